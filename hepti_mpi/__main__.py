@@ -1,0 +1,58 @@
+"""Entry point: parse, run, and on any error end all ranks with one sentence. Knows exit codes, not commands."""
+
+import os
+import sys
+import time
+import traceback
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a fault of the program, 2 bad input or usage, 3 another rank failed."""
+    local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+    # NumPy's products (embedding, head) must not start more threads than a rank has cores; read when NumPy is imported
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    import click
+
+    from hepti_mpi import cli
+    from hepti_mpi.comm import abort_all, host_name, is_up, launched_rank
+    from hepti_mpi.errors import HeptiError, RankError
+
+    rank = launched_rank()
+    try:
+        cli.main(standalone_mode=False)
+        code = 0
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:  # every rank has the same words on its command line: one of them tells
+        if rank == 0:
+            error.show()
+        else:
+            time.sleep(2)  # mpirun ends all when the first ends, so let rank 0 speak
+        code = 2
+    except click.Abort:
+        code = 130
+    except RankError as error:
+        code = error.exit_code
+    except HeptiError as error:
+        _tell(f"error on {host_name()} (rank {rank}): {error}")
+        code = error.exit_code
+        if not error.agreed:
+            abort_all(code)
+    except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
+        _tell(f"error on {host_name()} (rank {rank}): {type(error).__name__}: {' '.join(str(error).split())}")
+        if os.environ.get("HEPTI_TRACEBACK"):
+            traceback.print_exc()
+        abort_all(1)
+        code = 1
+    sys.stdout.flush()
+    if code and is_up():
+        time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
+    sys.exit(code)
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""The commands: parse, call, print. The only place that prints, picks paths and reads options; computes nothing.
+
+MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is instant and a usage error costs nothing.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hepti_mpi import __version__
+from hepti_mpi.errors import StoreError
+
+if TYPE_CHECKING:
+    from hepti_mpi.planning.planner import Request
+    from hepti_mpi.runtime.job import Machine
+
+WEIGHTS = Path("weights")
+DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
+LAYOUT_NAMES = ("heads/columns", "heads/rows", "rows/columns", "rows/rows")
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Size(click.ParamType):
+    """Bytes: 500M, 1.5GiB, 200000; a list gives one per rank."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        sizes = []
+        for word in str(value).lower().split(","):
+            number = word.strip().removesuffix("ib").removesuffix("b")
+            unit = number[-1:] if number[-1:].isalpha() else ""
+            try:
+                size = float(number.removesuffix(unit)) * UNITS[unit]
+                if not 0 < size < 1 << 60:
+                    raise ValueError
+            except (ValueError, KeyError):
+                self.fail(f"{word!r} is not a size such as 500M or 1.5GiB", param, ctx)
+            sizes.append(int(size))
+        return tuple(sizes)
+
+
+class Shares(click.ParamType):
+    """Proportions, one number per rank: 5,1,1,1."""
+
+    name = "shares"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shares = tuple(float(word) for word in str(value).split(","))
+            if not all(0 <= share < 1e9 for share in shares) or not sum(shares):
+                raise ValueError
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 5,1,1,1, at least one above 0", param, ctx)
+        return shares
+
+
+FILE = click.Path(path_type=Path)
+
+
+def weights_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
+
+
+def planning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what narrows the planner's search."""
+    for option in (
+        click.option("--weights-mode", type=click.Choice(["packed", "mapped", "auto"]), default="auto", show_default=True, help="Copy weights into the kernels' order, or page them from the file."),
+        click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."),
+        click.option("--shares", type=Shares(), help="Force the proportions of the ranks, such as 5,1,1,1."),
+        click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
+        click.option("--strategy", type=click.Choice(["auto", "tensor", "hybrid", "sequence"]), default="auto", show_default=True, help="Consider only plans of this strategy."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hepti_mpi")
+def main() -> None:
+    """Run one transformer inference across several unequal machines.
+
+    \b
+    Example, from a model folder to answers on the boards of a hostfile:
+      python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
+    """
+
+
+# offline commands: no MPI
+
+
+@main.command("slice")
+@click.argument("source")
+@click.argument("store", type=FILE)
+@click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
+@click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
+def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None) -> None:
+    """Turn a Hugging Face model folder, or random:NAME, into a weight store.
+
+    \b
+    Examples:
+      python -m hepti_mpi slice ~/models/all-MiniLM-L6-v2 weights/all-MiniLM-L6-v2.h5
+      python -m hepti_mpi slice random:bert-large weights/bert-large.h5
+      python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
+    """
+    from hepti_mpi.models.hf import read_model
+    from hepti_mpi.models.random_models import random_model
+    from hepti_mpi.planning import plan as plans
+    from hepti_mpi.shards import store as stores
+    from hepti_mpi.shards.slicing import rank_slices
+
+    if (plan_file is None) != (folder is None):
+        raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
+    plan = plans.load(plan_file) if plan_file else None
+    begin = time.perf_counter()
+    model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
+    total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
+    with _progress(f"writing {store}", total) as done:
+        stores.write(store, model, done)
+    click.echo(f"{store}: {model.spec.family} {model.spec.name}, {_size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    if plan is None or folder is None:
+        return
+    with stores.Store(store) as whole:
+        plans.check(plan, whole.spec, whole.source_hash, plan.ranks)
+        for rank in range(plan.ranks):
+            path = folder / f"rank{rank:02d}.h5"
+            stores.write_part(path, whole, rank_slices(whole.spec, plan, rank))
+            click.echo(f"{path}: {_size(path.stat().st_size)}")
+
+
+@main.command()
+@click.argument("store", type=FILE)
+def inspect(store: Path) -> None:
+    """Print what a store holds: family, shapes, parameters, and bytes per strategy and rank count.
+
+    \b
+    Example:
+      python -m hepti_mpi inspect weights/all-MiniLM-L6-v2.h5
+    """
+    from hepti_mpi.reporting.inspection import inspection_lines
+    from hepti_mpi.shards.store import Store
+
+    with Store(store) as opened:
+        click.echo(inspection_lines(opened))
+
+
+@main.command()
+@weights_option
+@click.option("--profile", "profile_file", type=FILE, required=True, help="Measured by the profile command.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
+@click.option("--output", type=FILE, help="Write the plan to this file.")
+@planning_options
+def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | None, **options: Any) -> None:
+    """Find the best division of a model over measured ranks; needs no MPI.
+
+    \b
+    Example:
+      python -m hepti_mpi plan --weights weights/bert-large.h5 --profile hostfiles/pi4.profile.json --rows 128 --output plan.json
+    """
+    from hepti_mpi.cluster import profile as profiles
+    from hepti_mpi.errors import ProfileError
+    from hepti_mpi.planning import planner
+    from hepti_mpi.reporting import records
+    from hepti_mpi.shards.store import Store
+
+    profile = profiles.load(profile_file)
+    with Store(_store_path(weights)) as store:
+        if profile.shape != (store.spec.hidden, store.spec.ffn):
+            raise ProfileError(f"profile {profile_file} was measured at hidden {profile.shape[0]} and ffn {profile.shape[1]}, the model has {store.spec.hidden} and {store.spec.ffn}; "
+                               "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE")
+        begin = time.perf_counter()
+        decision = planner.choose(store.spec, store.source_hash, profile, _request(rows, rows, options, len(profile.nodes)))
+        seconds = time.perf_counter() - begin
+    click.echo(records.decision_lines(decision))
+    click.echo("\n" + records.plan_lines(decision.chosen.plan))
+    click.echo("\n" + records.share_lines(decision))
+    click.echo(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
+    if output is not None:
+        decision.chosen.plan.save(output)
+        click.echo(f"plan written to {output}")
+
+
+# collective commands: under mpirun
+
+
+@main.command()
+@weights_option
+@click.option("--output", type=FILE, help="Where to keep the profile; left out: beside the hostfile.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads per rank; left out: the host's cores divided among its ranks.")
+@click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
+def profile(weights: Path | None, output: Path | None, threads: int | None, fresh: bool) -> None:
+    """Measure the speed, links and memory of all ranks.
+
+    \b
+    Example:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi profile --weights weights/bert-large.h5
+    """
+    from hepti_mpi.reporting.inspection import profile_lines
+    from hepti_mpi.runtime import job
+
+    machine = job.start(threads)
+    store = job.open_store(machine, _agreed_store_path(machine, weights))
+    path = output or _profile_path(machine)
+    begin = time.perf_counter()
+    measured = job.measured_profile(machine, store.spec, path, fresh, required=False, say=_say(machine))
+    if machine.world.rank == 0:
+        click.echo(profile_lines(measured))
+        click.echo(f"{path} ({time.perf_counter() - begin:.1f} s)")
+
+
+@main.command()
+@weights_option
+@click.option("--input", "source", help="Text (.txt, .jsonl), images, arrays (.npz), or - for standard input; left out: built-in examples.")
+@click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen.")
+@click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
+@click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
+@click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads per rank; left out: the host's cores divided among its ranks.")
+@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring.")
+@click.option("--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows.")
+@planning_options
+def run(weights: Path | None, source: str | None, output: Path | None, plan_file: Path | None, profile_file: Path | None, fresh: bool,
+        threads: int | None, repeat: int, batch_rows: int, **options: Any) -> None:
+    """Answer inputs on all ranks together.
+
+    \b
+    Examples:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
+      mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
+    """
+    from hepti_mpi.models.preprocess import read_requests
+    from hepti_mpi.planning import plan as plans, planner
+    from hepti_mpi.reporting import outputs
+    from hepti_mpi.runtime import job
+
+    if plan_file is not None and (options["layout"] or options["shares"] or options["strategy"] != "auto" or options["memory_limit"]):
+        raise click.UsageError("--plan says who does what; --strategy, --layout, --shares and --memory-limit cannot be used with it")
+    machine = job.start(threads)
+    world, say, root = machine.world, _say(machine), machine.world.rank == 0
+    store = job.open_store(machine, _agreed_store_path(machine, weights))
+    requests, chosen = None, None
+    with job.together(world):
+        if root:
+            if output is not None:
+                outputs.check_path(output)
+            requests = read_requests(store.spec, store.files, source, sys.stdin)
+            typical = job.typical_rows(requests, batch_rows)
+            chosen = plans.load(plan_file) if plan_file else None
+    rows, attended = world.from_root(typical if root else None)
+
+    startup: dict[str, float] = {}
+    decision: planner.Decision | None = None
+    if plan_file is None:
+        begin = time.perf_counter()
+        path = profile_file or _profile_path(machine)
+        measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say)
+        startup["profile"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        with job.together(world):
+            request = _request(rows, attended, options, world.size)
+        decision = job.decide(machine, store, measured, request)
+        the_plan = decision.chosen.plan
+        startup["plan"] = time.perf_counter() - begin
+    else:
+        the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
+    ready = job.load(machine, store, the_plan, decision, startup)
+    if root:
+        _show_plan(ready)
+    with _progress("answering", len(requests or ()) * repeat, root) as done:
+        outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", progress=done)
+    with job.together(world):
+        if requests is not None:
+            _finish(ready, outcome, requests, repeat, output)
+
+
+def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path | None) -> None:
+    """Write and print the answers and the summary; the last line is the run's JSON document."""
+    from hepti_mpi.models.heads import answers
+    from hepti_mpi.reporting import outputs, records
+
+    spec, plan = ready.spec, ready.plan
+    if output is not None and output.suffix == ".npz":
+        outputs.write_npz(output, requests, outcome.results)
+    else:
+        lines = answers(spec, ready.store.files, requests, outcome.results)
+        if output is not None:
+            outputs.write_jsonl(output, lines)
+        else:
+            for line in lines:
+                click.echo(records.answer_line(line))
+    spent = records.divide_time(ready.program, plan.active, outcome.seconds)
+    record = records.run_record(spec.name, spec.family, plan, outcome.latencies, outcome.rows, len(requests) * repeat, ready.startup_seconds, outcome.facts, spent)
+    click.echo("\n" + records.run_lines(record, ready.decision))
+    click.echo(json.dumps(record))
+
+
+def _show_plan(ready: Any) -> None:
+    from hepti_mpi.planning.planner import left_out
+    from hepti_mpi.reporting import records
+
+    click.echo(records.plan_lines(ready.plan))
+    if ready.decision is not None:
+        for reason in (*left_out(ready.decision), *ready.decision.notes):
+            click.echo(reason)
+    click.echo("")
+
+
+# paths, progress and words
+
+
+def _request(rows: int, attended: int, options: dict[str, Any], ranks: int) -> "Request":
+    from hepti_mpi.errors import PlanError
+    from hepti_mpi.planning.planner import Request
+
+    limits = options["memory_limit"]
+    if limits is not None and len(limits) == 1:
+        limits = limits * ranks
+    layout = tuple(options["layout"].split("/")) if options["layout"] else None
+    if layout and options["strategy"] != "auto":
+        raise PlanError("use just one of --layout and --strategy: a layout is a strategy")
+    return Request(rows, attended, options["strategy"], layout, options["shares"], limits, options["weights_mode"])
+
+
+def _store_path(given: Path | None) -> Path:
+    """Return the store that is meant when none is named. Raises StoreError when that is not clear."""
+    if given is not None:
+        return given
+    found = sorted(WEIGHTS.glob("*.h5"))
+    if len(found) == 1 or DEFAULT_STORE in found:
+        return DEFAULT_STORE if DEFAULT_STORE in found else found[0]
+    if found:
+        raise StoreError(f"{WEIGHTS}/ has {len(found)} stores; name one with --weights: {', '.join(map(str, found[:5]))}")
+    raise StoreError(f"there is no store in {WEIGHTS}/; make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}")
+
+
+def _agreed_store_path(machine: "Machine", given: Path | None) -> Path:
+    from hepti_mpi.runtime import job
+
+    with job.together(machine.world):
+        path = _store_path(given)
+    return path
+
+
+def _profile_path(machine: "Machine") -> Path:
+    """Return where rank 0 keeps this job's profile: beside its hostfile where mpirun tells it, else named after the first host."""
+    from hepti_mpi.comm import host_name, launcher_hostfile
+
+    hostfile = launcher_hostfile()
+    if hostfile is not None:
+        return Path(hostfile).with_suffix(".profile.json")
+    return Path("hostfiles") / f"{host_name()}-{machine.world.size}.profile.json"
+
+
+def _say(machine: "Machine") -> Callable[[str], None]:
+    return lambda sentence: click.echo(sentence, err=True) if machine.world.rank == 0 else None
+
+
+def _size(count: float) -> str:
+    from hepti_mpi.reporting.records import size
+
+    return size(count)
+
+
+@contextmanager
+def _progress(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a bar on standard error, which is drawn on a terminal only."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+

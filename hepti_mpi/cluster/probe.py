@@ -1,0 +1,164 @@
+"""Measure what the ranks of this job can do. Collective; knows clocks, memory and cores, not ONNX or models: the timers
+of matrix products are handed in, so that they are those of the engine.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
+from hepti_mpi.comm import Comm, host_name
+
+SMALL, LARGE = 64, 256 << 10  # bytes of a ping-pong: a lone value, a block of rows
+
+
+@dataclass(frozen=True)
+class Timers:
+    """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights; `attention` does
+    `attention_macs` multiply-adds; `elements` handles `element_count` elements; `nothing` is an empty session run."""
+
+    gemm: Callable[[int], Callable[[], None]]
+    weights: int
+    attention: Callable[[], None]
+    attention_macs: int
+    elements: Callable[[], None]
+    element_count: int
+    nothing: Callable[[], None]
+
+
+def allowed_cores() -> int:
+    """Return the cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def widen_affinity(comm: Comm) -> tuple[int, int]:
+    """Divide the cores of each host among its ranks and return (cores of the host, threads for this rank). Collective.
+
+    mpirun binds 1 or 2 ranks to one core each, which would leave the other cores of a board idle. Inside a batch job
+    the binding is left as it is: the cores outside may be somebody else's.
+    """
+    batch = any(name in os.environ for name in ("SLURM_JOB_ID", "PBS_JOBID"))
+    before = os.sched_getaffinity(0)
+    if not batch:
+        try:
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel keeps what a cgroup's cpuset allows
+        except OSError:
+            pass
+    cores = sorted(os.sched_getaffinity(0) | before)
+    peers = comm.gather_all([host_name(), cores])
+    mates = [rank for rank, (host, _) in enumerate(peers) if host == host_name()]
+    every = sorted({core for rank in mates for core in peers[rank][1]})
+    if batch:
+        return len(every), len(cores) if len(cores) < len(every) else max(1, len(every) // len(mates))
+    threads = max(1, len(cores) // len(mates))
+    if len(mates) > 1 and len(mates) <= len(cores):
+        place = mates.index(comm.rank)
+        os.sched_setaffinity(0, cores[place * threads : (place + 1) * threads])
+    return len(every), threads
+
+
+def usable_memory(mates: int) -> int:
+    """Return the bytes this rank may still take: MemAvailable and cgroup limits, divided among the ranks of the host."""
+    available = _mem_available()
+    for limit, used in _cgroups():
+        available = min(available, max(0, limit - used))
+    return max(1, available // mates)
+
+
+def _mem_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroups() -> list[tuple[int, int]]:
+    """Return (limit, used) of every memory cgroup around this process, versions 1 and 2."""
+    found = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = Path("/sys/fs/cgroup") if controllers == "" else Path("/sys/fs/cgroup/memory")
+        names = ("memory.max", "memory.current") if controllers == "" else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = base / path.lstrip("/")
+        while True:
+            try:
+                limit, used = ((folder / name).read_text().strip() for name in names)
+                if limit.isdigit() and int(limit) < 1 << 60:
+                    found.append((int(limit), int(used)))
+            except OSError:
+                pass
+            if folder == base or base not in folder.parents:
+                break
+            folder = folder.parent
+    return found
+
+
+def measure(comm: Comm, timers: Timers, rows: tuple[int, ...], cores: int, threads: int, memory: int,
+            versions: dict[str, str], shape: tuple[int, int], seconds: float = 2.0) -> ClusterProfile:
+    """Return the profile of all ranks, the same on every rank. Collective; takes about `seconds` for the speeds.
+
+    All ranks compute at once, as they will in a run, so that ranks on one host see each other.
+    """
+    share = seconds / (len(rows) + 3)
+    comm.quick_barrier()
+    curve = [_median(timers.gemm(count), share) / timers.weights for count in rows]
+    attention = _median(timers.attention, share) / timers.attention_macs
+    nothing = _median(timers.nothing, share / 4)
+    elements = max(_median(timers.elements, share / 2) - nothing, 1e-9) / timers.element_count
+    latency, bandwidth = _links(comm)
+    node = [host_name(), cores, threads, memory, list(rows), _rising(curve), attention, elements, nothing]
+    every = comm.gather_all([node, latency, bandwidth])
+    nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), n[6], n[7], n[8]) for n, _, _ in every)
+    return ClusterProfile(nodes, tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every), versions, shape)
+
+
+def _rising(curve: list[float]) -> list[float]:
+    """Return the curve without dips: more rows never take less time."""
+    return [max(curve[: place + 1]) for place in range(len(curve))]
+
+
+def _median(call: Callable[[], None], seconds: float) -> float:
+    """Return the median time of `call` over about `seconds`, of at least 3 calls after one to warm up."""
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 2000):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[len(times) // 2]
+
+
+def _links(comm: Comm) -> tuple[list[float], list[float]]:
+    """Return this rank's latency in seconds and bandwidth in bytes per second to every rank.
+
+    Disjoint pairs measure at once: a round-robin tournament of size - 1 rounds (or size, when it is odd).
+    """
+    size = comm.size
+    latency, bandwidth = [0.0] * size, [0.0] * size
+    players = size + size % 2
+    for turn in range(players - 1):
+        peer = _opponent(comm.rank, turn, players)
+        if peer < size:
+            latency[peer] = comm.ping_pong(peer, SMALL, 20)
+            whole = comm.ping_pong(peer, LARGE, 3)
+            bandwidth[peer] = LARGE / max(whole - latency[peer], 1e-9)
+        comm.quick_barrier()
+    return latency, bandwidth
+
+
+def _opponent(player: int, turn: int, players: int) -> int:
+    """Return whom `player` meets in round `turn`: the circle method, the last player stays in place."""
+    ring = players - 1
+    if player == players - 1:
+        return (turn * (players // 2)) % ring
+    partner = (turn - player) % ring
+    return players - 1 if partner == player else partner

@@ -1,0 +1,126 @@
+"""What the machines can do: measured speeds, links and memory, and the file they are kept in. Knows no model and no plan.
+
+Speed is a curve, not a number: a matrix product of few rows is bound by reading the weights, one of many rows by arithmetic.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.errors import ProfileError
+
+FORMAT, FORMAT_VERSION = "hepti-profile", 1
+
+
+@dataclass(frozen=True)
+class NodeProfile:
+    """One rank, measured while the other ranks of its host were measured too.
+
+    `gemm_rows`, `gemm_seconds_per_weight`: the curve: seconds to multiply that many rows by one weight of a matrix.
+    `attention_seconds_per_mac`: seconds per multiply-add of softmax(Q K^T) V.
+    `element_seconds`: seconds per element of a residual sum with LayerNorm, or of an activation.
+    `segment_seconds`: fixed cost of one session run.
+    `memory_bytes`: what it can use for weights and activations.
+    """
+
+    host: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    gemm_rows: tuple[int, ...]
+    gemm_seconds_per_weight: tuple[float, ...]
+    attention_seconds_per_mac: float
+    element_seconds: float
+    segment_seconds: float
+
+
+@dataclass(frozen=True)
+class ClusterProfile:
+    """All ranks of a job. `latency_seconds[i][j]`, `bytes_per_second[i][j]`: ping-pong between ranks i and j, 0 on the diagonal.
+
+    `versions`: of the libraries that decide speed; `shape`: (hidden, ffn) of the model whose shapes were measured.
+    """
+
+    nodes: tuple[NodeProfile, ...]
+    latency_seconds: tuple[tuple[float, ...], ...]
+    bytes_per_second: tuple[tuple[float, ...], ...]
+    versions: dict[str, str]
+    shape: tuple[int, int]
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(node.host for node in self.nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        temporary.replace(path)
+
+
+def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:
+    """Say why a saved profile does not describe these (host, cores, threads), versions and shape, or None when it does."""
+    if len(profile.nodes) != len(nodes):
+        return f"it has {len(profile.nodes)} ranks, this job {len(nodes)}"
+    for rank, (node, (host, cores, threads)) in enumerate(zip(profile.nodes, nodes)):
+        if node.host != host:
+            return f"its rank {rank} is on {node.host}, here on {host}"
+        if (node.cores, node.threads) != (cores, threads):
+            return f"its rank {rank} has {node.threads} threads of {node.cores} cores, here {threads} of {cores}"
+    for name, version in versions.items():
+        if profile.versions.get(name) != version:
+            return f"it was measured with {name} {profile.versions.get(name)}, here {version}"
+    if tuple(profile.shape) != shape:
+        return f"it was measured at hidden {profile.shape[0]} and ffn {profile.shape[1]}, the model has {shape[0]} and {shape[1]}"
+    return None
+
+
+def load(path: Path) -> ClusterProfile:
+    """Read a profile. Raises ProfileError when it is missing, damaged or of another format."""
+    again = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
+    try:
+        if path.stat().st_size > 256 << 20:
+            raise ProfileError(f"profile {path} is larger than 256 MiB, so it is not a profile")
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise ProfileError(f"profile {path} cannot be read: {error.strerror or error}; {again}") from None
+    except (ValueError, RecursionError):
+        raise ProfileError(f"profile {path} is not JSON; {again}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ProfileError(f"{path} is not a profile of hepti_mpi; {again}")
+    if data.get("format_version") != FORMAT_VERSION:
+        raise ProfileError(f"profile {path} has format version {data.get('format_version')!r}, this program reads {FORMAT_VERSION}; {again}")
+    try:
+        return from_json(data)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ProfileError(f"profile {path} is damaged: {error!r}; {again}") from None
+
+
+def from_json(data: dict[str, Any]) -> ClusterProfile:
+    """Rebuild a profile. Raises KeyError, TypeError or ValueError when something is missing or not a positive number."""
+    nodes = []
+    for item in data["nodes"]:
+        curve = tuple(_positive(v) for v in item["gemm_seconds_per_weight"])
+        rows = tuple(int(v) for v in item["gemm_rows"])
+        if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
+            raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
+        rates = {key: _positive(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds")}
+        sizes = {key: int(_positive(item[key])) for key in ("cores", "threads", "memory_bytes")}
+        nodes.append(NodeProfile(host=str(item["host"]), gemm_rows=rows, gemm_seconds_per_weight=curve, **sizes, **rates))
+    links = {}
+    for key in ("latency_seconds", "bytes_per_second"):
+        links[key] = tuple(tuple(_positive(v) if i != j else 0.0 for j, v in enumerate(row)) for i, row in enumerate(data[key]))
+        if len(links[key]) != len(nodes) or any(len(row) != len(nodes) for row in links[key]):
+            raise ValueError(f"{key} is not {len(nodes)} x {len(nodes)}")
+    shape = tuple(int(v) for v in data["shape"])
+    return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(shape[0], shape[1]), **links)
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{value!r} is not a positive number")
+    return float(value)

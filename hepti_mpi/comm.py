@@ -1,0 +1,188 @@
+"""Ranks and the exchanges between them. The only user of mpi4py; importing this module does not start MPI.
+
+Knows communicators, buffers and counts; does not know what the values mean. Control data travels as JSON in buffers:
+nothing received is ever unpickled.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi import splits
+from hepti_mpi.errors import HeptiError, RankError
+
+IDLE_SECONDS = 0.005
+
+
+def launched_rank() -> int:
+    """Return this process's rank as its launcher tells it, without starting MPI; 0 when nobody launched it."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def is_up() -> bool:
+    """Say whether MPI runs in this process, without starting it."""
+    if "mpi4py.MPI" not in sys.modules:
+        return False
+    from mpi4py import MPI
+
+    return MPI.Is_initialized() and not MPI.Is_finalized()
+
+
+def abort_all(code: int) -> None:
+    """End every rank of the job, where there is one."""
+    if is_up():
+        from mpi4py import MPI
+
+        sys.stdout.flush()
+        time.sleep(0.2)  # what was said last travels through mpirun
+        MPI.COMM_WORLD.Abort(code)
+
+
+def host_name() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+class Comm:
+    """A group of ranks. `rank` and `size` as in MPI; `hosts`: the host name of each rank."""
+
+    def __init__(self, communicator: Any) -> None:
+        self.mpi = communicator
+        self.rank: int = communicator.Get_rank()
+        self.size: int = communicator.Get_size()
+
+    @classmethod
+    def world(cls) -> "Comm":
+        """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores."""
+        local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+        if local >= (os.cpu_count() or 1):
+            os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        import mpi4py
+
+        mpi4py.rc.thread_level = "serialized"
+        from mpi4py import MPI
+
+        return cls(MPI.COMM_WORLD)
+
+    @staticmethod
+    def library() -> str:
+        from mpi4py import MPI
+
+        return MPI.Get_library_version().split(",")[0].strip("\0 \n")
+
+    def subset(self, ranks: Sequence[int]) -> "Comm | None":
+        """Return the communicator of `ranks` (ascending), or None on a rank outside. Collective."""
+        from mpi4py import MPI
+
+        made = self.mpi.Split(0 if self.rank in ranks else MPI.UNDEFINED, self.rank)
+        return None if made == MPI.COMM_NULL else Comm(made)
+
+    # control data
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """Return every rank's JSON-able `value`, in rank order, on every rank."""
+        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        counts = np.empty(self.size, np.int64)
+        self.mpi.Allgather(np.array([len(mine)], np.int64), counts)
+        every = np.empty(int(counts.sum()), np.uint8)
+        self.mpi.Allgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])
+        return [json.loads(every[at : at + count].tobytes()) for at, count in zip(splits.starts(counts.tolist()), counts)]
+
+    def from_root(self, value: Any) -> Any:
+        """Return rank 0's JSON-able `value` on every rank."""
+        content = json.dumps(value).encode() if self.rank == 0 else b""
+        size = np.array([len(content)], np.int64)
+        self.mpi.Bcast(size)
+        buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
+        self.mpi.Bcast(buffer)
+        return value if self.rank == 0 else json.loads(buffer.tobytes())
+
+    def agree(self, error: HeptiError | None) -> None:
+        """Go on together or end together: raise on every rank when any has an error, the owner's own on the first owner.
+
+        Raises: the rank's own error on the lowest rank that has one, RankError on the others.
+        """
+        bad = [rank for rank, failed in enumerate(self.gather_all(error is not None)) if failed]
+        if bad:
+            told = error if error is not None and self.rank == bad[0] else RankError(f"rank {bad[0]} failed")
+            told.agreed = True
+            raise told
+
+    def barrier(self) -> None:
+        """Wait for all ranks without taking a core from those that still compute."""
+        request = self.mpi.Ibarrier()
+        while not request.Test():
+            time.sleep(IDLE_SECONDS)
+
+    def quick_barrier(self) -> None:
+        """Wait for all ranks, spinning; for measurements."""
+        self.mpi.Barrier()
+
+    # activations: float32 arrays [rows, width], `counts` rows per rank
+
+    def broadcast(self, values: np.ndarray) -> None:
+        self.mpi.Bcast(values)
+
+    def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
+        self.mpi.Allreduce(values, result)
+
+    def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
+        self.mpi.Reduce_scatter(values, result, [count * values.shape[1] for count in counts])
+
+    def allgather_rows(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
+        self.mpi.Allgatherv(values, self._rows(result, counts))
+
+    def scatter_rows(self, values: np.ndarray | None, result: np.ndarray, counts: Sequence[int]) -> None:
+        self.mpi.Scatterv(None if values is None else self._rows(values, counts), result)
+
+    def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
+        self.mpi.Gatherv(values, None if result is None else self._rows(result, counts))
+
+    @staticmethod
+    def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:
+        width = values.shape[1]
+        sizes = [count * width for count in counts]
+        return [values, sizes, splits.starts(sizes), "f"]
+
+    def gather_matrix(self, values: np.ndarray) -> np.ndarray | None:
+        """Return every rank's float64 `values` (all of one shape) stacked on rank 0, None elsewhere."""
+        every = np.empty((self.size, *values.shape)) if self.rank == 0 else None
+        self.mpi.Gather(np.ascontiguousarray(values, np.float64), every)
+        return every
+
+    # measurement
+
+    def ping_pong(self, peer: int, size: int, repeat: int) -> float:
+        """Return the shortest round trip of `size` bytes with `peer`, halved, in seconds; both ranks call it."""
+        buffer, times = np.zeros(size, np.uint8), []
+        for _ in range(repeat + 1):
+            begin = time.perf_counter()
+            if self.rank < peer:
+                self.mpi.Send(buffer, peer)
+                self.mpi.Recv(buffer, peer)
+            else:
+                self.mpi.Recv(buffer, peer)
+                self.mpi.Send(buffer, peer)
+            times.append(time.perf_counter() - begin)
+        return min(times[1:]) / 2
+
+
+def launcher_hostfile() -> str | None:
+    """Return the hostfile on this job's mpirun command line, or None where the launcher is not the parent process."""
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+            words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+    except OSError:
+        return None
+    for option, value in zip(words, words[1:]):
+        if option in ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f"):
+            return value
+    return None

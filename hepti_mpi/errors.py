@@ -1,0 +1,39 @@
+"""Errors that a user can mend. Knows what each one means; does not know how they are printed or which rank they are on.
+
+Message form: what, where, the numbers, the next command. Lower case, no full stop.
+"""
+
+
+class HeptiError(Exception):
+    """A sentence for the user; the command line prints it with the host and rank and ends with `exit_code`."""
+
+    exit_code = 2
+    agreed = False  # whether every rank knows that the job ends; otherwise the rank that raised must end the others
+
+
+class InputError(HeptiError):
+    """The text, image or array file that was to be answered cannot be used."""
+
+
+class ModelError(HeptiError):
+    """The model folder is not one that can be read, or describes a model that is not supported."""
+
+
+class StoreError(HeptiError):
+    """The weight store is missing, damaged, of another format, or lacks what this rank has to load."""
+
+
+class ProfileError(HeptiError):
+    """The cluster profile is missing, damaged, or describes other hosts."""
+
+
+class PlanError(HeptiError):
+    """The plan is damaged or was made for another model, rank count or version."""
+
+
+class CapacityError(HeptiError):
+    """No plan fits into the memory of the ranks; the message says which rank lacks how many bytes."""
+
+
+class RankError(HeptiError):
+    """A rank other than this one failed; that rank has already said why."""

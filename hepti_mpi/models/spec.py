@@ -1,0 +1,144 @@
+"""What a model is: its sizes, its options and the weights it is made of. Knows no file format, no rank and no plan."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of the store.
+
+    `name`: its name in the store, with `{}` for the layer number when it belongs to a layer.
+    `part`: "embedding", "attention", "mlp", "norm" or "head"; says which ranks need it.
+    `split`: the axis that ranks divide, always dim 0: "heads", "columns", or None when it is held whole.
+    `shape`: stored shape.
+    """
+
+    name: str
+    part: str
+    split: str | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The sizes and options that fix what is computed.
+
+    `norm`: "post" (BERT: LayerNorm after each residual sum) or "pre" (ViT: before each block, and once at the end).
+    `positions`: the largest number of rows of one request.
+    `column_granule`: ranks divide the `ffn` columns in multiples of this; checksums are per head and per column granule.
+    `embedding`: "tokens" or "patches".
+    `head`: what follows the layers: "none", "pooler", "sequence-classes", "token-classes", "masked-words",
+    "image-classes" or "sentence".
+    `options`: family specific plain values (vocabulary, image_size, patch_size, channels, pooling, normalize, ...).
+    """
+
+    family: str
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int
+    norm: str
+    norm_eps: float
+    activation: str
+    positions: int
+    embedding: str
+    head: str
+    labels: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what in ("layers", "hidden", "heads", "ffn", "positions"):
+            value = getattr(self, what)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
+                raise ModelError(f"model {self.name}: {what} is {value!r}, expected a positive integer")
+        if self.hidden % self.heads:
+            raise ModelError(f"model {self.name}: hidden {self.hidden} is not a multiple of its {self.heads} heads")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(f"model {self.name}: activation {self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+        if self.norm not in ("pre", "post"):
+            raise ModelError(f"model {self.name}: norm {self.norm!r} is neither pre nor post")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def column_granule(self) -> int:
+        granule = 1
+        while granule < 16 and granule * 2 * 64 <= self.ffn:
+            granule *= 2
+        return granule
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "ModelSpec":
+        """Rebuild a spec. Raises ModelError when a key is missing, unknown or of the wrong kind."""
+        try:
+            return cls(**(data | {"labels": tuple(data["labels"])}))
+        except (TypeError, KeyError) as error:
+            raise ModelError(f"model description is damaged: {error}") from None
+
+
+def layer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
+    """Return the weights of one layer, the same for every family (names contain `{}` for the layer number).
+
+    Q, K, V, O are [heads, head_dim, hidden] and both MLP matrices [ffn, hidden], so that what a rank holds of each is
+    one contiguous range. `attention.o` and `mlp.down` are therefore the transposes of what PyTorch stores.
+    """
+    heads, dim, hidden, ffn = spec.heads, spec.head_dim, spec.hidden, spec.ffn
+    attention = [Weight(f"layers.{{}}.attention.{m}.weight", "attention", "heads", (heads, dim, hidden)) for m in "qkvo"]
+    attention += [Weight(f"layers.{{}}.attention.{m}.bias", "attention", "heads", (heads, dim)) for m in "qkv"]
+    mlp = [Weight(f"layers.{{}}.mlp.{m}.weight", "mlp", "columns", (ffn, hidden)) for m in ("up", "down")]
+    mlp += [Weight("layers.{}.mlp.up.bias", "mlp", "columns", (ffn,))]
+    whole = ("attention.o.bias", "mlp.down.bias", "attention.norm.weight", "attention.norm.bias", "mlp.norm.weight", "mlp.norm.bias")
+    return (*attention, *mlp, *(Weight(f"layers.{{}}.{name}", "norm", None, (hidden,)) for name in whole))
+
+
+def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
+    """Return the weights outside the layers: embedding, final norm and head, as `spec.embedding` and `spec.head` say."""
+    hidden, options = spec.hidden, spec.options
+
+    def pair(name: str, part: str, out: int, inner: int) -> list[Weight]:
+        return [Weight(f"{name}.weight", part, None, (out, inner)), Weight(f"{name}.bias", part, None, (out,))]
+
+    def norm(name: str, part: str) -> list[Weight]:
+        return [Weight(f"{name}.weight", part, None, (hidden,)), Weight(f"{name}.bias", part, None, (hidden,))]
+
+    weights: list[Weight] = []
+    if spec.embedding == "tokens":
+        for table, size in (("words", options["vocabulary"]), ("positions", spec.positions), ("types", options["types"])):
+            weights.append(Weight(f"embedding.{table}", "embedding", None, (size, hidden)))
+        weights += norm("embedding.norm", "embedding")
+    else:  # row 0 of positions holds the class token, the others the bias of the patch projection: one addition at run time
+        weights.append(Weight("embedding.patches", "embedding", None, (hidden, options["channels"] * options["patch_size"] ** 2)))
+        weights.append(Weight("embedding.positions", "embedding", None, (spec.positions, hidden)))
+    if spec.norm == "pre":
+        weights += norm("final.norm", "norm")
+    if options.get("pooler"):
+        weights += pair("head.pooler", "head", hidden, hidden)
+    if spec.head in ("sequence-classes", "token-classes", "image-classes"):
+        weights += pair("head.classes", "head", len(spec.labels), hidden)
+    if spec.head == "masked-words":
+        weights += pair("head.transform", "head", hidden, hidden) + norm("head.norm", "head")
+        if not options["tied"]:
+            weights.append(Weight("head.words.weight", "head", None, (options["vocabulary"], hidden)))
+        weights.append(Weight("head.words.bias", "head", None, (options["vocabulary"],)))
+    return tuple(weights)
+
+
+def named_weights(spec: ModelSpec) -> Iterator[tuple[str, Weight]]:
+    """Yield (full name, weight) of every tensor in the order of the store: the outer ones, then layer after layer."""
+    for weight in outer_weights(spec):
+        yield weight.name, weight
+    for layer in range(spec.layers):
+        for weight in layer_weights(spec):
+            yield weight.name.format(layer), weight

@@ -1,0 +1,84 @@
+"""Text to token ids and back. The only user of the tokenizers library.
+
+Knows tokenizer.json and the marks of special tokens; knows no model, no request and no array.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models.untrusted import shown
+
+T = TypeVar("T")
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def guarded(call: Callable[[], T], error: Exception) -> T:
+    """Return `call()`; raise `error` with the reason added when the library raises or panics.
+
+    A panic of the Rust library arrives as a PanicException, which is no Exception.
+    """
+    try:
+        return call()
+    except BaseException as reason:
+        if isinstance(reason, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        raise type(error)(f"{error}: {shown(reason)}") from None
+
+
+class Tokens:
+    """A tokenizer without padding; `mask_token` is the text that stands for a masked word, None if it has none."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Read tokenizer.json and, for the mask token, tokenizer_config.json. Raises InputError without, ModelError if damaged."""
+        if "tokenizer.json" not in files:
+            raise InputError("the model has no tokenizer.json, so it takes no text; give a .npz file with input_ids instead")
+        broken = ModelError("tokenizer.json cannot be used")
+        self._tokenizer = guarded(lambda: Tokenizer.from_str(files["tokenizer.json"].decode("utf-8")), broken)
+        guarded(self._tokenizer.no_padding, broken)
+        guarded(self._tokenizer.no_truncation, broken)
+        self.mask_token = self._special(files, "mask_token", "[MASK]")
+        self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
+
+    def _special(self, files: Mapping[str, bytes], key: str, default: str) -> str | None:
+        """Return the text of a special token, None if the vocabulary lacks it."""
+        try:
+            said: Any = json.loads(files.get("tokenizer_config.json", b"{}"))
+            said = said.get(key) if isinstance(said, dict) else None
+        except (ValueError, RecursionError):
+            raise ModelError("tokenizer_config.json is not valid JSON") from None
+        said = said.get("content") if isinstance(said, dict) else said
+        text = said if isinstance(said, str) else default
+        return text if self._tokenizer.token_to_id(text) is not None else None
+
+    def truncate(self, limit: int) -> None:
+        """Cut every text off after `limit` tokens, special tokens included."""
+        error = ModelError(f"tokenizer.json cannot cut texts at {limit} tokens")
+        guarded(lambda: self._tokenizer.enable_truncation(limit), error)
+
+    def encode(self, text: str, where: str) -> tuple[list[int], list[int]]:
+        """Return ids and type ids of `text`. Raises InputError naming `where`."""
+        encoding = guarded(lambda: self._tokenizer.encode(text), InputError(f"{where} cannot be tokenised"))
+        return encoding.ids, encoding.type_ids
+
+    def piece(self, number: int) -> str:
+        """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""
+        text = self._tokenizer.id_to_token(number)
+        return str(number) if text is None else text
+
+
+def word_piece_json(words: Iterable[str]) -> bytes:
+    """Return a tokenizer.json for lower-case WordPiece over `words`, which must start with SPECIALS."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer.to_str().encode()

@@ -1,0 +1,49 @@
+"""Read what others wrote: files of bounded size, JSON documents, names that go into messages. Knows no model and no format but JSON."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+
+FILE_LIMIT = 32 << 20  # bytes of a file that is read as a whole
+
+
+def read_small(path: Path) -> bytes:
+    """Return the contents of a file of at most 32 MiB. Raises ModelError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT + 1)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > FILE_LIMIT:
+        raise ModelError(f"{path} is larger than {FILE_LIMIT >> 20} MiB")
+    return data
+
+
+def is_file(path: Path) -> bool:
+    """Return whether `path` is a file that can be seen; never raises, unlike Path.is_file."""
+    return os.path.isfile(path)
+
+
+def parse_json(data: bytes, name: str, kind: type = dict) -> Any:
+    """Return the JSON document in `data`, an object (`kind` dict) or an array (list). Raises ModelError naming `name`."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name} is not valid JSON: {shown(error)}") from None
+    if not isinstance(value, kind):
+        raise ModelError(f"{name} holds a JSON {type(value).__name__}, expected {'an object' if kind is dict else 'an array'}")
+    return value
+
+
+def plain_name(name: object) -> bool:
+    """Return whether `name` names something directly in a folder: no separator, no drive, not `..`, not too long."""
+    return isinstance(name, str) and 0 < len(name) < 200 and name not in (".", "..") and not any(c in name for c in "/\\:\0")
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Return `text` on one line, cut off after `limit` characters, with `?` for what cannot be printed."""
+    line = " ".join(str(text).split())[:limit]
+    return "".join(c if c.isprintable() else "?" for c in line)

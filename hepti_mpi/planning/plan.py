@@ -1,0 +1,149 @@
+"""Who does what: the plan, its file and its hash. Knows no time and no cost; how one is found is planner.py's business."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi import splits
+from hepti_mpi.errors import PlanError
+from hepti_mpi.models.spec import ModelSpec
+
+FORMAT, FORMAT_VERSION = "hepti-plan", 1
+LAYOUTS = {"attention": ("heads", "rows"), "mlp": ("columns", "rows")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The division of one model over the ranks of a job.
+
+    `layers`: per layer its (attention, mlp) layout, of LAYOUTS.
+    `heads`, `columns`: per rank, how many it holds; each sums to the model's count or, where no layer is so divided, is all 0.
+    `rows`: per rank, its rows of a request of `planned_rows`; other requests are divided in the same proportion.
+    `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
+    `weights_mode`: per rank "packed" or "mapped".
+    """
+
+    model: str
+    source_hash: str
+    layers: tuple[tuple[str, str], ...]
+    heads: tuple[int, ...]
+    columns: tuple[int, ...]
+    rows: tuple[int, ...]
+    hosts: tuple[str, ...]
+    weights_mode: tuple[str, ...]
+    reduction: str = "allreduce"
+    predicted_seconds: float | None = field(default=None, compare=False)
+
+    @property
+    def ranks(self) -> int:
+        return len(self.hosts)
+
+    @property
+    def planned_rows(self) -> int:
+        return sum(self.rows)
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """The ranks that hold a part of the layers."""
+        return tuple(r for r in range(self.ranks) if self.heads[r] or self.columns[r] or self.rows[r])
+
+    @property
+    def strategy(self) -> str:
+        if len(self.active) == 1:
+            return "single"
+        kinds = {self.strategy_of(layout) for layout in self.layers}
+        return kinds.pop() if len(kinds) == 1 else "mix"
+
+    @staticmethod
+    def strategy_of(layout: tuple[str, str]) -> str:
+        return {("heads", "columns"): "tensor", ("rows", "rows"): "sequence"}.get(layout, "hybrid")
+
+    def layout(self, layer: int, kind: str) -> str:
+        return self.layers[layer][0 if kind == "attention" else 1]
+
+    def row_counts(self, rows: int) -> tuple[int, ...]:
+        """Divide a request of `rows` rows over the ranks, () -> one count per rank."""
+        if rows == self.planned_rows:
+            return self.rows
+        return splits.split(rows, self.rows)
+
+    @property
+    def hash(self) -> str:
+        """Identify what is done: everything but the prediction."""
+        data = {key: value for key, value in asdict(self).items() if key != "predicted_seconds"}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "strategy": self.strategy, "hash": self.hash, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        temporary.replace(path)
+
+
+def load(path: Path) -> Plan:
+    """Read a plan file. Raises PlanError when it is missing, damaged, edited by hand or of another format."""
+    try:
+        if path.stat().st_size > 64 << 20:
+            raise PlanError(f"plan {path} is larger than 64 MiB, so it is not a plan")
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise PlanError(f"plan {path} cannot be read: {error.strerror or error}; make it with: python -m hepti_mpi plan") from None
+    except (ValueError, RecursionError):
+        raise PlanError(f"plan {path} is not JSON; make it again with: python -m hepti_mpi plan") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanError(f"{path} is not a plan of hepti_mpi")
+    if data.get("format_version") != FORMAT_VERSION:
+        raise PlanError(f"plan {path} has format version {data.get('format_version')!r}, this program reads {FORMAT_VERSION}; make it again with: python -m hepti_mpi plan")
+    try:
+        plan = from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"plan {path} is damaged: {error!r}") from None
+    if plan.hash != data.get("hash"):
+        raise PlanError(f"plan {path} does not match its own hash (it says {data.get('hash')}, its content gives {plan.hash}); make it again with: python -m hepti_mpi plan")
+    return plan
+
+
+def from_json(data: dict[str, Any]) -> Plan:
+    """Rebuild a plan. Raises KeyError, TypeError or ValueError when something is missing or of the wrong kind."""
+    return Plan(
+        model=str(data["model"]), source_hash=str(data["source_hash"]),
+        layers=tuple((str(a), str(m)) for a, m in data["layers"]),
+        heads=_counts(data["heads"]), columns=_counts(data["columns"]), rows=_counts(data["rows"]),
+        hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
+        reduction=str(data["reduction"]), predicted_seconds=data.get("predicted_seconds"),
+    )
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+        raise ValueError(f"counts {values!r} are not non-negative integers")
+    return tuple(values)
+
+
+def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
+    """Refuse a plan that is not one for this model and this number of ranks. Raises PlanError naming both numbers."""
+    if plan.source_hash != source_hash:
+        raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {spec.name} with {source_hash[:12]}")
+    if plan.ranks != ranks:
+        raise PlanError(f"the plan is for {plan.ranks} ranks, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
+    if len(plan.layers) != spec.layers:
+        raise PlanError(f"the plan has {len(plan.layers)} layers, model {spec.name} has {spec.layers}")
+    for attention, mlp in plan.layers:
+        if attention not in LAYOUTS["attention"] or mlp not in LAYOUTS["mlp"]:
+            raise PlanError(f"the plan has an unknown layout {attention}/{mlp}")
+    if not len(plan.heads) == len(plan.columns) == len(plan.rows) == len(plan.weights_mode) == plan.ranks:
+        raise PlanError(f"the plan's lists have different lengths, expected {plan.ranks} entries each")
+    used = {layout for pair in plan.layers for layout in pair}
+    for what, counts, total in (("heads", plan.heads, spec.heads), ("columns", plan.columns, spec.ffn)):
+        if sum(counts) != (total if what in used else 0):
+            raise PlanError(f"the plan has {sum(counts)} {what}, model {spec.name} has {total}")
+    if any(start % spec.column_granule for start in splits.starts(plan.columns)):
+        raise PlanError(f"the plan's columns do not start at multiples of {spec.column_granule}")
+    if plan.planned_rows < 1 or plan.reduction not in ("allreduce", "reduce_scatter"):
+        raise PlanError("the plan has no rows or an unknown reduction")
+    if not set(plan.weights_mode) <= {"packed", "mapped"}:
+        raise PlanError(f"the plan has weights modes {plan.weights_mode}, expected packed or mapped")

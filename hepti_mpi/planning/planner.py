@@ -1,0 +1,406 @@
+"""Find the plan that answers soonest within each rank's memory. Pure: searches and prices, measures nothing.
+
+Searched: the layouts of attention and MLP (mixed over the layers where memory lies in between) x subsets of ranks, down to
+one, x uneven counts. Every candidate is priced by its program, the very steps the engine will walk.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from hepti_mpi import splits
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.cost import FLOAT, Price, Pricer, activation_bytes, activation_widths
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.program import Program, make_program
+
+Layers = tuple[tuple[str, str], ...]
+LEANER = (("rows", "rows"), ("heads", "rows"), ("rows", "columns"), ("heads", "columns"))  # most memory first
+EVERY_SUBSET = 4  # ranks up to which all subsets are tried; beyond, prefixes of the ranks by speed and by memory
+REFINED = 3  # candidates improved by moving single units
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is wanted for. `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
+
+    `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
+    """
+
+    rows: int
+    attended: int | None = None
+    strategy: str = "auto"
+    layout: tuple[str, str] | None = None
+    shares: tuple[float, ...] | None = None
+    limits: tuple[int, ...] | None = None
+    mode: str = "auto"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A priced plan; `memory`: bytes per rank for weights and activations."""
+
+    plan: Plan
+    price: Price
+    memory: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold."""
+
+    chosen: Candidate
+    others: tuple[Candidate, ...]
+    unfit: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def kind_of(plan: Plan) -> str:
+    """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
+    if len(plan.active) == 1:
+        return "single"
+    runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
+    return " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
+
+
+def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
+    """Return the best plan and what it was chosen from.
+
+    Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
+    """
+    if request.mode == "auto" and request.limits is None:
+        try:
+            return _Search(spec, source_hash, profile, replace(request, mode="packed")).decide()
+        except CapacityError:
+            decision = _Search(spec, source_hash, profile, replace(request, mode="mapped")).decide()
+            note = "no packed plan fits into memory: weights stay in the file and are paged in while computing, which is slower"
+            return replace(decision, notes=(*decision.notes, note))
+    mode = "packed" if request.mode == "auto" else request.mode
+    return _Search(spec, source_hash, profile, replace(request, mode=mode)).decide()
+
+
+class _Search:
+    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> None:
+        self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
+        self.ranks = len(profile.nodes)
+        self.pricer = Pricer(spec, profile, request.rows, request.attended)
+        self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
+        self.attention_bytes = (4 * spec.hidden + 3) * spec.hidden * FLOAT
+        self.mlp_bytes = (2 * spec.hidden + 1) * spec.ffn * FLOAT
+        if request.mode == "mapped":  # evictable pages of a file do not count
+            self.attention_bytes = self.mlp_bytes = 0
+        self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
+        self.programs: dict[tuple[Layers, bool], tuple[Program, tuple[int, int]]] = {}
+        self.check_request()
+
+    def check_request(self) -> None:
+        shares, limits = self.request.shares, self.request.limits
+        if shares is not None and (len(shares) != self.ranks or min(shares) < 0 or not sum(shares)):
+            raise PlanError(f"--shares has {len(shares)} entries, the job has {self.ranks} ranks; shares are at least 0 and not all 0")
+        if limits is not None and len(limits) != self.ranks:
+            raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {self.ranks} ranks")
+
+    # what is searched
+
+    def decide(self) -> Decision:
+        best: dict[str, Candidate] = {}
+        fits: set[tuple[str, str] | str] = set()
+        for subset in self.subsets():
+            for layers in self.layer_choices(subset):
+                candidate = self.candidate(layers, subset)
+                if candidate is None:
+                    continue
+                fits.add(layers[0] if len(set(layers)) == 1 else "mix")
+                kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
+                if kind not in best or _before(candidate, best[kind]):
+                    best[kind] = candidate
+        if not best:
+            raise self.refusal()
+        ranked = sorted(best.values(), key=_order)
+        ranked[:REFINED] = [self.refine(candidate) for candidate in ranked[:REFINED]]
+        ranked.sort(key=_order)
+        unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout not in fits]
+        return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), ())
+
+    def layouts(self) -> list[tuple[str, str]]:
+        """Return the uniform layouts that the request allows, most memory first."""
+        if self.request.layout is not None:
+            return [self.request.layout]
+        return [pair for pair in LEANER if self.request.strategy in ("auto", Plan.strategy_of(pair))]
+
+    def subsets(self) -> Iterator[tuple[int, ...]]:
+        everyone = range(self.ranks)
+        if self.request.shares is not None:
+            yield tuple(rank for rank in everyone if self.request.shares[rank] > 0)
+            return
+        forced = self.request.strategy != "auto" or self.request.layout is not None
+        smallest = min(2, self.ranks) if forced else 1
+        if self.ranks <= EVERY_SUBSET:
+            for size in range(self.ranks, smallest - 1, -1):
+                yield from combinations(everyone, size)
+            return
+        speed = self.pricer.gemm[:, -1] * self.pricer.crowding(tuple(everyone))
+        link = self.pricer.seconds_per_byte.max(axis=1)
+        orders = [np.lexsort((everyone, speed)), np.lexsort((everyone, -self.limits)), np.lexsort((everyone, speed, link.round(9)))]
+        sizes = sorted({smallest, self.ranks, *(s for s in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024) if smallest <= s <= self.ranks)})
+        yield from dict.fromkeys(tuple(sorted(int(r) for r in order[:size])) for size in sizes for order in orders)
+
+    def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
+        """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
+        uniform = self.layouts()
+        for layout in uniform:
+            yield (layout,) * self.spec.layers
+        if self.request.strategy != "auto" or self.request.layout is not None or len(subset) == 1 or self.request.mode == "mapped":
+            return
+        for number, rich in enumerate(uniform):
+            for lean in uniform[number + 1 :]:
+                count = self.most_layers(rich, lean, subset)
+                if 0 < count < self.spec.layers:
+                    yield (rich,) * count + (lean,) * (self.spec.layers - count)
+
+    def most_layers(self, rich: tuple[str, str], lean: tuple[str, str], subset: tuple[int, ...]) -> int:
+        """Return how many layers of `rich` fit, by bisection, when the rest is `lean` and every rank of the subset takes part."""
+        low, high = 0, self.spec.layers
+        if self.counts((rich,) * high, subset, strict=True) is not None:
+            return high
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if self.counts((rich,) * middle + (lean,) * (self.spec.layers - middle), subset, strict=True) is None:
+                high = middle
+            else:
+                low = middle
+        return low
+
+    # counts for one choice
+
+    def candidate(self, layers: Layers, subset: tuple[int, ...]) -> Candidate | None:
+        counts = self.counts(layers, subset)
+        return None if counts is None else self.priced(layers, *counts)
+
+    def priced(self, layers: Layers, heads: Sequence[int], columns: Sequence[int], rows: Sequence[int]) -> Candidate:
+        plan = Plan(self.spec.name, self.source_hash, layers, tuple(map(int, heads)), tuple(map(int, columns)), tuple(map(int, rows)),
+                    self.profile.hosts, (self.request.mode,) * self.ranks)
+        program, _ = self.program(plan)
+        price = self.pricer.price(program, plan)
+        return Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
+
+    def program(self, plan: Plan) -> tuple[Program, tuple[int, int]]:
+        key = (plan.layers, len(plan.active) == 1)
+        if key not in self.programs:
+            program = make_program(self.spec, plan)
+            self.programs[key] = program, activation_widths(self.spec, program)
+        return self.programs[key]
+
+    def memory(self, plan: Plan) -> tuple[int, ...]:
+        heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
+        if len(plan.active) == 1:
+            whole = np.array([rank in plan.active for rank in range(self.ranks)])
+            weights = whole * (self.spec.layers * (self.attention_bytes + self.mlp_bytes) + self.norm_bytes)
+        else:
+            attention = [a for a, _ in plan.layers].count("heads")
+            mlp = [m for _, m in plan.layers].count("columns")
+            weights = self.attention_bytes * (attention * heads / self.spec.heads + (self.spec.layers - attention) * (rows > 0))
+            weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
+            weights += self.norm_bytes * np.isin(np.arange(self.ranks), plan.active)
+        active = np.isin(np.arange(self.ranks), plan.active)
+        values = activation_bytes(self.spec, self.program(plan)[1], self.request.rows, rows)
+        return tuple(int(b) for b in np.ceil(weights + values * active))
+
+    def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit.
+
+        `strict`: every rank of the subset must be able to hold rows; otherwise a small one may hold heads or columns only.
+        """
+        spec, members = self.spec, np.array(subset)
+        by_heads, by_columns = [a for a, _ in layers].count("heads"), [m for _, m in layers].count("columns")
+        by_rows = (spec.layers - by_heads) * self.attention_bytes + (spec.layers - by_columns) * self.mlp_bytes
+        room = self.room(layers, subset)
+        if len(subset) == 1:
+            fits = room[0] >= spec.layers * (self.attention_bytes + self.mlp_bytes)
+            whole = np.zeros((3, self.ranks), np.int64)
+            whole[:, members[0]] = spec.heads if by_heads else 0, spec.ffn if by_columns else 0, self.request.rows
+            return (whole[0], whole[1], whole[2]) if fits else None
+        can_rows = room >= by_rows
+        if not can_rows.any() or (strict and not can_rows.all()):
+            return None
+        rows = self.divide_rows(layers, members, can_rows)
+        room = room - by_rows * (rows > 0)
+        if by_rows and not by_heads and not by_columns and not (rows > 0).any():
+            return None
+        heads, columns = self.divide_weights(members, room, by_heads, by_columns)
+        if heads is None or columns is None:
+            return None
+        result = np.zeros((3, self.ranks), np.int64)
+        result[:, members] = heads, columns, rows
+        return result[0], result[1], result[2]
+
+    def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
+        """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
+        key = (layers, len(subset) == 1)
+        if key not in self.programs:
+            probe = np.zeros(self.ranks, np.int64)
+            probe[list(subset)] = 1
+            counts = tuple(map(int, probe))
+            plan = Plan(self.spec.name, self.source_hash, layers, counts, counts, counts, self.profile.hosts, (self.request.mode,) * self.ranks)
+            program = make_program(self.spec, plan)
+            self.programs[key] = program, activation_widths(self.spec, program)
+        values = activation_bytes(self.spec, self.programs[key][1], self.request.rows, np.full(len(subset), self.request.rows))
+        return self.limits[list(subset)] - self.norm_bytes - values
+
+    def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """Divide the rows so that the slowest rank is done soonest."""
+        spec, rows = self.spec, self.request.rows
+        if self.request.shares is not None:
+            shares = np.array(self.request.shares)[members] * allowed
+            return np.array(splits.split(rows, shares if shares.sum() else allowed))
+        attention, mlp = layers[0]
+        hidden = spec.hidden
+        crowding = self.pricer.crowding(tuple(members))[members]
+        weights = (4 * hidden * hidden if attention == "rows" else 0) + (2 * hidden * spec.ffn if mlp == "rows" else 0)
+        slope = self.pricer.element[members] * 2 * hidden
+        if attention == "rows":
+            slope = slope + self.pricer.attention[members] * 2.0 * self.pricer.attended * hidden
+        # sending its rows to the others is part of what a row costs a rank
+        exchanged = FLOAT * hidden * (2 if attention == "rows" else 1)
+        slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
+        table = (self.pricer.gemm[members] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
+        table[~allowed, 1:] = np.inf
+        return _fill(table, rows)
+
+    def divide_weights(self, members: np.ndarray, room: np.ndarray, by_heads: int, by_columns: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
+        spec, pricer, rows = self.spec, self.pricer, self.request.rows
+        crowding = pricer.crowding(tuple(members))[members]
+        gemm = pricer.gemm[members, rows]
+        head_bytes = by_heads * self.attention_bytes / spec.heads
+        column_bytes = by_columns * self.mlp_bytes / spec.ffn
+        whole = by_heads * self.attention_bytes + by_columns * self.mlp_bytes
+        fraction = np.clip(room / whole, 0, 1) if whole else np.ones(len(members))
+        heads: np.ndarray | None = np.zeros(len(members), np.int64)
+        columns: np.ndarray | None = np.zeros(len(members), np.int64)
+        granule, granules = spec.column_granule, -(-spec.ffn // spec.column_granule)
+        for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
+            if by_heads:
+                limit = np.minimum(rounding(fraction * spec.heads), np.floor(np.maximum(room, 0) / head_bytes) if head_bytes else spec.heads)
+                cost = (gemm * 4 * spec.hidden + pricer.attention[members] * 2.0 * rows * pricer.attended) * spec.head_dim * crowding
+                heads = self.divide_units(cost, spec.heads, limit, members)
+            if heads is not None and by_columns:
+                left = np.maximum(room - heads * head_bytes, 0)
+                limit = np.minimum(np.floor(left / (column_bytes * granule)) if column_bytes else granules, granules)
+                cost = (gemm * 2 * spec.hidden + pricer.element[members] * rows) * granule * crowding
+                units = self.divide_units(cost, granules, limit, members)
+                columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
+            if heads is not None and columns is not None:
+                return heads, columns
+        return None, None
+
+    def divide_units(self, cost: np.ndarray, units: int, limit: np.ndarray, members: np.ndarray) -> np.ndarray | None:
+        """Divide `units` given seconds per unit and the most units of each rank; None when they do not fit."""
+        if limit.sum() < units:
+            return None
+        if self.request.shares is not None:
+            forced = np.array(splits.split(units, np.array(self.request.shares)[members]))
+            return forced if (forced <= limit).all() else None
+        table = cost[:, None] * np.arange(units + 1)
+        table[np.arange(units + 1) > limit[:, None]] = np.inf
+        return _fill(table, units)
+
+    # improvement
+
+    def refine(self, candidate: Candidate) -> Candidate:
+        """Move single rows, heads and column granules from the busiest rank to others while the priced program gets faster."""
+        if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > 16:
+            return candidate
+        granule = self.spec.column_granule
+        for _ in range(24):
+            plan = candidate.plan
+            busiest = max(plan.active, key=lambda rank: (candidate.price.compute[rank], -rank))
+            found = candidate
+            for which, step in (("rows", 1), ("rows", 4), ("heads", 1), ("columns", granule), ("columns", 4 * granule)):
+                counts = list(getattr(plan, which))
+                if counts[busiest] < step + (which == "rows"):
+                    continue
+                for other in plan.active:
+                    if other == busiest or (which == "rows" and not counts[other]):
+                        continue
+                    moved = list(counts)
+                    moved[busiest] -= step
+                    moved[other] += step
+                    parts = {"heads": plan.heads, "columns": plan.columns, "rows": plan.rows} | {which: tuple(moved)}
+                    if which == "columns" and any(start % granule for start in splits.starts(parts["columns"])):
+                        continue
+                    tried = self.priced(plan.layers, parts["heads"], parts["columns"], parts["rows"])
+                    if tried.price.seconds < found.price.seconds * (1 - 1e-6) and self.fits(tried):
+                        found = tried
+            if found is candidate:
+                break
+            candidate = found
+        return candidate
+
+    def fits(self, candidate: Candidate) -> bool:
+        return all(need <= limit for need, limit in zip(candidate.memory, self.limits))
+
+    def refusal(self) -> CapacityError:
+        """Say which rank lacks how many bytes under the leanest plan that was allowed."""
+        layout = self.layouts()[-1]
+        layers = (layout,) * self.spec.layers
+        everyone = tuple(range(self.ranks)) if self.request.shares is None else next(self.subsets())
+        room = self.room(layers, everyone)
+        whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)
+        split = self.spec.layers * ((self.attention_bytes if layout[0] == "heads" else 0) + (self.mlp_bytes if layout[1] == "columns" else 0))
+        shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
+        need = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split)
+        if self.request.shares is None and layout == ("heads", "columns"):  # divided by memory: everybody lacks the same
+            need = room + (whole - np.maximum(room, 0).sum()) / len(everyone)
+            need = np.maximum(need, room + self.attention_bytes / self.spec.heads)  # at the least one head of one layer
+        lack = need - room
+        worst = int(np.argmax(lack))
+        rank = everyone[worst]
+        name = "single" if len(everyone) == 1 else Plan.strategy_of(layout)
+        return CapacityError(
+            f"no plan fits: under the leanest plan allowed ({name} on {len(everyone)} ranks) rank {rank} on {self.profile.hosts[rank]} lacks "
+            f"{int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, the layers need {int(whole)} in all); "
+            "add ranks, raise --memory-limit, or run with --weights-mode mapped, which reads weights from storage while computing")
+
+
+def _fill(table: np.ndarray, units: int) -> np.ndarray:
+    """Return how many of `units` each rank takes so that the largest entry table[rank, taken] is least; rows of the table rise."""
+    levels = np.unique(table[np.isfinite(table)])
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if ((table <= levels[middle]).sum(axis=1) - 1).sum() >= units:
+            high = middle
+        else:
+            low = middle + 1
+    taken = (table <= levels[low]).sum(axis=1) - 1
+    taken = np.maximum(taken, 0)
+    for _ in range(int(taken.sum()) - units):  # give back where it shortens the longest time
+        time = np.where(taken > 0, table[np.arange(len(taken)), taken], -np.inf)
+        taken[int(np.argmax(time))] -= 1
+    return taken
+
+
+def _order(candidate: Candidate) -> tuple[float, int, str]:
+    return candidate.price.seconds, len(candidate.plan.active), candidate.plan.hash
+
+
+def _before(one: Candidate, other: Candidate) -> bool:
+    return _order(one)[:2] < _order(other)[:2]
+
+
+def left_out(decision: Decision) -> Iterable[str]:
+    """Yield, per rank without a part, why: what the best plan with more ranks would have taken."""
+    plan = decision.chosen.plan
+    missing = [rank for rank in range(plan.ranks) if rank not in plan.active]
+    if not missing:
+        return
+    larger = [c for c in decision.others if len(c.plan.active) > len(plan.active)]
+    for rank in missing:
+        better = [c for c in larger if rank in c.plan.active]
+        ratio = f"; the best plan that was priced with it takes {better[0].price.seconds / decision.chosen.price.seconds:.2f} x as long" if better else ""
+        yield f"rank {rank} on {plan.hosts[rank]} is left out: the others answer sooner without it{ratio}"

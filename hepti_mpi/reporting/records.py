@@ -1,0 +1,163 @@
+"""What happened, as numbers and text: where the time of a run went, and the tables and JSON that say so.
+
+Pure: reads what a job returned, prints nothing. Waiting is told from wire without comparing clocks of different hosts: all
+ranks leave an exchange together, so the shortest time that any rank spent in it is the exchange itself, and what another
+rank spent beyond that it waited.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.planner import Candidate, Decision, kind_of, left_out
+from hepti_mpi.planning.program import Program, Sync
+
+RUN_FORMAT, RUN_VERSION = "hepti-run", 1
+OUTER = ("bcast", "scatterv", "gatherv")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Median seconds per request batch and rank, [ranks] each."""
+
+    compute: np.ndarray
+    wire: np.ndarray
+    wait: np.ndarray
+
+
+def divide_time(program: Program, active: Sequence[int], seconds: np.ndarray) -> Spent:
+    """Divide measured `seconds` [ranks, batches, steps] into compute, wire and waiting."""
+    ranks, batches, _ = seconds.shape
+    compute, wire, wait = (np.zeros((ranks, batches)) for _ in range(3))
+    for place, step in enumerate(program):
+        if not isinstance(step, Sync):
+            compute += seconds[:, :, place]
+            continue
+        members = sorted({0, *active}) if step.kind in OUTER else list(active)
+        shortest = seconds[members, :, place].min(axis=0)
+        wire[members] += shortest
+        wait[members] += seconds[members, :, place] - shortest
+    return Spent(*(np.median(values, axis=1) if batches else np.zeros(ranks) for values in (compute, wire, wait)))
+
+
+def run_record(name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
+               facts: Sequence[dict[str, Any]], spent: Spent) -> dict[str, Any]:
+    """Return the JSON document of a run, format hepti-run."""
+    values = np.array(latencies)
+    latency = {"median": np.median(values), "p90": np.quantile(values, 0.9), "min": values.min(), "max": values.max()}
+    ranks = [
+        {"rank": rank, "host": fact["host"], "threads": fact["threads"], "heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank],
+         "compute_seconds": _short(spent.compute[rank]), "wire_seconds": _short(spent.wire[rank]), "wait_seconds": _short(spent.wait[rank]),
+         "weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
+        for rank, fact in enumerate(facts)
+    ]
+    return {
+        "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": name, "family": family, "strategy": plan.strategy, "requests": requests,
+        "rows": int(np.median(rows)), "latency_seconds": {key: _short(value) for key, value in latency.items()},
+        "predicted_seconds": None if plan.predicted_seconds is None else _short(plan.predicted_seconds),
+        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "load")}, "plan_hash": plan.hash, "ranks": ranks,
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+# text
+
+
+def answer_line(record: dict[str, Any]) -> str:
+    """Return one answer in one line for the screen; the full numbers are in --output."""
+    parts = []
+    for key, value in record.items():
+        if key == "input":
+            continue
+        if key == "labels":
+            parts.append(", ".join(f"{item['label']} {item['score']:.3f}" for item in value[:3]))
+        elif key == "masks":
+            parts += [f"[{item['position']}] " + ", ".join(f"{word['token']} {word['score']:.3f}" for word in item["tokens"][:3]) for item in value]
+        elif key == "tokens":
+            parts.append(" ".join(f"{item['token']}/{item['label']}" for item in value))
+        else:
+            parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({len(value)} numbers)")
+    return f"{record['input']!r}: {'; '.join(parts)}"
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a plain table; the first column is text, the others are aligned to the right."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.1f}" if seconds < 10 else f"{seconds * 1e3:.0f}"
+
+
+def size(count: float) -> str:
+    """Return bytes as people say them.
+
+    >>> size(1536 * 1024)
+    '1.5 MiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def plan_lines(plan: Plan) -> str:
+    """Return who does what, one line per rank."""
+    rows = [(f"rank {rank} on {plan.hosts[rank]}", str(plan.heads[rank]), str(plan.columns[rank]), str(plan.rows[rank]), "" if rank in plan.active else "left out") for rank in range(plan.ranks)]
+    return f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows\n" + table(("", "heads", "columns", "rows", ""), rows)
+
+
+def decision_lines(decision: Decision) -> str:
+    """Return the candidates, soonest first, why each was not chosen, and why a rank was left out."""
+    best = decision.chosen
+    rows = [_candidate_row(candidate, best) for candidate in (best, *decision.others)]
+    head = ("candidate", "ranks", "ms", "compute", "wire", "waiting", "on the wire", "memory of the fullest rank", "")
+    lines = [table(head, rows)]
+    lines += [f"{kind}: fits on no set of these ranks" for kind in decision.unfit]
+    return "\n".join([*lines, *left_out(decision), *decision.notes])
+
+
+def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
+    plan, price = candidate.plan, candidate.price
+    slowest = max(plan.active, key=lambda rank: price.compute[rank])
+    why = "chosen" if candidate is best else f"{price.seconds / best.price.seconds:.2f} x as long"
+    return (kind_of(plan), str(len(plan.active)), milliseconds(price.seconds), milliseconds(price.compute[slowest]), milliseconds(price.wire),
+            milliseconds(float(np.max(price.wait))), size(price.bytes), size(max(candidate.memory, default=0)), why)
+
+
+def share_lines(decision: Decision) -> str:
+    """Return, per rank of the chosen plan, its share, predicted times and memory."""
+    candidate = decision.chosen
+    plan, price = candidate.plan, candidate.price
+    rows = [(f"rank {rank} on {plan.hosts[rank]}", str(plan.heads[rank]), str(plan.columns[rank]), str(plan.rows[rank]), milliseconds(price.compute[rank]),
+             milliseconds(price.wait[rank]), size(candidate.memory[rank]) if candidate.memory else "-") for rank in range(plan.ranks)]
+    return table(("", "heads", "columns", "rows", "compute ms", "waiting ms", "memory"), rows)
+
+
+def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
+    """Return the summary of a run for people: measured beside predicted."""
+    price = decision.chosen.price if decision else None
+    rows = []
+    for item in record["ranks"]:
+        rank = item["rank"]
+        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if item["heads"] or item["columns"] or item["rows"] else 0.0, price.wait[rank])
+        cells = [f"{milliseconds(item[key])} / {milliseconds(guess)}" for key, guess in zip(("compute_seconds", "wire_seconds", "wait_seconds"), predicted)]
+        share = [str(item[key]) for key in ("heads", "columns", "rows")]
+        rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *share, *cells, size(item["weight_bytes"]), size(item["peak_resident_bytes"])))
+    head = ("", "threads", "heads", "columns", "rows", "compute", "wire", "waiting", "weights", "peak memory")
+    latency = record["latency_seconds"]
+    return "\n".join([
+        "measured / predicted, milliseconds, median over batches",
+        table(head, rows),
+        f"{record['requests']} answers by {record['strategy']}; latency of a batch of {record['rows']} rows: median {milliseconds(latency['median'])} ms, "
+        f"p90 {milliseconds(latency['p90'])}, min {milliseconds(latency['min'])}, max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
+        "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items()),
+    ])

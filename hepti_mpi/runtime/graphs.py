@@ -1,0 +1,265 @@
+"""Program steps as ONNX Runtime sessions. The only user of onnx and onnxruntime.
+
+One Compute step becomes one session whose weights are mapped from the store's file. Knows how an operation is written as
+ONNX nodes; does not know ranks, exchanges or where a value goes next.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from hepti_mpi.cluster.probe import Timers
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.program import Compute, Op
+from hepti_mpi.shards.slicing import Slice, Slicer
+from hepti_mpi.shards.store import Region, Store
+
+MICROSOFT = "com.microsoft"
+PROBE_BYTES = 48 << 20
+INDEXES = {"q_index": TensorProto.INT64, "kv_index": TensorProto.INT64, "kv_lengths": TensorProto.INT32, "unpad": TensorProto.INT64}
+ELEMENT = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int32): TensorProto.INT32}
+_configured: list[int] = []
+
+
+def configure(threads: int) -> None:
+    """Give all sessions of this process one thread pool of `threads` and one allocator. Call once, before the first session.
+
+    Without the shared allocator each of some fifty sessions keeps an arena for intermediate values.
+    """
+    if _configured:
+        if _configured[0] != threads:
+            raise ValueError(f"this process already runs ONNX Runtime with {_configured[0]} threads")
+        return
+    onnxruntime.set_default_logger_severity(4)
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, not a power of two
+    onnxruntime.create_and_register_allocator(memory, arena)
+    _configured.append(threads)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide how fast a segment is."""
+    return {"onnxruntime": onnxruntime.__version__}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One session: `inputs` and `outputs` in order; `zeros` are values this rank has no part in, which are to be filled with 0."""
+
+    session: "onnxruntime.InferenceSession | None"
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    zeros: tuple[str, ...]
+
+    def bind(self, values: Mapping[str, np.ndarray]) -> "onnxruntime.IOBinding | None":
+        """Tie inputs and outputs to arrays that stay where they are; None when there is nothing to run."""
+        if self.session is None:
+            return None
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            array = values[name]
+            binding.bind_input(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
+        for name in self.outputs:
+            array = values[name]
+            binding.bind_output(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
+        return binding
+
+    def run(self, binding: "onnxruntime.IOBinding") -> None:
+        assert self.session is not None
+        self.session.run_with_iobinding(binding)
+
+
+class _Graph:
+    """Collects nodes, initializers and inputs of one segment."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.indexes: dict[str, None] = {}
+        self.count = 0
+
+    def node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, domain: str = "", **attributes: object) -> str:
+        if outputs is None:
+            self.count += 1
+            outputs = [f"{kind}_{self.count}"]
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **attributes))
+        return outputs[0]
+
+    def index(self, name: str) -> str:
+        self.indexes[name] = None
+        return name
+
+    def weight(self, store: Store, piece: Slice, shape: tuple[int, ...]) -> str:
+        """Declare a slice of the store, viewed as `shape`, as an initializer that lives in the store's file."""
+        region: Region = store.region(piece)
+        tensor = TensorProto(name=piece.name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", store.path.name), ("offset", region.offset), ("length", region.bytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        assert prod(shape) * 4 == region.bytes
+        self.initializers[piece.name] = tensor
+        return piece.name
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        self.initializers[name] = onnx.numpy_helper.from_array(values, name)
+        return name
+
+
+class _Writer:
+    """Writes the operations of one Compute as nodes, with the weights that the rank's slicer names."""
+
+    def __init__(self, spec: ModelSpec, store: Store, slicer: Slicer, distribution: str) -> None:
+        self.spec, self.store, self.slicer, self.distribution = spec, store, slicer, distribution
+        self.graph = _Graph(spec)
+        self.zeros: list[str] = []
+
+    def write(self, op: Op) -> None:
+        slices = self.slicer.op(op, self.distribution)
+        if not slices:
+            self.zeros.extend(op.writes)
+            return
+        getattr(self, op.kind)(op, slices)
+
+    def vector(self, piece: Slice) -> str:
+        return self.graph.weight(self.store, piece, (prod(piece.shape),))
+
+    def matrix(self, piece: Slice) -> str:
+        return self.graph.weight(self.store, piece, (prod(piece.shape[:-1]), piece.shape[-1]))
+
+    def linear(self, x: str, weight: Slice, bias: Slice | None, output: str | None = None) -> str:  # [r, h], [o, h], [o] -> [r, o]
+        inputs = [x, self.matrix(weight), *([self.vector(bias)] if bias else [])]
+        return self.graph.node("Gemm", inputs, [output] if output else None, transB=1)
+
+    def norm(self, op: Op, w: dict[str, Slice]) -> None:  # [r, h] -> [r, h]
+        inputs = [op.reads[0], self.vector(w["norm.weight"]), self.vector(w["norm.bias"])]
+        self.graph.node("LayerNormalization", inputs, op.writes, epsilon=self.spec.norm_eps, axis=-1)
+
+    def tail(self, op: Op, w: dict[str, Slice]) -> None:  # x, p [r, h] -> LayerNorm(x + p + bias) and, pre-norm, x + p + bias
+        inputs = [*op.reads, self.vector(w["norm.weight"]), self.vector(w["norm.bias"]), self.vector(w["bias"])]
+        outputs = list(op.writes) if len(op.writes) == 1 else [op.writes[1], "", "", op.writes[0]]
+        self.graph.node("SkipLayerNormalization", inputs, outputs, MICROSOFT, epsilon=self.spec.norm_eps)
+
+    def attention(self, q: str, k: str, v: str, heads: int) -> str:  # [r, w], [n, w], [n, w] -> [r, w]
+        graph, width = self.graph, heads * self.spec.head_dim
+        batch = [graph.node("Gather", [value, graph.index(index)]) for value, index in ((q, "q_index"), (k, "kv_index"), (v, "kv_index"))]
+        inputs = [*batch, "", graph.index("kv_lengths")]
+        mixed = graph.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=heads)  # [requests, q, w]
+        shape = graph.constant(f"flat_{width}", np.array([-1, width], np.int64))
+        flat = graph.node("Reshape", [mixed, shape])
+        return graph.node("Gather", [flat, graph.index("unpad")])
+
+    def attention_heads(self, op: Op, w: dict[str, Slice]) -> None:  # y [n, h] -> p [n, h]
+        q, k, v = (self.linear(op.reads[0], w[f"{m}.weight"], w[f"{m}.bias"]) for m in "qkv")  # [n, heads * dim]
+        mixed = self.attention(q, k, v, w["q.weight"].shape[0])
+        self.graph.node("Gemm", [mixed, self.matrix(w["o.weight"])], op.writes)
+
+    def project(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> q [r, h], kv [r, 2 h]
+        self.linear(op.reads[0], w["q.weight"], w["q.bias"], op.writes[0])
+        k, v = (self.linear(op.reads[0], w[f"{m}.weight"], w[f"{m}.bias"]) for m in "kv")
+        self.graph.node("Concat", [k, v], op.writes[1:], axis=1)
+
+    def attend(self, op: Op, w: dict[str, Slice]) -> None:  # q [r, h], kv [n, 2 h] -> p [r, h]
+        q, kv = op.reads
+        k, v = f"{kv}_k", f"{kv}_v"
+        self.graph.node("Split", [kv], [k, v], axis=1, num_outputs=2)
+        mixed = self.attention(q, k, v, self.spec.heads)
+        self.graph.node("Gemm", [mixed, self.matrix(w["o.weight"])], op.writes)
+
+    def mlp_columns(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> p [r, h]
+        graph, activation = self.graph, self.spec.activation
+        up = self.linear(op.reads[0], w["up.weight"], w["up.bias"] if activation == "relu" else None)  # [r, columns]
+        if activation == "relu":
+            mixed = graph.node("Relu", [up])
+        else:
+            kind = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}[activation]
+            mixed = graph.node(kind, [up, self.vector(w["up.bias"])], domain=MICROSOFT)
+        graph.node("Gemm", [mixed, self.matrix(w["down.weight"])], op.writes)
+
+    mlp_rows = mlp_columns
+
+
+def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode: str) -> Segment:
+    """Return the session of one Compute for the rank of `slicer`. `mode`: "packed" copies weights into the kernels' own
+    order, "mapped" leaves them in the file's pages, which the kernel may evict."""
+    writer = _Writer(spec, store, slicer, compute.distribution)
+    for op in compute.ops:
+        writer.write(op)
+    graph = writer.graph
+    outputs = tuple(name for name in compute.writes if name not in writer.zeros)
+    if not graph.nodes or not outputs:
+        return Segment(None, (), (), tuple(writer.zeros))
+    used = {name for node in graph.nodes for name in node.input}
+    widths = {name: 2 * spec.hidden for op in compute.ops if op.kind == "attend" for name in op.reads[1:]}
+    widths |= {name: 2 * spec.hidden for op in compute.ops if op.kind == "project" for name in op.writes[1:]}
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, widths.get(name, spec.hidden)])
+
+    inputs = [name for name in compute.reads if name in used]
+    ranks = {"q_index": [None, None], "kv_index": [None, None], "kv_lengths": [None], "unpad": [None]}
+    infos = [value(name) for name in inputs]
+    infos += [helper.make_tensor_value_info(name, INDEXES[name], ranks[name]) for name in graph.indexes]
+    proto = helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
+    session = _session(proto, store.path.parent, mode)
+    return Segment(session, (*inputs, *graph.indexes), outputs, tuple(name for name in writer.zeros if name in compute.writes))
+
+
+def _session(graph: onnx.GraphProto, folder: Path, mode: str) -> onnxruntime.InferenceSession:
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.enable_mem_pattern = False  # it keeps a block per shape that was seen
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    options.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def timers(spec: ModelSpec) -> Timers:
+    """Return the kernels that the cluster's probe times, at the shapes of `spec`: chains of MLP products that are larger than
+    most caches, as the layers of a model are, one attention, and one LayerNorm with residual."""
+    hidden, columns = spec.hidden, -(-spec.ffn // 2)
+    blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
+    tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
+    chain, value = _Graph(spec), "x"
+    for number in range(blocks):
+        up = chain.node("Gemm", [value, chain.constant(f"up{number}", tile)], transB=1)
+        value = chain.node("Gemm", [up, chain.constant(f"down{number}", tile)], ["y"] if number == blocks - 1 else None)
+    gemm = _probe(chain, {"x": [None, hidden]})
+    mixing = _Graph(spec)
+    mixing.node("MultiHeadAttention", ["q", "k", "v"], ["y"], MICROSOFT, num_heads=spec.heads)
+    attention = _probe(mixing, {name: [1, None, hidden] for name in "qkv"})
+    norm = _Graph(spec)
+    one = norm.constant("one", np.ones(hidden, np.float32))
+    norm.node("SkipLayerNormalization", ["x", "p", one, one, one], ["y"], MICROSOFT)
+    elements = _probe(norm, {"x": [None, hidden], "p": [None, hidden]})
+    rows = min(128, spec.positions)
+    some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
+    batch = some[rows][None]
+
+    def of_rows(count: int) -> Callable[[], None]:
+        feed = {"x": np.resize(tile, (count, hidden))}
+        return lambda: gemm.run(None, feed)
+
+    return Timers(
+        gemm=of_rows, weights=2 * hidden * columns * blocks,
+        attention=lambda: attention.run(None, {"q": batch, "k": batch, "v": batch}), attention_macs=2 * rows * rows * hidden,
+        elements=lambda: elements.run(None, {"x": some[rows], "p": some[rows]}), element_count=rows * hidden,
+        nothing=lambda: elements.run(None, {"x": some[1], "p": some[1]}),
+    )
+
+
+def _probe(graph: _Graph, inputs: dict[str, list[int | None]]) -> onnxruntime.InferenceSession:
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    return _session(helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values())), Path("."), "packed")

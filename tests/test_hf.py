@@ -1,0 +1,505 @@
+"""Reading model folders: golden ones, tables of bad ones, and damaged bytes."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models.families import FAMILIES, stored
+from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.random_models import CONFIGS, random_model
+from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A copy of the golden BERT that a test may damage."""
+    return Path(shutil.copytree(GOLDEN / "bert", tmp_path / "bert"))
+
+
+@pytest.fixture
+def sentence(tmp_path):
+    return Path(shutil.copytree(GOLDEN / "bert_sentence", tmp_path / "sentence"))
+
+
+def edit(path: Path, **changes):
+    """Set (or with ... remove) keys of a JSON file."""
+    data = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is ...:
+            data.pop(key, None)
+        else:
+            data[key] = value
+    path.write_text(json.dumps(data))
+
+
+def edit_tensors(folder: Path, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, folder / "model.safetensors")
+
+
+def refused(folder: Path, *words: str):
+    with pytest.raises(ModelError) as caught:
+        list(read_model(folder).weights())
+    text = str(caught.value)
+    for word in words:
+        assert word in text, text
+    assert "\n" not in text and not text.endswith(".") and len(text) < 600, text
+
+
+# ---- what is read
+
+
+HEADS = {
+    "bert": ("bert", "pooler", True),
+    "bert_mlm": ("bert", "masked-words", False),
+    "bert_seqcls": ("bert", "sequence-classes", True),
+    "bert_tokencls": ("bert", "token-classes", False),
+    "bert_sentence": ("bert", "sentence", False),
+    "bert_sharded": ("bert", "pooler", True),
+    "vit": ("vit", "pooler", True),
+    "vit_cls": ("vit", "image-classes", False),
+    "deit": ("vit", "image-classes", False),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_spec_and_weights(case):
+    model = read_model(GOLDEN / case)
+    assert (model.spec.family, model.spec.head, model.spec.options["pooler"]) == HEADS[case]
+    assert model.spec.name == case
+    assert ModelSpec.from_json(json.loads(json.dumps(model.spec.to_json()))) == model.spec
+    expected = [(name, weight.shape) for name, weight in named_weights(model.spec)]
+    read = []
+    for name, array in model.weights():
+        assert array.dtype == np.float32 and array.flags.c_contiguous
+        read.append((name, array.shape))
+    assert read == expected
+    assert len(expected) == len(outer_weights(model.spec)) + model.spec.layers * len(layer_weights(model.spec))
+
+
+def test_layout_of_the_store():
+    source, weights = load_file(GOLDEN / "bert" / "model.safetensors"), dict(read_model(GOLDEN / "bert").weights())
+    first = "encoder.layer.1."
+    q = source[first + "attention.self.query.weight"]  # [7 * 8, 56]
+    np.testing.assert_array_equal(weights["layers.1.attention.q.weight"][2, 3], q[2 * 8 + 3])
+    o = source[first + "attention.output.dense.weight"]  # [56, 7 * 8]
+    np.testing.assert_array_equal(weights["layers.1.attention.o.weight"][2, 3], o[:, 2 * 8 + 3])
+    np.testing.assert_array_equal(weights["layers.1.mlp.down.weight"], source[first + "output.dense.weight"].T)
+    np.testing.assert_array_equal(weights["layers.1.mlp.up.weight"], source[first + "intermediate.dense.weight"])
+
+
+def test_vit_positions_hold_class_token_and_patch_bias():
+    source, weights = load_file(GOLDEN / "vit" / "model.safetensors"), dict(read_model(GOLDEN / "vit").weights())
+    table = source["embeddings.position_embeddings"][0]
+    np.testing.assert_array_equal(weights["embedding.positions"][0], table[0] + source["embeddings.cls_token"][0, 0])
+    bias = source["embeddings.patch_embeddings.projection.bias"]
+    np.testing.assert_array_equal(weights["embedding.positions"][1:], table[1:] + bias)
+
+
+def test_hash_follows_config_and_weights(bert):
+    before = read_model(bert).source_hash
+    assert read_model(bert).source_hash == before and len(before) == 64
+    edit(bert / "config.json", initializer_range=0.5)
+    assert (changed := read_model(bert).source_hash) != before
+    edit_tensors(bert, lambda t: t["pooler.dense.bias"].__setitem__(0, 7))
+    assert read_model(bert).source_hash not in (before, changed)
+
+
+def test_sharded_equals_its_own_tensors():
+    folder = GOLDEN / "bert_sharded"
+    weights = dict(read_model(folder).weights())
+    merged = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
+    np.testing.assert_array_equal(weights["embedding.words"], merged["embeddings.word_embeddings.weight"])
+
+
+def test_sentence_options():
+    options = read_model(GOLDEN / "bert_sentence").spec.options
+    assert {k: options[k] for k in ("pooling", "normalize", "max_tokens", "prompt", "lower_case")} == {
+        "pooling": "mean", "normalize": True, "max_tokens": 16, "prompt": "", "lower_case": False,
+    }  # fmt: skip
+
+
+# ---- names of other versions
+
+
+def rename_keys(tensors, change):
+    for name in list(tensors):
+        tensors[change(name)] = tensors.pop(name)
+
+
+def same_weights(folder: Path, other: Path):
+    one, two = dict(read_model(folder).weights()), dict(read_model(other).weights())
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_gamma_beta_and_prefix(bert):
+    def old(name):
+        return "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    edit_tensors(bert, lambda t: rename_keys(t, old))
+    same_weights(bert, GOLDEN / "bert")
+
+
+def test_module_names_of_transformers_5(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "vit_cls", tmp_path / "vit"))
+    pairs = (
+        (".encoder.layer.", ".layers."), ("attention.attention.query", "attention.q_proj"), ("attention.attention.key", "attention.k_proj"),
+        ("attention.attention.value", "attention.v_proj"), ("attention.output.dense", "attention.o_proj"),
+        ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"),
+    )  # fmt: skip
+
+    def new(name):
+        for old, other in pairs:
+            name = name.replace(old, other)
+        return name
+
+    edit_tensors(folder, lambda t: rename_keys(t, new))
+    same_weights(folder, GOLDEN / "vit_cls")
+
+
+def test_dropped_on_purpose(bert):
+    def add(tensors):
+        tensors["embeddings.position_ids"] = np.arange(512, dtype=np.int64)[None]
+        tensors["cls.seq_relationship.weight"] = np.zeros((2, 56), np.float32)
+
+    edit_tensors(bert, add)
+    same_weights(bert, GOLDEN / "bert")
+
+
+def test_no_pooler_means_no_head(bert):
+    edit_tensors(bert, lambda t: [t.pop(f"pooler.dense.{part}") for part in ("weight", "bias")])
+    spec = read_model(bert).spec
+    assert (spec.head, spec.options["pooler"]) == ("none", False)
+
+
+@pytest.mark.parametrize("offset, tied", [(0.0, True), (1.0, False)])
+def test_tied_only_when_equal(tmp_path, offset, tied):
+    folder = Path(shutil.copytree(GOLDEN / "bert_mlm", tmp_path / "mlm"))
+
+    def repeat(tensors):
+        tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"] + np.float32(offset)
+        tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
+
+    edit_tensors(folder, repeat)
+    model = read_model(folder)
+    assert model.spec.options["tied"] is tied
+    assert ("head.words.weight" in dict(model.weights())) is not tied
+
+
+def test_untied_without_weight_is_refused(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "bert_mlm", tmp_path / "mlm"))
+    edit(folder / "config.json", tie_word_embeddings=False)
+    refused(folder, "1 of the tensors", "cls.predictions.decoder.weight")
+
+
+def test_no_qkv_bias_gives_zeros(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "vit", tmp_path / "vit"))
+    edit(folder / "config.json", qkv_bias=False)
+    refused(folder, "9 tensors do not belong", "query.bias")
+    biases = [f".{which}.bias" for which in ("query", "key", "value")]
+    edit_tensors(folder, lambda t: [t.pop(name) for name in list(t) if any(name.endswith(b) for b in biases)])
+    weights = dict(read_model(folder).weights())
+    assert weights["layers.2.attention.k.bias"].shape == (6, 8) and not weights["layers.2.attention.k.bias"].any()
+
+
+# ---- what is refused
+
+
+CONFIG_CASES = [
+    ({"model_type": "gpt2"}, "'gpt2'", "bert, vit, deit"),
+    ({"model_type": ...}, "has no model_type"),
+    ({"model_type": ["bert"]}, "supported"),
+    ({"hidden_act": "silu"}, "'silu'", "gelu, gelu_new"),
+    ({"hidden_act": None}, "hidden_act None"),
+    ({"hidden_size": 0}, "hidden_size is 0"),
+    ({"hidden_size": True}, "hidden_size is True"),
+    ({"hidden_size": 57}, "hidden 57", "7 heads"),
+    ({"hidden_size": 10**30}, "positive integer"),
+    ({"num_hidden_layers": 10**6}, "1000000 layers", "tensors in all"),
+    ({"num_hidden_layers": 4}, "16 of the tensors", "encoder.layer.3"),
+    ({"num_hidden_layers": 2}, "16 tensors do not belong", "encoder.layer.2"),
+    ({"intermediate_size": 102}, "shape [101, 56]", "[102, 56]"),
+    ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+    ({"layer_norm_eps": "1e-12"}, "layer_norm_eps"),
+    ({"position_embedding_type": "relative_key"}, "'relative_key'"),
+    ({"is_decoder": True}, "is_decoder"),
+    ({"add_cross_attention": True}, "add_cross_attention"),
+    ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering'", "BertForMaskedLM"),
+    ({"architectures": ["BertForSequenceClassification"], "id2label": {"1": "a"}}, "id2label"),
+    ({"architectures": ["BertForSequenceClassification"], "id2label": {}}, "no labels"),
+    ({"architectures": ["BertForSequenceClassification"], "id2label": [1]}, "id2label"),
+    ({"architectures": ["BertForSequenceClassification"], "num_labels": 10**7}, "num_labels is 10000000"),
+    ({"architectures": ["BertForSequenceClassification"]}, "classifier.weight"),
+]
+
+
+@pytest.mark.parametrize("case", CONFIG_CASES, ids=str)
+def test_refused_config(bert, case):
+    edit(bert / "config.json", **case[0])
+    refused(bert, *case[1:])
+
+
+@pytest.mark.parametrize("text, word", [("", "not valid JSON"), ("[]", "expected an object"), ("[" * 99999, "not valid JSON"), ("\xff", "JSON")])
+def test_config_that_is_no_object(bert, text, word):
+    (bert / "config.json").write_bytes(text.encode("latin-1"))
+    refused(bert, "config.json", word)
+
+
+VIT_CASES = [
+    ({"image_size": [20, 24]}, "only squares"),
+    ({"image_size": 2}, "less than patch_size 4"),
+    ({"image_size": 8388608, "patch_size": 1}, "positions"),
+    ({"patch_size": 5}, "shape"),
+    ({"pooler_act": "relu"}, "pooler_act"),
+    ({"qkv_bias": "yes"}, "qkv_bias"),
+    ({"architectures": ["ViTForMaskedImageModeling"]}, "ViTForImageClassification"),
+]
+
+
+@pytest.mark.parametrize("case", VIT_CASES, ids=str)
+def test_refused_vit_config(tmp_path, case):
+    folder = Path(shutil.copytree(GOLDEN / "vit", tmp_path / "vit"))
+    edit(folder / "config.json", **case[0])
+    refused(folder, *case[1:])
+
+
+def test_distillation_token_is_refused():
+    refused(GOLDEN / "deit_distilled", "distillation token", "deit.embeddings.distillation_token")
+
+
+def test_missing_things(bert, tmp_path):
+    refused(tmp_path / "nowhere", "nowhere not found")
+    refused(bert / "config.json", "is not a folder")
+    refused(tmp_path / ("x" * 5000), "not found")
+    (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
+    refused(bert, "pytorch_model.bin", "save_pretrained")
+    (bert / "pytorch_model.bin").unlink()
+    refused(bert, "neither model.safetensors nor")
+    (bert / "config.json").unlink()
+    refused(bert, "has no config.json")
+
+
+@pytest.mark.parametrize("value, count", [(np.nan, 1), (np.inf, 1)])
+def test_values_that_are_not_finite(bert, value, count):
+    edit_tensors(bert, lambda t: t["pooler.dense.weight"].__setitem__((3, 4), value))
+    refused(bert, "pooler.dense.weight", f"{count} values that are not finite")
+
+
+def test_wrong_type_and_unknown_tensor(bert):
+    edit_tensors(bert, lambda t: t.update({"pooler.dense.bias": np.zeros(56, np.int32), "evil\n\x1b[31m": np.zeros(1, np.float32)}))
+    refused(bert, "1 tensors do not belong", "evil ?[31m")
+    edit_tensors(bert, lambda t: t.pop("evil\n\x1b[31m"))
+    refused(bert, "pooler.dense.bias", "I32", "float16")
+
+
+def test_two_names_of_one_weight(bert):
+    edit_tensors(bert, lambda t: t.update({"bert.pooler.dense.bias": t["pooler.dense.bias"]}))
+    refused(bert, "two names of the same weight")
+
+
+INDEX_CASES = [
+    ({"weight_map": {"a": "../x.safetensors"}}, "plain name"),
+    ({"weight_map": {"a": "/etc/x.safetensors"}}, "plain name"),
+    ({"weight_map": {"a": "x" * 5000 + ".safetensors"}}, "plain name"),
+    ({"weight_map": {"a": "x.bin"}}, "plain name"),
+    ({"weight_map": {"a": 3}}, "plain name"),
+    ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is not in"),
+    ({"weight_map": {"a": "one.safetensors"}}, "disagree about"),
+    ({"weight_map": {}}, "no weight_map"),
+    ({"weight_map": [1]}, "no weight_map"),
+    ([], "expected an object"),
+]
+
+
+@pytest.mark.parametrize("index, word", INDEX_CASES, ids=lambda v: str(v)[:40])
+def test_refused_index(bert, index, word):
+    (bert / "model.safetensors").rename(bert / "one.safetensors")
+    (bert / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(bert, word)
+
+
+MODULE_CASES = [
+    ([{"type": "sentence_transformers.models.Transformer", "path": ""}], "modules Transformer are not supported"),
+    ([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}, {"type": "x.Dense", "path": "2"}], "Dense"),
+    ([{"type": "x.Transformer", "path": "0_T"}, {"type": "x.Pooling", "path": "1_Pooling"}], "'0_T'"),
+    ([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "../1_Pooling"}], "plain name"),
+    ([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "gone"}], "cannot be read"),
+    ([{"type": 3}], "lacks its type"),
+    (["x"], "lacks its type"),
+    ({}, "expected an array"),
+]
+
+
+@pytest.mark.parametrize("modules, word", MODULE_CASES, ids=lambda v: str(v)[-40:])
+def test_refused_modules(sentence, modules, word):
+    (sentence / "modules.json").write_text(json.dumps(modules))
+    refused(sentence, word)
+
+
+def test_sentence_settings(sentence):
+    edit(sentence / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
+    refused(sentence, "pooling ['cls', 'mean'] is not supported")
+    edit(sentence / "1_Pooling" / "config.json", pooling_mode_cls_token=False, pooling_mode_mean_tokens=False, pooling_mode_lasttoken=True)
+    refused(sentence, "pooling_mode_lasttoken")
+    edit(sentence / "1_Pooling" / "config.json", pooling_mode="max")
+    assert read_model(sentence).spec.options["pooling"] == "max"
+    edit(sentence / "sentence_bert_config.json", max_seq_length=0)
+    refused(sentence, "max_seq_length is 0")
+    edit(sentence / "sentence_bert_config.json", max_seq_length=None)
+    assert read_model(sentence).spec.options["max_tokens"] == 64
+    settings_file = sentence / "config_sentence_transformers.json"
+    settings_file.write_text('{"default_prompt_name": "query", "prompts": {"query": "question: "}}')
+    assert read_model(sentence).spec.options["prompt"] == "question: "
+    settings_file.write_text('{"default_prompt_name": "query", "prompts": {}}')
+    refused(sentence, "'query'", "not one of its prompts")
+
+
+# ---- damaged bytes
+
+
+def header(data: dict | bytes, length: int | None = None) -> bytes:
+    text = data if isinstance(data, bytes) else json.dumps(data).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+F32 = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
+HOSTILE = {
+    "empty": b"",
+    "short": b"\x01\x02",
+    "no header": header(b""),
+    "endless header": header(b"{}", (1 << 64) - 1),
+    "100 MB header": header(b"{}", 99_000_000),
+    "not json": header(b"{" * 50),
+    "deep": header(b"[" * 50000),
+    "terabytes": header({"a": F32}),
+    "overflow": header({"a": F32 | {"shape": [1 << 62, 1 << 62]}}),
+    "negative": header({"a": F32 | {"shape": [-1]}}),
+    "backwards": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}) + b"0000",
+    "overlap": header({k: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for k in "ab"}) + b"0000",
+    "wrong length": header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}) + b"0000",
+    "unknown type": header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}) + b"0000",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_safetensors(bert, data):
+    (bert / "model.safetensors").write_bytes(data)
+    refused(bert, "not a sound safetensors file")
+
+
+def test_truncated_safetensors(bert):
+    whole = (bert / "model.safetensors").read_bytes()
+    for keep in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
+        (bert / "model.safetensors").write_bytes(whole[:keep])
+        refused(bert, "not a sound safetensors file")
+    (bert / "model.safetensors").write_bytes(whole + b"\0")
+    refused(bert, "not a sound safetensors file")
+
+
+def survives(folder: Path):
+    """Reading may succeed or raise ModelError, nothing else."""
+    try:
+        for _, array in read_model(folder).weights():
+            assert np.isfinite(array).all()
+    except ModelError as error:
+        assert "\n" not in str(error)
+
+
+@FUZZ
+@given(data=st.data())
+@pytest.mark.parametrize("name, window", [("model.safetensors", 6000), ("config.json", 10**6)])
+def test_flipped_bytes(bert, name, window, data):
+    whole = bytearray((GOLDEN / "bert" / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, min(window, len(whole)) - 1))] = data.draw(st.integers(0, 255))
+    (bert / name).write_bytes(whole)
+    survives(bert)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+CONFIG_KEYS = sorted(json.loads((GOLDEN / "bert" / "config.json").read_text()) | {"id2label": 0, "num_labels": 0, "problem_type": 0})
+
+
+@FUZZ
+@given(key=st.sampled_from(CONFIG_KEYS), value=ANY_JSON, head=st.sampled_from(sorted(FAMILIES["bert"].architectures)))
+def test_any_value_in_config(bert, key, value, head):
+    shutil.copy(GOLDEN / "bert" / "config.json", bert / "config.json")
+    edit(bert / "config.json", **({"architectures": [head]} | {key: value}))
+    survives(bert)
+
+
+@FUZZ
+@given(name=st.sampled_from(["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]), value=ANY_JSON, key=st.text(max_size=3))
+def test_any_sentence_file(sentence, name, value, key):
+    for file in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        shutil.copy(GOLDEN / "bert_sentence" / file, sentence / file)
+    (sentence / name).write_text(json.dumps(value))
+    survives(sentence)
+
+
+# ---- families and random models
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_tables_cover_every_weight(kind):
+    family = FAMILIES[kind]
+    for head in family.architectures.values():
+        for tied in (True, False):
+            fields = family.fields({})
+            options = fields.pop("options") | {"pooler": True, "tied": tied}
+            spec = ModelSpec(family=family.name, name="x", head=head, labels=("a",), options=options, **fields)
+            assert {weight.name for _, weight in named_weights(spec)} <= family.sources.keys()
+
+
+def test_stored_without_tensors_is_zero():
+    assert not stored("heads", [], (2, 3)).any()
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "random:tiny-vit"])
+def test_random_models(name):
+    model = random_model(name)
+    weights = dict(model.weights())
+    assert {n: w.shape for n, w in named_weights(model.spec)} == {n: w.shape for n, w in weights.items()}
+    assert all(w.dtype == np.float32 and w.flags.c_contiguous for w in weights.values())
+    again = dict(random_model(name).weights())
+    assert all(np.array_equal(weights[n], again[n]) for n in weights)
+    other = random_model(name, seed=1)
+    assert other.source_hash != model.source_hash
+    assert not np.array_equal(dict(other.weights())["layers.0.mlp.up.weight"], weights["layers.0.mlp.up.weight"])
+    assert weights["layers.2.mlp.norm.weight"].tolist() == [1.0] * 56
+    assert 0.015 < weights["layers.1.mlp.up.weight"].std() < 0.025
+
+
+def test_random_sizes():
+    specs = {name: random_model(name).spec for name in CONFIGS}
+    large = specs["bert-large"]
+    assert (large.layers, large.hidden, large.heads, large.ffn, large.positions, large.head) == (24, 1024, 16, 4096, 512, "pooler")
+    assert (specs["vit-base"].positions, len(specs["vit-base"].labels), specs["vit-base"].labels[7]) == (197, 1000, "LABEL_7")
+    assert (specs["tiny-vit"].positions, len(specs["tiny-vit"].labels), specs["tiny-bert"].options["vocabulary"]) == (26, 5, 120)
+
+
+def test_unknown_random_model():
+    with pytest.raises(ModelError, match="no random model 'gpt'; there are random:bert-base, .*random:tiny-vit"):
+        random_model("random:gpt")
+
+
+def test_errors_are_the_users():
+    assert issubclass(ModelError, Exception) and not issubclass(ModelError, InputError)
