@@ -253,7 +253,9 @@ def test_refused_config(bert, case):
     refused(bert, *case[1:])
 
 
-@pytest.mark.parametrize("text, word", [("", "not valid JSON"), ("[]", "expected an object"), ("[" * 99999, "not valid JSON"), ("\xff", "JSON")])
+@pytest.mark.parametrize(
+    "text, word", [("", "not valid JSON"), ("[]", "expected an object"), ("[" * 99999, "not valid JSON"), ("\xff", "JSON")]
+)
 def test_config_that_is_no_object(bert, text, word):
     (bert / "config.json").write_bytes(text.encode("latin-1"))
     refused(bert, "config.json", word)
@@ -284,7 +286,8 @@ def test_distillation_token_is_refused():
 def test_missing_things(bert, tmp_path):
     refused(tmp_path / "nowhere", "nowhere not found")
     refused(bert / "config.json", "is not a folder")
-    refused(tmp_path / ("x" * 5000), "not found")
+    with pytest.raises(ModelError, match="not found"):  # the operating system raises for such a name
+        read_model(tmp_path / ("x" * 5000))
     (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
     refused(bert, "pytorch_model.bin", "save_pretrained")
     (bert / "pytorch_model.bin").unlink()
@@ -447,8 +450,8 @@ def test_any_value_in_config(bert, key, value, head):
 
 
 @FUZZ
-@given(name=st.sampled_from(["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]), value=ANY_JSON, key=st.text(max_size=3))
-def test_any_sentence_file(sentence, name, value, key):
+@given(name=st.sampled_from(["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]), value=ANY_JSON)
+def test_any_sentence_file(sentence, name, value):
     for file in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         shutil.copy(GOLDEN / "bert_sentence" / file, sentence / file)
     (sentence / name).write_text(json.dumps(value))

@@ -77,6 +77,8 @@ def read_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | Non
     if path is not None and path.suffix.lower() == ".npz":
         return array_requests(spec, path)
     if spec.embedding == "patches":
+        if source == "-":
+            raise InputError("an image model does not read standard input; give an image, a folder of images or a .npz file")
         return image_requests(spec, files, source)
     if path is None:
         lines = None if source is None else split_lines(read_stream(stdin), "standard input", json_lines=False)

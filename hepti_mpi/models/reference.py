@@ -12,9 +12,7 @@ from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, soft
 from hepti_mpi.models.spec import ModelSpec
 
 
-def forward(
-    spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, lengths: Sequence[int], dtype: DTypeLike = np.float64
-) -> Array:
+def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, lengths: Sequence[int], dtype: DTypeLike = np.float64) -> Array:
     """Return the last hidden state [rows, hidden] of the embedded rows `x` [rows, hidden].
 
     `lengths` are the row counts of the requests that lie one after the other in `x`: a row attends to the rows of its own

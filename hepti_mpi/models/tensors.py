@@ -1,14 +1,17 @@
 """Tensors in safetensors files, one file or sharded. The only user of the safetensors library.
 
-Knows the file format and turns every float type into float32; knows no model and no tensor name.
+The library checks a file; its tensors are then read by their offsets, one at a time, since a mapped file would stay in memory as
+a whole. Turns every float type into float32; knows no model and no tensor name.
 """
 
 import hashlib
+import json
+import math
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes  # noqa: F401  (lets numpy know bfloat16, which safetensors then returns)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -17,7 +20,20 @@ from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_sma
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: its bits are the upper half of a float32
+HEADER_LIMIT = 32 << 20  # bytes
 OTHER_FORMATS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: `start` and `size` in bytes of the file, `kind` as safetensors calls it."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
 
 
 class TensorFiles:
@@ -27,47 +43,41 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open every file and read its header. Raises ModelError for files that are missing, damaged or disagree."""
+        """Read the header of every file. Raises ModelError for files that are missing, damaged or disagree."""
         promised = find_files(folder)
         self.paths = [folder / name for name in sorted(promised)]
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, tuple[Path, Any, str]] = {}  # tensor -> path, handle, type
+        self._tensors: dict[str, Tensor] = {}
         for path in self.paths:
-            self._add(path, promised[path.name])
-
-    def _add(self, path: Path, promised: set[str] | None) -> None:
-        """Read the header of one file; `promised` are the tensors that the index says are in it."""
-        try:
-            handle: Any = safe_open(path, framework="np")
-            names = set(handle.keys())
-            slices = {name: handle.get_slice(name) for name in sorted(names)}
-            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-        except (SafetensorError, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
-            raise ModelError(f"{path} is not a sound safetensors file: {shown(error)}") from None
-        if promised is not None and promised != names:
-            odd = sorted(promised ^ names)
-            raise ModelError(f"{path} and {INDEX} disagree about {len(odd)} tensors, first {shown(odd[0], 100)}")
-        for name, (shape, kind) in found.items():
-            if name in self._files:
-                raise ModelError(f"tensor {shown(name, 100)} is in {self._files[name][0].name} and in {path.name}")
-            self.shapes[name], self._files[name] = shape, (path, handle, kind)
+            found = read_header(path)
+            expected = promised[path.name]
+            if expected is not None and expected != found.keys():
+                odd = sorted(expected ^ found.keys())
+                raise ModelError(f"{path} and {INDEX} disagree about {len(odd)} tensors, first {shown(odd[0], 100)}")
+            self._tensors |= found  # an index names one file for each tensor, so that no name comes twice
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def check_types(self, names: Iterable[str]) -> None:
         """Raise ModelError when one of these tensors is not of a type that can be converted to float32."""
         for name in names:
-            path, _, kind = self._files[name]
-            if kind not in FLOATS:
-                raise ModelError(f"{path}: tensor {shown(name, 100)} is of type {kind}; supported: {', '.join(FLOATS.values())}")
+            tensor = self._tensors[name]
+            if tensor.kind not in FLOATS:
+                raise ModelError(f"{tensor.path}: tensor {name} is of type {tensor.kind}; supported: {', '.join(FLOATS.values())}")
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32. Raises ModelError when it holds a value that is not finite."""
-        path, handle, _ = self._files[name]
+        tensor = self._tensors[name]
         try:
-            array = np.asarray(handle.get_tensor(name), dtype=np.float32)
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{path}: tensor {shown(name, 100)} cannot be read: {shown(error)}") from None
+            with tensor.path.open("rb") as file:
+                file.seek(tensor.start)
+                array = np.fromfile(file, STORED[tensor.kind], math.prod(tensor.shape)).reshape(tensor.shape)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{tensor.path}: tensor {name} cannot be read: {shown(error)}") from None
+        if tensor.kind == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        array = np.asarray(array, dtype=np.float32)
         if not np.isfinite(array).all():
-            raise ModelError(f"{path}: tensor {shown(name, 100)} holds {int((~np.isfinite(array)).sum())} values that are not finite")
+            count = int((~np.isfinite(array)).sum())
+            raise ModelError(f"{tensor.path}: tensor {name} holds {count} values that are not finite")
         return array
 
     def hash(self, config: bytes) -> str:
@@ -82,6 +92,30 @@ class TensorFiles:
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from None
         return digest.hexdigest()
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file whose header the safetensors library accepts. Raises ModelError."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > HEADER_LIMIT:
+                raise ValueError(f"its header claims {length} bytes, the limit is {HEADER_LIMIT}")
+            with safe_open(path, framework="np"):
+                pass  # checks the header, that the tensors fill the file without overlap, and every size
+            header = json.loads(file.read(length))
+            whole = os.fstat(file.fileno()).st_size
+        header.pop("__metadata__", None)
+        found: dict[str, Tensor] = {}
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            found[name] = Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, stop - start)
+            wanted = math.prod(entry["shape"]) * np.dtype(STORED.get(entry["dtype"], "u1")).itemsize
+            if stop < start or 8 + length + stop > whole or (entry["dtype"] in STORED and wanted != stop - start):
+                raise ValueError(f"tensor {name} does not lie inside the file with its {wanted} bytes")
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise ModelError(f"{path} is not a sound safetensors file: {shown(error)}") from None
+    return found
 
 
 def find_files(folder: Path) -> dict[str, set[str] | None]:

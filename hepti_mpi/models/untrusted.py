@@ -44,6 +44,6 @@ def plain_name(name: object) -> bool:
 
 
 def shown(text: object, limit: int = 200) -> str:
-    """Return `text` on one line, cut off after `limit` characters, with `?` for what cannot be printed."""
-    line = " ".join(str(text).split())[:limit]
+    """Return `text` on one line, cut off after `limit` characters, with `?` for what cannot be printed, without a full stop."""
+    line = " ".join(str(text).split())[:limit].rstrip(". ")
     return "".join(c if c.isprintable() else "?" for c in line)

@@ -193,8 +193,9 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
         writer.write(op)
     graph = writer.graph
     outputs = tuple(name for name in compute.writes if name not in writer.zeros)
-    if not graph.nodes or not outputs:
-        return Segment(None, (), (), tuple(writer.zeros))
+    zeros = tuple(name for name in compute.writes if name in writer.zeros)
+    if not outputs:
+        return Segment(None, (), (), zeros)
     used = {name for node in graph.nodes for name in node.input}
     widths = {name: 2 * spec.hidden for op in compute.ops if op.kind == "attend" for name in op.reads[1:]}
     widths |= {name: 2 * spec.hidden for op in compute.ops if op.kind == "project" for name in op.writes[1:]}
@@ -208,7 +209,7 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
     infos += [helper.make_tensor_value_info(name, INDEXES[name], ranks[name]) for name in graph.indexes]
     proto = helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
     session = _session(proto, store.path.parent, mode)
-    return Segment(session, (*inputs, *graph.indexes), outputs, tuple(name for name in writer.zeros if name in compute.writes))
+    return Segment(session, (*inputs, *graph.indexes), outputs, zeros)
 
 
 def _session(graph: onnx.GraphProto, folder: Path, mode: str) -> onnxruntime.InferenceSession:

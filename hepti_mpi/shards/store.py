@@ -170,7 +170,10 @@ class Store:
             raise StoreError(f"{self.path} has store format {version}, this program reads {FORMAT_VERSION}; {AGAIN}")
         text, self.source_hash = str(attributes["spec"]), str(attributes["source_hash"])
         self.files: dict[str, bytes] = {}
-        for name, dataset in self._file.get("files", {}).items():
+        found: list[tuple[str, Any]] = []  # a file's name may have a folder in it
+        if "files" in self._file:
+            self._file["files"].visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
+        for name, dataset in found:
             if dataset.dtype != np.uint8 or dataset.nbytes > self._size:
                 raise StoreError(f"{self.path}: file {name} in it is damaged; {AGAIN}")
             self.files[name] = dataset[()].tobytes()

@@ -1,0 +1,52 @@
+"""Run pytest in lockstep on every rank: rank 0 reports; a failure on any rank ends all of them, since the others would hang."""
+
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+from hepti_mpi.comm import Comm, abort_all, host_name
+from hepti_mpi.runtime import graphs
+from hepti_mpi.runtime.job import Machine
+
+WORLD = Comm.world()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if WORLD.rank:
+        config.option.verbose = -3
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115  for the life of the process
+        config.pluginmanager.unregister(name="terminalreporter")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
+    outcome = yield
+    if outcome.excinfo is not None and not issubclass(outcome.excinfo[0], pytest.skip.Exception):
+        pyfuncitem.config.pluginmanager.getplugin("capturemanager").suspend_global_capture()
+        print(f"\nfailed on {host_name()} (rank {WORLD.rank} of {WORLD.size}): {pyfuncitem.nodeid}", file=sys.stderr)
+        traceback.print_exception(*outcome.excinfo, file=sys.stderr)
+        sys.stderr.flush()
+        if WORLD.size > 1:
+            abort_all(1)
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    graphs.configure(1)
+    return Machine(WORLD, cores=1, threads=1)
+
+
+@pytest.fixture(scope="session")
+def world() -> Comm:
+    return WORLD
+
+
+@pytest.fixture(scope="session")
+def folder(world: Comm):
+    """A folder that all ranks share."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(world.from_root(name))
+        world.barrier()

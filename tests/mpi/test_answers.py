@@ -1,0 +1,173 @@
+"""The engine on real ranks against transformers' outputs: every strategy, mixes, uneven and empty shares, odd sizes, padding."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hepti_mpi import splits
+from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.reference import forward
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.reporting import outputs
+from hepti_mpi.runtime import job
+from hepti_mpi.shards import store as stores
+from hepti_mpi.shards.slicing import rank_slices
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TOLERANCE = 1e-4
+HEADS, COLUMNS, ROWS = "heads", "columns", "rows"
+LAYOUTS = [(HEADS, COLUMNS), (HEADS, ROWS), (ROWS, COLUMNS), (ROWS, ROWS)]
+SHARES = {
+    "even": lambda n: (1,) * n,
+    "uneven": lambda n: ((5, 1, 1, 1) + (2,) * n)[:n],
+    "with nothing": lambda n: ((1, 0, 3) + (0, 2) * n)[:n],
+    "all on the last": lambda n: (0,) * (n - 1) + (1,),
+}
+
+
+def plan_of(spec, source_hash, layers, shares, mode="packed", reduction="allreduce", rows=9) -> Plan:
+    layers = tuple(layers)
+    heads = splits.split(spec.heads, shares) if any(a == HEADS for a, _ in layers) else (0,) * len(shares)
+    columns = splits.split(spec.ffn, shares, spec.column_granule) if any(m == COLUMNS for _, m in layers) else (0,) * len(shares)
+    return Plan(spec.name, source_hash, layers, heads, columns, splits.split(rows, shares), ("here",) * len(shares), (mode,) * len(shares), reduction)
+
+
+@lru_cache(maxsize=None)
+def opened(folder: Path, case: str, rank: int, make) -> stores.Store:
+    path = folder / f"{case}.h5"
+    if rank == 0 and not path.exists():
+        stores.write(path, random_model(case) if case.startswith("tiny") else read_model(GOLDEN / case))
+    make.barrier()
+    return stores.Store(path)
+
+
+def answered(machine, store, plan, source, batch_rows=1 << 20, repeat=1):
+    """Return (requests, outcome) on rank 0 and (None, outcome) elsewhere."""
+    ready = job.load(machine, store, plan, None, {})
+    requests = read_requests(store.spec, store.files, str(source), None) if machine.world.rank == 0 else None
+    return requests, job.answer(ready, requests, batch_rows, repeat, full_logits=True, progress=lambda count: None)
+
+
+def compare(machine, store, plan, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_output", "logits", "embedding")):
+    requests, outcome = answered(machine, store, plan, path, batch_rows)
+    if requests is None:
+        return
+    expected = np.load(path)
+    compared = 0
+    for name in names:
+        if f"expected_{name}" in expected and all(name in result for result in outcome.results):
+            got = outputs.stacked(name, requests, [result[name] for result in outcome.results])
+            want = expected[f"expected_{name}"]
+            assert got.shape == want.shape, (name, got.shape, want.shape)
+            assert np.isfinite(got).all()
+            assert np.abs(got - want).max() <= TOLERANCE, (name, np.abs(got - want).max())
+            compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
+@pytest.mark.parametrize("case", ["bert", "vit"])
+def test_every_strategy_and_share(machine, folder, case, layout, shares):
+    store = opened(folder, case, machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size))
+    for path in sorted((GOLDEN / case).glob("expected*.npz")):
+        names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
+        compare(machine, store, plan, path, names=names)
+
+
+@pytest.mark.parametrize("reduction", ["allreduce", "reduce_scatter"])
+@pytest.mark.parametrize("mode", ["packed", "mapped"])
+@pytest.mark.parametrize("case", ["bert", "vit"])
+def test_mixed_layers_and_modes(machine, folder, case, mode, reduction):
+    store = opened(folder, case, machine.world.rank, machine.world)
+    shares = SHARES["uneven"](machine.world.size)
+    for layers in ([LAYOUTS[3], LAYOUTS[1], LAYOUTS[0]], [LAYOUTS[0], LAYOUTS[3], LAYOUTS[2]], [LAYOUTS[2], LAYOUTS[0], LAYOUTS[0]]):
+        plan = plan_of(store.spec, store.source_hash, layers, shares, mode, reduction)
+        compare(machine, store, plan, next((GOLDEN / case).glob("expected*.npz")))
+
+
+def test_heads_columns_and_rows_of_different_shares(machine, folder):
+    """A rank may have heads and no columns, or columns and no rows."""
+    store, size = opened(folder, "bert", machine.world.rank, machine.world), machine.world.size
+    for layers in ([LAYOUTS[0]] * 3, [LAYOUTS[1], LAYOUTS[2], LAYOUTS[0]]):
+        one, other = (tuple(int(rank % 2 == odd or size == 1) for rank in range(size)) for odd in (0, 1))
+        base = plan_of(store.spec, store.source_hash, layers, (1,) * size)
+        plan = Plan(base.model, base.source_hash, base.layers, splits.split(7, one), splits.split(101, other), splits.split(9, one), base.hosts, base.weights_mode)
+        compare(machine, store, plan, GOLDEN / "bert" / "expected_padded.npz")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
+@pytest.mark.parametrize("case", ["bert_mlm", "bert_seqcls", "bert_tokencls", "bert_fp16", "bert_bf16", "bert_sharded", "bert_sentence", "vit_cls", "deit"])
+def test_every_head_and_source(machine, folder, case, layout):
+    store = opened(folder, case, machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    compare(machine, store, plan, GOLDEN / case / "expected.npz")
+
+
+@pytest.mark.parametrize("batch_rows", [1, 14, 1000])
+def test_batching_changes_nothing(machine, folder, batch_rows):
+    store = opened(folder, "bert", machine.world.rank, machine.world)
+    for layout in LAYOUTS:
+        plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
+        compare(machine, store, plan, GOLDEN / "bert" / "expected_padded.npz", batch_rows)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
+def test_same_bits_in_every_run(machine, folder, layout):
+    store = opened(folder, "bert", machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
+    runs = [answered(machine, store, plan, GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
+    if machine.world.rank == 0:
+        first, *others = [run.results[0]["last_hidden_state"].tobytes() for run in runs]
+        assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("case", ["tiny-bert", "tiny-vit"])
+def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
+    store = opened(folder, case, machine.world.rank, machine.world)
+    spec = store.spec
+    weights = dict(random_model(case).weights())
+    for layout in LAYOUTS:
+        plan = plan_of(spec, store.source_hash, (layout,) * spec.layers, SHARES["even"](machine.world.size))
+        ready = job.load(machine, store, plan, None, {})
+        lengths = (5, 1, 7)
+        embedded = np.random.default_rng(3).standard_normal((13, spec.hidden), dtype=np.float32)
+        got = ready.engine.run(lengths, embedded if machine.world.rank == 0 else None)
+        if machine.world.rank == 0:
+            assert np.abs(got - forward(spec, weights, embedded, lengths)).max() <= TOLERANCE
+
+
+def test_rank_files_hold_what_a_rank_needs(machine, folder):
+    world = machine.world
+    whole = opened(folder, "bert", world.rank, world)
+    for number, layout in enumerate(LAYOUTS):
+        plan = plan_of(whole.spec, whole.source_hash, (layout,) * 3, SHARES["uneven"](world.size))
+        parts = folder / f"parts{number}"
+        if world.rank == 0:
+            for rank in range(world.size):
+                stores.write_part(parts / f"rank{rank:02d}.h5", whole, rank_slices(whole.spec, plan, rank))
+        world.barrier()
+        compare(machine, job.open_store(machine, parts), plan, GOLDEN / "bert" / "expected_padded.npz")
+
+
+def test_loading_reads_only_the_own_slices(machine, folder):
+    """Bytes that verify() reads by pread are the rank's slices and nothing else, by the kernel's own count."""
+    store = opened(folder, "bert", machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (LAYOUTS[0],) * 3, SHARES["uneven"](machine.world.size))
+    own = sum(piece.bytes for piece in rank_slices(store.spec, plan, machine.world.rank))
+    assert store.verify(rank_slices(store.spec, plan, machine.world.rank)) == own
+    before = _read_by_calls()
+    store.verify(rank_slices(store.spec, plan, machine.world.rank))
+    cost_of_looking = _read_by_calls() - (after := _read_by_calls())
+    assert own <= after - before <= own + 4096 * 4 + abs(cost_of_looking) + 40_000  # HDF5 reads its index of checksums too
+
+
+def _read_by_calls() -> int:
+    with open(f"/proc/{os.getpid()}/io") as file:
+        return int(next(line.split()[1] for line in file if line.startswith("rchar")))
