@@ -76,11 +76,25 @@ def weights_option(command: Callable[..., None]) -> Callable[..., None]:
 def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what narrows the planner's search."""
     for option in (
-        click.option("--weights-mode", type=click.Choice(["packed", "mapped", "auto"]), default="auto", show_default=True, help="Copy weights into the kernels' order, or page them from the file."),
-        click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."),
+        click.option(
+            "--weights-mode",
+            type=click.Choice(["packed", "mapped", "auto"]),
+            default="auto",
+            show_default=True,
+            help="Copy weights into the kernels' order, or page them from the file.",
+        ),
+        click.option(
+            "--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."
+        ),
         click.option("--shares", type=Shares(), help="Force the proportions of the ranks, such as 5,1,1,1."),
         click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
-        click.option("--strategy", type=click.Choice(["auto", "tensor", "hybrid", "sequence"]), default="auto", show_default=True, help="Consider only plans of this strategy."),
+        click.option(
+            "--strategy",
+            type=click.Choice(["auto", "tensor", "hybrid", "sequence"]),
+            default="auto",
+            show_default=True,
+            help="Consider only plans of this strategy.",
+        ),
     ):
         command = option(command)
     return command
@@ -177,9 +191,12 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
 
     profile = profiles.load(profile_file)
     with Store(_store_path(weights)) as store:
-        if profile.shape != (store.spec.hidden, store.spec.ffn):
-            raise ProfileError(f"profile {profile_file} was measured at hidden {profile.shape[0]} and ffn {profile.shape[1]}, the model has {store.spec.hidden} and {store.spec.ffn}; "
-                               "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE")
+        shape = (store.spec.hidden, store.spec.ffn)
+        if profile.shape != shape:
+            raise ProfileError(
+                f"profile {profile_file} was measured at (hidden, ffn) {profile.shape}, the model has {shape}; "
+                "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
+            )
         begin = time.perf_counter()
         decision = planner.choose(store.spec, store.source_hash, profile, _request(rows, rows, options, len(profile.nodes)))
         seconds = time.perf_counter() - begin
@@ -228,11 +245,25 @@ def profile(weights: Path | None, output: Path | None, threads: int | None, fres
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads per rank; left out: the host's cores divided among its ranks.")
-@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring.")
-@click.option("--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows.")
+@click.option(
+    "--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring."
+)
+@click.option(
+    "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
+)
 @planning_options
-def run(weights: Path | None, source: str | None, output: Path | None, plan_file: Path | None, profile_file: Path | None, fresh: bool,
-        threads: int | None, repeat: int, batch_rows: int, **options: Any) -> None:
+def run(
+    weights: Path | None,
+    source: str | None,
+    output: Path | None,
+    plan_file: Path | None,
+    profile_file: Path | None,
+    fresh: bool,
+    threads: int | None,
+    repeat: int,
+    batch_rows: int,
+    **options: Any,
+) -> None:
     """Answer inputs on all ranks together.
 
     \b
@@ -241,7 +272,8 @@ def run(weights: Path | None, source: str | None, output: Path | None, plan_file
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
     from hepti_mpi.models.preprocess import read_requests
-    from hepti_mpi.planning import plan as plans, planner
+    from hepti_mpi.planning import plan as plans
+    from hepti_mpi.planning import planner
     from hepti_mpi.reporting import outputs
     from hepti_mpi.runtime import job
 
@@ -301,7 +333,9 @@ def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path |
             for line in lines:
                 click.echo(records.answer_line(line))
     spent = records.divide_time(ready.program, plan.active, outcome.seconds)
-    record = records.run_record(spec.name, spec.family, plan, outcome.latencies, outcome.rows, len(requests) * repeat, ready.startup_seconds, outcome.facts, spent)
+    record = records.run_record(
+        spec.name, spec.family, plan, outcome.latencies, outcome.rows, len(requests) * repeat, ready.startup_seconds, outcome.facts, spent
+    )
     click.echo("\n" + records.run_lines(record, ready.decision))
     click.echo(json.dumps(record))
 
@@ -381,5 +415,3 @@ def _progress(label: str, total: int, shown: bool = True) -> Iterator[Callable[[
         return
     with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
         yield bar.update
-
-

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ class Plan:
     def planned_rows(self) -> int:
         return sum(self.rows)
 
-    @property
+    @cached_property
     def active(self) -> tuple[int, ...]:
         """The ranks that hold a part of the layers."""
         return tuple(r for r in range(self.ranks) if self.heads[r] or self.columns[r] or self.rows[r])
@@ -124,6 +126,11 @@ def _counts(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def granules_fit(columns: Sequence[int], granule: int) -> bool:
+    """Tell whether every part that is not empty starts at a multiple of `granule`."""
+    return not any(start % granule for start, count in zip(splits.starts(columns), columns) if count)
+
+
 def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     """Refuse a plan that is not one for this model and this number of ranks. Raises PlanError naming both numbers."""
     if plan.source_hash != source_hash:
@@ -141,7 +148,7 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     for what, counts, total in (("heads", plan.heads, spec.heads), ("columns", plan.columns, spec.ffn)):
         if sum(counts) != (total if what in used else 0):
             raise PlanError(f"the plan has {sum(counts)} {what}, model {spec.name} has {total}")
-    if any(start % spec.column_granule for start in splits.starts(plan.columns)):
+    if not granules_fit(plan.columns, spec.column_granule):
         raise PlanError(f"the plan's columns do not start at multiples of {spec.column_granule}")
     if plan.planned_rows < 1 or plan.reduction not in ("allreduce", "reduce_scatter"):
         raise PlanError("the plan has no rows or an unknown reduction")

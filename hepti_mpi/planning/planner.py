@@ -15,12 +15,14 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import FLOAT, Price, Pricer, activation_bytes, activation_widths
-from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.division import common_lack, fill, most
+from hepti_mpi.planning.plan import Plan, granules_fit
 from hepti_mpi.planning.program import Program, make_program
 
 Layers = tuple[tuple[str, str], ...]
 LEANER = (("rows", "rows"), ("heads", "rows"), ("rows", "columns"), ("heads", "columns"))  # most memory first
-EVERY_SUBSET = 4  # ranks up to which all subsets are tried; beyond, prefixes of the ranks by speed and by memory
+EVERY_SUBSET = 4  # ranks up to which all subsets are tried; beyond, each alone and prefixes by speed and by memory
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of those prefixes
 REFINED = 3  # candidates improved by moving single units
 
 
@@ -146,8 +148,10 @@ class _Search:
         speed = self.pricer.gemm[:, -1] * self.pricer.crowding(tuple(everyone))
         link = self.pricer.seconds_per_byte.max(axis=1)
         orders = [np.lexsort((everyone, speed)), np.lexsort((everyone, -self.limits)), np.lexsort((everyone, speed, link.round(9)))]
-        sizes = sorted({smallest, self.ranks, *(s for s in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024) if smallest <= s <= self.ranks)})
-        yield from dict.fromkeys(tuple(sorted(int(r) for r in order[:size])) for size in sizes for order in orders)
+        sizes = sorted({smallest, self.ranks, *(size for size in SIZES if smallest <= size <= self.ranks)})
+        prefixes = (tuple(sorted(int(rank) for rank in order[:size])) for size in sizes for order in orders)
+        alone = [(rank,) for rank in everyone] if smallest == 1 else []
+        yield from dict.fromkeys([*prefixes, *alone])
 
     def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
@@ -269,7 +273,7 @@ class _Search:
         slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
         table = (self.pricer.gemm[members] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
         table[~allowed, 1:] = np.inf
-        return _fill(table, rows)
+        return fill(table, rows)
 
     def divide_weights(self, members: np.ndarray, room: np.ndarray, by_heads: int, by_columns: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
@@ -285,12 +289,11 @@ class _Search:
         granule, granules = spec.column_granule, -(-spec.ffn // spec.column_granule)
         for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
             if by_heads:
-                limit = np.minimum(rounding(fraction * spec.heads), np.floor(np.maximum(room, 0) / head_bytes) if head_bytes else spec.heads)
+                limit = np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads))
                 cost = (gemm * 4 * spec.hidden + pricer.attention[members] * 2.0 * rows * pricer.attended) * spec.head_dim * crowding
                 heads = self.divide_units(cost, spec.heads, limit, members)
             if heads is not None and by_columns:
-                left = np.maximum(room - heads * head_bytes, 0)
-                limit = np.minimum(np.floor(left / (column_bytes * granule)) if column_bytes else granules, granules)
+                limit = most(room - heads * head_bytes, column_bytes * granule, granules)
                 cost = (gemm * 2 * spec.hidden + pricer.element[members] * rows) * granule * crowding
                 units = self.divide_units(cost, granules, limit, members)
                 columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
@@ -307,7 +310,7 @@ class _Search:
             return forced if (forced <= limit).all() else None
         table = cost[:, None] * np.arange(units + 1)
         table[np.arange(units + 1) > limit[:, None]] = np.inf
-        return _fill(table, units)
+        return fill(table, units)
 
     # improvement
 
@@ -331,7 +334,7 @@ class _Search:
                     moved[busiest] -= step
                     moved[other] += step
                     parts = {"heads": plan.heads, "columns": plan.columns, "rows": plan.rows} | {which: tuple(moved)}
-                    if which == "columns" and any(start % granule for start in splits.starts(parts["columns"])):
+                    if which == "columns" and not granules_fit(parts["columns"], granule):
                         continue
                     tried = self.priced(plan.layers, parts["heads"], parts["columns"], parts["rows"])
                     if tried.price.seconds < found.price.seconds * (1 - 1e-6) and self.fits(tried):
@@ -354,10 +357,9 @@ class _Search:
         split = self.spec.layers * ((self.attention_bytes if layout[0] == "heads" else 0) + (self.mlp_bytes if layout[1] == "columns" else 0))
         shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
         need = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split)
-        if self.request.shares is None and layout == ("heads", "columns"):  # divided by memory: everybody lacks the same
-            need = room + (whole - np.maximum(room, 0).sum()) / len(everyone)
-            need = np.maximum(need, room + self.attention_bytes / self.spec.heads)  # at the least one head of one layer
         lack = need - room
+        if self.request.shares is None and layout == ("heads", "columns") and len(everyone) > 1:  # divided by memory
+            lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.heads)  # at the least one head of one layer
         worst = int(np.argmax(lack))
         rank = everyone[worst]
         name = "single" if len(everyone) == 1 else Plan.strategy_of(layout)
@@ -367,30 +369,12 @@ class _Search:
             "add ranks, raise --memory-limit, or run with --weights-mode mapped, which reads weights from storage while computing")
 
 
-def _fill(table: np.ndarray, units: int) -> np.ndarray:
-    """Return how many of `units` each rank takes so that the largest entry table[rank, taken] is least; rows of the table rise."""
-    levels = np.unique(table[np.isfinite(table)])
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if ((table <= levels[middle]).sum(axis=1) - 1).sum() >= units:
-            high = middle
-        else:
-            low = middle + 1
-    taken = (table <= levels[low]).sum(axis=1) - 1
-    taken = np.maximum(taken, 0)
-    for _ in range(int(taken.sum()) - units):  # give back where it shortens the longest time
-        time = np.where(taken > 0, table[np.arange(len(taken)), taken], -np.inf)
-        taken[int(np.argmax(time))] -= 1
-    return taken
-
-
 def _order(candidate: Candidate) -> tuple[float, int, str]:
     return candidate.price.seconds, len(candidate.plan.active), candidate.plan.hash
 
 
 def _before(one: Candidate, other: Candidate) -> bool:
-    return _order(one)[:2] < _order(other)[:2]
+    return (one.price.seconds, len(one.plan.active)) < (other.price.seconds, len(other.plan.active))
 
 
 def left_out(decision: Decision) -> Iterable[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -86,7 +87,7 @@ class _Graph:
         self.indexes: dict[str, None] = {}
         self.count = 0
 
-    def node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, domain: str = "", **attributes: object) -> str:
+    def node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, domain: str = "", **attributes: Any) -> str:
         if outputs is None:
             self.count += 1
             outputs = [f"{kind}_{self.count}"]
@@ -253,9 +254,12 @@ def timers(spec: ModelSpec) -> Timers:
         return lambda: gemm.run(None, feed)
 
     return Timers(
-        gemm=of_rows, weights=2 * hidden * columns * blocks,
-        attention=lambda: attention.run(None, {"q": batch, "k": batch, "v": batch}), attention_macs=2 * rows * rows * hidden,
-        elements=lambda: elements.run(None, {"x": some[rows], "p": some[rows]}), element_count=rows * hidden,
+        gemm=of_rows,
+        weights=2 * hidden * columns * blocks,
+        attention=lambda: attention.run(None, {"q": batch, "k": batch, "v": batch}),
+        attention_macs=2 * rows * rows * hidden,
+        elements=lambda: elements.run(None, {"x": some[rows], "p": some[rows]}),
+        element_count=rows * hidden,
         nothing=lambda: elements.run(None, {"x": some[1], "p": some[1]}),
     )
 

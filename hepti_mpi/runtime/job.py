@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import __version__
-from hepti_mpi.cluster import probe, profile as profiles
+from hepti_mpi.cluster import probe
+from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm import Comm, host_name
 from hepti_mpi.errors import HeptiError, InputError, PlanError, ProfileError, StoreError
 from hepti_mpi.models.heads import apply_head, embed
 from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec, Weight
-from hepti_mpi.planning import plan as plans, planner
+from hepti_mpi.planning import plan as plans
+from hepti_mpi.planning import planner
 from hepti_mpi.planning.cost import Price, Pricer
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
@@ -101,7 +103,10 @@ def open_store(machine: Machine, path: Path) -> Store:
     hashes = world.gather_all(stores[0].source_hash)
     with together(world):
         if hashes[world.rank] != hashes[0]:
-            raise StoreError(f"{stores[0].path} holds a model with source hash {hashes[world.rank][:12]}, rank 0 has {hashes[0][:12]}; copy the same store to every host")
+            own_hash, first = hashes[world.rank][:12], hashes[0][:12]
+            raise StoreError(
+                f"{stores[0].path} holds a model with source hash {own_hash}, rank 0 has {first}; copy the same store to every host"
+            )
     return stores[0]
 
 
@@ -145,7 +150,8 @@ def _usable(path: Path, nodes: list[tuple[str, int, int]], shape: tuple[int, int
         say(f"{error}: measuring again")
         return None
     if reason and required:
-        raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; measure again with: mpirun ... python -m hepti_mpi profile --fresh")
+        again = "measure again with: mpirun -hostfile FILE python -m hepti_mpi profile --fresh"
+        raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; {again}")
     if reason:
         say(f"profile {path} does not match: {reason}; measuring again")
         return None
@@ -167,7 +173,9 @@ def decide(machine: Machine, store: Store, profile: ClusterProfile, request: pla
     return planner.Decision(planner.Candidate(decided, price, ()), (), (), ())
 
 
-def load(machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float], verify: bool = True) -> Ready:
+def load(
+    machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float], verify: bool = True
+) -> Ready:
     """Check the plan, read and verify this rank's slices, and build the engine. Collective."""
     world, begin = machine.world, time.perf_counter()
     with together(world):
@@ -221,14 +229,16 @@ def batches(lengths: Sequence[int], most_rows: int) -> list[tuple[int, int]]:
     return [*result, (first, len(lengths))] if len(lengths) else []
 
 
-def answer(ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: int, repeat: int, full_logits: bool, progress: Callable[[int], None]) -> Outcome:
+def answer(
+    ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: int, repeat: int, full_logits: bool, progress: Callable[[int], None]
+) -> Outcome:
     """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
 
     A batch's latency runs from its input in memory to its answers in memory, on rank 0.
     """
     world, engine, spec = ready.machine.world, ready.engine, ready.spec
-    every: list[list[int]] = world.from_root([request.rows for request in requests] if requests is not None else None)  # type: ignore[assignment]
-    parts = batches(every, batch_rows)  # type: ignore[arg-type]
+    every: list[int] = world.from_root([request.rows for request in requests] if requests is not None else None)
+    parts = batches(every, batch_rows)
     weights = RootWeights(ready.store) if requests is not None else None
     outcome = Outcome([], [], [], None)
     seconds = np.zeros((repeat * len(parts), len(ready.program)))
@@ -238,12 +248,12 @@ def answer(ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: in
             lengths = every[first:stop]
             begin = time.perf_counter()
             if requests is None:
-                engine.run(lengths, None)  # type: ignore[arg-type]
+                engine.run(lengths, None)
             else:
                 assert weights is not None
                 batch = requests[first:stop]
                 arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
-                hidden = engine.run(lengths, embed(spec, weights, arrays))  # type: ignore[arg-type]
+                hidden = engine.run(lengths, embed(spec, weights, arrays))
                 assert hidden is not None
                 results = apply_head(spec, weights, ready.store.files, hidden, batch, full_logits)
                 for at, request, result in zip(np.cumsum([0, *lengths]), batch, results):
@@ -251,11 +261,16 @@ def answer(ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: in
                 outcome.results.extend(results)
                 progress(stop - first)
             outcome.latencies.append(time.perf_counter() - begin)
-            outcome.rows.append(int(sum(lengths)))  # type: ignore[arg-type]
+            outcome.rows.append(int(sum(lengths)))
             seconds[turn * len(parts) + number] = engine.seconds
     world.barrier()
     outcome.seconds = world.gather_matrix(seconds)
-    facts = {"host": host_name(), "threads": ready.machine.threads, "weight_bytes": engine.weight_bytes, "peak_resident_bytes": peak_resident_bytes()}
+    facts = {
+        "host": host_name(),
+        "threads": ready.machine.threads,
+        "weight_bytes": engine.weight_bytes,
+        "peak_resident_bytes": peak_resident_bytes(),
+    }
     outcome.facts = world.gather_all(facts)
     return outcome
 

