@@ -38,6 +38,8 @@ def main() -> None:
         code = error.exit_code
         if not error.agreed:
             abort_all(code)
+    except SystemExit:
+        raise
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         _tell(f"error on {host_name()} (rank {rank}): {type(error).__name__}: {' '.join(str(error).split())}")
         if os.environ.get("HEPTI_TRACEBACK"):

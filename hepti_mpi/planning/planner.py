@@ -155,7 +155,7 @@ class _Search:
 
     def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
-        uniform = self.layouts()
+        uniform = self.layouts() if len(subset) > 1 else self.layouts()[-1:]  # on one rank all layouts are the same
         for layout in uniform:
             yield (layout,) * self.spec.layers
         if self.request.strategy != "auto" or self.request.layout is not None or len(subset) == 1 or self.request.mode == "mapped":
@@ -261,15 +261,14 @@ class _Search:
         if self.request.shares is not None:
             shares = np.array(self.request.shares)[members] * allowed
             return np.array(splits.split(rows, shares if shares.sum() else allowed))
-        attention, mlp = layers[0]
+        attention = [a for a, _ in layers].count("rows") / len(layers)  # the part of the layers that is computed by rows
+        mlp = [m for _, m in layers].count("rows") / len(layers)
         hidden = spec.hidden
         crowding = self.pricer.crowding(tuple(members))[members]
-        weights = (4 * hidden * hidden if attention == "rows" else 0) + (2 * hidden * spec.ffn if mlp == "rows" else 0)
-        slope = self.pricer.element[members] * 2 * hidden
-        if attention == "rows":
-            slope = slope + self.pricer.attention[members] * 2.0 * self.pricer.attended * hidden
-        # sending its rows to the others is part of what a row costs a rank
-        exchanged = FLOAT * hidden * (2 if attention == "rows" else 1)
+        weights = 4 * hidden * hidden * attention + 2 * hidden * spec.ffn * mlp
+        slope = self.pricer.element[members] * 2 * hidden + self.pricer.attention[members] * 2.0 * self.pricer.attended * hidden * attention
+        # sending its rows to the others is part of what a row costs a rank: K and V, or the block's input
+        exchanged = FLOAT * hidden * (1 + attention)
         slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
         table = (self.pricer.gemm[members] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
         table[~allowed, 1:] = np.inf

@@ -1,0 +1,46 @@
+"""The real all-MiniLM-L6-v2 on real sentences. HEPTI_MINILM names the folder of the model; tests/run.sh installs it and sets that."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_answers import LAYOUTS, SHARES, plan_of
+
+from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.runtime import job
+from hepti_mpi.shards import store as stores
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "minilm" / "expected_text.json"
+COSINE = 0.99999
+
+
+@pytest.fixture(scope="module")
+def store(machine, folder):
+    if "HEPTI_MINILM" not in os.environ:
+        pytest.skip("HEPTI_MINILM does not name the folder of all-MiniLM-L6-v2; bash tests/run.sh installs it")
+    path = folder / "minilm.h5"
+    if machine.world.rank == 0:
+        stores.write(path, read_model(Path(os.environ["HEPTI_MINILM"])))
+    machine.world.barrier()
+    return stores.Store(path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
+def test_embeddings_of_real_sentences(machine, folder, store, layout):
+    golden, source = json.loads(GOLDEN.read_text()), folder / "texts.jsonl"
+    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    ready = job.load(machine, store, plan, None, {})
+    requests = None
+    if machine.world.rank == 0:
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in golden["texts"]))
+        requests = read_requests(store.spec, store.files, str(source), None)
+        assert [request.arrays["ids"].tolist() for request in requests] == golden["input_ids"]
+    outcome = job.answer(ready, requests, 256, 1, full_logits=False, progress=lambda count: None)
+    if machine.world.rank == 0:
+        got = np.array([result["embedding"] for result in outcome.results])  # [texts, hidden], unit length
+        want = np.array(golden["embeddings"])
+        cosines = (got * want).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
+        assert len(got) == len(golden["texts"]) and cosines.min() >= COSINE

@@ -1,0 +1,106 @@
+"""The pages against the program: commands that exist, paths that exist, a tree that is complete."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from hepti_mpi import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "weights/README.md", *sorted(f"jobs/{path.name}" for path in (ROOT / "jobs").iterdir() if path.suffix != ".txt")]
+FOREIGN = {"--mca", "--prefix", "--exclude", "--nodes"}  # options of mpirun, rsync and sbatch in README.md
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Return the words after `python -m hepti_mpi` of every command, up to the end of its line, code span or pipeline."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        for match in re.finditer(r'python"? -m hepti_mpi ([^`]*)', line):
+            lexer = shlex.shlex(match[1], posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words = []
+            for word in lexer:
+                if set(word) <= set("();<>|&"):
+                    break
+                words.append(word)
+            if words:
+                found.append([word for word in words if word != "..." and word not in ("$@", "${ARGS:-}")])
+    return found
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command without running it; one without arguments names a verb only. Raises click's errors."""
+    with click.Context(cli.main, info_name="hepti_mpi") as context:
+        _, verb, rest = cli.main.resolve_command(context, words)
+        assert verb is not None
+        if rest:
+            verb.make_context(verb.name, rest, parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page):
+    for words in commands_in((ROOT / page).read_text()):
+        try:
+            parse(words)
+        except click.ClickException as error:
+            pytest.fail(f"{page}: python -m hepti_mpi {' '.join(words)}: {error.format_message()}")
+
+
+def test_commands_are_found():
+    assert ["run"] in commands_in(README)
+    assert commands_in('x "$PWD/.venv/bin/python" -m hepti_mpi run --weights "$store" | tee y') == [["run", "--weights", "$store"]]
+    with pytest.raises(click.ClickException):
+        parse(["run", "--wieghts", "x.h5"])
+    with pytest.raises(click.ClickException):
+        parse(["bench"])
+
+
+def test_options_are_those_of_the_program():
+    known = {name for verb in cli.main.commands.values() for option in verb.params for name in option.opts if name.startswith("--")}
+    assert not known - set(re.findall(r"--[a-z][a-z-]*", README)), "options that README.md does not mention"
+    code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", README, re.DOTALL))
+    assert not set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", code)) - known - FOREIGN, "options that do not exist"
+
+
+def tree_paths() -> dict[str, bool]:
+    """Return the paths in the tree of README.md and whether each is a folder."""
+    block = re.search(r"^## The tree\n\n```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    folders: list[str] = []
+    paths = {}
+    for line in block[1].splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [name]
+        paths["".join(folders)] = name.endswith("/")
+    return paths
+
+
+def test_the_tree_names_what_exists():
+    for path, is_folder in tree_paths().items():
+        assert (ROOT / path).is_dir() if is_folder else (ROOT / path).is_file(), path
+
+
+def test_the_tree_is_complete():
+    listed = {path.rstrip("/") for path in tree_paths()}
+    modules = [path for path in (ROOT / "hepti_mpi").rglob("*.py") if path.name != "__init__.py"]
+    expected = {str(path.relative_to(ROOT)) for module in modules for path in (module, module.parent)}
+    expected |= {f"{folder}/{path.name}" for folder in ("jobs", "hostfiles") for path in (ROOT / folder).iterdir() if _is_kept(path)}
+    assert not expected - listed
+
+
+def _is_kept(path: Path) -> bool:
+    """Say whether a file belongs to the checkout; jobs leave hostfiles and measurements of their own."""
+    return path.is_file() and not path.name.startswith(("slurm-", "pbs-", ".")) and not path.name.endswith((".profile.json", ".part"))
+
+
+def test_links_and_paths_lead_somewhere():
+    anchors = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-") for line in re.findall(r"^#+ (.*)", README, re.MULTILINE)}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target[1:] in anchors if target.startswith("#") else (ROOT / target).exists(), target
+    for path in re.findall(r"(?<![\w/.-])(?:jobs|tests|hepti_mpi)/[\w./-]*\w", README):
+        assert (ROOT / path).exists(), path
