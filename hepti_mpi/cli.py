@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,7 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     plan = plans.load(plan_file) if plan_file else None
     begin = time.perf_counter()
     model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
+    model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
     with _progress(f"writing {store}", total) as done:
         stores.write(store, model, done)

@@ -20,12 +20,13 @@ import h5py
 import numpy as np
 
 from hepti_mpi import __version__
-from hepti_mpi.errors import HeptiError, StoreError
+from hepti_mpi.errors import StoreError
 from hepti_mpi.models.hf import ModelFiles
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.shards.slicing import FLOAT, Slice, all_weights, granule
 
 FORMAT, FORMAT_VERSION = "hepti-store", 1
+MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
 Progress = Callable[[int], None]
 
@@ -145,7 +146,7 @@ class Store:
         self._maps: np.memmap | None = None
         try:
             self._read_head()
-        except HeptiError:
+        except StoreError:
             self.close()
             raise
         except Exception as error:  # h5py raises almost anything on damaged metadata
@@ -171,6 +172,8 @@ class Store:
         if _head_checksum(text, self.source_hash, self.files) != int(attributes["checksum"]):
             raise StoreError(f"{self.path}: the checksum of its description fails; {AGAIN}")
         self.spec = ModelSpec.from_json(json.loads(text))
+        if self.spec.layers > MOST_LAYERS:
+            raise StoreError(f"{self.path} describes {self.spec.layers} layers, more than {MOST_LAYERS}; {AGAIN}")
         self.weights = {weight.name: weight for weight in all_weights(self.spec)}
 
     def __enter__(self) -> "Store":
@@ -198,11 +201,13 @@ class Store:
             raise StoreError(f"{self.path} has no tensor {piece.name}; a file cut for another rank or plan") from None
         except Exception as error:
             raise StoreError(f"{self.path}: tensor {piece.name} is damaged ({_short(error)}); {AGAIN}") from None
-        start, stop = piece.first - first, piece.first - first + piece.shape[0]
-        if weight is None or weight.shape[1:] != shape[1:] or kind != np.dtype("<f4") or offset is None:
+        fits = weight is not None and shape is not None and len(shape) == len(weight.shape) and shape[1:] == weight.shape[1:]
+        if not fits or kind != np.dtype("<f4") or offset is None:
             raise StoreError(f"{self.path}: tensor {piece.name} is {kind} {shape}, expected float32 {weight and weight.shape}; {AGAIN}")
+        start, stop = piece.first - first, piece.first - first + piece.shape[0]
         if start < 0 or stop > shape[0]:
-            raise StoreError(f"{self.path} holds {first} to {first + shape[0]} of {piece.name}, this rank needs {piece.first} to {piece.first + piece.shape[0]}; it was cut for another plan")
+            held, wanted = f"{first} to {first + shape[0]}", f"{piece.first} to {piece.first + piece.shape[0]}"
+            raise StoreError(f"{self.path} holds {held} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
         row = prod(shape[1:]) * FLOAT
         if offset + shape[0] * row > self._size:
             raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {offset + shape[0] * row}: it is truncated; {AGAIN}")
@@ -215,20 +220,32 @@ class Store:
             self._maps = np.memmap(self.path, np.uint8, "r")
         return self._maps[region.offset : region.offset + region.bytes].view("<f4").reshape(region.shape)
 
+    def _checksums(self, piece: Slice, step: int) -> tuple[int, list[int]]:
+        """Return the number of a slice's first checksum and all of them. Raises StoreError."""
+        try:
+            begin = piece.first - int(self._file[f"weights/{piece.name}"].attrs["first"])
+            first, stop = begin // step, -(-(begin + piece.shape[0]) // step)
+            dataset = self._file[f"checksums/{piece.name}"]
+            if dataset.dtype == np.uint32 and dataset.ndim == 1 and stop <= len(dataset) and dataset.nbytes <= self._size:
+                return first, dataset[first:stop].tolist()
+        except Exception as error:
+            raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged ({_short(error)}); {AGAIN}") from None
+        raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged; {AGAIN}")
+
     def verify(self, slices: Iterable[Slice]) -> int:
         """Read each slice once and compare its checksums; return the bytes read. Raises StoreError naming the first bad one."""
         done = 0
         for piece in dict.fromkeys(slices):
             region, weight = self.region(piece), self.weights[piece.name]
             step = granule(self.spec, weight)
-            held = self._file[f"weights/{piece.name}"].attrs["first"]
-            sums = self._file[f"checksums/{piece.name}"][(piece.first - held) // step : -(-(piece.first - held + piece.shape[0]) // step)]
+            number, sums = self._checksums(piece, step)
             row = region.bytes // piece.shape[0]
-            for number, at in enumerate(range(0, piece.shape[0], step)):
+            for at, expected in zip(range(0, piece.shape[0], step), sums):
                 want = min(step, piece.shape[0] - at) * row
                 content = os.pread(self._descriptor, want, region.offset + at * row)
-                if len(content) != want or zlib.crc32(content) != int(sums[number]):
-                    raise StoreError(f"{self.path}: checksum {number + (piece.first - held) // step} of tensor {piece.name} fails at byte {region.offset + at * row}; {AGAIN}")
+                if len(content) != want or zlib.crc32(content) != expected:
+                    where = f"checksum {number + at // step} of tensor {piece.name} fails at byte {region.offset + at * row}"
+                    raise StoreError(f"{self.path}: {where}; {AGAIN}")
                 done += want
         return done
 
