@@ -192,7 +192,8 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
     from hepti_mpi.shards.store import Store
 
     profile = profiles.load(profile_file)
-    with Store(_store_path(weights)) as store:
+    given = _store_path(weights)
+    with Store(given / "rank00.h5" if given.is_dir() else given) as store:
         shape = (store.spec.hidden, store.spec.ffn)
         if profile.shape != shape:
             raise ProfileError(
@@ -273,6 +274,7 @@ def run(
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
+    from hepti_mpi.comm import host_name, standard_input
     from hepti_mpi.models.preprocess import read_requests
     from hepti_mpi.planning import plan as plans
     from hepti_mpi.planning import planner
@@ -289,7 +291,7 @@ def run(
         if root:
             if output is not None:
                 outputs.check_path(output)
-            requests = read_requests(store.spec, store.files, source, sys.stdin)
+            requests = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None)
             typical = job.typical_rows(requests, batch_rows)
             chosen = plans.load(plan_file) if plan_file else None
     rows, attended = world.from_root(typical if root else None)
@@ -309,6 +311,9 @@ def run(
         startup["plan"] = time.perf_counter() - begin
     else:
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
+        hosts = tuple(world.gather_all(host_name()))
+        if hosts != the_plan.hosts:
+            say(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}; these ranks are on {', '.join(hosts)}: its shares may not suit them")
     ready = job.load(machine, store, the_plan, decision, startup)
     if root:
         _show_plan(ready)

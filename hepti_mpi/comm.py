@@ -4,20 +4,24 @@ Knows communicators, buffers and counts; does not know what the values mean. Con
 nothing received is ever unpickled.
 """
 
+import io
 import json
 import os
+import select
 import socket
+import stat
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.errors import HeptiError, RankError
+from hepti_mpi.errors import HeptiError, InputError, RankError
 
 IDLE_SECONDS = 0.005
+PIPE_QUIET_SECONDS = 0.5
 
 
 def launched_rank() -> int:
@@ -173,6 +177,44 @@ class Comm:
                 self.mpi.Send(buffer, peer)
             times.append(time.perf_counter() - begin)
         return min(times[1:]) / 2
+
+
+def standard_input() -> IO[bytes]:
+    """Return rank 0's standard input, whole and with an end.
+
+    mpirun of Open MPI 5 forwards standard input but not its end (openpmix pull request 4024), and repeats parts of large pipes
+    (openpmix/prrte issue 2579). So a redirected file is read itself, and a pipe has ended when mpirun's own end of it has no
+    writer left and nothing more arrives. Raises InputError where mpirun is not the parent process or reads from a terminal.
+    """
+    if "PMIX_RANK" not in os.environ:
+        return sys.stdin.buffer
+    source = f"/proc/{os.getppid()}/fd/0"
+    try:
+        mode = os.stat(source).st_mode
+        if stat.S_ISREG(mode):
+            return open(source, "rb")
+        if stat.S_ISFIFO(mode):
+            return io.BytesIO(_drained(os.open(source, os.O_RDONLY | os.O_NONBLOCK)))
+    except OSError:
+        pass
+    raise InputError("standard input does not reach this rank through mpirun; write it to a file and give that with --input")
+
+
+def _drained(launcher: int) -> bytes:
+    """Return what mpirun forwards of the pipe `launcher`, once all writers of that are gone and it is quiet."""
+    writers, content, quiet = select.poll(), bytearray(), 0.0
+    writers.register(launcher, select.POLLIN)
+    while quiet < PIPE_QUIET_SECONDS:
+        if select.select([sys.stdin.fileno()], [], [], 0.05)[0]:
+            arrived = os.read(sys.stdin.fileno(), 1 << 16)
+            if not arrived:  # a launcher that does forward the end
+                break
+            content += arrived
+            quiet = 0.0
+        elif any(event & select.POLLHUP and not event & select.POLLIN for _, event in writers.poll(0)):
+            quiet += 0.05
+    os.close(launcher)
+    return bytes(content)
 
 
 def launcher_hostfile() -> str | None:

@@ -16,7 +16,8 @@ FORMAT, FORMAT_VERSION = "hepti-profile", 1
 
 @dataclass(frozen=True)
 class NodeProfile:
-    """One rank, measured while the other ranks of its host were measured too.
+    """One rank, measured while the other ranks of its host were measured too. Times are those that its cores worked: where a host
+    has fewer cores than its ranks have threads, waiting for a core is not in them.
 
     `gemm_rows`, `gemm_seconds_per_weight`: the curve: seconds to multiply that many rows by one weight of a matrix.
     `attention_seconds_per_mac`: seconds per multiply-add of softmax(Q K^T) V.
@@ -57,9 +58,13 @@ class ClusterProfile:
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
 
     def save(self, path: Path) -> None:
+        """Write the profile's file, whole or not at all. Raises ProfileError."""
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            temporary.replace(path)
+        except OSError as error:
+            raise ProfileError(f"profile {path} cannot be written: {error.strerror or error}") from None
 
 
 def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:
@@ -108,16 +113,16 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
         rows = tuple(int(v) for v in item["gemm_rows"])
         if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
             raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
-        rates = {key: _positive(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds")}
-        sizes = {key: int(_positive(item[key])) for key in ("cores", "threads", "memory_bytes")}
-        nodes.append(NodeProfile(host=str(item["host"]), gemm_rows=rows, gemm_seconds_per_weight=curve, **sizes, **rates))
+        cores, threads, memory = (int(_positive(item[key])) for key in ("cores", "threads", "memory_bytes"))
+        rates = (_positive(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
+        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, *rates))
     links = {}
     for key in ("latency_seconds", "bytes_per_second"):
         links[key] = tuple(tuple(_positive(v) if i != j else 0.0 for j, v in enumerate(row)) for i, row in enumerate(data[key]))
         if len(links[key]) != len(nodes) or any(len(row) != len(nodes) for row in links[key]):
             raise ValueError(f"{key} is not {len(nodes)} x {len(nodes)}")
-    shape = tuple(int(v) for v in data["shape"])
-    return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(shape[0], shape[1]), **links)
+    hidden, ffn = (int(v) for v in data["shape"])
+    return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), **links)
 
 
 def _positive(value: Any) -> float:

@@ -54,17 +54,15 @@ class Pricer:
         return np.maximum.accumulate(curve)
 
     def crowding(self, active: tuple[int, ...]) -> np.ndarray:
-        """Return, per rank, how its speed changes when only `active` ranks compute: hosts with fewer cores than threads share them.
+        """Return, per rank, how many times longer it computes when `active` ranks do: a host with fewer cores than threads shares them.
 
-        The profile was measured with all ranks computing.
+        The profile has the time that the cores worked, not the time that a rank waited for one.
         """
-        nodes, chosen = self.profile.nodes, set(active)
-        every: dict[str, int] = {}
-        some: dict[str, int] = {}
-        for rank, node in enumerate(nodes):
-            every[node.host] = every.get(node.host, 0) + node.threads
-            some[node.host] = some.get(node.host, 0) + (node.threads if rank in chosen else 0)
-        return np.array([max(1.0, some[node.host] / node.cores) / max(1.0, every[node.host] / node.cores) for node in nodes])
+        wanted: dict[str, int] = {}
+        for rank in active:
+            node = self.profile.nodes[rank]
+            wanted[node.host] = wanted.get(node.host, 0) + node.threads
+        return np.array([max(1.0, wanted.get(node.host, 0) / node.cores) for node in self.profile.nodes])
 
     def op_seconds(self, op: Op, rows: np.ndarray, plan: Plan, ranks: np.ndarray) -> np.ndarray:
         """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run."""

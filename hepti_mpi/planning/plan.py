@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -81,9 +82,13 @@ class Plan:
         return {"format": FORMAT, "format_version": FORMAT_VERSION, "strategy": self.strategy, "hash": self.hash, **asdict(self)}
 
     def save(self, path: Path) -> None:
+        """Write the plan's file, whole or not at all. Raises PlanError."""
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            temporary.replace(path)
+        except OSError as error:
+            raise PlanError(f"plan {path} cannot be written: {error.strerror or error}") from None
 
 
 def load(path: Path) -> Plan:
@@ -116,8 +121,14 @@ def from_json(data: dict[str, Any]) -> Plan:
         layers=tuple((str(a), str(m)) for a, m in data["layers"]),
         heads=_counts(data["heads"]), columns=_counts(data["columns"]), rows=_counts(data["rows"]),
         hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
-        reduction=str(data["reduction"]), predicted_seconds=data.get("predicted_seconds"),
+        reduction=str(data["reduction"]), predicted_seconds=_seconds(data.get("predicted_seconds")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+        raise ValueError(f"predicted_seconds {value!r} is not a number")
+    return value
 
 
 def _counts(values: Any) -> tuple[int, ...]:

@@ -53,12 +53,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Decision:
-    """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold."""
+    """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
+
+    `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
+    """
 
     chosen: Candidate
     others: tuple[Candidate, ...]
     unfit: tuple[str, ...]
     notes: tuple[str, ...]
+    with_rank: dict[int, float]
 
 
 def kind_of(plan: Plan) -> str:
@@ -111,12 +115,15 @@ class _Search:
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}
         fits: set[tuple[str, str] | str] = set()
+        with_rank: dict[int, float] = {}
         for subset in self.subsets():
             for layers in self.layer_choices(subset):
                 candidate = self.candidate(layers, subset)
                 if candidate is None:
                     continue
                 fits.add(layers[0] if len(set(layers)) == 1 else "mix")
+                for rank in candidate.plan.active:
+                    with_rank[rank] = min(candidate.price.seconds, with_rank.get(rank, candidate.price.seconds))
                 kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
                 if kind not in best or _before(candidate, best[kind]):
                     best[kind] = candidate
@@ -126,7 +133,7 @@ class _Search:
         ranked[:REFINED] = [self.refine(candidate) for candidate in ranked[:REFINED]]
         ranked.sort(key=_order)
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout not in fits]
-        return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), ())
+        return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), (), with_rank)
 
     def layouts(self) -> list[tuple[str, str]]:
         """Return the uniform layouts that the request allows, most memory first."""
@@ -377,13 +384,13 @@ def _before(one: Candidate, other: Candidate) -> bool:
 
 
 def left_out(decision: Decision) -> Iterable[str]:
-    """Yield, per rank without a part, why: what the best plan with more ranks would have taken."""
+    """Yield, per rank without a part, why: what the best plan with it would have taken."""
     plan = decision.chosen.plan
-    missing = [rank for rank in range(plan.ranks) if rank not in plan.active]
-    if not missing:
-        return
-    larger = [c for c in decision.others if len(c.plan.active) > len(plan.active)]
-    for rank in missing:
-        better = [c for c in larger if rank in c.plan.active]
-        ratio = f"; the best plan that was priced with it takes {better[0].price.seconds / decision.chosen.price.seconds:.2f} x as long" if better else ""
-        yield f"rank {rank} on {plan.hosts[rank]} is left out: the others answer sooner without it{ratio}"
+    for rank in range(plan.ranks):
+        if rank in plan.active:
+            continue
+        if rank in decision.with_rank:
+            ratio = decision.with_rank[rank] / decision.chosen.price.seconds
+            yield f"rank {rank} on {plan.hosts[rank]} is left out: the best plan with it takes {ratio:.2f} x as long"
+        else:
+            yield f"rank {rank} on {plan.hosts[rank]} is left out: no plan with it was allowed or fits"

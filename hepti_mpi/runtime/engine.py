@@ -5,7 +5,7 @@ Knows buffers and steps; does not know where requests come from, what the model 
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,6 +81,18 @@ class Engine:
             now = time.perf_counter()
             self.seconds[place], clock = now - clock, now
         return geometry.values.get(RESULT)
+
+    def prepare(self, batches: Iterable[Sequence[int]]) -> None:
+        """Make buffers and bindings for batches of these request lengths, as many as are kept, before they are timed."""
+        if self.outer is not None:
+            shapes = list(dict.fromkeys(map(tuple, batches)))
+            for lengths in sorted(shapes[:GEOMETRIES], key=sum, reverse=True):  # the largest first: it sizes the buffers
+                self._geometry(lengths)
+
+    def warm_up(self) -> None:
+        """Answer a few rows of zeros, so that connections, threads and pages are there before the first request. Collective."""
+        rows = min(self.plan.planned_rows, 4 * len(self.active))
+        self.run((rows,), np.zeros((rows, self.spec.hidden), np.float32) if self.rank == 0 else None)
 
     def _exchange(self, sync: Sync, at: _Geometry) -> None:
         values, counts = at.values, at.counts

@@ -129,6 +129,7 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     content = world.from_root(None if saved[0] is None else saved[0].to_json())
     if content is not None:
         return profiles.from_json(content)
+    say(f"no profile yet of these {world.size} ranks and this model: measuring, which takes a few seconds")
     mates = sum(host == host_name() for host, _, _ in nodes)
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     timers = graphs.timers(spec)
@@ -170,7 +171,7 @@ def decide(machine: Machine, store: Store, profile: ClusterProfile, request: pla
     decided = plans.from_json(text)
     program = make_program(store.spec, decided)
     price = Pricer(store.spec, profile, request.rows, request.attended).price(program, decided)
-    return planner.Decision(planner.Candidate(decided, price, ()), (), (), ())
+    return planner.Decision(planner.Candidate(decided, price, ()), (), (), (), {})
 
 
 def load(
@@ -189,6 +190,7 @@ def load(
         if verify:
             store.verify(rank_slices(store.spec, plan, world.rank))
     engine = Engine(world, store.spec, plan, program, store, machine.threads)
+    engine.warm_up()
     world.barrier()
     price = decision.chosen.price if decision else None
     startup = startup | {"load": time.perf_counter() - begin}
@@ -241,6 +243,7 @@ def answer(
     parts = batches(every, batch_rows)
     weights = RootWeights(ready.store) if requests is not None else None
     outcome = Outcome([], [], [], None)
+    engine.prepare(every[first:stop] for first, stop in parts)
     seconds = np.zeros((repeat * len(parts), len(ready.program)))
     for turn in range(repeat):
         outcome.results = []

@@ -5,12 +5,13 @@ which. Every dataset is contiguous, so a slice along dim 0 is one byte range, wh
 The layout is described in weights/README.md.
 """
 
+import errno
 import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +27,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.shards.slicing import FLOAT, Slice, all_weights, granule
 
 FORMAT, FORMAT_VERSION = "hepti-store", 1
+TENSOR_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a tensor of usual size
 MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
 Progress = Callable[[int], None]
@@ -46,14 +48,20 @@ class Region:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
-    """Yield a new HDF5 file that takes the name `path` when all went well and leaves nothing behind otherwise."""
+def _new_file(path: Path, slices: Sequence[Slice]) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that takes the name `path` when all went well and leaves nothing behind otherwise.
+
+    That there is room for `slices` is checked before: HDF5 may end the process when a disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        system, size = os.statvfs(path.parent), sum(piece.bytes + TENSOR_ROOM for piece in slices)
+        if system.f_bavail * system.f_frsize < size:
+            raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        # v110 metadata carries checksums of its own
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1024, alignment_interval=64) as file:
+        # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
+        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1, alignment_interval=64) as file:
             yield file
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -62,7 +70,8 @@ def _new_file(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # whatever kept it from being made has been told
+            temporary.unlink()
 
 
 def _umask() -> int:
@@ -77,7 +86,7 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
     Raises: StoreError when the file cannot be written, ModelError from the model's reader.
     """
     expected = {weight.name: weight for weight in all_weights(model.spec)}
-    with _new_file(path) as file:
+    with _new_file(path, whole_slices(model.spec)) as file:
         _write_head(file, model.spec, model.files, model.source_hash)
         for name, values in model.weights():
             weight = expected.pop(name, None)
@@ -97,13 +106,13 @@ def write_part(path: Path, whole: "Store", slices: Iterable[Slice], progress: Pr
     for piece in slices:
         first, stop = joined.get(piece.name, (piece.first, piece.first))
         joined[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
-    with _new_file(path) as file:
+    pieces = [Slice(name, first, (stop - first, *weights[name].shape[1:])) for name, (first, stop) in joined.items()]
+    with _new_file(path, pieces) as file:
         _write_head(file, whole.spec, whole.files, whole.source_hash)
-        for name, (first, stop) in joined.items():
-            weight = weights[name]
-            piece = Slice(name, first, (stop - first, *weight.shape[1:]))
+        for piece in pieces:
+            weight = weights[piece.name]
             whole.verify([piece])
-            _write_tensor(file, name, np.asarray(whole.array(piece)), granule(whole.spec, weight), first, weight.shape[0])
+            _write_tensor(file, piece.name, np.asarray(whole.array(piece)), granule(whole.spec, weight), piece.first, weight.shape[0])
             progress(piece.bytes)
 
 
@@ -143,6 +152,7 @@ class Store:
             raise StoreError(f"{path} is not a weight store or is damaged ({_short(error)}); {AGAIN}") from None
         self._size = path.stat().st_size
         self._descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what other ranks hold
         self._maps: np.memmap | None = None
         try:
             self._read_head()
@@ -240,6 +250,7 @@ class Store:
             step = granule(self.spec, weight)
             number, sums = self._checksums(piece, step)
             row = region.bytes // piece.shape[0]
+            os.posix_fadvise(self._descriptor, region.offset, region.bytes, os.POSIX_FADV_WILLNEED)
             for at, expected in zip(range(0, piece.shape[0], step), sums):
                 want = min(step, piece.shape[0] - at) * row
                 content = os.pread(self._descriptor, want, region.offset + at * row)

@@ -1,0 +1,141 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from hepti_mpi.errors import PlanError
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning.plan import Plan, check, granules_fit, load
+
+SPEC = replace(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
+TENSOR, SEQUENCE, LEFT, RIGHT = ("heads", "columns"), ("rows", "rows"), ("heads", "rows"), ("rows", "columns")
+PLAN = Plan("tiny-bert", "hash", (TENSOR,) * 3, (4, 0, 3), (64, 67, 0), (5, 0, 4), ("a", "b", "c"), ("packed", "mapped", "packed"),
+            predicted_seconds=0.25)  # fmt: skip
+
+
+def test_properties():
+    assert (PLAN.ranks, PLAN.planned_rows, PLAN.active, PLAN.layout(1, "mlp"), PLAN.layout(1, "attention")) == (3, 9, (0, 1, 2), "columns", "heads")
+    nothing = replace(PLAN, heads=(7, 0, 0), columns=(131, 0, 0), rows=(9, 0, 0))
+    assert nothing.active == (0,) and nothing.strategy == "single"
+
+
+@pytest.mark.parametrize("layers, expected", [
+    ((TENSOR,) * 3, "tensor"), ((SEQUENCE,) * 3, "sequence"), ((LEFT,) * 3, "hybrid"), ((RIGHT,) * 3, "hybrid"),
+    ((LEFT, RIGHT, LEFT), "hybrid"), ((SEQUENCE, SEQUENCE, TENSOR), "mix"),
+])  # fmt: skip
+def test_strategy(layers, expected):
+    assert replace(PLAN, layers=layers).strategy == expected
+
+
+@pytest.mark.parametrize("rows, expected", [(9, (5, 0, 4)), (18, (10, 0, 8)), (1, (1, 0, 0)), (7, (4, 0, 3)), (0, (0, 0, 0))])
+def test_row_counts(rows, expected):
+    assert PLAN.row_counts(rows) == expected
+
+
+@pytest.mark.parametrize("change", [
+    {"model": "other"}, {"source_hash": "other"}, {"layers": (TENSOR, TENSOR, SEQUENCE)}, {"heads": (3, 1, 3)}, {"columns": (66, 65, 0)},
+    {"rows": (4, 1, 4)}, {"hosts": ("a", "b", "d")}, {"weights_mode": ("packed",) * 3}, {"reduction": "reduce_scatter"},
+])  # fmt: skip
+def test_the_hash_is_of_all_that_is_done(change):
+    assert replace(PLAN, **change).hash != PLAN.hash
+    assert replace(PLAN, predicted_seconds=7.0).hash == PLAN.hash == replace(PLAN).hash
+
+
+def test_a_saved_plan_is_the_same(tmp_path):
+    path = tmp_path / "plan.json"
+    PLAN.save(path)
+    loaded = load(path)
+    assert loaded == PLAN and loaded.predicted_seconds == 0.25 and loaded.hash == PLAN.hash
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    data = json.loads(path.read_text())
+    assert (data["format"], data["format_version"], data["strategy"], data["hash"]) == ("hepti-plan", 1, "tensor", PLAN.hash)
+
+
+def test_a_plan_that_cannot_be_saved(tmp_path):
+    with pytest.raises(PlanError, match="no/plan.json cannot be written"):
+        PLAN.save(tmp_path / "no" / "plan.json")
+
+
+def edited(**fields):
+    return json.dumps(PLAN.to_json() | fields)
+
+
+DAMAGED = [
+    ("", "not JSON"),
+    ("{", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    (b"\xff\xfe\x00", "not JSON"),
+    ("[]", "not a plan"),
+    ("7", "not a plan"),
+    ('{"format": "hepti-profile"}', "not a plan"),
+    (edited(format_version=0), "format version 0, this program reads 1"),
+    (edited(format_version=None), "format version None"),
+    (edited(heads=[3, 1, 3]), "does not match its own hash"),
+    (edited(reduction="reduce_scatter"), "does not match its own hash"),
+    (edited(hash="0" * 16), "does not match its own hash"),
+    (edited(heads=[4, 0, 3.0]), "damaged"),
+    (edited(heads=[4, 0, True]), "damaged"),
+    (edited(heads=[4, -1, 4]), "damaged"),
+    (edited(heads="403"), "damaged"),
+    (edited(heads=None), "damaged"),
+    (edited(layers=[["heads"]]), "damaged"),
+    (edited(layers=7), "damaged"),
+    (json.dumps({key: value for key, value in PLAN.to_json().items() if key != "columns"}), "damaged"),
+    (edited(predicted_seconds="soon"), "damaged"),
+    (edited(predicted_seconds=float("inf")), "damaged"),
+]
+
+
+@pytest.mark.parametrize("text, words", DAMAGED)
+def test_damaged_plans(tmp_path, text, words):
+    path = tmp_path / "plan.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(PlanError, match=words) as error:
+        load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_plan_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(PlanError, match="cannot be read"):
+            load(path)
+
+
+def test_check_accepts():
+    check(PLAN, SPEC, "hash", 3)
+    check(replace(PLAN, columns=(0, 0, 131)), SPEC, "hash", 3)
+    check(replace(PLAN, columns=(130, 1, 0)), SPEC, "hash", 3)  # an empty part may begin anywhere
+    check(replace(PLAN, layers=(SEQUENCE,) * 3, heads=(0,) * 3, columns=(0,) * 3), SPEC, "hash", 3)
+    check(replace(PLAN, layers=(SEQUENCE, LEFT, SEQUENCE), columns=(0,) * 3, reduction="reduce_scatter"), SPEC, "hash", 3)
+
+
+REFUSED = [
+    ({"source_hash": "other"}, "source hash other, the store holds tiny-bert with hash"),
+    ({"layers": (TENSOR,) * 2}, "the plan has 2 layers, model tiny-bert has 3"),
+    ({"layers": (TENSOR, TENSOR, ("columns", "heads"))}, "unknown layout columns/heads"),
+    ({"heads": (7, 0)}, "different lengths, expected 3"),
+    ({"weights_mode": ("packed",)}, "different lengths, expected 3"),
+    ({"heads": (4, 0, 4)}, "the plan has 8 heads, model tiny-bert has 7"),
+    ({"columns": (64, 66, 0)}, "the plan has 130 columns, model tiny-bert has 131"),
+    ({"layers": (SEQUENCE,) * 3}, "heads"),  # shares that no layer uses
+    ({"columns": (65, 66, 0)}, "do not start at multiples of 2"),
+    ({"rows": (0, 0, 0)}, "no rows"),
+    ({"reduction": "guess"}, "unknown reduction"),
+    ({"weights_mode": ("packed", "mapped", "eaten")}, "weights modes"),
+]
+
+
+@pytest.mark.parametrize("change, words", REFUSED)
+def test_check_refuses(change, words):
+    with pytest.raises(PlanError, match=words):
+        check(replace(PLAN, **change), SPEC, "hash", 3)
+
+
+def test_check_names_both_rank_counts():
+    with pytest.raises(PlanError, match="for 3 ranks, this job has 4; start it with: mpirun -n 3"):
+        check(PLAN, SPEC, "hash", 4)
+
+
+@pytest.mark.parametrize("columns, granule, expected", [((8, 9), 4, True), ((9, 8), 4, False), ((9, 0, 0), 4, True), ((0, 0, 9), 4, True), ((7, 0, 2), 7, True)])
+def test_granules_fit(columns, granule, expected):
+    assert granules_fit(columns, granule) is expected

@@ -1,0 +1,108 @@
+import json
+import math
+
+import pytest
+from clusters import cluster
+
+from hepti_mpi.cluster.profile import load, mismatch
+from hepti_mpi.errors import ProfileError
+
+PROFILE = cluster((9, 8, 7), hosts=["a", "b", "c"])
+HERE = [("a", 4, 4), ("b", 4, 4), ("c", 4, 4)]
+VERSIONS, SHAPE = {"onnxruntime": "1.2.3"}, (56, 101)
+
+
+def test_a_saved_profile_is_the_same(tmp_path):
+    path = tmp_path / "pi.profile.json"
+    PROFILE.save(path)
+    assert load(path) == PROFILE and load(path).hosts == ("a", "b", "c")
+    assert [p.name for p in tmp_path.iterdir()] == ["pi.profile.json"]
+    data = json.loads(path.read_text())
+    assert (data["format"], data["format_version"]) == ("hepti-profile", 1)
+    assert {"host", "cores", "threads", "memory_bytes", "gemm_rows", "gemm_seconds_per_weight"} <= set(data["nodes"][0])
+
+
+def test_one_rank_alone(tmp_path):
+    cluster((9,)).save(tmp_path / "p.json")
+    assert load(tmp_path / "p.json").latency_seconds == ((0.0,),)
+
+
+@pytest.mark.parametrize("nodes, versions, shape, words", [
+    (HERE, VERSIONS, SHAPE, None),
+    (HERE, {}, SHAPE, None),
+    (HERE[:2], VERSIONS, SHAPE, "it has 3 ranks, this job 2"),
+    ([HERE[0], HERE[2], HERE[1]], VERSIONS, SHAPE, "its rank 1 is on b, here on c"),
+    ([*HERE[:2], ("c", 8, 4)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 4 of 8"),
+    ([*HERE[:2], ("c", 4, 1)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 1 of 4"),
+    (HERE, {"onnxruntime": "1.3"}, SHAPE, "it was measured with onnxruntime 1.2.3, here 1.3"),
+    (HERE, {"blas": "9"}, SHAPE, "it was measured with blas None, here 9"),
+    (HERE, VERSIONS, (56, 102), "it was measured at hidden 56 and ffn 101, the model has 56 and 102"),
+])  # fmt: skip
+def test_mismatch(nodes, versions, shape, words):
+    assert mismatch(PROFILE, nodes, versions, shape) == words
+
+
+def edited(change=None, **fields):
+    data = json.loads(json.dumps(PROFILE.to_json())) | fields
+    if change:
+        change(data)
+    return json.dumps(data)
+
+
+def node(**fields):
+    return lambda data: data["nodes"][1].update(fields)
+
+
+DAMAGED = [
+    ("", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    (b"\xff\xfe", "not JSON"),
+    ("[]", "not a profile"),
+    ('{"format": "hepti-plan"}', "not a profile"),
+    (edited(format_version=0), "format version 0, this program reads 1"),
+    (edited(format_version="1"), "format version '1'"),
+    (edited(nodes=[]), "damaged"),
+    (edited(nodes=7), "damaged"),
+    (edited(node(memory_bytes=0)), "damaged"),
+    (edited(node(memory_bytes=-1)), "damaged"),
+    (edited(node(memory_bytes="much")), "damaged"),
+    (edited(node(memory_bytes=math.inf)), "damaged"),
+    (edited(node(cores=True)), "damaged"),
+    (edited(node(element_seconds=0)), "damaged"),
+    (edited(node(segment_seconds=math.nan)), "damaged"),
+    (edited(node(gemm_rows=[1, 8, 32])), "curve"),
+    (edited(node(gemm_rows=[1, 32, 8, 128])), "curve"),
+    (edited(node(gemm_rows=[0, 8, 32, 128])), "curve"),
+    (edited(node(gemm_rows=[1, 8, 8, 128])), "curve"),
+    (edited(node(gemm_rows=[], gemm_seconds_per_weight=[])), "curve"),
+    (edited(node(gemm_rows=["a", 8, 32, 128])), "damaged"),
+    (edited(lambda data: data["nodes"][1].pop("threads")), "damaged"),
+    (edited(lambda data: data["nodes"].pop()), "latency_seconds is not 2 x 2"),
+    (edited(lambda data: data["latency_seconds"][1].pop()), "latency_seconds is not 3 x 3"),
+    (edited(lambda data: data["bytes_per_second"][0].__setitem__(2, 0)), "damaged"),
+    (edited(bytes_per_second=None), "damaged"),
+    (edited(shape=[56]), "damaged"),
+    (edited(shape="ab"), "damaged"),
+    (edited(versions=7), "damaged"),
+]
+
+
+@pytest.mark.parametrize("text, words", DAMAGED)
+def test_damaged_profiles(tmp_path, text, words):
+    path = tmp_path / "p.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ProfileError, match=words) as error:
+        load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert "python -m hepti_mpi profile" in str(error.value)
+
+
+def test_no_profile_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ProfileError, match="cannot be read"):
+            load(path)
+
+
+def test_a_profile_that_cannot_be_saved(tmp_path):
+    with pytest.raises(ProfileError, match="no/p.json cannot be written"):
+        PROFILE.save(tmp_path / "no" / "p.json")
