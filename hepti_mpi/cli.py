@@ -16,6 +16,7 @@ import click
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import StoreError
+from hepti_mpi.options import FILE, planning_options, weights_option
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.planner import Request
@@ -23,82 +24,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path("weights")
 DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
-LAYOUT_NAMES = ("heads/columns", "heads/rows", "rows/columns", "rows/rows")
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-class Size(click.ParamType):
-    """Bytes: 500M, 1.5GiB, 200000; a list gives one per rank."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        sizes = []
-        for word in str(value).lower().split(","):
-            number = word.strip().removesuffix("ib").removesuffix("b")
-            unit = number[-1:] if number[-1:].isalpha() else ""
-            try:
-                size = float(number.removesuffix(unit)) * UNITS[unit]
-                if not 0 < size < 1 << 60:
-                    raise ValueError
-            except (ValueError, KeyError):
-                self.fail(f"{word!r} is not a size such as 500M or 1.5GiB", param, ctx)
-            sizes.append(int(size))
-        return tuple(sizes)
-
-
-class Shares(click.ParamType):
-    """Proportions, one number per rank: 5,1,1,1."""
-
-    name = "shares"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            shares = tuple(float(word) for word in str(value).split(","))
-            if not all(0 <= share < 1e9 for share in shares) or not sum(shares):
-                raise ValueError
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 5,1,1,1, at least one above 0", param, ctx)
-        return shares
-
-
-FILE = click.Path(path_type=Path)
-
-
-def weights_option(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
-
-
-def planning_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what narrows the planner's search."""
-    for option in (
-        click.option(
-            "--weights-mode",
-            type=click.Choice(["packed", "mapped", "auto"]),
-            default="auto",
-            show_default=True,
-            help="Copy weights into the kernels' order, or page them from the file.",
-        ),
-        click.option(
-            "--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."
-        ),
-        click.option("--shares", type=Shares(), help="Force the proportions of the ranks, such as 5,1,1,1."),
-        click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
-        click.option(
-            "--strategy",
-            type=click.Choice(["auto", "tensor", "hybrid", "sequence"]),
-            default="auto",
-            show_default=True,
-            help="Consider only plans of this strategy.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -313,7 +238,7 @@ def run(
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
         hosts = tuple(world.gather_all(host_name()))
         if hosts != the_plan.hosts:
-            say(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}; these ranks are on {', '.join(hosts)}: its shares may not suit them")
+            say(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, these ranks are on {', '.join(hosts)}: its shares may not fit")
     ready = job.load(machine, store, the_plan, decision, startup)
     if root:
         _show_plan(ready)

@@ -40,6 +40,8 @@ def check_path(path: Path) -> None:
     """Refuse an output that could not be written, before hours of work. Raises InputError."""
     if path.suffix not in (".jsonl", ".npz"):
         raise InputError(f"output {path} ends neither in .jsonl nor in .npz")
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"output {path}: folder {path.parent} does not exist or cannot be written")
 
@@ -52,9 +54,9 @@ def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def write_npz(path: Path, requests: Sequence[Placed], results: Sequence[dict[str, np.ndarray]]) -> None:
     """Write one array per output, first dim the request; positions that were masked or padded are 0."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in ("last_hidden_state", "pooler_output", "logits", "embedding"):
-        if all(name in result for result in results):
+        if results and all(name in result for result in results):
             arrays[name] = stacked(name, requests, [result[name] for result in results])
     with _whole_file(path) as file:
         np.savez(file, **arrays)

@@ -33,7 +33,7 @@ def divide_time(program: Program, active: Sequence[int], seconds: np.ndarray) ->
     ranks, batches, _ = seconds.shape
     compute, wire, wait = (np.zeros((ranks, batches)) for _ in range(3))
     for place, step in enumerate(program):
-        if not isinstance(step, Sync):
+        if not isinstance(step, Sync) or step.kind == "slice":  # which moves nothing
             compute += seconds[:, :, place]
             continue
         members = sorted({0, *active}) if step.kind in OUTER else list(active)

@@ -1,0 +1,228 @@
+"""The commands that need no MPI, on tiny models; and what all commands have in common."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from clusters import cluster
+
+from hepti_mpi import cli, options
+from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
+from hepti_mpi.planning.plan import check, load
+from hepti_mpi.shards.slicing import rank_slices
+from hepti_mpi.shards.store import Store, whole_slices
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with two stores and profiles of 1 and 3 ranks."""
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("tiny-bert", "tiny-vit"):
+        result = CliRunner().invoke(cli.main, ["slice", f"random:{name}", str(folder / f"{name}.h5")])
+        assert result.exit_code == 0, result.exception
+    cluster((9, 7, 8)).save(folder / "three.json")
+    cluster((9,)).save(folder / "one.json")
+    return folder
+
+
+@pytest.fixture
+def run(made, monkeypatch):
+    """Run a command in the folder; return its output, or raise what it raised."""
+    monkeypatch.chdir(made)
+
+    def command(*words):
+        result = CliRunner().invoke(cli.main, [str(word) for word in words], standalone_mode=False)
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    return command
+
+
+def sentence(error):
+    """The words of an error for the user, which are one line in lower case without a full stop."""
+    text = error.value.format_message() if isinstance(error.value, click.ClickException) else str(error.value)
+    assert isinstance(error.value, (HeptiError, click.ClickException))
+    assert text and "\n" not in text and not text.endswith(".") and "Error" not in text
+    return text
+
+
+# all commands
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_help_has_an_example(name):
+    command = cli.main.commands[name]
+    text = CliRunner().invoke(cli.main, [name, "--help"]).output
+    assert "Example" in text and f"python -m hepti_mpi {name}" in text
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or parameter.help, f"{name}: {parameter.name} has no help"
+    assert CliRunner().invoke(cli.main, [name, "-h"]).output == text
+
+
+def test_help_and_version():
+    result = CliRunner().invoke(cli.main, ["--help"])
+    assert result.exit_code == 0 and all(name in result.output for name in cli.main.commands) and "Example" in result.output
+    assert set(cli.main.commands) >= {"slice", "inspect", "plan", "profile", "run"}
+    assert "hepti_mpi" in CliRunner().invoke(cli.main, ["--version"]).output
+
+
+def test_help_needs_neither_mpi_nor_onnxruntime():
+    code = "import sys\nfrom hepti_mpi import cli\ntry:\n    cli.main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "sys.exit(any(name in sys.modules for name in ('mpi4py', 'onnxruntime', 'onnx', 'h5py', 'numpy')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=os.environ, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan"], ["plan", "--profile", "x", "--rows", "0"], ["plan", "--profile", "x", "--layout", "a/b"],
+                                   ["plan", "--profile", "x", "--strategy", "best"], ["run", "--repeat", "0"], ["inspect"]])  # fmt: skip
+def test_usage_errors(words):
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 2 and "Error" in result.output and "Traceback" not in result.output
+
+
+# slice and inspect
+
+
+def test_slice_writes_a_store(run, made):
+    said = run("slice", "random:tiny-bert", "new/again.h5")
+    assert "new/again.h5: bert tiny-bert" in said
+    with Store(made / "new" / "again.h5") as store:
+        store.verify(whole_slices(store.spec))
+    assert (made / "new" / "again.h5").read_bytes() == (made / "tiny-bert.h5").read_bytes()
+
+
+@pytest.mark.parametrize("words, kind, expected", [
+    (["slice", "random:huge", "x.h5"], ModelError, "no random model 'huge'"),
+    (["slice", "nowhere", "x.h5"], ModelError, "nowhere not found"),
+    (["slice", ".", "x.h5"], ModelError, "has no config.json"),
+    (["slice", "random:tiny-bert", "three.json/x.h5"], StoreError, "cannot be written"),
+    (["slice", "random:tiny-bert", "x.h5", "--plan", "none.json", "--ranks", "parts"], PlanError, "none.json cannot be read"),
+    (["slice", "random:tiny-bert", "x.h5", "--ranks", "parts"], click.UsageError, "go together"),
+    (["inspect", "none.h5"], StoreError, "none.h5 not found; make it with: python -m hepti_mpi slice"),
+    (["inspect", "three.json"], StoreError, "three.json is not a weight store"),
+    (["plan", "--weights", "none.h5", "--profile", "three.json"], StoreError, "none.h5 not found"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "none.json"], ProfileError, "none.json cannot be read"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "tiny-bert.h5"], ProfileError, "tiny-bert.h5 is not"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "1,2"], PlanError, "2 entries, the job has 3 ranks"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "1k"], CapacityError, r"rank \d on pi\d lacks \d+ bytes"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--layout", "rows/rows", "--strategy", "tensor"], PlanError, "just one of"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "a,b,c"], click.UsageError, "such as 5,1,1,1"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "0,0,0"], click.UsageError, "at least one above 0"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "nan,1,1"], click.UsageError, "such as 5,1,1,1"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "much"], click.UsageError, "not a size"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "-5M"], click.UsageError, "not a size"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", ""], click.UsageError, "not a size"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--output", "gone/plan.json"], PlanError, "cannot be written"),
+])  # fmt: skip
+def test_errors_are_sentences(run, words, kind, expected):
+    with pytest.raises(kind, match=expected) as error:
+        run(*words)
+    sentence(error)
+
+
+def test_a_failed_slice_leaves_nothing(run, made):
+    before = sorted(p.name for p in made.iterdir())
+    with pytest.raises(ModelError):
+        run("slice", "random:huge", "x.h5")
+    assert sorted(p.name for p in made.iterdir()) == before
+
+
+@pytest.mark.parametrize("name, words", [
+    ("tiny-bert", ["bert tiny-bert", "3 layers, hidden 56, 7 heads of 8, ffn 101", "post-norm", "files: config.json, tokenizer.json"]),
+    ("tiny-vit", ["vit tiny-vit, head image-classes, 5 labels", "pre-norm", "at most 26 rows"]),
+])  # fmt: skip
+def test_inspect(run, name, words):
+    said = run("inspect", f"{name}.h5")
+    assert all(word in said for word in words), said
+    rows = {line.split("  ")[0]: line.split() for line in said.splitlines() if line.startswith(("tensor", "hybrid", "sequence"))}
+    assert len(rows) == 4
+    assert len(set(rows["sequence"][-10:][::2])) == 1, "every rank of sequence holds all layers"
+    assert float(rows["tensor"][-2]) < float(rows["sequence"][-2])
+
+
+# plan
+
+
+def test_plan_prints_and_writes(run, made):
+    said = run("plan", "--weights", "tiny-vit.h5", "--profile", "three.json", "--rows", 26, "--output", "plan.json")
+    plan = load(made / "plan.json")
+    with Store(made / "tiny-vit.h5") as store:
+        check(plan, store.spec, store.source_hash, 3)
+    assert plan.planned_rows == 26 and plan.hash in said and "chosen" in said and "plan written to plan.json" in said
+    assert "planned 3 ranks" in said
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["--strategy", "tensor"], {"tensor"}), (["--layout", "heads/rows"], {"hybrid"}), (["--strategy", "sequence", "--shares", "5,1,0"], {"sequence"}),
+    (["--shares", "0,1,0"], {"single"}), (["--strategy", "tensor", "--memory-limit", "2M,1.5MiB,900k"], {"tensor"}),
+    (["--weights-mode", "mapped"], {"tensor", "hybrid", "sequence", "mix", "single"}),
+])  # fmt: skip
+def test_plan_options(run, made, words, expected):
+    run("plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--rows", 9, "--output", "plan.json", *words)
+    plan = load(made / "plan.json")
+    assert plan.strategy in expected
+    assert plan.weights_mode == (("mapped" if "mapped" in words else "packed"),) * 3
+    if "5,1,0" in words:
+        assert plan.rows == (8, 1, 0) or plan.rows == (7, 2, 0)
+
+
+def test_the_only_store_is_found(run, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = made / "one.json"
+    with pytest.raises(StoreError, match=r"there is no store in weights/; make one with: python -m hepti_mpi slice") as error:
+        run("plan", "--profile", profile)
+    sentence(error)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a.h5").write_bytes((made / "tiny-bert.h5").read_bytes())
+    assert "single" in run("plan", "--profile", profile)
+    (tmp_path / "weights" / "b.h5").write_bytes(b"")
+    with pytest.raises(StoreError, match="weights/ has 2 stores; name one with --weights: weights/a.h5, weights/b.h5"):
+        run("plan", "--profile", profile)
+
+
+def test_a_profile_of_another_model_is_refused(run, made):
+    data = json.loads((made / "three.json").read_text())
+    (made / "other.json").write_text(json.dumps(data | {"shape": [768, 3072]}))
+    with pytest.raises(ProfileError, match="measured at hidden 768 and ffn 3072, the model has 56 and 101") as error:
+        run("plan", "--weights", "tiny-bert.h5", "--profile", "other.json")
+    sentence(error)
+
+
+def test_rank_files_of_a_plan(run, made):
+    run("plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--strategy", "tensor", "--shares", "5,1,1", "--output", "tensor.json")
+    said = run("slice", "random:tiny-bert", "cut.h5", "--plan", "tensor.json", "--ranks", "parts")
+    plan = load(made / "tensor.json")
+    for rank in range(3):
+        assert f"parts/rank{rank:02d}.h5" in said
+        with Store(made / "parts" / f"rank{rank:02d}.h5") as store:
+            assert store.verify(rank_slices(store.spec, plan, rank)) > 0
+    said = run("inspect", "parts/rank01.h5")
+    assert "a rank's part" in said
+
+
+def test_a_plan_for_another_model_is_refused(run, made):
+    run("plan", "--weights", "tiny-vit.h5", "--profile", "three.json", "--output", "vit.json")
+    with pytest.raises(PlanError, match="the plan is for model tiny-vit") as error:
+        run("slice", "random:tiny-bert", "cut.h5", "--plan", "vit.json", "--ranks", "parts-of-vit")
+    sentence(error)
+    assert not (made / "parts-of-vit").exists()
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("500M", (500 << 20,)), ("1.5GiB", (3 << 29,)), ("200000", (200_000,)), ("7kb,8 m, 9G", (7 << 10, 8 << 20, 9 << 30)), ("1T", (1 << 40,)), ("12b", (12,)),
+])  # fmt: skip
+def test_sizes(text, expected):
+    assert options.Size().convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize("text", ["", "M", "1X", "1,,2", "0", "-1", "inf", "nan", "1e30", "1 2"])
+def test_what_is_no_size(text):
+    with pytest.raises(click.BadParameter, match="is not a size"):
+        options.Size().convert(text, None, None)

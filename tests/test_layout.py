@@ -1,0 +1,87 @@
+"""The rules of the tree: who may import whom, one owner per library, a docstring and a bounded length for each module."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "hepti_mpi"
+MODULES = sorted(ROOT.rglob("*.py"))
+LEVELS = [("errors", "splits", "comm"), ("models",), ("cluster",), ("planning",), ("shards",), ("runtime",), ("reporting",), ("options",), ("cli",), ("__main__",)]
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+OWNERS = {
+    "mpi4py": {"comm.py"},
+    "h5py": {"shards/store.py"},
+    "onnx": {"runtime/graphs.py"},
+    "onnxruntime": {"runtime/graphs.py"},
+    "click": {"options.py", "cli.py", "__main__.py"},
+    "tokenizers": {"models/tokens.py"},
+    "PIL": {"models/images.py"},
+}
+LINES = 420
+
+
+def imports(tree):
+    """Every module that is imported anywhere in a module, with `from package import module` spelled out."""
+    for item in ast.walk(tree):
+        if isinstance(item, ast.Import):
+            yield from (name.name for name in item.names)
+        elif isinstance(item, ast.ImportFrom):
+            assert item.level == 0, "imports are absolute"
+            yield from (f"{item.module}.{name.name}" for name in item.names)
+
+
+def breaches(place, source):
+    """What is wrong with the imports of the module at `place` in hepti_mpi."""
+    own = Path(place).parts[0].removesuffix(".py")
+    for name in imports(ast.parse(source)):
+        top, *rest = name.split(".")
+        if top in OWNERS and place not in OWNERS[top]:
+            yield f"{place} imports {top}, which is for {', '.join(OWNERS[top])}"
+        if top != "hepti_mpi" or rest == ["__version__"]:
+            continue
+        other = rest[0]
+        if other not in LEVEL or own not in LEVEL:
+            yield f"{place} imports {name}, which has no level"
+        elif LEVEL[other] >= LEVEL[own] and not (other == own and "/" in place) and own not in LEVELS[0]:
+            yield f"{place} imports {name}, which is not above it"
+        elif own in LEVELS[0] and other not in LEVELS[0]:
+            yield f"{place} imports {name}, which is not above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module(path):
+    place, source = path.relative_to(ROOT).as_posix(), path.read_text()
+    if path.name == "__init__.py" and path.parent != ROOT:
+        assert not source.strip(), f"{place} is only there to make a package"
+        return
+    assert list(breaches(place, source)) == []
+    assert ast.get_docstring(ast.parse(source)), f"{place} has no docstring"
+    assert len(source.splitlines()) <= LINES, f"{place} has more than {LINES} lines"
+
+
+def test_one_module_reads_safetensors():
+    users = [path.relative_to(ROOT).as_posix() for path in MODULES if any(n.split(".")[0] == "safetensors" for n in imports(ast.parse(path.read_text())))]
+    assert len(users) <= 1, users
+
+
+def test_there_are_modules():
+    assert len(MODULES) > 25 and {path.parent.name for path in MODULES} == {"hepti_mpi"} | {n for names in LEVELS for n in names if (ROOT / n).is_dir()}
+
+
+@pytest.mark.parametrize("place, source, wrong", [
+    ("planning/cost.py", "from hepti_mpi.planning.plan import Plan\nfrom hepti_mpi.models import spec\nimport numpy", 0),
+    ("planning/cost.py", "from hepti_mpi.shards.store import Store", 1),
+    ("planning/cost.py", "from hepti_mpi import comm, cli", 1),
+    ("models/spec.py", "def f():\n    import hepti_mpi.cluster.profile", 1),
+    ("splits.py", "from hepti_mpi.models import spec", 1),
+    ("comm.py", "from hepti_mpi import splits\nimport mpi4py.MPI", 0),
+    ("cli.py", "import hepti_mpi.__main__", 1),
+    ("cli.py", "from hepti_mpi.reporting import records\nimport click", 0),
+    ("reporting/records.py", "import click", 1),
+    ("shards/slicing.py", "import h5py", 1),
+    ("runtime/engine.py", "from onnx import helper\nimport onnxruntime", 2),
+    ("tools/x.py", "from hepti_mpi.errors import HeptiError", 1),
+])  # fmt: skip
+def test_breaches_are_seen(place, source, wrong):
+    assert len(list(breaches(place, source))) == wrong

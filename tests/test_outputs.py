@@ -1,0 +1,100 @@
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.reporting import outputs
+
+
+@dataclass
+class Placed:
+    keep: np.ndarray
+    width: int
+
+
+REQUESTS = [Placed(np.arange(3), 3), Placed(np.array([0, 2, 4, 6]), 8)]
+PER_ROW = [np.arange(3 * 2, dtype=np.float32).reshape(3, 2), np.arange(4 * 2, dtype=np.float32).reshape(4, 2) + 1]
+
+
+def entries(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_rows_go_to_their_positions():
+    whole = outputs.stacked("last_hidden_state", REQUESTS, PER_ROW)
+    assert whole.shape == (2, 8, 2) and whole.dtype == np.float32
+    np.testing.assert_array_equal(whole[0, :3], PER_ROW[0])
+    np.testing.assert_array_equal(whole[1, [0, 2, 4, 6]], PER_ROW[1])
+    assert not whole[0, 3:].any() and not whole[1, 1::2].any()
+
+
+@pytest.mark.parametrize("name, values, shape", [
+    ("logits", [np.ones(9), np.zeros(9)], (2, 9)),  # one row of classes per request
+    ("logits", PER_ROW, (2, 8, 2)),  # a row per token
+    ("pooler_output", [np.ones(7), np.zeros(7)], (2, 7)),
+    ("embedding", [np.ones(7)] * 2, (2, 7)),
+])  # fmt: skip
+def test_stacked(name, values, shape):
+    assert outputs.stacked(name, REQUESTS, values).shape == shape
+
+
+def test_npz_has_what_all_requests_have(tmp_path):
+    path = tmp_path / "out.npz"
+    results = [{"last_hidden_state": PER_ROW[0], "pooler_output": np.ones(7), "mask_ids": np.zeros(1)},
+               {"last_hidden_state": PER_ROW[1], "pooler_output": np.zeros(7), "logits": np.zeros(7)}]  # fmt: skip
+    outputs.write_npz(path, REQUESTS, results)
+    with np.load(path) as found:
+        assert sorted(found) == ["last_hidden_state", "pooler_output"]
+        np.testing.assert_array_equal(found["pooler_output"], [np.ones(7), np.zeros(7)])
+        assert found["last_hidden_state"].shape == (2, 8, 2)
+    assert entries(tmp_path) == ["out.npz"]
+
+
+def test_jsonl_has_a_line_per_record(tmp_path):
+    path = tmp_path / "out.jsonl"
+    records = [{"input": "größe\nlines\u2028", "embedding": [0.1]}, {"input": "b", "labels": []}]
+    outputs.write_jsonl(path, records)
+    lines = path.read_bytes().split(b"\n")
+    assert [json.loads(line) for line in lines[:-1]] == records and lines[-1] == b""
+    assert "größe".encode() in lines[0]
+
+
+def test_no_requests(tmp_path):
+    outputs.write_jsonl(tmp_path / "x.jsonl", [])
+    assert (tmp_path / "x.jsonl").read_bytes() == b""
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("before")
+    with pytest.raises(TypeError):
+        outputs.write_jsonl(path, [{"a": 1}, {"a": object()}])
+    assert entries(tmp_path) == ["x.jsonl"] and path.read_text() == "before"
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    for write in (lambda path: outputs.write_jsonl(path, [{}]), lambda path: outputs.write_npz(path, [], [])):
+        with pytest.raises(InputError, match="gone/x cannot be written: No such file"):
+            write(tmp_path / "gone" / "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        outputs.write_jsonl(tmp_path / "file" / "x.jsonl", [{}])
+
+
+@pytest.mark.parametrize("name, words", [
+    ("x.csv", "ends neither in .jsonl nor in .npz"), ("x", "ends neither"), ("gone/x.npz", "folder .*gone does not exist"), ("x.JSONL", "ends neither"),
+    ("folder.npz", "is a folder"),
+])  # fmt: skip
+def test_check_path_refuses(tmp_path, name, words):
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(InputError, match=words):
+        outputs.check_path(tmp_path / name)
+
+
+def test_check_path_accepts(tmp_path):
+    (tmp_path / "there.jsonl").write_text("before")
+    for name in ("x.npz", "x.jsonl", "there.jsonl"):
+        outputs.check_path(tmp_path / name)
+    assert entries(tmp_path) == ["there.jsonl"]

@@ -1,0 +1,128 @@
+import doctest
+import json
+
+import numpy as np
+import pytest
+from clusters import cluster
+
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.planning.program import Compute, Sync
+from hepti_mpi.reporting import records
+
+SPEC = random_model("tiny-bert").spec
+DECISION = choose(SPEC, "hash", cluster((9, 7, 8), mbit=100_000), Request(97))
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(records).failed == 0
+
+
+PROGRAM = (Sync("bcast", "embedded", "x0"), Compute((), "full"), Sync("allreduce", "p0", "p1"), Compute((), "full"), Sync("gatherv", "y", "result"))
+
+
+def test_time_is_divided_without_comparing_clocks():
+    """Three ranks, one left out; the shortest time in an exchange is the exchange, the rest is waiting."""
+    seconds = np.array([
+        [[1.0, 10, 2, 20, 1]],  # the root is in the layers, and the slowest
+        [[3.0, 5, 7, 10, 1]],
+        [[0.0, 0, 0, 0, 0]],
+    ])  # fmt: skip
+    spent = records.divide_time(PROGRAM, (0, 1), seconds)
+    assert spent.compute.tolist() == [30, 15, 0]
+    assert spent.wire.tolist() == [1 + 2 + 1, 1 + 2 + 1, 0]
+    assert spent.wait.tolist() == [0, 2 + 5, 0]
+
+
+def test_the_root_takes_part_in_the_outer_exchanges_only():
+    seconds = np.array([[[1.0, 0, 0, 0, 9]], [[2.0, 5, 4, 5, 3]], [[3.0, 5, 6, 5, 3]]])
+    spent = records.divide_time(PROGRAM, (1, 2), seconds)
+    assert spent.wire.tolist() == [1 + 3, 1 + 4 + 3, 1 + 4 + 3]
+    assert spent.wait.tolist() == [6, 1, 2 + 2]
+
+
+def test_the_median_is_over_batches():
+    seconds = np.zeros((1, 3, 5))
+    seconds[0, :, 1] = 9, 1, 7
+    assert records.divide_time(PROGRAM, (0,), seconds).compute.tolist() == [7]
+    assert records.divide_time(PROGRAM, (0,), np.zeros((1, 0, 5))).compute.tolist() == [0]
+
+
+def test_a_slice_is_no_exchange():
+    program = (Sync("slice", "x0", "x1"),)
+    spent = records.divide_time(program, (0, 1), np.array([[[1.0]], [[3.0]]]))
+    assert spent.compute.tolist() == [1, 3] and spent.wire.tolist() == spent.wait.tolist() == [0, 0]
+
+
+def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):
+    facts = [{"host": f"pi{rank}", "threads": 4, "weight_bytes": 7 + rank, "peak_resident_bytes": 9 + rank} for rank in range(plan.ranks)]
+    spent = records.Spent(*(np.arange(plan.ranks) + base for base in (0.123456789, 1, 2)))
+    return records.run_record("tiny", "bert", plan, latencies, rows, 9, {"plan": 0.5}, facts, spent)
+
+
+def test_the_record_of_a_run():
+    plan = DECISION.chosen.plan
+    record = json.loads(json.dumps(record_of(plan)))
+    assert (record["format"], record["format_version"], record["strategy"], record["plan_hash"]) == ("hepti-run", 1, plan.strategy, plan.hash)
+    assert record["latency_seconds"] == {"median": 0.2, "p90": pytest.approx(0.28), "min": 0.1, "max": 0.3}
+    assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "load": 0.0}
+    assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny", "bert")
+    assert record["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
+    assert [item["rank"] for item in record["ranks"]] == [0, 1, 2]
+    assert record["ranks"][2] == {
+        "rank": 2, "host": "pi2", "threads": 4, "heads": plan.heads[2], "columns": plan.columns[2], "rows": plan.rows[2],
+        "compute_seconds": 2.12346, "wire_seconds": 3.0, "wait_seconds": 4.0, "weight_bytes": 9, "peak_resident_bytes": 11,
+    }  # fmt: skip
+
+
+def test_texts_name_every_rank_and_candidate():
+    plan = DECISION.chosen.plan
+    for text in (records.plan_lines(plan), records.share_lines(DECISION), records.run_lines(record_of(plan), DECISION)):
+        for rank in range(3):
+            assert f"rank {rank} on pi{rank}" in text
+    lines = records.decision_lines(DECISION).splitlines()
+    assert "chosen" in lines[1] and all("x as long" in line for line in lines[2 : 2 + len(DECISION.others)])
+    assert plan.hash in records.plan_lines(plan) and plan.strategy in records.plan_lines(plan)
+    without = records.run_lines(record_of(plan), None)
+    assert " / -" in without and "3 answers" not in without and "9 answers" in without
+
+
+def test_what_is_left_out_is_told():
+    decision = choose(SPEC, "hash", cluster((9, 9, 0.01)), Request(97, shares=(1, 1, 0)))
+    assert "left out" in records.plan_lines(decision.chosen.plan).splitlines()[-1]
+    assert "rank 2 on pi2 is left out" in records.decision_lines(decision)
+
+
+@pytest.mark.parametrize("record, expected", [
+    ({"input": "a", "labels": [{"label": "cat", "score": 0.51234}, {"label": "dog", "score": 0.25}]}, "'a': cat 0.512, dog 0.250"),
+    ({"input": "b", "masks": [{"position": 3, "tokens": [{"token": "mat", "score": 0.5}]}]}, "'b': [3] mat 0.500"),
+    ({"input": "c", "masks": []}, "'c': "),
+    ({"input": "d", "tokens": [{"token": "x", "label": "O"}, {"token": "y", "label": "P"}]}, "'d': x/O y/P"),
+    ({"input": "e\nf", "embedding": [0.5] * 9}, r"'e\nf': embedding [0.5000, 0.5000, 0.5000, 0.5000, ...] (9 numbers)"),
+])  # fmt: skip
+def test_answer_line(record, expected):
+    assert records.answer_line(record) == expected
+
+
+@pytest.mark.parametrize("seconds, expected", [(None, "-"), (0, "0.0"), (0.00123, "1.2"), (9.9, "9900.0"), (12.3456, "12346")])
+def test_milliseconds(seconds, expected):
+    assert records.milliseconds(seconds) == expected
+
+
+@pytest.mark.parametrize("count, expected", [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (7 << 20, "7.0 MiB"), (9 << 30, "9.00 GiB")])
+def test_size(count, expected):
+    assert records.size(count) == expected
+
+
+def test_a_table_is_aligned():
+    lines = records.table(("", "n"), [("a", "7"), ("long", "1234")]).splitlines()
+    assert lines == ["         n", "a        7", "long  1234"]
+    assert records.table(("x",), []) == "x"
+
+
+def test_profile_and_inspection_lines(tmp_path):
+    from hepti_mpi.reporting.inspection import profile_lines
+
+    lines = profile_lines(cluster((9, 8))).splitlines()
+    assert "rank 1 on pi1" in lines[3] and "1000" in lines[3] and "100" in lines[3]
+    assert "rank 0 on pi0" in profile_lines(cluster((9,)))

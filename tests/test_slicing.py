@@ -1,0 +1,115 @@
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from hepti_mpi import splits
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.spec import named_weights
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.program import Op, make_program
+from hepti_mpi.shards.slicing import Slice, Slicer, all_weights, granule, layer_slices, rank_slices, root_slices
+
+BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
+LAYOUTS = list(product(("heads", "rows"), ("columns", "rows")))
+SHARES = [(1,), (5, 1, 1, 1), (1, 0, 3), (0, 1), (1,) * 7]
+
+
+def plan_of(spec, layers, shares):
+    used, nothing = {layout for pair in layers for layout in pair}, (0,) * len(shares)
+    heads = splits.split(spec.heads, shares) if "heads" in used else nothing
+    columns = splits.split(spec.ffn, shares, spec.column_granule) if "columns" in used else nothing
+    return Plan(spec.name, "hash", tuple(layers), heads, columns, splits.split(9, shares), ("a",) * len(shares), ("packed",) * len(shares))
+
+
+def test_a_slice_knows_its_bytes():
+    assert Slice("x", 3, (7, 8, 9)).bytes == 4 * 7 * 8 * 9
+    assert Slice("x", 0, (7,)).bytes == 28
+
+
+def test_all_weights_have_full_names():
+    for spec in (BERT, VIT):
+        names = [weight.name for weight in all_weights(spec)]
+        assert names == [name for name, _ in named_weights(spec)] and len(set(names)) == len(names)
+        assert not any("{" in name for name in names)
+
+
+@pytest.mark.parametrize("ffn, name, expected", [
+    (101, "layers.0.mlp.up.weight", 1), (131, "layers.0.mlp.down.weight", 2), (4096, "layers.2.mlp.up.bias", 16),
+    (101, "layers.0.attention.q.weight", 1), (101, "layers.1.attention.k.bias", 1), (101, "layers.0.mlp.down.bias", 56),
+    (101, "embedding.words", 120),
+])  # fmt: skip
+def test_granule(ffn, name, expected):
+    spec = replace(BERT, ffn=ffn)
+    weight = {weight.name: weight for weight in all_weights(spec)}[name]
+    assert granule(spec, weight) == expected
+
+
+OPS = [  # (kind, distribution) and the first and count of each slice for rank 1 of 3, which has 2 of 7 heads and 31 of 101 columns
+    ("attention_heads", "full", {"q.weight": (3, (2, 8, 56)), "k.weight": (3, (2, 8, 56)), "v.weight": (3, (2, 8, 56)), "o.weight": (3, (2, 8, 56)),
+                                 "q.bias": (3, (2, 8)), "k.bias": (3, (2, 8)), "v.bias": (3, (2, 8))}),
+    ("project", "rows", {**{f"{m}.weight": (0, (7, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (0, (7, 8)) for m in "qkv"}}),
+    ("attend", "rows", {"o.weight": (0, (7, 8, 56))}),
+    ("mlp_columns", "full", {"up.weight": (40, (31, 56)), "up.bias": (40, (31,)), "down.weight": (40, (31, 56))}),
+    ("mlp_rows", "rows", {"up.weight": (0, (101, 56)), "up.bias": (0, (101,)), "down.weight": (0, (101, 56))}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, distribution, expected", OPS)
+def test_an_operation(kind, distribution, expected):
+    plan = Plan("m", "h", (LAYOUTS[0],) * 3, (3, 2, 2), (40, 31, 30), (4, 4, 1), ("a",) * 3, ("packed",) * 3)
+    found = Slicer(BERT, plan, 1).op(Op(kind, 2, (), ()), distribution)
+    block = "attention" if kind in ("attention_heads", "project", "attend") else "mlp"
+    assert found == {short: Slice(f"layers.2.{block}.{short}", *at) for short, at in expected.items()}
+
+
+def test_norms_and_tails():
+    slicer = Slicer(BERT, plan_of(BERT, [LAYOUTS[0]] * 3, (1, 1)), 0)
+    tail = Op("tail", 1, (), (), norm="layers.1.mlp.norm", bias="layers.1.mlp.down.bias")
+    assert slicer.op(tail, "full") == {"norm.weight": Slice("layers.1.mlp.norm.weight", 0, (56,)), "norm.bias": Slice("layers.1.mlp.norm.bias", 0, (56,)),
+                                       "bias": Slice("layers.1.mlp.down.bias", 0, (56,))}  # fmt: skip
+    assert set(slicer.op(Op("norm", -1, (), (), norm="final.norm"), "full")) == {"norm.weight", "norm.bias"}
+
+
+def test_a_rank_without_a_part_reads_nothing():
+    plan = Plan("m", "h", (LAYOUTS[0],) * 3, (7, 0, 0), (0, 101, 0), (9, 0, 0), ("a",) * 3, ("packed",) * 3)
+    assert Slicer(BERT, plan, 1).op(Op("attention_heads", 0, (), ()), "full") == {}
+    assert Slicer(BERT, plan, 0).op(Op("mlp_columns", 0, (), ()), "full") == {}
+    assert Slicer(BERT, plan, 1).op(Op("tail", 0, (), (), norm="n", bias="b"), "rows") == {}
+    assert list(rank_slices(BERT, plan, 2)) == []
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("spec", [BERT, VIT], ids=lambda spec: spec.name)
+def test_all_ranks_together_hold_every_weight(spec, shares):
+    """Split weights once in all, whole ones on every rank that has rows; everything inside the tensor."""
+    whole = {weight.name: weight for weight in all_weights(spec)}
+    for layers in product(LAYOUTS, repeat=2):
+        plan = plan_of(spec, (*layers, layers[0]), shares)
+        program, held = make_program(spec, plan), {}
+        for rank in range(plan.ranks):
+            pieces = layer_slices(spec, plan, program, rank)
+            assert len(set(pieces)) == len(pieces) and bool(pieces) == (rank in plan.active)
+            for piece in pieces:
+                assert 0 <= piece.first and piece.first + piece.shape[0] <= whole[piece.name].shape[0]
+                assert piece.shape[1:] == whole[piece.name].shape[1:]
+                held.setdefault(piece.name, []).append((piece.first, piece.first + piece.shape[0]))
+        for name, weight in whole.items():
+            if weight.part in ("embedding", "head"):
+                assert name not in held
+                continue
+            ranges = sorted(held[name])
+            by_rows = weight.split and plan.layout(int(name.split(".")[1]), name.split(".")[2]) == "rows"
+            if weight.split is None or by_rows:
+                assert set(ranges) == {(0, weight.shape[0])}
+            else:
+                assert ranges[0][0] == 0 and ranges[-1][1] == weight.shape[0]
+                assert all(end == begin for (_, end), (begin, _) in zip(ranges, ranges[1:]))
+
+
+@pytest.mark.parametrize("spec", [BERT, VIT], ids=lambda spec: spec.name)
+def test_the_root_reads_embedding_and_head_besides(spec):
+    plan = plan_of(spec, [LAYOUTS[0]] * 3, (0, 1, 1))
+    assert set(rank_slices(spec, plan, 0)) == set(root_slices(spec))
+    assert {piece.name for piece in root_slices(spec)} == {w.name for w in all_weights(spec) if w.part in ("embedding", "head")}
+    assert not set(rank_slices(spec, plan, 1)) & set(root_slices(spec))
