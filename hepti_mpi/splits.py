@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def split(total: int, shares: Sequence[float], granule: int = 1) -> tuple[int, ...]:
+def split(total: int, shares: Sequence[float] | np.ndarray, granule: int = 1) -> tuple[int, ...]:
     """Divide `total` in proportion to `shares` (>= 0, not all 0), each part a multiple of `granule` but for the last one
     that is not 0, by largest remainders; ties go to the lower index, so that every rank computes the same parts.
 

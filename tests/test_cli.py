@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 from clusters import cluster
 
-from hepti_mpi import cli, options
+from hepti_mpi import cli
 from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
 from hepti_mpi.planning.plan import check, load
 from hepti_mpi.shards.slicing import rank_slices
 from hepti_mpi.shards.store import Store, whole_slices
+
+PLAN = ("plan", "--weights", "tiny-bert.h5", "--profile", "three.json")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,8 @@ def test_help_needs_neither_mpi_nor_onnxruntime():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan"], ["plan", "--profile", "x", "--rows", "0"], ["plan", "--profile", "x", "--layout", "a/b"],
+@pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan"], ["plan", "--profile", "x", "--rows", "0"],
+                                   ["plan", "--profile", "x", "--layout", "a/b"],
                                    ["plan", "--profile", "x", "--strategy", "best"], ["run", "--repeat", "0"], ["inspect"]])  # fmt: skip
 def test_usage_errors(words):
     result = CliRunner().invoke(cli.main, words)
@@ -91,10 +94,9 @@ def test_usage_errors(words):
 
 def test_slice_writes_a_store(run, made):
     said = run("slice", "random:tiny-bert", "new/again.h5")
-    assert "new/again.h5: bert tiny-bert" in said
+    assert said.startswith("new/again.h5: bert again, ")
     with Store(made / "new" / "again.h5") as store:
         store.verify(whole_slices(store.spec))
-    assert (made / "new" / "again.h5").read_bytes() == (made / "tiny-bert.h5").read_bytes()
 
 
 @pytest.mark.parametrize("words, kind, expected", [
@@ -109,17 +111,17 @@ def test_slice_writes_a_store(run, made):
     (["plan", "--weights", "none.h5", "--profile", "three.json"], StoreError, "none.h5 not found"),
     (["plan", "--weights", "tiny-bert.h5", "--profile", "none.json"], ProfileError, "none.json cannot be read"),
     (["plan", "--weights", "tiny-bert.h5", "--profile", "tiny-bert.h5"], ProfileError, "tiny-bert.h5 is not"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "1,2"], PlanError, "2 entries, the job has 3 ranks"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "1k"], CapacityError, r"rank \d on pi\d lacks \d+ bytes"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--layout", "rows/rows", "--strategy", "tensor"], PlanError, "just one of"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "a,b,c"], click.UsageError, "such as 5,1,1,1"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "0,0,0"], click.UsageError, "at least one above 0"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--shares", "nan,1,1"], click.UsageError, "such as 5,1,1,1"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "much"], click.UsageError, "not a size"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", "-5M"], click.UsageError, "not a size"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--memory-limit", ""], click.UsageError, "not a size"),
-    (["plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--output", "gone/plan.json"], PlanError, "cannot be written"),
+    ([*PLAN, "--shares", "1,2"], PlanError, "2 entries, the job has 3 ranks"),
+    ([*PLAN, "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
+    ([*PLAN, "--memory-limit", "1k"], CapacityError, r"rank \d on pi\d lacks \d+ bytes"),
+    ([*PLAN, "--layout", "rows/rows", "--strategy", "tensor"], PlanError, "just one of"),
+    ([*PLAN, "--shares", "a,b,c"], click.UsageError, "such as 5,1,1,1"),
+    ([*PLAN, "--shares", "0,0,0"], click.UsageError, "at least one above 0"),
+    ([*PLAN, "--shares", "nan,1,1"], click.UsageError, "such as 5,1,1,1"),
+    ([*PLAN, "--memory-limit", "much"], click.UsageError, "not a size"),
+    ([*PLAN, "--memory-limit", "-5M"], click.UsageError, "not a size"),
+    ([*PLAN, "--memory-limit", ""], click.UsageError, "not a size"),
+    ([*PLAN, "--output", "gone/plan.json"], PlanError, "cannot be written"),
 ])  # fmt: skip
 def test_errors_are_sentences(run, words, kind, expected):
     with pytest.raises(kind, match=expected) as error:
@@ -165,7 +167,7 @@ def test_plan_prints_and_writes(run, made):
     (["--weights-mode", "mapped"], {"tensor", "hybrid", "sequence", "mix", "single"}),
 ])  # fmt: skip
 def test_plan_options(run, made, words, expected):
-    run("plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--rows", 9, "--output", "plan.json", *words)
+    run(*PLAN, "--rows", 9, "--output", "plan.json", *words)
     plan = load(made / "plan.json")
     assert plan.strategy in expected
     assert plan.weights_mode == (("mapped" if "mapped" in words else "packed"),) * 3
@@ -190,13 +192,25 @@ def test_the_only_store_is_found(run, made, tmp_path, monkeypatch):
 def test_a_profile_of_another_model_is_refused(run, made):
     data = json.loads((made / "three.json").read_text())
     (made / "other.json").write_text(json.dumps(data | {"shape": [768, 3072]}))
-    with pytest.raises(ProfileError, match="measured at hidden 768 and ffn 3072, the model has 56 and 101") as error:
+    with pytest.raises(ProfileError, match="measured at .*768.*3072.*, the model has .*56.*101") as error:
         run("plan", "--weights", "tiny-bert.h5", "--profile", "other.json")
     sentence(error)
 
 
 def test_rank_files_of_a_plan(run, made):
-    run("plan", "--weights", "tiny-bert.h5", "--profile", "three.json", "--strategy", "tensor", "--shares", "5,1,1", "--output", "tensor.json")
+    run(
+        "plan",
+        "--weights",
+        "tiny-bert.h5",
+        "--profile",
+        "three.json",
+        "--strategy",
+        "tensor",
+        "--shares",
+        "5,1,1",
+        "--output",
+        "tensor.json",
+    )
     said = run("slice", "random:tiny-bert", "cut.h5", "--plan", "tensor.json", "--ranks", "parts")
     plan = load(made / "tensor.json")
     for rank in range(3):
@@ -213,16 +227,3 @@ def test_a_plan_for_another_model_is_refused(run, made):
         run("slice", "random:tiny-bert", "cut.h5", "--plan", "vit.json", "--ranks", "parts-of-vit")
     sentence(error)
     assert not (made / "parts-of-vit").exists()
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("500M", (500 << 20,)), ("1.5GiB", (3 << 29,)), ("200000", (200_000,)), ("7kb,8 m, 9G", (7 << 10, 8 << 20, 9 << 30)), ("1T", (1 << 40,)), ("12b", (12,)),
-])  # fmt: skip
-def test_sizes(text, expected):
-    assert options.Size().convert(text, None, None) == expected
-
-
-@pytest.mark.parametrize("text", ["", "M", "1X", "1,,2", "0", "-1", "inf", "nan", "1e30", "1 2"])
-def test_what_is_no_size(text):
-    with pytest.raises(click.BadParameter, match="is not a size"):
-        options.Size().convert(text, None, None)

@@ -32,7 +32,8 @@ def price(profile, plan, rows=ROWS, spec=SPEC):
 
 def simple(ranks=2, **fields):
     """Boards of 1 ns a weight and row, 2 ns a multiply-add of attention, 3 ns an element, 1 us a segment."""
-    board = replace(node(1), gemm_rows=(1, 100), gemm_seconds_per_weight=(1e-9, 100e-9), attention_seconds_per_mac=2e-9, element_seconds=3e-9,
+    board = replace(node(1), gemm_rows=(1, 100), gemm_seconds_per_weight=(1e-9, 100e-9),
+                    attention_seconds_per_mac=2e-9, element_seconds=3e-9,
                     segment_seconds=1e-6, **fields)  # fmt: skip
     nodes = tuple(replace(board, host=f"pi{rank}") for rank in range(ranks))
     return ClusterProfile(nodes, square(ranks, 1e-4), square(ranks, 1e7), {}, (1, 1))
@@ -93,7 +94,9 @@ def test_a_whole_program_on_one_rank():
 
 @pytest.mark.parametrize("rows, expected", [(1, 5.0), (3, 7.0), (5, 9.0), (9, 17.0), (0, 0.0)])
 def test_the_curve_between_and_beyond_what_was_measured(rows, expected):
-    profile = simple(1, )
+    profile = simple(
+        1,
+    )
     board = replace(profile.nodes[0], gemm_rows=(1, 5), gemm_seconds_per_weight=(5.0, 9.0))
     curve = Pricer(SPEC, replace(profile, nodes=(board,)), 9).gemm[0]
     assert len(curve) == 10 and (np.diff(curve) >= 0).all()

@@ -7,7 +7,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "hepti_mpi"
 MODULES = sorted(ROOT.rglob("*.py"))
-LEVELS = [("errors", "splits", "comm"), ("models",), ("cluster",), ("planning",), ("shards",), ("runtime",), ("reporting",), ("options",), ("cli",), ("__main__",)]
+LEVELS = [
+    ("errors", "splits", "comm"),
+    ("models",),
+    ("cluster",),
+    ("planning",),
+    ("shards",),
+    ("runtime",),
+    ("reporting",),
+    ("options",),
+    ("cli",),
+    ("__main__",),
+]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 OWNERS = {
     "mpi4py": {"comm.py"},
@@ -61,12 +72,18 @@ def test_a_module(path):
 
 
 def test_one_module_reads_safetensors():
-    users = [path.relative_to(ROOT).as_posix() for path in MODULES if any(n.split(".")[0] == "safetensors" for n in imports(ast.parse(path.read_text())))]
+    users = [
+        path.relative_to(ROOT).as_posix()
+        for path in MODULES
+        if any(n.split(".")[0] == "safetensors" for n in imports(ast.parse(path.read_text())))
+    ]
     assert len(users) <= 1, users
 
 
 def test_there_are_modules():
-    assert len(MODULES) > 25 and {path.parent.name for path in MODULES} == {"hepti_mpi"} | {n for names in LEVELS for n in names if (ROOT / n).is_dir()}
+    assert len(MODULES) > 25 and {path.parent.name for path in MODULES} == {"hepti_mpi"} | {
+        n for names in LEVELS for n in names if (ROOT / n).is_dir()
+    }
 
 
 @pytest.mark.parametrize("place, source, wrong", [

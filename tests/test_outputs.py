@@ -64,6 +64,9 @@ def test_jsonl_has_a_line_per_record(tmp_path):
 def test_no_requests(tmp_path):
     outputs.write_jsonl(tmp_path / "x.jsonl", [])
     assert (tmp_path / "x.jsonl").read_bytes() == b""
+    outputs.write_npz(tmp_path / "x.npz", [], [])
+    with np.load(tmp_path / "x.npz") as found:
+        assert list(found) == []
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
@@ -75,7 +78,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
 
 
 def test_a_folder_that_is_gone(tmp_path):
-    for write in (lambda path: outputs.write_jsonl(path, [{}]), lambda path: outputs.write_npz(path, [], [])):
+    for write in (lambda path: outputs.write_jsonl(path, [{}]), lambda path: outputs.write_npz(path, REQUESTS, [{}, {}])):
         with pytest.raises(InputError, match="gone/x cannot be written: No such file"):
             write(tmp_path / "gone" / "x")
     (tmp_path / "file").write_text("")
@@ -84,7 +87,8 @@ def test_a_folder_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("x.csv", "ends neither in .jsonl nor in .npz"), ("x", "ends neither"), ("gone/x.npz", "folder .*gone does not exist"), ("x.JSONL", "ends neither"),
+    ("x.csv", "ends neither in .jsonl nor in .npz"), ("x", "ends neither"), ("gone/x.npz", "folder .*gone does not exist"),
+    ("x.JSONL", "ends neither"),
     ("folder.npz", "is a folder"),
 ])  # fmt: skip
 def test_check_path_refuses(tmp_path, name, words):

@@ -14,7 +14,13 @@ PLAN = Plan("tiny-bert", "hash", (TENSOR,) * 3, (4, 0, 3), (64, 67, 0), (5, 0, 4
 
 
 def test_properties():
-    assert (PLAN.ranks, PLAN.planned_rows, PLAN.active, PLAN.layout(1, "mlp"), PLAN.layout(1, "attention")) == (3, 9, (0, 1, 2), "columns", "heads")
+    assert (PLAN.ranks, PLAN.planned_rows, PLAN.active, PLAN.layout(1, "mlp"), PLAN.layout(1, "attention")) == (
+        3,
+        9,
+        (0, 1, 2),
+        "columns",
+        "heads",
+    )
     nothing = replace(PLAN, heads=(7, 0, 0), columns=(131, 0, 0), rows=(9, 0, 0))
     assert nothing.active == (0,) and nothing.strategy == "single"
 
@@ -136,6 +142,8 @@ def test_check_names_both_rank_counts():
         check(PLAN, SPEC, "hash", 4)
 
 
-@pytest.mark.parametrize("columns, granule, expected", [((8, 9), 4, True), ((9, 8), 4, False), ((9, 0, 0), 4, True), ((0, 0, 9), 4, True), ((7, 0, 2), 7, True)])
+@pytest.mark.parametrize(
+    "columns, granule, expected", [((8, 9), 4, True), ((9, 8), 4, False), ((9, 0, 0), 4, True), ((0, 0, 9), 4, True), ((7, 0, 2), 7, True)]
+)
 def test_granules_fit(columns, granule, expected):
     assert granules_fit(columns, granule) is expected

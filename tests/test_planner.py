@@ -229,7 +229,9 @@ def test_one_rank_lacks_exactly_what_is_said(limit, options):
     refused(BASE, profile, limits=(limit + lack - 2,), **{"mode": "packed"} | options)
 
 
-@pytest.mark.parametrize("limits", [(20_000_000,) * 4, (60_000_000, 1000, 30_000_000), (1000, 1000), (5_000_000, 60_000_000, 70_000_000, 1, 9_000_000)])
+@pytest.mark.parametrize(
+    "limits", [(20_000_000,) * 4, (60_000_000, 1000, 30_000_000), (1000, 1000), (5_000_000, 60_000_000, 70_000_000, 1, 9_000_000)]
+)
 def test_with_what_is_lacking_the_leanest_plan_fits(limits):
     """The bytes that are named, given to every rank, are enough but for the rounding to whole heads and columns."""
     profile = cluster((12,) * len(limits))

@@ -23,7 +23,20 @@ ROWS = 9
 MODELS = ("tiny-bert", "tiny-vit")  # post-norm, pre-norm
 REDUCTIONS = ("allreduce", "reduce_scatter")
 PAIRS = tuple(product(LAYOUTS["attention"], LAYOUTS["mlp"]))
-SHARES = [(1,), (0, 1), (1, 0), (1, 1), (5, 2), (1, 0, 3), (0, 2, 1), (0, 1, 0), (5, 1, 1, 1), (1, 2, 3, 4, 5), (9, 0, 0, 1, 0, 1), (1,) * 7]
+SHARES = [
+    (1,),
+    (0, 1),
+    (1, 0),
+    (1, 1),
+    (5, 2),
+    (1, 0, 3),
+    (0, 2, 1),
+    (0, 1, 0),
+    (5, 1, 1, 1),
+    (1, 2, 3, 4, 5),
+    (9, 0, 0, 1, 0, 1),
+    (1,) * 7,
+]
 
 
 @cache
@@ -225,6 +238,23 @@ def test_exchanges_of_an_inner_layer(pair, reduction, norm, expected):
         for kind in expected:
             assert more.count(kind) - fewer.count(kind) == expected.count(kind)
         assert len(more) - len(fewer) == len(expected)
+
+
+ONLY_LAYER = [  # (attention, mlp), norm, all steps of a model of one layer
+    (("heads", "columns"), "post", "bcast - allreduce - reduce_scatter slice - gatherv"),
+    (("heads", "columns"), "pre", "bcast - allreduce - reduce_scatter slice - gatherv"),
+    (("rows", "rows"), "post", "scatterv - allgatherv2 - gatherv"),
+    (("rows", "rows"), "pre", "scatterv - allgatherv2 - gatherv"),
+    (("heads", "rows"), "pre", "bcast - reduce_scatter slice - gatherv"),
+    (("rows", "columns"), "post", "scatterv - allgatherv2 - allgatherv - reduce_scatter - gatherv"),
+    (("rows", "columns"), "pre", "scatterv - allgatherv2 - allgatherv - reduce_scatter - gatherv"),
+]
+
+
+@pytest.mark.parametrize("pair, norm, expected", ONLY_LAYER)
+def test_no_step_too_many(pair, norm, expected):
+    spec = replace(model_of("tiny-bert")[0], layers=1, norm=norm)
+    assert " ".join(steps(make_program(spec, plan_of(spec, (pair,), (2, 1), (2, 1), (2, 1))))) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)

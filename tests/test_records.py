@@ -18,7 +18,13 @@ def test_examples_in_docstrings():
     assert doctest.testmod(records).failed == 0
 
 
-PROGRAM = (Sync("bcast", "embedded", "x0"), Compute((), "full"), Sync("allreduce", "p0", "p1"), Compute((), "full"), Sync("gatherv", "y", "result"))
+PROGRAM = (
+    Sync("bcast", "embedded", "x0"),
+    Compute((), "full"),
+    Sync("allreduce", "p0", "p1"),
+    Compute((), "full"),
+    Sync("gatherv", "y", "result"),
+)
 
 
 def test_time_is_divided_without_comparing_clocks():
@@ -63,7 +69,12 @@ def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):
 def test_the_record_of_a_run():
     plan = DECISION.chosen.plan
     record = json.loads(json.dumps(record_of(plan)))
-    assert (record["format"], record["format_version"], record["strategy"], record["plan_hash"]) == ("hepti-run", 1, plan.strategy, plan.hash)
+    assert (record["format"], record["format_version"], record["strategy"], record["plan_hash"]) == (
+        "hepti-run",
+        1,
+        plan.strategy,
+        plan.hash,
+    )
     assert record["latency_seconds"] == {"median": 0.2, "p90": pytest.approx(0.28), "min": 0.1, "max": 0.3}
     assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "load": 0.0}
     assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny", "bert")

@@ -46,8 +46,7 @@ def test_granule(ffn, name, expected):
 
 
 OPS = [  # (kind, distribution) and the first and count of each slice for rank 1 of 3, which has 2 of 7 heads and 31 of 101 columns
-    ("attention_heads", "full", {"q.weight": (3, (2, 8, 56)), "k.weight": (3, (2, 8, 56)), "v.weight": (3, (2, 8, 56)), "o.weight": (3, (2, 8, 56)),
-                                 "q.bias": (3, (2, 8)), "k.bias": (3, (2, 8)), "v.bias": (3, (2, 8))}),
+    ("attention_heads", "full", {**{f"{m}.weight": (3, (2, 8, 56)) for m in "qkvo"}, **{f"{m}.bias": (3, (2, 8)) for m in "qkv"}}),
     ("project", "rows", {**{f"{m}.weight": (0, (7, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (0, (7, 8)) for m in "qkv"}}),
     ("attend", "rows", {"o.weight": (0, (7, 8, 56))}),
     ("mlp_columns", "full", {"up.weight": (40, (31, 56)), "up.bias": (40, (31,)), "down.weight": (40, (31, 56))}),
@@ -66,8 +65,8 @@ def test_an_operation(kind, distribution, expected):
 def test_norms_and_tails():
     slicer = Slicer(BERT, plan_of(BERT, [LAYOUTS[0]] * 3, (1, 1)), 0)
     tail = Op("tail", 1, (), (), norm="layers.1.mlp.norm", bias="layers.1.mlp.down.bias")
-    assert slicer.op(tail, "full") == {"norm.weight": Slice("layers.1.mlp.norm.weight", 0, (56,)), "norm.bias": Slice("layers.1.mlp.norm.bias", 0, (56,)),
-                                       "bias": Slice("layers.1.mlp.down.bias", 0, (56,))}  # fmt: skip
+    names = {"norm.weight": "layers.1.mlp.norm.weight", "norm.bias": "layers.1.mlp.norm.bias", "bias": "layers.1.mlp.down.bias"}
+    assert slicer.op(tail, "full") == {short: Slice(name, 0, (56,)) for short, name in names.items()}
     assert set(slicer.op(Op("norm", -1, (), (), norm="final.norm"), "full")) == {"norm.weight", "norm.bias"}
 
 

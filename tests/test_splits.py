@@ -44,13 +44,17 @@ def test_split_of_everything_small():
             assert abs(-(-part // granule) - granules * share / sum(shares)) < 1 + 1e-9
 
 
-@pytest.mark.parametrize("total, shares, granule", [(7, (), 1), (7, (0, 0), 1), (7, (1, -1), 1), (-1, (1,), 1), (7, (1,), 0), (7, (float("nan"), 1), 1)])
+@pytest.mark.parametrize(
+    "total, shares, granule", [(7, (), 1), (7, (0, 0), 1), (7, (1, -1), 1), (-1, (1,), 1), (7, (1,), 0), (7, (float("nan"), 1), 1)]
+)
 def test_split_refuses(total, shares, granule):
     with pytest.raises(ValueError, match="cannot split"):
         splits.split(total, shares, granule)
 
 
-@pytest.mark.parametrize("total, parts, expected", [(7, 3, (3, 2, 2)), (9, 3, (3, 3, 3)), (2, 4, (1, 1, 0, 0)), (0, 2, (0, 0)), (8, 1, (8,))])
+@pytest.mark.parametrize(
+    "total, parts, expected", [(7, 3, (3, 2, 2)), (9, 3, (3, 3, 3)), (2, 4, (1, 1, 0, 0)), (0, 2, (0, 0)), (8, 1, (8,))]
+)
 def test_even(total, parts, expected):
     assert splits.even(total, parts) == expected
 

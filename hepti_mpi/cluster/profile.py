@@ -98,7 +98,8 @@ def load(path: Path) -> ClusterProfile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ProfileError(f"{path} is not a profile of hepti_mpi; {again}")
     if data.get("format_version") != FORMAT_VERSION:
-        raise ProfileError(f"profile {path} has format version {data.get('format_version')!r}, this program reads {FORMAT_VERSION}; {again}")
+        version = data.get("format_version")
+        raise ProfileError(f"profile {path} has format version {version!r}, this program reads {FORMAT_VERSION}; {again}")
     try:
         return from_json(data)
     except (KeyError, TypeError, ValueError, OverflowError) as error:

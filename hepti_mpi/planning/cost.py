@@ -113,24 +113,25 @@ class Pricer:
         every = np.full(len(ranks), self.rows)
         own = np.array(plan.row_counts(self.rows))[ranks]
         crowding = self.crowding(plan.active)[ranks]
-        known: dict[tuple[object, ...], object] = {}  # layers repeat: price each kind of step once
+        segments: dict[tuple[object, ...], np.ndarray] = {}  # layers repeat: price each kind of step once
+        exchanges: dict[tuple[str, int], tuple[float, int]] = {}
         clock, compute, wait = np.zeros(len(ranks)), np.zeros(len(ranks)), np.zeros(len(ranks))
         wire, moved = 0.0, 0
         for step in program:
             if isinstance(step, Compute):
-                key: tuple[object, ...] = (step.distribution, tuple(op.kind for op in step.ops))
-                if key not in known:
+                kinds = (step.distribution, *(op.kind for op in step.ops))
+                if kinds not in segments:
                     rows = every if step.distribution == "full" else own
-                    seconds = sum(self.op_seconds(op, rows, plan, ranks) for op in step.ops) * crowding
-                    known[key] = seconds + self.segment[ranks] * (rows > 0)
-                compute = compute + known[key]
-                clock = clock + known[key]
+                    needed = sum(self.op_seconds(op, rows, plan, ranks) for op in step.ops) * crowding
+                    segments[kinds] = needed + self.segment[ranks] * (rows > 0)
+                compute = compute + segments[kinds]
+                clock = clock + segments[kinds]
             else:
-                key = (step.kind, step.width)
-                if key not in known:
+                kind = (step.kind, step.width)
+                if kind not in exchanges:
                     blocks = own * (self.spec.hidden * FLOAT * step.width)
-                    known[key] = self.sync_seconds(step, plan, blocks, ranks)
-                seconds, data = known[key]  # type: ignore[misc]
+                    exchanges[kind] = self.sync_seconds(step, plan, blocks, ranks)
+                seconds, data = exchanges[kind]
                 start = clock.max()
                 wait = wait + (start - clock)
                 clock = np.full(len(ranks), start + seconds)

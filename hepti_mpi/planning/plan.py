@@ -14,6 +14,7 @@ from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 1
+AGAIN = "make it again with: python -m hepti_mpi plan"
 LAYOUTS = {"attention": ("heads", "rows"), "mlp": ("columns", "rows")}
 
 
@@ -100,17 +101,18 @@ def load(path: Path) -> Plan:
     except OSError as error:
         raise PlanError(f"plan {path} cannot be read: {error.strerror or error}; make it with: python -m hepti_mpi plan") from None
     except (ValueError, RecursionError):
-        raise PlanError(f"plan {path} is not JSON; make it again with: python -m hepti_mpi plan") from None
+        raise PlanError(f"plan {path} is not JSON; {AGAIN}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PlanError(f"{path} is not a plan of hepti_mpi")
     if data.get("format_version") != FORMAT_VERSION:
-        raise PlanError(f"plan {path} has format version {data.get('format_version')!r}, this program reads {FORMAT_VERSION}; make it again with: python -m hepti_mpi plan")
+        version = data.get("format_version")
+        raise PlanError(f"plan {path} has format version {version!r}, this program reads {FORMAT_VERSION}; {AGAIN}")
     try:
         plan = from_json(data)
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"plan {path} is damaged: {error!r}") from None
     if plan.hash != data.get("hash"):
-        raise PlanError(f"plan {path} does not match its own hash (it says {data.get('hash')}, its content gives {plan.hash}); make it again with: python -m hepti_mpi plan")
+        raise PlanError(f"plan {path} does not match its own hash (it says {data.get('hash')}, its content gives {plan.hash}); {AGAIN}")
     return plan
 
 
@@ -145,7 +147,8 @@ def granules_fit(columns: Sequence[int], granule: int) -> bool:
 def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     """Refuse a plan that is not one for this model and this number of ranks. Raises PlanError naming both numbers."""
     if plan.source_hash != source_hash:
-        raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {spec.name} with {source_hash[:12]}")
+        held = f"{spec.name} with {source_hash[:12]}"
+        raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {held}")
     if plan.ranks != ranks:
         raise PlanError(f"the plan is for {plan.ranks} ranks, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
     if len(plan.layers) != spec.layers:

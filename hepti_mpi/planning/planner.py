@@ -20,6 +20,7 @@ from hepti_mpi.planning.plan import Plan, granules_fit
 from hepti_mpi.planning.program import Program, make_program
 
 Layers = tuple[tuple[str, str], ...]
+Counts = Sequence[int] | np.ndarray
 LEANER = (("rows", "rows"), ("heads", "rows"), ("rows", "columns"), ("heads", "columns"))  # most memory first
 EVERY_SUBSET = 4  # ranks up to which all subsets are tried; beyond, each alone and prefixes by speed and by memory
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of those prefixes
@@ -154,7 +155,8 @@ class _Search:
             return
         speed = self.pricer.gemm[:, -1] * self.pricer.crowding(tuple(everyone))
         link = self.pricer.seconds_per_byte.max(axis=1)
-        orders = [np.lexsort((everyone, speed)), np.lexsort((everyone, -self.limits)), np.lexsort((everyone, speed, link.round(9)))]
+        number = np.arange(self.ranks)  # decides between equals
+        orders = [np.lexsort((number, speed)), np.lexsort((number, -self.limits)), np.lexsort((number, speed, link.round(9)))]
         sizes = sorted({smallest, self.ranks, *(size for size in SIZES if smallest <= size <= self.ranks)})
         prefixes = (tuple(sorted(int(rank) for rank in order[:size])) for size in sizes for order in orders)
         alone = [(rank,) for rank in everyone] if smallest == 1 else []
@@ -192,9 +194,12 @@ class _Search:
         counts = self.counts(layers, subset)
         return None if counts is None else self.priced(layers, *counts)
 
-    def priced(self, layers: Layers, heads: Sequence[int], columns: Sequence[int], rows: Sequence[int]) -> Candidate:
-        plan = Plan(self.spec.name, self.source_hash, layers, tuple(map(int, heads)), tuple(map(int, columns)), tuple(map(int, rows)),
-                    self.profile.hosts, (self.request.mode,) * self.ranks)
+    def plan(self, layers: Layers, heads: Counts, columns: Counts, rows: Counts) -> Plan:
+        h, c, r = (tuple(map(int, counts)) for counts in (heads, columns, rows))
+        return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, (self.request.mode,) * self.ranks)
+
+    def priced(self, layers: Layers, heads: Counts, columns: Counts, rows: Counts) -> Candidate:
+        plan = self.plan(layers, heads, columns, rows)
         program, _ = self.program(plan)
         price = self.pricer.price(program, plan)
         return Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
@@ -256,7 +261,7 @@ class _Search:
             probe = np.zeros(self.ranks, np.int64)
             probe[list(subset)] = 1
             counts = tuple(map(int, probe))
-            plan = Plan(self.spec.name, self.source_hash, layers, counts, counts, counts, self.profile.hosts, (self.request.mode,) * self.ranks)
+            plan = self.plan(layers, counts, counts, counts)
             program = make_program(self.spec, plan)
             self.programs[key] = program, activation_widths(self.spec, program)
         values = activation_bytes(self.spec, self.programs[key][1], self.request.rows, np.full(len(subset), self.request.rows))
@@ -281,7 +286,9 @@ class _Search:
         table[~allowed, 1:] = np.inf
         return fill(table, rows)
 
-    def divide_weights(self, members: np.ndarray, room: np.ndarray, by_heads: int, by_columns: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def divide_weights(
+        self, members: np.ndarray, room: np.ndarray, by_heads: int, by_columns: int
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
         spec, pricer, rows = self.spec, self.pricer, self.request.rows
         crowding = pricer.crowding(tuple(members))[members]
@@ -360,7 +367,7 @@ class _Search:
         everyone = tuple(range(self.ranks)) if self.request.shares is None else next(self.subsets())
         room = self.room(layers, everyone)
         whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)
-        split = self.spec.layers * ((self.attention_bytes if layout[0] == "heads" else 0) + (self.mlp_bytes if layout[1] == "columns" else 0))
+        split = self.spec.layers * (self.attention_bytes * (layout[0] == "heads") + self.mlp_bytes * (layout[1] == "columns"))
         shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
         need = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split)
         lack = need - room
@@ -370,9 +377,10 @@ class _Search:
         rank = everyone[worst]
         name = "single" if len(everyone) == 1 else Plan.strategy_of(layout)
         return CapacityError(
-            f"no plan fits: under the leanest plan allowed ({name} on {len(everyone)} ranks) rank {rank} on {self.profile.hosts[rank]} lacks "
-            f"{int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, the layers need {int(whole)} in all); "
-            "add ranks, raise --memory-limit, or run with --weights-mode mapped, which reads weights from storage while computing")
+            f"no plan fits: under the leanest plan allowed ({name} on {len(everyone)} ranks) rank {rank} on {self.profile.hosts[rank]} "
+            f"lacks {int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, the layers need {int(whole)} in all); "
+            "add ranks, raise --memory-limit, or run with --weights-mode mapped, which reads weights from storage while computing"
+        )
 
 
 def _order(candidate: Candidate) -> tuple[float, int, str]:

@@ -203,7 +203,10 @@ def _with_interfaces(steps: list[Step]) -> Program:
 
 
 def distributions(program: Program) -> dict[str, tuple[str, int]]:
-    """Return, per value that outlives its Compute, how many rows of it a rank holds ("full" or "rows"; partial terms are full) and its width in hiddens."""
+    """Return, per value that outlives its Compute, how many rows of it a rank holds and its width in hiddens.
+
+    The rows are "full" or "rows"; partial terms are full, and "root" is what rank 0 alone has.
+    """
     result = {EMBEDDED: ("root", 1), RESULT: ("root", 1)}
     for step in program:
         if isinstance(step, Compute):

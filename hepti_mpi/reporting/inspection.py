@@ -4,11 +4,16 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.reporting.records import size, table
-from hepti_mpi.shards.slicing import root_slices, rank_slices
+from hepti_mpi.shards.slicing import rank_slices, root_slices
 from hepti_mpi.shards.store import Store, whole_slices
 
 RANK_COUNTS = (1, 2, 3, 4, 8)
-STRATEGIES = {"tensor": ("heads", "columns"), "hybrid heads/rows": ("heads", "rows"), "hybrid rows/columns": ("rows", "columns"), "sequence": ("rows", "rows")}
+STRATEGIES = {
+    "tensor": ("heads", "columns"),
+    "hybrid heads/rows": ("heads", "rows"),
+    "hybrid rows/columns": ("rows", "columns"),
+    "sequence": ("rows", "rows"),
+}
 
 
 def inspection_lines(store: Store) -> str:
@@ -17,7 +22,8 @@ def inspection_lines(store: Store) -> str:
     parameters = sum(piece.bytes // 4 for piece in whole_slices(spec))
     lines = [
         f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {len(spec.labels)} labels" if spec.labels else ""),
-        f"{spec.layers} layers, hidden {spec.hidden}, {spec.heads} heads of {spec.head_dim}, ffn {spec.ffn}, at most {spec.positions} rows, {spec.norm}-norm, {spec.activation}",
+        f"{spec.layers} layers, hidden {spec.hidden}, {spec.heads} heads of {spec.head_dim}, ffn {spec.ffn}, "
+        f"at most {spec.positions} rows, {spec.norm}-norm, {spec.activation}",
         f"{parameters:,} parameters, {size(4 * parameters)}; source {store.source_hash[:12]}; files: {', '.join(store.files) or 'none'}",
     ]
     if len(store.names) < len(store.weights):
@@ -31,10 +37,10 @@ def inspection_lines(store: Store) -> str:
 def _fullest(store: Store, layout: tuple[str, str], ranks: int) -> int:
     """Return the bytes of rank 0's layers when heads, columns and rows are divided evenly."""
     spec = store.spec
-    columns = splits.split(spec.ffn, (1,) * ranks, spec.column_granule)
-    heads = splits.even(spec.heads, ranks)
-    plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, heads if layout[0] == "heads" else (0,) * ranks, columns if layout[1] == "columns" else (0,) * ranks,
-                splits.even(max(ranks, 128), ranks), ("",) * ranks, ("packed",) * ranks)
+    heads = splits.even(spec.heads if layout[0] == "heads" else 0, ranks)
+    columns = splits.split(spec.ffn if layout[1] == "columns" else 0, (1,) * ranks, spec.column_granule)
+    rows = splits.even(max(ranks, 128), ranks)
+    plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, heads, columns, rows, ("",) * ranks, ("packed",) * ranks)
     return max(sum(piece.bytes for piece in set(rank_slices(spec, plan, rank)) - set(root_slices(spec))) for rank in range(ranks))
 
 
@@ -46,6 +52,7 @@ def profile_lines(profile: ClusterProfile) -> str:
         others = [j for j in range(len(profile.nodes)) if j != rank]
         latency = max((profile.latency_seconds[rank][j] for j in others), default=0.0)
         bandwidth = min((profile.bytes_per_second[rank][j] for j in others), default=0.0)
-        rows.append((f"rank {rank} on {node.host}", str(node.threads), *speeds, f"{latency * 1e6:.0f}", f"{bandwidth * 8e-6:.0f}" if others else "-", size(node.memory_bytes)))
+        link = (f"{latency * 1e6:.0f}", f"{bandwidth * 8e-6:.0f}" if others else "-")
+        rows.append((f"rank {rank} on {node.host}", str(node.threads), *speeds, *link, size(node.memory_bytes)))
     head = ("", "threads", *(f"{count} rows" for count in profile.nodes[0].gemm_rows), "latency us", "Mbit/s", "memory")
     return "GFLOP/s of matrix products by rows; the slowest link of each rank\n" + table(head, rows)

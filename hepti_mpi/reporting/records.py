@@ -43,22 +43,33 @@ def divide_time(program: Program, active: Sequence[int], seconds: np.ndarray) ->
     return Spent(*(np.median(values, axis=1) if batches else np.zeros(ranks) for values in (compute, wire, wait)))
 
 
-def run_record(name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
-               facts: Sequence[dict[str, Any]], spent: Spent) -> dict[str, Any]:
+def run_record(
+    name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
+    facts: Sequence[dict[str, Any]], spent: Spent,
+) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run, format hepti-run."""
     values = np.array(latencies)
     latency = {"median": np.median(values), "p90": np.quantile(values, 0.9), "min": values.min(), "max": values.max()}
     ranks = [
-        {"rank": rank, "host": fact["host"], "threads": fact["threads"], "heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank],
-         "compute_seconds": _short(spent.compute[rank]), "wire_seconds": _short(spent.wire[rank]), "wait_seconds": _short(spent.wait[rank]),
-         "weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
+        {"rank": rank, "host": fact["host"], "threads": fact["threads"]}
+        | {"heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank]}
+        | {f"{what}_seconds": _short(getattr(spent, what)[rank]) for what in ("compute", "wire", "wait")}
+        | {"weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
         for rank, fact in enumerate(facts)
     ]
     return {
-        "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": name, "family": family, "strategy": plan.strategy, "requests": requests,
-        "rows": int(np.median(rows)), "latency_seconds": {key: _short(value) for key, value in latency.items()},
+        "format": RUN_FORMAT,
+        "format_version": RUN_VERSION,
+        "model": name,
+        "family": family,
+        "strategy": plan.strategy,
+        "requests": requests,
+        "rows": int(np.median(rows)),
+        "latency_seconds": {key: _short(value) for key, value in latency.items()},
         "predicted_seconds": None if plan.predicted_seconds is None else _short(plan.predicted_seconds),
-        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "load")}, "plan_hash": plan.hash, "ranks": ranks,
+        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "load")},
+        "plan_hash": plan.hash,
+        "ranks": ranks,
     }
 
 
@@ -78,18 +89,22 @@ def answer_line(record: dict[str, Any]) -> str:
         if key == "labels":
             parts.append(", ".join(f"{item['label']} {item['score']:.3f}" for item in value[:3]))
         elif key == "masks":
-            parts += [f"[{item['position']}] " + ", ".join(f"{word['token']} {word['score']:.3f}" for word in item["tokens"][:3]) for item in value]
+            for item in value:
+                words = ", ".join(f"{word['token']} {word['score']:.3f}" for word in item["tokens"][:3])
+                parts.append(f"[{item['position']}] {words}")
         elif key == "tokens":
             parts.append(" ".join(f"{item['token']}/{item['label']}" for item in value))
         else:
             parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({len(value)} numbers)")
     return f"{record['input']!r}: {'; '.join(parts)}"
 
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a plain table; the first column is text, the others are aligned to the right."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+    aligned = [[line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))] for line in lines]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -111,8 +126,13 @@ def size(count: float) -> str:
 
 def plan_lines(plan: Plan) -> str:
     """Return who does what, one line per rank."""
-    rows = [(f"rank {rank} on {plan.hosts[rank]}", str(plan.heads[rank]), str(plan.columns[rank]), str(plan.rows[rank]), "" if rank in plan.active else "left out") for rank in range(plan.ranks)]
-    return f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows\n" + table(("", "heads", "columns", "rows", ""), rows)
+    rows = [(*_share(plan, rank), "" if rank in plan.active else "left out") for rank in range(plan.ranks)]
+    head = f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows\n"
+    return head + table(("", "heads", "columns", "rows", ""), rows)
+
+
+def _share(plan: Plan, rank: int) -> tuple[str, ...]:
+    return f"rank {rank} on {plan.hosts[rank]}", str(plan.heads[rank]), str(plan.columns[rank]), str(plan.rows[rank])
 
 
 def decision_lines(decision: Decision) -> str:
@@ -129,16 +149,19 @@ def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
     plan, price = candidate.plan, candidate.price
     slowest = max(plan.active, key=lambda rank: price.compute[rank])
     why = "chosen" if candidate is best else f"{price.seconds / best.price.seconds:.2f} x as long"
-    return (kind_of(plan), str(len(plan.active)), milliseconds(price.seconds), milliseconds(price.compute[slowest]), milliseconds(price.wire),
-            milliseconds(float(np.max(price.wait))), size(price.bytes), size(max(candidate.memory, default=0)), why)
+    times = (price.seconds, price.compute[slowest], price.wire, float(np.max(price.wait)))
+    bytes_ = (price.bytes, max(candidate.memory, default=0))
+    return kind_of(plan), str(len(plan.active)), *map(milliseconds, times), *map(size, bytes_), why
 
 
 def share_lines(decision: Decision) -> str:
     """Return, per rank of the chosen plan, its share, predicted times and memory."""
     candidate = decision.chosen
     plan, price = candidate.plan, candidate.price
-    rows = [(f"rank {rank} on {plan.hosts[rank]}", str(plan.heads[rank]), str(plan.columns[rank]), str(plan.rows[rank]), milliseconds(price.compute[rank]),
-             milliseconds(price.wait[rank]), size(candidate.memory[rank]) if candidate.memory else "-") for rank in range(plan.ranks)]
+    rows = []
+    for rank in range(plan.ranks):
+        memory = size(candidate.memory[rank]) if candidate.memory else "-"
+        rows.append((*_share(plan, rank), milliseconds(price.compute[rank]), milliseconds(price.wait[rank]), memory))
     return table(("", "heads", "columns", "rows", "compute ms", "waiting ms", "memory"), rows)
 
 
@@ -148,16 +171,19 @@ def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
     rows = []
     for item in record["ranks"]:
         rank = item["rank"]
-        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if item["heads"] or item["columns"] or item["rows"] else 0.0, price.wait[rank])
-        cells = [f"{milliseconds(item[key])} / {milliseconds(guess)}" for key, guess in zip(("compute_seconds", "wire_seconds", "wait_seconds"), predicted)]
-        share = [str(item[key]) for key in ("heads", "columns", "rows")]
-        rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *share, *cells, size(item["weight_bytes"]), size(item["peak_resident_bytes"])))
+        share = [item[key] for key in ("heads", "columns", "rows")]
+        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if any(share) else 0.0, price.wait[rank])
+        measured = (item[f"{what}_seconds"] for what in ("compute", "wire", "wait"))
+        cells = [f"{milliseconds(seconds)} / {milliseconds(guess)}" for seconds, guess in zip(measured, predicted)]
+        held = size(item["weight_bytes"]), size(item["peak_resident_bytes"])
+        rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *map(str, share), *cells, *held))
     head = ("", "threads", "heads", "columns", "rows", "compute", "wire", "waiting", "weights", "peak memory")
     latency = record["latency_seconds"]
     return "\n".join([
         "measured / predicted, milliseconds, median over batches",
         table(head, rows),
-        f"{record['requests']} answers by {record['strategy']}; latency of a batch of {record['rows']} rows: median {milliseconds(latency['median'])} ms, "
-        f"p90 {milliseconds(latency['p90'])}, min {milliseconds(latency['min'])}, max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
+        f"{record['requests']} answers by {record['strategy']}; latency of a batch of {record['rows']} rows: "
+        f"median {milliseconds(latency['median'])} ms, p90 {milliseconds(latency['p90'])}, min {milliseconds(latency['min'])}, "
+        f"max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
         "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items()),
     ])

@@ -134,7 +134,7 @@ def _head_checksum(spec: str, source_hash: str, files: dict[str, bytes]) -> int:
 def _write_tensor(file: h5py.File, name: str, values: np.ndarray, step: int, first: int, whole: int) -> None:
     dataset = file.create_dataset(f"weights/{name}", data=np.ascontiguousarray(values, "<f4"))
     dataset.attrs.update(first=first, whole=whole)
-    sums = [zlib.crc32(memoryview(np.ascontiguousarray(values[at : at + step])).cast("B")) for at in range(0, len(values), step)]
+    sums = [zlib.crc32(np.ascontiguousarray(values[at : at + step]).data) for at in range(0, len(values), step)]
     file.create_dataset(f"checksums/{name}", data=np.array(sums, np.uint32))
 
 
@@ -219,8 +219,9 @@ class Store:
             held, wanted = f"{first} to {first + shape[0]}", f"{piece.first} to {piece.first + piece.shape[0]}"
             raise StoreError(f"{self.path} holds {held} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
         row = prod(shape[1:]) * FLOAT
-        if offset + shape[0] * row > self._size:
-            raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {offset + shape[0] * row}: it is truncated; {AGAIN}")
+        end = offset + shape[0] * row
+        if end > self._size:
+            raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {end}: it is truncated; {AGAIN}")
         return Region(offset + start * row, piece.shape[0] * row, piece.shape)
 
     def array(self, piece: Slice) -> np.ndarray:
