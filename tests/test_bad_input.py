@@ -51,7 +51,8 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> str:
 def profile_and_plan(store: Path, folder: Path, ranks: int = 3) -> tuple[Path, Path]:
     profile, plan = folder / "p.json", folder / "plan.json"
     assert launch(folder, "profile", "--weights", store, "--output", profile, ranks=ranks).returncode == 0
-    done = CliRunner().invoke(cli.main, ["plan", "--weights", str(store), "--profile", str(profile), "--shares", "2,1,1", "--output", str(plan)])
+    arguments = ["plan", "--weights", store, "--profile", profile, "--shares", "2,1,1", "--output", plan]
+    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     return profile, plan
 
@@ -87,7 +88,8 @@ def test_flipped_bit(store, tmp_path):
 
 def test_checksum_that_fails_on_one_rank_only(store, tmp_path):
     _, plan = profile_and_plan(store, tmp_path)
-    done = CliRunner().invoke(cli.main, ["slice", "random:tiny-bert", str(tmp_path / "t.h5"), "--plan", str(plan), "--ranks", str(tmp_path / "parts")])
+    arguments = ["slice", "random:tiny-bert", tmp_path / "tiny-bert.h5", "--plan", plan, "--ranks", tmp_path / "parts"]
+    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     part = tmp_path / "parts" / "rank02.h5"
     with h5py.File(part) as file:
@@ -180,6 +182,6 @@ main()
     environment |= {"PRTE_MCA_hwloc_default_binding_policy": "none", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     environment.pop("HEPTI_TRACEBACK", None)
-    command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", str(store), "--fresh", "--strategy", "tensor"]
+    command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", str(store), "--fresh", "--shares", "1,1,1"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
     refused(result, f"(rank {victim})", "planted")

@@ -162,7 +162,8 @@ def test_plan_prints_and_writes(run, made):
 
 
 @pytest.mark.parametrize("words, expected", [
-    (["--strategy", "tensor"], {"tensor"}), (["--layout", "heads/rows"], {"hybrid"}), (["--strategy", "sequence", "--shares", "5,1,0"], {"sequence"}),
+    (["--strategy", "tensor"], {"tensor"}), (["--layout", "heads/rows"], {"hybrid"}),
+    (["--strategy", "sequence", "--shares", "5,1,0"], {"sequence"}),
     (["--shares", "0,1,0"], {"single"}), (["--strategy", "tensor", "--memory-limit", "2M,1.5MiB,900k"], {"tensor"}),
     (["--weights-mode", "mapped"], {"tensor", "hybrid", "sequence", "mix", "single"}),
 ])  # fmt: skip

@@ -111,6 +111,7 @@ def test_what_holds_for_every_plan(pair, shares, reduction):
     plan = plan_of(pair, shares, reduction)
     result = price(cluster(speeds), plan)
     assert result.seconds > 0 and result.bytes >= 0
+    assert (result.wait >= 0).all() and (result.compute >= 0).all()
     for rank in range(plan.ranks):  # compute + waiting + wire is the whole time of a rank that takes part
         spent = result.compute[rank] + result.wait[rank] + result.wire
         assert spent == pytest.approx(result.seconds) if rank in plan.active else result.compute[rank] == result.wait[rank] == 0

@@ -134,10 +134,12 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     timers = graphs.timers(spec)
     profile = probe.measure(world, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates), versions(), shape)
-    with together(world):
-        if world.rank == 0 and path is not None:
+    if world.rank == 0 and path is not None:
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             profile.save(path)
+        except (OSError, ProfileError) as error:  # the run can do without; the next one measures again
+            say(f"the profile is not kept: {error}")
     return profile
 
 
