@@ -28,7 +28,8 @@ DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hepti_mpi")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Run one transformer inference across several unequal machines.
 
     \b
@@ -36,6 +37,11 @@ def main() -> None:
       python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
     """
+    if context.invoked_subcommand in ("slice", "inspect", "plan"):
+        from hepti_mpi.comm import launched_rank
+
+        if launched_rank():
+            context.exit()  # these need one process: under mpirun the first does it
 
 
 # offline commands: no MPI
@@ -67,6 +73,8 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     begin = time.perf_counter()
     model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
+    if plan is not None:
+        plans.check(plan, model.spec, model.source_hash, plan.ranks)
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
     with _progress(f"writing {store}", total) as done:
         stores.write(store, model, done)
@@ -74,7 +82,6 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     if plan is None or folder is None:
         return
     with stores.Store(store) as whole:
-        plans.check(plan, whole.spec, whole.source_hash, plan.ranks)
         for rank in range(plan.ranks):
             path = folder / f"rank{rank:02d}.h5"
             stores.write_part(path, whole, rank_slices(whole.spec, plan, rank))
@@ -126,7 +133,7 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
                 "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
             )
         begin = time.perf_counter()
-        decision = planner.choose(store.spec, store.source_hash, profile, _request(rows, rows, options, len(profile.nodes)))
+        decision = planner.choose(store.spec, store.source_hash, profile, _request({"rows": rows}, options, len(profile.nodes)))
         seconds = time.perf_counter() - begin
     click.echo(records.decision_lines(decision))
     click.echo("\n" + records.plan_lines(decision.chosen.plan))
@@ -206,20 +213,22 @@ def run(
     from hepti_mpi.reporting import outputs
     from hepti_mpi.runtime import job
 
-    if plan_file is not None and (options["layout"] or options["shares"] or options["strategy"] != "auto" or options["memory_limit"]):
-        raise click.UsageError("--plan says who does what; --strategy, --layout, --shares and --memory-limit cannot be used with it")
+    narrowing = [name for name in ("strategy", "layout", "shares", "memory_limit", "weights_mode") if options[name] not in (None, "auto")]
+    narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
+    if plan_file is not None and narrowing:
+        raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
     machine = job.start(threads)
     world, say, root = machine.world, _say(machine), machine.world.rank == 0
     store = job.open_store(machine, _agreed_store_path(machine, weights))
-    requests, chosen = None, None
+    requests, chosen, typical = None, None, None
     with job.together(world):
         if root:
             if output is not None:
                 outputs.check_path(output)
             requests = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None)
-            typical = job.typical_rows(requests, batch_rows)
+            typical = job.typical_rows(requests, batch_rows, store.spec.hidden)
             chosen = plans.load(plan_file) if plan_file else None
-    rows, attended = world.from_root(typical if root else None)
+    typical = world.from_root(typical if root else None)
 
     startup: dict[str, float] = {}
     decision: planner.Decision | None = None
@@ -230,7 +239,7 @@ def run(
         startup["profile"] = time.perf_counter() - begin
         begin = time.perf_counter()
         with job.together(world):
-            request = _request(rows, attended, options, world.size)
+            request = _request(typical, options, world.size)
         decision = job.decide(machine, store, measured, request)
         the_plan = decision.chosen.plan
         startup["plan"] = time.perf_counter() - begin
@@ -286,7 +295,7 @@ def _show_plan(ready: Any) -> None:
 # paths, progress and words
 
 
-def _request(rows: int, attended: int, options: dict[str, Any], ranks: int) -> "Request":
+def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
     from hepti_mpi.errors import PlanError
     from hepti_mpi.planning.planner import Request
 
@@ -296,7 +305,10 @@ def _request(rows: int, attended: int, options: dict[str, Any], ranks: int) -> "
     layout = tuple(options["layout"].split("/")) if options["layout"] else None
     if layout and options["strategy"] != "auto":
         raise PlanError("use just one of --layout and --strategy: a layout is a strategy")
-    return Request(rows, attended, options["strategy"], layout, options["shares"], limits, options["weights_mode"])
+    return Request(
+        sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
+        options["strategy"], layout, options["shares"], limits, options["weights_mode"],
+    )  # fmt: skip
 
 
 def _store_path(given: Path | None) -> Path:

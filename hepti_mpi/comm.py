@@ -46,6 +46,8 @@ def abort_all(code: int) -> None:
     if is_up():
         from mpi4py import MPI
 
+        if MPI.COMM_WORLD.Get_size() == 1 and "PMIX_RANK" not in os.environ:
+            return  # nobody waits for this one
         sys.stdout.flush()
         time.sleep(0.2)  # what was said last travels through mpirun
         MPI.COMM_WORLD.Abort(code)
@@ -193,11 +195,17 @@ def standard_input() -> IO[bytes]:
         mode = os.stat(source).st_mode
         if stat.S_ISREG(mode):
             return open(source, "rb")
-        if stat.S_ISFIFO(mode):
+        if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
             return io.BytesIO(_drained(os.open(source, os.O_RDONLY | os.O_NONBLOCK)))
     except OSError:
         pass
     raise InputError("standard input does not reach this rank through mpirun; write it to a file and give that with --input")
+
+
+def _own_pipe(process: int) -> bool:
+    """Say whether standard input of `process` is a pipe between its own descriptors: it was started with none."""
+    ends = [os.readlink(f"/proc/{process}/fd/{name}") for name in os.listdir(f"/proc/{process}/fd")]
+    return ends.count(os.readlink(f"/proc/{process}/fd/0")) > 1
 
 
 def _drained(launcher: int) -> bytes:

@@ -28,13 +28,17 @@ def store(tmp_path_factory) -> Path:
     return path
 
 
-def launch(folder: Path, *arguments: object, ranks: int = 3, extra: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "HEPTI_TRACEBACK"} | (extra or {})
+def launch_environment() -> dict[str, str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HEPTI_TRACEBACK"}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_hwloc_default_binding_policy": "none"}
     environment["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    return environment
+
+
+def launch(folder: Path, *arguments: object, ranks: int = 3) -> subprocess.CompletedProcess[str]:
     command = [str(MPIRUN), "-n", str(ranks), sys.executable, "-m", "hepti_mpi", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=launch_environment())
 
 
 def refused(result: subprocess.CompletedProcess[str], *words: str) -> str:
@@ -150,6 +154,58 @@ def test_inputs(store, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
 
 
+def test_memory_must_hold_the_longest_request_too(store, tmp_path):
+    mask = np.zeros((9, 512), np.int64)
+    mask[:, :4], mask[4] = 1, 1
+    np.savez(tmp_path / "mixed.npz", input_ids=np.full((9, 512), 7), attention_mask=mask)
+    np.savez(tmp_path / "long.npz", input_ids=np.full((1, 512), 7))
+    for name in ("long.npz", "mixed.npz"):
+        refused(
+            launch(tmp_path, "run", "--weights", store, "--input", name, "--batch-rows", 1, "--memory-limit", "2M"), "lacks", "512 rows"
+        )
+
+
+def test_forced_shares_that_do_not_fit(store, tmp_path):
+    refused(
+        launch(tmp_path, "run", "--weights", store, "--layout", "rows/rows", "--shares", "1,1,1", "--memory-limit", "1G,1K,1G"),
+        "rank 1",
+        "lacks",
+    )
+
+
+def test_closed_standard_input(store, tmp_path):
+    environment = launch_environment()
+    command = f"exec '{MPIRUN}' -n 2 '{sys.executable}' -m hepti_mpi run --weights '{store}' --input - <&-"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
+    refused(result, "standard input")
+
+
+def test_standard_input_under_mpirun(store, tmp_path):
+    """A pipe and a redirected file both arrive whole and with an end."""
+    (tmp_path / "in.txt").write_text("good morning\nhow are you\n")
+    for way in ("cat in.txt |", "< in.txt"):
+        command = f"{way} '{MPIRUN}' -n 2 '{sys.executable}' -m hepti_mpi run --weights '{store}' --input - --output out.jsonl"
+        subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
+        told = [json.loads(line)["input"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert told == ["good morning", "how are you"]
+
+
+def test_more_threads_than_cores(store, tmp_path):
+    refused(launch(tmp_path, "run", "--weights", store, "--threads", 1000), "--threads 1000", "cores")
+
+
+def test_slicing_for_a_plan_of_another_model_keeps_the_store(store, tmp_path):
+    _, plan = profile_and_plan(store, tmp_path)
+    shutil.copy(store, tmp_path / "keep.h5")
+    before = (tmp_path / "keep.h5").read_bytes()
+    refused(
+        launch(tmp_path, "slice", "random:tiny-vit", "keep.h5", "--plan", plan, "--ranks", "parts", ranks=1), "tiny-bert", "the store holds"
+    )
+    assert (tmp_path / "keep.h5").read_bytes() == before
+    result = launch(tmp_path, "run", "--weights", store, "--plan", plan, "--weights-mode", "mapped")
+    assert result.returncode != 0 and "--weights-mode" in result.stderr
+
+
 def test_usage_error_is_told_once(store, tmp_path):
     result = launch(tmp_path, "run", "--nonsense")
     assert result.returncode != 0
@@ -178,10 +234,6 @@ from hepti_mpi.__main__ import main
 sys.argv[0] = "hepti_mpi"
 main()
 """)
-    environment = dict(os.environ) | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    environment |= {"PRTE_MCA_hwloc_default_binding_policy": "none", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    environment.pop("HEPTI_TRACEBACK", None)
     command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", str(store), "--fresh", "--shares", "1,1,1"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
     refused(result, f"(rank {victim})", "planted")

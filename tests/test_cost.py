@@ -142,6 +142,10 @@ def test_activation_widths_count_every_buffer_once(pair):
     each = {number: shapes[name] for name, number in numbers.items()}
     assert full == sum(width for at, width in each.values() if at == "full") * SPEC.hidden
     assert own == sum(width for at, width in each.values() if at == "rows") * SPEC.hidden
-    need = activation_bytes(SPEC, (full, own), 9, np.array([0, 4, 9]))
+    need = activation_bytes(SPEC, (full, own), 9, 9, np.array([0, 4, 9]), np.zeros(3))
     assert (np.diff(need) > 0).all() == (own > 0)
     assert need[0] >= (full * 9 + 9 * SPEC.ffn) * 4
+    scores = activation_bytes(SPEC, (full, own), 9, 9, np.array([0, 4, 9]), np.array([0, 0.5, 1])) - need
+    assert scores.tolist() == [0, 4 * SPEC.heads * 81, 8 * SPEC.heads * 81]
+    padded = [activation_bytes(SPEC, (full, own), 9, 7, np.zeros(1), np.full(1, part))[0] for part in (0, 1)]
+    assert padded[1] - padded[0] >= 8 * SPEC.heads * 63

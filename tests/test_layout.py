@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hepti_mpi"
 MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
-    ("errors", "splits", "comm"),
+    ("errors", "splits", "files", "comm"),
     ("models",),
     ("cluster",),
     ("planning",),

@@ -72,7 +72,7 @@ DAMAGED = [
     (edited(node(segment_seconds=math.nan)), "damaged"),
     (edited(node(gemm_rows=[1, 8, 32])), "curve"),
     (edited(node(gemm_rows=[1, 32, 8, 128])), "curve"),
-    (edited(node(gemm_rows=[0, 8, 32, 128])), "curve"),
+    (edited(node(gemm_rows=[0, 8, 32, 128])), "between"),
     (edited(node(gemm_rows=[1, 8, 8, 128])), "curve"),
     (edited(node(gemm_rows=[], gemm_seconds_per_weight=[])), "curve"),
     (edited(node(gemm_rows=["a", 8, 32, 128])), "damaged"),

@@ -154,7 +154,7 @@ def _links(comm: Comm) -> tuple[list[float], list[float]]:
     for turn in range(players - 1):
         peer = _opponent(comm.rank, turn, players)
         if peer < size:
-            latency[peer] = comm.ping_pong(peer, SMALL, 20)
+            latency[peer] = max(comm.ping_pong(peer, SMALL, 20), 1e-9)
             whole = comm.ping_pong(peer, LARGE, 3)
             bandwidth[peer] = LARGE / max(whole - latency[peer], 1e-9)
         comm.quick_barrier()

@@ -4,12 +4,12 @@ Speed is a curve, not a number: a matrix product of few rows is bound by reading
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hepti_mpi.errors import ProfileError
+from hepti_mpi.files import whole_file
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 1
 
@@ -59,10 +59,9 @@ class ClusterProfile:
 
     def save(self, path: Path) -> None:
         """Write the profile's file, whole or not at all. Raises ProfileError."""
-        temporary = path.with_name(path.name + ".part")
         try:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-            temporary.replace(path)
+            with whole_file(path) as file:
+                file.write(json.dumps(self.to_json(), indent=1).encode() + b"\n")
         except OSError as error:
             raise ProfileError(f"profile {path} cannot be written: {error.strerror or error}") from None
 
@@ -110,23 +109,29 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
     """Rebuild a profile. Raises KeyError, TypeError or ValueError when something is missing or not a positive number."""
     nodes = []
     for item in data["nodes"]:
-        curve = tuple(_positive(v) for v in item["gemm_seconds_per_weight"])
-        rows = tuple(int(v) for v in item["gemm_rows"])
+        curve = tuple(_seconds(v) for v in item["gemm_seconds_per_weight"])
+        rows = tuple(int(_between(v, 1, 1 << 30)) for v in item["gemm_rows"])
         if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
             raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
-        cores, threads, memory = (int(_positive(item[key])) for key in ("cores", "threads", "memory_bytes"))
-        rates = (_positive(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
+        cores, threads, memory = (int(_between(item[key], 1, 1 << 62)) for key in ("cores", "threads", "memory_bytes"))
+        rates = (_seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
         nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, *rates))
     links = {}
-    for key in ("latency_seconds", "bytes_per_second"):
-        links[key] = tuple(tuple(_positive(v) if i != j else 0.0 for j, v in enumerate(row)) for i, row in enumerate(data[key]))
+    if not nodes:
+        raise ValueError("there are no nodes")
+    for key, least, most in (("latency_seconds", 1e-9, 1e6), ("bytes_per_second", 1.0, 1e15)):
+        links[key] = tuple(tuple(_between(v, least, most) if i != j else 0.0 for j, v in enumerate(row)) for i, row in enumerate(data[key]))
         if len(links[key]) != len(nodes) or any(len(row) != len(nodes) for row in links[key]):
             raise ValueError(f"{key} is not {len(nodes)} x {len(nodes)}")
-    hidden, ffn = (int(v) for v in data["shape"])
+    hidden, ffn = (int(_between(v, 1, 1 << 24)) for v in data["shape"])
     return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), **links)
 
 
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{value!r} is not a positive number")
+def _seconds(value: Any) -> float:
+    return _between(value, 1e-18, 1e6)
+
+
+def _between(value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError(f"a value is not a number between {least:g} and {most:g}")
     return float(value)

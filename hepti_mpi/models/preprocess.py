@@ -249,9 +249,11 @@ def array_requests(spec: ModelSpec, path: Path) -> list[Request]:
         if pixels.dtype.kind != "f" or pixels.ndim != 4 or pixels.shape[1:] != (channels, side, side) or not len(pixels):
             expected = f"floats of shape [images, {channels}, {side}, {side}]"
             raise InputError(f"{path}: pixel_values is {pixels.dtype} of shape {list(pixels.shape)}, the model takes {expected}")
+        with np.errstate(over="ignore"):
+            pixels = pixels.astype(np.float32)
         if not np.isfinite(pixels).all():
-            raise InputError(f"{path}: pixel_values holds values that are not finite")
-        return [pixel_request(spec, i, f"array {i + 1} of {path.name}", one.astype(np.float32)) for i, one in enumerate(pixels)]
+            raise InputError(f"{path}: pixel_values holds values that are not finite in float32")
+        return [pixel_request(spec, i, f"array {i + 1} of {path.name}", one) for i, one in enumerate(pixels)]
     return list(token_rows(spec, path))
 
 

@@ -14,6 +14,7 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Compute, Op, Program, Sync, buffers, distributions
 
 FLOAT = 4  # bytes
+PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,11 @@ def activation_widths(spec: ModelSpec, program: Program) -> tuple[int, int]:
     return full * spec.hidden, own * spec.hidden
 
 
-def activation_bytes(spec: ModelSpec, widths: tuple[int, int], rows: int, own: np.ndarray) -> np.ndarray:
-    """Return, per rank with `own` rows of `rows`, the bytes of its buffers and of the largest segment's inner values."""
-    inner = rows * max(spec.ffn, 6 * spec.hidden) + 2 * spec.heads * rows * rows
-    return (widths[0] * rows + widths[1] * own + inner) * FLOAT
+def activation_bytes(spec: ModelSpec, widths: tuple[int, int], rows: int, longest: int, own: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Return, per rank, the bytes of its buffers and of the largest segment's inner values for a batch of `rows` rows.
+
+    `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
+    """
+    padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
+    scores = 2 * spec.heads * (rows * longest + padded)
+    return (widths[0] * rows + widths[1] * own + rows * max(spec.ffn, 6 * spec.hidden) + scores * part) * FLOAT

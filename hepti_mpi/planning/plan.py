@@ -11,6 +11,7 @@ from typing import Any
 
 from hepti_mpi import splits
 from hepti_mpi.errors import PlanError
+from hepti_mpi.files import whole_file
 from hepti_mpi.models.spec import ModelSpec
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 1
@@ -84,10 +85,9 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan's file, whole or not at all. Raises PlanError."""
-        temporary = path.with_name(path.name + ".part")
         try:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-            temporary.replace(path)
+            with whole_file(path) as file:
+                file.write(json.dumps(self.to_json(), indent=1).encode() + b"\n")
         except OSError as error:
             raise PlanError(f"plan {path} cannot be written: {error.strerror or error}") from None
 
@@ -109,7 +109,7 @@ def load(path: Path) -> Plan:
         raise PlanError(f"plan {path} has format version {version!r}, this program reads {FORMAT_VERSION}; {AGAIN}")
     try:
         plan = from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PlanError(f"plan {path} is damaged: {error!r}") from None
     if plan.hash != data.get("hash"):
         raise PlanError(f"plan {path} does not match its own hash (it says {data.get('hash')}, its content gives {plan.hash}); {AGAIN}")

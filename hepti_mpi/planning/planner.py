@@ -29,13 +29,17 @@ REFINED = 3  # candidates improved by moving single units
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is wanted for. `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
+    """What a plan is wanted for. `rows`: of the batch that is priced; `attended`: rows that each row attends to, as a rule.
+    `largest`, `longest`: rows of the largest batch and of the longest request that memory must hold; None: `rows`.
+    `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
 
     `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
     """
 
     rows: int
     attended: int | None = None
+    largest: int | None = None
+    longest: int | None = None
     strategy: str = "auto"
     layout: tuple[str, str] | None = None
     shares: tuple[float, ...] | None = None
@@ -94,6 +98,7 @@ class _Search:
     def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> None:
         self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
         self.ranks = len(profile.nodes)
+        self.largest, self.longest = request.largest or request.rows, request.longest or request.rows
         self.pricer = Pricer(spec, profile, request.rows, request.attended)
         self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
         self.attention_bytes = (4 * spec.hidden + 3) * spec.hidden * FLOAT
@@ -213,17 +218,21 @@ class _Search:
 
     def memory(self, plan: Plan) -> tuple[int, ...]:
         heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
+        by_heads = [a for a, _ in plan.layers].count("heads")
         if len(plan.active) == 1:
             whole = np.array([rank in plan.active for rank in range(self.ranks)])
             weights = whole * (self.spec.layers * (self.attention_bytes + self.mlp_bytes) + self.norm_bytes)
         else:
-            attention = [a for a, _ in plan.layers].count("heads")
             mlp = [m for _, m in plan.layers].count("columns")
-            weights = self.attention_bytes * (attention * heads / self.spec.heads + (self.spec.layers - attention) * (rows > 0))
+            weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
             weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
             weights += self.norm_bytes * np.isin(np.arange(self.ranks), plan.active)
         active = np.isin(np.arange(self.ranks), plan.active)
-        values = activation_bytes(self.spec, self.program(plan)[1], self.request.rows, rows)
+        scale = self.largest / self.request.rows
+        part = heads / self.spec.heads if by_heads else np.zeros(self.ranks)
+        if by_heads < self.spec.layers:
+            part = np.maximum(part, rows / self.request.rows)
+        values = activation_bytes(self.spec, self.program(plan)[1], self.largest, self.longest, np.ceil(rows * scale), part)
         return tuple(int(b) for b in np.ceil(weights + values * active))
 
     def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -242,6 +251,8 @@ class _Search:
             return (whole[0], whole[1], whole[2]) if fits else None
         can_rows = room >= by_rows
         if not can_rows.any() or (strict and not can_rows.all()):
+            return None
+        if self.request.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
             return None
         rows = self.divide_rows(layers, members, can_rows)
         room = room - by_rows * (rows > 0)
@@ -264,15 +275,15 @@ class _Search:
             plan = self.plan(layers, counts, counts, counts)
             program = make_program(self.spec, plan)
             self.programs[key] = program, activation_widths(self.spec, program)
-        values = activation_bytes(self.spec, self.programs[key][1], self.request.rows, np.full(len(subset), self.request.rows))
+        every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
+        values = activation_bytes(self.spec, self.programs[key][1], self.largest, self.longest, every, np.ones(len(subset)))
         return self.limits[list(subset)] - self.norm_bytes - values
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Divide the rows so that the slowest rank is done soonest."""
         spec, rows = self.spec, self.request.rows
         if self.request.shares is not None:
-            shares = np.array(self.request.shares)[members] * allowed
-            return np.array(splits.split(rows, shares if shares.sum() else allowed))
+            return np.array(splits.split(rows, np.array(self.request.shares)[members]))
         attention = [a for a, _ in layers].count("rows") / len(layers)  # the part of the layers that is computed by rows
         mlp = [m for _, m in layers].count("rows") / len(layers)
         hidden = spec.hidden
@@ -371,15 +382,20 @@ class _Search:
         shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
         need = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split)
         lack = need - room
+        worst, others = int(np.argmax(lack)), ""
         if self.request.shares is None and layout == ("heads", "columns") and len(everyone) > 1:  # divided by memory
             lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.heads)  # at the least one head of one layer
-        worst = int(np.argmax(lack))
+            worst, others = int(np.argmin(room)), "; given to every rank it suffices"
         rank = everyone[worst]
         name = "single" if len(everyone) == 1 else Plan.strategy_of(layout)
+        layers_need = f"the layers' weights are {int(whole)} bytes in all" if whole else "weights stay in the file"
+        way = "run with --weights-mode mapped, which reads weights from storage while computing"
+        if room.min() < 0 or not whole:
+            way = f"make batches of fewer than {self.largest} rows, with --batch-rows or shorter requests"
         return CapacityError(
             f"no plan fits: under the leanest plan allowed ({name} on {len(everyone)} ranks) rank {rank} on {self.profile.hosts[rank]} "
-            f"lacks {int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, the layers need {int(whole)} in all); "
-            "add ranks, raise --memory-limit, or run with --weights-mode mapped, which reads weights from storage while computing"
+            f"lacks {int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, {layers_need}{others}); "
+            f"give more memory, add ranks, or {way}"
         )
 
 

@@ -2,15 +2,15 @@
 
 import json
 import os
-import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.files import whole_file
 
 PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position, spread over the padded positions
 
@@ -23,18 +23,12 @@ class Placed(Protocol):
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that gets its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def _answer_file(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
+        with whole_file(path) as file:
             yield file
-        temporary.replace(path)
     except OSError as error:
         raise InputError(f"output {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):  # whatever kept it from being made has been told
-            temporary.unlink()
 
 
 def check_path(path: Path) -> None:
@@ -48,7 +42,7 @@ def check_path(path: Path) -> None:
 
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    with _whole_file(path) as file:
+    with _answer_file(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
@@ -59,7 +53,7 @@ def write_npz(path: Path, requests: Sequence[Placed], results: Sequence[dict[str
     for name in ("last_hidden_state", "pooler_output", "logits", "embedding"):
         if results and all(name in result for result in results):
             arrays[name] = stacked(name, requests, [result[name] for result in results])
-    with _whole_file(path) as file:
+    with _answer_file(path) as file:
         np.savez(file, **arrays)
 
 

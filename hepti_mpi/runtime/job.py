@@ -25,7 +25,7 @@ from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec, Weight
 from hepti_mpi.planning import plan as plans
 from hepti_mpi.planning import planner
-from hepti_mpi.planning.cost import Price, Pricer
+from hepti_mpi.planning.cost import PADDED_SCORES, Price, Pricer
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.runtime import graphs
@@ -89,6 +89,9 @@ def start(threads: int | None) -> Machine:
     """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective."""
     world = Comm.world()
     cores, own = probe.widen_affinity(world)
+    with together(world):
+        if threads is not None and threads > cores:
+            raise PlanError(f"--threads {threads} is more than the {cores} cores of {host_name()}")
     machine = Machine(world, cores, threads or own)
     graphs.configure(machine.threads)
     return machine
@@ -99,6 +102,8 @@ def open_store(machine: Machine, path: Path) -> Store:
     world, stores = machine.world, []
     with together(world):
         own = path / f"rank{world.rank:02d}.h5" if path.is_dir() else path
+        if path.is_dir() and not own.exists():
+            raise StoreError(f"{own} not found; cut it with: python -m hepti_mpi slice SOURCE STORE --plan PLAN --ranks {path}")
         stores.append(Store(own))
     hashes = world.gather_all(stores[0].source_hash)
     with together(world):
@@ -217,20 +222,26 @@ class RootWeights(Mapping[str, np.ndarray]):
         return len(self.names)
 
 
-def batches(lengths: Sequence[int], most_rows: int) -> list[tuple[int, int]]:
-    """Pack consecutive requests into batches [first, stop) of at most `most_rows` rows; a longer request goes alone.
+def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[int]]:
+    """Pack requests of similar length into batches of at most `most_rows` rows, as lists of indices; a longer one goes alone.
 
-    >>> batches([3, 4, 9, 1], 8)
-    [(0, 2), (2, 3), (3, 4)]
+    Rows are packed end to end, so products pay for no padding; only attention works on [requests, longest], and a batch ends
+    where that would add more than PADDED_SCORES x rows x hidden to its scores.
+
+    >>> batches([3, 4, 9, 1], 8, 1000)
+    [[2], [1, 0, 3]]
     """
-    result: list[tuple[int, int]] = []
-    first, rows = 0, 0
-    for index, length in enumerate(lengths):
-        if index > first and rows + length > most_rows:
-            result.append((first, index))
-            first, rows = index, 0
-        rows += length
-    return [*result, (first, len(lengths))] if len(lengths) else []
+    result: list[list[int]] = []
+    rows = scores = longest = 0
+    for index in sorted(range(len(lengths)), key=lambda at: (-lengths[at], at)):
+        length = lengths[index]
+        padding = (len(result[-1]) + 1) * longest**2 - scores - length**2 if result else 0
+        if not result or rows + length > most_rows or padding > PADDED_SCORES * (rows + length) * hidden:
+            result.append([])
+            rows, scores, longest = 0, 0, length
+        result[-1].append(index)
+        rows, scores = rows + length, scores + length**2
+    return result
 
 
 def answer(
@@ -242,31 +253,31 @@ def answer(
     """
     world, engine, spec = ready.machine.world, ready.engine, ready.spec
     every: list[int] = world.from_root([request.rows for request in requests] if requests is not None else None)
-    parts = batches(every, batch_rows)
+    parts = batches(every, batch_rows, spec.hidden)
     weights = RootWeights(ready.store) if requests is not None else None
     outcome = Outcome([], [], [], None)
-    engine.prepare(every[first:stop] for first, stop in parts)
+    engine.prepare([every[index] for index in part] for part in parts)
     seconds = np.zeros((repeat * len(parts), len(ready.program)))
     for turn in range(repeat):
-        outcome.results = []
-        for number, (first, stop) in enumerate(parts):
-            lengths = every[first:stop]
+        outcome.results = [{}] * len(every)
+        for number, part in enumerate(parts):
+            lengths = [every[index] for index in part]
             begin = time.perf_counter()
             if requests is None:
                 engine.run(lengths, None)
             else:
                 assert weights is not None
-                batch = requests[first:stop]
+                batch = [requests[index] for index in part]
                 arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
                 hidden = engine.run(lengths, embed(spec, weights, arrays))
                 assert hidden is not None
                 results = apply_head(spec, weights, ready.store.files, hidden, batch, full_logits)
-                for at, request, result in zip(np.cumsum([0, *lengths]), batch, results):
+                for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
                     result["last_hidden_state"] = hidden[at : at + request.rows].copy()
-                outcome.results.extend(results)
-                progress(stop - first)
+                    outcome.results[index] = result
+                progress(len(part))
             outcome.latencies.append(time.perf_counter() - begin)
-            outcome.rows.append(int(sum(lengths)))
+            outcome.rows.append(sum(lengths))
             seconds[turn * len(parts) + number] = engine.seconds
     world.barrier()
     outcome.seconds = world.gather_matrix(seconds)
@@ -284,13 +295,14 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def typical_rows(requests: Sequence[ModelRequest], batch_rows: int) -> tuple[int, int]:
-    """Return the rows of the median batch and of the median request: what the plan is made for."""
-    lengths = [request.rows for request in requests]
-    sizes = [sum(lengths[first:stop]) for first, stop in batches(lengths, batch_rows)]
+def typical_rows(requests: Sequence[ModelRequest], batch_rows: int, hidden: int) -> dict[str, int]:
+    """Return what the plan is made for, under the names of planner.Request: rows of the median batch and the median request,
+    which are priced, and of the largest batch and the longest request, which memory must hold."""
+    lengths = sorted(request.rows for request in requests)
+    sizes = sorted(sum(lengths[index] for index in part) for part in batches(lengths, batch_rows, hidden))
     if not sizes:
         raise InputError("the input is empty: there is nothing to answer")
-    return sorted(sizes)[len(sizes) // 2], sorted(lengths)[len(lengths) // 2]
+    return {"rows": sizes[len(sizes) // 2], "attended": lengths[len(lengths) // 2], "largest": sizes[-1], "longest": lengths[-1]}
 
 
 def anonymous_bytes() -> int:
