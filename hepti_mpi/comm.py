@@ -21,6 +21,7 @@ from hepti_mpi import splits
 from hepti_mpi.errors import HeptiError, InputError, RankError
 
 IDLE_SECONDS = 0.005
+ROOT_SECONDS = 0.0001
 PIPE_QUIET_SECONDS = 0.5
 
 
@@ -150,7 +151,11 @@ class Comm:
         self.mpi.Scatterv(None if values is None else self._rows(values, counts), result)
 
     def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
-        self.mpi.Gatherv(values, None if result is None else self._rows(result, counts))
+        """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
+        request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
+        while result is not None and not counts[0] and not request.Test():
+            time.sleep(ROOT_SECONDS)
+        request.Wait()
 
     @staticmethod
     def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:
