@@ -1,11 +1,16 @@
-"""Files that are there whole or not at all. Knows paths and temporary names, not what is written."""
+"""Files that are there whole or not at all, and JSON documents with a format and a version. Knows nothing of their content."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from hepti_mpi.errors import HeptiError
+
+LARGEST_DOCUMENT = 256 << 20  # bytes
 
 
 @contextmanager
@@ -22,3 +27,33 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # whatever kept it from being made is told by the caller
             temporary.unlink()
+
+
+def write_document(path: Path, document: dict[str, Any], failure: type[HeptiError]) -> None:
+    """Write a JSON document. Raises `failure` where that is not possible."""
+    try:
+        with whole_file(path) as file:
+            file.write(json.dumps(document, indent=1).encode() + b"\n")
+    except OSError as error:
+        raise failure(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def read_document(path: Path, form: str, version: int, failure: type[HeptiError], again: str) -> dict[str, Any]:
+    """Return a JSON document of format `form` and `version`; `again`: how to make it, for the sentence.
+
+    Raises: `failure` when it cannot be read, is no JSON, or has another format or version.
+    """
+    kind = form.removeprefix("hepti-")
+    try:
+        if path.stat().st_size > LARGEST_DOCUMENT:
+            raise failure(f"{path} is larger than {LARGEST_DOCUMENT >> 20} MiB, so it is not a {kind} of hepti_mpi; {again}")
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise failure(f"{path} cannot be read: {error.strerror or error}; {again}") from None
+    except (ValueError, RecursionError):
+        raise failure(f"{path} is not JSON; {again}") from None
+    if not isinstance(data, dict) or data.get("format") != form:
+        raise failure(f"{path} is not a {kind} of hepti_mpi; {again}")
+    if data.get("format_version") != version:
+        raise failure(f"{path} has format version {data.get('format_version')!r}, this program reads {version}; {again}")
+    return data

@@ -3,15 +3,15 @@
 Speed is a curve, not a number: a matrix product of few rows is bound by reading the weights, one of many rows by arithmetic.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hepti_mpi.errors import ProfileError
-from hepti_mpi.files import whole_file
+from hepti_mpi.files import read_document, write_document
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 1
+AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,7 @@ class ClusterProfile:
 
     def save(self, path: Path) -> None:
         """Write the profile's file, whole or not at all. Raises ProfileError."""
-        try:
-            with whole_file(path) as file:
-                file.write(json.dumps(self.to_json(), indent=1).encode() + b"\n")
-        except OSError as error:
-            raise ProfileError(f"profile {path} cannot be written: {error.strerror or error}") from None
+        write_document(path, self.to_json(), ProfileError)
 
 
 def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:
@@ -85,24 +81,11 @@ def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], version
 
 def load(path: Path) -> ClusterProfile:
     """Read a profile. Raises ProfileError when it is missing, damaged or of another format."""
-    again = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
-    try:
-        if path.stat().st_size > 256 << 20:
-            raise ProfileError(f"profile {path} is larger than 256 MiB, so it is not a profile")
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise ProfileError(f"profile {path} cannot be read: {error.strerror or error}; {again}") from None
-    except (ValueError, RecursionError):
-        raise ProfileError(f"profile {path} is not JSON; {again}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ProfileError(f"{path} is not a profile of hepti_mpi; {again}")
-    if data.get("format_version") != FORMAT_VERSION:
-        version = data.get("format_version")
-        raise ProfileError(f"profile {path} has format version {version!r}, this program reads {FORMAT_VERSION}; {again}")
+    data = read_document(path, FORMAT, FORMAT_VERSION, ProfileError, AGAIN)
     try:
         return from_json(data)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ProfileError(f"profile {path} is damaged: {error!r}; {again}") from None
+        raise ProfileError(f"profile {path} is damaged: {error!r}; {AGAIN}") from None
 
 
 def from_json(data: dict[str, Any]) -> ClusterProfile:

@@ -11,11 +11,11 @@ from typing import Any
 
 from hepti_mpi import splits
 from hepti_mpi.errors import PlanError
-from hepti_mpi.files import whole_file
+from hepti_mpi.files import read_document, write_document
 from hepti_mpi.models.spec import ModelSpec
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 1
-AGAIN = "make it again with: python -m hepti_mpi plan"
+AGAIN = "make it with: python -m hepti_mpi plan"
 LAYOUTS = {"attention": ("heads", "rows"), "mlp": ("columns", "rows")}
 
 
@@ -85,28 +85,12 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan's file, whole or not at all. Raises PlanError."""
-        try:
-            with whole_file(path) as file:
-                file.write(json.dumps(self.to_json(), indent=1).encode() + b"\n")
-        except OSError as error:
-            raise PlanError(f"plan {path} cannot be written: {error.strerror or error}") from None
+        write_document(path, self.to_json(), PlanError)
 
 
 def load(path: Path) -> Plan:
     """Read a plan file. Raises PlanError when it is missing, damaged, edited by hand or of another format."""
-    try:
-        if path.stat().st_size > 64 << 20:
-            raise PlanError(f"plan {path} is larger than 64 MiB, so it is not a plan")
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise PlanError(f"plan {path} cannot be read: {error.strerror or error}; make it with: python -m hepti_mpi plan") from None
-    except (ValueError, RecursionError):
-        raise PlanError(f"plan {path} is not JSON; {AGAIN}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise PlanError(f"{path} is not a plan of hepti_mpi")
-    if data.get("format_version") != FORMAT_VERSION:
-        version = data.get("format_version")
-        raise PlanError(f"plan {path} has format version {version!r}, this program reads {FORMAT_VERSION}; {AGAIN}")
+    data = read_document(path, FORMAT, FORMAT_VERSION, PlanError, AGAIN)
     try:
         plan = from_json(data)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
