@@ -28,11 +28,6 @@ class Timers:
     nothing: Callable[[], None]
 
 
-def allowed_cores() -> int:
-    """Return the cores this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
 def widen_affinity(comm: Comm) -> tuple[int, int]:
     """Divide the cores of each host among its ranks and return (cores of the host, threads for this rank). Collective.
 
