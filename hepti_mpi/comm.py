@@ -79,6 +79,13 @@ class Comm:
 
         return cls(MPI.COMM_WORLD)
 
+    @staticmethod
+    def library() -> str:
+        """Return the MPI library's name and version."""
+        from mpi4py import MPI
+
+        return MPI.Get_library_version().split(",")[0].strip("\0 \n")
+
     def subset(self, ranks: Sequence[int]) -> "Comm | None":
         """Return the communicator of `ranks` (ascending), or None on a rank outside. Collective."""
         from mpi4py import MPI

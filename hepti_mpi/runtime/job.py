@@ -116,7 +116,7 @@ def open_store(machine: Machine, path: Path) -> Store:
 
 
 def versions() -> dict[str, str]:
-    return {"hepti_mpi": __version__, **graphs.versions()}
+    return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions()}
 
 
 def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say) -> ClusterProfile:
