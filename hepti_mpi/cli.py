@@ -240,8 +240,7 @@ def run(
         begin = time.perf_counter()
         with job.together(world):
             request = _request(typical, options, world.size)
-        decision = job.decide(machine, store, measured, request)
-        the_plan = decision.chosen.plan
+        the_plan, decision = job.decide(machine, store, measured, request)
         startup["plan"] = time.perf_counter() - begin
     else:
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))

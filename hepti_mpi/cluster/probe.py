@@ -28,8 +28,10 @@ class Timers:
     nothing: Callable[[], None]
 
 
-def widen_affinity(comm: Comm) -> tuple[int, int]:
-    """Divide the cores of each host among its ranks and return (cores of the host, threads for this rank). Collective.
+def widen_affinity(comm: Comm, divide: bool) -> tuple[int, int]:
+    """Let each rank use its host's cores and return (cores of the host, threads for this rank). Collective.
+
+    `divide`: keep each rank to its own part of them; not where the user sets the threads, which may be more than a part has.
 
     mpirun binds 1 or 2 ranks to one core each, which would leave the other cores of a board idle. Inside a batch job
     the binding is left as it is: the cores outside may be somebody else's.
@@ -48,7 +50,7 @@ def widen_affinity(comm: Comm) -> tuple[int, int]:
     if batch:
         return len(every), len(cores) if len(cores) < len(every) else max(1, len(every) // len(mates))
     threads = max(1, len(cores) // len(mates))
-    if len(mates) > 1 and len(mates) <= len(cores):
+    if divide and 1 < len(mates) <= len(cores):
         place = mates.index(comm.rank)
         os.sched_setaffinity(0, cores[place * threads : (place + 1) * threads])
     return len(every), threads

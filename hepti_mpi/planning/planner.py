@@ -205,35 +205,36 @@ class _Search:
 
     def priced(self, layers: Layers, heads: Counts, columns: Counts, rows: Counts) -> Candidate:
         plan = self.plan(layers, heads, columns, rows)
-        program, _ = self.program(plan)
+        program, _ = self.program(plan.layers, plan.active)
         price = self.pricer.price(program, plan)
         return Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
 
-    def program(self, plan: Plan) -> tuple[Program, tuple[int, int]]:
-        key = (plan.layers, len(plan.active) == 1)
+    def program(self, layers: Layers, subset: tuple[int, ...]) -> tuple[Program, tuple[int, int]]:
+        """Return the steps of `layers` and their buffers; both depend on the subset only in whether it is a lone rank."""
+        key = (layers, len(subset) == 1)
         if key not in self.programs:
-            program = make_program(self.spec, plan)
+            members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
+            program = make_program(self.spec, self.plan(layers, members, members, members))
             self.programs[key] = program, activation_widths(self.spec, program)
         return self.programs[key]
 
     def memory(self, plan: Plan) -> tuple[int, ...]:
         heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
         by_heads = [a for a, _ in plan.layers].count("heads")
+        active = np.isin(np.arange(self.ranks), plan.active)
         if len(plan.active) == 1:
-            whole = np.array([rank in plan.active for rank in range(self.ranks)])
-            weights = whole * (self.spec.layers * (self.attention_bytes + self.mlp_bytes) + self.norm_bytes)
+            weights = np.full(self.ranks, float(self.spec.layers * (self.attention_bytes + self.mlp_bytes)))
         else:
             mlp = [m for _, m in plan.layers].count("columns")
             weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
             weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
-            weights += self.norm_bytes * np.isin(np.arange(self.ranks), plan.active)
-        active = np.isin(np.arange(self.ranks), plan.active)
         scale = self.largest / self.request.rows
         part = heads / self.spec.heads if by_heads else np.zeros(self.ranks)
         if by_heads < self.spec.layers:
             part = np.maximum(part, rows / self.request.rows)
-        values = activation_bytes(self.spec, self.program(plan)[1], self.largest, self.longest, np.ceil(rows * scale), part)
-        return tuple(int(b) for b in np.ceil(weights + values * active))
+        widths = self.program(plan.layers, plan.active)[1]
+        values = activation_bytes(self.spec, widths, self.largest, self.longest, np.ceil(rows * scale), part)
+        return tuple(int(b) for b in np.ceil((weights + self.norm_bytes + values) * active))
 
     def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit.
@@ -256,8 +257,6 @@ class _Search:
             return None
         rows = self.divide_rows(layers, members, can_rows)
         room = room - by_rows * (rows > 0)
-        if by_rows and not by_heads and not by_columns and not (rows > 0).any():
-            return None
         heads, columns = self.divide_weights(members, room, by_heads, by_columns)
         if heads is None or columns is None:
             return None
@@ -267,16 +266,9 @@ class _Search:
 
     def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
         """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
-        key = (layers, len(subset) == 1)
-        if key not in self.programs:
-            probe = np.zeros(self.ranks, np.int64)
-            probe[list(subset)] = 1
-            counts = tuple(map(int, probe))
-            plan = self.plan(layers, counts, counts, counts)
-            program = make_program(self.spec, plan)
-            self.programs[key] = program, activation_widths(self.spec, program)
+        widths = self.program(layers, subset)[1]
         every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
-        values = activation_bytes(self.spec, self.programs[key][1], self.largest, self.longest, every, np.ones(len(subset)))
+        values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
         return self.limits[list(subset)] - self.norm_bytes - values
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:

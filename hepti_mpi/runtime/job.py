@@ -25,7 +25,7 @@ from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec, Weight
 from hepti_mpi.planning import plan as plans
 from hepti_mpi.planning import planner
-from hepti_mpi.planning.cost import PADDED_SCORES, Price, Pricer
+from hepti_mpi.planning.cost import PADDED_SCORES
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.runtime import graphs
@@ -48,7 +48,7 @@ class Machine:
 
 @dataclass
 class Ready:
-    """A job that can answer: what was decided and the engine that was built."""
+    """A job that can answer: what was decided (rank 0 knows from what; nobody where the plan was given) and the engine."""
 
     machine: Machine
     store: Store
@@ -57,7 +57,6 @@ class Ready:
     program: Program
     engine: Engine
     decision: planner.Decision | None
-    price: Price | None
     startup_seconds: dict[str, float]
 
 
@@ -81,14 +80,14 @@ def together(world: Comm) -> Iterator[None]:
     except HeptiError as failure:
         error = failure
     except (OSError, MemoryError) as failure:
-        error = HeptiError(f"{failure}" or "out of memory")
+        error = HeptiError(str(failure) or "out of memory")
     world.agree(error)
 
 
 def start(threads: int | None) -> Machine:
     """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective."""
     world = Comm.world()
-    cores, own = probe.widen_affinity(world)
+    cores, own = probe.widen_affinity(world, divide=threads is None)
     with together(world):
         if threads is not None and threads > cores:
             raise PlanError(f"--threads {threads} is more than the {cores} cores of {host_name()}")
@@ -134,7 +133,7 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     content = world.from_root(None if saved[0] is None else saved[0].to_json())
     if content is not None:
         return profiles.from_json(content)
-    say(f"no profile yet of these {world.size} ranks and this model: measuring, which takes a few seconds")
+    say(f"measuring {world.size} rank{'s' * (world.size > 1)}, which takes a few seconds")
     mates = sum(host == host_name() for host, _, _ in nodes)
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     timers = graphs.timers(spec)
@@ -155,35 +154,28 @@ def _usable(path: Path, nodes: list[tuple[str, int, int]], shape: tuple[int, int
     except ProfileError as error:
         if required:
             raise
-        say(f"{error}: measuring again")
+        say(str(error))
         return None
     if reason and required:
         again = "measure again with: mpirun -hostfile FILE python -m hepti_mpi profile --fresh"
         raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; {again}")
     if reason:
-        say(f"profile {path} does not match: {reason}; measuring again")
+        say(f"profile {path} does not match: {reason}")
         return None
     return profile
 
 
-def decide(machine: Machine, store: Store, profile: ClusterProfile, request: planner.Request) -> planner.Decision:
-    """Return the decision of rank 0's planner on every rank. Collective."""
-    found: list[planner.Decision] = []
+def decide(machine: Machine, store: Store, profile: ClusterProfile, request: planner.Request) -> tuple[Plan, planner.Decision | None]:
+    """Return the plan of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective."""
+    decision: planner.Decision | None = None
     with together(machine.world):
         if machine.world.rank == 0:
-            found.append(planner.choose(store.spec, store.source_hash, profile, request))
-    text = machine.world.from_root(found[0].chosen.plan.to_json() if found else None)
-    if machine.world.rank == 0:
-        return found[0]
-    decided = plans.from_json(text)
-    program = make_program(store.spec, decided)
-    price = Pricer(store.spec, profile, request.rows, request.attended).price(program, decided)
-    return planner.Decision(planner.Candidate(decided, price, ()), (), (), (), {})
+            decision = planner.choose(store.spec, store.source_hash, profile, request)
+    document = machine.world.from_root(decision.chosen.plan.to_json() if decision else None)
+    return plans.from_json(document), decision
 
 
-def load(
-    machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float], verify: bool = True
-) -> Ready:
+def load(machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float]) -> Ready:
     """Check the plan, read and verify this rank's slices, and build the engine. Collective."""
     world, begin = machine.world, time.perf_counter()
     with together(world):
@@ -194,14 +186,12 @@ def load(
             raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
     program = make_program(store.spec, plan)
     with together(world):
-        if verify:
-            store.verify(rank_slices(store.spec, plan, world.rank))
+        store.verify(rank_slices(store.spec, plan, world.rank))
     engine = Engine(world, store.spec, plan, program, store, machine.threads)
     engine.warm_up()
     world.barrier()
-    price = decision.chosen.price if decision else None
     startup = startup | {"load": time.perf_counter() - begin}
-    return Ready(machine, store, store.spec, plan, program, engine, decision, price, startup)
+    return Ready(machine, store, store.spec, plan, program, engine, decision, startup)
 
 
 class RootWeights(Mapping[str, np.ndarray]):
