@@ -14,7 +14,7 @@ def main() -> None:
     import click
 
     from hepti_mpi import cli
-    from hepti_mpi.comm import abort_all, host_name, is_up, launched_rank
+    from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank
     from hepti_mpi.errors import HeptiError, RankError
 
     rank = launched_rank()

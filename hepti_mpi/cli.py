@@ -38,7 +38,7 @@ def main(context: click.Context) -> None:
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
     """
     if context.invoked_subcommand in ("slice", "inspect", "plan"):
-        from hepti_mpi.comm import launched_rank
+        from hepti_mpi.comm.launcher import launched_rank
 
         if launched_rank():
             context.exit()  # these need one process: under mpirun the first does it
@@ -206,7 +206,7 @@ def run(
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
-    from hepti_mpi.comm import host_name, standard_input
+    from hepti_mpi.comm.launcher import host_name, standard_input
     from hepti_mpi.models.preprocess import read_requests
     from hepti_mpi.planning import plan as plans
     from hepti_mpi.planning import planner
@@ -332,7 +332,7 @@ def _agreed_store_path(machine: "Machine", given: Path | None) -> Path:
 
 def _profile_path(machine: "Machine") -> Path:
     """Return where rank 0 keeps this job's profile: beside its hostfile where mpirun tells it, else named after the first host."""
-    from hepti_mpi.comm import host_name, launcher_hostfile
+    from hepti_mpi.comm.launcher import host_name, launcher_hostfile
 
     hostfile = launcher_hostfile()
     if hostfile is not None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
-from hepti_mpi.comm import Comm, host_name
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.ranks import Comm
 
 SMALL, LARGE = 64, 256 << 10  # bytes of a ping-pong: a lone value, a block of rows
 

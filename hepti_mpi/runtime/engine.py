@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.comm import Comm
+from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import EMBEDDED, RESULT, Compute, Program, Sync, buffers, distributions

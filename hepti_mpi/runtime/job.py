@@ -18,7 +18,8 @@ from hepti_mpi import __version__
 from hepti_mpi.cluster import probe
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.comm import Comm, host_name
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.errors import HeptiError, InputError, PlanError, ProfileError, StoreError
 from hepti_mpi.models.heads import apply_head, embed
 from hepti_mpi.models.preprocess import Request as ModelRequest

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hepti_mpi.comm import Comm, abort_all, host_name
+from hepti_mpi.comm.launcher import abort_all, host_name
+from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.job import Machine
 

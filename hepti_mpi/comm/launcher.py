@@ -1,0 +1,104 @@
+"""How this process was started: its launcher, host, standard input, and how all ranks are ended. Does not start MPI."""
+
+import io
+import os
+import select
+import socket
+import stat
+import sys
+import time
+from typing import IO
+
+from hepti_mpi.errors import InputError
+
+PIPE_QUIET_SECONDS = 0.5
+
+
+def launched_rank() -> int:
+    """Return this process's rank as its launcher tells it, without starting MPI; 0 when nobody launched it."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def host_name() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def is_up() -> bool:
+    """Say whether MPI runs in this process, without starting it."""
+    if "mpi4py.MPI" not in sys.modules:
+        return False
+    from mpi4py import MPI
+
+    return MPI.Is_initialized() and not MPI.Is_finalized()
+
+
+def abort_all(code: int) -> None:
+    """End every rank of the job, where there is one."""
+    if is_up():
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.Get_size() == 1 and "PMIX_RANK" not in os.environ:
+            return  # nobody waits for this one
+        sys.stdout.flush()
+        time.sleep(0.2)  # what was said last travels through mpirun
+        MPI.COMM_WORLD.Abort(code)
+
+
+def launcher_hostfile() -> str | None:
+    """Return the hostfile on this job's mpirun command line, or None where the launcher is not the parent process."""
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+            words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+    except OSError:
+        return None
+    for option, value in zip(words, words[1:]):
+        if option in ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f"):
+            return value
+    return None
+
+
+def standard_input() -> IO[bytes]:
+    """Return rank 0's standard input, whole and with an end.
+
+    mpirun of Open MPI 5 forwards standard input but not its end (openpmix pull request 4024), and repeats parts of large pipes
+    (openpmix/prrte issue 2579). So a redirected file is read itself, and a pipe has ended when mpirun's own end of it has no
+    writer left and nothing more arrives. Raises InputError where mpirun is not the parent process or reads from a terminal.
+    """
+    if "PMIX_RANK" not in os.environ:
+        return sys.stdin.buffer
+    source = f"/proc/{os.getppid()}/fd/0"
+    try:
+        mode = os.stat(source).st_mode
+        if stat.S_ISREG(mode):
+            return open(source, "rb")
+        if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
+            return io.BytesIO(_drained(os.open(source, os.O_RDONLY | os.O_NONBLOCK)))
+    except OSError:
+        pass
+    raise InputError("standard input does not reach this rank through mpirun; write it to a file and give that with --input")
+
+
+def _own_pipe(process: int) -> bool:
+    """Say whether standard input of `process` is a pipe between its own descriptors: it was started with none."""
+    ends = [os.readlink(f"/proc/{process}/fd/{name}") for name in os.listdir(f"/proc/{process}/fd")]
+    return ends.count(os.readlink(f"/proc/{process}/fd/0")) > 1
+
+
+def _drained(launcher: int) -> bytes:
+    """Return what mpirun forwards of the pipe `launcher`, once all writers of that are gone and it is quiet."""
+    writers, content, quiet = select.poll(), bytearray(), 0.0
+    writers.register(launcher, select.POLLIN)
+    while quiet < PIPE_QUIET_SECONDS:
+        if select.select([sys.stdin.fileno()], [], [], 0.05)[0]:
+            arrived = os.read(sys.stdin.fileno(), 1 << 16)
+            if not arrived:  # a launcher that does forward the end
+                break
+            content += arrived
+            quiet = 0.0
+        elif any(event & select.POLLHUP and not event & select.POLLIN for _, event in writers.poll(0)):
+            quiet += 0.05
+    os.close(launcher)
+    return bytes(content)
