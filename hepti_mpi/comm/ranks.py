@@ -16,11 +16,13 @@ from hepti_mpi import splits
 from hepti_mpi.errors import HeptiError, RankError
 
 IDLE_SECONDS = 0.005
-ROOT_SECONDS = 0.0001
+POLITE_SECONDS = 20e-6
 
 
 class Comm:
-    """A group of ranks. `rank` and `size` as in MPI; `hosts`: the host name of each rank."""
+    """A group of ranks. `rank` and `size` as in MPI; `polite`: its collectives sleep while they wait, instead of spinning."""
+
+    polite = False
 
     def __init__(self, communicator: Any) -> None:
         self.mpi = communicator
@@ -52,7 +54,11 @@ class Comm:
         from mpi4py import MPI
 
         made = self.mpi.Split(0 if self.rank in ranks else MPI.UNDEFINED, self.rank)
-        return None if made == MPI.COMM_NULL else Comm(made)
+        if made == MPI.COMM_NULL:
+            return None
+        group = Comm(made)
+        group.polite = self.polite
+        return group
 
     # control data
 
@@ -98,26 +104,36 @@ class Comm:
     # activations: float32 arrays [rows, width], `counts` rows per rank
 
     def broadcast(self, values: np.ndarray) -> None:
-        self.mpi.Bcast(values)
+        self._done(self.mpi.Ibcast(values)) if self.polite else self.mpi.Bcast(values)
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
-        self.mpi.Allreduce(values, result)
+        self._done(self.mpi.Iallreduce(values, result)) if self.polite else self.mpi.Allreduce(values, result)
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
-        self.mpi.Reduce_scatter(values, result, [count * values.shape[1] for count in counts])
+        sizes = [count * values.shape[1] for count in counts]
+        self._done(self.mpi.Ireduce_scatter(values, result, sizes)) if self.polite else self.mpi.Reduce_scatter(values, result, sizes)
 
     def allgather_rows(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
-        self.mpi.Allgatherv(values, self._rows(result, counts))
+        into = self._rows(result, counts)
+        self._done(self.mpi.Iallgatherv(values, into)) if self.polite else self.mpi.Allgatherv(values, into)
 
     def scatter_rows(self, values: np.ndarray | None, result: np.ndarray, counts: Sequence[int]) -> None:
-        self.mpi.Scatterv(None if values is None else self._rows(values, counts), result)
+        parts = None if values is None else self._rows(values, counts)
+        self._done(self.mpi.Iscatterv(parts, result)) if self.polite else self.mpi.Scatterv(parts, result)
 
     def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
         """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
         request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
-        while result is not None and not counts[0] and not request.Test():
-            time.sleep(ROOT_SECONDS)
-        request.Wait()
+        if self.polite or (result is not None and not counts[0]):
+            self._done(request)
+        else:
+            request.Wait()
+
+    @staticmethod
+    def _done(request: Any) -> None:
+        """Wait without spinning."""
+        while not request.Test():
+            time.sleep(POLITE_SECONDS)
 
     @staticmethod
     def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:

@@ -1,7 +1,8 @@
 """What a program costs on given machines, in seconds and bytes. Pure: reads a profile, runs nothing.
 
-Times are arrays over the active ranks. A Compute advances each rank's clock; a Sync starts when the last rank arrives and
-all leave together, so the time of a rank is compute + waiting for others + wire.
+Times are arrays over the active ranks. A Compute advances each rank's clock. With MPI's own collectives a Sync starts when the last
+rank arrives and all leave together. With our own, each rank's blocks leave when they are made, queue on its link behind what it sent
+before, and a Compute waits for what it reads only.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import Compute, Op, Program, Sync, buffers, distributions
+from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Sync, buffers, distributions, interface
 
 FLOAT = 4  # bytes
+RING_BYTES = 32 << 10  # of a piece that a ring passes on
+RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
+FAIR = 16  # ranks up to which blocks of unequal size are told apart
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
 
@@ -41,6 +45,13 @@ class Pricer:
         self.latency = np.array(profile.latency_seconds)
         with np.errstate(divide="ignore"):
             self.seconds_per_byte = np.where(np.eye(len(nodes)) > 0, 0.0, 1.0 / np.array(profile.bytes_per_second))
+        hosts = np.array(profile.hosts)
+        self.same_host = hosts[:, None] == hosts[None, :]
+        with np.errstate(divide="ignore"):
+            bandwidth = np.array(profile.bytes_per_second, dtype=np.float64)
+            self.near = 1 / np.where(self.same_host & (bandwidth > 0), bandwidth, np.inf).min(axis=1)  # within a host
+            far = np.where(self.same_host, 0, bandwidth).max(axis=1)
+            self.link = np.where(far > 0, 1 / np.maximum(far, 1e-9), 0.0)  # seconds per byte of the way out of its host
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
 
@@ -68,35 +79,182 @@ class Pricer:
     def op_seconds(self, op: Op, rows: np.ndarray, plan: Plan, ranks: np.ndarray) -> np.ndarray:
         """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run."""
         hidden, ffn, dim = self.spec.hidden, self.spec.ffn, self.spec.head_dim
-        gemm = self.gemm[ranks, rows]
-        attend = self.attention[ranks] * (2.0 * rows * self.attended)
-        element = self.element[ranks] * rows
-        if op.kind == "attention_heads":
-            width = np.array(plan.heads)[ranks] * dim if len(ranks) > 1 else np.array([hidden])
-            return gemm * (4.0 * hidden * width) + attend * width
+        alone = len(ranks) == 1
+        heads = np.array([hidden]) if alone else np.array(plan.heads)[ranks] * dim
+        columns = np.array([ffn]) if alone else np.array(plan.columns)[ranks]
+        gemm, element = self.gemm[ranks, rows], self.element[ranks] * rows
+        if op.kind in MATRICES_OF:
+            return gemm * (MATRICES_OF[op.kind] * hidden) * (heads if op.kind.endswith("_heads") else hidden)
+        if op.kind in ("mix", "mix_heads"):
+            width = heads if op.kind == "mix_heads" else hidden
+            return self.attention[ranks] * (2.0 * rows * self.attended) * width
         if op.kind == "mlp_columns":
-            columns = np.array(plan.columns)[ranks] if len(ranks) > 1 else np.array([ffn])
             return gemm * (2.0 * hidden * columns) + element * columns
-        if op.kind == "mlp_rows":
+        if op.kind == "mlp":
             return gemm * (2.0 * hidden * ffn) + element * ffn
-        if op.kind == "project":
-            return gemm * (3.0 * hidden * hidden)
-        if op.kind == "attend":
-            return gemm * (1.0 * hidden * hidden) + attend * hidden
         return element * hidden  # norm, tail
 
-    def sync_seconds(self, sync: Sync, plan: Plan, blocks: np.ndarray, ranks: np.ndarray) -> tuple[float, int]:
-        """Return (seconds, bytes on the wire) of a sync over `ranks`; `blocks`: bytes of each rank's rows.
+    def price(self, program: Program, plan: Plan) -> Price:
+        """Return what `program` costs."""
+        return _Walk(self, program, plan).price()
+
+
+MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project_heads": 3, "out_heads": 1}
+
+
+class _Walk:
+    """One walk of a program with a clock per active rank."""
+
+    def __init__(self, pricer: Pricer, program: Program, plan: Plan) -> None:
+        self.pricer, self.program, self.plan = pricer, program, plan
+        self.ranks = np.array(plan.active)
+        self.counts = np.array(plan.tile_counts(pricer.rows), dtype=np.int64)[:, self.ranks]
+        if len(self.ranks) == 1:
+            self.counts = np.array([[pricer.rows]])
+        self.heads = np.array(plan.heads)[self.ranks] / max(1, pricer.spec.heads)
+        self.crowding = pricer.crowding(plan.active)[self.ranks]
+        grid = np.ix_(self.ranks, self.ranks)
+        self.mates = pricer.same_host[grid]
+        self.shared = bool(self.mates.sum() > len(self.ranks))
+        self.link, self.near = pricer.link[self.ranks], pricer.near[self.ranks]
+        self.latency = float(pricer.latency[grid].max()) if len(self.ranks) > 1 else 0.0
+        self.slowest = float(pricer.seconds_per_byte[grid].max())
+        self.float = 2 if plan.wire == "float16" else FLOAT
+        self.clock = np.zeros(len(self.ranks))
+        self.compute, self.wait, self.wire, self.moved = self.clock.copy(), self.clock.copy(), self.clock.copy(), 0
+        self.up, self.down = self.clock.copy(), self.clock.copy()  # when each rank's link is free again
+        self.ready: dict[str, np.ndarray] = {}  # when a value is there, per rank
+        self.segments: dict[tuple[object, ...], np.ndarray] = {}  # layers repeat: price each kind of step once
+        self.exchanges: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
+
+    def price(self) -> Price:
+        own = self.plan.collectives == "own"
+        values = distributions(self.program)
+        for step in self.program:
+            reads, writes = interface(values, step)
+            if isinstance(step, Compute):
+                self._compute(step, reads, writes)
+            elif len(self.ranks) > 1 and own and step.kind != "slice":
+                self._own(step, reads, writes)
+            else:
+                self._mpi(step)
+        size = self.plan.ranks
+        spread = [np.zeros(size), np.zeros(size)]
+        for target, values_of in zip(spread, (self.compute, self.wait)):
+            target[self.ranks] = values_of
+        return Price(float(self.clock.max()), spread[0], spread[1], float(self.wire.max()), self.moved)
+
+    def _compute(self, step: Compute, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+        kinds = (step.distribution, step.tile, *(op.kind for op in step.ops))
+        if kinds not in self.segments:
+            tiles = self.counts if step.tile is None else self.counts[[min(step.tile, len(self.counts) - 1)]]
+            rows = tiles.sum(axis=0) if step.distribution == "rows" else np.full(len(self.ranks), tiles.sum())
+            pricer = self.pricer
+            needed = sum(pricer.op_seconds(op, rows, self.plan, self.ranks) for op in step.ops) * self.crowding
+            self.segments[kinds] = needed + pricer.segment[self.ranks] * (rows > 0)
+        needed = self.segments[kinds]
+        for name in reads:
+            if name in self.ready:
+                waits = np.maximum(self.ready[name] - self.clock, 0) * (needed > 0)
+                self.wait += waits
+                self.clock = self.clock + waits
+        self.compute += needed
+        self.clock = self.clock + needed
+        for name in writes:
+            self.ready[name] = np.maximum(self.ready[name], self.clock) if name in self.ready else self.clock
+
+    # our own exchanges
+
+    def _own(self, sync: Sync, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+        """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in."""
+        begin = np.max([self.ready[name] for name in reads if name in self.ready] or [np.zeros(len(self.ranks))], axis=0)
+        kind = (sync.kind, sync.tile, len(reads))
+        if kind not in self.exchanges:
+            self.exchanges[kind] = self._volumes(sync, len(reads))
+        out, into, blocks, moved = self.exchanges[kind]
+        self.moved += int(moved)
+        leave = np.maximum(begin, self.up)
+        if not len(blocks):  # a ring: nobody is done before all are
+            done = np.full(len(self.ranks), leave.max() + out.max() + len(self.ranks) * (self.latency + RING_BYTES * self.slowest))
+            self.up = self.down = done
+        else:
+            self.up = leave + out
+            last = (np.where(blocks > 0, leave[:, None] + blocks, 0)).max(axis=0)
+            first = np.where(blocks > 0, leave[:, None], np.inf).min(axis=0)
+            done = np.where(into > 0, np.maximum(np.maximum(first, self.down) + into, last) + self.latency, 0)
+            self.down = np.maximum(self.down, done)
+        done = np.maximum(done, begin)
+        self.wire += np.maximum(out, into)
+        for name in writes:
+            self.ready[name] = np.maximum(self.ready[name], done) if name in self.ready else done
+        if sync.kind == "gatherv":
+            self.clock = np.maximum(self.clock, done)
+
+    def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
+        """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
+        hidden, own = self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
+        size, count = self.float * hidden * values, len(self.ranks)
+        other = 1.0 - np.eye(count)
+        root = (self.ranks == 0).astype(np.float64)
+        if sync.kind in OUTER:
+            size = FLOAT * hidden
+            parts = np.full(count, own.sum()) if sync.kind == "bcast" else own
+            bytes_ = np.outer(root, parts) if sync.kind != "gatherv" else np.outer(parts, root)
+            if not root.any():  # the root is none of them: its link is the way
+                parts = parts * size
+                into = np.full(count, parts.sum() * self.slowest)
+                return into * 0 + into.max(), into, np.outer(into * 0 + 1, into), np.array(parts.sum())
+        elif sync.kind == "to_heads":
+            bytes_ = np.outer(own, self.heads)
+        elif sync.kind == "to_rows":
+            bytes_ = np.outer(self.heads, own)
+        else:
+            ring = self.float == FLOAT and (count - 1) * own.max() > RING_GAIN * (own.sum() - own.min())
+            if ring:
+                seconds = (own.sum() - own.min()) * size * self.slowest
+                moved = (count - 1) * own.sum() * size
+                return np.full(count, seconds), np.full(count, seconds), np.empty((0, 0)), np.array(moved)
+            bytes_ = np.outer(own, np.ones(count)) if sync.kind == "allgatherv" else np.outer(np.ones(count), own)
+        bytes_ = bytes_ * other * size
+        far, near = bytes_ * ~self.mates, bytes_ * self.mates
+        out, into = far.sum(axis=1), far.sum(axis=0)
+        if self.shared:  # ranks of a host share its link
+            out, into = self.mates @ out, self.mates @ into
+        out, into = out * self.link + near.sum(axis=1) * self.near, into * self.link + near.sum(axis=0) * self.near
+        if count <= FAIR:  # blocks to several ranks leave side by side: small ones are out first
+            blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
+            blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None]
+        else:
+            blocks = np.where(bytes_ > 0, out[:, None], 0)
+        return out, into, blocks * (bytes_ > 0), np.array(bytes_.sum())
+
+    # MPI's own collectives
+
+    def _mpi(self, sync: Sync) -> None:
+        """All ranks leave together."""
+        kind = (sync.kind, len(sync.reads))
+        if kind not in self.exchanges:
+            blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
+            self.exchanges[kind] = tuple(map(np.array, self.collective(sync, blocks)))
+        seconds, data = self.exchanges[kind]
+        start = self.clock.max()
+        self.wait += start - self.clock
+        self.clock = np.full(len(self.ranks), start + float(seconds))
+        self.wire += float(seconds)
+        self.moved += int(data)
+
+    def collective(self, sync: Sync, blocks: np.ndarray) -> tuple[float, int]:
+        """Return (seconds, bytes on the wire) of a sync over the active ranks; `blocks`: bytes of each rank's rows.
 
         Ring algorithms: an uneven Allgatherv passes the largest block n - 1 times. Source: Thakur, Rabenseifner, Gropp,
         "Optimization of Collective Communication Operations in MPICH", 2005.
         """
-        count, total = len(ranks), int(blocks.sum())
-        others = np.union1d(ranks, [0]) if sync.kind in ("bcast", "scatterv", "gatherv") else ranks
+        ranks, count, total = self.ranks, len(self.ranks), int(blocks.sum())
+        others = np.union1d(ranks, [0]) if sync.kind in OUTER else ranks
         if len(others) < 2 or sync.kind == "slice":
             return 0.0, 0
         grid = np.ix_(others, others)
-        latency, slowest = float(self.latency[grid].max()), float(self.seconds_per_byte[grid].max())
+        latency, slowest = float(self.pricer.latency[grid].max()), float(self.pricer.seconds_per_byte[grid].max())
         if sync.kind == "allreduce":
             if total < 8192:
                 return float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
@@ -108,52 +266,22 @@ class Pricer:
         moved = total - int(blocks[ranks == 0].sum())
         return (len(others) - 1) * latency + moved * slowest, moved
 
-    def price(self, program: Program, plan: Plan) -> Price:
-        """Return what `program` costs."""
-        ranks = np.array(plan.active)
-        every = np.full(len(ranks), self.rows)
-        own = np.array(plan.row_counts(self.rows))[ranks]
-        crowding = self.crowding(plan.active)[ranks]
-        segments: dict[tuple[object, ...], np.ndarray] = {}  # layers repeat: price each kind of step once
-        exchanges: dict[tuple[str, int], tuple[float, int]] = {}
-        clock, compute, wait = np.zeros(len(ranks)), np.zeros(len(ranks)), np.zeros(len(ranks))
-        wire, moved = 0.0, 0
-        for step in program:
-            if isinstance(step, Compute):
-                kinds = (step.distribution, *(op.kind for op in step.ops))
-                if kinds not in segments:
-                    rows = every if step.distribution == "full" else own
-                    needed = sum(self.op_seconds(op, rows, plan, ranks) for op in step.ops) * crowding
-                    segments[kinds] = needed + self.segment[ranks] * (rows > 0)
-                compute = compute + segments[kinds]
-                clock = clock + segments[kinds]
-            else:
-                kind = (step.kind, step.width)
-                if kind not in exchanges:
-                    blocks = own * (self.spec.hidden * FLOAT * step.width)
-                    exchanges[kind] = self.sync_seconds(step, plan, blocks, ranks)
-                seconds, data = exchanges[kind]
-                start = clock.max()
-                wait = wait + (start - clock)
-                clock = np.full(len(ranks), start + seconds)
-                wire, moved = wire + seconds, moved + data
-        size = plan.ranks
-        spread = [np.zeros(size), np.zeros(size)]
-        for target, values in zip(spread, (compute, wait)):
-            target[ranks] = values
-        return Price(float(clock.max()), spread[0], spread[1], float(wire), moved)
 
-
-def activation_widths(spec: ModelSpec, program: Program) -> tuple[int, int]:
+def activation_widths(spec: ModelSpec, program: Program) -> tuple[float, float]:
     """Return the elements that the engine's buffers hold per row of the batch and per row of the rank's own."""
-    shapes = distributions(program)
-    widths = {number: shapes[name] for name, number in buffers(program).items()}
-    full = sum(width for at, width in widths.values() if at == "full")
-    own = sum(width for at, width in widths.values() if at == "rows")
+    values = distributions(program)
+    tiles = 1 + max(value.tile or 0 for value in values.values())
+    held = {number: values[name] for name, number in buffers(program).items()}
+    full, own = 0.0, 0.0
+    for value in held.values():
+        part = 1.0 if value.tile is None else 1 / tiles
+        full, own = full + part * (value.rows == "full"), own + part * (value.rows == "rows")
     return full * spec.hidden, own * spec.hidden
 
 
-def activation_bytes(spec: ModelSpec, widths: tuple[int, int], rows: int, longest: int, own: np.ndarray, part: np.ndarray) -> np.ndarray:
+def activation_bytes(
+    spec: ModelSpec, widths: tuple[float, float], rows: int, longest: int, own: np.ndarray, part: np.ndarray
+) -> np.ndarray:  # fmt: skip
     """Return, per rank, the bytes of its buffers and of the largest segment's inner values for a batch of `rows` rows.
 
     `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.

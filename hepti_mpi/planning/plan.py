@@ -16,7 +16,10 @@ from hepti_mpi.models.spec import ModelSpec
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 1
 AGAIN = "make it with: python -m hepti_mpi plan"
-LAYOUTS = {"attention": ("heads", "rows"), "mlp": ("columns", "rows")}
+LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "mlp": ("columns", "rows")}
+REDUCTIONS = ("allreduce", "reduce_scatter")
+COLLECTIVES = ("mpi", "own")
+WIRES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,15 @@ class Plan:
     `layers`: per layer its (attention, mlp) layout, of LAYOUTS.
     `heads`, `columns`: per rank, how many it holds; each sums to the model's count or, where no layer is so divided, is all 0.
     `rows`: per rank, its rows of a request of `planned_rows`; other requests are divided in the same proportion.
-    `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
     `weights_mode`: per rank "packed" or "mapped".
+    `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
+    `collectives`: "mpi": MPI's own, each waited for before the next step; "own": messages that travel while ranks compute.
+    `wire`: what travels between layers: "float32", or "float16", which halves the bytes and rounds.
+    `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
+
+    Attention by "rows" gathers K and V, "alltoall" exchanges rows for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023,
+    arXiv 2309.14509), "recompute" gathers the block's input and computes K and V of all rows everywhere, "local" keeps whole
+    requests on one rank. All four hold the block's whole weights.
     """
 
     model: str
@@ -39,6 +49,9 @@ class Plan:
     hosts: tuple[str, ...]
     weights_mode: tuple[str, ...]
     reduction: str = "allreduce"
+    collectives: str = "mpi"
+    wire: str = "float32"
+    tiles: tuple[tuple[int, ...], ...] = ()
     predicted_seconds: float | None = field(default=None, compare=False)
 
     @property
@@ -63,16 +76,23 @@ class Plan:
 
     @staticmethod
     def strategy_of(layout: tuple[str, str]) -> str:
-        return {("heads", "columns"): "tensor", ("rows", "rows"): "sequence"}.get(layout, "hybrid")
+        by_weights = (layout[0] == "heads") + (layout[1] == "columns")
+        return ("sequence", "hybrid", "tensor")[by_weights]
 
     def layout(self, layer: int, kind: str) -> str:
         return self.layers[layer][0 if kind == "attention" else 1]
 
-    def row_counts(self, rows: int) -> tuple[int, ...]:
-        """Divide a request of `rows` rows over the ranks, () -> one count per rank."""
+    def tile_counts(self, rows: int) -> tuple[tuple[int, ...], ...]:
+        """Divide a request of `rows` rows: [tiles][ranks] counts, tile after tile in the order of the rows."""
+        tiles = self.tiles or (self.rows,)
         if rows == self.planned_rows:
-            return self.rows
-        return splits.split(rows, self.rows)
+            return tiles
+        flat = splits.split(rows, [count for tile in tiles for count in tile])
+        return tuple(flat[at : at + self.ranks] for at in range(0, len(flat), self.ranks))
+
+    def row_counts(self, rows: int) -> tuple[int, ...]:
+        """Return the rows of each rank for a request of `rows` rows."""
+        return tuple(map(sum, zip(*self.tile_counts(rows))))
 
     @property
     def hash(self) -> str:
@@ -107,7 +127,8 @@ def from_json(data: dict[str, Any]) -> Plan:
         layers=tuple((str(a), str(m)) for a, m in data["layers"]),
         heads=_counts(data["heads"]), columns=_counts(data["columns"]), rows=_counts(data["rows"]),
         hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
-        reduction=str(data["reduction"]), predicted_seconds=_seconds(data.get("predicted_seconds")),
+        reduction=str(data["reduction"]), collectives=str(data["collectives"]), wire=str(data["wire"]),
+        tiles=tuple(_counts(tile) for tile in data["tiles"]), predicted_seconds=_seconds(data.get("predicted_seconds")),
     )
 
 
@@ -143,12 +164,23 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     if not len(plan.heads) == len(plan.columns) == len(plan.rows) == len(plan.weights_mode) == plan.ranks:
         raise PlanError(f"the plan's lists have different lengths, expected {plan.ranks} entries each")
     used = {layout for pair in plan.layers for layout in pair}
-    for what, counts, total in (("heads", plan.heads, spec.heads), ("columns", plan.columns, spec.ffn)):
-        if sum(counts) != (total if what in used else 0):
+    by_heads, by_columns = used & {"heads", "alltoall"}, "columns" in used
+    for what, wanted, counts, total in (("heads", by_heads, plan.heads, spec.heads), ("columns", by_columns, plan.columns, spec.ffn)):
+        if sum(counts) != (total if wanted else 0):
             raise PlanError(f"the plan has {sum(counts)} {what}, model {spec.name} has {total}")
     if not granules_fit(plan.columns, spec.column_granule):
         raise PlanError(f"the plan's columns do not start at multiples of {spec.column_granule}")
-    if plan.planned_rows < 1 or plan.reduction not in ("allreduce", "reduce_scatter"):
-        raise PlanError("the plan has no rows or an unknown reduction")
+    if plan.planned_rows < 1:
+        raise PlanError("the plan has no rows")
+    for what, known in (("reduction", REDUCTIONS), ("collectives", COLLECTIVES), ("wire", WIRES)):
+        value = getattr(plan, what)
+        if value not in known:
+            raise PlanError(f"the plan has {what} {value!r}, expected {' or '.join(known)}")
+    if plan.tiles and (any(len(tile) != ranks for tile in plan.tiles) or plan.row_counts(plan.planned_rows) != plan.rows):
+        raise PlanError("the plan's tiles do not add up to its rows")
+    if plan.collectives == "mpi" and (len(plan.tiles) > 1 or plan.wire != "float32" or "alltoall" in used):
+        raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")
+    if plan.collectives == "own" and plan.reduction == "allreduce" and used & {"heads", "columns"}:
+        raise PlanError("the plan has collectives 'own', which reduce with 'reduce_scatter'")
     if not set(plan.weights_mode) <= {"packed", "mapped"}:
         raise PlanError(f"the plan has weights modes {plan.weights_mode}, expected packed or mapped")

@@ -106,7 +106,7 @@ class _Search:
         if request.mode == "mapped":  # evictable pages of a file do not count
             self.attention_bytes = self.mlp_bytes = 0
         self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
-        self.programs: dict[tuple[Layers, bool], tuple[Program, tuple[int, int]]] = {}
+        self.programs: dict[tuple[Layers, bool], tuple[Program, tuple[float, float]]] = {}
         self.check_request()
 
     def check_request(self) -> None:
@@ -209,7 +209,7 @@ class _Search:
         price = self.pricer.price(program, plan)
         return Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
 
-    def program(self, layers: Layers, subset: tuple[int, ...]) -> tuple[Program, tuple[int, int]]:
+    def program(self, layers: Layers, subset: tuple[int, ...]) -> tuple[Program, tuple[float, float]]:
         """Return the steps of `layers` and their buffers; both depend on the subset only in whether it is a lone rank."""
         key = (layers, len(subset) == 1)
         if key not in self.programs:

@@ -5,8 +5,11 @@ columns and rows they hold (`Plan`). The cost model prices it, slicing lists its
 segment of each Compute and the engine walks it, so these four cannot disagree about what is done.
 
 Every value is [rows, width] and has one of three distributions: `full` (every rank holds all rows), `rows` (rank i holds its own
-consecutive rows) or `partial` (all rows of a term; the sum over ranks is the value). A block of a layer is computed by heads or
+rows) or `partial` (all rows of a term; the sum over ranks is the value). A block of a layer is computed by heads or
 columns (needs full, gives partial) or by rows (needs rows, gives rows). After each block comes its tail: residual sum and LayerNorm.
+
+The rows of a request may be cut into tiles, each divided among the ranks: a step is then done per tile, and while one tile travels
+the next is computed. The order of the steps is one in which they can be done; `dependencies` says which must wait for which.
 """
 
 from dataclasses import dataclass, replace
@@ -23,8 +26,9 @@ class Op:
     """One operation inside a Compute. `kind` is one of
 
     norm: y = LayerNorm(x); tail: x = x + p + bias, y = LayerNorm(x), with the weights of block `block` and of norm `norm`;
-    attention_heads, mlp_columns: p = the rank's term of the block; mlp_rows: p = the block on the rank's rows;
-    project: q and kv of the rank's rows; attend: p = attention of the rank's q over all kv.
+    project, project_q, project_kv: q, k, v of the rows, by the whole weights; mix: softmax(q k^T) v of all heads; out: p = c O;
+    project_heads, mix_heads, out_heads: the same for the rank's own heads; mlp: p = the block on the rank's rows;
+    mlp_columns: p = the term of the rank's columns.
     """
 
     kind: str
@@ -37,30 +41,46 @@ class Op:
 
 @dataclass(frozen=True)
 class Compute:
-    """A run of operations without an exchange: one ONNX segment. All its rows are in one distribution, `full` or `rows`."""
+    """A run of operations without an exchange: one ONNX segment, the same for all tiles.
+
+    All its rows are in one distribution, `full` or `rows`, and in tile `tile`, or in all tiles where that is None.
+    """
 
     ops: tuple[Op, ...]
     distribution: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
 class Sync:
-    """An exchange between ranks that turns `reads` into `writes`, both [rows, `width` x hidden].
+    """An exchange between ranks that turns `reads` into `writes`, one for one.
 
     `kind`: bcast and scatterv bring the embedding from the root; allreduce (partial to full), reduce_scatter (partial to rows),
-    allgatherv (rows to full); gatherv takes the result to the root; slice (full to rows) moves nothing.
+    allgatherv (rows to full), to_heads (rows of all heads to all rows of the own heads) and to_rows (back);
+    gatherv takes the result to the root; slice (full to rows) moves nothing.
     """
 
     kind: str
-    reads: str
-    writes: str
-    width: int = 1
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    tile: int = 0
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a rank holds of a value that outlives its Compute. `rows`: "full", "rows" (its own) or "root" (all, on rank 0 alone);
+    `columns`: "hidden" or "heads" (those of its own heads); `tile`: None where it spans all tiles."""
+
+    rows: str
+    columns: str
+    tile: int | None
 
 
 Step = Compute | Sync
 Program = tuple[Step, ...]
+OUTER = ("bcast", "scatterv", "gatherv")
 
 
 def make_program(spec: ModelSpec, plan: Plan) -> Program:
@@ -70,20 +90,26 @@ def make_program(spec: ModelSpec, plan: Plan) -> Program:
     blocks = [(layer, kind) for layer in range(spec.layers) for kind in ("attention", "mlp")]
     for place, (layer, kind) in enumerate(blocks):
         following = blocks[place + 1] if place + 1 < len(blocks) else None
-        builder.block(layer, kind)
+        if kind == "attention":
+            builder.attention(layer)
+        else:
+            builder.mlp(layer)
         builder.tail(layer, kind, following)
     builder.finish()
-    return _with_interfaces(builder.steps)
+    return _expanded(_with_interfaces(builder.steps), builder.tiles)
 
 
 class _Builder:
-    """Appends steps while it keeps the names and the distribution of the residual `x`, the block input `y` and the term `p`."""
+    """Appends steps, tile None for those that take all tiles at once and 0 for those that are done per tile, while it keeps the
+    names and the distribution of the residual `x`, the block input `y` and the term `p`."""
 
     def __init__(self, spec: ModelSpec, plan: Plan) -> None:
         self.spec, self.plan = spec, plan
         self.single = len(plan.active) == 1
+        self.tiles = 1 if self.single else max(1, len(plan.tiles))
         self.steps: list[Step] = []
         self.versions: dict[str, int] = {}
+        self.fenced = False
         self.x = self.y = self.p = ""
         self.x_at = self.y_at = self.p_at = "full"
 
@@ -94,54 +120,81 @@ class _Builder:
     def needs(self, layer: int, kind: str) -> str:
         return "full" if self.single or self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
 
-    def compute(self, op: Op, distribution: str) -> None:
-        """Append `op`, to the segment under way where it has the same distribution."""
+    def compute(self, op: Op, distribution: str, tile: int | None = 0) -> None:
+        """Append `op`, to the segment under way where it has the same distribution and nothing forbids it."""
         last = self.steps[-1] if self.steps else None
-        if isinstance(last, Compute) and last.distribution == distribution:
+        if isinstance(last, Compute) and (last.distribution, last.tile) == (distribution, tile) and not self.fenced:
             self.steps[-1] = replace(last, ops=(*last.ops, op))
         else:
-            self.steps.append(Compute((op,), distribution))
+            self.steps.append(Compute((op,), distribution, tile=tile))
+        self.fenced = False
 
-    def sync(self, kind: str, value: str, role: str, width: int = 1) -> str:
+    def fence(self) -> None:
+        """Begin a new segment: what follows reads the other tiles too, or is to be shared with other plans."""
+        self.fenced = True
+
+    def sync(self, kind: str, values: tuple[str, ...], roles: str) -> tuple[str, ...]:
         if self.single and kind not in ("bcast", "gatherv"):
-            return value
-        target = self.new(role) if kind != "gatherv" else RESULT
-        self.steps.append(Sync(kind, value, target, width))
-        return target
+            return values
+        targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
+        self.steps.append(Sync(kind, values, targets))
+        return targets
 
     def start(self) -> None:
         first = self.needs(0, "attention")
-        self.x = self.y = self.sync("bcast" if first == "full" else "scatterv", EMBEDDED, "x")
-        self.x_at = self.y_at = first
+        by_rows = first == "rows" or (self.plan.reduction == "reduce_scatter" and not self.single)
+        (self.x,) = self.sync("scatterv" if by_rows else "bcast", (EMBEDDED,), "x")
+        self.y, self.x_at = self.x, "rows" if by_rows else "full"
+        self.y_at = self.x_at
         if self.spec.norm == "pre":
             self.norm("layers.0.attention.norm")
+        if self.y_at != first:
+            (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), first
 
     def norm(self, name: str) -> None:
         self.y, self.y_at = self.new("y"), self.x_at
         self.compute(Op("norm", -1, (self.x,), (self.y,), norm=name), self.x_at)
 
-    def block(self, layer: int, kind: str) -> None:
-        needs = self.needs(layer, kind)
-        if kind == "attention" and needs == "rows":
-            q, kv = self.new("q"), self.new("kv")
-            self.compute(Op("project", layer, (self.y,), (q, kv)), "rows")
-            every = self.sync("allgatherv", kv, "kv", width=2)
-            self.p = self.new("p")
-            self.compute(Op("attend", layer, (q, every), (self.p,)), "rows")
+    def attention(self, layer: int) -> None:
+        at = self.needs(layer, "attention")
+        layout = "heads" if at == "full" else self.plan.layout(layer, "attention")
+        q, k, v = map(self.new, "qkv")
+        if layout == "recompute":
+            (whole,) = self.sync("allgatherv", (self.y,), "y")
+            self.compute(Op("project_q", layer, (self.y,), (q,)), "rows")
+            self.compute(Op("project_kv", layer, (whole,), (k, v)), "full")
         else:
-            name = {"attention": "attention_heads", "mlp": "mlp_columns" if needs == "full" else "mlp_rows"}[kind]
-            self.p = self.new("p")
-            self.compute(Op(name, layer, (self.y,), (self.p,)), needs)
-        self.p_at = "rows" if needs == "rows" else "full" if self.single else "partial"
+            self.compute(Op("project_heads" if at == "full" else "project", layer, (self.y,), (q, k, v)), at)
+        if layout == "rows":
+            k, v = self.sync("allgatherv", (k, v), "kv")
+        elif layout == "alltoall":
+            q, k, v = self.sync("to_heads", (q, k, v), "qkv")
+        if layout in ("rows", "recompute") or self.tiles > 1:
+            self.fence()
+        c, self.p = self.new("c"), self.new("p")
+        if layout == "alltoall":
+            self.compute(Op("mix_heads", layer, (q, k, v), (c,)), "full", tile=None)
+            (c,) = self.sync("to_rows", (c,), "c")
+        else:
+            self.compute(Op("mix_heads" if at == "full" else "mix", layer, (q, k, v), (c,)), at)
+            if layout in ("rows", "recompute"):
+                self.fence()
+        self.compute(Op("out_heads" if at == "full" else "out", layer, (c,), (self.p,)), at)
+        self.p_at = "rows" if at == "rows" else "full" if self.single else "partial"
+
+    def mlp(self, layer: int) -> None:
+        at, self.p = self.needs(layer, "mlp"), self.new("p")
+        self.compute(Op("mlp_columns" if at == "full" else "mlp", layer, (self.y,), (self.p,)), at)
+        self.p_at = "rows" if at == "rows" else "full" if self.single else "partial"
 
     def tail(self, layer: int, kind: str, following: tuple[int, str] | None) -> None:
         """Append the residual sum and LayerNorm after a block, where the plan says that they are computed."""
         wanted = self.needs(*following) if following else "full" if self.single else "rows"
         place = wanted if self.single or (self.p_at == "partial" and self.plan.reduction == "allreduce") else "rows"
         if self.p_at == "partial":
-            self.p = self.sync("allreduce" if place == "full" else "reduce_scatter", self.p, "p")
+            (self.p,) = self.sync("allreduce" if place == "full" else "reduce_scatter", (self.p,), "p")
         if self.x_at == "full" and place == "rows":
-            self.x = self.sync("slice", self.x, "x")
+            (self.x,) = self.sync("slice", (self.x,), "x")
         layer_name = f"layers.{layer}.{kind}"
         if self.spec.norm == "post":
             norm = f"{layer_name}.norm"
@@ -164,27 +217,27 @@ class _Builder:
         next_needs = self.needs(*after) if after[0] < self.spec.layers else "rows"
         residual_on_all = self.plan.reduction == "allreduce" and next_needs == "full"
         if self.spec.norm == "post":
-            whole = self.sync("allgatherv", self.y, "y")
+            (whole,) = self.sync("allgatherv", (self.y,), "y")
             self.y, self.y_at = whole, "full"
             if residual_on_all:
                 self.x, self.x_at = whole, "full"
         elif residual_on_all:
-            self.x, self.x_at = self.sync("allgatherv", self.x, "x"), "full"
+            (self.x,), self.x_at = self.sync("allgatherv", (self.x,), "x"), "full"
             self.norm(norm)
         else:
-            self.y, self.y_at = self.sync("allgatherv", self.y, "y"), "full"
+            (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), "full"
 
     def finish(self) -> None:
-        self.sync("gatherv", self.y, RESULT)
+        self.sync("gatherv", (self.y,), "")
 
 
-def _with_interfaces(steps: list[Step]) -> Program:
+def _with_interfaces(steps: list[Step]) -> list[Step]:
     """Fill in what each Compute reads from outside and what later steps need of it; drop what nobody reads."""
     needed: set[str] = {RESULT}
     result: list[Step] = []
     for step in reversed(steps):
         if isinstance(step, Sync):
-            needed.add(step.reads)
+            needed.update(step.reads)
             result.append(step)
             continue
         inside: set[str] = set()
@@ -199,23 +252,86 @@ def _with_interfaces(steps: list[Step]) -> Program:
         reads = tuple(dict.fromkeys(name for op in kept for name in op.reads if name not in made))
         needed.update(reads)
         result.append(replace(step, ops=tuple(kept), reads=reads, writes=writes))
-    return tuple(reversed(result))
+    return result[::-1]
 
 
-def distributions(program: Program) -> dict[str, tuple[str, int]]:
-    """Return, per value that outlives its Compute, how many rows of it a rank holds and its width in hiddens.
+def _expanded(steps: list[Step], tiles: int) -> Program:
+    """Repeat per tile what is done per tile: each Compute together with the exchanges that follow it, so that a tile travels while
+    the next one is computed."""
+    result: list[Step] = []
+    stage: list[Step] = []
+    for step in [*steps, None]:
+        if step is None or isinstance(step, Compute):
+            for tile in range(tiles):
+                result += [replace(s, tile=tile) if s.tile is not None else s for s in stage if s.tile is not None or tile == 0]
+            stage = []
+        if step is not None:
+            stage.append(step)
+    return tuple(result)
 
-    The rows are "full" or "rows"; partial terms are full, and "root" is what rank 0 alone has.
-    """
-    result = {EMBEDDED: ("root", 1), RESULT: ("root", 1)}
+
+def distributions(program: Program) -> dict[str, Value]:
+    """Return what a rank holds of each value that outlives its Compute."""
+    whole: set[str] = set()  # read by a step that sees all tiles, or read by mix as keys and values
     for step in program:
         if isinstance(step, Compute):
-            for op in step.ops:
-                for name in set(op.writes) & set(step.writes):
-                    result[name] = (step.distribution, 2 if op.kind == "project" and name == op.writes[1] else 1)
+            mixed = {name for op in step.ops if op.kind.startswith("mix") for name in op.reads[1:]}
+            whole.update(name for name in (*step.reads, *step.writes) if step.tile is None or name in mixed)
+    result = {EMBEDDED: Value("root", "hidden", None), RESULT: Value("root", "hidden", None)}
+    for step in program:
+        if isinstance(step, Compute):
+            own = {name for op in step.ops if op.kind in ("project_heads", "mix_heads") for name in op.writes}
+            for name in step.writes:
+                tile = None if name in whole else step.tile
+                result[key(name, tile)] = Value(step.distribution, "heads" if name in own else "hidden", tile)
         elif step.kind != "gatherv":
-            result[step.writes] = ("full" if step.kind in ("bcast", "allreduce", "allgatherv") else "rows", step.width)
+            for name in step.writes:
+                tile = None if name in whole else step.tile
+                rows = "full" if step.kind in ("bcast", "allreduce", "allgatherv", "to_heads") else "rows"
+                result[key(name, tile)] = Value(rows, "heads" if step.kind == "to_heads" else "hidden", tile)
     return result
+
+
+def key(name: str, tile: int | None) -> str:
+    """Return what a tile of a value is called; the value itself where it spans all tiles."""
+    return name if tile is None else f"{name}.{tile}"
+
+
+def named(values: dict[str, Value], name: str, tile: int | None) -> str:
+    """Return the key under which a step of `tile` finds `name`."""
+    return name if name in values else key(name, tile)
+
+
+def interface(values: dict[str, Value], step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the keys of what a step reads and of what it writes, or writes a part of."""
+    reads, writes = (tuple(named(values, name, step.tile) for name in names) for names in (step.reads, step.writes))
+    return reads, writes
+
+
+def dependencies(program: Program) -> tuple[frozenset[int], ...]:
+    """Return, per step, the earlier steps that must be done before it: those that write what it reads, and those that use a buffer
+    that it overwrites. Several tiles fill a value together, so they do not wait for each other."""
+    values, numbers = distributions(program), buffers(program)
+    writers: dict[str, set[int]] = {}
+    occupant: dict[int, str] = {}  # per buffer the value in it
+    users: dict[str, set[int]] = {}
+    freed: dict[str, set[int]] = {}  # per value, the users of the value whose buffer it took
+    result = []
+    for place, step in enumerate(program):
+        reads, writes = interface(values, step)
+        needed: set[int] = set().union(*(writers.get(name, set()) for name in reads))
+        for name in writes:
+            number = numbers.get(name)
+            if number is not None and occupant.get(number) != name:
+                freed[name] = users.get(occupant.get(number, ""), set())
+                occupant[number] = name
+            needed |= freed.get(name, set())
+        for name in (*reads, *writes):
+            users.setdefault(name, set()).add(place)
+        for name in writes:
+            writers.setdefault(name, set()).add(place)
+        result.append(frozenset(needed))
+    return tuple(result)
 
 
 def buffers(program: Program) -> dict[str, int]:
@@ -223,22 +339,22 @@ def buffers(program: Program) -> dict[str, int]:
 
     The embedding and the result are the root's and get no number.
     """
+    values = distributions(program)
     last: dict[str, int] = {}
     for place, step in enumerate(program):
-        for name in (step.reads,) if isinstance(step, Sync) else (*step.reads, *step.writes):
-            last[name] = place
+        for names in interface(values, step):
+            last |= dict.fromkeys(names, place)
     ends: dict[int, list[str]] = {}
     for name, place in last.items():
         ends.setdefault(place, []).append(name)
-    shape = distributions(program)
     numbers: dict[str, int] = {}
-    free: dict[tuple[str, int], list[int]] = {}
+    free: dict[Value, list[int]] = {}
     count = 0
     for place, step in enumerate(program):
-        for name in (step.writes,) if isinstance(step, Sync) else step.writes:
-            if name in (EMBEDDED, RESULT):
+        for name in interface(values, step)[1]:
+            if name in (EMBEDDED, RESULT) or name in numbers:
                 continue
-            pool = free.setdefault(shape[name], [])
+            pool = free.setdefault(values[name], [])
             if pool:
                 numbers[name] = pool.pop()
             else:
@@ -246,5 +362,5 @@ def buffers(program: Program) -> dict[str, int]:
                 count += 1
         for name in ends.get(place, ()):
             if name in numbers:
-                free.setdefault(shape[name], []).append(numbers[name])
+                free.setdefault(values[name], []).append(numbers[name])
     return numbers

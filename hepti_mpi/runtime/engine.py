@@ -1,8 +1,10 @@
-"""Walk a program on one rank: run segments, exchange values, note the time of each step.
+"""Do the steps of a program on one rank: run segments, exchange values, note the time of each step.
 
 Knows buffers and steps; does not know where requests come from, what the model means or how the plan was found.
 """
 
+import heapq
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -10,81 +12,91 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hepti_mpi import splits
+from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import program as programs
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import EMBEDDED, RESULT, Compute, Program, Sync, buffers, distributions
+from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
 from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.packing import Packing, pack
+from hepti_mpi.runtime.routes import TAGS, Route, Router, Rows
 from hepti_mpi.shards.slicing import Slicer, layer_slices
-from hepti_mpi.shards.store import Store
 
 GEOMETRIES = 16  # prepared batch shapes that are kept
 
 
 @dataclass
 class _Geometry:
-    """All that is fixed for batches of the same request lengths: counts, views of the buffers, bindings."""
+    """All that is fixed for batches of the same request lengths: where rows lie, views of the buffers, bindings, routes."""
 
     rows: int
-    counts: tuple[int, ...]
+    places: Rows
     values: dict[str, np.ndarray]
-    bindings: list[object] = field(default_factory=list)
-    packings: tuple[Packing, ...] = ()
+    bindings: dict[int, object] = field(default_factory=dict)
+    zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    routes: dict[int, Route] = field(default_factory=dict)
+    packings: dict[tuple[str, int | None], Packing] = field(default_factory=dict)  # the bindings point into them
 
 
 class Engine:
     """The layers of one model on one rank of a plan."""
 
-    def __init__(self, world: Comm, spec: ModelSpec, plan: Plan, program: Program, store: Store, threads: int) -> None:
+    def __init__(
+        self, world: Comm, exchanges: Exchanges, dilation: Dilation, spec: ModelSpec, plan: Plan, program: Program,
+        segments: graphs.Segments,
+    ) -> None:  # fmt: skip
         """Build sessions and communicators. Collective; every rank of the job calls it, also those the plan leaves out."""
         self.spec, self.plan, self.program, self.rank = spec, plan, program, world.rank
+        self.exchanges, self.dilation = exchanges, dilation
         self.active = plan.active
         self.is_active = world.rank in self.active
-        self.layers = world.subset(self.active)  # those who compute
-        self.outer = world.subset(sorted({0, *self.active}))  # and the root, which has the input and wants the result
+        self.takes_part = self.is_active or world.rank == 0  # the root has the input and wants the result
+        self.in_order = plan.collectives == "mpi"
+        self.layers = world.subset(self.active) if self.in_order else None  # those who compute
+        self.outer = world.subset(sorted({0, *self.active})) if self.in_order else None
         self.segments: dict[int, graphs.Segment] = {}
         if self.is_active:
-            graphs.configure(threads)
             slicer = Slicer(spec, plan, world.rank)
             for place, step in enumerate(program):
                 if isinstance(step, Compute):
-                    self.segments[place] = graphs.build(spec, step, store, slicer, plan.weights_mode[world.rank])
+                    self.segments[place] = segments.get(step, slicer, plan.weights_mode[world.rank])
         self.weight_bytes = sum(piece.bytes for piece in layer_slices(spec, plan, program, world.rank))
-        self.shapes, self.numbers = distributions(program), buffers(program)
+        self.values, self.numbers = programs.distributions(program), programs.buffers(program)
+        self.interfaces = [programs.interface(self.values, step) for step in program]
+        needed = programs.dependencies(program)
+        self.missing = [len(places) for places in needed]
+        self.followers: list[list[int]] = [[] for _ in program]
+        for place, places in enumerate(needed):
+            for earlier in places:
+                self.followers[earlier].append(place)
         self.memory: dict[int, np.ndarray] = {}
         self.capacity = 0
         self.geometries: OrderedDict[tuple[int, ...], _Geometry] = OrderedDict()
-        self.seconds = np.zeros(len(program))  # of the last request, per step
+        self.seconds = np.zeros(len(program))  # of the last request, per step: computing, or waiting for an exchange
+        self.began = np.zeros(len(program))  # when, by time.perf_counter()
 
     def run(self, lengths: Sequence[int], embedded: np.ndarray | None) -> np.ndarray | None:
         """Return the last hidden state [rows, hidden] on rank 0, None elsewhere; `embedded` [rows, hidden] is rank 0's.
 
         `lengths`: rows of each request of the batch. The result is a buffer that the next call overwrites.
         """
-        if self.outer is None:
+        if not self.takes_part:
             return None
         geometry = self._geometry(tuple(lengths))
+        self.dilation.refresh()
         if embedded is not None:
             np.copyto(geometry.values[EMBEDDED], embedded)
-        clock = time.perf_counter()
-        for place, step in enumerate(self.program):
-            if isinstance(step, Sync):
-                self._exchange(step, geometry)
-            elif self.is_active:
-                segment, binding = self.segments[place], geometry.bindings[place]
-                for name in segment.zeros:
-                    geometry.values[name].fill(0)
-                if binding is not None:
-                    segment.run(binding)
-            now = time.perf_counter()
-            self.seconds[place], clock = now - clock, now
+        if self.in_order:
+            self._in_order(geometry)
+        else:
+            self._by_dependencies(geometry)
         return geometry.values.get(RESULT)
 
     def prepare(self, batches: Iterable[Sequence[int]]) -> None:
         """Make buffers and bindings for batches of these request lengths, as many as are kept, before they are timed."""
-        if self.outer is not None:
+        if self.takes_part:
             shapes = list(dict.fromkeys(map(tuple, batches)))
             for lengths in sorted(shapes[:GEOMETRIES], key=sum, reverse=True):  # the largest first: it sizes the buffers
                 self._geometry(lengths)
@@ -94,41 +106,112 @@ class Engine:
         rows = min(self.plan.planned_rows, 4 * len(self.active))
         self.run((rows,), np.zeros((rows, self.spec.hidden), np.float32) if self.rank == 0 else None)
 
-    def _exchange(self, sync: Sync, at: _Geometry) -> None:
-        values, counts = at.values, at.counts
-        if sync.kind in ("bcast", "scatterv", "gatherv"):
-            self._outer(sync, at)
+    # a request
+
+    def _in_order(self, at: _Geometry) -> None:
+        """Do step after step; every exchange is MPI's own and is waited for."""
+        clock = time.perf_counter()
+        for place, step in enumerate(self.program):
+            self.began[place] = clock
+            if isinstance(step, Sync):
+                self._collective(place, step, at)
+            elif self.is_active:
+                self._compute(place, at)
+            now = time.perf_counter()
+            self.seconds[place], clock = now - clock, now
+
+    def _by_dependencies(self, at: _Geometry) -> None:
+        """Start every exchange as soon as its input is there, and compute whatever can be computed, the earliest step first."""
+        missing = self.missing.copy()
+        ready: list[int] = []
+        flying: dict[int, threading.Event | None] = {}
+        self.seconds[:] = 0
+        left = len(self.program)
+        new = [place for place, count in enumerate(missing) if not count]
+        while left:
+            while new:
+                place = new.pop()
+                if isinstance(self.program[place], Compute):
+                    heapq.heappush(ready, place)
+                else:
+                    flying[place] = self._depart(place, at)
+            arrived = [place for place, done in flying.items() if done is None or done.is_set()]
+            if not arrived and ready:
+                place = heapq.heappop(ready)
+                begin = self.began[place] = time.perf_counter()
+                if self.is_active:
+                    self._compute(place, at)
+                self.seconds[place] = time.perf_counter() - begin
+                arrived = [place]
+            elif not arrived:
+                begin = time.perf_counter()
+                self.exchanges.wait([done for done in flying.values() if done is not None])
+                self.seconds[min(flying)] += time.perf_counter() - begin
+                continue
+            for place in arrived:
+                if place in flying:
+                    del flying[place]
+                    self._arrive(place, at)
+                left -= 1
+                for follower in self.followers[place]:
+                    missing[follower] -= 1
+                    if not missing[follower]:
+                        new.append(follower)
+
+    def _compute(self, place: int, at: _Geometry) -> None:
+        for value in at.zeros[place]:
+            value.fill(0)
+        binding = at.bindings[place]
+        if binding is not None:
+            self.dilation.run(lambda: self.segments[place].run(binding))
+
+    def _depart(self, place: int, at: _Geometry) -> threading.Event | None:
+        """Start an exchange; return what tells that it is done, or None when nothing travels."""
+        route = at.routes[place]
+        self.began[place] = time.perf_counter()
+        if route.before:
+            self.dilation.run(route.begin)
+        return None if route.transfer is None else self.exchanges.start(route.transfer)
+
+    def _arrive(self, place: int, at: _Geometry) -> None:
+        route = at.routes[place]
+        if route.after or route.sums:
+            self.dilation.run(route.end)
+
+    def _collective(self, place: int, sync: Sync, at: _Geometry) -> None:
+        (reads, *more), (writes, *goals) = self.interfaces[place]
+        values = at.values
+        if sync.kind in OUTER:
+            self._outer(sync, reads, writes, at)
         elif self.layers is None:
             return
         elif sync.kind == "allreduce":
-            self.layers.allreduce(values[sync.reads], values[sync.writes])
+            self.layers.allreduce(values[reads], values[writes])
         elif sync.kind == "reduce_scatter":
-            self.layers.reduce_scatter(values[sync.reads], values[sync.writes], self._of_active(counts))
+            self.layers.reduce_scatter(values[reads], values[writes], self._of_active(at))
         elif sync.kind == "allgatherv":
-            self.layers.allgather_rows(values[sync.reads], values[sync.writes], self._of_active(counts))
+            for name, goal in zip((reads, *more), (writes, *goals)):
+                self.layers.allgather_rows(values[name], values[goal], self._of_active(at))
         else:
-            start, stop = splits.bounds(counts, self.rank)
-            np.copyto(values[sync.writes], values[sync.reads][start:stop])
+            np.copyto(values[writes], values[reads][at.places.own(0, self.rank)])
 
-    def _outer(self, sync: Sync, at: _Geometry) -> None:
+    def _outer(self, sync: Sync, reads: str, writes: str, at: _Geometry) -> None:
         """Bring the embedding from the root to the active ranks, or the result back."""
         assert self.outer is not None
         values, members = at.values, sorted({0, *self.active})
-        counts = [at.counts[rank] for rank in members]
+        counts = [at.places.counts[0][rank] for rank in members]
         if sync.kind == "bcast":
             if self.rank == 0:
-                np.copyto(values[sync.writes], values[EMBEDDED])
-            self.outer.broadcast(values[sync.writes])
+                np.copyto(values[writes], values[EMBEDDED])
+            self.outer.broadcast(values[writes])
         elif sync.kind == "scatterv":
-            self.outer.scatter_rows(values.get(EMBEDDED), values[sync.writes], counts)
+            self.outer.scatter_rows(values.get(EMBEDDED), values[writes], counts)
         else:
-            if len(self.active) == 1:  # its value is full, whatever the row shares say
-                counts = [at.rows if rank in self.active else 0 for rank in members]
-            mine = values[sync.reads] if self.is_active else np.empty((0, self.spec.hidden), np.float32)
+            mine = values[reads] if self.is_active else np.empty((0, self.spec.hidden), np.float32)
             self.outer.gather_rows(mine, values.get(RESULT), counts)
 
-    def _of_active(self, counts: Sequence[int]) -> list[int]:
-        return [counts[rank] for rank in self.active]
+    def _of_active(self, at: _Geometry) -> list[int]:
+        return [at.places.counts[0][rank] for rank in self.active]
 
     # preparation: nothing below runs for a batch shape that was seen before
 
@@ -149,29 +232,51 @@ class Engine:
         return made
 
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
-        counts = self.plan.row_counts(rows)
-        own = counts[self.rank]
-        start, stop = splits.bounds(counts, self.rank)
+        places = Rows(self.plan, rows)
         values: dict[str, np.ndarray] = {}
-        for name, (at, width) in self.shapes.items():
-            if at == "root":
+        for name, value in self.values.items():
+            if value.rows == "root":
                 if self.rank == 0:
                     values[name] = np.empty((rows, self.spec.hidden), np.float32)
-            elif self.is_active or (name == self.program[0].writes and self.rank == 0):
-                values[name] = self._view(self.numbers[name], rows if at == "full" else own, width * self.spec.hidden)
-        geometry = _Geometry(rows, counts, values)
-        if self.is_active:
-            whole, part = pack(lengths, 0, rows), pack(lengths, start, stop)
-            geometry.packings = (whole, part)  # the bindings point into them
-            for place, step in enumerate(self.program):
-                geometry.bindings.append(self._bind(place, step, geometry) if isinstance(step, Compute) else None)
+            elif self.takes_part:
+                values[name] = self._view(self.numbers[name], *self._shape(value, places))
+        geometry = _Geometry(rows, places, values)
+        router = Router(self.exchanges, self.spec, self.plan, places, values)
+        for place, step in enumerate(self.program):
+            if isinstance(step, Compute):
+                if self.is_active:
+                    self._bind(place, step, geometry, lengths)
+            elif not self.in_order:
+                geometry.routes[place] = router.route(step, *self.interfaces[place], tag=place * TAGS)
         return geometry
 
-    def _bind(self, place: int, step: Compute, geometry: _Geometry) -> object | None:
-        packing = geometry.packings[0 if step.distribution == "full" else 1]
-        if step.distribution == "rows" and not len(packing.unpad):
-            return None
-        return self.segments[place].bind(geometry.values | vars(packing))
+    def _shape(self, value: Value, places: Rows) -> tuple[int, int]:
+        width = self.plan.heads[self.rank] * self.spec.head_dim if value.columns == "heads" and len(self.active) > 1 else self.spec.hidden
+        if value.rows == "full":
+            rows = places.tile(value.tile)
+        else:
+            assert value.tile is not None
+            rows = places.own(value.tile, self.rank)
+        return rows.stop - rows.start, width
+
+    def _bind(self, place: int, step: Compute, at: _Geometry, lengths: Sequence[int]) -> None:
+        """Tie the segment of a step to the rows of its tile."""
+        segment = self.segments[place]
+        rows = at.places.tile(step.tile)
+        if step.distribution == "rows":
+            assert step.tile is not None
+            rows = at.places.own(step.tile, self.rank)
+        which = (step.distribution, step.tile)
+        if which not in at.packings:
+            at.packings[which] = pack(lengths, rows.start, rows.stop)
+        found: dict[str, np.ndarray] = dict(vars(at.packings[which]))
+        for name in step.reads:
+            found[name] = at.values[programs.named(self.values, name, step.tile)]
+        for name in step.writes:
+            value = at.values[programs.named(self.values, name, step.tile)]
+            found[name] = value[rows] if name in self.values and step.tile is not None else value
+        at.zeros[place] = [found[name] for name in segment.zeros]
+        at.bindings[place] = segment.bind(found) if rows.stop > rows.start else None
 
     def _view(self, number: int, rows: int, width: int) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -50,7 +51,7 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": onnxruntime.__version__}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segment:
     """One session: `inputs` and `outputs` in order; `zeros` are values this rank has no part in, which are to be filled with 0."""
 
@@ -122,11 +123,12 @@ class _Writer:
         self.zeros: list[str] = []
 
     def write(self, op: Op) -> None:
-        slices = self.slicer.op(op, self.distribution)
-        if not slices:
+        if not self.slicer.takes_part(op, self.distribution):
             self.zeros.extend(op.writes)
             return
-        getattr(self, op.kind)(op, slices)
+        if any(name in self.zeros for name in op.reads):
+            raise AssertionError(f"{op.kind} of layer {op.layer} reads what this rank has no part in")
+        getattr(self, op.kind)(op, self.slicer.op(op, self.distribution))
 
     def vector(self, piece: Slice) -> str:
         return self.graph.weight(self.store, piece, (prod(piece.shape),))
@@ -147,31 +149,32 @@ class _Writer:
         outputs = list(op.writes) if len(op.writes) == 1 else [op.writes[1], "", "", op.writes[0]]
         self.graph.node("SkipLayerNormalization", inputs, outputs, MICROSOFT, epsilon=self.spec.norm_eps)
 
-    def attention(self, q: str, k: str, v: str, heads: int) -> str:  # [r, w], [n, w], [n, w] -> [r, w]
+    def attention(self, q: str, k: str, v: str, heads: int, output: str) -> None:  # [r, w], [n, w], [n, w] -> [r, w]
         graph, width = self.graph, heads * self.spec.head_dim
         batch = [graph.node("Gather", [value, graph.index(index)]) for value, index in ((q, "q_index"), (k, "kv_index"), (v, "kv_index"))]
         inputs = [*batch, "", graph.index("kv_lengths")]
         mixed = graph.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=heads)  # [requests, q, w]
         shape = graph.constant(f"flat_{width}", np.array([-1, width], np.int64))
         flat = graph.node("Reshape", [mixed, shape])
-        return graph.node("Gather", [flat, graph.index("unpad")])
+        graph.node("Gather", [flat, graph.index("unpad")], [output])
 
-    def attention_heads(self, op: Op, w: dict[str, Slice]) -> None:  # y [n, h] -> p [n, h]
-        q, k, v = (self.linear(op.reads[0], w[f"{m}.weight"], w[f"{m}.bias"]) for m in "qkv")  # [n, heads * dim]
-        mixed = self.attention(q, k, v, w["q.weight"].shape[0])
-        self.graph.node("Gemm", [mixed, self.matrix(w["o.weight"])], op.writes)
+    def project(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> q, k, v [r, w]
+        for m, output in zip(op.kind.removeprefix("project_") if op.kind in ("project_q", "project_kv") else "qkv", op.writes):
+            self.linear(op.reads[0], w[f"{m}.weight"], w[f"{m}.bias"], output)
 
-    def project(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> q [r, h], kv [r, 2 h]
-        self.linear(op.reads[0], w["q.weight"], w["q.bias"], op.writes[0])
-        k, v = (self.linear(op.reads[0], w[f"{m}.weight"], w[f"{m}.bias"]) for m in "kv")
-        self.graph.node("Concat", [k, v], op.writes[1:], axis=1)
+    project_heads = project_q = project_kv = project
 
-    def attend(self, op: Op, w: dict[str, Slice]) -> None:  # q [r, h], kv [n, 2 h] -> p [r, h]
-        q, kv = op.reads
-        k, v = f"{kv}_k", f"{kv}_v"
-        self.graph.node("Split", [kv], [k, v], axis=1, num_outputs=2)
-        mixed = self.attention(q, k, v, self.spec.heads)
-        self.graph.node("Gemm", [mixed, self.matrix(w["o.weight"])], op.writes)
+    def mix(self, op: Op, w: dict[str, Slice]) -> None:  # q [r, w], k and v [n, w] -> c [r, w]
+        heads = self.slicer.heads if op.kind == "mix_heads" else self.spec.heads
+        q, k, v = op.reads
+        self.attention(q, k, v, heads, op.writes[0])
+
+    mix_heads = mix
+
+    def out(self, op: Op, w: dict[str, Slice]) -> None:  # c [r, w] -> p [r, h]
+        self.graph.node("Gemm", [op.reads[0], self.matrix(w["o.weight"])], op.writes)
+
+    out_heads = out
 
     def mlp_columns(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> p [r, h]
         graph, activation = self.graph, self.spec.activation
@@ -183,7 +186,24 @@ class _Writer:
             mixed = graph.node(kind, [up, self.vector(w["up.bias"])], domain=MICROSOFT)
         graph.node("Gemm", [mixed, self.matrix(w["down.weight"])], op.writes)
 
-    mlp_rows = mlp_columns
+    mlp = mlp_columns
+
+
+class Segments:
+    """The sessions of one store in this process: plans and tiles with the same operations on the same weights share one."""
+
+    def __init__(self, spec: ModelSpec, store: Store) -> None:
+        self.spec, self.store = spec, store
+        self.made: WeakValueDictionary[tuple[object, ...], Segment] = WeakValueDictionary()  # as long as an engine uses it
+
+    def get(self, compute: Compute, slicer: Slicer, mode: str) -> Segment:
+        pieces = tuple((slicer.takes_part(op, compute.distribution), *slicer.op(op, compute.distribution).values()) for op in compute.ops)
+        heads = slicer.heads if any(op.kind.endswith("_heads") for op in compute.ops) else 0
+        key = (compute.ops, compute.reads, compute.writes, compute.distribution, heads, pieces, mode)
+        segment = self.made.get(key)
+        if segment is None:
+            segment = self.made[key] = build(self.spec, compute, self.store, slicer, mode)
+        return segment
 
 
 def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode: str) -> Segment:
@@ -198,11 +218,12 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
     if not outputs:
         return Segment(None, (), (), zeros)
     used = {name for node in graph.nodes for name in node.input}
-    widths = {name: 2 * spec.hidden for op in compute.ops if op.kind == "attend" for name in op.reads[1:]}
-    widths |= {name: 2 * spec.hidden for op in compute.ops if op.kind == "project" for name in op.writes[1:]}
+    by_heads = {name for op in compute.ops if op.kind == "mix_heads" for name in (*op.reads, *op.writes)}
+    by_heads |= {name for op in compute.ops if op.kind == "project_heads" for name in op.writes}
 
     def value(name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, widths.get(name, spec.hidden)])
+        width = slicer.heads * spec.head_dim if name in by_heads else spec.hidden
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
 
     inputs = [name for name in compute.reads if name in used]
     ranks = {"q_index": [None, None], "kv_index": [None, None], "kv_lengths": [None], "unpad": [None]}

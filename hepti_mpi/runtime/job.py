@@ -17,7 +17,9 @@ import numpy as np
 from hepti_mpi import __version__
 from hepti_mpi.cluster import probe
 from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.errors import HeptiError, InputError, PlanError, ProfileError, StoreError
@@ -40,11 +42,14 @@ Say = Callable[[str], None]
 
 @dataclass
 class Machine:
-    """This rank's place: `cores` of its host and the `threads` it computes with."""
+    """This rank's place: `cores` of its host and the `threads` it computes with, how it exchanges, and the board it pretends to be."""
 
     world: Comm
     cores: int
     threads: int
+    exchanges: Exchanges
+    dilation: Dilation
+    factors: list[float]  # of all ranks when the job began; 1 where nothing is emulated
 
 
 @dataclass
@@ -85,16 +90,34 @@ def together(world: Comm) -> Iterator[None]:
     world.agree(error)
 
 
-def start(threads: int | None) -> Machine:
-    """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective."""
-    world = Comm.world()
+def start(threads: int | None, emulate: Sequence[float] | None = None) -> Machine:
+    """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective.
+
+    `emulate`: per rank, how many times slower than this machine it shall compute.
+    """
+    world, dilations = Comm.world(), []
+    with together(world):
+        if emulate is not None and len(emulate) != world.size:
+            raise PlanError(f"--emulate has {len(emulate)} entries, the job has {world.size} ranks")
+        dilations.append(Dilation(None if emulate is None else emulate[world.rank]))
+    dilation = dilations[0]
+    threads = threads or (1 if dilation.on else None)
     cores, own = probe.widen_affinity(world, divide=threads is None)
     with together(world):
         if threads is not None and threads > cores:
             raise PlanError(f"--threads {threads} is more than the {cores} cores of {host_name()}")
-    machine = Machine(world, cores, threads or own)
-    graphs.configure(machine.threads)
-    return machine
+        if dilation.on and threads != 1:
+            raise PlanError(f"--threads {threads} cannot be emulated on another board: its CPU time is told from one thread only")
+    return machine_of(world, cores, threads or own, dilation)
+
+
+def machine_of(world: Comm, cores: int, threads: int, dilation: Dilation) -> Machine:
+    """Configure this process to compute with `threads` and to wait as suits the host. Collective."""
+    graphs.configure(threads)
+    crowd = sum(wanted for host, wanted in world.gather_all([host_name(), threads]) if host == host_name())
+    world.polite = dilation.on
+    exchanges = Exchanges(world, "sleep" if dilation.on else "yield" if crowd > cores else "spin")
+    return Machine(world, cores, threads, exchanges, dilation, world.gather_all(dilation.factor))
 
 
 def open_store(machine: Machine, path: Path) -> Store:
@@ -115,8 +138,10 @@ def open_store(machine: Machine, path: Path) -> Store:
     return stores[0]
 
 
-def versions() -> dict[str, str]:
-    return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions()}
+def versions(machine: Machine) -> dict[str, str]:
+    """Return what a profile must have been measured with to be of use again."""
+    emulated = {"emulation": ",".join(f"{factor:g}" for factor in machine.factors)} if max(machine.factors) > 1 else {}
+    return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
 
 
 def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say) -> ClusterProfile:
@@ -130,7 +155,7 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     saved: list[ClusterProfile | None] = [None]
     with together(world):
         if world.rank == 0 and path is not None and not fresh and (path.exists() or required):
-            saved[0] = _usable(path, nodes, shape, required, say)
+            saved[0] = _usable(path, nodes, versions(machine), shape, required, say)
     content = world.from_root(None if saved[0] is None else saved[0].to_json())
     if content is not None:
         return profiles.from_json(content)
@@ -138,7 +163,7 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     mates = sum(host == host_name() for host, _, _ in nodes)
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     timers = graphs.timers(spec)
-    profile = probe.measure(world, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates), versions(), shape)
+    profile = probe.measure(world, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates), versions(machine), shape)
     if world.rank == 0 and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +173,12 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     return profile
 
 
-def _usable(path: Path, nodes: list[tuple[str, int, int]], shape: tuple[int, int], required: bool, say: Say) -> ClusterProfile | None:
+def _usable(
+    path: Path, nodes: list[tuple[str, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
+) -> ClusterProfile | None:  # fmt: skip
     try:
         profile = profiles.load(path)
-        reason = profiles.mismatch(profile, nodes, versions(), shape)
+        reason = profiles.mismatch(profile, nodes, using, shape)
     except ProfileError as error:
         if required:
             raise
@@ -188,7 +215,8 @@ def load(machine: Machine, store: Store, plan: Plan, decision: planner.Decision 
     program = make_program(store.spec, plan)
     with together(world):
         store.verify(rank_slices(store.spec, plan, world.rank))
-    engine = Engine(world, store.spec, plan, program, store, machine.threads)
+    segments = graphs.Segments(store.spec, store)
+    engine = Engine(world, machine.exchanges, machine.dilation, store.spec, plan, program, segments)
     engine.warm_up()
     world.barrier()
     startup = startup | {"load": time.perf_counter() - begin}

@@ -10,6 +10,17 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Compute, Op, Program, make_program
 
 FLOAT = 4  # bytes
+# per operation: its block, the matrices that it multiplies by, and whether a rank holds its part of them or all
+MATRICES: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "project": ("attention", ("q", "k", "v"), False),
+    "project_q": ("attention", ("q",), False),
+    "project_kv": ("attention", ("k", "v"), False),
+    "out": ("attention", ("o",), False),
+    "project_heads": ("attention", ("q", "k", "v"), True),
+    "out_heads": ("attention", ("o",), True),
+    "mlp": ("mlp", ("up", "down"), False),
+    "mlp_columns": ("mlp", ("up", "down"), True),
+}
 
 
 @dataclass(frozen=True)
@@ -43,33 +54,36 @@ class Slicer:
         single = len(plan.active) == 1
         self.parts = {"heads": (0, spec.heads) if single else splits.bounds(plan.heads, rank),
                       "columns": (0, spec.ffn) if single else splits.bounds(plan.columns, rank)}
-        self.holds_rows = plan.rows[rank] > 0
+        self.heads = self.parts["heads"][1] - self.parts["heads"][0]
+        self.holds_rows = single or plan.rows[rank] > 0
         self.weights = {weight.name: weight for weight in layer_weights(spec)}
 
+    def takes_part(self, op: Op, distribution: str) -> bool:
+        """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""
+        if op.kind in ("project_heads", "mix_heads", "out_heads"):
+            return self.heads > 0
+        if op.kind == "mlp_columns":
+            return self.parts["columns"][1] > self.parts["columns"][0]
+        return self.holds_rows or (distribution == "full" and op.kind in ("norm", "tail"))
+
     def op(self, op: Op, distribution: str) -> dict[str, Slice]:
-        """Return {short name: slice} for `op`, e.g. {"q.weight": ...}; empty when the rank has no part in it."""
-        if distribution == "rows" and not self.holds_rows:
-            return {}
+        """Return {short name: slice} for `op`, e.g. {"q.weight": ...}."""
         result: dict[str, Slice] = {}
+        if not self.takes_part(op, distribution):
+            return result
         for short, name in (("norm", op.norm), ("bias", op.bias)):
             if name is None:
                 continue
             for suffix in (".weight", ".bias") if short == "norm" else ("",):
                 result[short + suffix] = Slice(name + suffix, 0, (self.spec.hidden,))
-        wanted = {"attention_heads": ("attention", "qkvo"), "project": ("attention", "qkv"), "attend": ("attention", "o"),
-                  "mlp_columns": ("mlp", ("up", "down")), "mlp_rows": ("mlp", ("up", "down"))}.get(op.kind)
-        if wanted is None:
-            return result
-        block, matrices = wanted
+        block, matrices, divided = MATRICES.get(op.kind, ("", (), False))
         for matrix in matrices:
             for suffix in ("weight", "bias"):
                 weight = self.weights.get(f"layers.{{}}.{block}.{matrix}.{suffix}")
                 if weight is None or weight.split is None:  # the bias of o and of down is added once, by the tail
                     continue
-                whole = op.kind in ("project", "attend", "mlp_rows")
-                start, stop = (0, weight.shape[0]) if whole else self.parts[weight.split]
-                if stop > start:
-                    result[f"{matrix}.{suffix}"] = Slice(weight.name.format(op.layer), start, (stop - start, *weight.shape[1:]))
+                start, stop = self.parts[weight.split] if divided else (0, weight.shape[0])
+                result[f"{matrix}.{suffix}"] = Slice(weight.name.format(op.layer), start, (stop - start, *weight.shape[1:]))
         return result
 
 

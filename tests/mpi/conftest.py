@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.comm.launcher import abort_all, host_name
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.runtime import graphs
+from hepti_mpi.runtime import job
 from hepti_mpi.runtime.job import Machine
 
 WORLD = Comm.world()
@@ -36,8 +37,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    graphs.configure(1)
-    return Machine(WORLD, cores=1, threads=1)
+    return job.machine_of(WORLD, cores=1, threads=1, dilation=Dilation())
 
 
 @pytest.fixture(scope="session")

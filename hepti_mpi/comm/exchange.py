@@ -1,0 +1,212 @@
+"""Messages that travel while ranks compute: exchanges of blocks of rows on persistent point-to-point requests.
+
+Knows blocks, peers and bytes; does not know what values mean or when they are needed. MPI has no progress of its own: whoever waits
+here moves all pending exchanges on, and a thread does so while the main thread computes (ONNX Runtime has released the GIL then).
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from hepti_mpi.comm.ranks import Comm
+
+PIECE_BYTES = 60 << 10  # below the TCP transport's eager limit: sent at once, without the receiver's consent
+RING_BYTES = 32 << 10  # what a ring passes on at a time
+SLEEP_SECONDS = 20e-6
+PROGRESS_SECONDS = 500e-6
+
+Block = tuple[int, np.ndarray]  # (peer, rows [r, w] of an array, whose columns may be some of it)
+Copy = tuple[np.ndarray, np.ndarray]  # (to, from); the types may differ
+
+
+class Transfer(Protocol):
+    """One exchange that is prepared once and used again for every request."""
+
+    def start(self) -> None: ...
+
+    def progress(self) -> bool:
+        """Move on without waiting; tell whether all is done."""
+
+
+class Direct:
+    """Every block goes from its owner straight to who needs it."""
+
+    def __init__(self, requests: Sequence[Any]) -> None:
+        from mpi4py import MPI
+
+        self.requests, self.startall, self.testall = list(requests), MPI.Prequest.Startall, MPI.Request.Testall
+
+    def start(self) -> None:
+        if self.requests:
+            self.startall(self.requests)
+
+    def progress(self) -> bool:
+        return not self.requests or bool(self.testall(self.requests))
+
+
+class RingGather:
+    """Blocks of all ranks go round; each piece is passed on as it arrives, so that uneven blocks take no longer than even ones.
+
+    Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
+    """
+
+    def __init__(self, own: Sequence[Any], receives: Sequence[Any], forwards: Sequence[Any | None]) -> None:
+        """`receives` come in this order from the left; `forwards` holds, for each, what passes it on to the right, or None."""
+        self.own, self.receives, self.forwards, self.place = list(own), list(receives), list(forwards), 0
+
+    def start(self) -> None:
+        self.place = 0
+        for request in (*self.receives, *self.own):
+            request.Start()
+
+    def arrived(self, place: int) -> None:
+        """Handle what has just come in; a gather passes it on as it is."""
+
+    def progress(self) -> bool:
+        while self.place < len(self.receives) and self.receives[self.place].Test():
+            self.arrived(self.place)
+            forward = self.forwards[self.place]
+            if forward is not None:
+                forward.Start()
+            self.place += 1
+        return self.place == len(self.receives) and all(r.Test() for r in (*self.own, *self.forwards) if r is not None)
+
+
+class RingReduce(RingGather):
+    """A ring whose pieces gather one term of the sum on each rank that they pass."""
+
+    def __init__(self, own: Sequence[Any], receives: Sequence[Any], forwards: Sequence[Any | None], sums: Sequence[tuple[np.ndarray, ...]]):
+        super().__init__(own, receives, forwards)
+        self.sums = sums  # per piece: (what came in, this rank's term, where the sum goes)
+
+    def arrived(self, place: int) -> None:
+        came, term, result = self.sums[place]
+        np.add(came, term, out=result)
+
+
+class Exchanges:
+    """The point-to-point side of a communicator: makes transfers, starts them and waits for them."""
+
+    def __init__(self, comm: Comm, wait: str = "sleep", thread: bool = True) -> None:
+        """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep"."""
+        self.rank, self.size = comm.rank, comm.size
+        self.mpi = comm.mpi.Dup()
+        self.pause: Callable[[], None] = {"spin": lambda: None, "yield": os.sched_yield, "sleep": lambda: time.sleep(SLEEP_SECONDS)}[wait]
+        self.lock = threading.Lock()
+        self.pending: list[tuple[Transfer, threading.Event]] = []
+        self.awake = threading.Event()
+        self.types: dict[tuple[int, int, int], Any] = {}
+        if thread:
+            threading.Thread(target=self._keep_moving, name="progress", daemon=True).start()
+
+    # use
+
+    def start(self, transfer: Transfer) -> threading.Event:
+        """Begin a transfer and return what is set once it is done."""
+        done = threading.Event()
+        with self.lock:
+            transfer.start()
+            if transfer.progress():
+                done.set()
+            else:
+                self.pending.append((transfer, done))
+                self.awake.set()
+        return done
+
+    def poll(self) -> None:
+        """Move all pending transfers on."""
+        with self.lock:
+            self._progress()
+
+    def wait(self, some: Sequence[threading.Event]) -> None:
+        """Wait until any of `some` is set, moving all transfers on meanwhile."""
+        while not any(event.is_set() for event in some):
+            self.poll()
+            if any(event.is_set() for event in some):
+                return
+            self.pause()
+
+    def _progress(self) -> None:
+        left = []
+        for transfer, done in self.pending:
+            if transfer.progress():
+                done.set()
+            else:
+                left.append((transfer, done))
+        self.pending = left
+        if not left:
+            self.awake.clear()
+
+    def _keep_moving(self) -> None:
+        while True:
+            self.awake.wait()
+            time.sleep(PROGRESS_SECONDS)
+            if self.lock.acquire(blocking=False):
+                try:
+                    self._progress()
+                finally:
+                    self.lock.release()
+
+    # preparation
+
+    def direct(self, sends: Sequence[Block], receives: Sequence[Block], tag: int) -> Direct:
+        """Return the transfer that sends blocks and receives others. Blocks between two ranks match in order and shape."""
+        requests = [self.mpi.Recv_init(part, peer, tag) for peer, block in receives for part in self._pieces(block)]
+        requests += [self.mpi.Send_init(part, peer, tag) for peer, block in sends for part in self._pieces(block)]
+        return Direct(requests)
+
+    def ring_gather(self, blocks: Sequence[np.ndarray], members: Sequence[int], tag: int) -> RingGather:
+        """Return the ring that fills `blocks` (contiguous rows, one block per member, the own one filled in) on all members."""
+        count, place = len(members), list(members).index(self.rank)
+        left, right = members[place - 1], members[(place + 1) % count]
+        own = [self.mpi.Send_init(part, right, tag) for part in _segments(blocks[place])]
+        receives, forwards = [], []
+        for step in range(1, count):
+            for part in _segments(blocks[place - step]):
+                receives.append(self.mpi.Recv_init(part, left, tag))
+                forwards.append(self.mpi.Send_init(part, right, tag) if step < count - 1 else None)
+        return RingGather(own, receives, forwards)
+
+    def ring_reduce(self, terms: Sequence[np.ndarray], result: np.ndarray, members: Sequence[int], tag: int) -> RingReduce:
+        """Return the ring that leaves the sum over members of `terms` (one block of rows per member) of the own block in `result`."""
+        count, place = len(members), list(members).index(self.rank)
+        left, right = members[place - 1], members[(place + 1) % count]
+        own = [self.mpi.Send_init(part, right, tag) for part in _segments(terms[place - 1])]
+        receives, forwards, sums = [], [], []
+        for step in range(2, count + 1):
+            last = step == count
+            term = terms[(place - step) % count]
+            came = np.empty_like(term)
+            for part, own_part, target in zip(_segments(came), _segments(term), _segments(result if last else came)):
+                receives.append(self.mpi.Recv_init(part, left, tag))
+                forwards.append(None if last else self.mpi.Send_init(target, right, tag))
+                sums.append((part, own_part, target))
+        return RingReduce(own, receives, forwards, sums)
+
+    def _pieces(self, block: np.ndarray) -> list[Any]:
+        """Cut [r, w] into runs of rows of at most PIECE_BYTES, as MPI buffers; columns of a wider array go by a vector type."""
+        if not block.size:
+            return []
+        step = max(1, PIECE_BYTES // (block.shape[1] * block.itemsize))
+        parts = [block[at : at + step] for at in range(0, len(block), step)]
+        return [part if part.flags.c_contiguous else self._strided(part) for part in parts]
+
+    def _strided(self, part: np.ndarray) -> Any:
+        from mpi4py import MPI
+
+        rows, width = part.shape
+        stride, item = part.strides[0], part.itemsize
+        shape = (rows, width * item, stride)
+        if shape not in self.types:
+            self.types[shape] = MPI.BYTE.Create_hvector(rows, width * item, stride).Commit()
+        return [MPI.memory.fromaddress(part.ctypes.data, (rows - 1) * stride + width * item), 1, self.types[shape]]
+
+
+def _segments(block: np.ndarray) -> list[np.ndarray]:
+    flat = block.reshape(-1)
+    step = RING_BYTES // block.itemsize
+    return [flat[at : at + step] for at in range(0, flat.size, step)]
