@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi import __version__
-from hepti_mpi.errors import StoreError
-from hepti_mpi.options import FILE, planning_options, weights_option
+from hepti_mpi.errors import RankError, StoreError
+from hepti_mpi.options import FILE, Size, machine_options, planning_options, weights_option
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.planner import Request
@@ -119,7 +119,7 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
     """
     from hepti_mpi.cluster import profile as profiles
     from hepti_mpi.errors import ProfileError
-    from hepti_mpi.planning import planner
+    from hepti_mpi.planning import methods
     from hepti_mpi.reporting import records
     from hepti_mpi.shards.store import Store
 
@@ -133,7 +133,8 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
                 "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
             )
         begin = time.perf_counter()
-        decision = planner.choose(store.spec, store.source_hash, profile, _request({"rows": rows}, options, len(profile.nodes)))
+        request = _request({"rows": rows}, options, len(profile.nodes))
+        decision = methods.decide(_method(options), store.spec, store.source_hash, profile, request)
         seconds = time.perf_counter() - begin
     click.echo(records.decision_lines(decision))
     click.echo("\n" + records.plan_lines(decision.chosen.plan))
@@ -150,9 +151,9 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
 @main.command()
 @weights_option
 @click.option("--output", type=FILE, help="Where to keep the profile; left out: beside the hostfile.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads per rank; left out: the host's cores divided among its ranks.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
-def profile(weights: Path | None, output: Path | None, threads: int | None, fresh: bool) -> None:
+@machine_options
+def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int | None, emulate: tuple[float, ...] | None) -> None:
     """Measure the speed, links and memory of all ranks.
 
     \b
@@ -162,7 +163,7 @@ def profile(weights: Path | None, output: Path | None, threads: int | None, fres
     from hepti_mpi.reporting.inspection import profile_lines
     from hepti_mpi.runtime import job
 
-    machine = job.start(threads)
+    machine = job.start(threads, emulate)
     store = job.open_store(machine, _agreed_store_path(machine, weights))
     path = output or _profile_path(machine)
     begin = time.perf_counter()
@@ -179,13 +180,13 @@ def profile(weights: Path | None, output: Path | None, threads: int | None, fres
 @click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads per rank; left out: the host's cores divided among its ranks.")
 @click.option(
     "--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring."
 )
 @click.option(
     "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
 )
+@machine_options
 @planning_options
 def run(
     weights: Path | None,
@@ -195,6 +196,7 @@ def run(
     profile_file: Path | None,
     fresh: bool,
     threads: int | None,
+    emulate: tuple[float, ...] | None,
     repeat: int,
     batch_rows: int,
     **options: Any,
@@ -217,7 +219,7 @@ def run(
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
-    machine = job.start(threads)
+    machine = job.start(threads, emulate)
     world, say, root = machine.world, _say(machine), machine.world.rank == 0
     store = job.open_store(machine, _agreed_store_path(machine, weights))
     requests, chosen, typical = None, None, None
@@ -240,7 +242,7 @@ def run(
         begin = time.perf_counter()
         with job.together(world):
             request = _request(typical, options, world.size)
-        the_plan, decision = job.decide(machine, store, measured, request)
+        the_plan, decision = job.decide(machine, store, measured, _method(options), request)
         startup["plan"] = time.perf_counter() - begin
     else:
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
@@ -255,6 +257,70 @@ def run(
     with job.together(world):
         if requests is not None:
             _finish(ready, outcome, requests, repeat, output)
+
+
+@main.command()
+@weights_option
+@click.option("--methods", default="hepti,hepti-float16,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
+              show_default=True, help="What to measure; NAME-boost is another system's division with our exchanges.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of the request.")
+@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
+@click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
+@click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
+@click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
+@click.option("--fresh", is_flag=True, help="Measure the cluster even when the saved profile still matches.")
+@click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
+@machine_options
+def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
+          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None) -> None:  # fmt: skip
+    """Measure ways to divide a model against each other, in turns within one job.
+
+    \b
+    Example:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
+    """
+    from hepti_mpi.errors import CapacityError, PlanError
+    from hepti_mpi.planning.methods import BOOST, NAMES
+    from hepti_mpi.planning.planner import Request
+    from hepti_mpi.reporting import comparison
+    from hepti_mpi.runtime import bench as benches
+    from hepti_mpi.runtime import job
+
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
+    for name in names:
+        if name.removesuffix(BOOST) not in NAMES:
+            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}")
+    machine = job.start(threads, emulate)
+    world, root = machine.world, machine.world.rank == 0
+    store = job.open_store(machine, _agreed_store_path(machine, weights))
+    path = profile_file or _profile_path(machine)
+    measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=_say(machine))
+    limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
+    plans, decisions, refused = {}, {}, {}
+    with job.together(world):
+        if limits is not None and len(limits) != world.size:
+            raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
+    for name in [*names, benches.UNDILATED]:
+        try:
+            request = Request(rows, limits=None if name == benches.UNDILATED else limits, mode="packed")
+            method = "single" if name == benches.UNDILATED else name
+            plans[name], decision = job.decide(machine, store, measured, method, request)
+            decisions |= {name: decision} if decision else {}
+        except CapacityError as error:
+            refused[name] = str(error)
+        except RankError:
+            refused[name] = ""
+    with _progress("answering", repeat + benches.WARM_UP, root) as done:
+        samples = benches.measure(machine, store, plans, rows, repeat, done)
+    with job.together(world):
+        if root:
+            where = cluster or path.name.removesuffix(".profile.json")
+            records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples, decisions))
+            click.echo(comparison.comparison(samples, decisions, refused, machine.factors))
+            if output is not None:
+                with open(output, "a") as file:
+                    file.writelines(json.dumps(record) + "\n" for record in records)
+            click.echo(json.dumps(records[-1]))
 
 
 def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path | None) -> None:
@@ -302,12 +368,27 @@ def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Req
     if limits is not None and len(limits) == 1:
         limits = limits * ranks
     layout = tuple(options["layout"].split("/")) if options["layout"] else None
-    if layout and options["strategy"] != "auto":
+    strategy = options["strategy"]
+    if layout and strategy != "auto":
         raise PlanError("use just one of --layout and --strategy: a layout is a strategy")
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
-        options["strategy"], layout, options["shares"], limits, options["weights_mode"],
+        strategy, layout, options["shares"], limits, options["weights_mode"],
     )  # fmt: skip
+
+
+def _method(options: dict[str, Any]) -> str:
+    """Return the method of planning.methods that the options mean."""
+    from hepti_mpi.errors import PlanError
+    from hepti_mpi.planning.baselines import NAMES
+    from hepti_mpi.planning.methods import BOOST
+
+    strategy = options["strategy"]
+    if options["boost"] and strategy not in NAMES:
+        raise PlanError(f"--boost is for the other systems' strategies: {', '.join(NAMES)}")
+    if strategy == "auto":
+        return "hepti-float16" if options["tolerance"] else "hepti"
+    return strategy + BOOST * options["boost"]
 
 
 def _store_path(given: Path | None) -> Path:

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-LAYOUT_NAMES = ("heads/columns", "heads/rows", "rows/columns", "rows/rows")
+LAYOUT_NAMES = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
+OURS = ("tensor", "hybrid", "sequence")
+BASELINES = ("megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -52,6 +54,34 @@ class Shares(click.ParamType):
 FILE = click.Path(path_type=Path)
 
 
+class Numbers(click.ParamType):
+    """Factors, one per rank: 2.5,3.5,6,9."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(word) for word in str(value).split(","))
+            if not all(1 <= number <= 1000 for number in numbers):
+                raise ValueError
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers from 1 to 1000 such as 2.5,3.5,6,9", param, ctx)
+        return numbers
+
+
+def machine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what says how a rank computes."""
+    threads = "Threads per rank; left out: the host's cores divided among its ranks."
+    for option in (
+        click.option("--emulate", type=Numbers(), help="Compute as many times slower, a factor per rank: see what unequal boards would do."),
+        click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
+    ):
+        command = option(command)
+    return command
+
+
 def weights_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
 
@@ -73,10 +103,18 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
         click.option(
             "--strategy",
-            type=click.Choice(["auto", "tensor", "hybrid", "sequence"]),
+            type=click.Choice(["auto", *OURS, *BASELINES]),
             default="auto",
             show_default=True,
-            help="Consider only plans of this strategy.",
+            help="Consider only plans of this strategy, or divide as another system does.",
+        ),
+        click.option("--boost", is_flag=True, help="Give another system's division our exchanges, which travel while ranks compute."),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            show_default=True,
+            help="Allow float16 on the wire if no value of the result changes by more; 0 is exact.",
         ),
     ):
         command = option(command)

@@ -8,10 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
+from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
+EXCHANGE_TAG, EXCHANGE_REPEAT = 1, 40
 SMALL, LARGE = 64, 256 << 10  # bytes of a ping-pong: a lone value, a block of rows
 
 
@@ -99,29 +104,34 @@ def _cgroups() -> list[tuple[int, int]]:
     return found
 
 
-def measure(comm: Comm, timers: Timers, rows: tuple[int, ...], cores: int, threads: int, memory: int,
-            versions: dict[str, str], shape: tuple[int, int], seconds: float = 2.0) -> ClusterProfile:
+def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers, rows: tuple[int, ...], cores: int, threads: int,
+            memory: int, versions: dict[str, str], shape: tuple[int, int], seconds: float = 2.0) -> ClusterProfile:
     """Return the profile of all ranks, the same on every rank. Collective; takes about `seconds` for the speeds.
 
     All ranks compute at once, as they will in a run, so that ranks on one host see each other.
     """
-    share = seconds / (len(rows) + 3)
+    seconds *= dilation.factor
+    share = seconds / (len(rows) + 2)
     crowd = sum(threads for host, threads in comm.gather_all([host_name(), threads]) if host == host_name())
     clock = time.perf_counter if crowd <= cores else lambda: time.process_time() / threads
+    if dilation.on:
+        clock = dilation.clock
 
     def median(call: Callable[[], None], part: float = 1.0) -> float:
-        comm.quick_barrier()
-        return _median(call, share * part, clock)
+        comm.barrier()
+        return _median(lambda: dilation.run(call), share * part, clock)
 
     curve = [median(timers.gemm(count)) / timers.weights for count in rows]
     attention = median(timers.attention) / timers.attention_macs
     nothing = median(timers.nothing, 1 / 4)
     elements = max(median(timers.elements, 1 / 2) - nothing, 1e-9) / timers.element_count
     latency, bandwidth = _links(comm)
+    exchange = _exchange(comm, exchanges)
     node = [host_name(), cores, threads, memory, list(rows), _rising(curve), attention, elements, nothing]
     every = comm.gather_all([node, latency, bandwidth])
     nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), n[6], n[7], n[8]) for n, _, _ in every)
-    return ClusterProfile(nodes, tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every), versions, shape)
+    links = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
+    return ClusterProfile(nodes, *links, versions, shape, exchange)
 
 
 def _rising(curve: list[float]) -> list[float]:
@@ -139,6 +149,20 @@ def _median(call: Callable[[], None], seconds: float, clock: Callable[[], float]
         call()
         times.append(clock() - begin)
     return sorted(times)[len(times) // 2]
+
+
+def _exchange(comm: Comm, exchanges: Exchanges) -> float:
+    """Return the seconds that a rank spends on an exchange of a few bytes with every other one, the median of all ranks."""
+    peers = [rank for rank in range(comm.size) if rank != comm.rank]
+    sends, receives = ([(peer, np.zeros((1, SMALL), np.uint8)) for peer in peers] for _ in range(2))
+    transfer, times = exchanges.direct(sends, receives, EXCHANGE_TAG), []
+    for _ in range(EXCHANGE_REPEAT):
+        begin = time.perf_counter()
+        done = exchanges.start(transfer)
+        exchanges.wait([done])
+        times.append(time.perf_counter() - begin)
+    every = comm.gather_all(sorted(times)[EXCHANGE_REPEAT // 2])
+    return float(sorted(every)[len(every) // 2]) if peers else 0.0
 
 
 def _links(comm: Comm) -> tuple[list[float], list[float]]:

@@ -10,7 +10,7 @@ from typing import Any
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
 
-FORMAT, FORMAT_VERSION = "hepti-profile", 1
+FORMAT, FORMAT_VERSION = "hepti-profile", 2
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
 
@@ -41,6 +41,7 @@ class NodeProfile:
 class ClusterProfile:
     """All ranks of a job. `latency_seconds[i][j]`, `bytes_per_second[i][j]`: ping-pong between ranks i and j, 0 on the diagonal.
 
+    `exchange_seconds`: what our own exchange of next to nothing between all ranks takes, with the way in which a rank waits.
     `versions`: of the libraries that decide speed; `shape`: (hidden, ffn) of the model whose shapes were measured.
     """
 
@@ -49,6 +50,7 @@ class ClusterProfile:
     bytes_per_second: tuple[tuple[float, ...], ...]
     versions: dict[str, str]
     shape: tuple[int, int]
+    exchange_seconds: float
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -107,7 +109,8 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
         if len(links[key]) != len(nodes) or any(len(row) != len(nodes) for row in links[key]):
             raise ValueError(f"{key} is not {len(nodes)} x {len(nodes)}")
     hidden, ffn = (int(_between(v, 1, 1 << 24)) for v in data["shape"])
-    return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), **links)
+    exchange = _between(data["exchange_seconds"], 0, 1e6)
+    return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), exchange_seconds=exchange, **links)
 
 
 def _seconds(value: Any) -> float:

@@ -6,6 +6,7 @@ before, and a Compute waits for what it reads only.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,15 @@ class Price:
     wire: float
     bytes: int
 
+    def extended(self, longer: "Price", times: float) -> "Price":
+        """Return this price and `times` the difference to that of a program with more layers."""
+
+        def along(a: Any, b: Any) -> Any:
+            return a + times * (b - a)
+
+        names = ("seconds", "compute", "wait", "wire", "bytes")
+        return Price(*(along(getattr(self, name), getattr(longer, name)) for name in names))
+
 
 class Pricer:
     """Prices programs for one model, cluster and request size. `attended`: rows that each row attends to."""
@@ -42,6 +52,7 @@ class Pricer:
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
+        self.exchange = profile.exchange_seconds
         self.latency = np.array(profile.latency_seconds)
         with np.errstate(divide="ignore"):
             self.seconds_per_byte = np.where(np.eye(len(nodes)) > 0, 0.0, 1.0 / np.array(profile.bytes_per_second))
@@ -175,13 +186,17 @@ class _Walk:
         self.moved += int(moved)
         leave = np.maximum(begin, self.up)
         if not len(blocks):  # a ring: nobody is done before all are
-            done = np.full(len(self.ranks), leave.max() + out.max() + len(self.ranks) * (self.latency + RING_BYTES * self.slowest))
+            start_up = self.pricer.exchange + (len(self.ranks) - 2) * (self.latency + RING_BYTES * self.slowest)
+            done = np.full(len(self.ranks), leave.max() + out.max() + start_up)
             self.up = self.down = done
         else:
             self.up = leave + out
-            last = (np.where(blocks > 0, leave[:, None] + blocks, 0)).max(axis=0)
-            first = np.where(blocks > 0, leave[:, None], np.inf).min(axis=0)
-            done = np.where(into > 0, np.maximum(np.maximum(first, self.down) + into, last) + self.latency, 0)
+            if len(blocks) > 1:
+                last = (np.where(blocks > 0, leave[:, None] + blocks, 0)).max(axis=0)
+                first = np.where(blocks > 0, leave[:, None], np.inf).min(axis=0)
+            else:  # too many ranks to tell blocks apart
+                last, first = np.full(len(self.ranks), self.up[out > 0].max()), np.full(len(self.ranks), leave[out > 0].min())
+            done = np.where(into > 0, np.maximum(np.maximum(first, self.down) + into, last) + self.pricer.exchange, 0)
             self.down = np.maximum(self.down, done)
         done = np.maximum(done, begin)
         self.wire += np.maximum(out, into)
@@ -194,7 +209,8 @@ class _Walk:
         """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
         hidden, own = self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
         size, count = self.float * hidden * values, len(self.ranks)
-        other = 1.0 - np.eye(count)
+        if count > FAIR:
+            return self._many(sync, own, size)
         root = (self.ranks == 0).astype(np.float64)
         if sync.kind in OUTER:
             size = FLOAT * hidden
@@ -208,25 +224,43 @@ class _Walk:
             bytes_ = np.outer(own, self.heads)
         elif sync.kind == "to_rows":
             bytes_ = np.outer(self.heads, own)
+        elif self.float == FLOAT and (count - 1) * own.max() > RING_GAIN * (own.sum() - own.min()):
+            seconds = np.full(count, (own.sum() - own.min()) * size * self.slowest)
+            return seconds, seconds, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
         else:
-            ring = self.float == FLOAT and (count - 1) * own.max() > RING_GAIN * (own.sum() - own.min())
-            if ring:
-                seconds = (own.sum() - own.min()) * size * self.slowest
-                moved = (count - 1) * own.sum() * size
-                return np.full(count, seconds), np.full(count, seconds), np.empty((0, 0)), np.array(moved)
             bytes_ = np.outer(own, np.ones(count)) if sync.kind == "allgatherv" else np.outer(np.ones(count), own)
-        bytes_ = bytes_ * other * size
+        bytes_ = bytes_ * (1.0 - np.eye(count)) * size
         far, near = bytes_ * ~self.mates, bytes_ * self.mates
         out, into = far.sum(axis=1), far.sum(axis=0)
         if self.shared:  # ranks of a host share its link
             out, into = self.mates @ out, self.mates @ into
         out, into = out * self.link + near.sum(axis=1) * self.near, into * self.link + near.sum(axis=0) * self.near
-        if count <= FAIR:  # blocks to several ranks leave side by side: small ones are out first
-            blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
-            blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None]
-        else:
-            blocks = np.where(bytes_ > 0, out[:, None], 0)
+        # blocks to several ranks leave side by side: small ones are out first
+        blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
+        blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None]
         return out, into, blocks * (bytes_ > 0), np.array(bytes_.sum())
+
+    def _many(self, sync: Sync, own: np.ndarray, size: float) -> tuple[np.ndarray, ...]:
+        """Return the same for many ranks by sums alone, as if each block went to another host."""
+        count, total, root = len(own), own.sum(), (self.ranks == 0).astype(np.float64)
+        if sync.kind in ("bcast", "scatterv", "gatherv"):
+            size = FLOAT * self.pricer.spec.hidden
+            out, into = root * (total * (count - 1) if sync.kind == "bcast" else total - own), own * (1 - root)
+            if sync.kind == "gatherv":
+                out, into = into, out
+        elif sync.kind in ("to_heads", "to_rows"):
+            out, into = own * (1 - self.heads), self.heads * (total - own)
+            if sync.kind == "to_rows":
+                out, into = into, out
+        elif sync.kind == "allgatherv":
+            out, into = own * (count - 1), total - own
+            if self.float == FLOAT and out.max() > RING_GAIN * (total - own.min()):
+                out = into = np.full(count, total - own.min())
+        else:
+            out, into = total - own, own * (count - 1)
+        moved = out.sum() * size
+        link = np.maximum(self.link, self.near if not self.link.any() else 0) * size * self.mates.sum(axis=1)
+        return out * link, into * link, np.zeros((1, 1)), np.array(moved)
 
     # MPI's own collectives
 

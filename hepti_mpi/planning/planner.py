@@ -1,11 +1,12 @@
 """Find the plan that answers soonest within each rank's memory. Pure: searches and prices, measures nothing.
 
 Searched: the layouts of attention and MLP (mixed over the layers where memory lies in between) x subsets of ranks, down to
-one, x uneven counts. Every candidate is priced by its program, the very steps the engine will walk.
+one, x uneven counts x ways to exchange. Every candidate is priced by its program, the very steps the engine will walk; how the best
+of them get better is refine.py's business.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -14,17 +15,25 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.cost import FLOAT, Price, Pricer, activation_bytes, activation_widths
+from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_widths
 from hepti_mpi.planning.division import common_lack, fill, most
-from hepti_mpi.planning.plan import Plan, granules_fit
+from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
+from hepti_mpi.planning.refine import Candidate, Refinement
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
-LEANER = (("rows", "rows"), ("heads", "rows"), ("rows", "columns"), ("heads", "columns"))  # most memory first
+LEANER = (  # most memory first
+    ("alltoall", "rows"), ("rows", "rows"), ("recompute", "rows"), ("heads", "rows"),
+    ("alltoall", "columns"), ("rows", "columns"), ("recompute", "columns"), ("heads", "columns"),
+)  # fmt: skip
+MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 EVERY_SUBSET = 4  # ranks up to which all subsets are tried; beyond, each alone and prefixes by speed and by memory
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of those prefixes
-REFINED = 3  # candidates improved by moving single units
+MANY = 16  # ranks beyond which fewer kinds of plans are tried
+MOST_REFINED = 16  # ranks
+REFINED = 3  # kinds of candidates that are improved
+STEADY = (2, 3)  # layers of the programs that uniform ones are priced by: each layer but the first takes as long as the next
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Request:
     `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
 
     `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
+    `wires`: types that may travel between layers.
     """
 
     rows: int
@@ -45,15 +55,19 @@ class Request:
     shares: tuple[float, ...] | None = None
     limits: tuple[int, ...] | None = None
     mode: str = "auto"
+    wires: tuple[str, ...] = ("float32",)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A priced plan; `memory`: bytes per rank for weights and activations."""
+class Exchange:
+    """How values travel: plan.reduction, plan.collectives and plan.wire."""
 
-    plan: Plan
-    price: Price
-    memory: tuple[int, ...]
+    reduction: str
+    collectives: str
+    wire: str = "float32"
+
+
+MPI = Exchange("allreduce", "mpi")
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,10 @@ def kind_of(plan: Plan) -> str:
     if len(plan.active) == 1:
         return "single"
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
-    return " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
+    layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
+    tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
+    wire = ", float16 wire" if plan.wire == "float16" else ""
+    return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
 
 
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
@@ -106,7 +123,8 @@ class _Search:
         if request.mode == "mapped":  # evictable pages of a file do not count
             self.attention_bytes = self.mlp_bytes = 0
         self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
-        self.programs: dict[tuple[Layers, bool], tuple[Program, tuple[float, float]]] = {}
+        self.programs: dict[tuple[object, ...], tuple[Program, ...]] = {}
+        self.widths: dict[tuple[object, ...], tuple[float, float]] = {}
         self.check_request()
 
     def check_request(self) -> None:
@@ -124,22 +142,37 @@ class _Search:
         with_rank: dict[int, float] = {}
         for subset in self.subsets():
             for layers in self.layer_choices(subset):
-                candidate = self.candidate(layers, subset)
-                if candidate is None:
-                    continue
-                fits.add(layers[0] if len(set(layers)) == 1 else "mix")
-                for rank in candidate.plan.active:
-                    with_rank[rank] = min(candidate.price.seconds, with_rank.get(rank, candidate.price.seconds))
-                kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
-                if kind not in best or _before(candidate, best[kind]):
-                    best[kind] = candidate
+                for exchange in self.exchange_choices(layers, subset):
+                    candidate = self.candidate(layers, subset, exchange)
+                    if candidate is None:
+                        continue
+                    fits.add(layers[0] if len(set(layers)) == 1 else "mix")
+                    for rank in candidate.plan.active:
+                        with_rank[rank] = min(candidate.price.seconds, with_rank.get(rank, candidate.price.seconds))
+                    kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
+                    kind += " " + exchange.collectives * (len(subset) > 1)
+                    if kind not in best or _before(candidate, best[kind]):
+                        best[kind] = candidate
         if not best:
             raise self.refusal()
         ranked = sorted(best.values(), key=_order)
-        ranked[:REFINED] = [self.refine(candidate) for candidate in ranked[:REFINED]]
+        ranked[:REFINED] = [self.refined(candidate) for candidate in ranked[:REFINED]]
         ranked.sort(key=_order)
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout not in fits]
         return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), (), with_rank)
+
+    def refined(self, candidate: Candidate) -> Candidate:
+        if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > MOST_REFINED:
+            return candidate
+        return Refinement(self.spec, lambda plan: self.priced(plan), self.fits).improve(candidate)
+
+    def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:
+        """Return the ways to exchange that are worth a price for these layouts."""
+        if len(subset) == 1:
+            return [MPI]
+        own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
+        plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= EVERY_SUBSET * 2
+        return [*own, MPI] if plain else own
 
     def layouts(self) -> list[tuple[str, str]]:
         """Return the uniform layouts that the request allows, most memory first."""
@@ -164,18 +197,21 @@ class _Search:
         orders = [np.lexsort((number, speed)), np.lexsort((number, -self.limits)), np.lexsort((number, speed, link.round(9)))]
         sizes = sorted({smallest, self.ranks, *(size for size in SIZES if smallest <= size <= self.ranks)})
         prefixes = (tuple(sorted(int(rank) for rank in order[:size])) for size in sizes for order in orders)
-        alone = [(rank,) for rank in everyone] if smallest == 1 else []
+        alone = [(rank,) for rank in everyone] if smallest == 1 and self.ranks <= MANY else []
         yield from dict.fromkeys([*prefixes, *alone])
 
     def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
         uniform = self.layouts() if len(subset) > 1 else self.layouts()[-1:]  # on one rank all layouts are the same
+        if len(subset) > MANY:
+            uniform = [layout for layout in uniform if layout in MIXED] or uniform
         for layout in uniform:
             yield (layout,) * self.spec.layers
-        if self.request.strategy != "auto" or self.request.layout is not None or len(subset) == 1 or self.request.mode == "mapped":
+        forced = self.request.strategy != "auto" or self.request.layout is not None
+        if forced or len(subset) == 1 or len(subset) > MANY or self.request.mode == "mapped":
             return
-        for number, rich in enumerate(uniform):
-            for lean in uniform[number + 1 :]:
+        for number, rich in enumerate(MIXED):
+            for lean in MIXED[number + 1 :]:
                 count = self.most_layers(rich, lean, subset)
                 if 0 < count < self.spec.layers:
                     yield (rich,) * count + (lean,) * (self.spec.layers - count)
@@ -195,28 +231,36 @@ class _Search:
 
     # counts for one choice
 
-    def candidate(self, layers: Layers, subset: tuple[int, ...]) -> Candidate | None:
+    def candidate(self, layers: Layers, subset: tuple[int, ...], exchange: Exchange) -> Candidate | None:
         counts = self.counts(layers, subset)
-        return None if counts is None else self.priced(layers, *counts)
+        return None if counts is None else self.priced(self.plan(layers, exchange, *counts))
 
-    def plan(self, layers: Layers, heads: Counts, columns: Counts, rows: Counts) -> Plan:
+    def plan(self, layers: Layers, exchange: Exchange, heads: Counts, columns: Counts, rows: Counts) -> Plan:
         h, c, r = (tuple(map(int, counts)) for counts in (heads, columns, rows))
-        return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, (self.request.mode,) * self.ranks)
+        modes = (self.request.mode,) * self.ranks
+        return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *astuple(exchange))
 
-    def priced(self, layers: Layers, heads: Counts, columns: Counts, rows: Counts) -> Candidate:
-        plan = self.plan(layers, heads, columns, rows)
-        program, _ = self.program(plan.layers, plan.active)
-        price = self.pricer.price(program, plan)
+    def priced(self, plan: Plan) -> Candidate:
+        """Price a plan; one whose layers are alike by a few of them."""
+        prices = [self.pricer.price(program, plan) for program in self.program(plan)]
+        price = prices[0] if len(prices) == 1 else prices[0].extended(prices[1], (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0]))
         return Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
 
-    def program(self, layers: Layers, subset: tuple[int, ...]) -> tuple[Program, tuple[float, float]]:
-        """Return the steps of `layers` and their buffers; both depend on the subset only in whether it is a lone rank."""
-        key = (layers, len(subset) == 1)
+    def program(self, plan: Plan) -> tuple[Program, ...]:
+        """Return the steps of `plan`, or of two shorter models with the same layers. They depend on the shares only in whether one
+        rank has all."""
+        key = (plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, len(plan.tiles))
         if key not in self.programs:
-            members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
-            program = make_program(self.spec, self.plan(layers, members, members, members))
-            self.programs[key] = program, activation_widths(self.spec, program)
+            depths = STEADY if len(set(plan.layers)) == 1 and self.spec.layers > STEADY[1] else (self.spec.layers,)
+            shorter = [(replace(self.spec, layers=depth), replace(plan, layers=plan.layers[:depth])) for depth in depths]
+            self.programs[key] = tuple(make_program(spec, part) for spec, part in shorter)
         return self.programs[key]
+
+    def buffer_widths(self, plan: Plan) -> tuple[float, float]:
+        key = (plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, len(plan.tiles))
+        if key not in self.widths:
+            self.widths[key] = activation_widths(self.spec, self.program(plan)[-1])
+        return self.widths[key]
 
     def memory(self, plan: Plan) -> tuple[int, ...]:
         heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
@@ -229,10 +273,10 @@ class _Search:
             weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
             weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
         scale = self.largest / self.request.rows
-        part = heads / self.spec.heads if by_heads else np.zeros(self.ranks)
-        if by_heads < self.spec.layers:
+        part = heads / self.spec.heads if heads.any() else np.zeros(self.ranks)
+        if by_heads < self.spec.layers and not any(a == "alltoall" for a, _ in plan.layers):
             part = np.maximum(part, rows / self.request.rows)
-        widths = self.program(plan.layers, plan.active)[1]
+        widths = self.buffer_widths(plan)
         values = activation_bytes(self.spec, widths, self.largest, self.longest, np.ceil(rows * scale), part)
         return tuple(int(b) for b in np.ceil((weights + self.norm_bytes + values) * active))
 
@@ -248,6 +292,7 @@ class _Search:
         if len(subset) == 1:
             fits = room[0] >= spec.layers * (self.attention_bytes + self.mlp_bytes)
             whole = np.zeros((3, self.ranks), np.int64)
+            by_heads += [a for a, _ in layers].count("alltoall")
             whole[:, members[0]] = spec.heads if by_heads else 0, spec.ffn if by_columns else 0, self.request.rows
             return (whole[0], whole[1], whole[2]) if fits else None
         can_rows = room >= by_rows
@@ -260,13 +305,19 @@ class _Search:
         heads, columns = self.divide_weights(members, room, by_heads, by_columns)
         if heads is None or columns is None:
             return None
+        if not by_heads and any(a == "alltoall" for a, _ in layers):  # as the rows: what a rank keeps does not travel
+            heads = np.array(splits.split(spec.heads, rows))
         result = np.zeros((3, self.ranks), np.int64)
         result[:, members] = heads, columns, rows
         return result[0], result[1], result[2]
 
     def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
         """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
-        widths = self.program(layers, subset)[1]
+        members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
+        exchange = Exchange("reduce_scatter", "own") if len(subset) > 1 else MPI
+        plan = self.plan(layers, exchange, members, members, members)
+        plans = [plan] if len(subset) == 1 else [plan, replace(plan, tiles=(plan.rows, plan.rows))]  # which may be cut into tiles later
+        widths = tuple(map(max, zip(*map(self.buffer_widths, plans))))
         every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
         values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
         return self.limits[list(subset)] - self.norm_bytes - values
@@ -276,7 +327,7 @@ class _Search:
         spec, rows = self.spec, self.request.rows
         if self.request.shares is not None:
             return np.array(splits.split(rows, np.array(self.request.shares)[members]))
-        attention = [a for a, _ in layers].count("rows") / len(layers)  # the part of the layers that is computed by rows
+        attention = 1 - [a for a, _ in layers].count("heads") / len(layers)  # the part of the layers that is computed by rows
         mlp = [m for _, m in layers].count("rows") / len(layers)
         hidden = spec.hidden
         crowding = self.pricer.crowding(tuple(members))[members]
@@ -327,38 +378,6 @@ class _Search:
         table = cost[:, None] * np.arange(units + 1)
         table[np.arange(units + 1) > limit[:, None]] = np.inf
         return fill(table, units)
-
-    # improvement
-
-    def refine(self, candidate: Candidate) -> Candidate:
-        """Move single rows, heads and column granules from the busiest rank to others while the priced program gets faster."""
-        if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > 16:
-            return candidate
-        granule = self.spec.column_granule
-        for _ in range(24):
-            plan = candidate.plan
-            busiest = max(plan.active, key=lambda rank: (candidate.price.compute[rank], -rank))
-            found = candidate
-            for which, step in (("rows", 1), ("rows", 4), ("heads", 1), ("columns", granule), ("columns", 4 * granule)):
-                counts = list(getattr(plan, which))
-                if counts[busiest] < step + (which == "rows"):
-                    continue
-                for other in plan.active:
-                    if other == busiest or (which == "rows" and not counts[other]):
-                        continue
-                    moved = list(counts)
-                    moved[busiest] -= step
-                    moved[other] += step
-                    parts = {"heads": plan.heads, "columns": plan.columns, "rows": plan.rows} | {which: tuple(moved)}
-                    if which == "columns" and not granules_fit(parts["columns"], granule):
-                        continue
-                    tried = self.priced(plan.layers, parts["heads"], parts["columns"], parts["rows"])
-                    if tried.price.seconds < found.price.seconds * (1 - 1e-6) and self.fits(tried):
-                        found = tried
-            if found is candidate:
-                break
-            candidate = found
-        return candidate
 
     def fits(self, candidate: Candidate) -> bool:
         return all(need <= limit for need, limit in zip(candidate.memory, self.limits))

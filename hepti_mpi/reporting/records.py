@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.planner import Candidate, Decision, kind_of, left_out
-from hepti_mpi.planning.program import Program, Sync
+from hepti_mpi.planning.planner import Decision, kind_of, left_out
+from hepti_mpi.planning.program import OUTER, Program, Sync
+from hepti_mpi.planning.refine import Candidate
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
-OUTER = ("bcast", "scatterv", "gatherv")
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,26 @@ class Spent:
 
 
 def divide_time(program: Program, active: Sequence[int], seconds: np.ndarray) -> Spent:
-    """Divide measured `seconds` [ranks, batches, steps] into compute, wire and waiting."""
+    """Divide measured `seconds` [ranks, batches, steps] into compute, wire and waiting, medians over the batches."""
+    ranks, batches, _ = seconds.shape
+    return Spent(*(np.median(values, axis=1) if batches else np.zeros(ranks) for values in time_by_batch(program, active, seconds)))
+
+
+def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return compute, wire and waiting, [ranks, batches] each, of measured `seconds` [ranks, batches, steps]."""
     ranks, batches, _ = seconds.shape
     compute, wire, wait = (np.zeros((ranks, batches)) for _ in range(3))
     for place, step in enumerate(program):
         if not isinstance(step, Sync) or step.kind == "slice":  # which moves nothing
             compute += seconds[:, :, place]
             continue
+        if not seconds[:, :, place].any():  # it travelled while all computed
+            continue
         members = sorted({0, *active}) if step.kind in OUTER else list(active)
         shortest = seconds[members, :, place].min(axis=0)
         wire[members] += shortest
         wait[members] += seconds[members, :, place] - shortest
-    return Spent(*(np.median(values, axis=1) if batches else np.zeros(ranks) for values in (compute, wire, wait)))
+    return compute, wire, wait
 
 
 def run_record(

@@ -146,7 +146,10 @@ class Engine:
             elif not arrived:
                 begin = time.perf_counter()
                 self.exchanges.wait([done for done in flying.values() if done is not None])
-                self.seconds[min(flying)] += time.perf_counter() - begin
+                place = min(flying)  # the exchange that is waited for
+                if not self.seconds[place]:
+                    self.began[place] = begin
+                self.seconds[place] += time.perf_counter() - begin
                 continue
             for place in arrived:
                 if place in flying:

@@ -26,8 +26,8 @@ from hepti_mpi.errors import HeptiError, InputError, PlanError, ProfileError, St
 from hepti_mpi.models.heads import apply_head, embed
 from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec, Weight
+from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning import plan as plans
-from hepti_mpi.planning import planner
 from hepti_mpi.planning.cost import PADDED_SCORES
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
@@ -36,7 +36,7 @@ from hepti_mpi.runtime.engine import Engine
 from hepti_mpi.shards.slicing import Slice, rank_slices
 from hepti_mpi.shards.store import Store
 
-PROBE_ROWS = (1, 8, 32, 96, 192)
+PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 Say = Callable[[str], None]
 
 
@@ -163,7 +163,10 @@ def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh
     mates = sum(host == host_name() for host, _, _ in nodes)
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     timers = graphs.timers(spec)
-    profile = probe.measure(world, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates), versions(machine), shape)
+    profile = probe.measure(
+        world, machine.exchanges, machine.dilation, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates),
+        versions(machine), shape,
+    )  # fmt: skip
     if world.rank == 0 and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,18 +196,26 @@ def _usable(
     return profile
 
 
-def decide(machine: Machine, store: Store, profile: ClusterProfile, request: planner.Request) -> tuple[Plan, planner.Decision | None]:
-    """Return the plan of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective."""
+def decide(
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: planner.Request
+) -> tuple[Plan, planner.Decision | None]:
+    """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective."""
     decision: planner.Decision | None = None
     with together(machine.world):
         if machine.world.rank == 0:
-            decision = planner.choose(store.spec, store.source_hash, profile, request)
+            decision = methods.decide(method, store.spec, store.source_hash, profile, request)
     document = machine.world.from_root(decision.chosen.plan.to_json() if decision else None)
     return plans.from_json(document), decision
 
 
-def load(machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float]) -> Ready:
-    """Check the plan, read and verify this rank's slices, and build the engine. Collective."""
+def load(
+    machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float],
+    segments: graphs.Segments | None = None,
+) -> Ready:  # fmt: skip
+    """Check the plan, read and verify this rank's slices, and build the engine. Collective.
+
+    `segments`: sessions that other engines of this process use too.
+    """
     world, begin = machine.world, time.perf_counter()
     with together(world):
         plans.check(plan, store.spec, store.source_hash, world.size)
@@ -215,7 +226,7 @@ def load(machine: Machine, store: Store, plan: Plan, decision: planner.Decision 
     program = make_program(store.spec, plan)
     with together(world):
         store.verify(rank_slices(store.spec, plan, world.rank))
-    segments = graphs.Segments(store.spec, store)
+    segments = segments or graphs.Segments(store.spec, store)
     engine = Engine(world, machine.exchanges, machine.dilation, store.spec, plan, program, segments)
     engine.warm_up()
     world.barrier()

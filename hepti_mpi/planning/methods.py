@@ -1,0 +1,42 @@
+"""The names under which ways to divide a model are asked for: ours, and those to compare with. Pure: turns a name into a priced plan."""
+
+from dataclasses import replace
+
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import PlanError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import baselines, planner
+from hepti_mpi.planning.cost import Pricer
+from hepti_mpi.planning.planner import Decision, Request
+from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.refine import TILES, Candidate
+
+OURS = {
+    "hepti": {"strategy": "auto"},
+    "hepti-float16": {"strategy": "auto", "wires": ("float32", "float16")},
+    "tensor": {"strategy": "tensor"},
+    "hybrid": {"strategy": "hybrid"},
+    "sequence": {"strategy": "sequence"},
+}
+NAMES = (*OURS, *baselines.NAMES)
+BOOST = "-boost"
+
+
+def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
+    """Return the plan of a method. `request` says for what; its strategy and wires are the method's where that is one of ours.
+
+    Raises: CapacityError when it does not fit into memory, PlanError for an unknown name.
+    """
+    if name in OURS:
+        return planner.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
+    if request.layout is not None or request.shares is not None:
+        raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")
+    plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, request.rows, request.limits)
+    pricer = Pricer(spec, profile, request.rows, request.attended)
+    plans = [plan]
+    if name.endswith(BOOST) and len(plan.active) > 1:
+        plans = [baselines.boosted(plan, tiles) for tiles in (1, *TILES)]
+    prices = [pricer.price(make_program(spec, plan), plan) for plan in plans]
+    best, price = min(zip(plans, prices), key=lambda pair: pair[1].seconds)
+    candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, ())
+    return Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))

@@ -1,0 +1,246 @@
+"""What benches recorded: their JSON lines read and checked, and a request as a Chrome trace. Pure but for reading the one file;
+knows neither how it was measured nor how it is drawn.
+
+A bench writes lines of the kinds method, request and timeline in any order and ends with a line of format hepti-bench. Several
+benches may follow each other in one file.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+
+FORMAT, FORMAT_VERSION = "hepti-bench", 1
+PARTS = ("compute", "wire", "wait")
+AGAIN = "make records with: mpirun -n 2 python -m hepti_mpi bench --output records.jsonl"
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a rank did from `begin` to `end`, seconds since the request began: `kind` compute, or wire where an exchange blocked it."""
+
+    body: str
+    kind: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One rank during one request. `factor`: how many times slower than this machine the board is; None where it is a real board."""
+
+    rank: int
+    host: str
+    factor: float | None
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What was measured of one method. `parts`: [requests, 3] seconds of compute, wire and wait, mean over the ranks that hold a part
+    of the layers; no rows where the requests were not recorded. `lanes`: one request; empty where none was recorded."""
+
+    name: str
+    median: float
+    predicted: float | None
+    samples: tuple[float, ...]
+    parts: np.ndarray
+    layers: int = 0
+    about: str = ""
+    lanes: tuple[Lane, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long the request of `lanes` took."""
+        return max((event.end for lane in self.lanes for event in lane.events), default=0.0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The methods that one job compared. `single_seconds`: a request on one board of factor 1."""
+
+    model: str
+    rows: int
+    cluster: str
+    single_seconds: float | None
+    methods: dict[str, Method] = field(default_factory=dict)
+
+    @property
+    def ideal_seconds(self) -> float | None:
+        """The latency if all ranks computed all the time, in proportion to their speed, and nothing had to travel."""
+        lanes = max((method.lanes for method in self.methods.values()), key=len, default=())
+        factors = [lane.factor for lane in lanes if lane.factor]
+        if self.single_seconds is None or not factors or len(factors) < len(lanes):
+            return None
+        return self.single_seconds / sum(1 / factor for factor in factors)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An object of the file or inside one of its lines, and how it is called in a sentence."""
+
+    place: str
+    data: dict[str, Any]
+
+    def fail(self, what: str) -> InputError:
+        return InputError(f"{self.place} {what}")
+
+    def value(self, name: str, wanted: str, *kinds: type) -> Any:
+        if name not in self.data:
+            raise self.fail(f"has no {name!r}")
+        value = self.data[name]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise self.fail(f"has {_shown(value)} for {name!r}, which should be {wanted}")
+        return value
+
+    def text(self, name: str) -> str:
+        return self.value(name, "text", str)
+
+    def inside(self, name: str) -> "_Line":
+        return _Line(f"{self.place}, {name!r},", self.value(name, "an object", dict))
+
+    def number(self, name: str) -> float:
+        """Return a time, count or factor: finite and not negative."""
+        value = float(self.value(name, "a number", int, float))
+        if not (math.isfinite(value) and value >= 0):
+            raise self.fail(f"has {_shown(value)} for {name!r}, which should be a number of at least 0")
+        return value
+
+    def optional(self, name: str) -> float | None:
+        return None if self.data.get(name) is None else self.number(name)
+
+    def numbers(self, name: str, count: int | None = None) -> tuple[float, ...]:
+        values = self.value(name, "a list of numbers", list)
+        if count is not None and len(values) != count:
+            raise self.fail(f"has {len(values)} values for {name!r} and its plan has {count} ranks")
+        return tuple(_Line(self.place, {f"{name}[{place}]": value}).number(f"{name}[{place}]") for place, value in enumerate(values))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def read_benches(path: Path) -> list[Bench]:
+    """Return the benches of a records file. Raises InputError that names the line."""
+    benches: list[Bench] = []
+    pending: list[tuple[str, _Line]] = []
+    for line in _lines(path):
+        kind = line.data.get("kind", line.data.get("format"))
+        if kind == FORMAT:
+            benches.append(_bench(line, pending))
+            pending = []
+        elif isinstance(kind, str) and kind in ("method", "request", "timeline"):
+            pending.append((kind, line))
+        else:
+            raise line.fail(f"is of kind {_shown(kind)}, which is none of method, request, timeline and {FORMAT}")
+    if pending:
+        raise pending[-1][1].fail(f"is the last, and no line of format {FORMAT} follows it: that bench was cut short")
+    if not benches:
+        raise InputError(f"{path} is empty; {AGAIN}")
+    return benches
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """Yield the object of each line that is not blank."""
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    data = json.loads(text)
+                except (ValueError, RecursionError):
+                    how = "is cut off or not JSON" if text.lstrip().startswith(b"{") else "is not JSON"
+                    raise InputError(f"{path} line {number} {how}; {AGAIN}") from None
+                if not isinstance(data, dict):
+                    raise InputError(f"{path} line {number} is JSON but no object; {AGAIN}")
+                yield _Line(f"{path} line {number}", data)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; {AGAIN}") from None
+
+
+def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
+    """Build a bench of its last line and those before it."""
+    version = line.data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise line.fail(f"has format version {_shown(version)}, this program reads {FORMAT_VERSION}")
+    found: dict[str, dict[str, list[_Line]]] = {"method": {}, "request": {}, "timeline": {}}
+    methods = line.inside("methods")
+    for kind, item in pending:
+        name = item.text("method")
+        if name not in methods.data:
+            raise item.fail(f"is about method {_shown(name)}, which is not among those of the {FORMAT} line after it")
+        found[kind].setdefault(name, []).append(item)
+    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), line.optional("single_undilated_seconds"))
+    for name in methods.data:
+        described, requests, timelines = (found[kind].get(name, []) for kind in found)
+        if len(described) > 1:
+            raise described[1].fail(f"describes {_shown(name)} once more: the bench before it lacks its line of format {FORMAT}")
+        if (requests or timelines) and not described:
+            raise (requests or timelines)[0].fail(f"is about {_shown(name)}, which no line of kind method describes")
+        bench.methods[name] = _method(name, methods.inside(name), described, requests, timelines)
+    if not bench.methods:
+        raise line.fail("has no methods")
+    return bench
+
+
+def _method(name: str, summary: _Line, described: list[_Line], requests: list[_Line], timelines: list[_Line]) -> Method:
+    median = summary.number("median_seconds")
+    if not median:
+        raise summary.fail("has a median of 0 seconds")
+    samples, predicted = summary.numbers("samples_seconds"), summary.optional("predicted_seconds")
+    if not described:
+        return Method(name, median, predicted, samples, np.zeros((0, len(PARTS))))
+    line = described[0]
+    plan = line.inside("plan")
+    ranks = len(plan.value("hosts", "a list", list))
+    shares = np.array([plan.numbers(share, ranks) for share in ("heads", "columns", "rows")])  # [3, ranks]
+    active = [rank for rank in range(ranks) if shares[:, rank].any()] or list(range(ranks))
+    parts = np.array([[item.numbers(f"{part}_seconds", ranks) for part in PARTS] for item in requests])  # [requests, 3, ranks]
+    parts = parts[:, :, active].mean(axis=2) if requests else np.zeros((0, len(PARTS)))
+    strategy, layout = line.text("strategy"), line.text("layout")
+    about = f"{strategy}, {layout}" if strategy != "single" else strategy
+    lanes = tuple(_lane(item) for item in _objects(timelines[-1], "ranks")) if timelines else ()
+    return Method(name, median, predicted, samples, parts, len(plan.value("layers", "a list", list)), about, lanes)
+
+
+def _objects(line: _Line, name: str) -> list[_Line]:
+    items = line.value(name, "a list of objects", list)
+    return [_Line(line.place, {f"{name}[{place}]": item}).inside(f"{name}[{place}]") for place, item in enumerate(items)]
+
+
+def _lane(line: _Line) -> Lane:
+    events = []
+    for place, item in enumerate(line.value("events", "a list of events", list)):
+        if not (isinstance(item, list) and len(item) == 4 and isinstance(item[0], str) and item[1] in ("compute", "wire")):
+            raise line.fail(f'event {place} is {_shown(item)}, which should be [body, "compute" or "wire", begin, end]')
+        begin, end = _Line(line.place, {f"event {place}": item[2:]}).numbers(f"event {place}")
+        if end < begin:
+            raise line.fail(f"event {place} ends at {end} before it begins at {begin}")
+        events.append(Event(item[0], item[1], begin, end))
+    return Lane(int(line.number("rank")), line.text("host"), line.optional("factor"), tuple(events))
+
+
+def trace(name: str, lanes: Sequence[Lane]) -> dict[str, Any]:
+    """Return one request as a document of the Chrome trace format, which ui.perfetto.dev and chrome://tracing open.
+
+    One process, with a thread per rank; numbered from 1, since 0 is the idle task there.
+    Source: "Trace Event Format", the Chromium authors, 2016.
+    """
+    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": name}}]
+    for lane in lanes:
+        place = {"pid": 1, "tid": lane.rank + 1}
+        factor = "" if lane.factor is None else f", {lane.factor:g} x slower"
+        events.append({"name": "thread_name", "ph": "M", **place, "args": {"name": f"rank {lane.rank} on {lane.host}{factor}"}})
+        events.append({"name": "thread_sort_index", "ph": "M", **place, "args": {"sort_index": lane.rank}})
+        for event in lane.events:
+            times = {"ts": round(event.begin * 1e6, 3), "dur": round((event.end - event.begin) * 1e6, 3)}
+            events.append({"name": event.body, "cat": event.kind, "ph": "X", **times, **place})
+    return {"displayTimeUnit": "ms", "traceEvents": events}

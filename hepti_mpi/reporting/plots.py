@@ -1,0 +1,396 @@
+"""Pictures of benches, of a cluster's size and of a run: the only user of matplotlib, which is not installed by default.
+
+Knows how numbers are shown, not how they were measured or read. Every picture is 9 inches wide, for a page of 900 pixels: a band
+with title and legend, the axes, a band with the caption, so that nothing lies on the data.
+"""
+
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.files import whole_file
+from hepti_mpi.reporting.benches import Bench, Lane, Method, read_benches, trace
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.patheffects import withStroke
+    from matplotlib.textpath import TextPath
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+except ImportError:
+    raise InputError("pictures need matplotlib, which is not installed; install it with: python -m pip install matplotlib") from None
+
+WIDTH, DPI, EDGE = 9.0, 150, 0.1  # inches, dots per inch, inches
+TEXT, SMALL = 10.0, 8.5  # points
+# P. Tol, "Colour schemes", 2021: high-contrast, which keeps its order in grey print and for the colour-blind
+COMPUTE, WIRE, WAIT, REST = "#004488", "#DDAA33", "#BB5566", "#DDDDDD"
+# M. Okabe and K. Ito, "Color universal design", 2008, without its yellow, which is too faint for a line
+LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+STYLES: Any = ("-", (0, (4, 2)), (0, (1, 1.5)))
+MARKERS = "osD^vPX*"
+BANDS = (0.07, 0.20)  # errors of prediction
+GAIN = 0.01  # of the latency; what is less is no reason to add a board
+SETTINGS: Any = {
+    "font.size": TEXT, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "text.parse_math": False,
+    "axes.titlesize": TEXT, "axes.titlelocation": "left", "legend.frameon": False, "grid.color": "#E4E4E4", "path.simplify": False,
+}  # fmt: skip
+
+
+def write_report(records: Path, folder: Path) -> list[Path]:
+    """Draw everything the records hold; return the files written.
+
+    Raises InputError: the records cannot be used, or the folder cannot be written.
+    """
+    benches = read_benches(records)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be made: {error.strerror or error}") from None
+    written: list[Path] = []
+
+    def place(*parts: str, suffix: str) -> Path:
+        """Return a path that is not yet taken."""
+        stem, number = "-".join(re.sub(r"[^\w.+]+", "-", part).strip("-.")[:60] for part in parts), 2
+        path = folder / f"{stem}{suffix}"
+        while path in written:
+            path, number = folder / f"{stem}-{number}{suffix}", number + 1
+        written.append(path)
+        return path
+
+    for bench in benches:
+        prefix = f"{bench.cluster}-{bench.model}-{bench.rows}"
+        _save(_latency, place(prefix, "latency", suffix=".png"), bench)
+        for method in bench.methods.values():
+            if method.seconds:
+                _save(_timeline, place(prefix, "timeline", method.name, suffix=".png"), bench, method)
+                document = trace(f"{method.name}, {_what(bench)}", method.lanes)
+                _write(place(prefix, "trace", method.name, suffix=".json"), json.dumps(document).encode())
+    if any(method.predicted for bench in benches for method in bench.methods.values()):
+        _save(_predicted, place("predicted", suffix=".png"), benches)
+    return written
+
+
+def plot_scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int], path: Path, title: str) -> None:
+    """Draw the latency of the best plan on the first n ranks, and how many of them it uses, against n. Raises InputError."""
+    _save(_scale, path, sizes, seconds, chosen, title)
+
+
+def plot_requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple[int, str]], path: Path, title: str) -> None:
+    """Draw latency in seconds against the number of the request, from 0, a line per method; `changes`: at which request what changed.
+
+    Raises InputError.
+    """
+    _save(_requests, path, series, changes, title)
+
+
+def _save(draw: Callable[..., Figure], path: Path, *what: Any) -> None:
+    with rc_context(SETTINGS):
+        figure = draw(*what)
+        try:
+            with whole_file(path) as file:
+                figure.savefig(file, format="png", dpi=DPI)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+# the page
+
+
+def _page(height: float, title: str, legend: Sequence[Any], caption: str = "", above: float = 0.0) -> Figure:
+    """Return a figure with `height` inches for axes; `legend`: handles; `above`: inches kept free between legend and axes."""
+    titles, captions = textwrap.wrap(title, 88), textwrap.wrap(caption, 138)
+    each = max((_inches(handle.get_label(), TEXT) + 0.62 for handle in legend), default=1.0)
+    columns = max(1, min(len(legend), int((WIDTH - 2 * EDGE) / each)))
+    top = EDGE + 0.22 * len(titles) + 0.215 * math.ceil(len(legend) / columns) + 0.12
+    bottom = 0.165 * len(captions) + EDGE
+    whole = top + above + height + bottom
+    figure = Figure((WIDTH, whole), dpi=DPI, layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, bottom / whole, 1, height / whole), h_pad=0.06, w_pad=EDGE / 2)
+    left = EDGE / WIDTH
+    figure.text(left, 1 - EDGE / whole, "\n".join(titles), va="top", weight="bold", size=TEXT + 1)
+    if legend:
+        figure.legend(
+            handles=legend, loc="upper left", bbox_to_anchor=(left, 1 - (EDGE + 0.22 * len(titles)) / whole), ncols=columns,
+            borderpad=0, borderaxespad=0.3, handlelength=1.6, columnspacing=1.4, labelspacing=0.4,
+        )  # fmt: skip
+    figure.text(left, EDGE / whole, "\n".join(captions), va="bottom", size=SMALL, color="#444444")
+    return figure
+
+
+def _inches(text: str, points: float) -> float:
+    return TextPath((0, 0), text, size=points).get_extents().width / 72 if text.strip() else 0.0
+
+
+def _short(name: str, limit: int = 26) -> str:
+    """Return a name on one line, without its middle where it is long.
+
+    >>> _short("a-board-with-a-name-that-goes-on-boost", 20)
+    'a-board-with…n-boost'
+    """
+    name = " ".join(name.split())
+    return name if len(name) <= limit else f"{name[: limit - 8]}…{name[-7:]}"
+
+
+def _what(bench: Bench) -> str:
+    return f"{_short(bench.model, 40)}, {bench.rows} rows, {_short(bench.cluster, 40)}"
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """Return the factor and the name of the unit for times of up to `seconds`."""
+    return (1e3, "ms") if seconds < 10 else (1.0, "s")
+
+
+def _digits(value: float) -> str:
+    """Return three significant digits, all of them where there are more before the point.
+
+    >>> _digits(1660.4), _digits(16.604), _digits(0.5)
+    ('1660', '16.6', '0.5')
+    """
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _columns(axes: Axes, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to the right of `axes`, a row per unit of its y axis, which grows downwards."""
+    right = 8.0
+    for place, head in enumerate(heads):
+        right += 72 * max(_inches(text, TEXT) for text in (head, *(row[place] for row in rows))) + 4
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "annotation_clip": False}
+        axes.annotate(head, (1, 1), xytext=(right, 3), xycoords="axes fraction", va="bottom", color="#444444", **style)
+        for y, row in enumerate(rows):
+            axes.annotate(row[place], (1, y), xytext=(right, 0), xycoords=("axes fraction", "data"), va="center", **style)
+        right += 10
+
+
+def _logarithmic(axis: Any, low: float, high: float) -> None:
+    """Mark 1, 2 and 5 of each decade between `low` and `high`."""
+    marks = [m * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
+    axis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _limits(values: Sequence[float], least: float) -> tuple[float, float]:
+    """Return limits of a logarithmic axis around `values`, with a ratio of at least `least`."""
+    low, high = min(values) / 1.12, max(values) * 1.12
+    wider = max(1.0, math.sqrt(least * low / high))
+    return low / wider, high * wider
+
+
+# one bench
+
+
+def _latency(bench: Bench) -> Figure:
+    """Bars of all methods, soonest first."""
+    methods = sorted(bench.methods.values(), key=lambda method: method.median)
+    scale, unit = _unit(methods[-1].median)
+    ideal = bench.ideal_seconds
+    parts = zip(("compute", "wire", "waiting for others", "none of these"), (COMPUTE, WIRE, WAIT, REST))
+    legend: list[Any] = [Patch(color=colour, label=label) for label, colour in parts]
+    if ideal is not None:
+        legend.append(Line2D([], [], color="black", ls=STYLES[1], label=f"ideal {_digits(ideal * scale)} {unit}"))
+    least, most = min(len(method.samples) for method in methods), max(len(method.samples) for method in methods)
+    caption = (
+        "Bars end at the median latency; their parts are means over the ranks that hold a part of the layers, medians over requests. "
+        f"Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests."
+        + (" Ideal: one undilated rank's latency divided by the sum of 1 / factor." if ideal is not None else "")
+    )
+    figure = _page(0.32 * len(methods) + 0.85, f"Latency of {_what(bench)}", legend, caption)
+    axes = figure.subplots()
+    for y, method in enumerate(methods):
+        _bar(axes, y, method, scale)
+    if ideal is not None:
+        axes.axvline(ideal * scale, color="black", ls=STYLES[1], lw=1.3, path_effects=[withStroke(linewidth=2.6, foreground="white")])
+    axes.set_yticks(range(len(methods)), [_short(method.name) for method in methods])
+    for label, method in zip(axes.get_yticklabels(), methods):
+        label.set_fontweight("bold" if method.name == "hepti" else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(len(methods) - 0.5, -0.5), xlabel=f"latency, {unit}")
+    axes.set_xlim(left=0)
+    axes.grid(axis="x")
+    heads, rows = [f"median, {unit}"], [[_digits(method.median * scale)] for method in methods]
+    if "hepti" in bench.methods:
+        heads.append("to hepti")
+        rows = [[*row, f"{method.median / bench.methods['hepti'].median:.2f} x"] for row, method in zip(rows, methods)]
+    _columns(axes, heads, rows)
+    return figure
+
+
+def _bar(axes: Axes, y: int, method: Method, scale: float) -> None:
+    parts = np.median(method.parts, axis=0) if len(method.parts) else np.zeros(3)
+    widths = [*parts, max(0.0, method.median - parts.sum())]
+    left = 0.0
+    for width, colour in zip(widths, (COMPUTE, WIRE, WAIT, REST)):
+        axes.barh(y, width * scale, left=left * scale, height=0.66, color=colour)
+        left += width
+    if method.samples:
+        ends = np.quantile(method.samples, [0.1, 0.9]) * scale
+        white = [withStroke(linewidth=3, foreground="white")]
+        axes.plot(ends, [y, y], color="black", lw=1.2, marker="|", ms=7, path_effects=white, solid_capstyle="butt")
+
+
+def _timeline(bench: Bench, method: Method) -> Figure:
+    """One request of all ranks, and two layers in its middle."""
+    scale, unit = _unit(method.seconds)
+    legend = [Patch(color=COMPUTE, label="compute"), Patch(color=WIRE, label="blocked by an exchange"), Patch(color=REST, label="idle")]
+    zoomed = method.layers > 3
+    panel = min(0.3 * len(method.lanes), 6.0) + 0.75
+    about = f" ({_short(method.about, 60)})" if method.about else ""
+    figure = _page(panel * (1 + zoomed), f"One request by {_short(method.name, 40)}{about}: {_what(bench)}", legend)
+    axes = figure.subplots(1 + zoomed, squeeze=False)[:, 0]
+    shares = []
+    for lane in method.lanes:
+        busy = sum(event.end - event.begin for event in lane.events if event.kind == "compute")
+        shares.append([f"{busy / method.seconds:.0%}".replace("%", " %")])
+    _lanes(axes[0], method.lanes, 0.0, method.seconds, scale)
+    _columns(axes[0], ["compute"], shares)
+    if zoomed:
+        begin, end = _middle(method)
+        _lanes(axes[1], method.lanes, begin, end, scale)
+        axes[1].set_title(f"about two of its {method.layers} layers, framed above")
+        box = axes[0].axvspan(begin * scale, end * scale, fill=False, lw=1.5, clip_on=False, zorder=5)
+        box.set_path_effects([withStroke(linewidth=3, foreground="white")])
+    axes[-1].set_xlabel(f"{unit} since the request began")
+    return figure
+
+
+def _middle(method: Method) -> tuple[float, float]:
+    """Return when two layers in the middle begin and end, if all layers take as long."""
+    begin = min(event.begin for lane in method.lanes for event in lane.events if event.end > event.begin)
+    centre, layer = (begin + method.seconds) / 2, (method.seconds - begin) / method.layers
+    return centre - layer, centre + layer
+
+
+def _lanes(axes: Axes, lanes: Sequence[Lane], begin: float, end: float, scale: float) -> None:
+    names = []
+    for y, lane in enumerate(lanes):
+        axes.barh(y, (end - begin) * scale, left=begin * scale, height=0.76, color=REST)
+        for kind, colour in (("wire", WIRE), ("compute", COMPUTE)):
+            inside = [(max(e.begin, begin), min(e.end, end)) for e in lane.events if e.kind == kind and e.end > begin and e.begin < end]
+            spans = [(start * scale, (stop - start) * scale) for start, stop in inside]
+            axes.broken_barh(spans, (y - 0.38, 0.76), color=colour, linewidth=0)
+        names.append(f"{lane.rank}  {_short(lane.host, 18)}" + ("" if lane.factor is None else f"  x {lane.factor:g}"))
+    every = math.ceil(len(lanes) / 24)
+    axes.set_yticks(range(0, len(lanes), every), names[::every])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(begin * scale, end * scale), ylim=(len(lanes) - 0.5, -0.5))
+    axes.spines["left"].set_visible(False)
+
+
+# several benches
+
+
+def _predicted(benches: Sequence[Bench]) -> Figure:
+    """All methods of all benches, predicted against measured."""
+    points = [(bench, method, method.predicted) for bench in benches for method in bench.methods.values() if method.predicted]
+    errors = [predicted / method.median - 1 for _, method, predicted in points]
+    worst = max(range(len(points)), key=lambda place: abs(errors[place]))
+    scale, unit = _unit(max(max(method.median, predicted) for _, method, predicted in points))
+    low, high = _limits([scale * value for _, method, predicted in points for value in (method.median, predicted)], 4)
+    clusters = list(dict.fromkeys(bench.cluster for bench in benches if any(b is bench for b, _, _ in points)))
+    styles: dict[str, dict[str, Any]] = {
+        cluster: {"color": LINES[place % len(LINES)], "marker": MARKERS[place % len(MARKERS)], "ls": "", "ms": 6}
+        for place, cluster in enumerate(clusters)
+    }
+    legend: list[Any] = [Line2D([], [], label=_short(cluster), **style) for cluster, style in styles.items()]
+    legend += [Patch(color=grey, label=f"within {band:.0%}".replace("%", " %")) for band, grey in zip(BANDS, ("#C8C8C8", "#E8E8E8"))]
+    bench, method, _ = points[worst]
+    title = (
+        f"Predicted against measured latency: median error {np.median(np.abs(errors)):.1%}, "
+        f"worst {errors[worst]:+.1%} ({_short(method.name)} on {_short(bench.cluster)})"
+    )
+    caption = f"{len(points)} plans. Error: predicted / measured - 1, without its sign for the median."
+    figure = _page(4.6, title.replace("%", " %"), legend, caption)
+    axes = figure.subplots()
+    ends = np.array([low, high])
+    for band, grey in list(zip(BANDS, ("#C8C8C8", "#E8E8E8")))[::-1]:
+        axes.fill_between(ends, ends * (1 - band), ends * (1 + band), color=grey, linewidth=0)
+    axes.plot(ends, ends, color="#666666", lw=0.8)
+    for bench, method, predicted in points:
+        axes.plot(method.median * scale, predicted * scale, mec="white", mew=0.6, **styles[bench.cluster])
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}")
+    _logarithmic(axes.xaxis, low, high)
+    _logarithmic(axes.yaxis, low, high)
+    return figure
+
+
+def _scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int], title: str) -> Figure:
+    scale, unit = _unit(max(seconds))
+    enough = next(place for place, value in enumerate(seconds) if value <= min(seconds) * (1 + GAIN))
+    label = f"{sizes[enough]} rank{'s' * (sizes[enough] > 1)}: more gain less than {GAIN * 100:g} %"
+    legend: list[Any] = [Line2D([], [], color="#666666", ls=STYLES[1], label=label)]
+    figure = _page(4.6, title, legend)
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    low, high = _limits([value * scale for value in seconds], 4)
+    upper.plot(sizes, np.array(seconds) * scale, color=LINES[0], marker="o", ms=4)
+    upper.set(yscale="log", ylim=(low, high), ylabel=f"latency, {unit}")
+    _logarithmic(upper.yaxis, low, high)
+    lower.plot(sizes, sizes, color="#999999", lw=0.8)
+    lower.annotate("all of them", (sizes[-1], sizes[-1]), xytext=(-4, 0), textcoords="offset points", ha="right", va="bottom", size=SMALL)
+    lower.plot(sizes, chosen, color=LINES[5], marker="s", ms=4)
+    left, right = min(sizes) / 1.1, max(sizes) * 1.1
+    lower.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(chosen) / 1.3, max(sizes) * 1.3))
+    lower.set(xlabel="ranks of the cluster", ylabel="ranks the plan uses")
+    for axis in (lower.xaxis, lower.yaxis):
+        axis.set_major_locator(FixedLocator([2**power for power in range(int(right).bit_length())]))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axes in (upper, lower):
+        axes.grid()
+        axes.axvline(sizes[enough], color="#666666", ls=STYLES[1], lw=1)
+    return figure
+
+
+def _requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple[int, str]], title: str) -> Figure:
+    scale, unit = _unit(max((value for values in series.values() for value in values), default=0.0))
+    last = max([len(values) - 1 for values in series.values()] + [number for number, _ in changes] + [1])
+    legend: list[Any] = []
+    style: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(series):
+        style[name] = {"color": LINES[number % len(LINES)], "ls": STYLES[number // len(LINES) % len(STYLES)]}
+        style[name] |= {"lw": 2.2, "zorder": 3} if name == "hepti" else {"lw": 1.2, "zorder": 2}
+        legend.append(Line2D([], [], label=_short(name), **style[name]))
+    levels = _levels([(number / last * (WIDTH - 1), _inches(label, SMALL) + 0.15) for number, label in changes])
+    figure = _page(3.4, title, legend, above=0.17 * (max(levels, default=-1) + 1))
+    axes = figure.subplots()
+    for name, values in series.items():
+        axes.plot(range(len(values)), np.array(values) * scale, **style[name])
+    axes.set(xlim=(0, last), xlabel="request", ylabel=f"latency, {unit}")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y")
+    for level, (number, label) in zip(levels, changes):
+        axes.axvline(number, color="#666666", lw=1, ls=STYLES[1], zorder=1)
+        right = number / last * (WIDTH - 1) + _inches(label, SMALL) > WIDTH - 1
+        place: Any = {"xytext": (-2 if right else 2, 3 + 12 * level), "textcoords": "offset points", "ha": "right" if right else "left"}
+        axes.annotate(label, (number, 1), xycoords=("data", "axes fraction"), size=SMALL, annotation_clip=False, **place)
+    return figure
+
+
+def _levels(spans: Sequence[tuple[float, float]]) -> list[int]:
+    """Return, for texts that begin at `spans[i][0]` and are `spans[i][1]` wide, the lowest line on which each meets no earlier one."""
+    ends: list[float] = []
+    result = []
+    for begin, width in spans:
+        level = next((level for level, end in enumerate(ends) if end <= begin), len(ends))
+        ends[level : level + 1] = [begin + width]
+        result.append(level)
+    return result

@@ -1,0 +1,76 @@
+"""Measure methods against each other: all loaded in one job, answering the same request in turns.
+
+Knows engines and clocks; does not know how a method divides the work (planning.methods) or how results are shown (reporting).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.runtime import job
+from hepti_mpi.runtime.graphs import Segments
+from hepti_mpi.runtime.job import Machine, Ready
+from hepti_mpi.shards.store import Store
+
+UNDILATED = "undilated"  # the fastest rank alone, as fast as this machine is
+WARM_UP = 2
+
+
+@dataclass
+class Samples:
+    """What one method did: `seconds` per request and, on rank 0, [ranks, requests, steps] of them and where each step began."""
+
+    ready: Ready
+    seconds: list[float] = field(default_factory=list)
+    steps: list[np.ndarray] = field(default_factory=list)
+    began: np.ndarray | None = None
+    every: np.ndarray | None = None
+    timeline: np.ndarray | None = None
+    error: float | None = None  # largest difference to the first method's answer
+    held: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(
+    machine: Machine, store: Store, plans: Mapping[str, Plan], rows: int, repeat: int, progress: Callable[[int], None]
+) -> dict[str, Samples]:  # fmt: skip
+    """Answer one request of `rows` rows by every plan, `repeat` times in turns. Collective.
+
+    A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
+    """
+    world, spec = machine.world, store.spec
+    segments = Segments(spec, store)
+    embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
+    all_samples: dict[str, Samples] = {}
+    for name, plan in plans.items():
+        pretending = replace(machine, dilation=Dilation(1.0)) if name == UNDILATED else machine
+        all_samples[name] = Samples(job.load(pretending, store, plan, None, {}, segments))
+    answers: dict[str, np.ndarray] = {}
+    for turn in range(-WARM_UP, repeat):
+        for place in range(len(all_samples)):  # nobody always comes after the same one
+            name, samples = list(all_samples.items())[(place + turn) % len(all_samples)]
+            engine = samples.ready.engine
+            world.barrier()
+            begin = time.perf_counter()
+            hidden = engine.run((rows,), embedded)
+            seconds = time.perf_counter() - begin
+            if turn >= 0:
+                samples.seconds.append(seconds)
+                samples.steps.append(engine.seconds.copy())
+                samples.began = engine.began - begin
+            elif hidden is not None:
+                answers[name] = hidden.copy()
+        progress(1)
+    world.barrier()
+    for name, samples in all_samples.items():
+        samples.every = world.gather_matrix(np.array(samples.steps))
+        samples.timeline = world.gather_matrix(np.array(samples.began))
+        samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
+        if world.rank == 0:
+            samples.error = float(np.abs(answers[name] - answers[next(iter(answers))]).max())
+    return all_samples
