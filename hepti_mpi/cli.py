@@ -19,7 +19,8 @@ from hepti_mpi.errors import RankError, StoreError
 from hepti_mpi.options import FILE, Size, machine_options, planning_options, weights_option
 
 if TYPE_CHECKING:
-    from hepti_mpi.planning.planner import Request
+    from hepti_mpi.planning.plan import Plan
+    from hepti_mpi.planning.planner import Decision, Request
     from hepti_mpi.runtime.job import Machine
 
 WEIGHTS = Path("weights")
@@ -296,7 +297,9 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     path = profile_file or _profile_path(machine)
     measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=_say(machine))
     limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
-    plans, decisions, refused = {}, {}, {}
+    plans: dict[str, Plan] = {}
+    decisions: dict[str, Decision] = {}
+    refused: dict[str, str] = {}
     with job.together(world):
         if limits is not None and len(limits) != world.size:
             raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")

@@ -195,7 +195,8 @@ class _Walk:
                 last = (np.where(blocks > 0, leave[:, None] + blocks, 0)).max(axis=0)
                 first = np.where(blocks > 0, leave[:, None], np.inf).min(axis=0)
             else:  # too many ranks to tell blocks apart
-                last, first = np.full(len(self.ranks), self.up[out > 0].max()), np.full(len(self.ranks), leave[out > 0].min())
+                last = np.full(len(self.ranks), self.up.max(where=out > 0, initial=0))
+                first = np.full(len(self.ranks), leave.min(where=out > 0, initial=np.inf))
             done = np.where(into > 0, np.maximum(np.maximum(first, self.down) + into, last) + self.pricer.exchange, 0)
             self.down = np.maximum(self.down, done)
         done = np.maximum(done, begin)
@@ -248,6 +249,8 @@ class _Walk:
             out, into = root * (total * (count - 1) if sync.kind == "bcast" else total - own), own * (1 - root)
             if sync.kind == "gatherv":
                 out, into = into, out
+            if not root.any():  # the root is none of them: its link is the way
+                out = into = np.full(count, total)
         elif sync.kind in ("to_heads", "to_rows"):
             out, into = own * (1 - self.heads), self.heads * (total - own)
             if sync.kind == "to_rows":

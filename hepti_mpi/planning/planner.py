@@ -194,7 +194,11 @@ class _Search:
         speed = self.pricer.gemm[:, -1] * self.pricer.crowding(tuple(everyone))
         link = self.pricer.seconds_per_byte.max(axis=1)
         number = np.arange(self.ranks)  # decides between equals
-        orders = [np.lexsort((number, speed)), np.lexsort((number, -self.limits)), np.lexsort((number, speed, link.round(9)))]
+        orders = [np.lexsort((number, speed))]
+        if self.limits.min() < 2 * self.spec.layers * (self.attention_bytes + self.mlp_bytes):  # memory may decide
+            orders.append(np.lexsort((number, -self.limits)))
+        if link.max() > 1.2 * link.min():
+            orders.append(np.lexsort((number, speed, link.round(9))))
         sizes = sorted({smallest, self.ranks, *(size for size in SIZES if smallest <= size <= self.ranks)})
         prefixes = (tuple(sorted(int(rank) for rank in order[:size])) for size in sizes for order in orders)
         alone = [(rank,) for rank in everyone] if smallest == 1 and self.ranks <= MANY else []
