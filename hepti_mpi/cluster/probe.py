@@ -17,7 +17,8 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
 EXCHANGE_TAG, EXCHANGE_REPEAT = 1, 40
-SMALL, LARGE = 64, 256 << 10  # bytes of a ping-pong: a lone value, a block of rows
+SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
+PAUSE_SECONDS = 0.03  # for a link to come to rest
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers
     attention = median(timers.attention) / timers.attention_macs
     nothing = median(timers.nothing, 1 / 4)
     elements = max(median(timers.elements, 1 / 2) - nothing, 1e-9) / timers.element_count
-    latency, bandwidth = _links(comm)
+    latency, bandwidth, head_start = _links(comm)
     exchange = _exchange(comm, exchanges)
-    node = [host_name(), cores, threads, memory, list(rows), _rising(curve), attention, elements, nothing]
+    node = [host_name(), cores, threads, memory, list(rows), _rising(curve), attention, elements, nothing, head_start]
     every = comm.gather_all([node, latency, bandwidth])
-    nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), n[6], n[7], n[8]) for n, _, _ in every)
+    nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), *n[6:]) for n, _, _ in every)
     links = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
     return ClusterProfile(nodes, *links, versions, shape, exchange)
 
@@ -165,22 +166,25 @@ def _exchange(comm: Comm, exchanges: Exchanges) -> float:
     return float(sorted(every)[len(every) // 2]) if peers else 0.0
 
 
-def _links(comm: Comm) -> tuple[list[float], list[float]]:
-    """Return this rank's latency in seconds and bandwidth in bytes per second to every rank.
+def _links(comm: Comm) -> tuple[list[float], list[float], float]:
+    """Return this rank's latency in seconds and bandwidth in bytes per second to every rank, and the bytes that pass an idle link at
+    once before its rate holds (what switches and shapers save up).
 
     Disjoint pairs measure at once: a round-robin tournament of size - 1 rounds (or size, when it is odd).
     """
     size = comm.size
-    latency, bandwidth = [0.0] * size, [0.0] * size
+    latency, bandwidth, head_start = [0.0] * size, [0.0] * size, [0.0] * size
     players = size + size % 2
     for turn in range(players - 1):
         peer = _opponent(comm.rank, turn, players)
         if peer < size:
-            latency[peer] = max(comm.ping_pong(peer, SMALL, 20), 1e-9)
-            whole = comm.ping_pong(peer, LARGE, 3)
-            bandwidth[peer] = LARGE / max(whole - latency[peer], 1e-9)
-        comm.quick_barrier()
-    return latency, bandwidth
+            latency[peer] = max(comm.ping_pong(peer, SMALL, 20) / 2, 1e-9)
+            some, all_ = (comm.ping_pong(peer, size, 2, PAUSE_SECONDS) for size in (MEDIUM, LARGE))
+            bandwidth[peer] = (LARGE - MEDIUM) / max(all_ - some, 1e-9)
+            head_start[peer] = min(max(MEDIUM - bandwidth[peer] * (some - 2 * latency[peer]), 0.0), MEDIUM)
+        comm.barrier()
+    started = sorted(value for peer, value in enumerate(head_start) if peer != comm.rank)
+    return latency, bandwidth, started[len(started) // 2] if started else 0.0
 
 
 def _opponent(player: int, turn: int, players: int) -> int:

@@ -24,6 +24,7 @@ class NodeProfile:
     `element_seconds`: seconds per element of a residual sum with LayerNorm, or of an activation.
     `segment_seconds`: fixed cost of one session run.
     `memory_bytes`: what it can use for weights and activations.
+    `head_start_bytes`: what passes its idle link at once, before the link's rate holds.
     """
 
     host: str
@@ -35,6 +36,7 @@ class NodeProfile:
     attention_seconds_per_mac: float
     element_seconds: float
     segment_seconds: float
+    head_start_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
             raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
         cores, threads, memory = (int(_between(item[key], 1, 1 << 62)) for key in ("cores", "threads", "memory_bytes"))
         rates = (_seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
-        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, *rates))
+        head_start = _between(item["head_start_bytes"], 0, 1 << 40)
+        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, *rates, head_start))
     links = {}
     if not nodes:
         raise ValueError("there are no nodes")

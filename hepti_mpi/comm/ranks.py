@@ -149,16 +149,20 @@ class Comm:
 
     # measurement
 
-    def ping_pong(self, peer: int, size: int, repeat: int) -> float:
-        """Return the shortest round trip of `size` bytes with `peer`, halved, in seconds; both ranks call it."""
-        buffer, times = np.zeros(size, np.uint8), []
-        for _ in range(repeat + 1):
+    def ping_pong(self, peer: int, size: int, repeat: int, pause: float = 0.0) -> float:
+        """Return the shortest time in seconds in which `size` bytes go to `peer` and one byte comes back; both ranks call it.
+
+        `pause`: seconds of silence before each.
+        """
+        buffer, reply, times = np.zeros(size, np.uint8), np.zeros(1, np.uint8), []
+        for turn in range(2 * (repeat + 1)):
+            time.sleep(pause)
             begin = time.perf_counter()
-            if self.rank < peer:
+            if (self.rank < peer) == (turn % 2 == 0):
                 self.mpi.Send(buffer, peer)
-                self.mpi.Recv(buffer, peer)
+                self.mpi.Recv(reply, peer)
+                times.append(time.perf_counter() - begin)
             else:
                 self.mpi.Recv(buffer, peer)
-                self.mpi.Send(buffer, peer)
-            times.append(time.perf_counter() - begin)
-        return min(times[1:]) / 2
+                self.mpi.Send(reply, peer)
+        return min(times[1:])

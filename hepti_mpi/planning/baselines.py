@@ -1,5 +1,5 @@
-"""The methods to compare with, as plans for our engine. Pure: knows each one's published rule for dividing a model over ranks; does not
-know how our own plans are found, what a plan costs beyond what its rule looks at, or how anything is run.
+"""The methods to compare with, as plans for our engine. Pure: knows the published rule by which each divides a model over ranks; does
+not know how our own plans are found or how anything is run.
 
 All run with float32 on the wire, MPI's blocking collectives and one tile; `boosted` gives a partition our engine's exchanges, so that the
 partition alone can be compared. A rule that gives a rank more than it can hold is refused, not bent: only Galaxy's looks at memory.
@@ -22,15 +22,13 @@ from hepti_mpi.planning.program import Op, make_program
 
 TENSOR, SEQUENCE = ("heads", "columns"), ("rows", "rows")
 FIRST, REST = ("project",), ("mix", "out", "tail", "mlp", "tail")  # a layer before and after its K and V travel
+Limits = Sequence[int] | None
 
 
-def baseline(
-    name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, rows: int, limits: Sequence[int] | None = None
-) -> Plan:
+def baseline(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, rows: int, limits: Limits = None) -> Plan:
     """Return the plan of method `name`, one of NAMES, for requests of `rows` rows; `limits`: bytes per rank, None for the profile's.
 
-    Raises: CapacityError when the method's rule gives a rank more than its memory holds, PlanError for an unknown name, limits of
-    another number of ranks or no rows.
+    Raises: CapacityError when its rule gives a rank more than its memory holds, PlanError for an unknown name or impossible numbers.
     """
     if name not in METHODS:
         raise PlanError(f"there is no baseline {name!r}, expected one of {', '.join(NAMES)}")
@@ -58,14 +56,13 @@ def boosted(plan: Plan, tiles: int = 2) -> Plan:
     """
     parts = zip(*(splits.even(count, tiles) for count in plan.rows)) if len(plan.active) > 1 else ()
     cut = tuple(tile for tile in parts if sum(tile))
-    tiling = cut if len(cut) > 1 else ()
-    return replace(plan, collectives="own", reduction="reduce_scatter", tiles=tiling, predicted_seconds=None)
+    return replace(plan, collectives="own", reduction="reduce_scatter", tiles=cut if len(cut) > 1 else (), predicted_seconds=None)
 
 
 class Case:
     """What a rule may look at: the model, the measured machines, the rows of a request and the memory per rank."""
 
-    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, rows: int, limits: Sequence[int] | None) -> None:
+    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, rows: int, limits: Limits) -> None:
         self.spec, self.source_hash, self.profile, self.rows = spec, source_hash, profile, rows
         self.ranks = len(profile.nodes)
         self.limits = np.array([node.memory_bytes for node in profile.nodes] if limits is None else limits, dtype=np.int64)
@@ -114,7 +111,7 @@ class Case:
         """Return, per rank, the seconds in which K and V of all rows leave it for another host, or another rank where there is one host."""
         rates, hosts = np.array(self.profile.bytes_per_second), np.array(self.profile.hosts)
         away = np.where(hosts[:, None] == hosts[None, :], 0.0, rates).max(axis=1)
-        rate = np.where(away > 0, away, rates.max(axis=1))
+        rate = np.where(away > 0, away, rates.max(axis=1))  # 0 for a rank alone
         return 2 * self.rows * self.spec.hidden * FLOAT / np.where(rate > 0, rate, np.inf)
 
 
@@ -140,14 +137,13 @@ def galaxy(case: Case) -> Plan:
     goes to the ranks with room. It looks at no network.
 
     Source: Ye et al., "Galaxy: A Resource-Efficient Collaborative Edge AI System for In-situ Transformer Inference", INFOCOM 2024,
-    arXiv 2405.17245. Its overlap of tiles is not here, `boosted` stands for it. Heads are placed first, each rank taking as
-    large a part of its room for them as of all weights, then columns into what is left.
+    arXiv 2405.17245. Its overlap of tiles is not here: see `boosted`. Heads are placed first, then columns into the room that is left.
     """
     spec, speed = case.spec, 1 / case.seconds()
     plan = replace(megatron(case), reduction="reduce_scatter")  # the values are those of any division
     room = case.limits - case.norm_bytes - case.activations(plan, np.ones(case.ranks))
-    head_bytes, granules = case.attention_bytes / spec.heads, -(-spec.ffn // spec.column_granule)
-    granule_bytes = case.mlp_bytes / spec.ffn * spec.column_granule
+    granules = -(-spec.ffn // spec.column_granule)
+    head_bytes, granule_bytes = case.attention_bytes / spec.heads, case.mlp_bytes / spec.ffn * spec.column_granule
     fraction = np.clip(room / (case.attention_bytes + case.mlp_bytes), 0, 1)
     for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
         heads = overflowed(spec.heads, speed, np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads)))
@@ -169,7 +165,7 @@ def overflowed(units: int, speed: np.ndarray, limit: np.ndarray) -> np.ndarray:
     while (counts > limit).any() and (counts < limit).any():
         excess = int(np.maximum(counts - limit, 0).sum())
         counts = np.minimum(counts, limit)
-        counts = counts + splits.split(excess, np.where(counts < limit, speed, 0))
+        counts += splits.split(excess, np.where(counts < limit, speed, 0))
     return counts
 
 
@@ -197,9 +193,8 @@ def edgeflow(case: Case) -> Plan:
     from all ranks have come in. The plan is fixed: one division for all layers, the one at which the programs settle.
 
     Source: Hu and Li, "Distributed Inference with Deep Learning Models across Heterogeneous Edge Devices", INFOCOM 2022.
-    Simplified: its divisions differ from layer to layer and a rank waits for the rows that it needs; attention needs K and V
-    of all rows, so all ranks wait for the last, and with one division what travels in a layer depends on that layer's shares. Each
-    share leaves once, at the rate of its rank's link. Divisions that take turns instead of settling are averaged.
+    Simplified: it divides each layer anew and a rank waits for the rows that it needs; here attention needs K and V of all rows, so
+    all wait for the last, and a share leaves once, at the rate of its rank's link. Divisions that take turns, not settling, are averaged.
     """
     first, rest = case.seconds(FIRST) + case.travel(), case.seconds(REST)
     ready, last, shares = np.zeros((3, case.ranks))
@@ -232,9 +227,8 @@ def least_makespan(ready: np.ndarray, first: np.ndarray, rest: np.ndarray) -> np
 def ram(case: Case) -> Plan:
     """Divide heads and columns by memory, two Allreduce a layer.
 
-    Source: exo's ring memory weighted partitioning (github.com/exo-explore/exo) and llama.cpp's RPC backend (github.com/ggml-org/llama.cpp,
-    tools/rpc), which give each device layers in proportion to its memory; for one request at a time those compute one after the other, so
-    here the parts of every layer are divided by that rule.
+    Source: "ring memory weighted partitioning" of github.com/exo-explore/exo and tools/rpc of github.com/ggml-org/llama.cpp. Those give
+    each device layers in proportion to its memory, which compute one after the other; here every layer is divided in that proportion.
     """
     memory = np.maximum(case.limits, 1)
     return case.tensor(splits.split(case.spec.heads, memory), case.columns(memory), "allreduce")

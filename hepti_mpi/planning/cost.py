@@ -13,11 +13,12 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Sync, buffers, distributions, interface
+from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Sync, buffers, distributions, interface
 
 FLOAT = 4  # bytes
 RING_BYTES = 32 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
+CAST = 0.3  # of the time of a residual sum with LayerNorm
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
@@ -63,6 +64,7 @@ class Pricer:
             self.near = 1 / np.where(self.same_host & (bandwidth > 0), bandwidth, np.inf).min(axis=1)  # within a host
             far = np.where(self.same_host, 0, bandwidth).max(axis=1)
             self.link = np.where(far > 0, 1 / np.maximum(far, 1e-9), 0.0)  # seconds per byte of the way out of its host
+        self.ahead = np.array([node.head_start_bytes for node in nodes]) * self.link  # seconds that an idle link is ahead
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
 
@@ -103,6 +105,8 @@ class Pricer:
             return gemm * (2.0 * hidden * columns) + element * columns
         if op.kind == "mlp":
             return gemm * (2.0 * hidden * ffn) + element * ffn
+        if op.kind in CASTS:
+            return element * ((heads if op.kind.endswith("_heads") else hidden) * len(op.reads) * CAST)
         return element * hidden  # norm, tail
 
     def price(self, program: Program, plan: Plan) -> Price:
@@ -133,7 +137,8 @@ class _Walk:
         self.float = 2 if plan.wire == "float16" else FLOAT
         self.clock = np.zeros(len(self.ranks))
         self.compute, self.wait, self.wire, self.moved = self.clock.copy(), self.clock.copy(), self.clock.copy(), 0
-        self.up, self.down = self.clock.copy(), self.clock.copy()  # when each rank's link is free again
+        self.ahead = pricer.ahead[self.ranks]
+        self.up, self.down = self.clock.copy(), self.clock.copy()  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there, per rank
         self.segments: dict[tuple[object, ...], np.ndarray] = {}  # layers repeat: price each kind of step once
         self.exchanges: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
@@ -184,21 +189,23 @@ class _Walk:
             self.exchanges[kind] = self._volumes(sync, len(reads))
         out, into, blocks, moved = self.exchanges[kind]
         self.moved += int(moved)
-        leave = np.maximum(begin, self.up)
+        leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
         if not len(blocks):  # a ring: nobody is done before all are
             start_up = self.pricer.exchange + (len(self.ranks) - 2) * (self.latency + RING_BYTES * self.slowest)
-            done = np.full(len(self.ranks), leave.max() + out.max() + start_up)
-            self.up = self.down = done
+            self.up = leave + out
+            done = np.full(len(self.ranks), max((self.up - self.ahead).max(), begin.max()) + start_up)
+            self.down = self.up
         else:
             self.up = leave + out
             if len(blocks) > 1:
-                last = (np.where(blocks > 0, leave[:, None] + blocks, 0)).max(axis=0)
-                first = np.where(blocks > 0, leave[:, None], np.inf).min(axis=0)
+                sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + blocks)
+                last = np.where(blocks > 0, sent, 0).max(axis=0)
+                first = np.where(blocks > 0, begin[:, None], np.inf).min(axis=0)
             else:  # too many ranks to tell blocks apart
                 last = np.full(len(self.ranks), self.up.max(where=out > 0, initial=0))
-                first = np.full(len(self.ranks), leave.min(where=out > 0, initial=np.inf))
-            done = np.where(into > 0, np.maximum(np.maximum(first, self.down) + into, last) + self.pricer.exchange, 0)
-            self.down = np.maximum(self.down, done)
+                first = np.full(len(self.ranks), begin.min(where=out > 0, initial=np.inf))
+            self.down = np.where(into > 0, np.maximum(first, self.down) + into, self.down)
+            done = np.where(into > 0, np.maximum(np.maximum(first, self.down - self.ahead), last) + self.pricer.exchange, 0)
         done = np.maximum(done, begin)
         self.wire += np.maximum(out, into)
         for name in writes:
@@ -225,7 +232,7 @@ class _Walk:
             bytes_ = np.outer(own, self.heads)
         elif sync.kind == "to_rows":
             bytes_ = np.outer(self.heads, own)
-        elif self.float == FLOAT and (count - 1) * own.max() > RING_GAIN * (own.sum() - own.min()):
+        elif self._by_ring(sync, own):
             seconds = np.full(count, (own.sum() - own.min()) * size * self.slowest)
             return seconds, seconds, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
         else:
@@ -240,6 +247,11 @@ class _Walk:
         blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
         blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None]
         return out, into, blocks * (bytes_ > 0), np.array(bytes_.sum())
+
+    def _by_ring(self, sync: Sync, own: np.ndarray) -> bool:
+        """Tell whether blocks go round; sums of short terms do not, since each rank on the way would round again."""
+        heavy = (len(own) - 1) * own.max() > RING_GAIN * (own.sum() - own.min())
+        return bool(heavy) and (sync.kind == "allgatherv" or self.float == FLOAT)
 
     def _many(self, sync: Sync, own: np.ndarray, size: float) -> tuple[np.ndarray, ...]:
         """Return the same for many ranks by sums alone, as if each block went to another host."""
@@ -257,7 +269,7 @@ class _Walk:
                 out, into = into, out
         elif sync.kind == "allgatherv":
             out, into = own * (count - 1), total - own
-            if self.float == FLOAT and out.max() > RING_GAIN * (total - own.min()):
+            if self._by_ring(sync, own):
                 out = into = np.full(count, total - own.min())
         else:
             out, into = total - own, own * (count - 1)

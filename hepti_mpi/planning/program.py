@@ -28,7 +28,7 @@ class Op:
     norm: y = LayerNorm(x); tail: x = x + p + bias, y = LayerNorm(x), with the weights of block `block` and of norm `norm`;
     project, project_q, project_kv: q, k, v of the rows, by the whole weights; mix: softmax(q k^T) v of all heads; out: p = c O;
     project_heads, mix_heads, out_heads: the same for the rank's own heads; mlp: p = the block on the rank's rows;
-    mlp_columns: p = the term of the rank's columns.
+    mlp_columns: p = the term of the rank's columns; half, single: to float16, in which values travel on a short wire, and back.
     """
 
     kind: str
@@ -71,16 +71,21 @@ class Sync:
 @dataclass(frozen=True)
 class Value:
     """What a rank holds of a value that outlives its Compute. `rows`: "full", "rows" (its own) or "root" (all, on rank 0 alone);
-    `columns`: "hidden" or "heads" (those of its own heads); `tile`: None where it spans all tiles."""
+    `columns`: "hidden" or "heads" (those of its own heads); `tile`: None where it spans all tiles; `half`: whether it is float16."""
 
     rows: str
     columns: str
     tile: int | None
+    half: bool = False
 
 
 Step = Compute | Sync
 Program = tuple[Step, ...]
 OUTER = ("bcast", "scatterv", "gatherv")
+CASTS = ("half", "single", "half_heads", "single_heads")
+WEIGHTLESS = (*CASTS, "mix", "mix_heads")
+OF_HEADS = ("project_heads", "mix_heads", "half_heads", "single_heads")  # whose results have the columns of the own heads
+HALF = "half"  # what names of float16 values begin with
 
 
 def make_program(spec: ModelSpec, plan: Plan) -> Program:
@@ -121,8 +126,14 @@ class _Builder:
         return "full" if self.single or self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
 
     def compute(self, op: Op, distribution: str, tile: int | None = 0) -> None:
-        """Append `op`, to the segment under way where it has the same distribution and nothing forbids it."""
+        """Append `op`, to the segment under way where it has the same distribution and nothing forbids it.
+
+        Casts never join what has weights: its session is then the same for every wire.
+        """
         last = self.steps[-1] if self.steps else None
+        if isinstance(last, Compute):
+            kinds = (last.ops[-1].kind, op.kind)
+            self.fenced |= any(kind in CASTS for kind in kinds) and any(kind not in WEIGHTLESS for kind in kinds)
         if isinstance(last, Compute) and (last.distribution, last.tile) == (distribution, tile) and not self.fenced:
             self.steps[-1] = replace(last, ops=(*last.ops, op))
         else:
@@ -136,8 +147,25 @@ class _Builder:
     def sync(self, kind: str, values: tuple[str, ...], roles: str) -> tuple[str, ...]:
         if self.single and kind not in ("bcast", "gatherv"):
             return values
+        if kind in ("allgatherv", "to_heads", "to_rows") and self.plan.wire == "float16":
+            return self.short(kind, values, roles)
         targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
         self.steps.append(Sync(kind, values, targets))
+        return targets
+
+    def short(self, kind: str, values: tuple[str, ...], roles: str) -> tuple[str, ...]:
+        """Exchange in float16."""
+        cut, came = (tuple(self.new(HALF) for _ in values) for _ in range(2))
+        targets = tuple(map(self.new, roles))
+        if kind == "to_rows":
+            self.compute(Op("half_heads", -1, values, cut), "full", tile=None)
+        else:
+            self.compute(Op("half", -1, values, cut), "rows")
+        self.steps.append(Sync(kind, cut, came))
+        if kind == "to_heads":
+            self.compute(Op("single_heads", -1, came, targets), "full", tile=None)
+        else:
+            self.compute(Op("single", -1, came, targets), "rows" if kind == "to_rows" else "full")
         return targets
 
     def start(self) -> None:
@@ -280,15 +308,17 @@ def distributions(program: Program) -> dict[str, Value]:
     result = {EMBEDDED: Value("root", "hidden", None), RESULT: Value("root", "hidden", None)}
     for step in program:
         if isinstance(step, Compute):
-            own = {name for op in step.ops if op.kind in ("project_heads", "mix_heads") for name in op.writes}
+            own = {name for op in step.ops if op.kind in OF_HEADS for name in op.writes}
             for name in step.writes:
                 tile = None if name in whole else step.tile
-                result[key(name, tile)] = Value(step.distribution, "heads" if name in own else "hidden", tile)
+                columns = "heads" if name in own else "hidden"
+                result[key(name, tile)] = Value(step.distribution, columns, tile, name.startswith(HALF))
         elif step.kind != "gatherv":
             for name in step.writes:
                 tile = None if name in whole else step.tile
                 rows = "full" if step.kind in ("bcast", "allreduce", "allgatherv", "to_heads") else "rows"
-                result[key(name, tile)] = Value(rows, "heads" if step.kind == "to_heads" else "hidden", tile)
+                columns = "heads" if step.kind == "to_heads" else "hidden"
+                result[key(name, tile)] = Value(rows, columns, tile, name.startswith(HALF))
     return result
 
 

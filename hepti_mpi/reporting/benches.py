@@ -40,6 +40,10 @@ class Lane:
     factor: float | None
     events: tuple[Event, ...]
 
+    @property
+    def compute_seconds(self) -> float:
+        return sum(event.end - event.begin for event in self.events if event.kind == "compute")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -59,6 +63,17 @@ class Method:
     def seconds(self) -> float:
         """How long the request of `lanes` took."""
         return max((event.end for lane in self.lanes for event in lane.events), default=0.0)
+
+    @property
+    def middle(self) -> tuple[float, float] | None:
+        """When two layers in the middle of `lanes` begin and end, if all layers take as long; None where that shows nothing more."""
+        events = [event for lane in self.lanes for event in lane.events if event.end > event.begin]
+        if not events or self.layers < 4:
+            return None
+        first = min(event.begin for event in events)
+        centre, layer = (first + self.seconds) / 2, (self.seconds - first) / self.layers
+        inside = any(event.begin > centre - layer and event.end < centre + layer for event in events)
+        return (centre - layer, centre + layer) if inside else None
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class _Line:
         return self.value(name, "text", str)
 
     def inside(self, name: str) -> "_Line":
-        return _Line(f"{self.place}, {name!r},", self.value(name, "an object", dict))
+        return _Line(f"{self.place.rstrip(',')}, {name!r},", self.value(name, "an object", dict))
 
     def number(self, name: str) -> float:
         """Return a time, count or factor: finite and not negative."""

@@ -4,6 +4,7 @@ Knows how numbers are shown, not how they were measured or read. Every picture i
 with title and legend, the axes, a band with the caption, so that nothing lies on the data.
 """
 
+import io
 import json
 import math
 import re
@@ -39,6 +40,7 @@ LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000
 STYLES: Any = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MARKERS = "osD^vPX*"
 BANDS = (0.07, 0.20)  # errors of prediction
+LANES = 24  # most lanes of a timeline that are each described
 GAIN = 0.01  # of the latency; what is less is no reason to add a board
 SETTINGS: Any = {
     "font.size": TEXT, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "text.parse_math": False,
@@ -73,8 +75,8 @@ def write_report(records: Path, folder: Path) -> list[Path]:
         for method in bench.methods.values():
             if method.seconds:
                 _save(_timeline, place(prefix, "timeline", method.name, suffix=".png"), bench, method)
-                document = trace(f"{method.name}, {_what(bench)}", method.lanes)
-                _write(place(prefix, "trace", method.name, suffix=".json"), json.dumps(document).encode())
+                document = json.dumps(trace(f"{method.name}, {_what(bench)}", method.lanes)).encode()
+                _write(place(prefix, "trace", method.name, suffix=".json"), document)
     if any(method.predicted for bench in benches for method in bench.methods.values()):
         _save(_predicted, place("predicted", suffix=".png"), benches)
     return written
@@ -94,13 +96,10 @@ def plot_requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple
 
 
 def _save(draw: Callable[..., Figure], path: Path, *what: Any) -> None:
+    picture = io.BytesIO()
     with rc_context(SETTINGS):
-        figure = draw(*what)
-        try:
-            with whole_file(path) as file:
-                figure.savefig(file, format="png", dpi=DPI)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        draw(*what).savefig(picture, format="png", dpi=DPI)
+    _write(path, picture.getvalue())
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -114,14 +113,13 @@ def _write(path: Path, content: bytes) -> None:
 # the page
 
 
-def _page(height: float, title: str, legend: Sequence[Any], caption: str = "", above: float = 0.0) -> Figure:
-    """Return a figure with `height` inches for axes; `legend`: handles; `above`: inches kept free between legend and axes."""
-    titles, captions = textwrap.wrap(title, 88), textwrap.wrap(caption, 138)
-    each = max((_inches(handle.get_label(), TEXT) + 0.62 for handle in legend), default=1.0)
-    columns = max(1, min(len(legend), int((WIDTH - 2 * EDGE) / each)))
+def _page(height: float, title: str, legend: Sequence[Any], caption: str = "") -> Figure:
+    """Return a figure with `height` inches for axes and what is written around them; `legend`: handles."""
+    titles, captions = textwrap.wrap(title, 98, break_on_hyphens=False), textwrap.wrap(caption, 132)
+    columns = _legend_columns([_inches(handle.get_label(), TEXT) + 0.54 for handle in legend])
     top = EDGE + 0.22 * len(titles) + 0.215 * math.ceil(len(legend) / columns) + 0.12
     bottom = 0.165 * len(captions) + EDGE
-    whole = top + above + height + bottom
+    whole = top + height + bottom
     figure = Figure((WIDTH, whole), dpi=DPI, layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0, bottom / whole, 1, height / whole), h_pad=0.06, w_pad=EDGE / 2)
@@ -132,8 +130,18 @@ def _page(height: float, title: str, legend: Sequence[Any], caption: str = "", a
             handles=legend, loc="upper left", bbox_to_anchor=(left, 1 - (EDGE + 0.22 * len(titles)) / whole), ncols=columns,
             borderpad=0, borderaxespad=0.3, handlelength=1.6, columnspacing=1.4, labelspacing=0.4,
         )  # fmt: skip
-    figure.text(left, EDGE / whole, "\n".join(captions), va="bottom", size=SMALL, color="#444444")
+    figure.text(left, EDGE / whole, "\n".join(captions), size=SMALL, color="#444444")
     return figure
+
+
+def _legend_columns(widths: Sequence[float]) -> int:
+    """Return into how many columns entries of these widths fit, when they are filled one after the other as matplotlib does."""
+    for columns in range(len(widths), 1, -1):
+        rows, longer = divmod(len(widths), columns)
+        ends = np.cumsum([rows + (place < longer) for place in range(columns)])
+        if sum(max(part) for part in np.split(np.array(widths), ends[:-1])) <= WIDTH - 2 * EDGE:
+            return columns
+    return 1
 
 
 def _inches(text: str, points: float) -> float:
@@ -168,21 +176,22 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _columns(axes: Axes, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to the right of `axes`, a row per unit of its y axis, which grows downwards."""
+def _columns(axes: Axes, heads: Sequence[str], rows: Sequence[Sequence[str]], every: int = 1) -> None:
+    """Write each `every`-th row of a table to the right of `axes`, whose y is the number of the row."""
     right = 8.0
     for place, head in enumerate(heads):
         right += 72 * max(_inches(text, TEXT) for text in (head, *(row[place] for row in rows))) + 4
-        style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "annotation_clip": False}
-        axes.annotate(head, (1, 1), xytext=(right, 3), xycoords="axes fraction", va="bottom", color="#444444", **style)
-        for y, row in enumerate(rows):
-            axes.annotate(row[place], (1, y), xytext=(right, 0), xycoords=("axes fraction", "data"), va="center", **style)
+        style: Any = {"textcoords": "offset points", "ha": "right", "annotation_clip": False}
+        axes.annotate(head, (1, 1), (right, 3), "axes fraction", va="bottom", color="#444444", **style)
+        for y, row in list(enumerate(rows))[::every]:
+            axes.annotate(row[place], (1, y), (right, 0), ("axes fraction", "data"), va="center_baseline", **style)
         right += 10
 
 
 def _logarithmic(axis: Any, low: float, high: float) -> None:
-    """Mark 1, 2 and 5 of each decade between `low` and `high`."""
-    marks = [m * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
+    """Mark round numbers between `low` and `high`."""
+    steps = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7)
+    marks = [step * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for step in steps]
     axis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -203,17 +212,19 @@ def _latency(bench: Bench) -> Figure:
     methods = sorted(bench.methods.values(), key=lambda method: method.median)
     scale, unit = _unit(methods[-1].median)
     ideal = bench.ideal_seconds
-    parts = zip(("compute", "wire", "waiting for others", "none of these"), (COMPUTE, WIRE, WAIT, REST))
+    divided = any(len(method.parts) for method in methods)
+    parts = list(zip(("compute", "wire", "waiting for others", "other"), (COMPUTE, WIRE, WAIT, REST))) if divided else []
     legend: list[Any] = [Patch(color=colour, label=label) for label, colour in parts]
     if ideal is not None:
         legend.append(Line2D([], [], color="black", ls=STYLES[1], label=f"ideal {_digits(ideal * scale)} {unit}"))
     least, most = min(len(method.samples) for method in methods), max(len(method.samples) for method in methods)
-    caption = (
-        "Bars end at the median latency; their parts are means over the ranks that hold a part of the layers, medians over requests. "
-        f"Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests."
-        + (" Ideal: one undilated rank's latency divided by the sum of 1 / factor." if ideal is not None else "")
-    )
-    figure = _page(0.32 * len(methods) + 0.85, f"Latency of {_what(bench)}", legend, caption)
+    caption = [
+        "Bars end at the median latency",
+        "; their parts are means over the ranks that hold a part of the layers, medians over requests" * divided,
+        f". Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests.",
+        " Ideal: one undilated rank's latency divided by the sum of 1 / factor." * (ideal is not None),
+    ]
+    figure = _page(0.32 * len(methods) + 0.85, f"Latency of {_what(bench)}", legend, "".join(caption))
     axes = figure.subplots()
     for y, method in enumerate(methods):
         _bar(axes, y, method, scale)
@@ -223,8 +234,7 @@ def _latency(bench: Bench) -> Figure:
     for label, method in zip(axes.get_yticklabels(), methods):
         label.set_fontweight("bold" if method.name == "hepti" else "normal")
     axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(len(methods) - 0.5, -0.5), xlabel=f"latency, {unit}")
-    axes.set_xlim(left=0)
+    axes.set(xlim=(0, None), ylim=(len(methods) - 0.5, -0.5), xlabel=f"latency, {unit}")
     axes.grid(axis="x")
     heads, rows = [f"median, {unit}"], [[_digits(method.median * scale)] for method in methods]
     if "hepti" in bench.methods:
@@ -236,47 +246,40 @@ def _latency(bench: Bench) -> Figure:
 
 def _bar(axes: Axes, y: int, method: Method, scale: float) -> None:
     parts = np.median(method.parts, axis=0) if len(method.parts) else np.zeros(3)
-    widths = [*parts, max(0.0, method.median - parts.sum())]
+    parts *= method.median / max(parts.sum(), method.median)  # medians may add up to a little more than the median
+    widths = [*parts, method.median - parts.sum()]
     left = 0.0
     for width, colour in zip(widths, (COMPUTE, WIRE, WAIT, REST)):
         axes.barh(y, width * scale, left=left * scale, height=0.66, color=colour)
         left += width
     if method.samples:
         ends = np.quantile(method.samples, [0.1, 0.9]) * scale
-        white = [withStroke(linewidth=3, foreground="white")]
-        axes.plot(ends, [y, y], color="black", lw=1.2, marker="|", ms=7, path_effects=white, solid_capstyle="butt")
+        axes.plot(ends, [y, y], color="black", lw=1.2, marker="|", ms=7, path_effects=[withStroke(linewidth=3, foreground="white")])
 
 
 def _timeline(bench: Bench, method: Method) -> Figure:
     """One request of all ranks, and two layers in its middle."""
     scale, unit = _unit(method.seconds)
     legend = [Patch(color=COMPUTE, label="compute"), Patch(color=WIRE, label="blocked by an exchange"), Patch(color=REST, label="idle")]
-    zoomed = method.layers > 3
+    zoomed = method.middle is not None
     panel = min(0.3 * len(method.lanes), 6.0) + 0.75
     about = f" ({_short(method.about, 60)})" if method.about else ""
-    figure = _page(panel * (1 + zoomed), f"One request by {_short(method.name, 40)}{about}: {_what(bench)}", legend)
+    caption = "On the right: the share of the request in which a rank computes."
+    for factor in [lane.factor for lane in method.lanes if lane.factor not in (None, 1)][:1]:
+        caption = f"x {factor:g}: a board emulated as {factor:g} times slower than this machine. {caption}"
+    figure = _page(panel * (1 + zoomed), f"One request by {_short(method.name, 40)}{about}: {_what(bench)}", legend, caption)
     axes = figure.subplots(1 + zoomed, squeeze=False)[:, 0]
-    shares = []
-    for lane in method.lanes:
-        busy = sum(event.end - event.begin for event in lane.events if event.kind == "compute")
-        shares.append([f"{busy / method.seconds:.0%}".replace("%", " %")])
     _lanes(axes[0], method.lanes, 0.0, method.seconds, scale)
-    _columns(axes[0], ["compute"], shares)
-    if zoomed:
-        begin, end = _middle(method)
+    shares = [[f"{lane.compute_seconds / method.seconds * 100:.0f} %"] for lane in method.lanes]
+    _columns(axes[0], ["compute"], shares, math.ceil(len(method.lanes) / LANES))
+    if method.middle is not None:
+        begin, end = method.middle
         _lanes(axes[1], method.lanes, begin, end, scale)
         axes[1].set_title(f"about two of its {method.layers} layers, framed above")
         box = axes[0].axvspan(begin * scale, end * scale, fill=False, lw=1.5, clip_on=False, zorder=5)
         box.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes[-1].set_xlabel(f"{unit} since the request began")
     return figure
-
-
-def _middle(method: Method) -> tuple[float, float]:
-    """Return when two layers in the middle begin and end, if all layers take as long."""
-    begin = min(event.begin for lane in method.lanes for event in lane.events if event.end > event.begin)
-    centre, layer = (begin + method.seconds) / 2, (method.seconds - begin) / method.layers
-    return centre - layer, centre + layer
 
 
 def _lanes(axes: Axes, lanes: Sequence[Lane], begin: float, end: float, scale: float) -> None:
@@ -286,9 +289,10 @@ def _lanes(axes: Axes, lanes: Sequence[Lane], begin: float, end: float, scale: f
         for kind, colour in (("wire", WIRE), ("compute", COMPUTE)):
             inside = [(max(e.begin, begin), min(e.end, end)) for e in lane.events if e.kind == kind and e.end > begin and e.begin < end]
             spans = [(start * scale, (stop - start) * scale) for start, stop in inside]
-            axes.broken_barh(spans, (y - 0.38, 0.76), color=colour, linewidth=0)
-        names.append(f"{lane.rank}  {_short(lane.host, 18)}" + ("" if lane.factor is None else f"  x {lane.factor:g}"))
-    every = math.ceil(len(lanes) / 24)
+            axes.broken_barh(spans, (y - 0.38, 0.76), color=colour, linewidth=0).set_snap(False)  # a gap is not made a pixel wide
+        host = lane.host if lane.host[:1].isdigit() else lane.host.split(".")[0]
+        names.append(f"{lane.rank}  {_short(host, 18)}" + ("" if lane.factor is None else f"  x {lane.factor:g}"))
+    every = math.ceil(len(lanes) / LANES)
     axes.set_yticks(range(0, len(lanes), every), names[::every])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(begin * scale, end * scale), ylim=(len(lanes) - 0.5, -0.5))
@@ -312,12 +316,9 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
     }
     legend: list[Any] = [Line2D([], [], label=_short(cluster), **style) for cluster, style in styles.items()]
     legend += [Patch(color=grey, label=f"within {band:.0%}".replace("%", " %")) for band, grey in zip(BANDS, ("#C8C8C8", "#E8E8E8"))]
-    bench, method, _ = points[worst]
-    title = (
-        f"Predicted against measured latency: median error {np.median(np.abs(errors)):.1%}, "
-        f"worst {errors[worst]:+.1%} ({_short(method.name)} on {_short(bench.cluster)})"
-    )
-    caption = f"{len(points)} plans. Error: predicted / measured - 1, without its sign for the median."
+    where = f"{_short(points[worst][1].name)} on {_short(points[worst][0].cluster)}"
+    title = f"Predicted and measured latency: median error {np.median(np.abs(errors)):.1%}, worst {errors[worst]:+.1%} ({where})"
+    caption = f"{len(points)} plan{'s' * (len(points) > 1)}. Error: predicted / measured - 1, without its sign for the median."
     figure = _page(4.6, title.replace("%", " %"), legend, caption)
     axes = figure.subplots()
     ends = np.array([low, high])
@@ -334,9 +335,9 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
 
 def _scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int], title: str) -> Figure:
     scale, unit = _unit(max(seconds))
-    enough = next(place for place, value in enumerate(seconds) if value <= min(seconds) * (1 + GAIN))
-    label = f"{sizes[enough]} rank{'s' * (sizes[enough] > 1)}: more gain less than {GAIN * 100:g} %"
-    legend: list[Any] = [Line2D([], [], color="#666666", ls=STYLES[1], label=label)]
+    enough = [size for size, value in zip(sizes[:-1], seconds) if value <= min(seconds) * (1 + GAIN)][:1]  # none where the last still helps
+    said = f"on there is less than {GAIN * 100:g} % to gain"
+    legend = [Line2D([], [], color="#666666", ls=STYLES[1], label=f"from {n} rank{'s' * (n > 1)} {said}") for n in enough]
     figure = _page(4.6, title, legend)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     low, high = _limits([value * scale for value in seconds], 4)
@@ -347,15 +348,16 @@ def _scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int]
     lower.annotate("all of them", (sizes[-1], sizes[-1]), xytext=(-4, 0), textcoords="offset points", ha="right", va="bottom", size=SMALL)
     lower.plot(sizes, chosen, color=LINES[5], marker="s", ms=4)
     left, right = min(sizes) / 1.1, max(sizes) * 1.1
-    lower.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(chosen) / 1.3, max(sizes) * 1.3))
-    lower.set(xlabel="ranks of the cluster", ylabel="ranks the plan uses")
+    lower.set(xscale="log", xlim=(left, right), xlabel="ranks of the cluster")
+    lower.set(yscale="log", ylim=(min(chosen) / 1.3, max(sizes) * 1.3), ylabel="ranks the plan uses")
     for axis in (lower.xaxis, lower.yaxis):
         axis.set_major_locator(FixedLocator([2**power for power in range(int(right).bit_length())]))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axes in (upper, lower):
         axes.grid()
-        axes.axvline(sizes[enough], color="#666666", ls=STYLES[1], lw=1)
+        for size in enough:
+            axes.axvline(size, color="#666666", ls=STYLES[1], lw=1)
     return figure
 
 
@@ -368,29 +370,30 @@ def _requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple[int
         style[name] = {"color": LINES[number % len(LINES)], "ls": STYLES[number // len(LINES) % len(STYLES)]}
         style[name] |= {"lw": 2.2, "zorder": 3} if name == "hepti" else {"lw": 1.2, "zorder": 2}
         legend.append(Line2D([], [], label=_short(name), **style[name]))
-    levels = _levels([(number / last * (WIDTH - 1), _inches(label, SMALL) + 0.15) for number, label in changes])
-    figure = _page(3.4, title, legend, above=0.17 * (max(levels, default=-1) + 1))
+    texts = sorted((number / last, _short(label, 40), number) for number, label in changes)
+    widths = [_inches(label, SMALL) + 0.15 for _, label, _ in texts]
+    room = min([WIDTH - 1.0, *((WIDTH - 1.0 - width) / share for (share, _, _), width in zip(texts, widths) if share)])  # of the axes
+    levels = _levels([(share * room, width) for (share, _, _), width in zip(texts, widths)])
+    figure = _page(3.4 + 0.17 * max(levels, default=0), title, legend)
     axes = figure.subplots()
     for name, values in series.items():
         axes.plot(range(len(values)), np.array(values) * scale, **style[name])
-    axes.set(xlim=(0, last), xlabel="request", ylabel=f"latency, {unit}")
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, last), ylim=(0, None), xlabel="request", ylabel=f"latency, {unit}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
-    for level, (number, label) in zip(levels, changes):
-        axes.axvline(number, color="#666666", lw=1, ls=STYLES[1], zorder=1)
-        right = number / last * (WIDTH - 1) + _inches(label, SMALL) > WIDTH - 1
-        place: Any = {"xytext": (-2 if right else 2, 3 + 12 * level), "textcoords": "offset points", "ha": "right" if right else "left"}
-        axes.annotate(label, (number, 1), xycoords=("data", "axes fraction"), size=SMALL, annotation_clip=False, **place)
+    for level, (_, label, number) in zip(levels, texts):
+        grey: Any = {"color": "#666666", "lw": 1, "ls": STYLES[1]}
+        axes.axvline(number, zorder=1, clip_on=False, **grey)
+        place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
+        axes.annotate("", (number, 1), (0, 12 * level + 13), arrowprops={"arrowstyle": "-", "shrinkA": 0, "shrinkB": 0, **grey}, **place)
+        axes.annotate(label, (number, 1), (3, 12 * level + 4), size=SMALL, **place)
     return figure
 
 
 def _levels(spans: Sequence[tuple[float, float]]) -> list[int]:
-    """Return, for texts that begin at `spans[i][0]` and are `spans[i][1]` wide, the lowest line on which each meets no earlier one."""
-    ends: list[float] = []
-    result = []
-    for begin, width in spans:
-        level = next((level for level, end in enumerate(ends) if end <= begin), len(ends))
-        ends[level : level + 1] = [begin + width]
-        result.append(level)
-    return result
+    """Return a line of text for each label, given as where it and its mark begin and its width, in order, so that none meets another."""
+    levels: list[int] = []  # from the last to the first: each is above all that begin before it ends
+    for place, (begin, width) in reversed(list(enumerate(spans))):
+        covered = sum(other < begin + width for other, _ in spans[place + 1 :])
+        levels.append(max((level + 1 for level in levels[len(levels) - covered :]), default=0))
+    return levels[::-1]

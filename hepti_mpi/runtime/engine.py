@@ -242,7 +242,7 @@ class Engine:
                 if self.rank == 0:
                     values[name] = np.empty((rows, self.spec.hidden), np.float32)
             elif self.takes_part:
-                values[name] = self._view(self.numbers[name], *self._shape(value, places))
+                values[name] = self._view(self.numbers[name], *self._shape(value, places), np.float16 if value.half else np.float32)
         geometry = _Geometry(rows, places, values)
         router = Router(self.exchanges, self.spec, self.plan, places, values)
         for place, step in enumerate(self.program):
@@ -281,8 +281,8 @@ class Engine:
         at.zeros[place] = [found[name] for name in segment.zeros]
         at.bindings[place] = segment.bind(found) if rows.stop > rows.start else None
 
-    def _view(self, number: int, rows: int, width: int) -> np.ndarray:
+    def _view(self, number: int, rows: int, width: int, kind: type) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""
         if number not in self.memory or self.memory[number].size < rows * width:
-            self.memory[number] = np.empty(max(rows, self.capacity) * width, np.float32)
+            self.memory[number] = np.empty(max(rows, self.capacity) * width, kind)
         return self.memory[number][: rows * width].reshape(rows, width)

@@ -18,14 +18,19 @@ from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.probe import Timers
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.program import Compute, Op
+from hepti_mpi.planning.program import HALF, Compute, Op
 from hepti_mpi.shards.slicing import Slice, Slicer
 from hepti_mpi.shards.store import Region, Store
 
 MICROSOFT = "com.microsoft"
 PROBE_BYTES = 48 << 20
 INDEXES = {"q_index": TensorProto.INT64, "kv_index": TensorProto.INT64, "kv_lengths": TensorProto.INT32, "unpad": TensorProto.INT64}
-ELEMENT = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int32): TensorProto.INT32}
+ELEMENT = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.int32): TensorProto.INT32,
+}
 _configured: list[int] = []
 
 
@@ -176,6 +181,18 @@ class _Writer:
 
     out_heads = out
 
+    def half(self, op: Op, w: dict[str, Slice]) -> None:  # [r, w] -> the same in float16
+        for name, output in zip(op.reads, op.writes):
+            self.graph.node("Cast", [name], [output], to=TensorProto.FLOAT16)
+
+    half_heads = half
+
+    def single(self, op: Op, w: dict[str, Slice]) -> None:  # [r, w] -> the same in float32
+        for name, output in zip(op.reads, op.writes):
+            self.graph.node("Cast", [name], [output], to=TensorProto.FLOAT)
+
+    single_heads = single
+
     def mlp_columns(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> p [r, h]
         graph, activation = self.graph, self.spec.activation
         up = self.linear(op.reads[0], w["up.weight"], w["up.bias"] if activation == "relu" else None)  # [r, columns]
@@ -218,12 +235,9 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
     if not outputs:
         return Segment(None, (), (), zeros)
     used = {name for node in graph.nodes for name in node.input}
-    by_heads = {name for op in compute.ops if op.kind == "mix_heads" for name in (*op.reads, *op.writes)}
-    by_heads |= {name for op in compute.ops if op.kind == "project_heads" for name in op.writes}
 
     def value(name: str) -> onnx.ValueInfoProto:
-        width = slicer.heads * spec.head_dim if name in by_heads else spec.hidden
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT16 if name.startswith(HALF) else TensorProto.FLOAT, [None, None])
 
     inputs = [name for name in compute.reads if name in used]
     ranks = {"q_index": [None, None], "kv_index": [None, None], "kv_lengths": [None], "unpad": [None]}

@@ -106,24 +106,19 @@ class Router:
         everything = self.rows.tile(sync.tile)
         if sync.kind == "gatherv":
             if self.rank != 0:
-                return self._direct([(0, self.values[read])], [], [], tag, exact=True)
+                return self._direct([(0, self.values[read])], [], [], tag)
             result = self.values[RESULT]
             copies = [(result[self.rows.own(sync.tile, 0)], self.values[read])] if 0 in self.members else []
-            return self._direct([], [(peer, result[self.rows.own(sync.tile, peer)]) for peer in self.peers], copies, tag, exact=True)
+            return self._direct([], [(peer, result[self.rows.own(sync.tile, peer)]) for peer in self.peers], copies, tag)
         if self.rank != 0:
-            return self._direct([], [(0, self.values[write])], [], tag, exact=True)
+            return self._direct([], [(0, self.values[write])], [], tag)
         source = self.values[EMBEDDED]
         parts = {rank: everything if sync.kind == "bcast" else self.rows.own(sync.tile, rank) for rank in self.members}
         copies = [(self.values[write], source[parts[0]])] if 0 in parts else []
-        return self._direct([(peer, source[parts[peer]]) for peer in self.peers], [], copies, tag, exact=True)
+        return self._direct([(peer, source[parts[peer]]) for peer in self.peers], [], copies, tag)
 
-    def _direct(self, sends: list[Block], receives: list[Block], copies: list[Copy], tag: int, exact: bool = False) -> Route:
-        if not self.half or exact:
-            return Route(self.exchanges.direct(sends, receives, tag), copies)
-        staged: list[list[Block]] = [[(peer, np.empty(block.shape, np.float16)) for peer, block in blocks] for blocks in (sends, receives)]
-        before = copies + [(stage, block) for (_, stage), (_, block) in zip(staged[0], sends)]
-        after = [(block, stage) for (_, stage), (_, block) in zip(staged[1], receives)]
-        return Route(self.exchanges.direct(staged[0], staged[1], tag), before, after)
+    def _direct(self, sends: list[Block], receives: list[Block], copies: list[Copy], tag: int) -> Route:
+        return Route(self.exchanges.direct(sends, receives, tag), copies)
 
     def _gather(self, pairs: list[tuple[np.ndarray, np.ndarray]], tile: int, tag: int) -> Route:
         """Fill each target (all rows of the tile) with the ranks' own rows."""
@@ -131,7 +126,7 @@ class Router:
         spans = {rank: slice(self.rows.own(tile, rank).start - first, self.rows.own(tile, rank).stop - first) for rank in self.members}
         copies = [(target[spans[self.rank]], source) for source, target in pairs]
         heaviest = (len(counts) - 1) * max(counts)  # rows that the busiest link sends or receives
-        if self.half or heaviest <= RING_GAIN * (sum(counts) - min(counts)):
+        if heaviest <= RING_GAIN * (sum(counts) - min(counts)):
             sends = [(peer, source) for source, _ in pairs for peer in self.peers]
             receives = [(peer, target[spans[peer]]) for _, target in pairs for peer in self.peers]
             return self._direct(sends, receives, copies, tag)

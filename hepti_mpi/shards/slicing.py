@@ -60,11 +60,11 @@ class Slicer:
 
     def takes_part(self, op: Op, distribution: str) -> bool:
         """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""
-        if op.kind in ("project_heads", "mix_heads", "out_heads"):
+        if op.kind.endswith("_heads"):
             return self.heads > 0
         if op.kind == "mlp_columns":
             return self.parts["columns"][1] > self.parts["columns"][0]
-        return self.holds_rows or (distribution == "full" and op.kind in ("norm", "tail"))
+        return self.holds_rows or (distribution == "full" and op.kind in ("norm", "tail", "single"))
 
     def op(self, op: Op, distribution: str) -> dict[str, Slice]:
         """Return {short name: slice} for `op`, e.g. {"q.weight": ...}."""
