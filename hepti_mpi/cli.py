@@ -16,7 +16,7 @@ import click
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import RankError, StoreError
-from hepti_mpi.options import FILE, Size, machine_options, planning_options, weights_option
+from hepti_mpi.options import FILE, OURS, Size, machine_options, planning_options, weights_option
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.plan import Plan
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path("weights")
 DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
+SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,7 +39,7 @@ def main(context: click.Context) -> None:
       python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
     """
-    if context.invoked_subcommand in ("slice", "inspect", "plan"):
+    if context.invoked_subcommand in ("slice", "inspect", "plan", "report"):
         from hepti_mpi.comm.launcher import launched_rank
 
         if launched_rank():
@@ -110,8 +111,9 @@ def inspect(store: Path) -> None:
 @click.option("--profile", "profile_file", type=FILE, required=True, help="Measured by the profile command.")
 @click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
 @click.option("--output", type=FILE, help="Write the plan to this file.")
+@click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
 @planning_options
-def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | None, **options: Any) -> None:
+def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | None, scale: Path | None, **options: Any) -> None:
     """Find the best division of a model over measured ranks; needs no MPI.
 
     \b
@@ -144,6 +146,19 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
     if output is not None:
         decision.chosen.plan.save(output)
         click.echo(f"plan written to {output}")
+    if scale is not None:
+        _draw_scale(scale, store.spec, store.source_hash, profile, request, _method(options))
+
+
+def _draw_scale(path: Path, spec: Any, source_hash: str, profile: Any, request: Any, method: str) -> None:
+    from hepti_mpi.planning.scale import by_ranks
+    from hepti_mpi.reporting import plots
+
+    chosen = by_ranks(method, spec, source_hash, profile, request)
+    click.echo("\n".join(f"{n} ranks: {c.price.seconds * 1e3:.0f} ms on {len(c.plan.active)}" for n, c in chosen.items()))
+    seconds, active = [c.price.seconds for c in chosen.values()], [len(c.plan.active) for c in chosen.values()]
+    plots.plot_scale(list(chosen), seconds, active, path, f"{spec.name}, {request.rows} rows: the best plan on the first n ranks")
+    click.echo(f"picture written to {path}")
 
 
 # collective commands: under mpirun
@@ -215,6 +230,8 @@ def run(
     from hepti_mpi.planning import planner
     from hepti_mpi.reporting import outputs
     from hepti_mpi.runtime import job
+    from hepti_mpi.runtime.graphs import Segments
+    from hepti_mpi.runtime.settle import settle
 
     narrowing = [name for name in ("strategy", "layout", "shares", "memory_limit", "weights_mode") if options[name] not in (None, "auto")]
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
@@ -250,14 +267,41 @@ def run(
         hosts = tuple(world.gather_all(host_name()))
         if hosts != the_plan.hosts:
             say(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, these ranks are on {', '.join(hosts)}: its shares may not fit")
-    ready = job.load(machine, store, the_plan, decision, startup)
+    segments = Segments(store.spec, store)
+    ready = job.load(machine, store, the_plan, decision, startup, segments)
+    many = requests is not None and _batches(requests, batch_rows, store.spec.hidden, repeat) >= SETTLE_FROM
+    if plan_file is None and world.from_root(many and decision is not None and options["strategy"] in ("auto", *OURS)):
+        begin = time.perf_counter()
+        the_plan, _ = settle(machine, store.spec, store.source_hash, segments, measured, request, decision)
+        ready = job.swap(ready, the_plan, segments)
+        ready.startup_seconds["settle"] = time.perf_counter() - begin
+    wire_error = job.wire_error(ready, segments, typical["rows"]) if the_plan.wire != "float32" else 0.0
+    if wire_error > options["tolerance"] and plan_file is None:
+        say(f"float16 on the wire changes results by {wire_error:.2g}, more than --tolerance {options['tolerance']:g}: float32 is used")
+        ready, wire_error = job.swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None), segments), 0.0
     if root:
         _show_plan(ready)
     with _progress("answering", len(requests or ()) * repeat, root) as done:
         outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", progress=done)
     with job.together(world):
         if requests is not None:
-            _finish(ready, outcome, requests, repeat, output)
+            _finish(ready, outcome, requests, repeat, output, wire_error)
+
+
+@main.command()
+@click.argument("records", type=FILE)
+@click.option("--output", type=FILE, required=True, help="Folder for the pictures.")
+def report(records: Path, output: Path) -> None:
+    """Draw what the bench command recorded: latency, one request across ranks, predicted against measured.
+
+    \b
+    Example:
+      python -m hepti_mpi report records.jsonl --output pictures
+    """
+    from hepti_mpi.reporting import plots
+
+    for path in plots.write_report(records, output):
+        click.echo(path)
 
 
 @main.command()
@@ -314,19 +358,19 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
         except RankError:
             refused[name] = ""
     with _progress("answering", repeat + benches.WARM_UP, root) as done:
-        samples = benches.measure(machine, store, plans, rows, repeat, done)
+        samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
     with job.together(world):
         if root:
             where = cluster or path.name.removesuffix(".profile.json")
-            records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples, decisions))
-            click.echo(comparison.comparison(samples, decisions, refused, machine.factors))
+            records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))
+            click.echo(comparison.comparison(samples, refused, machine.factors))
             if output is not None:
                 with open(output, "a") as file:
                     file.writelines(json.dumps(record) + "\n" for record in records)
             click.echo(json.dumps(records[-1]))
 
 
-def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path | None) -> None:
+def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path | None, wire_error: float) -> None:
     """Write and print the answers and the summary; the last line is the run's JSON document."""
     from hepti_mpi.models.heads import answers
     from hepti_mpi.reporting import outputs, records
@@ -343,8 +387,9 @@ def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path |
                 click.echo(records.answer_line(line))
     spent = records.divide_time(ready.program, plan.active, outcome.seconds)
     record = records.run_record(
-        spec.name, spec.family, plan, outcome.latencies, outcome.rows, len(requests) * repeat, ready.startup_seconds, outcome.facts, spent
-    )
+        spec.name, spec.family, plan, outcome.latencies, outcome.rows, len(requests) * repeat, ready.startup_seconds, outcome.facts, spent,
+        wire_error,
+    )  # fmt: skip
     click.echo("\n" + records.run_lines(record, ready.decision))
     click.echo(json.dumps(record))
 
@@ -377,7 +422,15 @@ def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Req
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
         strategy, layout, options["shares"], limits, options["weights_mode"],
+        ("float32", "float16") if options["tolerance"] else ("float32",),
     )  # fmt: skip
+
+
+def _batches(requests: Any, batch_rows: int, hidden: int, repeat: int) -> int:
+    """Return how many batches a job will answer."""
+    from hepti_mpi.runtime import job
+
+    return repeat * len(job.batches([request.rows for request in requests], batch_rows, hidden))
 
 
 def _method(options: dict[str, Any]) -> str:
@@ -389,9 +442,7 @@ def _method(options: dict[str, Any]) -> str:
     strategy = options["strategy"]
     if options["boost"] and strategy not in NAMES:
         raise PlanError(f"--boost is for the other systems' strategies: {', '.join(NAMES)}")
-    if strategy == "auto":
-        return "hepti-float16" if options["tolerance"] else "hepti"
-    return strategy + BOOST * options["boost"]
+    return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
 
 
 def _store_path(given: Path | None) -> Path:

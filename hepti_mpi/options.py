@@ -75,7 +75,7 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how a rank computes."""
     threads = "Threads per rank; left out: the host's cores divided among its ranks."
     for option in (
-        click.option("--emulate", type=Numbers(), help="Compute as many times slower, a factor per rank: see what unequal boards would do."),
+        click.option("--emulate", type=Numbers(), help="Compute as many times slower, a factor per rank: what would unequal boards do?"),
         click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
     ):
         command = option(command)

@@ -3,7 +3,8 @@
 Speed is a curve, not a number: a matrix product of few rows is bound by reading the weights, one of many rows by arithmetic.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ class ClusterProfile:
         write_document(path, self.to_json(), ProfileError)
 
 
+def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
+    """Return the profile of the same ranks when each takes `factors` times as long to compute."""
+
+    def slower(node: NodeProfile, by: float) -> NodeProfile:
+        return replace(
+            node, gemm_seconds_per_weight=tuple(by * seconds for seconds in node.gemm_seconds_per_weight),
+            attention_seconds_per_mac=by * node.attention_seconds_per_mac, element_seconds=by * node.element_seconds,
+            segment_seconds=by * node.segment_seconds,
+        )  # fmt: skip
+
+    return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
+
+
+def first_ranks(profile: ClusterProfile, count: int) -> ClusterProfile:
+    """Return the profile of a cluster of the first `count` ranks."""
+    latency, bandwidth = (tuple(row[:count] for row in rows[:count]) for rows in (profile.latency_seconds, profile.bytes_per_second))
+    return replace(profile, nodes=profile.nodes[:count], latency_seconds=latency, bytes_per_second=bandwidth)
+
+
 def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:
     """Say why a saved profile does not describe these (host, cores, threads), versions and shape, or None when it does."""
     if len(profile.nodes) != len(nodes):
@@ -101,9 +121,9 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
         if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
             raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
         cores, threads, memory = (int(_between(item[key], 1, 1 << 62)) for key in ("cores", "threads", "memory_bytes"))
-        rates = (_seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
+        attention, element, segment = (_seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
         head_start = _between(item["head_start_bytes"], 0, 1 << 40)
-        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, *rates, head_start))
+        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, attention, element, segment, head_start))
     links = {}
     if not nodes:
         raise ValueError("there are no nodes")

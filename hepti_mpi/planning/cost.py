@@ -286,6 +286,7 @@ class _Walk:
             blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
             self.exchanges[kind] = tuple(map(np.array, self.collective(sync, blocks)))
         seconds, data = self.exchanges[kind]
+        seconds = seconds + self.pricer.exchange * (data > 0)
         start = self.clock.max()
         self.wait += start - self.clock
         self.clock = np.full(len(self.ranks), start + float(seconds))

@@ -12,7 +12,7 @@ from hepti_mpi.planning.program import make_program
 from hepti_mpi.planning.refine import TILES, Candidate
 
 OURS = {
-    "hepti": {"strategy": "auto"},
+    "hepti": {"strategy": "auto"},  # and the wires that the request allows
     "hepti-float16": {"strategy": "auto", "wires": ("float32", "float16")},
     "tensor": {"strategy": "tensor"},
     "hybrid": {"strategy": "hybrid"},

@@ -75,6 +75,7 @@ class Decision:
     """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
 
     `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
+    `close`: plans that differ from the chosen one only in how rows are cut.
     """
 
     chosen: Candidate
@@ -82,6 +83,7 @@ class Decision:
     unfit: tuple[str, ...]
     notes: tuple[str, ...]
     with_rank: dict[int, float]
+    close: tuple[Candidate, ...] = ()
 
 
 def kind_of(plan: Plan) -> str:
@@ -109,6 +111,13 @@ def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: 
             return replace(decision, notes=(*decision.notes, note))
     mode = "packed" if request.mode == "auto" else request.mode
     return _Search(spec, source_hash, profile, replace(request, mode=mode)).decide()
+
+
+def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan) -> Candidate:
+    """Return the best plan with the layouts of `plan`, from there on, for a profile that is known better now."""
+    mode = "mapped" if "mapped" in plan.weights_mode else "packed"
+    search = _Search(spec, source_hash, profile, replace(request, mode=mode))
+    return search.refined(search.priced(plan))[0]
 
 
 class _Search:
@@ -156,14 +165,16 @@ class _Search:
         if not best:
             raise self.refusal()
         ranked = sorted(best.values(), key=_order)
-        ranked[:REFINED] = [self.refined(candidate) for candidate in ranked[:REFINED]]
+        refined = [self.refined(candidate) for candidate in ranked[:REFINED]]
+        ranked[:REFINED] = [found[0] for found in refined]
         ranked.sort(key=_order)
+        close = next((found[1:] for found in refined if found[0] is ranked[0]), [])
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout not in fits]
-        return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), (), with_rank)
+        return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), (), with_rank, tuple(close))
 
-    def refined(self, candidate: Candidate) -> Candidate:
+    def refined(self, candidate: Candidate) -> list[Candidate]:
         if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > MOST_REFINED:
-            return candidate
+            return [candidate]
         return Refinement(self.spec, lambda plan: self.priced(plan), self.fits).improve(candidate)
 
     def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:

@@ -39,17 +39,18 @@ class Refinement:
         self.spec, self.priced, self.fits = spec, priced, fits
         self.left = MOST_PRICES
 
-    def improve(self, candidate: Candidate) -> Candidate:
-        """Return the best plan that is reached from `candidate`."""
+    def improve(self, candidate: Candidate) -> list[Candidate]:
+        """Return the best plans that are reached from `candidate`, as it is cut into tiles and otherwise, the better one first."""
         best = self.climb(candidate)
+        found = [best]
         if candidate.plan.collectives == "own":
             tried = [self.priced(plan) for count in TILES for plan in dict.fromkeys(self.tilings(best.plan, count))]
-            tried.sort(key=lambda found: found.price.seconds)
-            tiled = next((found for found in tried if self.fits(found)), best)
+            tried.sort(key=lambda one: one.price.seconds)
+            tiled = next((one for one in tried if self.fits(one)), best)
             if tiled.price.seconds < best.price.seconds * WORTH_A_CLIMB:
                 self.left = MOST_PRICES
-                best = min(best, self.climb(tiled), key=lambda found: found.price.seconds)
-        return best
+                found.append(self.climb(tiled))
+        return sorted(found, key=lambda one: one.price.seconds)
 
     def climb(self, candidate: Candidate) -> Candidate:
         """Take the first move that helps, larger ones first, until none does."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.planning.planner import Decision, kind_of
+from hepti_mpi.planning.planner import kind_of
 from hepti_mpi.planning.program import Compute
 from hepti_mpi.reporting.records import milliseconds, size, table, time_by_batch
 from hepti_mpi.runtime.bench import UNDILATED, Samples
@@ -14,13 +14,14 @@ FORMAT, FORMAT_VERSION = "hepti-bench", 1
 
 
 def lines(
-    model: str, rows: int, cluster: str, factors: list[float], samples: Mapping[str, Samples], decisions: Mapping[str, Decision]
+    model: str, rows: int, cluster: str, factors: list[float], samples: Mapping[str, Samples]
 ) -> Iterator[dict[str, Any]]:
     """Yield the documents of one bench: per method its plan, its requests and one timeline; last the summary."""
     for name, sample in samples.items():
         if name == UNDILATED:
             continue
-        price, plan = decisions[name].chosen.price, sample.ready.plan
+        price, plan = sample.price, sample.ready.plan
+        assert price is not None
         predicted = {"compute_seconds": list(price.compute), "wire_seconds": price.wire, "wait_seconds": list(price.wait)}
         yield {"kind": "method", "method": name, "strategy": plan.strategy, "layout": kind_of(plan), "plan": plan.to_json(),
                "predicted_seconds": price.seconds, "predicted": predicted, "largest_difference": sample.error}  # fmt: skip
@@ -30,23 +31,21 @@ def lines(
             times = {"seconds": seconds, "compute_seconds": compute, "wire_seconds": wire, "wait_seconds": wait}
             yield {"kind": "request", "method": name, "number": number, **times}
         yield {"kind": "timeline", "method": name, "ranks": list(_timeline(sample, factors))}
-    yield summary(model, rows, cluster, samples, decisions)
+    yield summary(model, rows, cluster, samples)
 
 
-def summary(
-    model: str, rows: int, cluster: str, samples: Mapping[str, Samples], decisions: Mapping[str, Decision]
-) -> dict[str, Any]:  # fmt: skip
+def summary(model: str, rows: int, cluster: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
     """Return the last line of a bench."""
     methods = {
         name: {
             "median_seconds": float(np.median(sample.seconds)),
-            "predicted_seconds": decisions[name].chosen.price.seconds,
-            "wire_bytes": decisions[name].chosen.price.bytes,
+            "predicted_seconds": sample.price.seconds,
+            "wire_bytes": sample.price.bytes,
             "plan_hash": sample.ready.plan.hash,
             "samples_seconds": [float(f"{seconds:.6g}") for seconds in sample.seconds],
         }
         for name, sample in samples.items()
-        if name != UNDILATED
+        if sample.price is not None and name != UNDILATED
     }
     alone = float(np.median(samples[UNDILATED].seconds)) if UNDILATED in samples else None
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "rows": rows, "cluster": cluster}
@@ -72,13 +71,14 @@ def _timeline(sample: Samples, factors: list[float]) -> Iterator[dict[str, Any]]
         yield {"rank": rank, "host": fact["host"], "factor": factors[rank], "events": sorted(events, key=lambda event: event[2])}
 
 
-def comparison(samples: Mapping[str, Samples], decisions: Mapping[str, Decision], refused: Mapping[str, str], factors: list[float]) -> str:
+def comparison(samples: Mapping[str, Samples], refused: Mapping[str, str], factors: list[float]) -> str:
     """Return the table of a bench, soonest first."""
     names = sorted((name for name in samples if name != UNDILATED), key=lambda name: np.median(samples[name].seconds))
     reference = float(np.median(samples["hepti" if "hepti" in samples else names[0]].seconds))
     rows = []
     for name in names:
-        sample, price = samples[name], decisions[name].chosen.price
+        sample, price = samples[name], samples[name].price
+        assert price is not None
         median = float(np.median(sample.seconds))
         low, high = np.quantile(sample.seconds, (0.1, 0.9))
         error = f"{100 * (price.seconds / median - 1):+.1f} %"

@@ -5,7 +5,7 @@ ranks leave an exchange together, so the shortest time that any rank spent in it
 rank spent beyond that it waited.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,13 @@ def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) 
 
 def run_record(
     name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
-    facts: Sequence[dict[str, Any]], spent: Spent,
+    facts: Sequence[dict[str, Any]], spent: Spent, wire_error: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run, format hepti-run."""
     values = np.array(latencies)
     latency = {"median": np.median(values), "p90": np.quantile(values, 0.9), "min": values.min(), "max": values.max()}
     ranks = [
-        {"rank": rank, "host": fact["host"], "threads": fact["threads"]}
+        {"rank": rank, "host": fact["host"], "threads": fact["threads"], "emulated_factor": fact.get("emulated_factor")}
         | {"heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank]}
         | {f"{what}_seconds": _short(getattr(spent, what)[rank]) for what in ("compute", "wire", "wait")}
         | {"weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
@@ -75,8 +75,10 @@ def run_record(
         "rows": int(np.median(rows)),
         "latency_seconds": {key: _short(value) for key, value in latency.items()},
         "predicted_seconds": None if plan.predicted_seconds is None else _short(plan.predicted_seconds),
-        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "load")},
+        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "load", "settle")},
         "plan_hash": plan.hash,
+        "wire": plan.wire,
+        "wire_error": _short(wire_error),
         "ranks": ranks,
     }
 
@@ -193,5 +195,15 @@ def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
         f"{record['requests']} answers by {record['strategy']}; latency of a batch of {record['rows']} rows: "
         f"median {milliseconds(latency['median'])} ms, p90 {milliseconds(latency['p90'])}, min {milliseconds(latency['min'])}, "
         f"max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
+        *_remarks(record),
         "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items()),
     ])
+
+
+def _remarks(record: dict[str, Any]) -> Iterator[str]:
+    """Yield what a reader must know to read the numbers right."""
+    factors = [item["emulated_factor"] for item in record["ranks"]]
+    if any(factor is not None for factor in factors):
+        yield "emulated boards, times slower than this machine: " + ", ".join("-" if f is None else f"{f:g}" for f in factors)
+    if record["wire"] != "float32":
+        yield f"{record['wire']} on the wire: results differ from the exact ones by up to {record['wire_error']:.2g}"

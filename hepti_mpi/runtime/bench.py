@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.planning.cost import Price
+from hepti_mpi.planning.methods import OURS
 from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.runtime import job
 from hepti_mpi.runtime.graphs import Segments
 from hepti_mpi.runtime.job import Machine, Ready
+from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.store import Store
 
 UNDILATED = "undilated"  # the fastest rank alone, as fast as this machine is
@@ -24,9 +29,10 @@ WARM_UP = 2
 
 @dataclass
 class Samples:
-    """What one method did: `seconds` per request and, on rank 0, [ranks, requests, steps] of them and where each step began."""
+    """What one method did: `seconds` per request and, on rank 0, its `price` and [ranks, requests, steps] of seconds and beginnings."""
 
     ready: Ready
+    price: Price | None
     seconds: list[float] = field(default_factory=list)
     steps: list[np.ndarray] = field(default_factory=list)
     began: np.ndarray | None = None
@@ -37,19 +43,25 @@ class Samples:
 
 
 def measure(
-    machine: Machine, store: Store, plans: Mapping[str, Plan], rows: int, repeat: int, progress: Callable[[int], None]
+    machine: Machine, store: Store, profile: ClusterProfile, plans: Mapping[str, Plan], decisions: Mapping[str, Decision],
+    request: Request, repeat: int, progress: Callable[[int], None],
 ) -> dict[str, Samples]:  # fmt: skip
-    """Answer one request of `rows` rows by every plan, `repeat` times in turns. Collective.
+    """Answer one request by every plan, `repeat` times in turns; our own plans are settled on by trying. Collective.
 
     A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
     """
-    world, spec = machine.world, store.spec
+    world, spec, rows = machine.world, store.spec, request.rows
     segments = Segments(spec, store)
     embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
     all_samples: dict[str, Samples] = {}
     for name, plan in plans.items():
         pretending = replace(machine, dilation=Dilation(1.0)) if name == UNDILATED else machine
-        all_samples[name] = Samples(job.load(pretending, store, plan, None, {}, segments))
+        decision = decisions.get(name)
+        ready, price = job.load(pretending, store, plan, None, {}, segments), decision.chosen.price if decision else None
+        if name in OURS:
+            plan, price = settle(machine, spec, store.source_hash, segments, profile, request, decision)
+            ready = job.swap(ready, plan, segments)
+        all_samples[name] = Samples(ready, price)
     answers: dict[str, np.ndarray] = {}
     for turn in range(-WARM_UP, repeat):
         for place in range(len(all_samples)):  # nobody always comes after the same one

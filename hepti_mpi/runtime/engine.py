@@ -7,7 +7,7 @@ import heapq
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,7 @@ class _Geometry:
     rows: int
     places: Rows
     values: dict[str, np.ndarray]
-    bindings: dict[int, object] = field(default_factory=dict)
+    runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
     zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
     routes: dict[int, Route] = field(default_factory=dict)
     packings: dict[tuple[str, int | None], Packing] = field(default_factory=dict)  # the bindings point into them
@@ -164,9 +164,9 @@ class Engine:
     def _compute(self, place: int, at: _Geometry) -> None:
         for value in at.zeros[place]:
             value.fill(0)
-        binding = at.bindings[place]
-        if binding is not None:
-            self.dilation.run(lambda: self.segments[place].run(binding))
+        run = at.runs[place]
+        if run is not None:
+            self.dilation.run(run)
 
     def _depart(self, place: int, at: _Geometry) -> threading.Event | None:
         """Start an exchange; return what tells that it is done, or None when nothing travels."""
@@ -279,7 +279,7 @@ class Engine:
             value = at.values[programs.named(self.values, name, step.tile)]
             found[name] = value[rows] if name in self.values and step.tile is not None else value
         at.zeros[place] = [found[name] for name in segment.zeros]
-        at.bindings[place] = segment.bind(found) if rows.stop > rows.start else None
+        at.runs[place] = segment.bind(found, len(lengths) == 1) if rows.stop > rows.start else None
 
     def _view(self, number: int, rows: int, width: int, kind: type) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""

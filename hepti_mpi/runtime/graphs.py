@@ -6,6 +6,7 @@ ONNX nodes; does not know ranks, exchanges or where a value goes next.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.probe import Timers
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.program import HALF, Compute, Op
+from hepti_mpi.planning.program import HALF, WEIGHTLESS, Compute, Op
 from hepti_mpi.shards.slicing import Slice, Slicer
 from hepti_mpi.shards.store import Region, Store
 
@@ -58,29 +59,35 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One session: `inputs` and `outputs` in order; `zeros` are values this rank has no part in, which are to be filled with 0."""
+    """One session: `inputs` and `outputs` in order; `zeros` are values this rank has no part in, which are to be filled with 0.
+
+    `plain`: the same for a single request, whose rows need no rearranging; None where weights would be held twice.
+    """
 
     session: "onnxruntime.InferenceSession | None"
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     zeros: tuple[str, ...]
+    plain: "onnxruntime.InferenceSession | None" = None
 
-    def bind(self, values: Mapping[str, np.ndarray]) -> "onnxruntime.IOBinding | None":
-        """Tie inputs and outputs to arrays that stay where they are; None when there is nothing to run."""
+    def bind(self, values: Mapping[str, np.ndarray], lone: bool) -> Callable[[], None] | None:
+        """Return what runs the session on arrays that stay where they are; None when there is nothing to run.
+
+        `lone`: the rows are all of one request.
+        """
         if self.session is None:
             return None
-        binding = self.session.io_binding()
-        for name in self.inputs:
-            array = values[name]
-            binding.bind_input(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
-        for name in self.outputs:
-            array = values[name]
-            binding.bind_output(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
-        return binding
-
-    def run(self, binding: "onnxruntime.IOBinding") -> None:
-        assert self.session is not None
-        self.session.run_with_iobinding(binding)
+        session = self.plain if lone and self.plain is not None else self.session
+        binding = session.io_binding()
+        for names, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+            for name in names:
+                if session is self.plain and name in INDEXES:
+                    continue
+                array = values[name]
+                shape = (1, *array.shape) if session is self.plain else array.shape
+                bind(name, "cpu", 0, ELEMENT[array.dtype], shape, array.ctypes.data)
+        runner: Callable[[object], None] = session.run_with_iobinding
+        return partial(runner, binding)
 
 
 class _Graph:
@@ -122,8 +129,8 @@ class _Graph:
 class _Writer:
     """Writes the operations of one Compute as nodes, with the weights that the rank's slicer names."""
 
-    def __init__(self, spec: ModelSpec, store: Store, slicer: Slicer, distribution: str) -> None:
-        self.spec, self.store, self.slicer, self.distribution = spec, store, slicer, distribution
+    def __init__(self, spec: ModelSpec, store: Store, slicer: Slicer, distribution: str, plain: bool = False) -> None:
+        self.spec, self.store, self.slicer, self.distribution, self.plain = spec, store, slicer, distribution, plain
         self.graph = _Graph(spec)
         self.zeros: list[str] = []
 
@@ -156,6 +163,9 @@ class _Writer:
 
     def attention(self, q: str, k: str, v: str, heads: int, output: str) -> None:  # [r, w], [n, w], [n, w] -> [r, w]
         graph, width = self.graph, heads * self.spec.head_dim
+        if self.plain:  # [1, r, w] all along
+            graph.node("MultiHeadAttention", [q, k, v], [output], MICROSOFT, num_heads=heads)
+            return
         batch = [graph.node("Gather", [value, graph.index(index)]) for value, index in ((q, "q_index"), (k, "kv_index"), (v, "kv_index"))]
         inputs = [*batch, "", graph.index("kv_lengths")]
         mixed = graph.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=heads)  # [requests, q, w]
@@ -229,23 +239,31 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
     writer = _Writer(spec, store, slicer, compute.distribution)
     for op in compute.ops:
         writer.write(op)
-    graph = writer.graph
     outputs = tuple(name for name in compute.writes if name not in writer.zeros)
     zeros = tuple(name for name in compute.writes if name in writer.zeros)
     if not outputs:
         return Segment(None, (), (), zeros)
-    used = {name for node in graph.nodes for name in node.input}
+    used = {name for node in writer.graph.nodes for name in node.input}
+    inputs = tuple(name for name in compute.reads if name in used)
+    kinds = {op.kind for op in compute.ops}
+    plain = None
+    if kinds <= set(WEIGHTLESS) and kinds & {"mix", "mix_heads"}:
+        simple = _Writer(spec, store, slicer, compute.distribution, plain=True)
+        for op in compute.ops:
+            simple.write(op)
+        plain = _session(_proto(simple.graph, inputs, outputs, 3), store.path.parent, mode)
+    session = _session(_proto(writer.graph, inputs, outputs, 2), store.path.parent, mode)
+    return Segment(session, (*inputs, *writer.graph.indexes), outputs, zeros, plain)
 
+
+def _proto(graph: _Graph, inputs: Sequence[str], outputs: Sequence[str], dims: int) -> onnx.GraphProto:
     def value(name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT16 if name.startswith(HALF) else TensorProto.FLOAT, [None, None])
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT16 if name.startswith(HALF) else TensorProto.FLOAT, [None] * dims)
 
-    inputs = [name for name in compute.reads if name in used]
     ranks = {"q_index": [None, None], "kv_index": [None, None], "kv_lengths": [None], "unpad": [None]}
     infos = [value(name) for name in inputs]
     infos += [helper.make_tensor_value_info(name, INDEXES[name], ranks[name]) for name in graph.indexes]
-    proto = helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
-    session = _session(proto, store.path.parent, mode)
-    return Segment(session, (*inputs, *graph.indexes), outputs, zeros)
+    return helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
 
 
 def _session(graph: onnx.GraphProto, folder: Path, mode: str) -> onnxruntime.InferenceSession:

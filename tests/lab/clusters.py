@@ -1,0 +1,118 @@
+"""The clusters of clusters.toml: names of boards, speed factors, link rates.
+
+Knows the file and what a sound cluster is. Does not know how hosts are made.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import LabError
+
+FILE = Path(__file__).with_name("clusters.toml")
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")  # of a host or a cluster
+MOST_HOSTS = 250  # addresses of the lab's network
+NETWORK = "10.77.0"  # every lab has it to itself: its network namespaces hold nothing else
+
+
+@dataclass(frozen=True)
+class Host:
+    """A board: `factor` times slower than this machine, on a link of `mbit` Mbit/s both ways."""
+
+    name: str
+    factor: float
+    mbit: float
+    number: int  # from 1, in the order of the ranks
+
+    @property
+    def address(self) -> str:
+        return f"{NETWORK}.{self.number}"
+
+    @property
+    def mac(self) -> str:
+        return f"02:00:00:00:00:{self.number:02x}"  # a board that comes back has the one that the others remember
+
+    @property
+    def port(self) -> str:
+        """The name of the host's port on the switch."""
+        return f"port{self.number}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Boards on one switch, in the order of the ranks."""
+
+    name: str
+    hosts: tuple[Host, ...]
+
+    def __post_init__(self) -> None:
+        if not self.hosts or len(self.hosts) > MOST_HOSTS:
+            raise LabError(f"cluster {self.name} has {len(self.hosts)} hosts; a lab has 1 to {MOST_HOSTS}")
+        for name in (self.name, *(host.name for host in self.hosts)):
+            if not NAME.fullmatch(name):
+                raise LabError(f"cluster {self.name}: {name!r} is no name for a host; use up to 32 of a-z, 0-9 and -")
+        for host in self.hosts:
+            checked_factor(host.factor, host.name)
+            checked_rate(host.mbit, host.name)
+
+    def host(self, name: str) -> Host:
+        """Return the board called `name`. Raises LabError for any other name."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise LabError(f"no host {name} in {self.name}; it has: {', '.join(host.name for host in self.hosts)}")
+
+
+def checked_factor(factor: Any, host: str) -> float:
+    """Return `factor` when a board can be that many times slower. Raises LabError."""
+    return _checked(factor, 1, 1000, f"the factor of {host}")
+
+
+def checked_rate(mbit: Any, host: str) -> float:
+    """Return `mbit` when a link can have that rate. Raises LabError."""
+    return _checked(mbit, 0.1, 40_000, f"the rate of {host} in Mbit/s")
+
+
+def _checked(value: Any, least: float, most: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise LabError(f"{what} is {value}; it has to be a number from {least} to {most}")
+    return float(value)
+
+
+def cluster_named(name: str, file: Path = FILE) -> Cluster:
+    """Return the cluster called `name`. Raises LabError where the file has none."""
+    clusters = read_clusters(file)
+    if name not in clusters:
+        raise LabError(f"no cluster {name} in {file.name}; it has: {', '.join(clusters)}")
+    return clusters[name]
+
+
+def read_clusters(file: Path = FILE) -> dict[str, Cluster]:
+    """Read every cluster of the file. Raises LabError with the place of the first mistake."""
+    try:
+        import tomllib  # new in Python 3.11
+    except ImportError:
+        raise LabError(f"the lab needs Python 3.11 or newer to read {file.name}") from None
+    try:
+        tables = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise LabError(f"cannot read {file}: {problem}") from None
+    return {name: _cluster(name, table, file.name) for name, table in tables.items()}
+
+
+def _cluster(name: str, table: Any, file: str) -> Cluster:
+    place = f"{file}, cluster {name}"
+    if not isinstance(table, dict) or set(table) != {"factor", "mbit"}:
+        raise LabError(f"{place}: wants `mbit` and a table `factor`, and nothing else")
+    factors, rates = table["factor"], table["mbit"]
+    if not isinstance(factors, dict):
+        raise LabError(f"{place}: `factor` is not a table with one line a host")
+    if not isinstance(rates, dict):
+        rates = dict.fromkeys(factors, rates)
+    if set(rates) != set(factors):
+        raise LabError(f"{place}: `factor` and `mbit` name different hosts: {', '.join(sorted(set(rates) ^ set(factors)))}")
+    try:
+        return Cluster(name, tuple(Host(host, factors[host], rates[host], number) for number, host in enumerate(factors, 1)))
+    except LabError as problem:
+        raise LabError(f"{file}: {problem}") from None

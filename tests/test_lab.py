@@ -1,0 +1,277 @@
+"""The lab: the file of clusters, the settings of a job, and, where it can run, every cluster of the file for a moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lab import check, jobs, network, processes, state
+from lab.clusters import Cluster, Host, cluster_named, read_clusters
+from lab.errors import LabError
+from lab.lab import Lab, _covered
+
+tomllib = pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
+OBSTACLE = check.obstacle()
+needs_lab = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+CLUSTERS = read_clusters()
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+# The file of clusters
+
+
+@pytest.mark.parametrize(
+    "name, factors, rates",
+    [
+        ("even4", [4] * 4, [1000] * 4),
+        ("mixed4", [2.5, 3.5, 6, 9], [200] * 4),
+        ("skewed4", [2.5, 10, 10, 10], [100] * 4),
+        ("slowlink4", [3] * 4, [500, 500, 500, 50]),
+        ("pi8", [5, 5, 6, 6, 8, 8, 12, 12], [200] * 8),
+        ("wifi3", [3, 4, 6], [40] * 3),
+    ],
+)
+def test_the_clusters_of_the_file(name, factors, rates):
+    hosts = cluster_named(name).hosts
+    assert [host.factor for host in hosts] == factors
+    assert [host.mbit for host in hosts] == rates
+    assert min(factors) >= len(hosts) / 2  # made for two cores
+    assert len({host.address for host in hosts}) == len({host.port for host in hosts}) == len(hosts)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[a]\nmbit = 5\n", "clusters.toml, cluster a: wants `mbit` and a table `factor`"),
+        ("[a]\nmbit = 5\ncolour = 1\n[a.factor]\nx = 1\n", "and nothing else"),
+        ("[a]\nmbit = 5\nfactor = 2\n", "`factor` is not a table"),
+        ("[a]\nmbit = 5\n[a.factor]\n", "cluster a has 0 hosts"),
+        ("[a]\nmbit = 5\n[a.factor]\nx = 0.5\n", "the factor of x is 0.5; it has to be a number from 1 to 1000"),
+        ("[a]\nmbit = 5\n[a.factor]\nx = true\n", "the factor of x is True"),
+        ("[a]\nmbit = 5\n[a.factor]\nx = nan\n", "the factor of x is nan"),
+        ("[a]\nmbit = 0\n[a.factor]\nx = 1\n", "the rate of x in Mbit/s is 0"),
+        ("[a]\nmbit = 5\n[a.factor]\n'x y' = 1\n", "'x y' is no name for a host"),
+        ("[a.factor]\nx = 1\ny = 1\n[a.mbit]\nx = 1\nz = 1\n", "name different hosts: y, z"),
+        ("[a\n", "cannot read"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, said):
+    file = tmp_path / "clusters.toml"
+    file.write_text(text)
+    with pytest.raises(LabError) as caught:
+        read_clusters(file)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_cluster_or_host_is_told_the_known_ones(tmp_path):
+    with pytest.raises(LabError, match="no cluster mixd4 in clusters.toml; it has: even4, mixed4"):
+        cluster_named("mixd4")
+    with pytest.raises(LabError, match="no host pi9 in wifi3; it has: pi1, pi2, pi3"):
+        cluster_named("wifi3").host("pi9")
+    with pytest.raises(LabError, match="cannot read .*none.toml"):
+        read_clusters(tmp_path / "none.toml")
+
+
+# Settings
+
+
+def test_a_burst_is_a_part_of_the_links_time():
+    assert network.burst(200, None) == network.burst(40, None) == 128 * 1024
+    assert network.burst(200, 0.001) == 25_000
+    assert network.burst(40, 0.001) == network.LEAST_BURST_BYTES
+
+
+def test_ranks_get_the_settings_of_the_lab_of_the_caller_and_of_the_job(monkeypatch):
+    monkeypatch.setenv("HEPTI_WAIT", "sleep")
+    monkeypatch.setenv("OMPI_MCA_coll_han_priority", "0")
+    monkeypatch.setenv("UNRELATED", "1")
+    line = jobs.shell_line(["mpirun", "-hostfile", "f", "python"], {"HEPTI_THREADS": "2", "A": "b c"}, "/a folder")
+    assert line.startswith("cd '/a folder' && exec env ") and line.endswith(" -hostfile f python")
+    for setting in ("HEPTI_EMULATE_FILE=/run/hepti/emulate", "HEPTI_THREADS=2", "'A=b c'", "OMPI_MCA_coll_han_priority=0"):
+        assert f" {setting} " in line
+    assert all(f"-x {name} " in line for name in ("HEPTI_WAIT", "HEPTI_THREADS", "A", "PATH", "PYTHONPATH"))
+    assert "UNRELATED" not in line and "-x OMPI" not in line and "HEPTI_THREADS=1" not in line
+
+
+def test_a_job_may_use_some_hosts_and_several_ranks_on_each(monkeypatch):
+    monkeypatch.setattr(jobs, "mpirun", lambda: "mpirun")
+    assert jobs.job(["a"], "file") == ["mpirun", "-hostfile", "file", "a"]
+    some = jobs.job(["a"], "file", 2, ["pi1", "pi3"], ["--with-ft", "ulfm"])
+    assert some == ["mpirun", "-hostfile", "file", "--host", "pi1,pi3", "--map-by", "ppr:2:node:oversubscribe", "--with-ft", "ulfm", "a"]
+
+
+def test_folders_that_a_host_would_hide_are_shared(tmp_path):
+    assert _covered([Path("/usr"), Path("/tmp")]) == []
+    if Path("/tmp") in tmp_path.parents:
+        inner = tmp_path / "inner"
+        inner.mkdir()
+        assert _covered([inner, tmp_path, tmp_path]) == [str(tmp_path), str(inner)]
+    with pytest.raises(LabError, match="cannot share /tmp/no/such with the hosts: no such folder"):
+        _covered([Path("/tmp/no/such")])
+
+
+def test_crowded_cores_are_said(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert check.crowding(4, 2) is None
+    assert check.crowding(8, 2.5) == "8 ranks share 2 cores: factors below 4 do not hold, and the least is 2.5"
+
+
+def test_a_lab_without_its_starter_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "LABS", tmp_path / "labs")
+    assert state.names() == []
+    folder = state.create("a")
+    assert state.names() == ["a"] and state.is_alive(folder)
+    with pytest.raises(LabError, match="a is up already; take it down with: python -m tests.lab down a"):
+        state.create("a")
+    (folder / "starter").write_text(f"{os.getpid()} 1\n")  # the number was given to another process
+    assert not state.is_alive(folder)
+    state.create("a")
+    state.remove(folder)
+    assert state.names() == []
+
+
+# The lab itself
+
+REPORT = """
+import json, os, socket, sys, time
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+rank, last = comm.rank, comm.size - 1
+total = comm.allreduce(rank + 1)
+block = bytearray(2_000_000)
+comm.Barrier()
+start = time.perf_counter()
+if rank == 0:
+    comm.Send(block, last)
+    comm.Recv(bytearray(1), last)
+elif rank == last:
+    comm.Recv(block, 0)
+    comm.Send(bytearray(1), 0)
+seconds = time.perf_counter() - start
+open("/tmp/own", "x").close(), open("/dev/shm/own", "x").close()
+own = socket.gethostname(), float(open(os.environ["HEPTI_EMULATE_FILE"]).read()), len(os.sched_getaffinity(0)), os.environ["HEPTI_THREADS"]
+found = comm.gather(own)
+if rank == 0:
+    json.dump({"total": total, "seconds": seconds, "ranks": found}, sys.stdout)
+"""
+
+
+def printed(lab, argv, **options):
+    done = lab.mpirun(argv, timeout=40, stdout=subprocess.PIPE, **options)
+    assert done.returncode == 0
+    return done.stdout
+
+
+def assert_gone(folder, space):
+    """No folder, and no process of this machine in that network namespace: then the kernel has removed it and its links."""
+    deadline = time.monotonic() + 5
+    while folder.exists() or any(processes.namespace(int(n), "net") == space for n in os.listdir("/proc") if n.isdigit()):
+        assert time.monotonic() < deadline, f"{folder} or a process of it is left"
+        time.sleep(0.02)
+
+
+def lab_command(*words, **options):
+    return subprocess.run([sys.executable, "-m", "tests.lab", *words], cwd=CHECKOUT, text=True, capture_output=True, timeout=60, **options)
+
+
+@needs_lab
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_a_job_on_every_cluster(cluster):
+    with Lab(cluster) as lab:
+        space = processes.namespace(lab._switch, "net")
+        report = json.loads(printed(lab, [sys.executable, "-c", REPORT]))
+    hosts = lab.cluster.hosts
+    cores = len(os.sched_getaffinity(0))
+    assert report["ranks"] == [[host.name, host.factor, cores, "1"] for host in hosts]
+    assert report["total"] == len(hosts) * (len(hosts) + 1) // 2
+    link_seconds = 16 / min(hosts[0].mbit, hosts[-1].mbit)
+    assert 0.75 * link_seconds < report["seconds"] < 4 * link_seconds + 0.5
+    assert_gone(lab.folder, space)
+
+
+@needs_lab
+def test_what_can_happen_to_a_cluster(tmp_path):
+    def reaches(host):
+        return lab.ssh("pi1", ["ssh", "-o", "ConnectTimeout=1", host, "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+    loop = "import time\nfrom mpi4py import MPI\nwhile True: MPI.COMM_WORLD.barrier(); time.sleep(0.01)"
+    with Lab("wifi3", share=[tmp_path]) as lab:
+        assert lab.ssh("pi3", [f"hostname; cat {jobs.EMULATE_FILE}"], stdout=subprocess.PIPE).stdout == "pi3\n6\n"
+        assert lab.ssh("pi2", ["touch", str(tmp_path / "seen by all")]).returncode == 0 and (tmp_path / "seen by all").exists()
+        lab.set_factor("pi3", 7.25)
+        lab.set_rate("pi3", 10)
+        assert lab.factor("pi3") == 7.25
+        assert reaches("pi3")
+        lab.cut_link("pi3")
+        assert not reaches("pi3")
+        lab.restore_link("pi3")
+        assert reaches("pi3")
+        lab.kill_host("pi2", silent=True)
+        assert not lab.processes("pi2") and not reaches("pi2")
+        lab.start_host("pi2")
+        assert reaches("pi2")
+        job = lab.start([sys.executable, "-c", loop], hosts=["pi1", "pi2"], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while len(lab.ranks()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(lab.ranks()[1], signal.SIGKILL)
+        assert job.wait(20) == 128 + signal.SIGKILL
+        with pytest.raises(subprocess.TimeoutExpired):
+            lab.mpirun([sys.executable, "-c", loop], timeout=2)
+        assert [len(lab.processes(host)) for host in lab.hosts] == [1, 1, 1]  # their sshd
+
+
+@needs_lab
+def test_labs_do_not_collide():
+    board = Cluster("one", (Host("pi1", 3, 40, 1),))
+    with Lab(board) as first, Lab(board) as second:
+        first.set_factor("pi1", 9)
+        assert second.factor("pi1") == 3
+        assert first.ssh("pi1", ["touch", "/tmp/own"]).returncode == 0
+        assert second.ssh("pi1", ["test", "-e", "/tmp/own"]).returncode == 1
+        assert printed(first, ["hostname"]) == printed(second, ["hostname"]) == "pi1\n"
+
+
+@needs_lab
+def test_a_lab_that_stays():
+    name = f"test-{os.getpid()}"
+    try:
+        assert lab_command("up", "--name", name, "wifi3").stdout == f"{name} is up: pi1, pi2, pi3\n"
+        assert lab_command("up", "--name", name, "wifi3").stderr == (
+            f"error: {name} is up already; take it down with: python -m tests.lab down {name}\n"
+        )
+        space = processes.namespace(Lab.attach(name)._switch, "net")
+        assert lab_command("set", name, "pi2", "--factor", "5", "--mbit", "20").returncode == 0
+        assert f"lab {name}: pi1 3x, pi2 5x, pi3 6x\n" in lab_command("list").stdout
+        assert lab_command("shell", name, "pi2", "--", "hostname; exit 7").returncode == 7
+        wrong = lab_command("set", name, "pi2", "--factor", "0")
+        assert wrong.returncode == 2 and wrong.stderr.startswith("error: the factor of pi2 is 0.0")
+    finally:
+        down = lab_command("down", name)
+    assert down.returncode == 0
+    assert_gone(state.LABS / name, space)
+
+
+@needs_lab
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_leaves_nothing(number):
+    run = subprocess.Popen([sys.executable, "-m", "tests.lab", "run", "wifi3", "--", "--help"], cwd=CHECKOUT, stdout=subprocess.DEVNULL)
+    folder = state.LABS / f"wifi3-{run.pid}-1"
+    while run.poll() is None and not (folder / "lab.json").exists():
+        time.sleep(0.005)
+    space = processes.namespace(state.process(folder / "switch"), "net")
+    run.send_signal(number)
+    assert run.wait(10) == (143 if number == signal.SIGTERM else -number)
+    if number == signal.SIGKILL:
+        assert lab_command("down", "wifi3").returncode == 0
+    assert_gone(folder, space)
+
+
+@needs_lab
+def test_run_returns_the_exit_code_of_the_job():
+    done = lab_command("run", "wifi3", "--", "no-such-command")
+    assert done.returncode == 2 and "no-such-command" in done.stderr

@@ -1,0 +1,336 @@
+"""Pictures of made-up records. That they are readable was seen by eye (the pictures are kept where HEPTI_PICTURES says); here it
+is tested that all text is inside the picture and that no two texts overlap."""
+
+import doctest
+import importlib
+import json
+import os
+import random
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+
+from matplotlib.text import Text  # noqa: E402
+
+from hepti_mpi.errors import InputError  # noqa: E402
+from hepti_mpi.reporting import plots  # noqa: E402
+from hepti_mpi.reporting.benches import read_benches  # noqa: E402
+
+NAMES = ("hepti", "hepti-float16", "tensor", "hybrid", "sequence", "megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single",
+         "galaxy-boost", "a-method-of-a-very-long-name-with-$x_1$-boost")  # fmt: skip
+BOARDS = {
+    "wifi2": (("pi1", 3), ("pi2", 6)),
+    "mixed4": (("pi5-1", 2.5), ("pi4-1", 3.5), ("pi4-2", 6), ("nuc", 9)),
+    "pi8 of a cluster with a long name / and a slash": tuple((f"raspberrypi-in-rack-{rank}.example.org", 4 + rank) for rank in range(8)),
+}
+
+
+def plan(boards, active, layers):
+    rows = [8 if rank in active else 0 for rank in range(len(boards))]
+    return {
+        "hosts": [host for host, _ in boards], "layers": [["rows", "rows"]] * layers, "rows": rows,
+        "heads": [0] * len(boards), "columns": [0] * len(boards),
+    }  # fmt: skip
+
+
+def request(boards, active, layers, dice):
+    """Simulate a request: per layer two segments, each followed by an exchange that all leave together; returns events per rank."""
+    events = [[] for _ in boards]
+    now = 0.001
+    for _ in range(layers):
+        for body, share in (("attention", 0.4), ("mlp", 0.6)):
+            ends = {rank: now + share * 0.05 / len(active) * dice.uniform(0.8, 1.3) for rank in active}
+            after = max(ends.values()) + (0.006 if len(active) > 1 else 0)
+            for rank in active:
+                events[rank].append([body, "compute", round(now, 6), round(ends[rank], 6)])
+                if len(active) > 1:
+                    events[rank].append(["allgatherv", "wire", round(ends[rank] + 0.0001, 6), round(after, 6)])
+            now = after + 0.0002
+    return events
+
+
+def bench(cluster, names=NAMES, layers=24, requests=9, seed=1):
+    """The lines of one bench."""
+    dice, boards = random.Random(seed), BOARDS[cluster]
+    lines, summary = [], {}
+    for place, name in enumerate(names):
+        active = [0] if name == "single" else list(range(len(boards)))
+        slower = 1 + 0.11 * place
+        events = [[[b, k, s * slower, e * slower] for b, k, s, e in lane] for lane in request(boards, active, layers, dice)]
+        total = max(event[3] for lane in events for event in lane)
+        spent = {kind: [sum(e - b for _, k, b, e in lane if k == kind) for lane in events] for kind in ("compute", "wire")}
+        parts = {"compute_seconds": spent["compute"], "wire_seconds": [s * 0.6 for s in spent["wire"]],
+                 "wait_seconds": [s * 0.4 for s in spent["wire"]]}  # fmt: skip
+        samples = [total * dice.uniform(0.98, 1.05) for _ in range(requests)]
+        predicted = None if name == "ram" else total * dice.uniform(0.9, 1.12)
+        lines.append({"kind": "method", "method": name, "strategy": "sequence", "layout": "alltoall/rows",
+                      "plan": plan(boards, active, layers), "predicted_seconds": predicted})  # fmt: skip
+        lines += [{"kind": "request", "method": name, "number": n, "seconds": s, **parts} for n, s in enumerate(samples)]
+        lanes = [{"rank": r, "host": h, "factor": f, "events": e} for r, ((h, f), e) in enumerate(zip(boards, events))]
+        lines.append({"kind": "timeline", "method": name, "ranks": lanes})
+        summary[name] = {"median_seconds": sorted(samples)[requests // 2], "predicted_seconds": predicted, "wire_bytes": 1 << 20,
+                         "plan_hash": "0" * 16, "samples_seconds": samples}  # fmt: skip
+    end = {"format": "hepti-bench", "format_version": 1, "model": "bert-large", "rows": 128, "cluster": cluster,
+           "single_undilated_seconds": 0.9, "methods": summary}  # fmt: skip
+    return [*lines, end]
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Where pictures go: to be looked at, or nowhere."""
+    return Path(os.environ.get("HEPTI_PICTURES", tmp_path / "pictures"))
+
+
+@pytest.fixture(autouse=True)
+def readable(monkeypatch):
+    """Check every figure that is drawn: texts inside the page and apart from each other."""
+    drawn: dict[int, tuple] = {}  # what the last drawing showed: a text, its box
+    save, draw_figure, draw_text = plots.Figure.savefig, plots.Figure.draw, Text.draw
+
+    def anew(figure, renderer):
+        drawn.clear()
+        draw_figure(figure, renderer)
+
+    def noted(text, renderer, *args):
+        if text.get_visible() and text.get_text().strip():
+            drawn[id(text)] = (text, Text.get_window_extent(text, renderer))
+        draw_text(text, renderer, *args)
+
+    def checked(figure, *args, **options):
+        save(figure, *args, **options)
+        page = figure.bbox
+        assert drawn
+        for text, box in drawn.values():
+            assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, f"{text} is cut off"
+        for (text, box), (other, second) in combinations(drawn.values(), 2):
+            width, height = min(box.x1, second.x1) - max(box.x0, second.x0), min(box.y1, second.y1) - max(box.y0, second.y0)
+            assert width <= 1 or height <= 1, f"{text} overlaps {other}"
+
+    monkeypatch.setattr(plots.Figure, "draw", anew)
+    monkeypatch.setattr(Text, "draw", noted)
+    monkeypatch.setattr(plots.Figure, "savefig", checked)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(plots).failed == 0
+
+
+def test_a_report_of_several_benches(tmp_path, pictures):
+    """Three clusters in one file, and one of them twice."""
+    names = ("hepti", "single", "megatron")
+    lines = [line for cluster in BOARDS for line in bench(cluster, names)]
+    records = write(tmp_path / "records.jsonl", lines + bench("wifi2", names[:1], layers=2, requests=1, seed=3))
+    written = plots.write_report(records, pictures)
+    assert all(path.stat().st_size > 1000 for path in written)
+    assert len(set(written)) == len(written) == 3 * (1 + 2 * 3) + (1 + 2) + 1
+    found = {path.name for path in written}
+    assert {"predicted.png", "mixed4-bert-large-128-latency.png", "mixed4-bert-large-128-timeline-megatron.png"} <= found
+    assert {"wifi2-bert-large-128-trace-single.json", "wifi2-bert-large-128-latency-2.png"} <= found
+    if "HEPTI_PICTURES" not in os.environ:
+        assert sorted(pictures.iterdir()) == sorted(written), "nothing else is left behind"
+    assert written[0].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("cluster, count", [("wifi2", 1), ("mixed4", 14), (list(BOARDS)[2], 3)])
+def test_methods_of_one_bench(tmp_path, pictures, cluster, count):
+    written = plots.write_report(write(tmp_path / "records.jsonl", bench(cluster, NAMES[-count:])), pictures / f"{count}-methods")
+    assert len(written) == 2 + 2 * count
+    assert all("/" not in path.name and "$" not in path.name and " " not in path.name for path in written)
+
+
+def test_many_real_boards(tmp_path, pictures, monkeypatch):
+    """No factors; and one rank alone does everything at once, in which there is nothing to zoom into."""
+    monkeypatch.setitem(BOARDS, "rack", [(f"10.0.0.{rank}", None) for rank in range(64)])
+    lines = bench("rack", ("hepti", "single"), layers=6)
+    lines[-2]["ranks"] = [lane | {"events": [["all", "compute", 0.01, 1.7]] if lane["rank"] == 0 else []} for lane in lines[-2]["ranks"]]
+    records = write(tmp_path / "records.jsonl", lines)
+    assert [method.middle is None for method in read_benches(records)[0].methods.values()] == [False, True]
+    assert len(plots.write_report(records, pictures / "rack")) == 6
+
+
+def test_many_clusters(tmp_path, pictures, monkeypatch):
+    """As many points as the whole table of predictions has."""
+    names = [f"cluster{place}" for place in range(7)]
+    lines = []
+    for place, name in enumerate(names):
+        monkeypatch.setitem(BOARDS, name, BOARDS["mixed4"])
+        last = bench(name, NAMES[:12], layers=3, seed=place)[-1]
+        for method in last["methods"].values():
+            method["median_seconds"] *= 1.5**place
+            method["predicted_seconds"] = method["predicted_seconds"] and method["predicted_seconds"] * 1.5**place
+        lines.append(last)
+    assert len(plots.write_report(write(tmp_path / "records.jsonl", lines), pictures / "many")) == 8
+
+
+def test_the_last_line_alone_is_enough_for_latencies(tmp_path, pictures):
+    last = bench("mixed4")[-1]
+    del last["single_undilated_seconds"]
+    written = plots.write_report(write(tmp_path / "records.jsonl", [last]), pictures / "bare")
+    assert [path.name for path in written] == ["mixed4-bert-large-128-latency.png", "predicted.png"]
+
+
+def test_without_predictions_there_is_no_picture_of_them(tmp_path):
+    written = plots.write_report(write(tmp_path / "records.jsonl", bench("mixed4", ("ram",))), tmp_path / "out")
+    assert [path.name.split("-", 4)[-1] for path in written] == ["latency.png", "timeline-ram.png", "trace-ram.json"]
+
+
+def test_the_ideal_needs_every_factor(tmp_path):
+    lines = bench("mixed4", ("hepti",))
+    (found,) = read_benches(write(tmp_path / "a", lines))
+    assert found.ideal_seconds == pytest.approx(0.9 / (1 / 2.5 + 1 / 3.5 + 1 / 6 + 1 / 9))
+    lines[-2]["ranks"][2]["factor"] = None
+    assert read_benches(write(tmp_path / "b", lines))[0].ideal_seconds is None
+
+
+def test_parts_are_means_over_the_ranks_that_work(tmp_path):
+    lines = bench("mixed4", ("hepti",), requests=1)
+    lines[0]["plan"] |= {"rows": [0, 8, 0, 0], "heads": [0, 4, 2, 0]}
+    lines[1] |= {"compute_seconds": [9, 1, 2, 9], "wire_seconds": [9, 3, 4, 9], "wait_seconds": [9, 5, 7, 9]}
+    (found,) = read_benches(write(tmp_path / "records.jsonl", lines))
+    assert found.methods["hepti"].parts.tolist() == [[1.5, 3.5, 6]]
+
+
+def test_a_trace_opens_elsewhere(tmp_path):
+    """What the trace format asks for: complete events in microseconds, and a name for every thread."""
+    lines = bench("mixed4", ("hepti",))
+    plots.write_report(write(tmp_path / "records.jsonl", lines), tmp_path / "out")
+    events = json.loads((tmp_path / "out" / "mixed4-bert-large-128-trace-hepti.json").read_text())["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X"]
+    threads = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert threads[1] == "rank 0 on pi5-1, 2.5 x slower" and {event["tid"] for event in spans} == set(threads) == {1, 2, 3, 4}
+    body, kind, begin, end = lines[-2]["ranks"][1]["events"][5]
+    found = [event for event in spans if event["tid"] == 2][5]
+    assert (found["name"], found["cat"], found["ts"]) == (body, kind, pytest.approx(begin * 1e6, abs=1e-3))
+    assert found["dur"] == pytest.approx((end - begin) * 1e6, abs=1e-2)
+
+
+@pytest.mark.parametrize("most", [1, 8, 24, 1024])
+def test_scale(pictures, most):
+    pictures.mkdir(exist_ok=True, parents=True)
+    sizes = sorted({min(most, size) for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)})
+    chosen = [min(size, 40) for size in sizes]
+    seconds = [4.2 / used**0.7 + 0.1 for used in chosen]
+    plots.plot_scale(sizes, seconds, chosen, pictures / f"scale-{most}.png", "The best plan of bert-large on the first boards")
+
+
+@pytest.mark.parametrize("changes", [
+    [], [(0, "start"), (199, "rank 3 is back")], [(n, f"pi4-{n} is {n} x slower") for n in (40, 60, 62, 100, 170, 190)],
+])  # fmt: skip
+@pytest.mark.parametrize("methods", [1, 14])
+def test_requests(pictures, changes, methods):
+    pictures.mkdir(exist_ok=True, parents=True)
+    dice = random.Random(2)
+    series = {name: [0.5 + 0.05 * n + dice.uniform(0, 0.03) + 0.2 * (100 <= r < 110) for r in range(200)] for n, name in enumerate(NAMES)}
+    series = {name: series[name] for name in NAMES[:methods]}
+    plots.plot_requests(series, changes, pictures / f"requests-{methods}-{len(changes)}.png", "Latency while boards become slower")
+
+
+def changed(number, **what):
+    def mend(lines):
+        lines[number] |= what
+
+    return mend
+
+
+def without(number, name):
+    def mend(lines):
+        del lines[number][name]
+
+    return mend
+
+
+GOOD = bench("wifi2", ("hepti",), layers=1, requests=2)  # method, request, request, timeline, the last line
+EVENT = ["mlp", "compute", 0.5, 0.25]
+
+
+@pytest.mark.parametrize("mend, number, said", [
+    (without(0, "plan"), 1, "has no 'plan'"),
+    (without(0, "strategy"), 1, "has no 'strategy'"),
+    (changed(0, plan={"hosts": ["a", "b"]}), 1, "'plan', has no 'heads'"),
+    (changed(0, plan=3), 1, "has 3 for 'plan', which should be an object"),
+    (changed(1, method="voltage"), 2, 'about method "voltage", which is not among those'),
+    (without(1, "wire_seconds"), 2, "has no 'wire_seconds'"),
+    (changed(2, wait_seconds=[1]), 3, "has 1 values for 'wait_seconds' and its plan has 2 ranks"),
+    (changed(2, wait_seconds=[1, "x"]), 3, "has \"x\" for 'wait_seconds[1]', which should be a number"),
+    (changed(2, kind="reply"), 3, 'is of kind "reply", which is none of method, request, timeline and hepti-bench'),
+    (changed(2, kind=["method"]), 3, 'is of kind ["method"], which is none of'),
+    (without(2, "kind"), 3, "is of kind null, which is none of"),
+    (changed(2, kind="method", plan={}, strategy="", layout=""), 3, 'describes "hepti" once more'),
+    (changed(0, kind="request"), 1, 'is about "hepti", which no line of kind method describes'),
+    (changed(3, ranks=7), 4, "has 7 for 'ranks', which should be a list of objects"),
+    (changed(3, ranks=[{"rank": 0, "host": "a", "events": [EVENT]}]), 4, "'ranks[0]', event 0 ends at 0.25 before it begins at 0.5"),
+    (changed(3, ranks=[{"rank": 0, "host": "a", "events": [[1, 2]]}]), 4, "'ranks[0]', event 0 is [1, 2], which should be [body,"),
+    (changed(3, ranks=[{"rank": 0, "events": []}]), 4, "'ranks[0]', has no 'host'"),
+    (changed(4, format_version=2), 5, "has format version 2, this program reads 1"),
+    (changed(4, rows=True), 5, "has true for 'rows', which should be a number"),
+    (changed(4, rows=float("nan")), 5, "has NaN for 'rows', which should be a number of at least 0"),
+    (without(4, "cluster"), 5, "has no 'cluster'"),
+    (changed(4, methods={"hepti": {}}), 5, "'methods', 'hepti', has no 'median_seconds'"),
+    (changed(4, methods={"hepti": {"median_seconds": 0}}), 5, "has a median of 0 seconds"),
+    (lambda lines: lines.pop(), 4, "is the last, and no line of format hepti-bench follows it: that bench was cut short"),
+])  # fmt: skip
+def test_a_bad_record_is_one_sentence_that_names_the_line(tmp_path, mend, number, said):
+    lines = json.loads(json.dumps(GOOD))
+    mend(lines)
+    path = write(tmp_path / "records.jsonl", lines)
+    with pytest.raises(InputError) as caught:
+        plots.write_report(path, tmp_path / "out")
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{path} line {number}") and said in sentence and "\n" not in sentence
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "records.jsonl is empty; make records with: "),
+    (b"\n \n", "records.jsonl is empty; make records with: "),
+    (b'\n{"kind": "method", "me', "records.jsonl line 2 is cut off or not JSON; make records with: "),
+    (b"latency 3 ms\n", "records.jsonl line 1 is not JSON"),
+    (b"\xff\xfe{}\n", "records.jsonl line 1 is not JSON"),
+    (b"[" * 100_000, "records.jsonl line 1 is not JSON"),
+    (b"[1, 2]\n", "records.jsonl line 1 is JSON but no object"),
+    (json.dumps(GOOD[-1] | {"methods": {}}).encode(), "records.jsonl line 1 has no methods"),
+])  # fmt: skip
+def test_a_file_that_holds_no_records(tmp_path, content, said):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        plots.write_report(path, tmp_path / "out")
+    assert said in str(caught.value)
+
+
+def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, plots.__name__)
+    with pytest.raises(InputError, match="which is not installed; install it with: python -m pip install matplotlib"):
+        importlib.import_module(plots.__name__)
+
+
+def test_marks_and_labels_keep_apart():
+    """Labels that would meet are on different lines, and the mark below a label passes no other label."""
+    assert plots._levels([]) == []
+    assert plots._levels([(0, 1), (2, 1), (4, 1)]) == [0, 0, 0]
+    assert plots._levels([(0, 3), (2, 1), (4, 1)]) == [1, 0, 0]
+    assert plots._levels([(0, 9), (2, 3), (4, 1)]) == [2, 1, 0]
+    assert plots._levels([(0, 1), (0, 1)]) == [1, 0]
+
+
+def test_paths_that_cannot_be_used(tmp_path):
+    with pytest.raises(InputError, match="nowhere cannot be read: No such file"):
+        plots.write_report(tmp_path / "nowhere", tmp_path)
+    records = write(tmp_path / "records.jsonl", GOOD)
+    with pytest.raises(InputError, match="records.jsonl cannot be made: File exists"):
+        plots.write_report(records, records)
+    (tmp_path / "out" / "wifi2-bert-large-128-latency.png").mkdir(parents=True)
+    with pytest.raises(InputError, match="latency.png cannot be written: Is a directory"):
+        plots.write_report(records, tmp_path / "out")
+    with pytest.raises(InputError, match="a.png cannot be written: No such file"):
+        plots.plot_scale([1, 2], [2, 1], [1, 2], tmp_path / "nowhere" / "a.png", "")

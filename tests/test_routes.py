@@ -1,0 +1,173 @@
+"""Routes: the blocks that all ranks of a plan would send, moved by hand, against the one array that every value is a cut of."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
+
+from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
+from hepti_mpi.runtime.routes import TAGS, Route, Router, Rows
+
+OWN = [("reduce_scatter", "own", tiles) for tiles in TILES]
+SPEC, _ = model_of(MODELS[0])
+ROWS = 23
+
+
+class Recorded:
+    """In place of a transfer: what it was made of."""
+
+    def __init__(self, kind, tag, **parts):
+        self.kind, self.tag, self.parts = kind, tag, parts
+
+
+class FakeExchanges:
+    def __init__(self, rank):
+        self.rank = rank
+
+    def direct(self, sends, receives, tag):
+        return Recorded("direct", tag, sends=sends, receives=receives)
+
+    def ring_gather(self, blocks, members, tag):
+        return Recorded("gather", tag, blocks=blocks, members=members)
+
+    def ring_reduce(self, terms, result, members, tag):
+        return Recorded("reduce", tag, blocks=terms, result=result, members=members)
+
+
+def transfers(route):
+    """The transfers of a route, one or several together."""
+    return [] if route.transfer is None else getattr(route.transfer, "transfers", [route.transfer])
+
+
+def move(made):
+    """Do the transfers `made`, {rank: Recorded}, which belong together."""
+    (kind,) = {one.kind for one in made.values()}
+    assert len({one.tag for one in made.values()}) == 1
+    if kind == "direct":
+        for one in made.values():
+            assert {peer for peer, _ in (*one.parts["sends"], *one.parts["receives"])} <= set(made)
+        for sender, receiver in product(made, repeat=2):
+            sent = [block for peer, block in made[sender].parts["sends"] if peer == receiver]
+            wanted = [block for peer, block in made[receiver].parts["receives"] if peer == sender]
+            assert [(b.shape, b.dtype) for b in sent] == [(b.shape, b.dtype) for b in wanted]
+            assert sender != receiver or not sent, "a message to itself"
+            for block, target in zip(sent, wanted):
+                target[...] = block
+        return
+    first = made[min(made)].parts["blocks"]
+    for one in made.values():
+        assert tuple(one.parts["members"]) == tuple(made)
+        assert [block.shape for block in one.parts["blocks"]] == [block.shape for block in first]
+        assert all(block.flags.c_contiguous for block in one.parts["blocks"]), "it is cut as one run of numbers"
+    for place, rank in enumerate(made):
+        blocks = [one.parts["blocks"][place] for one in made.values()]
+        if kind == "reduce":
+            made[rank].parts["result"][...] = np.sum(blocks, axis=0)
+        else:
+            for block in blocks:
+                block[...] = blocks[place]
+
+
+class Job:
+    """The values of every rank of a plan as the engine keeps them, each in memory of its own."""
+
+    def __init__(self, plan, rows):
+        self.plan, self.rows, self.random = plan, Rows(plan, rows), np.random.default_rng(rows)
+        self.program = make_program(SPEC, plan)
+        self.values = distributions(self.program)
+
+    def cut(self, whole, name, rank):
+        """What a rank holds of the value `name`, which is `whole` [rows, hidden]."""
+        value, first = self.values[name], sum(self.plan.heads[:rank]) * SPEC.head_dim
+        rows = {"rows": lambda: self.rows.own(value.tile, rank), "full": lambda: self.rows.tile(value.tile), "root": lambda: slice(None)}
+        columns = slice(first, first + self.plan.heads[rank] * SPEC.head_dim) if value.columns == "heads" else slice(None)
+        return whole[rows[value.rows](), columns].copy()
+
+    def check(self, place, step):
+        """Route one exchange on every rank, move its blocks, and compare with where they come from. Returns the transfers."""
+        reads, writes = interface(self.values, step)
+        shape, ranks, active = (self.rows.tile(None).stop, SPEC.hidden), range(self.plan.ranks), self.plan.active
+        members = sorted({0, *active}) if step.kind in OUTER else active
+        held: list[dict[str, np.ndarray]] = [{} for _ in ranks]
+        wholes = []
+        for read, write in zip(reads, writes):
+            terms = self.random.integers(-99, 99, (len(active), *shape)).astype(np.float32)  # whole numbers: float16 holds them
+            wholes.append(terms.sum(axis=0) if step.kind == "reduce_scatter" else terms[0])
+            for number, rank in enumerate(active):
+                held[rank][read] = self.cut(terms[number if step.kind == "reduce_scatter" else 0], read, rank)
+                held[rank][write] = self.cut(np.full(shape, np.nan, np.float32), write, rank)
+            for name, content in ((EMBEDDED, terms[0]), (RESULT, np.full(shape, np.nan, np.float32))):
+                for rank in ranks:  # which only the root has
+                    held[rank].pop(name, None)
+                held[0][name] = content
+        routers = [Router(FakeExchanges(rank), SPEC, self.plan, self.rows, held[rank]) for rank in ranks]
+        routes = [router.route(step, reads, writes, place * TAGS) for router in routers]
+        for rank, route in enumerate(routes):
+            assert rank in members or route == Route()
+            route.begin()
+        made = [dict(zip(members, some)) for some in zip(*(transfers(routes[rank]) for rank in members), strict=True)]
+        tags = [some[members[0]].tag for some in made]
+        assert len(set(tags)) == len(tags) and all(place * TAGS <= tag < (place + 1) * TAGS for tag in tags)
+        for some in made:
+            move(some)
+        for route in routes:
+            route.end()
+        tile = self.rows.tile(step.tile)
+        for (write, whole), rank in product(zip(writes, wholes), (0,) if step.kind == "gatherv" else active):
+            expected = np.full(shape, np.nan, np.float32)  # what is of other tiles is left alone
+            expected[tile] = whole[tile]
+            np.testing.assert_array_equal(held[rank][write], self.cut(expected, write, rank), f"{step} on rank {rank}")
+        return made
+
+
+@pytest.mark.parametrize("mode", OWN, ids="-".join)
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+def test_every_exchange_brings_what_is_there(pair, mode):
+    """Values of all layouts, ranks without rows, heads or columns, small requests that leave tiles empty, and a short wire."""
+    for shares, rows in product(SHARES[:10], (ROWS, 7, 1)):
+        plan = plan_of(SPEC, (pair,) * SPEC.layers, shares, shares[::-1], shares, mode, ROWS)
+        for wire in ("float32", "float16"):
+            job = Job(replace(plan, wire=wire), rows)
+            for place, step in enumerate(job.program):
+                if isinstance(step, Sync):
+                    every = [one.parts for some in job.check(place, step) for one in some.values()]
+                    types = {block.dtype for parts in every for kind in ("sends", "receives") for _, block in parts.get(kind, ())}
+                    assert types <= {np.dtype("float32" if step.kind in OUTER else wire)}
+
+
+@pytest.mark.parametrize("rows, wire, expected", [
+    ((5, 5, 5), "float32", "direct"),
+    ((6, 5, 5), "float32", "direct"),  # 12 rows on the busiest link against 11: a ring gains too little
+    ((9, 3, 3), "float32", "ring"),  # 18 against 12
+    ((9, 3, 3), "float16", "direct"),  # a ring would round once per rank
+    ((9, 3), "float32", "direct"),
+    ((15, 0, 0), "float32", "ring"),
+])  # fmt: skip
+def test_uneven_blocks_go_round(rows, wire, expected):
+    pair = ("heads", "columns")
+    plan = replace(plan_of(SPEC, (pair,) * SPEC.layers, (1,) * len(rows), (1,) * len(rows), rows, OWN[0], sum(rows)), wire=wire)
+    job, seen = Job(plan, sum(rows)), set()
+    for place, step in enumerate(job.program):
+        if isinstance(step, Sync) and step.kind not in OUTER:
+            seen |= {(step.kind, one.kind) for some in job.check(place, step) for one in some.values()}
+    kinds = ("gather", "reduce") if expected == "ring" else ("direct", "direct")
+    assert seen == {("allgatherv", kinds[0]), ("reduce_scatter", kinds[1])}
+
+
+@pytest.mark.parametrize("rows", [ROWS, 7, 1])
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("tiles", TILES)
+def test_rows_lie_tile_after_tile_and_rank_after_rank(tiles, shares, rows):
+    plan = plan_of(SPEC, (PAIRS[0],) * SPEC.layers, shares, shares, shares, ("reduce_scatter", "own", tiles), ROWS)
+    places, numbers = Rows(plan, rows), np.arange(rows)
+    own = [[numbers[places.own(tile, rank)].tolist() for rank in range(plan.ranks)] for tile in range(len(places.counts))]
+    assert sum((part for tile in own for part in tile), []) == numbers.tolist() == numbers[places.tile(None)].tolist()
+    assert [sum(tile, []) for tile in own] == [numbers[places.tile(tile)].tolist() for tile in range(len(own))]
+    counts = tuple(tuple(map(len, tile)) for tile in own)
+    assert counts == places.counts
+    if len(plan.active) == 1:
+        assert counts == (tuple(rows * (rank in plan.active) for rank in range(plan.ranks)),)
+    else:
+        assert counts == plan.tile_counts(rows)
