@@ -15,7 +15,7 @@ import numpy as np
 from hepti_mpi.comm.ranks import Comm
 
 PIECE_BYTES = 60 << 10  # below the TCP transport's eager limit: sent at once, without the receiver's consent
-RING_BYTES = 32 << 10  # what a ring passes on at a time
+RING_BYTES = 16 << 10  # what a ring passes on at a time
 SLEEP_SECONDS = 20e-6
 PROGRESS_SECONDS = 500e-6
 

@@ -16,7 +16,7 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Sync, buffers, distributions, interface
 
 FLOAT = 4  # bytes
-RING_BYTES = 32 << 10  # of a piece that a ring passes on
+RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 CAST = 0.3  # of the time of a residual sum with LayerNorm
 FAIR = 16  # ranks up to which blocks of unequal size are told apart

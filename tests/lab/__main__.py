@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     cluster = cluster_named(options.cluster)
     _warn(cluster)
     with Lab(cluster, share=options.share, burst_seconds=_burst(options)) as lab:
-        return lab.mpirun([sys.executable, "-m", "hepti_mpi", *_rest(options.arguments)], stdin=None).returncode
+        program = [options.program] if options.program else ["-m", "hepti_mpi"]
+        return lab.mpirun([sys.executable, *program, *_rest(options.arguments)], stdin=None).returncode
 
 
 def down(options: argparse.Namespace) -> int:
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         verb("up", up, "bring a cluster up, until `down`"),
         verb("run", run, "bring a cluster up, run `mpirun ... python -m hepti_mpi ARGUMENTS` on it, take it down"),
     ]
+    starting[1].add_argument("--program", metavar="FILE", help="run this Python file instead of hepti_mpi")
     for command in starting:
         share = "a folder below /tmp, /run or /dev/shm that all hosts see; other folders they see anyway"
         command.add_argument("--share", metavar="FOLDER", action="append", default=[], help=share)
