@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-LAYOUT_NAMES = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
+DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
+LAYOUT_NAMES = (*DIVIDED, "local/rows")
 OURS = ("tensor", "hybrid", "sequence")
 BASELINES = ("megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

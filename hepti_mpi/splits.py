@@ -36,6 +36,18 @@ def split(total: int, shares: Sequence[float] | np.ndarray, granule: int = 1) ->
     return tuple(int(c) for c in counts)
 
 
+def cut(lengths: Sequence[int], shares: Sequence[float] | np.ndarray) -> tuple[int, ...]:
+    """Divide the rows of consecutive requests of `lengths` rows, none of them cut, as nearly in proportion to `shares` as that allows.
+
+    >>> cut((4, 4, 4, 4), (1, 3))
+    (4, 12)
+    """
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    wanted = np.cumsum(shares) / np.sum(shares) * ends[-1]
+    borders = ends[np.abs(ends[None, :] - wanted[:, None]).argmin(axis=1)]
+    return tuple(int(count) for count in np.diff(borders, prepend=0))
+
+
 def even(total: int, parts: int) -> tuple[int, ...]:
     """Divide `total` as evenly as integers allow, larger parts first.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
@@ -49,6 +50,8 @@ class Pricer:
     def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None = None) -> None:
         self.spec, self.profile, self.rows = spec, profile, rows
         self.attended = rows if attended is None else attended
+        requests = max(1, round(rows / self.attended))  # of equal length
+        self.lengths = splits.even(rows, requests)
         nodes = profile.nodes
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
@@ -123,7 +126,7 @@ class _Walk:
     def __init__(self, pricer: Pricer, program: Program, plan: Plan) -> None:
         self.pricer, self.program, self.plan = pricer, program, plan
         self.ranks = np.array(plan.active)
-        self.counts = np.array(plan.tile_counts(pricer.rows), dtype=np.int64)[:, self.ranks]
+        self.counts = np.array(plan.counts(pricer.lengths), dtype=np.int64)[:, self.ranks]
         if len(self.ranks) == 1:
             self.counts = np.array([[pricer.rows]])
         self.heads = np.array(plan.heads)[self.ranks] / max(1, pricer.spec.heads)

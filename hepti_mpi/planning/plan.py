@@ -90,6 +90,12 @@ class Plan:
         flat = splits.split(rows, [count for tile in tiles for count in tile])
         return tuple(flat[at : at + self.ranks] for at in range(0, len(flat), self.ranks))
 
+    def counts(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Divide a batch of requests of `lengths` rows, [tiles][ranks] counts; whole requests where attention is local."""
+        if any(attention == "local" for attention, _ in self.layers):
+            return (splits.cut(lengths, self.rows),)
+        return self.tile_counts(sum(lengths))
+
     def row_counts(self, rows: int) -> tuple[int, ...]:
         """Return the rows of each rank for a request of `rows` rows."""
         return tuple(map(sum, zip(*self.tile_counts(rows))))
@@ -178,6 +184,8 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
             raise PlanError(f"the plan has {what} {value!r}, expected {' or '.join(known)}")
     if plan.tiles and (any(len(tile) != ranks for tile in plan.tiles) or plan.row_counts(plan.planned_rows) != plan.rows):
         raise PlanError("the plan's tiles do not add up to its rows")
+    if "local" in used and (len(used) > 2 or len(plan.tiles) > 1):
+        raise PlanError("the plan keeps requests whole in some layers only, or cuts them into tiles")
     if plan.collectives == "mpi" and (len(plan.tiles) > 1 or plan.wire != "float32" or "alltoall" in used):
         raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")
     if plan.collectives == "own" and plan.reduction == "allreduce" and used & {"heads", "columns"}:

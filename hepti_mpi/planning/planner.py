@@ -24,7 +24,7 @@ from hepti_mpi.planning.refine import Candidate, Refinement
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
 LEANER = (  # most memory first
-    ("alltoall", "rows"), ("rows", "rows"), ("recompute", "rows"), ("heads", "rows"),
+    ("local", "rows"), ("alltoall", "rows"), ("rows", "rows"), ("recompute", "rows"), ("heads", "rows"),
     ("alltoall", "columns"), ("rows", "columns"), ("recompute", "columns"), ("heads", "columns"),
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
@@ -173,7 +173,8 @@ class _Search:
         return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), (), with_rank, tuple(close))
 
     def refined(self, candidate: Candidate) -> list[Candidate]:
-        if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > MOST_REFINED:
+        whole_requests = candidate.plan.layers[0][0] == "local"
+        if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > MOST_REFINED or whole_requests:
             return [candidate]
         return Refinement(self.spec, lambda plan: self.priced(plan), self.fits).improve(candidate)
 
@@ -189,7 +190,8 @@ class _Search:
         """Return the uniform layouts that the request allows, most memory first."""
         if self.request.layout is not None:
             return [self.request.layout]
-        return [pair for pair in LEANER if self.request.strategy in ("auto", Plan.strategy_of(pair))]
+        several = len(self.pricer.lengths) > 1  # requests, which may go to different ranks
+        return [pair for pair in LEANER if self.request.strategy in ("auto", Plan.strategy_of(pair)) and (several or pair[0] != "local")]
 
     def subsets(self) -> Iterator[tuple[int, ...]]:
         everyone = range(self.ranks)
@@ -219,7 +221,7 @@ class _Search:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
         uniform = self.layouts() if len(subset) > 1 else self.layouts()[-1:]  # on one rank all layouts are the same
         if len(subset) > MANY:
-            uniform = [layout for layout in uniform if layout in MIXED] or uniform
+            uniform = [layout for layout in uniform if layout in (LEANER[0], *MIXED)] or uniform
         for layout in uniform:
             yield (layout,) * self.spec.layers
         forced = self.request.strategy != "auto" or self.request.layout is not None
@@ -316,6 +318,8 @@ class _Search:
         if self.request.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
             return None
         rows = self.divide_rows(layers, members, can_rows)
+        if layers[0][0] == "local":
+            rows = np.array(splits.cut(self.pricer.lengths, rows))
         room = room - by_rows * (rows > 0)
         heads, columns = self.divide_weights(members, room, by_heads, by_columns)
         if heads is None or columns is None:

@@ -235,7 +235,7 @@ class Engine:
         return made
 
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
-        places = Rows(self.plan, rows)
+        places = Rows(self.plan, lengths)
         values: dict[str, np.ndarray] = {}
         for name, value in self.values.items():
             if value.rows == "root":
@@ -271,7 +271,8 @@ class Engine:
             rows = at.places.own(step.tile, self.rank)
         which = (step.distribution, step.tile)
         if which not in at.packings:
-            at.packings[which] = pack(lengths, rows.start, rows.stop)
+            whole = any(attention == "local" for attention, _ in self.plan.layers) and step.distribution == "rows"
+            at.packings[which] = pack(lengths, rows.start, rows.stop, first_key=rows.start if whole else 0)
         found: dict[str, np.ndarray] = dict(vars(at.packings[which]))
         for name in step.reads:
             found[name] = at.values[programs.named(self.values, name, step.tile)]

@@ -26,8 +26,11 @@ class Packing:
     unpad: np.ndarray
 
 
-def pack(lengths: Sequence[int], start: int, stop: int) -> Packing:
-    """Return the packing of rows [start, stop) of requests with `lengths` rows; only requests with a row in it take part."""
+def pack(lengths: Sequence[int], start: int, stop: int, first_key: int = 0) -> Packing:
+    """Return the packing of rows [start, stop) of requests with `lengths` rows; only requests with a row in it take part.
+
+    `first_key`: the row that the keys at hand begin with.
+    """
     parts = []  # (first own row, own rows, first row of the request, its length)
     for begin, length in zip(splits.starts(lengths), lengths):
         first, last = max(start, begin), min(stop, begin + length)
@@ -40,6 +43,6 @@ def pack(lengths: Sequence[int], start: int, stop: int) -> Packing:
     unpad = np.empty(stop - start, np.int64)
     for number, (first, own, begin, length) in enumerate(parts):
         q_index[number, :own] = np.arange(first, first + own)
-        kv_index[number, :length] = np.arange(begin, begin + length)
+        kv_index[number, :length] = np.arange(begin, begin + length) - first_key
         unpad[first : first + own] = number * q_width + np.arange(own)
     return Packing(q_index, kv_index, np.array([length for *_, length in parts], np.int32), unpad)

@@ -39,12 +39,12 @@ class Route:
 
 
 class Rows:
-    """Where the rows of a request lie: tile after tile, in each tile rank after rank."""
+    """Where the rows of a batch lie: tile after tile, in each tile rank after rank."""
 
-    def __init__(self, plan: Plan, rows: int) -> None:
-        self.counts = plan.tile_counts(rows)
+    def __init__(self, plan: Plan, lengths: Sequence[int]) -> None:
+        self.counts = plan.counts(lengths)
         if len(plan.active) == 1:  # its value is full, whatever the row shares say
-            self.counts = (tuple(rows * (rank in plan.active) for rank in range(plan.ranks)),)
+            self.counts = (tuple(sum(lengths) * (rank in plan.active) for rank in range(plan.ranks)),)
         flat = splits.starts([count for tile in self.counts for count in tile])
         self.starts = [flat[at : at + plan.ranks] for at in range(0, len(flat), plan.ranks)]
 

@@ -44,8 +44,8 @@ def settle(
     """
     world = machine.world
     documents = world.from_root([c.plan.to_json() for c in (decision.chosen, *decision.close)] if decision else None)
-    tried = [attempt(machine, spec, segments, plans.from_json(document), request.rows) for document in documents]
     pricer = Pricer(spec, profile, request.rows, request.attended)
+    tried = [attempt(machine, spec, segments, plans.from_json(document), pricer.lengths) for document in documents]
     for _ in range(ROUNDS):
         best = min(tried, key=lambda trial: trial.seconds)
         factors = learned(pricer, spec, best)
@@ -55,26 +55,26 @@ def settle(
         suggestion = plans.from_json(world.from_root(suggestion.to_json()))
         if any(trial.plan == suggestion for trial in tried):
             break
-        tried.append(attempt(machine, spec, segments, suggestion, request.rows))
+        tried.append(attempt(machine, spec, segments, suggestion, pricer.lengths))
     best = min(tried, key=lambda trial: trial.seconds)
     pricer = Pricer(spec, scaled(profile, learned(pricer, spec, best)), request.rows, request.attended)
     price = pricer.price(make_program(spec, best.plan), best.plan)
     return replace(best.plan, predicted_seconds=price.seconds), price
 
 
-def attempt(machine: Machine, spec: ModelSpec, segments: Segments, plan: Plan, rows: int) -> Trial:
-    """Answer a few requests by `plan`; all ranks return the same. Collective."""
+def attempt(machine: Machine, spec: ModelSpec, segments: Segments, plan: Plan, lengths: Sequence[int]) -> Trial:
+    """Answer a few batches of requests of `lengths` rows by `plan`; all ranks return the same. Collective."""
     world = machine.world
     program = make_program(spec, plan)
     engine = Engine(world, machine.exchanges, machine.dilation, spec, plan, program, segments)
-    embedded = np.zeros((rows, spec.hidden), np.float32) if world.rank == 0 else None
+    embedded = np.zeros((sum(lengths), spec.hidden), np.float32) if world.rank == 0 else None
     computing = [place for place, step in enumerate(program) if isinstance(step, Compute)]
     times, compute = [], []
     for turn in range(1 + REQUESTS):
         world.barrier()
         world.quick_barrier()
         begin = time.perf_counter()
-        engine.run((rows,), embedded)
+        engine.run(lengths, embedded)
         times.append(time.perf_counter() - begin)
         compute.append(float(engine.seconds[computing].sum()))
     facts = world.gather_all([float(np.median(times[1:])), float(np.median(compute[1:]))])

@@ -98,11 +98,26 @@ def test_every_strategy_and_share(machine, folder, case, layout, shares):
         compare(machine, store, plan, path, names=names)
 
 
+def test_whole_requests_on_a_rank(machine, folder):
+    """Rows are cut between requests only, so nothing travels but input and answers; more ranks than requests leave some idle."""
+    for case in ("bert", "vit"):
+        store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size
+        for shares in ("even", "uneven", "with nothing"):
+            layers = (("local", ROWS),) * store.spec.layers
+            plan = plan_of(store.spec, store.source_hash, layers, SHARES[shares](size), collectives="own", rows=23)
+            for path in sorted((GOLDEN / case).glob("expected*.npz")):
+                names = ("last_hidden_state", "logits")
+                compare(machine, store, plan, path, names=names)
+                compare(machine, store, plan, path, batch_rows=8, names=names)
+
+
 OWN = [(attention, mlp) for attention in (HEADS, ROWS, "alltoall", "recompute") for mlp in (COLUMNS, ROWS)]
 TILES = {  # per tile, the shares of the ranks in it
     "one tile": lambda n: (),
     "two tiles": lambda n: ((3,) + (1,) * (n - 1), (2,) * n),
-    "some in one tile only": lambda n: (tuple(1 + rank % 2 for rank in range(n)), tuple(rank % 2 for rank in range(n)), (0,) * (n - 1) + (2,)),
+    "some in one tile only": lambda n: (
+        tuple(1 + rank % 2 for rank in range(n)),
+        tuple(rank % 2 for rank in range(n)), (0,) * (n - 1) + (2,)),
 }
 
 
