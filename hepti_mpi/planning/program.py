@@ -191,12 +191,14 @@ class _Builder:
             (whole,) = self.sync("allgatherv", (self.y,), "y")
             self.compute(Op("project_q", layer, (self.y,), (q,)), "rows")
             self.compute(Op("project_kv", layer, (whole,), (k, v)), "full")
+        elif layout in ("rows", "alltoall"):  # Q is computed while K and V travel
+            self.compute(Op("project_kv", layer, (self.y,), (k, v)), at)
+            k, v = self.sync("allgatherv" if layout == "rows" else "to_heads", (k, v), "kv")
+            self.compute(Op("project_q", layer, (self.y,), (q,)), at)
+            if layout == "alltoall":
+                (q,) = self.sync("to_heads", (q,), "q")
         else:
             self.compute(Op("project_heads" if at == "full" else "project", layer, (self.y,), (q, k, v)), at)
-        if layout == "rows":
-            k, v = self.sync("allgatherv", (k, v), "kv")
-        elif layout == "alltoall":
-            q, k, v = self.sync("to_heads", (q, k, v), "qkv")
         if layout in ("rows", "recompute") or self.tiles > 1:
             self.fence()
         c, self.p = self.new("c"), self.new("p")
