@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 import pytest
+from lab.__main__ import _parser as lab_parser
+from lab.clusters import read_clusters
 
 from hepti_mpi import cli
 
@@ -15,11 +17,11 @@ PAGES = ["README.md", "weights/README.md", *sorted(f"jobs/{path.name}" for path 
 FOREIGN = {"--mca", "--prefix", "--exclude", "--nodes"}  # options of mpirun, rsync and sbatch in README.md
 
 
-def commands_in(text: str) -> list[list[str]]:
+def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
     """Return the words after `python -m hepti_mpi` of every command, up to the end of its line, code span or pipeline."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
-        for match in re.finditer(r'python"? -m hepti_mpi ([^`]*)', line):
+        for match in re.finditer(rf'python"? -m {re.escape(module)} ([^`]*)', line):
             lexer = shlex.shlex(match[1], posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
             words = []
@@ -56,11 +58,38 @@ def test_commands_are_found():
     with pytest.raises(click.ClickException):
         parse(["run", "--wieghts", "x.h5"])
     with pytest.raises(click.ClickException):
-        parse(["bench"])
+        parse(["bnech"])
+
+
+def lab_options() -> set[str]:
+    """Return the options of all commands of the lab."""
+    verbs = next(action.choices for action in lab_parser()._actions if action.choices)
+    return {name for verb in verbs.values() for name in verb._option_string_actions if name.startswith("--")} - {"--help"}
+
+
+def test_commands_of_the_lab_parse():
+    found = commands_in(README, "tests.lab")
+    assert ["check"] in found
+    for words in found:
+        try:
+            options = lab_parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"python -m tests.lab {' '.join(words)}")
+        if words[0] == "run" and options.program is None:
+            parse(words[words.index("--") + 1 :])
+
+
+def test_clusters_of_the_lab():
+    pytest.importorskip("tomllib", reason="new in Python 3.11")
+    for cluster in read_clusters().values():
+        factors, rates = ([f"{getattr(host, what):g}" for host in cluster.hosts] for what in ("factor", "mbit"))
+        shown = rates[0] if len(set(rates)) == 1 else ", ".join(rates)
+        assert f"| `{cluster.name}` | {', '.join(factors)} | {shown} |" in README
 
 
 def test_options_are_those_of_the_program():
     known = {name for verb in cli.main.commands.values() for option in verb.params for name in option.opts if name.startswith("--")}
+    known |= lab_options()
     assert not known - set(re.findall(r"--[a-z][a-z-]*", README)), "options that README.md does not mention"
     code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", README, re.DOTALL))
     assert not set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", code)) - known - FOREIGN, "options that do not exist"
@@ -89,13 +118,15 @@ def test_the_tree_is_complete():
     listed = {path.rstrip("/") for path in tree_paths()}
     modules = [path for path in (ROOT / "hepti_mpi").rglob("*.py") if path.name != "__init__.py"]
     expected = {str(path.relative_to(ROOT)) for module in modules for path in (module, module.parent)}
-    expected |= {f"{folder}/{path.name}" for folder in ("jobs", "hostfiles") for path in (ROOT / folder).iterdir() if _is_kept(path)}
+    folders = ("jobs", "hostfiles", "tests/lab")
+    expected |= {f"{folder}/{path.name}" for folder in folders for path in (ROOT / folder).iterdir() if _is_kept(path)}
     assert not expected - listed
 
 
 def _is_kept(path: Path) -> bool:
-    """Say whether a file belongs to the checkout; jobs leave hostfiles and measurements of their own."""
-    return path.is_file() and not path.name.startswith(("slurm-", "pbs-", ".")) and not path.name.endswith((".profile.json", ".part"))
+    """Say whether a file belongs into the tree; jobs leave hostfiles and measurements of their own."""
+    made = path.name.startswith(("slurm-", "pbs-", ".")) or path.name.endswith((".profile.json", ".part"))
+    return path.is_file() and not made and path.name != "__init__.py"
 
 
 def test_links_and_paths_lead_somewhere():

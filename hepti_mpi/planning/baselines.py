@@ -95,7 +95,7 @@ class Case:
         """Return, per rank, the bytes of the weights that it computes with and of its values."""
         heads, columns = np.array(plan.heads) / self.spec.heads, np.array(plan.columns) / self.spec.ffn
         part = heads
-        if plan.layers[0] == SEQUENCE:
+        if plan.layers[0] in (SEQUENCE, ("recompute", "rows")):
             part = np.array(plan.rows) / self.rows
             heads = columns = np.ceil(part)
         need = self.attention_bytes * heads + self.mlp_bytes * columns + self.norm_bytes + self.activations(plan, part)
@@ -125,11 +125,14 @@ def megatron(case: Case) -> Plan:
 
 
 def voltage(case: Case) -> Plan:
-    """Divide rows evenly, one gather a layer.
+    """Divide rows evenly, one gather a layer: of K and V, or of the block's input with K and V of all rows computed by every rank,
+    whichever is priced lower here.
 
     Source: Hu and Li, "When the Edge Meets Transformers: Distributed Inference with Transformer Models", ICDCS 2024.
     """
-    return case.sequence(splits.even(case.rows, case.ranks))
+    plan = case.sequence(splits.even(case.rows, case.ranks))
+    ways = plan, replace(plan, layers=(("recompute", "rows"),) * case.spec.layers)
+    return min(ways, key=lambda way: case.pricer.price(make_program(case.spec, way), way).seconds)
 
 
 def galaxy(case: Case) -> Plan:

@@ -84,8 +84,11 @@ class Pricer:
     def crowding(self, active: tuple[int, ...]) -> np.ndarray:
         """Return, per rank, how many times longer it computes when `active` ranks do: a host with fewer cores than threads shares them.
 
-        The profile has the time that the cores worked, not the time that a rank waited for one.
+        The profile has the time that the cores worked, not the time that a rank waited for one. Emulated boards sleep so much that
+        they do not.
         """
+        if "emulation" in self.profile.versions:
+            return np.ones(len(self.profile.nodes))
         wanted: dict[str, int] = {}
         for rank in active:
             node = self.profile.nodes[rank]

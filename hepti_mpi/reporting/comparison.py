@@ -68,7 +68,8 @@ def _timeline(sample: Samples, factors: list[float]) -> Iterator[dict[str, Any]]
                 label = "+".join(op.kind for op in step.ops) if isinstance(step, Compute) else step.kind
                 what = "compute" if isinstance(step, Compute) else "wire"
                 events.append([label, what, float(f"{begin:.6g}"), float(f"{begin + seconds:.6g}")])
-        yield {"rank": rank, "host": fact["host"], "factor": factors[rank], "events": sorted(events, key=lambda event: event[2])}
+        factor = factors[rank] if max(factors) > 1 else None
+        yield {"rank": rank, "host": fact["host"], "factor": factor, "events": sorted(events, key=lambda event: event[2])}
 
 
 def comparison(samples: Mapping[str, Samples], refused: Mapping[str, str], factors: list[float]) -> str:
@@ -91,7 +92,9 @@ def comparison(samples: Mapping[str, Samples], refused: Mapping[str, str], facto
     text += [f"{name}: {why}" for name, why in refused.items()]
     if UNDILATED in samples:
         alone = float(np.median(samples[UNDILATED].seconds))
+        text.append(f"one rank at full speed: {milliseconds(alone)} ms")
+    if UNDILATED in samples and max(factors) > 1:
         ideal = alone / sum(1 / factor for factor in factors)
-        text.append(f"one rank at full speed: {milliseconds(alone)} ms; perfect division over all ranks: {milliseconds(ideal)} ms")
+        text.append(f"perfect division over all emulated boards: {milliseconds(ideal)} ms")
         text += [f"ideal / {name}: {ideal / float(np.median(samples[name].seconds)):.3f}" for name in names[:2]]
     return "\n".join(text)
