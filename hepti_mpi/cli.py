@@ -233,7 +233,7 @@ def run(
     from hepti_mpi.runtime.graphs import Segments
     from hepti_mpi.runtime.settle import settle
 
-    narrowing = [name for name in ("strategy", "layout", "shares", "memory_limit", "weights_mode") if options[name] not in (None, "auto")]
+    narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
@@ -325,16 +325,16 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
     from hepti_mpi.errors import CapacityError, PlanError
-    from hepti_mpi.planning.methods import BOOST, NAMES
+    from hepti_mpi.planning.methods import BOOST, NAMES, OURS
     from hepti_mpi.planning.planner import Request
-    from hepti_mpi.reporting import comparison
+    from hepti_mpi.reporting import comparison, outputs
     from hepti_mpi.runtime import bench as benches
     from hepti_mpi.runtime import job
 
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
-        if name.removesuffix(BOOST) not in NAMES:
-            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}")
+        if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
+            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
     machine = job.start(threads, emulate)
     world, root = machine.world, machine.world.rank == 0
     store = job.open_store(machine, _agreed_store_path(machine, weights))
@@ -347,6 +347,8 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     with job.together(world):
         if limits is not None and len(limits) != world.size:
             raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
+        if output is not None and root:
+            outputs.check_path(output)
     for name in [*names, benches.UNDILATED]:
         try:
             request = Request(rows, limits=None if name == benches.UNDILATED else limits, mode="packed")
@@ -357,6 +359,9 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             refused[name] = str(error)
         except RankError:
             refused[name] = ""
+    with job.together(world):
+        if not any(name in plans for name in names):
+            raise CapacityError(refused[names[0]])
     with _progress("answering", repeat + benches.WARM_UP, root) as done:
         samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
     with job.together(world):
@@ -440,6 +445,8 @@ def _method(options: dict[str, Any]) -> str:
     from hepti_mpi.planning.methods import BOOST
 
     strategy = options["strategy"]
+    if options["tolerance"] and strategy in NAMES:
+        raise PlanError(f"--tolerance is for our own strategies: {strategy} sends float32")
     if options["boost"] and strategy not in NAMES:
         raise PlanError(f"--boost is for the other systems' strategies: {', '.join(NAMES)}")
     return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]

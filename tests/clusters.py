@@ -22,4 +22,4 @@ def cluster(speeds, mbit=1000.0, latency=1e-4, memory=8 * GIB, hosts=None):
     memories = memory if isinstance(memory, (list, tuple)) else [memory] * ranks
     hosts = hosts or [f"pi{rank}" for rank in range(ranks)]
     nodes = tuple(node(speed, size, host) for speed, size, host in zip(speeds, memories, hosts))
-    return ClusterProfile(nodes, square(ranks, latency), square(ranks, mbit * 125_000), {"onnxruntime": "1.2.3"}, (56, 101))
+    return ClusterProfile(nodes, square(ranks, latency), square(ranks, mbit * 125_000), {"onnxruntime": "1.2.3"}, (56, 101), latency)

@@ -48,3 +48,12 @@ def test_types_are_those_of_the_graphs():
     assert [a.dtype.name for a in (part.q_index, part.kv_index, part.kv_lengths, part.unpad)] == ["int64", "int64", "int32", "int64"]
     assert part.q_index.shape == (3, 4) and part.kv_index.shape == (3, 7)
     assert part.q_index[2].tolist() == [3, 4, 5, 6] and part.q_index[1].tolist() == [2, 0, 0, 0]
+
+
+def test_keys_of_whole_requests_are_counted_from_the_first_at_hand():
+    """A rank that has the second and the third request alone: rows 4 to 12 of 12."""
+    part, alone = pack((4, 1, 7), 4, 12, first_key=4), pack((1, 7), 0, 8)
+    for name in ("q_index", "kv_lengths", "unpad"):
+        assert getattr(part, name).tolist() == getattr(alone, name).tolist()
+    for row, own, length in zip(part.kv_index, alone.kv_index, alone.kv_lengths):
+        assert row[:length].tolist() == own[:length].tolist()

@@ -9,8 +9,10 @@ from hepti_mpi.planning.plan import Plan, check, granules_fit, load
 
 SPEC = replace(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
 TENSOR, SEQUENCE, LEFT, RIGHT = ("heads", "columns"), ("rows", "rows"), ("heads", "rows"), ("rows", "columns")
+ALLTOALL, RECOMPUTE, LOCAL = ("alltoall", "rows"), ("recompute", "rows"), ("local", "rows")
 PLAN = Plan("tiny-bert", "hash", (TENSOR,) * 3, (4, 0, 3), (64, 67, 0), (5, 0, 4), ("a", "b", "c"), ("packed", "mapped", "packed"),
             predicted_seconds=0.25)  # fmt: skip
+TILED = replace(PLAN, reduction="reduce_scatter", collectives="own", wire="float16", tiles=((3, 0, 1), (2, 0, 3)))
 
 
 def test_properties():
@@ -27,7 +29,8 @@ def test_properties():
 
 @pytest.mark.parametrize("layers, expected", [
     ((TENSOR,) * 3, "tensor"), ((SEQUENCE,) * 3, "sequence"), ((LEFT,) * 3, "hybrid"), ((RIGHT,) * 3, "hybrid"),
-    ((LEFT, RIGHT, LEFT), "hybrid"), ((SEQUENCE, SEQUENCE, TENSOR), "mix"),
+    ((LEFT, RIGHT, LEFT), "hybrid"), ((SEQUENCE, SEQUENCE, TENSOR), "mix"), ((ALLTOALL, SEQUENCE, RECOMPUTE), "sequence"),
+    ((("alltoall", "columns"),) * 3, "hybrid"), ((TENSOR, ALLTOALL, TENSOR), "mix"),
 ])  # fmt: skip
 def test_strategy(layers, expected):
     assert replace(PLAN, layers=layers).strategy == expected
@@ -36,25 +39,47 @@ def test_strategy(layers, expected):
 @pytest.mark.parametrize("rows, expected", [(9, (5, 0, 4)), (18, (10, 0, 8)), (1, (1, 0, 0)), (7, (4, 0, 3)), (0, (0, 0, 0))])
 def test_row_counts(rows, expected):
     assert PLAN.row_counts(rows) == expected
+    assert PLAN.tile_counts(rows) == (expected,)
+
+
+@pytest.mark.parametrize("rows, expected", [
+    (9, ((3, 0, 1), (2, 0, 3))),
+    (18, ((6, 0, 2), (4, 0, 6))),
+    (10, ((4, 0, 1), (2, 0, 3))),  # 3.33, 1.11, 2.22 and 3.33: the row that is left goes to the first of the largest remainders
+    (1, ((1, 0, 0), (0, 0, 0))),  # a tile may be empty
+    (0, ((0, 0, 0), (0, 0, 0))),
+])  # fmt: skip
+def test_tile_counts(rows, expected):
+    assert TILED.tile_counts(rows) == TILED.counts((rows,)) == TILED.counts((1,) * rows) == expected
+    assert TILED.row_counts(rows) == tuple(map(sum, zip(*expected)))
+
+
+@pytest.mark.parametrize("lengths, expected", [
+    ((9,), (9, 0, 0)), ((4, 5), (4, 0, 5)), ((5, 4), (5, 0, 4)), ((2, 2, 2, 2), (4, 0, 4)), ((1,), (1, 0, 0)),
+])  # fmt: skip
+def test_whole_requests(lengths, expected):
+    assert replace(PLAN, layers=(LOCAL,) * 3).counts(lengths) == (expected,)
 
 
 @pytest.mark.parametrize("change", [
     {"model": "other"}, {"source_hash": "other"}, {"layers": (TENSOR, TENSOR, SEQUENCE)}, {"heads": (3, 1, 3)}, {"columns": (66, 65, 0)},
     {"rows": (4, 1, 4)}, {"hosts": ("a", "b", "d")}, {"weights_mode": ("packed",) * 3}, {"reduction": "reduce_scatter"},
+    {"collectives": "own"}, {"wire": "float16"}, {"tiles": ((5, 0, 4),)}, {"tiles": ((5, 0, 0), (0, 0, 4))},
 ])  # fmt: skip
 def test_the_hash_is_of_all_that_is_done(change):
     assert replace(PLAN, **change).hash != PLAN.hash
     assert replace(PLAN, predicted_seconds=7.0).hash == PLAN.hash == replace(PLAN).hash
 
 
-def test_a_saved_plan_is_the_same(tmp_path):
+@pytest.mark.parametrize("plan", [PLAN, TILED])
+def test_a_saved_plan_is_the_same(tmp_path, plan):
     path = tmp_path / "plan.json"
-    PLAN.save(path)
+    plan.save(path)
     loaded = load(path)
-    assert loaded == PLAN and loaded.predicted_seconds == 0.25 and loaded.hash == PLAN.hash
+    assert loaded == plan and loaded.predicted_seconds == 0.25 and loaded.hash == plan.hash
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     data = json.loads(path.read_text())
-    assert (data["format"], data["format_version"], data["strategy"], data["hash"]) == ("hepti-plan", 1, "tensor", PLAN.hash)
+    assert (data["format"], data["format_version"], data["strategy"], data["hash"]) == ("hepti-plan", 1, "tensor", plan.hash)
 
 
 def test_a_plan_that_cannot_be_saved(tmp_path):
@@ -86,7 +111,12 @@ DAMAGED = [
     (edited(heads=None), "damaged"),
     (edited(layers=[["heads"]]), "damaged"),
     (edited(layers=7), "damaged"),
-    (json.dumps({key: value for key, value in PLAN.to_json().items() if key != "columns"}), "damaged"),
+    (edited(tiles=[[5, 0, 4.0]]), "damaged"),
+    (edited(tiles=[5, 0, 4]), "damaged"),
+    (edited(tiles=[[5, 0, 4]]), "does not match its own hash"),
+    (edited(wire="float16"), "does not match its own hash"),
+    *((json.dumps({key: value for key, value in PLAN.to_json().items() if key != missing}), "damaged")
+      for missing in ("columns", "collectives", "wire", "tiles")),
     (edited(predicted_seconds="soon"), "damaged"),
     (edited(predicted_seconds=float("inf")), "damaged"),
 ]
@@ -113,6 +143,13 @@ def test_check_accepts():
     check(replace(PLAN, columns=(130, 1, 0)), SPEC, "hash", 3)  # an empty part may begin anywhere
     check(replace(PLAN, layers=(SEQUENCE,) * 3, heads=(0,) * 3, columns=(0,) * 3), SPEC, "hash", 3)
     check(replace(PLAN, layers=(SEQUENCE, LEFT, SEQUENCE), columns=(0,) * 3, reduction="reduce_scatter"), SPEC, "hash", 3)
+    check(replace(PLAN, tiles=(PLAN.rows,)), SPEC, "hash", 3)  # one tile is none
+    check(TILED, SPEC, "hash", 3)
+    check(replace(TILED, tiles=((5, 0, 0), (0, 0, 4), (0, 0, 0))), SPEC, "hash", 3)
+    check(replace(TILED, tiles=(), layers=(ALLTOALL, RIGHT, RECOMPUTE)), SPEC, "hash", 3)
+    check(replace(TILED, layers=(RECOMPUTE, SEQUENCE, RECOMPUTE), heads=(0,) * 3, columns=(0,) * 3, reduction="allreduce"), SPEC, "hash", 3)
+    check(replace(PLAN, layers=(RECOMPUTE, TENSOR, LEFT)), SPEC, "hash", 3)
+    check(replace(PLAN, layers=(LOCAL,) * 3, heads=(0,) * 3, columns=(0,) * 3), SPEC, "hash", 3)
 
 
 REFUSED = [
@@ -126,7 +163,23 @@ REFUSED = [
     ({"layers": (SEQUENCE,) * 3}, "heads"),  # shares that no layer uses
     ({"columns": (65, 66, 0)}, "do not start at multiples of 2"),
     ({"rows": (0, 0, 0)}, "no rows"),
-    ({"reduction": "guess"}, "unknown reduction"),
+    ({"reduction": "guess"}, "reduction 'guess', expected allreduce or reduce_scatter"),
+    ({"collectives": "yours"}, "collectives 'yours', expected mpi or own"),
+    ({"wire": "float8"}, "wire 'float8', expected float32 or float16"),
+    ({"layers": (ALLTOALL, RECOMPUTE, RIGHT), "heads": (0,) * 3}, "the plan has 0 heads, model tiny-bert has 7"),
+    ({"layers": (RECOMPUTE, RIGHT, RIGHT)}, "the plan has 7 heads"),  # which no layer divides
+    ({"tiles": ((5, 0), (0, 4))}, "tiles do not add up"),
+    ({"tiles": ((5, 0, 4), (0, 0, 0, 9))}, "tiles do not add up"),
+    ({"tiles": ((3, 0, 1), (2, 0, 2))}, "tiles do not add up"),
+    ({"tiles": ((5, 0, 4), (5, 0, 4))}, "tiles do not add up"),
+    ({"tiles": ((3, 0, 1), (2, 0, 3))}, "needs collectives 'own'"),
+    ({"wire": "float16"}, "needs collectives 'own'"),
+    ({"layers": (ALLTOALL, RIGHT, RIGHT), "reduction": "reduce_scatter"}, "needs collectives 'own'"),
+    ({"layers": (LOCAL, LOCAL, RECOMPUTE), "heads": (0,) * 3, "columns": (0,) * 3}, "keeps requests whole in some layers only"),
+    ({"layers": (LOCAL, SEQUENCE, LOCAL), "heads": (0,) * 3, "columns": (0,) * 3}, "keeps requests whole in some layers only"),
+    ({"layers": (LOCAL,) * 3, "heads": (0,) * 3, "columns": (0,) * 3, "collectives": "own", "tiles": ((5, 0, 0), (0, 0, 4))}, "into tiles"),
+    ({"collectives": "own"}, "reduce with 'reduce_scatter'"),
+    ({"collectives": "own", "layers": (RECOMPUTE, RIGHT, SEQUENCE), "heads": (0,) * 3}, "reduce with 'reduce_scatter'"),
     ({"weights_mode": ("packed", "mapped", "eaten")}, "weights modes"),
 ]
 

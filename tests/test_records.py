@@ -1,5 +1,6 @@
 import doctest
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ def test_examples_in_docstrings():
 
 
 PROGRAM = (
-    Sync("bcast", "embedded", "x0"),
+    Sync("bcast", ("embedded",), ("x0",)),
     Compute((), "full"),
-    Sync("allreduce", "p0", "p1"),
+    Sync("allreduce", ("p0",), ("p1",)),
     Compute((), "full"),
-    Sync("gatherv", "y", "result"),
+    Sync("gatherv", ("y",), ("result",)),
 )
 
 
@@ -55,9 +56,23 @@ def test_the_median_is_over_batches():
 
 
 def test_a_slice_is_no_exchange():
-    program = (Sync("slice", "x0", "x1"),)
+    program = (Sync("slice", ("x0",), ("x1",)),)
     spent = records.divide_time(program, (0, 1), np.array([[[1.0]], [[3.0]]]))
     assert spent.compute.tolist() == [1, 3] and spent.wire.tolist() == spent.wait.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("factors, wire, expected", [
+    ((None, None), "float32", []),
+    ((2.5, None), "float32", ["emulated boards, times slower than this machine: 2.5, -"]),
+    ((1, 3), "float16", ["emulated boards, times slower than this machine: 1, 3",
+                         "float16 on the wire: results differ from the exact ones by up to 0.012"]),
+])  # fmt: skip
+def test_what_a_reader_must_know(factors, wire, expected):
+    record = record_of(replace(DECISION.chosen.plan, wire=wire))
+    record["ranks"] = [item | {"emulated_factor": factor} for item, factor in zip(record["ranks"], factors)]
+    record["wire_error"] = 0.0123
+    lines = records.run_lines(record, None).splitlines()
+    assert [line for line in lines if "emulated" in line or "on the wire" in line] == expected
 
 
 def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):
@@ -76,13 +91,14 @@ def test_the_record_of_a_run():
         plan.hash,
     )
     assert record["latency_seconds"] == {"median": 0.2, "p90": pytest.approx(0.28), "min": 0.1, "max": 0.3}
-    assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "load": 0.0}
+    assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "load": 0.0, "settle": 0.0}
     assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny", "bert")
     assert record["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
     assert [item["rank"] for item in record["ranks"]] == [0, 1, 2]
     assert record["ranks"][2] == {
-        "rank": 2, "host": "pi2", "threads": 4, "heads": plan.heads[2], "columns": plan.columns[2], "rows": plan.rows[2],
-        "compute_seconds": 2.12346, "wire_seconds": 3.0, "wait_seconds": 4.0, "weight_bytes": 9, "peak_resident_bytes": 11,
+        "rank": 2, "host": "pi2", "threads": 4, "emulated_factor": None, "heads": plan.heads[2], "columns": plan.columns[2],
+        "rows": plan.rows[2], "compute_seconds": 2.12346, "wire_seconds": 3.0, "wait_seconds": 4.0, "weight_bytes": 9,
+        "peak_resident_bytes": 11,
     }  # fmt: skip
 
 

@@ -1,16 +1,16 @@
 """Routes: the blocks that all ranks of a plan would send, moved by hand, against the one array that every value is a cut of."""
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
 
+from hepti_mpi.planning.plan import WIRES
 from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
 from hepti_mpi.runtime.routes import TAGS, Route, Router, Rows
 
-OWN = [("reduce_scatter", "own", tiles) for tiles in TILES]
+OWN = [("reduce_scatter", "own", tiles, wire) for tiles in TILES for wire in WIRES]
 SPEC, _ = model_of(MODELS[0])
 ROWS = 23
 
@@ -73,8 +73,8 @@ def move(made):
 class Job:
     """The values of every rank of a plan as the engine keeps them, each in memory of its own."""
 
-    def __init__(self, plan, rows):
-        self.plan, self.rows, self.random = plan, Rows(plan, rows), np.random.default_rng(rows)
+    def __init__(self, plan, lengths):
+        self.plan, self.rows, self.random = plan, Rows(plan, lengths), np.random.default_rng(lengths)
         self.program = make_program(SPEC, plan)
         self.values = distributions(self.program)
 
@@ -83,7 +83,7 @@ class Job:
         value, first = self.values[name], sum(self.plan.heads[:rank]) * SPEC.head_dim
         rows = {"rows": lambda: self.rows.own(value.tile, rank), "full": lambda: self.rows.tile(value.tile), "root": lambda: slice(None)}
         columns = slice(first, first + self.plan.heads[rank] * SPEC.head_dim) if value.columns == "heads" else slice(None)
-        return whole[rows[value.rows](), columns].copy()
+        return whole[rows[value.rows](), columns].astype(np.float16 if value.half else np.float32)
 
     def check(self, place, step):
         """Route one exchange on every rank, move its blocks, and compare with where they come from. Returns the transfers."""
@@ -126,48 +126,46 @@ class Job:
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 def test_every_exchange_brings_what_is_there(pair, mode):
     """Values of all layouts, ranks without rows, heads or columns, small requests that leave tiles empty, and a short wire."""
-    for shares, rows in product(SHARES[:10], (ROWS, 7, 1)):
-        plan = plan_of(SPEC, (pair,) * SPEC.layers, shares, shares[::-1], shares, mode, ROWS)
-        for wire in ("float32", "float16"):
-            job = Job(replace(plan, wire=wire), rows)
-            for place, step in enumerate(job.program):
-                if isinstance(step, Sync):
-                    every = [one.parts for some in job.check(place, step) for one in some.values()]
-                    types = {block.dtype for parts in every for kind in ("sends", "receives") for _, block in parts.get(kind, ())}
-                    assert types <= {np.dtype("float32" if step.kind in OUTER else wire)}
+    for shares, lengths in product(SHARES[:10], [(ROWS,), (4, 3), (1,)]):
+        job = Job(plan_of(SPEC, (pair,) * SPEC.layers, shares, shares[::-1], shares, mode, ROWS), lengths)
+        for place, step in enumerate(job.program):
+            if isinstance(step, Sync):
+                every = [one.parts for some in job.check(place, step) for one in some.values()]
+                moved = [block for parts in every for kind in ("sends", "receives") for _, block in parts.get(kind, ())]
+                moved += [block for parts in every for block in parts.get("blocks", ())]
+                assert {block.dtype.name for block in moved} <= {"float32" if step.kind in OUTER else mode[3]}
 
 
-@pytest.mark.parametrize("rows, wire, expected", [
-    ((5, 5, 5), "float32", "direct"),
-    ((6, 5, 5), "float32", "direct"),  # 12 rows on the busiest link against 11: a ring gains too little
-    ((9, 3, 3), "float32", "ring"),  # 18 against 12
-    ((9, 3, 3), "float16", "direct"),  # a ring would round once per rank
-    ((9, 3), "float32", "direct"),
-    ((15, 0, 0), "float32", "ring"),
+@pytest.mark.parametrize("rows, wire, gather, reduce", [
+    ((5, 5, 5), "float32", "direct", "direct"),
+    ((6, 5, 5), "float32", "direct", "direct"),  # 12 rows on the busiest link against 11: a ring gains too little
+    ((9, 3, 3), "float32", "gather", "reduce"),  # 18 against 12
+    ((9, 3, 3), "float16", "gather", "direct"),  # a ring would round the sum once per rank
+    ((9, 3), "float32", "direct", "direct"),
+    ((15, 0, 0), "float32", "gather", "reduce"),
 ])  # fmt: skip
-def test_uneven_blocks_go_round(rows, wire, expected):
-    pair = ("heads", "columns")
-    plan = replace(plan_of(SPEC, (pair,) * SPEC.layers, (1,) * len(rows), (1,) * len(rows), rows, OWN[0], sum(rows)), wire=wire)
-    job, seen = Job(plan, sum(rows)), set()
-    for place, step in enumerate(job.program):
-        if isinstance(step, Sync) and step.kind not in OUTER:
-            seen |= {(step.kind, one.kind) for some in job.check(place, step) for one in some.values()}
-    kinds = ("gather", "reduce") if expected == "ring" else ("direct", "direct")
-    assert seen == {("allgatherv", kinds[0]), ("reduce_scatter", kinds[1])}
+def test_uneven_blocks_go_round(rows, wire, gather, reduce):
+    even, mode = (1,) * len(rows), ("reduce_scatter", "own", "none", wire)
+    job = Job(plan_of(SPEC, (("heads", "columns"),) * SPEC.layers, even, even, rows, mode, sum(rows)), (sum(rows),))
+    seen = {(step.kind, one.kind) for place, step in enumerate(job.program) if isinstance(step, Sync) and step.kind not in OUTER
+            for some in job.check(place, step) for one in some.values()}  # fmt: skip
+    assert seen == {("allgatherv", gather), ("reduce_scatter", reduce)}
 
 
-@pytest.mark.parametrize("rows", [ROWS, 7, 1])
+@pytest.mark.parametrize("lengths", [(ROWS,), (4, 3), (1,)])
 @pytest.mark.parametrize("shares", SHARES)
-@pytest.mark.parametrize("tiles", TILES)
-def test_rows_lie_tile_after_tile_and_rank_after_rank(tiles, shares, rows):
-    plan = plan_of(SPEC, (PAIRS[0],) * SPEC.layers, shares, shares, shares, ("reduce_scatter", "own", tiles), ROWS)
-    places, numbers = Rows(plan, rows), np.arange(rows)
+@pytest.mark.parametrize("tiles", [*TILES, "whole requests"])
+def test_rows_lie_tile_after_tile_and_rank_after_rank(tiles, shares, lengths):
+    pair = ("local", "rows") if tiles == "whole requests" else PAIRS[0]
+    mode = ("reduce_scatter", "own", "none" if tiles == "whole requests" else tiles, "float32")
+    plan = plan_of(SPEC, (pair,) * SPEC.layers, shares, shares, shares, mode, ROWS)
+    places, numbers = Rows(plan, lengths), np.arange(sum(lengths))
     own = [[numbers[places.own(tile, rank)].tolist() for rank in range(plan.ranks)] for tile in range(len(places.counts))]
     assert sum((part for tile in own for part in tile), []) == numbers.tolist() == numbers[places.tile(None)].tolist()
     assert [sum(tile, []) for tile in own] == [numbers[places.tile(tile)].tolist() for tile in range(len(own))]
     counts = tuple(tuple(map(len, tile)) for tile in own)
     assert counts == places.counts
     if len(plan.active) == 1:
-        assert counts == (tuple(rows * (rank in plan.active) for rank in range(plan.ranks)),)
+        assert counts == (tuple(len(numbers) * (rank in plan.active) for rank in range(plan.ranks)),)
     else:
-        assert counts == plan.tile_counts(rows)
+        assert counts == plan.counts(lengths)

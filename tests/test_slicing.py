@@ -11,13 +11,13 @@ from hepti_mpi.planning.program import Op, make_program
 from hepti_mpi.shards.slicing import Slice, Slicer, all_weights, granule, layer_slices, rank_slices, root_slices
 
 BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
-LAYOUTS = list(product(("heads", "rows"), ("columns", "rows")))
+LAYOUTS = list(product(("heads", "rows", "alltoall", "recompute"), ("columns", "rows")))
 SHARES = [(1,), (5, 1, 1, 1), (1, 0, 3), (0, 1), (1,) * 7]
 
 
 def plan_of(spec, layers, shares):
     used, nothing = {layout for pair in layers for layout in pair}, (0,) * len(shares)
-    heads = splits.split(spec.heads, shares) if "heads" in used else nothing
+    heads = splits.split(spec.heads, shares) if used & {"heads", "alltoall"} else nothing
     columns = splits.split(spec.ffn, shares, spec.column_granule) if "columns" in used else nothing
     return Plan(spec.name, "hash", tuple(layers), heads, columns, splits.split(9, shares), ("a",) * len(shares), ("packed",) * len(shares))
 
@@ -45,12 +45,19 @@ def test_granule(ffn, name, expected):
     assert granule(spec, weight) == expected
 
 
+QKV_PART = {**{f"{m}.weight": (3, (2, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (3, (2, 8)) for m in "qkv"}}
+QKV = {**{f"{m}.weight": (0, (7, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (0, (7, 8)) for m in "qkv"}}
 OPS = [  # (kind, distribution) and the first and count of each slice for rank 1 of 3, which has 2 of 7 heads and 31 of 101 columns
-    ("attention_heads", "full", {**{f"{m}.weight": (3, (2, 8, 56)) for m in "qkvo"}, **{f"{m}.bias": (3, (2, 8)) for m in "qkv"}}),
-    ("project", "rows", {**{f"{m}.weight": (0, (7, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (0, (7, 8)) for m in "qkv"}}),
-    ("attend", "rows", {"o.weight": (0, (7, 8, 56))}),
+    ("project_heads", "full", QKV_PART),
+    ("out_heads", "full", {"o.weight": (3, (2, 8, 56))}),
+    ("project", "rows", QKV),
+    ("project_q", "rows", {name: at for name, at in QKV.items() if name[0] == "q"}),
+    ("project_kv", "full", {name: at for name, at in QKV.items() if name[0] != "q"}),
+    ("out", "rows", {"o.weight": (0, (7, 8, 56))}),
+    ("mix", "rows", {}),
+    ("mix_heads", "full", {}),
     ("mlp_columns", "full", {"up.weight": (40, (31, 56)), "up.bias": (40, (31,)), "down.weight": (40, (31, 56))}),
-    ("mlp_rows", "rows", {"up.weight": (0, (101, 56)), "up.bias": (0, (101,)), "down.weight": (0, (101, 56))}),
+    ("mlp", "rows", {"up.weight": (0, (101, 56)), "up.bias": (0, (101,)), "down.weight": (0, (101, 56))}),
 ]  # fmt: skip
 
 
@@ -58,7 +65,7 @@ OPS = [  # (kind, distribution) and the first and count of each slice for rank 1
 def test_an_operation(kind, distribution, expected):
     plan = Plan("m", "h", (LAYOUTS[0],) * 3, (3, 2, 2), (40, 31, 30), (4, 4, 1), ("a",) * 3, ("packed",) * 3)
     found = Slicer(BERT, plan, 1).op(Op(kind, 2, (), ()), distribution)
-    block = "attention" if kind in ("attention_heads", "project", "attend") else "mlp"
+    block = "mlp" if kind.startswith("mlp") else "attention"
     assert found == {short: Slice(f"layers.2.{block}.{short}", *at) for short, at in expected.items()}
 
 
@@ -70,11 +77,35 @@ def test_norms_and_tails():
     assert set(slicer.op(Op("norm", -1, (), (), norm="final.norm"), "full")) == {"norm.weight", "norm.bias"}
 
 
+HEADS, COLUMNS = ("project_heads", "mix_heads", "out_heads", "half_heads", "single_heads"), ("mlp_columns",)
+WHOLE, MINE = ("project", "project_q", "project_kv", "mix", "out", "mlp", "half"), ("norm", "tail", "single")
+WEIGHTLESS = ("mix", "mix_heads", "half", "half_heads", "single", "single_heads")
+TAKES_PART = [  # per rank of a plan where each has another thing: (distribution, operations that it does anything of)
+    (0, "full", HEADS + MINE), (1, "full", COLUMNS + MINE), (2, "full", WHOLE + MINE), (3, "full", MINE),
+    (0, "rows", HEADS), (1, "rows", COLUMNS), (2, "rows", WHOLE + MINE), (3, "rows", ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rank, distribution, expected", TAKES_PART)
+def test_who_takes_part(rank, distribution, expected):
+    plan = Plan("m", "h", (LAYOUTS[0], LAYOUTS[3], LAYOUTS[0]), (7, 0, 0, 0), (0, 101, 0, 0), (0, 0, 9, 0), ("a",) * 4, ("packed",) * 4)
+    slicer = Slicer(BERT, plan, rank)
+    for kind in HEADS + COLUMNS + WHOLE + MINE:
+        op = Op(kind, 0, (), (), norm="n" if kind in ("norm", "tail") else None, bias="b" if kind == "tail" else None)
+        assert slicer.takes_part(op, distribution) == (kind in expected), kind
+        assert bool(slicer.op(op, distribution)) == (kind in expected and kind not in WEIGHTLESS), kind
+
+
+def test_one_active_rank_has_all():
+    """Whatever its shares say: a layout that divides no heads leaves them 0."""
+    plan = Plan("m", "h", (LAYOUTS[3],) * 3, (0, 0), (0, 0), (0, 9), ("a",) * 2, ("packed",) * 2)
+    slicer = Slicer(BERT, plan, 1)
+    assert all(slicer.takes_part(Op(kind, 0, (), ()), "full") for kind in HEADS + COLUMNS + WHOLE + MINE)
+    assert slicer.heads == 7 and slicer.op(Op("mlp_columns", 0, (), ()), "full")["up.weight"].shape == (101, 56)
+
+
 def test_a_rank_without_a_part_reads_nothing():
     plan = Plan("m", "h", (LAYOUTS[0],) * 3, (7, 0, 0), (0, 101, 0), (9, 0, 0), ("a",) * 3, ("packed",) * 3)
-    assert Slicer(BERT, plan, 1).op(Op("attention_heads", 0, (), ()), "full") == {}
-    assert Slicer(BERT, plan, 0).op(Op("mlp_columns", 0, (), ()), "full") == {}
-    assert Slicer(BERT, plan, 1).op(Op("tail", 0, (), (), norm="n", bias="b"), "rows") == {}
     assert list(rank_slices(BERT, plan, 2)) == []
 
 
@@ -98,7 +129,7 @@ def test_all_ranks_together_hold_every_weight(spec, shares):
                 assert name not in held
                 continue
             ranges = sorted(held[name])
-            by_rows = weight.split and plan.layout(int(name.split(".")[1]), name.split(".")[2]) == "rows"
+            by_rows = weight.split and plan.layout(int(name.split(".")[1]), name.split(".")[2]) not in ("heads", "columns")
             if weight.split is None or by_rows:
                 assert set(ranges) == {(0, weight.shape[0])}
             else:

@@ -51,8 +51,13 @@ class Dilation:
         begin, used = time.perf_counter(), time.thread_time()
         call()
         end = begin - self.late + self.factor * (time.thread_time() - used)
-        while (left := end - time.perf_counter()) > 0:
+        left = end - time.perf_counter()
+        if left <= 0:
+            self.late = 0.0
+            return
+        while left > 0:
             time.sleep(left - NAP_SECONDS if left > NAP_SECONDS else 0)
+            left = end - time.perf_counter()
         self.late = min(-left, NAP_SECONDS)
 
     def clock(self) -> float:

@@ -31,6 +31,9 @@ class Transfer(Protocol):
     def progress(self) -> bool:
         """Move on without waiting; tell whether all is done."""
 
+    def free(self) -> None:
+        """Give up what MPI holds for it; it is not under way."""
+
 
 class Direct:
     """Every block goes from its owner straight to who needs it."""
@@ -46,6 +49,11 @@ class Direct:
 
     def progress(self) -> bool:
         return not self.requests or bool(self.testall(self.requests))
+
+    def free(self) -> None:
+        for request in self.requests:
+            request.Free()
+        self.requests = []
 
 
 class RingGather:
@@ -74,6 +82,12 @@ class RingGather:
                 forward.Start()
             self.place += 1
         return self.place == len(self.receives) and all(r.Test() for r in (*self.own, *self.forwards) if r is not None)
+
+    def free(self) -> None:
+        for request in (*self.own, *self.receives, *self.forwards):
+            if request is not None:
+                request.Free()
+        self.own, self.receives, self.forwards = [], [], []
 
 
 class RingReduce(RingGather):

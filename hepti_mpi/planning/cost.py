@@ -14,7 +14,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Sync, buffers, distributions, interface
+from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Step, Sync, buffers, distributions, interface
 
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
@@ -22,6 +22,8 @@ RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busi
 CAST = 0.3  # of the time of a residual sum with LayerNorm
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
+
+Walked = tuple[Step, tuple[str, ...], tuple[str, ...]]  # a step, what it reads and what it writes
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Price:
         def along(a: Any, b: Any) -> Any:
             return a + times * (b - a)
 
-        names = ("seconds", "compute", "wait", "wire", "bytes")
-        return Price(*(along(getattr(self, name), getattr(longer, name)) for name in names))
+        names = ("seconds", "compute", "wait", "wire")
+        seconds, compute, wait, wire = (along(getattr(self, name), getattr(longer, name)) for name in names)
+        return Price(seconds, compute, wait, wire, round(along(self.bytes, longer.bytes)))
 
 
 class Pricer:
@@ -70,6 +73,7 @@ class Pricer:
         self.ahead = np.array([node.head_start_bytes for node in nodes]) * self.link  # seconds that an idle link is ahead
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
+        self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
 
     def _curve(self, rows: tuple[int, ...], seconds: tuple[float, ...]) -> np.ndarray:
         at = np.arange(self.rows + 1)
@@ -117,7 +121,14 @@ class Pricer:
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
-        return _Walk(self, program, plan).price()
+        return _Walk(self, self.walked(program), plan).price()
+
+    def walked(self, program: Program) -> list[Walked]:
+        """Return each step with what it reads and writes: worked out once, since a program is priced for many plans."""
+        if id(program) not in self.known:
+            values = distributions(program)
+            self.known[id(program)] = program, [(step, *interface(values, step)) for step in program]
+        return self.known[id(program)][1]
 
 
 MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project_heads": 3, "out_heads": 1}
@@ -126,8 +137,8 @@ MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project
 class _Walk:
     """One walk of a program with a clock per active rank."""
 
-    def __init__(self, pricer: Pricer, program: Program, plan: Plan) -> None:
-        self.pricer, self.program, self.plan = pricer, program, plan
+    def __init__(self, pricer: Pricer, steps: list[Walked], plan: Plan) -> None:
+        self.pricer, self.steps, self.plan = pricer, steps, plan
         self.ranks = np.array(plan.active)
         self.counts = np.array(plan.counts(pricer.lengths), dtype=np.int64)[:, self.ranks]
         if len(self.ranks) == 1:
@@ -151,9 +162,7 @@ class _Walk:
 
     def price(self) -> Price:
         own = self.plan.collectives == "own"
-        values = distributions(self.program)
-        for step in self.program:
-            reads, writes = interface(values, step)
+        for step, reads, writes in self.steps:
             if isinstance(step, Compute):
                 self._compute(step, reads, writes)
             elif len(self.ranks) > 1 and own and step.kind != "slice":
@@ -189,7 +198,9 @@ class _Walk:
 
     def _own(self, sync: Sync, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in."""
-        begin = np.max([self.ready[name] for name in reads if name in self.ready] or [np.zeros(len(self.ranks))], axis=0)
+        begin = np.zeros(len(self.ranks))
+        for name in reads:
+            begin = np.maximum(begin, self.ready.get(name, begin))
         kind = (sync.kind, sync.tile, len(reads))
         if kind not in self.exchanges:
             self.exchanges[kind] = self._volumes(sync, len(reads))
@@ -223,6 +234,10 @@ class _Walk:
         """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
         hidden, own = self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
         size, count = self.float * hidden * values, len(self.ranks)
+        if sync.kind in OUTER and self.ranks[0]:  # the root is none of them: its link is the way
+            total = own.sum() * (count if sync.kind == "bcast" else 1) * FLOAT * hidden
+            seconds = np.full(count, total * self.pricer.seconds_per_byte[0, self.ranks].max())
+            return seconds, seconds, np.outer(np.ones(count), seconds), np.array(total)
         if count > FAIR:
             return self._many(sync, own, size)
         root = (self.ranks == 0).astype(np.float64)
@@ -230,10 +245,6 @@ class _Walk:
             size = FLOAT * hidden
             parts = np.full(count, own.sum()) if sync.kind == "bcast" else own
             bytes_ = np.outer(root, parts) if sync.kind != "gatherv" else np.outer(parts, root)
-            if not root.any():  # the root is none of them: its link is the way
-                parts = parts * size
-                into = np.full(count, parts.sum() * self.slowest)
-                return into * 0 + into.max(), into, np.outer(into * 0 + 1, into), np.array(parts.sum())
         elif sync.kind == "to_heads":
             bytes_ = np.outer(own, self.heads)
         elif sync.kind == "to_rows":
@@ -267,8 +278,6 @@ class _Walk:
             out, into = root * (total * (count - 1) if sync.kind == "bcast" else total - own), own * (1 - root)
             if sync.kind == "gatherv":
                 out, into = into, out
-            if not root.any():  # the root is none of them: its link is the way
-                out = into = np.full(count, total)
         elif sync.kind in ("to_heads", "to_rows"):
             out, into = own * (1 - self.heads), self.heads * (total - own)
             if sync.kind == "to_rows":

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hepti_mpi import splits
+
 
 def fill(table: np.ndarray, units: int) -> np.ndarray:
     """Return how many of `units` each rank takes so that the largest entry table[rank, taken] is least.
@@ -22,6 +24,22 @@ def fill(table: np.ndarray, units: int) -> np.ndarray:
         time = np.where(taken > 0, table[np.arange(len(taken)), taken], -np.inf)
         taken[int(np.argmax(time))] -= 1
     return taken
+
+
+def divide(cost: np.ndarray, units: int, limit: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray | None:
+    """Divide `units` given seconds per unit and the most units of each rank, or in the proportions of `shares`; None where they do not fit.
+
+    >>> divide(np.array([1.0, 1.0, 2.0]), 10, np.array([9, 3, 9]))
+    array([5, 3, 2])
+    """
+    if limit.sum() < units:
+        return None
+    if shares is not None:
+        forced = np.array(splits.split(units, shares))
+        return forced if (forced <= limit).all() else None
+    table = cost[:, None] * np.arange(units + 1)
+    table[np.arange(units + 1) > limit[:, None]] = np.inf
+    return fill(table, units)
 
 
 def most(room: np.ndarray, unit_bytes: float, units: int) -> np.ndarray:

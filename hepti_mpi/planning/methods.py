@@ -31,12 +31,15 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
         return planner.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
     if request.layout is not None or request.shares is not None:
         raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")
+    if request.mode == "mapped":
+        raise PlanError(f"strategy {name} holds its weights in memory; leave out --weights-mode mapped")
     plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, request.rows, request.limits)
     pricer = Pricer(spec, profile, request.rows, request.attended)
+    memory = baselines.Case(spec, source_hash, profile, request.rows, request.limits).memory
     plans = [plan]
     if name.endswith(BOOST) and len(plan.active) > 1:
         plans = [baselines.boosted(plan, tiles) for tiles in (1, *TILES)]
     prices = [pricer.price(make_program(spec, plan), plan) for plan in plans]
     best, price = min(zip(plans, prices), key=lambda pair: pair[1].seconds)
-    candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, ())
+    candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, tuple(map(int, memory(best))))
     return Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))

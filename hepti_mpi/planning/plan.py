@@ -184,7 +184,7 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
             raise PlanError(f"the plan has {what} {value!r}, expected {' or '.join(known)}")
     if plan.tiles and (any(len(tile) != ranks for tile in plan.tiles) or plan.row_counts(plan.planned_rows) != plan.rows):
         raise PlanError("the plan's tiles do not add up to its rows")
-    if "local" in used and (len(used) > 2 or len(plan.tiles) > 1):
+    if "local" in used and ({attention for attention, _ in plan.layers} != {"local"} or len(plan.tiles) > 1):
         raise PlanError("the plan keeps requests whole in some layers only, or cuts them into tiles")
     if plan.collectives == "mpi" and (len(plan.tiles) > 1 or plan.wire != "float32" or "alltoall" in used):
         raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")

@@ -7,7 +7,6 @@ of them get better is refine.py's business.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import combinations
 
 import numpy as np
 
@@ -16,10 +15,11 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_widths
-from hepti_mpi.planning.division import common_lack, fill, most
+from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
-from hepti_mpi.planning.refine import Candidate, Refinement
+from hepti_mpi.planning.refine import Candidate, Refinement, order
+from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, subsets
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
@@ -28,11 +28,7 @@ LEANER = (  # most memory first
     ("alltoall", "columns"), ("rows", "columns"), ("recompute", "columns"), ("heads", "columns"),
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
-EVERY_SUBSET = 4  # ranks up to which all subsets are tried; beyond, each alone and prefixes by speed and by memory
-SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of those prefixes
-MANY = 16  # ranks beyond which fewer kinds of plans are tried
 MOST_REFINED = 16  # ranks
-REFINED = 3  # kinds of candidates that are improved
 STEADY = (2, 3)  # layers of the programs that uniform ones are priced by: each layer but the first takes as long as the next
 
 
@@ -117,7 +113,7 @@ def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     """Return the best plan with the layouts of `plan`, from there on, for a profile that is known better now."""
     mode = "mapped" if "mapped" in plan.weights_mode else "packed"
     search = _Search(spec, source_hash, profile, replace(request, mode=mode))
-    return search.refined(search.priced(plan))[0]
+    return search.improved([search.priced(plan)])[0][0]
 
 
 class _Search:
@@ -132,6 +128,7 @@ class _Search:
         if request.mode == "mapped":  # evictable pages of a file do not count
             self.attention_bytes = self.mlp_bytes = 0
         self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
+        self.prices: dict[Plan, Candidate] = {}
         self.programs: dict[tuple[object, ...], tuple[Program, ...]] = {}
         self.widths: dict[tuple[object, ...], tuple[float, float]] = {}
         self.check_request()
@@ -164,24 +161,21 @@ class _Search:
                         best[kind] = candidate
         if not best:
             raise self.refusal()
-        ranked = sorted(best.values(), key=_order)
-        refined = [self.refined(candidate) for candidate in ranked[:REFINED]]
-        ranked[:REFINED] = [found[0] for found in refined]
-        ranked.sort(key=_order)
-        close = next((found[1:] for found in refined if found[0] is ranked[0]), [])
-        unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout not in fits]
-        return Decision(ranked[0], tuple(ranked[1:]), tuple(unfit), (), with_rank, tuple(close))
+        (chosen, *close), *others = self.improved(best.values())
+        several = any(len(subset) > 1 for subset in self.subsets())  # on one rank all layouts are the same
+        unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]
+        return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close))
 
-    def refined(self, candidate: Candidate) -> list[Candidate]:
-        whole_requests = candidate.plan.layers[0][0] == "local"
-        if self.request.shares is not None or len(candidate.plan.active) == 1 or self.ranks > MOST_REFINED or whole_requests:
-            return [candidate]
-        return Refinement(self.spec, lambda plan: self.priced(plan), self.fits).improve(candidate)
+    def improved(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+        """Return each candidate, the promising ones improved, with what else it led to; soonest first."""
+        if self.request.shares is not None or self.ranks > MOST_REFINED:
+            return [[one] for one in sorted(candidates, key=order)]
+        return Refinement(self.spec, self.priced, self.fits).improve_best(candidates)
 
     def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:
         """Return the ways to exchange that are worth a price for these layouts."""
         if len(subset) == 1:
-            return [MPI]
+            return [Exchange("reduce_scatter", "own") if layers[0][0] == "alltoall" else MPI]  # MPI has no such layout
         own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
         plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= EVERY_SUBSET * 2
         return [*own, MPI] if plain else own
@@ -194,28 +188,14 @@ class _Search:
         return [pair for pair in LEANER if self.request.strategy in ("auto", Plan.strategy_of(pair)) and (several or pair[0] != "local")]
 
     def subsets(self) -> Iterator[tuple[int, ...]]:
-        everyone = range(self.ranks)
+        everyone = tuple(range(self.ranks))
         if self.request.shares is not None:
             yield tuple(rank for rank in everyone if self.request.shares[rank] > 0)
             return
         forced = self.request.strategy != "auto" or self.request.layout is not None
-        smallest = min(2, self.ranks) if forced else 1
-        if self.ranks <= EVERY_SUBSET:
-            for size in range(self.ranks, smallest - 1, -1):
-                yield from combinations(everyone, size)
-            return
-        speed = self.pricer.gemm[:, -1] * self.pricer.crowding(tuple(everyone))
-        link = self.pricer.seconds_per_byte.max(axis=1)
-        number = np.arange(self.ranks)  # decides between equals
-        orders = [np.lexsort((number, speed))]
-        if self.limits.min() < 2 * self.spec.layers * (self.attention_bytes + self.mlp_bytes):  # memory may decide
-            orders.append(np.lexsort((number, -self.limits)))
-        if link.max() > 1.2 * link.min():
-            orders.append(np.lexsort((number, speed, link.round(9))))
-        sizes = sorted({smallest, self.ranks, *(size for size in SIZES if smallest <= size <= self.ranks)})
-        prefixes = (tuple(sorted(int(rank) for rank in order[:size])) for size in sizes for order in orders)
-        alone = [(rank,) for rank in everyone] if smallest == 1 and self.ranks <= MANY else []
-        yield from dict.fromkeys([*prefixes, *alone])
+        seconds = self.pricer.gemm[:, -1] * self.pricer.crowding(everyone)
+        scarce = self.limits.min() < 2 * self.spec.layers * (self.attention_bytes + self.mlp_bytes)
+        yield from subsets(seconds, self.pricer.seconds_per_byte.max(axis=1), self.limits if scarce else None, 2 if forced else 1)
 
     def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
@@ -259,9 +239,12 @@ class _Search:
 
     def priced(self, plan: Plan) -> Candidate:
         """Price a plan; one whose layers are alike by a few of them."""
+        if plan in self.prices:
+            return self.prices[plan]
         prices = [self.pricer.price(program, plan) for program in self.program(plan)]
         price = prices[0] if len(prices) == 1 else prices[0].extended(prices[1], (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0]))
-        return Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
+        self.prices[plan] = Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
+        return self.prices[plan]
 
     def program(self, plan: Plan) -> tuple[Program, ...]:
         """Return the steps of `plan`, or of two shorter models with the same layers. They depend on the shares only in whether one
@@ -364,6 +347,7 @@ class _Search:
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
         spec, pricer, rows = self.spec, self.pricer, self.request.rows
+        shares = None if self.request.shares is None else np.array(self.request.shares)[members]
         crowding = pricer.crowding(tuple(members))[members]
         gemm = pricer.gemm[members, rows]
         head_bytes = by_heads * self.attention_bytes / spec.heads
@@ -377,26 +361,15 @@ class _Search:
             if by_heads:
                 limit = np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads))
                 cost = (gemm * 4 * spec.hidden + pricer.attention[members] * 2.0 * rows * pricer.attended) * spec.head_dim * crowding
-                heads = self.divide_units(cost, spec.heads, limit, members)
+                heads = divide(cost, spec.heads, limit, shares)
             if heads is not None and by_columns:
                 limit = most(room - heads * head_bytes, column_bytes * granule, granules)
                 cost = (gemm * 2 * spec.hidden + pricer.element[members] * rows) * granule * crowding
-                units = self.divide_units(cost, granules, limit, members)
+                units = divide(cost, granules, limit, shares)
                 columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
             if heads is not None and columns is not None:
                 return heads, columns
         return None, None
-
-    def divide_units(self, cost: np.ndarray, units: int, limit: np.ndarray, members: np.ndarray) -> np.ndarray | None:
-        """Divide `units` given seconds per unit and the most units of each rank; None when they do not fit."""
-        if limit.sum() < units:
-            return None
-        if self.request.shares is not None:
-            forced = np.array(splits.split(units, np.array(self.request.shares)[members]))
-            return forced if (forced <= limit).all() else None
-        table = cost[:, None] * np.arange(units + 1)
-        table[np.arange(units + 1) > limit[:, None]] = np.inf
-        return fill(table, units)
 
     def fits(self, candidate: Candidate) -> bool:
         return all(need <= limit for need, limit in zip(candidate.memory, self.limits))
@@ -427,10 +400,6 @@ class _Search:
             f"lacks {int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, {layers_need}{others}); "
             f"give more memory, add ranks, or {way}"
         )
-
-
-def _order(candidate: Candidate) -> tuple[float, int, str]:
-    return candidate.price.seconds, len(candidate.plan.active), candidate.plan.hash
 
 
 def _before(one: Candidate, other: Candidate) -> bool:

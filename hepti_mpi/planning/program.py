@@ -85,6 +85,7 @@ OUTER = ("bcast", "scatterv", "gatherv")
 CASTS = ("half", "single", "half_heads", "single_heads")
 WEIGHTLESS = (*CASTS, "mix", "mix_heads")
 OF_HEADS = ("project_heads", "mix_heads", "half_heads", "single_heads")  # whose results have the columns of the own heads
+REST = 4  # steps per tile that a buffer rests
 HALF = "half"  # what names of float16 values begin with
 
 
@@ -291,7 +292,8 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
     result: list[Step] = []
     stage: list[Step] = []
     for step in [*steps, None]:
-        if step is None or isinstance(step, Compute):
+        cast = isinstance(step, Compute) and all(op.kind.startswith(HALF) for op in step.ops)  # goes with what it casts
+        if step is None or (isinstance(step, Compute) and not cast):
             for tile in range(tiles):
                 result += [replace(s, tile=tile) if s.tile is not None else s for s in stage if s.tile is not None or tile == 0]
             stage = []
@@ -369,16 +371,18 @@ def dependencies(program: Program) -> tuple[frozenset[int], ...]:
 def buffers(program: Program) -> dict[str, int]:
     """Assign every value a buffer number such that no two values that live at once share one, by a linear scan.
 
-    The embedding and the result are the root's and get no number.
+    The embedding and the result are the root's and get no number. A buffer rests a while before it is used again, since what takes
+    it over must wait for what still travels out of it.
     """
     values = distributions(program)
+    rest = REST * (1 + max(step.tile or 0 for step in program))
     last: dict[str, int] = {}
     for place, step in enumerate(program):
         for names in interface(values, step):
             last |= dict.fromkeys(names, place)
     ends: dict[int, list[str]] = {}
     for name, place in last.items():
-        ends.setdefault(place, []).append(name)
+        ends.setdefault(place + rest, []).append(name)
     numbers: dict[str, int] = {}
     free: dict[Value, list[int]] = {}
     count = 0

@@ -4,8 +4,9 @@ Moved are rows, heads and granules of columns between ranks, and rows between ti
 them in one tile, since small products are bound by reading the weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import Price
@@ -14,9 +15,12 @@ from hepti_mpi.planning.plan import Plan, granules_fit
 ROW_STEPS = (8, 4, 2, 1)
 COLUMN_STEPS = (16, 4, 1)  # granules
 TILES = (2, 3, 4)
-PARTS = (0.5, 0.6, 0.4, 1.0, 0.0)  # of a rank's rows in the first of two tiles
+PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
 LEAST = 1e-4  # gain that is worth a move
-MOST_PRICES = 200  # asked for in one climb
+PRICES = 30  # per rank, asked for in one climb
+MOST_PRICES = 200
+MOST_IMPROVED = 4  # candidates
+HOPE = 1.12  # candidates that seem this much slower than the best may still win
 WORTH_A_CLIMB = 1.03  # tiles that are this much slower may still win
 
 
@@ -32,43 +36,64 @@ class Candidate:
 Cells = tuple[tuple[int, ...], ...]  # rows [tiles][ranks]
 
 
+def order(candidate: Candidate) -> tuple[float, int, str]:
+    """Return what sorts candidates, soonest first and few ranks before many."""
+    return candidate.price.seconds, len(candidate.plan.active), candidate.plan.hash
+
+
 class Refinement:
     """A hill climb over plans. `priced` gives a plan its price, `fits` says whether memory holds it."""
 
     def __init__(self, spec: ModelSpec, priced: Callable[[Plan], Candidate], fits: Callable[[Candidate], bool]) -> None:
         self.spec, self.priced, self.fits = spec, priced, fits
-        self.left = MOST_PRICES
+
+    def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+        """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
+        promising = sorted(((self.promise(one), one) for one in candidates), key=lambda pair: (pair[0], *order(pair[1])))
+        found: list[list[Candidate]] = []
+        for promise, candidate in promising:
+            soonest = min((ones[0].price.seconds for ones in found), default=promise)
+            hopeless = len(found) >= MOST_IMPROVED or promise > soonest * HOPE
+            found.append([candidate] if hopeless else self.improve(candidate))
+        return sorted(found, key=lambda ones: order(ones[0]))
+
+    def promise(self, candidate: Candidate) -> float:
+        """Return the seconds that the candidate takes as it is, or simply cut in two."""
+        plans = dict.fromkeys(self.tilings(candidate.plan, 2)) if self.divisible(candidate.plan) else ()
+        return min([candidate.price.seconds, *(self.priced(plan).price.seconds for plan in plans)])
 
     def improve(self, candidate: Candidate) -> list[Candidate]:
         """Return the best plans that are reached from `candidate`, as it is cut into tiles and otherwise, the better one first."""
+        if len(candidate.plan.active) == 1 or candidate.plan.layers[0][0] == "local":  # whole requests do not move row by row
+            return [candidate]
         best = self.climb(candidate)
         found = [best]
-        if candidate.plan.collectives == "own":
-            tried = [self.priced(plan) for count in TILES for plan in dict.fromkeys(self.tilings(best.plan, count))]
-            tried.sort(key=lambda one: one.price.seconds)
+        if self.divisible(candidate.plan):
+            plans = (self.tilings(plan, count) for count in TILES for plan in dict.fromkeys((best.plan, candidate.plan)))
+            tried = sorted(map(self.priced, dict.fromkeys(chain.from_iterable(plans))), key=order)
             tiled = next((one for one in tried if self.fits(one)), best)
             if tiled.price.seconds < best.price.seconds * WORTH_A_CLIMB:
-                self.left = MOST_PRICES
                 found.append(self.climb(tiled))
-        return sorted(found, key=lambda one: one.price.seconds)
+        return sorted(found, key=order)
+
+    @staticmethod
+    def divisible(plan: Plan) -> bool:
+        """Tell whether it may be cut into tiles."""
+        return plan.collectives == "own" and len(plan.active) > 1 and plan.layers[0][0] != "local"
 
     def climb(self, candidate: Candidate) -> Candidate:
-        """Take the first move that helps, larger ones first, until none does."""
+        """Take every move that helps, larger ones first, until none does."""
+        left = min(PRICES * len(candidate.plan.active), MOST_PRICES)
         for size in range(len(ROW_STEPS)):
-            found: Candidate | None = candidate
-            while found is not None:
-                candidate, found = found, self.better(found, self.moves(found, size))
+            moves, place, failed = list(self.moves(candidate, size)), 0, 0
+            while failed < len(moves) and left:
+                tried = self.priced(moves[place % len(moves)])
+                left -= 1
+                if tried.price.seconds < candidate.price.seconds * (1 - LEAST) and self.fits(tried):  # and may help again
+                    candidate, moves, failed = tried, list(self.moves(tried, size)), 0
+                else:
+                    place, failed = place + 1, failed + 1
         return candidate
-
-    def better(self, candidate: Candidate, plans: Iterator[Plan]) -> Candidate | None:
-        for plan in plans:
-            if self.left <= 0:
-                return None
-            self.left -= 1
-            tried = self.priced(plan)
-            if tried.price.seconds < candidate.price.seconds * (1 - LEAST) and self.fits(tried):
-                return tried
-        return None
 
     def moves(self, candidate: Candidate, size: int) -> Iterator[Plan]:
         """Yield plans in which one step of something has gone from one rank, or tile, to another."""
@@ -104,7 +129,7 @@ class Refinement:
 
     def tilings(self, plan: Plan, count: int) -> Iterator[Plan]:
         """Yield ways to cut the rows of each rank into `count` tiles: all ranks alike, or those with few rows in one tile only."""
-        for part in PARTS[:3] if count == 2 else (0.0,):
+        for part in PARTS if count == 2 else (0.0,):
             for least in (0, 16, 24, 40):
                 for lone in (0, count - 1):
                     cells = [[0] * plan.ranks for _ in range(count)]

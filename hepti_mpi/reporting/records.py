@@ -1,8 +1,8 @@
 """What happened, as numbers and text: where the time of a run went, and the tables and JSON that say so.
 
 Pure: reads what a job returned, prints nothing. Waiting is told from wire without comparing clocks of different hosts: all
-ranks leave an exchange together, so the shortest time that any rank spent in it is the exchange itself, and what another
-rank spent beyond that it waited.
+ranks leave an exchange of MPI's together, so the shortest time that any rank spent in it is the exchange itself, and what another
+rank spent beyond that it waited. Our own exchanges travel while ranks compute: what counts is how long a rank had nothing else to do.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -106,6 +106,19 @@ class Engine:
         rows = min(self.plan.planned_rows, 4 * len(self.active))
         self.run((rows,), np.zeros((rows, self.spec.hidden), np.float32) if self.rank == 0 else None)
 
+    def close(self) -> None:
+        """Give up buffers and what MPI holds for the exchanges; the next request makes them again."""
+        for geometry in self.geometries.values():
+            self._free(geometry)
+        self.geometries.clear()
+        self.memory.clear()
+
+    @staticmethod
+    def _free(geometry: _Geometry) -> None:
+        for route in geometry.routes.values():
+            if route.transfer is not None:
+                route.transfer.free()
+
     # a request
 
     def _in_order(self, at: _Geometry) -> None:
@@ -225,13 +238,12 @@ class Engine:
             return known
         rows = sum(lengths)
         if rows > self.capacity:
-            self.geometries.clear()
-            self.memory.clear()
+            self.close()
             self.capacity = rows
         made = self._prepare(lengths, rows)
         self.geometries[lengths] = made
         if len(self.geometries) > GEOMETRIES:
-            self.geometries.popitem(last=False)
+            self._free(self.geometries.popitem(last=False)[1])
         return made
 
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:

@@ -242,6 +242,8 @@ def swap(ready: Ready, plan: Plan, segments: graphs.Segments) -> Ready:
     with together(machine.world):
         ready.store.verify(rank_slices(spec, plan, machine.world.rank))
     program = make_program(spec, plan)
+    machine.world.barrier()
+    ready.engine.close()
     engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, segments)
     return replace(ready, plan=plan, program=program, engine=engine)
 
@@ -258,6 +260,8 @@ def wire_error(ready: Ready, segments: graphs.Segments, rows: int) -> float:
     for engine in (ready.engine, exact.engine):
         hidden = engine.run((rows,), embedded)
         results.append(None if hidden is None else hidden.copy())
+    world.barrier()
+    exact.engine.close()
     one, other = results
     return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))
 

@@ -164,3 +164,7 @@ class _Together:
 
     def progress(self) -> bool:
         return all([transfer.progress() for transfer in self.transfers])
+
+    def free(self) -> None:
+        for transfer in self.transfers:
+            transfer.free()

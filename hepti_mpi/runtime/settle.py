@@ -77,6 +77,8 @@ def attempt(machine: Machine, spec: ModelSpec, segments: Segments, plan: Plan, l
         engine.run(lengths, embedded)
         times.append(time.perf_counter() - begin)
         compute.append(float(engine.seconds[computing].sum()))
+    world.barrier()
+    engine.close()
     facts = world.gather_all([float(np.median(times[1:])), float(np.median(compute[1:]))])
     return Trial(plan, facts[0][0], np.array([spent for _, spent in facts]))
 
