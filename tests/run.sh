@@ -20,6 +20,9 @@ export OPENBLAS_NUM_THREADS=1
 # mpirun gives its ranks a terminal, so pytest would colour what goes to a file
 [ -t 1 ] || export PY_COLORS=0
 
+# What the lab of emulated boards needs; where it cannot be had its tests say why they are skipped
+[ "$(id -u)" != 0 ] || bash tests/lab/setup.sh || echo "the lab is not set up" >&2
+
 failed=()
 check() { # SECONDS COMMAND...: print the command, run it under a time limit, remember a failure
     local limit=$1 code=0

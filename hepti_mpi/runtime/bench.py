@@ -14,7 +14,6 @@ from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.planning.cost import Price
-from hepti_mpi.planning.methods import OURS
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.runtime import job
@@ -24,7 +23,8 @@ from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.store import Store
 
 UNDILATED = "undilated"  # the fastest rank alone, as fast as this machine is
-WARM_UP = 2
+SETTLED = ("hepti", "hepti-float16")
+WARM_UP = 1  # round, besides what loading and settling answer
 
 
 @dataclass
@@ -46,7 +46,7 @@ def measure(
     machine: Machine, store: Store, profile: ClusterProfile, plans: Mapping[str, Plan], decisions: Mapping[str, Decision],
     request: Request, repeat: int, progress: Callable[[int], None],
 ) -> dict[str, Samples]:  # fmt: skip
-    """Answer one request by every plan, `repeat` times in turns; our own plans are settled on by trying. Collective.
+    """Answer one request by every plan, `repeat` times in turns; the plans chosen among all are settled on by trying. Collective.
 
     A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
     """
@@ -58,7 +58,7 @@ def measure(
         pretending = replace(machine, dilation=Dilation(1.0)) if name == UNDILATED else machine
         decision = decisions.get(name)
         ready, price = job.load(pretending, store, plan, None, {}, segments), decision.chosen.price if decision else None
-        if name in OURS:
+        if name in SETTLED:
             plan, price = settle(machine, spec, store.source_hash, segments, profile, request, decision)
             ready = job.swap(ready, plan, segments)
         all_samples[name] = Samples(ready, price)
