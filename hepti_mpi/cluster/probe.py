@@ -16,7 +16,7 @@ from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
-EXCHANGE_TAG, EXCHANGE_REPEAT = 1, 40
+EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
 LONGEST = 3.0  # times as long may be measured on an emulated board
 SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
 PAUSE_SECONDS = 0.03  # for a link to come to rest
@@ -128,12 +128,12 @@ def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers
     nothing = typical(timers.nothing, 1 / 4)
     elements = max(typical(timers.elements, 1 / 2) - nothing, 1e-9) / timers.element_count
     latency, bandwidth, head_start = _links(comm)
-    exchange = _exchange(comm, exchanges)
+    exchange, start, per_byte = _exchange(comm, exchanges)
     node = [host_name(), cores, threads, memory, list(rows), _rising(curve), attention, elements, nothing, head_start]
     every = comm.gather_all([node, latency, bandwidth])
     nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), *n[6:]) for n, _, _ in every)
     links = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
-    return ClusterProfile(nodes, *links, versions, shape, exchange)
+    return ClusterProfile(nodes, *links, versions, shape, exchange, start, per_byte)
 
 
 def _rising(curve: list[float]) -> list[float]:
@@ -156,18 +156,29 @@ def _typical(call: Callable[[], None], seconds: float, clock: Callable[[], float
     return sorted(times)[len(times) // 4]
 
 
-def _exchange(comm: Comm, exchanges: Exchanges) -> float:
-    """Return the seconds that a rank spends on an exchange of a few bytes with every other one, the median of all ranks."""
+def _exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:
+    """Return the seconds that a rank spends on an exchange of a few bytes with every other one, the seconds that starting one takes,
+    and those for each byte more that it sends; medians of all ranks."""
     peers = [rank for rank in range(comm.size) if rank != comm.rank]
-    sends, receives = ([(peer, np.zeros((1, SMALL), np.uint8)) for peer in peers] for _ in range(2))
-    transfer, times = exchanges.direct(sends, receives, EXCHANGE_TAG), []
-    for _ in range(EXCHANGE_REPEAT):
-        begin = time.perf_counter()
-        done = exchanges.start(transfer)
-        exchanges.wait([done])
-        times.append(time.perf_counter() - begin)
-    every = comm.gather_all(sorted(times)[EXCHANGE_REPEAT // 2])
-    return float(sorted(every)[len(every) // 2]) if peers else 0.0
+    whole: list[float] = []
+    starting: list[float] = []
+    for size in (SMALL, BLOCK) if peers else ():
+        sends, receives = ([(peer, np.zeros((1, size), np.uint8)) for peer in peers] for _ in range(2))
+        transfer, times = exchanges.direct(sends, receives, EXCHANGE_TAG), []
+        for _ in range(EXCHANGE_REPEAT):
+            comm.quick_barrier()
+            begin = time.perf_counter()
+            done = exchanges.start(transfer)
+            started = time.perf_counter()
+            exchanges.wait([done])
+            times.append((time.perf_counter() - begin, started - begin))
+        transfer.free()
+        every = comm.gather_all([sorted(values)[EXCHANGE_REPEAT // 2] for values in zip(*times)])
+        for found, number in ((whole, 0), (starting, 1)):
+            found.append(sorted(float(values[number]) for values in every)[comm.size // 2])
+    if not peers:
+        return 0.0, 0.0, 0.0
+    return whole[0], starting[0], max(0.0, (starting[1] - starting[0]) / ((BLOCK - SMALL) * len(peers)))
 
 
 def _links(comm: Comm) -> tuple[list[float], list[float], float]:

@@ -45,6 +45,7 @@ class ClusterProfile:
     """All ranks of a job. `latency_seconds[i][j]`, `bytes_per_second[i][j]`: ping-pong between ranks i and j, 0 on the diagonal.
 
     `exchange_seconds`: what our own exchange of next to nothing between all ranks takes, with the way in which a rank waits.
+    `start_seconds`, `start_seconds_per_byte`: what a rank is busy with when it starts an exchange: calls, and copies into the system.
     `versions`: of the libraries that decide speed; `shape`: (hidden, ffn) of the model whose shapes were measured.
     """
 
@@ -54,6 +55,8 @@ class ClusterProfile:
     versions: dict[str, str]
     shape: tuple[int, int]
     exchange_seconds: float
+    start_seconds: float = 0.0
+    start_seconds_per_byte: float = 0.0
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -132,8 +135,11 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
         if len(links[key]) != len(nodes) or any(len(row) != len(nodes) for row in links[key]):
             raise ValueError(f"{key} is not {len(nodes)} x {len(nodes)}")
     hidden, ffn = (int(_between(v, 1, 1 << 24)) for v in data["shape"])
-    exchange = _between(data["exchange_seconds"], 0, 1e6)
-    return ClusterProfile(tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), exchange_seconds=exchange, **links)
+    exchange, start, per_byte = (_between(data[key], 0, 1e6) for key in ("exchange_seconds", "start_seconds", "start_seconds_per_byte"))
+    return ClusterProfile(
+        tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), exchange_seconds=exchange, start_seconds=start,
+        start_seconds_per_byte=per_byte, **links,
+    )  # fmt: skip
 
 
 def _seconds(value: Any) -> float:

@@ -59,7 +59,7 @@ class Pricer:
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
-        self.exchange = profile.exchange_seconds
+        self.exchange, self.start, self.start_per_byte = profile.exchange_seconds, profile.start_seconds, profile.start_seconds_per_byte
         self.latency = np.array(profile.latency_seconds)
         with np.errstate(divide="ignore"):
             self.seconds_per_byte = np.where(np.eye(len(nodes)) > 0, 0.0, 1.0 / np.array(profile.bytes_per_second))
@@ -203,9 +203,13 @@ class _Walk:
             begin = np.maximum(begin, self.ready.get(name, begin))
         kind = (sync.kind, sync.tile, len(reads))
         if kind not in self.exchanges:
-            self.exchanges[kind] = self._volumes(sync, len(reads))
-        out, into, blocks, moved = self.exchanges[kind]
+            volumes = self._volumes(sync, len(reads))
+            sent = volumes[0] / np.maximum(self.link if self.link.any() else self.near, 1e-15)
+            self.exchanges[kind] = *volumes, (self.pricer.start + self.pricer.start_per_byte * sent) * (sent > 0)
+        out, into, blocks, moved, starting = self.exchanges[kind]
         self.moved += int(moved)
+        begin = begin + starting  # the rank itself is busy with that
+        self.clock = np.maximum(self.clock, begin * (starting > 0))
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
         if not len(blocks):  # a ring: nobody is done before all are
             start_up = self.pricer.exchange + (len(self.ranks) - 2) * (self.latency + RING_BYTES * self.slowest)
@@ -282,15 +286,16 @@ class _Walk:
             out, into = own * (1 - self.heads), self.heads * (total - own)
             if sync.kind == "to_rows":
                 out, into = into, out
-        elif sync.kind == "allgatherv":
-            out, into = own * (count - 1), total - own
-            if self._by_ring(sync, own):
-                out = into = np.full(count, total - own.min())
         else:
-            out, into = total - own, own * (count - 1)
-        moved = out.sum() * size
+            out, into = own * (count - 1), total - own
+            if sync.kind == "reduce_scatter":
+                out, into = into, out
+        moved, blocks = out.sum() * size, np.zeros((1, 1))
+        if sync.kind in ("allgatherv", "reduce_scatter") and self._by_ring(sync, own):
+            out, blocks = np.full(count, total - own.min()), np.empty((0, 0))
+            into = out
         link = np.maximum(self.link, self.near if not self.link.any() else 0) * size * self.mates.sum(axis=1)
-        return out * link, into * link, np.zeros((1, 1)), np.array(moved)
+        return out * link, into * link, blocks, np.array(moved)
 
     # MPI's own collectives
 

@@ -203,6 +203,11 @@ class Engine:
             return
         elif sync.kind == "allreduce":
             self.layers.allreduce(values[reads], values[writes])
+        elif sync.kind == "reduce_scatter" and self.layers.polite:  # MPI's that does not spin sums all on one rank first
+            started = self._depart(place, at)
+            if started is not None:
+                self.exchanges.wait([started])
+            self._arrive(place, at)
         elif sync.kind == "reduce_scatter":
             self.layers.reduce_scatter(values[reads], values[writes], self._of_active(at))
         elif sync.kind == "allgatherv":
@@ -261,7 +266,7 @@ class Engine:
             if isinstance(step, Compute):
                 if self.is_active:
                     self._bind(place, step, geometry, lengths)
-            elif not self.in_order:
+            elif not self.in_order or step.kind == "reduce_scatter":
                 geometry.routes[place] = router.route(step, *self.interfaces[place], tag=place * TAGS)
         return geometry
 

@@ -70,7 +70,7 @@ def attempt(machine: Machine, spec: ModelSpec, segments: Segments, plan: Plan, l
     embedded = np.zeros((sum(lengths), spec.hidden), np.float32) if world.rank == 0 else None
     computing = [place for place, step in enumerate(program) if isinstance(step, Compute)]
     times, compute = [], []
-    for turn in range(1 + REQUESTS):
+    for _ in range(1 + REQUESTS):
         world.barrier()
         world.quick_barrier()
         begin = time.perf_counter()

@@ -1,0 +1,48 @@
+"""The steady state: hundreds of requests later a rank holds no more memory than before, and answers to the same bits."""
+
+import gc
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_answers import HEADS, ROWS, SHARES, TILES, opened, plan_of
+
+from hepti_mpi.runtime import job
+
+REQUESTS = 500
+
+
+def resident_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+@pytest.mark.parametrize("layout, collectives", [(("alltoall", ROWS), "own"), ((HEADS, "columns"), "own"), ((ROWS, ROWS), "mpi")])
+def test_nothing_grows(machine, folder, layout, collectives):
+    store, size = opened(folder, "tiny-bert", machine.world.rank, machine.world), machine.world.size
+    own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES["two tiles"](size)} if collectives == "own" else {}
+    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), rows=23, **own)
+    engine = job.load(machine, store, plan, None, {}).engine
+    embedded = np.random.default_rng(3).standard_normal((23, store.spec.hidden), np.float32) if machine.world.rank == 0 else None
+
+    def answers(count):
+        for _ in range(count):
+            hidden = engine.run((9, 14), embedded)
+        return None if hidden is None else hidden.copy()
+
+    first = answers(50)
+    gc.collect()
+    tracemalloc.start()
+    answers(20)  # what tracing itself and caches want
+    before, resident = tracemalloc.get_traced_memory()[0], resident_bytes()
+    last = answers(REQUESTS)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    machine.world.barrier()
+    assert grown < 64 << 10, f"{grown} bytes of Python objects more"
+    assert resident_bytes() - resident < 4 << 20
+    if first is not None:
+        assert np.array_equal(first, last)
