@@ -1,13 +1,11 @@
-"""The commands: parse, call, print. The only place that prints, picks paths and reads options; computes nothing.
+"""The commands: parse, call, print. With console and comparing the only place that prints, picks paths and reads options; computes
+nothing.
 
 MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is instant and a usage error costs nothing.
 """
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi import __version__
-from hepti_mpi.errors import RankError, StoreError
-from hepti_mpi.options import FILE, OURS, Size, machine_options, planning_options, weights_option
+from hepti_mpi.comparing import bench, report
+from hepti_mpi.console import agreed_store_path, profile_path, progress, say, size, store_path
+from hepti_mpi.options import FILE, OURS, machine_options, planning_options, weights_option
 
 if TYPE_CHECKING:
-    from hepti_mpi.planning.plan import Plan
-    from hepti_mpi.planning.planner import Decision, Request
-    from hepti_mpi.runtime.job import Machine
+    from hepti_mpi.planning.planner import Request
 
-WEIGHTS = Path("weights")
-DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 
 
@@ -78,16 +73,16 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     if plan is not None:
         plans.check(plan, model.spec, model.source_hash, plan.ranks)
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
-    with _progress(f"writing {store}", total) as done:
+    with progress(f"writing {store}", total) as done:
         stores.write(store, model, done)
-    click.echo(f"{store}: {model.spec.family} {model.spec.name}, {_size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    click.echo(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
     if plan is None or folder is None:
         return
     with stores.Store(store) as whole:
         for rank in range(plan.ranks):
             path = folder / f"rank{rank:02d}.h5"
             stores.write_part(path, whole, rank_slices(whole.spec, plan, rank))
-            click.echo(f"{path}: {_size(path.stat().st_size)}")
+            click.echo(f"{path}: {size(path.stat().st_size)}")
 
 
 @main.command()
@@ -123,11 +118,12 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
     from hepti_mpi.cluster import profile as profiles
     from hepti_mpi.errors import ProfileError
     from hepti_mpi.planning import methods
+    from hepti_mpi.planning.scale import by_ranks
     from hepti_mpi.reporting import records
     from hepti_mpi.shards.store import Store
 
     profile = profiles.load(profile_file)
-    given = _store_path(weights)
+    given = store_path(weights)
     with Store(given / "rank00.h5" if given.is_dir() else given) as store:
         shape = (store.spec.hidden, store.spec.ffn)
         if profile.shape != shape:
@@ -147,18 +143,14 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
         decision.chosen.plan.save(output)
         click.echo(f"plan written to {output}")
     if scale is not None:
-        _draw_scale(scale, store.spec, store.source_hash, profile, request, _method(options))
+        from hepti_mpi.reporting import plots
 
-
-def _draw_scale(path: Path, spec: Any, source_hash: str, profile: Any, request: Any, method: str) -> None:
-    from hepti_mpi.planning.scale import by_ranks
-    from hepti_mpi.reporting import plots
-
-    chosen = by_ranks(method, spec, source_hash, profile, request)
-    click.echo("\n".join(f"{n} ranks: {c.price.seconds * 1e3:.0f} ms on {len(c.plan.active)}" for n, c in chosen.items()))
-    seconds, active = [c.price.seconds for c in chosen.values()], [len(c.plan.active) for c in chosen.values()]
-    plots.plot_scale(list(chosen), seconds, active, path, f"{spec.name}, {request.rows} rows: the best plan on the first n ranks")
-    click.echo(f"picture written to {path}")
+        chosen = by_ranks(_method(options), store.spec, store.source_hash, profile, request)
+        for ranks, best in chosen.items():
+            click.echo(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
+        latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
+        plots.plot_scale(list(chosen), latencies, used, scale, f"{store.spec.name}, {rows} rows: the best plan on the first n ranks")
+        click.echo(f"picture written to {scale}")
 
 
 # collective commands: under mpirun
@@ -180,10 +172,10 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
     from hepti_mpi.runtime import job
 
     machine = job.start(threads, emulate)
-    store = job.open_store(machine, _agreed_store_path(machine, weights))
-    path = output or _profile_path(machine)
+    store = job.open_store(machine, agreed_store_path(machine, weights))
+    path = output or profile_path(machine)
     begin = time.perf_counter()
-    measured = job.measured_profile(machine, store.spec, path, fresh, required=False, say=_say(machine))
+    measured = job.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
     if machine.world.rank == 0:
         click.echo(profile_lines(measured))
         click.echo(f"{path} ({time.perf_counter() - begin:.1f} s)")
@@ -238,8 +230,8 @@ def run(
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
     machine = job.start(threads, emulate)
-    world, say, root = machine.world, _say(machine), machine.world.rank == 0
-    store = job.open_store(machine, _agreed_store_path(machine, weights))
+    world, tell, root = machine.world, say(machine), machine.world.rank == 0
+    store = job.open_store(machine, agreed_store_path(machine, weights))
     requests, chosen, typical = None, None, None
     with job.together(world):
         if root:
@@ -254,8 +246,8 @@ def run(
     decision: planner.Decision | None = None
     if plan_file is None:
         begin = time.perf_counter()
-        path = profile_file or _profile_path(machine)
-        measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say)
+        path = profile_file or profile_path(machine)
+        measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=tell)
         startup["profile"] = time.perf_counter() - begin
         begin = time.perf_counter()
         with job.together(world):
@@ -266,7 +258,7 @@ def run(
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
         hosts = tuple(world.gather_all(host_name()))
         if hosts != the_plan.hosts:
-            say(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, these ranks are on {', '.join(hosts)}: its shares may not fit")
+            tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
     segments = Segments(store.spec, store)
     ready = job.load(machine, store, the_plan, decision, startup, segments)
     many = requests is not None and _batches(requests, batch_rows, store.spec.hidden, repeat) >= SETTLE_FROM
@@ -277,102 +269,15 @@ def run(
         ready.startup_seconds["settle"] = time.perf_counter() - begin
     wire_error = job.wire_error(ready, segments, typical["rows"]) if the_plan.wire != "float32" else 0.0
     if wire_error > options["tolerance"] and plan_file is None:
-        say(f"float16 on the wire changes results by {wire_error:.2g}, more than --tolerance {options['tolerance']:g}: float32 is used")
+        tell(f"float16 on the wire changes results by {wire_error:.2g}, more than --tolerance {options['tolerance']:g}: float32 is used")
         ready, wire_error = job.swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None), segments), 0.0
     if root:
         _show_plan(ready)
-    with _progress("answering", len(requests or ()) * repeat, root) as done:
+    with progress("answering", len(requests or ()) * repeat, root) as done:
         outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", progress=done)
     with job.together(world):
         if requests is not None:
             _finish(ready, outcome, requests, repeat, output, wire_error)
-
-
-@main.command()
-@click.argument("records", type=FILE)
-@click.option("--output", type=FILE, required=True, help="Folder for the pictures.")
-def report(records: Path, output: Path) -> None:
-    """Draw what the bench command recorded: latency, one request across ranks, predicted against measured.
-
-    \b
-    Example:
-      python -m hepti_mpi report records.jsonl --output pictures
-    """
-    from hepti_mpi.reporting import plots
-
-    for path in plots.write_report(records, output):
-        click.echo(path)
-
-
-@main.command()
-@weights_option
-@click.option("--methods", default="hepti,hepti-float16,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
-              show_default=True, help="What to measure; NAME-boost is another system's division with our exchanges.")
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of the request.")
-@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
-@click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
-@click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
-@click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
-@click.option("--fresh", is_flag=True, help="Measure the cluster even when the saved profile still matches.")
-@click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
-@machine_options
-def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
-          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None) -> None:  # fmt: skip
-    """Measure ways to divide a model against each other, in turns within one job.
-
-    \b
-    Example:
-      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
-    """
-    from hepti_mpi.errors import CapacityError, PlanError
-    from hepti_mpi.planning.methods import BOOST, NAMES, OURS
-    from hepti_mpi.planning.planner import Request
-    from hepti_mpi.reporting import comparison, outputs
-    from hepti_mpi.runtime import bench as benches
-    from hepti_mpi.runtime import job
-
-    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
-    for name in names:
-        if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
-            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
-    machine = job.start(threads, emulate)
-    world, root = machine.world, machine.world.rank == 0
-    store = job.open_store(machine, _agreed_store_path(machine, weights))
-    path = profile_file or _profile_path(machine)
-    measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=_say(machine))
-    limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
-    plans: dict[str, Plan] = {}
-    decisions: dict[str, Decision] = {}
-    refused: dict[str, str] = {}
-    with job.together(world):
-        if limits is not None and len(limits) != world.size:
-            raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
-        if output is not None and root:
-            outputs.check_path(output)
-    for name in [*names, benches.UNDILATED]:
-        try:
-            request = Request(rows, limits=None if name == benches.UNDILATED else limits, mode="packed")
-            method = "single" if name == benches.UNDILATED else name
-            plans[name], decision = job.decide(machine, store, measured, method, request)
-            decisions |= {name: decision} if decision else {}
-        except CapacityError as error:
-            refused[name] = str(error)
-        except RankError:
-            refused[name] = ""
-    with job.together(world):
-        if not any(name in plans for name in names):
-            raise CapacityError(refused[names[0]])
-    with _progress("answering", repeat + benches.WARM_UP, root) as done:
-        samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
-    with job.together(world):
-        if root:
-            where = cluster or path.name.removesuffix(".profile.json")
-            records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))
-            click.echo(comparison.comparison(samples, refused, machine.factors))
-            if output is not None:
-                with open(output, "a") as file:
-                    file.writelines(json.dumps(record) + "\n" for record in records)
-            click.echo(json.dumps(records[-1]))
 
 
 def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path | None, wire_error: float) -> None:
@@ -410,7 +315,7 @@ def _show_plan(ready: Any) -> None:
     click.echo("")
 
 
-# paths, progress and words
+# what the options mean
 
 
 def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
@@ -452,51 +357,5 @@ def _method(options: dict[str, Any]) -> str:
     return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
 
 
-def _store_path(given: Path | None) -> Path:
-    """Return the store that is meant when none is named. Raises StoreError when that is not clear."""
-    if given is not None:
-        return given
-    found = sorted(WEIGHTS.glob("*.h5"))
-    if len(found) == 1 or DEFAULT_STORE in found:
-        return DEFAULT_STORE if DEFAULT_STORE in found else found[0]
-    if found:
-        raise StoreError(f"{WEIGHTS}/ has {len(found)} stores; name one with --weights: {', '.join(map(str, found[:5]))}")
-    raise StoreError(f"there is no store in {WEIGHTS}/; make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}")
-
-
-def _agreed_store_path(machine: "Machine", given: Path | None) -> Path:
-    from hepti_mpi.runtime import job
-
-    with job.together(machine.world):
-        path = _store_path(given)
-    return path
-
-
-def _profile_path(machine: "Machine") -> Path:
-    """Return where rank 0 keeps this job's profile: beside its hostfile where mpirun tells it, else named after the first host."""
-    from hepti_mpi.comm.launcher import host_name, launcher_hostfile
-
-    hostfile = launcher_hostfile()
-    if hostfile is not None:
-        return Path(hostfile).with_suffix(".profile.json")
-    return Path("hostfiles") / f"{host_name()}-{machine.world.size}.profile.json"
-
-
-def _say(machine: "Machine") -> Callable[[str], None]:
-    return lambda sentence: click.echo(sentence, err=True) if machine.world.rank == 0 else None
-
-
-def _size(count: float) -> str:
-    from hepti_mpi.reporting.records import size
-
-    return size(count)
-
-
-@contextmanager
-def _progress(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances a bar on standard error, which is drawn on a terminal only."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda amount: None
-        return
-    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        yield bar.update
+main.add_command(bench)
+main.add_command(report)

@@ -1,0 +1,102 @@
+"""The commands that compare: bench measures ways to divide a model against each other, report draws what it found."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hepti_mpi.console import agreed_store_path, profile_path, progress, say
+from hepti_mpi.errors import RankError
+from hepti_mpi.options import FILE, Size, machine_options, weights_option
+
+if TYPE_CHECKING:
+    from hepti_mpi.planning.plan import Plan
+    from hepti_mpi.planning.planner import Decision
+
+
+@click.command()
+@click.argument("records", type=FILE)
+@click.option("--output", type=FILE, required=True, help="Folder for the pictures.")
+def report(records: Path, output: Path) -> None:
+    """Draw what the bench command recorded: latency, one request across ranks, predicted against measured.
+
+    \b
+    Example:
+      python -m hepti_mpi report records.jsonl --output pictures
+    """
+    from hepti_mpi.reporting import plots
+
+    for path in plots.write_report(records, output):
+        click.echo(path)
+
+
+@click.command()
+@weights_option
+@click.option("--methods", default="hepti,hepti-float16,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
+              show_default=True, help="What to measure; NAME-boost is another system's division with our exchanges.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of the request.")
+@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
+@click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
+@click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
+@click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
+@click.option("--fresh", is_flag=True, help="Measure the cluster even when the saved profile still matches.")
+@click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
+@machine_options
+def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
+          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None) -> None:  # fmt: skip
+    """Measure ways to divide a model against each other, in turns within one job.
+
+    \b
+    Example:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
+    """
+    from hepti_mpi.errors import CapacityError, PlanError
+    from hepti_mpi.planning.methods import BOOST, NAMES, OURS
+    from hepti_mpi.planning.planner import Request
+    from hepti_mpi.reporting import comparison, outputs
+    from hepti_mpi.runtime import bench as benches
+    from hepti_mpi.runtime import job
+
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
+    for name in names:
+        if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
+            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
+    machine = job.start(threads, emulate)
+    world, root = machine.world, machine.world.rank == 0
+    store = job.open_store(machine, agreed_store_path(machine, weights))
+    path = profile_file or profile_path(machine)
+    measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
+    limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
+    plans: dict[str, Plan] = {}
+    decisions: dict[str, Decision] = {}
+    refused: dict[str, str] = {}
+    with job.together(world):
+        if limits is not None and len(limits) != world.size:
+            raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
+        if output is not None and root:
+            outputs.check_path(output)
+    for name in [*names, benches.UNDILATED]:
+        try:
+            request = Request(rows, limits=None if name == benches.UNDILATED else limits, mode="packed")
+            method = "single" if name == benches.UNDILATED else name
+            plans[name], decision = job.decide(machine, store, measured, method, request)
+            decisions |= {name: decision} if decision else {}
+        except CapacityError as error:
+            refused[name] = str(error)
+        except RankError:
+            refused[name] = ""
+    with job.together(world):
+        if not any(name in plans for name in names):
+            raise CapacityError(refused[names[0]])
+    with progress("answering", repeat + benches.WARM_UP, root) as done:
+        samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
+    with job.together(world):
+        if root:
+            where = cluster or path.name.removesuffix(".profile.json")
+            records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))
+            click.echo(comparison.comparison(samples, refused, machine.factors))
+            if output is not None:
+                with open(output, "a") as file:
+                    file.writelines(json.dumps(record) + "\n" for record in records)
+            click.echo(json.dumps(records[-1]))
