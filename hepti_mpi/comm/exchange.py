@@ -7,6 +7,7 @@ here moves all pending exchanges on, and a thread does so while the main thread 
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -113,16 +114,26 @@ class Exchanges:
         self.lock = threading.Lock()
         self.pending: list[tuple[Transfer, threading.Event]] = []
         self.awake = threading.Event()
+        self.beginning: deque[tuple[Transfer, threading.Event]] = deque()
         self.types: dict[tuple[int, int, int], Any] = {}
-        if thread:
-            threading.Thread(target=self._keep_moving, name="progress", daemon=True).start()
+        self.thread = threading.Thread(target=self._keep_moving, name="progress", daemon=True) if thread else None
+        if self.thread is not None:
+            self.thread.start()
 
     # use
 
-    def start(self, transfer: Transfer) -> threading.Event:
-        """Begin a transfer and return what is set once it is done."""
+    def start(self, transfer: Transfer, aside: bool = False) -> threading.Event:
+        """Begin a transfer and return what is set once it is done.
+
+        `aside`: the caller has something to compute; let the thread do the calls and copies meanwhile.
+        """
         done = threading.Event()
+        if aside and self.thread is not None:
+            self.beginning.append((transfer, done))  # one step, which needs no lock
+            self.awake.set()
+            return done
         with self.lock:
+            self._begin()
             transfer.start()
             if transfer.progress():
                 done.set()
@@ -130,6 +141,12 @@ class Exchanges:
                 self.pending.append((transfer, done))
                 self.awake.set()
         return done
+
+    def _begin(self) -> None:
+        while self.beginning:
+            transfer, done = self.beginning.popleft()
+            transfer.start()
+            self.pending.append((transfer, done))
 
     def poll(self) -> None:
         """Move all pending transfers on."""
@@ -145,6 +162,7 @@ class Exchanges:
             self.pause()
 
     def _progress(self) -> None:
+        self._begin()
         left = []
         for transfer, done in self.pending:
             if transfer.progress():
@@ -154,16 +172,18 @@ class Exchanges:
         self.pending = left
         if not left:
             self.awake.clear()
+            if self.beginning:  # which came in between
+                self.awake.set()
 
     def _keep_moving(self) -> None:
         while True:
             self.awake.wait()
-            time.sleep(PROGRESS_SECONDS)
             if self.lock.acquire(blocking=False):
                 try:
                     self._progress()
                 finally:
                     self.lock.release()
+            time.sleep(PROGRESS_SECONDS)
 
     # preparation
 

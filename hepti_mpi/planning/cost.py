@@ -208,8 +208,7 @@ class _Walk:
             self.exchanges[kind] = *volumes, (self.pricer.start + self.pricer.start_per_byte * sent) * (sent > 0)
         out, into, blocks, moved, starting = self.exchanges[kind]
         self.moved += int(moved)
-        begin = begin + starting  # the rank itself is busy with that
-        self.clock = np.maximum(self.clock, begin * (starting > 0))
+        begin = begin + starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
         if not len(blocks):  # a ring: nobody is done before all are
             start_up = self.pricer.exchange + (len(self.ranks) - 2) * (self.latency + RING_BYTES * self.slowest)

@@ -142,12 +142,13 @@ class Engine:
         left = len(self.program)
         new = [place for place, count in enumerate(missing) if not count]
         while left:
+            new.sort(key=lambda place: (isinstance(self.program[place], Compute), -place))  # what can be computed is known first
             while new:
                 place = new.pop()
                 if isinstance(self.program[place], Compute):
                     heapq.heappush(ready, place)
                 else:
-                    flying[place] = self._depart(place, at)
+                    flying[place] = self._depart(place, at, aside=bool(ready))
             arrived = [place for place, done in flying.items() if done is None or done.is_set()]
             if not arrived and ready:
                 place = heapq.heappop(ready)
@@ -181,13 +182,13 @@ class Engine:
         if run is not None:
             self.dilation.run(run)
 
-    def _depart(self, place: int, at: _Geometry) -> threading.Event | None:
-        """Start an exchange; return what tells that it is done, or None when nothing travels."""
+    def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
+        """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
         route = at.routes[place]
         self.began[place] = time.perf_counter()
         if route.before:
             self.dilation.run(route.begin)
-        return None if route.transfer is None else self.exchanges.start(route.transfer)
+        return None if route.transfer is None else self.exchanges.start(route.transfer, aside)
 
     def _arrive(self, place: int, at: _Geometry) -> None:
         route = at.routes[place]
