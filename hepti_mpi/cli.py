@@ -15,7 +15,7 @@ import click
 from hepti_mpi import __version__
 from hepti_mpi.comparing import bench, report
 from hepti_mpi.console import agreed_store_path, profile_path, progress, say, size, store_path
-from hepti_mpi.options import FILE, OURS, machine_options, planning_options, weights_option
+from hepti_mpi.options import BASELINES, FILE, OURS, machine_options, planning_options, weights_option
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.planner import Request
@@ -122,6 +122,9 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
     from hepti_mpi.reporting import records
     from hepti_mpi.shards.store import Store
 
+    method = _method(options)
+    if scale is not None and options["shares"] is not None:
+        raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
     profile = profiles.load(profile_file)
     given = store_path(weights)
     with Store(given / "rank00.h5" if given.is_dir() else given) as store:
@@ -133,7 +136,7 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
             )
         begin = time.perf_counter()
         request = _request({"rows": rows}, options, len(profile.nodes))
-        decision = methods.decide(_method(options), store.spec, store.source_hash, profile, request)
+        decision = methods.decide(method, store.spec, store.source_hash, profile, request)
         seconds = time.perf_counter() - begin
     click.echo(records.decision_lines(decision))
     click.echo("\n" + records.plan_lines(decision.chosen.plan))
@@ -145,7 +148,7 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
     if scale is not None:
         from hepti_mpi.reporting import plots
 
-        chosen = by_ranks(_method(options), store.spec, store.source_hash, profile, request)
+        chosen = by_ranks(method, store.spec, store.source_hash, profile, request)
         for ranks, best in chosen.items():
             click.echo(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
         latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
@@ -229,6 +232,7 @@ def run(
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
+    method = _method(options)
     machine = job.start(threads, emulate)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
@@ -252,7 +256,7 @@ def run(
         begin = time.perf_counter()
         with job.together(world):
             request = _request(typical, options, world.size)
-        the_plan, decision = job.decide(machine, store, measured, _method(options), request)
+        the_plan, decision = job.decide(machine, store, measured, method, request)
         startup["plan"] = time.perf_counter() - begin
     else:
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
@@ -319,19 +323,15 @@ def _show_plan(ready: Any) -> None:
 
 
 def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
-    from hepti_mpi.errors import PlanError
     from hepti_mpi.planning.planner import Request
 
     limits = options["memory_limit"]
     if limits is not None and len(limits) == 1:
         limits = limits * ranks
     layout = tuple(options["layout"].split("/")) if options["layout"] else None
-    strategy = options["strategy"]
-    if layout and strategy != "auto":
-        raise PlanError("use just one of --layout and --strategy: a layout is a strategy")
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
-        strategy, layout, options["shares"], limits, options["weights_mode"],
+        options["strategy"], layout, options["shares"], limits, options["weights_mode"],
         ("float32", "float16") if options["tolerance"] else ("float32",),
     )  # fmt: skip
 
@@ -344,16 +344,20 @@ def _batches(requests: Any, batch_rows: int, hidden: int, repeat: int) -> int:
 
 
 def _method(options: dict[str, Any]) -> str:
-    """Return the method of planning.methods that the options mean."""
-    from hepti_mpi.errors import PlanError
-    from hepti_mpi.planning.baselines import NAMES
+    """Return the method of planning.methods that the options mean. Raises UsageError when they do not go together."""
     from hepti_mpi.planning.methods import BOOST
 
     strategy = options["strategy"]
-    if options["tolerance"] and strategy in NAMES:
-        raise PlanError(f"--tolerance is for our own strategies: {strategy} sends float32")
-    if options["boost"] and strategy not in NAMES:
-        raise PlanError(f"--boost is for the other systems' strategies: {', '.join(NAMES)}")
+    if options["layout"] and strategy != "auto":
+        raise click.UsageError("use just one of --layout and --strategy: a layout is a strategy")
+    if options["boost"] and strategy not in BASELINES:
+        raise click.UsageError(f"--boost is for the other systems' strategies: {', '.join(BASELINES)}")
+    if strategy in BASELINES:
+        for name, value, why in (("shares", None, "divides by its own rule"), ("tolerance", 0, "sends float32")):
+            if options[name] != value:
+                raise click.UsageError(f"strategy {strategy} {why}: leave out --{name}")
+        if options["weights_mode"] == "mapped":
+            raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
     return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
 
 

@@ -194,6 +194,51 @@ def test_more_threads_than_cores(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--threads", 1000), "--threads 1000", "cores")
 
 
+def test_boards_that_can_not_be_emulated(store, tmp_path):
+    refused(launch(tmp_path, "run", "--weights", store, "--emulate", "2,3"), "--emulate has 2 entries, the job has 3 ranks")
+    refused(launch(tmp_path, "bench", "--weights", store, "--emulate", "2", ranks=2), "--emulate has 1 entries, the job has 2 ranks")
+    cores = len(os.sched_getaffinity(0))
+    words = "cannot be emulated" if cores >= 2 else "cores"
+    refused(launch(tmp_path, "run", "--weights", store, "--emulate", "2,3", "--threads", 2, ranks=2), "--threads 2", words)
+    assert not list(tmp_path.rglob("*.profile.json"))
+
+
+def test_emulated_boards_and_the_division_of_others(store, tmp_path):
+    """A profile of emulated boards is not one of this machine, and the other way round."""
+    profile = tmp_path / "p.json"
+    arguments = ["run", "--weights", store, "--strategy", "galaxy", "--boost", "--emulate", "1,3"]
+    result = launch(tmp_path, "profile", "--weights", store, "--output", profile, "--emulate", "1,3", ranks=2)
+    assert result.returncode == 0, result.stderr
+    result = launch(tmp_path, *arguments, "--profile", profile, ranks=2)
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout.splitlines()[-1])
+    assert record["strategy"] == "tensor" and [item["emulated_factor"] for item in record["ranks"]] == [1, 3]
+    refused(launch(tmp_path, *arguments[:-1], "1,2", "--profile", profile, ranks=2), "p.json", "emulation")
+
+
+def test_options_that_do_not_go_together_are_told_once(store, tmp_path):
+    for words, expected in (
+        (["run", "--boost"], "--boost is for the other systems' strategies"),
+        (["bench", "--methods", "fly"], "there is no method 'fly'"),
+    ):
+        refused(launch(tmp_path, words[0], "--weights", store, *words[1:]), expected)
+
+
+def test_a_bench_of_bad_input(store, tmp_path):
+    """What does not fit is left out and told; where nothing does, or nothing can be kept, the bench does not begin."""
+    refused(launch(tmp_path, "bench", "--weights", store, "--output", "no/r.jsonl", ranks=2), "no/r.jsonl")
+    words = ["bench", "--weights", store, "--rows", 8, "--repeat", 1]
+    refused(launch(tmp_path, *words, "--memory-limit", "1M,1M,1M", ranks=2), "--memory-limit has 3 entries, the job has 2 ranks")
+    refused(launch(tmp_path, *words, "--methods", "voltage,single", "--memory-limit", "1k", ranks=2), "voltage", "lacks", "bytes")
+    limit, methods = "250k", "megatron,single"
+    result = launch(tmp_path, *words, "--methods", methods, "--memory-limit", limit, "--output", "r.jsonl", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert any(line.startswith("single: single does not fit: rank") for line in result.stdout.splitlines()), result.stdout
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert list(last["methods"]) == ["megatron"] and last["single_undilated_seconds"] > 0
+    assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[-1]) == last
+
+
 def test_slicing_for_a_plan_of_another_model_keeps_the_store(store, tmp_path):
     _, plan = profile_and_plan(store, tmp_path)
     shutil.copy(store, tmp_path / "keep.h5")

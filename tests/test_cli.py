@@ -13,6 +13,8 @@ from clusters import cluster
 
 from hepti_mpi import cli
 from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
+from hepti_mpi.options import BASELINES, LAYOUT_NAMES
+from hepti_mpi.planning.baselines import baseline
 from hepti_mpi.planning.plan import check, load
 from hepti_mpi.shards.slicing import rank_slices
 from hepti_mpi.shards.store import Store, whole_slices
@@ -70,13 +72,14 @@ def test_help_has_an_example(name):
 def test_help_and_version():
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0 and all(name in result.output for name in cli.main.commands) and "Example" in result.output
-    assert set(cli.main.commands) >= {"slice", "inspect", "plan", "profile", "run"}
+    assert set(cli.main.commands) == {"slice", "inspect", "plan", "profile", "run", "bench", "report"}
     assert "hepti_mpi" in CliRunner().invoke(cli.main, ["--version"]).output
 
 
-def test_help_needs_neither_mpi_nor_onnxruntime():
-    code = "import sys\nfrom hepti_mpi import cli\ntry:\n    cli.main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
-    code += "sys.exit(any(name in sys.modules for name in ('mpi4py', 'onnxruntime', 'onnx', 'h5py', 'numpy')))"
+@pytest.mark.parametrize("name", ["run", "bench"])
+def test_help_needs_neither_mpi_nor_onnxruntime(name):
+    code = f"import sys\nfrom hepti_mpi import cli\ntry:\n    cli.main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "sys.exit(any(name in sys.modules for name in ('mpi4py', 'onnxruntime', 'onnx', 'h5py', 'numpy', 'scipy', 'matplotlib')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=os.environ, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
 
@@ -87,6 +90,55 @@ def test_help_needs_neither_mpi_nor_onnxruntime():
 def test_usage_errors(words):
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 2 and "Error" in result.output and "Traceback" not in result.output
+
+
+ANY = ("plan", "--profile", "x")  # its usage errors come before its files are looked for
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["run", "--emulate", "0.5,2"], "'0.5,2' is not a list of numbers from 1 to 1000"),
+    (["bench", "--emulate", "fast"], "such as 2.5,3.5,6,9"),
+    (["profile", "--emulate", "1,,2"], "such as 2.5,3.5,6,9"),
+    (["run", "--emulate", "nan,2"], "such as 2.5,3.5,6,9"),
+    (["run", "--tolerance", "2"], "not in the range 0<=x<=1"),
+    (["run", "--tolerance", "-0.1"], "not in the range 0<=x<=1"),
+    ([*ANY, "--tolerance", "much"], "not a valid float"),
+    (["run", "--threads", "0"], "not in the range"),
+    (["run", "--layout", "local/columns"], "is not one of"),
+    (["run", "--strategy", "alpa"], "is not one of"),
+    (["run", "--boost"], "--boost is for the other systems' strategies: megatron, voltage"),
+    ([*ANY, "--boost", "--strategy", "auto"], "--boost is for the other systems' strategies"),
+    ([*ANY, "--boost", "--strategy", "tensor"], "--boost is for the other systems' strategies"),
+    ([*ANY, "--boost", "--layout", "rows/rows"], "--boost is for the other systems' strategies"),
+    ([*ANY, "--layout", "rows/rows", "--strategy", "tensor"], "use just one of --layout and --strategy"),
+    (["run", "--layout", "rows/rows", "--strategy", "megatron"], "use just one of --layout and --strategy"),
+    (["run", "--strategy", "coedge", "--shares", "1,2"], "strategy coedge divides by its own rule: leave out --shares"),
+    (["run", "--strategy", "ram", "--tolerance", "0.1"], "strategy ram sends float32: leave out --tolerance"),
+    ([*ANY, "--strategy", "single", "--weights-mode", "mapped"], "strategy single holds its weights in memory"),
+    ([*ANY, "--scale", "s.png", "--shares", "1,2"], "--shares are of all ranks"),
+    (["run", "--plan", "p.json", "--boost"], "--plan says who does what; it cannot be used with --boost"),
+    (["run", "--plan", "p.json", "--tolerance", "0.1"], "it cannot be used with --tolerance"),
+    (["run", "--plan", "p.json", "--strategy", "galaxy"], "it cannot be used with --strategy"),
+    (["run", "--plan", "p.json", "--memory-limit", "1M"], "it cannot be used with --memory-limit"),
+    (["run", "--plan", "p.json", "--fresh"], "it cannot be used with --fresh"),
+    (["bench", "--methods", "hepti,fly"], "there is no method 'fly'; known are hepti, hepti-float16, tensor"),
+    (["bench", "--methods", "hepti-boost"], "there is no method 'hepti-boost'"),
+    (["bench", "--methods", "megatron-boost-boost"], "there is no method"),
+    (["bench", "--methods", ""], "there is no method ''"),
+    (["bench", "--methods", "hepti,,tensor"], "there is no method ''"),
+    (["bench", "--rows", "0"], "not in the range"),
+    (["bench", "--repeat", "0"], "not in the range"),
+    (["bench", "--memory-limit", "much"], "not a size"),
+    (["report"], "Missing argument 'RECORDS'"),
+    (["report", "x.jsonl"], "Missing option '--output'"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_mpi_starts(words, expected):
+    """One sentence after the usage, exit code 2."""
+    result = CliRunner().invoke(cli.main, words)
+    told = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2 and len(told) == 1 and expected in told[0], result.output
+    assert "Traceback" not in result.output
+    assert result.output.index("Error: ") > result.output.index("Usage: ")
 
 
 # slice and inspect
@@ -114,7 +166,10 @@ def test_slice_writes_a_store(run, made):
     ([*PLAN, "--shares", "1,2"], PlanError, "2 entries, the job has 3 ranks"),
     ([*PLAN, "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
     ([*PLAN, "--memory-limit", "1k"], CapacityError, r"rank \d on pi\d lacks \d+ bytes"),
-    ([*PLAN, "--layout", "rows/rows", "--strategy", "tensor"], PlanError, "just one of"),
+    ([*PLAN, "--strategy", "voltage", "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
+    ([*PLAN, "--strategy", "voltage", "--memory-limit", "1k"], CapacityError, r"voltage does not fit: rank \d on pi\d lacks \d+ bytes"),
+    (["report", "none.jsonl", "--output", "pictures"], HeptiError, "none.jsonl"),
+    (["report", "three.json", "--output", "pictures"], HeptiError, "three.json"),
     ([*PLAN, "--shares", "a,b,c"], click.UsageError, "such as 5,1,1,1"),
     ([*PLAN, "--shares", "0,0,0"], click.UsageError, "at least one above 0"),
     ([*PLAN, "--shares", "nan,1,1"], click.UsageError, "such as 5,1,1,1"),
@@ -174,6 +229,47 @@ def test_plan_options(run, made, words, expected):
     assert plan.weights_mode == (("mapped" if "mapped" in words else "packed"),) * 3
     if "5,1,0" in words:
         assert plan.rows == (8, 1, 0) or plan.rows == (7, 2, 0)
+
+
+@pytest.mark.parametrize("boost", [False, True])
+@pytest.mark.parametrize("name", BASELINES)
+def test_plan_divides_as_others_do(run, made, name, boost):
+    said = run(*PLAN, "--rows", 26, "--strategy", name, "--output", "other.json", *(["--boost"] if boost else []))
+    plan = load(made / "other.json")
+    with Store(made / "tiny-bert.h5") as store:
+        check(plan, store.spec, store.source_hash, 3)
+        published = baseline(name, store.spec, store.source_hash, cluster((9, 7, 8)), 26)
+    for kept in ("layers", "heads", "columns", "rows"):
+        assert getattr(plan, kept) == getattr(published, kept)
+    assert plan.collectives == ("own" if boost and name != "single" else "mpi") and plan.wire == "float32"
+    assert plan.hash in said and "chosen" in said and ("0 B " in said) is (name == "single")  # which sends nothing
+
+
+def test_plan_with_a_tolerance(run, made):
+    """float16 is allowed then; which it is is the planner's choice, and told."""
+    data = cluster((9, 7, 8), mbit=5).to_json()
+    (made / "slow.json").write_text(json.dumps(data))
+    words = ("plan", "--weights", "tiny-bert.h5", "--profile", "slow.json", "--rows", 97, "--layout", "rows/rows", "--output", "wire.json")
+    assert "float16" not in run(*words) and load(made / "wire.json").wire == "float32"
+    said = run(*words, "--tolerance", "0.01")
+    assert "float16 wire" in said and load(made / "wire.json").wire == "float16"
+    assert "float16 wire" in run(*words[:7], "--strategy", "sequence", "--tolerance", "0.01")
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_plan_of_every_layout(run, made, layout):
+    run(*PLAN, "--rows", 26, "--layout", layout, "--output", "layout.json")
+    plan = load(made / "layout.json")
+    assert {"/".join(pair) for pair in plan.layers} == {layout}
+    with Store(made / "tiny-bert.h5") as store:
+        check(plan, store.spec, store.source_hash, 3)
+
+
+def test_where_more_ranks_stop_helping(run, made):
+    said = run(*PLAN, "--rows", 26, "--scale", "scale.png", "--memory-limit", "8M,9M,10M")
+    told = [line.split(":")[0] for line in said.splitlines() if line.startswith("the first ")]
+    assert told == [f"the first {count} ranks" for count in (1, 2, 3)]
+    assert (made / "scale.png").read_bytes().startswith(b"\x89PNG") and "picture written to scale.png" in said
 
 
 def test_the_only_store_is_found(run, made, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 import click
 import pytest
 
-from hepti_mpi.options import Shares, Size
+from hepti_mpi.options import BASELINES, LAYOUT_NAMES, OURS, Numbers, Shares, Size
+from hepti_mpi.planning import baselines, methods
+from hepti_mpi.planning.plan import LAYOUTS, Plan
+from hepti_mpi.planning.planner import LEANER
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -27,3 +30,29 @@ def test_shares(text, expected):
 def test_what_are_no_shares(text):
     with pytest.raises(click.BadParameter, match="is not a list of numbers such as"):
         Shares().convert(text, None, None)
+
+
+@pytest.mark.parametrize("text, expected", [("2.5,3.5,6,9", (2.5, 3.5, 6, 9)), ("1", (1,)), ("1000, 1", (1000, 1)), ("1e2", (100,))])
+def test_factors(text, expected):
+    assert Numbers().convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "2,,3", "0.5,2", "0", "-2", "nan,2", "inf", "1001", "2;3", "2 3"])
+def test_what_are_no_factors(text):
+    with pytest.raises(click.BadParameter, match="is not a list of numbers from 1 to 1000 such as 2.5,3.5,6,9"):
+        Numbers().convert(text, None, None)
+
+
+@pytest.mark.parametrize("kind", [Size, Shares, Numbers])
+def test_a_default_that_is_a_list_already_stays(kind):
+    assert kind().convert((1, 2), None, None) == (1, 2)
+
+
+def test_what_may_be_named_is_what_there_is():
+    """The words are written down twice, so that --help needs no NumPy."""
+    assert BASELINES == baselines.NAMES and set(OURS) | {"hepti", "hepti-float16"} == set(methods.OURS)
+    assert methods.NAMES == (*methods.OURS, *BASELINES) and len(set(methods.NAMES)) == len(methods.NAMES)
+    layouts = {tuple(name.split("/")) for name in LAYOUT_NAMES}
+    assert layouts == set(LEANER) and len(LAYOUT_NAMES) == len(layouts)
+    assert all(attention in LAYOUTS["attention"] and mlp in LAYOUTS["mlp"] for attention, mlp in layouts)
+    assert {Plan.strategy_of(layout) for layout in layouts} == set(OURS)

@@ -1,10 +1,11 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from clusters import cluster
 
-from hepti_mpi.cluster.profile import load, mismatch
+from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, load, mismatch, scaled
 from hepti_mpi.errors import ProfileError
 
 PROFILE = cluster((9, 8, 7), hosts=["a", "b", "c"])
@@ -18,8 +19,40 @@ def test_a_saved_profile_is_the_same(tmp_path):
     assert load(path) == PROFILE and load(path).hosts == ("a", "b", "c")
     assert [p.name for p in tmp_path.iterdir()] == ["pi.profile.json"]
     data = json.loads(path.read_text())
-    assert (data["format"], data["format_version"]) == ("hepti-profile", 1)
-    assert {"host", "cores", "threads", "memory_bytes", "gemm_rows", "gemm_seconds_per_weight"} <= set(data["nodes"][0])
+    assert (data["format"], data["format_version"]) == ("hepti-profile", 2)
+    assert {"host", "cores", "threads", "memory_bytes", "gemm_rows", "gemm_seconds_per_weight", "head_start_bytes"} <= set(data["nodes"][0])
+    assert data["exchange_seconds"] == PROFILE.exchange_seconds > 0
+
+
+def test_what_exchanges_cost_is_kept(tmp_path):
+    nodes = tuple(replace(node, head_start_bytes=250e3 + rank) for rank, node in enumerate(PROFILE.nodes))
+    profile = replace(PROFILE, nodes=nodes, exchange_seconds=3e-4, start_seconds=2e-5, start_seconds_per_byte=1e-10)
+    profile.save(tmp_path / "p.json")
+    assert load(tmp_path / "p.json") == profile
+    assert from_json(json.loads(json.dumps(profile.to_json()))) == profile
+
+
+def test_slower_ranks_compute_longer_and_are_linked_as_before():
+    slower = scaled(PROFILE, (1, 2, 10))
+    assert slower.nodes[0] == PROFILE.nodes[0] and slower.hosts == PROFILE.hosts
+    for rank, factor in enumerate((1, 2, 10)):
+        before, after = PROFILE.nodes[rank], slower.nodes[rank]
+        assert after.gemm_seconds_per_weight == pytest.approx([factor * seconds for seconds in before.gemm_seconds_per_weight])
+        for name in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"):
+            assert getattr(after, name) == pytest.approx(factor * getattr(before, name))
+        for name in ("host", "cores", "threads", "memory_bytes", "gemm_rows", "head_start_bytes"):
+            assert getattr(after, name) == getattr(before, name)
+    assert replace(slower, nodes=PROFILE.nodes) == PROFILE
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_first_ranks_are_a_cluster(count, tmp_path):
+    part = first_ranks(PROFILE, count)
+    assert isinstance(part, ClusterProfile) and part.nodes == PROFILE.nodes[:count]
+    for rows, whole in ((part.latency_seconds, PROFILE.latency_seconds), (part.bytes_per_second, PROFILE.bytes_per_second)):
+        assert rows == tuple(row[:count] for row in whole[:count])
+    part.save(tmp_path / "p.json")
+    assert load(tmp_path / "p.json") == part
 
 
 def test_one_rank_alone(tmp_path):
@@ -59,8 +92,8 @@ DAMAGED = [
     (b"\xff\xfe", "not JSON"),
     ("[]", "not a profile"),
     ('{"format": "hepti-plan"}', "not a profile"),
-    (edited(format_version=0), "format version 0, this program reads 1"),
-    (edited(format_version="1"), "format version '1'"),
+    (edited(format_version=1), "format version 1, this program reads 2"),  # of the first release, without head starts
+    (edited(format_version="2"), "format version '2'"),
     (edited(nodes=[]), "damaged"),
     (edited(nodes=7), "damaged"),
     (edited(node(memory_bytes=0)), "damaged"),
@@ -81,6 +114,14 @@ DAMAGED = [
     (edited(lambda data: data["latency_seconds"][1].pop()), "latency_seconds is not 3 x 3"),
     (edited(lambda data: data["bytes_per_second"][0].__setitem__(2, 0)), "damaged"),
     (edited(bytes_per_second=None), "damaged"),
+    (edited(node(head_start_bytes=-1)), "damaged"),
+    (edited(node(head_start_bytes="some")), "damaged"),
+    (edited(lambda data: data["nodes"][1].pop("head_start_bytes")), "damaged"),
+    (edited(exchange_seconds=-1e-9), "damaged"),
+    (edited(exchange_seconds=None), "damaged"),
+    (edited(start_seconds=math.nan), "damaged"),
+    (edited(lambda data: data.pop("exchange_seconds")), "damaged"),
+    (edited(lambda data: data["bytes_per_second"][0].__setitem__(2, math.inf)), "damaged"),
     (edited(shape=[56]), "damaged"),
     (edited(shape="ab"), "damaged"),
     (edited(versions=7), "damaged"),

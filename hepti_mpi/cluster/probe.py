@@ -142,10 +142,7 @@ def _rising(curve: list[float]) -> list[float]:
 
 
 def _typical(call: Callable[[], None], seconds: float, clock: Callable[[], float]) -> float:
-    """Return the time of `call` by `clock`, the lower quartile over about `seconds`, of at least 3 calls after one to warm up.
-
-    What disturbs a call only ever makes it longer, so the median would tell more of the disturbance than of the board.
-    """
+    """Return the median time of `call` by `clock` over about `seconds`, of at least 3 calls after one to warm up."""
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -153,7 +150,7 @@ def _typical(call: Callable[[], None], seconds: float, clock: Callable[[], float
         begin = clock()
         call()
         times.append(clock() - begin)
-    return sorted(times)[len(times) // 4]
+    return sorted(times)[len(times) // 2]
 
 
 def _exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:

@@ -20,6 +20,7 @@ FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 CAST = 0.3  # of the time of a residual sum with LayerNorm
+FEW = 4  # ranks below which Open MPI's Iallreduce goes by trees (libnbc)
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
@@ -305,6 +306,8 @@ class _Walk:
             blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
             self.exchanges[kind] = tuple(map(np.array, self.collective(sync, blocks)))
         seconds, data = self.exchanges[kind]
+        if sync.kind == "allgatherv":  # all blocks leave at once, the first of them on links at rest
+            seconds = np.maximum(seconds - self.ahead.min(), 0)
         seconds = seconds + self.pricer.exchange * (data > 0)
         start = self.clock.max()
         self.wait += start - self.clock
@@ -327,6 +330,8 @@ class _Walk:
         if sync.kind == "allreduce":
             if total < 8192:
                 return float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
+            if count < FEW and "emulation" in self.pricer.profile.versions:  # where waits do not spin: two trees
+                return 2 * float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
             return 2 * (count - 1) * (latency + total / count * slowest), 2 * (count - 1) * total
         if sync.kind in ("allgatherv", "reduce_scatter"):
             return (count - 1) * (latency + float(blocks.max()) * slowest), (count - 1) * total

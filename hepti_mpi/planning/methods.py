@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.errors import PlanError
+from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import baselines, planner
 from hepti_mpi.planning.cost import Pricer
@@ -35,11 +35,14 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
         raise PlanError(f"strategy {name} holds its weights in memory; leave out --weights-mode mapped")
     plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, request.rows, request.limits)
     pricer = Pricer(spec, profile, request.rows, request.attended)
-    memory = baselines.Case(spec, source_hash, profile, request.rows, request.limits).memory
+    case = baselines.Case(spec, source_hash, profile, request.rows, request.limits)
     plans = [plan]
     if name.endswith(BOOST) and len(plan.active) > 1:
-        plans = [baselines.boosted(plan, tiles) for tiles in (1, *TILES)]
+        every = [baselines.boosted(plan, tiles) for tiles in (1, *TILES)]
+        plans = [plan for plan in every if (case.memory(plan) <= case.limits).all()]
+        if not plans:
+            raise CapacityError(f"{name} does not fit: our exchanges need more memory than the published ones; leave out the boost")
     prices = [pricer.price(make_program(spec, plan), plan) for plan in plans]
     best, price = min(zip(plans, prices), key=lambda pair: pair[1].seconds)
-    candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, tuple(map(int, memory(best))))
+    candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, tuple(map(int, case.memory(best))))
     return Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))

@@ -18,7 +18,7 @@ from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_
 from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
-from hepti_mpi.planning.refine import Candidate, Refinement, order
+from hepti_mpi.planning.refine import Candidate, Refinement, before, order
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, subsets
 
 Layers = tuple[tuple[str, str], ...]
@@ -29,7 +29,7 @@ LEANER = (  # most memory first
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 MOST_REFINED = 16  # ranks
-STEADY = (2, 3)  # layers of the programs that uniform ones are priced by: each layer but the first takes as long as the next
+STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ class _Search:
             self.attention_bytes = self.mlp_bytes = 0
         self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
         self.prices: dict[Plan, Candidate] = {}
-        self.programs: dict[tuple[object, ...], tuple[Program, ...]] = {}
-        self.widths: dict[tuple[object, ...], tuple[float, float]] = {}
+        self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
         self.check_request()
 
     def check_request(self) -> None:
@@ -150,18 +149,23 @@ class _Search:
             for layers in self.layer_choices(subset):
                 for exchange in self.exchange_choices(layers, subset):
                     candidate = self.candidate(layers, subset, exchange)
-                    if candidate is None:
+                    if candidate is None or not self.fits(candidate):
                         continue
                     fits.add(layers[0] if len(set(layers)) == 1 else "mix")
                     for rank in candidate.plan.active:
                         with_rank[rank] = min(candidate.price.seconds, with_rank.get(rank, candidate.price.seconds))
                     kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
                     kind += " " + exchange.collectives * (len(subset) > 1)
-                    if kind not in best or _before(candidate, best[kind]):
+                    if kind not in best or before(candidate, best[kind]):
                         best[kind] = candidate
         if not best:
             raise self.refusal()
-        (chosen, *close), *others = self.improved(best.values())
+        found, whole = self.improved(best.values()), set[Plan]()
+        while found[0][0].plan not in whole:  # what is chosen is priced by all of its layers
+            found[0] = sorted((self.priced(one.plan, whole=True) for one in found[0]), key=order)
+            whole.update(one.plan for one in found[0])
+            found.sort(key=lambda ones: order(ones[0]))
+        (chosen, *close), *others = found
         several = any(len(subset) > 1 for subset in self.subsets())  # on one rank all layouts are the same
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close))
@@ -237,30 +241,26 @@ class _Search:
         modes = (self.request.mode,) * self.ranks
         return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *astuple(exchange))
 
-    def priced(self, plan: Plan) -> Candidate:
-        """Price a plan; one whose layers are alike by a few of them."""
-        if plan in self.prices:
+    def priced(self, plan: Plan, whole: bool = False) -> Candidate:
+        """Price a plan; one whose layers are alike by a few of them, unless it is to be as a `whole`."""
+        if plan in self.prices and not whole:
             return self.prices[plan]
-        prices = [self.pricer.price(program, plan) for program in self.program(plan)]
+        programs = (make_program(self.spec, plan),) if whole else self.program(plan)[0]
+        prices = [self.pricer.price(program, plan) for program in programs]
         price = prices[0] if len(prices) == 1 else prices[0].extended(prices[1], (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0]))
         self.prices[plan] = Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
         return self.prices[plan]
 
-    def program(self, plan: Plan) -> tuple[Program, ...]:
-        """Return the steps of `plan`, or of two shorter models with the same layers. They depend on the shares only in whether one
-        rank has all."""
-        key = (plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, len(plan.tiles))
+    def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
+        """Return the steps of `plan`, or of two shorter models with the same layers, and the widths of their buffers. They depend on
+        the shares only in whether one rank has all."""
+        key = plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
         if key not in self.programs:
             depths = STEADY if len(set(plan.layers)) == 1 and self.spec.layers > STEADY[1] else (self.spec.layers,)
             shorter = [(replace(self.spec, layers=depth), replace(plan, layers=plan.layers[:depth])) for depth in depths]
-            self.programs[key] = tuple(make_program(spec, part) for spec, part in shorter)
+            programs = tuple(make_program(spec, part) for spec, part in shorter)
+            self.programs[key] = programs, activation_widths(self.spec, programs[-1])
         return self.programs[key]
-
-    def buffer_widths(self, plan: Plan) -> tuple[float, float]:
-        key = (plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, len(plan.tiles))
-        if key not in self.widths:
-            self.widths[key] = activation_widths(self.spec, self.program(plan)[-1])
-        return self.widths[key]
 
     def memory(self, plan: Plan) -> tuple[int, ...]:
         heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
@@ -276,7 +276,7 @@ class _Search:
         part = heads / self.spec.heads if heads.any() else np.zeros(self.ranks)
         if by_heads < self.spec.layers and not any(a == "alltoall" for a, _ in plan.layers):
             part = np.maximum(part, rows / self.request.rows)
-        widths = self.buffer_widths(plan)
+        widths = self.program(plan)[1]
         values = activation_bytes(self.spec, widths, self.largest, self.longest, np.ceil(rows * scale), part)
         return tuple(int(b) for b in np.ceil((weights + self.norm_bytes + values) * active))
 
@@ -319,7 +319,7 @@ class _Search:
         exchange = Exchange("reduce_scatter", "own") if len(subset) > 1 else MPI
         plan = self.plan(layers, exchange, members, members, members)
         plans = [plan] if len(subset) == 1 else [plan, replace(plan, tiles=(plan.rows, plan.rows))]  # which may be cut into tiles later
-        widths = tuple(map(max, zip(*map(self.buffer_widths, plans))))
+        widths = tuple(map(max, zip(*(self.program(one)[1] for one in plans))))
         every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
         values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
         return self.limits[list(subset)] - self.norm_bytes - values
@@ -402,10 +402,6 @@ class _Search:
         )
 
 
-def _before(one: Candidate, other: Candidate) -> bool:
-    return (one.price.seconds, len(one.plan.active)) < (other.price.seconds, len(other.plan.active))
-
-
 def left_out(decision: Decision) -> Iterable[str]:
     """Yield, per rank without a part, why: what the best plan with it would have taken."""
     plan = decision.chosen.plan
@@ -413,7 +409,7 @@ def left_out(decision: Decision) -> Iterable[str]:
         if rank in plan.active:
             continue
         if rank in decision.with_rank:
-            ratio = decision.with_rank[rank] / decision.chosen.price.seconds
+            ratio = max(1.0, decision.with_rank[rank] / decision.chosen.price.seconds)  # which was priced more exactly
             yield f"rank {rank} on {plan.hosts[rank]} is left out: the best plan with it takes {ratio:.2f} x as long"
         else:
             yield f"rank {rank} on {plan.hosts[rank]} is left out: no plan with it was allowed or fits"

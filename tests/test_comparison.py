@@ -1,0 +1,158 @@
+"""The table and the records of a bench, from samples that are made up: their numbers, and that the report reads what is written."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from clusters import cluster
+
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning import methods
+from hepti_mpi.planning.planner import Request, kind_of
+from hepti_mpi.planning.program import Compute, make_program
+from hepti_mpi.reporting import comparison
+from hepti_mpi.reporting.benches import read_benches
+from hepti_mpi.runtime.bench import UNDILATED, Samples
+
+SPEC = random_model("tiny-bert").spec
+PROFILE = cluster((9, 7, 8), mbit=1000)
+FACTORS = [2.5, 5.0, 10.0]
+REQUESTS = 4
+
+
+def sample(name, median, seed=0):
+    """A method that took about `median` seconds; step s of rank r began at s ms and took r + 1 ms."""
+    decision = methods.decide(name, SPEC, "hash", PROFILE, Request(26)).chosen
+    program = make_program(SPEC, decision.plan)
+    every = np.zeros((3, REQUESTS, len(program)))
+    for rank in decision.plan.active:
+        every[rank] = 1e-3 * (rank + 1)
+    began = np.tile(np.arange(len(program)) * 1e-3, (3, 1))
+    held = [{"host": f"pi{rank}", "weight_bytes": (rank + 1) << 20} for rank in range(3)]
+    seconds = [median * (1 + 0.1 * number) for number in (-1, 0, 0, 1)]
+    ready = SimpleNamespace(plan=decision.plan, program=program)
+    return Samples(ready, decision.price, seconds, every=every, timeline=began, error=1e-6 * seed, held=held)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Slower first, so that somebody has to sort them."""
+    medians = {"megatron": 0.4, "hepti": 0.2, "single": 0.5, UNDILATED: 0.07}
+    return {name: sample(name.replace(UNDILATED, "single"), median, seed) for seed, (name, median) in enumerate(medians.items())}
+
+
+def cells(table, name):
+    return next(line for line in table.splitlines() if line.startswith(f"{name} ")).split("  ")
+
+
+# the table
+
+
+def test_the_table_is_sorted_and_compares_with_ours(samples):
+    table = comparison.comparison(samples, {}, FACTORS)
+    lines = table.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["hepti", "megatron", "single"]
+    for name in ("hepti", "megatron", "single"):
+        row = [cell.strip() for cell in cells(table, name) if cell.strip()]
+        one = samples[name]
+        median = float(np.median(one.seconds))
+        assert row[1] == f"{median * 1e3:.1f}" and row[3] == f"{median / 0.2:.2f}"
+        assert row[2] == f"{median * 1e3 * 0.93:.1f} - {median * 1e3 * 1.07:.1f}"
+        assert row[4] == f"{one.price.seconds * 1e3:.1f}" and row[5] == f"{100 * (one.price.seconds / median - 1):+.1f} %"
+        assert row[7] == "3.0 MiB" and row[-1] == kind_of(one.ready.plan)
+    assert UNDILATED not in table
+
+
+def test_perfection_is_told_for_emulated_boards_only(samples):
+    """All boards together are as fast as 1/2.5 + 1/5 + 1/10 = 0.7 of this machine."""
+    table = comparison.comparison(samples, {}, FACTORS)
+    assert "one rank at full speed: 70.0 ms" in table and "perfect division over all emulated boards: 100.0 ms" in table
+    assert "ideal / hepti: 0.500" in table and "ideal / megatron: 0.250" in table and "ideal / single" not in table
+    real = comparison.comparison(samples, {}, [1.0, 1.0, 1.0])
+    assert "one rank at full speed: 70.0 ms" in real and "ideal" not in real and "perfect" not in real
+    without = comparison.comparison({name: one for name, one in samples.items() if name != UNDILATED}, {}, FACTORS)
+    assert "full speed" not in without and "ideal" not in without
+
+
+def test_without_ours_the_soonest_is_compared_with(samples):
+    table = comparison.comparison({name: samples[name] for name in ("single", "megatron")}, {}, FACTORS)
+    assert [cell.strip() for cell in cells(table, "megatron") if cell.strip()][3] == "1.00"
+    assert [cell.strip() for cell in cells(table, "single") if cell.strip()][3] == "1.25"
+
+
+def test_what_was_refused_is_told(samples):
+    table = comparison.comparison(samples, {"voltage": "voltage does not fit: rank 1 on pi1 lacks 7 bytes"}, FACTORS)
+    assert "voltage: voltage does not fit: rank 1 on pi1 lacks 7 bytes" in table.splitlines()
+
+
+# the records
+
+
+def documents(samples, factors=FACTORS):
+    """The lines as they are read again."""
+    return [json.loads(json.dumps(line)) for line in comparison.lines("tiny-bert", 26, "mixed4", factors, samples)]
+
+
+def test_the_summary_is_the_document_of_the_issue(samples):
+    last = documents(samples)[-1]
+    assert {"format", "format_version", "model", "rows", "cluster", "single_undilated_seconds", "methods"} == set(last)
+    assert (last["format"], last["format_version"], last["model"], last["rows"]) == ("hepti-bench", 1, "tiny-bert", 26)
+    assert last["cluster"] == "mixed4" and last["single_undilated_seconds"] == pytest.approx(0.07)
+    assert list(last["methods"]) == ["megatron", "hepti", "single"]
+    for name, told in last["methods"].items():
+        one = samples[name]
+        assert set(told) == {"median_seconds", "predicted_seconds", "wire_bytes", "plan_hash", "samples_seconds"}
+        assert told["median_seconds"] == pytest.approx(np.median(one.seconds)) and told["samples_seconds"] == pytest.approx(one.seconds)
+        assert told["predicted_seconds"] == one.price.seconds and told["plan_hash"] == one.ready.plan.hash
+        assert told["wire_bytes"] == one.price.bytes and isinstance(told["wire_bytes"], int)
+    assert last == json.loads(json.dumps(comparison.summary("tiny-bert", 26, "mixed4", samples)))
+
+
+def test_without_an_undilated_rank_there_is_no_number(samples):
+    last = documents({"hepti": samples["hepti"]})[-1]
+    assert last["single_undilated_seconds"] is None and list(last["methods"]) == ["hepti"]
+
+
+def test_every_request_and_one_timeline_are_kept(samples):
+    lines = documents(samples)
+    for name in ("hepti", "megatron", "single"):
+        mine = [line for line in lines if line.get("method") == name]
+        assert [line["kind"] for line in mine] == ["method", *["request"] * REQUESTS, "timeline"]
+        first, *requests, timeline = mine
+        assert first["plan"]["hash"] == samples[name].ready.plan.hash and first["strategy"] == samples[name].ready.plan.strategy
+        assert first["largest_difference"] == samples[name].error
+        assert sum(first["predicted"]["compute_seconds"]) == pytest.approx(samples[name].price.compute.sum())
+        assert [line["number"] for line in requests] == list(range(REQUESTS))
+        assert [line["seconds"] for line in requests] == pytest.approx(samples[name].seconds)
+        program = samples[name].ready.program
+        computing = sum(isinstance(step, Compute) for step in program)
+        for rank in samples[name].ready.plan.active:
+            assert requests[0]["compute_seconds"][rank] >= 1e-3 * (rank + 1) * computing * (1 - 1e-4)
+        assert [item["rank"] for item in timeline["ranks"]] == [0, 1, 2]
+        for item in timeline["ranks"]:
+            assert (item["host"], item["factor"]) == (f"pi{item['rank']}", FACTORS[item["rank"]])
+            assert len(item["events"]) == (len(program) if item["rank"] in samples[name].ready.plan.active else 0)
+            begins = [begin for _, _, begin, _ in item["events"]]
+            assert begins == sorted(begins) and {kind for _, kind, _, _ in item["events"]} <= {"compute", "wire"}
+            assert all(end - begin == pytest.approx(1e-3 * (item["rank"] + 1)) for _, _, begin, end in item["events"])
+    assert not [line for line in lines if line.get("method") == UNDILATED]
+
+
+def test_real_boards_have_no_factor(samples):
+    timelines = [line for line in documents(samples, [1.0, 1.0, 1.0]) if line.get("kind") == "timeline"]
+    assert timelines and all(item["factor"] is None for line in timelines for item in line["ranks"])
+
+
+def test_the_report_reads_what_is_written(samples, tmp_path):
+    path = tmp_path / "records.jsonl"
+    for _ in range(2):  # benches follow each other in a file
+        with open(path, "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in documents(samples))
+    benches = read_benches(path)
+    assert len(benches) == 2
+    found = benches[1].methods
+    assert set(found) == {"hepti", "megatron", "single"}
+    for name, method in found.items():
+        assert method.median == pytest.approx(np.median(samples[name].seconds)) and method.parts.shape == (REQUESTS, 3)
+        assert method.predicted == samples[name].price.seconds and len(method.lanes) == 3

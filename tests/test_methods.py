@@ -1,0 +1,165 @@
+"""What each name of a method leads to: a valid plan with its price and its memory, or one sentence."""
+
+from dataclasses import replace
+
+import pytest
+from clusters import GIB, cluster
+
+from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning import baselines
+from hepti_mpi.planning.cost import Pricer
+from hepti_mpi.planning.methods import BOOST, NAMES, OURS, decide
+from hepti_mpi.planning.plan import Plan, check
+from hepti_mpi.planning.planner import Request, choose, left_out
+from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.refine import TILES
+from hepti_mpi.planning.scale import by_ranks
+
+BASE = replace(random_model("bert-base").spec, layers=4)
+TINY = random_model("tiny-vit").spec
+MIXED = cluster((16, 11.4, 6.7, 4.4), mbit=200)
+EVEN = cluster((10,) * 4, mbit=1000)
+BOOSTED = tuple(name + BOOST for name in baselines.NAMES)
+
+
+def chosen(name, profile=MIXED, spec=BASE, **options):
+    """The plan of `name`, which is one that can be run, with its price and within memory."""
+    request = Request(**{"rows": 96, **options})
+    decision = decide(name, spec, "hash", profile, request)
+    one = decision.chosen
+    check(one.plan, spec, "hash", len(profile.nodes))
+    program = make_program(spec, one.plan)
+    assert one.price.seconds == Pricer(spec, profile, request.rows, request.attended).price(program, one.plan).seconds
+    assert one.plan.predicted_seconds == one.price.seconds and one.plan.planned_rows == request.rows
+    limits = request.limits or [node.memory_bytes for node in profile.nodes]
+    assert len(one.memory) == one.plan.ranks and all(need <= limit for need, limit in zip(one.memory, limits))
+    assert all((need > 0) == (rank in one.plan.active) for rank, need in enumerate(one.memory))
+    assert set(decision.with_rank) >= set(one.plan.active)
+    assert len(list(left_out(decision))) == one.plan.ranks - len(one.plan.active)
+    return one
+
+
+STRATEGIES = {"tensor": "tensor", "hybrid": "hybrid", "sequence": "sequence", "megatron": "tensor", "voltage": "sequence",
+              "galaxy": "tensor", "coedge": "sequence", "edgeflow": "sequence", "ram": "tensor", "single": "single"}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", [MIXED, EVEN], ids=["mixed", "even"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_leads_to_a_plan(name, profile):
+    one = chosen(name, profile)
+    assert one.plan.strategy == STRATEGIES.get(name, one.plan.strategy)
+    if name in baselines.NAMES:  # as published
+        assert (one.plan.collectives, one.plan.wire, one.plan.tiles) == ("mpi", "float32", ())
+        assert one.plan == baselines.baseline(name, BASE, "hash", profile, 96)
+    else:
+        assert one.plan.wire == "float32" or name == "hepti-float16"
+    assert chosen(name, profile).plan.hash == one.plan.hash
+
+
+@pytest.mark.parametrize("name", baselines.NAMES)
+def test_a_boost_keeps_the_division(name):
+    plain, boosted = chosen(name), chosen(name + BOOST)
+    for kept in ("layers", "heads", "columns", "rows", "weights_mode", "wire"):
+        assert getattr(boosted.plan, kept) == getattr(plain.plan, kept)
+    if name == "single":  # nothing of it travels
+        assert boosted.plan == plain.plan
+        return
+    assert boosted.plan.collectives == "own"
+    pricer = Pricer(BASE, MIXED, 96)
+    for tiles in (1, *TILES):
+        other = baselines.boosted(plain.plan, tiles)
+        assert boosted.price.seconds <= pricer.price(make_program(BASE, other), other).seconds
+
+
+def test_ours_is_the_soonest():
+    """By its own prices, on equal and unequal boards, boosted or not."""
+    for profile in (MIXED, EVEN, cluster((16, 4, 4), mbit=40)):
+        best = chosen("hepti", profile).price.seconds
+        for name in (*NAMES, *BOOSTED):
+            assert name == "hepti-float16" or chosen(name, profile).price.seconds >= best * (1 - 1e-3), name
+        assert chosen("hepti-float16", profile).price.seconds <= best * (1 + 1e-3)
+
+
+def test_the_name_decides_what_is_searched_and_the_request_the_rest():
+    for name, fields in OURS.items():
+        request = Request(40, strategy="sequence" if name == "tensor" else "tensor", mode="packed")
+        expected = choose(BASE, "hash", MIXED, replace(request, **fields)).chosen.plan
+        assert decide(name, BASE, "hash", MIXED, request).chosen.plan.hash == expected.hash
+    short = chosen("sequence", cluster((16, 11, 9), mbit=40), wires=("float32", "float16")).plan
+    assert short.wire == "float16" and short.strategy == "sequence"
+    forced = chosen("hepti", layout=("rows", "columns"), shares=(3, 2, 1, 1)).plan
+    assert set(forced.layers) == {("rows", "columns")} and forced.rows == (41, 27, 14, 14)
+    assert chosen("hepti", mode="mapped").plan.weights_mode == ("mapped",) * 4
+    assert chosen("sequence", attended=24, mode="packed").plan.planned_rows == 96
+
+
+@pytest.mark.parametrize("name", ["", "fly", "Hepti", BOOST, "fly-boost", *(name + BOOST for name in OURS), "megatron-boost-boost"])
+def test_unknown_names(name):
+    with pytest.raises(PlanError, match="there is no baseline"):
+        decide(name, BASE, "hash", MIXED, Request(96))
+
+
+@pytest.mark.parametrize("name", ["megatron", "coedge-boost", "single"])
+@pytest.mark.parametrize("options, words", [
+    ({"layout": ("rows", "rows")}, "leave out --layout and --shares"),
+    ({"shares": (1, 1, 1, 1)}, "leave out --layout and --shares"),
+    ({"mode": "mapped"}, "leave out --weights-mode mapped"),
+    ({"limits": (GIB,) * 3}, "--memory-limit has 3 entries, the job has 4 ranks"),
+])  # fmt: skip
+def test_what_the_rules_of_others_do_not_have(name, options, words):
+    with pytest.raises(PlanError, match=words):
+        decide(name, BASE, "hash", MIXED, Request(96, **options))
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BOOSTED])
+def test_too_little_memory_is_told(name):
+    with pytest.raises(CapacityError, match=r"rank \d on pi\d lacks \d+ bytes"):
+        decide(name, BASE, "hash", MIXED, Request(96, limits=(100_000,) * 4))
+
+
+def test_where_only_some_fit():
+    """As much memory as an even share of the heads and columns takes: rows can not be divided, and one rank has no room."""
+    limits = tuple(int(1.05 * need) for need in chosen("megatron").memory)
+    for name in ("hepti", "tensor", "megatron", "galaxy", "ram"):
+        assert chosen(name, limits=limits).plan.strategy == "tensor"
+    for name in ("sequence", "voltage", "coedge", "edgeflow", "single"):
+        with pytest.raises(CapacityError):
+            decide(name, BASE, "hash", MIXED, Request(96, limits=limits))
+
+
+def test_a_boost_stays_within_memory_too():
+    """Galaxy fills a rank to the brim; tiles that need more buffers than that are not taken."""
+    exact = chosen("galaxy").memory
+    boosted = chosen("galaxy" + BOOST)
+    assert any(need > limit for need, limit in zip(boosted.memory, exact)), "with plenty of memory the tiles take more"
+    try:
+        tight = chosen("galaxy" + BOOST, limits=exact)
+    except CapacityError as error:
+        assert "galaxy-boost does not fit" in str(error)
+    else:
+        assert all(need <= limit for need, limit in zip(tight.memory, exact))
+
+
+def test_one_rank():
+    for name in (*NAMES, *BOOSTED):
+        one = chosen(name, cluster((9,)), spec=TINY, rows=26)
+        assert one.plan.strategy == "single" and one.price.bytes == 0
+
+
+def test_more_ranks_than_rows():
+    for name in (*NAMES, *BOOSTED):
+        assert isinstance(chosen(name, cluster((9, 8, 7, 6, 5)), spec=TINY, rows=3).plan, Plan)
+
+
+@pytest.mark.parametrize("name", ["hepti", "megatron"])
+def test_growing_clusters(name):
+    """The best plan on the first n ranks: with more of them ours is never slower, up to all."""
+    profile = cluster((9, 9, 9, 9, 9), mbit=300)
+    found = by_ranks(name, BASE, "hash", profile, Request(96, limits=(8 * GIB,) * 5))
+    assert list(found) == [1, 2, 3, 4, 5]
+    assert all(one.plan.ranks == count for count, one in found.items())
+    seconds = [one.price.seconds for one in found.values()]
+    if name == "hepti":
+        assert all(later <= sooner * (1 + 1e-3) for sooner, later in zip(seconds, seconds[1:]))
+    assert found[1].plan.strategy == "single"

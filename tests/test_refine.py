@@ -1,0 +1,215 @@
+"""The hill climb: it ends with a plan that is valid, fits, and is not slower than what it began with; and its moves keep sums."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from clusters import cluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning.cost import Price
+from hepti_mpi.planning.plan import Plan, check
+from hepti_mpi.planning.planner import LEANER, MPI, Exchange, Request, _Search
+from hepti_mpi.planning.refine import MOST_IMPROVED, MOST_PRICES, PRICES, TILES, Candidate, Refinement, before, moved, order, with_cells
+
+BASE = random_model("bert-base").spec
+ODD = replace(BASE, layers=3, hidden=72, heads=9, ffn=203)
+LAYOUTS = [pair for pair in LEANER if pair[0] != "local"]
+OWN = Exchange("reduce_scatter", "own")
+
+
+def search_of(speeds, mbit=100, rows=97, spec=ODD, **options):
+    return _Search(spec, "hash", cluster(speeds, mbit=mbit), Request(rows, mode="packed", **options))
+
+
+def first(search, layout, exchange=OWN, subset=None):
+    """The plan that the planner begins with."""
+    found = search.candidate((layout,) * search.spec.layers, subset or tuple(range(search.ranks)), exchange)
+    assert found is not None
+    return found
+
+
+def sums(plan):
+    return sum(plan.heads), sum(plan.columns), sum(plan.rows), plan.ranks
+
+
+def refinement_of(search):
+    return Refinement(search.spec, search.priced, search.fits)
+
+
+def made_up(rows, price, heads=(5, 4, 0), tiles=()):
+    """A refinement in which plans of three ranks cost what `price` says, and its start."""
+    plan = Plan("m", "hash", (("heads", "columns"),) * 3, heads, (96, 96, 11), rows, ("a", "b", "c"), ("packed",) * 3,
+                "reduce_scatter", "own", tiles=tiles)  # fmt: skip
+
+    def priced(plan):
+        return Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
+
+    return Refinement(ODD, priced, lambda one: max(one.memory) < 80), priced(plan)
+
+
+# the climb
+
+
+@pytest.mark.parametrize("exchange", [OWN, MPI], ids=["own", "mpi"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
+@pytest.mark.parametrize("speeds", [(9, 30), (16, 11.4, 6.7, 4.4)], ids=str)
+def test_what_is_found_is_valid_and_not_slower(speeds, layout, exchange):
+    if exchange is MPI and layout[0] == "alltoall":
+        return
+    search = search_of(speeds)
+    start = first(search, layout, exchange)
+    found = refinement_of(search).improve(start)
+    assert 1 <= len(found) <= 2 and [one.price.seconds for one in found] == sorted(one.price.seconds for one in found)
+    assert found[0].price.seconds <= start.price.seconds
+    for one in found:
+        check(one.plan, ODD, "hash", len(speeds))
+        assert search.fits(one) and sums(one.plan) == sums(start.plan)
+        assert (one.plan.layers, one.plan.collectives, one.plan.wire) == (start.plan.layers, start.plan.collectives, start.plan.wire)
+        assert one.plan.tiles == () or exchange is OWN
+        assert one.price.seconds == search.priced(one.plan).price.seconds and one.memory == search.priced(one.plan).memory
+        assert one.plan.predicted_seconds == one.price.seconds
+        assert one.plan.tiles == () or [sum(counts) for counts in zip(*one.plan.tiles)] == list(one.plan.rows)
+    again = refinement_of(search_of(speeds)).improve(start)
+    assert [order(one) for one in again] == [order(one) for one in found], "the same every time"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
+def test_a_bad_start_is_left(layout):
+    """All rows but one on the slowest rank."""
+    search = search_of((30, 30, 3), mbit=1000)
+    start = first(search, layout)
+    bad = search.priced(replace(start.plan, rows=(1, 1, 95)))
+    found = refinement_of(search).improve(bad)[0]
+    assert found.price.seconds < bad.price.seconds and (found.plan.rows[2] < 60 or layout == ("heads", "columns"))
+
+
+def test_memory_is_kept_to():
+    """The fast rank would take more, and may not."""
+    free = search_of((30, 10, 10), spec=BASE)
+    start = first(free, ("heads", "columns"))
+    even = free.priced(replace(start.plan, heads=(4, 4, 4), columns=(1024,) * 3))
+    limits = tuple(int(1.02 * need) for need in even.memory)
+    bound = search_of((30, 10, 10), spec=BASE, limits=limits)
+    better, best = refinement_of(bound).improve(bound.priced(even.plan))[0], refinement_of(free).improve(even)[0]
+    assert all(need <= limit for need, limit in zip(better.memory, limits))
+    assert best.price.seconds < better.price.seconds <= even.price.seconds and any(n > limit for n, limit in zip(best.memory, limits))
+
+
+def test_a_rank_alone_whole_requests_and_mpi_are_not_cut():
+    search = search_of((9, 30, 9), rows=96, attended=24)
+    alone = first(search, ("heads", "columns"), MPI, (1,))
+    local = first(search, ("local", "rows"))
+    climbs = refinement_of(search)
+    for one in (alone, local):
+        (same,) = climbs.improve(one)
+        assert same is one
+    for one in (alone, local, first(search, ("heads", "columns"), MPI)):
+        assert not climbs.divisible(one.plan) and climbs.promise(one) == one.price.seconds
+    assert climbs.divisible(first(search, ("heads", "columns")).plan)
+
+
+def test_every_move_that_helps_is_taken():
+    """A bowl: the price is how far the rows are from what is best; the climb goes down to the bottom by moves of one row."""
+    climbs, start = made_up((60, 30, 7), lambda plan: 1 + sum(abs(a - b) for a, b in zip(plan.rows, (20, 33, 44))))
+    found = climbs.climb(start)
+    assert found.plan.rows == (20, 33, 44) and found.price.seconds == 1
+    assert (found.plan.heads, found.plan.columns) == (start.plan.heads, start.plan.columns)
+
+
+def test_heads_and_columns_move_too():
+    """Columns by whole granules, so that every part still begins at one."""
+    goal = (2, 2, 5), (64, 64, 75)
+    climbs, start = made_up((60, 30, 7), lambda plan: 1 + sum(abs(a - b) for a, b in zip(plan.heads + plan.columns, goal[0] + goal[1])))
+    found = climbs.climb(start).plan
+    assert found.heads == goal[0] and sum(abs(a - b) for a, b in zip(found.columns, goal[1])) <= 3 * ODD.column_granule
+    check(found, replace(ODD, name="m"), "hash", 3)
+
+
+def test_too_small_a_gain_is_no_gain():
+    climbs, start = made_up((60, 30, 7), lambda plan: 1 - 1e-6 * plan.rows[2])
+    assert climbs.climb(start) is start
+
+
+def test_a_climb_ends(monkeypatch):
+    """Where every move helps a little for ever, after so many prices."""
+    calls = []
+    climbs, start = made_up((60, 30, 7), lambda plan: calls.append(1) or 0.999 ** len(calls))
+    climbs.climb(start)
+    assert len(calls) <= min(3 * PRICES, MOST_PRICES) + 1
+
+
+def test_what_is_promising_is_improved():
+    """All are handed back, soonest first; those far behind as they were."""
+    search = search_of((16, 11.4, 6.7, 4.4), mbit=60)
+    starts = [first(search, layout) for layout in LAYOUTS] + [first(search, ("heads", "columns"), MPI)]
+    climbs = refinement_of(search)
+    found = climbs.improve_best(starts)
+    assert len(found) == len(starts)
+    assert [order(ones[0]) for ones in found] == sorted(order(ones[0]) for ones in found)
+    assert {ones[0].plan.layers for ones in found} == {one.plan.layers for one in starts}
+    best, untouched = found[0][0], [ones[0] for ones in found if any(ones[0] is one for one in starts)]
+    assert len(starts) - len(untouched) <= MOST_IMPROVED
+    assert best.price.seconds <= min(one.price.seconds for one in starts)
+    assert all(climbs.promise(one) >= best.price.seconds for one in starts)
+    again = climbs.improve_best(starts[::-1])
+    assert [order(ones[0]) for ones in again] == [order(ones[0]) for ones in found], "in whatever order they come"
+
+
+def test_order_of_equals():
+    _, one = made_up((60, 30, 7), lambda plan: 1.0)
+    _, fewer = made_up((67, 30, 0), lambda plan: 1.0)
+    fewer = replace(fewer, plan=replace(fewer.plan, columns=(103, 100, 0)))
+    assert before(fewer, one) and not before(one, fewer) and not before(one, one)
+    assert order(fewer) < order(one)
+
+
+# moves
+
+
+plans = st.tuples(st.lists(st.integers(0, 60), min_size=3, max_size=3).filter(any), st.sampled_from((0, *TILES)), st.data())
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans, st.integers(0, 3))
+def test_moves_keep_sums(case, size):
+    rows, tiles, data = case
+    cells = [[data.draw(st.integers(0, count)) for count in rows] for _ in range(max(0, tiles - 1))]
+    if tiles:
+        cells.append([max(0, count - sum(row[rank] for row in cells)) for rank, count in enumerate(rows)])
+        rows = [sum(column) for column in zip(*cells)]
+    climbs, start = made_up(tuple(rows), lambda plan: 1.0, tiles=tuple(map(tuple, cells)))
+    for plan in climbs.moves(start, size):
+        assert sums(plan) == sums(start.plan) and plan != start.plan
+        assert min(plan.heads + plan.columns + plan.rows) >= 0 and len(plan.tiles) == len(start.plan.tiles)
+        assert all(min(tile) >= 0 for tile in plan.tiles)
+        check(plan, replace(ODD, name="m"), "hash", 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 90), min_size=3, max_size=3).filter(any), st.sampled_from(TILES))
+def test_tilings_keep_rows(rows, count):
+    climbs, start = made_up(tuple(rows), lambda plan: 1.0)
+    tilings = list(climbs.tilings(start.plan, count))
+    assert tilings or max(rows) < count or sum(rows) < 40
+    for plan in tilings:
+        assert len(plan.tiles) == count and all(map(any, plan.tiles))
+        check(plan, replace(ODD, name="m"), "hash", 3)
+        assert plan.rows == tuple(rows)
+    assert all(max(counts) - min(counts) <= 1 for plan in tilings[:1] for counts in zip(*plan.tiles)), "the first is even"
+
+
+def test_moved():
+    cells = ((5, 0, 2), (1, 9, 9))
+    assert moved(cells, (0, 0), (1, 2), 3) == ((2, 0, 2), (1, 9, 12))
+    assert moved(cells, (0, 0), (0, 1), 5) == ((0, 5, 2), (1, 9, 9))
+    assert cells == ((5, 0, 2), (1, 9, 9))
+
+
+def test_with_cells():
+    _, start = made_up((60, 30, 7), lambda plan: 1.0)
+    assert with_cells(start.plan, ((10, 20, 30),)).tiles == () and with_cells(start.plan, ((10, 20, 30),)).rows == (10, 20, 30)
+    cut = with_cells(start.plan, ((10, 20, 30), (1, 2, 3)))
+    assert cut.tiles == ((10, 20, 30), (1, 2, 3)) and cut.rows == (11, 22, 33)
