@@ -192,7 +192,7 @@ def _links(comm: Comm) -> tuple[list[float], list[float], float]:
         if peer < size:
             latency[peer] = max(comm.ping_pong(peer, SMALL, 20) / 2, 1e-9)
             some, all_ = (comm.ping_pong(peer, size, 2, PAUSE_SECONDS) for size in (MEDIUM, LARGE))
-            bandwidth[peer] = (LARGE - MEDIUM) / max(all_ - some, 1e-9)
+            bandwidth[peer] = (LARGE - MEDIUM) / max(all_ - some, all_ / 4, 1e-9)  # a disturbed measurement must not make it endless
             head_start[peer] = min(max(MEDIUM - bandwidth[peer] * (some - 2 * latency[peer]), 0.0), MEDIUM)
         comm.barrier()
     started = sorted(value for peer, value in enumerate(head_start) if peer != comm.rank)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from hepti_mpi.cluster.profile import ClusterProfile, first_ranks
+from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.planner import Request
@@ -12,11 +13,15 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 
 
 
 def by_ranks(method: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> dict[int, Candidate]:
-    """Return {number of ranks: best plan on that many}; the last is the whole profile."""
+    """Return {number of ranks: best plan on that many} where there is one; the last is the whole profile. Raises: CapacityError."""
     ranks = len(profile.nodes)
     sizes = [size for size in SIZES if size < ranks] + [ranks]
     chosen = {}
     for size in sizes:
         part = replace(request, limits=request.limits and request.limits[:size])
-        chosen[size] = methods.decide(method, spec, source_hash, first_ranks(profile, size), part).chosen
+        try:
+            chosen[size] = methods.decide(method, spec, source_hash, first_ranks(profile, size), part).chosen
+        except CapacityError:
+            if size == ranks:
+                raise
     return chosen
