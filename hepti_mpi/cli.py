@@ -268,7 +268,7 @@ def run(
     many = requests is not None and _batches(requests, batch_rows, store.spec.hidden, repeat) >= SETTLE_FROM
     if plan_file is None and world.from_root(many and decision is not None and options["strategy"] in ("auto", *OURS)):
         begin = time.perf_counter()
-        the_plan, _ = settle(machine, store.spec, store.source_hash, segments, measured, request, decision)
+        the_plan = settle(machine, store.spec, store.source_hash, segments, measured, request, decision).plan
         ready = job.swap(ready, the_plan, segments)
         ready.startup_seconds["settle"] = time.perf_counter() - begin
     wire_error = job.wire_error(ready, segments, typical["rows"]) if the_plan.wire != "float32" else 0.0

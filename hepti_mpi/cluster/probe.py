@@ -16,8 +16,9 @@ from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
+PASSES, MOST_CALLS = 5, 1000
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
-LONGEST = 3.0  # times as long may be measured on an emulated board
+LONGEST = 3.0  # times as long an emulated board may take to measure
 SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
 PAUSE_SECONDS = 0.03  # for a link to come to rest
 
@@ -112,24 +113,24 @@ def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers
 
     All ranks compute at once, as they will in a run, so that ranks on one host see each other.
     """
-    seconds *= min(dilation.factor, LONGEST)
-    share = seconds / (len(rows) + 2)
+    pace = Dilation(min(dilation.factor, LONGEST)) if dilation.on else dilation  # its clock shows the whole factor
+    seconds *= pace.factor
     crowd = sum(threads for host, threads in comm.gather_all([host_name(), threads]) if host == host_name())
     clock = time.perf_counter if crowd <= cores else lambda: time.process_time() / threads
     if dilation.on:
         clock = dilation.clock
-
-    def typical(call: Callable[[], None], part: float = 1.0) -> float:
-        comm.barrier()
-        return _typical(lambda: dilation.run(call), share * part, clock)
-
-    curve = [typical(timers.gemm(count)) / timers.weights for count in rows]
-    attention = typical(timers.attention) / timers.attention_macs
-    nothing = typical(timers.nothing, 1 / 4)
-    elements = max(typical(timers.elements, 1 / 2) - nothing, 1e-9) / timers.element_count
+    calls = [*map(timers.gemm, rows), timers.attention, timers.elements, timers.nothing]
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(PASSES):  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all of one's
+        for call, found in zip(calls, times):
+            comm.barrier()
+            _time(call, pace, seconds / PASSES / len(calls), clock, found)
+    *curve, attention, elements, nothing = (sorted(found)[len(found) // 4] for found in times)
+    curve = _rising([taken / timers.weights for taken in curve])
+    attention, elements = attention / timers.attention_macs, max(elements - nothing, 1e-9) / timers.element_count
     latency, bandwidth, head_start = _links(comm)
     exchange, start, per_byte = _exchange(comm, exchanges)
-    node = [host_name(), cores, threads, memory, list(rows), _rising(curve), attention, elements, nothing, head_start]
+    node = [host_name(), cores, threads, memory, list(rows), curve, attention, elements, nothing, head_start]
     every = comm.gather_all([node, latency, bandwidth])
     nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), *n[6:]) for n, _, _ in every)
     links = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
@@ -141,16 +142,16 @@ def _rising(curve: list[float]) -> list[float]:
     return [max(curve[: place + 1]) for place in range(len(curve))]
 
 
-def _typical(call: Callable[[], None], seconds: float, clock: Callable[[], float]) -> float:
-    """Return the median time of `call` by `clock` over about `seconds`, of at least 3 calls after one to warm up."""
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 2000):
+def _time(call: Callable[[], None], pace: Dilation, seconds: float, clock: Callable[[], float], times: list[float]) -> None:
+    """Add to `times` the times of `call` by `clock` over about `seconds`, of at least one call; the very first warms up."""
+    if not times:
+        pace.run(call)
+    more, end = MOST_CALLS, time.perf_counter() + seconds
+    while more == MOST_CALLS or (time.perf_counter() < end and more > 0):
         begin = clock()
-        call()
+        pace.run(call)
         times.append(clock() - begin)
-    return sorted(times)[len(times) // 2]
+        more -= 1
 
 
 def _exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.planning.cost import Price
+from hepti_mpi.planning.cost import Price, Pricer
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.runtime import job
@@ -46,7 +46,8 @@ def measure(
     machine: Machine, store: Store, profile: ClusterProfile, plans: Mapping[str, Plan], decisions: Mapping[str, Decision],
     request: Request, repeat: int, progress: Callable[[int], None],
 ) -> dict[str, Samples]:  # fmt: skip
-    """Answer one request by every plan, `repeat` times in turns; the plans chosen among all are settled on by trying. Collective.
+    """Answer one request by every plan, `repeat` times in turns; the plans chosen among all are settled on by trying, and what that
+    taught about the ranks' speeds is what all are priced by. Collective.
 
     A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
     """
@@ -54,14 +55,19 @@ def measure(
     segments = Segments(spec, store)
     embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
     all_samples: dict[str, Samples] = {}
+    known = profile
     for name, plan in plans.items():
         pretending = replace(machine, dilation=Dilation(1.0)) if name == UNDILATED else machine
         decision = decisions.get(name)
         ready, price = job.load(pretending, store, plan, None, {}, segments), decision.chosen.price if decision else None
         if name in SETTLED:
-            plan, price = settle(machine, spec, store.source_hash, segments, profile, request, decision)
-            ready = job.swap(ready, plan, segments)
+            settled = settle(machine, spec, store.source_hash, segments, profile, request, decision)
+            ready, price, known = job.swap(ready, settled.plan, segments), settled.price, settled.profile
         all_samples[name] = Samples(ready, price)
+    pricer = Pricer(spec, known, rows, request.attended)
+    for name, samples in all_samples.items():
+        if name not in SETTLED and samples.price is not None:
+            samples.price = pricer.price(samples.ready.program, samples.ready.plan)
     answers: dict[str, np.ndarray] = {}
     for turn in range(-WARM_UP, repeat):
         for place in range(len(all_samples)):  # nobody always comes after the same one

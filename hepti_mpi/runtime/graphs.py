@@ -24,7 +24,7 @@ from hepti_mpi.shards.slicing import Slice, Slicer
 from hepti_mpi.shards.store import Region, Store
 
 MICROSOFT = "com.microsoft"
-PROBE_BYTES = 48 << 20
+PROBE_BYTES = 64 << 20
 INDEXES = {"q_index": TensorProto.INT64, "kv_index": TensorProto.INT64, "kv_lengths": TensorProto.INT32, "unpad": TensorProto.INT64}
 ELEMENT = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -288,8 +288,9 @@ def timers(spec: ModelSpec) -> Timers:
     tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
     chain, value = _Graph(spec), "x"
     for number in range(blocks):
-        up = chain.node("Gemm", [value, chain.constant(f"up{number}", tile)], transB=1)
-        value = chain.node("Gemm", [up, chain.constant(f"down{number}", tile)], ["y"] if number == blocks - 1 else None)
+        first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # of equal weights only one copy would be kept
+        up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
+        value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
     gemm = _probe(chain, {"x": [None, hidden]})
     mixing = _Graph(spec)
     mixing.node("MultiHeadAttention", ["q", "k", "v"], ["y"], MICROSOFT, num_heads=spec.heads)

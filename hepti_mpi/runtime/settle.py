@@ -1,11 +1,12 @@
 """Settle on a plan by trying: answer a few requests by the best candidates, learn how fast each rank really is, plan again.
 
-Knows engines and predictions; does not search itself (planning.planner does) and does not change layouts, so most weights stay.
+Knows engines and predictions; does not search itself (planning.planner does). Candidates answer in turns, since a machine that is
+disturbed for a second would otherwise decide by when it was.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,68 +24,110 @@ from hepti_mpi.runtime.job import Machine
 
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
-TRUST = 0.1  # of a rank's speed that one round may take away or add
+FINALISTS = 3  # which answer as often again
+CLOSE = 1.06  # times the price of the chosen plan that another kind of plan may have
+TRUST = 0.25  # of a rank's speed that one round may take away or add
+
+
+@dataclass
+class Trial:
+    """A plan that is tried: `seconds` of its requests and, for each of them, every rank's seconds of computing."""
+
+    plan: Plan
+    engine: Engine
+    seconds: list[float] = field(default_factory=list)
+    compute: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def typical(self) -> float:
+        """Mean of the sooner half of its requests: what disturbs only makes them longer."""
+        return float(np.mean(sorted(self.seconds)[: (len(self.seconds) + 1) // 2]))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A plan that was tried: `seconds` of its best request and each rank's `compute` seconds; what disturbs makes both longer only."""
+class Settled:
+    """The plan that answered soonest and its price by `profile`, whose speeds are those that were measured while it did."""
 
     plan: Plan
-    seconds: float
-    compute: np.ndarray
+    price: Price
+    profile: ClusterProfile
 
 
 def settle(
     machine: Machine, spec: ModelSpec, source_hash: str, segments: Segments, profile: ClusterProfile, request: Request,
     decision: Decision | None,
-) -> tuple[Plan, Price]:  # fmt: skip
-    """Return the plan that answered soonest among the chosen one, those close to it, and what the measured speeds suggest, with its
-    price by those speeds. Collective; `decision` is rank 0's.
+) -> Settled:  # fmt: skip
+    """Return what answered soonest of the chosen plan, those that promise nearly as much, and what the measured speeds suggest.
+    Collective; `decision` is rank 0's.
     """
     world = machine.world
-    documents = world.from_root([c.plan.to_json() for c in (decision.chosen, *decision.close)] if decision else None)
+
+    def opened(plan: Plan) -> Trial:
+        program = make_program(spec, plan)
+        return Trial(plan, Engine(world, machine.exchanges, machine.dilation, spec, plan, program, segments))
+
+    documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
+    trials = [opened(plans.from_json(document)) for document in documents]
     pricer = Pricer(spec, profile, request.rows, request.attended)
-    tried = [attempt(machine, spec, segments, plans.from_json(document), pricer.lengths) for document in documents]
+    ask(machine, trials, pricer.lengths)
     for _ in range(ROUNDS):
-        best = min(tried, key=lambda trial: trial.seconds)
-        factors = learned(pricer, spec, best)
-        profile = scaled(profile, factors)
+        best = min(trials, key=lambda trial: trial.typical)
+        profile = scaled(profile, learned(pricer, spec, best))
         pricer = Pricer(spec, profile, request.rows, request.attended)
         suggestion = planner.again(spec, source_hash, profile, request, best.plan).plan if world.rank == 0 else best.plan
         suggestion = plans.from_json(world.from_root(suggestion.to_json()))
-        if any(trial.plan == suggestion for trial in tried):
+        if any(trial.plan == suggestion for trial in trials):
             break
-        tried.append(attempt(machine, spec, segments, suggestion, pricer.lengths))
-    best = min(tried, key=lambda trial: trial.seconds)
-    pricer = Pricer(spec, scaled(profile, learned(pricer, spec, best)), request.rows, request.attended)
-    price = pricer.price(make_program(spec, best.plan), best.plan)
-    return replace(best.plan, predicted_seconds=price.seconds), price
+        trials.append(opened(suggestion))
+        ask(machine, [best, trials[-1]], pricer.lengths)
+    finalists = sorted(trials, key=lambda trial: trial.typical)[:FINALISTS]
+    ask(machine, finalists, pricer.lengths)
+    best = min(finalists, key=lambda trial: trial.typical)
+    for trial in trials:
+        trial.engine.close()
+    profile = scaled(profile, learned(pricer, spec, best))
+    price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
+    return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
 
 
-def attempt(machine: Machine, spec: ModelSpec, segments: Segments, plan: Plan, lengths: Sequence[int]) -> Trial:
-    """Answer a few batches of requests of `lengths` rows by `plan`; all ranks return the same. Collective."""
+def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
+    """Return the chosen plan, those that differ from it only in how rows are cut, and other kinds of nearly the same price, where
+    memory holds the weights of both."""
+    chosen = decision.chosen
+    limits = request.limits or [node.memory_bytes for node in profile.nodes]
+    others = [
+        other.plan for other in decision.others
+        if other.price.seconds <= CLOSE * chosen.price.seconds
+        and all(one + two <= limit for one, two, limit in zip(chosen.memory, other.memory, limits))
+    ]  # fmt: skip
+    return [chosen.plan, *(close.plan for close in decision.close), *others[:FINALISTS]]
+
+
+def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> None:
+    """Answer batches of requests of `lengths` rows by each of `trials` in turns; all ranks note the same. Collective."""
     world = machine.world
-    program = make_program(spec, plan)
-    engine = Engine(world, machine.exchanges, machine.dilation, spec, plan, program, segments)
-    embedded = np.zeros((sum(lengths), spec.hidden), np.float32) if world.rank == 0 else None
-    computing = [place for place, step in enumerate(program) if isinstance(step, Compute)]
-    times, compute = [], []
-    for _ in range(1 + REQUESTS):
-        world.barrier()
-        world.quick_barrier()
-        begin = time.perf_counter()
-        engine.run(lengths, embedded)
-        times.append(time.perf_counter() - begin)
-        compute.append(float(engine.seconds[computing].sum()))
+    hidden = trials[0].engine.spec.hidden
+    embedded = np.zeros((sum(lengths), hidden), np.float32) if world.rank == 0 else None
+    for turn in range(1 + REQUESTS):
+        for trial in trials:
+            if not turn and trial.seconds:  # it is warm
+                continue
+            engine = trial.engine
+            world.barrier()
+            world.quick_barrier()
+            begin = time.perf_counter()
+            engine.run(lengths, embedded)
+            seconds = time.perf_counter() - begin
+            if turn:
+                computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
+                facts = world.gather_all([seconds, float(engine.seconds[computing].sum())])
+                trial.seconds.append(facts[0][0])
+                trial.compute.append(np.array([compute for _, compute in facts]))
     world.barrier()
-    engine.close()
-    facts = world.gather_all([min(times[1:]), min(compute[1:])])
-    return Trial(plan, facts[0][0], np.array([spent for _, spent in facts]))
 
 
 def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> Sequence[float]:
     """Return, per rank, how many times longer it computed than was predicted, within TRUST; 1 where it had nothing to do."""
     predicted = pricer.price(make_program(spec, trial.plan), trial.plan).compute
-    ratios = np.divide(trial.compute, predicted, out=np.ones(len(predicted)), where=predicted > 0)
+    ratios = np.divide(np.median(trial.compute, axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
     return [float(ratio) for ratio in np.clip(ratios, 1 - TRUST, 1 + TRUST)]
