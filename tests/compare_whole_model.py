@@ -50,8 +50,9 @@ def whole_model(store: Store) -> onnxruntime.InferenceSession:
         )
 
     def norm_of(x: str, p: str, name: str, bias: str, out: str, total: str) -> None:
-        inputs = [x, p, *(weight(f"{name}.{part}", (spec.hidden,)) for part in ("weight", "bias")), weight(bias, (spec.hidden,))]
-        nodes.append(helper.make_node("SkipLayerNormalization", inputs, [out, "", "", total], domain=MICROSOFT, epsilon=spec.norm_eps))
+        node("Add", [x, node("Add", [p, weight(bias, (spec.hidden,))], f"{total}_biased")], total)
+        node("LayerNormalization", [total, *(weight(f"{name}.{part}", (spec.hidden,)) for part in ("weight", "bias"))], out,
+             epsilon=spec.norm_eps, axis=-1)  # fmt: skip
 
     wide = helper.make_tensor("wide", TensorProto.INT64, [3], [1, -1, spec.hidden])
     flat = helper.make_tensor("flat", TensorProto.INT64, [2], [-1, spec.hidden])

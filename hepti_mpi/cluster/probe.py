@@ -26,13 +26,14 @@ PAUSE_SECONDS = 0.03  # for a link to come to rest
 @dataclass(frozen=True)
 class Timers:
     """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights; `attention` does
-    `attention_macs` multiply-adds; `elements` handles `element_count` elements; `nothing` is an empty session run."""
+    `attention_macs` multiply-adds; `elements` and `casts` handle `element_count` elements; `nothing` has next to nothing to do."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
     attention: Callable[[], None]
     attention_macs: int
     elements: Callable[[], None]
+    casts: Callable[[], None]
     element_count: int
     nothing: Callable[[], None]
 
@@ -119,18 +120,19 @@ def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers
     clock = time.perf_counter if crowd <= cores else lambda: time.process_time() / threads
     if dilation.on:
         clock = dilation.clock
-    calls = [*map(timers.gemm, rows), timers.attention, timers.elements, timers.nothing]
+    calls = [*map(timers.gemm, rows), timers.attention, timers.elements, timers.casts, timers.nothing]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(PASSES):  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all of one's
         for call, found in zip(calls, times):
             comm.barrier()
             _time(call, pace, seconds / PASSES / len(calls), clock, found)
-    *curve, attention, elements, nothing = (sorted(found)[len(found) // 4] for found in times)
+    *curve, attention, elements, casts, nothing = (sorted(found)[len(found) // 4] for found in times)
     curve = _rising([taken / timers.weights for taken in curve])
-    attention, elements = attention / timers.attention_macs, max(elements - nothing, 1e-9) / timers.element_count
+    attention /= timers.attention_macs
+    elements, casts = (max(spent - nothing, 1e-9) / timers.element_count for spent in (elements, casts))
     latency, bandwidth, head_start = _links(comm)
     exchange, start, per_byte = _exchange(comm, exchanges)
-    node = [host_name(), cores, threads, memory, list(rows), curve, attention, elements, nothing, head_start]
+    node = [host_name(), cores, threads, memory, list(rows), curve, attention, elements, nothing, head_start, casts]
     every = comm.gather_all([node, latency, bandwidth])
     nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), *n[6:]) for n, _, _ in every)
     links = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)

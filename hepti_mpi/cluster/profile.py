@@ -11,7 +11,7 @@ from typing import Any
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
 
-FORMAT, FORMAT_VERSION = "hepti-profile", 2
+FORMAT, FORMAT_VERSION = "hepti-profile", 3
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
 
@@ -23,6 +23,7 @@ class NodeProfile:
     `gemm_rows`, `gemm_seconds_per_weight`: the curve: seconds to multiply that many rows by one weight of a matrix.
     `attention_seconds_per_mac`: seconds per multiply-add of softmax(Q K^T) V.
     `element_seconds`: seconds per element of a residual sum with LayerNorm, or of an activation.
+    `cast_seconds`: seconds per element to make float16 of float32.
     `segment_seconds`: fixed cost of one session run.
     `memory_bytes`: what it can use for weights and activations.
     `head_start_bytes`: what passes its idle link at once, before the link's rate holds.
@@ -38,6 +39,7 @@ class NodeProfile:
     element_seconds: float
     segment_seconds: float
     head_start_bytes: float = 0.0
+    cast_seconds: float = 1e-10
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
         return replace(
             node, gemm_seconds_per_weight=tuple(by * seconds for seconds in node.gemm_seconds_per_weight),
             attention_seconds_per_mac=by * node.attention_seconds_per_mac, element_seconds=by * node.element_seconds,
-            segment_seconds=by * node.segment_seconds,
+            cast_seconds=by * node.cast_seconds, segment_seconds=by * node.segment_seconds,
         )  # fmt: skip
 
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
@@ -124,9 +126,11 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
         if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
             raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
         cores, threads, memory = (int(_between(item[key], 1, 1 << 62)) for key in ("cores", "threads", "memory_bytes"))
-        attention, element, segment = (_seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"))
+        attention, element, segment, cast = (
+            _seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds", "cast_seconds")
+        )
         head_start = _between(item["head_start_bytes"], 0, 1 << 40)
-        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, attention, element, segment, head_start))
+        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, attention, element, segment, head_start, cast))
     links = {}
     if not nodes:
         raise ValueError("there are no nodes")

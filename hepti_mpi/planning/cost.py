@@ -19,7 +19,6 @@ from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Step,
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
-CAST = 0.3  # of the time of a residual sum with LayerNorm
 FEW = 4  # ranks below which Open MPI's Iallreduce goes by trees (libnbc)
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
@@ -59,6 +58,7 @@ class Pricer:
         nodes = profile.nodes
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
+        self.cast = np.array([node.cast_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
         self.exchange, self.start, self.start_per_byte = profile.exchange_seconds, profile.start_seconds, profile.start_seconds_per_byte
         self.latency = np.array(profile.latency_seconds)
@@ -117,7 +117,7 @@ class Pricer:
         if op.kind == "mlp":
             return gemm * (2.0 * hidden * ffn) + element * ffn
         if op.kind in CASTS:
-            return element * ((heads if op.kind.endswith("_heads") else hidden) * len(op.reads) * CAST)
+            return self.cast[ranks] * rows * ((heads if op.kind.endswith("_heads") else hidden) * len(op.reads))
         return element * hidden  # norm, tail
 
     def price(self, program: Program, plan: Plan) -> Price:
