@@ -68,7 +68,7 @@ def test_perfection_is_told_for_emulated_boards_only(samples):
     """All boards together are as fast as 1/2.5 + 1/5 + 1/10 = 0.7 of this machine."""
     table = comparison.comparison(samples, {}, FACTORS)
     assert "one rank at full speed: 70.0 ms" in table and "perfect division over all emulated boards: 100.0 ms" in table
-    assert "ideal / hepti: 0.500" in table and "ideal / megatron: 0.250" in table and "ideal / single" not in table
+    assert "ideal / hepti: 0.500" in table and "ideal / megatron" not in table and "ideal / single" not in table
     real = comparison.comparison(samples, {}, [1.0, 1.0, 1.0])
     assert "one rank at full speed: 70.0 ms" in real and "ideal" not in real and "perfect" not in real
     without = comparison.comparison({name: one for name, one in samples.items() if name != UNDILATED}, {}, FACTORS)

@@ -42,9 +42,9 @@ def price(profile, plan, rows=None, spec=SPEC):
 
 
 def simple(ranks=2, latency=1e-4, rate=1e7, exchange=0.0, **fields):
-    """Boards of 1 ns a weight and row, 2 ns a multiply-add of attention, 3 ns an element, 1 us a segment."""
+    """Boards of 1 ns a weight and row, 2 ns a multiply-add of attention, 3 ns an element, 1.5 to cast it, 1 us a segment."""
     board = replace(node(1), gemm_rows=(1, 100), gemm_seconds_per_weight=(1e-9, 100e-9),
-                    attention_seconds_per_mac=2e-9, element_seconds=3e-9,
+                    attention_seconds_per_mac=2e-9, element_seconds=3e-9, cast_seconds=1.5e-9,
                     segment_seconds=1e-6, **fields)  # fmt: skip
     nodes = tuple(replace(board, host=f"pi{rank}") for rank in range(ranks))
     return ClusterProfile(nodes, square(ranks, latency), square(ranks, rate), {}, (1, 1), exchange)
@@ -75,8 +75,8 @@ def lone(kind, values=1):
     ("mlp", 2 * 72 * 203, 0, 203),
     ("norm", 0, 0, 72),
     ("tail", 0, 0, 72),
-    ("half", 0, 0, 2 * 72 * cost.CAST),
-    ("half_heads", 0, 0, 2 * 40 * cost.CAST),
+    ("half", 0, 0, 2 * 72 * 0.5),
+    ("half_heads", 0, 0, 2 * 40 * 0.5),
 ])  # fmt: skip
 def test_an_operation(kind, weights, attention, elements):
     """Rank 0 has 5 of 9 heads and 102 of 203 columns; 7 rows that attend to 9; a cast of two values."""

@@ -19,7 +19,7 @@ def test_a_saved_profile_is_the_same(tmp_path):
     assert load(path) == PROFILE and load(path).hosts == ("a", "b", "c")
     assert [p.name for p in tmp_path.iterdir()] == ["pi.profile.json"]
     data = json.loads(path.read_text())
-    assert (data["format"], data["format_version"]) == ("hepti-profile", 2)
+    assert (data["format"], data["format_version"]) == ("hepti-profile", 3)
     assert {"host", "cores", "threads", "memory_bytes", "gemm_rows", "gemm_seconds_per_weight", "head_start_bytes"} <= set(data["nodes"][0])
     assert data["exchange_seconds"] == PROFILE.exchange_seconds > 0
 
@@ -92,7 +92,7 @@ DAMAGED = [
     (b"\xff\xfe", "not JSON"),
     ("[]", "not a profile"),
     ('{"format": "hepti-plan"}', "not a profile"),
-    (edited(format_version=1), "format version 1, this program reads 2"),  # of the first release, without head starts
+    (edited(format_version=1), "format version 1, this program reads 3"),
     (edited(format_version="2"), "format version '2'"),
     (edited(nodes=[]), "damaged"),
     (edited(nodes=7), "damaged"),

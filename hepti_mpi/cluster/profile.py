@@ -130,7 +130,8 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
             _seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds", "cast_seconds")
         )
         head_start = _between(item["head_start_bytes"], 0, 1 << 40)
-        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, curve, attention, element, segment, head_start, cast))
+        speeds = (curve, attention, element, segment, head_start, cast)
+        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, *speeds))
     links = {}
     if not nodes:
         raise ValueError("there are no nodes")

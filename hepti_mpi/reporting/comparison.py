@@ -8,7 +8,7 @@ import numpy as np
 from hepti_mpi.planning.planner import kind_of
 from hepti_mpi.planning.program import Compute
 from hepti_mpi.reporting.records import milliseconds, size, table, time_by_batch
-from hepti_mpi.runtime.bench import UNDILATED, Samples
+from hepti_mpi.runtime.bench import SETTLED, UNDILATED, Samples
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
 
@@ -96,5 +96,5 @@ def comparison(samples: Mapping[str, Samples], refused: Mapping[str, str], facto
     if UNDILATED in samples and max(factors) > 1:
         ideal = alone / sum(1 / factor for factor in factors)
         text.append(f"perfect division over all emulated boards: {milliseconds(ideal)} ms")
-        text += [f"ideal / {name}: {ideal / float(np.median(samples[name].seconds)):.3f}" for name in names[:2]]
+        text += [f"ideal / {name}: {ideal / float(np.median(samples[name].seconds)):.3f}" for name in SETTLED if name in samples]
     return "\n".join(text)

@@ -70,8 +70,10 @@ def measure(
             samples.price = pricer.price(samples.ready.program, samples.ready.plan)
     answers: dict[str, np.ndarray] = {}
     for turn in range(-WARM_UP, repeat):
-        for place in range(len(all_samples)):  # nobody always comes after the same one
-            name, samples = list(all_samples.items())[(place + turn) % len(all_samples)]
+        names = list(all_samples)
+        np.random.default_rng(WARM_UP + turn).shuffle(names)  # nobody always comes after the same one
+        for name in names:
+            samples = all_samples[name]
             engine = samples.ready.engine
             world.barrier()
             world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds

@@ -17,7 +17,7 @@ from hepti_mpi.planning import planner
 from hepti_mpi.planning.cost import Price, Pricer
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Decision, Request
-from hepti_mpi.planning.program import Compute, make_program
+from hepti_mpi.planning.program import OUTER, Compute, Sync, make_program
 from hepti_mpi.runtime.engine import Engine
 from hepti_mpi.runtime.graphs import Segments
 from hepti_mpi.runtime.job import Machine
@@ -26,6 +26,7 @@ ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
 FINALISTS = 3  # which answer as often again
 CLOSE = 1.06  # times the price of the chosen plan that another kind of plan may have
+MOST_LATE = 0.02  # seconds that an exchange may seem to take
 TRUST = 0.25  # of a rank's speed that one round may take away or add
 
 
@@ -72,7 +73,7 @@ def settle(
     ask(machine, trials, pricer.lengths)
     for _ in range(ROUNDS):
         best = min(trials, key=lambda trial: trial.typical)
-        profile = scaled(profile, learned(pricer, spec, best))
+        profile = learned(pricer, spec, best)
         pricer = Pricer(spec, profile, request.rows, request.attended)
         suggestion = planner.again(spec, source_hash, profile, request, best.plan).plan if world.rank == 0 else best.plan
         suggestion = plans.from_json(world.from_root(suggestion.to_json()))
@@ -85,7 +86,7 @@ def settle(
     best = min(finalists, key=lambda trial: trial.typical)
     for trial in trials:
         trial.engine.close()
-    profile = scaled(profile, learned(pricer, spec, best))
+    profile = learned(pricer, spec, best)
     price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
 
@@ -126,8 +127,17 @@ def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> No
     world.barrier()
 
 
-def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> Sequence[float]:
-    """Return, per rank, how many times longer it computed than was predicted, within TRUST; 1 where it had nothing to do."""
-    predicted = pricer.price(make_program(spec, trial.plan), trial.plan).compute
+def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> ClusterProfile:
+    """Return the profile of `pricer` with what a trial taught: how many times longer each rank computes than was predicted, within
+    TRUST, and how much longer an exchange takes, which is for the most part waiting for whoever is late this time.
+    """
+    program = make_program(spec, trial.plan)
+    predicted = pricer.price(program, trial.plan).compute
     ratios = np.divide(np.median(trial.compute, axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
-    return [float(ratio) for ratio in np.clip(ratios, 1 - TRUST, 1 + TRUST)]
+    profile = scaled(pricer.profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
+    exchanges = sum(isinstance(step, Sync) and step.kind not in OUTER for step in program)
+    if len(trial.plan.active) == 1 or not exchanges:
+        return profile
+    seconds = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan).seconds
+    late = (float(np.median(trial.seconds)) - seconds) / exchanges
+    return replace(profile, exchange_seconds=min(max(profile.exchange_seconds + late, 0.0), MOST_LATE))
