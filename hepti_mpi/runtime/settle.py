@@ -17,7 +17,7 @@ from hepti_mpi.planning import planner
 from hepti_mpi.planning.cost import Price, Pricer
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Decision, Request
-from hepti_mpi.planning.program import OUTER, Compute, Sync, make_program
+from hepti_mpi.planning.program import Compute, Sync, make_program
 from hepti_mpi.runtime.engine import Engine
 from hepti_mpi.runtime.graphs import Segments
 from hepti_mpi.runtime.job import Machine
@@ -135,7 +135,7 @@ def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> ClusterProfile:
     predicted = pricer.price(program, trial.plan).compute
     ratios = np.divide(np.median(trial.compute, axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
     profile = scaled(pricer.profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
-    exchanges = sum(isinstance(step, Sync) and step.kind not in OUTER for step in program)
+    exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
     if len(trial.plan.active) == 1 or not exchanges:
         return profile
     seconds = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan).seconds
