@@ -35,48 +35,36 @@ class Size(click.ParamType):
         return tuple(sizes)
 
 
-class Shares(click.ParamType):
-    """Proportions, one number per rank: 5,1,1,1."""
-
-    name = "shares"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            shares = tuple(float(word) for word in str(value).split(","))
-            if not all(0 <= share < 1e9 for share in shares) or not sum(shares):
-                raise ValueError
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 5,1,1,1, at least one above 0", param, ctx)
-        return shares
-
-
 FILE = click.Path(path_type=Path)
 
 
 class Numbers(click.ParamType):
-    """Factors, one per rank: 2.5,3.5,6,9."""
+    """One number per rank, between `least` and `most` and not all 0: 2.5,3.5,6,9."""
 
-    name = "numbers"
+    def __init__(self, name: str, least: float, most: float, meant: str) -> None:
+        self.name, self.least, self.most, self.meant = name, least, most, meant
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
             numbers = tuple(float(word) for word in str(value).split(","))
-            if not all(1 <= number <= 1000 for number in numbers):
+            if not all(self.least <= number <= self.most for number in numbers) or not any(numbers):
                 raise ValueError
         except ValueError:
-            self.fail(f"{value!r} is not a list of numbers from 1 to 1000 such as 2.5,3.5,6,9", param, ctx)
+            self.fail(f"{value!r} is not a list of numbers {self.meant}", param, ctx)
         return numbers
+
+
+SHARES = Numbers("shares", 0, 1e9, "such as 5,1,1,1, at least one above 0")
+FACTORS = Numbers("factors", 1, 1000, "from 1 to 1000 such as 2.5,3.5,6,9")
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how a rank computes."""
     threads = "Threads per rank; left out: the host's cores divided among its ranks."
     for option in (
-        click.option("--emulate", type=Numbers(), help="Compute as many times slower, a factor per rank: what would unequal boards do?"),
+        click.option("--emulate", type=FACTORS, help="Compute as many times slower, a factor per rank: what would unequal boards do?"),
         click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
     ):
         command = option(command)
@@ -100,7 +88,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."
         ),
-        click.option("--shares", type=Shares(), help="Force the proportions of the ranks, such as 5,1,1,1."),
+        click.option("--shares", type=SHARES, help="Force the proportions of the ranks, such as 5,1,1,1."),
         click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
         click.option(
             "--strategy",

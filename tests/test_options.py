@@ -1,7 +1,7 @@
 import click
 import pytest
 
-from hepti_mpi.options import BASELINES, LAYOUT_NAMES, OURS, Numbers, Shares, Size
+from hepti_mpi.options import BASELINES, FACTORS, LAYOUT_NAMES, OURS, SHARES, Size
 from hepti_mpi.planning import baselines, methods
 from hepti_mpi.planning.plan import LAYOUTS, Plan
 from hepti_mpi.planning.planner import LEANER
@@ -23,29 +23,29 @@ def test_what_is_no_size(text):
 
 @pytest.mark.parametrize("text, expected", [("5,1,1,1", (5, 1, 1, 1)), ("0.5, 0", (0.5, 0)), ("7", (7,)), ("1e3,1", (1000, 1))])
 def test_shares(text, expected):
-    assert Shares().convert(text, None, None) == expected
+    assert SHARES.convert(text, None, None) == expected
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "0", "0,0", "-1,2", "nan", "inf,1", "1e30", "1;2"])
 def test_what_are_no_shares(text):
     with pytest.raises(click.BadParameter, match="is not a list of numbers such as"):
-        Shares().convert(text, None, None)
+        SHARES.convert(text, None, None)
 
 
 @pytest.mark.parametrize("text, expected", [("2.5,3.5,6,9", (2.5, 3.5, 6, 9)), ("1", (1,)), ("1000, 1", (1000, 1)), ("1e2", (100,))])
 def test_factors(text, expected):
-    assert Numbers().convert(text, None, None) == expected
+    assert FACTORS.convert(text, None, None) == expected
 
 
 @pytest.mark.parametrize("text", ["", "a", "2,,3", "0.5,2", "0", "-2", "nan,2", "inf", "1001", "2;3", "2 3"])
 def test_what_are_no_factors(text):
     with pytest.raises(click.BadParameter, match="is not a list of numbers from 1 to 1000 such as 2.5,3.5,6,9"):
-        Numbers().convert(text, None, None)
+        FACTORS.convert(text, None, None)
 
 
-@pytest.mark.parametrize("kind", [Size, Shares, Numbers])
+@pytest.mark.parametrize("kind", [Size(), SHARES, FACTORS])
 def test_a_default_that_is_a_list_already_stays(kind):
-    assert kind().convert((1, 2), None, None) == (1, 2)
+    assert kind.convert((1, 2), None, None) == (1, 2)
 
 
 def test_what_may_be_named_is_what_there_is():
