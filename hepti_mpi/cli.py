@@ -256,7 +256,8 @@ def run(
         begin = time.perf_counter()
         with job.together(world):
             request = _request(typical, options, world.size)
-        the_plan, decision = job.decide(machine, store, measured, method, request)
+        with job.together(world):
+            the_plan, decision = job.decide(machine, store, measured, method, request)
         startup["plan"] = time.perf_counter() - begin
     else:
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
@@ -268,11 +269,11 @@ def run(
     many = requests is not None and _batches(requests, batch_rows, store.spec.hidden, repeat) >= SETTLE_FROM
     if plan_file is None and world.from_root(many and decision is not None and options["strategy"] in ("auto", *OURS)):
         begin = time.perf_counter()
-        the_plan = settle(machine, store.spec, store.source_hash, segments, measured, request, decision).plan
-        ready = job.swap(ready, the_plan, segments)
+        settled = settle(machine, store.spec, store.source_hash, segments, measured, request, decision)
+        ready = job.swap(ready, settled.plan, segments, settled.price)
         ready.startup_seconds["settle"] = time.perf_counter() - begin
-    wire_error = job.wire_error(ready, segments, typical["rows"]) if the_plan.wire != "float32" else 0.0
-    if wire_error > options["tolerance"] and plan_file is None:
+    wire_error = job.wire_error(ready, segments, typical["rows"]) if ready.plan.wire != "float32" else 0.0
+    if plan_file is None and not wire_error <= options["tolerance"]:  # which a result that is no number does not pass either
         tell(f"float16 on the wire changes results by {wire_error:.2g}, more than --tolerance {options['tolerance']:g}: float32 is used")
         ready, wire_error = job.swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None), segments), 0.0
     if root:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from hepti_mpi.console import agreed_store_path, profile_path, progress, say
-from hepti_mpi.errors import RankError
 from hepti_mpi.options import FILE, Size, machine_options, weights_option
 
 if TYPE_CHECKING:
@@ -78,14 +77,13 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             outputs.check_path(output)
     for name in [*names, benches.UNDILATED]:
         try:
-            request = Request(rows, limits=None if name == benches.UNDILATED else limits, mode="packed")
-            method = "single" if name == benches.UNDILATED else name
-            plans[name], decision = job.decide(machine, store, measured, method, request)
+            request = Request(rows, limits=limits, mode="packed")
+            if name == benches.UNDILATED:
+                request = Request(rows, shares=(1.0,) + (0.0,) * (world.size - 1), mode="packed")
+            plans[name], decision = job.decide(machine, store, measured, "hepti" if name == benches.UNDILATED else name, request)
             decisions |= {name: decision} if decision else {}
-        except CapacityError as error:
+        except CapacityError as error:  # on every rank
             refused[name] = str(error)
-        except RankError:
-            refused[name] = ""
     with job.together(world):
         if not any(name in plans for name in names):
             raise CapacityError(refused[names[0]])

@@ -12,6 +12,7 @@ from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 3
+EMULATION = "emulation"  # among the versions: the factors, where boards are emulated
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
 
@@ -100,9 +101,9 @@ def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], version
             return f"its rank {rank} is on {node.host}, here on {host}"
         if (node.cores, node.threads) != (cores, threads):
             return f"its rank {rank} has {node.threads} threads of {node.cores} cores, here {threads} of {cores}"
-    for name, version in versions.items():
-        if profile.versions.get(name) != version:
-            return f"it was measured with {name} {profile.versions.get(name)}, here {version}"
+    for name in dict.fromkeys((*versions, EMULATION)):  # boards that were pretended are not those that are there
+        if profile.versions.get(name) != versions.get(name):
+            return f"it was measured with {name} {profile.versions.get(name)}, here {versions.get(name)}"
     if tuple(profile.shape) != shape:
         return f"it was measured at hidden {profile.shape[0]} and ffn {profile.shape[1]}, the model has {shape[0]} and {shape[1]}"
     return None

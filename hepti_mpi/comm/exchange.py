@@ -108,7 +108,7 @@ class Exchanges:
 
     def __init__(self, comm: Comm, wait: str = "sleep", thread: bool = True) -> None:
         """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep"."""
-        self.rank, self.size = comm.rank, comm.size
+        self.rank = comm.rank
         self.mpi = comm.mpi.Dup()
         self.pause: Callable[[], None] = {"spin": lambda: None, "yield": os.sched_yield, "sleep": lambda: time.sleep(SLEEP_SECONDS)}[wait]
         self.lock = threading.Lock()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Step, Sync, buffers, distributions, interface
@@ -92,7 +92,7 @@ class Pricer:
         The profile has the time that the cores worked, not the time that a rank waited for one. Emulated boards sleep so much that
         they do not.
         """
-        if "emulation" in self.profile.versions:
+        if EMULATION in self.profile.versions:
             return np.ones(len(self.profile.nodes))
         wanted: dict[str, int] = {}
         for rank in active:
@@ -330,7 +330,7 @@ class _Walk:
         if sync.kind == "allreduce":
             if total < 8192:
                 return float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
-            if count < FEW and "emulation" in self.pricer.profile.versions:  # where waits do not spin: two trees
+            if count < FEW and EMULATION in self.pricer.profile.versions:  # where waits do not spin: two trees
                 return 2 * float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
             return 2 * (count - 1) * (latency + total / count * slowest), 2 * (count - 1) * total
         if sync.kind in ("allgatherv", "reduce_scatter"):

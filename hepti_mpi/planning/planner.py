@@ -71,7 +71,7 @@ class Decision:
     """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
 
     `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
-    `close`: plans that differ from the chosen one only in how rows are cut.
+    `close`: plans of the same layouts that its climb led to as well, cut into tiles in another way.
     """
 
     chosen: Candidate

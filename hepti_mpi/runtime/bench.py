@@ -22,7 +22,7 @@ from hepti_mpi.runtime.job import Machine, Ready
 from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.store import Store
 
-UNDILATED = "undilated"  # the fastest rank alone, as fast as this machine is
+UNDILATED = "undilated"  # rank 0 alone, as fast as this machine is
 SETTLED = ("hepti", "hepti-float16")
 WARM_UP = 1  # round, besides what loading and settling answer
 
@@ -93,5 +93,5 @@ def measure(
         samples.timeline = world.gather_matrix(np.array(samples.began))
         samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
         if world.rank == 0:
-            samples.error = float(np.abs(answers[name] - answers[next(iter(answers))]).max())
+            samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
     return all_samples

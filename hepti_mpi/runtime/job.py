@@ -22,13 +22,13 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.errors import HeptiError, InputError, PlanError, ProfileError, StoreError
+from hepti_mpi.errors import CapacityError, HeptiError, InputError, PlanError, ProfileError, StoreError
 from hepti_mpi.models.heads import apply_head, embed
 from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec, Weight
 from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning import plan as plans
-from hepti_mpi.planning.cost import PADDED_SCORES
+from hepti_mpi.planning.cost import PADDED_SCORES, Price
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.runtime import graphs
@@ -140,7 +140,7 @@ def open_store(machine: Machine, path: Path) -> Store:
 
 def versions(machine: Machine) -> dict[str, str]:
     """Return what a profile must have been measured with to be of use again."""
-    emulated = {"emulation": ",".join(f"{factor:g}" for factor in machine.factors)} if max(machine.factors) > 1 else {}
+    emulated = {profiles.EMULATION: ",".join(f"{factor:g}" for factor in machine.factors)} if max(machine.factors) > 1 else {}
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
 
 
@@ -199,12 +199,21 @@ def _usable(
 def decide(
     machine: Machine, store: Store, profile: ClusterProfile, method: str, request: planner.Request
 ) -> tuple[Plan, planner.Decision | None]:
-    """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective."""
+    """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective.
+
+    Raises: CapacityError, on every rank, when no plan fits.
+    """
     decision: planner.Decision | None = None
+    refusal: str | None = None
     with together(machine.world):
         if machine.world.rank == 0:
-            decision = methods.decide(method, store.spec, store.source_hash, profile, request)
-    document = machine.world.from_root(decision.chosen.plan.to_json() if decision else None)
+            try:
+                decision = methods.decide(method, store.spec, store.source_hash, profile, request)
+            except CapacityError as error:
+                refusal = str(error)
+    document, refusal = machine.world.from_root([decision.chosen.plan.to_json() if decision else None, refusal])
+    if refusal is not None:
+        raise CapacityError(refusal)
     return plans.from_json(document), decision
 
 
@@ -234,10 +243,13 @@ def load(
     return Ready(machine, store, store.spec, plan, program, engine, decision, startup)
 
 
-def swap(ready: Ready, plan: Plan, segments: graphs.Segments) -> Ready:
-    """Go on with another plan; sessions that it has in common with what is loaded are kept. Collective."""
+def swap(ready: Ready, plan: Plan, segments: graphs.Segments, price: Price | None = None) -> Ready:
+    """Go on with another plan, for which `price` was predicted; sessions that it has in common with what is loaded are kept. Collective."""
+    decision = None
+    if ready.decision is not None and price is not None:
+        decision = replace(ready.decision, chosen=replace(ready.decision.chosen, plan=plan, price=price))
     if plan == ready.plan:
-        return replace(ready, plan=plan)
+        return replace(ready, plan=plan, decision=decision)
     machine, spec = ready.machine, ready.spec
     with together(machine.world):
         ready.store.verify(rank_slices(spec, plan, machine.world.rank))
@@ -245,7 +257,7 @@ def swap(ready: Ready, plan: Plan, segments: graphs.Segments) -> Ready:
     machine.world.barrier()
     ready.engine.close()
     engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, segments)
-    return replace(ready, plan=plan, program=program, engine=engine)
+    return replace(ready, plan=plan, program=program, engine=engine, decision=decision)
 
 
 def wire_error(ready: Ready, segments: graphs.Segments, rows: int) -> float:

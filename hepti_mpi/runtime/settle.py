@@ -69,6 +69,7 @@ def settle(
 
     documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
     trials = [opened(plans.from_json(document)) for document in documents]
+    known = [trial.plan for trial in trials]
     pricer = Pricer(spec, profile, request.rows, request.attended)
     ask(machine, trials, pricer.lengths)
     for _ in range(ROUNDS):
@@ -77,31 +78,42 @@ def settle(
         pricer = Pricer(spec, profile, request.rows, request.attended)
         suggestion = planner.again(spec, source_hash, profile, request, best.plan).plan if world.rank == 0 else best.plan
         suggestion = plans.from_json(world.from_root(suggestion.to_json()))
-        if any(trial.plan == suggestion for trial in trials):
+        if suggestion in known:
             break
+        if len(trials) > 1:  # no more at once than memory was found to hold
+            trials.remove(close(max(trials, key=lambda trial: trial.typical)))
+        elif any(attention == "heads" or mlp == "columns" for attention, mlp in suggestion.layers):
+            break  # other slices of the weights, for which there may be no room
+        known.append(suggestion)
         trials.append(opened(suggestion))
         ask(machine, [best, trials[-1]], pricer.lengths)
     finalists = sorted(trials, key=lambda trial: trial.typical)[:FINALISTS]
     ask(machine, finalists, pricer.lengths)
     best = min(finalists, key=lambda trial: trial.typical)
     for trial in trials:
-        trial.engine.close()
+        close(trial)
     profile = learned(pricer, spec, best)
     price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
 
 
+def close(trial: Trial) -> Trial:
+    """Give up what a trial holds; its weights go with the trial."""
+    trial.engine.close()
+    return trial
+
+
 def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
-    """Return the chosen plan, those that differ from it only in how rows are cut, and other kinds of nearly the same price, where
-    memory holds the weights of both."""
-    chosen = decision.chosen
-    limits = request.limits or [node.memory_bytes for node in profile.nodes]
-    others = [
-        other.plan for other in decision.others
-        if other.price.seconds <= CLOSE * chosen.price.seconds
-        and all(one + two <= limit for one, two, limit in zip(chosen.memory, other.memory, limits))
-    ]  # fmt: skip
-    return [chosen.plan, *(close.plan for close in decision.close), *others[:FINALISTS]]
+    """Return the chosen plan, what else its search led to, and other kinds of nearly the same price, as many as memory holds beside
+    each other: the weights that they share are not taken off, so it is rather too few."""
+    chosen, plans = decision.chosen, [decision.chosen.plan]
+    left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
+    others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds]
+    for other in (*decision.close, *others[:FINALISTS]):
+        if (left >= other.memory).all():
+            left = left - other.memory
+            plans.append(other.plan)
+    return plans
 
 
 def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> None:

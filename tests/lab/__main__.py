@@ -148,6 +148,8 @@ def _rest(arguments: list[str]) -> list[str]:
 
 
 def _burst(options: argparse.Namespace) -> float | None:
+    if options.burst is not None and not 0 < options.burst <= 1e6:
+        raise LabError(f"--burst {options.burst:g} is no time in milliseconds, above 0 and at most a million")
     return None if options.burst is None else options.burst / 1000
 
 

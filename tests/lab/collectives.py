@@ -9,6 +9,7 @@ measured in turns; the last line is JSON.
 import json
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,7 +22,8 @@ WIDTH, REPEAT, TAG = 1024, 15, 7
 
 
 def main() -> None:
-    size, mbit = map(float, sys.argv[1:] or ("1048576", "200"))
+    given = dict(enumerate(sys.argv[1:]))
+    size, mbit = float(given.get(0, 1 << 20)), float(given.get(1, 200))
     world = Comm.world()
     world.polite = True
     exchanges = Exchanges(world, "sleep")
@@ -29,27 +31,41 @@ def main() -> None:
     counts = splits.split(round(size / 4 / WIDTH), (SPEEDS * world.size)[: world.size])
     rows = sum(counts)
     spans = [slice(start, start + count) for start, count in zip(splits.starts(counts), counts)]
-    whole, own = np.zeros((rows, WIDTH), np.float32), np.zeros((counts[world.rank], WIDTH), np.float32)
-    blocks = [whole[span] for span in spans]
+    whole, own, sums = (np.zeros((count, WIDTH), np.float32) for count in (rows, counts[world.rank], counts[world.rank]))
+    terms = np.full_like(whole, world.rank + 1)
+    blocks, parts = [whole[span] for span in spans], [terms[span] for span in spans]
     peers = [rank for rank in members if rank != world.rank]
     came = [(peer, np.zeros_like(own)) for peer in peers]
     transfers = {
         "allgatherv, ring": exchanges.ring_gather(blocks, members, TAG),
         "allgatherv, direct": exchanges.direct([(p, blocks[world.rank]) for p in peers], [(p, blocks[p]) for p in peers], TAG + 1),
-        "reduce_scatter, ring": exchanges.ring_reduce(blocks, own, members, TAG + 2),
-        "reduce_scatter, direct": exchanges.direct([(p, blocks[p]) for p in peers], came, TAG + 3),
+        "reduce_scatter, ring": exchanges.ring_reduce(parts, sums, members, TAG + 2),
+        "reduce_scatter, direct": exchanges.direct([(p, parts[p]) for p in peers], came, TAG + 3),
     }
     calls = {name: lambda transfer=transfer: exchanges.wait([exchanges.start(transfer)]) for name, transfer in transfers.items()}
+
+    def direct_sum(receive: Callable[[], None] = calls["reduce_scatter, direct"]) -> None:
+        receive()
+        np.copyto(sums, parts[world.rank])
+        for _, block in came:
+            np.add(sums, block, out=sums)
+
+    calls["reduce_scatter, direct"] = direct_sum
     calls["allgatherv, MPI"] = lambda: world.allgather_rows(own, whole, counts)
-    calls["reduce_scatter, MPI"] = lambda: world.reduce_scatter(whole, own, counts)
+    calls["reduce_scatter, MPI"] = lambda: world.reduce_scatter(terms, sums, counts)
+    gathered = np.repeat(np.arange(world.size) + 1, counts)[:, None]  # what the rows hold then
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(REPEAT + 2):
         for name, call in calls.items():
+            whole[:], sums[:] = 0, 0
+            blocks[world.rank][:] = own[:] = world.rank + 1
             world.barrier()
             world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
             begin = time.perf_counter()
             call()
             spent = max(world.gather_all(time.perf_counter() - begin))
+            right = whole == gathered if name.startswith("allgatherv") else sums == sum(range(world.size + 1))
+            assert right.all(), f"{name} of rank {world.rank} is wrong"
             if turn >= 2:
                 times[name].append(spent)
     if world.rank:

@@ -6,6 +6,7 @@ starter or, once it is marked to stay, its switch. Knows files and process ids; 
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,11 +15,14 @@ from pathlib import Path
 from .errors import LabError
 
 LABS = Path("/run/hepti-lab")
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 END_SECONDS = 10  # for the kernel to end the processes of a lab
 
 
 def create(name: str) -> Path:
     """Make and return the folder of a new lab; what a dead one of that name left is removed first. Raises LabError."""
+    if not NAME.fullmatch(name):  # it becomes a folder, of which what was there before is removed
+        raise LabError(f"{name!r} is no name for a lab: small letters, digits and - within, at most 64")
     folder = LABS / name
     if is_alive(folder):
         raise LabError(f"{name} is up already; take it down with: python -m tests.lab down {name}")
