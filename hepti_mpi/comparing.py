@@ -74,7 +74,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
         if limits is not None and len(limits) != world.size:
             raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
         if output is not None and root:
-            outputs.check_path(output)
+            outputs.check_path(output, (".jsonl",))
     for name in [*names, benches.UNDILATED]:
         try:
             request = Request(rows, limits=limits, mode="packed")
@@ -94,7 +94,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             where = cluster or path.name.removesuffix(".profile.json")
             records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))
             click.echo(comparison.comparison(samples, refused, machine.factors))
+            click.echo(json.dumps(records[-1]))
             if output is not None:
                 with open(output, "a") as file:
                     file.writelines(json.dumps(record) + "\n" for record in records)
-            click.echo(json.dumps(records[-1]))

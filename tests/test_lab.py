@@ -1,5 +1,6 @@
 """The lab: the file of clusters, the settings of a job, and, where it can run, every cluster of the file for a moment."""
 
+import argparse
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lab import __main__ as main
 from lab import check, jobs, network, processes, state
 from lab.clusters import Cluster, Host, cluster_named, read_clusters
 from lab.errors import LabError
@@ -85,15 +87,29 @@ def test_a_burst_is_a_part_of_the_links_time():
     assert network.burst(40, 0.001) == network.LEAST_BURST_BYTES
 
 
+@pytest.mark.parametrize("name", ["/root/work", ".", "..", "a/b", "", "-a", "A", "a" * 65, "a b"])
+def test_a_lab_is_no_folder_of_somebody_else(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(state, "LABS", tmp_path)
+    monkeypatch.setattr(state, "remove", lambda folder: pytest.fail(f"{folder} would have been removed"))
+    with pytest.raises(LabError, match="is no name for a lab"):
+        state.create(name)
+
+
+@pytest.mark.parametrize("burst", ["0", "-1", "nan", "inf", "1e7"])
+def test_a_burst_is_a_time(burst):
+    with pytest.raises(LabError, match="is no time in milliseconds"):
+        main._burst(argparse.Namespace(burst=float(burst)))
+
+
 def test_ranks_get_the_settings_of_the_lab_of_the_caller_and_of_the_job(monkeypatch):
-    monkeypatch.setenv("HEPTI_WAIT", "sleep")
+    monkeypatch.setenv("HEPTI_TRACEBACK", "sleep")
     monkeypatch.setenv("OMPI_MCA_coll_han_priority", "0")
     monkeypatch.setenv("UNRELATED", "1")
     line = jobs.shell_line(["mpirun", "-hostfile", "f", "python"], {"HEPTI_THREADS": "2", "A": "b c"}, "/a folder")
     assert line.startswith("cd '/a folder' && exec env ") and line.endswith(" -hostfile f python")
     for setting in ("HEPTI_EMULATE_FILE=/run/hepti/emulate", "HEPTI_THREADS=2", "'A=b c'", "OMPI_MCA_coll_han_priority=0"):
         assert f" {setting} " in line
-    assert all(f"-x {name} " in line for name in ("HEPTI_WAIT", "HEPTI_THREADS", "A", "PATH", "PYTHONPATH"))
+    assert all(f"-x {name} " in line for name in ("HEPTI_TRACEBACK", "HEPTI_THREADS", "A", "PATH", "PYTHONPATH"))
     assert "UNRELATED" not in line and "-x OMPI" not in line and "HEPTI_THREADS=1" not in line
 
 

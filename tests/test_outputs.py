@@ -87,7 +87,7 @@ def test_a_folder_that_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("x.csv", "ends neither in .jsonl nor in .npz"), ("x", "ends neither"), ("gone/x.npz", "folder .*gone does not exist"),
+    ("x.csv", "x.csv does not end in .jsonl or .npz"), ("x", "does not end in"), ("gone/x.npz", "folder .*gone does not exist"),
     ("x.JSONL", "ends neither"),
     ("folder.npz", "is a folder"),
 ])  # fmt: skip

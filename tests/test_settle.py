@@ -1,4 +1,4 @@
-"""What settling tries, what it learns, and how it compares. That it runs is tested with ranks, in tests/mpi."""
+"""What settling tries, what it learns, and how it compares. That it runs is tested with ranks, in tests/mpi/test_settling.py."""
 
 from dataclasses import replace
 

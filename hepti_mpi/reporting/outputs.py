@@ -31,10 +31,10 @@ def _answer_file(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"output {path} cannot be written: {error.strerror or error}") from None
 
 
-def check_path(path: Path) -> None:
-    """Refuse an output that could not be written, before hours of work. Raises InputError."""
-    if path.suffix not in (".jsonl", ".npz"):
-        raise InputError(f"output {path} ends neither in .jsonl nor in .npz")
+def check_path(path: Path, kinds: Sequence[str] = (".jsonl", ".npz")) -> None:
+    """Refuse an output that could not be written, or is of none of `kinds`, before hours of work. Raises InputError."""
+    if path.suffix not in kinds:
+        raise InputError(f"output {path} does not end in {' or '.join(kinds)}")
     if path.is_dir():
         raise InputError(f"output {path} is a folder")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

@@ -13,6 +13,7 @@ from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.runtime import job
 from hepti_mpi.runtime.job import Machine
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
 WORLD = Comm.world()
 
 

@@ -98,6 +98,15 @@ def test_every_strategy_and_share(machine, folder, case, layout, shares):
         compare(machine, store, plan, path, names=names)
 
 
+@pytest.mark.parametrize("case", ["bert", "vit"])
+def test_input_gathered_by_mpi_and_keys_computed_everywhere(machine, folder, case):
+    """As Voltage may be run: recompute with MPI's collectives."""
+    store = opened(folder, case, machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (("recompute", ROWS),) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    for path in sorted((GOLDEN / case).glob("expected*.npz")):
+        compare(machine, store, plan, path, names=("last_hidden_state",))
+
+
 def test_whole_requests_on_a_rank(machine, folder):
     """Rows are cut between requests only, so nothing travels but input and answers; more ranks than requests leave some idle."""
     for case in ("bert", "vit"):

@@ -1,0 +1,60 @@
+"""Settling on real ranks: all agree on one plan, its answers are right, and another wire is found out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from clusters import cluster
+from test_answers import SHARES, opened, plan_of
+
+from hepti_mpi.planning.planner import Request
+from hepti_mpi.runtime import job
+from hepti_mpi.runtime.graphs import Segments
+from hepti_mpi.runtime.settle import settle
+
+ROWS = 23
+
+
+def result(ready, machine):
+    embedded = np.random.default_rng(5).standard_normal((ROWS, ready.spec.hidden), np.float32) if machine.world.rank == 0 else None
+    hidden = ready.engine.run((ROWS,), embedded)
+    return None if hidden is None else hidden.copy()
+
+
+@pytest.mark.parametrize("strategy", ["auto", "sequence", "tensor"])
+def test_all_ranks_settle_on_one_plan(machine, folder, strategy):
+    """On boards so slow that all are worth it; what is measured is thousands of times sooner, which is believed in part only."""
+    world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
+    profile = cluster(tuple(0.02 / (1 + rank) for rank in range(world.size)), hosts=["here"] * world.size)
+    request = Request(ROWS, strategy=strategy, mode="packed")
+    plan, decision = job.decide(machine, store, profile, "hepti" if strategy == "auto" else strategy, request)
+    segments = Segments(store.spec, store)
+    ready = job.load(machine, store, plan, decision, {}, segments)
+    expected = result(ready, machine)
+    settled = settle(machine, store.spec, store.source_hash, segments, profile, request, decision)
+    assert len(set(world.gather_all(settled.plan.hash))) == 1
+    assert settled.price.seconds > 0 and settled.plan.predicted_seconds == settled.price.seconds
+    if world.size > 1:
+        assert len(plan.active) > 1
+        assert any(one != other for one, other in zip(settled.profile.nodes, profile.nodes))
+    ready = job.swap(ready, settled.plan, segments, settled.price)
+    assert (ready.decision is None) == (world.rank > 0)
+    assert ready.decision is None or ready.decision.chosen.price is settled.price
+    got = result(ready, machine)
+    world.barrier()
+    if expected is not None:
+        assert np.abs(got - expected).max() < 1e-4
+
+
+def test_the_error_of_a_short_wire_is_told_to_all(machine, folder):
+    world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
+    layers = (("alltoall", "rows"),) * store.spec.layers
+    shares, own = SHARES["uneven"](world.size), {"reduction": "reduce_scatter", "collectives": "own"}
+    plan = plan_of(store.spec, store.source_hash, layers, shares, rows=ROWS, **own)
+    segments = Segments(store.spec, store)
+    ready = job.load(machine, store, replace(plan, wire="float16"), None, {}, segments)
+    error = job.wire_error(ready, segments, ROWS)
+    assert world.gather_all(error) == [error] * world.size
+    assert (0 < error < 0.05) if world.size > 1 else error == 0
+    exact = job.swap(ready, plan, segments)
+    assert job.wire_error(exact, segments, ROWS) == 0
