@@ -9,7 +9,8 @@ from clusters import cluster
 
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning import methods
-from hepti_mpi.planning.planner import Request, kind_of
+from hepti_mpi.planning.plan import kind_of
+from hepti_mpi.planning.planner import Request
 from hepti_mpi.planning.program import Compute, make_program
 from hepti_mpi.reporting import comparison
 from hepti_mpi.reporting.benches import read_benches

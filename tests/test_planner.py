@@ -14,8 +14,8 @@ from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning import planner
 from hepti_mpi.planning.cost import Pricer, activation_widths
-from hepti_mpi.planning.plan import Plan, check
-from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose, kind_of, left_out
+from hepti_mpi.planning.plan import Plan, check, kind_of
+from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose, left_out
 from hepti_mpi.planning.program import make_program
 from hepti_mpi.planning.refine import Refinement
 from hepti_mpi.shards.slicing import layer_slices
@@ -393,6 +393,15 @@ def test_without_a_limit_weights_are_mapped_when_they_do_not_fit():
         decide(BASE, profile, mode="packed")
     with pytest.raises(CapacityError):
         decide(BASE, profile, limits=(layer_bytes(BASE) // 4,) * 2)
+
+
+def test_weights_are_mapped_only_where_they_do_not_fit():
+    profile = cluster((12, 12), memory=[2 * layer_bytes(BASE), layer_bytes(BASE) // 4])
+    decision = decide(BASE, profile, strategy="sequence", shares=(1, 1))
+    assert decision.chosen.plan.weights_mode == ("packed", "mapped")
+    assert all(need <= node.memory_bytes for need, node in zip(decision.chosen.memory, profile.nodes))
+    assert decision.chosen.memory[0] > layer_bytes(BASE) > decision.chosen.memory[1]
+    assert any("weights of rank 1 are paged in" in note for note in decision.notes)
 
 
 def test_mapped_weights_do_not_count_but_activations_do():

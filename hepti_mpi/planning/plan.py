@@ -114,6 +114,17 @@ class Plan:
         write_document(path, self.to_json(), PlanError)
 
 
+def kind_of(plan: Plan) -> str:
+    """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
+    if len(plan.active) == 1:
+        return "single"
+    runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
+    layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
+    tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
+    wire = ", float16 wire" if plan.wire == "float16" else ""
+    return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
+
+
 def load(path: Path) -> Plan:
     """Read a plan file. Raises PlanError when it is missing, damaged, edited by hand or of another format."""
     data = read_document(path, FORMAT, FORMAT_VERSION, PlanError, AGAIN)

@@ -16,7 +16,7 @@ from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_widths
 from hepti_mpi.planning.division import common_lack, divide, fill, most
-from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.planning.refine import Candidate, Refinement, before, order
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, subsets
@@ -82,29 +82,21 @@ class Decision:
     close: tuple[Candidate, ...] = ()
 
 
-def kind_of(plan: Plan) -> str:
-    """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
-    if len(plan.active) == 1:
-        return "single"
-    runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
-    layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
-    tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
-    wire = ", float16 wire" if plan.wire == "float16" else ""
-    return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
-
-
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
     """Return the best plan and what it was chosen from.
 
     Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
     """
     if request.mode == "auto" and request.limits is None:
+        packed = _Search(spec, source_hash, profile, replace(request, mode="packed"))
         try:
-            return _Search(spec, source_hash, profile, replace(request, mode="packed")).decide()
+            return packed.decide()
         except CapacityError:
             decision = _Search(spec, source_hash, profile, replace(request, mode="mapped")).decide()
-            note = "no packed plan fits into memory: weights stay in the file and are paged in while computing, which is slower"
-            return replace(decision, notes=(*decision.notes, note))
+        chosen = packed.eased(decision.chosen)
+        ranks = ", ".join(str(rank) for rank, mode in enumerate(chosen.plan.weights_mode) if mode == "mapped")
+        note = f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower"
+        return replace(decision, chosen=chosen, notes=(*decision.notes, note))
     mode = "packed" if request.mode == "auto" else request.mode
     return _Search(spec, source_hash, profile, replace(request, mode=mode)).decide()
 
@@ -370,6 +362,13 @@ class _Search:
             if heads is not None and columns is not None:
                 return heads, columns
         return None, None
+
+    def eased(self, mapped: Candidate) -> Candidate:
+        """Return the mapped candidate with weights packed on the ranks that have room for that."""
+        needs = self.memory(mapped.plan)
+        modes = tuple("packed" if need <= limit else "mapped" for need, limit in zip(needs, self.limits))
+        memory = tuple(need if mode == "packed" else own for need, own, mode in zip(needs, mapped.memory, modes))
+        return replace(mapped, plan=replace(mapped.plan, weights_mode=modes), memory=memory)
 
     def fits(self, candidate: Candidate) -> bool:
         return all(need <= limit for need, limit in zip(candidate.memory, self.limits))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.planning.planner import kind_of
+from hepti_mpi.planning.plan import kind_of
 from hepti_mpi.planning.program import Compute
 from hepti_mpi.reporting.records import milliseconds, size, table, time_by_batch
 from hepti_mpi.runtime.bench import SETTLED, UNDILATED, Samples

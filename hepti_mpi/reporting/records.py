@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.planner import Decision, kind_of, left_out
+from hepti_mpi.planning.plan import Plan, kind_of
+from hepti_mpi.planning.planner import Decision, left_out
 from hepti_mpi.planning.program import OUTER, Program, Sync
 from hepti_mpi.planning.refine import Candidate
 
