@@ -164,7 +164,8 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
 @click.option("--output", type=FILE, help="Where to keep the profile; left out: beside the hostfile.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @machine_options
-def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int | None, emulate: tuple[float, ...] | None) -> None:
+def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int | None, emulate: tuple[float, ...] | None,
+            deadline: float) -> None:  # fmt: skip
     """Measure the speed, links and memory of all ranks.
 
     \b
@@ -174,7 +175,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
     from hepti_mpi.reporting.inspection import profile_lines
     from hepti_mpi.runtime import job
 
-    machine = job.start(threads, emulate)
+    machine = job.start(threads, emulate, deadline)
     store = job.open_store(machine, agreed_store_path(machine, weights))
     path = output or profile_path(machine)
     begin = time.perf_counter()
@@ -208,6 +209,7 @@ def run(
     fresh: bool,
     threads: int | None,
     emulate: tuple[float, ...] | None,
+    deadline: float,
     repeat: int,
     batch_rows: int,
     **options: Any,
@@ -233,7 +235,7 @@ def run(
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
     method = _method(options)
-    machine = job.start(threads, emulate)
+    machine = job.start(threads, emulate, deadline)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
     requests, chosen, typical = None, None, None

@@ -43,7 +43,8 @@ def report(records: Path, output: Path) -> None:
 @click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
 @machine_options
 def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
-          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None) -> None:  # fmt: skip
+          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None,
+          deadline: float) -> None:  # fmt: skip
     """Measure ways to divide a model against each other, in turns within one job.
 
     \b
@@ -61,7 +62,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     for name in names:
         if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
-    machine = job.start(threads, emulate)
+    machine = job.start(threads, emulate, deadline)
     world, root = machine.world, machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
     path = profile_file or profile_path(machine)

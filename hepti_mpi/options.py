@@ -63,7 +63,9 @@ FACTORS = Numbers("factors", 1, 1000, "from 1 to 1000 such as 2.5,3.5,6,9")
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how a rank computes."""
     threads = "Threads per rank; left out: the host's cores divided among its ranks."
+    deadline = "Seconds that a rank waits for another before the job ends and says for whom; 0 waits for ever."
     for option in (
+        click.option("--deadline", type=click.FloatRange(0, 1e6), default=60.0, show_default=True, help=deadline),
         click.option("--emulate", type=FACTORS, help="Compute as many times slower, a factor per rank: what would unequal boards do?"),
         click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
     ):

@@ -10,6 +10,7 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.comm.exchange import PIECE_BYTES, RING_BYTES, Exchanges, RingReduce
+from hepti_mpi.comm.patience import Patience
 
 WIDTH = 96  # so that blocks of some rows are several segments of a ring
 
@@ -75,7 +76,8 @@ class Communicator:
 
 
 def exchanges_of(network, rank, size, **options):
-    return Exchanges(SimpleNamespace(rank=rank, size=size, mpi=Communicator(network, rank)), **{"wait": "spin", "thread": False, **options})
+    comm = SimpleNamespace(rank=rank, size=size, mpi=Communicator(network, rank), patience=Patience(0.0, rank, size))
+    return Exchanges(comm, **{"wait": "spin", "thread": False, **options})
 
 
 def run(exchanges, transfers, random):
@@ -267,3 +269,23 @@ def test_what_was_put_aside_begins_before_what_comes_later():
     for event in events:
         exchanges.wait([event])
     assert order == list(range(60))
+
+
+@pytest.mark.parametrize("members", [(0, 1), (0, 2, 3), (4, 5, 6, 0)])
+def test_who_has_not_come_is_named(members):
+    """One rank starts, the others do not: it waits for the one to its left. When all have started nobody is missing."""
+    network, random = Network(1), np.random.default_rng(1)
+    exchanges = {rank: exchanges_of(network, rank, 7) for rank in members}
+    arrays = {rank: np.zeros((3 * len(members), WIDTH), np.float32) for rank in members}
+    spans = [slice(3 * place, 3 * place + 3) for place in range(len(members))]
+    rings = {rank: exchanges[rank].ring_gather([arrays[rank][span] for span in spans], members, 3) for rank in members}
+    first = members[0]
+    exchanges[first].start(rings[first])
+    exchanges[first].poll()
+    assert exchanges[first].missing() == [members[-1]]
+    done = [exchanges[rank].start(rings[rank]) for rank in members[1:]]
+    while not all(event.is_set() for event in done):
+        exchanges[members[random.integers(len(members))]].poll()
+    for _ in range(100):
+        exchanges[first].poll()
+    assert exchanges[first].missing() == []

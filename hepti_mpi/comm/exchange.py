@@ -32,6 +32,9 @@ class Transfer(Protocol):
     def progress(self) -> bool:
         """Move on without waiting; tell whether all is done."""
 
+    def missing(self) -> list[int]:
+        """Return the ranks from whom or to whom something has not come through."""
+
     def free(self) -> None:
         """Give up what MPI holds for it; it is not under way."""
 
@@ -39,9 +42,11 @@ class Transfer(Protocol):
 class Direct:
     """Every block goes from its owner straight to who needs it."""
 
-    def __init__(self, requests: Sequence[Any]) -> None:
+    def __init__(self, requests: Sequence[Any], peers: Sequence[int]) -> None:
+        """`peers`: with whom each of `requests` is."""
         from mpi4py import MPI
 
+        self.peers = list(peers)
         self.requests, self.startall, self.testall = list(requests), MPI.Prequest.Startall, MPI.Request.Testall
 
     def start(self) -> None:
@@ -50,6 +55,9 @@ class Direct:
 
     def progress(self) -> bool:
         return not self.requests or bool(self.testall(self.requests))
+
+    def missing(self) -> list[int]:
+        return [peer for peer, request in zip(self.peers, self.requests) if not request.Test()]
 
     def free(self) -> None:
         for request in self.requests:
@@ -63,8 +71,10 @@ class RingGather:
     Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
     """
 
-    def __init__(self, own: Sequence[Any], receives: Sequence[Any], forwards: Sequence[Any | None]) -> None:
-        """`receives` come in this order from the left; `forwards` holds, for each, what passes it on to the right, or None."""
+    def __init__(self, own: Sequence[Any], receives: Sequence[Any], forwards: Sequence[Any | None], sides: tuple[int, int]) -> None:
+        """`receives` come in this order from the left; `forwards` holds, for each, what passes it on to the right, or None; `sides`:
+        the ranks to the left and right."""
+        self.sides = sides
         self.own, self.receives, self.forwards, self.place = list(own), list(receives), list(forwards), 0
 
     def start(self) -> None:
@@ -84,6 +94,9 @@ class RingGather:
             self.place += 1
         return self.place == len(self.receives) and all(r.Test() for r in (*self.own, *self.forwards) if r is not None)
 
+    def missing(self) -> list[int]:
+        return [self.sides[0] if self.place < len(self.receives) else self.sides[1]]
+
     def free(self) -> None:
         for request in (*self.own, *self.receives, *self.forwards):
             if request is not None:
@@ -94,8 +107,11 @@ class RingGather:
 class RingReduce(RingGather):
     """A ring whose pieces gather one term of the sum on each rank that they pass."""
 
-    def __init__(self, own: Sequence[Any], receives: Sequence[Any], forwards: Sequence[Any | None], sums: Sequence[tuple[np.ndarray, ...]]):
-        super().__init__(own, receives, forwards)
+    def __init__(
+        self, own: Sequence[Any], receives: Sequence[Any], forwards: Sequence[Any | None], sides: tuple[int, int],
+        sums: Sequence[tuple[np.ndarray, ...]],
+    ) -> None:  # fmt: skip
+        super().__init__(own, receives, forwards, sides)
         self.sums = sums  # per piece: (what came in, this rank's term, where the sum goes)
 
     def arrived(self, place: int) -> None:
@@ -108,7 +124,7 @@ class Exchanges:
 
     def __init__(self, comm: Comm, wait: str = "sleep", thread: bool = True) -> None:
         """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep"."""
-        self.rank = comm.rank
+        self.rank, self.patience = comm.rank, comm.patience
         self.mpi = comm.mpi.Dup()
         self.pause: Callable[[], None] = {"spin": lambda: None, "yield": os.sched_yield, "sleep": lambda: time.sleep(SLEEP_SECONDS)}[wait]
         self.lock = threading.Lock()
@@ -155,11 +171,21 @@ class Exchanges:
 
     def wait(self, some: Sequence[threading.Event]) -> None:
         """Wait until any of `some` is set, moving all transfers on meanwhile."""
-        while not any(event.is_set() for event in some):
-            self.poll()
-            if any(event.is_set() for event in some):
-                return
-            self.pause()
+        with self.patience.waiting(self.missing):
+            while not any(event.is_set() for event in some):
+                self.poll()
+                if any(event.is_set() for event in some):
+                    return
+                self.pause()
+
+    def missing(self) -> list[int]:
+        """Return the ranks that pending transfers wait for; for the thread that watches."""
+        if not self.lock.acquire(timeout=1):
+            return []
+        try:
+            return sorted({rank for transfer, _ in self.pending for rank in transfer.missing()})
+        finally:
+            self.lock.release()
 
     def _progress(self) -> None:
         self._begin()
@@ -189,9 +215,11 @@ class Exchanges:
 
     def direct(self, sends: Sequence[Block], receives: Sequence[Block], tag: int) -> Direct:
         """Return the transfer that sends blocks and receives others. Blocks between two ranks match in order and shape."""
-        requests = [self.mpi.Recv_init(part, peer, tag) for peer, block in receives for part in self._pieces(block)]
-        requests += [self.mpi.Send_init(part, peer, tag) for peer, block in sends for part in self._pieces(block)]
-        return Direct(requests)
+        coming = [(peer, part) for peer, block in receives for part in self._pieces(block)]
+        going = [(peer, part) for peer, block in sends for part in self._pieces(block)]
+        requests = [self.mpi.Recv_init(part, peer, tag) for peer, part in coming]
+        requests += [self.mpi.Send_init(part, peer, tag) for peer, part in going]
+        return Direct(requests, [peer for peer, _ in (*coming, *going)])
 
     def ring_gather(self, blocks: Sequence[np.ndarray], members: Sequence[int], tag: int) -> RingGather:
         """Return the ring that fills `blocks` (contiguous rows, one block per member, the own one filled in) on all members."""
@@ -203,7 +231,7 @@ class Exchanges:
             for part in _segments(blocks[place - step]):
                 receives.append(self.mpi.Recv_init(part, left, tag))
                 forwards.append(self.mpi.Send_init(part, right, tag) if step < count - 1 else None)
-        return RingGather(own, receives, forwards)
+        return RingGather(own, receives, forwards, (left, right))
 
     def ring_reduce(self, terms: Sequence[np.ndarray], result: np.ndarray, members: Sequence[int], tag: int) -> RingReduce:
         """Return the ring that leaves the sum over members of `terms` (one block of rows per member) of the own block in `result`."""
@@ -219,7 +247,7 @@ class Exchanges:
                 receives.append(self.mpi.Recv_init(part, left, tag))
                 forwards.append(None if last else self.mpi.Send_init(target, right, tag))
                 sums.append((part, own_part, target))
-        return RingReduce(own, receives, forwards, sums)
+        return RingReduce(own, receives, forwards, (left, right), sums)
 
     def _pieces(self, block: np.ndarray) -> list[Any]:
         """Cut [r, w] into runs of rows of at most PIECE_BYTES, as MPI buffers; columns of a wider array go by a vector type."""

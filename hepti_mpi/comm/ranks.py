@@ -8,11 +8,14 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from hepti_mpi import splits
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.patience import Patience
 from hepti_mpi.errors import HeptiError, RankError
 
 IDLE_SECONDS = 0.005
@@ -20,18 +23,22 @@ POLITE_SECONDS = 20e-6
 
 
 class Comm:
-    """A group of ranks. `rank` and `size` as in MPI; `polite`: its collectives sleep while they wait, instead of spinning."""
+    """A group of ranks. `rank` and `size` as in MPI; `polite`: its collectives sleep while they wait, instead of spinning;
+    `patience` watches over all waits."""
 
     polite = False
 
-    def __init__(self, communicator: Any) -> None:
-        self.mpi = communicator
+    def __init__(self, communicator: Any, patience: Patience) -> None:
+        self.mpi, self.patience = communicator, patience
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
 
     @classmethod
-    def world(cls) -> "Comm":
-        """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores."""
+    def world(cls, deadline: float = 0.0) -> "Comm":
+        """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores.
+
+        `deadline`: seconds after which a rank no longer waits for another; 0: never.
+        """
         local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
         if local >= (os.cpu_count() or 1):
             os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -40,7 +47,10 @@ class Comm:
         mpi4py.rc.thread_level = "serialized"
         from mpi4py import MPI
 
-        return cls(MPI.COMM_WORLD)
+        comm = MPI.COMM_WORLD
+        world = cls(comm, Patience(deadline, comm.Get_rank(), comm.Get_size()))
+        world.patience.hosts = world.gather_all(host_name())
+        return world
 
     @staticmethod
     def library() -> str:
@@ -53,10 +63,11 @@ class Comm:
         """Return the communicator of `ranks` (ascending), or None on a rank outside. Collective."""
         from mpi4py import MPI
 
-        made = self.mpi.Split(0 if self.rank in ranks else MPI.UNDEFINED, self.rank)
+        with self.patience.waiting():
+            made = self.mpi.Split(0 if self.rank in ranks else MPI.UNDEFINED, self.rank)
         if made == MPI.COMM_NULL:
             return None
-        group = Comm(made)
+        group = Comm(made, self.patience)
         group.polite = self.polite
         return group
 
@@ -66,18 +77,20 @@ class Comm:
         """Return every rank's JSON-able `value`, in rank order, on every rank."""
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
         counts = np.empty(self.size, np.int64)
-        self.mpi.Allgather(np.array([len(mine)], np.int64), counts)
-        every = np.empty(int(counts.sum()), np.uint8)
-        self.mpi.Allgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])
+        with self.patience.waiting():
+            self.mpi.Allgather(np.array([len(mine)], np.int64), counts)
+            every = np.empty(int(counts.sum()), np.uint8)
+            self.mpi.Allgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])
         return [json.loads(every[at : at + count].tobytes()) for at, count in zip(splits.starts(counts.tolist()), counts)]
 
     def from_root(self, value: Any) -> Any:
         """Return rank 0's JSON-able `value` on every rank."""
         content = json.dumps(value).encode() if self.rank == 0 else b""
         size = np.array([len(content)], np.int64)
-        self.mpi.Bcast(size)
-        buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
-        self.mpi.Bcast(buffer)
+        with self.patience.waiting(lambda: [0] if self.rank else []):
+            self.mpi.Bcast(size)
+            buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
+            self.mpi.Bcast(buffer)
         return value if self.rank == 0 else json.loads(buffer.tobytes())
 
     def agree(self, error: HeptiError | None) -> None:
@@ -91,43 +104,51 @@ class Comm:
             told.agreed = True
             raise told
 
-    def barrier(self) -> None:
-        """Wait for all ranks without taking a core from those that still compute."""
-        request = self.mpi.Ibarrier()
-        while not request.Test():
-            time.sleep(IDLE_SECONDS)
+    def barrier(self, patient: bool = False) -> None:
+        """Wait for all ranks without taking a core from those that still compute; `patient`: for ever, where that may be right."""
+        with nullcontext() if patient else self.patience.waiting():
+            request = self.mpi.Ibarrier()
+            while not request.Test():
+                time.sleep(IDLE_SECONDS)
 
     def quick_barrier(self) -> None:
         """Wait for all ranks, spinning; for measurements."""
-        self.mpi.Barrier()
+        with self.patience.waiting():
+            self.mpi.Barrier()
 
     # activations: float32 arrays [rows, width], `counts` rows per rank
 
     def broadcast(self, values: np.ndarray) -> None:
-        self._done(self.mpi.Ibcast(values)) if self.polite else self.mpi.Bcast(values)
+        with self.patience.waiting():
+            self._done(self.mpi.Ibcast(values)) if self.polite else self.mpi.Bcast(values)
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
-        self._done(self.mpi.Iallreduce(values, result)) if self.polite else self.mpi.Allreduce(values, result)
+        with self.patience.waiting():
+            self._done(self.mpi.Iallreduce(values, result)) if self.polite else self.mpi.Allreduce(values, result)
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
-        self._done(self.mpi.Ireduce_scatter(values, result, sizes)) if self.polite else self.mpi.Reduce_scatter(values, result, sizes)
+        with self.patience.waiting():
+            self._done(self.mpi.Ireduce_scatter(values, result, sizes)) if self.polite else self.mpi.Reduce_scatter(values, result, sizes)
 
     def allgather_rows(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         into = self._rows(result, counts)
-        self._done(self.mpi.Iallgatherv(values, into)) if self.polite else self.mpi.Allgatherv(values, into)
+        with self.patience.waiting():
+            self._done(self.mpi.Iallgatherv(values, into)) if self.polite else self.mpi.Allgatherv(values, into)
 
     def scatter_rows(self, values: np.ndarray | None, result: np.ndarray, counts: Sequence[int]) -> None:
         parts = None if values is None else self._rows(values, counts)
-        self._done(self.mpi.Iscatterv(parts, result)) if self.polite else self.mpi.Scatterv(parts, result)
+        with self.patience.waiting():
+            self._done(self.mpi.Iscatterv(parts, result)) if self.polite else self.mpi.Scatterv(parts, result)
 
     def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
         """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
-        request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
-        if self.polite or (result is not None and not counts[0]):
-            self._done(request)
-        else:
-            request.Wait()
+        with self.patience.waiting():
+            request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
+            if self.polite or (result is not None and not counts[0]):
+                self._done(request)
+            else:
+                request.Wait()
 
     @staticmethod
     def _done(request: Any) -> None:
@@ -144,7 +165,8 @@ class Comm:
     def gather_matrix(self, values: np.ndarray) -> np.ndarray | None:
         """Return every rank's float64 `values` (all of one shape) stacked on rank 0, None elsewhere."""
         every = np.empty((self.size, *values.shape)) if self.rank == 0 else None
-        self.mpi.Gather(np.ascontiguousarray(values, np.float64), every)
+        with self.patience.waiting():
+            self.mpi.Gather(np.ascontiguousarray(values, np.float64), every)
         return every
 
     # measurement
@@ -157,12 +179,13 @@ class Comm:
         buffer, reply, times = np.zeros(size, np.uint8), np.zeros(1, np.uint8), []
         for turn in range(2 * (repeat + 1)):
             time.sleep(pause)
-            begin = time.perf_counter()
-            if (self.rank < peer) == (turn % 2 == 0):
-                self.mpi.Send(buffer, peer)
-                self.mpi.Recv(reply, peer)
-                times.append(time.perf_counter() - begin)
-            else:
-                self.mpi.Recv(buffer, peer)
-                self.mpi.Send(reply, peer)
+            with self.patience.waiting(lambda: [peer]):
+                begin = time.perf_counter()
+                if (self.rank < peer) == (turn % 2 == 0):
+                    self.mpi.Send(buffer, peer)
+                    self.mpi.Recv(reply, peer)
+                    times.append(time.perf_counter() - begin)
+                else:
+                    self.mpi.Recv(buffer, peer)
+                    self.mpi.Send(reply, peer)
         return min(times[1:])

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,8 @@ from hepti_mpi.shards.store import Store
 
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 Say = Callable[[str], None]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
@@ -90,12 +93,23 @@ def together(world: Comm) -> Iterator[None]:
     world.agree(error)
 
 
-def start(threads: int | None, emulate: Sequence[float] | None = None) -> Machine:
+def patiently(stage: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+    """Let ranks wait longer for each other in a stage that may take long on some of them: measuring, or reading weights."""
+
+    @wraps(stage)
+    def patient(machine: Machine, *args: P.args, **options: P.kwargs) -> R:
+        with machine.world.patience.slower():
+            return stage(machine, *args, **options)
+
+    return patient
+
+
+def start(threads: int | None, emulate: Sequence[float] | None = None, deadline: float = 0.0) -> Machine:
     """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective.
 
-    `emulate`: per rank, how many times slower than this machine it shall compute.
+    `emulate`: per rank, how many times slower than this machine it shall compute; `deadline`: seconds that a rank waits for another.
     """
-    world, dilations = Comm.world(), []
+    world, dilations = Comm.world(deadline), []
     with together(world):
         if emulate is not None and len(emulate) != world.size:
             raise PlanError(f"--emulate has {len(emulate)} entries, the job has {world.size} ranks")
@@ -144,6 +158,7 @@ def versions(machine: Machine) -> dict[str, str]:
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
 
 
+@patiently
 def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say) -> ClusterProfile:
     """Return the saved profile where it still matches this job, else measure and save. Collective.
 
@@ -217,6 +232,7 @@ def decide(
     return plans.from_json(document), decision
 
 
+@patiently
 def load(
     machine: Machine, store: Store, plan: Plan, decision: planner.Decision | None, startup: dict[str, float],
     segments: graphs.Segments | None = None,
@@ -353,7 +369,7 @@ def answer(
             outcome.latencies.append(time.perf_counter() - begin)
             outcome.rows.append(sum(lengths))
             seconds[turn * len(parts) + number] = engine.seconds
-    world.barrier()
+    world.barrier(patient=not engine.takes_part)  # who has no part waits as long as all requests take
     outcome.seconds = world.gather_matrix(seconds)
     facts = {
         "host": host_name(),

@@ -165,6 +165,9 @@ class _Together:
     def progress(self) -> bool:
         return all([transfer.progress() for transfer in self.transfers])
 
+    def missing(self) -> list[int]:
+        return [rank for transfer in self.transfers for rank in transfer.missing()]
+
     def free(self) -> None:
         for transfer in self.transfers:
             transfer.free()

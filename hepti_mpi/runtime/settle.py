@@ -20,7 +20,7 @@ from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.planning.program import Compute, Sync, make_program
 from hepti_mpi.runtime.engine import Engine
 from hepti_mpi.runtime.graphs import Segments
-from hepti_mpi.runtime.job import Machine
+from hepti_mpi.runtime.job import Machine, patiently
 
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
@@ -54,6 +54,7 @@ class Settled:
     profile: ClusterProfile
 
 
+@patiently
 def settle(
     machine: Machine, spec: ModelSpec, source_hash: str, segments: Segments, profile: ClusterProfile, request: Request,
     decision: Decision | None,

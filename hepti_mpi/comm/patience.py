@@ -1,0 +1,126 @@
+"""How long a rank waits for the others. Whoever waits too long says for whom, and ends its part of the job.
+
+Knows clocks, hosts and processes; does not know what is exchanged. A blocking call of MPI cannot be interrupted, and MPI_Abort waits for
+hosts that do not answer: so a thread watches, and ends this process and, where mpirun or its daemon started it, that one too.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hepti_mpi.comm.launcher import host_name
+
+EXIT_CODE = 3  # of a rank that waited too long
+LOOK_SECONDS = 0.25
+ANSWER_SECONDS = 2.0  # for a host to answer
+END_SECONDS = 2.0  # for mpirun to end by itself
+LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
+SLOWER = 10  # times as long others may take to measure or to load
+LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")
+SSH_PORT = 22
+Whom = Callable[[], Sequence[int]]
+
+
+class Patience:
+    """Watches the waits of one rank. `hosts`: where each rank of the job is, once that is known."""
+
+    def __init__(self, seconds: float, rank: int = 0, size: int = 1) -> None:
+        """`seconds`: of the longest wait; 0 waits for ever."""
+        self.seconds, self.rank = seconds, rank
+        self.hosts = ["its host"] * size
+        self.factor = 1
+        self.since: float | None = None
+        self.whom: Whom = lambda: [other for other in range(size) if other != rank]
+        self.everyone = self.whom
+        if seconds > 0 and size > 1:
+            threading.Thread(target=self._watch, name="patience", daemon=True).start()
+
+    @contextmanager
+    def waiting(self, whom: Whom | None = None) -> Iterator[None]:
+        """Watch over what is waited for inside; `whom` tells, when asked, which ranks have not come; None: any of them."""
+        self.whom, self.since = whom or self.everyone, time.monotonic()
+        try:
+            yield
+        finally:
+            self.since = None
+
+    @contextmanager
+    def slower(self) -> Iterator[None]:
+        """Be more patient inside: ranks measure or load, some of them from slow storage."""
+        self.factor = SLOWER
+        try:
+            yield
+        finally:
+            self.factor = 1
+
+    def left(self) -> float | None:
+        """Return the seconds until the wait under way has lasted too long; None when nothing is waited for."""
+        since = self.since
+        return None if since is None else since + self.seconds * self.factor + LATER_SECONDS * min(self.rank, 8) - time.monotonic()
+
+    def sentence(self, silent: Callable[[str], bool]) -> str:
+        """Say for whom this rank waited, those first whose hosts are `silent`."""
+        late = list(self.whom()) or list(self.everyone())
+        lost = [host for host in dict.fromkeys(self.hosts[rank] for rank in late) if silent(host)]
+        named = [rank for rank in late if self.hosts[rank] in lost] or late
+        ranks = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in named[:4]) + ", ..." * (len(named) > 4)
+        if lost:
+            what = f"{', '.join(lost)} does not answer: mend it, or leave it out of the hostfile, and run again"
+        else:
+            what = "all hosts answer: look for a process there that is stopped or out of memory, or give more time with --deadline"
+        return f"error on {host_name()} (rank {self.rank}): waited {self.seconds * self.factor:g} s for {ranks}; {what}"
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            left = self.left()
+            if left is not None and left <= 0:
+                sentence = self.sentence(is_silent)
+                left = self.left()
+                if left is not None and left <= 0:  # it did not come meanwhile
+                    print(sentence, file=sys.stderr, flush=True)
+                    end_here(EXIT_CODE)
+
+
+def is_silent(host: str) -> bool:
+    """Tell whether nothing answers under that name: neither yes nor no to a connection."""
+    if host == host_name():
+        return False
+    try:
+        socket.create_connection((host, SSH_PORT), ANSWER_SECONDS).close()
+    except ConnectionRefusedError:
+        return False
+    except socket.gaierror:  # it has another name on the network: nobody knows
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def end_here(code: int) -> None:
+    """End this process, and the launcher, which would wait for ranks that do not come."""
+    parent = os.getppid()
+    if Path(f"/proc/{parent}/comm").read_text().strip() in LAUNCHERS and os.fork() == 0:
+        os.setsid()  # the launcher ends its ranks when it is ended
+        _end(parent)
+        os._exit(0)
+    os._exit(code)
+
+
+def _end(process: int) -> None:
+    """Ask a process to end, and end it when it does not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + END_SECONDS
+        try:
+            os.kill(process, number)
+            while time.monotonic() < end:
+                os.kill(process, 0)
+                time.sleep(0.05)
+        except OSError:  # it has ended
+            return

@@ -1,0 +1,107 @@
+"""Deadlines of waits: what is said, when, and that the process really ends. With ranks and hosts: tests/test_bad_input.py, test_lab.py."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hepti_mpi.comm import patience
+from hepti_mpi.comm.patience import Patience
+
+
+def of(rank=0, hosts=("pi1", "pi2", "pi3"), seconds=60.0):
+    watched = Patience(0.0, rank, len(hosts))  # no thread
+    watched.seconds, watched.hosts = seconds, list(hosts)
+    return watched
+
+
+@pytest.mark.parametrize("whom, silent, words", [
+    (lambda: [2], (), "waited 60 s for rank 2 on pi3; all hosts answer: look for a process there that is stopped"),
+    (lambda: [1, 2], ("pi2",), "waited 60 s for rank 1 on pi2; pi2 does not answer: mend it, or leave it out of the hostfile"),
+    (None, ("pi3",), "waited 60 s for rank 2 on pi3; pi3 does not answer"),
+    (None, (), "waited 60 s for rank 1 on pi2, rank 2 on pi3; all hosts answer"),
+    (lambda: [], ("pi2", "pi3"), "waited 60 s for rank 1 on pi2, rank 2 on pi3; pi2, pi3 does not answer"),
+])  # fmt: skip
+def test_who_is_waited_for_is_named(whom, silent, words):
+    watched = of()
+    with watched.waiting(whom):
+        said = watched.sentence(lambda host: host in silent)
+    assert said.startswith("error on ") and "(rank 0)" in said and words in said and not said.endswith(".")
+
+
+def test_many_ranks_are_not_all_named():
+    said = of(hosts=[f"pi{number}" for number in range(9)]).sentence(lambda host: False)
+    assert "rank 4 on pi4, ...;" in said and "pi5" not in said
+
+
+def test_only_waits_count_and_loading_may_take_longer():
+    watched = of(seconds=10.0)
+    assert watched.left() is None
+    with watched.waiting():
+        assert 9 < watched.left() <= 10
+        with watched.slower():
+            assert 99 < watched.left() <= 100
+            assert "waited 100 s" in watched.sentence(lambda host: False)
+    assert watched.left() is None
+
+
+def test_the_first_rank_speaks_for_all():
+    lefts = []
+    for rank in range(3):
+        watched = of(rank)
+        with watched.waiting():
+            lefts.append(watched.left())
+    assert lefts == sorted(lefts) and lefts[1] - lefts[0] > 0.4
+
+
+@pytest.mark.parametrize("error, silent", [
+    (ConnectionRefusedError(), False), (socket.gaierror(), False), (TimeoutError(), True), (OSError("no route"), True), (None, False),
+])  # fmt: skip
+def test_a_host_that_says_no_is_there(monkeypatch, error, silent):
+    class Connection:
+        def close(self):
+            pass
+
+    def connect(address, timeout):
+        if error is not None:
+            raise error
+        return Connection()
+
+    monkeypatch.setattr(patience.socket, "create_connection", connect)
+    assert patience.is_silent("pi2") is silent
+    assert patience.is_silent(patience.host_name()) is False
+
+
+PROGRAM = """
+import sys, time
+from hepti_mpi.comm.patience import Patience
+watched = Patience(float(sys.argv[1]), 0, 2)
+watched.hosts = ["here", "there"]
+with watched.waiting(lambda: [1]):
+    time.sleep(float(sys.argv[2]))
+time.sleep(float(sys.argv[3]))
+print("done")
+"""
+
+
+@pytest.mark.parametrize("deadline, waits, works, code", [
+    ("0.3", "30", "0", patience.EXIT_CODE), ("0.6", "0.1", "1.2", 0), ("0", "0.5", "0", 0),
+])  # fmt: skip
+def test_a_wait_ends_the_process_and_work_does_not(deadline, waits, works, code):
+    begin = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", PROGRAM, deadline, waits, works], capture_output=True, text=True, timeout=20)
+    assert result.returncode == code and time.monotonic() - begin < 10
+    assert ("waited 0.3 s for rank 1 on there" in result.stderr) == (code != 0) and ("done" in result.stdout) == (code == 0)
+
+
+def test_what_does_not_end_when_asked_is_ended(monkeypatch):
+    monkeypatch.setattr(patience, "END_SECONDS", 0.2)
+    program = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    deaf = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    deaf.stdout.readline()
+    patience._end(deaf.pid)
+    assert deaf.wait(10) == -signal.SIGKILL
+    patience._end(deaf.pid)  # which is no more: no error
