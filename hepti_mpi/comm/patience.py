@@ -108,13 +108,29 @@ def end_here(code: int) -> None:
     parent = os.getppid()
     if Path(f"/proc/{parent}/comm").read_text().strip() in LAUNCHERS and os.fork() == 0:
         os.setsid()  # the launcher ends its ranks when it is ended
+        others = _children(parent)  # its ssh to a lost host would hold on to the screen
         _end(parent)
+        for other in others:
+            _end(other)
         os._exit(0)
     os._exit(code)
 
 
+def _children(process: int) -> list[int]:
+    """Return the processes that `process` started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = stat.read_text().rpartition(")")[2].split()[1]  # the name before it may hold anything
+        except OSError:  # it ended meanwhile
+            continue
+        if int(parent) == process:
+            found.append(int(stat.parent.name))
+    return found
+
+
 def _end(process: int) -> None:
-    """Ask a process to end, and end it when it does not."""
+    """Ask a process to end, and end it when it does not; one that is no more is no error."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + END_SECONDS
         try:
