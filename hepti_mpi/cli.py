@@ -189,6 +189,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
 @weights_option
 @click.option("--input", "source", help="Text (.txt, .jsonl), images, arrays (.npz), or - for standard input; left out: built-in examples.")
 @click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen.")
+@click.option("--resume", is_flag=True, help="Go on with the run that was cut off: what is in OUTPUT.journal is not answered again.")
 @click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
@@ -204,6 +205,7 @@ def run(
     weights: Path | None,
     source: str | None,
     output: Path | None,
+    resume: bool,
     plan_file: Path | None,
     profile_file: Path | None,
     fresh: bool,
@@ -234,19 +236,28 @@ def run(
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
+    if resume and (output is None or repeat > 1):
+        raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
     method = _method(options)
     machine = job.start(threads, emulate, deadline)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
-    requests, chosen, typical = None, None, None
+    every, requests, chosen, typical, journal = None, None, None, None, None
     with job.together(world):
         if root:
             if output is not None:
                 outputs.check_path(output)
-            requests = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None)
-            typical = job.typical_rows(requests, batch_rows, store.spec.hidden)
+            every = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None)
             chosen = plans.load(plan_file) if plan_file else None
+            journal = _journal(store, every, output, resume) if output is not None and repeat == 1 else None
+            requests = [request for place, request in enumerate(every) if journal is None or place not in journal.finished]
+            typical = job.typical_rows(requests or every, batch_rows, store.spec.hidden)
     typical = world.from_root(typical if root else None)
+    if not world.from_root(len(requests) if requests is not None else None):
+        with job.together(world):
+            _write(store, every, output, journal)
+        tell(f"all of {output} had been answered already")
+        return
 
     startup: dict[str, float] = {}
     decision: planner.Decision | None = None
@@ -280,31 +291,59 @@ def run(
         ready, wire_error = job.swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None), segments), 0.0
     if root:
         _show_plan(ready)
-    with progress("answering", len(requests or ()) * repeat, root) as done:
-        outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", progress=done)
+    with progress("answering", len(requests or ()) * repeat, root) as advance:
+
+        def done(part: Any, results: Any) -> None:
+            if journal is not None and requests is not None:
+                journal.add([requests[place].index for place in part], results)
+            advance(len(part))
+
+        outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", done=done)
     with job.together(world):
         if requests is not None:
-            _finish(ready, outcome, requests, repeat, output, wire_error)
+            _write(store, every, output, journal, outcome.results)
+            _finish(ready, outcome, len(requests) * repeat, wire_error)
 
 
-def _finish(ready: Any, outcome: Any, requests: Any, repeat: int, output: Path | None, wire_error: float) -> None:
-    """Write and print the answers and the summary; the last line is the run's JSON document."""
+def _journal(store: Any, requests: Any, output: Path, resume: bool) -> Any:
+    """Return the journal of this run, with what is finished of it."""
+    from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
+
+    head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(requests)}
+    leave_out = () if output.suffix == ".npz" else ("last_hidden_state",)
+    return Journal(journal_path(output), head, len(requests), resume, leave_out)
+
+
+def _write(store: Any, requests: Any, output: Path | None, journal: Any, results: Any = None) -> None:
+    """Write the answers that the journal holds, or `results` where there is none; print them without an output. Rank 0 has them."""
     from hepti_mpi.models.heads import answers
     from hepti_mpi.reporting import outputs, records
 
-    spec, plan = ready.spec, ready.plan
+    if requests is None:
+        return
+    if journal is not None:
+        results = [journal.finished[place] for place in range(len(requests))]
     if output is not None and output.suffix == ".npz":
-        outputs.write_npz(output, requests, outcome.results)
+        outputs.write_npz(output, requests, results)
     else:
-        lines = answers(spec, ready.store.files, requests, outcome.results)
+        lines = answers(store.spec, store.files, requests, results)
         if output is not None:
             outputs.write_jsonl(output, lines)
         else:
             for line in lines:
                 click.echo(records.answer_line(line))
+    if journal is not None:
+        journal.remove()
+
+
+def _finish(ready: Any, outcome: Any, answered: int, wire_error: float) -> None:
+    """Print the summary; the last line is the run's JSON document."""
+    from hepti_mpi.reporting import records
+
+    spec, plan = ready.spec, ready.plan
     spent = records.divide_time(ready.program, plan.active, outcome.seconds)
     record = records.run_record(
-        spec.name, spec.family, plan, outcome.latencies, outcome.rows, len(requests) * repeat, ready.startup_seconds, outcome.facts, spent,
+        spec.name, spec.family, plan, outcome.latencies, outcome.rows, answered, ready.startup_seconds, outcome.facts, spent,
         wire_error,
     )  # fmt: skip
     click.echo("\n" + records.run_lines(record, ready.decision))

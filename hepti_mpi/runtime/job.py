@@ -39,6 +39,7 @@ from hepti_mpi.shards.store import Store
 
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 Say = Callable[[str], None]
+Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]]], None]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -335,10 +336,11 @@ def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[in
 
 
 def answer(
-    ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: int, repeat: int, full_logits: bool, progress: Callable[[int], None]
+    ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: int, repeat: int, full_logits: bool, done: Done
 ) -> Outcome:
     """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
 
+    `done` is told, on rank 0, the places in `requests` of each batch and their results.
     A batch's latency runs from its input in memory to its answers in memory, on rank 0.
     """
     world, engine, spec = ready.machine.world, ready.engine, ready.spec
@@ -365,7 +367,7 @@ def answer(
                 for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
                     result["last_hidden_state"] = hidden[at : at + request.rows].copy()
                     outcome.results[index] = result
-                progress(len(part))
+                done(part, [outcome.results[index] for index in part])
             outcome.latencies.append(time.perf_counter() - begin)
             outcome.rows.append(sum(lengths))
             seconds[turn * len(parts) + number] = engine.seconds

@@ -65,7 +65,7 @@ def answered(machine, store, plan, source, batch_rows=1 << 20, repeat=1):
     """Return (requests, outcome) on rank 0 and (None, outcome) elsewhere."""
     ready = job.load(machine, store, plan, None, {})
     requests = read_requests(store.spec, store.files, str(source), None) if machine.world.rank == 0 else None
-    return requests, job.answer(ready, requests, batch_rows, repeat, full_logits=True, progress=lambda count: None)
+    return requests, job.answer(ready, requests, batch_rows, repeat, full_logits=True, done=lambda places, results: None)
 
 
 def compare(

@@ -1,0 +1,149 @@
+"""The journal of a run: what was noted comes back, what was cut off does not, and another run's is refused."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.reporting.journal import Journal, decoded, encoded, input_hash, journal_path
+
+HEAD = {"model": "bert", "source_hash": "ab", "input_hash": "cd"}
+RESULTS = [
+    {"embedding": np.array([1.5, -2.25e-30, 3], np.float32), "mask_ids": np.arange(6).reshape(2, 3), "last_hidden_state": np.ones((2, 4))},
+    {"embedding": np.zeros((0, 5), np.float32)},
+    {"embedding": np.float32([[np.pi]])},
+]
+
+
+def journal(folder, resume=False, head=HEAD, count=3, **options):
+    return Journal(folder / "a.jsonl.journal", head, count, resume, **options)
+
+
+def same(one, other):
+    return set(one) == set(other) and all(np.array_equal(one[name], other[name]) and one[name].shape == other[name].shape for name in one)
+
+
+def test_what_was_noted_comes_back(tmp_path):
+    first = journal(tmp_path, leave_out=("last_hidden_state",))
+    first.add([2, 0], [RESULTS[2], RESULTS[0]])
+    first.file.close()  # as when the power fails: nothing is put in order
+    second = journal(tmp_path, resume=True)
+    assert sorted(second.finished) == [0, 2]
+    assert same(second.finished[2], RESULTS[2])
+    assert same(second.finished[0], {name: RESULTS[0][name] for name in ("embedding", "mask_ids")})
+    second.add([1], [RESULTS[1]])
+    second.file.close()
+    third = journal(tmp_path, resume=True)
+    assert sorted(third.finished) == [0, 1, 2] and same(third.finished[1], RESULTS[1])
+    third.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_is_beside_its_output_and_its_owners_only(tmp_path):
+    assert journal_path(tmp_path / "a.jsonl") == tmp_path / "a.jsonl.journal"
+    assert journal(tmp_path).path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_line_that_was_cut_off_is_no_answer(tmp_path):
+    first = journal(tmp_path)
+    first.add([0, 1], RESULTS[:2])
+    whole = first.path.read_bytes()
+    end = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for cut in (end, end + 1, len(whole) - 1):
+        first.path.write_bytes(whole[:cut])
+        second = journal(tmp_path, resume=True)
+        assert sorted(second.finished) == [0]
+        second.add([1], [RESULTS[1]])
+        second.file.close()
+        assert first.path.read_bytes() == whole
+    first.path.write_bytes(whole[:9])  # not even its head
+    assert journal(tmp_path).finished == {}
+
+
+def test_progress_is_not_lost_by_forgetting_the_option(tmp_path):
+    assert journal(tmp_path).finished == {}
+    journal(tmp_path).add([1], [RESULTS[1]])  # nothing was in it: it may begin again
+    with pytest.raises(InputError, match="holds 1 of 3 answers of a run that was cut off; go on with --resume, or delete it"):
+        journal(tmp_path)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"source_hash": "xx"}, "has source_hash 'ab', this run 'xx'"),
+    ({"input_hash": "xx"}, "has input_hash 'cd', this run 'xx'"),
+    ({"model": "vit"}, "has model 'bert', this run 'vit'"),
+    ({"count": 4}, "has requests 3, this run 4"),
+])  # fmt: skip
+def test_the_journal_of_another_run(tmp_path, change, words):
+    journal(tmp_path).add([1], [RESULTS[1]])
+    count = change.pop("count", 3)
+    before = journal_path(tmp_path / "a.jsonl").read_bytes()
+    with pytest.raises(InputError, match=words):
+        journal(tmp_path, resume=True, head=HEAD | change, count=count)
+    assert journal_path(tmp_path / "a.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("line", [
+    "{}", "[]", "7", "no JSON", '{"request": 3, "results": {}}', '{"request": -1, "results": {}}', '{"request": "0", "results": {}}',
+    '{"request": 0, "results": 7}', '{"request": 0, "results": {"a": {"type": "float32", "shape": [2], "base64": "AAAA"}}}',
+    '{"request": 0, "results": {"a": {"type": "object", "shape": [1], "base64": "AAAAAAAAAAA="}}}',
+    '{"request": 0, "results": {"a": {"type": "float32", "shape": [1, 1, 1, 1, 1], "base64": "AAAAAA=="}}}',
+    '{"request": 0, "results": {"a": {"type": "float32", "shape": [-1], "base64": ""}}}', "[" * 100_000,
+], ids=lambda line: line[:40])  # fmt: skip
+def test_a_damaged_line(tmp_path, line):
+    first = journal(tmp_path)
+    with open(first.path, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match="is damaged after byte [1-9]"):
+        journal(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"{}\n", b'{"format": "hepti-plan"}\n', b"[]\n"])
+def test_a_file_that_is_no_journal_stays(tmp_path, content):
+    path = journal_path(tmp_path / "a.jsonl")
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        journal(tmp_path, resume=True)
+    assert path.read_bytes() == content
+
+
+def test_where_it_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match="journal .* cannot be used: No such file"):
+        journal(tmp_path / "gone")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_flipped_bytes_are_damage_or_other_values(tmp_path_factory, data):
+    """Never anything but one sentence, and never an array larger than its line."""
+    folder = tmp_path_factory.mktemp("journal")
+    first = journal(folder)
+    first.add([0, 1, 2], RESULTS)
+    content = bytearray(first.path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=5)):
+        content[place] = data.draw(st.integers(0, 255))
+    first.path.write_bytes(content)
+    try:
+        again = journal(folder, resume=True)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    assert all(0 <= place < 3 for place in again.finished)
+    assert sum(array.nbytes for result in again.finished.values() for array in result.values()) < len(content)
+
+
+@pytest.mark.parametrize("array", [np.float64([1.5]), np.int32([[7]]), np.arange(3, dtype=np.uint8), np.zeros((2, 0, 3), np.float32)])
+def test_arrays_of_any_type(array):
+    back = decoded(json.loads(json.dumps(encoded(array))))
+    assert np.array_equal(back, array) and back.dtype in (np.float32, np.int64) and back.flags.writeable
+
+
+def test_the_hash_is_of_what_is_asked_and_in_which_order():
+    def asked(*values):
+        return [SimpleNamespace(arrays={"ids": np.array(value), "types": np.zeros(len(value), np.int64)}) for value in values]
+
+    hashes = [input_hash(asked(*values)) for values in ([[1, 2], [3]], [[1], [2, 3]], [[3], [1, 2]], [[1, 2]], [])]
+    assert len(set(hashes)) == len(hashes) and hashes[0] == input_hash(asked([1, 2], [3]))

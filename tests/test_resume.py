@@ -1,0 +1,109 @@
+"""A run that is cut off in the middle goes on where it was, on other ranks too, and its output is that of a run that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_bad_input import MPIRUN, SECONDS, launch, launch_environment, refused
+
+from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
+from hepti_mpi.shards import store as stores
+
+REQUESTS, ROWS = 400, 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("resume")
+    stores.write(made / "tiny.h5", random_model("tiny-bert"))
+    ids = np.random.default_rng(4).integers(1, 30, (REQUESTS, ROWS))
+    np.savez(made / "in.npz", input_ids=ids)
+    return made
+
+
+def words(output: str, *more: object) -> list[object]:
+    return ["run", "--weights", "tiny.h5", "--input", "in.npz", "--batch-rows", ROWS, "--output", output, *more]
+
+
+def answers(path: Path) -> np.ndarray:
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return arrays["last_hidden_state"]
+    return np.array([json.loads(line)["pooler_output"] for line in path.read_text().splitlines()])
+
+
+def cut_off(folder: Path, output: str, ranks: int) -> int:
+    """Kill a rank of a run when some of its answers are there; return how many lines its journal has."""
+    journal = folder / f"{output}.journal"
+    arguments = words(output, "--shares", ",".join("1" * ranks))
+    command = [str(MPIRUN), "-n", str(ranks), sys.executable, "-m", "hepti_mpi", *map(str, arguments)]
+    job = subprocess.Popen(command, cwd=folder, env=launch_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + SECONDS
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 9:
+        assert job.poll() is None and time.monotonic() < end
+        time.sleep(0.001)
+    ranks_of = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent_of(path) == job.pid]
+    os.kill(ranks_of[-1], signal.SIGKILL)
+    assert job.wait(SECONDS) != 0
+    return len(journal.read_bytes().splitlines())
+
+
+def parent_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("output", ["a.jsonl", "a.npz"])
+def test_a_run_goes_on_where_it_was(folder, output):
+    whole = launch(folder, *words(f"whole-{output}"), ranks=1)
+    assert whole.returncode == 0, whole.stderr
+    lines = cut_off(folder, output, 2)
+    assert 9 <= lines <= REQUESTS and not (folder / output).exists()
+    refused(launch(folder, *words(output), ranks=2), "answers of a run that was cut off", "--resume")
+    again = launch(folder, *words(output, "--resume"), ranks=3)
+    assert again.returncode == 0, again.stderr
+    record = json.loads(again.stdout.splitlines()[-1])
+    assert 0 < record["requests"] <= REQUESTS - (lines - 2)  # the head, and a line that may have been cut off
+    expected, got = answers(folder / f"whole-{output}"), answers(folder / output)
+    assert len(got) == REQUESTS and got.shape == expected.shape and np.abs(got - expected).max() < 1e-4
+    assert not list(folder.glob("*.journal"))
+
+
+def test_all_was_answered_but_the_output_is_not_there(folder):
+    """The journal is whole: a run with it writes the output and ends."""
+    assert launch(folder, *words("b.jsonl"), ranks=1).returncode == 0
+    before = (folder / "b.jsonl").read_bytes()
+    (folder / "b.jsonl").rename(folder / "before.jsonl")
+    lines = note_all(folder)
+    result = launch(folder, *words("b.jsonl", "--resume"), ranks=2)
+    assert result.returncode == 0 and "answered already" in result.stderr, result.stderr
+    assert lines == REQUESTS and (folder / "b.jsonl").read_bytes() == before
+    assert not list(folder.glob("*.journal"))
+
+
+def note_all(folder: Path) -> int:
+    """Make the journal of a run that ended before it wrote its output."""
+    with stores.Store(folder / "tiny.h5") as store:
+        requests = read_requests(store.spec, store.files, str(folder / "in.npz"), None)
+        head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(requests)}
+    journal = Journal(journal_path(folder / "b.jsonl"), head, REQUESTS, False)
+    results = [{"pooler_output": np.array(json.loads(line)["pooler_output"], np.float32)}
+               for line in (folder / "before.jsonl").read_text().splitlines()]  # fmt: skip
+    journal.add(range(REQUESTS), results)
+    return len(results)
+
+
+def test_what_cannot_be_resumed(folder):
+    for more in (["--resume"], ["--resume", "--output", "c.jsonl", "--repeat", "2"]):
+        result = launch(folder, "run", "--weights", "tiny.h5", *more, ranks=2)
+        assert result.returncode == 2 and "--resume goes on with an --output" in result.stderr
