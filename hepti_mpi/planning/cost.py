@@ -306,12 +306,14 @@ class _Walk:
             blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
             self.exchanges[kind] = tuple(map(np.array, self.collective(sync, blocks)))
         seconds, data = self.exchanges[kind]
-        if sync.kind == "allgatherv":  # all blocks leave at once, the first of them on links at rest
-            seconds = np.maximum(seconds - self.ahead.min(), 0)
-        seconds = seconds + self.pricer.exchange * (data > 0)
         start = self.clock.max()
+        if sync.kind == "allgatherv":  # all blocks leave at once, the first of them on links that have rested
+            seconds = np.maximum(seconds - min(self.ahead.min(), start - self.up.max()), 0)
+        seconds = seconds + self.pricer.exchange * (data > 0)
         self.wait += start - self.clock
         self.clock = np.full(len(self.ranks), start + float(seconds))
+        if data:
+            self.up = self.clock
         self.wire += float(seconds)
         self.moved += int(data)
 

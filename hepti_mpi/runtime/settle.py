@@ -26,7 +26,7 @@ ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
 FINALISTS = 3  # which answer as often again
 CLOSE = 1.06  # times the price of the chosen plan that another kind of plan may have
-MOST_LATE = 0.02  # seconds that an exchange may seem to take
+MOST_LATE = 0.003  # seconds that an exchange may seem to take; more is a disturbance
 TRUST = 0.25  # of a rank's speed that one round may take away or add
 
 
