@@ -25,7 +25,7 @@ def result(ready, machine):
 def test_all_ranks_settle_on_one_plan(machine, folder, strategy):
     """On boards so slow that all are worth it; what is measured is thousands of times sooner, which is believed in part only."""
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
-    profile = cluster(tuple(0.02 / (1 + rank) for rank in range(world.size)), hosts=["here"] * world.size)
+    profile = cluster(tuple(0.02 / (1 + rank) for rank in range(world.size)))
     request = Request(ROWS, strategy=strategy, mode="packed")
     plan, decision = job.decide(machine, store, profile, "hepti" if strategy == "auto" else strategy, request)
     segments = Segments(store.spec, store)
