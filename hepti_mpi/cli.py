@@ -243,7 +243,7 @@ def run(
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
     every, requests, chosen, typical, journal = None, None, None, None, None
-    with job.together(world):
+    with world.patience.slower(), job.together(world):
         if root:
             if output is not None:
                 outputs.check_path(output)
@@ -254,7 +254,7 @@ def run(
             typical = job.typical_rows(requests or every, batch_rows, store.spec.hidden)
     typical = world.from_root(typical if root else None)
     if not world.from_root(len(requests) if requests is not None else None):
-        with job.together(world):
+        with world.patience.slower(), job.together(world):
             _write(store, every, output, journal)
         tell(f"all of {output} had been answered already")
         return
@@ -299,7 +299,7 @@ def run(
             advance(len(part))
 
         outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", done=done)
-    with job.together(world):
+    with world.patience.slower(), job.together(world):
         if requests is not None:
             _write(store, every, output, journal, outcome.results)
             _finish(ready, outcome, len(requests) * repeat, wire_error)

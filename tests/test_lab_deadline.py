@@ -17,7 +17,7 @@ from hepti_mpi.shards import store as stores
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
-DEADLINE, MORE = 4, 12  # seconds; what looking for silent hosts and ending mpirun may take, on a busy machine
+DEADLINE, MORE = 3, 14  # seconds; what looking for silent hosts and ending mpirun may take, on a busy machine
 RUN = ["--layout", "alltoall/rows", "--shares", "1,1,1", "--repeat", "500000", "--deadline", str(DEADLINE)]
 
 
@@ -53,7 +53,7 @@ def test_a_job_ends_by_its_deadline(fault, tmp_path):
         listener.start()
         while not job.stdout.readline().startswith("plan "):  # it answers from here on
             assert job.poll() is None, said
-        time.sleep(2)
+        time.sleep(1)
         words, begin = fault(lab), time.monotonic()
         assert job.wait(DEADLINE + MORE) != 0
         assert time.monotonic() - begin > DEADLINE - 1

@@ -95,7 +95,7 @@ def together(world: Comm) -> Iterator[None]:
 
 
 def patiently(stage: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
-    """Let ranks wait longer for each other in a stage that may take long on some of them: measuring, or reading weights."""
+    """Let ranks wait longer for each other in a stage that may take long on some of them: measuring, planning, reading weights."""
 
     @wraps(stage)
     def patient(machine: Machine, *args: P.args, **options: P.kwargs) -> R:
@@ -212,6 +212,7 @@ def _usable(
     return profile
 
 
+@patiently
 def decide(
     machine: Machine, store: Store, profile: ClusterProfile, method: str, request: planner.Request
 ) -> tuple[Plan, planner.Decision | None]:
