@@ -88,7 +88,7 @@ def test_a_folder_that_is_gone(tmp_path):
 
 @pytest.mark.parametrize("name, words", [
     ("x.csv", "x.csv does not end in .jsonl or .npz"), ("x", "does not end in"), ("gone/x.npz", "folder .*gone does not exist"),
-    ("x.JSONL", "ends neither"),
+    ("x.JSONL", "does not end in"),
     ("folder.npz", "is a folder"),
 ])  # fmt: skip
 def test_check_path_refuses(tmp_path, name, words):
