@@ -267,8 +267,7 @@ def run(
         measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=tell)
         startup["profile"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        with job.together(world):
-            request = _request(typical, options, world.size)
+        request = _request(typical, options, world.size)
         with job.together(world):
             the_plan, decision = job.decide(machine, store, measured, method, request)
         startup["plan"] = time.perf_counter() - begin

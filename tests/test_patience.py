@@ -23,7 +23,7 @@ def of(rank=0, hosts=("pi1", "pi2", "pi3"), seconds=60.0):
     (lambda: [1, 2], ("pi2",), "waited 60 s for rank 1 on pi2; pi2 does not answer: mend it, or leave it out of the hostfile"),
     (None, ("pi3",), "waited 60 s for rank 2 on pi3; pi3 does not answer"),
     (None, (), "waited 60 s for rank 1 on pi2, rank 2 on pi3; all hosts answer"),
-    (lambda: [], ("pi2", "pi3"), "waited 60 s for rank 1 on pi2, rank 2 on pi3; pi2, pi3 does not answer"),
+    (lambda: [], ("pi2", "pi3"), "waited 60 s for rank 1 on pi2, rank 2 on pi3; pi2, pi3 do not answer"),
 ])  # fmt: skip
 def test_who_is_waited_for_is_named(whom, silent, words):
     watched = of()

@@ -71,7 +71,8 @@ class Patience:
         named = [rank for rank in late if self.hosts[rank] in lost] or late
         ranks = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in named[:4]) + ", ..." * (len(named) > 4)
         if lost:
-            what = f"{', '.join(lost)} does not answer: mend it, or leave it out of the hostfile, and run again"
+            verb = "does" if len(lost) == 1 else "do"
+            what = f"{', '.join(lost)} {verb} not answer: mend it, or leave it out of the hostfile, and run again"
         else:
             what = "all hosts answer: look for a process there that is stopped or out of memory, or give more time with --deadline"
         return f"error on {host_name()} (rank {self.rank}): waited {self.seconds * self.factor:g} s for {ranks}; {what}"

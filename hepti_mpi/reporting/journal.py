@@ -1,4 +1,4 @@
-"""The answers of a run that are there already, so that a run that was cut off can go on: one line each, on the disk before the next.
+"""The answers of a run that are there already, so that a run that was cut off can go on: one line each.
 
 Knows files and arrays; does not know what they mean or how they are computed. Nothing read from a journal is executed or unpickled, and
 a last line that was cut off is no answer.
@@ -119,7 +119,7 @@ class Journal:
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise InputError(f"{self.path} is not a journal of hepti_mpi; delete it or write to another --output")
         for key, value in whole.items():
-            if key != "plan_hash" and head.get(key) != value:  # a run may go on by another plan
+            if head.get(key) != value:  # not the plan: a run may go on by another one
                 which = f"it has {key} {head.get(key)!r}, this run {value!r}"
                 raise InputError(f"journal {self.path} is of another run: {which}; delete it or write to another --output")
 

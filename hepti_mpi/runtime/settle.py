@@ -82,7 +82,9 @@ def settle(
         if suggestion in known:
             break
         if len(trials) > 1:  # no more at once than memory was found to hold
-            trials.remove(close(max(trials, key=lambda trial: trial.typical)))
+            slowest = max(trials, key=lambda trial: trial.typical)
+            slowest.engine.close()
+            trials.remove(slowest)
         elif any(attention == "heads" or mlp == "columns" for attention, mlp in suggestion.layers):
             break  # other slices of the weights, for which there may be no room
         known.append(suggestion)
@@ -92,16 +94,10 @@ def settle(
     ask(machine, finalists, pricer.lengths)
     best = min(finalists, key=lambda trial: trial.typical)
     for trial in trials:
-        close(trial)
+        trial.engine.close()
     profile = learned(pricer, spec, best)
     price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
-
-
-def close(trial: Trial) -> Trial:
-    """Give up what a trial holds; its weights go with the trial."""
-    trial.engine.close()
-    return trial
 
 
 def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
