@@ -6,21 +6,24 @@ MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is i
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepti_mpi import __version__
+from hepti_mpi.asking import Asked
 from hepti_mpi.comparing import bench, report
-from hepti_mpi.console import agreed_store_path, profile_path, progress, say, size, store_path
+from hepti_mpi.console import agreed_store_path, profile_path, progress_bar, say, size, store_path
 from hepti_mpi.options import BASELINES, FILE, OURS, machine_options, planning_options, weights_option
+from hepti_mpi.supervising import supervise
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.planner import Request
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
+ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -73,7 +76,7 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     if plan is not None:
         plans.check(plan, model.spec, model.source_hash, plan.ranks)
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
-    with progress(f"writing {store}", total) as done:
+    with progress_bar(f"writing {store}", total) as done:
         stores.write(store, model, done)
     click.echo(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
     if plan is None or folder is None:
@@ -174,12 +177,13 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
     """
     from hepti_mpi.reporting.inspection import profile_lines
     from hepti_mpi.runtime import job
+    from hepti_mpi.runtime import machine as machines
 
-    machine = job.start(threads, emulate, deadline)
+    machine = machines.start(threads, emulate, deadline)
     store = job.open_store(machine, agreed_store_path(machine, weights))
     path = output or profile_path(machine)
     begin = time.perf_counter()
-    measured = job.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
+    measured = machines.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
     if machine.world.rank == 0:
         click.echo(profile_lines(measured))
         click.echo(f"{path} ({time.perf_counter() - begin:.1f} s)")
@@ -193,12 +197,14 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
 @click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
+@click.option("--adapt/--no-adapt", default=None, help="Plan again when boards or links change; left out: where there are enough requests.")
 @click.option(
     "--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring."
 )
 @click.option(
     "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
 )
+@click.option("--supervised", "state_file", type=FILE, hidden=True, help="Tell the supervise command what is done, and begin with this.")
 @machine_options
 @planning_options
 def run(
@@ -209,11 +215,13 @@ def run(
     plan_file: Path | None,
     profile_file: Path | None,
     fresh: bool,
+    adapt: bool | None,
     threads: int | None,
     emulate: tuple[float, ...] | None,
     deadline: float,
     repeat: int,
     batch_rows: int,
+    state_file: Path | None,
     **options: Any,
 ) -> None:
     """Answer inputs on all ranks together.
@@ -223,128 +231,103 @@ def run(
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
-    from hepti_mpi.comm.launcher import host_name, standard_input
-    from hepti_mpi.models.preprocess import read_requests
+    from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.planning import plan as plans
-    from hepti_mpi.planning import planner
-    from hepti_mpi.reporting import outputs
-    from hepti_mpi.runtime import job
-    from hepti_mpi.runtime.graphs import Segments
-    from hepti_mpi.runtime.settle import settle
+    from hepti_mpi.runtime import adapt as adapting
+    from hepti_mpi.runtime import job, progress
+    from hepti_mpi.runtime import machine as machines
+    from hepti_mpi.runtime.answer import answer
 
     narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
-    narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh
+    narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh + ["adapt"] * (adapt is True)
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
     if resume and (output is None or repeat > 1):
         raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
+    if adapt and options["shares"] is not None:
+        raise click.UsageError("--shares say who does what; they cannot be used with --adapt")
     method = _method(options)
-    machine = job.start(threads, emulate, deadline)
+    machine = machines.start(threads, emulate, deadline)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
-    every, requests, chosen, typical, journal = None, None, None, None, None
-    with world.patience.slower(), job.together(world):
+    asked, chosen, typical = None, None, None
+    state = progress.State()
+    with world.patience.slower(), machines.together(world):
         if root:
-            if output is not None:
-                outputs.check_path(output)
-            every = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None)
+            state = progress.read_state(state_file) if state_file else state
+            asked = Asked(store, source, output, resume, repeat, state if state_file else None)
             chosen = plans.load(plan_file) if plan_file else None
-            journal = _journal(store, every, output, resume) if output is not None and repeat == 1 else None
-            requests = [request for place, request in enumerate(every) if journal is None or place not in journal.finished]
-            typical = job.typical_rows(requests or every, batch_rows, store.spec.hidden)
+            typical = job.typical_rows(asked.left or asked.every, batch_rows, store.spec.hidden)
     typical = world.from_root(typical if root else None)
-    if not world.from_root(len(requests) if requests is not None else None):
-        with world.patience.slower(), job.together(world):
-            _write(store, every, output, journal)
+    if not world.from_root(len(asked.left) if asked else None):
+        with world.patience.slower(), machines.together(world):
+            if asked is not None:
+                asked.write()
         tell(f"all of {output} had been answered already")
         return
 
     startup: dict[str, float] = {}
-    decision: planner.Decision | None = None
+    request, wire_error, measured = _request(typical, options, world.size), 0.0, None
+    batches = world.from_root(asked and repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
     if plan_file is None:
         begin = time.perf_counter()
         path = profile_file or profile_path(machine)
-        measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=tell)
+        measured = machines.measured_profile(
+            machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profile
+        )
         startup["profile"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        request = _request(typical, options, world.size)
-        with job.together(world):
-            the_plan, decision = job.decide(machine, store, measured, method, request)
-        startup["plan"] = time.perf_counter() - begin
+        if state_file and root:
+            progress.tell("measured", profile=measured.to_json(), method=method, spec=store.spec.to_json(), source_hash=store.source_hash,
+                          request=asdict(request))  # fmt: skip
+        settling = batches >= SETTLE_FROM and not state.finished
+        ready, measured, wire_error = job.prepared(
+            machine, store, measured, method, request, options["tolerance"], world.from_root(settling), startup, tell
+        )
     else:
         the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
         hosts = tuple(world.gather_all(host_name()))
         if hosts != the_plan.hosts:
             tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
-    segments = Segments(store.spec, store)
-    ready = job.load(machine, store, the_plan, decision, startup, segments)
-    many = requests is not None and _batches(requests, batch_rows, store.spec.hidden, repeat) >= SETTLE_FROM
-    if plan_file is None and world.from_root(many and decision is not None and options["strategy"] in ("auto", *OURS)):
-        begin = time.perf_counter()
-        settled = settle(machine, store.spec, store.source_hash, segments, measured, request, decision)
-        ready = job.swap(ready, settled.plan, segments, settled.price)
-        ready.startup_seconds["settle"] = time.perf_counter() - begin
-    wire_error = job.wire_error(ready, segments, typical["rows"]) if ready.plan.wire != "float32" else 0.0
-    if plan_file is None and not wire_error <= options["tolerance"]:  # which a result that is no number does not pass either
-        tell(f"float16 on the wire changes results by {wire_error:.2g}, more than --tolerance {options['tolerance']:g}: float32 is used")
-        ready, wire_error = job.swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None), segments), 0.0
+        ready = job.load(machine, store, the_plan, None, startup)
+        wire_error = job.wire_error(ready, typical["rows"])
     if root:
         _show_plan(ready)
-    with progress("answering", len(requests or ()) * repeat, root) as advance:
+    watch = None
+    if adapt is None:
+        adapt = method in ADAPTING and batches >= adapting.FROM and options["shares"] is None
+    if root and adapt and measured is not None:
+        watch = adapting.Adapter(
+            store.spec, store.source_hash, measured, method, request, ready.plan, ready.startup_seconds["load"], tell
+        )  # fmt: skip
+    with progress_bar("answering", len(asked.left) * repeat if asked else 0, root) as advance:
 
-        def done(part: Any, results: Any) -> None:
-            if journal is not None and requests is not None:
-                journal.add([requests[place].index for place in part], results)
+        def done(part: Any, results: Any, seconds: float) -> None:
+            if asked is not None:
+                asked.note(part, results, seconds)
             advance(len(part))
 
-        outcome = job.answer(ready, requests, batch_rows, repeat, full_logits=output is not None and output.suffix == ".npz", done=done)
-    with world.patience.slower(), job.together(world):
-        if requests is not None:
-            _write(store, every, output, journal, outcome.results)
-            _finish(ready, outcome, len(requests) * repeat, wire_error)
+        full_logits = output is not None and output.suffix == ".npz"
+        ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch)
+    with world.patience.slower(), machines.together(world):
+        if asked is not None:
+            asked.write(outcome.results)
+            _finish(ready, outcome, len(asked.left) * repeat, wire_error, state_file is not None)
 
 
-def _journal(store: Any, requests: Any, output: Path, resume: bool) -> Any:
-    """Return the journal of this run, with what is finished of it."""
-    from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
-
-    head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(requests)}
-    leave_out = () if output.suffix == ".npz" else ("last_hidden_state",)
-    return Journal(journal_path(output), head, len(requests), resume, leave_out)
-
-
-def _write(store: Any, requests: Any, output: Path | None, journal: Any, results: Any = None) -> None:
-    """Write the answers that the journal holds, or `results` where there is none; print them without an output. Rank 0 has them."""
-    from hepti_mpi.models.heads import answers
-    from hepti_mpi.reporting import outputs, records
-
-    if requests is None:
-        return
-    if journal is not None:
-        results = [journal.finished[place] for place in range(len(requests))]
-    if output is not None and output.suffix == ".npz":
-        outputs.write_npz(output, requests, results)
-    else:
-        lines = answers(store.spec, store.files, requests, results)
-        if output is not None:
-            outputs.write_jsonl(output, lines)
-        else:
-            for line in lines:
-                click.echo(records.answer_line(line))
-    if journal is not None:
-        journal.remove()
-
-
-def _finish(ready: Any, outcome: Any, answered: int, wire_error: float) -> None:
+def _finish(ready: Any, outcome: Any, answered: int, wire_error: float, supervised: bool) -> None:
     """Print the summary; the last line is the run's JSON document."""
     from hepti_mpi.reporting import records
+    from hepti_mpi.runtime import progress
 
     spec, plan = ready.spec, ready.plan
     spent = records.divide_time(ready.program, plan.active, outcome.seconds)
     record = records.run_record(
         spec.name, spec.family, plan, outcome.latencies, outcome.rows, answered, ready.startup_seconds, outcome.facts, spent,
-        wire_error,
+        wire_error, outcome.decisions,
     )  # fmt: skip
+    if supervised:
+        progress.tell("done", record=record)
+        return
     click.echo("\n" + records.run_lines(record, ready.decision))
     click.echo(json.dumps(record))
 
@@ -377,13 +360,6 @@ def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Req
     )  # fmt: skip
 
 
-def _batches(requests: Any, batch_rows: int, hidden: int, repeat: int) -> int:
-    """Return how many batches a job will answer."""
-    from hepti_mpi.runtime import job
-
-    return repeat * len(job.batches([request.rows for request in requests], batch_rows, hidden))
-
-
 def _method(options: dict[str, Any]) -> str:
     """Return the method of planning.methods that the options mean. Raises UsageError when they do not go together."""
     from hepti_mpi.planning.methods import BOOST
@@ -404,3 +380,4 @@ def _method(options: dict[str, Any]) -> str:
 
 main.add_command(bench)
 main.add_command(report)
+main.add_command(supervise)

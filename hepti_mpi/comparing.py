@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hepti_mpi.console import agreed_store_path, profile_path, progress, say
+from hepti_mpi.console import agreed_store_path, profile_path, progress_bar, say
 from hepti_mpi.options import FILE, Size, machine_options, weights_option
 
 if TYPE_CHECKING:
@@ -57,21 +57,22 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     from hepti_mpi.reporting import comparison, outputs
     from hepti_mpi.runtime import bench as benches
     from hepti_mpi.runtime import job
+    from hepti_mpi.runtime import machine as machines
 
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
         if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
-    machine = job.start(threads, emulate, deadline)
+    machine = machines.start(threads, emulate, deadline)
     world, root = machine.world, machine.world.rank == 0
     store = job.open_store(machine, agreed_store_path(machine, weights))
     path = profile_file or profile_path(machine)
-    measured = job.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
+    measured = machines.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
     limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
     plans: dict[str, Plan] = {}
     decisions: dict[str, Decision] = {}
     refused: dict[str, str] = {}
-    with job.together(world):
+    with machines.together(world):
         if limits is not None and len(limits) != world.size:
             raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
         if output is not None and root:
@@ -85,12 +86,12 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             decisions |= {name: decision} if decision else {}
         except CapacityError as error:  # on every rank
             refused[name] = str(error)
-    with job.together(world):
+    with machines.together(world):
         if not any(name in plans for name in names):
             raise CapacityError(refused[names[0]])
-    with progress("answering", repeat + benches.WARM_UP, root) as done:
+    with progress_bar("answering", repeat + benches.WARM_UP, root) as done:
         samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
-    with job.together(world):
+    with machines.together(world):
         if root:
             where = cluster or path.name.removesuffix(".profile.json")
             records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))

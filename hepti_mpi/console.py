@@ -11,7 +11,7 @@ import click
 from hepti_mpi.errors import StoreError
 
 if TYPE_CHECKING:
-    from hepti_mpi.runtime.job import Machine
+    from hepti_mpi.runtime.machine import Machine
 
 WEIGHTS = Path("weights")
 DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
@@ -30,9 +30,9 @@ def store_path(given: Path | None) -> Path:
 
 
 def agreed_store_path(machine: "Machine", given: Path | None) -> Path:
-    from hepti_mpi.runtime import job
+    from hepti_mpi.runtime import machine as machines
 
-    with job.together(machine.world):
+    with machines.together(machine.world):
         path = store_path(given)
     return path
 
@@ -58,7 +58,7 @@ def size(count: float) -> str:
 
 
 @contextmanager
-def progress(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a bar on standard error, which is drawn on a terminal only."""
     if not shown or not sys.stderr.isatty():
         yield lambda amount: None

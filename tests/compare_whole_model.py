@@ -17,7 +17,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.runtime import job
+from hepti_mpi.runtime import answer, job
+from hepti_mpi.runtime import machine as machines
 from hepti_mpi.shards.slicing import Slice
 from hepti_mpi.shards.store import Store
 
@@ -92,10 +93,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=30)
     parser.add_argument("--threads", type=int)
     wanted = parser.parse_args()
-    machine = job.start(wanted.threads)
+    machine = machines.start(wanted.threads)
     store = job.open_store(machine, wanted.store)
     spec = store.spec
-    before = job.anonymous_bytes()
+    before = answer.anonymous_bytes()
     plan = Plan(
         spec.name,
         store.source_hash,
@@ -107,7 +108,7 @@ def main() -> None:
         ("packed",),
     )
     ready = job.load(machine, store, plan, None, {})
-    anonymous = job.anonymous_bytes()
+    anonymous = answer.anonymous_bytes()
     session = whole_model(store)
     x = np.random.default_rng(0).standard_normal((wanted.rows, spec.hidden), dtype=np.float32)
     times: dict[str, list[float]] = {"hepti": [], "whole": []}

@@ -263,11 +263,11 @@ def test_forced_shares_and_limits(store, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("place", ["graphs.build", "job.answer", "probe.measure", "job.load"])
+@pytest.mark.parametrize("place", ["graphs.build", "answer.answer", "probe.measure", "job.load"])
 def test_a_rank_that_raises_anywhere_ends_all(store, tmp_path, victim, place):
     """A fault of the program itself, planted in one rank by a sitecustomize of its own."""
     module, name = place.split(".")
-    folder = {"graphs": "runtime", "job": "runtime", "probe": "cluster"}[module]
+    folder = {"graphs": "runtime", "job": "runtime", "answer": "runtime", "probe": "cluster"}[module]
     (tmp_path / "faulty.py").write_text(f"""
 import os, sys
 import hepti_mpi.{folder}.{module} as target

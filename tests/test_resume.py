@@ -15,6 +15,7 @@ from test_bad_input import MPIRUN, SECONDS, launch, launch_environment, refused
 from hepti_mpi.models.preprocess import read_requests
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
+from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.shards import store as stores
 
 REQUESTS, ROWS = 400, 12
@@ -97,8 +98,7 @@ def note_all(folder: Path) -> int:
         requests = read_requests(store.spec, store.files, str(folder / "in.npz"), None)
         head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(requests)}
     journal = Journal(journal_path(folder / "b.jsonl"), head, REQUESTS, False)
-    results = [{"pooler_output": np.array(json.loads(line)["pooler_output"], np.float32)}
-               for line in (folder / "before.jsonl").read_text().splitlines()]  # fmt: skip
+    results = [finished_answer(json.loads(line)) for line in (folder / "before.jsonl").read_text().splitlines()]
     journal.add(range(REQUESTS), results)
     return len(results)
 

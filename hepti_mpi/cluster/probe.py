@@ -4,7 +4,7 @@ of matrix products are handed in, so that they are those of the engine.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +200,35 @@ def _links(comm: Comm) -> tuple[list[float], list[float], float]:
         comm.barrier()
     started = sorted(value for peer, value in enumerate(head_start) if peer != comm.rank)
     return latency, bandwidth, started[len(started) // 2] if started else 0.0
+
+
+def links_again(comm: Comm, pairs: Sequence[tuple[int, int]], size: Sequence[int], ahead: int) -> dict[int, float]:
+    """Return the bytes per second at which data comes to this rank from the other one of each of `pairs` that it is in. Collective.
+
+    `size`: bytes per pair that are timed, after `ahead` bytes that may pass at once. Takes a few milliseconds for each of a rank's pairs;
+    pairs of other ranks measure meanwhile.
+    """
+    found = {}
+    for (one, other), timed in zip(pairs, size):
+        if comm.rank in (one, other):
+            peer = other if comm.rank == one else one
+            for sender in (one, other):
+                if sender == comm.rank:
+                    comm.burst_to(peer, ahead, timed)
+                else:
+                    found[peer] = timed / max(comm.burst_from(peer, ahead, timed), 1e-9)
+    return found
+
+
+def round_robin(size: int) -> list[tuple[int, int]]:
+    """Return every pair of `size` ranks once, ordered so that many of them can measure at once.
+
+    >>> round_robin(4)
+    [(0, 3), (1, 2), (0, 1), (2, 3), (0, 2), (1, 3)]
+    """
+    players = size + size % 2
+    turns = [{tuple(sorted((rank, _opponent(rank, turn, players)))) for rank in range(players)} for turn in range(players - 1)]
+    return [(one, other) for turn in turns for one, other in sorted(turn) if other < size]
 
 
 def _opponent(player: int, turn: int, players: int) -> int:

@@ -86,10 +86,24 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
 
 
+def of_hosts(profile: ClusterProfile, hosts: Sequence[str]) -> ClusterProfile | None:
+    """Return the profile of the ranks that are on `hosts`, None when one of those was not measured."""
+    if not set(hosts) <= set(profile.hosts):
+        return None
+    ranks = [rank for rank, host in enumerate(profile.hosts) if host in hosts]
+    return _part(profile, ranks)
+
+
 def first_ranks(profile: ClusterProfile, count: int) -> ClusterProfile:
     """Return the profile of a cluster of the first `count` ranks."""
-    latency, bandwidth = (tuple(row[:count] for row in rows[:count]) for rows in (profile.latency_seconds, profile.bytes_per_second))
-    return replace(profile, nodes=profile.nodes[:count], latency_seconds=latency, bytes_per_second=bandwidth)
+    return _part(profile, range(count))
+
+
+def _part(profile: ClusterProfile, ranks: Sequence[int]) -> ClusterProfile:
+    links = (profile.latency_seconds, profile.bytes_per_second)
+    latency, bandwidth = (tuple(tuple(rows[one][other] for other in ranks) for one in ranks) for rows in links)
+    nodes = tuple(profile.nodes[rank] for rank in ranks)
+    return replace(profile, nodes=nodes, latency_seconds=latency, bytes_per_second=bandwidth)
 
 
 def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:

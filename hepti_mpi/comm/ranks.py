@@ -20,6 +20,7 @@ from hepti_mpi.errors import HeptiError, RankError
 
 IDLE_SECONDS = 0.005
 POLITE_SECONDS = 20e-6
+PART_BYTES = 48 << 10
 
 
 class Comm:
@@ -189,3 +190,30 @@ class Comm:
                     self.mpi.Recv(buffer, peer)
                     self.mpi.Send(reply, peer)
         return min(times[1:])
+
+    def burst_to(self, peer: int, ahead: int, size: int) -> None:
+        """Send `ahead` and then `size` bytes to `peer`, which calls `burst_from`."""
+        with self.patience.waiting(lambda: [peer]):
+            self._all_done([self.mpi.Isend(part, peer) for count in (ahead, size) for part in _parts(count)])
+            self.mpi.Recv(np.zeros(1, np.uint8), peer)  # a burst back must not begin before this one has ended
+
+    def burst_from(self, peer: int, ahead: int, size: int) -> float:
+        """Return the seconds between the last of `ahead` and the last of `size` bytes that `peer` sends one after the other."""
+        with self.patience.waiting(lambda: [peer]):
+            first, second = ([self.mpi.Irecv(part, peer) for part in _parts(count)] for count in (ahead, size))
+            self._all_done(first)
+            begin = time.perf_counter()
+            self._all_done(second)
+            seconds = time.perf_counter() - begin
+            self.mpi.Send(np.zeros(1, np.uint8), peer)
+        return seconds
+
+    @staticmethod
+    def _all_done(requests: Sequence[Any]) -> None:
+        while not all(request.Test() for request in requests):
+            time.sleep(POLITE_SECONDS)
+
+
+def _parts(size: int) -> list[np.ndarray]:
+    """Return buffers of `size` bytes in all, each small enough to be sent without the receiver's consent."""
+    return [np.zeros(min(PART_BYTES, size - at), np.uint8) for at in range(0, size, PART_BYTES)]

@@ -5,6 +5,7 @@ needed are read, except for the word table of a masked-words head.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,19 @@ def pool(spec: ModelSpec, hidden: Array) -> Array:
     return pooled
 
 
+def _tokens(files: Mapping[str, bytes]) -> Tokens:
+    """Return the tokenizer, read once: batch after batch asks for it."""
+    return _read_tokens(files["tokenizer.json"], files.get("tokenizer_config.json", b"{}"))
+
+
+@lru_cache(maxsize=2)
+def _read_tokens(tokenizer: bytes, config: bytes) -> Tokens:
+    return Tokens({"tokenizer.json": tokenizer, "tokenizer_config.json": config})
+
+
 def mask_number(files: Mapping[str, bytes]) -> int | None:
     """Return the token id of the mask, None when the model comes without a tokenizer."""
-    return Tokens(files).mask_id if "tokenizer.json" in files else None
+    return _tokens(files).mask_id if "tokenizer.json" in files else None
 
 
 def fill_masks(
@@ -137,7 +148,7 @@ def answers(
     `apply_head`), "embedding", "labels" (the five best {"label", "score"}), "tokens" ({"token", "label", "score"} per row), or
     "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
     """
-    tokens = Tokens(files) if spec.head in ("token-classes", "masked-words") and "tokenizer.json" in files else None
+    tokens = _tokens(files) if spec.head in ("token-classes", "masked-words") and "tokenizer.json" in files else None
     records = []
     for request, result in zip(requests, results):
         record: dict[str, Any] = {"input": request.origin if request.text is None else request.text}

@@ -1,32 +1,41 @@
 """The answers of a run that are there already, so that a run that was cut off can go on: one line each.
 
-Knows files and arrays; does not know what they mean or how they are computed. Nothing read from a journal is executed or unpickled, and
-a last line that was cut off is no answer.
+Knows files and lines; does not know how answers are computed or what the output looks like. Nothing read from a journal is executed or
+unpickled, and a last line that was cut off is no answer.
 """
 
-import base64
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.reporting.outputs import Finished, checked
 
-FORMAT, FORMAT_VERSION = "hepti-journal", 1
-KINDS = ("float32", "int64")
+FORMAT, FORMAT_VERSION = "hepti-journal", 2
 SYNC_SECONDS = 0.2  # between two waits for the disk: what is lost is answered again
-MOST_DIMS = 4
-Results = dict[str, np.ndarray]
 
 
 def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".journal")
+
+
+def finished_places(path: Path) -> list[int]:
+    """Return which requests the journal at `path` answers, as far as it can be read; whose it is, is not looked at."""
+    places = []
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                place = json.loads(line).get("request")
+                places += [place] * isinstance(place, int)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass
+    return places
 
 
 def input_hash(requests: Iterable[Any]) -> str:
@@ -40,16 +49,16 @@ def input_hash(requests: Iterable[Any]) -> str:
 
 
 class Journal:
-    """The journal of one output. `finished`: results by the place of their request in the input."""
+    """The journal of one output. `finished`: answers (outputs.Finished) by the place of their request in the input."""
 
-    def __init__(self, path: Path, head: Mapping[str, Any], count: int, resume: bool, leave_out: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, head: Mapping[str, Any], count: int, resume: bool) -> None:
         """Open the journal at `path` for a run of `count` requests, or begin it with `head`, which says what it is of.
 
-        `resume`: go on with what is there; `leave_out`: results that the output does not need.
+        `resume`: go on with what is there.
 
         Raises: InputError when it is another run's, or there and not to be resumed, or cannot be written.
         """
-        self.path, self.leave_out, self.finished = path, tuple(leave_out), dict[int, Results]()
+        self.path, self.finished = path, dict[int, Finished]()
         self.synced = time.monotonic()
         whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "requests": count, **head}
         try:
@@ -63,15 +72,11 @@ class Journal:
         except OSError as error:
             raise InputError(f"journal {path} cannot be used: {error.strerror or error}") from None
 
-    def add(self, places: Sequence[int], results: Sequence[Results]) -> None:
-        """Note the results of the requests at `places`. Raises InputError when the disk is full."""
-        lines = []
-        for place, result in zip(places, results):
-            self.finished[place] = result
-            arrays = {name: encoded(array) for name, array in result.items() if name not in self.leave_out}
-            lines.append({"request": place, "results": arrays})
+    def add(self, places: Sequence[int], finished: Sequence[Finished], seconds: float = 0.0) -> None:
+        """Note the answers to the requests at `places`, which took `seconds`. Raises InputError when the disk is full."""
+        self.finished.update(zip(places, finished))
         try:
-            self._write(lines)
+            self._write({"request": place, "seconds": seconds, "finished": one} for place, one in zip(places, finished))
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 self._sync()
         except OSError as error:
@@ -106,7 +111,7 @@ class Journal:
                         place = data["request"]
                         if not isinstance(place, int) or not 0 <= place < count:
                             raise ValueError("no such request")
-                        self.finished[place] = {str(name): decoded(item) for name, item in data["results"].items()}
+                        self.finished[place] = checked(data["finished"])
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise InputError(f"journal {self.path} is damaged after byte {kept}; delete it and run again") from None
                 kept += len(line)
@@ -122,21 +127,3 @@ class Journal:
             if head.get(key) != value:  # not the plan: a run may go on by another one
                 which = f"it has {key} {head.get(key)!r}, this run {value!r}"
                 raise InputError(f"journal {self.path} is of another run: {which}; delete it or write to another --output")
-
-
-def encoded(array: np.ndarray) -> dict[str, Any]:
-    """Return a JSON-able array. Of types other than KINDS: as float32 or int64."""
-    kind = "int64" if array.dtype.kind in "iu" else "float32"
-    values = np.ascontiguousarray(array, kind)
-    return {"type": kind, "shape": list(array.shape), "base64": base64.b64encode(values.tobytes()).decode()}
-
-
-def decoded(item: Any) -> np.ndarray:
-    """Return an array that was `encoded`. Raises KeyError, TypeError or ValueError when it is none."""
-    kind, shape = item["type"], item["shape"]
-    if kind not in KINDS or not isinstance(shape, list) or len(shape) > MOST_DIMS or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError("no array")
-    content = base64.b64decode(item["base64"], validate=True)
-    if len(content) != prod(shape) * np.dtype(kind).itemsize:
-        raise ValueError("another size")
-    return np.frombuffer(content, kind).reshape(shape).copy()

@@ -1,9 +1,12 @@
 """Answers as files: JSON lines for people and programs, .npz for arrays. Knows formats, not what a model computes."""
 
+import base64
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -13,6 +16,11 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
 
 PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position, spread over the padded positions
+
+KINDS = ("float32", "int64")
+MOST_DIMS = 4
+MOST_POSITIONS = 1 << 24
+Finished = dict[str, Any]  # an answer as JSON: {"answer"} for people and programs, {"width", "keep", "results"} for arrays
 
 
 class Placed(Protocol):
@@ -65,3 +73,73 @@ def stacked(name: str, requests: Sequence[Placed], values: Sequence[np.ndarray])
     for target, request, value in zip(whole, requests, values):
         target[request.keep] = value
     return whole
+
+
+# answers that are kept until all are there
+
+
+def finished_answer(answer: dict[str, Any]) -> Finished:
+    """Return a record of models.heads.answers as it is kept."""
+    return {"answer": answer}
+
+
+def finished_arrays(request: Placed, result: Mapping[str, np.ndarray]) -> Finished:
+    """Return the arrays of one request as they are kept."""
+    return {"width": request.width, "keep": encoded(request.keep), "results": {name: encoded(array) for name, array in result.items()}}
+
+
+def checked(item: Any) -> Finished:
+    """Return `item` if it is an answer that was kept. Raises KeyError, TypeError or ValueError otherwise."""
+    if not isinstance(item, dict):
+        raise ValueError("no answer")
+    if "answer" in item:
+        if not isinstance(item["answer"], dict):
+            raise ValueError("no answer")
+    else:
+        _arrays(item)
+    return item
+
+
+@dataclass
+class _Kept:
+    keep: np.ndarray
+    width: int
+
+
+def _arrays(item: Finished) -> tuple[_Kept, dict[str, np.ndarray]]:
+    keep, width = decoded(item["keep"]), item["width"]
+    if keep.dtype != np.int64 or keep.ndim != 1 or not isinstance(width, int) or not 0 <= width < MOST_POSITIONS:
+        raise ValueError("no positions")
+    if len(keep) and not 0 <= keep.min() <= keep.max() < width:
+        raise ValueError("positions outside")
+    return _Kept(keep, width), {str(name): decoded(array) for name, array in item["results"].items()}
+
+
+def write_finished(path: Path, finished: Sequence[Finished]) -> None:
+    """Write the output that the answers to all requests make. Raises InputError."""
+    try:
+        if path.suffix == ".npz":
+            both = [_arrays(item) for item in finished]
+            write_npz(path, [kept for kept, _ in both], [result for _, result in both])
+        else:
+            write_jsonl(path, [item["answer"] for item in finished])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"what was kept of {path} is of another kind of output; delete the journal and run again") from None
+
+
+def encoded(array: np.ndarray) -> dict[str, Any]:
+    """Return a JSON-able array. Of types other than KINDS: as float32 or int64."""
+    kind = "int64" if array.dtype.kind in "iu" else "float32"
+    values = np.ascontiguousarray(array, kind)
+    return {"type": kind, "shape": list(array.shape), "base64": base64.b64encode(values.tobytes()).decode()}
+
+
+def decoded(item: Any) -> np.ndarray:
+    """Return an array that was `encoded`. Raises KeyError, TypeError or ValueError when it is none."""
+    kind, shape = item["type"], item["shape"]
+    if kind not in KINDS or not isinstance(shape, list) or len(shape) > MOST_DIMS or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError("no array")
+    content = base64.b64decode(item["base64"], validate=True)
+    if len(content) != prod(shape) * np.dtype(kind).itemsize:
+        raise ValueError("another size")
+    return np.frombuffer(content, kind).reshape(shape).copy()

@@ -54,6 +54,7 @@ def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) 
 def run_record(
     name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
     facts: Sequence[dict[str, Any]], spent: Spent, wire_error: float = 0.0,
+    decisions: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run, format hepti-run."""
     values = np.array(latencies)
@@ -79,6 +80,7 @@ def run_record(
         "plan_hash": plan.hash,
         "wire": plan.wire,
         "wire_error": _short(wire_error),
+        "decisions": [{key: _short(value) if isinstance(value, float) else value for key, value in item.items()} for item in decisions],
         "ranks": ranks,
     }
 
@@ -196,8 +198,14 @@ def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
         f"median {milliseconds(latency['median'])} ms, p90 {milliseconds(latency['p90'])}, min {milliseconds(latency['min'])}, "
         f"max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
         *_remarks(record),
+        *(_decision_line(item) for item in record["decisions"]),
         "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items()),
     ])
+
+
+def _decision_line(item: dict[str, Any]) -> str:
+    gain = "" if item.get("gain") is None else f", which made requests {item['gain'] * 100:.0f} % shorter"
+    return f"after batch {item['batch']}: {item['why']}: plan {item['to']} ({item['strategy']}) instead of {item['from']}{gain}"
 
 
 def _remarks(record: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,8 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.runtime import job
 from hepti_mpi.runtime.graphs import Segments
-from hepti_mpi.runtime.job import Machine, Ready
+from hepti_mpi.runtime.job import Ready
+from hepti_mpi.runtime.machine import Machine
 from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.store import Store
 
@@ -62,7 +63,7 @@ def measure(
         ready, price = job.load(pretending, store, plan, None, {}, segments), decision.chosen.price if decision else None
         if name in SETTLED:
             settled = settle(machine, spec, store.source_hash, segments, profile, request, decision)
-            ready, price, known = job.swap(ready, settled.plan, segments), settled.price, settled.profile
+            ready, price, known = job.swap(ready, settled.plan), settled.price, settled.profile
         all_samples[name] = Samples(ready, price)
     pricer = Pricer(spec, known, rows, request.attended)
     for name, samples in all_samples.items():

@@ -1,32 +1,21 @@
-"""One job, from options to answers, on every rank: open, measure, plan, load, answer. Returns data; prints nothing.
+"""One job on every rank until it can answer: open, plan, load, settle on a plan; and going on with another one.
+
+Returns data; prints nothing. How it answers is answer.py's business.
 
 Every stage ends with all ranks agreeing that it worked, so that an error on one rank ends all of them, and is told once.
 """
 
-import os
-import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import wraps
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from hepti_mpi import __version__
-from hepti_mpi.cluster import probe
-from hepti_mpi.cluster import profile as profiles
-from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.comm.exchange import Exchanges
-from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.errors import CapacityError, HeptiError, InputError, PlanError, ProfileError, StoreError
-from hepti_mpi.models.heads import apply_head, embed
+from hepti_mpi.errors import CapacityError, InputError, PlanError, StoreError
 from hepti_mpi.models.preprocess import Request as ModelRequest
-from hepti_mpi.models.spec import ModelSpec, Weight
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning import plan as plans
 from hepti_mpi.planning.cost import PADDED_SCORES, Price
@@ -34,26 +23,10 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.engine import Engine
-from hepti_mpi.shards.slicing import Slice, rank_slices
+from hepti_mpi.runtime.machine import Machine, Say, patiently, together
+from hepti_mpi.runtime.settle import settle
+from hepti_mpi.shards.slicing import rank_slices
 from hepti_mpi.shards.store import Store
-
-PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
-Say = Callable[[str], None]
-Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]]], None]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass
-class Machine:
-    """This rank's place: `cores` of its host and the `threads` it computes with, how it exchanges, and the board it pretends to be."""
-
-    world: Comm
-    cores: int
-    threads: int
-    exchanges: Exchanges
-    dilation: Dilation
-    factors: list[float]  # of all ranks when the job began; 1 where nothing is emulated
 
 
 @dataclass
@@ -66,73 +39,9 @@ class Ready:
     plan: Plan
     program: Program
     engine: Engine
+    segments: graphs.Segments
     decision: planner.Decision | None
     startup_seconds: dict[str, float]
-
-
-@dataclass
-class Outcome:
-    """What happened: latencies per batch and, on rank 0, seconds [ranks, batches, steps] and one row of facts per rank."""
-
-    results: list[dict[str, np.ndarray]]
-    latencies: list[float]
-    rows: list[int]
-    seconds: np.ndarray | None
-    facts: list[dict[str, Any]] = field(default_factory=list)
-
-
-@contextmanager
-def together(world: Comm) -> Iterator[None]:
-    """Run a stage on every rank and end it everywhere when it failed anywhere. The stage itself must not exchange data."""
-    error: HeptiError | None = None
-    try:
-        yield
-    except HeptiError as failure:
-        error = failure
-    except (OSError, MemoryError) as failure:
-        error = HeptiError(str(failure) or "out of memory")
-    world.agree(error)
-
-
-def patiently(stage: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
-    """Let ranks wait longer for each other in a stage that may take long on some of them: measuring, planning, reading weights."""
-
-    @wraps(stage)
-    def patient(machine: Machine, *args: P.args, **options: P.kwargs) -> R:
-        with machine.world.patience.slower():
-            return stage(machine, *args, **options)
-
-    return patient
-
-
-def start(threads: int | None, emulate: Sequence[float] | None = None, deadline: float = 0.0) -> Machine:
-    """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective.
-
-    `emulate`: per rank, how many times slower than this machine it shall compute; `deadline`: seconds that a rank waits for another.
-    """
-    world, dilations = Comm.world(deadline), []
-    with together(world):
-        if emulate is not None and len(emulate) != world.size:
-            raise PlanError(f"--emulate has {len(emulate)} entries, the job has {world.size} ranks")
-        dilations.append(Dilation(None if emulate is None else emulate[world.rank]))
-    dilation = dilations[0]
-    threads = threads or (1 if dilation.on else None)
-    cores, own = probe.widen_affinity(world, divide=threads is None)
-    with together(world):
-        if threads is not None and threads > cores:
-            raise PlanError(f"--threads {threads} is more than the {cores} cores of {host_name()}")
-        if dilation.on and threads != 1:
-            raise PlanError(f"--threads {threads} cannot be emulated on another board: its CPU time is told from one thread only")
-    return machine_of(world, cores, threads or own, dilation)
-
-
-def machine_of(world: Comm, cores: int, threads: int, dilation: Dilation) -> Machine:
-    """Configure this process to compute with `threads` and to wait as suits the host. Collective."""
-    graphs.configure(threads)
-    crowd = sum(wanted for host, wanted in world.gather_all([host_name(), threads]) if host == host_name())
-    world.polite = dilation.on
-    exchanges = Exchanges(world, "sleep" if dilation.on else "yield" if crowd > cores else "spin")
-    return Machine(world, cores, threads, exchanges, dilation, world.gather_all(dilation.factor))
 
 
 def open_store(machine: Machine, path: Path) -> Store:
@@ -151,65 +60,6 @@ def open_store(machine: Machine, path: Path) -> Store:
                 f"{stores[0].path} holds a model with source hash {own_hash}, rank 0 has {first}; copy the same store to every host"
             )
     return stores[0]
-
-
-def versions(machine: Machine) -> dict[str, str]:
-    """Return what a profile must have been measured with to be of use again."""
-    emulated = {profiles.EMULATION: ",".join(f"{factor:g}" for factor in machine.factors)} if max(machine.factors) > 1 else {}
-    return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
-
-
-@patiently
-def measured_profile(machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say) -> ClusterProfile:
-    """Return the saved profile where it still matches this job, else measure and save. Collective.
-
-    `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
-    """
-    world = machine.world
-    nodes = [(host, cores, threads) for host, cores, threads in world.gather_all([host_name(), machine.cores, machine.threads])]
-    shape = (spec.hidden, spec.ffn)
-    saved: list[ClusterProfile | None] = [None]
-    with together(world):
-        if world.rank == 0 and path is not None and not fresh and (path.exists() or required):
-            saved[0] = _usable(path, nodes, versions(machine), shape, required, say)
-    content = world.from_root(None if saved[0] is None else saved[0].to_json())
-    if content is not None:
-        return profiles.from_json(content)
-    say(f"measuring {world.size} rank{'s' * (world.size > 1)}, which takes a few seconds")
-    mates = sum(host == host_name() for host, _, _ in nodes)
-    rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
-    timers = graphs.timers(spec)
-    profile = probe.measure(
-        world, machine.exchanges, machine.dilation, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates),
-        versions(machine), shape,
-    )  # fmt: skip
-    if world.rank == 0 and path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            profile.save(path)
-        except (OSError, ProfileError) as error:  # the run can do without; the next one measures again
-            say(f"the profile is not kept: {error}")
-    return profile
-
-
-def _usable(
-    path: Path, nodes: list[tuple[str, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
-) -> ClusterProfile | None:  # fmt: skip
-    try:
-        profile = profiles.load(path)
-        reason = profiles.mismatch(profile, nodes, using, shape)
-    except ProfileError as error:
-        if required:
-            raise
-        say(str(error))
-        return None
-    if reason and required:
-        again = "measure again with: mpirun -hostfile FILE python -m hepti_mpi profile --fresh"
-        raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; {again}")
-    if reason:
-        say(f"profile {path} does not match: {reason}")
-        return None
-    return profile
 
 
 @patiently
@@ -258,10 +108,33 @@ def load(
     engine.warm_up()
     world.barrier()
     startup = startup | {"load": time.perf_counter() - begin}
-    return Ready(machine, store, store.spec, plan, program, engine, decision, startup)
+    return Ready(machine, store, store.spec, plan, program, engine, segments, decision, startup)
 
 
-def swap(ready: Ready, plan: Plan, segments: graphs.Segments, price: Price | None = None) -> Ready:
+def prepared(
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: planner.Request, tolerance: float, many: bool,
+    startup: dict[str, float], say: Say,
+) -> tuple[Ready, ClusterProfile, float]:  # fmt: skip
+    """Plan and load; where there are `many` requests, settle on a plan by trying; check the wire. Collective.
+
+    Return also the profile as it is known then, and by how much the wire's type changes results, which is at most `tolerance`.
+    """
+    begin = time.perf_counter()
+    plan, decision = decide(machine, store, profile, method, request)
+    ready = load(machine, store, plan, decision, startup | {"plan": time.perf_counter() - begin})
+    if many and method in methods.OURS:
+        begin = time.perf_counter()
+        settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, request, decision)
+        ready, profile = swap(ready, settled.plan, settled.price), settled.profile
+        ready.startup_seconds["settle"] = time.perf_counter() - begin
+    error = wire_error(ready, request.rows)
+    if not error <= tolerance:  # which a result that is no number does not pass either
+        say(f"float16 on the wire changes results by {error:.2g}, more than --tolerance {tolerance:g}: float32 is used")
+        ready, error = swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None)), 0.0
+    return ready, profile, error
+
+
+def swap(ready: Ready, plan: Plan, price: Price | None = None) -> Ready:
     """Go on with another plan, for which `price` was predicted; sessions that it has in common with what is loaded are kept. Collective."""
     decision = None
     if ready.decision is not None and price is not None:
@@ -274,17 +147,19 @@ def swap(ready: Ready, plan: Plan, segments: graphs.Segments, price: Price | Non
     program = make_program(spec, plan)
     machine.world.barrier()
     ready.engine.close()
-    engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, segments)
+    engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, ready.segments)
     return replace(ready, plan=plan, program=program, engine=engine, decision=decision)
 
 
-def wire_error(ready: Ready, segments: graphs.Segments, rows: int) -> float:
+def wire_error(ready: Ready, rows: int) -> float:
     """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective.
 
     The input is random, of the magnitude that LayerNorm gives.
     """
     world, spec = ready.machine.world, ready.spec
-    exact = swap(ready, replace(ready.plan, wire="float32"), segments)
+    if ready.plan.wire == "float32":
+        return 0.0
+    exact = swap(ready, replace(ready.plan, wire="float32"))
     embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
     results = []
     for engine in (ready.engine, exact.engine):
@@ -294,24 +169,6 @@ def wire_error(ready: Ready, segments: graphs.Segments, rows: int) -> float:
     exact.engine.close()
     one, other = results
     return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))
-
-
-class RootWeights(Mapping[str, np.ndarray]):
-    """The embedding and head tensors of a store, mapped from its file when asked for."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        weight: Weight = self.names[name]
-        return self.store.array(Slice(name, 0, weight.shape))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[int]]:
@@ -336,59 +193,6 @@ def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[in
     return result
 
 
-def answer(
-    ready: Ready, requests: Sequence[ModelRequest] | None, batch_rows: int, repeat: int, full_logits: bool, done: Done
-) -> Outcome:
-    """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
-
-    `done` is told, on rank 0, the places in `requests` of each batch and their results.
-    A batch's latency runs from its input in memory to its answers in memory, on rank 0.
-    """
-    world, engine, spec = ready.machine.world, ready.engine, ready.spec
-    every: list[int] = world.from_root([request.rows for request in requests] if requests is not None else None)
-    parts = batches(every, batch_rows, spec.hidden)
-    weights = RootWeights(ready.store) if requests is not None else None
-    outcome = Outcome([], [], [], None)
-    engine.prepare([every[index] for index in part] for part in parts)
-    seconds = np.zeros((repeat * len(parts), len(ready.program)))
-    for turn in range(repeat):
-        outcome.results = [{}] * len(every)
-        for number, part in enumerate(parts):
-            lengths = [every[index] for index in part]
-            begin = time.perf_counter()
-            if requests is None:
-                engine.run(lengths, None)
-            else:
-                assert weights is not None
-                batch = [requests[index] for index in part]
-                arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
-                hidden = engine.run(lengths, embed(spec, weights, arrays))
-                assert hidden is not None
-                results = apply_head(spec, weights, ready.store.files, hidden, batch, full_logits)
-                for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
-                    result["last_hidden_state"] = hidden[at : at + request.rows].copy()
-                    outcome.results[index] = result
-                done(part, [outcome.results[index] for index in part])
-            outcome.latencies.append(time.perf_counter() - begin)
-            outcome.rows.append(sum(lengths))
-            seconds[turn * len(parts) + number] = engine.seconds
-    world.barrier(patient=not engine.takes_part)  # who has no part waits as long as all requests take
-    outcome.seconds = world.gather_matrix(seconds)
-    facts = {
-        "host": host_name(),
-        "threads": ready.machine.threads,
-        "emulated_factor": ready.machine.dilation.factor if ready.machine.dilation.on else None,
-        "weight_bytes": engine.weight_bytes,
-        "peak_resident_bytes": peak_resident_bytes(),
-    }
-    outcome.facts = world.gather_all(facts)
-    return outcome
-
-
-def peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def typical_rows(requests: Sequence[ModelRequest], batch_rows: int, hidden: int) -> dict[str, int]:
     """Return what the plan is made for, under the names of planner.Request: rows of the median batch and the median request,
     which are priced, and of the largest batch and the longest request, which memory must hold."""
@@ -399,9 +203,3 @@ def typical_rows(requests: Sequence[ModelRequest], batch_rows: int, hidden: int)
     return {"rows": sizes[len(sizes) // 2], "attended": lengths[len(lengths) // 2], "largest": sizes[-1], "longest": lengths[-1]}
 
 
-def anonymous_bytes() -> int:
-    """Return the anonymous memory of this process: what cannot be dropped and read from a file again."""
-    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0

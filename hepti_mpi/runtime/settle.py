@@ -20,7 +20,7 @@ from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.planning.program import Compute, Sync, make_program
 from hepti_mpi.runtime.engine import Engine
 from hepti_mpi.runtime.graphs import Segments
-from hepti_mpi.runtime.job import Machine, patiently
+from hepti_mpi.runtime.machine import Machine, patiently
 
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up

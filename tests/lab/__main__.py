@@ -5,16 +5,19 @@
     python -m tests.lab shell pi8 pi3 -- uptime
     python -m tests.lab set pi8 pi3 --factor 20 --mbit 10
     python -m tests.lab down pi8
+    python -m tests.lab experiment faults --rounds 10
 """
 
 import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from . import check, state
 from .clusters import Cluster, cluster_named, read_clusters
 from .errors import LabError
+from .experiments import experiment
 from .lab import Lab
 
 
@@ -138,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     on_host[1].add_argument("--mbit", metavar="M", type=float, help="rate of its link, both ways")
     for command, name in ((starting[1], "ARGUMENTS"), (on_host[0], "COMMAND")):
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
+    trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
+    trial.add_argument("name", choices=("drift", "faults", "soak"))
+    trial.add_argument("--rounds", type=int, help="of faults; default: 100")
+    trial.add_argument("--requests", type=int, help="default: 120 of drift, 3000 a round of faults, 5000 of soak")
+    trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
+    trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
+    trial.add_argument("--weights", type=Path, help="a store; default: random weights, of BERT-Large for drift, else of a tiny model")
+    trial.add_argument("--output", type=Path, help="a folder for the picture and the samples of drift")
     verb("list", show, "print the clusters, and the labs that are up")
     verb("check", judge, "say whether the lab can run here; exit code 2 where it cannot")
     return parser

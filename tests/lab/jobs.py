@@ -52,11 +52,14 @@ def job(argv: Sequence[str], hostfile: str, ranks_per_host: int = 1, hosts: Sequ
     return [*command, *options, *argv]
 
 
-def shell_line(command: Sequence[str], env: Mapping[str, str], folder: str) -> str:
-    """Return what a remote shell has to be told to run mpirun in `folder`; `env` goes to every rank and before our settings."""
+def shell_line(command: Sequence[str], env: Mapping[str, str], folder: str, exports: bool = True) -> str:
+    """Return what a remote shell has to be told to run mpirun in `folder`; `env` goes to every rank and before our settings.
+
+    `exports`: tell mpirun so on its command line; a command that calls mpirun itself does so.
+    """
     caller = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     ranks = {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}", **RANK, **caller, **env}
     settings = [f"{name}={value}" for name, value in {**LAUNCHER, **ranks}.items()]
-    exports = [word for name in ranks if not name.startswith(("OMPI_MCA_", "PRTE_MCA_")) for word in ("-x", name)]
-    words = ["env", *settings, command[0], *exports, *command[1:]]
+    handed = [word for name in ranks if not name.startswith(("OMPI_MCA_", "PRTE_MCA_")) for word in ("-x", name)]
+    words = ["env", *settings, command[0], *(handed if exports else ()), *command[1:]]
     return f"cd {shlex.quote(folder)} && exec {shlex.join(words)}"

@@ -10,8 +10,7 @@ import pytest
 from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.comm.launcher import abort_all, host_name
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.runtime import job
-from hepti_mpi.runtime.job import Machine
+from hepti_mpi.runtime.machine import Machine, machine_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
 WORLD = Comm.world()
@@ -38,7 +37,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    return job.machine_of(WORLD, cores=1, threads=1, dilation=Dilation())
+    return machine_of(WORLD, cores=1, threads=1, dilation=Dilation())
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from test_answers import LAYOUTS, SHARES, plan_of
 from hepti_mpi.models.hf import read_model
 from hepti_mpi.models.preprocess import read_requests
 from hepti_mpi.runtime import job
+from hepti_mpi.runtime.answer import answer
 from hepti_mpi.shards import store as stores
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "minilm" / "expected_text.json"
@@ -38,7 +39,7 @@ def test_embeddings_of_real_sentences(machine, folder, store, layout):
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in golden["texts"]))
         requests = read_requests(store.spec, store.files, str(source), None)
         assert [request.arrays["ids"].tolist() for request in requests] == golden["input_ids"]
-    outcome = job.answer(ready, requests, 256, 1, full_logits=False, done=lambda places, results: None)
+    _, outcome = answer(ready, requests, 256, 1, full_logits=False, done=lambda places, results, seconds: None)
     if machine.world.rank == 0:
         got = np.array([result["embedding"] for result in outcome.results])  # [texts, hidden], unit length
         want = np.array(golden["embeddings"])

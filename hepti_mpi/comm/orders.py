@@ -1,0 +1,83 @@
+"""What rank 0 tells the others between requests, and what they report to it: one way each, so nobody waits for an answer.
+
+Knows small JSON messages; does not know what is ordered or reported.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.comm.ranks import Comm
+
+ORDER, REPORT = 1, 2  # tags
+IDLE_SECONDS = 0.001  # between two looks of a rank that has nothing to do meanwhile
+
+
+class Orders:
+    """Orders from rank 0, taken by every other rank in the order in which they were given."""
+
+    def __init__(self, world: Comm, pause: Callable[[], None]) -> None:
+        """`pause`: what a rank that is about to compute does between two looks. Collective."""
+        self.world, self.pause = world, pause
+        with world.patience.waiting():
+            self.mpi = world.mpi.Dup()
+        self.under_way: list[Any] = []
+
+    def give(self, order: dict[str, Any]) -> None:
+        """Tell all other ranks; rank 0 calls it."""
+        self._send(order, [rank for rank in range(self.world.size) if rank != self.world.rank], ORDER)
+
+    def take(self, idle: bool) -> dict[str, Any]:
+        """Return the next order; `idle`: this rank has no part in the requests."""
+        with self.world.patience.waiting(lambda: [0]):
+            while not self.mpi.Iprobe(0, ORDER):
+                if idle:
+                    time.sleep(IDLE_SECONDS)
+                else:
+                    self.pause()
+        return self._received(0, ORDER)[1]
+
+    def report(self, facts: dict[str, Any]) -> None:
+        """Tell rank 0; it reads that when it likes."""
+        self._send(facts, [0], REPORT)
+
+    def reports(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return (rank, facts) of what has been reported since; rank 0 calls it."""
+        from mpi4py import MPI
+
+        found = []
+        while self.mpi.Iprobe(MPI.ANY_SOURCE, REPORT):
+            found.append(self._received(MPI.ANY_SOURCE, REPORT))
+        return found
+
+    def close(self) -> None:
+        """Give up the communicator. Collective; whatever was reported has been read or is not wanted."""
+        with self.world.patience.waiting():
+            self._settle()
+        self.world.barrier()
+        if self.world.rank == 0:
+            self.reports()
+        self.mpi.Free()
+
+    def _send(self, value: dict[str, Any], ranks: list[int], tag: int) -> None:
+        content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        with self.world.patience.waiting():
+            self._settle()
+        self.under_way = [self.mpi.Isend(content, rank, tag) for rank in ranks]
+
+    def _settle(self) -> None:
+        """Wait until what was sent before may be forgotten."""
+        while not all(request.Test() for request in self.under_way):
+            time.sleep(IDLE_SECONDS)
+
+    def _received(self, source: int, tag: int) -> tuple[int, dict[str, Any]]:
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        message = self.mpi.Mprobe(source, tag, status)
+        content = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        message.Recv(content)
+        return status.Get_source(), json.loads(content.tobytes())

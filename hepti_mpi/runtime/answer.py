@@ -1,0 +1,274 @@
+"""Answer requests, batch after batch. Rank 0 leads: between batches it tells the others how many to answer next, to go on with another
+plan, or to look at the links; they report how long they computed.
+
+Knows batches, orders and what a rank notes of them; does not know why a plan is changed (adapt.py decides).
+"""
+
+import os
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hepti_mpi.cluster import probe
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.orders import Orders
+from hepti_mpi.models.heads import apply_head, embed
+from hepti_mpi.models.preprocess import Request
+from hepti_mpi.models.spec import Weight
+from hepti_mpi.planning import plan as plans
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.program import Compute
+from hepti_mpi.runtime.job import Ready, batches, swap
+from hepti_mpi.runtime.pulse import Pulse
+from hepti_mpi.shards.slicing import Slice
+from hepti_mpi.shards.store import Store
+
+KEPT = 256  # batches whose steps are noted, the last ones
+ORDER_SECONDS = 0.05  # that the batches of one order should take at least: orders are not to be noticed
+Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]], float], None]
+
+
+class Watch(Protocol):
+    """What rank 0 asks between batches what to do next, and tells what came of it."""
+
+    def next(self, left: int) -> dict[str, Any]:
+        """Return an order; `left`: how many batches are left, at least one."""
+
+    def answered(self, number: int, rows: Sequence[int], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        """Hear of batches from `number` on: their rows, latencies, and rank 0's seconds of computing."""
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        """Hear what a rank reports of such batches, which may be some time later."""
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it."""
+
+    def linked(self, bytes_per_second: list[dict[str, float]]) -> None:
+        """Hear what the links that the last order named carry, per rank, by the other rank's number."""
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Return what was decided and why, for the record."""
+
+
+class Steady:
+    """The watch of a run that keeps its plan."""
+
+    def __init__(self) -> None:
+        self.seconds = ORDER_SECONDS
+
+    def next(self, left: int) -> dict[str, Any]:
+        return {"do": "answer", "count": at_once(self.seconds, left)}
+
+    def answered(self, number: int, rows: Sequence[int], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        self.seconds = min(seconds)
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        pass
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        pass
+
+    def linked(self, bytes_per_second: list[dict[str, float]]) -> None:
+        pass
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return []
+
+
+def at_once(seconds: float, left: int) -> int:
+    """Return how many of the batches that are `left` one order should be for, where one takes `seconds`."""
+    return max(1, min(left, round(ORDER_SECONDS / max(seconds, 1e-6))))
+
+
+@dataclass
+class Outcome:
+    """What happened: latencies per batch and, on rank 0, seconds [ranks, batches, steps] of the last batches of the last plan and one
+    row of facts per rank."""
+
+    results: list[dict[str, np.ndarray]]
+    latencies: list[float]
+    rows: list[int]
+    seconds: np.ndarray | None
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RootWeights(Mapping[str, np.ndarray]):
+    """The embedding and head tensors of a store, mapped from its file when asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weight: Weight = self.names[name]
+        return self.store.array(Slice(name, 0, weight.shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def answer(
+    ready: Ready, requests: Sequence[Request] | None, batch_rows: int, repeat: int, full_logits: bool, done: Done,
+    watch: Watch | None = None,
+) -> tuple[Ready, Outcome]:  # fmt: skip
+    """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
+
+    `done` is told, on rank 0, the places in `requests` of each batch, their results and its latency; `watch` is rank 0's.
+    A batch's latency runs from its input in memory to its answers in memory, on rank 0.
+    Return what is in use at the end, and what happened.
+    """
+    world = ready.machine.world
+    every: list[int] = world.from_root([request.rows for request in requests] if requests is not None else None)
+    course = _Course(ready, every, batches(every, batch_rows, ready.spec.hidden), repeat)
+    if requests is None:
+        course.follow()
+    else:
+        course.lead(requests, full_logits, done, watch or Steady())
+    outcome = course.outcome
+    outcome.seconds = world.gather_matrix(course.last_steps())
+    facts = {
+        "host": host_name(),
+        "threads": ready.machine.threads,
+        "emulated_factor": ready.machine.dilation.factor if ready.machine.dilation.on else None,
+        "weight_bytes": course.ready.engine.weight_bytes,
+        "peak_resident_bytes": peak_resident_bytes(),
+    }
+    outcome.facts = world.gather_all(facts)
+    return course.ready, outcome
+
+
+class _Course:
+    """The batches of one job, and where it stands."""
+
+    def __init__(self, ready: Ready, every: list[int], parts: list[list[int]], repeat: int) -> None:
+        self.ready, self.every, self.parts, self.total = ready, every, parts, repeat * len(parts)
+        self.outcome = Outcome([], [], [], None)
+        self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
+        self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
+        self.number = 0
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Get ready for the batches under the present plan."""
+        engine = self.ready.engine
+        engine.prepare([self.every[index] for index in part] for part in self.parts)
+        self.computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
+        self.steps.clear()
+
+    def last_steps(self) -> np.ndarray:
+        return np.array(self.steps) if self.steps else np.zeros((0, len(self.ready.program)))
+
+    def _lengths(self) -> list[int]:
+        return [self.every[index] for index in self.parts[self.number % len(self.parts)]]
+
+    def _run(self, lengths: Sequence[int], embedded: np.ndarray | None) -> tuple[np.ndarray | None, float]:
+        """Answer one batch; return the result and the seconds that this rank computed."""
+        engine = self.ready.engine
+        hidden = engine.run(lengths, embedded)
+        self.steps.append(engine.seconds.copy())
+        self.number += 1
+        return hidden, float(engine.seconds[self.computing].sum())
+
+    # rank 0
+
+    def lead(self, requests: Sequence[Request], full_logits: bool, done: Done, watch: Watch) -> None:
+        outcome, weights = self.outcome, RootWeights(self.ready.store)
+        while self.number < self.total:
+            order = watch.next(self.total - self.number)
+            self.orders.give(order)
+            if order["do"] == "swap":
+                watch.swapped(*self._swap(order))
+            elif order["do"] == "links":
+                watch.linked(self._links(order))
+            else:
+                first, compute = self.number, []
+                for _ in range(order["count"]):
+                    if not self.number % len(self.parts):
+                        outcome.results = [{}] * len(self.every)
+                    compute.append(self._lead_one(requests, weights, full_logits, done))
+                watch.answered(first, outcome.rows[first:], outcome.latencies[first:], compute)
+            for rank, facts in self.orders.reports():
+                watch.heard(rank, facts)
+        self.orders.give({"do": "end"})
+        self.orders.close()
+        outcome.decisions = watch.decisions()
+
+    def _lead_one(self, requests: Sequence[Request], weights: RootWeights, full_logits: bool, done: Done) -> float:
+        ready, part, lengths = self.ready, self.parts[self.number % len(self.parts)], self._lengths()
+        begin = time.perf_counter()
+        batch = [requests[index] for index in part]
+        arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
+        hidden, compute = self._run(lengths, embed(ready.spec, weights, arrays))
+        assert hidden is not None
+        results = apply_head(ready.spec, weights, ready.store.files, hidden, batch, full_logits)
+        for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
+            result["last_hidden_state"] = hidden[at : at + request.rows].copy()
+            self.outcome.results[index] = result
+        self.outcome.latencies.append(time.perf_counter() - begin)
+        self.outcome.rows.append(sum(lengths))
+        done(part, [self.outcome.results[index] for index in part], self.outcome.latencies[-1])
+        return compute
+
+    # the others
+
+    def follow(self) -> None:
+        pulse = Pulse(self.ready.machine, self.ready.spec)
+        while True:
+            order = self.orders.take(idle=not self.ready.engine.takes_part)
+            if order["do"] == "end":
+                break
+            if order["do"] == "swap":
+                self._swap(order)
+            elif order["do"] == "links":
+                self._links(order)
+            elif self.ready.engine.takes_part:
+                first = self.number
+                compute = [self._run(self._lengths(), None)[1] for _ in range(order["count"])]
+                self.orders.report({"number": first, "compute": compute})
+            else:
+                for _ in range(order["count"]):
+                    self._run(self._lengths(), None)
+                if order.get("pulse") and pulse.due():
+                    self.orders.report({"pulse": pulse.factor()})
+        self.orders.close()
+
+    # all together
+
+    def _swap(self, order: Mapping[str, Any]) -> tuple[float, float]:
+        """Go on with another plan; return the seconds that this took and those of them that the weights did."""
+        begin = time.perf_counter()
+        with self.ready.machine.world.patience.slower():
+            plan: Plan = plans.from_json(order["plan"])
+            self.ready = swap(self.ready, plan)
+            loaded = time.perf_counter() - begin
+            self._arrange()
+            self.ready.engine.warm_up()
+            self.ready.machine.world.barrier()
+        return time.perf_counter() - begin, loaded
+
+    def _links(self, order: Mapping[str, Any]) -> list[dict[str, float]]:
+        machine = self.ready.machine
+        found = probe.links_again(machine.world, [tuple(pair) for pair in order["pairs"]], order["sizes"], order["ahead"])
+        return machine.world.gather_all({str(peer): rate for peer, rate in found.items()})
+
+
+def peak_resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def anonymous_bytes() -> int:
+    """Return the anonymous memory of this process: what cannot be dropped and read from a file again."""
+    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0

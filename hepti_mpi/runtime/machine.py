@@ -1,0 +1,162 @@
+"""This rank's place among the others: MPI, cores and threads, and what was measured of all of them.
+
+Knows ranks, hosts and profiles; does not know models or plans. Every stage ends with all ranks agreeing that it worked, so that an error
+on one rank ends all of them, and is told once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from hepti_mpi import __version__
+from hepti_mpi.cluster import probe
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.exchange import Exchanges
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.errors import HeptiError, PlanError, ProfileError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.runtime import graphs
+
+PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
+Say = Callable[[str], None]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Machine:
+    """This rank's place: `cores` of its host and the `threads` it computes with, how it exchanges, and the board it pretends to be."""
+
+    world: Comm
+    cores: int
+    threads: int
+    exchanges: Exchanges
+    dilation: Dilation
+    factors: list[float]  # of all ranks when the job began; 1 where nothing is emulated
+
+
+@contextmanager
+def together(world: Comm) -> Iterator[None]:
+    """Run a stage on every rank and end it everywhere when it failed anywhere. The stage itself must not exchange data."""
+    error: HeptiError | None = None
+    try:
+        yield
+    except HeptiError as failure:
+        error = failure
+    except (OSError, MemoryError) as failure:
+        error = HeptiError(str(failure) or "out of memory")
+    world.agree(error)
+
+
+def patiently(stage: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+    """Let ranks wait longer for each other in a stage that may take long on some of them: measuring, planning, reading weights."""
+
+    @wraps(stage)
+    def patient(machine: Machine, *args: P.args, **options: P.kwargs) -> R:
+        with machine.world.patience.slower():
+            return stage(machine, *args, **options)
+
+    return patient
+
+
+def start(threads: int | None, emulate: Sequence[float] | None = None, deadline: float = 0.0) -> Machine:
+    """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective.
+
+    `emulate`: per rank, how many times slower than this machine it shall compute; `deadline`: seconds that a rank waits for another.
+    """
+    world, dilations = Comm.world(deadline), []
+    with together(world):
+        if emulate is not None and len(emulate) != world.size:
+            raise PlanError(f"--emulate has {len(emulate)} entries, the job has {world.size} ranks")
+        dilations.append(Dilation(None if emulate is None else emulate[world.rank]))
+    dilation = dilations[0]
+    threads = threads or (1 if dilation.on else None)
+    cores, own = probe.widen_affinity(world, divide=threads is None)
+    with together(world):
+        if threads is not None and threads > cores:
+            raise PlanError(f"--threads {threads} is more than the {cores} cores of {host_name()}")
+        if dilation.on and threads != 1:
+            raise PlanError(f"--threads {threads} cannot be emulated on another board: its CPU time is told from one thread only")
+    return machine_of(world, cores, threads or own, dilation)
+
+
+def machine_of(world: Comm, cores: int, threads: int, dilation: Dilation) -> Machine:
+    """Configure this process to compute with `threads` and to wait as suits the host. Collective."""
+    graphs.configure(threads)
+    crowd = sum(wanted for host, wanted in world.gather_all([host_name(), threads]) if host == host_name())
+    world.polite = dilation.on
+    exchanges = Exchanges(world, "sleep" if dilation.on else "yield" if crowd > cores else "spin")
+    return Machine(world, cores, threads, exchanges, dilation, world.gather_all(dilation.factor))
+
+
+def versions(machine: Machine) -> dict[str, str]:
+    """Return what a profile must have been measured with to be of use again."""
+    emulated = {profiles.EMULATION: ",".join(f"{factor:g}" for factor in machine.factors)} if max(machine.factors) > 1 else {}
+    return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
+
+
+@patiently
+def measured_profile(
+    machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say, known: ClusterProfile | None = None
+) -> ClusterProfile:  # fmt: skip
+    """Return the saved profile where it still matches this job, else measure and save. Collective.
+
+    `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
+    `known`: on rank 0, one that was measured just before, of these hosts and maybe more.
+    """
+    world = machine.world
+    nodes = [(host, cores, threads) for host, cores, threads in world.gather_all([host_name(), machine.cores, machine.threads])]
+    shape = (spec.hidden, spec.ffn)
+    saved: list[ClusterProfile | None] = [None]
+    with together(world):
+        part = profiles.of_hosts(known, [host for host, _, _ in nodes]) if known is not None else None
+        if part is not None and profiles.mismatch(part, nodes, versions(machine), shape) is None:
+            saved[0] = part
+        elif world.rank == 0 and path is not None and not fresh and (path.exists() or required):
+            saved[0] = _usable(path, nodes, versions(machine), shape, required, say)
+    content = world.from_root(None if saved[0] is None else saved[0].to_json())
+    if content is not None:
+        return profiles.from_json(content)
+    say(f"measuring {world.size} rank{'s' * (world.size > 1)}, which takes a few seconds")
+    mates = sum(host == host_name() for host, _, _ in nodes)
+    rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
+    timers = graphs.timers(spec)
+    profile = probe.measure(
+        world, machine.exchanges, machine.dilation, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates),
+        versions(machine), shape,
+    )  # fmt: skip
+    if world.rank == 0 and path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            profile.save(path)
+        except (OSError, ProfileError) as error:  # the run can do without; the next one measures again
+            say(f"the profile is not kept: {error}")
+    return profile
+
+
+def _usable(
+    path: Path, nodes: list[tuple[str, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
+) -> ClusterProfile | None:  # fmt: skip
+    try:
+        profile = profiles.load(path)
+        reason = profiles.mismatch(profile, nodes, using, shape)
+    except ProfileError as error:
+        if required:
+            raise
+        say(str(error))
+        return None
+    if reason and required:
+        again = "measure again with: mpirun -hostfile FILE python -m hepti_mpi profile --fresh"
+        raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; {again}")
+    if reason:
+        say(f"profile {path} does not match: {reason}")
+        return None
+    return profile
+
+

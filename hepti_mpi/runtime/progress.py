@@ -1,0 +1,72 @@
+"""What a supervised run and its supervisor tell each other: records among the lines of standard output, and a file with what is known.
+
+Knows their form; does not know what is done with them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import InputError
+from hepti_mpi.files import read_document
+
+MARK = "\x1e"  # RFC 7464 begins JSON records with it: no other line does
+FORMAT, FORMAT_VERSION = "hepti-state", 1
+
+
+def tell(kind: str, **facts: Any) -> None:
+    """Print a record."""
+    print(MARK + json.dumps({"kind": kind, **facts}), flush=True)
+
+
+def told(line: str) -> dict[str, Any] | None:
+    """Return the record that a line is; None for other lines, and for one that was cut off."""
+    if not line.startswith(MARK) or not line.endswith("\n"):
+        return None
+    try:
+        record = json.loads(line[len(MARK) :])
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
+
+
+@dataclass
+class State:
+    """What a supervised run need not do again: requests that are `finished`, and measuring the hosts of `profile`."""
+
+    finished: list[int] = field(default_factory=list)
+    profile: ClusterProfile | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        profile = None if self.profile is None else self.profile.to_json()
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profile": profile}
+
+
+def read_state(path: Path) -> State:
+    """Return what the file holds, nothing where there is none. Raises InputError when it is damaged."""
+    if not path.exists():
+        return State()
+    data = read_document(path, FORMAT, FORMAT_VERSION, InputError, "run the supervise command again")
+    try:
+        if not all(isinstance(place, int) for place in data["finished"]):
+            raise ValueError("places are no numbers")
+        return State(data["finished"], None if data["profile"] is None else profiles.from_json(data["profile"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} is damaged: {error!r}; run the supervise command again") from None
+
+
+class Reported:
+    """Stands where a run keeps its journal: the supervisor keeps it. `finished`: what it has of before, without the answers."""
+
+    def __init__(self, state: State) -> None:
+        self.finished: dict[int, dict[str, Any]] = {place: {} for place in state.finished}
+
+    def add(self, places: Sequence[int], finished: Sequence[dict[str, Any]], seconds: float) -> None:
+        tell("answers", places=list(places), finished=list(finished), seconds=seconds)
+
+    def remove(self) -> None:
+        """There is no file."""

@@ -1,0 +1,169 @@
+"""The command that keeps a run going when hosts are lost: it keeps the journal and writes the output."""
+
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hepti_mpi.options import FILE
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("hostfile", type=FILE)
+@click.option("--mpirun", default="mpirun", show_default=True, help="How mpirun is called, with options for it.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tuple[str, ...]) -> None:
+    """Run on the hosts of a hostfile, and go on without those that are lost; no answer is lost.
+
+    \b
+    Example, on any machine that the hosts can be reached from with ssh:
+      python -m hepti_mpi supervise hostfiles/pi4.txt -- run --input texts.txt --output answers.jsonl
+    """
+    import shlex
+
+    from hepti_mpi.runtime.supervise import Interrupted, Supervisor, read_hosts
+
+    if arguments[:1] != ("run",):
+        raise click.UsageError("what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ...")
+    verbs = context.parent.command if context.parent else None
+    assert isinstance(verbs, click.Group)
+    options = verbs.commands["run"].make_context("run", list(arguments[1:]), parent=context).params
+    if options["repeat"] != 1 or options["source"] == "-":
+        raise click.UsageError("a supervised run answers a file once: leave out --repeat and standard input")
+    for name in ("plan_file", "profile_file", "shares", "emulate"):
+        if options[name] is not None:
+            option = name.removesuffix("_file")
+            raise click.UsageError(f"--{option} is for one set of hosts, of which a supervised run may lose some: leave it out")
+    kept = Kept(options["output"], options["resume"], lambda sentence: click.echo(sentence, err=True))
+    rest = [word for word in arguments if word != "--resume"]
+    supervisor = Supervisor(read_hosts(hostfile), shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
+
+    def interrupted(number: int, frame: Any) -> None:
+        raise Interrupted(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, interrupted)
+    try:
+        supervisor.run()
+    except Interrupted as end:
+        kept.say("ended; go on with the same command and run --resume" if options["output"] else "ended")
+        sys.exit(end.code)
+    kept.write()
+
+
+class Kept:
+    """What a supervised run has told: answers, in a journal where there is an output; and what was measured."""
+
+    def __init__(self, output: Path | None, resume: bool, say: Any) -> None:
+        """Raises: InputError when the output could not be written."""
+        from hepti_mpi.reporting import outputs
+        from hepti_mpi.reporting.journal import finished_places, journal_path
+
+        self.output, self.resume, self.say = output, resume, say
+        self.journal: Any = None
+        self.finished: dict[int, Any] = {}
+        self.count: int | None = None
+        self.measured: dict[str, Any] | None = None
+        self.record: dict[str, Any] | None = None
+        self.since, self.answers = time.monotonic(), 0
+        self.before: list[int] = []
+        self.lock = threading.Lock()
+        if output is not None:
+            outputs.check_path(output)
+            self.before = finished_places(journal_path(output)) if resume else []
+
+    def state(self) -> Any:
+        """Return what the next start need not do again."""
+        from hepti_mpi.cluster import profile as profiles
+        from hepti_mpi.runtime.progress import State
+
+        profile = None if self.measured is None else profiles.from_json(self.measured["profile"])
+        return State(sorted({*self.before, *self.finished}), profile)
+
+    def heard(self, record: dict[str, Any]) -> None:
+        """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
+        from hepti_mpi.errors import InputError
+        from hepti_mpi.reporting.journal import Journal, journal_path
+        from hepti_mpi.reporting.outputs import checked
+
+        kind = record["kind"]
+        if kind == "begin":
+            head = {"requests": record["requests"], **record["head"]}
+            if self.count is None:
+                self.count, self.head = record["requests"], head
+                if self.output is not None:
+                    self.journal = Journal(journal_path(self.output), record["head"], record["requests"], self.resume)
+                    self.finished = self.journal.finished
+            elif head != self.head:
+                differs = next(key for key in head if head[key] != self.head.get(key))
+                raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
+                                 "give all hosts the same input and store")  # fmt: skip
+            self.since, self.answers = time.monotonic(), 0
+        elif kind == "measured":
+            if self.measured is None or len(record["profile"]["nodes"]) > len(self.measured["profile"]["nodes"]):
+                self.measured = record
+        elif kind == "answers":
+            with self.lock:
+                new = [(place, checked(item)) for place, item in zip(record["places"], record["finished"]) if place not in self.finished]
+                self.answers += len(new)
+                if self.journal is not None:
+                    self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"])
+                else:
+                    self.finished.update(new)
+        elif kind == "done":
+            self.record = record["record"]
+
+    def gains(self, more: Any, present: Any) -> float | None:
+        """Return the seconds that the rest of the job takes less on the hosts `more` than on those that are `present`."""
+        from hepti_mpi.cluster import profile as profiles
+        from hepti_mpi.errors import HeptiError
+        from hepti_mpi.models.spec import ModelSpec
+        from hepti_mpi.planning import methods
+        from hepti_mpi.planning.planner import Request
+
+        with self.lock:
+            measured, answers, since, left = self.measured, self.answers, self.since, (self.count or 0) - len(self.finished)
+        if measured is None or not answers:
+            return None
+        seconds = (time.monotonic() - since) / answers * left
+        profile = profiles.from_json(measured["profile"])
+        asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}
+        spec, request = ModelSpec.from_json(measured["spec"]), replace(Request(**asked), limits=None)
+        prices = []
+        for hosts in (more, present):
+            part = profiles.of_hosts(profile, hosts)
+            if part is None:
+                return None
+            try:
+                chosen = methods.decide(measured["method"], spec, measured["source_hash"], part, request).chosen
+            except HeptiError:
+                return None
+            prices.append(chosen.price.seconds)
+        return seconds * (1 - prices[0] / prices[1])
+
+    def write(self) -> None:
+        """Write the output or print the answers, and the record of the last start."""
+        import json
+
+        from hepti_mpi.errors import InputError
+        from hepti_mpi.reporting import outputs, records
+
+        count = self.count or 0
+        missing = count - len(self.finished)
+        if missing:
+            raise InputError(f"{missing} of {count} answers are missing; go on with run --resume")
+        finished = [self.finished[place] for place in range(count)]
+        if self.output is not None:
+            outputs.write_finished(self.output, finished)
+            self.journal.remove()
+        else:
+            for item in finished:
+                click.echo(records.answer_line(item["answer"]))
+        if self.record is not None:
+            click.echo(json.dumps(self.record))

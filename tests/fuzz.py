@@ -1,0 +1,248 @@
+"""Damaged files for every reader: each has to be read or refused in one sentence, soon, within little memory.
+
+    python tests/fuzz.py --inputs 12000 --seed 1
+
+Good files of every kind are damaged in many ways: bytes flipped, cut off, repeated or zeroed, numbers in JSON made huge. A process of its
+own per kind reads them, with an address space that may grow by 256 MiB and 10 seconds a file. The last line is JSON.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.errors import HeptiError
+from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning import plan as plans
+from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.reporting.benches import read_benches
+from hepti_mpi.reporting.journal import Journal, journal_path
+from hepti_mpi.reporting.outputs import finished_answer
+from hepti_mpi.runtime.progress import State, read_state, told
+from hepti_mpi.runtime.supervise import read_hosts
+from hepti_mpi.shards import store as stores
+
+GOLDEN = Path(__file__).with_name("golden")
+MEMORY, SECONDS = 256 << 20, 10
+HUGE = (b"0", b"-1", b"1e999", b"4294967296", b"99999999999999999999", b"null", b"[]", b'"x"', b"NaN", b"true", b"1.5", b"{}")
+ODD = tuple(bytes([value]) for value in (0, 1, 0x7F, 0x80, 0xFF))
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """Return `content` damaged in one to three ways."""
+    data = bytearray(content)
+    for _ in range(draw.randint(1, 3)):
+        size = max(1, len(data))
+        at = min(int(size * draw.random() ** draw.choice((1, 3))), size - 1)  # often near the beginning, where formats say what follows
+        kind = draw.randrange(7)
+        if kind == 0:
+            for _ in range(draw.randint(1, 8)):
+                if data:
+                    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            data[at : at + 1] = draw.choice(ODD) * draw.choice((1, 2, 4, 8))
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[at : at + draw.randint(1, 64)]
+        elif kind == 4:
+            data[at:at] = data[at : at + draw.randint(1, 4096)] * draw.randint(1, 3)
+        elif kind == 5:
+            length = draw.choice((2, 4, 8))
+            data[at : at + length] = draw.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)).to_bytes(8, "little")[:length]
+        else:  # a number or a word of JSON
+            places = [place for place in range(min(len(data), 1 << 16)) if data[place : place + 1].isdigit()]
+            if places:
+                first = last = draw.choice(places)
+                while last < len(data) and data[last : last + 1] in b"0123456789.e-+":
+                    last += 1
+                data[first:last] = draw.choice(HUGE)
+    return bytes(data)
+
+
+class Kind:
+    """Files of one kind: good ones, and how they are read."""
+
+    def __init__(self, name: str, good: dict[str, bytes], read: Callable[[Path], Any], target: str | None = None) -> None:
+        """`good`: files of a folder; `target`: the one that is damaged, left out: the only one. `read` gets that one's path."""
+        self.name, self.good, self.read, self.target = name, good, read, target or next(iter(good))
+
+
+def kinds(folder: Path) -> list[Kind]:
+    """Make good files of all kinds below `folder`."""
+    model = random_model("tiny-bert")
+    stores.write(folder / "tiny.h5", model)
+    bert, vit = (
+        {path.name: path.read_bytes() for path in (GOLDEN / name).iterdir() if not path.name.startswith("expected")}
+        for name in ("bert", "vit")
+    )
+    sys.path.insert(0, str(Path(__file__).parent))
+    from clusters import cluster
+
+    profile = cluster((3.0, 2.0, 1.0))
+    choice = choose(model.spec, model.source_hash, profile, Request(32)).chosen.plan
+    words, images = random_model("tiny-bert"), random_model("tiny-vit")
+    arrays, picture, large = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.savez(arrays, input_ids=np.ones((3, 9), np.int64), attention_mask=np.ones((3, 9), np.int64))
+    np.savez_compressed(large, input_ids=np.ones((3, 9), np.int64))
+    Image.fromarray(np.arange(3 * 40 * 30, dtype=np.uint8).reshape(40, 30, 3)).save(picture, "PNG")
+    jpeg, webp, bmp = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(jpeg, "JPEG")
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(webp, "WEBP")
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(bmp, "BMP")
+    head = {"model": "m", "source_hash": "s", "input_hash": "i"}
+    journal = Journal(journal_path(folder / "j.jsonl"), head, 3, False)
+    journal.add([0, 2], [finished_answer({"input": "x", "embedding": [0.5]})] * 2)
+
+    def ask(of: Any) -> Callable[[Path], Any]:
+        return lambda path: read_requests(of.spec, of.files, str(path))
+
+    def store(path: Path) -> None:
+        with stores.Store(path) as opened:
+            pieces = stores.whole_slices(opened.spec)
+            opened.verify(pieces)
+            for piece in pieces:
+                opened.array(piece)
+
+    def lines(path: Path) -> None:
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            told("\x1e" + line)
+
+    benches = Path(__file__).parent / "lab" / "results"
+    bench = next(iter(sorted(benches.glob("*.jsonl"))), None)
+    found = [
+        Kind("store", {"tiny.h5": (folder / "tiny.h5").read_bytes()}, store),
+        Kind("safetensors", bert, lambda path: read_model(path.parent), "model.safetensors"),
+        Kind("config", bert, lambda path: read_model(path.parent), "config.json"),
+        Kind("tokenizer", bert, lambda path: read_model(path.parent), "tokenizer.json"),
+        Kind("image config", vit, lambda path: read_model(path.parent), "config.json"),
+        Kind("preprocessor", vit, lambda path: read_model(path.parent), "preprocessor_config.json"),
+        Kind("plan", {"p.json": json.dumps(choice.to_json()).encode()}, plans.load),
+        Kind("profile", {"p.json": json.dumps(profile.to_json()).encode()}, profiles.load),
+        Kind("state", {"s.json": json.dumps(State([1, 2], profile).to_json()).encode()}, read_state),
+        Kind("journal", {"j.jsonl.journal": journal.path.read_bytes()}, lambda path: Journal(path, head, 3, True).file.close()),
+        Kind("progress", {"p.txt": b'{"kind": "answers", "places": [1], "finished": [{}], "seconds": 0.5}\n' * 3}, lines),
+        Kind("hostfile", {"h.txt": b"pi1 slots=4\n# a board\npi2 slots=1\n10.0.0.3 slots=2\n"}, read_hosts),
+        Kind("npz", {"in.npz": arrays.getvalue()}, ask(words)),
+        Kind("compressed npz", {"in.npz": large.getvalue()}, ask(words)),
+        Kind("text", {"in.txt": "a small boat\ncrossed the river ü\n".encode()}, ask(words)),
+        Kind("text lines", {"in.jsonl": b'{"text": "a small boat"}\n"crossed"\n'}, ask(words)),
+        *(Kind(name, {f"x.{name}": made.getvalue()}, ask(images)) for name, made in
+          (("png", picture), ("jpg", jpeg), ("webp", webp), ("bmp", bmp))),
+    ]  # fmt: skip
+    if bench is not None:
+        found.append(Kind("records", {"r.jsonl": bench.read_bytes()}, read_benches))
+    return found
+
+
+def bombs() -> list[tuple[str, str, bytes]]:
+    """Return (kind, file name, content) of small files that say they are huge."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 16, 1 << 10)})
+        archive.writestr("input_ids.npy", header.getvalue() + bytes(1 << 26))
+    deep = b"[" * 200_000
+    return [
+        ("npz", "in.npz", packed.getvalue()), ("plan", "p.json", deep), ("profile", "p.json", deep), ("state", "s.json", deep),
+        ("config", "config.json", deep), ("tokenizer", "tokenizer.json", deep), ("journal", "j.jsonl.journal", deep + b"\n"),
+        ("safetensors", "model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"), ("npz", "in.npz", gzip.compress(bytes(1 << 20))),
+    ]  # fmt: skip
+
+
+def attack(kind: Kind, inputs: int, seed: int, folder: Path) -> list[str]:
+    """Read `inputs` damaged files of one kind in this process; return what went wrong."""
+    folder.mkdir()
+    for name, content in kind.good.items():
+        (folder / name).write_bytes(content)
+    path, draw, wrong = folder / kind.target, random.Random(seed), []
+    extra = [content for name, file, content in bombs() if name == kind.name and file == kind.target]
+    _read(kind, path)  # loads what is loaded once
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+    for number in range(inputs):
+        content = extra[number] if number < len(extra) else damaged(kind.good[kind.target], draw)
+        path.write_bytes(content)
+        begin = time.monotonic()
+        problem = _read(kind, path)
+        if time.monotonic() - begin > SECONDS:
+            problem = f"took {time.monotonic() - begin:.1f} s"
+        if problem:
+            wrong.append(f"{kind.name} {seed}:{number}: {problem}")
+            shutil.copy(path, Path(tempfile.gettempdir()) / f"hepti-fuzz-{kind.name.replace(' ', '-')}-{number}")
+    return wrong
+
+
+def _read(kind: Kind, path: Path) -> str | None:
+    """Return what is wrong with how a file was read, None if nothing is."""
+    signal.alarm(2 * SECONDS)
+    try:
+        kind.read(path)
+    except HeptiError as error:
+        return None if "\n" not in str(error) and str(error) else f"no sentence: {str(error)!r}"
+    except BaseException as error:  # noqa: BLE001  whatever comes out but a sentence is wrong
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    finally:
+        signal.alarm(0)
+    return None
+
+
+def fuzz(inputs: int, seed: int) -> tuple[dict[str, int], list[str]]:
+    """Read `inputs` damaged files in all; return how many of each kind, and what went wrong."""
+    folder = Path(tempfile.mkdtemp(prefix="hepti-fuzz-"))
+    counts, wrong = {}, []
+    try:
+        every = kinds(folder)
+        for number, kind in enumerate(every):
+            count = inputs // len(every) + (number < inputs % len(every))
+            reading, writing = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(reading)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries that warn
+                found = attack(kind, count, seed, folder / f"kind{number}")
+                os.write(writing, json.dumps(found[:50]).encode())
+                os._exit(0)
+            os.close(writing)
+            with os.fdopen(reading) as pipe:
+                said = pipe.read()
+            _, status = os.waitpid(child, 0)
+            counts[kind.name] = count
+            wrong += json.loads(said) if said else [f"{kind.name}: the process ended with status {status}"]
+    finally:
+        shutil.rmtree(folder)
+    return counts, wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Read damaged files of every kind.")
+    parser.add_argument("--inputs", type=int, default=12000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    counts, wrong = fuzz(options.inputs, options.seed)
+    for line in wrong:
+        print(line)
+    print(json.dumps({"format": "hepti-fuzz", "inputs": counts, "total": sum(counts.values()), "wrong": len(wrong)}))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Orders on real ranks: taken in their order, reports arrive, plans change between batches and answers stay the same."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_answers import GOLDEN, SHARES, opened, plan_of
+
+from hepti_mpi.cluster import probe
+from hepti_mpi.comm.orders import Orders
+from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.runtime import job
+from hepti_mpi.runtime.answer import Steady, answer
+
+COUNT = 50
+
+
+def test_orders_come_in_order_and_reports_come_back(world, machine):
+    orders = Orders(world, machine.exchanges.pause)
+    if world.rank == 0:
+        for number in range(COUNT):
+            orders.give({"number": number, "text": "x" * number * 50})
+        found, end = [], time.monotonic() + 60
+        while len(found) < COUNT * (world.size - 1) and time.monotonic() < end:
+            found += orders.reports()
+        for rank in range(1, world.size):
+            assert [facts["twice"] for sender, facts in found if sender == rank] == [2 * number for number in range(COUNT)]
+    else:
+        for number in range(COUNT):
+            order = orders.take(idle=world.rank % 2 == 0)
+            assert order == {"number": number, "text": "x" * number * 50}
+            orders.report({"twice": 2 * number})
+    orders.close()
+
+
+def test_links_are_measured_again(world):
+    """Both ends of every pair find a rate, and nobody waits for the wrong one."""
+    pairs = probe.round_robin(world.size)
+    found = probe.links_again(world, pairs, [100_000] * len(pairs), 70_000)
+    assert set(found) == set(range(world.size)) - {world.rank}
+    assert all(rate > 1e5 for rate in found.values())
+
+
+class Restless(Steady):
+    """A watch that changes the plan after every batch, and looks at the links now and then."""
+
+    def __init__(self, plans, ranks):
+        super().__init__()
+        self.plans, self.turn, self.ranks, self.swaps, self.heard_of = plans, 0, ranks, 0, set()
+
+    def next(self, left):
+        self.turn += 1
+        if self.turn % 3 == 0:
+            return {"do": "swap", "plan": self.plans[self.turn // 3 % len(self.plans)].to_json()}
+        if self.turn % 7 == 0:
+            pairs = probe.round_robin(self.ranks)
+            return {"do": "links", "pairs": pairs, "sizes": [20_000] * len(pairs), "ahead": 1000}
+        return {"do": "answer", "count": min(2, left), "pulse": True}
+
+    def heard(self, rank, facts):
+        self.heard_of.add((rank, *facts))
+
+    def swapped(self, seconds, load_seconds):
+        assert seconds >= load_seconds > 0
+        self.swaps += 1
+
+
+@pytest.mark.parametrize("shares", [("even", "uneven"), ("with nothing", "all on the last")])
+def test_plans_change_between_batches(machine, folder, shares):
+    """Layouts, shares and who takes part change in the middle: every answer is that of a run that keeps its plan."""
+    world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
+    own = {"reduction": "reduce_scatter", "collectives": "own"}
+    layouts = (("alltoall", "rows"), ("heads", "columns"), ("rows", "rows"))
+    made = [plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[share](world.size), rows=40, **own)
+            for layout in layouts for share in shares]  # fmt: skip
+    requests = read_requests(store.spec, store.files, str(GOLDEN / "bert" / "expected_padded.npz"), None) if world.rank == 0 else None
+    results = []
+    for watch in (Steady(), Restless(made, world.size)):
+        ready = job.load(machine, store, made[0], None, {})
+        noted = []
+        ready, outcome = answer(ready, requests, 16, 12, True, lambda places, results, seconds, noted=noted: noted.extend(places), watch)
+        results.append(outcome.results)
+        assert len({plan for plan in world.gather_all(ready.plan.hash)}) == 1
+        if world.rank == 0:
+            assert sorted(noted) == sorted([*range(len(requests))] * 12) and len(outcome.latencies) == len(outcome.rows)
+    if world.rank == 0:
+        assert watch.swaps > 3 and outcome.seconds.shape[0] == world.size
+        for one, other in zip(*results):
+            assert set(one) == set(other)
+            assert all(np.abs(one[name] - other[name]).max() < 1e-4 for name in one)
+        if world.size > 1:
+            assert {kind for _, *kinds in watch.heard_of for kind in kinds} >= {"number", "compute"}
+
+
+def test_a_plan_is_the_same_after_its_journey():
+    from hepti_mpi.models.random_models import random_model
+    from hepti_mpi.planning import plan as plans
+
+    spec = random_model("tiny-bert").spec
+    plan = replace(plan_of(spec, "x", (("heads", "rows"),) * spec.layers, SHARES["even"](3), rows=40), predicted_seconds=0.5)
+    assert plans.from_json(plan.to_json()) == plan

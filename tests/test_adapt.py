@@ -1,0 +1,188 @@
+"""The watch over a job, on a cluster that is made up: the cost model is the reality, with noise, and changes on demand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from clusters import cluster
+
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning.cost import Pricer
+from hepti_mpi.planning.drift import slowed
+from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.planning.program import make_program
+from hepti_mpi.runtime import adapt
+from hepti_mpi.runtime.adapt import Adapter, Question, advise
+
+SPEC = replace(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ffn=3072)
+ROWS = 128
+PROFILE = cluster((20.0, 12.0, 6.0))
+RANKS = 3
+REQUEST = Request(ROWS)
+SWITCHES_PER_CHANGE = 2
+CHOSEN = {}
+
+
+def chosen(profile):
+    """The best plan for a profile; the search takes a second, and is asked again and again for the same."""
+    key = json.dumps(profile.to_json())
+    if key not in CHOSEN:
+        CHOSEN[key] = choose(SPEC, "x", profile, REQUEST).chosen
+    return CHOSEN[key]
+
+
+class Now:
+    """An adviser that answers at once."""
+
+    def __init__(self):
+        self.busy, self.left = False, []
+
+    def ask(self, question: Question):
+        self.left, self.busy = advise(question), True
+
+    def advice(self):
+        if not self.left:
+            return None
+        found = self.left.pop(0)()
+        self.busy = not found.last
+        return found
+
+    def close(self):
+        pass
+
+
+class World:
+    """Boards that compute and links that carry as `reality` says, with `noise`."""
+
+    def __init__(self, method="hepti", noise=0.05, seed=1):
+        self.reality, self.draw, self.noise = PROFILE, np.random.default_rng(seed), noise
+        plan = chosen(PROFILE).plan
+        self.said = []
+        self.adapter = Adapter(SPEC, "x", PROFILE, method, REQUEST, plan, 0.5, self.said.append)
+        self.adapter.adviser = Now()
+        self.plan, self.number, self.seconds, self.late = plan, 0, [], []
+        self.looks = 0
+
+    def noisy(self, value):
+        return value * (1 + self.noise * abs(self.draw.standard_normal()))
+
+    def go(self, requests):
+        end = self.number + requests
+        while self.number < end:
+            order = self.adapter.next(end - self.number + 200)
+            if order["do"] == "swap":
+                from hepti_mpi.planning import plan as plans
+
+                self.plan, self.late = plans.from_json(order["plan"]), []
+                self.adapter.swapped(0.4, 0.3)
+            elif order["do"] == "links":
+                self.looks += 1
+                rates = [{} for _ in range(RANKS)]
+                for one, other in order["pairs"]:
+                    rate = self.reality.bytes_per_second[one][other]
+                    rates[one][str(other)] = rates[other][str(one)] = rate * (1 + 0.1 * self.draw.standard_normal())
+                self.adapter.linked(rates)
+            else:
+                for rank, facts in self.late:  # a report comes a request late
+                    self.adapter.heard(rank, facts)
+                price = Pricer(SPEC, self.reality, ROWS).price(make_program(SPEC, self.plan), self.plan)
+                seconds, compute = self.noisy(price.seconds), [self.noisy(value) for value in price.compute]
+                self.adapter.answered(self.number, [ROWS], [seconds], [compute[0]])
+                self.late = [(rank, {"number": self.number, "compute": [compute[rank]]}) for rank in self.plan.active if rank]
+                slow = [node.gemm_seconds_per_weight[0] for node in self.reality.nodes]
+                fast = [node.gemm_seconds_per_weight[0] for node in PROFILE.nodes]
+                if order["pulse"]:
+                    self.late += [(rank, {"pulse": slow[rank] / fast[rank]}) for rank in range(RANKS) if rank not in self.plan.active]
+                self.seconds.append(seconds)
+                self.number += 1
+
+    def best(self):
+        return chosen(self.reality).price.seconds
+
+    def now(self):
+        return Pricer(SPEC, self.reality, ROWS).price(make_program(SPEC, self.plan), self.plan).seconds
+
+
+def thin(profile, rank, part):
+    rates = [[value * (part if rank in (i, j) else 1) for j, value in enumerate(row)] for i, row in enumerate(profile.bytes_per_second)]
+    return replace(profile, bytes_per_second=tuple(map(tuple, rates)))
+
+
+CHANGES = {
+    "the fastest slows down": lambda profile: slowed(profile, [3.2, 1, 1]),
+    "another slows down": lambda profile: slowed(profile, [1, 1, 4]),
+    "a rank nearly stands still": lambda profile: slowed(profile, [1, 40, 1]),
+    "a link becomes thin": lambda profile: thin(profile, 1, 0.05),
+    "the root's link becomes thin": lambda profile: thin(profile, 0, 0.05),
+    "both": lambda profile: thin(slowed(profile, [3.2, 1, 1]), 2, 0.05),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_followed_and_its_end_too(change):
+    world = World()
+    world.go(20)
+    assert not world.adapter.made
+    for reality in (CHANGES[change](PROFILE), PROFILE):
+        before = len(world.adapter.made)
+        world.reality = reality
+        world.go(9)
+        assert world.now() < 1.10 * world.best(), (world.said, world.now() / world.best())
+        world.go(20)
+        assert world.now() < 1.10 * world.best(), world.said
+        assert len(world.adapter.made) - before <= SWITCHES_PER_CHANGE, world.adapter.made
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.1, 0.15])
+def test_nothing_happens_where_nothing_changes(noise):
+    world = World(noise=noise)
+    world.go(300)
+    assert not world.adapter.made and world.looks < 12
+
+
+def test_one_that_all_share_is_no_reason_to_switch():
+    world = World()
+    world.go(10)
+    world.reality = slowed(PROFILE, [1.25] * RANKS)
+    world.go(30)
+    assert not world.adapter.made
+
+
+def test_a_lone_stall_is_no_reason_to_switch():
+    world = World()
+    world.go(10)
+    world.reality = slowed(PROFILE, [1, 60, 1])
+    world.go(1)
+    world.reality = PROFILE
+    world.go(30)
+    assert not world.adapter.made
+
+
+def test_what_does_not_help_is_undone(monkeypatch):
+    """The advice promises what is not so."""
+    world = World(noise=0.01)
+    world.go(10)
+    first = world.plan
+    bad = replace(first, layers=(("heads", "columns"),) * SPEC.layers, heads=(4, 4, 4), columns=(1024,) * 3, rows=(43, 43, 42), tiles=(),
+                  collectives="mpi", reduction="allreduce")  # fmt: skip
+    monkeypatch.setattr(adapt, "worth", lambda *_: True)
+    world.adapter.adviser.left = [lambda: adapt.Advice(bad, 1e-9, 1.0, last=True)]
+    world.adapter.switch_reason = "somebody says so"
+    world.go(1)
+    assert world.plan == bad
+    world.adapter.adviser.left = []
+    world.go(12)
+    assert world.plan == first, world.said
+    assert [item["why"] for item in world.adapter.made] == ["somebody says so", "it did not help"] and world.adapter.made[0]["gain"] < 0
+
+
+def test_decisions_say_when_why_and_what_came_of_it():
+    world = World()
+    world.go(12)
+    world.reality = CHANGES["the fastest slows down"](PROFILE)
+    world.go(20)
+    (item, *_) = world.adapter.decisions()
+    assert 12 <= item["batch"] <= 18 and item["why"].startswith("rank 0 computes 3.")
+    assert item["gain"] > 0.1 and item["predicted_gain"] > 0.1 and item["stall_seconds"] == 0.4 and item["load_seconds"] == 0.3
+    assert item["from"] != item["to"]
