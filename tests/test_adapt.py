@@ -169,6 +169,7 @@ def test_what_does_not_help_is_undone(monkeypatch):
     monkeypatch.setattr(adapt, "worth", lambda *_: True)
     world.adapter.adviser.left = [lambda: adapt.Advice(bad, 1e-9, 1.0, last=True)]
     world.adapter.switch_reason = "somebody says so"
+    monkeypatch.setattr(adapt, "credible", lambda *_: True)
     world.go(1)
     assert world.plan == bad
     world.adapter.adviser.left = []

@@ -24,6 +24,7 @@ EVENLY = 1.35  # times that all must have
 LINK = 1.4  # times that a link must have
 MARGIN = 0.08  # of a request's time that another plan must promise to save
 PAYS_BACK = 2.0  # times what the switch costs
+CREDIBLE = 1.6  # times as long as predicted, or shorter, that requests may take where predictions are to be believed
 
 
 class Speeds:
@@ -52,8 +53,7 @@ class Speeds:
         """Say what has changed so much that the plan may no longer be the best; None: nothing."""
         change = self.now() / self.used
         if change.max() / change.min() > UNEVEN:
-            usual = float(np.median(change))
-            rank = int(np.argmax(np.maximum(change / usual, usual / change)))
+            rank = int(np.argmax(np.maximum(change, 1 / change)))
             return f"rank {rank} computes {change[rank]:.2f} x as long as it did"
         if not 1 / EVENLY < float(np.median(change)) < EVENLY:
             return f"all ranks compute {float(np.median(change)):.2f} x as long as they did"
@@ -94,6 +94,12 @@ def worth(before: float, after: float, left: int, cost: float) -> bool:
     """Tell whether a plan that promises requests of `after` instead of `before` seconds is worth a switch that costs `cost` seconds,
     when `left` requests are left."""
     return after < (1 - MARGIN) * before and (before - after) * left > PAYS_BACK * cost
+
+
+def credible(late: Sequence[float]) -> bool:
+    """Tell whether requests that took `late` times as long as predicted took about that: very short ones are made of other things than
+    the predictions are."""
+    return len(late) > 0 and 1 / CREDIBLE < float(np.median(late)) < CREDIBLE
 
 
 class Expectation:

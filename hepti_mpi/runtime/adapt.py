@@ -21,7 +21,7 @@ from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.drift import Expectation, Speeds, slowed, with_links, worth
+from hepti_mpi.planning.drift import Expectation, Speeds, credible, slowed, with_links, worth
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Request
 from hepti_mpi.planning.program import make_program
@@ -90,7 +90,7 @@ def _answer_questions(connection: Connection) -> None:
                 except HeptiError:  # nothing fits: the plan in use stays
                     connection.send(None)
                     break
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+    except (EOFError, OSError, KeyboardInterrupt):  # the job has ended
         return
 
 
@@ -157,6 +157,7 @@ class Adapter:
         self.switch: dict[str, Any] = {}  # under way, or to be judged
         self.before: tuple[Plan, float] | None = None
         self.refused: set[str] = set()
+        self.held: Advice | None = None
         self.made: list[dict[str, Any]] = []
         self._expect()
 
@@ -230,16 +231,18 @@ class Adapter:
 
     def _by_advice(self, left: int) -> dict[str, Any] | None:
         """Return the order to switch to what the planning process found, if that is worth it."""
-        advice = self.adviser.advice()
-        if advice is None or advice.plan == self.plan or advice.plan.hash in self.refused:
+        advice, recent = self.adviser.advice() or self.held, list(self.late)[-2:]
+        self.held = None if recent else advice  # until a batch has shown whether predictions are to be believed
+        if not recent or advice is None or advice.plan == self.plan or advice.plan.hash in self.refused:
+            return None
+        if not credible(recent):
             return None
         present = self.expected.of(self.request.rows)[0]
         usual = self.usual or 1.0
         if not worth(usual * present, usual * advice.seconds, left, self.cost):
             return None
         self._judge(last=True)  # of a switch that was not judged yet
-        recent = float(np.median(list(self.late)[-2:])) if self.late else usual
-        self.before = self.plan, recent * present
+        self.before = self.plan, float(np.median(recent)) * present
         self.switch = {
             "batch": self.number, "why": self.switch_reason, "from": self.plan.hash, "to": advice.plan.hash,
             "strategy": advice.plan.strategy, "predicted_gain": 1 - advice.seconds / present,

@@ -27,7 +27,7 @@ from hepti_mpi.runtime.progress import State, told
 
 JOB = "HEPTI_JOB"  # environment variable of every rank: by it they are found again
 HANDED_ON = ("HEPTI_", "OMP_", "OPENBLAS_")  # of the environment, besides what mpirun itself hands on
-BEAT_SECONDS, ANSWER_SECONDS, MISSED = 1.0, 1.5, 3  # between looks at a host; for it to answer; looks in a row that it may miss
+BEAT_SECONDS, ANSWER_SECONDS, MISSED = 1.0, 1.0, 3  # between looks at a host; for it to answer; looks in a row that it may miss
 SSH_SECONDS = 20  # to clean up on a host that answers
 END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
@@ -48,7 +48,7 @@ def mine(number):
     if int(number) in (os.getpid(), os.getppid()):
         return False
     words = read(number, "environ").split(b"\\0") + read(number, "cmdline").split(b"\\0")
-    daemon = read(number, "comm").strip() in (b"prted", b"orted")
+    daemon = read(number, "comm").strip() in (b"prted", b"orted", b"ssh")
     return any(mark in words or daemon and any(mark in word for word in words) for mark in marks)
 while True:
     left = [number for number in os.listdir("/proc") if number.isdigit() and mine(number)]
@@ -276,6 +276,8 @@ class Supervisor:
         before = [host for host in self.hosts if host.lost]
         with ThreadPoolExecutor(len(self.hosts)) as pool:
             answers = list(pool.map(lambda host: self._sweep_one(host, content), self.hosts))
+        if not any(_is_here(host.name) for host in self.hosts):
+            subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=b"", capture_output=True)  # mpirun's ssh
         for host, answer in zip(self.hosts, answers):
             if not host.lost and not answer:
                 host.lost, host.missed = True, MISSED
@@ -286,7 +288,7 @@ class Supervisor:
             self.say(f"{_names(now)} {'does' if len(now) == 1 else 'do'} not answer and {'is' if len(now) == 1 else 'are'} left out")
 
     def _sweep_one(self, host: Host, content: bytes) -> bool:
-        if not _is_here(host.name) and not answers(host) and (host.lost or not answers(host)):
+        if not _is_here(host.name) and (host.missed >= MISSED or not (answers(host) or answers(host))):
             return False
         words = [sys.executable, "-c", SWEEP, str(self.path), *self.marks]
         if not _is_here(host.name):
