@@ -205,8 +205,8 @@ def _links(comm: Comm) -> tuple[list[float], list[float], float]:
 def links_again(comm: Comm, pairs: Sequence[tuple[int, int]], size: Sequence[int], ahead: int) -> dict[int, float]:
     """Return the bytes per second at which data comes to this rank from the other one of each of `pairs` that it is in. Collective.
 
-    `size`: bytes per pair that are timed, after `ahead` bytes that may pass at once. Takes a few milliseconds for each of a rank's pairs;
-    pairs of other ranks measure meanwhile.
+    `size`: bytes per pair that are timed, after `ahead` bytes that may pass at once. Takes milliseconds for each pair;
+    those of other ranks measure meanwhile.
     """
     found = {}
     for (one, other), timed in zip(pairs, size):

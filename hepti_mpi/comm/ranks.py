@@ -194,13 +194,15 @@ class Comm:
     def burst_to(self, peer: int, ahead: int, size: int) -> None:
         """Send `ahead` and then `size` bytes to `peer`, which calls `burst_from`."""
         with self.patience.waiting(lambda: [peer]):
+            self.mpi.Recv(np.zeros(1, np.uint8), peer)  # what comes before somebody looks would all seem to come at once
             self._all_done([self.mpi.Isend(part, peer) for count in (ahead, size) for part in _parts(count)])
             self.mpi.Recv(np.zeros(1, np.uint8), peer)  # a burst back must not begin before this one has ended
 
     def burst_from(self, peer: int, ahead: int, size: int) -> float:
-        """Return the seconds between the last of `ahead` and the last of `size` bytes that `peer` sends one after the other."""
+        """Return the seconds in which the last `size` bytes come that `peer` sends, after `ahead` others."""
         with self.patience.waiting(lambda: [peer]):
             first, second = ([self.mpi.Irecv(part, peer) for part in _parts(count)] for count in (ahead, size))
+            self.mpi.Send(np.zeros(1, np.uint8), peer)
             self._all_done(first)
             begin = time.perf_counter()
             self._all_done(second)

@@ -21,10 +21,10 @@ WINDOW = 8  # values of which the median is believed in any case
 JUMP = 1.5
 UNEVEN = 1.18  # times more than the others that a rank must have become slower or faster
 EVENLY = 1.35  # times that all must have
-LINK = 1.4  # times that a link must have
-MARGIN = 0.08  # of a request's time that another plan must promise to save
+LINK = 1.5  # times that a link must have
+MARGIN = 0.1  # of a request's time that another plan must promise to save
 PAYS_BACK = 2.0  # times what the switch costs
-CREDIBLE = 1.6  # times as long as predicted, or shorter, that requests may take where predictions are to be believed
+CREDIBLE, AT_ALL = 1.6, 2.2  # times as long as is usual, and as predicted, that requests may take where predictions are to be believed
 
 
 class Speeds:
@@ -96,10 +96,11 @@ def worth(before: float, after: float, left: int, cost: float) -> bool:
     return after < (1 - MARGIN) * before and (before - after) * left > PAYS_BACK * cost
 
 
-def credible(late: Sequence[float]) -> bool:
-    """Tell whether requests that took `late` times as long as predicted took about that: very short ones are made of other things than
-    the predictions are."""
-    return len(late) > 0 and 1 / CREDIBLE < float(np.median(late)) < CREDIBLE
+def credible(late: Sequence[float], usual: float) -> bool:
+    """Tell whether predictions are to be believed of requests that took `late` times as long as predicted, where `usual` times as long is
+    usual: very short ones are made of other things than the predictions are."""
+    now = float(np.median(late))
+    return 1 / CREDIBLE < now / usual < CREDIBLE and 1 / AT_ALL < now < AT_ALL
 
 
 class Expectation:

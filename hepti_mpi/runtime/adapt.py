@@ -29,13 +29,14 @@ from hepti_mpi.runtime.answer import at_once
 
 FROM = 8  # batches of a job that is watched
 LATE, EARLY = 1.22, 0.8  # times what was usual that two batches in a row must take before links are looked at
+VERY = 1.5  # times: so much is looked into at once
 CALIBRATING = 3  # batches that say what is usual
 HELPED = 1.03  # times what requests took before a switch that they may take after it
 REST = 4  # batches between two looks at all links; doubled each time nothing was found
 MOST_REST = 256
-LOOK_PART = 0.01  # of the time that looking at links known to be slow, or of ranks left out, may take
-TIMED_SECONDS = 0.01  # of a look at one link
-LEAST_TIMED, MOST_TIMED = 16 << 10, 256 << 10  # bytes
+IDLE_PART, SLOW_PART = 0.01, 0.03  # of the time that looking at links of ranks left out may take, and at links that were better once
+TIMED_SECONDS = 0.015  # of a look at one link
+LEAST_TIMED, MOST_TIMED = 192 << 10, 512 << 10  # bytes: systems hand on up to 64 KiB at a time
 AHEAD = 1.25  # times the bytes that a resting link passes at once
 NICE = 10
 
@@ -103,6 +104,10 @@ class Adviser:
         self.busy = False
 
     def ask(self, question: Question) -> None:
+        """Ask; what was asked before and not answered yet is of no interest any more."""
+        if self.busy:
+            self.close()
+            self.connection = None
         if self.connection is None:
             context = multiprocessing.get_context("spawn")
             self.connection, other = context.Pipe()
@@ -126,8 +131,8 @@ class Adviser:
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
-            self.process.join(1)
             self.process.kill()
+            self.process.join()
 
 
 class Adapter:
@@ -191,18 +196,19 @@ class Adapter:
         self.since = self.number
         self._expect()
 
-    def linked(self, bytes_per_second: list[dict[str, float]]) -> None:
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
         found = {}
         for one, other in self.pairs:
             found[one, other] = min(bytes_per_second[one][str(other)], bytes_per_second[other][str(one)])
         profile, what = with_links(self.base, found)
         everything = len(self.pairs) == self.plan.ranks * (self.plan.ranks - 1) // 2
         self.pairs = []
+        self.spent += 0 if everything else seconds
         if what is not None and not everything:
             self.pairs = round_robin(self.plan.ranks)  # how far does it go?
         elif what is not None:
             self.base, self.reason, self.rest = profile, what, REST
-            self.best_rates = np.maximum(self.best_rates, np.array(profile.bytes_per_second))
+            self.late.clear()
         elif everything:
             self.rest = min(2 * self.rest, MOST_REST)
             self.late.clear()  # what is usual is another thing now
@@ -221,8 +227,8 @@ class Adapter:
 
     def _go_on(self, left: int) -> dict[str, Any]:
         reason = self.reason or self.speeds.changed()
-        if reason is not None and not self.adviser.busy:
-            self.reason, self.switch_reason = None, reason
+        if self.reason is not None or (reason is not None and not self.adviser.busy):
+            self.reason, self.switch_reason = None, str(reason)
             self.refused.clear()
             self.speeds.use()
             self._expect()
@@ -235,10 +241,9 @@ class Adapter:
         self.held = None if recent else advice  # until a batch has shown whether predictions are to be believed
         if not recent or advice is None or advice.plan == self.plan or advice.plan.hash in self.refused:
             return None
-        if not credible(recent):
+        usual, present = self.usual or 1.0, self.expected.of(self.request.rows)[0]
+        if not credible(recent, usual):
             return None
-        present = self.expected.of(self.request.rows)[0]
-        usual = self.usual or 1.0
         if not worth(usual * present, usual * advice.seconds, left, self.cost):
             return None
         self._judge(last=True)  # of a switch that was not judged yet
@@ -273,33 +278,35 @@ class Adapter:
     def _look(self) -> dict[str, Any] | None:
         """Return the order to look at links: at all when batches take longer or shorter than ranks that compute explain, else now and
         then at those that were better once, and those of ranks that are left out."""
-        if self.plan.ranks == 1:
+        if self.plan.ranks == 1 or self.reason is not None:
             return None
         if not self.pairs:
             if self.usual is None and len(self.late) >= CALIBRATING:
                 self.usual = float(np.median(self.late))
             recent = [value / self.usual for value in list(self.late)[-2:]] if self.usual else []
             odd = len(recent) == 2 and (min(recent) > LATE or max(recent) < EARLY)
-            if odd and self.looked >= self.rest and not self.adviser.busy and not self.speeds.changed():
+            very = odd and (min(recent) > VERY or max(recent) < 1 / VERY)
+            if very or (odd and self.looked >= self.rest and not self.adviser.busy and not self.speeds.changed()):
                 self.pairs = round_robin(self.plan.ranks)
-            elif self.spent <= LOOK_PART * self.passed:
+            elif not self.adviser.busy:
                 self.pairs = self._suspects()
         if not self.pairs:
             return None
         rates = self.base.bytes_per_second
         sizes = [int(np.clip(rates[one][other] * TIMED_SECONDS, LEAST_TIMED, MOST_TIMED)) for one, other in self.pairs]
-        self.spent += sum(2 * size / rates[one][other] for size, (one, other) in zip(sizes, self.pairs)) / max(1, self.plan.ranks // 2)
         ahead = int(AHEAD * max(node.head_start_bytes for node in self.base.nodes))
         return {"do": "links", "pairs": self.pairs, "sizes": sizes, "ahead": ahead}
 
     def _suspects(self) -> list[tuple[int, int]]:
-        """Return a pair for each rank whose link was better once or that has no part."""
+        """Return a pair for each rank whose link was better once or that has no part, if it is time to look again."""
         rates = np.array(self.base.bytes_per_second)
-        best = rates.max(axis=1) * 2 < self.best_rates.max(axis=1)
+        slow = rates.max(axis=1) * 2 < self.best_rates.max(axis=1)
+        if self.spent > (SLOW_PART if slow.any() else IDLE_PART) * self.passed:
+            return []
         found = []
         for rank in range(self.plan.ranks):
-            if best[rank] or rank not in self.plan.active:
-                others = [other for other in np.argsort(-rates[rank]) if other != rank and not best[other]]
+            if slow[rank] or rank not in self.plan.active:
+                others = [other for other in np.argsort(-rates[rank]) if other != rank and not slow[other]]
                 if others:
                     found.append((min(rank, int(others[0])), max(rank, int(others[0]))))
         return sorted(set(found))

@@ -49,8 +49,8 @@ class Watch(Protocol):
     def swapped(self, seconds: float, load_seconds: float) -> None:
         """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it."""
 
-    def linked(self, bytes_per_second: list[dict[str, float]]) -> None:
-        """Hear what the links that the last order named carry, per rank, by the other rank's number."""
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
+        """Hear what the links that the last order named carry, per rank, by the other rank's number; it took `seconds` to find out."""
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return what was decided and why, for the record."""
@@ -74,7 +74,7 @@ class Steady:
     def swapped(self, seconds: float, load_seconds: float) -> None:
         pass
 
-    def linked(self, bytes_per_second: list[dict[str, float]]) -> None:
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
         pass
 
     def decisions(self) -> list[dict[str, Any]]:
@@ -189,7 +189,9 @@ class _Course:
             if order["do"] == "swap":
                 watch.swapped(*self._swap(order))
             elif order["do"] == "links":
-                watch.linked(self._links(order))
+                begin = time.perf_counter()
+                found = self._links(order)
+                watch.linked(found, time.perf_counter() - begin)
             else:
                 first, compute = self.number, []
                 for _ in range(order["count"]):
@@ -252,7 +254,6 @@ class _Course:
             self.ready = swap(self.ready, plan)
             loaded = time.perf_counter() - begin
             self._arrange()
-            self.ready.engine.warm_up()
             self.ready.machine.world.barrier()
         return time.perf_counter() - begin, loaded
 
