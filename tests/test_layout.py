@@ -16,17 +16,17 @@ LEVELS = [
     ("runtime",),
     ("reporting",),
     ("options", "console"),
-    ("comparing",),
+    ("comparing", "asking", "supervising"),
     ("cli",),
     ("__main__",),
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 OWNERS = {
-    "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py"},
+    "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/orders.py"},
     "h5py": {"shards/store.py"},
     "onnx": {"runtime/graphs.py"},
     "onnxruntime": {"runtime/graphs.py"},
-    "click": {"options.py", "console.py", "comparing.py", "cli.py", "__main__.py"},
+    "click": {"options.py", "console.py", "comparing.py", "asking.py", "supervising.py", "cli.py", "__main__.py"},
     "tokenizers": {"models/tokens.py"},
     "PIL": {"models/images.py"},
     "scipy": {"planning/baselines.py"},

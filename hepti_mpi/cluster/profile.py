@@ -102,8 +102,11 @@ def first_ranks(profile: ClusterProfile, count: int) -> ClusterProfile:
 def _part(profile: ClusterProfile, ranks: Sequence[int]) -> ClusterProfile:
     links = (profile.latency_seconds, profile.bytes_per_second)
     latency, bandwidth = (tuple(tuple(rows[one][other] for other in ranks) for one in ranks) for rows in links)
-    nodes = tuple(profile.nodes[rank] for rank in ranks)
-    return replace(profile, nodes=nodes, latency_seconds=latency, bytes_per_second=bandwidth)
+    nodes, versions = tuple(profile.nodes[rank] for rank in ranks), dict(profile.versions)
+    factors = str(versions.get(EMULATION)).split(",")
+    if len(factors) == len(profile.nodes) and EMULATION in versions:  # a factor per rank
+        versions[EMULATION] = ",".join(factors[rank] for rank in ranks)
+    return replace(profile, nodes=nodes, latency_seconds=latency, bytes_per_second=bandwidth, versions=versions)
 
 
 def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:

@@ -179,6 +179,7 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
 
 KINDS = ("kill -9", "SIGSTOP", "link down", "host killed")
 STOPPED_SECONDS = 20
+FRESH, FRESH_SECONDS = 1 / 3, 6.0  # of the rounds measure; about how long that takes
 FAULT_REQUESTS, FAULT_DEADLINE = 1000, 6
 ROUND_SECONDS = 150  # after which a round hangs
 CLEAN_SECONDS = 30  # for the last ranks of a host that was cut off to end themselves
@@ -193,6 +194,7 @@ class Round:
     where: str
     hosts: int
     moment: float  # -0.5 to 0: while it starts; above: when that part of the answers is there
+    fresh: bool = False  # the hosts are measured, whatever is known of them
     problems: list[str] = field(default_factory=list)
     silence: float | None = None  # seconds from the fault to the end of the longest silence after it
     starts: int = 0
@@ -212,11 +214,12 @@ def faults(options: argparse.Namespace, folder: Path) -> int:
         draw.shuffle(kinds)
         for number, kind in enumerate(kinds, 1):
             hosts = lab.hosts[1:5] if number % 2 else lab.hosts[1:6]
-            one = Round(kind, draw.choice(hosts), len(hosts), draw.uniform(-0.5, 0.95))
+            one = Round(kind, draw.choice(hosts), len(hosts), draw.uniform(-0.5, 0.95), draw.random() < FRESH)
             _one_round(lab, one, weights, source, usual, folder)
             found.append(one)
             silence = "-" if one.silence is None else f"{one.silence:.1f} s"
-            moment = f"with {one.moment:.0%} answered" if one.moment > 0 else f"{(1 + 2 * one.moment) * usual.start:.1f} s after the start"
+            moment = f"with {one.moment:.0%} answered" if one.moment > 0 else f"{1 + 2 * one.moment:.0%} into its start"
+            moment += ", measured afresh" * one.fresh
             _say(f"{number}: {kind} on {one.where} of {one.hosts} {moment}: next answer after {silence}, "
                  f"{one.starts} starts, {'; '.join(one.problems) or 'passed'}")  # fmt: skip
     lines, medians = [], {}
@@ -232,11 +235,13 @@ def faults(options: argparse.Namespace, folder: Path) -> int:
     return 0 if passed == rounds else 1
 
 
-def _supervise(lab: Lab, hosts: Sequence[str], weights: Path, source: Path, output: Path, folder: Path) -> "subprocess.Popen[str]":
+def _supervise(
+    lab: Lab, hosts: Sequence[str], weights: Path, source: Path, output: Path, folder: Path, more: Sequence[str] = ()
+) -> "subprocess.Popen[str]":  # fmt: skip
     hostfile = folder / "hosts.txt"
     hostfile.write_text("".join(f"{host} slots=1\n" for host in hosts))
     arguments = ["run", "--weights", str(weights), "--input", str(source), "--output", str(output), "--batch-rows", "12"]
-    arguments += ["--deadline", str(FAULT_DEADLINE), "--layout", "alltoall/rows"]
+    arguments += ["--deadline", str(FAULT_DEADLINE), "--layout", "alltoall/rows", *more]
     launcher = job([], "").pop(0)
     command = [*PROGRAM, "supervise", "--mpirun", launcher, str(hostfile), "--", *arguments]
     line = shell_line([command[0], *command[1:]], {}, os.getcwd(), exports=False)
@@ -289,7 +294,9 @@ def _one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, 
     journal = output.with_name("out.jsonl.journal")
     output.unlink(missing_ok=True)
     journal.unlink(missing_ok=True)
-    running, begin = _supervise(lab, hosts, weights, source, output, folder), time.monotonic()
+    more = ["--fresh"] if one.fresh else []
+    start = usual.start + FRESH_SECONDS * one.fresh
+    running, begin = _supervise(lab, hosts, weights, source, output, folder, more), time.monotonic()
     said: list[str] = []
     listener = threading.Thread(target=lambda: said.extend(running.stderr or ()))
     listener.start()
@@ -301,7 +308,7 @@ def _one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, 
         if grown > size:
             size = grown
             times.append(now)
-        struck = size >= one.moment * usual.size if one.moment > 0 else now - begin >= (1 + 2 * one.moment) * usual.start
+        struck = size >= one.moment * usual.size if one.moment > 0 else now - begin >= (1 + 2 * one.moment) * start
         if fault is None and struck:
             undo, fault = _break(lab, one), time.monotonic()
         if undo is not None and fault is not None and now - fault > STOPPED_SECONDS and one.kind == "SIGSTOP":

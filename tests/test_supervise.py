@@ -1,0 +1,211 @@
+"""Keeping a run going: hostfiles, what is swept, when it is given up; on this machine, with a program of its own in the place of mpirun."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from clusters import cluster
+
+from hepti_mpi import cli
+from hepti_mpi.errors import HeptiError, InputError
+from hepti_mpi.reporting.outputs import finished_answer
+from hepti_mpi.runtime.progress import MARK, State, read_state, tell, told
+from hepti_mpi.runtime.supervise import SWEEP, GivenUp, Host, Supervisor, read_hosts
+from hepti_mpi.supervising import Kept
+
+
+@pytest.mark.parametrize("text, names", [
+    ("a slots=4\nb\n", ["a", "b"]), ("# none\n\n pi@10.0.0.1 slots=1 # board\n", ["pi@10.0.0.1"]), ("pi4-1.local", ["pi4-1.local"]),
+])  # fmt: skip
+def test_hosts(tmp_path, text, names):
+    path = tmp_path / "hosts.txt"
+    path.write_text(text)
+    assert [host.name for host in read_hosts(path)] == names
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "names no host"), ("a\na\n", "has a twice"), ("-oProxyCommand=x\n", "is no name"), ("a;b\n", "is no name"), ("$(x)", "is no name"),
+])  # fmt: skip
+def test_hosts_that_are_none(tmp_path, text, words):
+    path = tmp_path / "hosts.txt"
+    path.write_text(text)
+    with pytest.raises(HeptiError, match=words):
+        read_hosts(path)
+    with pytest.raises(HeptiError, match="cannot be read"):
+        read_hosts(tmp_path / "gone.txt")
+
+
+def test_records_among_lines(capsys):
+    tell("answers", places=[1], finished=[{"answer": {}}], seconds=0.5)
+    line = capsys.readouterr().out
+    assert told(line) == {"kind": "answers", "places": [1], "finished": [{"answer": {}}], "seconds": 0.5}
+    assert [told(other) for other in (line[1:], line[:-2], "plan\n", MARK + "7\n", MARK + "{}\n", "")] == [None] * 6
+
+
+def test_what_is_known_comes_back(tmp_path):
+    path = tmp_path / "state.json"
+    assert read_state(path) == State()
+    for state in (State([3, 1], None), State([], cluster((3.0, 1.0)))):
+        path.write_text(json.dumps(state.to_json()))
+        assert read_state(path) == state
+    path.write_text(json.dumps(State([1]).to_json()).replace("[1]", '["x"]'))
+    with pytest.raises(InputError, match="is damaged"):
+        read_state(path)
+
+
+def sweep(path, content, *marks):
+    return subprocess.run([sys.executable, "-c", SWEEP, str(path), *marks], input=content, capture_output=True, timeout=30)
+
+
+def test_a_sweep_ends_the_job_and_nothing_else(tmp_path):
+    path, quiet = tmp_path / "state", {"stdout": subprocess.DEVNULL}
+    mine, other = (subprocess.Popen(["sleep", "60"], env={**os.environ, "HEPTI_JOB": name}, **quiet) for name in ("mine", "other"))
+    stopped = subprocess.Popen(["sleep", "60"], env={**os.environ, "HEPTI_JOB": "mine"}, **quiet)
+    try:
+        stopped.send_signal(19)  # SIGSTOP
+        time.sleep(0.2)
+        done = sweep(path, b"what is known", "HEPTI_JOB=mine")
+        assert done.returncode == 0, done.stderr
+        assert mine.wait(5) == stopped.wait(5) == -9 and other.poll() is None
+        assert path.read_bytes() == b"what is known" and path.stat().st_mode & 0o777 == 0o600
+        assert sweep(path, b"", "HEPTI_JOB=mine").returncode == 0 and not path.exists()
+        assert sweep(path, b"", "HEPTI_JOB=mine").returncode == 0
+    finally:
+        for process in (mine, other, stopped):
+            process.kill()
+            process.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def supervised(tmp_path, script, hosts=("localhost",)):
+    """Supervise a shell script in the place of mpirun; return what was heard and said, and what came of it."""
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text("#!/bin/sh\n" + script)
+    launcher.chmod(0o755)
+    heard, said = [], []
+    state = State()
+
+    def hear(record):
+        heard.append(record)
+        state.finished += record.get("places", [])
+
+    watch = Supervisor([Host(name, name) for name in hosts], [str(launcher)], ["run"], lambda: state, hear, lambda *_: None, said.append)
+    try:
+        watch.run()
+        return heard, said, None
+    except GivenUp as error:
+        return heard, said, str(error)
+    finally:
+        assert not watch.folder.exists() and not watch.path.exists()
+
+
+ANSWER = """printf '\\036{"kind": "answers", "places": [%d], "finished": [{}], "seconds": 1}\\n'"""
+DONE = """printf '\\036{"kind": "done", "record": {}}\\n'"""
+
+
+def test_a_run_that_is_done(tmp_path):
+    heard, said, why = supervised(tmp_path, f"{ANSWER % 0}\n{DONE}\n")
+    assert [record["kind"] for record in heard] == ["answers", "done"] and not said and why is None
+
+
+def test_a_run_that_is_cut_off_is_started_again_and_told_what_is_there(tmp_path):
+    script = f"""
+for word; do state=$word; done
+count=$(cat {tmp_path}/count 2>/dev/null || echo 0)
+echo $((count + 1)) > {tmp_path}/count
+cp "$state" {tmp_path}/state$count
+printf '\\036{{"kind": "answers", "places": [%d], "finished": [{{}}], "seconds": 1}}\\n' $count
+[ $count = 3 ] || kill -9 $$
+{DONE}
+"""
+    heard, said, why = supervised(tmp_path, script)
+    assert why is None and [record.get("places") for record in heard] == [[0], [1], [2], [3], None]
+    assert len(said) == 3 and all("ended with code -9 before it was done; starting again" in line for line in said)
+    assert [read_state(tmp_path / f"state{number}").finished for number in range(4)] == [[], [0], [0, 1], [0, 1, 2]]
+
+
+def test_it_gives_up_when_nothing_comes_of_it(tmp_path):
+    _, said, why = supervised(tmp_path, "echo 'error on pi1 (rank 0): what it was' >&2\nexit 1\n")
+    assert "started 3 times in a row without one more answer on localhost" in why and "what it was" in why
+    assert len(said) == 2
+
+
+def test_bad_input_is_not_tried_again(tmp_path):
+    _, said, why = supervised(tmp_path, "echo 'error on pi1 (rank 0): no such file' >&2\nsleep 0.2\nexit 2\n")
+    assert why == "the run cannot go on: on pi1 (rank 0): no such file" and not said
+
+
+def test_a_launcher_that_is_not_there(tmp_path):
+    watch = Supervisor([Host("localhost", "localhost")], ["/nowhere/mpirun"], ["run"], State, print, lambda *_: None, print)
+    with pytest.raises(GivenUp, match="/nowhere/mpirun cannot be started"):
+        watch.run()
+
+
+def test_hosts_that_do_not_answer(tmp_path):
+    _, said, why = supervised(tmp_path, DONE, hosts=("192.0.2.1", "192.0.2.2"))  # addresses that nobody has
+    assert why == "none of the 2 hosts answers: 192.0.2.1, 192.0.2.2"
+    heard, said, why = supervised(tmp_path, DONE, hosts=("localhost", "192.0.2.1"))
+    assert why is None and said == ["192.0.2.1 does not answer and is left out"] and heard
+
+
+def kept(tmp_path, output="a.jsonl", **more):
+    said = []
+    return Kept(tmp_path / output if output else None, more.get("resume", False), said.append), said
+
+
+BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}}
+
+
+def answers(*places):
+    return {"kind": "answers", "places": list(places), "finished": [finished_answer({"input": str(n)}) for n in places], "seconds": 1.0}
+
+
+def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
+    one, _ = kept(tmp_path)
+    for record in (BEGIN, answers(2), answers(0), BEGIN, answers(2, 1), {"kind": "done", "record": {"format": "hepti-run"}}):
+        one.heard(record)
+    assert one.state().finished == [0, 1, 2]
+    one.write()
+    assert (tmp_path / "a.jsonl").read_text() == '{"input": "0"}\n{"input": "1"}\n{"input": "2"}\n'
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"format": "hepti-run"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
+    first, _ = kept(tmp_path)
+    first.heard(BEGIN)
+    first.heard(answers(1))
+    first.journal.file.close()
+    again, _ = kept(tmp_path, resume=True)
+    assert again.state().finished == [1]
+    again.heard(BEGIN)
+    again.heard(answers(0))
+    with pytest.raises(InputError, match="1 of 3 answers are missing"):
+        again.write()
+
+
+def test_another_input_on_the_next_first_host(tmp_path):
+    one, _ = kept(tmp_path)
+    one.heard(BEGIN)
+    with pytest.raises(InputError, match="has another input_hash now"):
+        one.heard({**BEGIN, "head": BEGIN["head"] | {"input_hash": "x"}})
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["h.txt", "--", "bench"], "what is to be supervised is a run"),
+    (["h.txt", "--", "run", "--repeat", "3"], "answers a file once"),
+    (["h.txt", "--", "run", "--input", "-"], "answers a file once"),
+    (["h.txt", "--", "run", "--plan", "p.json"], "--plan is for one set of hosts"),
+    (["h.txt", "--", "run", "--shares", "1,2"], "--shares is for one set of hosts"),
+    (["h.txt", "--", "run", "--nonsense"], "No such option"),
+    (["gone.txt", "--", "run"], "gone.txt cannot be read"),
+])  # fmt: skip
+def test_what_cannot_be_supervised(tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h.txt").write_text("localhost\n")
+    result = CliRunner().invoke(cli.main, ["supervise", *words])
+    assert result.exit_code != 0 and sentence in result.output + str(result.exception), result.output
