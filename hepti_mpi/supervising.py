@@ -40,9 +40,10 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
         if options[name] is not None:
             option = name.removesuffix("_file")
             raise click.UsageError(f"--{option} is for one set of hosts, of which a supervised run may lose some: leave it out")
-    kept = Kept(options["output"], options["resume"], lambda sentence: click.echo(sentence, err=True))
+    hosts = read_hosts(hostfile)
+    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], lambda sentence: click.echo(sentence, err=True))
     rest = [word for word in arguments if word != "--resume"]
-    supervisor = Supervisor(read_hosts(hostfile), shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
+    supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
     def interrupted(number: int, frame: Any) -> None:
         raise Interrupted(128 + number)
@@ -58,14 +59,21 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
 
 
 class Kept:
-    """What a supervised run has told: answers, in a journal where there is an output; and what was measured."""
+    """What a supervised run has told: answers, in a journal where there is an output; and what was measured, beside the hostfile."""
 
-    def __init__(self, output: Path | None, resume: bool, say: Any) -> None:
+    def __init__(self, saved: Path, output: Path | None, resume: bool, say: Any) -> None:
         """Raises: InputError when the output could not be written."""
+        from hepti_mpi.cluster import profile as profiles
+        from hepti_mpi.errors import ProfileError
         from hepti_mpi.reporting import outputs
         from hepti_mpi.reporting.journal import finished_places, journal_path
 
-        self.output, self.resume, self.say = output, resume, say
+        self.saved, self.output, self.resume, self.say = saved, output, resume, say
+        self.profile: Any = None  # of as many hosts as were measured
+        try:
+            self.profile = profiles.load(saved) if saved.exists() else None
+        except ProfileError as error:
+            say(str(error))
         self.journal: Any = None
         self.finished: dict[int, Any] = {}
         self.count: int | None = None
@@ -80,11 +88,9 @@ class Kept:
 
     def state(self) -> Any:
         """Return what the next start need not do again."""
-        from hepti_mpi.cluster import profile as profiles
         from hepti_mpi.runtime.progress import State
 
-        profile = None if self.measured is None else profiles.from_json(self.measured["profile"])
-        return State(sorted({*self.before, *self.finished}), profile)
+        return State(sorted({*self.before, *self.finished}), self.profile)
 
     def heard(self, record: dict[str, Any]) -> None:
         """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
@@ -106,8 +112,7 @@ class Kept:
                                  "give all hosts the same input and store")  # fmt: skip
             self.since, self.answers = time.monotonic(), 0
         elif kind == "measured":
-            if self.measured is None or len(record["profile"]["nodes"]) > len(self.measured["profile"]["nodes"]):
-                self.measured = record
+            self._learn(record)
         elif kind == "answers":
             with self.lock:
                 new = [(place, checked(item)) for place, item in zip(record["places"], record["finished"]) if place not in self.finished]
@@ -119,6 +124,22 @@ class Kept:
         elif kind == "done":
             self.record = record["record"]
 
+    def _learn(self, record: dict[str, Any]) -> None:
+        """Take in what was measured, unless it is a part of what is known."""
+        from hepti_mpi.cluster import profile as profiles
+        from hepti_mpi.errors import ProfileError
+
+        profile = profiles.from_json(record["profile"])
+        with self.lock:
+            self.measured = record
+            if self.profile is not None and profiles.of_hosts(self.profile, profile.hosts) == profile:
+                return
+            self.profile = profile
+        try:
+            profile.save(self.saved)
+        except ProfileError as error:  # the next job measures again
+            self.say(f"the profile is not kept: {error}")
+
     def gains(self, more: Any, present: Any) -> float | None:
         """Return the seconds that the rest of the job takes less on the hosts `more` than on those that are `present`."""
         from hepti_mpi.cluster import profile as profiles
@@ -128,11 +149,11 @@ class Kept:
         from hepti_mpi.planning.planner import Request
 
         with self.lock:
-            measured, answers, since, left = self.measured, self.answers, self.since, (self.count or 0) - len(self.finished)
+            measured, profile, answers, since = self.measured, self.profile, self.answers, self.since
+            left = (self.count or 0) - len(self.finished)
         if measured is None or not answers:
             return None
         seconds = (time.monotonic() - since) / answers * left
-        profile = profiles.from_json(measured["profile"])
         asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}
         spec, request = ModelSpec.from_json(measured["spec"]), replace(Request(**asked), limits=None)
         prices = []

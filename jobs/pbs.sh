@@ -33,9 +33,10 @@ hostfile=hostfiles/pbs-$job.txt
 awk '!seen[$1]++ { print $1 " slots=1" }' "$PBS_NODEFILE" >"$hostfile"
 trap 'rm -f "$hostfile"' EXIT
 
+# options may not hold blanks: the supervisor is given them as one word
 launch=(
     # This mpirun (a wheel, by its absolute path, so that the nodes find it) starts its daemons over ssh.
-    "$PWD/.venv/bin/mpirun" -hostfile "$hostfile"
+    "$PWD/.venv/bin/mpirun"
     # one rank per node
     --map-by ppr:1:node
     # No binding: a bound rank keeps all its threads on one core. The kernel spreads them over the cores of the node.
@@ -59,7 +60,7 @@ if [ ! -e "$store" ]; then
     python -m hepti_mpi slice "$source" "$store"
 fi
 # 2. Measure the nodes and the network between them
-"${launch[@]}" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
-# 3. Plan and run
+"${launch[@]}" -hostfile "$hostfile" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
+# 3. Plan and run; when a node is lost, go on without it
 # shellcheck disable=SC2086
-"${launch[@]}" "$PWD/.venv/bin/python" -m hepti_mpi run --weights "$store" ${ARGS:-}
+"$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]}" -- run --weights "$store" ${ARGS:-}

@@ -14,7 +14,7 @@ from hepti_mpi import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "weights/README.md", *sorted(f"jobs/{path.name}" for path in (ROOT / "jobs").iterdir() if path.suffix != ".txt")]
-FOREIGN = {"--mca", "--prefix", "--exclude", "--nodes"}  # options of mpirun, rsync and sbatch in README.md
+FOREIGN = {"--mca", "--prefix", "--exclude", "--nodes", "--inputs"}  # options of mpirun, rsync, sbatch and tests/fuzz.py in README.md
 
 
 def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
@@ -88,7 +88,8 @@ def test_clusters_of_the_lab():
 
 
 def test_options_are_those_of_the_program():
-    known = {name for verb in cli.main.commands.values() for option in verb.params for name in option.opts if name.startswith("--")}
+    options = [option for verb in cli.main.commands.values() for option in verb.params if not getattr(option, "hidden", False)]
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
     known |= lab_options()
     assert not known - set(re.findall(r"--[a-z][a-z-]*", README)), "options that README.md does not mention"
     code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", README, re.DOTALL))

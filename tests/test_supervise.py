@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from clusters import cluster
 
 from hepti_mpi import cli
+from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.runtime.progress import MARK, State, read_state, tell, told
@@ -149,12 +150,12 @@ def test_hosts_that_do_not_answer(tmp_path):
     _, said, why = supervised(tmp_path, DONE, hosts=("192.0.2.1", "192.0.2.2"))  # addresses that nobody has
     assert why == "none of the 2 hosts answers: 192.0.2.1, 192.0.2.2"
     heard, said, why = supervised(tmp_path, DONE, hosts=("localhost", "192.0.2.1"))
-    assert why is None and said == ["192.0.2.1 does not answer and is left out"] and heard
+    assert why is None and said[-1] == "192.0.2.1 is left out" and heard
 
 
 def kept(tmp_path, output="a.jsonl", **more):
     said = []
-    return Kept(tmp_path / output if output else None, more.get("resume", False), said.append), said
+    return Kept(tmp_path / "hosts.profile.json", tmp_path / output if output else None, more.get("resume", False), said.append), said
 
 
 BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}}
@@ -186,6 +187,21 @@ def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
     again.heard(answers(0))
     with pytest.raises(InputError, match="1 of 3 answers are missing"):
         again.write()
+
+
+def test_what_was_measured_is_kept_beside_the_hostfile(tmp_path):
+    whole, other = cluster((3.0, 2.0, 1.0)), cluster((5.0, 4.0))
+    record = {"kind": "measured", "method": "hepti", "spec": {}, "source_hash": "s", "request": {}}
+    one, _ = kept(tmp_path)
+    assert one.state().profile is None
+    one.heard({**record, "profile": whole.to_json()})
+    one.heard({**record, "profile": profiles.of_hosts(whole, ("pi0", "pi2")).to_json()})
+    assert one.state().profile == whole and kept(tmp_path)[0].state().profile == whole
+    one.heard({**record, "profile": other.to_json()})  # measured since what was known did not fit
+    assert one.state().profile == other
+    (tmp_path / "hosts.profile.json").write_text("{")
+    again, said = kept(tmp_path)
+    assert again.state().profile is None and "is not JSON" in said[0]
 
 
 def test_another_input_on_the_next_first_host(tmp_path):

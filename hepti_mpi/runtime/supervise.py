@@ -123,8 +123,7 @@ class Attempt:
     hostfile: Path
     lines: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
     errors: list[str] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
-    first_answer: float | None = None
+    listener: threading.Thread | None = None
 
 
 class Supervisor:
@@ -193,7 +192,8 @@ class Supervisor:
         attempt = Attempt(process, hostfile)
         assert process.stdout is not None and process.stderr is not None
         threading.Thread(target=self._read, args=(process.stdout, attempt.lines), daemon=True).start()
-        threading.Thread(target=self._pass_on, args=(process.stderr, attempt), daemon=True).start()
+        attempt.listener = threading.Thread(target=self._pass_on, args=(process.stderr, attempt), daemon=True)
+        attempt.listener.start()
         return attempt
 
     @staticmethod
@@ -267,6 +267,8 @@ class Supervisor:
             os.killpg(attempt.process.pid, signal.SIGKILL)  # ranks and daemons are swept
         except ProcessLookupError:
             pass
+        if attempt.listener is not None:
+            attempt.listener.join(0.5)  # what was said last
         return attempt.process.wait()
 
     # hosts
@@ -274,10 +276,10 @@ class Supervisor:
     def _sweep(self, content: bytes) -> None:
         """End what is left of the job on all hosts and leave `content` there; hosts that do not answer are lost."""
         before = [host for host in self.hosts if host.lost]
+        # here first: mpirun's ssh processes, which are told from those to the other hosts by being there before
+        subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=content, capture_output=True)
         with ThreadPoolExecutor(len(self.hosts)) as pool:
-            answers = list(pool.map(lambda host: self._sweep_one(host, content), self.hosts))
-        if not any(_is_here(host.name) for host in self.hosts):
-            subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=b"", capture_output=True)  # mpirun's ssh
+            answers = list(pool.map(lambda host: _is_here(host.name) or self._sweep_one(host, content), self.hosts))
         for host, answer in zip(self.hosts, answers):
             if not host.lost and not answer:
                 host.lost, host.missed = True, MISSED
@@ -285,21 +287,19 @@ class Supervisor:
             # one that was lost and answers now is taken back by _beat, if that is worth it
         now = [host for host in self.hosts if host.lost and host not in before]
         if now:
-            self.say(f"{_names(now)} {'does' if len(now) == 1 else 'do'} not answer and {'is' if len(now) == 1 else 'are'} left out")
+            self.say(f"{_names(now)} {'is' if len(now) == 1 else 'are'} left out")
 
     def _sweep_one(self, host: Host, content: bytes) -> bool:
-        if not _is_here(host.name) and (host.missed >= MISSED or not (answers(host) or answers(host))):
+        if host.missed >= MISSED or not (answers(host) or answers(host)):
             return False
-        words = [sys.executable, "-c", SWEEP, str(self.path), *self.marks]
-        if not _is_here(host.name):
-            words = [*SSH, host.name, " ".join(map(_quoted, words))]
+        words = [*SSH, host.name, " ".join(map(_quoted, [sys.executable, "-c", SWEEP, str(self.path), *self.marks]))]
         try:
             done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS)
         except subprocess.TimeoutExpired:
             return False
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-            self.say(f"{host.name} answers but cannot be used: {said or f'exit code {done.returncode}'}")
+            self.say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
         return done.returncode == 0
 
     def _beat(self) -> None:
