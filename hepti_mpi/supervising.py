@@ -41,7 +41,11 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
             option = name.removesuffix("_file")
             raise click.UsageError(f"--{option} is for one set of hosts, of which a supervised run may lose some: leave it out")
     hosts = read_hosts(hostfile)
-    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], lambda sentence: click.echo(sentence, err=True))
+
+    def tell(sentence: str) -> None:
+        click.echo(sentence, err=True)
+
+    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], tell)
     rest = [word for word in arguments if word != "--resume"]
     supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 

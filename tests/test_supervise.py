@@ -98,7 +98,7 @@ def supervised(tmp_path, script, hosts=("localhost",)):
     try:
         watch.run()
         return heard, said, None
-    except GivenUp as error:
+    except HeptiError as error:
         return heard, said, str(error)
     finally:
         assert not watch.folder.exists() and not watch.path.exists()
@@ -137,7 +137,7 @@ def test_it_gives_up_when_nothing_comes_of_it(tmp_path):
 
 def test_bad_input_is_not_tried_again(tmp_path):
     _, said, why = supervised(tmp_path, "echo 'error on pi1 (rank 0): no such file' >&2\nsleep 0.2\nexit 2\n")
-    assert why == "the run cannot go on: on pi1 (rank 0): no such file" and not said
+    assert why == "the run cannot begin: on pi1 (rank 0): no such file" and not said
 
 
 def test_a_launcher_that_is_not_there(tmp_path):

@@ -145,7 +145,7 @@ class Supervisor:
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
 
     def run(self) -> None:
-        """Run to the end. Raises: GivenUp."""
+        """Run to the end. Raises: GivenUp, and HeptiError for bad input."""
         for host in self.hosts:
             host.address = _address(host.name)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
@@ -251,8 +251,10 @@ class Supervisor:
         if code == 2:  # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
             said = attempt.errors[-1].strip() if attempt.errors else "it did not say why"
             gone = [host.name for host in self.hosts if host.lost]
-            left = f" ({len(live)} of {len(self.hosts)} hosts are left; {', '.join(gone)} lost)" if gone else ""
-            raise GivenUp(f"the run cannot go on{left}: {said.removeprefix('error ')}")
+            if not gone:
+                raise HeptiError(f"the run cannot begin: {said.removeprefix('error ')}")
+            left = f"{len(live)} of {len(self.hosts)} hosts are left ({', '.join(gone)} lost)"
+            raise GivenUp(f"the run cannot go on, {left}: {said.removeprefix('error ')}")
         return f"the run ended with code {code} before it was done", answered
 
     @staticmethod
