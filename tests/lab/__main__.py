@@ -142,9 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     for command, name in ((starting[1], "ARGUMENTS"), (on_host[0], "COMMAND")):
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
     trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
-    trial.add_argument("name", choices=("drift", "faults", "soak"))
+    trial.add_argument("name", choices=("drift", "quiet", "faults", "soak"))
     trial.add_argument("--rounds", type=int, help="of faults; default: 100")
-    trial.add_argument("--requests", type=int, help="default: 120 of drift, 1000 a round of faults, 5000 of soak")
+    trial.add_argument("--requests", type=int, help="default: 120 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
     trial.add_argument("--weights", type=Path, help="a store; default: random weights, of BERT-Large for drift, else of a tiny model")

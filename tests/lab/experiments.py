@@ -1,6 +1,7 @@
-"""What becomes of a job when its cluster changes: the experiments `drift`, `faults` and `soak`.
+"""What becomes of a job when its cluster changes or does not: the experiments `drift`, `quiet`, `faults` and `soak`.
 
     python -m tests.lab experiment drift --weights weights/bert-large.h5 --output drift
+    python -m tests.lab experiment quiet --weights weights/bert-large.h5
     python -m tests.lab experiment faults --rounds 100 --seed 1
     python -m tests.lab experiment soak
 
@@ -46,7 +47,7 @@ def told(lines: Any) -> Iterator[dict[str, Any]]:
 def experiment(options: argparse.Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="hepti-experiment-"))
     try:
-        return {"drift": drift, "faults": faults, "soak": soak}[options.name](options, folder)
+        return {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak}[options.name](options, folder)
     finally:
         shutil.rmtree(folder)
 
@@ -97,6 +98,7 @@ class Course:
 
     seconds: list[float] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+    whole: float = 0.0  # seconds from the first answer to the last
 
 
 def drift(options: argparse.Namespace, folder: Path) -> int:
@@ -163,8 +165,11 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
             change(what)
         arguments = ["run", "--weights", str(weights), "--input", str(source), "--repeat", str(requests), "--supervised", "/nowhere"]
         running = lab.start([*PROGRAM, *arguments, *words], stdout=subprocess.PIPE)
+        begin = 0.0
         for record in told(running.stdout):
             if record["kind"] == "answers":
+                begin = begin or time.monotonic()
+                course.whole = time.monotonic() - begin
                 course.seconds.append(record["seconds"])
                 for what in changes.get(len(course.seconds), ()):
                     change(what)
@@ -173,6 +178,24 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
         if running.wait() or len(course.seconds) != requests:
             raise LabError(f"a run ended after {len(course.seconds)} of {requests} requests with code {running.returncode}")
     return course
+
+
+# quiet
+
+QUIET_REQUESTS, MOST_COST = 200, 0.01
+
+
+def quiet(options: argparse.Namespace, folder: Path) -> int:
+    """Nothing changes: is the plan left alone, and what does watching cost?"""
+    weights = options.weights or _slice("bert-large", folder / "bert-large.h5")
+    source = _inputs(folder / "in.npz", [128], 1000)
+    course = _drifting(weights, source, ["--adapt"], options.requests or QUIET_REQUESTS, {}, folder)
+    cost = (course.whole - sum(course.seconds[1:])) / sum(course.seconds[1:])  # all that lies between requests
+    switches = len(course.record["decisions"])
+    _say(f"median {statistics.median(course.seconds) * 1e3:.0f} ms; {cost:.2%} of the time passed between requests; {switches} switches")
+    good = not switches and cost <= MOST_COST
+    print(json.dumps({"format": "hepti-quiet", "requests": len(course.seconds), "switches": switches, "cost": cost, "passed": good}))
+    return 0 if good else 1
 
 
 # faults
