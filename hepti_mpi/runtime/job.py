@@ -120,7 +120,8 @@ def prepared(
     Return also the profile as it is known then, and by how much the wire's type changes results, which is at most `tolerance`.
     """
     begin = time.perf_counter()
-    plan, decision = decide(machine, store, profile, method, request)
+    with together(machine.world):  # one rank tells why nothing fits
+        plan, decision = decide(machine, store, profile, method, request)
     ready = load(machine, store, plan, decision, startup | {"plan": time.perf_counter() - begin})
     if many and method in methods.OURS:
         begin = time.perf_counter()
