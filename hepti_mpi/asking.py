@@ -55,8 +55,9 @@ class Asked:
 
         if isinstance(self.journal, Reported):
             return
-        finished = self._finished(self.left, results)
-        if self.journal is not None:
+        if self.journal is None:
+            finished = self._finished(self.left, results)
+        else:
             finished = [self.journal.finished[place] for place in range(len(self.every))]
         if self.output is not None:
             outputs.write_finished(self.output, finished)

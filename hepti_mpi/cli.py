@@ -263,7 +263,9 @@ def run(
         with world.patience.slower(), machines.together(world):
             if asked is not None:
                 asked.write()
-        tell(f"all of {output} had been answered already")
+                if state_file is not None:
+                    progress.tell("done", record=None)
+        tell(f"all of {output or 'the input'} had been answered already")
         return
 
     startup: dict[str, float] = {}
@@ -307,7 +309,8 @@ def run(
             advance(len(part))
 
         full_logits = output is not None and output.suffix == ".npz"
-        ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch)
+        keep = asked is None or asked.journal is None
+        ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch, keep)
     with world.patience.slower(), machines.together(world):
         if asked is not None:
             asked.write(outcome.results)

@@ -45,27 +45,31 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     def tell(sentence: str) -> None:
         click.echo(sentence, err=True)
 
-    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], tell)
+    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], tell, options["fresh"])
     rest = [word for word in arguments if word != "--resume"]
     supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
     def interrupted(number: int, frame: Any) -> None:
+        for one in signals:  # once is enough: what is left is put in order
+            signal.signal(one, signal.SIG_IGN)
         raise Interrupted(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in signals:
         signal.signal(number, interrupted)
     try:
         supervisor.run()
+        kept.write()
     except Interrupted as end:
         kept.say("ended; go on with the same command and run --resume" if options["output"] else "ended")
         sys.exit(end.code)
-    kept.write()
 
 
 class Kept:
     """What a supervised run has told: answers, in a journal where there is an output; and what was measured, beside the hostfile."""
 
-    def __init__(self, saved: Path, output: Path | None, resume: bool, say: Any) -> None:
+    def __init__(self, saved: Path, output: Path | None, resume: bool, say: Any, fresh: bool = False) -> None:
         """Raises: InputError when the output could not be written."""
         from hepti_mpi.cluster import profile as profiles
         from hepti_mpi.errors import ProfileError
@@ -75,7 +79,7 @@ class Kept:
         self.saved, self.output, self.resume, self.say = saved, output, resume, say
         self.profile: Any = None  # of as many hosts as were measured
         try:
-            self.profile = profiles.load(saved) if saved.exists() else None
+            self.profile = profiles.load(saved) if saved.exists() and not fresh else None
         except ProfileError as error:
             say(str(error))
         self.journal: Any = None
@@ -83,7 +87,8 @@ class Kept:
         self.count: int | None = None
         self.measured: dict[str, Any] | None = None
         self.record: dict[str, Any] | None = None
-        self.since, self.answers = time.monotonic(), 0
+        self.since: float | None = None  # the first answer of this start
+        self.answers = 0  # after it
         self.before: list[int] = []
         self.lock = threading.Lock()
         if output is not None:
@@ -114,13 +119,16 @@ class Kept:
                 differs = next(key for key in head if head[key] != self.head.get(key))
                 raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
                                  "give all hosts the same input and store")  # fmt: skip
-            self.since, self.answers = time.monotonic(), 0
+            self.since, self.answers = None, 0
         elif kind == "measured":
             self._learn(record)
         elif kind == "answers":
             with self.lock:
                 new = [(place, checked(item)) for place, item in zip(record["places"], record["finished"]) if place not in self.finished]
-                self.answers += len(new)
+                if self.since is None:
+                    self.since = time.monotonic()
+                else:
+                    self.answers += len(new)
                 if self.journal is not None:
                     self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"])
                 else:
@@ -155,7 +163,7 @@ class Kept:
         with self.lock:
             measured, profile, answers, since = self.measured, self.profile, self.answers, self.since
             left = (self.count or 0) - len(self.finished)
-        if measured is None or not answers:
+        if measured is None or since is None or not answers:
             return None
         seconds = (time.monotonic() - since) / answers * left
         asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}

@@ -55,11 +55,12 @@ class Now:
 class World:
     """Boards that compute and links that carry as `reality` says, with `noise`."""
 
-    def __init__(self, method="hepti", noise=0.05, seed=1):
-        self.reality, self.draw, self.noise = PROFILE, np.random.default_rng(seed), noise
-        plan = chosen(PROFILE).plan
+    def __init__(self, method="hepti", noise=0.05, seed=1, profile=PROFILE):
+        self.reality, self.draw, self.noise, self.start = profile, np.random.default_rng(seed), noise, profile
+        self.ranks = len(profile.nodes)
+        plan = chosen(profile).plan
         self.said = []
-        self.adapter = Adapter(SPEC, "x", PROFILE, method, REQUEST, plan, 0.5, self.said.append)
+        self.adapter = Adapter(SPEC, "x", profile, method, REQUEST, plan, 0.5, self.said.append)
         self.adapter.adviser = Now()
         self.plan, self.number, self.seconds, self.late = plan, 0, [], []
         self.looks = 0
@@ -78,7 +79,8 @@ class World:
                 self.adapter.swapped(0.4, 0.3)
             elif order["do"] == "links":
                 self.looks += 1
-                rates = [{} for _ in range(RANKS)]
+                assert self.looks < 100 + self.number, "it looks at links and answers nothing"
+                rates = [{} for _ in range(self.ranks)]
                 for one, other in order["pairs"]:
                     rate = self.reality.bytes_per_second[one][other]
                     rates[one][str(other)] = rates[other][str(one)] = rate * (1 + 0.1 * self.draw.standard_normal())
@@ -91,9 +93,9 @@ class World:
                 self.adapter.answered(self.number, [ROWS], [seconds], [compute[0]])
                 self.late = [(rank, {"number": self.number, "compute": [compute[rank]]}) for rank in self.plan.active if rank]
                 slow = [node.gemm_seconds_per_weight[0] for node in self.reality.nodes]
-                fast = [node.gemm_seconds_per_weight[0] for node in PROFILE.nodes]
+                fast = [node.gemm_seconds_per_weight[0] for node in self.start.nodes]
                 if order["pulse"]:
-                    self.late += [(rank, {"pulse": slow[rank] / fast[rank]}) for rank in range(RANKS) if rank not in self.plan.active]
+                    self.late += [(rank, {"pulse": slow[rank] / fast[rank]}) for rank in range(self.ranks) if rank not in self.plan.active]
                 self.seconds.append(seconds)
                 self.number += 1
 
@@ -188,3 +190,25 @@ def test_decisions_say_when_why_and_what_came_of_it():
     assert 12 <= item["batch"] <= 18 and item["why"].startswith("rank 0 computes 3.")
     assert item["gain"] > 0.1 and item["predicted_gain"] > 0.1 and item["stall_seconds"] == 0.4 and item["load_seconds"] == 0.3
     assert item["from"] != item["to"]
+
+
+def test_two_ranks_of_which_one_has_no_part_answer():
+    """What is looked at of the idle one's link is the whole cluster's, and must not go on for ever."""
+    world = World(profile=cluster((20.0, 1.0), mbit=20.0))
+    assert len(world.plan.active) == 1
+    world.go(60)
+    assert world.looks <= 60
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_slower_than_its_profile_stays_out_until_it_recovers(rank):
+    """Its pulse counts from when it was left out, not from the profile: it does not come back as slow as it was."""
+    world = World(noise=0.02)
+    slow = [40.0 if one == rank else 1.0 for one in range(RANKS)]
+    world.reality = world.start = slowed(PROFILE, slow)  # from the beginning: pulses say 1
+    world.go(40)
+    assert rank not in world.plan.active and len(world.adapter.made) <= 2, world.adapter.made
+    made = len(world.adapter.made)
+    world.reality = PROFILE
+    world.go(25)
+    assert rank in world.plan.active and len(world.adapter.made) <= made + 2, world.adapter.made

@@ -6,6 +6,7 @@ Knows small JSON messages; does not know what is ordered or reported.
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ class Orders:
 
     def take(self, idle: bool) -> dict[str, Any]:
         """Return the next order; `idle`: this rank has no part in the requests."""
-        with self.world.patience.waiting(lambda: [0]):
-            while not self.mpi.Iprobe(0, ORDER):
+        with self.world.patience.slower() if idle else nullcontext(), self.world.patience.waiting(lambda: [0]):
+            while not self.mpi.Iprobe(0, ORDER):  # an idle rank waits for as long as whole batches take
                 if idle:
                     time.sleep(IDLE_SECONDS)
                 else:
@@ -56,10 +57,14 @@ class Orders:
     def close(self) -> None:
         """Give up the communicator. Collective; whatever was reported has been read or is not wanted."""
         with self.world.patience.waiting():
+            if self.world.rank:
+                self._settle()
+            done = self.mpi.Ibarrier()
+            while not done.Test():
+                if self.world.rank == 0:
+                    self.reports()  # whoever sent them waits for that
+                time.sleep(IDLE_SECONDS)
             self._settle()
-        self.world.barrier()
-        if self.world.rank == 0:
-            self.reports()
         self.mpi.Free()
 
     def _send(self, value: dict[str, Any], ranks: list[int], tag: int) -> None:

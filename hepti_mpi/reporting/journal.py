@@ -31,6 +31,8 @@ def finished_places(path: Path) -> list[int]:
     try:
         with open(path, "rb") as file:
             for line in file:
+                if not line.endswith(b"\n"):
+                    break
                 place = json.loads(line).get("request")
                 places += [place] * isinstance(place, int)
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -114,8 +114,12 @@ class Adviser:
             self.process = context.Process(target=_answer_questions, args=(other,), name="planning", daemon=True)
             self.process.start()
             other.close()
-        self.connection.send(question)
-        self.busy = True
+        try:
+            self.connection.send(question)
+            self.busy = True
+        except OSError:  # it was killed: the next question starts another
+            self.close()
+            self.connection = None
 
     def advice(self) -> Advice | None:
         """Return what has been answered meanwhile, None where nothing has."""
@@ -123,7 +127,8 @@ class Adviser:
             return None
         try:
             advice: Advice | None = self.connection.recv()
-        except EOFError:  # it was killed: go on with the plan in use
+        except (EOFError, OSError):  # it was killed: go on with the plan in use
+            self.close()
             advice, self.connection = None, None
         self.busy = advice is not None and not advice.last
         return advice
@@ -155,7 +160,9 @@ class Adapter:
         self.usual: float | None = 1.0  # of those; None until it is known again
         self.reason: str | None = None  # to plan again, beside speeds
         self.switch_reason = ""
-        self.pairs: list[tuple[int, int]] = []
+        self.pairs: list[tuple[int, int]] = []  # links that are looked at
+        self.everything = False  # whether those are all, since something is not as expected
+        self.anchors: dict[int, float] = {}  # of ranks that are left out: what a pulse of 1 means
         self.rest = self.looked = REST
         self.spent = self.passed = 0.0
         self.best_rates = np.array(profile.bytes_per_second)
@@ -181,7 +188,9 @@ class Adapter:
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         if "pulse" in facts:
-            self.speeds.add(rank, facts["pulse"])
+            if rank not in self.plan.active:  # when it was left out it was as fast as its last batches say
+                anchor = self.anchors.setdefault(rank, float(self.speeds.now()[rank]) / facts["pulse"])
+                self.speeds.add(rank, anchor * facts["pulse"])
             return
         first, compute = facts["number"], facts["compute"]
         if first < self.since or any(place not in self.rows for place in range(first, first + len(compute))):
@@ -194,6 +203,7 @@ class Adapter:
         self.cost = seconds
         self.switch |= {"stall_seconds": seconds, "load_seconds": load_seconds}
         self.since = self.number
+        self.anchors = {rank: anchor for rank, anchor in self.anchors.items() if rank not in self.plan.active}
         self._expect()
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
@@ -201,11 +211,10 @@ class Adapter:
         for one, other in self.pairs:
             found[one, other] = min(bytes_per_second[one][str(other)], bytes_per_second[other][str(one)])
         profile, what = with_links(self.base, found)
-        everything = len(self.pairs) == self.plan.ranks * (self.plan.ranks - 1) // 2
-        self.pairs = []
+        everything, self.pairs, self.everything = self.everything, [], False
         self.spent += 0 if everything else seconds
         if what is not None and not everything:
-            self.pairs = round_robin(self.plan.ranks)  # how far does it go?
+            self.pairs, self.everything = round_robin(self.plan.ranks), True  # how far does it go?
         elif what is not None:
             self.base, self.reason, self.rest = profile, what, REST
             self.late.clear()
@@ -243,6 +252,7 @@ class Adapter:
             return None
         usual, present = self.usual or 1.0, self.expected.of(self.request.rows)[0]
         if not credible(recent, usual):
+            self.held = None if self.adviser.busy else advice  # maybe something disturbs for a moment
             return None
         if not worth(usual * present, usual * advice.seconds, left, self.cost):
             return None
@@ -287,7 +297,7 @@ class Adapter:
             odd = len(recent) == 2 and (min(recent) > LATE or max(recent) < EARLY)
             very = odd and (min(recent) > VERY or max(recent) < 1 / VERY)
             if very or (odd and self.looked >= self.rest and not self.adviser.busy and not self.speeds.changed()):
-                self.pairs = round_robin(self.plan.ranks)
+                self.pairs, self.everything = round_robin(self.plan.ranks), True
             elif not self.adviser.busy:
                 self.pairs = self._suspects()
         if not self.pairs:
@@ -301,14 +311,14 @@ class Adapter:
         """Return a pair for each rank whose link was better once or that has no part, if it is time to look again."""
         rates = np.array(self.base.bytes_per_second)
         slow = rates.max(axis=1) * 2 < self.best_rates.max(axis=1)
-        if self.spent > (SLOW_PART if slow.any() else IDLE_PART) * self.passed:
+        if not self.looked or self.spent > (SLOW_PART if slow.any() else IDLE_PART) * self.passed:
             return []
         found = []
         for rank in range(self.plan.ranks):
             if slow[rank] or rank not in self.plan.active:
-                others = [other for other in np.argsort(-rates[rank]) if other != rank and not slow[other]]
-                if others:
-                    found.append((min(rank, int(others[0])), max(rank, int(others[0]))))
+                others = [other for other in range(self.plan.ranks) if other != rank]
+                best = min(others, key=lambda other: (bool(slow[other]), -rates[rank][other]))
+                found.append((min(rank, best), max(rank, best)))
         return sorted(set(found))
 
     def _expect(self) -> None:

@@ -31,6 +31,7 @@ from hepti_mpi.shards.store import Store
 
 KEPT = 256  # batches whose steps are noted, the last ones
 ORDER_SECONDS = 0.05  # that the batches of one order should take at least: orders are not to be noticed
+MOST_AT_ONCE = 64  # batches of one order: what is reported of them is a small message
 Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]], float], None]
 
 
@@ -83,7 +84,7 @@ class Steady:
 
 def at_once(seconds: float, left: int) -> int:
     """Return how many of the batches that are `left` one order should be for, where one takes `seconds`."""
-    return max(1, min(left, round(ORDER_SECONDS / max(seconds, 1e-6))))
+    return max(1, min(left, MOST_AT_ONCE, round(ORDER_SECONDS / max(seconds, 1e-6))))
 
 
 @dataclass
@@ -119,11 +120,12 @@ class RootWeights(Mapping[str, np.ndarray]):
 
 def answer(
     ready: Ready, requests: Sequence[Request] | None, batch_rows: int, repeat: int, full_logits: bool, done: Done,
-    watch: Watch | None = None,
+    watch: Watch | None = None, keep: bool = True,
 ) -> tuple[Ready, Outcome]:  # fmt: skip
     """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
 
     `done` is told, on rank 0, the places in `requests` of each batch, their results and its latency; `watch` is rank 0's.
+    `keep`: return all results as well. Only with `full_logits` they have the last hidden state.
     A batch's latency runs from its input in memory to its answers in memory, on rank 0.
     Return what is in use at the end, and what happened.
     """
@@ -133,7 +135,7 @@ def answer(
     if requests is None:
         course.follow()
     else:
-        course.lead(requests, full_logits, done, watch or Steady())
+        course.lead(requests, full_logits, done, watch or Steady(), keep)
     outcome = course.outcome
     outcome.seconds = world.gather_matrix(course.last_steps())
     facts = {
@@ -181,8 +183,9 @@ class _Course:
 
     # rank 0
 
-    def lead(self, requests: Sequence[Request], full_logits: bool, done: Done, watch: Watch) -> None:
+    def lead(self, requests: Sequence[Request], full_logits: bool, done: Done, watch: Watch, keep: bool) -> None:
         outcome, weights = self.outcome, RootWeights(self.ready.store)
+        pulse = Pulse(self.ready.machine, self.ready.spec)
         while self.number < self.total:
             order = watch.next(self.total - self.number)
             self.orders.give(order)
@@ -197,15 +200,17 @@ class _Course:
                 for _ in range(order["count"]):
                     if not self.number % len(self.parts):
                         outcome.results = [{}] * len(self.every)
-                    compute.append(self._lead_one(requests, weights, full_logits, done))
+                    compute.append(self._lead_one(requests, weights, full_logits, done, keep))
                 watch.answered(first, outcome.rows[first:], outcome.latencies[first:], compute)
+                if order.get("pulse") and not self.ready.engine.is_active and pulse.due():
+                    watch.heard(0, {"pulse": pulse.factor()})
             for rank, facts in self.orders.reports():
                 watch.heard(rank, facts)
         self.orders.give({"do": "end"})
         self.orders.close()
         outcome.decisions = watch.decisions()
 
-    def _lead_one(self, requests: Sequence[Request], weights: RootWeights, full_logits: bool, done: Done) -> float:
+    def _lead_one(self, requests: Sequence[Request], weights: RootWeights, full_logits: bool, done: Done, keep: bool) -> float:
         ready, part, lengths = self.ready, self.parts[self.number % len(self.parts)], self._lengths()
         begin = time.perf_counter()
         batch = [requests[index] for index in part]
@@ -214,11 +219,13 @@ class _Course:
         assert hidden is not None
         results = apply_head(ready.spec, weights, ready.store.files, hidden, batch, full_logits)
         for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
-            result["last_hidden_state"] = hidden[at : at + request.rows].copy()
-            self.outcome.results[index] = result
+            if full_logits:
+                result["last_hidden_state"] = hidden[at : at + request.rows].copy()
+            if keep:
+                self.outcome.results[index] = result
         self.outcome.latencies.append(time.perf_counter() - begin)
         self.outcome.rows.append(sum(lengths))
-        done(part, [self.outcome.results[index] for index in part], self.outcome.latencies[-1])
+        done(part, results, self.outcome.latencies[-1])
         return compute
 
     # the others
@@ -251,7 +258,7 @@ class _Course:
         begin = time.perf_counter()
         with self.ready.machine.world.patience.slower():
             plan: Plan = plans.from_json(order["plan"])
-            self.ready = swap(self.ready, plan)
+            self.ready = swap(self.ready, plan, make_room=True)
             loaded = time.perf_counter() - begin
             self._arrange()
             self.ready.machine.world.barrier()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hepti_mpi.cluster import probe
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, InputError, PlanError, StoreError
 from hepti_mpi.models.preprocess import Request as ModelRequest
@@ -27,6 +28,8 @@ from hepti_mpi.runtime.machine import Machine, Say, patiently, together
 from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.slicing import rank_slices
 from hepti_mpi.shards.store import Store
+
+ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
 
 
 @dataclass
@@ -135,8 +138,11 @@ def prepared(
     return ready, profile, error
 
 
-def swap(ready: Ready, plan: Plan, price: Price | None = None) -> Ready:
-    """Go on with another plan, for which `price` was predicted; sessions that it has in common with what is loaded are kept. Collective."""
+def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool = False) -> Ready:
+    """Go on with another plan, for which `price` was predicted; sessions that it has in common with what is loaded are kept. Collective.
+
+    `make_room`: give up what is loaded first, where memory would not hold both. What was ready cannot be used then.
+    """
     decision = None
     if ready.decision is not None and price is not None:
         decision = replace(ready.decision, chosen=replace(ready.decision.chosen, plan=plan, price=price))
@@ -148,6 +154,9 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None) -> Ready:
     program = make_program(spec, plan)
     machine.world.barrier()
     ready.engine.close()
+    wanted = sum(piece.bytes for piece in rank_slices(spec, plan, machine.world.rank))
+    if make_room and probe.usable_memory(1) < ROOM * wanted:
+        ready.engine.segments.clear()
     engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, ready.segments)
     return replace(ready, plan=plan, program=program, engine=engine, decision=decision)
 

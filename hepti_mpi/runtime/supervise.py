@@ -28,6 +28,7 @@ from hepti_mpi.runtime.progress import State, told
 JOB = "HEPTI_JOB"  # environment variable of every rank: by it they are found again
 HANDED_ON = ("HEPTI_", "OMP_", "OPENBLAS_")  # of the environment, besides what mpirun itself hands on
 BEAT_SECONDS, ANSWER_SECONDS, MISSED = 1.0, 1.0, 3  # between looks at a host; for it to answer; looks in a row that it may miss
+ASK_SECONDS = 15  # between two looks at whether a host that is back is worth a restart
 SSH_SECONDS = 20  # to clean up on a host that answers
 END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
@@ -48,6 +49,8 @@ def mine(number):
     if int(number) in (os.getpid(), os.getppid()):
         return False
     words = read(number, "environ").split(b"\\0") + read(number, "cmdline").split(b"\\0")
+    if b"HEPTI_SWEEP=1" in words:  # the supervisor's own ssh
+        return False
     daemon = read(number, "comm").strip() in (b"prted", b"orted", b"ssh")
     return any(mark in words or daemon and any(mark in word for word in words) for mark in marks)
 while True:
@@ -142,6 +145,7 @@ class Supervisor:
         self.path = Path(tempfile.gettempdir()) / f"hepti-{os.getuid()}-{self.job}.json"  # on every host
         self.restart_seconds = 10.0
         self.returning: tuple[Host, ...] = ()
+        self.ended = threading.Event()
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
 
     def run(self) -> None:
@@ -167,6 +171,7 @@ class Supervisor:
                     raise GivenUp(f"started {barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
                 self.say(f"{why}; starting again")
         finally:
+            self.ended.set()
             self._sweep(b"")
             for left in self.folder.iterdir():
                 left.unlink()
@@ -213,10 +218,11 @@ class Supervisor:
 
     def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
         """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
-        answered = done = over = False
+        answered = over = False
+        done: float | None = None  # when it said so
         why = None
         try:
-            while why is None and not over:
+            while why is None and not over and (done is None or time.monotonic() < done + END_SECONDS):
                 try:
                     line = attempt.lines.get(timeout=0.1)
                 except queue.Empty:
@@ -229,22 +235,23 @@ class Supervisor:
                         sys.stdout.write(line)
                         continue
                     self.heard(record)
-                    done = done or record["kind"] == "done"
+                    if record["kind"] == "done":
+                        done = time.monotonic()
                     if record["kind"] == "answers":
                         if not answered:
                             self.restart_seconds = time.monotonic() - ended
                         answered = True
                 silent = [host for host in live if host.missed >= MISSED]
-                if silent and not done:
+                if silent and done is None:
                     why = f"{_names(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
-                elif self.returning and not done:
+                elif self.returning and done is None:
                     back, self.returning = self.returning, ()
                     for host in back:
                         host.lost = False
                     why = f"{_names(back)} {'is' if len(back) == 1 else 'are'} back"
         finally:
             code = self._end(attempt, over)
-        if done:
+        if done is not None:
             return None, answered
         if why is not None:
             return why, answered
@@ -296,7 +303,7 @@ class Supervisor:
             return False
         words = [*SSH, host.name, " ".join(map(_quoted, [sys.executable, "-c", SWEEP, str(self.path), *self.marks]))]
         try:
-            done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS)
+            done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
         except subprocess.TimeoutExpired:
             return False
         if done.returncode:
@@ -305,19 +312,25 @@ class Supervisor:
         return done.returncode == 0
 
     def _beat(self) -> None:
-        """Look at all hosts now and then; for ever."""
+        """Look at all hosts now and then, until all is done."""
+        asked = 0.0
         with ThreadPoolExecutor(len(self.hosts)) as pool:
-            while True:
+            while not self.ended.is_set():
                 begin = time.monotonic()
                 for host, answer in zip(self.hosts, pool.map(lambda host: _is_here(host.name) or answers(host), self.hosts)):
                     host.missed = 0 if answer else host.missed + 1
                 back = [host for host in self.hosts if host.lost and not host.missed and host.losses <= MOST_LOSSES]
-                if back and not self.returning:
-                    names = [host.name for host in self.hosts if not host.lost]
-                    gained = self.gains([host.name for host in self.hosts if not host.lost or host in back], names)
-                    if gained is not None and gained > 1.5 * self.restart_seconds:
-                        self.returning = tuple(back)
-                time.sleep(max(0.0, BEAT_SECONDS - (time.monotonic() - begin)))
+                if back and not self.returning and begin > asked + ASK_SECONDS:
+                    asked = begin
+                    threading.Thread(target=self._weigh, args=(back,), name="weigh", daemon=True).start()
+                self.ended.wait(max(0.0, BEAT_SECONDS - (time.monotonic() - begin)))
+
+    def _weigh(self, back: Sequence[Host]) -> None:
+        """Take hosts back that answer again, if the rest of the job gains more than a restart costs."""
+        present = [short_name(host.name) for host in self.hosts if not host.lost]
+        gained = self.gains([*present, *(short_name(host.name) for host in back)], present)
+        if gained is not None and gained > 1.5 * self.restart_seconds:
+            self.returning = tuple(back)
 
 
 def _names(hosts: Sequence[Host]) -> str:
@@ -329,7 +342,12 @@ def _quoted(word: str) -> str:
 
 
 def _is_here(name: str) -> bool:
-    return name in ("localhost", "127.0.0.1", host_name(), socket.gethostname())
+    return name.rpartition("@")[2] in ("localhost", "127.0.0.1", socket.gethostname()) or short_name(name) == host_name()
+
+
+def short_name(name: str) -> str:
+    """Return the name by which a host of a hostfile calls itself, as a rule."""
+    return name.rpartition("@")[2].split(".")[0]
 
 
 def _address(name: str) -> tuple[str, int]:
