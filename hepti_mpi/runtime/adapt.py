@@ -251,10 +251,11 @@ class Adapter:
         if not recent or advice is None or advice.plan == self.plan or advice.plan.hash in self.refused:
             return None
         usual, present = self.usual or 1.0, self.expected.of(self.request.rows)[0]
-        if not credible(recent, usual):
+        ours = self.method in methods.OURS  # another system solves again and goes on with what comes out
+        if ours and not credible(recent, usual):
             self.held = None if self.adviser.busy else advice  # maybe something disturbs for a moment
             return None
-        if not worth(usual * present, usual * advice.seconds, left, self.cost):
+        if ours and not worth(usual * present, usual * advice.seconds, left, self.cost):
             return None
         self._judge(last=True)  # of a switch that was not judged yet
         self.before = self.plan, float(np.median(recent)) * present
