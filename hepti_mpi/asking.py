@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from hepti_mpi.console import put_out
 
 if TYPE_CHECKING:
     from hepti_mpi.runtime.progress import State
@@ -50,7 +50,6 @@ class Asked:
 
     def write(self, results: Sequence[dict[str, Any]] = ()) -> None:
         """Write the output, or print the answers; `results`: of all that was left, where no journal was kept."""
-        from hepti_mpi.reporting import outputs, records
         from hepti_mpi.runtime.progress import Reported
 
         if isinstance(self.journal, Reported):
@@ -59,11 +58,7 @@ class Asked:
             finished = self._finished(self.left, results)
         else:
             finished = [self.journal.finished[place] for place in range(len(self.every))]
-        if self.output is not None:
-            outputs.write_finished(self.output, finished)
-        else:
-            for item in finished:
-                click.echo(records.answer_line(item["answer"]))
+        put_out(self.output, finished)
         if self.journal is not None:
             self.journal.remove()
 

@@ -1,10 +1,10 @@
 """What the commands share besides their options: which files are meant, progress and words on the screen. Computes nothing."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,6 +49,17 @@ def profile_path(machine: "Machine") -> Path:
 
 def say(machine: "Machine") -> Callable[[str], None]:
     return lambda sentence: click.echo(sentence, err=True) if machine.world.rank == 0 else None
+
+
+def put_out(output: Path | None, finished: Sequence[dict[str, Any]]) -> None:
+    """Write the answers to all requests (outputs.Finished) to `output`, or print them. Raises InputError."""
+    from hepti_mpi.reporting import outputs, records
+
+    if output is not None:
+        outputs.write_finished(output, finished)
+    else:
+        for item in finished:
+            click.echo(records.answer_line(item["answer"]))
 
 
 def size(count: float) -> str:

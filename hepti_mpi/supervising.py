@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hepti_mpi.console import put_out
 from hepti_mpi.options import FILE
 
 
@@ -185,18 +186,13 @@ class Kept:
         import json
 
         from hepti_mpi.errors import InputError
-        from hepti_mpi.reporting import outputs, records
 
         count = self.count or 0
         missing = count - len(self.finished)
         if missing:
             raise InputError(f"{missing} of {count} answers are missing; go on with run --resume")
-        finished = [self.finished[place] for place in range(count)]
-        if self.output is not None:
-            outputs.write_finished(self.output, finished)
+        put_out(self.output, [self.finished[place] for place in range(count)])
+        if self.journal is not None:
             self.journal.remove()
-        else:
-            for item in finished:
-                click.echo(records.answer_line(item["answer"]))
         if self.record is not None:
             click.echo(json.dumps(self.record))

@@ -96,6 +96,7 @@ def kinds(folder: Path) -> list[Kind]:
     )
     sys.path.insert(0, str(Path(__file__).parent))
     from clusters import cluster
+    from test_plots import bench
 
     profile = cluster((3.0, 2.0, 1.0))
     choice = choose(model.spec, model.source_hash, profile, Request(32)).chosen.plan
@@ -126,9 +127,7 @@ def kinds(folder: Path) -> list[Kind]:
         for line in path.read_text(errors="replace").splitlines(keepends=True):
             told("\x1e" + line)
 
-    benches = Path(__file__).parent / "lab" / "results"
-    bench = next(iter(sorted(benches.glob("*.jsonl"))), None)
-    found = [
+    return [
         Kind("store", {"tiny.h5": (folder / "tiny.h5").read_bytes()}, store),
         Kind("safetensors", bert, lambda path: read_model(path.parent), "model.safetensors"),
         Kind("config", bert, lambda path: read_model(path.parent), "config.json"),
@@ -147,10 +146,8 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("text lines", {"in.jsonl": b'{"text": "a small boat"}\n"crossed"\n'}, ask(words)),
         *(Kind(name, {f"x.{name}": made.getvalue()}, ask(images)) for name, made in
           (("png", picture), ("jpg", jpeg), ("webp", webp), ("bmp", bmp))),
+        Kind("records", {"r.jsonl": "".join(json.dumps(line) + "\n" for line in bench("mixed4", ("hepti", "ram"))).encode()}, read_benches),
     ]  # fmt: skip
-    if bench is not None:
-        found.append(Kind("records", {"r.jsonl": bench.read_bytes()}, read_benches))
-    return found
 
 
 def bombs() -> list[tuple[str, str, bytes]]:
@@ -207,29 +204,31 @@ def _read(kind: Kind, path: Path) -> str | None:
 
 def fuzz(inputs: int, seed: int) -> tuple[dict[str, int], list[str]]:
     """Read `inputs` damaged files in all; return how many of each kind, and what went wrong."""
-    folder = Path(tempfile.mkdtemp(prefix="hepti-fuzz-"))
     counts, wrong = {}, []
-    try:
-        every = kinds(folder)
+    with tempfile.TemporaryDirectory(prefix="hepti-fuzz-") as name:
+        every = kinds(Path(name))
         for number, kind in enumerate(every):
-            count = inputs // len(every) + (number < inputs % len(every))
-            reading, writing = os.pipe()
-            child = os.fork()
-            if not child:
-                os.close(reading)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries that warn
-                found = attack(kind, count, seed, folder / f"kind{number}")
-                os.write(writing, json.dumps(found[:50]).encode())
-                os._exit(0)
-            os.close(writing)
-            with os.fdopen(reading) as pipe:
-                said = pipe.read()
-            _, status = os.waitpid(child, 0)
-            counts[kind.name] = count
-            wrong += json.loads(said) if said else [f"{kind.name}: the process ended with status {status}"]
-    finally:
-        shutil.rmtree(folder)
+            counts[kind.name] = inputs // len(every) + (number < inputs % len(every))
+            wrong += attacked(kind, counts[kind.name], seed, Path(name) / f"kind{number}")
     return counts, wrong
+
+
+def attacked(kind: Kind, inputs: int, seed: int, folder: Path) -> list[str]:
+    """Do `attack` in a process of its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(reading)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries that warn
+            os.write(writing, json.dumps(attack(kind, inputs, seed, folder)[:50]).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(said) if said else [f"{kind.name}: the process ended with status {status}"]
 
 
 def main() -> int:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from clusters import cluster
 
+from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning import plan as plans
 from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.drift import slowed
 from hepti_mpi.planning.planner import Request, choose
 from hepti_mpi.planning.program import make_program
 from hepti_mpi.runtime import adapt
@@ -73,8 +74,6 @@ class World:
         while self.number < end:
             order = self.adapter.next(end - self.number + 200)
             if order["do"] == "swap":
-                from hepti_mpi.planning import plan as plans
-
                 self.plan, self.late = plans.from_json(order["plan"]), []
                 self.adapter.swapped(0.4, 0.3)
             elif order["do"] == "links":
@@ -112,12 +111,12 @@ def thin(profile, rank, part):
 
 
 CHANGES = {
-    "the fastest slows down": lambda profile: slowed(profile, [3.2, 1, 1]),
-    "another slows down": lambda profile: slowed(profile, [1, 1, 4]),
-    "a rank nearly stands still": lambda profile: slowed(profile, [1, 40, 1]),
+    "the fastest slows down": lambda profile: scaled(profile, [3.2, 1, 1]),
+    "another slows down": lambda profile: scaled(profile, [1, 1, 4]),
+    "a rank nearly stands still": lambda profile: scaled(profile, [1, 40, 1]),
     "a link becomes thin": lambda profile: thin(profile, 1, 0.05),
     "the root's link becomes thin": lambda profile: thin(profile, 0, 0.05),
-    "both": lambda profile: thin(slowed(profile, [3.2, 1, 1]), 2, 0.05),
+    "both": lambda profile: thin(scaled(profile, [3.2, 1, 1]), 2, 0.05),
 }
 
 
@@ -147,7 +146,7 @@ def test_nothing_happens_where_nothing_changes(noise):
 def test_one_that_all_share_is_no_reason_to_switch():
     world = World()
     world.go(10)
-    world.reality = slowed(PROFILE, [1.25] * RANKS)
+    world.reality = scaled(PROFILE, [1.25] * RANKS)
     world.go(30)
     assert not world.adapter.made
 
@@ -155,7 +154,7 @@ def test_one_that_all_share_is_no_reason_to_switch():
 def test_a_lone_stall_is_no_reason_to_switch():
     world = World()
     world.go(10)
-    world.reality = slowed(PROFILE, [1, 60, 1])
+    world.reality = scaled(PROFILE, [1, 60, 1])
     world.go(1)
     world.reality = PROFILE
     world.go(30)
@@ -170,7 +169,7 @@ def test_what_does_not_help_is_undone(monkeypatch):
     bad = replace(first, layers=(("heads", "columns"),) * SPEC.layers, heads=(4, 4, 4), columns=(1024,) * 3, rows=(43, 43, 42), tiles=(),
                   collectives="mpi", reduction="allreduce")  # fmt: skip
     monkeypatch.setattr(adapt, "worth", lambda *_: True)
-    world.adapter.adviser.left = [lambda: adapt.Advice(bad, 1e-9, 1.0, last=True)]
+    world.adapter.adviser.left = [lambda: adapt.Advice(bad, 1e-9, last=True)]
     world.adapter.switch_reason = "somebody says so"
     monkeypatch.setattr(adapt, "credible", lambda *_: True)
     world.go(1)
@@ -205,7 +204,7 @@ def test_a_rank_that_is_slower_than_its_profile_stays_out_until_it_recovers(rank
     """Its pulse counts from when it was left out, not from the profile: it does not come back as slow as it was."""
     world = World(noise=0.02)
     slow = [40.0 if one == rank else 1.0 for one in range(RANKS)]
-    world.reality = world.start = slowed(PROFILE, slow)  # from the beginning: pulses say 1
+    world.reality = world.start = scaled(PROFILE, slow)  # from the beginning: pulses say 1
     world.go(40)
     assert rank not in world.plan.active and len(world.adapter.made) <= 2, world.adapter.made
     made = len(world.adapter.made)

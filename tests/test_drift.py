@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from clusters import cluster
 
+from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.drift import SOON, WINDOW, Expectation, Speeds, slowed, with_links, worth
+from hepti_mpi.planning.drift import SOON, WINDOW, Expectation, Speeds, with_links, worth
 from hepti_mpi.planning.planner import Request, choose
 from hepti_mpi.planning.program import make_program
 
@@ -74,5 +75,5 @@ def test_what_batches_should_take():
         if rows in (1, 2, 20, 48):
             assert seconds == price.seconds and np.array_equal(compute, price.compute)
         assert seconds == pytest.approx(price.seconds, rel=0.25)
-    slow = Expectation(SPEC, slowed(PROFILE, [2, 2, 2, 2]), plan, request)
+    slow = Expectation(SPEC, scaled(PROFILE, [2, 2, 2, 2]), plan, request)
     assert np.allclose(slow.of(20)[1], 2 * expected.of(20)[1])

@@ -1,8 +1,13 @@
 """A few thousand damaged files; `python tests/fuzz.py` reads more."""
 
+import os
 import random
 
-from fuzz import Kind, attack, damaged, fuzz
+import numpy as np
+import pytest
+from fuzz import MEMORY, Kind, attacked, damaged, fuzz
+
+from hepti_mpi.errors import HeptiError
 
 
 def test_damaged_files_are_read_or_refused_in_one_sentence():
@@ -10,15 +15,29 @@ def test_damaged_files_are_read_or_refused_in_one_sentence():
     assert sum(counts.values()) == 2500 and not wrong, wrong
 
 
-def test_a_reader_that_fails_is_found(tmp_path, monkeypatch):
-    """The check can fail: a reader that raises something else than a sentence, and one that takes too much memory."""
-    monkeypatch.setattr("resource.setrlimit", lambda *_: None)  # of this process
+def raises(path):
+    raise KeyError("x")
 
-    def read(path):
-        if path.read_bytes() != b"good":
-            raise KeyError("x")
 
-    assert len(attack(Kind("text", {"a": b"good"}, read), 5, 1, tmp_path / "one")) >= 4
+def takes_memory(path):
+    np.ones(MEMORY // 4)
+
+
+def says_two_lines(path):
+    raise HeptiError("one\ntwo")
+
+
+def dies(path):
+    os._exit(3)
+
+
+@pytest.mark.parametrize("fault, words", [
+    (raises, "KeyError"), (takes_memory, "MemoryError"), (says_two_lines, "no sentence"), (dies, "the process ended with status"),
+])  # fmt: skip
+def test_a_reader_that_fails_is_found(tmp_path, fault, words):
+    """The check can fail."""
+    wrong = attacked(Kind("text", {"a": b"good"}, lambda path: path.read_bytes() == b"good" or fault(path)), 5, 1, tmp_path / "one")
+    assert wrong and words in wrong[0], wrong
 
 
 def test_damage_differs():

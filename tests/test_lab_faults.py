@@ -2,8 +2,9 @@
 
 import pytest
 from lab import check
-from lab.experiments import KINDS, Round, _inputs, _one_round, _slice, _undisturbed
+from lab.faults import KINDS, Round, one_round, undisturbed
 from lab.lab import Lab
+from lab.trials import inputs, sliced
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -11,11 +12,11 @@ pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 
 
 def test_one_fault_of_each_kind(tmp_path):
-    weights, source = _slice("tiny-bert", tmp_path / "tiny-bert.h5"), _inputs(tmp_path / "in.npz", [12] * 300, 30)
+    weights, source = sliced("tiny-bert", tmp_path / "tiny-bert.h5"), inputs(tmp_path / "in.npz", [12] * 300, 30)
     with Lab("bench5", share=[tmp_path]) as lab:
-        usual = _undisturbed(lab, weights, source, tmp_path)
+        usual = undisturbed(lab, weights, source, tmp_path)
         for kind, host in zip(KINDS, ("pi1", "pi2", "pi4", "pi1")):
             one = Round(kind, host, 4, 0.3)
-            _one_round(lab, one, weights, source, usual, tmp_path)
+            one_round(lab, one, weights, source, usual, tmp_path)
             assert not one.problems, one
             assert one.starts > 1 or kind == "SIGSTOP", one  # the fault was one

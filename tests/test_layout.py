@@ -26,7 +26,7 @@ OWNERS = {
     "h5py": {"shards/store.py"},
     "onnx": {"runtime/graphs.py"},
     "onnxruntime": {"runtime/graphs.py"},
-    "click": {"options.py", "console.py", "comparing.py", "asking.py", "supervising.py", "cli.py", "__main__.py"},
+    "click": {"options.py", "console.py", "comparing.py", "supervising.py", "cli.py", "__main__.py"},
     "tokenizers": {"models/tokens.py"},
     "PIL": {"models/images.py"},
     "scipy": {"planning/baselines.py"},

@@ -202,14 +202,14 @@ def _links(comm: Comm) -> tuple[list[float], list[float], float]:
     return latency, bandwidth, started[len(started) // 2] if started else 0.0
 
 
-def links_again(comm: Comm, pairs: Sequence[tuple[int, int]], size: Sequence[int], ahead: int) -> dict[int, float]:
+def links_again(comm: Comm, pairs: Sequence[tuple[int, int]], sizes: Sequence[int], ahead: int) -> dict[int, float]:
     """Return the bytes per second at which data comes to this rank from the other one of each of `pairs` that it is in. Collective.
 
-    `size`: bytes per pair that are timed, after `ahead` bytes that may pass at once. Takes milliseconds for each pair;
+    `sizes`: bytes per pair that are timed, after `ahead` bytes that may pass at once. Takes milliseconds for each pair;
     those of other ranks measure meanwhile.
     """
     found = {}
-    for (one, other), timed in zip(pairs, size):
+    for (one, other), timed in zip(pairs, sizes):
         if comm.rank in (one, other):
             peer = other if comm.rank == one else one
             for sender in (one, other):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hepti_mpi.cluster.profile import ClusterProfile, scaled
+from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import Pricer
 from hepti_mpi.planning.plan import Plan
@@ -72,22 +72,15 @@ class Speeds:
 def with_links(profile: ClusterProfile, found: dict[tuple[int, int], float]) -> tuple[ClusterProfile, str | None]:
     """Return the profile with the bytes per second of those pairs that differ much from what it says, and which differs most."""
     rates = [list(row) for row in profile.bytes_per_second]
-    worst, pair = LINK, None
-    for (one, other), rate in found.items():
-        change = max(rate / rates[one][other], rates[one][other] / rate)
-        if change > LINK:
-            if change > worst:
-                worst, pair = change, (one, other, rates[one][other], rate)
-            rates[one][other] = rates[other][one] = rate
-    if pair is None:
+    changes = {pair: max(rate / rates[pair[0]][pair[1]], rates[pair[0]][pair[1]] / rate) for pair, rate in found.items()}
+    one, other = max(changes, key=lambda pair: changes[pair])
+    if changes[one, other] <= LINK:
         return profile, None
-    one, other, before, rate = pair
-    what = f"the link between ranks {one} and {other} carries {rate * 8e-6:.0f} Mbit/s, not {before * 8e-6:.0f}"
+    what = f"the link between ranks {one} and {other} carries {found[one, other] * 8e-6:.0f} Mbit/s, not {rates[one][other] * 8e-6:.0f}"
+    for (left, right), change in changes.items():
+        if change > LINK:
+            rates[left][right] = rates[right][left] = found[left, right]
     return replace(profile, bytes_per_second=tuple(map(tuple, rates))), what
-
-
-def slowed(profile: ClusterProfile, factors: Sequence[float] | np.ndarray) -> ClusterProfile:
-    return scaled(profile, [float(factor) for factor in factors])
 
 
 def worth(before: float, after: float, left: int, cost: float) -> bool:

@@ -204,8 +204,9 @@ def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
 
 
 def _decision_line(item: dict[str, Any]) -> str:
-    gain = "" if item.get("gain") is None else f", which made requests {item['gain'] * 100:.0f} % shorter"
-    return f"after batch {item['batch']}: {item['why']}: plan {item['to']} ({item['strategy']}) instead of {item['from']}{gain}"
+    gain = item.get("gain")
+    came = "" if gain is None else f", which made requests {abs(gain) * 100:.0f} % {'shorter' if gain >= 0 else 'longer'}"
+    return f"after batch {item['batch']}: {item['why']}: plan {item['to']} ({item['strategy']}) instead of {item['from']}{came}"
 
 
 def _remarks(record: dict[str, Any]) -> Iterator[str]:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.cluster.probe import round_robin
-from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.cluster.profile import ClusterProfile, scaled
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.drift import Expectation, Speeds, credible, slowed, with_links, worth
+from hepti_mpi.planning.drift import Expectation, Speeds, credible, with_links, worth
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Request
 from hepti_mpi.planning.program import make_program
@@ -55,27 +55,25 @@ class Question:
 
 @dataclass(frozen=True)
 class Advice:
-    """What it answers: `plan` takes `seconds`, the one in use `present`. `last`: no more answers to this question come."""
+    """What it answers: `plan` takes `seconds`. `last`: no more answers to this question come."""
 
     plan: Plan
     seconds: float
-    present: float
     last: bool
 
 
-def advise(question: Question) -> "list[Callable[[], Advice]]":
+def advise(question: Question) -> list[Callable[[], Advice]]:
     """Return what finds plans for a question: one soon, near the plan in use, and one after searching all."""
     spec, profile, request = question.spec, question.profile, question.request
-    present = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, question.plan), question.plan).seconds
 
     def near() -> Advice:
-        found = planner.again(spec, question.source_hash, profile, request, question.plan)
-        price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, found.plan), found.plan)
-        return Advice(found.plan, price.seconds, present, last=False)
+        plan = planner.again(spec, question.source_hash, profile, request, question.plan).plan
+        price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, plan), plan)  # by all of its layers
+        return Advice(plan, price.seconds, last=False)
 
     def best() -> Advice:
         found = methods.decide(question.method, spec, question.source_hash, profile, request).chosen
-        return Advice(found.plan, found.price.seconds, present, last=True)
+        return Advice(found.plan, found.price.seconds, last=True)
 
     return [near, best] if question.method in methods.OURS else [best]
 
@@ -324,5 +322,5 @@ class Adapter:
 
     def _expect(self) -> None:
         """Forget what batches took under another plan or at other speeds."""
-        self.expected = Expectation(self.spec, slowed(self.base, self.speeds.used), self.plan, self.request)
+        self.expected = Expectation(self.spec, scaled(self.base, self.speeds.used.tolist()), self.plan, self.request)
         self.late.clear()

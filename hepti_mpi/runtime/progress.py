@@ -67,6 +67,3 @@ class Reported:
 
     def add(self, places: Sequence[int], finished: Sequence[dict[str, Any]], seconds: float) -> None:
         tell("answers", places=list(places), finished=list(finished), seconds=seconds)
-
-    def remove(self) -> None:
-        """There is no file."""

@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -123,7 +124,6 @@ class Attempt:
     """One start of mpirun."""
 
     process: "subprocess.Popen[bytes]"
-    hostfile: Path
     lines: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
     errors: list[str] = field(default_factory=list)
     listener: threading.Thread | None = None
@@ -194,7 +194,7 @@ class Supervisor:
         except OSError as error:
             raise GivenUp(f"{command[0]} cannot be started: {error.strerror or error}") from None
         self.marks.append(f"prterun-{socket.gethostname()}-{process.pid}@")  # the daemons of this mpirun carry it
-        attempt = Attempt(process, hostfile)
+        attempt = Attempt(process)
         assert process.stdout is not None and process.stderr is not None
         threading.Thread(target=self._read, args=(process.stdout, attempt.lines), daemon=True).start()
         attempt.listener = threading.Thread(target=self._pass_on, args=(process.stderr, attempt), daemon=True)
@@ -301,7 +301,7 @@ class Supervisor:
     def _sweep_one(self, host: Host, content: bytes) -> bool:
         if host.missed >= MISSED or not (answers(host) or answers(host)):
             return False
-        words = [*SSH, host.name, " ".join(map(_quoted, [sys.executable, "-c", SWEEP, str(self.path), *self.marks]))]
+        words = [*SSH, host.name, shlex.join([sys.executable, "-c", SWEEP, str(self.path), *self.marks])]
         try:
             done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
         except subprocess.TimeoutExpired:
@@ -335,10 +335,6 @@ class Supervisor:
 
 def _names(hosts: Sequence[Host]) -> str:
     return ", ".join(host.name for host in hosts)
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def _is_here(name: str) -> bool:

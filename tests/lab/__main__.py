@@ -11,13 +11,15 @@
 import argparse
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from . import check, state
 from .clusters import Cluster, cluster_named, read_clusters
 from .errors import LabError
-from .experiments import experiment
+from .experiments import drift, quiet, soak
+from .faults import faults
 from .lab import Lab
 
 
@@ -109,6 +111,14 @@ def judge(options: argparse.Namespace) -> int:
     return 0
 
 
+def experiment(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="hepti-experiment-") as folder:
+        return EXPERIMENTS[options.name](options, Path(folder))
+
+
+EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description="An emulated cluster of real hosts on this machine.")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -142,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, name in ((starting[1], "ARGUMENTS"), (on_host[0], "COMMAND")):
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
     trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
-    trial.add_argument("name", choices=("drift", "quiet", "faults", "soak"))
+    trial.add_argument("name", choices=EXPERIMENTS)
     trial.add_argument("--rounds", type=int, help="of faults; default: 100")
     trial.add_argument("--requests", type=int, help="default: 120 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")

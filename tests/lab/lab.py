@@ -237,6 +237,11 @@ class Lab:
         line = jobs.shell_line(command, env or {}, os.getcwd())
         return subprocess.Popen(self._login((hosts or self.hosts)[0], line), **{"stdin": subprocess.DEVNULL, "text": True, **streams})
 
+    def begin(self, host: str, argv: Sequence[str], **streams: Any) -> "subprocess.Popen[str]":
+        """Start a program on one host over ssh, with the settings of a job but without mpirun, and return at once."""
+        line = jobs.shell_line(argv, {}, os.getcwd(), exports=False)
+        return subprocess.Popen(self._login(host, line), **{"stdin": subprocess.DEVNULL, "text": True, **streams})
+
     def mpirun(self, argv: Sequence[str], timeout: float | None = None, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a job to its end; `options` as for `start`.
 

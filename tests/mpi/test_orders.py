@@ -10,6 +10,8 @@ from test_answers import GOLDEN, SHARES, opened, plan_of
 from hepti_mpi.cluster import probe
 from hepti_mpi.comm.orders import Orders
 from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning import plan as plans
 from hepti_mpi.runtime import job
 from hepti_mpi.runtime.answer import Steady, answer
 
@@ -94,9 +96,6 @@ def test_plans_change_between_batches(machine, folder, shares):
 
 
 def test_a_plan_is_the_same_after_its_journey():
-    from hepti_mpi.models.random_models import random_model
-    from hepti_mpi.planning import plan as plans
-
     spec = random_model("tiny-bert").spec
     plan = replace(plan_of(spec, "x", (("heads", "rows"),) * spec.layers, SHARES["even"](3), rows=40), predicted_seconds=0.5)
     assert plans.from_json(plan.to_json()) == plan
