@@ -16,7 +16,9 @@ from hepti_mpi import __version__
 from hepti_mpi.asking import Asked
 from hepti_mpi.comparing import bench, report
 from hepti_mpi.console import agreed_store_path, profile_path, progress_bar, say, size, store_path
+from hepti_mpi.doctoring import doctor
 from hepti_mpi.options import BASELINES, FILE, OURS, machine_options, planning_options, weights_option
+from hepti_mpi.pushing import push
 from hepti_mpi.supervising import supervise
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def main(context: click.Context) -> None:
       python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
     """
-    if context.invoked_subcommand in ("slice", "inspect", "plan", "report"):
+    if context.invoked_subcommand in ("slice", "inspect", "plan", "report", "push"):
         from hepti_mpi.comm.launcher import launched_rank
 
         if launched_rank():
@@ -176,11 +178,11 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi profile --weights weights/bert-large.h5
     """
     from hepti_mpi.reporting.inspection import profile_lines
-    from hepti_mpi.runtime import job
+    from hepti_mpi.runtime import fetching
     from hepti_mpi.runtime import machine as machines
 
     machine = machines.start(threads, emulate, deadline)
-    store = job.open_store(machine, agreed_store_path(machine, weights))
+    store = fetching.open_store(machine, agreed_store_path(machine, weights))
     path = output or profile_path(machine)
     begin = time.perf_counter()
     measured = machines.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
@@ -204,6 +206,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
 @click.option(
     "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
 )
+@click.option("--weights-cache", type=FILE, help="Where a host without the store keeps what other ranks send it of the weights.")
 @click.option("--supervised", "state_file", type=FILE, hidden=True, help="Tell the supervise command what is done, and begin with this.")
 @machine_options
 @planning_options
@@ -221,6 +224,7 @@ def run(
     deadline: float,
     repeat: int,
     batch_rows: int,
+    weights_cache: Path | None,
     state_file: Path | None,
     **options: Any,
 ) -> None:
@@ -234,7 +238,7 @@ def run(
     from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.planning import plan as plans
     from hepti_mpi.runtime import adapt as adapting
-    from hepti_mpi.runtime import job, progress
+    from hepti_mpi.runtime import fetching, job, progress
     from hepti_mpi.runtime import machine as machines
     from hepti_mpi.runtime.answer import answer
 
@@ -244,12 +248,14 @@ def run(
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
     if resume and (output is None or repeat > 1):
         raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
-    if adapt and options["shares"] is not None:
-        raise click.UsageError("--shares say who does what; they cannot be used with --adapt")
+    cut = weights is not None and weights.is_dir()
+    if adapt and (cut or options["shares"] is not None):
+        why = f"{weights} was cut for one plan: it" if cut else "--shares say who does what: they"
+        raise click.UsageError(f"{why} cannot be used with --adapt")
     method = _method(options)
     machine = machines.start(threads, emulate, deadline)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
-    store = job.open_store(machine, agreed_store_path(machine, weights))
+    store = fetching.open_store(machine, agreed_store_path(machine, weights, weights_cache is not None), weights_cache)
     asked, chosen, typical = None, None, None
     state = progress.State()
     with world.patience.slower(), machines.together(world):
@@ -296,7 +302,7 @@ def run(
         _show_plan(ready)
     watch = None
     if adapt is None:
-        adapt = method in ADAPTING and batches >= adapting.FROM and options["shares"] is None
+        adapt = method in ADAPTING and batches >= adapting.FROM and options["shares"] is None and not cut
     if root and adapt and measured is not None:
         watch = adapting.Adapter(
             store.spec, store.source_hash, measured, method, request, ready.plan, ready.startup_seconds["load"], tell
@@ -382,5 +388,7 @@ def _method(options: dict[str, Any]) -> str:
 
 
 main.add_command(bench)
+main.add_command(doctor)
+main.add_command(push)
 main.add_command(report)
 main.add_command(supervise)

@@ -56,7 +56,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     from hepti_mpi.planning.planner import Request
     from hepti_mpi.reporting import comparison, outputs
     from hepti_mpi.runtime import bench as benches
-    from hepti_mpi.runtime import job
+    from hepti_mpi.runtime import fetching, job
     from hepti_mpi.runtime import machine as machines
 
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
@@ -65,7 +65,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
     machine = machines.start(threads, emulate, deadline)
     world, root = machine.world, machine.world.rank == 0
-    store = job.open_store(machine, agreed_store_path(machine, weights))
+    store = fetching.open_store(machine, agreed_store_path(machine, weights))
     path = profile_file or profile_path(machine)
     measured = machines.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
     limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit

@@ -29,11 +29,12 @@ def store_path(given: Path | None) -> Path:
     raise StoreError(f"there is no store in {WEIGHTS}/; make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}")
 
 
-def agreed_store_path(machine: "Machine", given: Path | None) -> Path:
+def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = False) -> Path:
+    """Return the store that is meant on every rank; `may_lack`: also where this host has none. Collective."""
     from hepti_mpi.runtime import machine as machines
 
     with machines.together(machine.world):
-        path = store_path(given)
+        path = DEFAULT_STORE if may_lack and given is None and not list(WEIGHTS.glob("*.h5")) else store_path(given)
     return path
 
 

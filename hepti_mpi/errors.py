@@ -35,5 +35,11 @@ class CapacityError(HeptiError):
     """No plan fits into the memory of the ranks; the message says which rank lacks how many bytes."""
 
 
+class HostError(HeptiError):
+    """This rank's host fails: its disk or its memory. The job may well run without it."""
+
+    exit_code = 4
+
+
 class RankError(HeptiError):
     """A rank other than this one failed; that rank has already said why."""

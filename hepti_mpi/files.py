@@ -14,16 +14,24 @@ LARGEST_DOCUMENT = 256 << 20  # bytes
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that gets the name `path` when it is complete, and leaves nothing behind otherwise.
+def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """Yield a file that gets the name `path` when it is complete and on the disk, and leaves nothing behind otherwise.
 
-    The temporary name is nobody else's, so two programs may write the same path. Raises OSError.
+    `mode`: who may read it, besides the umask. The temporary name is nobody else's, so two programs may write the same path.
+    Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name too
+        finally:
+            os.close(folder)
     finally:
         with suppress(OSError):  # whatever kept it from being made is told by the caller
             temporary.unlink()

@@ -13,6 +13,8 @@ import click
 from hepti_mpi.console import put_out
 from hepti_mpi.options import FILE
 
+UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of which nothing is known
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("hostfile", type=FILE)
@@ -28,7 +30,8 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     """
     import shlex
 
-    from hepti_mpi.runtime.supervise import Interrupted, Supervisor, read_hosts
+    from hepti_mpi.comm.hosts import read_hosts
+    from hepti_mpi.runtime.supervise import Interrupted, Supervisor
 
     if arguments[:1] != ("run",):
         raise click.UsageError("what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ...")
@@ -41,6 +44,11 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
         if options[name] is not None:
             option = name.removesuffix("_file")
             raise click.UsageError(f"--{option} is for one set of hosts, of which a supervised run may lose some: leave it out")
+    if len(options["memory_limit"] or ()) > 1:
+        raise click.UsageError("--memory-limit per rank is for one set of hosts, of which a supervised run may lose some: give one number")
+    if options["weights"] is not None and options["weights"].is_dir():
+        raise click.UsageError(f"{options['weights']} holds files cut for one set of ranks, of which a supervised run may lose some: "
+                               "give --weights a store")  # fmt: skip
     hosts = read_hosts(hostfile)
 
     def tell(sentence: str) -> None:
@@ -172,8 +180,8 @@ class Kept:
         prices = []
         for hosts in (more, present):
             part = profiles.of_hosts(profile, hosts)
-            if part is None:
-                return None
+            if part is None:  # one that was never measured
+                return UNKNOWN_GAIN * seconds
             try:
                 chosen = methods.decide(measured["method"], spec, measured["source_hash"], part, request).chosen
             except HeptiError:

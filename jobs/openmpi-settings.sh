@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write the settings of Open MPI that ranks on one machine need into a venv, so that plain `mpirun -hostfile FILE` works.
+# Write the settings of Open MPI that ranks need into a venv, so that plain `mpirun -hostfile FILE` works.
 #
 #   bash jobs/openmpi-settings.sh [VENV]
 #
@@ -23,6 +23,8 @@ setting "$venv/etc/prte-mca-params.conf" hwloc_default_binding_policy none
 # which an earlier version of this script wrote.
 sed -i '/^[[:space:]]*rmaps_default_mapping_policy[[:space:]]*=[[:space:]]*:oversubscribe[[:space:]]*$/d' "$venv/etc/prte-mca-params.conf"
 setting "$venv/etc/prte-mca-params.conf" rmaps_default_mapping_policy slot:oversubscribe
+# Ranks on other hosts get the environment of mpirun. Without its PATH they do not find a plain `python`.
+setting "$venv/etc/prte-mca-params.conf" prte_fwd_environment 1
 # A rank that waits gives its core away between two looks. Open MPI does so by itself only with more ranks than slots; with
 # 4 slots on 2 cores 1000 barriers of 4 ranks take 8 s without it and 0.01 s with it.
 setting "$venv/etc/openmpi-mca-params.conf" mpi_yield_when_idle 1

@@ -31,7 +31,7 @@ hostfile=hostfiles/pbs-$job.txt
 # Every node once, in the order of the job, with one slot, also where PBS lists a node once per core. The
 # measurements are saved beside it: a job has its own nodes, so its own measurements.
 awk '!seen[$1]++ { print $1 " slots=1" }' "$PBS_NODEFILE" >"$hostfile"
-trap 'rm -f "$hostfile"' EXIT
+trap 'rm -f "$hostfile" "${hostfile%.txt}.profile.json"' EXIT
 
 # options may not hold blanks: the supervisor is given them as one word
 launch=(

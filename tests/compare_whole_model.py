@@ -9,6 +9,7 @@ requests, no plan, weights mapped from the same store. Requests alternate betwee
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.runtime import answer, job
+from hepti_mpi.runtime import answer, fetching, job
 from hepti_mpi.runtime import machine as machines
 from hepti_mpi.shards.slicing import Slice
 from hepti_mpi.shards.store import Store
@@ -92,9 +93,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=30)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--limit", type=float, default=1.02, help="exit with 1 when one rank takes more times as long; default: 1.02")
     wanted = parser.parse_args()
     machine = machines.start(wanted.threads)
-    store = job.open_store(machine, wanted.store)
+    store = fetching.open_store(machine, wanted.store)
     spec = store.spec
     before = answer.anonymous_bytes()
     plan = Plan(
@@ -124,7 +126,7 @@ def main() -> None:
                 theirs = result
     medians = {name: statistics.median(values) for name, values in times.items()}
     pairs = statistics.median(one / other for one, other in zip(times["hepti"], times["whole"]))
-    slices = ready.engine.weight_bytes
+    slices, difference = ready.engine.weight_bytes, float(np.abs(ours - theirs).max())
     print(
         json.dumps(
             {
@@ -134,7 +136,7 @@ def main() -> None:
                 "median_seconds": medians,
                 "ratio_of_medians": medians["hepti"] / medians["whole"],
                 "median_ratio": pairs,
-                "largest_difference": float(np.abs(ours - theirs).max()),
+                "largest_difference": difference,
                 "slice_bytes": slices,
                 "anonymous_bytes_before_loading": before,
                 "anonymous_bytes_after_loading": anonymous,
@@ -143,6 +145,8 @@ def main() -> None:
             }
         )
     )
+    if pairs > wanted.limit or difference > 1e-4 or anonymous > 1.15 * slices + 150e6:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.comm.hosts import read_hosts
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.hf import read_model
 from hepti_mpi.models.preprocess import read_requests
@@ -37,7 +40,6 @@ from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.reporting.journal import Journal, journal_path
 from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.runtime.progress import State, read_state, told
-from hepti_mpi.runtime.supervise import read_hosts
 from hepti_mpi.shards import store as stores
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -150,6 +152,15 @@ def kinds(folder: Path) -> list[Kind]:
     ]  # fmt: skip
 
 
+def blank_png(side: int) -> bytes:
+    """Return a sound gray picture of `side` x `side` pixels, all black."""
+    packer = zlib.compressobj()
+    packed = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) + packer.flush()
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def bombs() -> list[tuple[str, str, bytes]]:
     """Return (kind, file name, content) of small files that say they are huge."""
     packed = io.BytesIO()
@@ -158,7 +169,13 @@ def bombs() -> list[tuple[str, str, bytes]]:
         np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 16, 1 << 10)})
         archive.writestr("input_ids.npy", header.getvalue() + bytes(1 << 26))
     deep = b"[" * 200_000
+    zeros = io.BytesIO()
+    with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("input_ids.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<i8", "fortran_order": False, "shape": (1 << 15, 1 << 10)})
+        for _ in range(1 << 8):
+            member.write(bytes(1 << 20))
     return [
+        ("png", "x.png", blank_png(11500)), ("npz", "in.npz", zeros.getvalue()),
         ("npz", "in.npz", packed.getvalue()), ("plan", "p.json", deep), ("profile", "p.json", deep), ("state", "s.json", deep),
         ("config", "config.json", deep), ("tokenizer", "tokenizer.json", deep), ("journal", "j.jsonl.journal", deep + b"\n"),
         ("safetensors", "model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"), ("npz", "in.npz", gzip.compress(bytes(1 << 20))),
@@ -194,12 +211,23 @@ def _read(kind: Kind, path: Path) -> str | None:
     try:
         kind.read(path)
     except HeptiError as error:
+        if _memory_ran_out(error):
+            return f"memory ran out: {error}"
         return None if "\n" not in str(error) and str(error) else f"no sentence: {str(error)!r}"
     except BaseException as error:  # noqa: BLE001  whatever comes out but a sentence is wrong
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     finally:
         signal.alarm(0)
     return None
+
+
+def _memory_ran_out(error: BaseException | None) -> bool:
+    """Tell whether a sentence hides that more memory was asked for than there is."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__context__
+    return False
 
 
 def fuzz(inputs: int, seed: int) -> tuple[dict[str, int], list[str]]:

@@ -35,7 +35,8 @@ check() { # SECONDS COMMAND...: print the command, run it under a time limit, re
 
 check 120 ruff check hepti_mpi tests
 check 600 mypy hepti_mpi
-check 1800 python -m pytest -q tests --ignore=tests/mpi
+check 1800 python -m pytest -q -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
+check 1800 python -m pytest -q tests/test_lab*.py tests/test_fuzz.py # these need both cores, or their address space
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -p no:cacheprovider tests/mpi

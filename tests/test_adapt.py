@@ -151,6 +151,17 @@ def test_one_that_all_share_is_no_reason_to_switch():
     assert not world.adapter.made
 
 
+def test_what_comes_and_goes_is_not_followed_each_time():
+    world = World()
+    world.go(10)
+    for turn in range(10):
+        world.reality = PROFILE if turn % 2 else scaled(PROFILE, [3.2, 1, 1])
+        world.go(4)
+    switches = [one["batch"] for one in world.adapter.made]
+    most = max(sum(begin <= batch < begin + adapt.LATELY for batch in switches) for begin in switches)
+    assert 2 <= len(switches) <= adapt.CALM + 1 and most <= adapt.CALM + 1, switches  # 10 changes
+
+
 def test_a_lone_stall_is_no_reason_to_switch():
     world = World()
     world.go(10)

@@ -72,7 +72,7 @@ def test_help_has_an_example(name):
 def test_help_and_version():
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0 and all(name in result.output for name in cli.main.commands) and "Example" in result.output
-    assert set(cli.main.commands) == {"slice", "inspect", "plan", "profile", "run", "bench", "report", "supervise"}
+    assert set(cli.main.commands) == {"slice", "inspect", "plan", "profile", "run", "bench", "report", "doctor", "push", "supervise"}
     assert "hepti_mpi" in CliRunner().invoke(cli.main, ["--version"]).output
 
 

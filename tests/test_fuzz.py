@@ -23,6 +23,13 @@ def takes_memory(path):
     np.ones(MEMORY // 4)
 
 
+def hides_memory(path):
+    try:
+        takes_memory(path)
+    except MemoryError:
+        raise HeptiError("this file is not sound") from None
+
+
 def says_two_lines(path):
     raise HeptiError("one\ntwo")
 
@@ -32,7 +39,8 @@ def dies(path):
 
 
 @pytest.mark.parametrize("fault, words", [
-    (raises, "KeyError"), (takes_memory, "MemoryError"), (says_two_lines, "no sentence"), (dies, "the process ended with status"),
+    (raises, "KeyError"), (takes_memory, "MemoryError"), (hides_memory, "memory ran out"), (says_two_lines, "no sentence"),
+    (dies, "the process ended with status"),
 ])  # fmt: skip
 def test_a_reader_that_fails_is_found(tmp_path, fault, words):
     """The check can fail."""

@@ -14,7 +14,8 @@ from hepti_mpi import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = ["README.md", "weights/README.md", *sorted(f"jobs/{path.name}" for path in (ROOT / "jobs").iterdir() if path.suffix != ".txt")]
-FOREIGN = {"--mca", "--prefix", "--exclude", "--nodes", "--inputs"}  # options of mpirun, rsync, sbatch and tests/fuzz.py in README.md
+# options of mpirun, rsync, sbatch and tests/fuzz.py in README.md
+FOREIGN = {"--mca", "--prefix", "--exclude", "--nodes", "--array", "--inputs"}
 
 
 def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
@@ -30,7 +31,7 @@ def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
                     break
                 words.append(word)
             if words:
-                found.append([word for word in words if word != "..." and word not in ("$@", "${ARGS:-}")])
+                found.append([word for word in words if word != "..." and word not in ("$@", "${ARGS:-}", "${resume[@]}")])
     return found
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 from click.testing import CliRunner
@@ -12,10 +15,13 @@ from clusters import cluster
 
 from hepti_mpi import cli
 from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.comm.hosts import Host, read_hosts
+from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.reporting.outputs import finished_answer
+from hepti_mpi.runtime import supervise
 from hepti_mpi.runtime.progress import MARK, State, read_state, tell, told
-from hepti_mpi.runtime.supervise import SWEEP, GivenUp, Host, Supervisor, read_hosts
+from hepti_mpi.runtime.supervise import SWEEP, GivenUp, Supervisor, blame
 from hepti_mpi.supervising import Kept
 
 
@@ -82,7 +88,7 @@ def test_a_sweep_ends_the_job_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def supervised(tmp_path, script, hosts=("localhost",)):
+def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None):
     """Supervise a shell script in the place of mpirun; return what was heard and said, and what came of it."""
     launcher = tmp_path / "launcher.sh"
     launcher.write_text("#!/bin/sh\n" + script)
@@ -94,7 +100,8 @@ def supervised(tmp_path, script, hosts=("localhost",)):
         heard.append(record)
         state.finished += record.get("places", [])
 
-    watch = Supervisor([Host(name, name) for name in hosts], [str(launcher)], ["run"], lambda: state, hear, lambda *_: None, said.append)
+    hosts = [host if isinstance(host, Host) else Host(host, host) for host in hosts]
+    watch = Supervisor(hosts, [str(launcher)], ["run"], lambda: state, hear, gains, said.append)
     try:
         watch.run()
         return heard, said, None
@@ -140,6 +147,79 @@ def test_bad_input_is_not_tried_again(tmp_path):
     assert why == "the run cannot begin: on pi1 (rank 0): no such file" and not said
 
 
+TWO = (("localhost", "pi1"), ("127.0.0.1", "pi2"))  # both here, so both answer
+
+
+@pytest.mark.parametrize("said_by_the_end", [
+    "error on pi1 (rank 0): waited 6 s for rank 1 on pi2; all hosts answer: look there",
+    "error on pi2 (rank 1): [Errno 5] Input/output error",
+    "mpirun noticed that process rank 1 with PID 7 on node pi2 exited on",
+])  # fmt: skip
+def test_a_host_that_answers_and_is_no_good_is_left_out(tmp_path, said_by_the_end):
+    script = f"if grep -q 127.0.0.1 $2; then echo '{said_by_the_end}' >&2; sleep 0.2; exit 4; fi\n{ANSWER % 0}\n{DONE}\n"
+    heard, said, why = supervised(tmp_path, script, hosts=[Host(name, name, own) for name, own in TWO])
+    assert why is None and [record["kind"] for record in heard] == ["answers", "done"]
+    assert len(said) == 2 and "127.0.0.1 is left out, though it answers; starting again" in said[-1], said
+
+
+def test_a_host_that_is_back_is_taken_back_if_it_gains_enough(tmp_path, monkeypatch):
+    """A host whose sshd says nothing at first; ssh itself is a program that runs here what it is to run there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    door = socket.socket()
+    door.bind(("127.0.0.1", 0))
+    door.listen()
+    fake = f"""#!/bin/sh
+[ "$1" != -G ] || exec printf 'hostname 127.0.0.1\nport {door.getsockname()[1]}\n'
+for line; do :; done
+exec sh -c "$line"
+"""
+    (folder / "ssh").write_text(fake)
+    (folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(supervise, "ASK_SECONDS", 0.5)
+
+    def open_up():
+        time.sleep(4)
+        while door.fileno() >= 0:
+            with suppress(OSError):  # who asked has gone
+                link, _ = door.accept()
+                with link:
+                    link.sendall(b"SSH-2.0-test\n")
+
+    threading.Thread(target=open_up, daemon=True).start()
+    asked = []
+
+    def gains(more, present):
+        asked.append((more, present))
+        return 3600.0
+
+    script = f"""
+if grep -q pi9 $2; then {ANSWER % 1}; {DONE}; exit 0; fi
+{ANSWER % 0}
+exec sleep 60
+"""
+    heard, said, why = supervised(tmp_path, script, hosts=("localhost", "pi9"), gains=gains)
+    door.close()
+    assert why is None and [record["kind"] for record in heard] == ["answers", "answers", "done"], (why, said)
+    assert said == ["pi9 is left out", "pi9 is back; starting again"], said
+    assert asked[0] == ([host_name(), "pi9"], [host_name()])
+
+
+def test_whom_to_blame():
+    one, two, three = hosts = [Host(name, name, name) for name in ("pi1", "pi2", "pi3")]
+    each_other = ["error on pi2 (rank 1): waited 6 s for rank 2 on pi3; all", "error on pi3 (rank 2): waited 6 s for rank 1 on pi2; all"]
+    assert blame(each_other, hosts) is three and blame([*each_other, each_other[1]], hosts) is two
+    assert blame(["error on pi1 (rank 0): waited 6 s for rank 1 on pi2, rank 2 on pi3, ...; pi3 does not answer"], [one, two]) is two
+    assert blame(["error: mpirun does not start", "error on pi9 (rank 0): x"], hosts) is None and blame([], hosts) is None
+
+
+def test_ranks_that_do_not_find_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "BEGIN_SECONDS", 0.5)
+    _, said, why = supervised(tmp_path, "exec sleep 60\n")
+    assert "started 3 times in a row" in why and said == ["the ranks did not find each other within 0.5 s; starting again"] * 2
+
+
 def test_a_launcher_that_is_not_there(tmp_path):
     watch = Supervisor([Host("localhost", "localhost")], ["/nowhere/mpirun"], ["run"], State, print, lambda *_: None, print)
     with pytest.raises(GivenUp, match="/nowhere/mpirun cannot be started"):
@@ -173,7 +253,7 @@ def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     one.write()
     assert (tmp_path / "a.jsonl").read_text() == '{"input": "0"}\n{"input": "1"}\n{"input": "2"}\n'
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"format": "hepti-run"}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("a.jsonl", 0o600)]  # nobody else's to read
 
 
 def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):

@@ -130,13 +130,13 @@ def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers
     curve = _rising([taken / timers.weights for taken in curve])
     attention /= timers.attention_macs
     elements, casts = (max(spent - nothing, 1e-9) / timers.element_count for spent in (elements, casts))
-    latency, bandwidth, head_start = _links(comm)
+    latency, bandwidth, head_start = links(comm)
     exchange, start, per_byte = _exchange(comm, exchanges)
     node = [host_name(), cores, threads, memory, list(rows), curve, attention, elements, nothing, head_start, casts]
     every = comm.gather_all([node, latency, bandwidth])
     nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), *n[6:]) for n, _, _ in every)
-    links = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
-    return ClusterProfile(nodes, *links, versions, shape, exchange, start, per_byte)
+    matrices = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
+    return ClusterProfile(nodes, *matrices, versions, shape, exchange, start, per_byte)
 
 
 def _rising(curve: list[float]) -> list[float]:
@@ -181,9 +181,9 @@ def _exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:
     return whole[0], starting[0], max(0.0, (starting[1] - starting[0]) / ((BLOCK - SMALL) * len(peers)))
 
 
-def _links(comm: Comm) -> tuple[list[float], list[float], float]:
+def links(comm: Comm) -> tuple[list[float], list[float], float]:
     """Return this rank's latency in seconds and bandwidth in bytes per second to every rank, and the bytes that pass an idle link at
-    once before its rate holds (what switches and shapers save up).
+    once before its rate holds (what switches and shapers save up). Collective.
 
     Disjoint pairs measure at once: a round-robin tournament of size - 1 rounds (or size, when it is odd).
     """

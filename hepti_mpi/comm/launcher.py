@@ -22,6 +22,19 @@ def launched_rank() -> int:
     return 0
 
 
+def launched() -> bool:
+    """Say whether this process is a rank that mpirun or mpiexec started."""
+    return any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"))
+
+
+def launched_size() -> int:
+    """Return how many ranks the launcher says that it started; 1 where it does not say."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
 def host_name() -> str:
     return socket.gethostname().split(".")[0]
 

@@ -5,6 +5,7 @@ hosts that do not answer: so a thread watches, and ends this process and, where 
 """
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
 
 EXIT_CODE = 3  # of a rank that waited too long
 LOOK_SECONDS = 0.25
@@ -22,6 +23,7 @@ ANSWER_SECONDS = 2.0  # for a host to answer
 END_SECONDS = 2.0  # for mpirun to end by itself
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
 SLOWER = 10  # times as long others may take to measure or to load
+START = 2  # times as long ranks may take to find each other
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")
 SSH_PORT = 22
 Whom = Callable[[], Sequence[int]]
@@ -104,17 +106,48 @@ def is_silent(host: str) -> bool:
     return False
 
 
+@contextmanager
+def starting(seconds: float) -> Iterator[None]:
+    """Watch over MPI's own start, which waits for all ranks and lets no other thread of Python run: a process of its own ends this one
+    and its launcher when that lasts START times `seconds`; 0: never."""
+    if seconds <= 0 or launched_size() == 1:
+        yield
+        return
+    launcher, own = os.getppid(), os.getpid()
+    reading, writing = os.pipe()
+    watch = os.fork()
+    if not watch:
+        os.close(writing)
+        if not select.select([reading], [], [], START * seconds)[0]:
+            what = f"the {launched_size()} ranks did not find each other within {START * seconds:g} s"
+            look = "look for the reason with: python -m hepti_mpi doctor HOSTFILE"
+            print(f"error on {host_name()} (rank {launched_rank()}): {what}; {look}", file=sys.stderr, flush=True)
+            _end_launcher(launcher)
+            os.kill(own, signal.SIGKILL)
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.close(writing)
+        os.waitpid(watch, 0)
+
+
 def end_here(code: int) -> None:
     """End this process, and the launcher, which would wait for ranks that do not come."""
-    parent = os.getppid()
-    if Path(f"/proc/{parent}/comm").read_text().strip() in LAUNCHERS and os.fork() == 0:
+    _end_launcher(os.getppid())
+    os._exit(code)
+
+
+def _end_launcher(process: int) -> None:
+    """Begin to end `process` if it is mpirun or its daemon."""
+    if Path(f"/proc/{process}/comm").read_text().strip() in LAUNCHERS and os.fork() == 0:
         os.setsid()  # the launcher ends its ranks when it is ended
-        others = _children(parent)  # its ssh to a lost host would hold on to the screen
-        _end(parent)
+        others = _children(process)  # its ssh to a lost host would hold on to the screen
+        _end(process)
         for other in others:
             _end(other)
         os._exit(0)
-    os._exit(code)
 
 
 def _children(process: int) -> list[int]:

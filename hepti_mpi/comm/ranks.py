@@ -6,6 +6,7 @@ nothing received is ever unpickled.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.comm.patience import Patience
+from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
+from hepti_mpi.comm.patience import Patience, starting
 from hepti_mpi.errors import HeptiError, RankError
 
 IDLE_SECONDS = 0.005
@@ -38,7 +39,7 @@ class Comm:
     def world(cls, deadline: float = 0.0) -> "Comm":
         """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores.
 
-        `deadline`: seconds after which a rank no longer waits for another; 0: never.
+        `deadline`: seconds after which a rank no longer waits for another; 0: never. Raises HeptiError where the launcher is another MPI's.
         """
         local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
         if local >= (os.cpu_count() or 1):
@@ -46,9 +47,19 @@ class Comm:
         import mpi4py
 
         mpi4py.rc.thread_level = "serialized"
-        from mpi4py import MPI
+        with starting(deadline):
+            from mpi4py import MPI
 
         comm = MPI.COMM_WORLD
+        if comm.Get_size() == 1 < launched_size():
+            alone: HeptiError = RankError("this rank is alone")
+            if launched_rank() == 0:
+                alone = HeptiError(
+                    f"mpirun started {launched_size()} ranks and each of them is alone: mpirun is another MPI's than {cls.library()}, "
+                    f"with which they run; call that one's, which may be {os.path.join(sys.prefix, 'bin', 'mpirun')}"
+                )
+            alone.agreed = True
+            raise alone
         world = cls(comm, Patience(deadline, comm.Get_rank(), comm.Get_size()))
         world.patience.hosts = world.gather_all(host_name())
         return world
@@ -116,6 +127,20 @@ class Comm:
         """Wait for all ranks, spinning; for measurements."""
         with self.patience.waiting():
             self.mpi.Barrier()
+
+    # files: bytes
+
+    def send(self, peer: int, values: np.ndarray) -> None:
+        """Send bytes to `peer`, which calls `receive` for as many."""
+        with self.patience.waiting(lambda: [peer]):
+            self._done(self.mpi.Isend(values, peer))
+
+    def receive(self, peer: int, size: int) -> np.ndarray:
+        """Return the `size` bytes that `peer` sends."""
+        values = np.empty(size, np.uint8)
+        with self.patience.waiting(lambda: [peer]):
+            self._done(self.mpi.Irecv(values, peer))
+        return values
 
     # activations: float32 arrays [rows, width], `counts` rows per rank
 

@@ -14,6 +14,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.untrusted import shown
 
 SIZE_LIMIT = 1 << 30  # bytes of one array
+UNPACKED, TIMES = 32 << 20, 100  # bytes that any file may unpack to, and times its own size
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -46,6 +47,8 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> 
             raise InputError(f"{path}: array {name} is of type {str(dtype):.60}, expected numbers")
         if any(side < 0 for side in shape) or size > min(SIZE_LIMIT, info.file_size):
             raise InputError(f"{path}: array {name} claims {size} bytes, the file holds {info.file_size}, the limit is {SIZE_LIMIT}")
+        if size > max(UNPACKED, TIMES * info.compress_size):
+            raise InputError(f"{path}: array {name} unpacks to {size} bytes, {TIMES} times those in the file: save it uncompressed")
         data = file.read(size)
     if len(data) != size:
         raise InputError(f"{path}: array {name} ends after {len(data)} of its {size} bytes")

@@ -19,6 +19,7 @@ from hepti_mpi.models.untrusted import shown
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 PIXEL_LIMIT = 1 << 27  # pixels of one image
+UNPACKED, TIMES = 1 << 24, 100  # pixels that any file may unpack to, and for each of its bytes
 SIDE_LIMIT = 1 << 13  # pixels of a side that a preprocessor may ask for
 NAME = "preprocessor_config.json"
 
@@ -90,8 +91,10 @@ def open_image(path: Path, channels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about sizes that are refused below
             with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > PIXEL_LIMIT:
-                    raise InputError(f"image {path} has {image.width} x {image.height} pixels, more than the limit of {PIXEL_LIMIT}")
+                limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * path.stat().st_size))
+                if image.width * image.height > limit:
+                    of = "" if limit == PIXEL_LIMIT else " for a file of its size"
+                    raise InputError(f"image {path} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
                 return ImageOps.exif_transpose(image).convert(modes(channels))
     except InputError:
         raise

@@ -42,6 +42,7 @@ foot yet busy test record boat common gold possible plane age dry wonder laugh t
 brought heat snow bed bring sit perhaps fill east weight language among cat mat sat wide crossed train boils seven degrees garden""".split()
 
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 TINY = {"hidden_size": 56, "num_hidden_layers": 3, "num_attention_heads": 7, "intermediate_size": 101}
 TEXT = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 30522, "max_position_embeddings": 512}
@@ -51,6 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert-large": TEXT | LARGE,
     "vit-base": IMAGE | BERT_BASE,
     "vit-large": IMAGE | LARGE,
+    "minilm": TEXT | MINILM,
     "tiny-bert": TEXT | TINY | {"vocab_size": 120},
     "tiny-vit": IMAGE | TINY | {"image_size": 20, "patch_size": 4, "num_labels": 5},
 }

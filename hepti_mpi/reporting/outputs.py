@@ -33,7 +33,7 @@ class Placed(Protocol):
 @contextmanager
 def _answer_file(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with whole_file(path) as file:
+        with whole_file(path, 0o600) as file:
             yield file
     except OSError as error:
         raise InputError(f"output {path} cannot be written: {error.strerror or error}") from None

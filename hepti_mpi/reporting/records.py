@@ -76,7 +76,7 @@ def run_record(
         "rows": int(np.median(rows)),
         "latency_seconds": {key: _short(value) for key, value in latency.items()},
         "predicted_seconds": None if plan.predicted_seconds is None else _short(plan.predicted_seconds),
-        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "load", "settle")},
+        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},
         "plan_hash": plan.hash,
         "wire": plan.wire,
         "wire_error": _short(wire_error),
@@ -199,7 +199,7 @@ def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
         f"max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
         *_remarks(record),
         *(_decision_line(item) for item in record["decisions"]),
-        "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items()),
+        "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items() if value),
     ])
 
 

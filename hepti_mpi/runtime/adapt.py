@@ -32,6 +32,7 @@ LATE, EARLY = 1.22, 0.8  # times what was usual that two batches in a row must t
 VERY = 1.5  # times: so much is looked into at once
 CALIBRATING = 3  # batches that say what is usual
 HELPED = 1.03  # times what requests took before a switch that they may take after it
+LATELY, CALM = 60, 4  # batches; switches among them after which the next has to wait, twice as long for each more
 REST = 4  # batches between two looks at all links; doubled each time nothing was found
 MOST_REST = 256
 IDLE_PART, SLOW_PART = 0.01, 0.03  # of the time that looking at links of ranks left out may take, and at links that were better once
@@ -169,6 +170,7 @@ class Adapter:
         self.refused: set[str] = set()
         self.held: Advice | None = None
         self.made: list[dict[str, Any]] = []
+        self.switches: list[int] = []  # before which batches
         self._expect()
 
     # what is heard
@@ -250,7 +252,7 @@ class Adapter:
             return None
         usual, present = self.usual or 1.0, self.expected.of(self.request.rows)[0]
         ours = self.method in methods.OURS  # another system solves again and goes on with what comes out
-        if ours and not credible(recent, usual):
+        if ours and (self._cooling() or not credible(recent, usual)):
             self.held = None if self.adviser.busy else advice  # maybe something disturbs for a moment
             return None
         if ours and not worth(usual * present, usual * advice.seconds, left, self.cost):
@@ -264,7 +266,13 @@ class Adapter:
         self.say(f"{self.switch_reason}: going on with plan {advice.plan.hash} ({advice.plan.strategy})")
         return self._order(advice.plan)
 
+    def _cooling(self) -> bool:
+        """Tell whether there were so many switches lately that the next has to wait: what comes and goes is not worth following."""
+        lately = sum(number > self.number - LATELY for number in self.switches)
+        return lately >= CALM and self.number < self.switches[-1] + 2**lately
+
     def _order(self, plan: Plan) -> dict[str, Any]:
+        self.switches.append(self.number)
         self.plan = replace(plan, hosts=self.plan.hosts)
         return {"do": "swap", "plan": self.plan.to_json()}
 

@@ -8,13 +8,12 @@ Every stage ends with all ranks agreeing that it worked, so that an error on one
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from hepti_mpi.cluster import probe
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.errors import CapacityError, InputError, PlanError, StoreError
+from hepti_mpi.errors import CapacityError, InputError, PlanError
 from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, planner
@@ -24,6 +23,7 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.engine import Engine
+from hepti_mpi.runtime.fetching import fetch
 from hepti_mpi.runtime.machine import Machine, Say, patiently, together
 from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.slicing import rank_slices
@@ -45,24 +45,6 @@ class Ready:
     segments: graphs.Segments
     decision: planner.Decision | None
     startup_seconds: dict[str, float]
-
-
-def open_store(machine: Machine, path: Path) -> Store:
-    """Open the store, or this rank's file in a folder of rank files, and check that all ranks have the same model. Collective."""
-    world, stores = machine.world, []
-    with together(world):
-        own = path / f"rank{world.rank:02d}.h5" if path.is_dir() else path
-        if path.is_dir() and not own.exists():
-            raise StoreError(f"{own} not found; cut it with: python -m hepti_mpi slice SOURCE STORE --plan PLAN --ranks {path}")
-        stores.append(Store(own))
-    hashes = world.gather_all(stores[0].source_hash)
-    with together(world):
-        if hashes[world.rank] != hashes[0]:
-            own_hash, first = hashes[world.rank][:12], hashes[0][:12]
-            raise StoreError(
-                f"{stores[0].path} holds a model with source hash {own_hash}, rank 0 has {first}; copy the same store to every host"
-            )
-    return stores[0]
 
 
 @patiently
@@ -104,6 +86,9 @@ def load(
         if hashes[world.rank] != hashes[0]:
             raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
     program = make_program(store.spec, plan)
+    if fetch(machine, store, rank_slices(store.spec, plan, world.rank)):
+        startup = startup | {"fetch": time.perf_counter() - begin}
+        begin = time.perf_counter()
     with together(world):
         store.verify(rank_slices(store.spec, plan, world.rank))
     segments = segments or graphs.Segments(store.spec, store)
@@ -149,6 +134,7 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool =
     if plan == ready.plan:
         return replace(ready, plan=plan, decision=decision)
     machine, spec = ready.machine, ready.spec
+    fetch(machine, ready.store, rank_slices(spec, plan, machine.world.rank))
     with together(machine.world):
         ready.store.verify(rank_slices(spec, plan, machine.world.rank))
     program = make_program(spec, plan)

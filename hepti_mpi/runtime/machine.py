@@ -19,7 +19,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.errors import HeptiError, PlanError, ProfileError
+from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.runtime import graphs
 
@@ -50,7 +50,7 @@ def together(world: Comm) -> Iterator[None]:
     except HeptiError as failure:
         error = failure
     except (OSError, MemoryError) as failure:
-        error = HeptiError(str(failure) or "out of memory")
+        error = HostError(str(failure) or "out of memory")
     world.agree(error)
 
 

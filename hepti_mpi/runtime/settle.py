@@ -19,8 +19,10 @@ from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.planning.program import Compute, Sync, make_program
 from hepti_mpi.runtime.engine import Engine
+from hepti_mpi.runtime.fetching import fetch
 from hepti_mpi.runtime.graphs import Segments
 from hepti_mpi.runtime.machine import Machine, patiently
+from hepti_mpi.shards.slicing import rank_slices
 
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
@@ -66,6 +68,7 @@ def settle(
 
     def opened(plan: Plan) -> Trial:
         program = make_program(spec, plan)
+        fetch(machine, segments.store, rank_slices(spec, plan, world.rank))
         return Trial(plan, Engine(world, machine.exchanges, machine.dilation, spec, plan, program, segments))
 
     documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
@@ -101,9 +104,11 @@ def settle(
 
 
 def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
-    """Return the chosen plan, what else its search led to, and other kinds of nearly the same price, as many as memory holds beside
-    each other: the weights that they share are not taken off, so it is rather too few."""
+    """Return the chosen plan, the same with float32 on the wire, what else its search led to, and other kinds of nearly the same price,
+    as many as memory holds beside each other: the weights that they share are not taken off, so it is rather too few."""
     chosen, plans = decision.chosen, [decision.chosen.plan]
+    if chosen.plan.wire != "float32":  # converting can cost more than it saves
+        plans.append(replace(chosen.plan, wire="float32"))
     left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
     others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds]
     for other in (*decision.close, *others[:FINALISTS]):

@@ -7,6 +7,7 @@ Knows hosts, ssh and processes; starts no MPI itself and does not know what is c
 import json
 import os
 import queue
+import re
 import secrets
 import shlex
 import signal
@@ -16,25 +17,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.hosts import SSH, Host, address_of, answers, is_here, short_name
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.runtime.progress import State, told
 
 JOB = "HEPTI_JOB"  # environment variable of every rank: by it they are found again
 HANDED_ON = ("HEPTI_", "OMP_", "OPENBLAS_")  # of the environment, besides what mpirun itself hands on
-BEAT_SECONDS, ANSWER_SECONDS, MISSED = 1.0, 1.0, 3  # between looks at a host; for it to answer; looks in a row that it may miss
+BEAT_SECONDS, MISSED = 1.0, 3  # between looks at a host; looks in a row that it may miss
 ASK_SECONDS = 15  # between two looks at whether a host that is back is worth a restart
 SSH_SECONDS = 20  # to clean up on a host that answers
 END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
+BLAMED = 2  # of those, for which one host is blamed and left out although it answers
+BEGIN_SECONDS = 120  # for the ranks to find each other
 MOST_LOSSES = 3  # of one host, after which it is not taken back
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "StrictHostKeyChecking=accept-new")
 # ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; run with python -c on each host
 SWEEP = """
 import os, sys, time
@@ -72,38 +75,12 @@ if content:
     os.replace(part, path)
 elif os.path.exists(path):
     os.unlink(path)
-print("left", len(left))
+print(os.uname().nodename)
 """
-
-
-@dataclass
-class Host:
-    """A host of the hostfile: `line` as it stands there. `missed`: looks in a row that it has not answered."""
-
-    name: str
-    line: str
-    address: tuple[str, int] | None = None
-    missed: int = 0
-    lost: bool = False
-    losses: int = 0
-
-
-def read_hosts(path: Path) -> list[Host]:
-    """Read a hostfile of mpirun. Raises HeptiError when it cannot be read or names no host, or one twice."""
-    try:
-        lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeptiError(f"hostfile {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    hosts = [Host(line.split()[0], line) for line in lines if line]
-    names = [host.name for host in hosts]
-    for name in names:
-        if name.startswith("-") or not all(letter.isalnum() or letter in "-._@" for letter in name):  # ssh would take it for an option
-            raise HeptiError(f"hostfile {path}: {name!r} is no name of a host")
-        if names.count(name) > 1:
-            raise HeptiError(f"hostfile {path} has {name} twice; give it one line with slots=N")
-    if not hosts:
-        raise HeptiError(f"hostfile {path} names no host")
-    return hosts
+# how ranks and mpirun say which host the trouble is with
+ON_HOST = re.compile(r"^error on (\S+) \(rank \d+\): (.*)")
+WAITED_FOR = re.compile(r"rank \d+ on ([^\s,;]+)")
+KILLED = re.compile(r"on node (\S+) exited on")
 
 
 class GivenUp(HeptiError):
@@ -142,21 +119,23 @@ class Supervisor:
         self.state, self.heard, self.gains, self.say = state, heard, gains, say
         self.job = secrets.token_hex(8)
         self.marks = [f"{JOB}={self.job}"]
-        self.path = Path(tempfile.gettempdir()) / f"hepti-{os.getuid()}-{self.job}.json"  # on every host
+        self.path = Path("/tmp") / f"hepti-{os.getuid()}-{self.job}.json"  # on every host: TMPDIR may be this one's
         self.restart_seconds = 10.0
         self.returning: tuple[Host, ...] = ()
+        self.blames = Counter[str]()
         self.ended = threading.Event()
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
 
     def run(self) -> None:
         """Run to the end. Raises: GivenUp, and HeptiError for bad input."""
         for host in self.hosts:
-            host.address = _address(host.name)
+            host.address = address_of(host.name)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         barren, ended = 0, time.monotonic()
         try:
             while True:
-                self._sweep(json.dumps(self.state().to_json()).encode())
+                if self._sweep(json.dumps(self.state().to_json()).encode()):
+                    barren = 0
                 live = [host for host in self.hosts if not host.lost]
                 if not live:
                     raise GivenUp(f"none of the {len(self.hosts)} hosts answers: {', '.join(host.name for host in self.hosts)}")
@@ -166,6 +145,10 @@ class Supervisor:
                 if why is None:
                     return
                 barren = 0 if answers else barren + 1
+                bad = self._blamed(attempt, live, answers)
+                if bad is not None:
+                    bad.lost, bad.losses, barren = True, MOST_LOSSES + 1, 0  # nothing would tell that it is well again
+                    why = f"{why}, as before; {bad.name} is left out, though it answers"
                 if barren >= BARREN:
                     said = attempt.errors[-1].strip() if attempt.errors else "it said nothing"
                     raise GivenUp(f"started {barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
@@ -213,12 +196,13 @@ class Supervisor:
             text = line.decode(errors="replace")
             sys.stderr.write(text)
             sys.stderr.flush()
-            if text.startswith("error"):
+            if text.startswith("error") or KILLED.search(text):
                 attempt.errors.append(text)
 
     def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
         """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
-        answered = over = False
+        answered = over = begun = False
+        begin = time.monotonic()
         done: float | None = None  # when it said so
         why = None
         try:
@@ -235,6 +219,7 @@ class Supervisor:
                         sys.stdout.write(line)
                         continue
                     self.heard(record)
+                    begun = True
                     if record["kind"] == "done":
                         done = time.monotonic()
                     if record["kind"] == "answers":
@@ -242,7 +227,9 @@ class Supervisor:
                             self.restart_seconds = time.monotonic() - ended
                         answered = True
                 silent = [host for host in live if host.missed >= MISSED]
-                if silent and done is None:
+                if not begun and time.monotonic() > begin + BEGIN_SECONDS:
+                    why = f"the ranks did not find each other within {BEGIN_SECONDS} s"
+                elif silent and done is None:
                     why = f"{_names(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
                 elif self.returning and done is None:
                     back, self.returning = self.returning, ()
@@ -280,15 +267,23 @@ class Supervisor:
             attempt.listener.join(0.5)  # what was said last
         return attempt.process.wait()
 
+    def _blamed(self, attempt: Attempt, live: Sequence[Host], answers: bool) -> Host | None:
+        """Return the host that this start failed for, as the one before it did, without one more answer."""
+        if answers:
+            self.blames.clear()
+        bad = blame(attempt.errors, live) if len(live) > 1 else None
+        self.blames.update([bad.name] if bad else [])
+        return bad if bad and not answers and self.blames[bad.name] >= BLAMED else None
+
     # hosts
 
-    def _sweep(self, content: bytes) -> None:
-        """End what is left of the job on all hosts and leave `content` there; hosts that do not answer are lost."""
+    def _sweep(self, content: bytes) -> bool:
+        """End what is left of the job on all hosts and leave `content` there; hosts that do not answer are lost. Tell whether one is."""
         before = [host for host in self.hosts if host.lost]
         # here first: mpirun's ssh processes, which are told from those to the other hosts by being there before
         subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=content, capture_output=True)
         with ThreadPoolExecutor(len(self.hosts)) as pool:
-            answers = list(pool.map(lambda host: _is_here(host.name) or self._sweep_one(host, content), self.hosts))
+            answers = list(pool.map(lambda host: is_here(host.name) or self._sweep_one(host, content), self.hosts))
         for host, answer in zip(self.hosts, answers):
             if not host.lost and not answer:
                 host.lost, host.missed = True, MISSED
@@ -297,6 +292,7 @@ class Supervisor:
         now = [host for host in self.hosts if host.lost and host not in before]
         if now:
             self.say(f"{_names(now)} {'is' if len(now) == 1 else 'are'} left out")
+        return bool(now)
 
     def _sweep_one(self, host: Host, content: bytes) -> bool:
         if host.missed >= MISSED or not (answers(host) or answers(host)):
@@ -309,7 +305,9 @@ class Supervisor:
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
             self.say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
-        return done.returncode == 0
+            return False
+        host.own = short_name(done.stdout.decode(errors="replace").strip().rpartition("\n")[2]) or host.own
+        return True
 
     def _beat(self) -> None:
         """Look at all hosts now and then, until all is done."""
@@ -317,7 +315,7 @@ class Supervisor:
         with ThreadPoolExecutor(len(self.hosts)) as pool:
             while not self.ended.is_set():
                 begin = time.monotonic()
-                for host, answer in zip(self.hosts, pool.map(lambda host: _is_here(host.name) or answers(host), self.hosts)):
+                for host, answer in zip(self.hosts, pool.map(lambda host: is_here(host.name) or answers(host), self.hosts)):
                     host.missed = 0 if answer else host.missed + 1
                 back = [host for host in self.hosts if host.lost and not host.missed and host.losses <= MOST_LOSSES]
                 if back and not self.returning and begin > asked + ASK_SECONDS:
@@ -327,8 +325,8 @@ class Supervisor:
 
     def _weigh(self, back: Sequence[Host]) -> None:
         """Take hosts back that answer again, if the rest of the job gains more than a restart costs."""
-        present = [short_name(host.name) for host in self.hosts if not host.lost]
-        gained = self.gains([*present, *(short_name(host.name) for host in back)], present)
+        present = [host.own for host in self.hosts if not host.lost]
+        gained = self.gains([*present, *(host.own for host in back)], present)
         if gained is not None and gained > 1.5 * self.restart_seconds:
             self.returning = tuple(back)
 
@@ -337,33 +335,14 @@ def _names(hosts: Sequence[Host]) -> str:
     return ", ".join(host.name for host in hosts)
 
 
-def _is_here(name: str) -> bool:
-    return name.rpartition("@")[2] in ("localhost", "127.0.0.1", socket.gethostname()) or short_name(name) == host_name()
-
-
-def short_name(name: str) -> str:
-    """Return the name by which a host of a hostfile calls itself, as a rule."""
-    return name.rpartition("@")[2].split(".")[0]
-
-
-def _address(name: str) -> tuple[str, int]:
-    """Return where ssh would go for a host."""
-    found = {"hostname": name, "port": "22"}
-    try:
-        said = subprocess.run(["ssh", "-G", name], capture_output=True, text=True, timeout=5).stdout
-        found |= {key: value for key, _, value in (line.partition(" ") for line in said.splitlines()) if key in found}
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-    return found["hostname"].rpartition("@")[2], int(found["port"])
-
-
-def answers(host: Host) -> bool:
-    """Tell whether a host's sshd answers, or its system says that there is none."""
-    try:
-        with socket.create_connection(host.address or (host.name, 22), ANSWER_SECONDS) as link:
-            link.settimeout(ANSWER_SECONDS)
-            return link.recv(4) == b"SSH-"
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
+def blame(lines: Iterable[str], hosts: Sequence[Host]) -> Host | None:
+    """Return the host with which, after what ranks and mpirun said at the end, the trouble is; None where they named none."""
+    named: Counter[str] = Counter()
+    for line in lines:
+        said, killed = ON_HOST.match(line), KILLED.search(line)
+        if said:
+            named.update(WAITED_FOR.findall(said[2]) if said[2].startswith("waited") else [said[1]])
+        elif killed:
+            named.update([short_name(killed[1])])
+    found = [host for host in hosts if named[host.own]]
+    return max(found, key=lambda host: (named[host.own], hosts.index(host)), default=None)  # of two that miss each other the later one

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -98,15 +98,32 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
 
 
-def write_part(path: Path, whole: "Store", slices: Iterable[Slice], progress: Progress = lambda written: None) -> None:
-    """Cut one rank's slices out of `whole` into a store of their own. Raises: StoreError."""
-    weights = {weight.name: weight for weight in all_weights(whole.spec)}
-    # a rank may hold parts of one tensor only: its heads or columns, or all of it where the layer is computed by rows
-    joined: dict[str, tuple[int, int]] = {}
+def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
+    """Return one slice per tensor that covers all of `slices`: a rank may hold its heads or columns, or all where a layer is computed
+    by rows."""
+    weights = {weight.name: weight for weight in all_weights(spec)}
+    ranges: dict[str, tuple[int, int]] = {}
     for piece in slices:
-        first, stop = joined.get(piece.name, (piece.first, piece.first))
-        joined[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
-    pieces = [Slice(name, first, (stop - first, *weights[name].shape[1:])) for name, (first, stop) in joined.items()]
+        first, stop = ranges.get(piece.name, (piece.first, piece.first))
+        ranges[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
+    return [Slice(name, first, (stop - first, *weights[name].shape[1:])) for name, (first, stop) in ranges.items()]
+
+
+class Whole(Protocol):
+    """What a part is cut out of: a Store, or what stands in for one."""
+
+    spec: ModelSpec
+    files: dict[str, bytes]
+    source_hash: str
+
+    def array(self, piece: Slice) -> np.ndarray: ...
+
+    def verify(self, slices: Iterable[Slice]) -> int: ...
+
+
+def write_part(path: Path, whole: Whole, slices: Iterable[Slice], progress: Progress = lambda written: None) -> None:
+    """Cut one rank's slices out of `whole` into a store of their own. Raises: StoreError."""
+    weights, pieces = {weight.name: weight for weight in all_weights(whole.spec)}, joined(whole.spec, slices)
     with _new_file(path, pieces) as file:
         _write_head(file, whole.spec, whole.files, whole.source_hash)
         for piece in pieces:
@@ -200,6 +217,16 @@ class Store:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._file["weights"]) if "weights" in self._file else ()
+
+    def piece(self, name: str) -> Slice | None:
+        """Return what the file holds of a tensor, None where that is none of the model's or damaged."""
+        try:
+            dataset = self._file[f"weights/{name}"]
+            held = Slice(name, int(dataset.attrs["first"]), dataset.shape)
+            self.region(held)
+            return held
+        except Exception:  # h5py raises almost anything on damaged metadata
+            return None
 
     def region(self, piece: Slice) -> Region:
         """Return the byte range of a slice. Raises StoreError when the file does not hold it."""

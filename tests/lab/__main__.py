@@ -157,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("--requests", type=int, help="default: 120 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
-    trial.add_argument("--weights", type=Path, help="a store; default: random weights, of BERT-Large for drift, else of a tiny model")
+    stores = "a store; default: random weights, of BERT-Large for drift and quiet, of MiniLM's size for soak, else of a tiny model"
+    trial.add_argument("--weights", type=Path, help=stores)
     trial.add_argument("--output", type=Path, help="a folder for the picture and the samples of drift")
     verb("list", show, "print the clusters, and the labs that are up")
     verb("check", judge, "say whether the lab can run here; exit code 2 where it cannot")

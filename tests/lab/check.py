@@ -13,6 +13,7 @@ SETUP = "bash tests/lab/setup.sh"
 TRIAL = """
 setpriv --reuid=65534 --regid=65534 --clear-groups true
 mount -t tmpfs tmpfs /dev/shm
+mount -t sysfs sysfs /sys
 ip link add switch type bridge
 ip link add port1 type veth peer name eth1
 tc qdisc add dev port1 root tbf rate 1mbit burst 128kb latency 200ms

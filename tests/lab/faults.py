@@ -28,6 +28,7 @@ from .trials import PROGRAM, inputs, print_table, say, sliced
 KINDS = ("kill -9", "SIGSTOP", "link down", "host killed")
 STOPPED_SECONDS = 20
 FRESH, FRESH_SECONDS = 1 / 3, 6.0  # of the rounds measure; about how long that takes
+BACK = 1 / 2  # of lost links and hosts come back while the run goes on
 FAULT_REQUESTS, FAULT_DEADLINE = 1000, 6
 ROUND_SECONDS = 150  # after which a round hangs
 CLEAN_SECONDS = 30  # for the last ranks of a host that was cut off to end themselves
@@ -43,6 +44,7 @@ class Round:
     hosts: int
     moment: float  # -0.5 to 0: while it starts; above: when that part of the answers is there
     fresh: bool = False  # the hosts are measured, whatever is known of them
+    back: float | None = None  # seconds after which what broke is well again, where it is before the end
     problems: list[str] = field(default_factory=list)
     silence: float | None = None  # seconds from the fault to the end of the longest silence after it
     starts: int = 0
@@ -62,12 +64,17 @@ def faults(options: argparse.Namespace, folder: Path) -> int:
         draw.shuffle(kinds)
         for number, kind in enumerate(kinds, 1):
             hosts = lab.hosts[1:5] if number % 2 else lab.hosts[1:6]
-            one = Round(kind, draw.choice(hosts), len(hosts), draw.uniform(-0.5, 0.95), draw.random() < FRESH)
+            one = Round(kind, draw.choice(hosts), len(hosts), draw.uniform(-0.5, 0.9), draw.random() < FRESH)
+            if kind == "SIGSTOP":
+                one.back = STOPPED_SECONDS
+            elif kind != "kill -9" and draw.random() < BACK:
+                one.back = draw.uniform(1, 10)
             one_round(lab, one, weights, source, usual, folder)
             found.append(one)
             silence = "-" if one.silence is None else f"{one.silence:.1f} s"
             moment = f"with {one.moment:.0%} answered" if one.moment > 0 else f"{1 + 2 * one.moment:.0%} into its start"
             moment += ", measured afresh" * one.fresh
+            moment += f", well again after {one.back:.0f} s" if one.back is not None else ""
             say(f"{number}: {kind} on {one.where} of {one.hosts} {moment}: next answer after {silence}, "
                 f"{one.starts} starts, {'; '.join(one.problems) or 'passed'}")  # fmt: skip
     lines, medians = [], {}
@@ -155,9 +162,12 @@ def one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, f
             size = grown
             times.append(now)
         struck = size >= one.moment * usual.size if one.moment > 0 else now - begin >= (1 + 2 * one.moment) * start
-        if fault is None and struck:
-            undo, fault = _break(lab, one), time.monotonic()
-        if undo is not None and fault is not None and now - fault > STOPPED_SECONDS and one.kind == "SIGSTOP":
+        if fault is None and struck and running.poll() is None:
+            undo = _break(lab, one)
+            fault = None if undo is None else time.monotonic()
+            if undo is None:  # there was nothing to break yet
+                time.sleep(0.05)
+        if undo is not None and fault is not None and one.back is not None and now - fault > one.back:
             undo()
             undo = None
         if now - begin > ROUND_SECONDS:
@@ -173,6 +183,8 @@ def one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, f
         one.problems.append("answers are missing")
     elif not np.abs(answers - usual.answers).max() < CLOSE:
         one.problems.append(f"answers differ by {np.abs(answers - usual.answers).max():.2g}")
+    if fault is None:
+        one.problems.append("it was over before anything broke")
     if journal.exists():
         one.problems.append("the journal is still there")
     if fault is not None and times and times[-1] > fault:
@@ -191,7 +203,7 @@ def one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, f
 
 
 def _break(lab: Lab, one: Round) -> Callable[[], None] | None:
-    """Do what the round is about; return what undoes it."""
+    """Do what the round is about; return what undoes it, None where there was nothing to do it to."""
     if one.kind == "host killed":
         lab.kill_host(one.where, silent=True)
         return lambda: lab.start_host(one.where)
@@ -203,7 +215,7 @@ def _break(lab: Lab, one: Round) -> Callable[[], None] | None:
         return None
     if one.kind == "kill -9":
         processes.kill(ranks[0])
-        return None
+        return lambda: None
     os.kill(ranks[0], signal.SIGSTOP)
 
     def go_on() -> None:

