@@ -3,6 +3,7 @@
 Follows the PIL image processors of transformers (ViTImageProcessorPil, DeiTImageProcessorPil). Knows no model and no request.
 """
 
+import io
 import math
 import warnings
 from collections.abc import Mapping
@@ -90,8 +91,9 @@ def open_image(path: Path, channels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about sizes that are refused below
-            with Image.open(path, formats=FORMATS) as image:
-                limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * path.stat().st_size))
+            content = path.read_bytes()  # from a file Pillow would ask for as many bytes as a chunk says that it has
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * len(content)))
                 if image.width * image.height > limit:
                     of = "" if limit == PIXEL_LIMIT else " for a file of its size"
                     raise InputError(f"image {path} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
