@@ -32,7 +32,7 @@ def main() -> None:
     except click.Abort:
         code = 130
     except RankError as error:
-        code = error.exit_code
+        code = 0 if error.agreed else error.exit_code  # the rank that knows why has the code: mpirun breaks down when many end with one
     except HeptiError as error:
         _tell(f"error on {host_name()} (rank {rank}): {error}")
         code = error.exit_code
