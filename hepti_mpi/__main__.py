@@ -53,7 +53,9 @@ def main() -> None:
 
 
 def _tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    from hepti_mpi.console import SCREEN
+
+    SCREEN.warn(sentence)
 
 
 if __name__ == "__main__":

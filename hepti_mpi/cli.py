@@ -4,7 +4,6 @@ nothing.
 MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is instant and a usage error costs nothing.
 """
 
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import click
 from hepti_mpi import __version__
 from hepti_mpi.asking import Asked
 from hepti_mpi.comparing import bench, report
-from hepti_mpi.console import agreed_store_path, profile_path, progress_bar, say, size, store_path
+from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, size, store_path, words_options
 from hepti_mpi.doctoring import doctor
 from hepti_mpi.options import BASELINES, FILE, OURS, machine_options, planning_options, weights_option
 from hepti_mpi.pushing import push
@@ -54,6 +53,7 @@ def main(context: click.Context) -> None:
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
+@words_options(has_document=False)
 def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None) -> None:
     """Turn a Hugging Face model folder, or random:NAME, into a weight store.
 
@@ -80,18 +80,19 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
     with progress_bar(f"writing {store}", total) as done:
         stores.write(store, model, done)
-    click.echo(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
     if plan is None or folder is None:
         return
     with stores.Store(store) as whole:
         for rank in range(plan.ranks):
             path = folder / f"rank{rank:02d}.h5"
             stores.write_part(path, whole, rank_slices(whole.spec, plan, rank))
-            click.echo(f"{path}: {size(path.stat().st_size)}")
+            SCREEN.show(f"{path}: {size(path.stat().st_size)}")
 
 
 @main.command()
 @click.argument("store", type=FILE)
+@words_options()
 def inspect(store: Path) -> None:
     """Print what a store holds: family, shapes, parameters, and bytes per strategy and rank count.
 
@@ -99,11 +100,12 @@ def inspect(store: Path) -> None:
     Example:
       python -m hepti_mpi inspect weights/all-MiniLM-L6-v2.h5
     """
-    from hepti_mpi.reporting.inspection import inspection_lines
+    from hepti_mpi.reporting.inspection import inspection_document, inspection_lines
     from hepti_mpi.shards.store import Store
 
     with Store(store) as opened:
-        click.echo(inspection_lines(opened))
+        SCREEN.show(inspection_lines(opened))
+        SCREEN.document(inspection_document(opened))
 
 
 @main.command()
@@ -113,6 +115,7 @@ def inspect(store: Path) -> None:
 @click.option("--output", type=FILE, help="Write the plan to this file.")
 @click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
 @planning_options
+@words_options()
 def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | None, scale: Path | None, **options: Any) -> None:
     """Find the best division of a model over measured ranks; needs no MPI.
 
@@ -143,22 +146,23 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
         request = _request({"rows": rows}, options, len(profile.nodes))
         decision = methods.decide(method, store.spec, store.source_hash, profile, request)
         seconds = time.perf_counter() - begin
-    click.echo(records.decision_lines(decision))
-    click.echo("\n" + records.plan_lines(decision.chosen.plan))
-    click.echo("\n" + records.share_lines(decision))
-    click.echo(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
+    SCREEN.show(records.decision_lines(decision) + "\n")
+    SCREEN.draw(decision.chosen.plan)
+    SCREEN.show("\n" + records.share_lines(decision))
+    SCREEN.show(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
+    SCREEN.document(records.decision_document(decision))
     if output is not None:
         decision.chosen.plan.save(output)
-        click.echo(f"plan written to {output}")
+        SCREEN.say(f"plan written to {output}")
     if scale is not None:
         from hepti_mpi.reporting import plots
 
         chosen = by_ranks(method, store.spec, store.source_hash, profile, request)
         for ranks, best in chosen.items():
-            click.echo(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
+            SCREEN.show(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
         latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
         plots.plot_scale(list(chosen), latencies, used, scale, f"{store.spec.name}, {rows} rows: the best plan on the first n ranks")
-        click.echo(f"picture written to {scale}")
+        SCREEN.say(f"picture written to {scale}")
 
 
 # collective commands: under mpirun
@@ -169,6 +173,7 @@ def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | Non
 @click.option("--output", type=FILE, help="Where to keep the profile; left out: beside the hostfile.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @machine_options
+@words_options()
 def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int | None, emulate: tuple[float, ...] | None,
             deadline: float) -> None:  # fmt: skip
     """Measure the speed, links and memory of all ranks.
@@ -187,8 +192,9 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
     begin = time.perf_counter()
     measured = machines.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
     if machine.world.rank == 0:
-        click.echo(profile_lines(measured))
-        click.echo(f"{path} ({time.perf_counter() - begin:.1f} s)")
+        SCREEN.show(profile_lines(measured))
+        SCREEN.document(measured.to_json())
+        SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
 
 
 @main.command()
@@ -207,9 +213,11 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
     "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
 )
 @click.option("--weights-cache", type=FILE, help="Where a host without the store keeps what other ranks send it of the weights.")
+@click.option("--metrics", type=FILE, help="Keep counters and times in this .prom file, for the textfile collector of Prometheus.")
 @click.option("--supervised", "state_file", type=FILE, hidden=True, help="Tell the supervise command what is done, and begin with this.")
 @machine_options
 @planning_options
+@words_options()
 def run(
     weights: Path | None,
     source: str | None,
@@ -225,6 +233,7 @@ def run(
     repeat: int,
     batch_rows: int,
     weights_cache: Path | None,
+    metrics: Path | None,
     state_file: Path | None,
     **options: Any,
 ) -> None:
@@ -240,7 +249,7 @@ def run(
     from hepti_mpi.runtime import adapt as adapting
     from hepti_mpi.runtime import fetching, job, progress
     from hepti_mpi.runtime import machine as machines
-    from hepti_mpi.runtime.answer import answer
+    from hepti_mpi.runtime.answer import Steady, Watch, answer
 
     narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh + ["adapt"] * (adapt is True)
@@ -262,6 +271,10 @@ def run(
         if root:
             state = progress.read_state(state_file) if state_file else state
             asked = Asked(store, source, output, resume, repeat, state if state_file else None)
+            if metrics is not None:
+                from hepti_mpi.reporting.metrics import Metered, check_path
+
+                check_path(metrics)
             chosen = plans.load(plan_file) if plan_file else None
             typical = job.typical_rows(asked.left or asked.every, batch_rows, store.spec.hidden)
     typical = world.from_root(typical if root else None)
@@ -300,24 +313,31 @@ def run(
         wire_error = job.wire_error(ready, typical["rows"])
     if root:
         _show_plan(ready)
-    watch = None
+    watch: Watch | None = None
     if adapt is None:
         adapt = method in ADAPTING and batches >= adapting.FROM and options["shares"] is None and not cut
     if root and adapt and measured is not None:
         watch = adapting.Adapter(
             store.spec, store.source_hash, measured, method, request, ready.plan, ready.startup_seconds["load"], tell
         )  # fmt: skip
+    metered = None
+    if root and metrics is not None:
+        metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
     with progress_bar("answering", len(asked.left) * repeat if asked else 0, root) as advance:
 
         def done(part: Any, results: Any, seconds: float) -> None:
             if asked is not None:
                 asked.note(part, results, seconds)
             advance(len(part))
+            if metered is not None:
+                metered.answered_requests(len(part))
 
         full_logits = output is not None and output.suffix == ".npz"
         keep = asked is None or asked.journal is None
         ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch, keep)
     with world.patience.slower(), machines.together(world):
+        if metered is not None:
+            metered.close()
         if asked is not None:
             asked.write(outcome.results)
             _finish(ready, outcome, len(asked.left) * repeat, wire_error, state_file is not None)
@@ -337,19 +357,18 @@ def _finish(ready: Any, outcome: Any, answered: int, wire_error: float, supervis
     if supervised:
         progress.tell("done", record=record)
         return
-    click.echo("\n" + records.run_lines(record, ready.decision))
-    click.echo(json.dumps(record))
+    SCREEN.show("\n" + records.run_lines(record, ready.decision))
+    SCREEN.document(record, always=True)
 
 
 def _show_plan(ready: Any) -> None:
     from hepti_mpi.planning.planner import left_out
-    from hepti_mpi.reporting import records
 
-    click.echo(records.plan_lines(ready.plan))
+    SCREEN.draw(ready.plan)
     if ready.decision is not None:
         for reason in (*left_out(ready.decision), *ready.decision.notes):
-            click.echo(reason)
-    click.echo("")
+            SCREEN.show(reason)
+    SCREEN.show("")
 
 
 # what the options mean

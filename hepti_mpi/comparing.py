@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hepti_mpi.console import agreed_store_path, profile_path, progress_bar, say
+from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, words_options
 from hepti_mpi.options import FILE, Size, machine_options, weights_option
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("records", type=FILE)
-@click.option("--output", type=FILE, required=True, help="Folder for the pictures.")
+@click.option("--output", type=FILE, required=True, help="Folder for the page and the pictures.")
+@words_options(has_document=False)
 def report(records: Path, output: Path) -> None:
-    """Draw what the bench command recorded: latency, one request across ranks, predicted against measured.
+    """Show what the bench command recorded, as a page and as pictures: latency, one request across ranks, predicted against measured.
 
     \b
     Example:
@@ -27,7 +28,7 @@ def report(records: Path, output: Path) -> None:
     from hepti_mpi.reporting import plots
 
     for path in plots.write_report(records, output):
-        click.echo(path)
+        SCREEN.show(str(path))
 
 
 @click.command()
@@ -42,6 +43,7 @@ def report(records: Path, output: Path) -> None:
 @click.option("--fresh", is_flag=True, help="Measure the cluster even when the saved profile still matches.")
 @click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
 @machine_options
+@words_options()
 def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
           fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None,
           deadline: float) -> None:  # fmt: skip
@@ -95,8 +97,8 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
         if root:
             where = cluster or path.name.removesuffix(".profile.json")
             records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))
-            click.echo(comparison.comparison(samples, refused, machine.factors))
-            click.echo(json.dumps(records[-1]))
+            SCREEN.show(comparison.comparison(samples, refused, machine.factors))
+            SCREEN.document(records[-1], always=True)
             if output is not None:
                 with open(output, "a") as file:
                     file.writelines(json.dumps(record) + "\n" for record in records)

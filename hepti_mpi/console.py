@@ -1,8 +1,15 @@
-"""What the commands share besides their options: which files are meant, progress and words on the screen. Computes nothing."""
+"""The screen and what the commands share besides their options: which files are meant, words, progress. Computes nothing.
 
+Standard output is for results, standard error for what happens meanwhile. On a terminal both are coloured and plans are drawn; elsewhere
+they are plain text. Under mpirun the terminal is mpirun's: a rank has none of its own, or one that nobody looks at.
+"""
+
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +18,135 @@ import click
 from hepti_mpi.errors import StoreError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hepti_mpi.planning.plan import Plan
     from hepti_mpi.runtime.machine import Machine
 
 WEIGHTS = Path("weights")
 DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
+OUT, ERR = 1, 2  # descriptors
+
+
+class Screen:
+    """What this process shows. `quiet`: results only. `json`: standard output is JSON lines only."""
+
+    def __init__(self) -> None:
+        self.quiet = self.json = False
+
+    def say(self, sentence: str) -> None:
+        """Tell what happens."""
+        if not self.quiet:
+            _print(ERR, sentence)
+
+    def warn(self, sentence: str) -> None:
+        """Tell what went wrong, whatever was asked for."""
+        _print(ERR, sentence)
+
+    def show(self, text: str) -> None:
+        """Show tables and the like to people."""
+        if not self.quiet:
+            self.result(text)
+
+    def result(self, text: str) -> None:
+        """Show people what they asked for, also when quiet."""
+        if not self.json:
+            _print(OUT, text)
+
+    def draw(self, plan: "Plan") -> None:
+        """Show who does what: as bars on a terminal, else as numbers."""
+        from hepti_mpi.reporting import records
+
+        if _terminal(OUT) is None or self.quiet or self.json:
+            self.show(records.plan_lines(plan))
+            return
+        from hepti_mpi.reporting.drawing import plan_bars
+
+        _console(OUT).print(plan_bars(plan), crop=False)
+
+    def answers(self, answers: Sequence[dict[str, Any]]) -> None:
+        """Print answers, records of models.heads.answers: they are the result."""
+        from hepti_mpi.reporting.records import answer_line
+
+        for answer in answers:
+            if self.json:
+                click.echo(json.dumps(answer, ensure_ascii=False))
+            else:
+                self.result(answer_line(answer))
+
+    def document(self, data: dict[str, Any], always: bool = False) -> None:
+        """Print a JSON document if one is asked for; `always`: also where it ends the output for people."""
+        if self.json or always and not self.quiet:
+            click.echo(json.dumps(data))
+
+
+SCREEN = Screen()
+
+
+def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add --quiet and, for a command that `has_document`, --json."""
+
+    def choose(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+        return lambda context, parameter, value: setattr(SCREEN, name, value)
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        if has_document:
+            told = "Standard output is JSON only: a line per answer, then one document."
+            command = click.option("--json", is_flag=True, expose_value=False, callback=choose("json"), help=told)(command)
+        told = "Print answers and errors only."
+        return click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=choose("quiet"), help=told)(command)
+
+    return add
+
+
+def _terminal(descriptor: int) -> str | None:
+    """Return the terminal that people see this descriptor on, or None: under mpirun that of mpirun."""
+    from hepti_mpi.comm.launcher import launched
+
+    if (sys.stdout, sys.stderr)[descriptor == ERR] is not (sys.__stdout__, sys.__stderr__)[descriptor == ERR]:
+        return None  # somebody collects what is printed
+    try:
+        path = os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
+    except OSError:
+        return None
+    return path if path.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+@cache
+def _console(descriptor: int) -> "Console":
+    from rich.console import Console
+    from rich.highlighter import RegexHighlighter
+    from rich.theme import Theme
+
+    class Words(RegexHighlighter):
+        base_style = "hepti."
+        highlights = [
+            r"(?P<good>\bchosen\b)", r"(?P<faint>\bleft out\b|-> | \| )", r"^(?P<bad>error\b)", r"(?P<name>^(rank \d+ on )?[\w.-]+(?=: ))",
+            r"(?P<number>(?<![\w.])[-+]?\d[\d,]*\.?\d*(?= |$|,|\]|%))", r"(?P<head>^ {6,}\S.*$|^candidate .*$|^method .*$)",
+        ]  # fmt: skip
+
+    theme = Theme({"hepti.good": "bold green", "hepti.faint": "dim", "hepti.bad": "bold red", "hepti.name": "bold",
+                   "hepti.number": "cyan", "hepti.head": "bold"})  # fmt: skip
+    terminal = _terminal(descriptor)
+    width = None
+    if terminal is not None:
+        try:
+            with open(terminal, "rb") as file:
+                width = os.get_terminal_size(file.fileno()).columns or None
+        except OSError:
+            pass
+    return Console(file=sys.stdout if descriptor == OUT else sys.stderr, force_terminal=terminal is not None, width=width,
+                   highlighter=Words(), theme=theme, markup=False, emoji=False, soft_wrap=True)  # fmt: skip
+
+
+def _print(descriptor: int, text: str) -> None:
+    if _terminal(descriptor) is None:
+        click.echo(text, err=descriptor == ERR)
+    else:
+        _console(descriptor).print(text)
+
+
+# which files are meant
 
 
 def store_path(given: Path | None) -> Path:
@@ -48,19 +180,22 @@ def profile_path(machine: "Machine") -> Path:
     return Path("hostfiles") / f"{host_name()}-{machine.world.size}.profile.json"
 
 
+# words and progress
+
+
 def say(machine: "Machine") -> Callable[[str], None]:
-    return lambda sentence: click.echo(sentence, err=True) if machine.world.rank == 0 else None
+    """Return what tells a sentence once, on rank 0."""
+    return SCREEN.say if machine.world.rank == 0 else lambda sentence: None
 
 
 def put_out(output: Path | None, finished: Sequence[dict[str, Any]]) -> None:
     """Write the answers to all requests (outputs.Finished) to `output`, or print them. Raises InputError."""
-    from hepti_mpi.reporting import outputs, records
+    from hepti_mpi.reporting import outputs
 
     if output is not None:
         outputs.write_finished(output, finished)
     else:
-        for item in finished:
-            click.echo(records.answer_line(item["answer"]))
+        SCREEN.answers([item["answer"] for item in finished])
 
 
 def size(count: float) -> str:
@@ -72,8 +207,12 @@ def size(count: float) -> str:
 @contextmanager
 def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a bar on standard error, which is drawn on a terminal only."""
-    if not shown or not sys.stderr.isatty():
+    if not shown or SCREEN.quiet or _terminal(ERR) is None:
         yield lambda amount: None
         return
-    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        yield bar.update
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=_console(ERR), transient=True, refresh_per_second=5) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda amount: progress.advance(task, amount)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.console import DEFAULT_STORE, WEIGHTS, store_path
+from hepti_mpi.console import DEFAULT_STORE, SCREEN, WEIGHTS, store_path, words_options
 from hepti_mpi.options import FILE, weights_option
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ ASK_SECONDS = 30.0
 @click.argument("hostfile", type=FILE, required=False)
 @weights_option
 @click.option("--write", "folder", type=FILE, help="Also write the recommended hostfile, settings and batch script into this folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+@words_options()
 @click.pass_context
-def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, folder: Path | None, as_json: bool) -> None:
+def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, folder: Path | None) -> None:
     """Look at all hosts for what would keep them from working, or from working fast.
 
     \b
@@ -65,14 +65,13 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
                 (folder / name).write_text(text)
         except OSError as error:
             raise HeptiError(f"{folder} cannot be written: {error.strerror or error}") from None
-    if as_json:
-        click.echo(json.dumps({"format": "hepti-doctor", "format_version": 1, "hosts": hosts, "findings": [asdict(one) for one in found],
-                               "line": line}))  # fmt: skip
-    else:
-        click.echo(host_lines(hosts) + "\n\n" + finding_lines(found, len(hosts)))
-        click.echo(f"\nto start a job:\n  {line}")
-        if folder is not None:
-            click.echo(f"written to {folder}: {', '.join(files)}")
+    SCREEN.show(host_lines(hosts) + "\n")
+    SCREEN.result(finding_lines(found, len(hosts)))
+    SCREEN.show(f"\nto start a job:\n  {line}")
+    if folder is not None:
+        SCREEN.show(f"written to {folder}: {', '.join(files)}")
+    told = [asdict(one) for one in found]
+    SCREEN.document({"format": "hepti-doctor", "format_version": 1, "hosts": hosts, "findings": told, "line": line})
     if found and not launched():  # mpirun's own words about an exit code would bury the findings
         context.exit(2)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hepti_mpi.console import SCREEN, words_options
 from hepti_mpi.options import FILE
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ cat >"$part" && same "$part" && mv "$part" "$path" && echo copied
 @click.command()
 @click.argument("store", type=FILE)
 @click.argument("hostfile", type=FILE)
+@words_options(has_document=False)
 def push(store: Path, hostfile: Path) -> None:
     """Copy a store to the hosts of a hostfile over ssh, under the same path; of a folder of rank files each host gets its own.
 
@@ -77,12 +79,12 @@ def _push(host: "Host", path: Path, found: str) -> bool:
         with open(path, "rb") as file:
             done = shell(host, line, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     except OSError as error:
-        click.echo(f"{host.name}: ssh cannot be called: {error.strerror or error}", err=True)
+        SCREEN.warn(f"{host.name}: ssh cannot be called: {error.strerror or error}")
         return False
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        click.echo(f"{host.name}: {said[:300]}", err=True)
+        SCREEN.warn(f"{host.name}: {said[:300]}")
         return False
     what = "is there already" if "there" in done.stdout else f"copied, {size(path.stat().st_size)}"
-    click.echo(f"{host.name}: {path} {what}")
+    SCREEN.show(f"{host.name}: {path} {what}")
     return True

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hepti_mpi.console import put_out
+from hepti_mpi.console import SCREEN, put_out
 from hepti_mpi.options import FILE
 
 UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of which nothing is known
@@ -51,10 +51,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
                                "give --weights a store")  # fmt: skip
     hosts = read_hosts(hostfile)
 
-    def tell(sentence: str) -> None:
-        click.echo(sentence, err=True)
-
-    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], tell, options["fresh"])
+    kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], SCREEN.say, options["fresh"])
     rest = [word for word in arguments if word != "--resume"]
     supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
@@ -191,8 +188,6 @@ class Kept:
 
     def write(self) -> None:
         """Write the output or print the answers, and the record of the last start."""
-        import json
-
         from hepti_mpi.errors import InputError
 
         count = self.count or 0
@@ -203,4 +198,4 @@ class Kept:
         if self.journal is not None:
             self.journal.remove()
         if self.record is not None:
-            click.echo(json.dumps(self.record))
+            SCREEN.document(self.record, always=True)

@@ -31,6 +31,8 @@ OWNERS = {
     "PIL": {"models/images.py"},
     "scipy": {"planning/baselines.py"},
     "matplotlib": {"reporting/plots.py"},
+    "prometheus_client": {"reporting/metrics.py"},
+    "rich": {"console.py", "reporting/drawing.py"},
 }
 LINES = 420
 

@@ -143,10 +143,11 @@ def _end_launcher(process: int) -> None:
     """Begin to end `process` if it is mpirun or its daemon."""
     if Path(f"/proc/{process}/comm").read_text().strip() in LAUNCHERS and os.fork() == 0:
         os.setsid()  # the launcher ends its ranks when it is ended
+        others = set(_children(process))  # its ssh to a lost host would hold on to the screen, also when it ends by itself now
         time.sleep(LATER_SECONDS)  # for it to hear with what code this rank ended: it would end with 0
-        others = _children(process)  # its ssh to a lost host would hold on to the screen
+        others.update(_children(process))
         _end(process)
-        for other in others:
+        for other in others - {os.getpid()}:
             _end(other)
         os._exit(0)
 

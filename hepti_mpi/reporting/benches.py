@@ -46,9 +46,26 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class RankTimes:
+    """One rank under one method: its part, and median seconds of a request, measured and predicted (None where they were not)."""
+
+    host: str
+    heads: int
+    columns: int
+    rows: int
+    measured: tuple[float, ...] | None  # of PARTS
+    predicted: tuple[float, ...] | None
+
+    @property
+    def is_active(self) -> bool:
+        return bool(self.heads or self.columns or self.rows)
+
+
+@dataclass(frozen=True)
 class Method:
     """What was measured of one method. `parts`: [requests, 3] seconds of compute, wire and wait, mean over the ranks that hold a part
-    of the layers; no rows where the requests were not recorded. `lanes`: one request; empty where none was recorded."""
+    of the layers; no rows where the requests were not recorded. `lanes`: one request; empty where none was recorded. `ranks`: all of the
+    job; empty where the plan was not recorded."""
 
     name: str
     median: float
@@ -58,6 +75,7 @@ class Method:
     layers: int = 0
     about: str = ""
     lanes: tuple[Lane, ...] = ()
+    ranks: tuple[RankTimes, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -219,11 +237,35 @@ def _method(name: str, summary: _Line, described: list[_Line], requests: list[_L
     shares = np.array([plan.numbers(share, ranks) for share in ("heads", "columns", "rows")])  # [3, ranks]
     active = [rank for rank in range(ranks) if shares[:, rank].any()] or list(range(ranks))
     parts = np.array([[item.numbers(f"{part}_seconds", ranks) for part in PARTS] for item in requests])  # [requests, 3, ranks]
+    ranks_times = _rank_times(line, plan, shares, parts if requests else None)
     parts = parts[:, :, active].mean(axis=2) if requests else np.zeros((0, len(PARTS)))
     strategy, layout = line.text("strategy"), line.text("layout")
     about = f"{strategy}, {layout}" if strategy != "single" else strategy
     lanes = tuple(_lane(item) for item in _objects(timelines[-1], "ranks")) if timelines else ()
-    return Method(name, median, predicted, samples, parts, len(plan.value("layers", "a list", list)), about, lanes)
+    return Method(name, median, predicted, samples, parts, len(plan.value("layers", "a list", list)), about, lanes, ranks_times)
+
+
+def _rank_times(line: _Line, plan: _Line, shares: np.ndarray, parts: np.ndarray | None) -> tuple[RankTimes, ...]:
+    """Return what each rank did; `shares` [3, ranks], `parts` [requests, 3, ranks]."""
+    hosts = [host if isinstance(host, str) else _shown(host) for host in plan.data["hosts"]]
+    promised = None
+    if "predicted" in line.data:
+        told = line.inside("predicted")
+        wire = told.number("wire_seconds")
+        columns = told.numbers("compute_seconds", len(hosts)), told.numbers("wait_seconds", len(hosts))
+        promised = [(compute, wire if any(share) else 0.0, wait) for share, compute, wait in zip(shares.T, *columns)]
+    measured = None if parts is None else np.median(parts, axis=0).T  # [ranks, 3]
+    return tuple(
+        RankTimes(
+            host,
+            int(shares[0, rank]),
+            int(shares[1, rank]),
+            int(shares[2, rank]),
+            None if measured is None else tuple(float(value) for value in measured[rank]),
+            None if promised is None else promised[rank],
+        )
+        for rank, host in enumerate(hosts)
+    )
 
 
 def _objects(line: _Line, name: str) -> list[_Line]:

@@ -1,4 +1,6 @@
-"""What a store holds and what a profile says, as text. Pure: reads open objects, prints nothing."""
+"""What a store holds and what a profile says, as text and as JSON. Pure: reads open objects, prints nothing."""
+
+from typing import Any
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
@@ -32,6 +34,22 @@ def inspection_lines(store: Store) -> str:
     outer = sum(piece.bytes for piece in root_slices(spec))
     lines += ["", table(("bytes of a rank's layers, even plan", *(f"{ranks} rank" + "s" * (ranks > 1) for ranks in RANK_COUNTS)), rows)]
     return "\n".join([*lines, f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file"])
+
+
+def inspection_document(store: Store) -> dict[str, Any]:
+    """Return the same as a JSON document, format hepti-inspection."""
+    bytes_ = {name: {str(ranks): _fullest(store, layout, ranks) for ranks in RANK_COUNTS} for name, layout in STRATEGIES.items()}
+    return {
+        "format": "hepti-inspection",
+        "format_version": 1,
+        "store": str(store.path),
+        "source_hash": store.source_hash,
+        "spec": store.spec.to_json(),
+        "files": sorted(store.files),
+        "parameters": sum(piece.bytes // 4 for piece in whole_slices(store.spec)),
+        "outer_bytes": sum(piece.bytes for piece in root_slices(store.spec)),
+        "fullest_rank_bytes": bytes_,
+    }
 
 
 def _fullest(store: Store, layout: tuple[str, str], ranks: int) -> int:

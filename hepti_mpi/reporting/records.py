@@ -157,6 +157,24 @@ def decision_lines(decision: Decision) -> str:
     return "\n".join([*lines, *left_out(decision), *decision.notes])
 
 
+def decision_document(decision: Decision) -> dict[str, Any]:
+    """Return the chosen plan and the candidates as a JSON document, format hepti-decision."""
+    return {
+        "format": "hepti-decision",
+        "format_version": 1,
+        "plan": decision.chosen.plan.to_json(),
+        "candidates": [
+            {"layout": kind_of(item.plan), "ranks": len(item.plan.active), "seconds": _short(item.price.seconds),
+             "compute_seconds": [_short(seconds) for seconds in item.price.compute], "wire_seconds": _short(item.price.wire),
+             "wait_seconds": [_short(seconds) for seconds in item.price.wait], "wire_bytes": item.price.bytes,
+             "memory_bytes": list(item.memory)}
+            for item in (decision.chosen, *decision.others)
+        ],
+        "unfit": list(decision.unfit),
+        "remarks": [*left_out(decision), *decision.notes],
+    }  # fmt: skip
+
+
 def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
     plan, price = candidate.plan, candidate.price
     slowest = max(plan.active, key=lambda rank: price.compute[rank])

@@ -1,0 +1,210 @@
+"""Benches as one HTML page that needs nothing else: no script, no file, no network. Knows how numbers are shown on a page as wide as a
+phone or a desk's screen, not how they were measured or read.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+
+import numpy as np
+
+from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
+from hepti_mpi.reporting.records import milliseconds
+
+KINDS = ("compute", "wire", "wait", "rest")
+WORDS = {"compute": "compute", "wire": "wire", "wait": "waiting", "rest": "other"}
+SHOWN = 2000  # events of a lane that are drawn one by one; of more, neighbours are joined
+SIDE, EDGE = 400, 46  # of the picture of predictions, in its own units
+STYLE = """
+:root {
+  --compute: #004488; --wire: #ddaa33; --wait: #bb5566; --rest: #dddddd;
+  --ink: #1a1a1a; --faint: #5c5c5c; --line: #e2e2e2; --paper: #fff
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --compute: #6f9fd8; --wire: #ddaa33; --wait: #d98794; --rest: #555;
+    --ink: #eee; --faint: #aaa; --line: #3a3a3a; --paper: #181818
+  }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1rem; max-width: 60rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
+h1 { font-size: 1.4rem; margin: 0 0 .3rem } h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; overflow-wrap: anywhere }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } p { margin: .3rem 0 .7rem } .faint { color: var(--faint); font-size: .85rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child { text-align: left; padding-left: 0 } th { font-weight: 600; color: var(--faint); vertical-align: bottom }
+tr.out td { color: var(--faint) } .best td { font-weight: 600 }
+.key { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; margin: .3rem 0 .6rem }
+.key i, .bar i { display: inline-block; height: .8rem } .key i { width: .8rem; margin-right: .35rem; vertical-align: -.1rem }
+.compute { background: var(--compute); fill: var(--compute) } .wire { background: var(--wire); fill: var(--wire) }
+.wait { background: var(--wait); fill: var(--wait) } .rest { background: var(--rest); fill: var(--rest) }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .25rem .7rem; align-items: center; font-size: .875rem }
+.bar { position: relative; display: flex; height: .9rem } .bar i { height: 100% }
+.bar b { position: absolute; top: -.15rem; bottom: -.15rem; width: 2px; background: var(--ink) }
+.number { text-align: right; font-variant-numeric: tabular-nums }
+details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere }
+.lane { display: grid; grid-template-columns: minmax(4rem, 11rem) 1fr; gap: .5rem; align-items: center; font-size: .8rem; margin: .15rem 0 }
+.lane span { overflow-wrap: anywhere } .lane svg, .axis { width: 100%; height: 1.3rem; display: block; background: var(--line) }
+.axis { background: none; display: flex; justify-content: space-between; color: var(--faint) }
+.picture { max-width: 34rem; width: 100%; height: auto; display: block } .picture text { fill: var(--ink); font-size: 13px }
+.picture .grid { stroke: var(--line) } .picture .even { stroke: var(--faint); stroke-dasharray: 5 4 }
+.picture circle { fill: var(--compute); fill-opacity: .75 }
+@media (max-width: 40rem) {
+  .bars { grid-template-columns: 1fr max-content; gap: .05rem .7rem }
+  .bars .bar { grid-column: 1 / -1; grid-row: auto; margin-bottom: .45rem } .bars .number { grid-column: 2 } .bars .name { grid-column: 1 }
+  .lane { grid-template-columns: 1fr; gap: .1rem }
+}
+""".strip()
+
+
+def page(title: str, benches: Sequence[Bench]) -> str:
+    """Return the page: per bench the latencies, per method one request across the ranks and a table of them; last all predictions."""
+    parts = [f"<h1>{escape(title)}</h1>", *(part for bench in benches for part in _bench(bench))]
+    parts += _predictions(benches)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f'<!doctype html>\n<html lang="en"><head>{head}<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style></head>\n<body>\n' + (
+        "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _bench(bench: Bench) -> Iterator[str]:
+    methods = sorted(bench.methods.values(), key=lambda method: method.median)
+    yield f"<h2>{escape(bench.model)}, {bench.rows} rows, on {escape(bench.cluster)}</h2>"
+    yield "<h3>Latency</h3>"
+    yield _key()
+    longest = max(max(method.median, method.predicted or 0.0) for method in methods)
+    yield '<div class="bars">' + "".join(_bar(method, longest) for method in methods) + "</div>"
+    ideal = bench.ideal_seconds
+    note = "Bars end at the median; their parts are means over the ranks that take part. The upright line is what was predicted."
+    if ideal is not None:
+        note += f" If all boards computed all the time and nothing travelled it would be {milliseconds(ideal)} ms."
+    yield f'<p class="faint">{note}</p>'
+    yield _latency_table(methods)
+    yield "<h3>One request across the ranks</h3>"
+    described = [method for method in methods if method.lanes or method.ranks]
+    for place, method in enumerate(described):
+        about = f" ({escape(method.about)})" if method.about else ""
+        yield f"<details{' open' * (place == 0)}><summary>{escape(method.name)}{about}: {milliseconds(method.median)} ms</summary>"
+        yield from _timeline(method)
+        yield _rank_table(method.ranks)
+        yield "</details>"
+
+
+def _key() -> str:
+    return '<div class="key">' + "".join(f'<span><i class="{kind}"></i>{WORDS[kind]}</span>' for kind in KINDS) + "</div>"
+
+
+def _bar(method: Method, longest: float) -> str:
+    parts = np.median(method.parts, axis=0) if len(method.parts) else np.zeros(3)
+    parts *= method.median / max(parts.sum(), method.median)  # medians may add up to a little more than the median
+    widths = [*parts, max(method.median - parts.sum(), 0.0)]
+    pieces = "".join(f'<i class="{kind}" style="width:{100 * width / longest:.2f}%"></i>' for kind, width in zip(KINDS, widths))
+    mark = "" if method.predicted is None else f'<b style="left:{100 * method.predicted / longest:.2f}%" title="predicted"></b>'
+    name = f'<span class="name">{escape(method.name)}</span>'
+    return f'{name}<span class="bar">{pieces}{mark}</span><span class="number">{milliseconds(method.median)} ms</span>'
+
+
+def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return a table that scrolls by itself where it is too wide; rows: (class, cells)."""
+    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
+    for kind, cells in rows:
+        lines.append(f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _latency_table(methods: Sequence[Method]) -> str:
+    reference = next((method.median for method in methods if method.name == "hepti"), methods[0].median)
+    rows = []
+    for method in methods:
+        low, high = np.quantile(method.samples, (0.1, 0.9)) if method.samples else (math.nan, math.nan)
+        spread = f"{milliseconds(low)} - {milliseconds(high)}" if method.samples else "-"
+        error = "-" if method.predicted is None else f"{100 * (method.predicted / method.median - 1):+.1f} %"
+        times = (milliseconds(method.median), spread, f"{method.median / reference:.2f}", milliseconds(method.predicted), error)
+        cells = (method.name, *times, method.about or "-")
+        rows.append(("best" * (method is methods[0]), cells))
+    return _table(("method", "median ms", "10 - 90 %", "to hepti", "predicted", "error", "division"), rows)
+
+
+def _timeline(method: Method) -> Iterator[str]:
+    end = method.seconds
+    if not end:
+        return
+    for lane in method.lanes:
+        factor = "" if lane.factor is None else f", {lane.factor:g} x slower"
+        name = f"rank {lane.rank} on {escape(lane.host)}{factor}"
+        pieces = "".join(
+            f'<rect class="{kind}" x="{1000 * begin / end:.2f}" width="{1000 * (last - begin) / end:.2f}" height="10"/>'
+            for kind, begin, last in _joined(lane)
+        )
+        picture = f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{name}">{pieces}</svg>'
+        yield f'<div class="lane"><span>{name}</span>{picture}</div>'
+    marks = "".join(f"<span>{milliseconds(end * part / 4)}</span>" for part in range(5))
+    yield f'<div class="lane"><span class="faint">ms</span><div class="axis">{marks}</div></div>'
+    yield '<p class="faint">Blue: the rank computes. Yellow: an exchange blocks it. Nothing: it has nothing to do.</p>'
+
+
+def _joined(lane: Lane) -> Iterator[tuple[str, float, float]]:
+    """Yield (kind, begin, end) of what a rank did, neighbours of one kind joined where there is less than a pixel between them."""
+    pixel = max((event.end for event in lane.events), default=0.0) / SHOWN
+    last: tuple[str, float, float] | None = None
+    for event in lane.events:
+        if last is not None and event.kind == last[0] and event.begin - last[2] <= pixel:
+            last = (last[0], last[1], max(last[2], event.end))
+            continue
+        if last is not None:
+            yield last
+        last = (event.kind, event.begin, event.end)
+    if last is not None:
+        yield last
+
+
+def _rank_table(ranks: Sequence[RankTimes]) -> str:
+    if not ranks:
+        return ""
+    rows = []
+    for number, rank in enumerate(ranks):
+        both = [[None] * 3 if times is None else times for times in (rank.measured, rank.predicted)]
+        pairs = [f"{milliseconds(measured)} / {milliseconds(predicted)}" for measured, predicted in zip(*both)]
+        share = [str(rank.heads), str(rank.columns), str(rank.rows)] if rank.is_active else ["left out", "", ""]
+        rows.append(("" if rank.is_active else "out", (f"rank {number} on {rank.host}", *share, *pairs)))
+    table = _table(("", "heads", "columns", "rows", "compute", "wire", "waiting"), rows)
+    return table + '<p class="faint">Measured / predicted, in ms, medians over requests.</p>'
+
+
+def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
+    """Yield predicted against measured, one point a method, both axes logarithmic."""
+    points = [(bench, m, m.median, m.predicted) for bench in benches for m in bench.methods.values() if m.predicted]
+    if not points:
+        return
+    errors = sorted(abs(predicted / measured - 1) for _, _, measured, predicted in points)
+    low = min(min(point[2:]) for point in points) / 1.15
+    high = max(max(point[2:]) for point in points) * 1.15
+
+    def at(seconds: float) -> float:
+        return (SIDE - 2 * EDGE) * math.log(seconds / low) / math.log(high / low)
+
+    marks = [step * 10.0**power for power in range(-6, 5) for step in (1, 2, 5) if low <= step * 10.0**power <= high] or [low, high]
+    grid = []
+    for mark in marks:
+        x, y = EDGE + at(mark), SIDE - EDGE - at(mark)
+        grid.append(f'<path class="grid" d="M{x:.1f} {EDGE}V{SIDE - EDGE}M{EDGE} {y:.1f}H{SIDE - EDGE}" fill="none"/>')
+        words = milliseconds(mark) if mark < 0.01 else f"{mark * 1e3:.0f}"
+        grid.append(f'<text x="{x:.1f}" y="{SIDE - EDGE + 16}" text-anchor="middle">{words}</text>')
+        grid.append(f'<text x="{EDGE - 5}" y="{y + 4:.1f}" text-anchor="end">{words}</text>')
+    dots = "".join(
+        f'<circle cx="{EDGE + at(measured):.1f}" cy="{SIDE - EDGE - at(predicted):.1f}" r="4"><title>{escape(method.name)} on '
+        f"{escape(bench.cluster)}: measured {milliseconds(measured)}, predicted {milliseconds(predicted)} ms</title></circle>"
+        for bench, method, measured, predicted in points
+    )
+    even = f'<path class="even" d="M{EDGE} {SIDE - EDGE}L{SIDE - EDGE} {EDGE}" fill="none"/>'
+    names = (
+        f'<text x="{SIDE / 2}" y="{SIDE - 8}" text-anchor="middle">measured, ms</text>'
+        f'<text x="12" y="{SIDE / 2}" text-anchor="middle" transform="rotate(-90 12 {SIDE / 2})">predicted, ms</text>'
+    )
+    yield "<h2>Predicted against measured</h2>"
+    yield (
+        f"<p>{len(points)} prediction{'s' * (len(points) != 1)}: half of them are off by at most {100 * float(np.median(errors)):.1f} %, "
+        f"the worst by {100 * errors[-1]:.0f} %.</p>"
+    )
+    drawn = "".join(grid) + even + dots + names
+    yield f'<svg class="picture" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="predicted against measured">{drawn}</svg>'
