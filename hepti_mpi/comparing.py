@@ -25,8 +25,17 @@ def report(records: Path, output: Path) -> None:
     Example:
       python -m hepti_mpi report records.jsonl --output pictures
     """
-    from hepti_mpi.reporting import plots
+    from hepti_mpi.errors import InputError
+    from hepti_mpi.reporting.benches import read_benches
+    from hepti_mpi.reporting.page import write_page
 
+    write_page(output / "report.html", records.name, read_benches(records))
+    SCREEN.show(str(output / "report.html"))
+    try:
+        from hepti_mpi.reporting import plots
+    except InputError as error:  # the page needs no more than this package does
+        SCREEN.say(str(error))
+        return
     for path in plots.write_report(records, output):
         SCREEN.show(str(path))
 

@@ -3,10 +3,12 @@
 #
 #   qsub jobs/pbs.sh                                                             the built-in sentences
 #   qsub -l select=8:ncpus=4:mpiprocs=1 -v ARGS="--input texts.jsonl --output answers.jsonl" jobs/pbs.sh
+#   qsub -J 1-20 -v ARGS="--input texts-%a.jsonl --output answers-%a.jsonl" jobs/pbs.sh                    twenty files, each a job
 #   qsub -v STORE=weights/bert-large.h5,SOURCE=random:bert-large jobs/pbs.sh
 #
 # Submit from the checkout, on a file system that all nodes see; ssh between the nodes must work without a password.
-# ARGS: options of `hepti_mpi run`, divided at blanks.
+# ARGS: options of `hepti_mpi run`, divided at blanks. A job that was cut off, for instance by its walltime, goes on when the same
+# command is given again.
 # Make the environment once before, where there is a network: bash jobs/make-venv.sh mpi jobs/minilm.txt
 
 #PBS -N hepti
@@ -26,12 +28,15 @@ cd "${PBS_O_WORKDIR:?start this with: qsub jobs/pbs.sh}"
 
 store=${STORE:-weights/all-MiniLM-L6-v2.h5}
 job=${PBS_JOBID%%.*}
+job=${job//[][]/-} # of an array: 12[3]
 hostfile=hostfiles/pbs-$job.txt
 
 # Every node once, in the order of the job, with one slot, also where PBS lists a node once per core. The
 # measurements are saved beside it: a job has its own nodes, so its own measurements.
 awk '!seen[$1]++ { print $1 " slots=1" }' "$PBS_NODEFILE" >"$hostfile"
 trap 'rm -f "$hostfile" "${hostfile%.txt}.profile.json"' EXIT
+# PBS says SIGTERM some seconds before it kills: the program ends its ranks and keeps its journal, and this script waits for it.
+trap : TERM
 
 # options may not hold blanks: the supervisor is given them as one word
 launch=(
@@ -61,6 +66,15 @@ if [ ! -e "$store" ]; then
 fi
 # 2. Measure the nodes and the network between them
 "${launch[@]}" -hostfile "$hostfile" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
-# 3. Plan and run; when a node is lost, go on without it
+# In a job array %a stands for the number of the job.
 # shellcheck disable=SC2086
-"$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]}" -- run --weights "$store" ${ARGS:-}
+set -- ${ARGS:-}
+set -- "${@//%a/${PBS_ARRAY_INDEX:-}}"
+# What a job that was cut off had answered is not answered again.
+resume=()
+for ((i = 1; i < $#; i++)); do
+    next=$((i + 1))
+    [ "${!i}" != --output ] || [ ! -e "${!next}.journal" ] || resume=(--resume)
+done
+# 3. Plan and run; when a node is lost, go on without it
+"$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]}" -- run --weights "$store" "${resume[@]}" "$@"

@@ -37,7 +37,7 @@ def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Parse a command without running it; one without arguments names a verb only. Raises click's errors."""
-    with click.Context(cli.main, info_name="hepti_mpi") as context:
+    with click.Context(cli.main, info_name="hepti_mpi", **cli.main.context_settings) as context:
         _, verb, rest = cli.main.resolve_command(context, words)
         assert verb is not None
         if rest:
@@ -93,7 +93,7 @@ def test_options_are_those_of_the_program():
     known = {name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
     known |= lab_options()
     assert not known - set(re.findall(r"--[a-z][a-z-]*", README)), "options that README.md does not mention"
-    code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", README, re.DOTALL))
+    code = "\n".join(re.findall(r"```\w*\n.*?```|`[^`\n]+`", README, re.DOTALL))
     assert not set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", code)) - known - FOREIGN, "options that do not exist"
 
 

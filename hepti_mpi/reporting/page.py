@@ -5,9 +5,12 @@ phone or a desk's screen, not how they were measured or read.
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
+from hepti_mpi.errors import InputError
+from hepti_mpi.files import whole_file
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
 from hepti_mpi.reporting.records import milliseconds
 
@@ -55,6 +58,16 @@ details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor
   .lane { grid-template-columns: 1fr; gap: .1rem }
 }
 """.strip()
+
+
+def write_page(path: Path, title: str, benches: Sequence[Bench]) -> None:
+    """Write the page, whole or not at all. Raises InputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(page(title, benches).encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def page(title: str, benches: Sequence[Bench]) -> str:

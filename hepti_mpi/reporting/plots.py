@@ -18,7 +18,6 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
 from hepti_mpi.reporting.benches import Bench, Lane, Method, read_benches, trace
-from hepti_mpi.reporting.page import page
 
 try:
     from matplotlib import rc_context
@@ -59,8 +58,7 @@ def write_report(records: Path, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"folder {folder} cannot be made: {error.strerror or error}") from None
-    written: list[Path] = [folder / "report.html"]
-    _write(written[0], page(records.name, benches).encode())
+    written: list[Path] = []
 
     def place(*parts: str, suffix: str) -> Path:
         """Return a path that is not yet taken."""

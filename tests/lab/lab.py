@@ -61,6 +61,7 @@ class Lab:
         name: str | None = None,
         share: Sequence[str | Path] = (),
         burst_seconds: float | None = None,
+        home: str | None = None,
     ) -> None:
         """Prepare a lab; `up` or `with` brings it up.
 
@@ -69,11 +70,13 @@ class Lab:
             share: folders that all hosts see. They see all folders but their own /tmp, /run and /dev/shm; below those only the
                 checkout, the interpreter, the current folder and these.
             burst_seconds: how much of a link's time may be saved up while it is idle; left out: 128 KiB on every link.
+            home: of root on the hosts; left out: the machine's, which all share.
         """
         self.cluster = cluster_named(cluster) if isinstance(cluster, str) else cluster
         self.name = name or f"{self.cluster.name}-{os.getpid()}-{next(_COUNT)}"
         self.folder = state.LABS / self.name
         self.burst_seconds = burst_seconds
+        self.home = home or pwd.getpwuid(0).pw_dir
         self._share = [Path(folder) for folder in share]
         self._holder: subprocess.Popen[str] | None = None  # the lab ends when this one's standard input does
         self._starts: list[subprocess.Popen[bytes]] = []
@@ -151,7 +154,8 @@ class Lab:
         # start together share the home folder, and what it runs (pyenv takes a lock there) must neither wait nor be killed half-way
         (self.folder / "shadow").touch(mode=0o600)
         (self.folder / "shadow").write_text(re.sub("^root:[^:]*:", "root:*:", Path("/etc/shadow").read_text(), flags=re.MULTILINE))
-        (self.folder / "passwd").write_text(re.sub("^(root:.*):.*$", r"\1:/bin/sh", Path("/etc/passwd").read_text(), flags=re.MULTILINE))
+        users = re.sub("^(root:.*):.*:.*$", rf"\1:{self.home}:/bin/sh", Path("/etc/passwd").read_text(), flags=re.MULTILINE)
+        (self.folder / "passwd").write_text(users)
 
     def _start_switch(self) -> None:
         with (self.folder / "switch.log").open("w") as log:
@@ -178,12 +182,11 @@ class Lab:
         hostfile = "".join(f"{name} slots=1\n" for name in self.hosts)
         (folder / f"run/hepti/{self.cluster.name}.txt").write_text(hostfile)
         shared = _covered([Path(sys.prefix), Path(sys.base_prefix), jobs.CHECKOUT, Path.cwd(), *self._share])
-        home = pwd.getpwuid(0).pw_dir
         with (folder / "log").open("wb") as log:
             start = subprocess.Popen(
                 ["nsenter", f"--target={self._switch}", "--pid", "--",
                  "unshare", "--fork", "--kill-child", "--pid", "--net", "--uts", "--ipc", "--mount",
-                 "sh", Path(__file__).with_name("host.sh"), self.folder, host.name, home, *shared],
+                 "sh", Path(__file__).with_name("host.sh"), self.folder, host.name, self.home, *shared],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._starts.append(start)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what tests/lab needs of the system: an ssh server, ip, tc, unshare, nsenter. Takes no time when all is there.
+# Install what tests/lab needs of the system: an ssh server, rsync, ip, tc, unshare, nsenter. Takes no time when all is there.
 #
 #   sudo bash tests/lab/setup.sh
 #
@@ -19,6 +19,7 @@ need() { # PACKAGE PROGRAM...: the package is missing where one of its programs 
 }
 need openssh-server sshd
 need openssh-client ssh ssh-keygen
+need rsync rsync
 need iproute2 ip tc
 need util-linux unshare nsenter
 if [ ${#packages[@]} = 0 ]; then

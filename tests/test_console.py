@@ -1,0 +1,122 @@
+"""What is shown, and where: quiet, JSON, terminals; and completion by the shell."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from clusters import cluster
+
+from hepti_mpi import cli
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.shards import store as stores
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("console")
+    stores.write(folder / "tiny.h5", random_model("tiny-bert"))
+    cluster((9, 7, 8)).save(folder / "three.json")
+    return folder
+
+
+def words(folder, name):
+    return {
+        "inspect": ["inspect", str(folder / "tiny.h5")],
+        "plan": ["plan", "--weights", str(folder / "tiny.h5"), "--profile", str(folder / "three.json"), "--strategy", "tensor"],
+        "run": ["run", "--weights", str(folder / "tiny.h5")],
+    }[name]
+
+
+def on_a_terminal(command, **environment):
+    """Run a command whose standard output and error are a terminal of 120 columns; return what appears there."""
+    master, slave = pty.openpty()
+    subprocess.run(["stty", "cols", "120"], stdin=slave, check=True)
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    environment.pop("NO_COLOR", None) if "NO_COLOR" not in environment else None
+    process = subprocess.Popen([sys.executable, "-m", "hepti_mpi", *command], stdin=slave, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    return process.wait(), shown.decode()
+
+
+@pytest.mark.parametrize("name", ["inspect", "plan"])
+def test_plain_where_there_is_no_terminal(made, name):
+    result = CliRunner().invoke(cli.main, words(made, name))
+    assert result.exit_code == 0 and not ESCAPE.search(result.output)
+
+
+@pytest.mark.parametrize("name", ["inspect", "plan"])
+def test_json_is_one_document_and_nothing_else(made, name):
+    result = CliRunner().invoke(cli.main, [*words(made, name), "--json"])
+    data = json.loads(result.stdout)
+    assert data["format_version"] == 1 and data["format"] == {"inspect": "hepti-inspection", "plan": "hepti-decision"}[name]
+    if name == "plan":
+        assert data["plan"]["format"] == "hepti-plan" and len(data["candidates"][0]["compute_seconds"]) == 3
+    else:
+        assert data["spec"]["hidden"] == random_model("tiny-bert").spec.hidden and data["fullest_rank_bytes"]["tensor"]["2"] > 0
+    assert CliRunner().invoke(cli.main, [*words(made, name), "--quiet"]).output == ""
+
+
+def test_a_run_in_json_and_quietly(made):
+    def lines(*more):
+        command = [sys.executable, "-m", "hepti_mpi", *words(made, "run"), *more]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=made, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines(), done.stderr
+
+    (made / "hostfiles").mkdir(exist_ok=True)
+    shown, _ = lines("--json")
+    every = [json.loads(line) for line in shown]
+    assert every[-1]["format"] == "hepti-run" and len(every) == every[-1]["requests"] + 1 and all("input" in one for one in every[:-1])
+    quiet, said = lines("--quiet")
+    assert len(quiet) == len(every) - 1 and not said and not any(line.startswith(("{", "plan ")) for line in quiet)
+
+
+def test_a_plan_is_drawn_on_a_terminal(made):
+    code, shown = on_a_terminal(words(made, "plan"))
+    text = ESCAPE.sub("", shown)
+    assert code == 0 and ESCAPE.search(shown) and "█" in text and "rank 2 on" in text
+    heads = [int(line.split()[4]) for line in text.splitlines() if re.match(r"rank \d+ on \S+ +\d+ +█", line)]
+    assert sum(heads) == random_model("tiny-bert").spec.heads, text
+    plain = CliRunner().invoke(cli.main, words(made, "plan")).output
+    assert "█" not in plain and "rank 2 on" in plain
+
+
+def test_an_error_on_a_terminal_is_one_line(made):
+    code, shown = on_a_terminal(["inspect", str(made / ("a-name-that-is-rather-long" * 8))])
+    assert code == 2 and len(ESCAPE.sub("", shown).strip().splitlines()) == 1 and ESCAPE.search(shown)
+
+
+def test_no_colour_where_none_is_wanted(made):
+    code, shown = on_a_terminal(words(made, "inspect"), NO_COLOR="1")
+    assert code == 0 and not re.search(r"\x1b\[[0-9;]*3\dm", shown)
+
+
+COMPLETED = [("", "supervise"), ("pl", "plan"), ("run --strat", "--strategy"), ("run --strategy co", "coedge")]
+
+
+@pytest.mark.parametrize("typed, offered", COMPLETED)
+def test_the_shell_completes(typed, offered):
+    asked = f"hepti_mpi {typed}"
+    environment = {**os.environ, "_HEPTI_MPI_COMPLETE": "bash_complete", "COMP_WORDS": asked, "COMP_CWORD": str(len(asked.split(" ")) - 1),
+                   "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+    code = "import sys; sys.argv = ['hepti_mpi']; from hepti_mpi.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert f"plain,{offered}" in done.stdout.splitlines(), (done.stdout, done.stderr)

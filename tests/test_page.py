@@ -1,0 +1,75 @@
+"""The page of made-up records: whole, by itself, with everything on it. That it is readable was seen in a browser, as wide as a phone and
+as a desk's screen."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("matplotlib")
+from test_plots import NAMES, bench, write  # noqa: E402
+
+from hepti_mpi.reporting.benches import read_benches
+from hepti_mpi.reporting.page import page
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Reader(HTMLParser):
+    """Notes tags that do not match, text, and what points elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.elsewhere, self.counts = [], [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.elsewhere += [value for name, value in attributes if name in ("src", "href", "xlink:href", "action", "onload")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(text):
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert not reader.open and not reader.elsewhere and "script" not in reader.counts and "@import" not in text and "url(" not in text
+    return reader, " ".join(reader.text)
+
+
+def test_everything_is_on_it(tmp_path):
+    benches = read_benches(write(tmp_path / "records.jsonl", bench("mixed4") + bench("wifi2", ("hepti", "single"))))
+    reader, text = read(page("records <b>", benches))
+    assert all(name in text for name in NAMES) and "records <b>" in text
+    assert all(f"rank {rank} on {host}" in text for rank, host in enumerate(("pi5-1", "pi4-1", "pi4-2", "nuc")))
+    methods = [method for one in benches for method in one.methods.values()]
+    assert reader.counts["details"] == len(methods) and reader.counts["circle"] == sum(bool(method.predicted) for method in methods)
+    assert "Predicted against measured" in text
+
+
+def test_numbers_are_those_of_the_records(tmp_path):
+    one = read_benches(write(tmp_path / "records.jsonl", bench("mixed4", ("hepti", "single"))))[0]
+    _, text = read(page("x", [one]))
+    for method in one.methods.values():
+        assert f"{method.median * 1e3:.1f}" in text
+        for rank in method.ranks:
+            assert rank.measured is None or f"{rank.measured[0] * 1e3:.1f} / " in text
+
+
+def test_names_cannot_break_out(tmp_path):
+    lines = [line | {"cluster": "<script>alert(1)</script>"} if line.get("format") else line for line in bench("wifi2", ("hepti",))]
+    read(page("x", read_benches(write(tmp_path / "records.jsonl", lines))))
+
+
+def test_the_last_line_alone_is_enough(tmp_path):
+    last = bench("mixed4")[-1]
+    _, text = read(page("x", read_benches(write(tmp_path / "records.jsonl", [last]))))
+    assert "hepti" in text and "rank 0" not in text
