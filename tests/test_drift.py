@@ -16,7 +16,7 @@ PROFILE = cluster((1.0, 0.5, 0.25, 0.1))
 
 
 def told(*factors, ranks=4):
-    speeds = Speeds(ranks)
+    speeds = Speeds([f"pi{rank}" for rank in range(ranks)])
     for step in factors:
         for rank, factor in enumerate(step):
             speeds.add(rank, factor)
@@ -28,10 +28,10 @@ def told(*factors, ranks=4):
     ([(1, 1, 1, 1)] * WINDOW, None),
     ([(9, 1, 1, 1)] * (SOON - 1), None),  # too few to be believed
     ([(1, 1, 1, 1)] * 2 + [(9, 1, 1, 1)], None),  # once is a disturbance
-    ([(1, 1, 1, 1)] + [(3.2, 1, 1, 1)] * 2, "rank 0 computes 3.20 x as long as it did"),
+    ([(1, 1, 1, 1)] + [(3.2, 1, 1, 1)] * 2, "rank 0 on pi0 computes 3.20 x as long as it did"),
     ([(1, 1, 1.25, 1)] * (WINDOW - 1), None),  # it is not so much that it would be believed at once
-    ([(1, 1, 1.25, 1)] * WINDOW, "rank 2 computes 1.25 x as long as it did"),
-    ([(1, 1, 0.5, 1)] * SOON, "rank 2 computes 0.50 x as long as it did"),
+    ([(1, 1, 1.25, 1)] * WINDOW, "rank 2 on pi2 computes 1.25 x as long as it did"),
+    ([(1, 1, 0.5, 1)] * SOON, "rank 2 on pi2 computes 0.50 x as long as it did"),
     ([(1.1, 1.05, 0.98, 1)] * WINDOW, None),
     ([(1.25, 1.25, 1.25, 1.25)] * WINDOW, None),
     ([(1.5, 1.5, 1.5, 1.5)] * WINDOW, "all ranks compute 1.50 x as long as they did"),
@@ -45,7 +45,7 @@ def test_what_is_used_is_what_is_compared_with():
     assert speeds.use().tolist() == [3, 1, 1, 1] and speeds.changed() is None
     for _ in range(WINDOW):
         speeds.add(0, 1.0)
-    assert speeds.changed() == "rank 0 computes 0.33 x as long as it did"
+    assert speeds.changed() == "rank 0 on pi0 computes 0.33 x as long as it did"
 
 
 def test_links_that_changed():
@@ -53,7 +53,7 @@ def test_links_that_changed():
     same, what = with_links(PROFILE, {(0, 1): rate * 1.2, (1, 2): rate / 1.2})
     assert same == PROFILE and what is None
     other, what = with_links(PROFILE, {(0, 1): rate, (1, 2): rate / 10, (2, 3): rate / 2})
-    assert "between ranks 1 and 2" in what
+    assert f"between rank 1 on {PROFILE.hosts[1]} and rank 2 on {PROFILE.hosts[2]} carries" in what
     assert other.bytes_per_second[1][2] == other.bytes_per_second[2][1] == rate / 10 and other.bytes_per_second[0][1] == rate
     assert other.bytes_per_second[2][3] == rate / 2
 

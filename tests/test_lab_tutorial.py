@@ -72,7 +72,7 @@ def place(wheels):
     """A lab of hosts with empty homes, but for the checkout on the first."""
     with Lab("even4", share=[wheels], home=HOME) as lab:
         for host in lab.hosts:
-            lab.ssh(host, [f"mkdir {HOME}"], check=True)
+            lab.ssh(host, [f"mkdir {HOME}"], check=True, stderr=subprocess.DEVNULL)  # which it could not change to
         made = [f"--exclude={name}" for name in (".git", ".venv", "*.h5", "*.profile.json", "*.egg-info", "__pycache__", ".*_cache")]
         lab.ssh(lab.hosts[0], ["rsync", "-a", *made, f"{jobs.CHECKOUT}/", f"{HOME}/hepti_mpi/"], check=True)
         yield lab, Session(lab, PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PYTHON=sys._base_executable, HEPTI_THREADS=1,

@@ -30,9 +30,11 @@ CREDIBLE, AT_ALL = 1.6, 2.2  # times as long as is usual, and as predicted, that
 class Speeds:
     """How many times longer each rank computes than `ClusterProfile` says: the last values, and those that the plan is made for."""
 
-    def __init__(self, ranks: int) -> None:
-        self.last: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(ranks)]
-        self.used = np.ones(ranks)
+    def __init__(self, hosts: Sequence[str]) -> None:
+        """`hosts`: of the ranks."""
+        self.hosts = hosts
+        self.last: list[deque[float]] = [deque(maxlen=WINDOW) for _ in hosts]
+        self.used = np.ones(len(hosts))
 
     def add(self, rank: int, factor: float) -> None:
         self.last[rank].append(factor)
@@ -54,7 +56,7 @@ class Speeds:
         change = self.now() / self.used
         if change.max() / change.min() > UNEVEN:
             rank = int(np.argmax(np.maximum(change, 1 / change)))
-            return f"rank {rank} computes {change[rank]:.2f} x as long as it did"
+            return f"rank {rank} on {self.hosts[rank]} computes {change[rank]:.2f} x as long as it did"
         if not 1 / EVENLY < float(np.median(change)) < EVENLY:
             return f"all ranks compute {float(np.median(change)):.2f} x as long as they did"
         return None
@@ -76,7 +78,8 @@ def with_links(profile: ClusterProfile, found: dict[tuple[int, int], float]) -> 
     one, other = max(changes, key=lambda pair: changes[pair])
     if changes[one, other] <= LINK:
         return profile, None
-    what = f"the link between ranks {one} and {other} carries {found[one, other] * 8e-6:.0f} Mbit/s, not {rates[one][other] * 8e-6:.0f}"
+    ends = f"rank {one} on {profile.hosts[one]} and rank {other} on {profile.hosts[other]}"
+    what = f"the link between {ends} carries {found[one, other] * 8e-6:.0f} Mbit/s, not {rates[one][other] * 8e-6:.0f}"
     for (left, right), change in changes.items():
         if change > LINK:
             rates[left][right] = rates[right][left] = found[left, right]

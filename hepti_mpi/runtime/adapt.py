@@ -149,7 +149,7 @@ class Adapter:
         self.spec, self.source_hash, self.method, self.plan, self.say = spec, source_hash, method, plan, say
         self.request = replace(request, wires=tuple(dict.fromkeys(("float32", plan.wire))))  # another was not tried on this model
         self.base = profile  # with links as they are now and speeds as they were in the beginning
-        self.speeds = Speeds(plan.ranks)
+        self.speeds = Speeds(plan.hosts)
         self.cost = load_seconds
         self.adviser = Adviser()
         self.rows: dict[int, int] = {}
