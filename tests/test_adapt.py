@@ -197,7 +197,7 @@ def test_decisions_say_when_why_and_what_came_of_it():
     world.reality = CHANGES["the fastest slows down"](PROFILE)
     world.go(20)
     (item, *_) = world.adapter.decisions()
-    assert 12 <= item["batch"] <= 18 and item["why"].startswith("rank 0 computes 3.")
+    assert 12 <= item["batch"] <= 18 and item["why"].startswith("rank 0 on pi0 computes 3.")
     assert item["gain"] > 0.1 and item["predicted_gain"] > 0.1 and item["stall_seconds"] == 0.4 and item["load_seconds"] == 0.3
     assert item["from"] != item["to"]
 

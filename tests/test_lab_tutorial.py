@@ -44,7 +44,7 @@ class Session:
         self.shell.stdin.flush()
         if meanwhile is not None:
             meanwhile()
-        said, end = [], time.monotonic() + PATIENCE
+        said, begin, end = [], time.monotonic(), time.monotonic() + PATIENCE
         while True:
             try:
                 line = self.lines.get(timeout=1)
@@ -53,6 +53,7 @@ class Session:
                 continue
             if line.startswith(MARK):
                 assert line == f"{MARK} 0\n", (block, "".join(said))
+                print(f"{time.monotonic() - begin:.0f} s: {block}")
                 return "".join(said)
             said.append(line)
 

@@ -77,7 +77,9 @@ def test_a_full_disk_costs_no_answers(metered):
     assert len(said) == 1 and "cannot be written any more" in said[0]
 
 
-@pytest.mark.parametrize("name, why", [("metrics.txt", "does not end in .prom"), ("nowhere/x.prom", "does not exist"), ("folder.prom", "cannot be written")])
+@pytest.mark.parametrize("name, why", [
+    ("metrics.txt", "does not end in .prom"), ("nowhere/x.prom", "does not exist"), ("folder.prom", "cannot be written"),
+])  # fmt: skip
 def test_a_file_that_makes_no_sense(tmp_path, name, why):
     (tmp_path / "folder.prom").mkdir()
     with pytest.raises(InputError, match=why):

@@ -235,9 +235,9 @@ class Adapter:
         return self._by_advice(left) or self._judge() or self._look() or self._go_on(left)
 
     def _go_on(self, left: int) -> dict[str, Any]:
-        reason = self.reason or self.speeds.changed()
-        if self.reason is not None or (reason is not None and not self.adviser.busy):
-            self.reason, self.switch_reason = None, str(reason)
+        reasons = [reason for reason in (self.reason, self.speeds.changed()) if reason is not None]
+        if self.reason is not None or (reasons and not self.adviser.busy):
+            self.reason, self.switch_reason = None, "; ".join(reasons)
             self.refused.clear()
             self.speeds.use()
             self._expect()
@@ -303,7 +303,8 @@ class Adapter:
             recent = [value / self.usual for value in list(self.late)[-2:]] if self.usual else []
             odd = len(recent) == 2 and (min(recent) > LATE or max(recent) < EARLY)
             very = odd and (min(recent) > VERY or max(recent) < 1 / VERY)
-            if very or (odd and self.looked >= self.rest and not self.adviser.busy and not self.speeds.changed()):
+            due = very or (odd and self.looked >= self.rest and not self.adviser.busy)
+            if due and not self.speeds.changed():  # which would explain it
                 self.pairs, self.everything = round_robin(self.plan.ranks), True
             elif not self.adviser.busy:
                 self.pairs = self._suspects()
