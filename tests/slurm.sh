@@ -115,15 +115,16 @@ for number in 1 2; do
 done
 passed "a job array"
 
+noted() { cat "$folder/long.answers.jsonl.journal" 2>/dev/null | wc -l; } # lines of the journal
 long="jobs/slurm.sbatch --input $folder/long.jsonl --output $folder/long.answers.jsonl --batch-rows 1"
 job=$(submit "$long")
-until [ "$(wc -l <"$folder/long.answers.jsonl.journal" 2>/dev/null || echo 0)" -gt 200 ]; do sleep 0.2; done
+until [ "$(noted)" -gt 200 ]; do sleep 0.2; done
 on "$first" "scancel --full --signal=TERM $job"
 state=$(finish "$job")
 [ "$state" != COMPLETED ] && [ ! -e "$folder/long.answers.jsonl" ] || fail "job $job was not cut off: $state"
-left=$(wc -l <"$folder/long.answers.jsonl.journal")
+left=$(noted)
 for host in "${hosts[@]}"; do
-    on "$host" "! pgrep -f 'hepti_mpi run'" >/dev/null || fail "$host still runs: $(on "$host" "pgrep -af hepti_mpi")"
+    on "$host" "! pgrep -f '[h]epti_mpi run'" >/dev/null || fail "$host still runs: $(on "$host" "pgrep -af '[h]epti_mpi'")"
 done
 job=$(submit "$long")
 [ "$(finish "$job")" = COMPLETED ] || fail "job $job: $(tail -n 20 "$folder/job-$job.out")"
@@ -132,7 +133,7 @@ passed "a job that was cut off after $((left - 1)) of 3000 answers went on"
 
 rm "$folder/long.answers.jsonl"
 job=$(submit "$long")
-until [ "$(wc -l <"$folder/long.answers.jsonl.journal" 2>/dev/null || echo 0)" -gt 200 ]; do sleep 0.2; done
+until [ "$(noted)" -gt 200 ]; do sleep 0.2; done
 python -c 'import sys; from tests.lab.lab import Lab; Lab.attach(sys.argv[1]).kill_host(sys.argv[2], silent=True)' $lab "$last"
 [ "$(finish "$job")" = COMPLETED ] || fail "job $job: $(tail -n 20 "$folder/job-$job.out")"
 same long

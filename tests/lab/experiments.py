@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.reporting.plots import plot_requests
+from hepti_mpi.errors import InputError
 
 from .errors import LabError
 from .lab import Lab
@@ -57,6 +57,12 @@ def drift(options: argparse.Namespace, folder: Path) -> int:
     requests, rows = options.requests or 120, 128
     weights = options.weights or sliced("bert-large", folder / "bert-large.h5")
     source = inputs(folder / "in.npz", [rows], 1000)
+    if options.output:
+        try:  # before anything is measured
+            from hepti_mpi.reporting.plots import plot_requests
+        except InputError as error:
+            raise LabError(str(error)) from None
+
     changes = {round(part * requests): what for part, what in ((SLOW, "slow"), (THIN, "thin"), (BACK, "back"))}
     names = options.methods.split(",") if options.methods else list(DRIFT_METHODS)
     fixed, courses = [_best_fixed(weights, source, folder)], {}
