@@ -5,6 +5,7 @@ MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is i
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -323,7 +324,7 @@ def run(
     metered = None
     if root and metrics is not None:
         metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
-    with progress_bar("answering", len(asked.left) * repeat if asked else 0, root) as advance:
+    with metered or nullcontext(), progress_bar("answering", len(asked.left) * repeat if asked else 0, root) as advance:
 
         def done(part: Any, results: Any, seconds: float) -> None:
             if asked is not None:
@@ -336,8 +337,6 @@ def run(
         keep = asked is None or asked.journal is None
         ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch, keep)
     with world.patience.slower(), machines.together(world):
-        if metered is not None:
-            metered.close()
         if asked is not None:
             asked.write(outcome.results)
             _finish(ready, outcome, len(asked.left) * repeat, wire_error, state_file is not None)

@@ -7,6 +7,7 @@ they are plain text. Under mpirun the terminal is mpirun's: a rank has none of i
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path("weights")
 DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
 OUT, ERR = 1, 2  # descriptors
+DRAWN_SECONDS = 0.5  # between two looks of a progress bar
 
 
 class Screen:
@@ -57,12 +59,15 @@ class Screen:
         """Show who does what: as bars on a terminal, else as numbers."""
         from hepti_mpi.reporting import records
 
-        if _terminal(OUT) is None or self.quiet or self.json:
-            self.show(records.plan_lines(plan))
-            return
-        from hepti_mpi.reporting.drawing import plan_bars
+        bars = None
+        if _terminal(OUT) is not None and not self.quiet and not self.json:
+            from hepti_mpi.reporting.drawing import plan_bars
 
-        _console(OUT).print(plan_bars(plan), crop=False)
+            bars = plan_bars(plan, _console(OUT).width)
+        if bars is None:
+            self.show(records.plan_lines(plan))
+        else:
+            _console(OUT).print(bars, crop=False)
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
         """Print answers, records of models.heads.answers: they are the result."""
@@ -87,7 +92,11 @@ def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], 
     """Add --quiet and, for a command that `has_document`, --json."""
 
     def choose(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-        return lambda context, parameter, value: setattr(SCREEN, name, value)
+        def chosen(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+            if value or context.parent is None or context.parent.parent is None:  # a run that is supervised adds to what is chosen
+                setattr(SCREEN, name, value)
+
+        return chosen
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         if has_document:
@@ -101,11 +110,13 @@ def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], 
 
 def _terminal(descriptor: int) -> str | None:
     """Return the terminal that people see this descriptor on, or None: under mpirun that of mpirun."""
-    from hepti_mpi.comm.launcher import launched
+    from hepti_mpi.comm.launcher import LAUNCHERS, launched
 
     if (sys.stdout, sys.stderr)[descriptor == ERR] is not (sys.__stdout__, sys.__stderr__)[descriptor == ERR]:
         return None  # somebody collects what is printed
     try:
+        if launched() and Path(f"/proc/{os.getppid()}/comm").read_text().strip() not in LAUNCHERS:
+            return None  # a script between mpirun and this rank: its terminal may be one that mpirun made
         path = os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
     except OSError:
         return None
@@ -212,7 +223,18 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=_console(ERR), transient=True, refresh_per_second=5) as progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    drawn = float("-inf")
+    # no thread of rich's: it would take time from what is measured
+    with Progress(*columns, console=_console(ERR), transient=True, auto_refresh=False) as progress:
+        _console(ERR).show_cursor(True)  # a rank can be ended at any time, which would leave the terminal without one
         task = progress.add_task(label, total=total)
-        yield lambda amount: progress.advance(task, amount)
+
+        def advance(amount: int) -> None:
+            nonlocal drawn
+            progress.advance(task, amount)
+            if time.monotonic() > drawn + DRAWN_SECONDS:
+                drawn = time.monotonic()
+                progress.refresh()
+
+        yield advance

@@ -45,6 +45,8 @@ def push(store: Path, hostfile: Path) -> None:
     from hepti_mpi.shards.store import Store
 
     hosts = read_hosts(hostfile)
+    if store.is_dir() and any("slots=" in host.line and "slots=1" not in host.line.split() for host in hosts):
+        raise HeptiError(f"{hostfile} has hosts with several ranks, and push copies one file to a host: give it slots=1, or push a store")
     files = [store / f"rank{rank:02d}.h5" if store.is_dir() else store for rank in range(len(hosts))]
     hashes = dict.fromkeys(files, "")
     for path in hashes:

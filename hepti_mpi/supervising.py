@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hepti_mpi.console import SCREEN, put_out
+from hepti_mpi.console import SCREEN, put_out, words_options
 from hepti_mpi.options import FILE
 
 UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of which nothing is known
@@ -20,6 +20,7 @@ UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of whi
 @click.argument("hostfile", type=FILE)
 @click.option("--mpirun", default="mpirun", show_default=True, help="How mpirun is called, with options for it.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@words_options()
 @click.pass_context
 def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tuple[str, ...]) -> None:
     """Run on the hosts of a hostfile, and go on without those that are lost; no answer is lost.
@@ -52,7 +53,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     hosts = read_hosts(hostfile)
 
     kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], SCREEN.say, options["fresh"])
-    rest = [word for word in arguments if word != "--resume"]
+    rest = [word for word in arguments if word != "--resume"] + ["--quiet"] * SCREEN.quiet
     supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

@@ -3,12 +3,12 @@
 #
 #   qsub jobs/pbs.sh                                                             the built-in sentences
 #   qsub -l select=8:ncpus=4:mpiprocs=1 -v ARGS="--input texts.jsonl --output answers.jsonl" jobs/pbs.sh
-#   qsub -J 1-20 -v ARGS="--input texts-%a.jsonl --output answers-%a.jsonl" jobs/pbs.sh                    twenty files, each a job
+#   qsub -J 1-20 -o . -v ARGS="--input texts-%a.jsonl --output answers-%a.jsonl" jobs/pbs.sh        twenty files, each a job
 #   qsub -v STORE=weights/bert-large.h5,SOURCE=random:bert-large jobs/pbs.sh
 #
 # Submit from the checkout, on a file system that all nodes see; ssh between the nodes must work without a password.
-# ARGS: options of `hepti_mpi run`, divided at blanks. A job that was cut off, for instance by its walltime, goes on when the same
-# command is given again.
+# ARGS: options of `hepti_mpi run`, divided at blanks, without commas, which end it for qsub.
+# A job that was cut off, for instance by its walltime, goes on when the same command is given again.
 # Make the environment once before, where there is a network: bash jobs/make-venv.sh mpi jobs/minilm.txt
 
 #PBS -N hepti
@@ -67,14 +67,17 @@ fi
 # 2. Measure the nodes and the network between them
 "${launch[@]}" -hostfile "$hostfile" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
 # In a job array %a stands for the number of the job.
+set -f
 # shellcheck disable=SC2086
 set -- ${ARGS:-}
+set +f
 set -- "${@//%a/${PBS_ARRAY_INDEX:-}}"
 # What a job that was cut off had answered is not answered again.
-resume=()
-for ((i = 1; i < $#; i++)); do
-    next=$((i + 1))
-    [ "${!i}" != --output ] || [ ! -e "${!next}.journal" ] || resume=(--resume)
+resume=() last=
+for word; do
+    [ "$last" != --output ] || [ ! -e "$word.journal" ] || resume=(--resume)
+    [[ $word != --output=* ]] || [ ! -e "${word#*=}.journal" ] || resume=(--resume)
+    last=$word
 done
 # 3. Plan and run; when a node is lost, go on without it
 "$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]}" -- run --weights "$store" "${resume[@]}" "$@"

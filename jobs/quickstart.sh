@@ -27,7 +27,7 @@ fi
 set -x
 
 # 2. Profile: how fast each rank computes, what the links carry, how much memory there is; kept beside the hostfile
-mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi profile --weights "$store"
+mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi profile --weights "$store" </dev/null # which is for run
 
 # 3. Run: plans who does what, and answers
 exec mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi run "$@"

@@ -18,11 +18,11 @@ bash jobs/make-venv.sh mpi jobs/minilm.txt
 # shellcheck disable=SC1091
 . .venv/bin/activate
 bash tests/lab/setup.sh
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
-    policy=/usr/sbin/policy-rc.d # Debian starts a service as it is installed, unless this says no
-    [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy && trap 'rm -f $policy' EXIT; }
+if ! { command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged; } >/dev/null; then
+    policy=/usr/sbin/policy-rc.d made= # Debian starts a service as it is installed, unless this says no
+    [ -e $policy ] || { made=$policy && printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy && trap 'rm -f $policy' EXIT; }
     { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install slurm-wlm munge; } >/dev/null
-    [ ! -s $policy ] || rm -f $policy
+    [ -z "$made" ] || rm -f $policy
 fi
 
 folder=$(mktemp -d /var/tmp/hepti-slurm.XXXXXX) # which all hosts of the lab see

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from clusters import cluster
 
-from hepti_mpi import cli
+from hepti_mpi import cli, console
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.shards import store as stores
 
@@ -34,12 +34,12 @@ def words(folder, name):
     }[name]
 
 
-def on_a_terminal(command, **environment):
-    """Run a command whose standard output and error are a terminal of 120 columns; return what appears there."""
+def on_a_terminal(command, columns=80, **more):
+    """Run a command whose standard output and error are a terminal; return what appears there."""
     master, slave = pty.openpty()
-    subprocess.run(["stty", "cols", "120"], stdin=slave, check=True)
-    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    environment.pop("NO_COLOR", None) if "NO_COLOR" not in environment else None
+    subprocess.run(["stty", "cols", str(columns)], stdin=slave, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **more}
     process = subprocess.Popen([sys.executable, "-m", "hepti_mpi", *command], stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     shown = b""
@@ -89,14 +89,23 @@ def test_a_run_in_json_and_quietly(made):
     assert len(quiet) == len(every) - 1 and not said and not any(line.startswith(("{", "plan ")) for line in quiet)
 
 
-def test_a_plan_is_drawn_on_a_terminal(made):
-    code, shown = on_a_terminal(words(made, "plan"))
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_a_plan_is_drawn_on_a_terminal(made, columns):
+    code, shown = on_a_terminal(words(made, "plan"), columns)
     text = ESCAPE.sub("", shown)
-    assert code == 0 and ESCAPE.search(shown) and "█" in text and "rank 2 on" in text
+    assert code == 0 and ESCAPE.search(shown) and ("█" in text) == (columns > 40) and "rank 2 on" in text and "…" not in text
+    if columns == 40:
+        return
     heads = [int(line.split()[4]) for line in text.splitlines() if re.match(r"rank \d+ on \S+ +\d+ +█", line)]
     assert sum(heads) == random_model("tiny-bert").spec.heads, text
     plain = CliRunner().invoke(cli.main, words(made, "plan")).output
     assert "█" not in plain and "rank 2 on" in plain
+
+
+def test_what_is_chosen_for_a_supervised_run_is_kept(made):
+    for chosen in (("--json",), ()):
+        result = CliRunner().invoke(cli.main, ["supervise", *chosen, str(made / "nowhere.txt"), "--", "run"])
+        assert "nowhere.txt cannot be read" in str(result.exception) and console.SCREEN.json == bool(chosen)
 
 
 def test_an_error_on_a_terminal_is_one_line(made):

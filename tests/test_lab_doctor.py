@@ -88,7 +88,7 @@ def another_store(lab, folder, host):
 
 def full_disk(lab, folder, host):
     on(lab, host, "kept=$(dirname /run/shared/*/tiny.h5)", "mount -t tmpfs -o size=2m,mode=1777 tmpfs /tmp", f"mkdir -p {folder}",
-       f"mount --bind $kept {folder}")  # fmt: skip
+       f"mount --bind $kept {folder}", "{ head -c 9m /dev/zero >/tmp/full 2>/dev/null || true; }")  # fmt: skip
     return f"umount {folder} /tmp"
 
 

@@ -58,8 +58,8 @@ def test_a_switch_is_told(metered):
     watch, path, _ = metered
     assert watch.next(5)["do"] == "swap"
     assert read(path)["hepti_plan_switches_total",] == 0
-    watch.swapped(0.5, 0.2)
-    watch.close()
+    with watch:
+        watch.swapped(0.5, 0.2)
     samples = read(path)
     assert samples["hepti_plan_switches_total",] == 1 and samples["hepti_running",] == 0 and samples["hepti_batches_left",] == 0
     assert samples["hepti_rank_rows", ("host", PLANS[1].hosts[1]), ("rank", "1")] == PLANS[1].rows[1]

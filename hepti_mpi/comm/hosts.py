@@ -10,7 +10,8 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.errors import HeptiError
 
 ANSWER_SECONDS = 1.0
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "StrictHostKeyChecking=accept-new")
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "StrictHostKeyChecking=accept-new",
+       "-o", "ServerAliveInterval=5")  # fmt: skip
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import IO
 from hepti_mpi.errors import InputError
 
 PIPE_QUIET_SECONDS = 0.5
+LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
 
 
 def launched_rank() -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
+from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launched_size
 
 EXIT_CODE = 3  # of a rank that waited too long
 LOOK_SECONDS = 0.25
@@ -24,7 +24,6 @@ END_SECONDS = 2.0  # for mpirun to end by itself
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
 SLOWER = 10  # times as long others may take to measure or to load
 START = 2  # times as long ranks may take to find each other
-LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")
 SSH_PORT = 22
 Whom = Callable[[], Sequence[int]]
 

@@ -6,22 +6,30 @@ from rich.text import Text
 
 from hepti_mpi.planning.plan import Plan, kind_of
 
-WIDTH = 14  # characters of a whole bar
+WIDEST, NARROWEST = 14, 8  # characters of a whole bar
+GAP = 1  # between columns
 
 
-def plan_bars(plan: Plan) -> Table:
-    """Return a table with a line per rank: its heads, columns and rows, and how large a part of all each is."""
-    title = Text.assemble("plan ", (plan.hash, "dim"), f": {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows")
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
+def plan_bars(plan: Plan, width: int) -> Table | None:
+    """Return a table of at most `width` characters with a line per rank: its heads, columns and rows, and how large a part of all each is;
+    None where that is too narrow."""
     parts = {"heads": plan.heads, "columns": plan.columns, "rows": plan.rows}
+    names = [f"rank {rank} on {host}" for rank, host in enumerate(plan.hosts)]
+    words = max(map(len, names)) + sum(max(len(name), len(str(sum(counts)))) for name, counts in parts.items())
+    bar = min(WIDEST, (width - words - 2 * GAP * len(parts)) // len(parts))
+    if bar < NARROWEST:
+        return None
+    title = Text.assemble("plan ", (plan.hash, "dim"), f": {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
+                  padding=(0, GAP, 0, 0), header_style="bold")  # fmt: skip
+    table.add_column("", no_wrap=True)
     for name in parts:
         table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", width=WIDTH, no_wrap=True)
+        table.add_column("", width=bar, no_wrap=True)
     for rank in range(plan.ranks):
-        cells: list[object] = [Text(f"rank {rank} on {plan.hosts[rank]}", style="" if rank in plan.active else "dim")]
+        cells: list[object] = [Text(names[rank], style="" if rank in plan.active else "dim")]
         for values in parts.values():
-            cells += [str(values[rank]), Bar(max(sum(values), 1), 0, values[rank], width=WIDTH, color="cyan")]
+            cells += [str(values[rank]), Bar(max(sum(values), 1), 0, values[rank], width=bar, color="cyan")]
         if rank not in plan.active:
             cells[2] = Text("left out", style="dim")
         table.add_row(*cells)  # type: ignore[arg-type]

@@ -280,7 +280,8 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str)
     line = join([*mpirun, asking.python, "-m", "hepti_mpi", "run"])
     etc = Path(asking.python).parent.parent / "etc"
     script = (
-        f"#!/usr/bin/env bash\n#SBATCH --nodes={max(1, len(usable))} --ntasks-per-node=1 --exclusive --mem=0\n"
+        f"#!/usr/bin/env bash\n#SBATCH --nodes={max(1, len(usable))} --nodelist={','.join(usable)}\n"
+        f"#SBATCH --ntasks-per-node=1 --exclusive --mem=0\n"
         f"# As doctor recommends; options of this script go to hepti_mpi run.\nset -euo pipefail\ncd {quote(asking.folder)}\n"
         f'export OPENBLAS_NUM_THREADS=1\nexec {line} "$@"\n'
     )

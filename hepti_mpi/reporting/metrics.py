@@ -60,6 +60,7 @@ class Metered:
     def _planned(self, plan: Plan) -> None:
         self.hosts, self.order = plan.hosts, plan
         self.info.clear()
+        self.compute.clear()  # ranks that are left out now compute nothing
         self.info.labels(self.model, plan.strategy, plan.hash).set(1)
         self.predicted.set(plan.predicted_seconds or float("nan"))
         for name, gauge in zip(SHARES, self.shares):
@@ -80,10 +81,14 @@ class Metered:
     def answered_requests(self, count: int) -> None:
         self.requests.inc(count)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Metered":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the last state of a run that has ended."""
         self.running.set(0)
-        self.left.set(0)
+        if kind is None:
+            self.left.set(0)
         self._write(now=True)
 
     # what a watch hears

@@ -33,7 +33,9 @@ STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 60rem; font: 1rem/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.4rem; margin: 0 0 .3rem } h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; overflow-wrap: anywhere }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } p { margin: .3rem 0 .7rem } .faint { color: var(--faint); font-size: .85rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+.scroll { overflow-x: auto; background: linear-gradient(to left, var(--paper) 1rem, transparent 2rem) right / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--rest), transparent) right / .8rem 100% no-repeat scroll } /* a shade where there is more */
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } th { font-weight: 600; color: var(--faint); vertical-align: bottom }
 tr.out td { color: var(--faint) } .best td { font-weight: 600 }
@@ -53,7 +55,7 @@ details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor
 .picture .grid { stroke: var(--line) } .picture .even { stroke: var(--faint); stroke-dasharray: 5 4 }
 .picture circle { fill: var(--compute); fill-opacity: .75 }
 @media (max-width: 40rem) {
-  .bars { grid-template-columns: 1fr max-content; gap: .05rem .7rem }
+  .bars { grid-template-columns: 1fr max-content; gap: .05rem .7rem; grid-auto-flow: row dense }
   .bars .bar { grid-column: 1 / -1; grid-row: auto; margin-bottom: .45rem } .bars .number { grid-column: 2 } .bars .name { grid-column: 1 }
   .lane { grid-template-columns: 1fr; gap: .1rem }
 }
@@ -181,7 +183,10 @@ def _rank_table(ranks: Sequence[RankTimes]) -> str:
         share = [str(rank.heads), str(rank.columns), str(rank.rows)] if rank.is_active else ["left out", "", ""]
         rows.append(("" if rank.is_active else "out", (f"rank {number} on {rank.host}", *share, *pairs)))
     table = _table(("", "heads", "columns", "rows", "compute", "wire", "waiting"), rows)
-    return table + '<p class="faint">Measured / predicted, in ms, medians over requests.</p>'
+    return (
+        table + '<p class="faint">Measured / predicted, in ms, medians over requests. Wire: measured is how long '
+        "exchanges blocked the rank, predicted is how long its link is in use, much of that while it computes.</p>"
+    )
 
 
 def _predictions(benches: Sequence[Bench]) -> Iterator[str]:

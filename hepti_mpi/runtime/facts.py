@@ -13,7 +13,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +41,7 @@ def facts(question: dict[str, Any]) -> dict[str, Any]:
         "affinity": len(os.sched_getaffinity(0)),
         "memory": _meminfo("MemTotal"),
         "memory_free": _meminfo("MemAvailable"),
-        "disk_free": {path: shutil.disk_usage(path).free for path in dict.fromkeys((os.getcwd(), tempfile.gettempdir()))},
+        "disk_free": _disk_free(os.getcwd(), os.environ.get("TMPDIR", "/tmp")),  # not tempfile's, which leaves out what is full
         "clock": time.time(),
         "celsius": _celsius(),
         "throttled": _throttled(),
@@ -103,6 +102,16 @@ def _text(path: Path) -> str:
 
 def _line(path: Path) -> str | None:
     return _text(path).strip() or None
+
+
+def _disk_free(*folders: str) -> dict[str, int]:
+    found = {}
+    for folder in folders:
+        try:
+            found[folder] = shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return found
 
 
 def _meminfo(name: str) -> int | None:

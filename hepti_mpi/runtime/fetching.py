@@ -42,20 +42,23 @@ def open_store(machine: Machine, path: Path, cache: Path | None = None) -> Store
             raise StoreError(
                 f"{own} holds a model with source hash {own_hash}, rank {holders[0]} has {first}; copy the same store to every host"
             )
-    if len(holders) == world.size:
+    place = (cache or Path()).expanduser() / f"{hashes[holders[0]][:32]}-rank{world.rank:02d}.h5"
+    with together(world):
+        if not found and (kept := CachedStore.existing(place, hashes[holders[0]])):
+            found.append(kept)
+    bare = [rank for rank, has in enumerate(world.gather_all(bool(found))) if not has]
+    if not bare:
         return found[0]
     content = _packed(found[0]) if world.rank == holders[0] else b""
     size = world.gather_all(len(content))[holders[0]]
-    for rank in sorted(set(range(world.size)) - set(holders)):
+    for rank in bare:
         if world.rank == holders[0]:
             world.send(rank, np.frombuffer(content, np.uint8))
         elif world.rank == rank:
             content = world.receive(holders[0], size).tobytes()
     with together(world):
-        if not found and cache is not None:
-            spec, files, source_hash = _unpacked(content)
-            place = cache.expanduser() / f"{source_hash[:32]}-rank{world.rank:02d}.h5"
-            found.append(CachedStore.beginning(place, (spec, files, source_hash)))
+        if not found:
+            found.append(CachedStore.beginning(place, _unpacked(content)))
     return found[0]
 
 

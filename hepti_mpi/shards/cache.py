@@ -34,17 +34,22 @@ class CachedStore(Store):
     """What a rank holds of another's store, in a file of its own."""
 
     @classmethod
-    def beginning(cls, path: Path, head: Any) -> "CachedStore":
-        """Return the one at `path`, or a new one without weights where there is none of the model of `head` (spec, files, source hash).
-        Raises StoreError when it cannot be written."""
-        spec, files, source_hash = head
+    def existing(cls, path: Path, source_hash: str) -> "CachedStore | None":
+        """Return the one at `path`, None where there is none of that model."""
         try:
             store = cls(path)
-            if store.source_hash == source_hash:
-                return store
-            store.close()
         except StoreError:  # there is none, or it is damaged
-            pass
+            return None
+        if store.source_hash == source_hash:
+            return store
+        store.close()
+        return None
+
+    @classmethod
+    def beginning(cls, path: Path, head: Any) -> "CachedStore":
+        """Return a new one without weights for the model of `head` (spec, files, source hash). Raises StoreError when it cannot be
+        written."""
+        spec, files, source_hash = head
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:

@@ -1,11 +1,12 @@
 #!/bin/bash
 # The full tables: every method on every cluster of the lab, for BERT-Large and ViT-Large, and the pictures of them.
-# As root, after: bash jobs/make-venv.sh mpi. Takes about two hours; nothing else should use the machine.
+# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes about two hours; nothing else should use the machine.
 #   bash tests/lab/tables.sh [FOLDER]        FOLDER: for stores, records and pictures; default: tables
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck disable=SC1091
 [ ! -e .venv/bin/activate ] || . .venv/bin/activate
+python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; install it with: bash jobs/make-venv.sh mpi,pictures" >&2; exit 2; }
 folder=${1:-tables}
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
