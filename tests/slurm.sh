@@ -71,7 +71,7 @@ done
 python - "$folder" <<'END'
 import json, sys
 words = "the river is wide and the boat is small but we cross it every day in summer".split()
-for name, count in (("one", 20), ("1", 5), ("2", 5), ("long", 3000)):
+for name, count in (("one", 20), ("1", 5), ("2", 5), ("long", 6000), ("lost", 3000)):
     with open(f"{sys.argv[1]}/{name}.jsonl", "w") as file:
         for number in range(count):
             file.write(json.dumps({"text": " ".join(words[: 3 + number % 12] + [str(number)])}) + "\n")
@@ -115,26 +115,25 @@ for number in 1 2; do
 done
 passed "a job array"
 
-noted() { cat "$folder/long.answers.jsonl.journal" 2>/dev/null | wc -l; } # lines of the journal
-long="jobs/slurm.sbatch --input $folder/long.jsonl --output $folder/long.answers.jsonl --batch-rows 1"
-job=$(submit "$long")
-until [ "$(noted)" -gt 200 ]; do sleep 0.2; done
-on "$first" "scancel --full --signal=TERM $job"
+noted() { cat "$folder/$1.answers.jsonl.journal" 2>/dev/null | wc -l; } # lines of a journal
+words() { echo "jobs/slurm.sbatch --input $folder/$1.jsonl --output $folder/$1.answers.jsonl --batch-rows 1"; }
+job=$(submit --time=1 "$(words long)") # minutes
 state=$(finish "$job")
-[ "$state" != COMPLETED ] && [ ! -e "$folder/long.answers.jsonl" ] || fail "job $job was not cut off: $state"
-left=$(noted)
+[ "$state" = TIMEOUT ] && [ ! -e "$folder/long.answers.jsonl" ] || fail "job $job was not cut off: $state"
+left=$(noted long)
+[ "$left" -gt 1 ] || fail "job $job noted no answer: $(tail -n 20 "$folder/job-$job.out")"
+grep -q 'go on with the same command' "$folder/job-$job.out" || fail "job $job was killed, not ended: $(tail -n 20 "$folder/job-$job.out")"
 for host in "${hosts[@]}"; do
     on "$host" "! pgrep -f '[h]epti_mpi run'" >/dev/null || fail "$host still runs: $(on "$host" "pgrep -af '[h]epti_mpi'")"
 done
-job=$(submit "$long")
+job=$(submit "$(words long)")
 [ "$(finish "$job")" = COMPLETED ] || fail "job $job: $(tail -n 20 "$folder/job-$job.out")"
 same long
-passed "a job that was cut off after $((left - 1)) of 3000 answers went on"
+passed "a job that its time limit cut off after $((left - 1)) of 6000 answers went on"
 
-rm "$folder/long.answers.jsonl"
-job=$(submit "$long")
-until [ "$(noted)" -gt 200 ]; do sleep 0.2; done
+job=$(submit "$(words lost)")
+until [ "$(noted lost)" -gt 200 ]; do sleep 0.2; done
 python -c 'import sys; from tests.lab.lab import Lab; Lab.attach(sys.argv[1]).kill_host(sys.argv[2], silent=True)' $lab "$last"
 [ "$(finish "$job")" = COMPLETED ] || fail "job $job: $(tail -n 20 "$folder/job-$job.out")"
-same long
+same lost
 passed "a job that lost a node went on without it"

@@ -246,10 +246,11 @@ def host_lines(hosts: Mapping[str, Facts | str]) -> str:
             rows.append((name, *["-"] * 7))
             continue
         link = carrier(facts)
-        speed = facts.get("bytes_per_second")
+        measured, promised = facts.get("bytes_per_second"), facts["interfaces"][link]["mbit"] if link else None
+        speed = f"{measured * 8e-6:.0f}" if measured else f"{promised} (nominal)" if promised else "-"
         rows.append((
             name, facts["architecture"], str(facts["cores"]), f"{size(facts['memory_free'] or 0)} of {size(facts['memory'] or 0)}",
-            facts["python"], facts["packages"]["onnxruntime"] or "-", link or "-", f"{speed * 8e-6:.0f}" if speed else "-",
+            facts["python"], facts["packages"]["onnxruntime"] or "-", link or "-", speed,
         ))  # fmt: skip
     return table(("host", "architecture", "cores", "memory free", "python", "onnxruntime", "network", "Mbit/s"), rows)
 
