@@ -132,8 +132,8 @@ def _console(descriptor: int) -> "Console":
     class Words(RegexHighlighter):
         base_style = "hepti."
         highlights = [
-            r"(?P<good>\bchosen\b)", r"(?P<faint>\bleft out\b|-> | \| )", r"^(?P<bad>error\b)", r"(?P<name>^(rank \d+ on )?[\w.-]+(?=: ))",
-            r"(?P<number>(?<![\w.])[-+]?\d[\d,]*\.?\d*(?= |$|,|\]|%))", r"(?P<head>^ {6,}\S.*$|^candidate .*$|^method .*$)",
+            r"(?P<good>\bchosen\b)", r"(?P<faint>\bleft out\b|-> | \| )", r"(?m)^(?P<bad>error\b)", r"(?m)(?P<name>^[\w.-]+(?=: ))",
+            r"(?m)(?P<number>(?<![\w.])[-+]?\d[\d,]*\.?\d*(?= |$|[],;)%]))", r"(?m)(?P<head>^ {6,}\S.*$|^(candidate|method|host) .*$)",
         ]  # fmt: skip
 
     theme = Theme({"hepti.good": "bold green", "hepti.faint": "dim", "hepti.bad": "bold red", "hepti.name": "bold",
