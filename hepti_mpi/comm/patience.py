@@ -20,7 +20,9 @@ from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launche
 EXIT_CODE = 3  # of a rank that waited too long
 LOOK_SECONDS = 0.25
 ANSWER_SECONDS = 2.0  # for a host to answer
-END_SECONDS = 2.0  # for mpirun to end by itself
+KNOWING_SECONDS = ANSWER_SECONDS + 1.0  # that a rank whose late ones all answer leaves the word to others
+END_SECONDS = 2.0  # for mpirun to end when it is told to
+GONE_SECONDS = 5.0  # for mpirun to end after it has ended a rank: it waits for hosts that do not answer
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
 SLOWER = 10  # times as long others may take to measure or to load
 START = 2  # times as long ranks may take to find each other
@@ -33,14 +35,23 @@ class Patience:
 
     def __init__(self, seconds: float, rank: int = 0, size: int = 1) -> None:
         """`seconds`: of the longest wait; 0 waits for ever."""
-        self.seconds, self.rank = seconds, rank
+        self.seconds, self.rank, self.size = seconds, rank, size
         self.hosts = ["its host"] * size
         self.factor = 1
         self.since: float | None = None
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
         self.everyone = self.whom
+        self.signals = -1  # where the numbers of signals arrive
         if seconds > 0 and size > 1:
             threading.Thread(target=self._watch, name="patience", daemon=True).start()
+
+    def hear_signals(self) -> None:
+        """Make sure that mpirun ends when it ends this rank: told by another rank, it would wait for a host that does not answer. To be
+        called in the main thread, whose own handlers cannot run during a call of MPI."""
+        if self.seconds > 0 and self.size > 1:
+            self.signals, arriving = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            signal.signal(signal.SIGTERM, lambda *_: None)  # what counts is the number that arrives
+            signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
 
     @contextmanager
     def waiting(self, whom: Whom | None = None) -> Iterator[None]:
@@ -65,9 +76,13 @@ class Patience:
         since = self.since
         return None if since is None else since + self.seconds * self.factor + LATER_SECONDS * min(self.rank, 8) - time.monotonic()
 
+    def late(self) -> list[int]:
+        """Return the ranks that have not come."""
+        return list(self.whom()) or list(self.everyone())
+
     def sentence(self, silent: Callable[[str], bool]) -> str:
         """Say for whom this rank waited, those first whose hosts are `silent`."""
-        late = list(self.whom()) or list(self.everyone())
+        late = self.late()
         lost = [host for host in dict.fromkeys(self.hosts[rank] for rank in late) if silent(host)]
         named = [rank for rank in late if self.hosts[rank] in lost] or late
         ranks = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in named[:4]) + ", ..." * (len(named) > 4)
@@ -80,14 +95,20 @@ class Patience:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(LOOK_SECONDS)
+            if self.signals < 0:
+                time.sleep(LOOK_SECONDS)
+            elif select.select([self.signals], [], [], LOOK_SECONDS)[0] and signal.SIGTERM in os.read(self.signals, 256):
+                end_here(128 + signal.SIGTERM, GONE_SECONDS)
             left = self.left()
-            if left is not None and left <= 0:
-                sentence = self.sentence(is_silent)
-                left = self.left()
-                if left is not None and left <= 0:  # it did not come meanwhile
-                    print(sentence, file=sys.stderr, flush=True)
-                    end_here(EXIT_CODE)
+            if left is None or left > 0:
+                continue
+            if left > -KNOWING_SECONDS and not any(is_silent(self.hosts[rank]) for rank in self.late()):
+                continue  # maybe that rank itself waits, for a silent host: it takes longer to find that out, and has more to say
+            sentence = self.sentence(is_silent)
+            left = self.left()
+            if left is not None and left <= 0:  # it did not come meanwhile
+                print(sentence, file=sys.stderr, flush=True)
+                end_here(EXIT_CODE)
 
 
 def is_silent(host: str) -> bool:
@@ -132,23 +153,34 @@ def starting(seconds: float) -> Iterator[None]:
         os.waitpid(watch, 0)
 
 
-def end_here(code: int) -> None:
-    """End this process, and the launcher, which would wait for ranks that do not come."""
-    _end_launcher(os.getppid())
+def end_here(code: int, later: float = LATER_SECONDS) -> None:
+    """End this process, and the launcher, which would wait for ranks that do not come, if it is still there `later`."""
+    _end_launcher(os.getppid(), later)
     os._exit(code)
 
 
-def _end_launcher(process: int) -> None:
-    """Begin to end `process` if it is mpirun or its daemon."""
-    if Path(f"/proc/{process}/comm").read_text().strip() in LAUNCHERS and os.fork() == 0:
-        os.setsid()  # the launcher ends its ranks when it is ended
-        others = set(_children(process))  # its ssh to a lost host would hold on to the screen, also when it ends by itself now
-        time.sleep(LATER_SECONDS)  # for it to hear with what code this rank ended: it would end with 0
-        others.update(_children(process))
+def _end_launcher(process: int, later: float = LATER_SECONDS) -> None:
+    """Begin to end `process` if it is mpirun or its daemon, in `later` seconds."""
+    if Path(f"/proc/{process}/comm").read_text().strip() not in LAUNCHERS:
+        return
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()  # when a rank ends the launcher ends all that is of the rank's session
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):  # the launcher waits until nobody writes to it any more
+            os.dup2(nowhere, descriptor)
+        os.close(reading)
+        os.close(writing)
+        others, end = set[int](), time.monotonic() + later
+        while Path(f"/proc/{process}").exists() and time.monotonic() < end:  # for it to hear with what code this rank ended
+            others.update(_children(process))  # its ssh to a lost host would hold on to the screen, also when it ends by itself
+            time.sleep(0.05)
         _end(process)
         for other in others - {os.getpid()}:
             _end(other)
         os._exit(0)
+    os.close(writing)
+    os.read(reading, 1)  # until the other has a session of its own
 
 
 def _children(process: int) -> list[int]:

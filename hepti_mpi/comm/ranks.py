@@ -61,6 +61,7 @@ class Comm:
             alone.agreed = True
             raise alone
         world = cls(comm, Patience(deadline, comm.Get_rank(), comm.Get_size()))
+        world.patience.hear_signals()
         world.patience.hosts = world.gather_all(host_name())
         return world
 
