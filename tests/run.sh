@@ -23,27 +23,36 @@ export OPENBLAS_NUM_THREADS=1
 # What the lab of emulated boards needs; where it cannot be had its tests say why they are skipped
 [ "$(id -u)" != 0 ] || bash tests/lab/setup.sh || echo "the lab is not set up" >&2
 
-failed=()
-check() { # SECONDS COMMAND...: print the command, run it under a time limit, remember a failure
+failures=$(mktemp -d)
+trap 'rm -rf "$failures"' EXIT
+check() { # SECONDS COMMAND...: print the command and what it says, run it under a time limit, remember a failure
     local limit=$1 code=0
     shift
     printf '\n+ %s\n' "$*"
     timeout --foreground --kill-after=20 "$limit" "$@" </dev/null || code=$?
     [ $code -ne 124 ] || echo "ended after $limit s" >&2
-    [ $code -eq 0 ] || failed+=("exit code $code: $*")
+    [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
+}
+alone() { # what keeps one core busy
+    check 120 ruff check hepti_mpi tests
+    check 600 mypy hepti_mpi
+    check 600 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
 }
 
-check 120 ruff check hepti_mpi tests
-check 600 mypy hepti_mpi
+# The tests of deadlines wait most of the time: beside them there is room for what needs one core
+alone >"$failures/alone" 2>&1 &
+check 600 python -m pytest -q tests/test_lab_deadline.py
+wait
+cat "$failures/alone"
 check 1800 python -m pytest -q -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
-check 1800 python -m pytest -q tests/test_lab*.py tests/test_fuzz.py # these need both cores, or their address space
+check 1800 python -m pytest -q tests/test_lab*.py --ignore=tests/test_lab_deadline.py # these need both cores
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -p no:cacheprovider tests/mpi
 done
 
-if [ ${#failed[@]} -gt 0 ]; then
+if [ -s "$failures/all" ]; then
     echo >&2
-    printf 'FAILED, %s\n' "${failed[@]}" >&2
+    cat "$failures/all" >&2
     exit 1
 fi
