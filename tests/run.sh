@@ -45,7 +45,7 @@ check 600 python -m pytest -q tests/test_lab_deadline.py
 wait
 cat "$failures/alone"
 check 1800 python -m pytest -q -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
-check 1800 python -m pytest -q tests/test_lab*.py --ignore=tests/test_lab_deadline.py # these need both cores
+check 1800 python -m pytest -q tests/test_lab*.py --deselect tests/test_lab_deadline.py # these need both cores
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -p no:cacheprovider tests/mpi
