@@ -172,6 +172,7 @@ class Store:
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what other ranks hold
         self._maps: np.memmap | None = None
         self._sound: set[tuple[str, int]] = set()  # checksums that held: (tensor, number)
+        self._datasets: dict[str, tuple[int, Any, Any, Any]] = {}
         try:
             self._read_head()
         except StoreError:
@@ -221,8 +222,8 @@ class Store:
     def piece(self, name: str) -> Slice | None:
         """Return what the file holds of a tensor, None where that is none of the model's or damaged."""
         try:
-            dataset = self._file[f"weights/{name}"]
-            held = Slice(name, int(dataset.attrs["first"]), dataset.shape)
+            first, _, shape, _ = self._stored(name)
+            held = Slice(name, first, shape)
             self.region(held)
             return held
         except Exception:  # h5py raises almost anything on damaged metadata
@@ -232,9 +233,7 @@ class Store:
         """Return the byte range of a slice. Raises StoreError when the file does not hold it."""
         weight = self.weights.get(piece.name)
         try:
-            dataset = self._file[f"weights/{piece.name}"]
-            first, offset = int(dataset.attrs["first"]), dataset.id.get_offset()
-            shape, kind = dataset.shape, dataset.dtype
+            first, offset, shape, kind = self._stored(piece.name)
         except KeyError:
             raise StoreError(f"{self.path} has no tensor {piece.name}; a file cut for another rank or plan") from None
         except Exception as error:
@@ -252,6 +251,13 @@ class Store:
             raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {end}: it is truncated; {AGAIN}")
         return Region(offset + start * row, piece.shape[0] * row, piece.shape)
 
+    def _stored(self, name: str) -> tuple[int, Any, Any, Any]:
+        """Return (first row, byte offset, shape, type) of a tensor's dataset: read once, since every plan asks for every tensor."""
+        if name not in self._datasets:
+            dataset = self._file[f"weights/{name}"]
+            self._datasets[name] = int(dataset.attrs["first"]), dataset.id.get_offset(), dataset.shape, dataset.dtype
+        return self._datasets[name]
+
     def array(self, piece: Slice) -> np.ndarray:
         """Return a slice as a read-only array mapped from the file."""
         region = self.region(piece)
@@ -262,7 +268,7 @@ class Store:
     def _checksums(self, piece: Slice, step: int) -> tuple[int, list[int]]:
         """Return the number of a slice's first checksum and all of them. Raises StoreError."""
         try:
-            begin = piece.first - int(self._file[f"weights/{piece.name}"].attrs["first"])
+            begin = piece.first - self._stored(piece.name)[0]
             first, stop = begin // step, -(-(begin + piece.shape[0]) // step)
             dataset = self._file[f"checksums/{piece.name}"]
             if dataset.dtype == np.uint32 and dataset.ndim == 1 and stop <= len(dataset) and dataset.nbytes <= self._size:
