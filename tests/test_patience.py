@@ -12,7 +12,7 @@ from hepti_mpi.comm import patience
 from hepti_mpi.comm.patience import Patience
 
 
-def of(rank=0, hosts=("pi1", "pi2", "pi3"), seconds=60.0):
+def of(rank=0, hosts=("pi1", "pi2", "pi3", "pi4"), seconds=60.0):
     watched = Patience(0.0, rank, len(hosts))  # no thread
     watched.seconds, watched.hosts = seconds, list(hosts)
     return watched
@@ -22,18 +22,20 @@ def of(rank=0, hosts=("pi1", "pi2", "pi3"), seconds=60.0):
     (lambda: [2], (), "waited 60 s for rank 2 on pi3; all hosts answer: look for a process there that is stopped"),
     (lambda: [1, 2], ("pi2",), "waited 60 s for rank 1 on pi2; pi2 does not answer: mend it, or leave it out of the hostfile"),
     (None, ("pi3",), "waited 60 s for rank 2 on pi3; pi3 does not answer"),
-    (None, (), "waited 60 s for rank 1 on pi2, rank 2 on pi3; all hosts answer"),
-    (lambda: [], ("pi2", "pi3"), "waited 60 s for rank 1 on pi2, rank 2 on pi3; pi2, pi3 do not answer"),
+    (None, (), "waited 60 s for rank 1 on pi2, rank 2 on pi3, rank 3 on pi4; all hosts answer"),
+    (lambda: [], ("pi2", "pi4"), "waited 60 s for rank 1 on pi2, rank 3 on pi4; pi2, pi4 do not answer"),
+    (lambda: [2], ("pi2", "pi3", "pi4"), "waited 60 s for rank 2 on pi3; no other host answers: look at the link of pi1, then at theirs"),
+    (lambda: [2], ("pi2", "pi4"), "waited 60 s for rank 2 on pi3; pi2, pi4 do not answer"),
 ])  # fmt: skip
 def test_who_is_waited_for_is_named(whom, silent, words):
     watched = of()
     with watched.waiting(whom):
-        said = watched.sentence(lambda host: host in silent)
+        said = watched.sentence(lambda hosts: set(hosts) & set(silent))
     assert said.startswith("error on ") and "(rank 0)" in said and words in said and not said.endswith(".")
 
 
 def test_many_ranks_are_not_all_named():
-    said = of(hosts=[f"pi{number}" for number in range(9)]).sentence(lambda host: False)
+    said = of(hosts=[f"pi{number}" for number in range(9)]).sentence(lambda hosts: set())
     assert "rank 4 on pi4, ...;" in said and "pi5" not in said
 
 
@@ -44,7 +46,7 @@ def test_only_waits_count_and_loading_may_take_longer():
         assert 9 < watched.left() <= 10
         with watched.slower():
             assert 99 < watched.left() <= 100
-            assert "waited 100 s" in watched.sentence(lambda host: False)
+            assert "waited 100 s" in watched.sentence(lambda hosts: set())
     assert watched.left() is None
 
 
@@ -73,6 +75,7 @@ def test_a_host_that_says_no_is_there(monkeypatch, error, silent):
     monkeypatch.setattr(patience.socket, "create_connection", connect)
     assert patience.is_silent("pi2") is silent
     assert patience.is_silent(patience.host_name()) is False
+    assert patience.silent_of(["pi2", patience.host_name()]) == ({"pi2"} if silent else set()) and not patience.silent_of([])
 
 
 PROGRAM = """

@@ -211,6 +211,8 @@ def test_whom_to_blame():
     each_other = ["error on pi2 (rank 1): waited 6 s for rank 2 on pi3; all", "error on pi3 (rank 2): waited 6 s for rank 1 on pi2; all"]
     assert blame(each_other, hosts) is three and blame([*each_other, each_other[1]], hosts) is two
     assert blame(["error on pi1 (rank 0): waited 6 s for rank 1 on pi2, rank 2 on pi3, ...; pi3 does not answer"], [one, two]) is two
+    alone = "error on pi1 (rank 0): waited 6 s for rank 2 on pi3; no other host answers: look at the link of pi1, then at theirs"
+    assert blame([alone], hosts) is one
     assert blame(["error: mpirun does not start", "error on pi9 (rank 0): x"], hosts) is None and blame([], hosts) is None
 
 

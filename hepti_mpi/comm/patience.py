@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadl
 SLOWER = 10  # times as long others may take to measure or to load
 START = 2  # times as long ranks may take to find each other
 SSH_PORT = 22
+ALONE = "no other host answers"
 Whom = Callable[[], Sequence[int]]
 
 
@@ -80,13 +82,17 @@ class Patience:
         """Return the ranks that have not come."""
         return list(self.whom()) or list(self.everyone())
 
-    def sentence(self, silent: Callable[[str], bool]) -> str:
-        """Say for whom this rank waited, those first whose hosts are `silent`."""
-        late = self.late()
-        lost = [host for host in dict.fromkeys(self.hosts[rank] for rank in late) if silent(host)]
+    def sentence(self, silent_of: Callable[[Collection[str]], set[str]]) -> str:
+        """Say for whom this rank waited, if need be those whose hosts are silent; `silent_of` tells which of some hosts are."""
+        late, own = self.late(), self.hosts[self.rank]
+        others = [host for host in dict.fromkeys(self.hosts) if host != own]
+        silent = silent_of(others)
+        lost = [host for host in others if host in silent]
         named = [rank for rank in late if self.hosts[rank] in lost] or late
         ranks = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in named[:4]) + ", ..." * (len(named) > 4)
-        if lost:
+        if len(lost) == len(others) > 1:
+            what = f"{ALONE}: look at the link of {own}, then at theirs, and run again"
+        elif lost:
             verb = "does" if len(lost) == 1 else "do"
             what = f"{', '.join(lost)} {verb} not answer: mend it, or leave it out of the hostfile, and run again"
         else:
@@ -102,13 +108,19 @@ class Patience:
             left = self.left()
             if left is None or left > 0:
                 continue
-            if left > -KNOWING_SECONDS and not any(is_silent(self.hosts[rank]) for rank in self.late()):
+            if left > -KNOWING_SECONDS and not silent_of({self.hosts[rank] for rank in self.late()}):
                 continue  # maybe that rank itself waits, for a silent host: it takes longer to find that out, and has more to say
-            sentence = self.sentence(is_silent)
+            sentence = self.sentence(silent_of)
             left = self.left()
             if left is not None and left <= 0:  # it did not come meanwhile
                 print(sentence, file=sys.stderr, flush=True)
                 end_here(EXIT_CODE)
+
+
+def silent_of(hosts: Collection[str]) -> set[str]:
+    """Return those of the hosts that do not answer; all are asked at once."""
+    with ThreadPoolExecutor(len(hosts) or 1) as pool:
+        return {host for host, silent in zip(hosts, pool.map(is_silent, hosts), strict=True) if silent}
 
 
 def is_silent(host: str) -> bool:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.comm.hosts import SSH, Host, address_of, answers, is_here, short_name
+from hepti_mpi.comm.patience import ALONE
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.runtime.progress import State, told
 
@@ -341,7 +342,7 @@ def blame(lines: Iterable[str], hosts: Sequence[Host]) -> Host | None:
     for line in lines:
         said, killed = ON_HOST.match(line), KILLED.search(line)
         if said:
-            named.update(WAITED_FOR.findall(said[2]) if said[2].startswith("waited") else [said[1]])
+            named.update(WAITED_FOR.findall(said[2]) if said[2].startswith("waited") and ALONE not in said[2] else [said[1]])
         elif killed:
             named.update([short_name(killed[1])])
     found = [host for host in hosts if named[host.own]]
