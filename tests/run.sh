@@ -33,19 +33,20 @@ check() { # SECONDS COMMAND...: print the command and what it says, run it under
     [ $code -ne 124 ] || echo "ended after $limit s" >&2
     [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
 }
-alone() { # what keeps one core busy
+busy() { # what keeps one core busy
     check 120 ruff check hepti_mpi tests
     check 600 mypy hepti_mpi
     check 600 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
 }
 
-# The tests of deadlines wait most of the time: beside them there is room for what needs one core
-alone >"$failures/alone" 2>&1 &
-check 600 python -m pytest -q tests/test_lab_deadline.py
+# These wait most of the time, for deadlines and for hosts that come back: beside them there is room for what needs one core
+waiting=(tests/test_lab_deadline.py tests/test_lab_faults.py)
+busy >"$failures/busy" 2>&1 &
+check 900 python -m pytest -q "${waiting[@]}"
 wait
-cat "$failures/alone"
+cat "$failures/busy"
 check 1800 python -m pytest -q -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
-check 1800 python -m pytest -q tests/test_lab*.py --deselect tests/test_lab_deadline.py # these need both cores
+check 1800 python -m pytest -q tests/test_lab*.py "${waiting[@]/#/--deselect=}" # these need both cores
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -p no:cacheprovider tests/mpi
