@@ -48,6 +48,16 @@ def test_what_is_used_is_what_is_compared_with():
     assert speeds.changed() == "rank 0 on pi0 computes 0.33 x as long as it did"
 
 
+@pytest.mark.parametrize("steps, unsure", [
+    ([], False),
+    ([(1, 1, 1.3, 1)], False),
+    ([(1, 1, 1, 1)] * WINDOW + [(1, 1, 0.4, 1)], True),
+    ([(1, 1, 1, 1)] * WINDOW + [(1, 3.2, 1, 1)] * 2, False),  # it is believed
+])  # fmt: skip
+def test_what_may_be_believed_soon(steps, unsure):
+    assert told(*steps).unsure() == unsure
+
+
 def test_links_that_changed():
     rate = PROFILE.bytes_per_second[0][1]
     same, what = with_links(PROFILE, {(0, 1): rate * 1.2, (1, 2): rate / 1.2})

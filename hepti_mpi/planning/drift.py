@@ -61,6 +61,11 @@ class Speeds:
             return f"all ranks compute {float(np.median(change)):.2f} x as long as they did"
         return None
 
+    def unsure(self) -> bool:
+        """Tell whether the last value of a rank is such a jump that, if the next are too, it will be believed soon."""
+        change = [values[-1] / used if values else 1.0 for values, used in zip(self.last, self.now())]
+        return not 1 / JUMP < min(change) <= max(change) < JUMP
+
     def use(self) -> np.ndarray:
         """Take the present factors for those that plans are made for, and return them."""
         now = self.now()

@@ -21,7 +21,7 @@ from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.drift import Expectation, Speeds, credible, with_links, worth
+from hepti_mpi.planning.drift import SOON, Expectation, Speeds, credible, with_links, worth
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Request
 from hepti_mpi.planning.program import make_program
@@ -236,7 +236,9 @@ class Adapter:
 
     def _go_on(self, left: int) -> dict[str, Any]:
         reasons = [reason for reason in (self.reason, self.speeds.changed()) if reason is not None]
-        if self.reason is not None or (reasons and not self.adviser.busy):
+        if self.reason is not None and self.looked < SOON and self.speeds.unsure():
+            reasons = []  # a board has changed with the link, it seems: one plan for both
+        elif self.reason is not None or (reasons and not self.adviser.busy):
             self.reason, self.switch_reason = None, "; ".join(reasons)
             self.refused.clear()
             self.speeds.use()
