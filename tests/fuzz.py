@@ -98,7 +98,7 @@ def kinds(folder: Path) -> list[Kind]:
     )
     sys.path.insert(0, str(Path(__file__).parent))
     from clusters import cluster
-    from test_plots import bench
+    from made_benches import bench
 
     profile = cluster((3.0, 2.0, 1.0))
     choice = choose(model.spec, model.source_hash, profile, Request(32)).chosen.plan
@@ -118,6 +118,10 @@ def kinds(folder: Path) -> list[Kind]:
     def ask(of: Any) -> Callable[[Path], Any]:
         return lambda path: read_requests(of.spec, of.files, str(path))
 
+    def built_in(path: Path) -> None:
+        model = read_model(path.parent)
+        read_requests(model.spec, model.files, None)
+
     def store(path: Path) -> None:
         with stores.Store(path) as opened:
             pieces = stores.whole_slices(opened.spec)
@@ -131,11 +135,11 @@ def kinds(folder: Path) -> list[Kind]:
 
     return [
         Kind("store", {"tiny.h5": (folder / "tiny.h5").read_bytes()}, store),
-        Kind("safetensors", bert, lambda path: read_model(path.parent), "model.safetensors"),
+        Kind("safetensors", bert, lambda path: list(read_model(path.parent).weights()), "model.safetensors"),
         Kind("config", bert, lambda path: read_model(path.parent), "config.json"),
-        Kind("tokenizer", bert, lambda path: read_model(path.parent), "tokenizer.json"),
+        Kind("tokenizer", bert, built_in, "tokenizer.json"),
         Kind("image config", vit, lambda path: read_model(path.parent), "config.json"),
-        Kind("preprocessor", vit, lambda path: read_model(path.parent), "preprocessor_config.json"),
+        Kind("preprocessor", vit, built_in, "preprocessor_config.json"),
         Kind("plan", {"p.json": json.dumps(choice.to_json()).encode()}, plans.load),
         Kind("profile", {"p.json": json.dumps(profile.to_json()).encode()}, profiles.load),
         Kind("state", {"s.json": json.dumps(State([1, 2], profile).to_json()).encode()}, read_state),
@@ -189,7 +193,9 @@ def attack(kind: Kind, inputs: int, seed: int, folder: Path) -> list[str]:
         (folder / name).write_bytes(content)
     path, draw, wrong = folder / kind.target, random.Random(seed), []
     extra = [content for name, file, content in bombs() if name == kind.name and file == kind.target]
-    _read(kind, path)  # loads what is loaded once
+    problem = _read(kind, path, good=True)  # loads what is loaded once
+    if problem:
+        return [f"{kind.name}: {problem}"]
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
     for number in range(inputs):
@@ -205,14 +211,16 @@ def attack(kind: Kind, inputs: int, seed: int, folder: Path) -> list[str]:
     return wrong
 
 
-def _read(kind: Kind, path: Path) -> str | None:
-    """Return what is wrong with how a file was read, None if nothing is."""
+def _read(kind: Kind, path: Path, good: bool = False) -> str | None:
+    """Return what is wrong with how a file was read, None if nothing is; `good`: it is sound, and not to be refused."""
     signal.alarm(2 * SECONDS)
     try:
         kind.read(path)
     except HeptiError as error:
         if _memory_ran_out(error):
             return f"memory ran out: {error}"
+        if good:
+            return f"a sound file is refused: {error}"
         return None if "\n" not in str(error) and str(error) else f"no sentence: {str(error)!r}"
     except BaseException as error:  # noqa: BLE001  whatever comes out but a sentence is wrong
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -3,10 +3,7 @@ as a desk's screen."""
 
 from html.parser import HTMLParser
 
-import pytest
-
-pytest.importorskip("matplotlib")
-from test_plots import NAMES, bench, write  # noqa: E402
+from made_benches import NAMES, bench, write
 
 from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.reporting.page import page
