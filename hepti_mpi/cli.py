@@ -265,6 +265,8 @@ def run(
     method = _method(options)
     machine = machines.start(threads, emulate, deadline)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
+    if state_file and root:
+        progress.tell("here", deadline=deadline)
     store = fetching.open_store(machine, agreed_store_path(machine, weights, weights_cache is not None), weights_cache)
     asked, chosen, typical = None, None, None
     state = progress.State()

@@ -201,6 +201,8 @@ def test_what_does_not_help_is_undone(monkeypatch):
     world.go(12)
     assert world.plan == first, world.said
     assert [item["why"] for item in world.adapter.made] == ["somebody says so", "it did not help"] and world.adapter.made[0]["gain"] < 0
+    back = world.adapter.made[1]
+    assert back["stall_seconds"] == 0.4 and back["gain"] > 0 and back["predicted_gain"] > 0
 
 
 def test_decisions_say_when_why_and_what_came_of_it():

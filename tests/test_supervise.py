@@ -147,6 +147,23 @@ def test_bad_input_is_not_tried_again(tmp_path):
     assert why == "the run cannot begin: on pi1 (rank 0): no such file" and not said
 
 
+HERE = """printf '\\036{"kind": "here", "deadline": %g}\\n'"""
+
+
+def test_silence_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "SILENCE", 2)
+    begin = time.monotonic()
+    _, said, why = supervised(tmp_path, f"{HERE % 0.25}\nexec sleep 60\n")
+    assert "started 3 times in a row" in why and said == ["nothing was heard for 0.5 s; starting again"] * 2
+    assert time.monotonic() - begin < 30
+
+
+def test_where_deadlines_are_off_silence_is_no_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "BEGIN_SECONDS", 0.5)
+    heard, said, why = supervised(tmp_path, f"{HERE % 0}\nsleep 1.5\n{ANSWER % 0}\n{DONE}\n")
+    assert [record["kind"] for record in heard] == ["here", "answers", "done"] and not said and why is None
+
+
 TWO = (("localhost", "pi1"), ("127.0.0.1", "pi2"))  # both here, so both answer
 
 
@@ -160,6 +177,19 @@ def test_a_host_that_answers_and_is_no_good_is_left_out(tmp_path, said_by_the_en
     heard, said, why = supervised(tmp_path, script, hosts=[Host(name, name, own) for name, own in TWO])
     assert why is None and [record["kind"] for record in heard] == ["answers", "done"]
     assert len(said) == 2 and "127.0.0.1 is left out, though it answers; starting again" in said[-1], said
+
+
+def test_a_store_that_has_become_bad_costs_its_host_only(tmp_path):
+    script = f"""
+if ! grep -q 127.0.0.1 $2; then {ANSWER % 1}; {DONE}; exit 0; fi
+if [ -e {tmp_path}/again ]; then echo 'error on pi2 (rank 1): x.h5 is damaged' >&2; sleep 0.2; exit 2; fi
+touch {tmp_path}/again
+{ANSWER % 0}
+kill -9 $$
+"""
+    heard, said, why = supervised(tmp_path, script, hosts=[Host(name, name, own) for name, own in TWO])
+    assert why is None and [record["kind"] for record in heard] == ["answers", "answers", "done"]
+    assert said[-1] == "on pi2 (rank 1): x.h5 is damaged; 127.0.0.1 is left out; starting again"
 
 
 def test_a_host_that_is_back_is_taken_back_if_it_gains_enough(tmp_path, monkeypatch):

@@ -125,7 +125,8 @@ class Exchanges:
     def __init__(self, comm: Comm, wait: str = "sleep", thread: bool = True) -> None:
         """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep"."""
         self.rank, self.patience = comm.rank, comm.patience
-        self.mpi = comm.mpi.Dup()
+        with comm.patience.waiting():
+            self.mpi = comm.mpi.Dup()
         self.pause: Callable[[], None] = {"spin": lambda: None, "yield": os.sched_yield, "sleep": lambda: time.sleep(SLEEP_SECONDS)}[wait]
         self.lock = threading.Lock()
         self.pending: list[tuple[Transfer, threading.Event]] = []

@@ -67,11 +67,11 @@ class Patience:
     @contextmanager
     def slower(self) -> Iterator[None]:
         """Be more patient inside: ranks measure or load, some of them from slow storage."""
-        self.factor = SLOWER
+        before, self.factor = self.factor, SLOWER
         try:
             yield
         finally:
-            self.factor = 1
+            self.factor = before
 
     def left(self) -> float | None:
         """Return the seconds until the wait under way has lasted too long; None when nothing is waited for."""
@@ -173,7 +173,10 @@ def end_here(code: int, later: float = LATER_SECONDS) -> None:
 
 def _end_launcher(process: int, later: float = LATER_SECONDS) -> None:
     """Begin to end `process` if it is mpirun or its daemon, in `later` seconds."""
-    if Path(f"/proc/{process}/comm").read_text().strip() not in LAUNCHERS:
+    try:
+        if Path(f"/proc/{process}/comm").read_text().strip() not in LAUNCHERS:
+            return
+    except OSError:  # it has ended
         return
     reading, writing = os.pipe()
     if os.fork() == 0:

@@ -31,6 +31,7 @@ FROM = 8  # batches of a job that is watched
 LATE, EARLY = 1.22, 0.8  # times what was usual that two batches in a row must take before links are looked at
 VERY = 1.5  # times: so much is looked into at once
 CALIBRATING = 3  # batches that say what is usual
+NO_HELP = "it did not help"
 HELPED = 1.03  # times what requests took before a switch that they may take after it
 LATELY, CALM = 60, 4  # batches; switches among them after which the next has to wait, twice as long for each more
 REST = 4  # batches between two looks at all links; doubled each time nothing was found
@@ -239,7 +240,7 @@ class Adapter:
         if self.reason is not None and self.looked < SOON and self.speeds.unsure():
             reasons = []  # a board has changed with the link, it seems: one plan for both
         elif self.reason is not None or (reasons and not self.adviser.busy):
-            self.reason, self.switch_reason = None, "; ".join(reasons)
+            self.reason, self.switch_reason, self.held = None, "; ".join(reasons), None  # what was advised was for another state
             self.refused.clear()
             self.speeds.use()
             self._expect()
@@ -285,13 +286,17 @@ class Adapter:
         plan, before = self.before
         after = float(np.median(self.late)) * self.expected.of(self.request.rows)[0] if self.late else None
         self.made.append(self.switch | {"gain": None if after is None else 1 - after / before})
+        undone = self.switch["why"] == NO_HELP
         self.switch, self.before = {}, None
-        if last or after is None or after <= HELPED * before or self.speeds.changed():
+        if last or undone or after is None or after <= HELPED * before or self.speeds.changed():
             return None
         self.refused.add(self.plan.hash)
         self.say(f"plan {self.plan.hash} did not help: going back to {plan.hash}")
-        back = {"from": self.plan.hash, "to": plan.hash, "strategy": plan.strategy}
-        self.made.append({"batch": self.number, "why": "it did not help", **back})
+        self.before = self.plan, after
+        self.switch = {
+            "batch": self.number, "why": NO_HELP, "from": self.plan.hash, "to": plan.hash,
+            "strategy": plan.strategy, "predicted_gain": 1 - before / after,
+        }  # fmt: skip
         return self._order(plan)
 
     def _look(self) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Knows hosts, ssh and processes; starts no MPI itself and does not know what is c
 """
 
 import json
+import math
 import os
 import queue
 import re
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.comm.hosts import SSH, Host, address_of, answers, is_here, short_name
-from hepti_mpi.comm.patience import ALONE
+from hepti_mpi.comm.patience import ALONE, SLOWER
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.runtime.progress import State, told
 
@@ -38,6 +39,7 @@ END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
 BLAMED = 2  # of those, for which one host is blamed and left out although it answers
 BEGIN_SECONDS = 120  # for the ranks to find each other
+SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
 MOST_LOSSES = 3  # of one host, after which it is not taken back
 # ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; run with python -c on each host
 SWEEP = """
@@ -124,6 +126,7 @@ class Supervisor:
         self.restart_seconds = 10.0
         self.returning: tuple[Host, ...] = ()
         self.blames = Counter[str]()
+        self.going = False  # whether anything was answered, ever
         self.ended = threading.Event()
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
 
@@ -202,8 +205,9 @@ class Supervisor:
 
     def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
         """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
-        answered = over = begun = False
-        begin = time.monotonic()
+        answered = over = False
+        heard, patience = time.monotonic(), float(BEGIN_SECONDS)
+        late = f"the ranks did not find each other within {BEGIN_SECONDS} s"
         done: float | None = None  # when it said so
         why = None
         try:
@@ -220,16 +224,19 @@ class Supervisor:
                         sys.stdout.write(line)
                         continue
                     self.heard(record)
-                    begun = True
+                    heard = time.monotonic()
+                    if record["kind"] == "here":
+                        patience = SILENCE * float(record["deadline"]) or math.inf
+                        late = f"nothing was heard for {patience:g} s"
                     if record["kind"] == "done":
                         done = time.monotonic()
                     if record["kind"] == "answers":
                         if not answered:
                             self.restart_seconds = time.monotonic() - ended
-                        answered = True
+                        answered = self.going = True
                 silent = [host for host in live if host.missed >= MISSED]
-                if not begun and time.monotonic() > begin + BEGIN_SECONDS:
-                    why = f"the ranks did not find each other within {BEGIN_SECONDS} s"
+                if done is None and time.monotonic() > heard + patience:
+                    why = late
                 elif silent and done is None:
                     why = f"{_names(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
                 elif self.returning and done is None:
@@ -245,6 +252,10 @@ class Supervisor:
             return why, answered
         if code == 2:  # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
             said = attempt.errors[-1].strip() if attempt.errors else "it did not say why"
+            bad = blame(attempt.errors, live)
+            if self.going and bad is not None and bad is not live[0]:  # the others could go on, and rank 0 has read the input
+                bad.lost, bad.losses = True, MOST_LOSSES + 1
+                return f"{said.removeprefix('error ')}; {bad.name} is left out", answered
             gone = [host.name for host in self.hosts if host.lost]
             if not gone:
                 raise HeptiError(f"the run cannot begin: {said.removeprefix('error ')}")
