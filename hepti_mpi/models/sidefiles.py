@@ -1,0 +1,70 @@
+"""The one list of what the small files beside the weights may say: per file and key, what becomes of it.
+
+A key is honoured (its value decides answers, and the code that reads the file follows it), without influence on answers, or
+refused, with the reason; a key that the list does not know is refused too, never skipped. Knows names of files and keys only:
+what an honoured key does is known by the module that reads the file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.untrusted import shown
+
+HONOURED, WITHOUT, REFUSED = "honoured", "without influence", "refused"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of one key: `kind`; for a refused one the `reason` and the values that are `harmless` all the same."""
+
+    kind: str
+    reason: str = ""
+    harmless: tuple[Any, ...] = ()
+
+
+Table = Mapping[str, Verdict]
+
+
+def honoured(keys: str) -> dict[str, Verdict]:
+    """Return the verdict of these keys, separated by blanks: the reader of the file follows each."""
+    return dict.fromkeys(keys.split(), Verdict(HONOURED))
+
+
+def without(keys: str) -> dict[str, Verdict]:
+    """Return the verdict of these keys, separated by blanks and with `*` for any characters: none changes an answer."""
+    return dict.fromkeys(keys.split(), Verdict(WITHOUT))
+
+
+def refused(keys: str, reason: str, harmless: tuple[Any, ...] = (None, False)) -> dict[str, Verdict]:
+    """Return the verdict of these keys: refused for `reason`, unless the value is one of `harmless`."""
+    return dict.fromkeys(keys.split(), Verdict(REFUSED, reason, harmless))
+
+
+def verdict(table: Table, key: str) -> Verdict | None:
+    """Return what `table` says of a key, by name first, then by pattern; None if it does not know the key."""
+    if key in table:
+        return table[key]
+    return next((found for pattern, found in table.items() if "*" in pattern and fnmatchcase(key, pattern)), None)
+
+
+def check(name: str, data: Mapping[str, Any], table: Table | None = None) -> None:
+    """Hold every key of the parsed file `name` against `table`, by default the one of that file in FILES.
+
+    Raises ModelError for the first key that is refused or not known.
+    """
+    table = FILES[name.rsplit("/", 1)[-1]] if table is None else table
+    for key, value in data.items():
+        found = verdict(table, key)
+        if found is None:
+            hint = "it is not known whether it changes answers; if it does not, take it out and slice again"
+            raise ModelError(f"{name}: {shown(repr(key), 60)} is in no list of what this file may say: {hint}")
+        if found.kind == REFUSED and value not in found.harmless:
+            raise ModelError(f"{name}: {key} is {shown(repr(value), 60)}, which is not supported: {found.reason}")
+
+
+# ---- the list: one table per side file, by the plain name of the file
+
+FILES: dict[str, Table] = {}
