@@ -8,21 +8,19 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hepti_mpi import __version__
 from hepti_mpi.asking import Asked
+from hepti_mpi.commands.plan import plan
 from hepti_mpi.comparing import bench, report
-from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, size, store_path, words_options
+from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, size, words_options
 from hepti_mpi.doctoring import doctor
-from hepti_mpi.options import BASELINES, FILE, OURS, machine_options, planning_options, weights_option
+from hepti_mpi.options import FILE, OURS, machine_options, planning_method, planning_options, planning_request, weights_option
 from hepti_mpi.pushing import push
 from hepti_mpi.supervising import supervise
-
-if TYPE_CHECKING:
-    from hepti_mpi.planning.planner import Request
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
@@ -107,63 +105,6 @@ def inspect(store: Path) -> None:
     with Store(store) as opened:
         SCREEN.show(inspection_lines(opened))
         SCREEN.document(inspection_document(opened))
-
-
-@main.command()
-@weights_option
-@click.option("--profile", "profile_file", type=FILE, required=True, help="Measured by the profile command.")
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
-@click.option("--output", type=FILE, help="Write the plan to this file.")
-@click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
-@planning_options
-@words_options()
-def plan(weights: Path | None, profile_file: Path, rows: int, output: Path | None, scale: Path | None, **options: Any) -> None:
-    """Find the best division of a model over measured ranks; needs no MPI.
-
-    \b
-    Example:
-      python -m hepti_mpi plan --weights weights/bert-large.h5 --profile hostfiles/pi4.profile.json --rows 128 --output plan.json
-    """
-    from hepti_mpi.cluster import profile as profiles
-    from hepti_mpi.errors import ProfileError
-    from hepti_mpi.planning import methods
-    from hepti_mpi.planning.scale import by_ranks
-    from hepti_mpi.reporting import records
-    from hepti_mpi.shards.store import Store
-
-    method = _method(options)
-    if scale is not None and options["shares"] is not None:
-        raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
-    profile = profiles.load(profile_file)
-    given = store_path(weights)
-    with Store(given / "rank00.h5" if given.is_dir() else given) as store:
-        shape = (store.spec.hidden, store.spec.ffn)
-        if profile.shape != shape:
-            raise ProfileError(
-                f"profile {profile_file} was measured at (hidden, ffn) {profile.shape}, the model has {shape}; "
-                "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
-            )
-        begin = time.perf_counter()
-        request = _request({"rows": rows}, options, len(profile.nodes))
-        decision = methods.decide(method, store.spec, store.source_hash, profile, request)
-        seconds = time.perf_counter() - begin
-    SCREEN.show(records.decision_lines(decision) + "\n")
-    SCREEN.draw(decision.chosen.plan)
-    SCREEN.show("\n" + records.share_lines(decision))
-    SCREEN.show(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
-    SCREEN.document(records.decision_document(decision))
-    if output is not None:
-        decision.chosen.plan.save(output)
-        SCREEN.say(f"plan written to {output}")
-    if scale is not None:
-        from hepti_mpi.reporting import plots
-
-        chosen = by_ranks(method, store.spec, store.source_hash, profile, request)
-        for ranks, best in chosen.items():
-            SCREEN.show(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
-        latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
-        plots.plot_scale(list(chosen), latencies, used, scale, f"{store.spec.name}, {rows} rows: the best plan on the first n ranks")
-        SCREEN.say(f"picture written to {scale}")
 
 
 # collective commands: under mpirun
@@ -262,7 +203,7 @@ def run(
     if adapt and (cut or options["shares"] is not None):
         why = f"{weights} was cut for one plan: it" if cut else "--shares say who does what: they"
         raise click.UsageError(f"{why} cannot be used with --adapt")
-    method = _method(options)
+    method = planning_method(options)
     machine = machines.start(threads, emulate, deadline)
     world, tell, root = machine.world, say(machine), machine.world.rank == 0
     if state_file and root:
@@ -291,7 +232,7 @@ def run(
         return
 
     startup: dict[str, float] = {}
-    request, wire_error, measured = _request(typical, options, world.size), 0.0, None
+    request, wire_error, measured = planning_request(typical, options, world.size), 0.0, None
     batches = world.from_root(asked and repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
     if plan_file is None:
         begin = time.perf_counter()
@@ -372,43 +313,9 @@ def _show_plan(ready: Any) -> None:
     SCREEN.show("")
 
 
-# what the options mean
-
-
-def _request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
-    from hepti_mpi.planning.planner import Request
-
-    limits = options["memory_limit"]
-    if limits is not None and len(limits) == 1:
-        limits = limits * ranks
-    layout = tuple(options["layout"].split("/")) if options["layout"] else None
-    return Request(
-        sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
-        options["strategy"], layout, options["shares"], limits, options["weights_mode"],
-        ("float32", "float16") if options["tolerance"] else ("float32",),
-    )  # fmt: skip
-
-
-def _method(options: dict[str, Any]) -> str:
-    """Return the method of planning.methods that the options mean. Raises UsageError when they do not go together."""
-    from hepti_mpi.planning.methods import BOOST
-
-    strategy = options["strategy"]
-    if options["layout"] and strategy != "auto":
-        raise click.UsageError("use just one of --layout and --strategy: a layout is a strategy")
-    if options["boost"] and strategy not in BASELINES:
-        raise click.UsageError(f"--boost is for the other systems' strategies: {', '.join(BASELINES)}")
-    if strategy in BASELINES:
-        for name, value, why in (("shares", None, "divides by its own rule"), ("tolerance", 0, "sends float32")):
-            if options[name] != value:
-                raise click.UsageError(f"strategy {strategy} {why}: leave out --{name}")
-        if options["weights_mode"] == "mapped":
-            raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
-    return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
-
-
 main.add_command(bench)
 main.add_command(doctor)
+main.add_command(plan)
 main.add_command(push)
 main.add_command(report)
 main.add_command(supervise)

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from hepti_mpi.planning.planner import Request
 
 DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
 LAYOUT_NAMES = (*DIVIDED, "local/rows")
@@ -110,3 +113,36 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
+    """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest."""
+    from hepti_mpi.planning.planner import Request
+
+    limits = options["memory_limit"]
+    if limits is not None and len(limits) == 1:
+        limits = limits * ranks
+    layout = tuple(options["layout"].split("/")) if options["layout"] else None
+    return Request(
+        sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
+        options["strategy"], layout, options["shares"], limits, options["weights_mode"],
+        ("float32", "float16") if options["tolerance"] else ("float32",),
+    )  # fmt: skip
+
+
+def planning_method(options: dict[str, Any]) -> str:
+    """Return the method of planning.methods that the options mean. Raises UsageError when they do not go together."""
+    from hepti_mpi.planning.methods import BOOST
+
+    strategy = options["strategy"]
+    if options["layout"] and strategy != "auto":
+        raise click.UsageError("use just one of --layout and --strategy: a layout is a strategy")
+    if options["boost"] and strategy not in BASELINES:
+        raise click.UsageError(f"--boost is for the other systems' strategies: {', '.join(BASELINES)}")
+    if strategy in BASELINES:
+        for name, value, why in (("shares", None, "divides by its own rule"), ("tolerance", 0, "sends float32")):
+            if options[name] != value:
+                raise click.UsageError(f"strategy {strategy} {why}: leave out --{name}")
+        if options["weights_mode"] == "mapped":
+            raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
+    return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]

@@ -16,7 +16,7 @@ LEVELS = [
     ("runtime",),
     ("reporting",),
     ("options", "console"),
-    ("comparing", "asking", "supervising", "doctoring", "pushing"),
+    ("commands", "comparing", "asking", "supervising", "doctoring", "pushing"),
     ("cli",),
     ("__main__",),
 ]
@@ -26,7 +26,8 @@ OWNERS = {
     "h5py": {"shards/store.py"},
     "onnx": {"runtime/graphs.py"},
     "onnxruntime": {"runtime/graphs.py"},
-    "click": {"options.py", "console.py", "comparing.py", "supervising.py", "doctoring.py", "pushing.py", "cli.py", "__main__.py"},
+    "click": {"options.py", "console.py", "comparing.py", "supervising.py", "doctoring.py", "pushing.py", "cli.py", "__main__.py",
+              "commands/plan.py"},
     "tokenizers": {"models/tokens.py"},
     "PIL": {"models/images.py"},
     "scipy": {"planning/baselines.py"},

@@ -13,6 +13,7 @@ from hepti_mpi.files import read_document, write_document
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 3
 EMULATION = "emulation"  # among the versions: the factors, where boards are emulated
+BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
 

@@ -1,15 +1,21 @@
 """What a store holds and what a profile says, as text and as JSON. Pure: reads open objects, prints nothing."""
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from hepti_mpi import splits
+from hepti_mpi.cluster.boards import FIGURES, Board, cluster_of, read_boards
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import CapacityError
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.reporting.records import size, table
+from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.reporting.records import milliseconds, size, table
 from hepti_mpi.shards.slicing import rank_slices, root_slices
 from hepti_mpi.shards.store import Store, whole_slices
 
 RANK_COUNTS = (1, 2, 3, 4, 8)
+BOARD_ROWS = 128  # of the request that described boards are reckoned with
 STRATEGIES = {
     "tensor": ("heads", "columns"),
     "hybrid heads/rows": ("heads", "rows"),
@@ -33,7 +39,10 @@ def inspection_lines(store: Store) -> str:
     rows = [(name, *(size(_fullest(store, layout, ranks)) for ranks in RANK_COUNTS)) for name, layout in STRATEGIES.items()]
     outer = sum(piece.bytes for piece in root_slices(spec))
     lines += ["", table(("bytes of a rank's layers, even plan", *(f"{ranks} rank" + "s" * (ranks > 1) for ranks in RANK_COUNTS)), rows)]
-    return "\n".join([*lines, f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file"])
+    lines.append(f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file")
+    alone = [(name, "does not fit" if taken is None else milliseconds(taken)) for name, taken in alone_on_boards(store).items()]
+    lines += ["", table((f"{min(BOARD_ROWS, spec.positions)} rows on one described board alone", "predicted ms"), alone)]
+    return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {store.path} --boards pi4,pi4,pi4,pi4 --mbit 940"])
 
 
 def inspection_document(store: Store) -> dict[str, Any]:
@@ -49,6 +58,8 @@ def inspection_document(store: Store) -> dict[str, Any]:
         "parameters": sum(piece.bytes // 4 for piece in whole_slices(store.spec)),
         "outer_bytes": sum(piece.bytes for piece in root_slices(store.spec)),
         "fullest_rank_bytes": bytes_,
+        "board_rows": min(BOARD_ROWS, store.spec.positions),
+        "board_seconds": alone_on_boards(store),
     }
 
 
@@ -74,3 +85,39 @@ def profile_lines(profile: ClusterProfile) -> str:
         rows.append((f"rank {rank} on {node.host}", str(node.threads), *speeds, *link, size(node.memory_bytes)))
     head = ("", "threads", *(f"{count} rows" for count in profile.nodes[0].gemm_rows), "latency us", "Mbit/s", "memory")
     return "GFLOP/s of matrix products by rows; the slowest link of each rank\n" + table(head, rows)
+
+
+def board_lines(names: Sequence[str], mbit: float, latency_us: float) -> str:
+    """Return what is reckoned with for these boards: every figure with its source."""
+    known, lines = read_boards(), []
+    for name in dict.fromkeys(names):
+        board = known[name]
+        lines += [f"{name}: {board.title}", *(_filled(f"{_figure(board, key)}: {board.sources[key]}") for key in FIGURES)]
+    lines.append(f"links of {mbit:g} Mbit/s and {latency_us:g} us; nothing of this was measured here")
+    return "\n".join(lines)
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 78, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+
+
+def _figure(board: Board, key: str) -> str:
+    said = {
+        "float32_gflops": f"{board.float32 * 1e-9:g} GFLOP/s float32", "int8_gops": f"{board.int8 * 1e-9:g} Gop/s int8",
+        "int4_gops": f"{board.int4 * 1e-9:g} Gop/s 4 bits", "memory_gbs": f"{board.memory * 1e-9:g} GB/s",
+        "call_us": f"{board.call_seconds * 1e6:g} us a call",
+    }  # fmt: skip
+    return said[key]
+
+
+def alone_on_boards(store: Store) -> dict[str, float | None]:
+    """Return the predicted seconds of a request on one of each described board alone, None where its memory does not hold the model."""
+    spec, found = store.spec, dict[str, float | None]()
+    rows = min(BOARD_ROWS, spec.positions)
+    for name in read_boards():
+        profile = cluster_of([name], 1000.0, 1e-4, (spec.hidden, spec.ffn))
+        try:
+            found[name] = choose(spec, store.source_hash, profile, Request(rows, mode="packed")).chosen.price.seconds
+        except CapacityError:
+            found[name] = None
+    return found

@@ -1,0 +1,119 @@
+"""Boards described by figures (boards.toml): how long one computes, and the profile of a cluster that nobody has measured.
+
+Knows the file and the model of a call's time; does not know models, plans or ranks.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.cluster.profile import BOARDS, ClusterProfile, NodeProfile
+from hepti_mpi.errors import ProfileError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = Path(__file__).with_name("boards.toml")
+FIGURES = ("float32_gflops", "int8_gops", "int4_gops", "memory_gbs", "call_us")
+SOURCES = ("measured", "published", "derived")
+MOST_BOARDS = 1024
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 384)
+
+# How arithmetic and reading add up, and what other work costs in operations of a product: one thread of two x86 servers, ONNX Runtime
+# 1.32 (a Zen 4: products of a BERT-Large layer at 1 to 128 rows, within 9 %; an EPYC with AVX-512: `profile` of BERT-Base, within 9 %).
+OVERLAP = 1.3  # p of the p-norm of both times: 1 is one after the other, infinity whichever is longer
+ATTENTION = 1.3  # times as long as a product that a multiply-add of attention takes
+ELEMENT = 70.0  # operations for an element of a residual sum with LayerNorm, or of an activation
+CAST = 6.0  # operations for an element cast to or from float16
+USABLE = 0.85  # of the memory: the system has the rest
+CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside the latency of the link
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board by its figures: operations and bytes per second of all its cores. `sources`: of each figure, by its name in the file."""
+
+    name: str
+    title: str
+    cores: int
+    memory_bytes: int
+    float32: float
+    int8: float
+    int4: float
+    memory: float
+    call_seconds: float
+    sources: dict[str, str]
+
+    def product_seconds(self, rows: float, weights: float = 1.0, weight_bytes: float = 4.0) -> float:
+        """Return the seconds of a product of `rows` rows with a matrix of `weights` float32 weights that no cache holds."""
+        arithmetic, reading = 2 * rows * weights / self.float32, weights * weight_bytes / self.memory
+        return float((arithmetic**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
+
+    def node(self, host: str) -> NodeProfile:
+        """Return what measuring such a board, as a rank with all its cores, would find."""
+        return NodeProfile(
+            host, self.cores, self.cores, int(USABLE * self.memory_bytes), ROWS, tuple(map(self.product_seconds, ROWS)),
+            attention_seconds_per_mac=ATTENTION * 2 / self.float32, element_seconds=ELEMENT / self.float32,
+            segment_seconds=self.call_seconds, cast_seconds=CAST / self.float32,
+        )  # fmt: skip
+
+
+def cluster_of(names: Sequence[str], mbit: float, latency_seconds: float, shape: tuple[int, int]) -> ClusterProfile:
+    """Return the profile of described boards, one rank each, on links of `mbit` Mbit/s; `shape`: (hidden, ffn) of the model.
+
+    Raises: ProfileError for a board that is not described.
+    """
+    known = read_boards()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ProfileError(f"no board {unknown[0]!r:.40} is described; boards: {', '.join(known)}")
+    if len(names) > MOST_BOARDS:
+        raise ProfileError(f"{len(names)} boards are too many; at most {MOST_BOARDS}")
+    boards = [known[name] for name in names]
+    nodes = tuple(board.node(f"{board.name}-{names[: at + 1].count(board.name)}") for at, board in enumerate(boards))
+
+    def every(value: float) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(value if one != other else 0.0 for other in range(len(names))) for one in range(len(names)))
+
+    calls = max(board.call_seconds for board in boards)
+    exchange, start = (latency_seconds + CALLS * calls, calls) if len(boards) > 1 else (0.0, 0.0)
+    return ClusterProfile(nodes, every(latency_seconds), every(mbit * 125e3), {BOARDS: ",".join(names)}, shape, exchange, start,
+                          max(1 / board.memory for board in boards))  # fmt: skip
+
+
+def read_boards(file: Path = FILE) -> dict[str, Board]:
+    """Return every board of the file by its name. Raises ProfileError with the place of the first mistake."""
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"{file} cannot be read: {error}") from None
+    return {name: _board(name, table, f"{file.name}, board {name}") for name, table in tables.items()}
+
+
+def _board(name: str, table: Any, place: str) -> Board:
+    wanted = {"title", "cores", "memory_gib", *FIGURES, "source"}
+    if not isinstance(table, dict) or set(table) != wanted:
+        odd = sorted(wanted ^ set(table)) if isinstance(table, dict) else [name]
+        raise ProfileError(f"{place}: wants {', '.join(sorted(wanted))} and nothing else; look at {', '.join(odd)}")
+    if not re.fullmatch(r"[a-z0-9-]{1,32}", name):
+        raise ProfileError(f"{place}: {name!r:.40} is no name for a board; use a-z, 0-9 and -")
+    for key in ("cores", "memory_gib", *FIGURES):
+        value = table[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+            raise ProfileError(f"{place}: {key} is {value!r:.40}, expected a number above 0")
+    source = table["source"]
+    if not isinstance(source, dict) or set(source) != set(FIGURES):
+        raise ProfileError(f"{place}: [{name}.source] wants a line for each of {', '.join(FIGURES)}")
+    for key, text in source.items():
+        if not isinstance(text, str) or text.partition(":")[0] not in SOURCES:
+            raise ProfileError(f"{place}: the source of {key} begins with none of {', '.join(SOURCES)}")
+    if not isinstance(table["cores"], int) or not isinstance(table["title"], str):
+        raise ProfileError(f"{place}: cores is a whole number and title a text")
+    float32, int8, int4, memory, call = (table[key] for key in FIGURES)
+    return Board(name, table["title"], table["cores"], int(table["memory_gib"] * (1 << 30)), float32 * 1e9, int8 * 1e9, int4 * 1e9,
+                 memory * 1e9, call * 1e-6, dict(source))  # fmt: skip

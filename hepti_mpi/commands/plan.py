@@ -1,0 +1,114 @@
+"""The command that finds a plan: for ranks that were measured, or for boards that are described and that one need not have.
+
+Knows the command's options and what it prints; does not know how a plan is found.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hepti_mpi.console import SCREEN, store_path, words_options
+from hepti_mpi.options import FILE, planning_method, planning_options, planning_request, weights_option
+
+if TYPE_CHECKING:
+    from hepti_mpi.cluster.profile import ClusterProfile
+    from hepti_mpi.models.spec import ModelSpec
+
+RANDOM = "random:"  # before the name of a model that needs no store to be planned for
+
+
+@click.command()
+@weights_option
+@click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command.")
+@click.option("--boards", help="Plan for described boards instead, such as pi4,pi4,pi5; a wrong name is answered with the list.")
+@click.option("--mbit", type=click.FloatRange(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")
+@click.option("--latency-us", type=click.FloatRange(1, 1e6), default=200.0, show_default=True,
+              help="Microseconds that a message between --boards takes.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
+@click.option("--output", type=FILE, help="Write the plan to this file.")
+@click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
+@planning_options
+@words_options()
+def plan(weights: Path | None, profile_file: Path | None, boards: str | None, mbit: float, latency_us: float, rows: int,
+         output: Path | None, scale: Path | None, **options: Any) -> None:  # fmt: skip
+    """Find the best division of a model over ranks or boards; needs no MPI.
+
+    \b
+    Examples:
+      python -m hepti_mpi plan --weights weights/bert-large.h5 --profile hostfiles/pi4.profile.json --rows 128 --output plan.json
+      python -m hepti_mpi plan --weights random:bert-large --boards pi4,pi4,pi4,pi4 --mbit 940
+    """
+    from hepti_mpi.planning import methods
+    from hepti_mpi.reporting import records
+
+    method = planning_method(options)
+    if (profile_file is None) == (boards is None):
+        raise click.UsageError("give --profile FILE for ranks that were measured, or --boards such as pi4,pi4,pi5 for described ones")
+    if scale is not None and options["shares"] is not None:
+        raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
+    spec, source_hash = _model(weights)
+    profile = _measured(profile_file, spec) if profile_file else _described(boards or "", mbit, latency_us, spec)
+    begin = time.perf_counter()
+    request = planning_request({"rows": rows}, options, len(profile.nodes))
+    decision = methods.decide(method, spec, source_hash, profile, request)
+    seconds = time.perf_counter() - begin
+    SCREEN.show(records.decision_lines(decision) + "\n")
+    SCREEN.draw(decision.chosen.plan)
+    SCREEN.show("\n" + records.share_lines(decision))
+    SCREEN.show(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
+    SCREEN.document(records.decision_document(decision))
+    if output is not None:
+        decision.chosen.plan.save(output)
+        SCREEN.say(f"plan written to {output}")
+    if scale is not None:
+        _draw_scale(method, spec, source_hash, profile, request, scale)
+
+
+def _model(weights: Path | None) -> "tuple[ModelSpec, str]":
+    """Return the spec of the model that is meant, and the hash of what it was made from."""
+    from hepti_mpi.models.random_models import random_model
+    from hepti_mpi.shards.store import Store
+
+    if str(weights).startswith(RANDOM):
+        model = random_model(str(weights))
+        return model.spec, model.source_hash
+    given = store_path(weights)
+    with Store(given / "rank00.h5" if given.is_dir() else given) as store:
+        return store.spec, store.source_hash
+
+
+def _measured(file: Path, spec: "ModelSpec") -> "ClusterProfile":
+    from hepti_mpi.cluster import profile as profiles
+    from hepti_mpi.errors import ProfileError
+
+    profile, shape = profiles.load(file), (spec.hidden, spec.ffn)
+    if profile.shape != shape:
+        raise ProfileError(
+            f"profile {file} was measured at (hidden, ffn) {profile.shape}, the model has {shape}; "
+            "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
+        )
+    return profile
+
+
+def _described(boards: str, mbit: float, latency_us: float, spec: "ModelSpec") -> "ClusterProfile":
+    from hepti_mpi.cluster.boards import cluster_of
+    from hepti_mpi.reporting.inspection import board_lines
+
+    names = [name.strip() for name in boards.split(",")]
+    profile = cluster_of(names, mbit, latency_us * 1e-6, (spec.hidden, spec.ffn))
+    SCREEN.show(board_lines(names, mbit, latency_us) + "\n")
+    return profile
+
+
+def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", request: Any, picture: Path) -> None:
+    from hepti_mpi.planning.scale import by_ranks
+    from hepti_mpi.reporting import plots
+
+    chosen = by_ranks(method, spec, source_hash, profile, request)
+    for ranks, best in chosen.items():
+        SCREEN.show(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
+    latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
+    plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {request.rows} rows: the best plan on the first n ranks")
+    SCREEN.say(f"picture written to {picture}")

@@ -1,0 +1,107 @@
+"""Described boards: what the file must say, what a board's call takes, and plans for boards that nobody has."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from hepti_mpi import cli
+from hepti_mpi.cluster.boards import BOARDS, FIGURES, ROWS, SOURCES, cluster_of, read_boards
+from hepti_mpi.cluster.profile import from_json
+from hepti_mpi.errors import ProfileError
+
+GOOD = """[b]
+title = "a board"
+cores = 4
+memory_gib = 4
+float32_gflops = 20
+int8_gops = 20
+int4_gops = 20
+memory_gbs = 4
+call_us = 30
+[b.source]
+float32_gflops = "measured: x"
+int8_gops = "derived: x"
+int4_gops = "derived: x"
+memory_gbs = "published: x"
+call_us = "derived: x"
+"""
+
+
+def test_every_figure_has_a_source():
+    for board in read_boards().values():
+        assert set(board.sources) == set(FIGURES)
+        assert all(text.partition(":")[0] in SOURCES for text in board.sources.values())
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("cores = 4", "cores = 0", "cores is 0"),
+        ("cores = 4", "cores = 1.5", "cores is a whole number"),
+        ("cores = 4\n", "", "look at cores"),
+        ("memory_gbs = 4\n", "memory_gbs = 4\nspeed = 3\n", "look at speed"),
+        ('int8_gops = "derived: x"', 'int8_gops = "guess"', "source of int8_gops"),
+        ('int8_gops = "derived: x"\n', "", "wants a line for each"),
+        ("[b]", "[B_]", "no name for a board"),
+        ("cores = 4", "cores = ", "cannot be read"),
+    ],
+)
+def test_a_file_with_a_mistake(tmp_path, old, new, said):
+    file = tmp_path / "boards.toml"
+    file.write_text(GOOD)
+    assert read_boards(file)["b"].memory_bytes == 4 << 30
+    file.write_text(GOOD.replace(old, new).replace("[b.source]", "[B_.source]" if new == "[B_]" else "[b.source]"))
+    with pytest.raises(ProfileError, match=said):
+        read_boards(file)
+
+
+def test_a_product_is_bound_by_reading_or_by_arithmetic():
+    board = read_boards()["pi4"]
+    weights = 12.6e6
+    assert board.product_seconds(1, weights) == pytest.approx(weights * 4 / board.memory, rel=0.1)
+    assert board.product_seconds(4096, weights) == pytest.approx(2 * 4096 * weights / board.float32, rel=0.02)
+    times = [board.product_seconds(rows, weights) for rows in ROWS]
+    assert times == sorted(times)
+    assert board.product_seconds(1, weights, weight_bytes=0.5) < times[0] / 4
+
+
+def test_a_cluster_of_described_boards():
+    profile = cluster_of(["pi5", "pi4", "pi4"], 80.0, 5e-3, (1024, 4096))
+    assert profile.hosts == ("pi5-1", "pi4-1", "pi4-2")
+    assert profile.bytes_per_second[0][1] == 10e6 and profile.bytes_per_second[1][1] == 0
+    assert profile.latency_seconds[2][0] == 5e-3
+    assert profile.versions == {BOARDS: "pi5,pi4,pi4"}
+    assert from_json(json.loads(json.dumps(profile.to_json()))) == profile
+    assert cluster_of(["pi4"], 80.0, 5e-3, (8, 8)).exchange_seconds == 0
+
+
+def test_an_unknown_board_is_answered_with_the_list():
+    with pytest.raises(ProfileError, match="no board 'pi9' is described; boards: pi3, pi4, pi5"):
+        cluster_of(["pi4", "pi9"], 80.0, 5e-3, (8, 8))
+
+
+def plan(*words):
+    result = CliRunner().invoke(cli.main, ["plan", "--weights", "random:bert-large", *words], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def test_four_pi4_answer_sooner_than_one_and_sources_are_told():
+    said = plan("--boards", "pi4,pi4,pi4,pi4", "--mbit", "940", "--json")
+    head, document = said[: said.index("{")], json.loads(said[said.index("{") :])
+    seconds = {candidate["ranks"]: candidate["seconds"] for candidate in reversed(document["candidates"])}
+    assert seconds[4] < 0.4 * seconds[1]
+    assert 3.3 < seconds[1] < 4.0  # what BERT-Large takes on one Pi 4, by its published speeds
+    assert "derived: twice its HPL" in head or not head
+
+
+def test_a_slow_network_makes_one_board_the_best():
+    assert "plan" in plan("--boards", "pi5,pi4", "--mbit", "2", "--latency-us", "9000")
+
+
+def test_profile_or_boards():
+    for words in ((), ("--boards", "pi4", "--profile", "x.json")):
+        with pytest.raises(Exception, match="--profile FILE for ranks that were measured, or --boards"):
+            plan(*words)
