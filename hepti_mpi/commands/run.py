@@ -1,0 +1,193 @@
+"""The command that answers: the stages of a run, and what it shows of them.
+
+Knows the command's options and in which order a run goes; does not know how a plan is found or a batch is answered.
+"""
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hepti_mpi.asking import Asked
+from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, words_options
+from hepti_mpi.options import FILE, OURS, machine_options, planning_method, planning_options, planning_request, weights_option
+
+SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
+ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
+
+
+@click.command()
+@weights_option
+@click.option("--input", "source", help="Text (.txt, .jsonl), images, arrays (.npz), or - for standard input; left out: built-in examples.")
+@click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen.")
+@click.option("--resume", is_flag=True, help="Go on with the run that was cut off: what is in OUTPUT.journal is not answered again.")
+@click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
+@click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
+@click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
+@click.option("--adapt/--no-adapt", default=None, help="Plan again when boards or links change; left out: where there are enough requests.")
+@click.option(
+    "--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring."
+)
+@click.option(
+    "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
+)
+@click.option("--weights-cache", type=FILE, help="Where a host without the store keeps what other ranks send it of the weights.")
+@click.option("--metrics", type=FILE, help="Keep counters and times in this .prom file, for the textfile collector of Prometheus.")
+@click.option("--supervised", "state_file", type=FILE, hidden=True, help="Tell the supervise command what is done, and begin with this.")
+@machine_options
+@planning_options
+@words_options()
+def run(
+    weights: Path | None,
+    source: str | None,
+    output: Path | None,
+    resume: bool,
+    plan_file: Path | None,
+    profile_file: Path | None,
+    fresh: bool,
+    adapt: bool | None,
+    threads: int | None,
+    emulate: tuple[float, ...] | None,
+    deadline: float,
+    repeat: int,
+    batch_rows: int,
+    weights_cache: Path | None,
+    metrics: Path | None,
+    state_file: Path | None,
+    **options: Any,
+) -> None:
+    """Answer inputs on all ranks together.
+
+    \b
+    Examples:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
+      mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
+    """
+    from hepti_mpi.comm.launcher import host_name
+    from hepti_mpi.planning import plan as plans
+    from hepti_mpi.runtime import adapt as adapting
+    from hepti_mpi.runtime import fetching, job, progress
+    from hepti_mpi.runtime import machine as machines
+    from hepti_mpi.runtime.answer import Steady, Watch, answer
+
+    narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
+    narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh + ["adapt"] * (adapt is True)
+    if plan_file is not None and narrowing:
+        raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
+    if resume and (output is None or repeat > 1):
+        raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
+    cut = weights is not None and weights.is_dir()
+    if adapt and (cut or options["shares"] is not None):
+        why = f"{weights} was cut for one plan: it" if cut else "--shares say who does what: they"
+        raise click.UsageError(f"{why} cannot be used with --adapt")
+    method = planning_method(options)
+    machine = machines.start(threads, emulate, deadline)
+    world, tell, root = machine.world, say(machine), machine.world.rank == 0
+    if state_file and root:
+        progress.tell("here", deadline=deadline)
+    store = fetching.open_store(machine, agreed_store_path(machine, weights, weights_cache is not None), weights_cache)
+    asked, chosen, typical = None, None, None
+    state = progress.State()
+    with world.patience.slower(), machines.together(world):
+        if root:
+            state = progress.read_state(state_file) if state_file else state
+            asked = Asked(store, source, output, resume, repeat, state if state_file else None)
+            if metrics is not None:
+                from hepti_mpi.reporting.metrics import Metered, check_path
+
+                check_path(metrics)
+            chosen = plans.load(plan_file) if plan_file else None
+            typical = job.typical_rows(asked.left or asked.every, batch_rows, store.spec.hidden)
+    typical = world.from_root(typical if root else None)
+    if not world.from_root(len(asked.left) if asked else None):
+        with world.patience.slower(), machines.together(world):
+            if asked is not None:
+                asked.write()
+                if state_file is not None:
+                    progress.tell("done", record=None)
+        tell(f"all of {output or 'the input'} had been answered already")
+        return
+
+    startup: dict[str, float] = {}
+    request, wire_error, measured = planning_request(typical, options, world.size), 0.0, None
+    batches = world.from_root(asked and repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
+    if plan_file is None:
+        begin = time.perf_counter()
+        path = profile_file or profile_path(machine)
+        measured = machines.measured_profile(
+            machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profile
+        )
+        startup["profile"] = time.perf_counter() - begin
+        if state_file and root:
+            progress.tell("measured", profile=measured.to_json(), method=method, spec=store.spec.to_json(), source_hash=store.source_hash,
+                          request=asdict(request))  # fmt: skip
+        settling = batches >= SETTLE_FROM and not state.finished
+        ready, measured, wire_error = job.prepared(
+            machine, store, measured, method, request, options["tolerance"], world.from_root(settling), startup, tell
+        )
+    else:
+        the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
+        hosts = tuple(world.gather_all(host_name()))
+        if hosts != the_plan.hosts:
+            tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
+        ready = job.load(machine, store, the_plan, None, startup)
+        wire_error = job.wire_error(ready, typical["rows"])
+    if root:
+        _show_plan(ready)
+    watch: Watch | None = None
+    if adapt is None:
+        adapt = method in ADAPTING and batches >= adapting.FROM and options["shares"] is None and not cut
+    if root and adapt and measured is not None:
+        watch = adapting.Adapter(
+            store.spec, store.source_hash, measured, method, request, ready.plan, ready.startup_seconds["load"], tell
+        )  # fmt: skip
+    metered = None
+    if root and metrics is not None:
+        metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
+    with metered or nullcontext(), progress_bar("answering", len(asked.left) * repeat if asked else 0, root) as advance:
+
+        def done(part: Any, results: Any, seconds: float) -> None:
+            if asked is not None:
+                asked.note(part, results, seconds)
+            advance(len(part))
+            if metered is not None:
+                metered.answered_requests(len(part))
+
+        full_logits = output is not None and output.suffix == ".npz"
+        keep = asked is None or asked.journal is None
+        ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch, keep)
+    with world.patience.slower(), machines.together(world):
+        if asked is not None:
+            asked.write(outcome.results)
+            _finish(ready, outcome, len(asked.left) * repeat, wire_error, state_file is not None)
+
+
+def _finish(ready: Any, outcome: Any, answered: int, wire_error: float, supervised: bool) -> None:
+    """Print the summary; the last line is the run's JSON document."""
+    from hepti_mpi.reporting import records
+    from hepti_mpi.runtime import progress
+
+    spec, plan = ready.spec, ready.plan
+    spent = records.divide_time(ready.program, plan.active, outcome.seconds)
+    record = records.run_record(
+        spec.name, spec.family, plan, outcome.latencies, outcome.rows, answered, ready.startup_seconds, outcome.facts, spent,
+        wire_error, outcome.decisions,
+    )  # fmt: skip
+    if supervised:
+        progress.tell("done", record=record)
+        return
+    SCREEN.show("\n" + records.run_lines(record, ready.decision))
+    SCREEN.document(record, always=True)
+
+
+def _show_plan(ready: Any) -> None:
+    from hepti_mpi.planning.planner import left_out
+
+    SCREEN.draw(ready.plan)
+    if ready.decision is not None:
+        for reason in (*left_out(ready.decision), *ready.decision.notes):
+            SCREEN.show(reason)
+    SCREEN.show("")
