@@ -23,6 +23,7 @@ class Asked:
         Raises: InputError when the input cannot be read or the output could not be written.
         """
         from hepti_mpi.comm.launcher import standard_input
+        from hepti_mpi.models.inputs import Reading
         from hepti_mpi.models.preprocess import read_requests
         from hepti_mpi.reporting import outputs
         from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
@@ -31,7 +32,7 @@ class Asked:
         self.store, self.output, self.arrays = store, output, output is not None and output.suffix == ".npz"
         if output is not None and state is None:
             outputs.check_path(output)
-        self.every = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None)
+        self.every = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None, Reading(strict=True))
         self.journal: Any = None
         head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(self.every)}
         if state is not None:

@@ -14,6 +14,7 @@ from PIL import Image
 from hepti_mpi.errors import HeptiError, InputError, ModelError
 from hepti_mpi.models.hf import read_model
 from hepti_mpi.models.images import center_crop, open_image, pixel_values, read_preprocessor
+from hepti_mpi.models.inputs import Reading
 from hepti_mpi.models.preprocess import pixel_request, read_requests
 from hepti_mpi.models.random_models import CONFIGS, random_model
 
@@ -23,14 +24,15 @@ CASES = ("bert", "bert_mlm", "bert_seqcls", "bert_sentence", "vit", "vit_cls", "
 MODELS = {name: read_model(GOLDEN / name) for name in CASES}
 
 
-def read(case, source, stdin=None, files=None):
+def read(case, source, stdin=None, files=None, **how):
     model = MODELS[case]
-    return read_requests(model.spec, model.files if files is None else files, None if source is None else str(source), stdin)
+    given = None if source is None else str(source)
+    return read_requests(model.spec, model.files if files is None else files, given, stdin, Reading(**how))
 
 
 def refused(case, source, *words, error=InputError, **options):
     with pytest.raises(error) as caught:
-        read(case, source, **options)
+        read(case, source, strict=True, **options)
     text = str(caught.value)
     for word in words:
         assert word in text, text
@@ -72,13 +74,13 @@ TEXT_CASES = [
     ("a.txt", b"cat\n \t\n", "line 2 of a.txt is empty"),
     ("a.txt", b"cat\nd\xffg\n", "line 2 of a.txt is not UTF-8: byte 2 is 0xff"),
     ("a.txt", b"cat\n" + b"cat " * 600, "line 2 of a.txt has 602 tokens, the model takes 512"),
-    ("a.jsonl", b'"cat"\n{"text": 3}\n', "line 2 of a.jsonl is neither"),
-    ("a.jsonl", b'"cat"\n{"tex": "cat"}\n', "line 2 of a.jsonl is neither"),
+    ("a.jsonl", b'"cat"\n{"text": 3}\n', "line 2 of a.jsonl has something else than text as \"text\""),
+    ("a.jsonl", b'"cat"\n{"tex": "cat"}\n', "line 2 of a.jsonl has no \"text\""),
     ("a.jsonl", b'"cat"\n{cat}\n', "line 2 of a.jsonl is not valid JSON"),
     ("a.jsonl", b"[" * 99999, "line 1 of a.jsonl is not valid JSON"),
     ("a.jsonl", b'""', "line 1 of a.jsonl is empty"),
-    ("a.pdf", b"cat", "supported: .txt, .jsonl, .npz"),
-    ("a.png", b"cat", "supported: .txt, .jsonl, .npz"),
+    ("a.pdf", b"cat", "supported: .txt, .jsonl, .csv, .tsv, .npz"),
+    ("a.png", b"cat", "supported: .txt, .jsonl, .csv, .tsv, .npz"),
 ]
 
 
@@ -282,7 +284,7 @@ PIXEL_CASES = [
     (np.zeros((1, 1, 20, 20)), "[images, 3, 20, 20]"),
     (np.zeros((0, 3, 20, 20)), "[0, 3, 20, 20]"),
     (np.zeros((3, 20, 20)), "[3, 20, 20]"),
-    (np.full((1, 3, 20, 20), np.nan), "not finite"),
+    (np.full((1, 3, 20, 20), np.nan), "array 1 of x.npz: pixel_values holds values that are not finite"),
 ]
 
 

@@ -144,14 +144,15 @@ def answers(
 ) -> list[dict[str, Any]]:
     """Return one JSON-ready record per request.
 
-    Each has "input" (the text, or where it came from) and by `spec.head`: "class_row" or "pooler_output" (numbers; see
+    Each has "id" (if the input has one), "input" (the text, or where it came from), "truncated" (if it was) and by `spec.head`:
+    "class_row" or "pooler_output" (numbers; see
     `apply_head`), "embedding", "labels" (the five best {"label", "score"}), "tokens" ({"token", "label", "score"} per row), or
     "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
     """
     tokens = _tokens(files) if spec.head in ("token-classes", "masked-words") and "tokenizer.json" in files else None
     records = []
     for request, result in zip(requests, results):
-        record: dict[str, Any] = {"input": request.origin if request.text is None else request.text}
+        record: dict[str, Any] = request.given | ({"truncated": True} if request.truncated else {})
         if spec.head in ("sequence-classes", "image-classes"):
             record["labels"] = best_labels(spec, result["logits"])
         elif spec.head == "token-classes":

@@ -1,13 +1,13 @@
-"""From what the user gives (text, images, arrays) to requests. Knows the input files and what a model accepts; knows no weight.
+"""From what the user gives (text, images, arrays) to requests. Knows what a model accepts; knows no weight, nor how texts lie in files.
 
-Sources: None (built-in inputs), "-" (standard input, a text per line), a .txt or .jsonl file, an image, a folder of images, or a
-.npz file with input_ids or pixel_values.
+Sources: None (built-in inputs), "-" (standard input), a file of texts (models/inputs.py), an image, a folder of images, or a .npz file with
+input_ids or pixel_values. An input that cannot be answered becomes a request that says why.
 """
 
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,11 +16,11 @@ import numpy as np
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.arrays import read_npz
 from hepti_mpi.models.images import NAME, SUFFIXES, Preprocessor, built_in_images, modes, open_image, pixel_values, read_preprocessor
+from hepti_mpi.models.inputs import Item, Reading, read_texts
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tokens import Tokens
 from hepti_mpi.models.untrusted import is_file, parse_json
 
-TEXT_LIMIT = 1 << 28  # bytes of one text file
 SENTENCES = (
     "the cat sat on the mat",
     "a small boat crossed the wide river at night",
@@ -50,7 +50,8 @@ class Request:
     `index`: its place in the input. `origin`: where it came from, such as "line 3 of x.txt".
     `arrays`: "ids", "types" and "positions", int64 [rows]; or "patches", float32 [rows, channels * patch * patch], with zeros in
     row 0 for the class token, and "positions". `keep`: int64 [rows], where each row lies among the `width` positions of the
-    padded input. `text`: the text it was made from, if it was.
+    padded input. `text`, `pair`, `id`: as in inputs.Item. `truncated`: whether tokens were cut off, because the checkpoint says so.
+    `error`: why it cannot be answered; then it has no rows.
     """
 
     index: int
@@ -59,136 +60,110 @@ class Request:
     keep: np.ndarray = field(repr=False)
     width: int
     text: str | None = None
+    pair: str | None = None
+    id: Any = None
+    truncated: bool = False
+    error: str | None = None
 
     @property
     def rows(self) -> int:
         return len(self.keep)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given, for its record: {"id"} if it has one, and {"input"}, its text, both texts of a pair, or where it came from."""
+        both = self.text if self.pair is None else [self.text, self.pair]
+        return ({} if self.id is None else {"id": self.id}) | {"input": self.origin if self.text is None else both}
 
-def read_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | None, stdin: IO[Any] | None = None) -> list[Request]:
-    """Return the requests in `source`, in order; at least one.
 
-    Raises InputError, naming the line, image or array, when an input cannot be answered by this model, and ModelError when its
-    tokenizer.json or preprocessor_config.json is damaged.
+def read_requests(
+    spec: ModelSpec, files: Mapping[str, bytes], source: str | None, stdin: IO[Any] | None = None, reading: Reading | None = None
+) -> list[Request]:
+    """Return the requests in `source`, in order; at least one. Those that this model cannot answer have an `error`.
+
+    Raises InputError when nothing can be read or, where `reading` is strict, naming the first line, image or array that cannot be
+    answered, and ModelError when its tokenizer.json or preprocessor_config.json is damaged.
     """
+    reading = reading or Reading()
     path = None if source is None or source == "-" else Path(source)
     if path is not None and not os.path.exists(path):
         raise InputError(f"input {path} not found")
+    if (reading.field or reading.pair) and (spec.embedding == "patches" or source is None or path and path.suffix.lower() == ".npz"):
+        raise InputError("--field and --pair are for texts in .jsonl, .csv and .tsv files")
     if path is not None and path.suffix.lower() == ".npz":
-        return array_requests(spec, path)
+        return array_requests(spec, path, reading.strict)
     if spec.embedding == "patches":
         if source == "-":
             raise InputError("an image model does not read standard input; give an image, a folder of images or a .npz file")
-        return image_requests(spec, files, source)
-    if path is None:
-        lines = None if source is None else split_lines(read_stream(stdin), "standard input", json_lines=False)
-    elif path.suffix.lower() in (".txt", ".jsonl") and is_file(path):
-        lines = split_lines(read_file(path), path.name, path.suffix.lower() == ".jsonl")
-    else:
-        raise InputError(f"input {path} is not supported by a text model; supported: .txt, .jsonl, .npz, or - for standard input")
-    return text_requests(spec, files, lines)
+        return image_requests(spec, files, source, reading.strict)
+    return text_requests(spec, files, None if source is None else read_texts(source, stdin, reading), reading.strict)
+
+
+def each_request(items: Iterable[tuple[Item, Callable[[int], Request]]], strict: bool) -> list[Request]:
+    """Return the request of each item, which its call makes of its index, or one with the error where that raises an InputError.
+
+    Raises InputError for the first of these when `strict`.
+    """
+    requests = []
+    for index, (item, make) in enumerate(items):
+        try:
+            if item.error is not None:
+                raise InputError(item.error)
+            requests.append(make(index))
+        except InputError as error:
+            if strict:
+                raise
+            nothing = Request(index, item.origin, {}, np.zeros(0, np.int64), 0, error=str(error))
+            requests.append(replace(nothing, text=item.text, pair=item.pair, id=item.id))
+    return requests
 
 
 # ---- text
 
 
-def read_file(path: Path) -> bytes:
-    """Return the contents of a text file. Raises InputError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(TEXT_LIMIT + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > TEXT_LIMIT:
-        raise InputError(f"{path} is larger than {TEXT_LIMIT >> 20} MiB; give it in parts")
-    return data
-
-
-def read_stream(stdin: IO[Any] | None) -> bytes:
-    """Return everything on a text or binary stream. Raises InputError."""
-    try:
-        data = b"" if stdin is None else stdin.read(TEXT_LIMIT + 1)
-    except (OSError, ValueError) as error:
-        raise InputError(f"standard input cannot be read: {error}") from None
-    data = data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape")
-    if len(data) > TEXT_LIMIT:
-        raise InputError(f"standard input is larger than {TEXT_LIMIT >> 20} MiB; give it in parts")
-    return data
-
-
-def split_lines(data: bytes, name: str, json_lines: bool) -> list[tuple[str, str]]:
-    """Return (origin, text) of every line. Raises InputError for a line without text."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if not lines[-1].strip():
-        lines.pop()  # what follows the last line end
-    if not lines:
-        raise InputError(f"{name} is empty; expected a text per line")
-    found = []
-    for number, line in enumerate(lines, 1):
-        where = f"line {number} of {name}"
-        try:
-            text = line.decode("utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where} is not UTF-8: byte {error.start + 1} is {line[error.start]:#04x}") from None
-        text = json_text(text, where) if json_lines else text
-        if not text.strip():
-            raise InputError(f"{where} is empty")
-        found.append((where, text))
-    return found
-
-
-def json_text(line: str, where: str) -> str:
-    """Return the text of a JSON string, or of an object with "text". Raises InputError."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InputError(f"{where} is not valid JSON") from None
-    text = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise InputError(f'{where} is neither an object with a "text" nor a JSON string')
-    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is legal JSON but no text
-
-
-def built_in_texts(spec: ModelSpec, tokens: Tokens) -> list[tuple[str, str]]:
-    """Return (origin, text) of the built-in sentences, each with a mask for a model that fills masks."""
+def built_in_texts(spec: ModelSpec, tokens: Tokens) -> list[Item]:
+    """Return the built-in sentences, each with a mask for a model that fills masks."""
     masked = spec.head == "masked-words" and tokens.mask_token is not None
     texts = [text.format(tokens.mask_token) for text in MASKED_SENTENCES] if masked else SENTENCES
-    return [(f"built-in sentence {number}", text) for number, text in enumerate(texts, 1)]
+    return [Item(f"built-in sentence {number}", text) for number, text in enumerate(texts, 1)]
 
 
-def text_requests(spec: ModelSpec, files: Mapping[str, bytes], lines: list[tuple[str, str]] | None) -> list[Request]:
-    """Return one request per (origin, text); None stands for the built-in sentences. Raises InputError."""
+def text_requests(spec: ModelSpec, files: Mapping[str, bytes], items: Sequence[Item] | None, strict: bool) -> list[Request]:
+    """Return one request per item; None stands for the built-in sentences. Raises InputError."""
     tokens = Tokens(files)
     limit = spec.options.get("max_tokens")  # sentence-transformers cuts long texts off, others do not
     if limit:
         tokens.truncate(limit)
-    requests = []
-    for index, (origin, text) in enumerate(built_in_texts(spec, tokens) if lines is None else lines):
-        full = spec.options.get("prompt", "") + text
-        ids, types = tokens.encode(full.lower() if spec.options.get("lower_case") else full, origin)
-        if not ids:
-            raise InputError(f"{origin} has no tokens")
-        if len(ids) > spec.positions:
-            raise InputError(f"{origin} has {len(ids)} tokens, the model takes {spec.positions}; shorten it")
-        for what, largest, count in (("token id", max(ids), "vocabulary"), ("token type", max(types), "types")):
-            if largest >= spec.options[count]:
-                raise ModelError(f"tokenizer.json gives {what} {largest} for {origin}, the model has {spec.options[count]}")
-        requests.append(token_request(index, origin, np.array(ids), np.array(types), np.arange(len(ids)), len(ids), text))
-    return requests
+    items = built_in_texts(spec, tokens) if items is None else items
+    return each_request(((item, partial(text_request, spec, tokens, item)) for item in items), strict)
 
 
-def token_request(
-    index: int, origin: str, ids: np.ndarray, types: np.ndarray, keep: np.ndarray, width: int, text: str | None = None
-) -> Request:
+def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Request:
+    """Return the request of a text or pair of texts. Raises InputError when the model does not take it."""
+    full = [spec.options.get("prompt", "") + (item.text or ""), *([] if item.pair is None else [item.pair])]
+    encoded = tokens.encode([text.lower() for text in full] if spec.options.get("lower_case") else full, item.origin)
+    ids, types = encoded.ids, encoded.types
+    if not ids:
+        raise InputError(f"{item.origin} has no tokens")
+    if len(ids) > spec.positions:
+        raise InputError(f"{item.origin} has {len(ids)} tokens, the model takes {spec.positions}; shorten it")
+    for what, largest, count in (("token id", max(ids), "vocabulary"), ("token type", max(types), "types")):
+        if largest >= spec.options[count]:
+            raise ModelError(f"tokenizer.json gives {what} {largest} for {item.origin}, the model has {spec.options[count]}")
+    made = token_request(index, item.origin, np.array(ids), np.array(types), np.arange(len(ids)), len(ids))
+    return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated)
+
+
+def token_request(index: int, origin: str, ids: np.ndarray, types: np.ndarray, keep: np.ndarray, width: int) -> Request:
     """Return the request of token rows that lie at `keep` among `width` positions; all [rows]."""
     arrays = {"ids": ids.astype(np.int64), "types": types.astype(np.int64), "positions": keep.astype(np.int64)}
-    return Request(index, origin, arrays, keep.astype(np.int64), width, text)
+    return Request(index, origin, arrays, keep.astype(np.int64), width)
 
 
 # ---- images
 
 
-def image_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | None) -> list[Request]:
+def image_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool) -> list[Request]:
     """Return a request per image in a file or folder; None stands for the built-in images. Raises InputError."""
     if NAME not in files:
         raise InputError(f"the model has no {NAME}, so it takes no images; give a .npz file with pixel_values instead")
@@ -196,10 +171,16 @@ def image_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | No
     modes(channels)  # refuses channels that are no image before any image is opened
     steps = read_preprocessor(parse_json(files[NAME], NAME), channels)
     if source is None:
-        built_in = enumerate(built_in_images(channels))
-        return [checked(spec, steps, i, f"built-in image {i + 1}", pixel_values(steps, image)) for i, image in built_in]
-    paths = enumerate(image_paths(Path(source)))
-    return [checked(spec, steps, i, f"image {path.name}", pixel_values(steps, open_image(path, channels))) for i, path in paths]
+        opened = [(f"built-in image {i}", partial(lambda one: one, image)) for i, image in enumerate(built_in_images(channels), 1)]
+    else:
+        opened = [(f"image {path.name}", partial(open_image, path, channels)) for path in image_paths(Path(source))]
+    items = ((Item(origin), partial(image_request, spec, steps, origin, image)) for origin, image in opened)
+    return each_request(items, strict)
+
+
+def image_request(spec: ModelSpec, steps: Preprocessor, origin: str, image: Callable[[], Any], index: int) -> Request:
+    """Return the request of the image that `image` opens. Raises InputError."""
+    return checked(spec, steps, index, origin, pixel_values(steps, image()))
 
 
 def image_paths(path: Path) -> list[Path]:
@@ -241,7 +222,7 @@ def pixel_request(spec: ModelSpec, index: int, origin: str, pixels: np.ndarray) 
 # ---- arrays
 
 
-def array_requests(spec: ModelSpec, path: Path) -> list[Request]:
+def array_requests(spec: ModelSpec, path: Path, strict: bool) -> list[Request]:
     """Return a request per row of the arrays in a .npz file. Raises InputError."""
     if spec.embedding == "patches":
         pixels = read_npz(path, ("pixel_values",))["pixel_values"]
@@ -251,14 +232,20 @@ def array_requests(spec: ModelSpec, path: Path) -> list[Request]:
             raise InputError(f"{path}: pixel_values is {pixels.dtype} of shape {list(pixels.shape)}, the model takes {expected}")
         with np.errstate(over="ignore"):
             pixels = pixels.astype(np.float32)
-        if not np.isfinite(pixels).all():
-            raise InputError(f"{path}: pixel_values holds values that are not finite in float32")
-        return [pixel_request(spec, i, f"array {i + 1} of {path.name}", one) for i, one in enumerate(pixels)]
-    return list(token_rows(spec, path))
+        items = [Item(f"array {i} of {path.name}") for i in range(1, len(pixels) + 1)]
+        return each_request(((item, partial(finite_pixels, spec, item.origin, one)) for item, one in zip(items, pixels)), strict)
+    return each_request(token_rows(spec, path), strict)
 
 
-def token_rows(spec: ModelSpec, path: Path) -> Iterator[Request]:
-    """Yield a request per row of input_ids, without the positions that attention_mask leaves out. Raises InputError."""
+def finite_pixels(spec: ModelSpec, origin: str, pixels: np.ndarray, index: int) -> Request:
+    """Return the request of pixel values [channels, side, side]. Raises InputError."""
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{origin}: pixel_values holds values that are not finite in float32")
+    return pixel_request(spec, index, origin, pixels)
+
+
+def token_rows(spec: ModelSpec, path: Path) -> Iterator[tuple[Item, Callable[[int], Request]]]:
+    """Yield each row of input_ids and what makes its request. Raises InputError for arrays that do not go together."""
     found = read_npz(path, ("input_ids", "attention_mask", "token_type_ids"))
     if "input_ids" not in found:
         raise InputError(f"{path} has no input_ids, only {', '.join(found)}")
@@ -273,15 +260,20 @@ def token_rows(spec: ModelSpec, path: Path) -> Iterator[Request]:
         raise InputError(f"{path}: input_ids has {width} positions, the model takes {spec.positions}")
     if not np.isin(mask, (0, 1)).all():
         raise InputError(f"{path}: attention_mask holds numbers other than 0 and 1")
-    first = spec.head == "sequence-classes" or spec.options.get("pooling") == "cls"
     for index in range(len(ids)):
-        origin, keep = f"array {index + 1} of {path.name}", np.flatnonzero(mask[index])
-        if not len(keep):
-            raise InputError(f"{origin}: attention_mask leaves no position")
-        if first and keep[0]:
-            raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
-        for name, row, size in (("input_ids", ids[index, keep], "vocabulary"), ("token_type_ids", types[index, keep], "types")):
-            if row.min() < 0 or row.max() >= spec.options[size]:
-                odd = int(row.min() if row.min() < 0 else row.max())
-                raise InputError(f"{origin}: {name} holds {odd}, the model takes 0 to {spec.options[size] - 1}")
-        yield token_request(index, origin, ids[index, keep], types[index, keep], keep, width)
+        origin = f"array {index + 1} of {path.name}"
+        yield Item(origin), partial(row_request, spec, origin, ids[index], mask[index], types[index])
+
+
+def row_request(spec: ModelSpec, origin: str, ids: np.ndarray, mask: np.ndarray, types: np.ndarray, index: int) -> Request:
+    """Return the request of a row [positions], without the positions that its mask leaves out. Raises InputError."""
+    keep = np.flatnonzero(mask)
+    if not len(keep):
+        raise InputError(f"{origin}: attention_mask leaves no position")
+    if keep[0] and (spec.head == "sequence-classes" or spec.options.get("pooling") == "cls"):
+        raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
+    for name, row, size in (("input_ids", ids[keep], "vocabulary"), ("token_type_ids", types[keep], "types")):
+        if row.min() < 0 or row.max() >= spec.options[size]:
+            odd = int(row.min() if row.min() < 0 else row.max())
+            raise InputError(f"{origin}: {name} holds {odd}, the model takes 0 to {spec.options[size] - 1}")
+    return token_request(index, origin, ids[keep], types[keep], keep, len(ids))

@@ -4,7 +4,8 @@ Knows tokenizer.json and the marks of special tokens; knows no model, no request
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -27,6 +28,15 @@ def guarded(call: Callable[[], T], error: Exception) -> T:
         if isinstance(reason, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         raise type(error)(f"{error}: {shown(reason)}") from None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and type ids, [tokens] each; `truncated`: whether others were cut off."""
+
+    ids: list[int]
+    types: list[int]
+    truncated: bool
 
 
 class Tokens:
@@ -59,10 +69,11 @@ class Tokens:
         error = ModelError(f"tokenizer.json cannot cut texts at {limit} tokens")
         guarded(lambda: self._tokenizer.enable_truncation(limit), error)
 
-    def encode(self, text: str, where: str) -> tuple[list[int], list[int]]:
-        """Return ids and type ids of `text`. Raises InputError naming `where`."""
-        encoding = guarded(lambda: self._tokenizer.encode(text), InputError(f"{where} cannot be tokenised"))
-        return encoding.ids, encoding.type_ids
+    def encode(self, texts: Sequence[str], where: str) -> Encoded:
+        """Return the tokens of a text or a pair of texts. Raises InputError naming `where`."""
+        text, pair = (*texts, None)[:2]
+        encoding = guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised"))
+        return Encoded(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
 
     def piece(self, number: int) -> str:
         """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""

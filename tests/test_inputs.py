@@ -1,0 +1,108 @@
+"""Texts as people have them: lines, JSON lines and tables; what cannot be read costs its own place only."""
+
+import io
+import json
+
+import pytest
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs import Item, Reading, read_texts
+
+
+def read(tmp_path, name, content, **how):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_texts(str(tmp_path / name), None, Reading(**how))
+
+
+def refused(tmp_path, name, content, *words, **how):
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, name, content, **how)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value) and not str(caught.value).endswith(".")
+
+
+def given(items):
+    return [item.error or (item.text if item.pair is None else (item.text, item.pair)) for item in items]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+def test_lines_end_in_every_way(tmp_path, end, last, begin):
+    lines = ["the cat", "", "sat\u2028on\x0cit"]
+    items = read(tmp_path, "x.txt", begin + end.join(lines) + end * last)
+    assert given(items) == ["the cat", "line 2 of x.txt is empty", "sat\u2028on\x0cit"] and items[1].text == ""
+    table = read(tmp_path, "x.csv", begin + end.join(["text", "the cat", '"a, b"']) + end * last)
+    assert given(table) == ["the cat", "a, b"]
+    objects = read(tmp_path, "x.jsonl", begin + end.join(['{"text": "the cat"}', '"b"']) + end * last)
+    assert given(objects) == ["the cat", "b"]
+
+
+def test_what_is_no_json_costs_its_line(tmp_path):
+    lines = [b'{"text": "a", "id": 7}', b"{cat}", b'{"txt": 1}', b'{"text": 3, "id": "x"}', b"", b'{"text": NaN}', b"[1]", b'{"text": " "}',
+             b'"\xff"']  # fmt: skip
+    items = read(tmp_path, "x.jsonl", b"\n".join(lines))
+    assert [item.error for item in items] == [
+        None, "line 2 of x.jsonl is not valid JSON", 'line 3 of x.jsonl has no "text"',
+        'line 4 of x.jsonl has something else than text as "text"', "line 5 of x.jsonl is empty", "line 6 of x.jsonl is not valid JSON",
+        'line 7 of x.jsonl is neither an object with a "text" nor a JSON string', "line 8 of x.jsonl is empty",
+        "line 9 of x.jsonl is not UTF-8: byte 2 is 0xff",
+    ]  # fmt: skip
+    assert [item.id for item in items[:4]] == [7, None, None, "x"]
+
+
+def test_the_field_is_named(tmp_path):
+    lines = "\n".join(json.dumps({"question": f"q{n}", "answer": f"a{n}", "id": n}) for n in range(3))
+    assert given(read(tmp_path, "x.jsonl", lines, field="question")) == ["q0", "q1", "q2"]
+    pairs = read(tmp_path, "x.jsonl", lines, field="question", pair="answer")
+    assert given(pairs) == [("q0", "a0"), ("q1", "a1"), ("q2", "a2")] and [item.id for item in pairs] == [0, 1, 2]
+    refused(tmp_path, "x.jsonl", lines, 'x.jsonl has no field "text"; it has: question, answer, id; name one of them with --field')
+    refused(tmp_path, "x.jsonl", lines, 'x.jsonl has no field "reply"', "with --pair", field="question", pair="reply")
+    refused(tmp_path, "x.txt", lines, "x.txt is a text per line", "--field", field="question")
+    piped = read_texts("-", io.BytesIO(lines.encode()), Reading(field="answer"))
+    assert given(piped) == ["a0", "a1", "a2"] and piped[0].origin == "line 1 of standard input"
+
+
+def test_pairs(tmp_path):
+    lines = ['{"text": "a", "text_pair": "b"}', '{"text": ["a", "c"]}', '{"text": "a", "text_pair": null}', '{"text": ["a"]}',
+             '{"text": "a", "text_pair": ""}', '{"text": ["a", 1]}', '{"text": "a", "text_pair": 1}']  # fmt: skip
+    items = read(tmp_path, "x.jsonl", "\n".join(lines))
+    assert given(items) == [
+        ("a", "b"), ("a", "c"), "a", 'line 4 of x.jsonl has something else than text as "text"',
+        'line 5 of x.jsonl is empty: "text_pair" is',
+        'line 6 of x.jsonl has something else than text as "text"', 'line 7 of x.jsonl has something else than text as "text_pair"',
+    ]  # fmt: skip
+    assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n")) == [("a", "b")]
+    assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n", field="text")) == ["a"]
+
+
+def test_tables(tmp_path):
+    table = 'id,label, text \n7,x,"the ""cat"", sat\non the mat"\n\n8,y,\n9,z,a,b\n10\n11,w,"a"b\n12,v,last\n'
+    items = read(tmp_path, "x.csv", table)
+    assert [item.origin for item in items] == [f"line {number} of x.csv" for number in (2, 5, 6, 7, 8, 9)]
+    assert items[0] == Item("line 2 of x.csv", 'the "cat", sat\non the mat', id="7")
+    assert (items[1].error, items[1].id) == ("line 5 of x.csv is empty", "8")
+    assert items[2].error == 'line 6 of x.csv has 4 columns, the first line names 3; quote a text that holds a ","'
+    assert items[3].error == 'line 7 of x.csv has no "text"'
+    assert items[4].error.startswith("line 8 of x.csv is no row of a table: ',' expected after '\"'")
+    assert (items[5].text, items[5].id) == ("last", "12")
+    assert given(read(tmp_path, "x.tsv", "body\tn\na, b\t1\n", field="body")) == ["a, b"]
+    assert given(read(tmp_path, "x.CSV", b"text\nok\nd\xffg\n")) == ["ok", "line 3 of x.CSV is not UTF-8: byte 2 is 0xff"]
+    assert len(read(tmp_path, "x.csv", "text\n" + "word " * 50_000)[0].text) == 250_000
+
+
+@pytest.mark.parametrize("name, content, words, how", [
+    ("x.csv", "sentence,label\na,1\n", 'x.csv has no column "text"; it has: sentence, label; name one of them with --field', {}),
+    ("x.csv", "text,text\na,1\n", 'x.csv has 2 columns "text"', {}),
+    ("x.csv", 'text\nok\n"never closed\nb\n', "line 3 of x.csv: a quote is not closed", {}),
+    ("x.csv", "text\n", "x.csv has no rows below its head", {}),
+    ("x.csv", "", "x.csv has no rows", {}),
+    ("x.tsv", "text\tb\n", "x.tsv has no column", {"pair": "c"}),
+    ("x.txt", "", "x.txt is empty", {}),
+    ("x.txt", "hello\n".encode("utf-16"), "x.txt is UTF-16: save it as UTF-8", {}),
+    ("x.txt", b"\x1f\x8b\x08...", "x.txt is compressed with gzip: unpack it", {}),
+    ("x.csv", b"PK\x03\x04...", "or a spreadsheet", {}),
+    ("x.json", "[]", "supported: .txt, .jsonl, .csv, .tsv", {}),
+])  # fmt: skip
+def test_what_holds_no_texts(tmp_path, name, content, words, how):
+    refused(tmp_path, name, content, words, **how)
