@@ -14,7 +14,8 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import CASTS, OUTER, Compute, Op, Program, Step, Sync, buffers, distributions, interface
+from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Step, Sync, buffers, distributions, interface
+from hepti_mpi.planning.work import op_work
 
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
@@ -102,23 +103,12 @@ class Pricer:
 
     def op_seconds(self, op: Op, rows: np.ndarray, plan: Plan, ranks: np.ndarray) -> np.ndarray:
         """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run."""
-        hidden, ffn, dim = self.spec.hidden, self.spec.ffn, self.spec.head_dim
         alone = len(ranks) == 1
-        heads = np.array([hidden]) if alone else np.array(plan.heads)[ranks] * dim
-        columns = np.array([ffn]) if alone else np.array(plan.columns)[ranks]
-        gemm, element = self.gemm[ranks, rows], self.element[ranks] * rows
-        if op.kind in MATRICES_OF:
-            return gemm * (MATRICES_OF[op.kind] * hidden) * (heads if op.kind.endswith("_heads") else hidden)
-        if op.kind in ("mix", "mix_heads"):
-            width = heads if op.kind == "mix_heads" else hidden
-            return self.attention[ranks] * (2.0 * rows * self.attended) * width
-        if op.kind == "mlp_columns":
-            return gemm * (2.0 * hidden * columns) + element * columns
-        if op.kind == "mlp":
-            return gemm * (2.0 * hidden * ffn) + element * ffn
-        if op.kind in CASTS:
-            return self.cast[ranks] * rows * ((heads if op.kind.endswith("_heads") else hidden) * len(op.reads))
-        return element * hidden  # norm, tail
+        heads = np.array([self.spec.hidden]) if alone else np.array(plan.heads)[ranks] * self.spec.head_dim
+        columns = np.array([self.spec.ffn]) if alone else np.array(plan.columns)[ranks]
+        work = op_work(self.spec, op, rows, rows * self.attended, heads, columns)
+        spent = self.gemm[ranks, rows] * work.weights + self.attention[ranks] * work.attention
+        return spent + self.element[ranks] * work.elements + self.cast[ranks] * work.casts
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
@@ -130,9 +120,6 @@ class Pricer:
             values = distributions(program)
             self.known[id(program)] = program, [(step, *interface(values, step)) for step in program]
         return self.known[id(program)][1]
-
-
-MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project_heads": 3, "out_heads": 1}
 
 
 class _Walk:
