@@ -7,7 +7,10 @@ import traceback
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a fault of the program, 2 bad input or usage, 130 interrupted; comm.patience has 3."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 a fault of the program, 2 bad input or usage, 130 interrupted; comm.patience has 3, errors.py 4 and 5.
+    """
     local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
     # NumPy's products (embedding, head) must not start more threads than a rank has cores; read when NumPy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))

@@ -4,20 +4,58 @@ Knows requests, journals and outputs; does not know ranks or plans.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from hepti_mpi.console import put_out
 
 if TYPE_CHECKING:
+    from hepti_mpi.reporting.outputs import Tally
     from hepti_mpi.runtime.progress import State
     from hepti_mpi.shards.store import Store
 
 
-class Asked:
-    """`every` request of the input, and those that are `left` to be answered."""
+@dataclass(frozen=True)
+class Question:
+    """What a run is asked (options.asking_options): which input, how it is read, and where the answers go."""
 
-    def __init__(self, store: "Store", source: str | None, output: Path | None, resume: bool, repeat: int, state: "State | None") -> None:
+    source: str | None = None
+    output: Path | None = None
+    resume: bool = False
+    field: str | None = None
+    pair: str | None = None
+    strict: bool = False
+    hidden: bool = False
+    repeat: int = 1
+
+    @classmethod
+    def taken(cls, options: dict[str, Any]) -> "Question":
+        """Take what the options say out of them. Raises UsageError when it does not go together."""
+        asked = cls(**{one.name: options.pop(one.name) for one in fields(cls)})
+        if asked.resume and (asked.output is None or asked.repeat > 1):
+            raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
+        if asked.hidden and not asked.arrays:
+            raise click.UsageError("--hidden is for an --output that ends in .npz: it adds last_hidden_state to it")
+        return asked
+
+    @property
+    def arrays(self) -> bool:
+        """Whether the answers are arrays."""
+        return self.output is not None and self.output.suffix == ".npz"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What is wanted besides the answers of the head (runtime.answer)."""
+        return ("logits",) * self.arrays + ("last_hidden_state",) * self.hidden
+
+
+class Asked:
+    """`every` request of the input, and those that are `left` to be answered. `refused`: by their places, those that cannot be."""
+
+    def __init__(self, store: "Store", question: Question, state: "State | None") -> None:
         """Read the input and open the journal. `state`: of a supervised run, whose supervisor keeps the journal.
 
         Raises: InputError when the input cannot be read or the output could not be written.
@@ -29,44 +67,72 @@ class Asked:
         from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
         from hepti_mpi.runtime import progress
 
-        self.store, self.output, self.arrays = store, output, output is not None and output.suffix == ".npz"
+        self.store, self.question, output = store, question, question.output
         if output is not None and state is None:
             outputs.check_path(output)
-        self.every = read_requests(store.spec, store.files, source, standard_input() if source == "-" else None, Reading(strict=True))
+        reading = Reading(question.field, question.pair, question.strict)
+        stdin = standard_input() if question.source == "-" else None
+        self.every = read_requests(store.spec, store.files, question.source, stdin, reading)
+        self.refused = {request.index: self._none(request, {}, request.error) for request in self.every if request.error is not None}
         self.journal: Any = None
-        head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(self.every)}
+        head: dict[str, Any] = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(self.every)}
+        head |= {"hidden": True} if question.hidden else {}
         if state is not None:
-            progress.tell("begin", requests=len(self.every), head=head)
+            progress.tell("begin", requests=len(self.every), head=head, refused=list(self.refused.items()))
             self.journal = progress.Reported(state)
-        elif output is not None and repeat == 1:
-            self.journal = Journal(journal_path(output), head, len(self.every), resume)
+        elif output is not None and question.repeat == 1:
+            self.journal = Journal(journal_path(output), head, len(self.every), question.resume)
         finished = self.journal.finished if self.journal is not None else {}
-        self.places = [place for place in range(len(self.every)) if place not in finished]
+        self.places = [place for place in range(len(self.every)) if place not in finished and place not in self.refused]
         self.left = [self.every[place] for place in self.places]
 
     def note(self, part: Sequence[int], results: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Keep the results of some of the requests that are left, which took `seconds`."""
+        """Keep the results of some of the requests that are left, which took `seconds`. Raises InputError when one is none, if strict."""
         if self.journal is not None:
             self.journal.add([self.places[place] for place in part], self._finished([self.left[place] for place in part], results), seconds)
 
-    def write(self, results: Sequence[dict[str, Any]] = ()) -> None:
-        """Write the output, or print the answers; `results`: of all that was left, where no journal was kept."""
+    def write(self, results: Sequence[dict[str, Any]] = ()) -> "Tally | None":
+        """Write the output, or print the answers; `results`: of all that was left, where no journal was kept.
+
+        Return what became of the inputs; None where the supervisor writes and knows.
+        """
+        from hepti_mpi.reporting.outputs import Tally
         from hepti_mpi.runtime.progress import Reported
 
         if isinstance(self.journal, Reported):
-            return
-        if self.journal is None:
-            finished = self._finished(self.left, results)
-        else:
-            finished = [self.journal.finished[place] for place in range(len(self.every))]
-        put_out(self.output, finished)
+            return None
+        answered = self.journal.finished if self.journal is not None else dict(zip(self.places, self._finished(self.left, results)))
+        whole = self.refused | answered
+        finished = [whole[place] for place in range(len(self.every))]
+        put_out(self.question.output, finished)
         if self.journal is not None:
             self.journal.remove()
+        return Tally.of(finished)
 
     def _finished(self, requests: Sequence[Any], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        from hepti_mpi.models.heads import answers
+        from hepti_mpi.errors import InputError
+        from hepti_mpi.models.heads import answers, fault
         from hepti_mpi.reporting.outputs import finished_answer, finished_arrays
 
-        if self.arrays:
-            return [finished_arrays(request, result) for request, result in zip(requests, results)]
-        return [finished_answer(record) for record in answers(self.store.spec, self.store.files, requests, results)]
+        faults = [fault(self.store.spec, request, result) for request, result in zip(requests, results)]
+        if self.question.strict and any(faults):
+            raise InputError(next(why for why in faults if why is not None))
+        finished = []
+        for request, result, why in zip(requests, results, faults):
+            if why is not None:
+                finished.append(self._none(request, result, why))
+            elif self.question.arrays:
+                finished.append(finished_arrays(request, result))
+            else:
+                finished.append(finished_answer(answers(self.store.spec, self.store.files, [request], [result])[0]))
+        return finished
+
+    def _none(self, request: Any, result: dict[str, Any], why: str) -> dict[str, Any]:
+        """Return what stands for an answer that there is not."""
+        import numpy as np
+
+        from hepti_mpi.reporting.outputs import finished_answer, finished_arrays
+
+        if self.question.arrays:
+            return finished_arrays(request, {name: values for name, values in result.items() if np.isfinite(values).all()}, why)
+        return finished_answer(request.given, why)

@@ -15,6 +15,12 @@ class InputError(HeptiError):
     """The text, image or array file that was to be answered cannot be used."""
 
 
+class PartlyAnswered(HeptiError):
+    """Some inputs could not be answered; the others are, and have been put out."""
+
+    exit_code = 5
+
+
 class ModelError(HeptiError):
     """The model folder is not one that can be read, or describes a model that is not supported."""
 

@@ -76,6 +76,26 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def asking_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what a run is asked and where the answers go: the fields of asking.Question."""
+    source = "Text (.txt, .jsonl, .csv, .tsv), images, arrays (.npz), or - for standard input; left out: built-in examples."
+    resume = "Go on with the run that was cut off: what is in OUTPUT.journal is not answered again."
+    field = "Where the text is in .jsonl, .csv or .tsv; left out: in text, and its pair, if any, in text_pair."
+    repeat = "Answer the input this many times, for measuring."
+    for option in (
+        click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help=repeat),
+        click.option("--hidden", is_flag=True, help="Also write last_hidden_state, all rows of it, into a .npz output."),
+        click.option("--strict", is_flag=True, help="End at the first input that cannot be answered, and write nothing."),
+        click.option("--pair", help="Where the text is that each text is paired with, in .jsonl, .csv or .tsv."),
+        click.option("--field", help=field),
+        click.option("--resume", is_flag=True, help=resume),
+        click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen."),
+        click.option("--input", "source", help=source),
+    ):
+        command = option(command)
+    return command
+
+
 def weights_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
 

@@ -126,6 +126,7 @@ class Kept:
                 differs = next(key for key in head if head[key] != self.head.get(key))
                 raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
                                  "give all hosts the same input and store")  # fmt: skip
+            self.finished.update((place, checked(item)) for place, item in record["refused"])
             self.since, self.answers = None, 0
         elif kind == "measured":
             self._learn(record)
@@ -188,15 +189,19 @@ class Kept:
         return seconds * (1 - prices[0] / prices[1])
 
     def write(self) -> None:
-        """Write the output or print the answers, and the record of the last start."""
+        """Write the output or print the answers, and the record of the last start. Raises PartlyAnswered."""
         from hepti_mpi.errors import InputError
+        from hepti_mpi.reporting.outputs import Tally
 
         count = self.count or 0
         missing = count - len(self.finished)
         if missing:
             raise InputError(f"{missing} of {count} answers are missing; go on with run --resume")
-        put_out(self.output, [self.finished[place] for place in range(count)])
+        finished = [self.finished[place] for place in range(count)]
+        put_out(self.output, finished)
         if self.journal is not None:
             self.journal.remove()
+        tally = Tally.of(finished)
         if self.record is not None:
-            SCREEN.document(self.record, always=True)
+            SCREEN.document(self.record | tally.numbers, always=True)
+        tally.check()

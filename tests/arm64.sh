@@ -118,7 +118,7 @@ np.savez(sys.argv[1] + "/tiny.npz", input_ids=np.random.default_rng(1).integers(
 END
 cp "$work/tiny.npz" "$there/tiny.npz"
 declare -A input=([minilm]=$here/in.txt [tiny]=$here/tiny.npz)
-run="python -m hepti_mpi run --deadline 0"
+run="python -m hepti_mpi run --deadline 0 --hidden"
 same() { # FILE OF x86-64, FILE OF arm64, WHAT: they must agree within 1e-4
     python - "$@" <<'END'
 import sys

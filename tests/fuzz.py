@@ -32,6 +32,7 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.comm.hosts import read_hosts
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.inputs import Reading
 from hepti_mpi.models.preprocess import read_requests
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning import plan as plans
@@ -116,7 +117,7 @@ def kinds(folder: Path) -> list[Kind]:
     journal.add([0, 2], [finished_answer({"input": "x", "embedding": [0.5]})] * 2)
 
     def ask(of: Any) -> Callable[[Path], Any]:
-        return lambda path: read_requests(of.spec, of.files, str(path))
+        return lambda path: read_requests(of.spec, of.files, str(path), reading=Reading(strict=True))
 
     def built_in(path: Path) -> None:
         model = read_model(path.parent)

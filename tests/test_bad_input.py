@@ -143,14 +143,14 @@ def test_inputs(store, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
     np.savez(tmp_path / "ids.npz", input_ids=np.full((1, 3), 10**6))
     refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt"), "empty")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt"), "line 2", "512")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "bad.jsonl"), "line 2")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz"), "ids.npz")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict"), "line 2", "512")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "bad.jsonl", "--strict"), "line 2")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict"), "ids.npz")
     refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt"), "nothing.txt")
     refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz"), "no/x.npz")
     stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png"), "broken.png")
+    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict"), "broken.png")
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
 
 

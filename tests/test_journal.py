@@ -13,7 +13,7 @@ from hepti_mpi.reporting.journal import Journal, finished_places, input_hash, jo
 from hepti_mpi.reporting.outputs import decoded, encoded, finished_answer, finished_arrays
 
 HEAD = {"model": "bert", "source_hash": "ab", "input_hash": "cd"}
-ASKED = SimpleNamespace(width=5, keep=np.array([0, 2, 4]))
+ASKED = SimpleNamespace(width=5, keep=np.array([0, 2, 4]), id=None, truncated=False)
 RESULTS = [
     finished_arrays(ASKED, {"embedding": np.array([1.5, -2.25e-30, 3], np.float32), "mask_ids": np.arange(6).reshape(2, 3)}),
     finished_answer({"input": "x", "embedding": [0.5]}),

@@ -1,10 +1,12 @@
 import json
+import os
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, PartlyAnswered
 from hepti_mpi.reporting import outputs
 
 
@@ -40,13 +42,14 @@ def test_stacked(name, values, shape):
     assert outputs.stacked(name, REQUESTS, values).shape == shape
 
 
-def test_npz_has_what_all_requests_have(tmp_path):
+def test_npz_has_nan_where_a_request_has_none(tmp_path):
     path = tmp_path / "out.npz"
     results = [{"last_hidden_state": PER_ROW[0], "pooler_output": np.ones(7), "mask_ids": np.zeros(1)},
                {"last_hidden_state": PER_ROW[1], "pooler_output": np.zeros(7), "logits": np.zeros(7)}]  # fmt: skip
-    outputs.write_npz(path, REQUESTS, results)
+    outputs.write_npz(path, REQUESTS, results, {"id": np.array([7, 8])})
     with np.load(path) as found:
-        assert sorted(found) == ["last_hidden_state", "pooler_output"]
+        assert sorted(found) == ["id", "last_hidden_state", "logits", "pooler_output"]
+        assert np.isnan(found["logits"][0]).all() and not found["logits"][1].any() and found["id"].tolist() == [7, 8]
         np.testing.assert_array_equal(found["pooler_output"], [np.ones(7), np.zeros(7)])
         assert found["last_hidden_state"].shape == (2, 8, 2)
     assert entries(tmp_path) == ["out.npz"]
@@ -64,7 +67,7 @@ def test_jsonl_has_a_line_per_record(tmp_path):
 def test_no_requests(tmp_path):
     outputs.write_jsonl(tmp_path / "x.jsonl", [])
     assert (tmp_path / "x.jsonl").read_bytes() == b""
-    outputs.write_npz(tmp_path / "x.npz", [], [])
+    outputs.write_npz(tmp_path / "x.npz", [], [], {})
     with np.load(tmp_path / "x.npz") as found:
         assert list(found) == []
 
@@ -78,7 +81,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
 
 
 def test_a_folder_that_is_gone(tmp_path):
-    for write in (lambda path: outputs.write_jsonl(path, [{}]), lambda path: outputs.write_npz(path, REQUESTS, [{}, {}])):
+    for write in (lambda path: outputs.write_jsonl(path, [{}]), lambda path: outputs.write_npz(path, REQUESTS, [{}, {}], {})):
         with pytest.raises(InputError, match="gone/x cannot be written: No such file"):
             write(tmp_path / "gone" / "x")
     (tmp_path / "file").write_text("")
@@ -102,3 +105,48 @@ def test_check_path_accepts(tmp_path):
     for name in ("x.npz", "x.jsonl", "there.jsonl"):
         outputs.check_path(tmp_path / name)
     assert entries(tmp_path) == ["there.jsonl"]
+
+
+ASKED = [SimpleNamespace(keep=np.arange(3), width=3, id=number, truncated=number == 2) for number in range(3)]
+
+
+def test_what_is_no_answer_has_its_place(tmp_path):
+    rows = [np.ones((3, 2)), None, np.full((3, 2), 2.0)]
+    finished = [outputs.finished_arrays(asked, {} if row is None else {"embedding": np.ones(2), "last_hidden_state": row},
+                                        "it is empty" if row is None else None) for asked, row in zip(ASKED, rows)]  # fmt: skip
+    finished = [outputs.checked(json.loads(json.dumps(item))) for item in finished]
+    outputs.write_finished(tmp_path / "x.npz", finished)
+    with np.load(tmp_path / "x.npz") as found:
+        assert found["errors"].tolist() == ["", "it is empty", ""] and found["truncated"].tolist() == [False, False, True]
+        assert found["id"].tolist() == [0, 1, 2]
+        assert np.isnan(found["embedding"][1]).all() and np.isnan(found["last_hidden_state"][1]).all()
+        assert (found["last_hidden_state"][2] == 2).all() and (found["embedding"][[0, 2]] == 1).all()
+    tally = outputs.Tally.of(finished)
+    assert tally == outputs.Tally(3, 1, 1, "it is empty") and tally.numbers == {"errors": 1, "truncated": 1}
+    with pytest.raises(PartlyAnswered, match="^1 of 3 inputs could not be answered, the others are: it is empty$"):
+        tally.check()
+    outputs.write_finished(tmp_path / "all.npz", [finished[1]] * 2)
+    with np.load(tmp_path / "all.npz") as found:
+        assert sorted(found) == ["errors", "id"]
+    with pytest.raises(PartlyAnswered, match="^none of 2 inputs could be answered: it is empty, and 1 more$"):
+        outputs.Tally.of([finished[1]] * 2).check()
+
+
+def test_answers_are_for_whom_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        outputs.write_jsonl(tmp_path / "x.jsonl", [{"input": "a"}])
+        outputs.write_npz(tmp_path / "x.npz", [], [], {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_an_id_may_be_anything(tmp_path):
+    for number, called in enumerate(([1, 2], ["a", "b"], [1, "b"], [None, 3], [{"a": [1]}, "\ud800"])):
+        items = [outputs.finished_arrays(SimpleNamespace(keep=np.arange(1), width=1, id=one, truncated=False), {}) for one in called]
+        outputs.write_finished(tmp_path / f"{number}.npz", items)
+        outputs.write_jsonl(tmp_path / "x.jsonl", [{"id": one} for one in called])
+        assert len((tmp_path / "x.jsonl").read_bytes().splitlines()) == 2
+    told = [np.load(tmp_path / f"{number}.npz")["id"].tolist() for number in range(4)]
+    assert told == [[1, 2], ["a", "b"], ["1", "b"], ["", "3"]]

@@ -31,7 +31,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def words(output: str, *more: object) -> list[object]:
-    return ["run", "--weights", "tiny.h5", "--input", "in.npz", "--batch-rows", ROWS, "--output", output, *more]
+    hidden = ["--hidden"] * output.endswith(".npz")
+    return ["run", "--weights", "tiny.h5", "--input", "in.npz", "--batch-rows", ROWS, "--output", output, *hidden, *more]
 
 
 def answers(path: Path) -> np.ndarray:

@@ -270,7 +270,7 @@ def kept(tmp_path, output="a.jsonl", **more):
     return Kept(tmp_path / "hosts.profile.json", tmp_path / output if output else None, more.get("resume", False), said.append), said
 
 
-BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}}
+BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}, "refused": []}
 
 
 def answers(*places):
@@ -284,8 +284,8 @@ def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     assert one.state().finished == [0, 1, 2]
     one.write()
     assert (tmp_path / "a.jsonl").read_text() == '{"input": "0"}\n{"input": "1"}\n{"input": "2"}\n'
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"format": "hepti-run"}
-    assert [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [("a.jsonl", 0o600)]  # nobody else's to read
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"format": "hepti-run", "errors": 0, "truncated": 0}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):

@@ -11,9 +11,18 @@ from typing import Any
 
 import click
 
-from hepti_mpi.asking import Asked
+from hepti_mpi.asking import Asked, Question
 from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, words_options
-from hepti_mpi.options import FILE, OURS, machine_options, planning_method, planning_options, planning_request, weights_option
+from hepti_mpi.options import (
+    FILE,
+    OURS,
+    asking_options,
+    machine_options,
+    planning_method,
+    planning_options,
+    planning_request,
+    weights_option,
+)
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
@@ -21,16 +30,11 @@ ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again w
 
 @click.command()
 @weights_option
-@click.option("--input", "source", help="Text (.txt, .jsonl), images, arrays (.npz), or - for standard input; left out: built-in examples.")
-@click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen.")
-@click.option("--resume", is_flag=True, help="Go on with the run that was cut off: what is in OUTPUT.journal is not answered again.")
+@asking_options
 @click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @click.option("--adapt/--no-adapt", default=None, help="Plan again when boards or links change; left out: where there are enough requests.")
-@click.option(
-    "--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="Answer the input this many times, for measuring."
-)
 @click.option(
     "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
 )
@@ -42,9 +46,6 @@ ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again w
 @words_options()
 def run(
     weights: Path | None,
-    source: str | None,
-    output: Path | None,
-    resume: bool,
     plan_file: Path | None,
     profile_file: Path | None,
     fresh: bool,
@@ -52,7 +53,6 @@ def run(
     threads: int | None,
     emulate: tuple[float, ...] | None,
     deadline: float,
-    repeat: int,
     batch_rows: int,
     weights_cache: Path | None,
     metrics: Path | None,
@@ -73,12 +73,11 @@ def run(
     from hepti_mpi.runtime import machine as machines
     from hepti_mpi.runtime.answer import Steady, Watch, answer
 
+    question = Question.taken(options)
     narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
     narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh + ["adapt"] * (adapt is True)
     if plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
-    if resume and (output is None or repeat > 1):
-        raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
     cut = weights is not None and weights.is_dir()
     if adapt and (cut or options["shares"] is not None):
         why = f"{weights} was cut for one plan: it" if cut else "--shares say who does what: they"
@@ -94,26 +93,23 @@ def run(
     with world.patience.slower(), machines.together(world):
         if root:
             state = progress.read_state(state_file) if state_file else state
-            asked = Asked(store, source, output, resume, repeat, state if state_file else None)
+            asked = Asked(store, question, state if state_file else None)
             if metrics is not None:
                 from hepti_mpi.reporting.metrics import Metered, check_path
 
                 check_path(metrics)
             chosen = plans.load(plan_file) if plan_file else None
-            typical = job.typical_rows(asked.left or asked.every, batch_rows, store.spec.hidden)
+            typical = job.typical_rows(asked.left, batch_rows, store.spec.hidden) if asked.left else None
     typical = world.from_root(typical if root else None)
-    if not world.from_root(len(asked.left) if asked else None):
+    if typical is None:
         with world.patience.slower(), machines.together(world):
             if asked is not None:
-                asked.write()
-                if state_file is not None:
-                    progress.tell("done", record=None)
-        tell(f"all of {output or 'the input'} had been answered already")
+                _finish_nothing(store, asked, tell)
         return
 
     startup: dict[str, float] = {}
     request, wire_error, measured = planning_request(typical, options, world.size), 0.0, None
-    batches = world.from_root(asked and repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
+    batches = world.from_root(asked and question.repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
     if plan_file is None:
         begin = time.perf_counter()
         path = profile_file or profile_path(machine)
@@ -147,7 +143,7 @@ def run(
     metered = None
     if root and metrics is not None:
         metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
-    with metered or nullcontext(), progress_bar("answering", len(asked.left) * repeat if asked else 0, root) as advance:
+    with metered or nullcontext(), progress_bar("answering", len(asked.left) * question.repeat if asked else 0, root) as advance:
 
         def done(part: Any, results: Any, seconds: float) -> None:
             if asked is not None:
@@ -156,31 +152,48 @@ def run(
             if metered is not None:
                 metered.answered_requests(len(part))
 
-        full_logits = output is not None and output.suffix == ".npz"
-        keep = asked is None or asked.journal is None
-        ready, outcome = answer(ready, asked.left if asked else None, batch_rows, repeat, full_logits, done, watch, keep)
+        requests, keep = (asked.left, asked.journal is None) if asked else (None, True)
+        ready, outcome = answer(ready, requests, batch_rows, question.repeat, question.beside, done, watch, keep)
     with world.patience.slower(), machines.together(world):
         if asked is not None:
-            asked.write(outcome.results)
-            _finish(ready, outcome, len(asked.left) * repeat, wire_error, state_file is not None)
+            _finish(ready, outcome, asked, wire_error)
 
 
-def _finish(ready: Any, outcome: Any, answered: int, wire_error: float, supervised: bool) -> None:
-    """Print the summary; the last line is the run's JSON document."""
+def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float) -> None:
+    """Put the answers out and print the summary; the last line is the run's JSON document. Raises PartlyAnswered."""
     from hepti_mpi.reporting import records
     from hepti_mpi.runtime import progress
 
+    tally = asked.write(outcome.results)
+    answered = len(asked.left) * asked.question.repeat
     spec, plan = ready.spec, ready.plan
     spent = records.divide_time(ready.program, plan.active, outcome.seconds)
     record = records.run_record(
         spec.name, spec.family, plan, outcome.latencies, outcome.rows, answered, ready.startup_seconds, outcome.facts, spent,
         wire_error, outcome.decisions,
     )  # fmt: skip
-    if supervised:
+    if tally is None:
         progress.tell("done", record=record)
         return
+    record |= tally.numbers
     SCREEN.show("\n" + records.run_lines(record, ready.decision))
     SCREEN.document(record, always=True)
+    tally.check()
+
+
+def _finish_nothing(store: Any, asked: Asked, tell: Any) -> None:
+    """Put the answers out where none was left to be found. Raises PartlyAnswered."""
+    from hepti_mpi.reporting import records
+    from hepti_mpi.runtime import progress
+
+    tally, record = asked.write(), records.idle_record(store.spec.name, store.spec.family)
+    if len(asked.refused) < len(asked.every):
+        tell(f"all of {asked.question.output or 'the input'} had been answered already: nothing is left")
+    if tally is None:
+        progress.tell("done", record=record)
+        return
+    SCREEN.document(record | tally.numbers, always=True)
+    tally.check()
 
 
 def _show_plan(ready: Any) -> None:

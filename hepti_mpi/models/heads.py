@@ -139,15 +139,23 @@ def fill_masks(
 # ---- answers
 
 
+def fault(spec: ModelSpec, request: Request, result: Mapping[str, np.ndarray]) -> str | None:
+    """Return why a result is no answer, None where it is one."""
+    if not all(np.isfinite(values).all() for values in result.values()):
+        return f"{request.origin}: the result is not finite: numbers became too large on the way"
+    if spec.head in ("none", "pooler") and request.keep[0]:
+        return f"{request.origin}: attention_mask leaves out position 0, which the head of this model reads"
+    return None
+
+
 def answers(
     spec: ModelSpec, files: Mapping[str, bytes], requests: Sequence[Request], results: Sequence[Mapping[str, np.ndarray]]
 ) -> list[dict[str, Any]]:
     """Return one JSON-ready record per request.
 
     Each has "id" (if the input has one), "input" (the text, or where it came from), "truncated" (if it was) and by `spec.head`:
-    "class_row" or "pooler_output" (numbers; see
-    `apply_head`), "embedding", "labels" (the five best {"label", "score"}), "tokens" ({"token", "label", "score"} per row), or
-    "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
+    "class_row" or "pooler_output" (numbers; see `apply_head`), "embedding", "labels" (the five best {"label", "score"}),
+    "tokens" ({"token", "label", "score"} per row), or "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
     """
     tokens = _tokens(files) if spec.head in ("token-classes", "masked-words") and "tokenizer.json" in files else None
     records = []

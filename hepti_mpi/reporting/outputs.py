@@ -12,28 +12,43 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, PartlyAnswered
 from hepti_mpi.files import whole_file
 
+ARRAYS = ("last_hidden_state", "pooler_output", "class_row", "logits", "embedding")
 PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position, spread over the padded positions
 
 KINDS = ("float32", "int64")
 MOST_DIMS = 4
 MOST_POSITIONS = 1 << 24
-Finished = dict[str, Any]  # an answer as JSON: {"answer"} for people and programs, {"width", "keep", "results"} for arrays
+# an answer as JSON: {"answer"} for people and programs, {"width", "keep", "results"} for arrays; both with "error" if there is none
+Finished = dict[str, Any]
 
 
 class Placed(Protocol):
-    """What is known of a request: models.preprocess.Request."""
+    """Where the rows of a request lie: models.preprocess.Request."""
 
-    keep: np.ndarray
-    width: int
+    @property
+    def keep(self) -> np.ndarray: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+class Asked(Placed, Protocol):
+    """What else is known of a request."""
+
+    @property
+    def id(self) -> Any: ...
+
+    @property
+    def truncated(self) -> bool: ...
 
 
 @contextmanager
 def _answer_file(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with whole_file(path, 0o600) as file:
+        with whole_file(path) as file:
             yield file
     except OSError as error:
         raise InputError(f"output {path} cannot be written: {error.strerror or error}") from None
@@ -52,45 +67,51 @@ def check_path(path: Path, kinds: Sequence[str] = (".jsonl", ".npz")) -> None:
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
     with _answer_file(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
-def write_npz(path: Path, requests: Sequence[Placed], results: Sequence[dict[str, np.ndarray]]) -> None:
-    """Write one array per output, first dim the request; positions that were masked or padded are 0."""
+def write_npz(path: Path, requests: Sequence[Placed], results: Sequence[Mapping[str, np.ndarray]], more: dict[str, Any]) -> None:
+    """Write one array per output, first dim the request: NaN where one has none, 0 at positions that were masked or padded; and `more`."""
     arrays: dict[str, Any] = {}
-    for name in ("last_hidden_state", "pooler_output", "logits", "embedding"):
-        if results and all(name in result for result in results):
-            arrays[name] = stacked(name, requests, [result[name] for result in results])
+    for name in ARRAYS:
+        if any(name in result for result in results):
+            arrays[name] = stacked(name, requests, [result.get(name) for result in results])
     with _answer_file(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, **more)
 
 
-def stacked(name: str, requests: Sequence[Placed], values: Sequence[np.ndarray]) -> np.ndarray:
-    """Return [requests, ...]: values with a row per kept position become [requests, positions, width], 0 elsewhere."""
-    if name not in PER_ROW or values[0].ndim == 1:
-        return np.stack(values)
-    whole = np.zeros((len(values), max(request.width for request in requests), values[0].shape[1]), np.float32)
+def stacked(name: str, requests: Sequence[Placed], values: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return [requests, ...]: values with a row per kept position become [requests, positions, width], 0 elsewhere. None becomes NaN."""
+    shape = next(value.shape for value in values if value is not None)
+    per_row = name in PER_ROW and len(shape) > 1
+    if per_row:
+        shape = max(request.width for request in requests), shape[1]
+    whole = np.zeros((len(values), *shape), np.float32)
     for target, request, value in zip(whole, requests, values):
-        target[request.keep] = value
+        if value is not None and value.shape != ((len(request.keep), shape[1]) if per_row else shape):
+            raise ValueError(f"{name} is of shape {value.shape} beside {shape}")
+        target[request.keep if per_row and value is not None else ...] = np.nan if value is None else value
     return whole
 
 
 # answers that are kept until all are there
 
 
-def finished_answer(answer: dict[str, Any]) -> Finished:
-    """Return a record of models.heads.answers as it is kept."""
-    return {"answer": answer}
+def finished_answer(answer: dict[str, Any], error: str | None = None) -> Finished:
+    """Return a record of models.heads.answers as it is kept; with an `error` it is what was given."""
+    return {"answer": answer} if error is None else {"answer": answer | {"error": error}, "error": error}
 
 
-def finished_arrays(request: Placed, result: Mapping[str, np.ndarray]) -> Finished:
+def finished_arrays(request: Asked, result: Mapping[str, np.ndarray], error: str | None = None) -> Finished:
     """Return the arrays of one request as they are kept."""
-    return {"width": request.width, "keep": encoded(request.keep), "results": {name: encoded(array) for name, array in result.items()}}
+    more = {"error": error, "id": request.id, "truncated": request.truncated or None}
+    kept = {"width": request.width, "keep": encoded(request.keep), "results": {name: encoded(array) for name, array in result.items()}}
+    return kept | {key: value for key, value in more.items() if value is not None}
 
 
 def checked(item: Any) -> Finished:
     """Return `item` if it is an answer that was kept. Raises KeyError, TypeError or ValueError otherwise."""
-    if not isinstance(item, dict):
+    if not isinstance(item, dict) or not isinstance(item.get("error", ""), str):
         raise ValueError("no answer")
     if "answer" in item:
         if not isinstance(item["answer"], dict):
@@ -98,6 +119,34 @@ def checked(item: Any) -> Finished:
     else:
         _arrays(item)
     return item
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of all inputs. `first`: why the first of the `errors` was not answered. `truncated`: how many texts were cut off."""
+
+    inputs: int
+    errors: int
+    truncated: int
+    first: str
+
+    @classmethod
+    def of(cls, finished: Sequence[Finished]) -> "Tally":
+        wrong = [item["error"] for item in finished if "error" in item]
+        cut = sum(bool(item.get("answer", item).get("truncated")) for item in finished)
+        return cls(len(finished), len(wrong), cut, wrong[0] if wrong else "")
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        return {"errors": self.errors, "truncated": self.truncated}
+
+    def check(self) -> None:
+        """Raise PartlyAnswered when not all inputs were answered."""
+        if self.errors:
+            more = f", and {self.errors - 1} more" * (self.errors > 1)
+            what = f"{self.errors} of {self.inputs} inputs could not be answered, the others are"
+            what = what if self.errors < self.inputs else f"none of {self.inputs} inputs could be answered"
+            raise PartlyAnswered(f"{what}: {self.first}{more}")
 
 
 @dataclass
@@ -115,12 +164,26 @@ def _arrays(item: Finished) -> tuple[_Kept, dict[str, np.ndarray]]:
     return _Kept(keep, width), {str(name): decoded(array) for name, array in item["results"].items()}
 
 
+def _beside(finished: Sequence[Finished]) -> dict[str, Any]:
+    """Return what a .npz file holds beside the outputs where any input has it: "errors" ("" for none), "truncated", "id"."""
+    found: dict[str, np.ndarray] = {}
+    if any("error" in item for item in finished):
+        found["errors"] = np.array([item.get("error", "") for item in finished])
+    if any("truncated" in item for item in finished):
+        found["truncated"] = np.array([bool(item.get("truncated")) for item in finished])
+    if any("id" in item for item in finished):
+        called = [item.get("id", "") for item in finished]
+        whole = all(isinstance(one, int) and abs(one) < 1 << 63 for one in called)
+        found["id"] = np.array(called if whole else [one if isinstance(one, str) else json.dumps(one) for one in called])
+    return found
+
+
 def write_finished(path: Path, finished: Sequence[Finished]) -> None:
     """Write the output that the answers to all requests make. Raises InputError."""
     try:
         if path.suffix == ".npz":
             both = [_arrays(item) for item in finished]
-            write_npz(path, [kept for kept, _ in both], [result for _, result in both])
+            write_npz(path, [kept for kept, _ in both], [result for _, result in both], _beside(finished))
         else:
             write_jsonl(path, [item["answer"] for item in finished])
     except (KeyError, TypeError, ValueError):

@@ -85,6 +85,11 @@ def run_record(
     }
 
 
+def idle_record(name: str, family: str) -> dict[str, Any]:
+    """Return the JSON document of a run for which nothing was left."""
+    return {"format": RUN_FORMAT, "format_version": RUN_VERSION, "model": name, "family": family, "requests": 0}
+
+
 def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
@@ -96,9 +101,11 @@ def answer_line(record: dict[str, Any]) -> str:
     """Return one answer in one line for the screen; the full numbers are in --output."""
     parts = []
     for key, value in record.items():
-        if key == "input":
+        if key in ("input", "id", "truncated"):
             continue
-        if key == "labels":
+        if key == "error":
+            parts.append(f"error: {value}")
+        elif key == "labels":
             parts.append(", ".join(f"{item['label']} {item['score']:.3f}" for item in value[:3]))
         elif key == "masks":
             for item in value:
@@ -108,7 +115,8 @@ def answer_line(record: dict[str, Any]) -> str:
             parts.append(" ".join(f"{item['token']}/{item['label']}" for item in value))
         else:
             parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({len(value)} numbers)")
-    return f"{record['input']!r}: {'; '.join(parts)}"
+    called = f"{record['id']} " if "id" in record else ""
+    return f"{called}{record['input']!r}{' (cut off)' * record.get('truncated', False)}: {'; '.join(parts)}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -229,6 +237,10 @@ def _decision_line(item: dict[str, Any]) -> str:
 
 def _remarks(record: dict[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right."""
+    if record.get("errors"):
+        yield f"not answered, the place of each says why: {record['errors']}"
+    if record.get("truncated"):
+        yield f"cut off, as the checkpoint says, since they are longer than the model takes: {record['truncated']}"
     factors = [item["emulated_factor"] for item in record["ranks"]]
     if any(factor is not None for factor in factors):
         yield "emulated boards, times slower than this machine: " + ", ".join("-" if f is None else f"{f:g}" for f in factors)

@@ -8,7 +8,7 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,13 +119,14 @@ class RootWeights(Mapping[str, np.ndarray]):
 
 
 def answer(
-    ready: Ready, requests: Sequence[Request] | None, batch_rows: int, repeat: int, full_logits: bool, done: Done,
+    ready: Ready, requests: Sequence[Request] | None, batch_rows: int, repeat: int, beside: Collection[str], done: Done,
     watch: Watch | None = None, keep: bool = True,
 ) -> tuple[Ready, Outcome]:  # fmt: skip
     """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
 
     `done` is told, on rank 0, the places in `requests` of each batch, their results and its latency; `watch` is rank 0's.
-    `keep`: return all results as well. Only with `full_logits` they have the last hidden state.
+    `keep`: return all results as well. `beside`: what they hold besides the answer of the head: "last_hidden_state", and "logits" of a
+    model that fills masks.
     A batch's latency runs from its input in memory to its answers in memory, on rank 0.
     Return what is in use at the end, and what happened.
     """
@@ -135,7 +136,7 @@ def answer(
     if requests is None:
         course.follow()
     else:
-        course.lead(requests, full_logits, done, watch or Steady(), keep)
+        course.lead(requests, beside, done, watch or Steady(), keep)
     outcome = course.outcome
     outcome.seconds = world.gather_matrix(course.last_steps())
     facts = {
@@ -183,7 +184,7 @@ class _Course:
 
     # rank 0
 
-    def lead(self, requests: Sequence[Request], full_logits: bool, done: Done, watch: Watch, keep: bool) -> None:
+    def lead(self, requests: Sequence[Request], beside: Collection[str], done: Done, watch: Watch, keep: bool) -> None:
         outcome, weights = self.outcome, RootWeights(self.ready.store)
         pulse = Pulse(self.ready.machine, self.ready.spec)
         while self.number < self.total:
@@ -200,7 +201,7 @@ class _Course:
                 for _ in range(order["count"]):
                     if not self.number % len(self.parts):
                         outcome.results = [{}] * len(self.every)
-                    compute.append(self._lead_one(requests, weights, full_logits, done, keep))
+                    compute.append(self._lead_one(requests, weights, beside, done, keep))
                 watch.answered(first, outcome.rows[first:], outcome.latencies[first:], compute)
                 if order.get("pulse") and not self.ready.engine.is_active and pulse.due():
                     watch.heard(0, {"pulse": pulse.factor()})
@@ -210,16 +211,16 @@ class _Course:
         self.orders.close()
         outcome.decisions = watch.decisions()
 
-    def _lead_one(self, requests: Sequence[Request], weights: RootWeights, full_logits: bool, done: Done, keep: bool) -> float:
+    def _lead_one(self, requests: Sequence[Request], weights: RootWeights, beside: Collection[str], done: Done, keep: bool) -> float:
         ready, part, lengths = self.ready, self.parts[self.number % len(self.parts)], self._lengths()
         begin = time.perf_counter()
         batch = [requests[index] for index in part]
         arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
         hidden, compute = self._run(lengths, embed(ready.spec, weights, arrays))
         assert hidden is not None
-        results = apply_head(ready.spec, weights, ready.store.files, hidden, batch, full_logits)
+        results = apply_head(ready.spec, weights, ready.store.files, hidden, batch, "logits" in beside)
         for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
-            if full_logits:
+            if "last_hidden_state" in beside:
                 result["last_hidden_state"] = hidden[at : at + request.rows].copy()
             if keep:
                 self.outcome.results[index] = result

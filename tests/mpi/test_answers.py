@@ -66,7 +66,8 @@ def answered(machine, store, plan, source, batch_rows=1 << 20, repeat=1):
     """Return (requests, outcome) on rank 0 and (None, outcome) elsewhere."""
     ready = job.load(machine, store, plan, None, {})
     requests = read_requests(store.spec, store.files, str(source), None) if machine.world.rank == 0 else None
-    return requests, answer(ready, requests, batch_rows, repeat, full_logits=True, done=lambda places, results, seconds: None)[1]
+    beside = ("logits", "last_hidden_state")
+    return requests, answer(ready, requests, batch_rows, repeat, beside, done=lambda places, results, seconds: None)[1]
 
 
 def compare(
