@@ -14,6 +14,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.families import FAMILIES, Family, choose_head, class_labels, match, plain_names, score_kind, stored
+from hepti_mpi.models.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tensors import TensorFiles
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
@@ -24,6 +25,7 @@ KEPT_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -71,6 +73,8 @@ def read_model(source: Path) -> ModelFiles:
     tensors = TensorFiles(source)
     plain = plain_names(family, tensors.shapes)
     spec = make_spec(source.resolve().name, family, config, sentence, plain, tensors)
+    if spec.embedding == "patches":
+        read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with
     imports = match(family, spec, {short: tensors.shapes[name] for short, name in plain.items()})
     tensors.check_types(plain[tensor] for one in imports for tensor in one.tensors)
 

@@ -1,111 +1,123 @@
-"""Images to pixel values, as preprocessor_config.json says. The only user of Pillow.
+"""Pictures: which files are pictures, how they are opened, and their pixel values. The only user of Pillow.
 
-Follows the PIL image processors of transformers (ViTImageProcessorPil, DeiTImageProcessorPil). Knows no model and no request.
+Opens as load_image of transformers does and follows the image processors of its PIL backend, step by step as preprocessors.py
+gives them. Knows no model and no request.
 """
 
 import io
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hepti_mpi.errors import InputError, ModelError
-from hepti_mpi.models.untrusted import shown
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.preprocessors import SIDE_LIMIT, Preprocessor
+from hepti_mpi.models.untrusted import is_file, shown
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-PIXEL_LIMIT = 1 << 27  # pixels of one image
-UNPACKED, TIMES = 1 << 24, 100  # pixels that any file may unpack to, and for each of its bytes
-SIDE_LIMIT = 1 << 13  # pixels of a side that a preprocessor may ask for
-NAME = "preprocessor_config.json"
-
-
-@dataclass(frozen=True)
-class Preprocessor:
-    """What is done to an image, in the order of the fields. Sizes are (height, width)."""
-
-    size: tuple[int, int] | int | None  # an int is the length of the shortest edge; None: not resized
-    resample: int
-    crop: tuple[int, int] | None
-    scale: float | None
-    mean: np.ndarray | None  # [channels]
-    deviation: np.ndarray | None  # [channels]
+CLOSED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow has no decoder of its own for these, or starts another program
+ELSEWHERE = (".heic", ".heif", ".jxl", ".svg")  # pictures too, though Pillow reads none of them
+PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS = 1 << 27  # pixels of one picture
+UNPACKED, TIMES = 176 << 20, 400  # bytes that any file may unpack to (a page of 600 dots an inch does), and for each of its bytes
+HELD = {"1": 2, "L": 2, "RGB": 4, "P": 5}  # bytes of memory for a pixel, by Pillow's mode; 8 in others
+GRAY = ("1", "L", "LA")
+DEEP = ("I", "F")  # beginnings of the modes with more than 8 bits
 
 
-def read_preprocessor(config: Mapping[str, Any], channels: int) -> Preprocessor:
-    """Return the steps in a preprocessor_config.json. Raises ModelError."""
-    deit = "DeiT" in str(config.get("image_processor_type", config.get("feature_extractor_type", "")))  # defaults differ
-    do = {key: config.get(f"do_{key}", default) for key, default in DO.items()} | {"center_crop": config.get("do_center_crop", deit)}
-    size = edge(config.get("size", 256 if deit else 224), "size")
-    crop = edge(config.get("crop_size", 224), "crop_size")
-    resample = config.get("resample", 3 if deit else 2)
-    scale = config.get("rescale_factor", 1 / 255)
-    if isinstance(resample, bool) or not isinstance(resample, int) or resample not in range(6):
-        raise ModelError(f"{NAME}: resample is {resample!r:.60}, expected a number from 0 to 5")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ModelError(f"{NAME}: rescale_factor is {scale!r:.60}, expected a number")
-    if do["center_crop"] and not isinstance(crop, tuple):
-        raise ModelError(f"{NAME}: crop_size has no height and width")
-    return Preprocessor(
-        size=size if do["resize"] else None,
-        resample=resample,
-        crop=crop if do["center_crop"] and isinstance(crop, tuple) else None,
-        scale=float(scale) if do["rescale"] else None,
-        mean=per_channel(config.get("image_mean", 0.5), "image_mean", channels) if do["normalize"] else None,
-        deviation=per_channel(config.get("image_std", 0.5), "image_std", channels) if do["normalize"] else None,
-    )
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in CLOSED)
 
 
-DO = {"resize": True, "rescale": True, "normalize": True}
+def suffixes() -> tuple[str, ...]:
+    """Return the endings, in lower case, of files that are taken for pictures whatever they hold."""
+    return (*(suffix for suffix, name in Image.registered_extensions().items() if name in formats()), *ELSEWHERE)
 
 
-def edge(value: Any, key: str) -> tuple[int, int] | int:
-    """Return (height, width), or the length of the shortest edge. Raises ModelError."""
-    if isinstance(value, dict) and "shortest_edge" in value and value.get("longest_edge") is None:
-        sides: tuple[Any, ...] = (value["shortest_edge"],)
-    elif isinstance(value, dict):
-        sides = (value.get("height"), value.get("width"))
-    else:
-        sides = tuple(value) if isinstance(value, list) and len(value) == 2 else (value, value)
-    if not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= SIDE_LIMIT for side in sides):
-        raise ModelError(f"{NAME}: {key} {value!r:.100} is not supported; expected height and width, or shortest_edge")
-    return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
+def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files in a folder that are pictures, by their ending or else their content, and the others, both by name.
+
+    Hidden files are left out of both. Raises InputError when the folder cannot be read.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_file(path))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+    known = suffixes()
+    taken = [path for path in files if path.suffix.lower() in known or is_picture(path)]
+    return taken, [path for path in files if path not in taken]
 
 
-def per_channel(value: Any, key: str, channels: int) -> np.ndarray:
-    """Return a mean or deviation as float32 [channels]. Raises ModelError."""
-    values = value if isinstance(value, list) else [value] * channels
-    fits = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if len(values) != channels or not fits or (key == "image_std" and not all(values)):
-        raise ModelError(f"{NAME}: {key} is {value!r:.100}, expected {channels} numbers{', none of them 0' * (key == 'image_std')}")
-    return np.array(values, dtype=np.float32)
+def is_picture(path: Path) -> bool:
+    """Tell whether a file begins as a picture does and has its header. Never raises."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        accepted = (Image.OPEN[name][1] for name in formats())
+        if not any(accepts(start) is True for accepts in accepted if accepts is not None):
+            return False
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(path.read_bytes()), formats=formats()):
+            return True
+    except Exception:  # Pillow's decoders raise nearly every kind
+        return False
 
 
 def open_image(path: Path, channels: int) -> Image.Image:
-    """Return the image in a file, turned as its camera says, in RGB (3 channels) or gray (1). Raises InputError."""
+    """Return the picture in a file, the first if it moves, turned as its camera says, in RGB or, if it has no colours, in gray.
+
+    A model of 1 channel takes only the latter. Raises InputError.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about sizes that are refused below
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # of a picture in a picture; outer ones are refused below
             content = path.read_bytes()  # from a file Pillow would ask for as many bytes as a chunk says that it has
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * len(content)))
-                if image.width * image.height > limit:
-                    of = "" if limit == PIXEL_LIMIT else " for a file of its size"
-                    raise InputError(f"image {path} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
-                return ImageOps.exif_transpose(image).convert(modes(channels))
+            with Image.open(io.BytesIO(content), formats=formats()) as image:
+                check_size(path, image, len(content))
+                ImageOps.exif_transpose(image, in_place=True)
+                return plain(path, image, channels)
     except InputError:
         raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is no picture that can be read; an image model takes pictures, a folder of them, or .npz") from None
     except Exception as error:  # Pillow's decoders raise nearly every kind
         raise InputError(f"image {path} cannot be read: {shown(error)}") from None
 
 
+def check_size(path: Path, image: Image.Image, size: int) -> None:
+    """Raise InputError when a picture, in a file of `size` bytes, would unpack to more than can be meant."""
+    pixels, each = image.width * image.height, HELD.get(image.mode, 8)
+    limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * size) // each)
+    if pixels > limit:
+        of = "" if limit == PIXEL_LIMIT else " for a file of its size"
+        raise InputError(f"image {path} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
+
+
+def plain(path: Path, image: Image.Image, channels: int) -> Image.Image:
+    """Return a picture in mode RGB, or L if it has no colours. Raises InputError where that would lose what is in it."""
+    if image.mode.startswith(DEEP):
+        gray, values = image.convert("L"), np.asarray(image)
+        if not np.array_equal(values, np.asarray(gray)):
+            least, most, taken = values.min(), values.max(), "and whole ones from 0 to 255 are taken; save it with 8 bits first"
+            raise InputError(f"image {path} has gray values from {least:g} to {most:g}, {taken}")
+        return gray
+    if image.mode in GRAY:
+        return image if image.mode == "L" else image.convert("L")
+    image = image.convert("RGB")
+    if channels == 1:
+        red, green, blue = (np.asarray(band) for band in image.split())
+        if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+            raise InputError(f"image {path} has colours, the model takes gray pictures; save it in gray first")
+        return image.convert("L")
+    return image
+
+
 def modes(channels: int) -> str:
-    """Return Pillow's name for images of this many channels. Raises InputError."""
+    """Return Pillow's name for pictures of this many channels. Raises InputError."""
     names = {1: "L", 3: "RGB"}
     if channels not in names:
         raise InputError(f"the model takes images of {channels} channels; give a .npz file with pixel_values instead")
@@ -113,30 +125,49 @@ def modes(channels: int) -> str:
 
 
 def pixel_values(steps: Preprocessor, image: Image.Image) -> np.ndarray:
-    """Return float32 [channels, height, width]."""
+    """Return float32 [channels, height, width] of a picture as open_image returns them. Raises InputError."""
     if steps.size is not None:
-        height, width = resized(steps.size, image.height, image.width)
+        height, width = resized(steps, image.height, image.width)
         image = image.resize((width, height), resample=Image.Resampling(steps.resample))
     pixels = np.asarray(image)  # [height, width] or [height, width, channels], uint8
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    if steps.crop is not None:
-        pixels = center_crop(pixels, *steps.crop)
-    values = pixels.astype(np.float32)
+    for crop in steps.crops:
+        pixels = center_crop(pixels, *crop)
+    rows, columns = pixels.shape[:2]
+    if max(rows, columns) > SIDE_LIMIT:
+        raise InputError(f"a picture of {columns} x {rows} pixels is larger than any model takes; resize it")
+    values = np.broadcast_to(pixels, (rows, columns, steps.channels)).astype(np.float32)
     if steps.scale is not None:
-        values = (pixels.astype(np.float64) * steps.scale).astype(np.float32)
-    if steps.mean is not None and steps.deviation is not None:
-        values = (values - steps.mean) / steps.deviation
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+        values = (values.astype(np.float64) * steps.scale).astype(np.float32) - np.float32(steps.offset)
+    for mean, deviation in steps.norms:
+        values = (values - mean) / deviation
+    return np.ascontiguousarray(padded(steps, values).transpose(2, 0, 1))
 
 
-def resized(size: tuple[int, int] | int, height: int, width: int) -> tuple[int, int]:
+def padded(steps: Preprocessor, values: np.ndarray) -> np.ndarray:
+    """Return `values` [height, width, channels] with zeros below and to the right. Raises InputError."""
+    if steps.pad is None:
+        return values
+    rows, columns = values.shape[:2]
+    below, after = steps.pad[0] - rows, steps.pad[1] - columns
+    if below < 0 or after < 0:
+        raise InputError(f"a picture of {columns} x {rows} pixels is larger than the pad_size of {steps.pad[1]} x {steps.pad[0]}")
+    return np.pad(values, ((0, below), (0, after), (0, 0)))
+
+
+def resized(steps: Preprocessor, height: int, width: int) -> tuple[int, int]:
     """Return (height, width) after resizing; a shortest edge keeps the proportions. Raises InputError."""
-    if isinstance(size, tuple):
-        return size
-    longest = int(size * max(height, width) / min(height, width))
-    if longest > 8 * SIDE_LIMIT:
-        raise InputError(f"an image of {width} x {height} pixels is too long to be resized to a shortest edge of {size}")
-    return (longest, size) if width <= height else (size, longest)
+    if isinstance(steps.size, tuple):
+        return steps.size
+    assert steps.size is not None
+    short, long = min(height, width), max(height, width)
+    exact = float(steps.size)
+    if steps.longest is not None and long / short * exact > steps.longest:
+        exact = steps.longest * short / long
+    less, more = max(1, round(exact)), int(exact * long / short)
+    if more > 8 * SIDE_LIMIT:
+        raise InputError(f"a picture of {width} x {height} pixels is too long to be resized to a shortest edge of {steps.size}")
+    return (more, less) if width <= height else (less, more)
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

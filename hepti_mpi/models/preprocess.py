@@ -15,11 +15,12 @@ import numpy as np
 
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.arrays import read_npz
-from hepti_mpi.models.images import NAME, SUFFIXES, Preprocessor, built_in_images, modes, open_image, pixel_values, read_preprocessor
+from hepti_mpi.models.images import built_in_images, find_pictures, modes, open_image, pixel_values
 from hepti_mpi.models.inputs import Item, Reading, read_texts
+from hepti_mpi.models.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tokens import Tokens
-from hepti_mpi.models.untrusted import is_file, parse_json
+from hepti_mpi.models.untrusted import shown
 
 SENTENCES = (
     "the cat sat on the mat",
@@ -165,11 +166,11 @@ def token_request(index: int, origin: str, ids: np.ndarray, types: np.ndarray, k
 
 def image_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool) -> list[Request]:
     """Return a request per image in a file or folder; None stands for the built-in images. Raises InputError."""
-    if NAME not in files:
-        raise InputError(f"the model has no {NAME}, so it takes no images; give a .npz file with pixel_values instead")
     channels = spec.options["channels"]
     modes(channels)  # refuses channels that are no image before any image is opened
-    steps = read_preprocessor(parse_json(files[NAME], NAME), channels)
+    steps = read_preprocessor(files, channels)
+    if steps is None:
+        raise InputError(f"the model has no {NAME}, so it takes no images; give a .npz file with pixel_values instead")
     if source is None:
         opened = [(f"built-in image {i}", partial(lambda one: one, image)) for i, image in enumerate(built_in_images(channels), 1)]
     else:
@@ -184,26 +185,21 @@ def image_request(spec: ModelSpec, steps: Preprocessor, origin: str, image: Call
 
 
 def image_paths(path: Path) -> list[Path]:
-    """Return the image files at `path`, a file or a folder, sorted by name. Raises InputError."""
-    kinds = ", ".join(SUFFIXES)
-    if os.path.isdir(path):
-        try:
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and is_file(p))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        if not found:
-            raise InputError(f"folder {path} holds no images; supported: {kinds}")
-        return found
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"input {path} is not supported by an image model; supported: {kinds}, a folder of these, .npz")
-    return [path]
+    """Return the picture files at `path`, a file or a folder, sorted by name. Raises InputError."""
+    if not os.path.isdir(path):
+        return [path]
+    found, others = find_pictures(path)
+    if not found:
+        hint = f"; it holds {shown(others[0].name)}" if others else ""
+        raise InputError(f"folder {path} holds no pictures{hint}")
+    return found
 
 
 def checked(spec: ModelSpec, steps: Preprocessor, index: int, origin: str, pixels: np.ndarray) -> Request:
     """Return the request of preprocessed pixels [channels, height, width]. Raises InputError when the size is not the model's."""
     side = spec.options["image_size"]
     if pixels.shape[1:] != (side, side):
-        hint = "set size or crop_size there to the model's" if steps.size or steps.crop else "resize it"
+        hint = "set size or crop_size there to the model's" if steps.size or steps.crops else "resize it"
         raise InputError(f"{origin} is {pixels.shape[1]} x {pixels.shape[2]} after {NAME}, the model takes {side} x {side}; {hint}")
     return pixel_request(spec, index, origin, pixels)
 

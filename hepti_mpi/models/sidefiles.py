@@ -67,4 +67,18 @@ def check(name: str, data: Mapping[str, Any], table: Table | None = None) -> Non
 
 # ---- the list: one table per side file, by the plain name of the file
 
-FILES: dict[str, Table] = {}
+# of a picture's processor; some of the keys count for some kinds of processor only, see preprocessors.py
+PICTURES = (
+    honoured("image_processor_type feature_extractor_type do_resize size default_to_square resample crop_pct do_center_crop crop_size")
+    | honoured("do_rescale rescale_factor rescale_offset do_normalize include_top image_mean image_std do_pad pad_size do_convert_rgb")
+    | without("processor_class _valid_processor_keys data_format input_data_format device return_tensors disable_grouping")
+    | without("max_size do_reduce_labels reduce_labels image_seq_length size_divisor num_channels patch_size image_size")
+    | refused("use_square_size", "size is to be written as height and width")
+    | refused("do_flip_channel_order do_thumbnail do_align_long_axis do_color_quantize keep_aspect_ratio", "a step of other processors")
+    | refused("auto_map", "it names code in the model's folder, which is never run", (None, {}))
+)
+
+FILES: dict[str, Table] = {
+    "preprocessor_config.json": PICTURES,
+    "processor_config.json": honoured("image_processor") | without("processor_class"),
+}

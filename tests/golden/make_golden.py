@@ -52,6 +52,8 @@ Cases
     vit_cls         ViTForImageClassification, 4 labels, layer_norm_eps 1e-3; images
     deit            DeiT as published without distillation token: a ViTForImageClassification with a
                     DeiTImageProcessor (resize 24 bicubic, centre crop 20); images
+    preprocessors   no model: cases.json, a list of preprocessor files of every supported kind, and expected.npz,
+                    what AutoImageProcessor makes of rgb.png and gray.png with each: "rgb 0", "gray 0", ...
     deit_distilled  DeiT with a distillation token; no expected file: it is to be refused
     minilm          only expected_text.json, see above
 """
@@ -68,6 +70,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoImageProcessor,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -420,6 +423,49 @@ def deit_distilled():
     write_json(path, "preprocessor_config.json", DEIT_PROCESSOR)
 
 
+def processor_files():
+    """Preprocessor files as people have them: each kind with what it takes by default, the old forms of sizes, switches."""
+    kinds = ["ViT", "DeiT", "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "EfficientNet", "Levit", "MobileNetV1",
+             "MobileNetV2", "Pvt", "Siglip"]
+    small = {"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 7}}
+    for kind in kinds:
+        yield {"image_processor_type": f"{kind}ImageProcessor", **small}
+        size = 9 if kind != "ConvNext" else {"shortest_edge": 7}
+        yield {"feature_extractor_type": f"{kind}FeatureExtractor", "size": size, "crop_size": 8}
+    vit, clip = {"image_processor_type": "ViTImageProcessorFast"}, {"image_processor_type": "CLIPImageProcessor", "crop_size": 8}
+    yield {"size": [7, 9]}
+    yield {**vit, "size": 9, "default_to_square": False, "max_size": 10, "resample": 0}
+    yield {**vit, "size": {"shortest_edge": 9, "longest_edge": 11}, "do_center_crop": True, "crop_size": [12, 6], "resample": 5}
+    yield {**vit, "size": {"shortest_edge": 9, "longest_edge": None}, "do_normalize": None, "resample": 4}
+    yield {**vit, "size": 8, "do_pad": True, "pad_size": {"height": 10, "width": 9}, "resample": 1, "image_mean": 0.4, "image_std": 0.3}
+    yield {**vit, "size": 8, "do_pad": True, "crop_pct": 0.5, "do_rescale": False, "data_format": "channels_last"}
+    yield {**vit, "do_resize": False, "do_center_crop": True, "crop_size": 9, "rescale_factor": 1 / 127.5}
+    yield {**clip, "size": 8, "default_to_square": True, "do_rescale": False, "do_normalize": False, "resample": 3}
+    yield {**clip, "size": {"height": 9, "width": 12}, "do_center_crop": False, "do_convert_rgb": False}
+    efficient = {"image_processor_type": "EfficientNetImageProcessor", "size": 8, "rescale_factor": 1 / 127.5}
+    yield {**efficient, "rescale_offset": True, "do_normalize": False, "include_top": False}
+    yield {**efficient, "rescale_offset": True, "do_pad": True, "pad_size": 10}
+    yield {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 8}, "crop_pct": 0.5, "do_pad": True, "pad_size": 10}
+
+
+def preprocessors():
+    path = folder("preprocessors")
+    make_images(path)
+    files, expected = list(processor_files()), {}
+    for number, file in enumerate(files):
+        write_json(path, "config.json", {"model_type": "vit"})
+        write_json(path, "preprocessor_config.json", file)
+        processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        for name in ("rgb", "gray"):
+            picture = load_image(os.path.join(path, f"{name}.png"))
+            expected[f"{name} {number}"] = np.asarray(processor(picture, return_tensors="np")["pixel_values"][0], np.float32)
+    for name in ("config.json", "preprocessor_config.json"):
+        os.remove(os.path.join(path, name))
+    with open(os.path.join(path, "cases.json"), "w", encoding="utf-8") as f:
+        f.write("[\n" + ",\n".join(map(json.dumps, files)) + "\n]\n")
+    np.savez_compressed(os.path.join(path, "expected.npz"), **expected)
+
+
 # ---------------------------------------------------------------- minilm
 
 MINILM_TEXTS = [
@@ -478,7 +524,7 @@ def minilm(model_dir):
 
 
 CASES = [bert, bert_mlm, bert_seqcls, bert_tokencls, bert_fp16, bert_bf16, bert_sharded, bert_sentence,
-         vit, vit_cls, deit, deit_distilled]
+         vit, vit_cls, deit, preprocessors, deit_distilled]
 
 
 def main():
