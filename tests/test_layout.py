@@ -30,7 +30,7 @@ OWNERS = {
     "click": {"options.py", "console.py", "comparing.py", "supervising.py", "doctoring.py", "pushing.py", "asking.py", "cli.py",
               "__main__.py", "commands/plan.py",
               "commands/run.py"},
-    "tokenizers": {"models/tokens.py"},
+    "tokenizers": {"models/tokens.py", "models/tokenizing.py"},
     "PIL": {"models/images.py"},
     "scipy": {"planning/baselines.py"},
     "matplotlib": {"reporting/plots.py"},

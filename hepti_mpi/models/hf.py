@@ -4,6 +4,7 @@ Knows which files make up a model and what sentence-transformers adds; knows no 
 plan.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +18,12 @@ from hepti_mpi.models.families import FAMILIES, Family, choose_head, class_label
 from hepti_mpi.models.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tensors import TensorFiles
+from hepti_mpi.models.tokenizing import FILES as TOKENIZER_FILES
+from hepti_mpi.models.tokenizing import build_tokenizer
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
 
 KEPT_FILES = (
     "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
     "preprocessor_config.json",
     "processor_config.json",
     "modules.json",
@@ -65,11 +65,13 @@ def read_model(source: Path) -> ModelFiles:
         said = "is not a folder" if os.path.exists(source) else "not found"
         raise ModelError(f"{source} {said}; expected a folder with config.json and model.safetensors")
     files = {name: read_small(source / name) for name in KEPT_FILES if is_file(source / name)}
-    sentence = sentence_options(source, files) if "modules.json" in files else None
     if "config.json" not in files:
         raise ModelError(f"{source} has no config.json")
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
+    texts = {name: read_small(source / name) for name in TOKENIZER_FILES if is_file(source / name)}
+    files |= build_tokenizer(texts, config).files
+    sentence = sentence_options(source, files) if "modules.json" in files else None
     tensors = TensorFiles(source)
     plain = plain_names(family, tensors.shapes)
     spec = make_spec(source.resolve().name, family, config, sentence, plain, tensors)
@@ -174,7 +176,7 @@ def token_limit(settings: Mapping[str, Any], files: Mapping[str, bytes]) -> int 
     """Return the number of tokens after which texts are cut off, None if neither file says. Raises ModelError."""
     limit = settings.get("max_seq_length")
     if limit is None and "tokenizer_config.json" in files:
-        limit = parse_json(files["tokenizer_config.json"], "tokenizer_config.json").get("model_max_length")
+        limit = json.loads(files["tokenizer_config.json"]).get("model_max_length")
         limit = min(limit, 1 << 24) if isinstance(limit, (int, float)) else None  # "no limit" is written as 1e30
     if limit is None:
         return None

@@ -135,6 +135,8 @@ def text_requests(spec: ModelSpec, files: Mapping[str, bytes], items: Sequence[I
     limit = spec.options.get("max_tokens")  # sentence-transformers cuts long texts off, others do not
     if limit:
         tokens.truncate(limit)
+    if spec.options.get("lower_case"):
+        tokens.lower_case()
     items = built_in_texts(spec, tokens) if items is None else items
     return each_request(((item, partial(text_request, spec, tokens, item)) for item in items), strict)
 
@@ -142,7 +144,7 @@ def text_requests(spec: ModelSpec, files: Mapping[str, bytes], items: Sequence[I
 def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Request:
     """Return the request of a text or pair of texts. Raises InputError when the model does not take it."""
     full = [spec.options.get("prompt", "") + (item.text or ""), *([] if item.pair is None else [item.pair])]
-    encoded = tokens.encode([text.lower() for text in full] if spec.options.get("lower_case") else full, item.origin)
+    encoded = tokens.encode(full, item.origin)
     ids, types = encoded.ids, encoded.types
     if not ids:
         raise InputError(f"{item.origin} has no tokens")

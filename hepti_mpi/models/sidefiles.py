@@ -78,7 +78,32 @@ PICTURES = (
     | refused("auto_map", "it names code in the model's folder, which is never run", (None, {}))
 )
 
+UNTRUSTED = "it names code of the folder, which is never run"
+TOKENIZER = {
+    **honoured("tokenizer_class do_lower_case strip_accents tokenize_chinese_chars add_prefix_space added_tokens_decoder"),
+    **honoured("additional_special_tokens extra_special_tokens split_special_tokens model_input_names truncation_side"),
+    **honoured("padding_side model_max_length max_len bos_token eos_token unk_token sep_token pad_token cls_token mask_token"),
+    **without("add_bos_token add_eos_token"),  # transformers drops both where there is a tokenizer.json, and BERT needs neither
+    **honoured("*_token"),  # special tokens with a name of their own
+    **refused("auto_map", UNTRUSTED, (None, {}, [])),
+    **refused("fast_tokenizer_files", "one tokenizer.json of several would have to be chosen; keep the one that is meant", (None, [])),
+    **refused("processor_class", "a model of texts has a tokenizer only"),
+    **refused("init_inputs", "it changes how the tokenizer is built", (None, [], ())),
+    **refused("vocab merges tokenizer_object gguf_file model_specific_special_tokens", "tokens have to be in tokenizer.json", (None,)),
+    # written by some version, read by none or only for what is no token: paths, chats, padding, slow tokenizers, other languages' models
+    **without("*_file *_files *_token_id *_token_type_id name_or_path _name_or_path _commit_hash transformers_version from_slow"),
+    **without("clean_up_tokenization_spaces* clean_text do_basic_tokenize never_split wordpieces_prefix tokenizer_type use_fast"),
+    **without("max_length stride truncation_strategy truncation padding pad_to_multiple_of return_* verbose backend is_local is_fast"),
+    **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy legacy_behaviour errors"),
+    **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt fix_mistral_regex device_map"),
+    **without("full_tokenizer_file language languages do_remove_space cache_dir trust_remote_code revision torch_dtype dtype"),
+}
+SPECIALS = {
+    **honoured("additional_special_tokens extra_special_tokens *_token"),
+}
 FILES: dict[str, Table] = {
     "preprocessor_config.json": PICTURES,
     "processor_config.json": honoured("image_processor") | without("processor_class"),
+    "tokenizer_config.json": TOKENIZER,
+    "special_tokens_map.json": SPECIALS,
 }

@@ -1,6 +1,6 @@
-"""Text to token ids and back. The only user of the tokenizers library.
+"""Text to token ids and back.
 
-Knows tokenizer.json and the marks of special tokens; knows no model, no request and no array.
+Knows the tokenizer.json of a store and what its tokenizer_config.json adds; knows no model, no request and no array.
 """
 
 import json
@@ -43,37 +43,55 @@ class Tokens:
     """A tokenizer without padding; `mask_token` is the text that stands for a masked word, None if it has none."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        """Read tokenizer.json and, for the mask token, tokenizer_config.json. Raises InputError without, ModelError if damaged."""
+        """Read tokenizer.json and, for what it cannot say, tokenizer_config.json.
+
+        Raises InputError without a tokenizer.json, ModelError if one of them is damaged.
+        """
         if "tokenizer.json" not in files:
             raise InputError("the model has no tokenizer.json, so it takes no text; give a .npz file with input_ids instead")
         broken = ModelError("tokenizer.json cannot be used")
         self._tokenizer = guarded(lambda: Tokenizer.from_str(files["tokenizer.json"].decode("utf-8")), broken)
         guarded(self._tokenizer.no_padding, broken)
         guarded(self._tokenizer.no_truncation, broken)
-        self.mask_token = self._special(files, "mask_token", "[MASK]")
-        self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
-
-    def _special(self, files: Mapping[str, bytes], key: str, default: str) -> str | None:
-        """Return the text of a special token, None if the vocabulary lacks it."""
         try:
             said: Any = json.loads(files.get("tokenizer_config.json", b"{}"))
-            said = said.get(key) if isinstance(said, dict) else None
         except (ValueError, RecursionError):
             raise ModelError("tokenizer_config.json is not valid JSON") from None
+        said = said if isinstance(said, dict) else {}
+        self.mask_token = self._special(said.get("mask_token"), "[MASK]")
+        self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
+        self._side = "left" if said.get("truncation_side") == "left" else "right"
+        self._typed = "token_type_ids" in (said.get("model_input_names") or ["token_type_ids"])
+        self._tokenizer.encode_special_tokens = said.get("split_special_tokens") is True
+
+    def _special(self, said: Any, default: str) -> str | None:
+        """Return the text of a special token, None if the vocabulary lacks it."""
         said = said.get("content") if isinstance(said, dict) else said
         text = said if isinstance(said, str) else default
         return text if self._tokenizer.token_to_id(text) is not None else None
 
     def truncate(self, limit: int) -> None:
-        """Cut every text off after `limit` tokens, special tokens included."""
+        """Cut every text down to `limit` tokens, special tokens included, at the side that the tokenizer says."""
         error = ModelError(f"tokenizer.json cannot cut texts at {limit} tokens")
-        guarded(lambda: self._tokenizer.enable_truncation(limit), error)
+        guarded(lambda: self._tokenizer.enable_truncation(limit, direction=self._side), error)
+
+    def lower_case(self) -> None:
+        """Lower-case texts, but not the special tokens in them.
+
+        Source: sentence-transformers, Transformer.__init__: a Lowercase before the other normalizers, unless there is one.
+        """
+        there = self._tokenizer.normalizer
+        many: Any = there if isinstance(there, normalizers.Sequence) else [] if there is None else [there]
+        steps = list(many)
+        if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+            self._tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
     def encode(self, texts: Sequence[str], where: str) -> Encoded:
         """Return the tokens of a text or a pair of texts. Raises InputError naming `where`."""
         text, pair = (*texts, None)[:2]
         encoding = guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised"))
-        return Encoded(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
+        types = encoding.type_ids if self._typed else [0] * len(encoding.ids)
+        return Encoded(encoding.ids, types, bool(encoding.overflowing))
 
     def piece(self, number: int) -> str:
         """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""
