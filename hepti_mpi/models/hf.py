@@ -15,6 +15,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.families import FAMILIES, Family, choose_head, class_labels, match, plain_names, score_kind, stored
+from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tensors import TensorFiles
@@ -42,7 +43,7 @@ POOLINGS = {
 class ModelFiles:
     """A model that can be written into a store.
 
-    `files`: the small files that a run needs, by name. `source_hash`: SHA-256 in hexadecimal of what the model was read from.
+    `files`: the small files that a run needs, by name. `source_hash`: of all that decides an answer, see identity.py.
     """
 
     spec: ModelSpec
@@ -84,7 +85,8 @@ def read_model(source: Path) -> ModelFiles:
         for one in imports:
             yield one.name, stored(one.transform, [tensors.read(plain[tensor]) for tensor in one.tensors], one.shape)
 
-    return ModelFiles(spec, files, tensors.hash(files["config.json"]), stream)
+    derived = (f"{one.name}: {one.transform} of {', '.join(one.tensors)}" for one in imports)
+    return ModelFiles(spec, files, source_hash(spec, files, [*derived, *tensors.hashes()]), stream)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -3,7 +3,6 @@
 Knows the sizes; knows no store and no plan. The same name and seed give the same weights on every machine, in any order.
 """
 
-import hashlib
 import json
 import string
 import zlib
@@ -15,6 +14,7 @@ import numpy as np
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.families import FAMILIES, class_labels
 from hepti_mpi.models.hf import ModelFiles
+from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.spec import ModelSpec, named_weights
 from hepti_mpi.models.tokens import SPECIALS, word_piece_json
 
@@ -72,8 +72,8 @@ def random_model(name: str, seed: int = 0) -> ModelFiles:
         for weight_name, weight in named_weights(spec):
             yield weight_name, random_weight(weight_name, weight.shape, seed)
 
-    digest = hashlib.sha256(f"{PREFIX}{short} seed {seed}\n".encode() + text).hexdigest()
-    return ModelFiles(spec, {"config.json": text} | extra, digest, stream)
+    files = {"config.json": text} | extra
+    return ModelFiles(spec, files, source_hash(spec, files, [f"{PREFIX}{short} seed {seed}"]), stream)
 
 
 def make_spec(name: str, config: dict[str, Any]) -> ModelSpec:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,18 +80,17 @@ class TensorFiles:
             raise ModelError(f"{tensor.path}: tensor {name} holds {count} values that are not finite")
         return array
 
-    def hash(self, config: bytes) -> str:
-        """Return the SHA-256 of `config` and of the contents of every file, in hexadecimal. Raises ModelError."""
-        digest = hashlib.sha256(config)
+    def hashes(self) -> Iterator[str]:
+        """Yield the name of every file and the SHA-256 of its contents, in hexadecimal. Raises ModelError."""
         for path in self.paths:
-            digest.update(f"\0{path.name}\0".encode())
+            digest = hashlib.sha256()
             try:
                 with path.open("rb") as file:
                     while block := file.read(1 << 20):
                         digest.update(block)
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-        return digest.hexdigest()
+            yield f"{path.name} {digest.hexdigest()}"
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
