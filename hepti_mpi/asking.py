@@ -53,7 +53,10 @@ class Question:
 
 
 class Asked:
-    """`every` request of the input, and those that are `left` to be answered. `refused`: by their places, those that cannot be."""
+    """`every` request of the input, and those that are `left` to be answered. `refused`: by their places, those that cannot be.
+
+    `left_out`: a sentence on what of a folder is no input.
+    """
 
     def __init__(self, store: "Store", question: Question, state: "State | None") -> None:
         """Read the input and open the journal. `state`: of a supervised run, whose supervisor keeps the journal.
@@ -62,7 +65,7 @@ class Asked:
         """
         from hepti_mpi.comm.launcher import standard_input
         from hepti_mpi.models.inputs import Reading
-        from hepti_mpi.models.preprocess import read_requests
+        from hepti_mpi.models.preprocess import left_out, read_requests
         from hepti_mpi.reporting import outputs
         from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
         from hepti_mpi.runtime import progress
@@ -73,6 +76,7 @@ class Asked:
         reading = Reading(question.field, question.pair, question.strict)
         stdin = standard_input() if question.source == "-" else None
         self.every = read_requests(store.spec, store.files, question.source, stdin, reading)
+        self.left_out = left_out(store.spec, question.source)
         self.refused = {request.index: self._none(request, {}, request.error) for request in self.every if request.error is not None}
         self.journal: Any = None
         head: dict[str, Any] = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(self.every)}

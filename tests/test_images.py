@@ -122,7 +122,7 @@ def test_a_folder_of_photos(tmp_path):
     (tmp_path / "more.png").mkdir()
     taken, others = find_pictures(tmp_path)
     assert [path.name for path in taken] == ["a.jpeg", "b.JPG", "broken.png", "c.tiff", "d.Gif", "noname", "phone.HEIC"]
-    assert [path.name for path in others] == ["Python.txt", "Thumbs.db"]
+    assert [path.name for path in others] == ["Python.txt", "Thumbs.db", "more.png"]
 
 
 def test_programs_are_not_started_for_a_picture(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from hepti_mpi.errors import HeptiError, InputError, ModelError
 from hepti_mpi.models.hf import read_model
 from hepti_mpi.models.inputs import Reading
-from hepti_mpi.models.preprocess import pixel_request, read_requests
+from hepti_mpi.models.preprocess import left_out, pixel_request, read_requests
 from hepti_mpi.models.random_models import CONFIGS, random_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -307,6 +307,19 @@ def test_refused_images(tmp_path):
     refused("vit", tmp_path / "b", "holds no pictures; it holds a.txt")
     refused("vit", "-", "an image model")
     refused("vit", GOLDEN / "deit" / "rgb.png", "no preprocessor_config.json", ".npz", files={})
+
+
+def test_what_else_is_in_a_folder_is_named(tmp_path):
+    spec = MODELS["vit"].spec
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    assert left_out(spec, str(tmp_path)) is None and left_out(spec, str(tmp_path / "a.png")) is None and left_out(spec, None) is None
+    for name in ("notes.txt", "Thumbs.db", "more"):
+        (tmp_path / name).mkdir() if name == "more" else (tmp_path / name).write_text("x")
+    assert left_out(spec, str(tmp_path)) == f"of {tmp_path} are left out, for they are no pictures: Thumbs.db, more/, notes.txt"
+    (tmp_path / "z.csv").write_text("x")
+    assert left_out(spec, str(tmp_path)).endswith("Thumbs.db, more/, notes.txt and 1 more")
+    (tmp_path / "a.png").unlink()
+    refused("vit", tmp_path, "holds no pictures; it holds Thumbs.db, more/, notes.txt and 1 more")
 
 
 SIZES = [

@@ -94,6 +94,8 @@ def run(
         if root:
             state = progress.read_state(state_file) if state_file else state
             asked = Asked(store, question, state if state_file else None)
+            if asked.left_out:
+                tell(asked.left_out)
             if metrics is not None:
                 from hepti_mpi.reporting.metrics import Metered, check_path
 

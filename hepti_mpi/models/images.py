@@ -39,17 +39,18 @@ def suffixes() -> tuple[str, ...]:
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files in a folder that are pictures, by their ending or else their content, and the others, both by name.
+    """Return the files in a folder that are pictures, by their ending or else their content, and what else is there, both by name.
 
-    Hidden files are left out of both. Raises InputError when the folder cannot be read.
+    What is hidden is left out of both. Raises InputError when the folder cannot be read.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_file(path))
+        seen = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
     known = suffixes()
-    taken = [path for path in files if path.suffix.lower() in known or is_picture(path)]
-    return taken, [path for path in files if path not in taken]
+    taken = [path for path in seen if is_file(path) and (path.suffix.lower() in known or is_picture(path))]
+    chosen = set(taken)
+    return taken, [path for path in seen if path not in chosen]
 
 
 def is_picture(path: Path) -> bool:

@@ -192,9 +192,22 @@ def image_paths(path: Path) -> list[Path]:
         return [path]
     found, others = find_pictures(path)
     if not found:
-        hint = f"; it holds {shown(others[0].name)}" if others else ""
-        raise InputError(f"folder {path} holds no pictures{hint}")
+        raise InputError(f"folder {path} holds no pictures{f'; it holds {named(others)}' if others else ''}")
     return found
+
+
+def left_out(spec: ModelSpec, source: str | None) -> str | None:
+    """Return a sentence on what is in a folder of pictures and is none, None if all is taken. Raises InputError."""
+    if spec.embedding != "patches" or source is None or not os.path.isdir(source):
+        return None
+    _, others = find_pictures(Path(source))
+    return f"of {source} are left out, for they are no pictures: {named(others)}" if others else None
+
+
+def named(paths: Sequence[Path]) -> str:
+    """Return the names of the first of some files and folders, and how many more there are."""
+    names = [shown(path.name, 60) + "/" * path.is_dir() for path in paths[:3]]
+    return ", ".join(names) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def checked(spec: ModelSpec, steps: Preprocessor, index: int, origin: str, pixels: np.ndarray) -> Request:
