@@ -154,6 +154,48 @@ def test_gamma_beta_and_prefix(bert):
     same_weights(bert, GOLDEN / "bert")
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "0.auto_model.", "module.bert.", "_orig_mod.model.bert."])
+def test_saved_inside_another_module(bert, wrapper):
+    edit_tensors(bert, lambda t: rename_keys(t, lambda name: wrapper + name))
+    same_weights(bert, GOLDEN / "bert")
+
+
+def test_saved_inside_another_module_but_for_the_head(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "bert_seqcls", tmp_path / "cls"))
+    edit_tensors(folder, lambda t: rename_keys(t, lambda name: "model." + name if name.startswith("bert.") else name))
+    same_weights(folder, GOLDEN / "bert_seqcls")
+
+
+def test_two_models_in_one_checkpoint_are_refused(bert):
+    edit_tensors(bert, lambda t: t.update({f"teacher.{name}": value for name, value in t.items()}))
+    refused(bert, "tensors do not belong", "teacher.")
+
+
+def test_heads_that_are_left_over(bert):
+    zeros = {"classifier.weight": (2, 56), "qa_outputs.bias": (2,), "cls.predictions.bias": (120,)}
+    edit_tensors(bert, lambda t: t.update({name: np.full(shape, np.nan, np.float32) for name, shape in zeros.items()}))
+    same_weights(bert, GOLDEN / "bert")
+    edit(bert / "config.json", architectures=["BertForTokenClassification"])
+    refused(bert, "1 of the tensors", "classifier.bias")
+
+
+def test_float64(bert):
+    edit_tensors(bert, lambda t: t.update({name: value.astype(np.float64) for name, value in t.items()}))
+    same_weights(bert, GOLDEN / "bert")
+    edit_tensors(bert, lambda t: t["pooler.dense.weight"].__setitem__((3, 4), 1e200))
+    refused(bert, "pooler.dense.weight", "1 values that are not finite")
+
+
+@pytest.mark.parametrize("bias", ["cls.predictions.bias", "cls.predictions.decoder.bias"])
+def test_which_bias_of_the_words(tmp_path, bias):
+    folder = Path(shutil.copytree(GOLDEN / "bert_mlm", tmp_path / "mlm"))
+    edit_tensors(folder, lambda t: (t.pop("cls.predictions.bias"), t.__setitem__(bias, np.arange(131, dtype=np.float32))))
+    assert dict(read_model(folder).weights())["head.words.bias"][130] == 130
+    if bias.endswith("decoder.bias"):
+        edit_tensors(folder, lambda t: t.__setitem__("cls.predictions.bias", np.zeros(131, np.float32)))
+        assert dict(read_model(folder).weights())["head.words.bias"][130] == 130
+
+
 def test_module_names_of_transformers_5(tmp_path):
     folder = Path(shutil.copytree(GOLDEN / "vit_cls", tmp_path / "vit"))
     pairs = (
@@ -203,6 +245,8 @@ def test_tied_only_when_equal(tmp_path, offset, tied):
 def test_untied_without_weight_is_refused(tmp_path):
     folder = Path(shutil.copytree(GOLDEN / "bert_mlm", tmp_path / "mlm"))
     edit(folder / "config.json", tie_word_embeddings=False)
+    refused(folder, "tie_word_embeddings is false", "cls.predictions.decoder.bias, which is missing", "cls.predictions.bias is meant")
+    edit_tensors(folder, lambda t: rename_keys(t, lambda name: name.replace("predictions.bias", "predictions.decoder.bias")))
     refused(folder, "1 of the tensors", "cls.predictions.decoder.weight")
 
 
@@ -242,6 +286,9 @@ CONFIG_CASES = [
     ({"architectures": ["BertForSequenceClassification"], "id2label": {"1": "a"}}, "id2label"),
     ({"architectures": ["BertForSequenceClassification"], "id2label": {}}, "no labels"),
     ({"architectures": ["BertForSequenceClassification"], "id2label": [1]}, "id2label"),
+    ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": None}}, "id2label holds None"),
+    ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a"}, "problem_type": "single_label_classification"},
+     "takes two labels or more"),
     ({"architectures": ["BertForSequenceClassification"], "num_labels": 10**7}, "num_labels is 10000000"),
     ({"architectures": ["BertForSequenceClassification"]}, "classifier.weight"),
 ]
@@ -289,8 +336,12 @@ def test_missing_things(bert, tmp_path):
     with pytest.raises(ModelError, match="not found"):  # the operating system raises for such a name
         read_model(tmp_path / ("x" * 5000))
     (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
-    refused(bert, "pytorch_model.bin", "save_pretrained")
-    (bert / "pytorch_model.bin").unlink()
+    refused(bert, "only pytorch_model.bin", "never unpickled", 'python -c "import torch', "'model.safetensors'")
+    (bert / "pytorch_model.bin").rename(bert / "tf_model.h5")
+    refused(bert, "only tf_model.h5", "save_pretrained")
+    (bert / "tf_model.h5").rename(bert / "model.fp16.safetensors")
+    refused(bert, "only model.fp16.safetensors", "rename")
+    (bert / "model.fp16.safetensors").unlink()
     refused(bert, "neither model.safetensors nor")
     (bert / "config.json").unlink()
     refused(bert, "has no config.json")
@@ -312,6 +363,25 @@ def test_wrong_type_and_unknown_tensor(bert):
 def test_two_names_of_one_weight(bert):
     edit_tensors(bert, lambda t: t.update({"bert.pooler.dense.bias": t["pooler.dense.bias"]}))
     refused(bert, "two names of the same weight")
+
+
+def test_adapters_are_refused(bert):
+    (bert / "adapter_config.json").write_text("{}")
+    refused(bert, "adapter_config.json: an adapter", "merge_and_unload")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json", "tokenizer.json",
+                                  "sentence_bert_config.json"])  # fmt: skip
+def test_pointers_of_git_lfs(sentence, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+    (sentence / name).write_text(pointer + "size 90868376\n")
+    refused(sentence, f"{name} is a pointer of Git LFS", "git lfs pull")
+
+
+def test_labels_that_are_numbers(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "bert_seqcls", tmp_path / "cls"))
+    edit(folder / "config.json", id2label={"2": "c", "0": 5, "1": "b"})
+    assert read_model(folder).spec.labels == (5, "b", "c")
 
 
 INDEX_CASES = [

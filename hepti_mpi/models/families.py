@@ -23,6 +23,9 @@ ACTIVATION_NAMES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "gelu_python": "gelu",  # the same functions, written in Python
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
 }
 
 
@@ -43,13 +46,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Family:
-    """The tables of one family. Tensor names are the ones after `prefixes` are stripped and `renames` applied.
+    """The tables of one family. Tensor names are plain: without what wraps the model, `prefixes` stripped and `renames` applied.
 
     `fields`: turns config.json into the ModelSpec fields except name, head and labels.
     `architectures`: architecture -> head; "pooler" becomes "none" when the pooler weights are absent.
     `pooler_heads`: the heads that read the pooler.
     `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose, if no source uses it.
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
+    `instead`: a tensor -> the one that it is read instead of, where both are there.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Family:
     dropped: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     tied: tuple[str, str] | None = None
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- config.json
@@ -191,6 +196,8 @@ VIT_RENAMES = (
 )
 DISTILLED = "it is a DeiT with a distillation token, which is not supported; use one without, such as deit-base-patch16-224"
 
+LEFT_OVER = {r"(classifier|qa_outputs)\.(weight|bias)": "the head of a task that the architecture is not for"}
+
 BERT = Family(
     name="bert",
     fields=bert_fields,
@@ -210,10 +217,11 @@ BERT = Family(
         r"cls\.seq_relationship\.(weight|bias)": "next sentence prediction",
         r"pooler\.dense\.(weight|bias)": "a pooler that the head does not use",
         r"cls\.predictions\.decoder\.weight": "a repetition of the word embeddings",
-        r"cls\.predictions\.decoder\.bias": "a repetition of cls.predictions.bias",
         r"cls\.predictions\..*": "a word head of an architecture without one",
+        **LEFT_OVER,
     },
     tied=("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
+    instead={"cls.predictions.decoder.bias": "cls.predictions.bias"},  # source: BertLMPredictionHead.forward, transformers 5
 )
 VIT = Family(
     name="vit",
@@ -226,6 +234,8 @@ VIT = Family(
     dropped={
         r"embeddings\.mask_token": "masked image modelling",
         r"pooler\.dense\.(weight|bias)": "a pooler that the head does not use",
+        r"decoder\.0\.(weight|bias)": "masked image modelling",
+        **LEFT_OVER,
     },
 )
 DEIT = Family(
@@ -258,8 +268,11 @@ class Import:
 def plain_names(family: Family, names: Iterable[str]) -> dict[str, str]:
     """Return plain name -> name in the file. Raises ModelError when two names mean the same tensor."""
     plain: dict[str, str] = {}
+    names = list(names)
+    outer = wrapper(family, names)
     for name in names:
-        short = next((name.removeprefix(p) for p in family.prefixes if name.startswith(p)), name)
+        short = name.removeprefix(outer)
+        short = next((short.removeprefix(p) for p in family.prefixes if short.startswith(p)), short)
         for pattern, replacement in family.renames:
             short = re.sub(pattern, replacement, short)
         if short in plain:
@@ -268,7 +281,26 @@ def plain_names(family: Family, names: Iterable[str]) -> dict[str, str]:
     for name, reason in family.refused.items():
         if name in plain:
             raise ModelError(f"the model has the tensor {plain[name]}: {reason}")
+    for name, other in family.instead.items():
+        if name in plain:
+            plain[other] = plain.pop(name)
     return plain
+
+
+def check_untied(family: Family, plain: Mapping[str, str]) -> None:
+    """Raise ModelError when output words that are not the input words come without the bias that is theirs."""
+    for name, other in family.instead.items():
+        if other in plain and not plain[other].endswith(name):
+            lacks = f"tie_word_embeddings is false, so the bias of the words is {name}, which is missing (transformers takes zeros)"
+            raise ModelError(f"config.json: {lacks}; if {shown(plain[other], 100)} is meant, save it under that name as well")
+
+
+def wrapper(family: Family, names: Iterable[str]) -> str:
+    """Return what stands before all names of the model because it was saved inside another module, such as "module."; "" if nothing."""
+    anchor = family.sources["embedding.positions"].names[0]
+    found = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
+    outer = {next((before.removesuffix(p) for p in family.prefixes if before.endswith(p)), before) for before in found}
+    return outer.pop() if len(outer) == 1 else ""
 
 
 def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -344,8 +376,8 @@ def choose_head(family: Family, config: Mapping[str, Any], names: Iterable[str])
     return head, head in family.pooler_heads
 
 
-def class_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the label names in the order of the classes. Raises ModelError when they are not numbered 0, 1, ..."""
+def class_labels(config: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return the labels in the order of the classes. Raises ModelError when they are not numbered 0, 1, ..."""
     named = config.get("id2label")
     if named is None:
         count = integer(config, "num_labels", 2)
@@ -355,15 +387,21 @@ def class_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     if not named:
         raise ModelError("config.json: id2label holds no labels")
     try:
-        numbered = {int(number): str(label) for number, label in named.items()}
-        return tuple(numbered[i] for i in range(len(named)))
+        numbered = {int(number): label for number, label in named.items()}
+        labels = tuple(numbered[i] for i in range(len(named)))
     except (AttributeError, KeyError, ValueError, TypeError):
         raise ModelError("config.json: id2label does not number its labels 0, 1, 2 and so on") from None
+    odd = [label for label in labels if isinstance(label, bool) or not isinstance(label, (str, int))]
+    if odd:
+        raise ModelError(f"config.json: id2label holds {odd[0]!r:.60}, expected the names of labels")
+    return labels
 
 
-def score_kind(config: Mapping[str, Any], labels: Sequence[str]) -> str:
-    """Return how logits become scores: "softmax", "sigmoid" or "none", as the pipelines of transformers choose."""
+def score_kind(config: Mapping[str, Any], labels: Sequence[str | int]) -> str:
+    """Return how logits become scores: "softmax", "sigmoid" or "none", as the pipelines of transformers choose. Raises ModelError."""
     problem = config.get("problem_type")
+    if problem == "single_label_classification" and len(labels) == 1:
+        raise ModelError("config.json: problem_type is single_label_classification, which takes two labels or more; id2label holds 1")
     if problem == "regression":
         return "none"
     return "sigmoid" if problem == "multi_label_classification" or len(labels) == 1 else "softmax"

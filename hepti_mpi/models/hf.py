@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.families import FAMILIES, Family, choose_head, class_labels, match, plain_names, score_kind, stored
+from hepti_mpi.models.families import FAMILIES, Family, check_untied, choose_head, class_labels, match, plain_names, score_kind, stored
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
@@ -73,6 +73,7 @@ def read_model(source: Path) -> ModelFiles:
     texts = {name: read_small(source / name) for name in TOKENIZER_FILES if is_file(source / name)}
     files |= build_tokenizer(texts, config).files
     sentence = sentence_options(source, files) if "modules.json" in files else None
+    refuse_adapters(source)
     tensors = TensorFiles(source)
     plain = plain_names(family, tensors.shapes)
     spec = make_spec(source.resolve().name, family, config, sentence, plain, tensors)
@@ -87,6 +88,14 @@ def read_model(source: Path) -> ModelFiles:
 
     derived = (f"{one.name}: {one.transform} of {', '.join(one.tensors)}" for one in imports)
     return ModelFiles(spec, files, source_hash(spec, files, [*derived, *tensors.hashes()]), stream)
+
+
+def refuse_adapters(source: Path) -> None:
+    """Raise ModelError when the folder holds an adapter: transformers would add it to the weights."""
+    found = sorted(path.name for path in source.glob("adapter_*"))
+    if found:
+        hint = "merge it into the weights first (peft: merge_and_unload, then save_pretrained), or move it away to go without it"
+        raise ModelError(f"{source} has {shown(found[0])}: an adapter, which is not added here; {hint}")
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -119,6 +128,8 @@ def make_spec(
         limit = options.get("max_tokens")
         options["max_tokens"] = min(fields["positions"], limit) if limit else fields["positions"]
     if head == "masked-words":
+        if not config.get("tie_word_embeddings", True):
+            check_untied(family, plain)
         options["tied"] = is_tied(family, config, plain, tensors)
     return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options, **fields)
 

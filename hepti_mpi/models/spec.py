@@ -50,7 +50,7 @@ class ModelSpec:
     positions: int
     embedding: str
     head: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[str | int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -16,13 +16,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
+from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: its bits are the upper half of a float32
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # NumPy has no bfloat16: its bits are the upper half of a float32
 HEADER_LIMIT = 32 << 20  # bytes
-OTHER_FORMATS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+PICKLE = "pytorch_model.bin"
+CONVERT = (  # makes SINGLE of PICKLE
+    "import torch, safetensors.torch as s; d = torch.load('pytorch_model.bin', 'cpu', weights_only=True); "
+    "s.save_file({k: v.contiguous().clone() for k, v in d.items()}, 'model.safetensors', {'format': 'pt'})"
+)
+OTHER_FORMATS = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class TensorFiles:
             raise ModelError(f"{tensor.path}: tensor {name} cannot be read: {shown(error)}") from None
         if tensor.kind == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
-        array = np.asarray(array, dtype=np.float32)
+        with np.errstate(over="ignore"):  # a float64 that float32 cannot hold becomes infinite
+            array = np.asarray(array, dtype=np.float32)
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
             raise ModelError(f"{tensor.path}: tensor {name} holds {count} values that are not finite")
@@ -95,6 +101,7 @@ class TensorFiles:
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of one file whose header the safetensors library accepts. Raises ModelError."""
+    refuse_pointer(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -122,10 +129,7 @@ def find_files(folder: Path) -> dict[str, set[str] | None]:
     if is_file(folder / SINGLE):
         return {SINGLE: None}
     if not is_file(folder / INDEX):
-        other = next((name for name in OTHER_FORMATS if is_file(folder / name)), None)
-        if other:
-            raise ModelError(f"{folder} has {other} but no {SINGLE}; convert it: load it with transformers and call save_pretrained")
-        raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}{_instead(folder)}")
     weight_map = parse_json(read_small(folder / INDEX), INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{INDEX} has no weight_map")
@@ -138,3 +142,15 @@ def find_files(folder: Path) -> dict[str, set[str] | None]:
         if not is_file(folder / name):
             raise ModelError(f"{INDEX} names {shown(name)}, which is not in {folder}")
     return dict(promised)
+
+
+def _instead(folder: Path) -> str:
+    """Return what a folder without weights that can be read has instead, and how they are made of it, for a sentence."""
+    if is_file(folder / PICKLE):
+        refuse_pointer(folder / PICKLE)
+        return f', only {PICKLE}, which is never unpickled here; convert it, in that folder and where torch is: python -c "{CONVERT}"'
+    other = next((name for name in OTHER_FORMATS if is_file(folder / name)), None)
+    if other:
+        return f", only {other}; load it with transformers, by the class that architectures in config.json names, and call save_pretrained"
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f", only {shown(', '.join(found))}; rename the one that is meant to {SINGLE}" if found else ""

@@ -8,10 +8,12 @@ from typing import Any
 from hepti_mpi.errors import ModelError
 
 FILE_LIMIT = 32 << 20  # bytes of a file that is read as a whole
+POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that only says which one Git LFS keeps in its place
 
 
 def read_small(path: Path) -> bytes:
     """Return the contents of a file of at most 32 MiB. Raises ModelError."""
+    refuse_pointer(path)
     try:
         with path.open("rb") as file:
             data = file.read(FILE_LIMIT + 1)
@@ -20,6 +22,17 @@ def read_small(path: Path) -> bytes:
     if len(data) > FILE_LIMIT:
         raise ModelError(f"{path} is larger than {FILE_LIMIT >> 20} MiB")
     return data
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ModelError when a file is not itself but a pointer of Git LFS, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(POINTER))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if begin == POINTER:
+        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself; fetch it: git lfs pull, in the folder that was cloned")
 
 
 def is_file(path: Path) -> bool:
