@@ -90,25 +90,6 @@ def test_answers_are_json(case):
     assert json.loads(json.dumps(records, allow_nan=False)) == records
 
 
-POOLED = [
-    ("mean", False, [2.0, 0.0]),
-    ("cls", False, [0.0, 4.0]),
-    ("max", False, [4.0, 4.0]),
-    ("mean_sqrt_len", False, [2 * np.sqrt(3), 0.0]),
-    ("cls", True, [0.0, 1.0]),
-    ("mean", True, [1.0, 0.0]),
-]
-
-
-@pytest.mark.parametrize("pooling, normalize, expected", POOLED)
-def test_pooling(pooling, normalize, expected):
-    spec = replace(random_model("tiny-bert").spec, hidden=2, heads=1, head="sentence", options={"pooling": pooling, "normalize": normalize})
-    hidden = np.array([[0, 4], [2, -4], [4, 0], [7, 7]], np.float32)
-    first, second = apply_head(spec, {}, {}, hidden, [request(3), request(1)], False)
-    np.testing.assert_allclose(first["embedding"], expected, rtol=1e-6)
-    assert second["embedding"].dtype == np.float32
-
-
 def test_position_0_masked():
     model = random_model("tiny-bert")
     weights, hidden = dict(model.weights()), np.ones((2, 56), np.float32)

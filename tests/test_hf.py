@@ -27,11 +27,6 @@ def bert(tmp_path):
     return Path(shutil.copytree(GOLDEN / "bert", tmp_path / "bert"))
 
 
-@pytest.fixture
-def sentence(tmp_path):
-    return Path(shutil.copytree(GOLDEN / "bert_sentence", tmp_path / "sentence"))
-
-
 def edit(path: Path, **changes):
     """Set (or with ... remove) keys of a JSON file."""
     data = json.loads(path.read_text())
@@ -122,13 +117,6 @@ def test_sharded_equals_its_own_tensors():
     weights = dict(read_model(folder).weights())
     merged = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
     np.testing.assert_array_equal(weights["embedding.words"], merged["embeddings.word_embeddings.weight"])
-
-
-def test_sentence_options():
-    options = read_model(GOLDEN / "bert_sentence").spec.options
-    assert {k: options[k] for k in ("pooling", "normalize", "max_tokens", "prompt", "lower_case")} == {
-        "pooling": "mean", "normalize": True, "max_tokens": 16, "prompt": "", "lower_case": False,
-    }  # fmt: skip
 
 
 # ---- names of other versions
@@ -405,42 +393,6 @@ def test_refused_index(bert, index, word):
     refused(bert, word)
 
 
-MODULE_CASES = [
-    ([{"type": "sentence_transformers.models.Transformer", "path": ""}], "modules Transformer are not supported"),
-    ([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}, {"type": "x.Dense", "path": "2"}], "Dense"),
-    ([{"type": "x.Transformer", "path": "0_T"}, {"type": "x.Pooling", "path": "1_Pooling"}], "'0_T'"),
-    ([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "../1_Pooling"}], "plain name"),
-    ([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "gone"}], "cannot be read"),
-    ([{"type": 3}], "lacks its type"),
-    (["x"], "lacks its type"),
-    ({}, "expected an array"),
-]
-
-
-@pytest.mark.parametrize("modules, word", MODULE_CASES, ids=lambda v: str(v)[-40:])
-def test_refused_modules(sentence, modules, word):
-    (sentence / "modules.json").write_text(json.dumps(modules))
-    refused(sentence, word)
-
-
-def test_sentence_settings(sentence):
-    edit(sentence / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
-    refused(sentence, "pooling ['cls', 'mean'] is not supported")
-    edit(sentence / "1_Pooling" / "config.json", pooling_mode_cls_token=False, pooling_mode_mean_tokens=False, pooling_mode_lasttoken=True)
-    refused(sentence, "pooling_mode_lasttoken")
-    edit(sentence / "1_Pooling" / "config.json", pooling_mode="max")
-    assert read_model(sentence).spec.options["pooling"] == "max"
-    edit(sentence / "sentence_bert_config.json", max_seq_length=0)
-    refused(sentence, "max_seq_length is 0")
-    edit(sentence / "sentence_bert_config.json", max_seq_length=None)
-    assert read_model(sentence).spec.options["max_tokens"] == 64
-    settings_file = sentence / "config_sentence_transformers.json"
-    settings_file.write_text('{"default_prompt_name": "query", "prompts": {"query": "question: "}}')
-    assert read_model(sentence).spec.options["prompt"] == "question: "
-    settings_file.write_text('{"default_prompt_name": "query", "prompts": {}}')
-    refused(sentence, "'query'", "not one of its prompts")
-
-
 # ---- damaged bytes
 
 
@@ -517,15 +469,6 @@ def test_any_value_in_config(bert, key, value, head):
     shutil.copy(GOLDEN / "bert" / "config.json", bert / "config.json")
     edit(bert / "config.json", **({"architectures": [head]} | {key: value}))
     survives(bert)
-
-
-@FUZZ
-@given(name=st.sampled_from(["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]), value=ANY_JSON)
-def test_any_sentence_file(sentence, name, value):
-    for file in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
-        shutil.copy(GOLDEN / "bert_sentence" / file, sentence / file)
-    (sentence / name).write_text(json.dumps(value))
-    survives(sentence)
 
 
 # ---- families and random models

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.spec import ModelSpec, named_weights
+from hepti_mpi.models.spec import ModelSpec, module_weights, named_weights
 from hepti_mpi.models.untrusted import shown
 
 LABEL_LIMIT = 1 << 17
@@ -336,9 +336,12 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     """
     if spec.layers > len(shapes):
         raise ModelError(f"config.json says {spec.layers} layers, the files hold {len(shapes)} tensors in all")
+    own = module_weights(spec)  # of sentence-transformers, in files of their own
     imports: list[Import] = []
     missing: list[str] = []
     for name, weight in named_weights(spec):
+        if weight in own:
+            continue
         layer = name.split(".")[1] if weight.name != name else ""
         source = family.sources[weight.name]
         absent = source.option is not None and not spec.options[source.option]

@@ -12,6 +12,7 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, sigmoid, softmax
+from hepti_mpi.models.pooling import embedding
 from hepti_mpi.models.preprocess import Request
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tokens import Tokens
@@ -55,7 +56,7 @@ def apply_head(
     leaves out position 0: no row of it was computed.
     "sequence-classes", "image-classes": logits [labels]. "token-classes": logits [rows, labels].
     "masked-words": mask_positions [m], mask_ids [m, 5] and mask_probabilities [m, 5] of the m masks, most likely first;
-    with `full_logits` also logits [rows, vocabulary]. "sentence": embedding [hidden].
+    with `full_logits` also logits [rows, vocabulary]. "sentence": embedding [size].
     """
     if sum(request.rows for request in requests) != len(hidden):
         raise ValueError(f"requests have {sum(request.rows for request in requests)} rows, hidden has {len(hidden)}")
@@ -71,7 +72,7 @@ def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request)
     if spec.head == "token-classes":
         return {"logits": linear(weights, "head.classes", hidden)}  # [rows, labels]
     if spec.head == "sentence":
-        return {"embedding": pool(spec, as_type(hidden, np.float32))}  # [hidden]
+        return {"embedding": embedding(spec, weights, as_type(hidden, np.float32), request)}  # [size]
     if request.keep[0]:
         if spec.head in ("none", "pooler"):
             return {}
@@ -82,23 +83,6 @@ def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request)
     if spec.head in ("sequence-classes", "image-classes"):
         return {"logits": linear(weights, "head.classes", row)[0]}  # [labels]
     return {"pooler_output" if spec.options.get("pooler") else "class_row": row[0]}  # [hidden]
-
-
-def pool(spec: ModelSpec, hidden: Array) -> Array:
-    """Return the sentence embedding [hidden] of `hidden` [rows, hidden].
-
-    Source: sentence-transformers, modules Pooling and Normalize.
-    """
-    rows = len(hidden)
-    pooled: Array = {
-        "cls": lambda: hidden[0],
-        "mean": lambda: hidden.sum(axis=0) / rows,
-        "max": lambda: hidden.max(axis=0),
-        "mean_sqrt_len": lambda: hidden.sum(axis=0) / np.sqrt(np.float32(rows)),
-    }[spec.options["pooling"]]()
-    if spec.options["normalize"]:
-        pooled = pooled / np.maximum(np.linalg.norm(pooled), np.float32(1e-12))
-    return pooled
 
 
 def _tokens(files: Mapping[str, bytes]) -> Tokens:

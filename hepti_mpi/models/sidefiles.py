@@ -101,7 +101,43 @@ TOKENIZER = {
 SPECIALS = {
     **honoured("additional_special_tokens extra_special_tokens *_token"),
 }
+# sentence-transformers: modules.json (per module), config_sentence_transformers.json, sentence_*_config.json, <module>/config.json
+ENTRY = honoured("type path name") | without("idx kwargs")
+SENTENCES = {
+    **honoured("prompts default_prompt_name truncate_dim model_type"),
+    **without("__version__ similarity_fn_name requirements"),  # a similarity compares embeddings, it does not make them
+}
+TRANSFORMER = {
+    **honoured("max_seq_length do_lower_case processor_kwargs tokenizer_args processing_kwargs modality_config module_output_name"),
+    **honoured("model_kwargs model_args config_kwargs config_args"),  # see LOADING and CONFIGURING
+    **refused("transformer_task", "only a transformer that gives hidden states makes embeddings", (None, "feature-extraction")),
+    **refused("tokenizer_name_or_path", "the tokenizer has to lie in the folder of the model", (None,)),
+    **without("unpad_inputs query_length document_length query_expansion"),  # encode() is called without a task
+}
+LOADING = {
+    **without("attn_implementation low_cpu_mem_usage use_safetensors add_pooling_layer device_map cache_dir revision trust_remote_code"),
+    **refused("torch_dtype dtype", "everything is computed in float32", (None, "auto", "float32", "torch.float32")),
+}
+CONFIGURING = without("use_cache output_attentions trust_remote_code cache_dir revision attn_implementation")
+PROCESSING = honoured("text common") | without("audio image video chat_template")
+CALLING = {
+    **honoured("max_length truncation"),
+    **without("padding pad_to_multiple_of return_tensors return_attention_mask verbose"),
+    **refused("padding_side", "an embedding would depend on the other texts beside it", (None, "right")),
+    **refused("add_special_tokens", "texts without special tokens are for other models", (True,)),
+}
+MODULES: dict[str, Table] = {
+    "Transformer": {},
+    "Pooling": honoured("pooling_mode pooling_mode_* include_prompt") | without("word_embedding_dimension embedding_dimension"),
+    "Normalize": honoured("module_input_name module_output_name"),
+    "Dense": honoured("in_features out_features bias activation_function use_residual module_input_name module_output_name"),
+    "LayerNorm": honoured("dimension"),
+    "Dropout": without("dropout"),
+}
 FILES: dict[str, Table] = {
+    "modules.json": ENTRY,
+    "config_sentence_transformers.json": SENTENCES,
+    "sentence_bert_config.json": TRANSFORMER,
     "preprocessor_config.json": PICTURES,
     "processor_config.json": honoured("image_processor") | without("processor_class"),
     "tokenizer_config.json": TOKENIZER,

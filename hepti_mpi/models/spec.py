@@ -35,7 +35,7 @@ class ModelSpec:
     `embedding`: "tokens" or "patches".
     `head`: what follows the layers: "none", "pooler", "sequence-classes", "token-classes", "masked-words",
     "image-classes" or "sentence".
-    `options`: family specific plain values (vocabulary, image_size, patch_size, channels, pooling, normalize, ...).
+    `options`: family specific plain values (vocabulary, image_size, patch_size, channels, pooling, modules, ...).
     """
 
     family: str
@@ -132,6 +132,22 @@ def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
         if not options["tied"]:
             weights.append(Weight("head.words.weight", "head", None, (options["vocabulary"], hidden)))
         weights.append(Weight("head.words.bias", "head", None, (options["vocabulary"],)))
+    return (*weights, *module_weights(spec))
+
+
+def module_weights(spec: ModelSpec) -> tuple[Weight, ...]:
+    """Return the weights of the modules that a sentence-transformers model has behind its pooling."""
+    weights: list[Weight] = []
+    for number, step in enumerate(spec.options.get("modules", ())):
+        name = f"head.modules.{number}"
+        if step["kind"] == "dense":
+            weights.append(Weight(f"{name}.weight", "head", None, (step["out"], step["in"])))
+            if step["bias"]:
+                weights.append(Weight(f"{name}.bias", "head", None, (step["out"],)))
+            if step["residual"] and step["in"] != step["out"]:
+                weights.append(Weight(f"{name}.residual.weight", "head", None, (step["out"], step["in"])))
+        if step["kind"] == "layer_norm":
+            weights += [Weight(f"{name}.{part}", "head", None, (step["size"],)) for part in ("weight", "bias")]
     return tuple(weights)
 
 

@@ -261,9 +261,8 @@ def read_tokens(settings: Settings, files: Mapping[str, bytes], changes: Mapping
             settings[key] = by_text.get(text_of(settings[key], key), settings[key])
     if "additional_special_tokens" in settings:
         settings.setdefault("extra_special_tokens", settings["additional_special_tokens"])
+    name_extra(settings)
     extra = settings.get("extra_special_tokens") or []
-    if not isinstance(extra, list):
-        raise ModelError(f"{CONFIG}: extra_special_tokens is {extra!r:.100}, expected a list of tokens")
     for key, token in (*settings["own_tokens"].items(), *(("extra_special_tokens", token) for token in extra)):
         text_of(token, key)
     settings["extra_special_tokens"] = extra
@@ -271,8 +270,11 @@ def read_tokens(settings: Settings, files: Mapping[str, bytes], changes: Mapping
 
 
 def name_extra(settings: Settings) -> None:
-    """Take extra_special_tokens that have names to own_tokens."""
-    if isinstance(settings.get("extra_special_tokens"), dict):
+    """Take extra_special_tokens that have names to own_tokens. Raises ModelError."""
+    extra = settings.get("extra_special_tokens")
+    if extra is not None and not isinstance(extra, (dict, list)):
+        raise ModelError(f"{CONFIG}: extra_special_tokens is {extra!r:.100}, expected a list of tokens")
+    if isinstance(extra, dict):
         settings["own_tokens"] |= settings.pop("extra_special_tokens")
 
 

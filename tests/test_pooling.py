@@ -1,0 +1,86 @@
+"""The arithmetic behind the last hidden states, on numbers that can be checked by hand."""
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.pooling import embedding
+from hepti_mpi.models.preprocess import token_request
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.spec import ModelSpec, module_weights
+
+HIDDEN = np.array([[0, 4], [2, -4], [4, 0]], np.float32)
+
+
+def spec(**options) -> ModelSpec:
+    made = random_model("tiny-bert").spec.to_json() | {"hidden": 2, "heads": 1, "head": "sentence"}
+    return ModelSpec.from_json(made | {"options": {"pooling": "mean"} | options})
+
+
+def embedded(keep=(0, 1, 2), weights=None, text="a text", hidden=HIDDEN, **options):
+    keep = np.array(keep)
+    request = token_request(0, "line 1", np.zeros(len(keep)), np.zeros(len(keep)), keep, 9)
+    object.__setattr__(request, "text", text)
+    return embedding(spec(**options), weights or {}, hidden, request)
+
+
+POOLED = [
+    ("mean", [2, 0]),
+    ("cls", [0, 4]),
+    ("max", [4, 4]),
+    ("mean_sqrt_len", [2 * np.sqrt(3), 0]),
+    ("lasttoken", [4, 0]),
+    ("weightedmean", [16 / 6, -4 / 6]),
+    ("cls+mean", [0, 4, 2, 0]),
+]
+
+
+@pytest.mark.parametrize("pooling, expected", POOLED)
+def test_pooling(pooling, expected):
+    found = embedded(pooling=pooling)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_places_of_rows_count_from_the_first_that_is_there():
+    heavy = np.array([1, 3, 4])
+    np.testing.assert_allclose(embedded((2, 4, 5), pooling="weightedmean"), heavy @ HIDDEN / heavy.sum(), rtol=1e-6)
+
+
+def test_rows_of_the_prompt_do_not_count():
+    np.testing.assert_allclose(embedded(prompt_rows=1), [3, -2])
+    np.testing.assert_allclose(embedded(prompt_rows=1, pooling="weightedmean"), [16 / 5, -8 / 5])
+    np.testing.assert_allclose(embedded(prompt_rows=1, pooling="cls"), [2, -4])
+    np.testing.assert_allclose(embedded(prompt_rows=1, text=None), [2, 0])  # given as numbers, without a prompt
+    with pytest.raises(InputError, match="^line 1 has no token behind the prompt$"):
+        embedded(prompt_rows=3)
+
+
+def test_older_stores_say_whether_to_normalise():
+    np.testing.assert_allclose(embedded(normalize=True), [1, 0])
+    np.testing.assert_allclose(embedded(normalize=False), [2, 0])
+
+
+def test_modules_one_after_the_other():
+    dense = {"kind": "dense", "in": 2, "out": 3, "bias": True, "activation": "relu", "residual": False}
+    steps = [{"kind": "normalize"}, dense, {"kind": "layer_norm", "size": 3}]
+    assert [w.shape for w in module_weights(spec(modules=steps))] == [(3, 2), (3,), (3,), (3,)]
+    weights = {"head.modules.1.weight": np.array([[1, 0], [-1, 0], [3, 1]]), "head.modules.1.bias": np.array([0, 0, 1])}
+    weights |= {"head.modules.2.weight": np.array([1, 1, 2]), "head.modules.2.bias": np.array([0, 1, 0])}
+    turned = np.array([1, 0, 4])  # of the mean [2, 0], normalised to [1, 0]
+    normed = (turned - turned.mean()) / np.sqrt(turned.var() + 1e-5) * [1, 1, 2] + [0, 1, 0]
+    np.testing.assert_allclose(embedded(weights=weights, modules=steps), normed, rtol=1e-5)
+    np.testing.assert_allclose(embedded(weights=weights, modules=steps, truncate_dim=2), normed[:2], rtol=1e-5)
+
+
+ACTIVATED = {"identity": [2, -1], "relu": [2, 0], "tanh": np.tanh([2, -1]), "sigmoid": 1 / (1 + np.exp([-2.0, 1]))}
+ACTIVATED |= {"silu": [2 / (1 + np.exp(-2)), -1 / (1 + np.e)], "gelu": [1.9544997, -0.15865525]}
+
+
+@pytest.mark.parametrize("name", ACTIVATED)
+def test_residual_and_activations(name):
+    step = {"kind": "dense", "in": 2, "out": 2, "bias": False, "activation": name, "residual": True}
+    weights = {"head.modules.0.weight": np.array([[1, 0], [-0.5, 0]])}
+    np.testing.assert_allclose(embedded(weights=weights, modules=[step]), np.array(ACTIVATED[name]) + [2, 0], rtol=1e-6)
+    wider = step | {"out": 3}
+    assert [w.name for w in module_weights(spec(modules=[wider]))] == ["head.modules.0.weight", "head.modules.0.residual.weight"]

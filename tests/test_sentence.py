@@ -1,0 +1,226 @@
+"""Side files of sentence-transformers: what is read, what is refused, and in which words."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.hf import read_model
+
+GOLDEN = Path(__file__).parent / "golden"
+T = "sentence_transformers.models."
+TRANSFORMER, POOLING = {"type": T + "Transformer", "path": "", "name": "0"}, {"type": T + "Pooling", "path": "1_Pooling", "name": "1"}
+LIMITS, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(GOLDEN / "bert_sentence", tmp_path / "m"))
+
+
+def options(folder, **files):
+    """The options of the model with these side files."""
+    for name, value in files.items():
+        path = folder / {"modules": "modules.json", "limits": LIMITS, "settings": SETTINGS, "pooling": "1_Pooling/config.json"}[name]
+        path.write_text(json.dumps(value))
+    return read_model(folder).spec.options
+
+
+def test_what_is_read(folder):
+    found = options(folder)
+    wanted = {"pooling": "mean", "modules": [{"kind": "normalize"}], "max_tokens": 16, "prompt": "", "lower_case": False}
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert not found.keys() & {"prompt_rows", "truncate_dim"}
+
+
+MODULES = [
+    ([TRANSFORMER], "modules Transformer are not supported"),
+    ([], "expected one Transformer, then one Pooling"),
+    ([TRANSFORMER, POOLING, POOLING | {"name": "2"}], "expected one Transformer, then one Pooling"),
+    ([POOLING, TRANSFORMER], "expected one Transformer, then one Pooling"),
+    ([TRANSFORMER, {"type": T + "Dense", "path": "2", "name": "2"}, POOLING], "Dense before the Pooling is not supported"),
+    ([TRANSFORMER, {"type": "my_pooling.Pooling", "path": "1_Pooling", "name": "1"}], "module my_pooling.Pooling is not supported"),
+    ([TRANSFORMER, POOLING, {"type": T + "LSTM", "path": "2", "name": "2"}], "module sentence_transformers.models.LSTM is not supported"),
+    ([TRANSFORMER, POOLING | {"path": "../1_Pooling"}], "plain name"),
+    ([TRANSFORMER | {"path": "gone"}, POOLING], "has no config.json"),
+    ([TRANSFORMER, POOLING | {"name": "0"}], "two modules have one name"),
+    ([TRANSFORMER, POOLING | {"odd": 1}], "'odd' is in no list of what this file may say"),
+    ([{"type": 3}], "lacks its type"),
+    (["x"], "lacks its type"),
+    ({}, "expected an array"),
+]
+
+
+@pytest.mark.parametrize("modules, words", MODULES, ids=lambda value: str(value)[-40:])
+def test_refused_modules(folder, modules, words):
+    with pytest.raises(ModelError, match=words):
+        options(folder, modules=modules)
+
+
+@pytest.mark.parametrize("prefix", [
+    "sentence_transformers.models.", "sentence_transformers.models.Pooling.", "sentence_transformers.sentence_transformer.modules.",
+    "sentence_transformers.sentence_transformer.modules.pooling.",
+])  # fmt: skip
+def test_full_names_of_every_version(folder, prefix):
+    transformer = TRANSFORMER | {"type": "sentence_transformers.base.modules.transformer.Transformer"}
+    assert options(folder, modules=[transformer, POOLING | {"type": prefix + "Pooling"}])["modules"] == []
+
+
+def test_poolings(folder):
+    assert options(folder, pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True})["pooling"] == "cls+mean"
+    assert options(folder, pooling={"pooling_mode": ["mean_sqrt_len_tokens", "lasttoken"]})["pooling"] == "mean_sqrt_len+lasttoken"
+    assert options(folder, pooling={"pooling_mode": "max", "pooling_mode_cls_token": True})["pooling"] == "max"
+    assert options(folder, pooling={"pooling_mode_max_tokens": False})["pooling"] == "mean"
+    for odd in ({"pooling_mode": "median"}, {"pooling_mode": []}, {"pooling_mode": 3}, {"pooling_mode": "mean", "more": 1}):
+        with pytest.raises(ModelError, match="^1_Pooling/config.json: .*(median|\\[\\]|3|'more')"):
+            options(folder, pooling=odd)
+
+
+LIMITED = [
+    ({"max_seq_length": 9}, 9),
+    ({"max_seq_length": None}, 64),
+    ({"max_seq_length": 9, "processor_kwargs": {"model_max_length": 7}}, 7),
+    ({"tokenizer_args": {"model_max_length": 500}}, 500),  # said for this model: not bounded by its positions
+    ({"processing_kwargs": {"text": {"max_length": 6}}}, 6),
+    ({"processing_kwargs": {"text": {"max_length": 6}, "common": {"max_length": 5}}}, 5),
+    ({"max_seq_length": 9, "processing_kwargs": {"text": {"truncation": False}}}, None),
+    ({"processor_kwargs": {"model_max_length": 10**30}}, None),
+]
+
+
+@pytest.mark.parametrize("limits, expected", LIMITED, ids=str)
+def test_limits(folder, limits, expected):
+    assert options(folder, limits=limits)["max_tokens"] == expected
+
+
+def test_limits_have_many_names(folder):
+    (folder / LIMITS).rename(folder / "sentence_xlm-roberta_config.json")
+    assert options(folder)["max_tokens"] == 16
+    (folder / LIMITS).write_text("{}")
+    assert options(folder)["max_tokens"] == 16
+    (folder / "sentence_roberta_config.json").write_text('{"max_seq_length": 12, "do_lower_case": true}')
+    assert (options(folder)["max_tokens"], options(folder)["lower_case"]) == (12, True)
+
+
+REFUSED = [
+    ("limits", {"max_seq_length": 0}, "max_seq_length.* is 0, expected a positive integer"),
+    ("limits", {"max_seq_length": 16.0}, "is 16.0, expected a positive integer"),
+    ("limits", {"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
+    ("limits", {"max_length": 3}, "'max_length' is in no list"),
+    ("limits", {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask', which is not supported"),
+    ("limits", {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}}, "modality_config"),
+    ("limits", {"module_output_name": "sentence_embedding"}, "module_output_name"),
+    ("limits", {"processing_kwargs": {"text": {"add_special_tokens": False}}}, "add_special_tokens is False"),
+    ("limits", {"tokenizer_args": {"padding_side": "left"}}, "padding_side left"),
+    ("limits", {"model_args": {"torch_dtype": "float16"}}, "torch_dtype is 'float16'"),
+    ("limits", {"config_args": {"hidden_size": 3}}, "'hidden_size' is in no list"),
+    ("settings", {"default_prompt_name": "other", "prompts": {}}, "default_prompt_name 'other' is not one of its prompts"),
+    ("settings", {"truncate_dim": 0}, "truncate_dim is 0, expected a positive integer"),
+    ("settings", {"model_type": "SparseEncoder"}, "model_type 'SparseEncoder' is not supported"),
+    ("settings", {"novelty": 1}, "'novelty' is in no list of what this file may say"),
+]
+
+
+@pytest.mark.parametrize("file, value, words", REFUSED, ids=lambda value: str(value)[:60])
+def test_refused_settings(folder, file, value, words):
+    with pytest.raises(ModelError, match=words):
+        options(folder, **{file: value})
+
+
+def test_prompts(folder):
+    prompts = {"prompts": {"query": "the rain "}, "default_prompt_name": "query"}
+    assert options(folder, settings=prompts)["prompt"] == "the rain "
+    assert options(folder, settings={"default_prompt_name": "document"})["prompt"] == ""
+    found = options(folder, settings=prompts, pooling={"include_prompt": False})
+    assert found["prompt_rows"] == 3  # [CLS] the rain, without the [SEP] behind it
+
+
+def dense(folder, config=None, **tensors):
+    (folder / "2_Dense").mkdir(exist_ok=True)
+    config = {"in_features": 40, "out_features": 6} | (config or {})
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    if tensors:
+        save_file({name.replace("_", "."): value for name, value in tensors.items()}, folder / "2_Dense" / "model.safetensors")
+    modules = [TRANSFORMER, POOLING, {"type": T + "Dense", "path": "2_Dense", "name": "2"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return read_model(folder)
+
+
+def test_dense(folder):
+    weight, bias = np.arange(240, dtype=np.float32).reshape(6, 40), np.arange(6, dtype=np.float32)
+    model = dense(folder, linear_weight=weight, linear_bias=bias)
+    stored = dict(model.weights())
+    np.testing.assert_array_equal(stored["head.modules.0.weight"], weight)
+    np.testing.assert_array_equal(stored["head.modules.0.bias"], bias)
+    assert dense(folder, linear_weight=weight + 1, linear_bias=bias).source_hash != model.source_hash
+    identity = {"activation_function": "torch.nn.modules.linear.Identity", "bias": False}
+    assert dense(folder, identity, linear_weight=weight).spec.options["modules"][0]["activation"] == "identity"
+    for tensors in ({"linear_weight": weight}, {"linear_weight": weight.T.copy(), "linear_bias": bias}):
+        with pytest.raises(ModelError, match="tensor linear.* is .*, its config.json asks for"):
+            dense(folder, **tensors)
+    with pytest.raises(ModelError, match="tensor extra does not belong to the module"):
+        dense(folder, linear_weight=weight, linear_bias=bias, extra=bias)
+    for odd in ({"activation_function": "torch.nn.modules.activation.PReLU"}, {"out_features": 0}, {"use_residual": 3}, {"odd": 1}):
+        with pytest.raises(ModelError, match="^2_Dense/config.json: "):
+            dense(folder, odd)
+
+
+def test_dense_in_the_old_format_is_to_be_converted(folder):
+    with pytest.raises(ModelError, match="2_Dense has no model.safetensors; load the model with sentence_transformers and save it"):
+        dense(folder)
+
+
+def test_the_transformer_in_a_folder_of_its_own(folder):
+    plain = read_model(folder)
+    (folder / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", LIMITS):
+        (folder / name).rename(folder / "0_Transformer" / name)
+    modules = [TRANSFORMER | {"path": "0_Transformer"}, POOLING, {"type": T + "Normalize", "path": "2_Normalize", "name": "2"}]
+    assert options(folder, modules=modules) == plain.spec.options
+    assert read_model(folder).files == plain.files
+
+
+def test_a_classifier_of_pairs_and_a_folder_without_modules_are_no_sentence_models(folder):
+    (folder / SETTINGS).write_text('{"model_type": "CrossEncoder"}')
+    assert read_model(folder).spec.head != "sentence"
+    (folder / SETTINGS).unlink()
+    assert read_model(folder).spec.head == "sentence"
+    (folder / "modules.json").unlink()
+    assert read_model(folder).spec.head != "sentence"
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = {
+    "modules.json": ["x"],
+    "1_Pooling/config.json": ["pooling_mode", "include_prompt", "pooling_mode_cls_token"],
+    LIMITS: ["max_seq_length", "do_lower_case", "processor_kwargs", "processing_kwargs", "modality_config", "model_args"],
+    SETTINGS: ["prompts", "default_prompt_name", "truncate_dim", "model_type"],
+    "tokenizer_config.json": ["added_tokens_decoder", "extra_special_tokens", "mask_token", "do_lower_case", "model_max_length", "x_token"],
+    "special_tokens_map.json": ["additional_special_tokens", "mask_token"],
+    "added_tokens.json": ["x"],
+}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("name", KEYS)
+def test_any_value(folder, name, data):
+    shutil.copytree(GOLDEN / "bert_sentence", folder, dirs_exist_ok=True)
+    value = data.draw(ANY_JSON)
+    if data.draw(st.booleans()):
+        value = {data.draw(st.sampled_from(KEYS[name])): value}
+    (folder / name).write_text(json.dumps(value))
+    try:
+        read_model(folder)
+    except ModelError as error:
+        assert "\n" not in str(error)
