@@ -27,6 +27,11 @@ def bert(tmp_path):
     return Path(shutil.copytree(GOLDEN / "bert", tmp_path / "bert"))
 
 
+@pytest.fixture
+def sentence(tmp_path):
+    return Path(shutil.copytree(GOLDEN / "bert_sentence", tmp_path / "sentence"))
+
+
 def edit(path: Path, **changes):
     """Set (or with ... remove) keys of a JSON file."""
     data = json.loads(path.read_text())
