@@ -274,6 +274,10 @@ CONFIG_CASES = [
     ({"layer_norm_eps": "1e-12"}, "layer_norm_eps"),
     ({"position_embedding_type": "relative_key"}, "'relative_key'"),
     ({"is_decoder": True}, "is_decoder"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantization_config", "not supported"),
+    ({"auto_map": {"AutoModel": "modeling_x.X"}}, "auto_map", "never run"),
+    ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    ({"pinyin_map_len": 32}, "'pinyin_map_len' is in no list", "take it out"),
     ({"add_cross_attention": True}, "add_cross_attention"),
     ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering'", "BertForMaskedLM"),
     ({"architectures": ["BertForSequenceClassification"], "id2label": {"1": "a"}}, "id2label"),
@@ -293,6 +297,20 @@ def test_refused_config(bert, case):
     refused(bert, *case[1:])
 
 
+def test_keys_without_influence(bert):
+    """What transformers 4 and 5, sentence-transformers and trainers write into config.json."""
+    edit(bert / "config.json", **{
+        "_name_or_path": "x", "_num_labels": 5, "gradient_checkpointing": False, "use_cache": True, "torch_dtype": "float32",
+        "dtype": "bfloat16", "transformers_version": "4.6.0", "classifier_dropout": 0.1, "xla_device": True, "directionality": "bidi",
+        "task_specific_params": {"x": {}}, "pooler_fc_size": 768, "pooler_type": "first_token_transform", "max_length": 20,
+        "eos_token_ids": 0, "output_past": True, "pad_token_id": 0, "chunk_size_feed_forward": 4, "output_hidden_states": True,
+        "finetuning_task": "mnli", "top_p": 1.0,
+        "pruned_heads": {}, "quantization_config": None, "nobody_knows_this": None, "position_embedding_type": "absolute",
+        "hidden_dropout_prob": 0.5, "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}, "tokenizer_class": None,
+    })  # fmt: skip
+    same_weights(bert, GOLDEN / "bert")
+
+
 @pytest.mark.parametrize(
     "text, word", [("", "not valid JSON"), ("[]", "expected an object"), ("[" * 99999, "not valid JSON"), ("\xff", "JSON")]
 )
@@ -307,6 +325,7 @@ VIT_CASES = [
     ({"image_size": 8388608, "patch_size": 1}, "positions"),
     ({"patch_size": 5}, "shape"),
     ({"pooler_act": "relu"}, "pooler_act"),
+    ({"head_dim": 16}, "head_dim is 16"),
     ({"qkv_bias": "yes"}, "qkv_bias"),
     ({"architectures": ["ViTForMaskedImageModeling"]}, "ViTForImageClassification"),
 ]
@@ -365,7 +384,8 @@ def test_adapters_are_refused(bert):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json", "tokenizer.json",
                                   "sentence_bert_config.json"])  # fmt: skip
-def test_pointers_of_git_lfs(sentence, name):
+def test_pointers_of_git_lfs(tmp_path, name):
+    sentence = Path(shutil.copytree(GOLDEN / "bert_sentence", tmp_path / "sentence"))
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
     (sentence / name).write_text(pointer + "size 90868376\n")
     refused(sentence, f"{name} is a pointer of Git LFS", "git lfs pull")

@@ -45,7 +45,7 @@ def test_what_is_no_json_costs_its_line(tmp_path):
     assert [item.error for item in items] == [
         None, "line 2 of x.jsonl is not valid JSON", 'line 3 of x.jsonl has no "text"',
         'line 4 of x.jsonl has something else than text as "text"', "line 5 of x.jsonl is empty", "line 6 of x.jsonl is not valid JSON",
-        'line 7 of x.jsonl is neither an object with a "text" nor a JSON string', "line 8 of x.jsonl is empty",
+        'line 7 of x.jsonl is neither an object with a "text" nor a JSON string or two', "line 8 of x.jsonl is empty",
         "line 9 of x.jsonl is not UTF-8: byte 2 is 0xff",
     ]  # fmt: skip
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
@@ -74,6 +74,15 @@ def test_pairs(tmp_path):
     ]  # fmt: skip
     assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n")) == [("a", "b")]
     assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n", field="text")) == ["a"]
+
+
+def test_pairs_without_a_name(tmp_path):
+    items = read(tmp_path, "x.jsonl", '["a", "b"]\n["a", 3]\n["a"]\n"c"\n')
+    assert given(items)[0] == ("a", "b") and given(items)[3] == "c" and all(item.error for item in items[1:3])
+    for name, content in (("x.jsonl", '{"text": "a", "text2": "b"}'), ("x.csv", "text,text2\na,b\n")):
+        refused(tmp_path, name, content, 'x.', '"text2"', "--pair text2", "--field text")
+        assert given(read(tmp_path, name, content, pair="text2")) == [("a", "b")]
+        assert given(read(tmp_path, name, content, field="text")) == ["a"]
 
 
 def test_tables(tmp_path):

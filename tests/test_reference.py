@@ -14,7 +14,7 @@ from hepti_mpi.models.random_models import random_model
 from hepti_mpi.models.reference import forward
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = sorted(p for p in GOLDEN.glob("*/expected*.npz") if p.name != "expected_images.npz")
+FILES = sorted(p for p in GOLDEN.glob("*/expected*.npz") if p.name != "expected_images.npz" and (p.parent / "config.json").exists())
 TOLERANCE = 1e-4
 MODELS: dict[str, tuple] = {}
 

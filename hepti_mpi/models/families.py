@@ -123,6 +123,7 @@ def bert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a ViT. Raises ModelError."""
     image, patch = square(config, "image_size", 224), square(config, "patch_size", 16)
+    shared = shared_fields(config)
     if image < patch:
         raise ModelError(f"config.json: image_size {image} is less than patch_size {patch}")
     if config.get("pooler_act") not in (None, "tanh"):
@@ -130,9 +131,12 @@ def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     qkv_bias = config.get("qkv_bias", True)
     if not isinstance(qkv_bias, bool):
         raise ModelError(f"config.json: qkv_bias is {qkv_bias!r:.60}, expected true or false")
+    if config.get("head_dim", shared["hidden"] // shared["heads"]) != shared["hidden"] // shared["heads"]:
+        whole = f"hidden_size {shared['hidden']} in {shared['heads']} heads"
+        raise ModelError(f"config.json: head_dim is {config['head_dim']!r:.60}, only {whole} is supported")
     options = {"image_size": image, "patch_size": patch, "channels": integer(config, "num_channels", 3), "qkv_bias": qkv_bias}
     positions = (image // patch) ** 2 + 1
-    return shared_fields(config) | {"norm": "pre", "embedding": "patches", "positions": positions, "options": options}
+    return shared | {"norm": "pre", "embedding": "patches", "positions": positions, "options": options}
 
 
 # ---- tensor names

@@ -129,6 +129,8 @@ def fault(spec: ModelSpec, request: Request, result: Mapping[str, np.ndarray]) -
         return f"{request.origin}: the result is not finite: numbers became too large on the way"
     if spec.head in ("none", "pooler") and request.keep[0]:
         return f"{request.origin}: attention_mask leaves out position 0, which the head of this model reads"
+    if spec.head == "masked-words" and not len(result["mask_ids"]) and "logits" not in result:
+        return f"{request.origin} holds no mask, so there is no word to fill in; write the mask token, such as [MASK], in its place"
     return None
 
 
@@ -139,7 +141,8 @@ def answers(
 
     Each has "id" (if the input has one), "input" (the text, or where it came from), "truncated" (if it was) and by `spec.head`:
     "class_row" or "pooler_output" (numbers; see `apply_head`), "embedding", "labels" (the five best {"label", "score"}),
-    "tokens" ({"token", "label", "score"} per row), or "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
+    "tokens" ({"token", "label", "score"} per token of the text: those that were put around it are left out, as in transformers'
+    pipeline, and labels that mean nothing, such as O, are not), or "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
     """
     tokens = _tokens(files) if spec.head in ("token-classes", "masked-words") and "tokenizer.json" in files else None
     records = []
@@ -182,8 +185,9 @@ def best_labels(spec: ModelSpec, logits: Array) -> list[dict[str, Any]]:
 
 
 def token_labels(spec: ModelSpec, tokens: Tokens | None, request: Request, logits: Array) -> list[dict[str, Any]]:
-    """Return {"token", "label", "score"} of every row, for `logits` [rows, labels]."""
+    """Return {"token", "label", "score"} of every token of the text, for `logits` [rows, labels]."""
     scores = softmax(logits)
     best = scores.argmax(axis=1)  # [rows]
-    found = zip(request.arrays["ids"], best, numbers(scores[np.arange(len(best)), best]))
+    of_text = np.arange(len(best)) if request.added is None else np.flatnonzero(~request.added)
+    found = zip(request.arrays["ids"][of_text], best[of_text], numbers(scores[of_text, best[of_text]]))
     return [{"token": piece(tokens, int(number)), "label": spec.labels[label], "score": score} for number, label, score in found]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.families import FAMILIES, Family, check_untied, choose_head, class_labels, match, plain_names, score_kind, stored
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.preprocessors import read_preprocessor
@@ -61,6 +62,7 @@ def read_model(source: Path) -> ModelFiles:
         raise ModelError(f"{base} has no config.json")
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
+    sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None})
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
     built = build_tokenizer(texts, config, sentence.changes if sentence else None)
     files |= built.files

@@ -6,7 +6,7 @@ Knows files and how texts lie in them; knows no model, no token and no array.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,7 @@ from hepti_mpi.models.untrusted import is_file, shown
 
 TEXT_LIMIT = 1 << 28  # bytes of one text file
 TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named
+PARTNERS = ("text2", "text_2", "text_b", "second_text", "sentence2", "sentence_2", "hypothesis")  # what others call text_pair
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".jsonl", *DELIMITERS)
 OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
@@ -144,6 +145,9 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
             wrong = f"{where} is not valid JSON"
         if wrong is not None:
             items.append(Item(where, error=wrong))
+        elif isinstance(value, list) and len(value) == 2 and reading.field is None and reading.pair is None:
+            found = True
+            items.append(_of_fields({TEXT: value}, where, reading))
         elif isinstance(value, dict):
             keys |= dict.fromkeys(list(value)[:20])
             found = found or set(reading.named) <= value.keys()
@@ -152,7 +156,8 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
             found = True
             items.append(_of_text(_clean(value), where))
         else:
-            items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string"))
+            items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"))
+    _refuse_partner(keys, name, reading)
     if keys and not found:
         raise _lacking(name, reading, list(keys), "field")
     return items
@@ -191,11 +196,19 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
 
 def _check_head(head: Sequence[str], name: str, reading: Reading) -> None:
     """Raise InputError when the table has no such columns, or two of the same name."""
+    _refuse_partner(head, name, reading)
     if not set(reading.named) <= set(head):
         raise _lacking(name, reading, head, "column")
     twice = next((column for column in reading.named if head.count(column) > 1), None)
     if twice is not None:
         raise InputError(f"{name} has {head.count(twice)} columns {json.dumps(twice)}; name them apart")
+
+
+def _refuse_partner(keys: Iterable[str], name: str, reading: Reading) -> None:
+    """Raise InputError where texts look like pairs and nobody said whether they are."""
+    partner = next((key for key in keys if key in PARTNERS), None)
+    if partner is not None and reading.field is None and reading.pair is None:
+        raise InputError(f'{name} has "{partner}": give --pair {partner} if each text is paired with it, --field {TEXT} if not')
 
 
 def _lacking(name: str, reading: Reading, there: Sequence[str], kind: str) -> InputError:

@@ -52,7 +52,8 @@ class Request:
     `arrays`: "ids", "types" and "positions", int64 [rows]; or "patches", float32 [rows, channels * patch * patch], with zeros in
     row 0 for the class token, and "positions". `keep`: int64 [rows], where each row lies among the `width` positions of the
     padded input. `text`, `pair`, `id`: as in inputs.Item. `truncated`: whether tokens were cut off, because the checkpoint says so.
-    `error`: why it cannot be answered; then it has no rows.
+    `added`: bool [rows], the tokens that are not of the text but were put around it. `error`: why it cannot be answered; then it has
+    no rows.
     """
 
     index: int
@@ -64,6 +65,7 @@ class Request:
     pair: str | None = None
     id: Any = None
     truncated: bool = False
+    added: np.ndarray | None = field(default=None, repr=False)
     error: str | None = None
 
     @property
@@ -154,7 +156,7 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
         if largest >= spec.options[count]:
             raise ModelError(f"tokenizer.json gives {what} {largest} for {item.origin}, the model has {spec.options[count]}")
     made = token_request(index, item.origin, np.array(ids), np.array(types), np.arange(len(ids)), len(ids))
-    return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated)
+    return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated, added=np.array(encoded.added, bool))
 
 
 def token_request(index: int, origin: str, ids: np.ndarray, types: np.ndarray, keep: np.ndarray, width: int) -> Request:

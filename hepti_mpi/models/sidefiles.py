@@ -134,7 +134,41 @@ MODULES: dict[str, Table] = {
     "LayerNorm": honoured("dimension"),
     "Dropout": without("dropout"),
 }
+CUSTOM = "it names code of the folder, which is never run; the class that transformers itself has may answer differently"
+# config.json of a BERT, ViT or DeiT. What the models of transformers 5 do not read has no influence: training, generation, other
+# libraries, other families. A key that nobody knows is refused all the same: whoever wrote it may have meant another model
+CONFIG = {
+    **honoured("model_type architectures vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act"),
+    **honoured("max_position_embeddings type_vocab_size layer_norm_eps position_embedding_type is_decoder add_cross_attention"),
+    **honoured("image_size patch_size num_channels qkv_bias head_dim pooler_act pooler_output_size tie_word_embeddings"),
+    **honoured("id2label num_labels problem_type sentence_transformers sbert_ce_default_activation_function tokenizer_class"),
+    **refused("auto_map", CUSTOM, (None, {}, [])),
+    **refused("quantization_config compression_config", "weights are read as they are, in float", (None, {})),
+    **refused("pruned_heads", "heads of which a layer lacks some are not supported", (None, {}, [])),
+    **refused("per_layer_config layer_types sliding_window", "all layers have to be alike and see all tokens", (None, {}, [])),
+    **refused("is_encoder_decoder is_causal", "only encoders are supported"),
+    **refused("rope_scaling rope_parameters rotary_emb_fraction", "positions are a table", (None, {}, 0, 0.0)),
+    **refused("directionality", "every token has to see all others", (None, "bidi")),
+    # written by transformers: versions, names, number formats, what training and generation use, what else is to be returned
+    **without("_* transformers_version torch_dtype dtype attn_implementation return_dict use_return_dict output_* use_cache"),
+    **without("torchscript xla_device tf_legacy_loss use_bfloat16 chunk_size_feed_forward name_or_path gradient_checkpointing"),
+    **without("*dropout* *_drop_rate drop_path_rate layerdrop *_layerdrop initializer_* classifier_bias_init *_token_id *_token_ids"),
+    **without("label2id finetuning_task task_specific_params function_to_apply prefix encoder_stride"),
+    **without("tie_encoder_decoder cross_attention_hidden_size decoder_* summary_* base_model_tp_plan base_model_pp_plan"),
+    **without("max_length min_length do_sample early_stopping num_beams num_beam_groups temperature top_k top_p typical_p"),
+    **without("repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids"),
+    **without("num_return_sequences return_dict_in_generate remove_invalid_values exponential_decay_length_penalty suppress_tokens"),
+    **without("begin_suppress_tokens forced_* *_cutoff encoder_repetition_penalty assistant_* num_assistant_* target_lookbehind"),
+    # of the first BERTs, of other families that people begin with, of trainers
+    **without("pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type structure training"),
+    **without("embedding_size num_hidden_groups inner_group_num net_type down_scale_factor gap_size rope_theta scale_grad_by_freq"),
+    **without("language languages name tags license author description model_name base_model* train* *_lr learning_rate loss_* seed"),
+    **without("model_max_length max_seq_length max_seq_len do_lower_case adapters adapter_* use_flash_attn* unpad_inputs pad_logits"),
+    **without("use_memory_efficient_attention logn_attention_* fp16 bf16 out_features out_indices stage_names num_classes"),
+    **without("pre_trained pretrained* version date epoch* batch_size vocab_size_or_config_json_file emb_size pretraining_tp"),
+}
 FILES: dict[str, Table] = {
+    "config.json": CONFIG,
     "modules.json": ENTRY,
     "config_sentence_transformers.json": SENTENCES,
     "sentence_bert_config.json": TRANSFORMER,

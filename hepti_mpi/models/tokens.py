@@ -32,10 +32,12 @@ def guarded(call: Callable[[], T], error: Exception) -> T:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids and type ids, [tokens] each; `truncated`: whether others were cut off."""
+    """Token ids and type ids, [tokens] each; `added`: 1 for a token that is not of the text but was put around it; `truncated`: whether
+    others were cut off."""
 
     ids: list[int]
     types: list[int]
+    added: list[int]
     truncated: bool
 
 
@@ -91,7 +93,7 @@ class Tokens:
         text, pair = (*texts, None)[:2]
         encoding = guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised"))
         types = encoding.type_ids if self._typed else [0] * len(encoding.ids)
-        return Encoded(encoding.ids, types, bool(encoding.overflowing))
+        return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing))
 
     def piece(self, number: int) -> str:
         """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""
