@@ -1,6 +1,7 @@
 """The commands that compare: bench measures ways to divide a model against each other, report draws what it found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     Example:
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
+    from hepti_mpi.cluster.profile import Edges
     from hepti_mpi.errors import CapacityError, PlanError
     from hepti_mpi.planning.methods import BOOST, NAMES, OURS
     from hepti_mpi.planning.planner import Request
@@ -79,6 +81,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     store = fetching.open_store(machine, agreed_store_path(machine, weights))
     path = profile_file or profile_path(machine)
     measured = machines.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
+    measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
     limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
     plans: dict[str, Plan] = {}
     decisions: dict[str, Decision] = {}

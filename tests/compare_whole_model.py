@@ -132,7 +132,7 @@ def main() -> None:
             {
                 "model": spec.name,
                 "rows": wanted.rows,
-                "threads": machine.threads,
+                "threads": machine.cores.threads,
                 "median_seconds": medians,
                 "ratio_of_medians": medians["hepti"] / medians["whole"],
                 "median_ratio": pairs,

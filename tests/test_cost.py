@@ -44,7 +44,7 @@ def price(profile, plan, rows=None, spec=SPEC):
 def simple(ranks=2, latency=1e-4, rate=1e7, exchange=0.0, **fields):
     """Boards of 1 ns a weight and row, 2 ns a multiply-add of attention, 3 ns an element, 1.5 to cast it, 1 us a segment."""
     board = replace(node(1), gemm_rows=(1, 100), gemm_seconds_per_weight=(1e-9, 100e-9),
-                    attention_seconds_per_mac=2e-9, element_seconds=3e-9, cast_seconds=1.5e-9,
+                    attention_seconds_per_mac=2e-9, element_seconds=3e-9, cast_seconds=1.5e-9, activation_seconds=3e-9,
                     segment_seconds=1e-6, **fields)  # fmt: skip
     nodes = tuple(replace(board, host=f"pi{rank}") for rank in range(ranks))
     return ClusterProfile(nodes, square(ranks, latency), square(ranks, rate), {}, (1, 1), exchange)
@@ -115,6 +115,16 @@ def test_ranks_on_one_board_share_its_cores():
     assert busy[0] / free[0] == pytest.approx(2) and busy[0] == busy[1]
     emulated = replace(together.profile, versions={"emulation": "2,3"})
     assert Pricer(SPEC, emulated, ROWS).crowding((0, 1)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("hosts", ["aabb", "abab", "aaab", "abbb", "aabc"])
+@pytest.mark.parametrize("pair", OWN_LAYOUTS)
+def test_ranks_that_share_a_host_have_a_price(hosts, pair):
+    """A result that goes to rank 0 keeps the link of its mates busy; they wait for nothing."""
+    shared = cluster((9,) * 4, hosts=list(hosts))
+    result = price(shared, own_plan(pair, (3, 2, 2, 2)))
+    assert np.isfinite(result.seconds) and np.isfinite(result.wait).all()
+    assert result.seconds >= result.compute.max()
 
 
 # MPI's collectives

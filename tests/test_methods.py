@@ -11,8 +11,9 @@ from hepti_mpi.planning import baselines
 from hepti_mpi.planning.cost import Pricer
 from hepti_mpi.planning.methods import BOOST, NAMES, OURS, decide
 from hepti_mpi.planning.plan import Plan, check
-from hepti_mpi.planning.planner import Request, choose, left_out
+from hepti_mpi.planning.planner import Request, choose
 from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.reasons import left_out
 from hepti_mpi.planning.refine import TILES
 from hepti_mpi.planning.scale import by_ranks
 

@@ -10,13 +10,15 @@ import pytest
 from clusters import GIB, cluster
 
 from hepti_mpi import splits
+from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning import planner
 from hepti_mpi.planning.cost import Pricer, activation_widths
 from hepti_mpi.planning.plan import Plan, check, kind_of
-from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose, left_out
+from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose
 from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
 from hepti_mpi.shards.slicing import layer_slices
 
@@ -32,7 +34,7 @@ OWN = Exchange("reduce_scatter", "own")
 def decide(spec, profile, rows=128, **options):
     """The decision; every candidate in it is a valid plan that fits and is no better than the chosen one."""
     decision = choose(spec, "hash", profile, Request(rows, **options))
-    limits = options.get("limits") or [node.memory_bytes for node in profile.nodes]
+    limits = options.get("limits") or [(node.alone or node).memory_bytes for node in profile.nodes]
     for candidate in (decision.chosen, *decision.others):
         check(candidate.plan, spec, "hash", len(profile.nodes))
         assert candidate.plan.planned_rows == rows and candidate.plan.wire in options.get("wires", ("float32",))
@@ -460,3 +462,50 @@ def test_forced_shares(layout, shares):
 def test_impossible_requests(options, words):
     with pytest.raises(PlanError, match=words):
         decide(BASE, cluster((12,) * 3), **options)
+
+
+# ranks that share a host
+
+
+def with_alone(profile, speedup):
+    """The same boards, where a rank that computes alone on its host is `speedup` times as fast, and has the memory of all."""
+    def alone(node):
+        mates = profile.hosts.count(node.host)
+        faster = scaled(replace(profile, nodes=(node,)), [1 / speedup]).nodes[0]
+        return replace(faster, threads=mates, memory_bytes=mates * node.memory_bytes)
+
+    nodes = [replace(node, threads=1, cores=profile.hosts.count(node.host)) for node in profile.nodes]
+    return replace(profile, nodes=tuple(replace(node, alone=alone(node)) for node in nodes))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 6])
+def test_one_rank_with_all_cores_of_a_host_is_a_candidate(ranks):
+    hosts = ["a"] * ranks
+    shared = cluster((9,) * ranks, mbit=2_000, hosts=hosts)
+    assert len(decide(LARGE, with_alone(shared, 1.0)).chosen.plan.active) > 1  # all cores are no faster than one
+    decision = decide(LARGE, with_alone(shared, ranks))
+    assert decision.chosen.plan.active == (0,)
+    (sentence,) = more_ranks(decision)
+    longer = min(seconds for count, seconds in decision.by_ranks.items() if count > 1)
+    assert f"{decision.chosen.price.seconds * 1e3:.1f} ms" in sentence and f"{longer * 1e3:.1f} ms" in sentence
+    assert sentence.startswith("more ranks are slower here: rank 0 on a alone, with all cores of its host, takes ")
+
+
+@pytest.mark.parametrize("mates", [2, 4])
+def test_one_rank_of_each_host_with_all_of_its_cores(mates):
+    """Two boards whose ranks share a fast wire: their first ranks do it together."""
+    hosts = ["a"] * mates + ["b"] * mates
+    shared = with_alone(cluster((9,) * 2 * mates, mbit=20_000, latency=1e-5, hosts=hosts), 1.2 * mates)
+    assert decide(LARGE, shared).chosen.plan.active == (0, mates)
+
+
+def test_a_rank_alone_has_the_memory_of_its_host():
+    need = layer_bytes(LARGE)
+    shared = cluster((9, 9), mbit=2_000, hosts=["a", "a"], memory=int(0.7 * need))
+    assert len(decide(LARGE, shared).chosen.plan.active) == 2
+    decision = decide(LARGE, with_alone(shared, 2.0))
+    assert decision.chosen.plan.active == (0,) and decision.chosen.memory[0] > shared.nodes[0].memory_bytes
+
+
+def test_nothing_is_said_where_all_ranks_are_used():
+    assert list(more_ranks(decide(LARGE, cluster((12, 12), mbit=10_000)))) == []

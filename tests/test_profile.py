@@ -9,7 +9,7 @@ from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, lo
 from hepti_mpi.errors import ProfileError
 
 PROFILE = cluster((9, 8, 7), hosts=["a", "b", "c"])
-HERE = [("a", 4, 4), ("b", 4, 4), ("c", 4, 4)]
+HERE = [("a", 4, 4, 4), ("b", 4, 4, 4), ("c", 4, 4, 4)]
 VERSIONS, SHAPE = {"onnxruntime": "1.2.3"}, (56, 101)
 
 
@@ -19,7 +19,7 @@ def test_a_saved_profile_is_the_same(tmp_path):
     assert load(path) == PROFILE and load(path).hosts == ("a", "b", "c")
     assert [p.name for p in tmp_path.iterdir()] == ["pi.profile.json"]
     data = json.loads(path.read_text())
-    assert (data["format"], data["format_version"]) == ("hepti-profile", 3)
+    assert (data["format"], data["format_version"]) == ("hepti-profile", 4)
     assert {"host", "cores", "threads", "memory_bytes", "gemm_rows", "gemm_seconds_per_weight", "head_start_bytes"} <= set(data["nodes"][0])
     assert data["exchange_seconds"] == PROFILE.exchange_seconds > 0
 
@@ -66,8 +66,9 @@ def test_one_rank_alone(tmp_path):
     (HERE, {"emulation": "2,3,4"}, SHAPE, "it was measured with emulation None, here 2,3,4"),
     (HERE[:2], VERSIONS, SHAPE, "it has 3 ranks, this job 2"),
     ([HERE[0], HERE[2], HERE[1]], VERSIONS, SHAPE, "its rank 1 is on b, here on c"),
-    ([*HERE[:2], ("c", 8, 4)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 4 of 8"),
-    ([*HERE[:2], ("c", 4, 1)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 1 of 4"),
+    ([*HERE[:2], ("c", 8, 4, 4)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 4 of 8"),
+    ([*HERE[:2], ("c", 4, 1, 1)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 1 of 4"),
+    ([*HERE[:2], ("c", 4, 4, 2)], VERSIONS, SHAPE, "its rank 2 has 4 threads when it computes alone on its host, here 2"),
     (HERE, {"onnxruntime": "1.3"}, SHAPE, "it was measured with onnxruntime 1.2.3, here 1.3"),
     (HERE, {"blas": "9"}, SHAPE, "it was measured with blas None, here 9"),
     (HERE, VERSIONS, (56, 102), "it was measured at hidden 56 and ffn 101, the model has 56 and 102"),
@@ -93,7 +94,7 @@ DAMAGED = [
     (b"\xff\xfe", "not JSON"),
     ("[]", "not a profile"),
     ('{"format": "hepti-plan"}', "not a profile"),
-    (edited(format_version=1), "format version 1, this program reads 3"),
+    (edited(format_version=1), "format version 1, this program reads 4"),
     (edited(format_version="2"), "format version '2'"),
     (edited(nodes=[]), "damaged"),
     (edited(nodes=7), "damaged"),

@@ -59,7 +59,7 @@ class Board:
         return NodeProfile(
             host, self.cores, self.cores, int(USABLE * self.memory_bytes), ROWS, tuple(map(self.product_seconds, ROWS)),
             attention_seconds_per_mac=ATTENTION * 2 / self.float32, element_seconds=ELEMENT / self.float32,
-            segment_seconds=self.call_seconds, cast_seconds=CAST / self.float32,
+            segment_seconds=self.call_seconds, cast_seconds=CAST / self.float32, activation_seconds=ELEMENT / self.float32,
         )  # fmt: skip
 
 

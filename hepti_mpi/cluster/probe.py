@@ -5,18 +5,20 @@ of matrix products are handed in, so that they are those of the engine.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hepti_mpi.cluster.emulation import Dilation
-from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
+from hepti_mpi.cluster.profile import ClusterProfile, Edges, NodeProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
 PASSES, MOST_CALLS = 5, 1000
+ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
 LONGEST = 3.0  # times as long an emulated board may take to measure
 SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
@@ -25,21 +27,35 @@ PAUSE_SECONDS = 0.03  # for a link to come to rest
 
 @dataclass(frozen=True)
 class Timers:
-    """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights; `attention` does
-    `attention_macs` multiply-adds; `elements` and `casts` handle `element_count` elements; `nothing` has next to nothing to do."""
+    """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights; `attention(requests, length)` does that
+    of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden` elements; `nothing` has next to nothing to do."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
-    attention: Callable[[], None]
-    attention_macs: int
+    attention: Callable[[int, int], Callable[[], None]]
     elements: Callable[[], None]
+    activations: Callable[[], None]
     casts: Callable[[], None]
-    element_count: int
+    rows: int
+    hidden: int
     nothing: Callable[[], None]
 
 
-def widen_affinity(comm: Comm, divide: bool) -> tuple[int, int]:
-    """Let each rank use its host's cores and return (cores of the host, threads for this rank). Collective.
+@dataclass(frozen=True)
+class Speeds:
+    """What a rank measured of itself, as in a NodeProfile."""
+
+    gemm_seconds_per_weight: tuple[float, ...]
+    attention_seconds_per_mac: float
+    element_seconds: float
+    segment_seconds: float
+    cast_seconds: float
+    activation_seconds: float
+    arrange_seconds: float
+
+
+def widen_affinity(comm: Comm, divide: bool) -> tuple[list[int], list[int], int]:
+    """Let each rank use its host's cores and return (cores of the host, those of them for this rank, its threads). Collective.
 
     `divide`: keep each rank to its own part of them; not where the user sets the threads, which may be more than a part has.
 
@@ -58,12 +74,25 @@ def widen_affinity(comm: Comm, divide: bool) -> tuple[int, int]:
     mates = [rank for rank, (host, _) in enumerate(peers) if host == host_name()]
     every = sorted({core for rank in mates for core in peers[rank][1]})
     if batch:
-        return len(every), len(cores) if len(cores) < len(every) else max(1, len(every) // len(mates))
+        return every, cores, len(cores) if len(cores) < len(every) else max(1, len(every) // len(mates))
     threads = max(1, len(cores) // len(mates))
     if divide and 1 < len(mates) <= len(cores):
         place = mates.index(comm.rank)
-        os.sched_setaffinity(0, cores[place * threads : (place + 1) * threads])
-    return len(every), threads
+        cores = cores[place * threads : (place + 1) * threads]
+        os.sched_setaffinity(0, cores)
+    return every, cores, threads
+
+
+def may_use(cores: Sequence[int]) -> bool:
+    """Tell whether this process may compute on all of `cores`: a batch system may have given other ranks some of them."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)
+        return os.sched_getaffinity(0) == set(cores)
+    except OSError:
+        return False
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def usable_memory(mates: int) -> int:
@@ -108,35 +137,72 @@ def _cgroups() -> list[tuple[int, int]]:
     return found
 
 
-def measure(comm: Comm, exchanges: Exchanges, dilation: Dilation, timers: Timers, rows: tuple[int, ...], cores: int, threads: int,
-            memory: int, versions: dict[str, str], shape: tuple[int, int], seconds: float = 2.0) -> ClusterProfile:
-    """Return the profile of all ranks, the same on every rank. Collective; takes about `seconds` for the speeds.
+def measure(comm: Comm, exchanges: Exchanges, who: dict[str, Any], speeds: Speeds, alone: Speeds | None, edges: Edges,
+            versions: dict[str, str], shape: tuple[int, int]) -> ClusterProfile:
+    """Return the profile of all ranks, the same on every rank, with the links between them. Collective.
 
-    All ranks compute at once, as they will in a run, so that ranks on one host see each other.
+    `who`: this rank's host, cores, threads, memory_bytes and gemm_rows, as in a NodeProfile; `speeds`: what it measured of itself;
+    `alone`: the same with all cores of its host, None where another rank did that or nobody.
     """
-    pace = Dilation(min(dilation.factor, LONGEST)) if dilation.on else dilation  # its clock shows the whole factor
-    seconds *= pace.factor
-    crowd = sum(threads for host, threads in comm.gather_all([host_name(), threads]) if host == host_name())
-    clock = time.perf_counter if crowd <= cores else lambda: time.process_time() / threads
-    if dilation.on:
-        clock = dilation.clock
-    calls = [*map(timers.gemm, rows), timers.attention, timers.elements, timers.casts, timers.nothing]
+    latency, bandwidth, head_start = links(comm)
+    exchange, start, per_byte = _exchange(comm, exchanges)
+    every = comm.gather_all([who | {"head_start_bytes": head_start}, asdict(speeds), alone and asdict(alone), latency, bandwidth])
+    lone: dict[str, Any] = {}
+    for who, _, found, *_ in every:
+        if found is not None:
+            lone.setdefault(who["host"], found)
+    memory: dict[str, int] = {}
+    for who, *_ in every:
+        memory[who["host"]] = memory.get(who["host"], 0) + who["memory_bytes"]
+    nodes = []
+    for who, own, *_ in every:
+        one = _node(who | own)
+        if one.host in lone:
+            whole = {"threads": one.cores, "memory_bytes": memory[one.host]}
+            one = replace(one, alone=_node(who | whole | lone[one.host]))
+        nodes.append(one)
+    matrices = tuple(tuple(row) for *_, row, _ in every), tuple(tuple(row) for *_, row in every)
+    return ClusterProfile(tuple(nodes), *matrices, versions, shape, exchange, start, per_byte, Edges(**comm.from_root(asdict(edges))))
+
+
+def _node(facts: dict[str, Any]) -> NodeProfile:
+    named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    return NodeProfile(**named)
+
+
+def speeds_of(timers: Timers, rows: Sequence[int], positions: int, pace: Dilation, clock: Callable[[], float], begin: Callable[[], object],
+              seconds: float = 2.0) -> Speeds:
+    """Return how fast this rank computes, measured for about `seconds`, by `clock`.
+
+    `begin` is called before each kernel: ranks that compute beside each other wait there for each other, so that they see each other.
+    """
+    if pace.on:
+        pace = Dilation(min(pace.factor, LONGEST))  # its clock shows the whole factor
+        seconds *= pace.factor
+    shapes = [(count, min(length, positions)) for count, length in ATTENDED]
+    calls = [*map(timers.gemm, rows), *(timers.attention(*shape) for shape in shapes)]
+    calls += [timers.elements, timers.activations, timers.casts, timers.nothing]
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(PASSES):  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all of one's
         for call, found in zip(calls, times):
-            comm.barrier()
+            begin()
             _time(call, pace, seconds / PASSES / len(calls), clock, found)
-    *curve, attention, elements, casts, nothing = (sorted(found)[len(found) // 4] for found in times)
+    *curve, short, long, elements, activations, casts, nothing = (sorted(found)[len(found) // 4] for found in times)
+    mac, arrange = _attention((short, long), shapes, timers.hidden)
+    elements, activations, casts = (max(spent - nothing, 1e-9) / (timers.rows * timers.hidden) for spent in (elements, activations, casts))
     curve = _rising([taken / timers.weights for taken in curve])
-    attention /= timers.attention_macs
-    elements, casts = (max(spent - nothing, 1e-9) / timers.element_count for spent in (elements, casts))
-    latency, bandwidth, head_start = links(comm)
-    exchange, start, per_byte = _exchange(comm, exchanges)
-    node = [host_name(), cores, threads, memory, list(rows), curve, attention, elements, nothing, head_start, casts]
-    every = comm.gather_all([node, latency, bandwidth])
-    nodes = tuple(NodeProfile(n[0], n[1], n[2], n[3], tuple(n[4]), tuple(n[5]), *n[6:]) for n, _, _ in every)
-    matrices = tuple(tuple(row) for _, row, _ in every), tuple(tuple(row) for *_, row in every)
-    return ClusterProfile(nodes, *matrices, versions, shape, exchange, start, per_byte)
+    return Speeds(tuple(curve), mac, elements, nothing, casts, activations, arrange)
+
+
+def _attention(times: Sequence[float], shapes: Sequence[tuple[int, int]], hidden: int) -> tuple[float, float]:
+    """Return the seconds per multiply-add and per element of the input, of attention over `shapes` (requests, length) that took `times`."""
+    (macs, elements), (more, others) = ((2.0 * count * length * length * hidden, count * length * hidden) for count, length in shapes)
+    short, long = times
+    part = macs * others - more * elements
+    mac = (short * others - long * elements) / part if part else 0.0
+    if not 0 < mac * more < long:  # too short to tell apart
+        return long / more, 0.0
+    return mac, (long - mac * more) / others
 
 
 def _rising(curve: list[float]) -> list[float]:

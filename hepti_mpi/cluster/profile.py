@@ -11,7 +11,7 @@ from typing import Any
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
 
-FORMAT, FORMAT_VERSION = "hepti-profile", 3
+FORMAT, FORMAT_VERSION = "hepti-profile", 4
 EMULATION = "emulation"  # among the versions: the factors, where boards are emulated
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
@@ -24,11 +24,14 @@ class NodeProfile:
 
     `gemm_rows`, `gemm_seconds_per_weight`: the curve: seconds to multiply that many rows by one weight of a matrix.
     `attention_seconds_per_mac`: seconds per multiply-add of softmax(Q K^T) V.
-    `element_seconds`: seconds per element of a residual sum with LayerNorm, or of an activation.
+    `element_seconds`: seconds per element of a residual sum with LayerNorm.
+    `activation_seconds`: seconds per element of an activation with its bias.
+    `arrange_seconds`: seconds per element of its input that attention takes to lay requests out and back, and to begin.
     `cast_seconds`: seconds per element to make float16 of float32.
     `segment_seconds`: fixed cost of one session run.
     `memory_bytes`: what it can use for weights and activations.
     `head_start_bytes`: what passes its idle link at once, before the link's rate holds.
+    `alone`: the same rank when no other rank of its host computes: it has all cores, and all memory; None where it has them anyway.
     """
 
     host: str
@@ -42,6 +45,20 @@ class NodeProfile:
     segment_seconds: float
     head_start_bytes: float = 0.0
     cast_seconds: float = 1e-10
+    activation_seconds: float = 2e-9
+    arrange_seconds: float = 0.0
+    alone: "NodeProfile | None" = None
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What rank 0 takes for what lies around the layers, in seconds: for each element of the embedding, for each multiply-add of a
+    product there or in the head, for each request and for each batch."""
+
+    element: float = 0.0
+    mac: float = 0.0
+    request: float = 0.0
+    batch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,7 @@ class ClusterProfile:
     exchange_seconds: float
     start_seconds: float = 0.0
     start_seconds_per_byte: float = 0.0
+    edges: Edges = Edges()
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -82,6 +100,8 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
             node, gemm_seconds_per_weight=tuple(by * seconds for seconds in node.gemm_seconds_per_weight),
             attention_seconds_per_mac=by * node.attention_seconds_per_mac, element_seconds=by * node.element_seconds,
             cast_seconds=by * node.cast_seconds, segment_seconds=by * node.segment_seconds,
+            activation_seconds=by * node.activation_seconds, arrange_seconds=by * node.arrange_seconds,
+            alone=node.alone and slower(node.alone, by),
         )  # fmt: skip
 
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
@@ -110,15 +130,20 @@ def _part(profile: ClusterProfile, ranks: Sequence[int]) -> ClusterProfile:
     return replace(profile, nodes=nodes, latency_seconds=latency, bytes_per_second=bandwidth, versions=versions)
 
 
-def mismatch(profile: ClusterProfile, nodes: list[tuple[str, int, int]], versions: dict[str, str], shape: tuple[int, int]) -> str | None:
-    """Say why a saved profile does not describe these (host, cores, threads), versions and shape, or None when it does."""
+def mismatch(
+    profile: ClusterProfile, nodes: Sequence[tuple[str, int, int, int]], versions: dict[str, str], shape: tuple[int, int]
+) -> str | None:  # fmt: skip
+    """Say why a saved profile does not describe these (host, cores, threads, threads where no other rank of the host computes),
+    versions and shape, or None when it does."""
     if len(profile.nodes) != len(nodes):
         return f"it has {len(profile.nodes)} ranks, this job {len(nodes)}"
-    for rank, (node, (host, cores, threads)) in enumerate(zip(profile.nodes, nodes)):
+    for rank, (node, (host, cores, threads, alone)) in enumerate(zip(profile.nodes, nodes)):
         if node.host != host:
             return f"its rank {rank} is on {node.host}, here on {host}"
         if (node.cores, node.threads) != (cores, threads):
             return f"its rank {rank} has {node.threads} threads of {node.cores} cores, here {threads} of {cores}"
+        if (node.alone or node).threads != alone:
+            return f"its rank {rank} has {(node.alone or node).threads} threads when it computes alone on its host, here {alone}"
     for name in dict.fromkeys((*versions, EMULATION)):  # boards that were pretended are not those that are there
         if profile.versions.get(name) != versions.get(name):
             return f"it was measured with {name} {profile.versions.get(name)}, here {versions.get(name)}"
@@ -138,19 +163,7 @@ def load(path: Path) -> ClusterProfile:
 
 def from_json(data: dict[str, Any]) -> ClusterProfile:
     """Rebuild a profile. Raises KeyError, TypeError or ValueError when something is missing or not a positive number."""
-    nodes = []
-    for item in data["nodes"]:
-        curve = tuple(_seconds(v) for v in item["gemm_seconds_per_weight"])
-        rows = tuple(int(_between(v, 1, 1 << 30)) for v in item["gemm_rows"])
-        if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
-            raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
-        cores, threads, memory = (int(_between(item[key], 1, 1 << 62)) for key in ("cores", "threads", "memory_bytes"))
-        attention, element, segment, cast = (
-            _seconds(item[key]) for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds", "cast_seconds")
-        )
-        head_start = _between(item["head_start_bytes"], 0, 1 << 40)
-        speeds = (curve, attention, element, segment, head_start, cast)
-        nodes.append(NodeProfile(str(item["host"]), cores, threads, memory, rows, *speeds))
+    nodes = [_node(item) for item in data["nodes"]]
     links = {}
     if not nodes:
         raise ValueError("there are no nodes")
@@ -160,10 +173,29 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
             raise ValueError(f"{key} is not {len(nodes)} x {len(nodes)}")
     hidden, ffn = (int(_between(v, 1, 1 << 24)) for v in data["shape"])
     exchange, start, per_byte = (_between(data[key], 0, 1e6) for key in ("exchange_seconds", "start_seconds", "start_seconds_per_byte"))
+    edges = Edges(**{key: _between(data["edges"][key], 0, 1e6) for key in ("element", "mac", "request", "batch")})
     return ClusterProfile(
         tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), exchange_seconds=exchange, start_seconds=start,
-        start_seconds_per_byte=per_byte, **links,
+        start_seconds_per_byte=per_byte, edges=edges, **links,
     )  # fmt: skip
+
+
+def _node(item: dict[str, Any]) -> NodeProfile:
+    curve = tuple(_seconds(v) for v in item["gemm_seconds_per_weight"])
+    rows = tuple(int(_between(v, 1, 1 << 30)) for v in item["gemm_rows"])
+    if not rows or len(rows) != len(curve) or list(rows) != sorted(set(rows)) or rows[0] < 1:
+        raise ValueError("gemm_rows and gemm_seconds_per_weight do not form a curve")
+    cores, threads, memory = (int(_between(item[key], 1, 1 << 62)) for key in ("cores", "threads", "memory_bytes"))
+    attention, element, segment, cast, activation = (
+        _seconds(item[key])
+        for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds", "cast_seconds", "activation_seconds")
+    )
+    arrange, head_start = _between(item["arrange_seconds"], 0, 1e6), _between(item["head_start_bytes"], 0, 1 << 40)
+    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange)
+    alone = None if item["alone"] is None else _node(item["alone"])
+    if alone is not None and (alone.alone is not None or len(alone.gemm_rows) != len(rows)):
+        raise ValueError("what a rank can do alone is not of the same rows")
+    return NodeProfile(str(item["host"]), cores, threads, memory, rows, *speeds, alone)
 
 
 def _seconds(value: Any) -> float:

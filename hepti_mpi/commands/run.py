@@ -199,10 +199,10 @@ def _finish_nothing(store: Any, asked: Asked, tell: Any) -> None:
 
 
 def _show_plan(ready: Any) -> None:
-    from hepti_mpi.planning.planner import left_out
+    from hepti_mpi.planning.reasons import reasons
 
     SCREEN.draw(ready.plan)
     if ready.decision is not None:
-        for reason in (*left_out(ready.decision), *ready.decision.notes):
+        for reason in (*reasons(ready.decision), *ready.decision.notes):
             SCREEN.show(reason)
     SCREEN.show("")

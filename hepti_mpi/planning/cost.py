@@ -5,6 +5,7 @@ rank arrives and all leave together. With our own, each rank's blocks leave when
 before, and a Compute waits for what it reads only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Step, Sync, buffers, distributions, interface
 from hepti_mpi.planning.work import op_work
@@ -29,7 +31,8 @@ Walked = tuple[Step, tuple[str, ...], tuple[str, ...]]  # a step, what it reads 
 
 @dataclass(frozen=True)
 class Price:
-    """Predicted `seconds` of one request and, per rank of the job, how they divide; `bytes` on the wire in all."""
+    """Predicted `seconds` of one batch, from its input on rank 0 to its answers, and, per rank of the job, how those of the layers divide;
+    `bytes` on the wire in all."""
 
     seconds: float
     compute: np.ndarray
@@ -49,22 +52,26 @@ class Price:
 
 
 class Pricer:
-    """Prices programs for one model, cluster and request size. `attended`: rows that each row attends to."""
+    """Prices programs for one model, cluster and request size. `attended`: rows that each row attends to; `requests`: in the batch."""
 
-    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None = None, requests: int | None = None
+    ) -> None:  # fmt: skip
         self.spec, self.profile, self.rows = spec, profile, rows
         self.attended = rows if attended is None else attended
-        requests = max(1, round(rows / self.attended))  # of equal length
+        requests = requests or max(1, round(rows / self.attended))  # of equal length
         self.lengths = splits.even(rows, requests)
-        nodes = profile.nodes
+        nodes = [*profile.nodes, *(node.alone or node for node in profile.nodes)]  # as places() counts them
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
+        self.activation = np.array([node.activation_seconds for node in nodes])
+        self.arrange = np.array([node.arrange_seconds for node in nodes])
         self.cast = np.array([node.cast_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
         self.exchange, self.start, self.start_per_byte = profile.exchange_seconds, profile.start_seconds, profile.start_seconds_per_byte
         self.latency = np.array(profile.latency_seconds)
         with np.errstate(divide="ignore"):
-            self.seconds_per_byte = np.where(np.eye(len(nodes)) > 0, 0.0, 1.0 / np.array(profile.bytes_per_second))
+            self.seconds_per_byte = np.where(np.eye(len(profile.nodes)) > 0, 0.0, 1.0 / np.array(profile.bytes_per_second))
         hosts = np.array(profile.hosts)
         self.same_host = hosts[:, None] == hosts[None, :]
         with np.errstate(divide="ignore"):
@@ -72,9 +79,10 @@ class Pricer:
             self.near = 1 / np.where(self.same_host & (bandwidth > 0), bandwidth, np.inf).min(axis=1)  # within a host
             far = np.where(self.same_host, 0, bandwidth).max(axis=1)
             self.link = np.where(far > 0, 1 / np.maximum(far, 1e-9), 0.0)  # seconds per byte of the way out of its host
-        self.ahead = np.array([node.head_start_bytes for node in nodes]) * self.link  # seconds that an idle link is ahead
+        self.ahead = np.array([node.head_start_bytes for node in profile.nodes]) * self.link  # seconds that an idle link is ahead
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
+        self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
 
     def _curve(self, rows: tuple[int, ...], seconds: tuple[float, ...]) -> np.ndarray:
@@ -87,6 +95,11 @@ class Pricer:
         curve[0] = 0.0
         return np.maximum.accumulate(curve)
 
+    def places(self, active: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return where the speeds of `active` ranks are in this pricer's arrays: a rank that alone computes on its host has all of it."""
+        ranks = np.asarray(active)
+        return ranks + len(self.profile.nodes) * (self.same_host[np.ix_(ranks, ranks)].sum(axis=1) == 1)
+
     def crowding(self, active: tuple[int, ...]) -> np.ndarray:
         """Return, per rank, how many times longer it computes when `active` ranks do: a host with fewer cores than threads shares them.
 
@@ -96,19 +109,21 @@ class Pricer:
         if EMULATION in self.profile.versions:
             return np.ones(len(self.profile.nodes))
         wanted: dict[str, int] = {}
-        for rank in active:
+        for rank, place in zip(active, self.places(active)):
             node = self.profile.nodes[rank]
-            wanted[node.host] = wanted.get(node.host, 0) + node.threads
+            threads = node.alone.threads if node.alone is not None and place != rank else node.threads
+            wanted[node.host] = wanted.get(node.host, 0) + threads
         return np.array([max(1.0, wanted.get(node.host, 0) / node.cores) for node in self.profile.nodes])
 
-    def op_seconds(self, op: Op, rows: np.ndarray, plan: Plan, ranks: np.ndarray) -> np.ndarray:
-        """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run."""
+    def op_seconds(self, op: Op, rows: np.ndarray, plan: Plan, ranks: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run. `places`: of their speeds."""
+        at = ranks if places is None else places
         alone = len(ranks) == 1
         heads = np.array([self.spec.hidden]) if alone else np.array(plan.heads)[ranks] * self.spec.head_dim
         columns = np.array([self.spec.ffn]) if alone else np.array(plan.columns)[ranks]
         work = op_work(self.spec, op, rows, rows * self.attended, heads, columns)
-        spent = self.gemm[ranks, rows] * work.weights + self.attention[ranks] * work.attention
-        return spent + self.element[ranks] * work.elements + self.cast[ranks] * work.casts
+        spent = self.gemm[at, rows] * work.weights + self.attention[at] * work.attention + self.arrange[at] * work.arranged
+        return spent + self.element[at] * work.elements + self.activation[at] * work.activations + self.cast[at] * work.casts
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
@@ -128,6 +143,7 @@ class _Walk:
     def __init__(self, pricer: Pricer, steps: list[Walked], plan: Plan) -> None:
         self.pricer, self.steps, self.plan = pricer, steps, plan
         self.ranks = np.array(plan.active)
+        self.places = pricer.places(self.ranks)
         self.counts = np.array(plan.counts(pricer.lengths), dtype=np.int64)[:, self.ranks]
         if len(self.ranks) == 1:
             self.counts = np.array([[pricer.rows]])
@@ -161,7 +177,7 @@ class _Walk:
         spread = [np.zeros(size), np.zeros(size)]
         for target, values_of in zip(spread, (self.compute, self.wait)):
             target[self.ranks] = values_of
-        return Price(float(self.clock.max()), spread[0], spread[1], float(self.wire.max()), self.moved)
+        return Price(float(self.clock.max()) + self.pricer.edges, spread[0], spread[1], float(self.wire.max()), self.moved)
 
     def _compute(self, step: Compute, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         kinds = (step.distribution, step.tile, *(op.kind for op in step.ops))
@@ -169,8 +185,8 @@ class _Walk:
             tiles = self.counts if step.tile is None else self.counts[[min(step.tile, len(self.counts) - 1)]]
             rows = tiles.sum(axis=0) if step.distribution == "rows" else np.full(len(self.ranks), tiles.sum())
             pricer = self.pricer
-            needed = sum(pricer.op_seconds(op, rows, self.plan, self.ranks) for op in step.ops) * self.crowding
-            self.segments[kinds] = needed + pricer.segment[self.ranks] * (rows > 0)
+            needed = sum(pricer.op_seconds(op, rows, self.plan, self.ranks, self.places) for op in step.ops) * self.crowding
+            self.segments[kinds] = needed + pricer.segment[self.places] * (rows > 0)
         needed = self.segments[kinds]
         for name in reads:
             if name in self.ready:
@@ -209,11 +225,15 @@ class _Walk:
                 sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + blocks)
                 last = np.where(blocks > 0, sent, 0).max(axis=0)
                 first = np.where(blocks > 0, begin[:, None], np.inf).min(axis=0)
+                getting = np.isfinite(first)
+                if self.shared:  # what comes for a rank keeps the link of all of its host busy
+                    first = np.where(self.mates, first[None, :], np.inf).min(axis=1)
             else:  # too many ranks to tell blocks apart
                 last = np.full(len(self.ranks), self.up.max(where=out > 0, initial=0))
                 first = np.full(len(self.ranks), begin.min(where=out > 0, initial=np.inf))
+                getting = into > 0
             self.down = np.where(into > 0, np.maximum(first, self.down) + into, self.down)
-            done = np.where(into > 0, np.maximum(np.maximum(first, self.down - self.ahead), last) + self.pricer.exchange, 0)
+            done = np.where(getting, np.maximum(np.maximum(first, self.down - self.ahead), last) + self.pricer.exchange, 0)
         done = np.maximum(done, begin)
         self.wire += np.maximum(out, into)
         for name in writes:

@@ -6,7 +6,7 @@ of them get better is refine.py's business.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.planning.refine import Candidate, Refinement, before, order
-from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, subsets
+from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
@@ -71,7 +71,7 @@ class Decision:
     """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
 
     `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
-    `close`: plans of the same layouts that its climb led to as well, cut into tiles in another way.
+    `by_ranks`: seconds of the best for each number of ranks. `close`: what its climb led to as well, cut into tiles in another way.
     """
 
     chosen: Candidate
@@ -80,6 +80,7 @@ class Decision:
     notes: tuple[str, ...]
     with_rank: dict[int, float]
     close: tuple[Candidate, ...] = ()
+    by_ranks: dict[int, float] = field(default_factory=dict)
 
 
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
@@ -115,6 +116,8 @@ class _Search:
         self.largest, self.longest = request.largest or request.rows, request.longest or request.rows
         self.pricer = Pricer(spec, profile, request.rows, request.attended)
         self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
+        whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
+        self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
         self.attention_bytes = (4 * spec.hidden + 3) * spec.hidden * FLOAT
         self.mlp_bytes = (2 * spec.hidden + 1) * spec.ffn * FLOAT
         if request.mode == "mapped":  # evictable pages of a file do not count
@@ -158,9 +161,10 @@ class _Search:
             whole.update(one.plan for one in found[0])
             found.sort(key=lambda ones: order(ones[0]))
         (chosen, *close), *others = found
-        several = any(len(subset) > 1 for subset in self.subsets())  # on one rank all layouts are the same
+        several = any(len(subset) > 1 for subset in self.subsets())  # on one all layouts are the same
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]
-        return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close))
+        by_ranks = {len(ones[0].plan.active): ones[0].price.seconds for ones in reversed(found)}
+        return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
 
     def improved(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate, the promising ones improved, with what else it led to; soonest first."""
@@ -189,9 +193,14 @@ class _Search:
             yield tuple(rank for rank in everyone if self.request.shares[rank] > 0)
             return
         forced = self.request.strategy != "auto" or self.request.layout is not None
-        seconds = self.pricer.gemm[:, -1] * self.pricer.crowding(everyone)
+        seconds = self.pricer.gemm[: self.ranks, -1] * self.pricer.crowding(everyone)
         scarce = self.limits.min() < 2 * self.spec.layers * (self.attention_bytes + self.mlp_bytes)
-        yield from subsets(seconds, self.pricer.seconds_per_byte.max(axis=1), self.limits if scarce else None, 2 if forced else 1)
+        links, smallest = self.pricer.seconds_per_byte.max(axis=1), 2 if forced else 1
+        yield from subsets(seconds, links, self.limits if scarce else None, smallest)
+        at = self.pricer.places(lone := np.array(firsts(self.profile.hosts)))  # one rank of each host, with all of its cores
+        for subset in subsets(self.pricer.gemm[at, -1], links[lone], self.all_limits[at] if scarce else None, smallest):
+            if len(lone) < self.ranks > EVERY_SUBSET and len(subset) >= smallest:
+                yield tuple(int(rank) for rank in lone[list(subset)])
 
     def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
@@ -314,7 +323,7 @@ class _Search:
         widths = tuple(map(max, zip(*(self.program(one)[1] for one in plans))))
         every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
         values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
-        return self.limits[list(subset)] - self.norm_bytes - values
+        return self.all_limits[self.pricer.places(subset)] - self.norm_bytes - values
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Divide the rows so that the slowest rank is done soonest."""
@@ -326,11 +335,13 @@ class _Search:
         hidden = spec.hidden
         crowding = self.pricer.crowding(tuple(members))[members]
         weights = 4 * hidden * hidden * attention + 2 * hidden * spec.ffn * mlp
-        slope = self.pricer.element[members] * 2 * hidden + self.pricer.attention[members] * 2.0 * self.pricer.attended * hidden * attention
+        at = self.pricer.places(members)
+        per_row = self.pricer.attention[at] * 2.0 * self.pricer.attended + self.pricer.arrange[at]
+        slope = self.pricer.element[at] * 2 * hidden + self.pricer.activation[at] * spec.ffn * mlp + per_row * hidden * attention
         # sending its rows to the others is part of what a row costs a rank: K and V, or the block's input
         exchanged = FLOAT * hidden * (1 + attention)
         slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
-        table = (self.pricer.gemm[members] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
+        table = (self.pricer.gemm[at] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
         table[~allowed, 1:] = np.inf
         return fill(table, rows)
 
@@ -341,7 +352,8 @@ class _Search:
         spec, pricer, rows = self.spec, self.pricer, self.request.rows
         shares = None if self.request.shares is None else np.array(self.request.shares)[members]
         crowding = pricer.crowding(tuple(members))[members]
-        gemm = pricer.gemm[members, rows]
+        at = pricer.places(members)
+        gemm = pricer.gemm[at, rows]
         head_bytes = by_heads * self.attention_bytes / spec.heads
         column_bytes = by_columns * self.mlp_bytes / spec.ffn
         whole = by_heads * self.attention_bytes + by_columns * self.mlp_bytes
@@ -352,11 +364,12 @@ class _Search:
         for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
             if by_heads:
                 limit = np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads))
-                cost = (gemm * 4 * spec.hidden + pricer.attention[members] * 2.0 * rows * pricer.attended) * spec.head_dim * crowding
+                cost = (gemm * 4 * spec.hidden + (pricer.attention[at] * 2.0 * pricer.attended + pricer.arrange[at]) * rows)
+                cost = cost * spec.head_dim * crowding
                 heads = divide(cost, spec.heads, limit, shares)
             if heads is not None and by_columns:
                 limit = most(room - heads * head_bytes, column_bytes * granule, granules)
-                cost = (gemm * 2 * spec.hidden + pricer.element[members] * rows) * granule * crowding
+                cost = (gemm * 2 * spec.hidden + pricer.activation[at] * rows) * granule * crowding
                 units = divide(cost, granules, limit, shares)
                 columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
             if heads is not None and columns is not None:
@@ -366,12 +379,18 @@ class _Search:
     def eased(self, mapped: Candidate) -> Candidate:
         """Return the mapped candidate with weights packed on the ranks that have room for that."""
         needs = self.memory(mapped.plan)
-        modes = tuple("packed" if need <= limit else "mapped" for need, limit in zip(needs, self.limits))
+        modes = tuple("packed" if need <= limit else "mapped" for need, limit in zip(needs, self.limits_of(mapped.plan)))
         memory = tuple(need if mode == "packed" else own for need, own, mode in zip(needs, mapped.memory, modes))
         return replace(mapped, plan=replace(mapped.plan, weights_mode=modes), memory=memory)
 
     def fits(self, candidate: Candidate) -> bool:
-        return all(need <= limit for need, limit in zip(candidate.memory, self.limits))
+        return all(need <= limit for need, limit in zip(candidate.memory, self.limits_of(candidate.plan)))
+
+    def limits_of(self, plan: Plan) -> np.ndarray:
+        """Return the bytes of every rank: one that alone computes on its host has all of them."""
+        at = np.arange(self.ranks)
+        at[list(plan.active)] = self.pricer.places(plan.active)
+        return self.all_limits[at]
 
     def refusal(self) -> CapacityError:
         """Say which rank lacks how many bytes under the leanest plan that was allowed."""
@@ -399,16 +418,3 @@ class _Search:
             f"lacks {int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, {layers_need}{others}); "
             f"give more memory, add ranks, or {way}"
         )
-
-
-def left_out(decision: Decision) -> Iterable[str]:
-    """Yield, per rank without a part, why: what the best plan with it would have taken."""
-    plan = decision.chosen.plan
-    for rank in range(plan.ranks):
-        if rank in plan.active:
-            continue
-        if rank in decision.with_rank:
-            ratio = max(1.0, decision.with_rank[rank] / decision.chosen.price.seconds)  # which was priced more exactly
-            yield f"rank {rank} on {plan.hosts[rank]} is left out: the best plan with it takes {ratio:.2f} x as long"
-        else:
-            yield f"rank {rank} on {plan.hosts[rank]} is left out: no plan with it was allowed or fits"

@@ -1,6 +1,6 @@
 """Which sets of ranks are worth a plan. Pure: knows how fast, how well linked and how large ranks are, not what they would do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -32,3 +32,12 @@ def subsets(seconds: np.ndarray, link: np.ndarray, memory: np.ndarray | None, sm
     prefixes = (tuple(sorted(int(rank) for rank in order[:size])) for size in sizes for order in orders)
     alone = [(rank,) for rank in range(ranks)] if smallest == 1 and ranks <= MANY else []
     yield from dict.fromkeys([*prefixes, *alone])
+
+
+def firsts(hosts: Sequence[str]) -> list[int]:
+    """Return the first rank of each host; `hosts`: of every rank.
+
+    >>> firsts(["a", "a", "b"])
+    [0, 2]
+    """
+    return [hosts.index(host) for host in dict.fromkeys(hosts)]

@@ -14,12 +14,15 @@ MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project
 
 @dataclass(frozen=True)
 class OpWork:
-    """The work of one operation: `weights` of matrices by which each of its rows is multiplied, and `attention` multiply-adds,
-    `elements` of norms, residual sums and activations, `casts` of elements, of all rows. Numbers, or arrays of one per rank."""
+    """The work of one operation: `weights` of matrices by which each of its rows is multiplied, and, of all rows, `attention`
+    multiply-adds and the elements that it lays out (`arranged`), `elements` of norms and residual sums, `activations`, `casts`.
+    Numbers, or arrays of one per rank."""
 
     weights: Any = 0
     attention: Any = 0
+    arranged: Any = 0
     elements: Any = 0
+    activations: Any = 0
     casts: Any = 0
 
 
@@ -33,10 +36,10 @@ def op_work(spec: ModelSpec, op: Op, rows: Any, pairs: Any, heads: Any, columns:
     if op.kind in MATRICES_OF:
         return OpWork(weights=MATRICES_OF[op.kind] * hidden * width)
     if op.kind in ("mix", "mix_heads"):
-        return OpWork(attention=2.0 * pairs * width)
+        return OpWork(attention=2.0 * pairs * width, arranged=rows * width)
     if op.kind in ("mlp", "mlp_columns"):
         units = columns if op.kind == "mlp_columns" else spec.ffn
-        return OpWork(weights=2.0 * hidden * units, elements=rows * units)
+        return OpWork(weights=2.0 * hidden * units, activations=rows * units)
     if op.kind in CASTS:
         return OpWork(casts=rows * width * len(op.reads))
     return OpWork(elements=rows * hidden)  # norm, tail

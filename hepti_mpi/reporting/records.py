@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.planning.plan import Plan, kind_of
-from hepti_mpi.planning.planner import Decision, left_out
+from hepti_mpi.planning.planner import Decision
 from hepti_mpi.planning.program import OUTER, Program, Sync
+from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.refine import Candidate
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
@@ -162,7 +163,7 @@ def decision_lines(decision: Decision) -> str:
     head = ("candidate", "ranks", "ms", "compute", "wire", "waiting", "on the wire", "memory of the fullest rank", "")
     lines = [table(head, rows)]
     lines += [f"{kind}: fits on no set of these ranks" for kind in decision.unfit]
-    return "\n".join([*lines, *left_out(decision), *decision.notes])
+    return "\n".join([*lines, *reasons(decision), *decision.notes])
 
 
 def decision_document(decision: Decision) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def decision_document(decision: Decision) -> dict[str, Any]:
             for item in (decision.chosen, *decision.others)
         ],
         "unfit": list(decision.unfit),
-        "remarks": [*left_out(decision), *decision.notes],
+        "remarks": [*reasons(decision), *decision.notes],
     }  # fmt: skip
 
 

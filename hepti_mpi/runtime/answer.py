@@ -141,7 +141,7 @@ def answer(
     outcome.seconds = world.gather_matrix(course.last_steps())
     facts = {
         "host": host_name(),
-        "threads": ready.machine.threads,
+        "threads": course.ready.engine.threads,
         "emulated_factor": ready.machine.dilation.factor if ready.machine.dilation.on else None,
         "weight_bytes": course.ready.engine.weight_bytes,
         "peak_resident_bytes": peak_resident_bytes(),

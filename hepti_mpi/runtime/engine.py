@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hepti_mpi.cluster.emulation import Dilation
-from hepti_mpi.comm.exchange import Exchanges
-from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import program as programs
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
 from hepti_mpi.runtime import graphs
+from hepti_mpi.runtime.machine import Machine
 from hepti_mpi.runtime.packing import Packing, pack
 from hepti_mpi.runtime.routes import TAGS, Route, Router, Rows
 from hepti_mpi.shards.slicing import Slicer, layer_slices
@@ -43,15 +41,15 @@ class _Geometry:
 class Engine:
     """The layers of one model on one rank of a plan."""
 
-    def __init__(
-        self, world: Comm, exchanges: Exchanges, dilation: Dilation, spec: ModelSpec, plan: Plan, program: Program,
-        segments: graphs.Segments,
-    ) -> None:  # fmt: skip
+    def __init__(self, machine: Machine, spec: ModelSpec, plan: Plan, program: Program, segments: graphs.Segments) -> None:
         """Build sessions and communicators. Collective; every rank of the job calls it, also those the plan leaves out."""
+        world = machine.world
         self.spec, self.plan, self.program, self.rank = spec, plan, program, world.rank
-        self.exchanges, self.dilation = exchanges, dilation
+        self.exchanges, self.dilation, self.cores = machine.exchanges, machine.dilation, machine.cores
         self.active = plan.active
         self.is_active = world.rank in self.active
+        self.alone = self.cores.has_host(self.active)  # then it has the cores of the ranks that rest
+        self.threads = self.cores.use(self.alone)
         self.takes_part = self.is_active or world.rank == 0  # the root has the input and wants the result
         self.in_order = plan.collectives == "mpi"
         self.layers = world.subset(self.active) if self.in_order else None  # those who compute
@@ -61,7 +59,7 @@ class Engine:
             slicer = Slicer(spec, plan, world.rank)
             for place, step in enumerate(program):
                 if isinstance(step, Compute):
-                    self.segments[place] = segments.get(step, slicer, plan.weights_mode[world.rank])
+                    self.segments[place] = segments.get(step, slicer, plan.weights_mode[world.rank], self.threads)
         self.weight_bytes = sum(piece.bytes for piece in layer_slices(spec, plan, program, world.rank))
         self.values, self.numbers = programs.distributions(program), programs.buffers(program)
         self.interfaces = [programs.interface(self.values, step) for step in program]
@@ -85,6 +83,7 @@ class Engine:
         if not self.takes_part:
             return None
         geometry = self._geometry(tuple(lengths))
+        self.cores.use(self.alone)
         self.dilation.refresh()
         if embedded is not None:
             np.copyto(geometry.values[EMBEDDED], embedded)

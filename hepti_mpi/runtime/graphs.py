@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from hepti_mpi.cluster.probe import Timers
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.program import HALF, WEIGHTLESS, Compute, Op
+from hepti_mpi.runtime.packing import pack
 from hepti_mpi.shards.slicing import Slice, Slicer
 from hepti_mpi.shards.store import Region, Store
 
@@ -32,24 +33,26 @@ ELEMENT = {
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.int32): TensorProto.INT32,
 }
-_configured: list[int] = []
+_configured: list[tuple[int, bool]] = []
 
 
-def configure(threads: int) -> None:
-    """Give all sessions of this process one thread pool of `threads` and one allocator. Call once, before the first session.
+def configure(threads: int, one_pool: bool = True) -> None:
+    """Give all sessions of this process one allocator and, with `one_pool`, one thread pool of `threads`: it cannot be changed any more.
+    Else each session has threads of its own, as many as it is made with. Call once, before the first session.
 
     Without the shared allocator each of some fifty sessions keeps an arena for intermediate values.
     """
     if _configured:
-        if _configured[0] != threads:
-            raise ValueError(f"this process already runs ONNX Runtime with {_configured[0]} threads")
+        if _configured[0] != (threads, one_pool):
+            raise ValueError(f"this process already runs ONNX Runtime with {_configured[0][0]} threads")
         return
     onnxruntime.set_default_logger_severity(4)
-    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    if one_pool:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
     memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
     arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, not a power of two
     onnxruntime.create_and_register_allocator(memory, arena)
-    _configured.append(threads)
+    _configured.append((threads, one_pool))
 
 
 def versions() -> dict[str, str]:
@@ -126,6 +129,25 @@ class _Graph:
         return name
 
 
+def attend(graph: _Graph, q: str, k: str, v: str, heads: int, output: str) -> None:  # [r, w], [n, w], [n, w] -> [r, w]
+    """Write attention among packed requests: their rows are laid out as [requests, longest] and back."""
+    width = heads * graph.spec.head_dim
+    batch = [graph.node("Gather", [value, graph.index(index)]) for value, index in ((q, "q_index"), (k, "kv_index"), (v, "kv_index"))]
+    inputs = [*batch, "", graph.index("kv_lengths")]
+    mixed = graph.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=heads)  # [requests, q, w]
+    flat = graph.node("Reshape", [mixed, graph.constant(f"flat_{width}", np.array([-1, width], np.int64))])
+    graph.node("Gather", [flat, graph.index("unpad")], [output])
+
+
+def activate(graph: _Graph, x: str, bias: str | None, output: str | None = None) -> str:  # [r, w], [w] -> [r, w]
+    """Write the activation of the model, with a bias unless it is a plain one; return what it is called."""
+    outputs = [output] if output else None
+    if graph.spec.activation == "relu":
+        return graph.node("Relu", [x], outputs)
+    kind = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}[graph.spec.activation]
+    return graph.node(kind, [x] if bias is None else [x, bias], outputs, domain=MICROSOFT)
+
+
 class _Writer:
     """Writes the operations of one Compute as nodes, with the weights that the rank's slicer names."""
 
@@ -164,16 +186,11 @@ class _Writer:
         self.graph.node("LayerNormalization", inputs, [y], epsilon=self.spec.norm_eps, axis=-1)
 
     def attention(self, q: str, k: str, v: str, heads: int, output: str) -> None:  # [r, w], [n, w], [n, w] -> [r, w]
-        graph, width = self.graph, heads * self.spec.head_dim
+        graph = self.graph
         if self.plain:  # [1, r, w] all along
             graph.node("MultiHeadAttention", [q, k, v], [output], MICROSOFT, num_heads=heads)
             return
-        batch = [graph.node("Gather", [value, graph.index(index)]) for value, index in ((q, "q_index"), (k, "kv_index"), (v, "kv_index"))]
-        inputs = [*batch, "", graph.index("kv_lengths")]
-        mixed = graph.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=heads)  # [requests, q, w]
-        shape = graph.constant(f"flat_{width}", np.array([-1, width], np.int64))
-        flat = graph.node("Reshape", [mixed, shape])
-        graph.node("Gather", [flat, graph.index("unpad")], [output])
+        attend(graph, q, k, v, heads, output)
 
     def project(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> q, k, v [r, w]
         for m, output in zip(op.kind.removeprefix("project_") if op.kind in ("project_q", "project_kv") else "qkv", op.writes):
@@ -206,14 +223,11 @@ class _Writer:
     single_heads = single
 
     def mlp_columns(self, op: Op, w: dict[str, Slice]) -> None:  # y [r, h] -> p [r, h]
-        graph, activation = self.graph, self.spec.activation
-        up = self.linear(op.reads[0], w["up.weight"], w["up.bias"] if activation == "relu" else None)  # [r, columns]
-        if activation == "relu":
-            mixed = graph.node("Relu", [up])
-        else:
-            kind = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}[activation]
-            mixed = graph.node(kind, [up, self.vector(w["up.bias"])], domain=MICROSOFT)
-        graph.node("Gemm", [mixed, self.matrix(w["down.weight"])], op.writes)
+        bias = w["up.bias"]
+        relu = self.spec.activation == "relu"
+        up = self.linear(op.reads[0], w["up.weight"], bias if relu else None)  # [r, columns]
+        mixed = activate(self.graph, up, None if relu else self.vector(bias))
+        self.graph.node("Gemm", [mixed, self.matrix(w["down.weight"])], op.writes)
 
     mlp = mlp_columns
 
@@ -225,17 +239,17 @@ class Segments:
         self.spec, self.store = spec, store
         self.made: WeakValueDictionary[tuple[object, ...], Segment] = WeakValueDictionary()  # as long as an engine uses it
 
-    def get(self, compute: Compute, slicer: Slicer, mode: str) -> Segment:
+    def get(self, compute: Compute, slicer: Slicer, mode: str, threads: int) -> Segment:
         pieces = tuple((slicer.takes_part(op, compute.distribution), *slicer.op(op, compute.distribution).values()) for op in compute.ops)
         heads = slicer.heads if any(op.kind.endswith("_heads") for op in compute.ops) else 0
-        key = (compute.ops, compute.reads, compute.writes, compute.distribution, heads, pieces, mode)
+        key = (compute.ops, compute.reads, compute.writes, compute.distribution, heads, pieces, mode, threads)
         segment = self.made.get(key)
         if segment is None:
-            segment = self.made[key] = build(self.spec, compute, self.store, slicer, mode)
+            segment = self.made[key] = build(self.spec, compute, self.store, slicer, mode, threads)
         return segment
 
 
-def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode: str) -> Segment:
+def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode: str, threads: int) -> Segment:
     """Return the session of one Compute for the rank of `slicer`. `mode`: "packed" copies weights into the kernels' own
     order, "mapped" leaves them in the file's pages, which the kernel may evict."""
     writer = _Writer(spec, store, slicer, compute.distribution)
@@ -253,8 +267,8 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
         simple = _Writer(spec, store, slicer, compute.distribution, plain=True)
         for op in compute.ops:
             simple.write(op)
-        plain = _session(_proto(simple.graph, inputs, outputs, 3), store.path.parent, mode)
-    session = _session(_proto(writer.graph, inputs, outputs, 2), store.path.parent, mode)
+        plain = _session(_proto(simple.graph, inputs, outputs, 3), store.path.parent, mode, threads)
+    session = _session(_proto(writer.graph, inputs, outputs, 2), store.path.parent, mode, threads)
     return Segment(session, (*inputs, *writer.graph.indexes), outputs, zeros, plain)
 
 
@@ -268,11 +282,14 @@ def _proto(graph: _Graph, inputs: Sequence[str], outputs: Sequence[str], dims: i
     return helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
 
 
-def _session(graph: onnx.GraphProto, folder: Path, mode: str) -> onnxruntime.InferenceSession:
+def _session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
+    options.use_per_session_threads = not (_configured and _configured[0][1])
+    if options.use_per_session_threads:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # between two runs other sessions want the cores
     options.enable_mem_pattern = False  # it keeps a block per shape that was seen
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -282,9 +299,9 @@ def _session(graph: onnx.GraphProto, folder: Path, mode: str) -> onnxruntime.Inf
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def timers(spec: ModelSpec) -> Timers:
+def timers(spec: ModelSpec, threads: int) -> Timers:
     """Return the kernels that the cluster's probe times, at the shapes of `spec`: chains of MLP products that are larger than
-    most caches, as the layers of a model are, one attention, and one LayerNorm with residual."""
+    most caches, as the layers of a model are, attention among packed requests, one LayerNorm with residual, and one activation."""
     hidden, columns = spec.hidden, -(-spec.ffn // 2)
     blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
     tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
@@ -293,33 +310,41 @@ def timers(spec: ModelSpec) -> Timers:
         first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # of equal weights only one copy would be kept
         up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
         value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
-    gemm = _probe(chain, {"x": [None, hidden]})
+    gemm = _probe(chain, ["x"], threads)
     mixing = _Graph(spec)
-    mixing.node("MultiHeadAttention", ["q", "k", "v"], ["y"], MICROSOFT, num_heads=spec.heads)
-    attention = _probe(mixing, {name: [1, None, hidden] for name in "qkv"})
+    attend(mixing, "q", "k", "v", spec.heads, "y")
+    attention = _probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
     norm = _Graph(spec)
     one = norm.constant("one", np.ones(hidden, np.float32))
     norm.node("LayerNormalization", [norm.node("Add", ["x", norm.node("Add", ["p", one])]), one, one], ["y"], axis=-1)
-    elements = _probe(norm, {"x": [None, hidden], "p": [None, hidden]})
+    elements = _probe(norm, ["x", "p"], threads)
+    turning = _Graph(spec)
+    activate(turning, "x", turning.constant("one", np.ones(hidden, np.float32)), "y")
+    activations = _probe(turning, ["x"], threads)
     casting = _Graph(spec)
     casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
-    casts = _probe(casting, {"x": [None, hidden]}, TensorProto.FLOAT16)
+    casts = _probe(casting, ["x"], threads, TensorProto.FLOAT16)
     rows = min(128, spec.positions)
     some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
-    batch = some[rows][None]
 
     def of_rows(count: int) -> Callable[[], None]:
         feed = {"x": np.resize(tile, (count, hidden))}
         return lambda: gemm.run(None, feed)
 
+    def of_requests(count: int, length: int) -> Callable[[], None]:
+        values = np.resize(tile, (count * length, hidden))
+        feed = {"q": values, "k": values, "v": values, **vars(pack([length] * count, 0, count * length))}
+        return _bound(attention, feed, np.empty_like(values))
+
     return Timers(
         gemm=of_rows,
         weights=2 * hidden * columns * blocks,
-        attention=lambda: attention.run(None, {"q": batch, "k": batch, "v": batch}),
-        attention_macs=2 * rows * rows * hidden,
+        attention=of_requests,
         elements=_bound(elements, {"x": some[rows], "p": some[rows]}, np.empty((rows, hidden), np.float32)),
+        activations=_bound(activations, {"x": some[rows]}, np.empty((rows, hidden), np.float32)),
         casts=_bound(casts, {"x": some[rows]}, np.empty((rows, hidden), np.float16)),
-        element_count=rows * hidden,
+        rows=rows,
+        hidden=hidden,
         nothing=_bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
     )
 
@@ -339,7 +364,8 @@ def _bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]
     return run
 
 
-def _probe(graph: _Graph, inputs: dict[str, list[int | None]], kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+def _probe(graph: _Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
+    infos = [helper.make_tensor_value_info(name, INDEXES.get(name, TensorProto.FLOAT), None) for name in inputs]
     result = helper.make_tensor_value_info("y", kind, None)
-    return _session(helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values())), Path("."), "packed")
+    made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
+    return _session(made, Path("."), "packed", threads)

@@ -92,7 +92,7 @@ def load(
     with together(world):
         store.verify(rank_slices(store.spec, plan, world.rank))
     segments = segments or graphs.Segments(store.spec, store)
-    engine = Engine(world, machine.exchanges, machine.dilation, store.spec, plan, program, segments)
+    engine = Engine(machine, store.spec, plan, program, segments)
     engine.warm_up()
     world.barrier()
     startup = startup | {"load": time.perf_counter() - begin}
@@ -143,7 +143,7 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool =
     wanted = sum(piece.bytes for piece in rank_slices(spec, plan, machine.world.rank))
     if make_room and probe.usable_memory(1) < ROOM * wanted:
         ready.engine.segments.clear()
-    engine = Engine(machine.world, machine.exchanges, machine.dilation, spec, plan, program, ready.segments)
+    engine = Engine(machine, spec, plan, program, ready.segments)
     return replace(ready, plan=plan, program=program, engine=engine, decision=decision)
 
 

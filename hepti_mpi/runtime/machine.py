@@ -21,9 +21,9 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.runtime import graphs
+from hepti_mpi.runtime import graphs, measuring
+from hepti_mpi.runtime.cores import Cores
 
-PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 Say = Callable[[str], None]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,11 +31,10 @@ R = TypeVar("R")
 
 @dataclass
 class Machine:
-    """This rank's place: `cores` of its host and the `threads` it computes with, how it exchanges, and the board it pretends to be."""
+    """This rank's place: the `cores` of its host and how many it computes with, how it exchanges, and the board it pretends to be."""
 
     world: Comm
-    cores: int
-    threads: int
+    cores: Cores
     exchanges: Exchanges
     dilation: Dilation
     factors: list[float]  # of all ranks when the job began; 1 where nothing is emulated
@@ -77,22 +76,26 @@ def start(threads: int | None, emulate: Sequence[float] | None = None, deadline:
         dilations.append(Dilation(None if emulate is None else emulate[world.rank]))
     dilation = dilations[0]
     threads = threads or (1 if dilation.on else None)
-    cores, own = probe.widen_affinity(world, divide=threads is None)
+    whole, part, own = probe.widen_affinity(world, divide=threads is None)
     with together(world):
-        if threads is not None and threads > cores:
-            raise PlanError(f"--threads {threads} is more than the {cores} cores of {host_name()}")
+        if threads is not None and threads > len(whole):
+            raise PlanError(f"--threads {threads} is more than the {len(whole)} cores of {host_name()}")
         if dilation.on and threads != 1:
             raise PlanError(f"--threads {threads} cannot be emulated on another board: its CPU time is told from one thread only")
-    return machine_of(world, cores, threads or own, dilation)
+    hosts = world.gather_all(host_name())
+    alone = threads or own  # who sets the threads means them
+    if threads is None and hosts.count(host_name()) > 1 and probe.may_use(whole):
+        alone = len(whole)
+    return machine_of(world, Cores(world.rank, hosts, part, whole, threads or own, alone), dilation)
 
 
-def machine_of(world: Comm, cores: int, threads: int, dilation: Dilation) -> Machine:
-    """Configure this process to compute with `threads` and to wait as suits the host. Collective."""
-    graphs.configure(threads)
-    crowd = sum(wanted for host, wanted in world.gather_all([host_name(), threads]) if host == host_name())
+def machine_of(world: Comm, cores: Cores, dilation: Dilation) -> Machine:
+    """Configure this process to compute with its threads and to wait as suits the host. Collective."""
+    graphs.configure(cores.threads, one_pool=not cores.two_ways)
+    crowd = sum(wanted for host, wanted in world.gather_all([host_name(), cores.threads]) if host == host_name())
     world.polite = dilation.on
-    exchanges = Exchanges(world, "sleep" if dilation.on else "yield" if crowd > cores else "spin")
-    return Machine(world, cores, threads, exchanges, dilation, world.gather_all(dilation.factor))
+    exchanges = Exchanges(world, "sleep" if dilation.on else "yield" if crowd > len(cores.whole) else "spin")
+    return Machine(world, cores, exchanges, dilation, world.gather_all(dilation.factor))
 
 
 def versions(machine: Machine) -> dict[str, str]:
@@ -111,11 +114,12 @@ def measured_profile(
     `known`: on rank 0, one that was measured just before, of these hosts and maybe more.
     """
     world = machine.world
-    nodes = [(host, cores, threads) for host, cores, threads in world.gather_all([host_name(), machine.cores, machine.threads])]
+    cores = machine.cores
+    nodes = [tuple(own) for own in world.gather_all([host_name(), len(cores.whole), cores.threads, cores.alone_threads])]
     shape = (spec.hidden, spec.ffn)
     saved: list[ClusterProfile | None] = [None]
     with together(world):
-        part = profiles.of_hosts(known, [host for host, _, _ in nodes]) if known is not None else None
+        part = profiles.of_hosts(known, [host for host, *_ in nodes]) if known is not None else None
         if part is not None and profiles.mismatch(part, nodes, versions(machine), shape) is None:
             saved[0] = part
         elif world.rank == 0 and path is not None and not fresh and (path.exists() or required):
@@ -124,13 +128,7 @@ def measured_profile(
     if content is not None:
         return profiles.from_json(content)
     say(f"measuring {world.size} rank{'s' * (world.size > 1)}, which takes a few seconds")
-    mates = sum(host == host_name() for host, _, _ in nodes)
-    rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
-    timers = graphs.timers(spec)
-    profile = probe.measure(
-        world, machine.exchanges, machine.dilation, timers, rows, machine.cores, machine.threads, probe.usable_memory(mates),
-        versions(machine), shape,
-    )  # fmt: skip
+    profile = measuring.measured(world, machine.exchanges, machine.dilation, cores, spec, versions(machine))
     if world.rank == 0 and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +139,7 @@ def measured_profile(
 
 
 def _usable(
-    path: Path, nodes: list[tuple[str, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
+    path: Path, nodes: list[tuple[str, int, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
 ) -> ClusterProfile | None:  # fmt: skip
     try:
         profile = profiles.load(path)

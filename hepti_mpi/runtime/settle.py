@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hepti_mpi.cluster.profile import ClusterProfile, scaled
+from hepti_mpi.cluster.profile import ClusterProfile, Edges, scaled
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import plan as plans
 from hepti_mpi.planning import planner
@@ -27,6 +27,7 @@ from hepti_mpi.shards.slicing import rank_slices
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
 FINALISTS = 3  # which answer as often again
+LONE = 2.0  # times its price that one rank alone may have: what many ranks on few cores take is the least certain
 CLOSE = 1.06  # times the price of the chosen plan that another kind of plan may have
 MOST_LATE = 0.003  # seconds that an exchange may seem to take; more is a disturbance
 TRUST = 0.25  # of a rank's speed that one round may take away or add
@@ -64,12 +65,13 @@ def settle(
     """Return what answered soonest of the chosen plan, those that promise nearly as much, and what the measured speeds suggest.
     Collective; `decision` is rank 0's.
     """
-    world = machine.world
+    world, edges = machine.world, profile.edges
+    profile = replace(profile, edges=Edges())  # what is asked here is without
 
     def opened(plan: Plan) -> Trial:
         program = make_program(spec, plan)
         fetch(machine, segments.store, rank_slices(spec, plan, world.rank))
-        return Trial(plan, Engine(world, machine.exchanges, machine.dilation, spec, plan, program, segments))
+        return Trial(plan, Engine(machine, spec, plan, program, segments))
 
     documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
     trials = [opened(plans.from_json(document)) for document in documents]
@@ -98,7 +100,7 @@ def settle(
     best = min(finalists, key=lambda trial: trial.typical)
     for trial in trials:
         trial.engine.close()
-    profile = learned(pricer, spec, best)
+    profile = replace(learned(pricer, spec, best), edges=edges)
     price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
 
@@ -110,8 +112,10 @@ def promising(decision: Decision, profile: ClusterProfile, request: Request) -> 
     if chosen.plan.wire != "float32":  # converting can cost more than it saves
         plans.append(replace(chosen.plan, wire="float32"))
     left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
-    others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds]
-    for other in (*decision.close, *others[:FINALISTS]):
+    others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds][:FINALISTS]
+    lone = [other for other in decision.others if other not in others and len(other.plan.active) == 1]
+    lone = [other for other in lone if other.price.seconds <= LONE * chosen.price.seconds and profile.nodes[other.plan.active[0]].alone]
+    for other in (*decision.close, *others, *lone):
         if (left >= other.memory).all():
             left = left - other.memory
             plans.append(other.plan)

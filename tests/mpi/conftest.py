@@ -1,5 +1,6 @@
 """Run pytest in lockstep on every rank: rank 0 reports; a failure on any rank ends all of them, since the others would hang."""
 
+import os
 import sys
 import tempfile
 import traceback
@@ -10,10 +11,13 @@ import pytest
 from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.comm.launcher import abort_all, host_name
 from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.runtime.cores import Cores
 from hepti_mpi.runtime.machine import Machine, machine_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
 WORLD = Comm.world()
+HERE = sorted(os.sched_getaffinity(0))
+CORES = Cores(WORLD.rank, WORLD.gather_all(host_name()), HERE, HERE, threads=1, alone_threads=2 if WORLD.size > 1 else 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,7 +41,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    return machine_of(WORLD, cores=1, threads=1, dilation=Dilation())
+    return machine_of(WORLD, CORES, Dilation())
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,69 @@
+"""Ranks that share a host: one of them may have all its cores, the others rest; measured, chosen and right."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_answers import opened
+
+from hepti_mpi.cluster.profile import scaled
+from hepti_mpi.planning.planner import Request
+from hepti_mpi.runtime import job
+from hepti_mpi.runtime.machine import measured_profile
+from hepti_mpi.runtime.settle import settle
+
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def measured(machine, folder):
+    store = opened(folder, "tiny-bert", machine.world.rank, machine.world)
+    return store, measured_profile(machine, store.spec, None, True, False, lambda _: None)
+
+
+def faster_alone(profile, times):
+    """The profile where a rank that has its host is so many times as fast as one beside others."""
+    nodes = [replace(node, alone=node.alone and replace(node, threads=node.alone.threads, alone=None)) for node in profile.nodes]
+    alone = [scaled(replace(profile, nodes=(node.alone or node,)), [1 / times]).nodes[0] for node in nodes]
+    return replace(profile, nodes=tuple(replace(node, alone=node.alone and one) for node, one in zip(nodes, alone)))
+
+
+def test_it_is_measured(machine, measured):
+    _, profile = measured
+    for node in profile.nodes:
+        assert (node.alone is not None) == (machine.world.size > 1)
+        assert node.alone is None or (node.alone.threads, node.alone.host) == (2, node.host)
+    assert min(profile.edges.element, profile.edges.mac) > 0 <= profile.edges.batch
+    assert len({str(other) for other in machine.world.gather_all(profile.to_json())}) == 1
+
+
+def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
+    store, profile = measured
+    request = Request(ROWS, mode="packed")
+    plan, decision = job.decide(machine, store, faster_alone(profile, 50), "hepti", request)
+    ready = job.load(machine, store, plan, decision, {})
+    assert plan.active == (0,)
+    alone = machine.world.size > 1
+    assert machine.world.gather_all(ready.engine.threads) == [1 + alone, *[1] * (machine.world.size - 1)]
+    values = np.random.default_rng(3).standard_normal((ROWS, store.spec.hidden), np.float32)
+    got = ready.engine.run((ROWS,), values if machine.world.rank == 0 else None)
+    assert os.sched_getaffinity(0) == set(machine.cores.whole)
+    beside = replace(plan, layers=(("rows", "rows"),) * store.spec.layers, heads=(0,) * plan.ranks, columns=(0,) * plan.ranks,
+                     rows=tuple(ROWS // plan.ranks + (rank < ROWS % plan.ranks) for rank in range(plan.ranks)))  # fmt: skip
+    other = job.load(machine, store, beside, None, {})
+    assert set(machine.world.gather_all(other.engine.threads)) == {1}
+    expected = other.engine.run((ROWS,), values if machine.world.rank == 0 else None)
+    machine.world.barrier()
+    if got is not None:
+        assert np.abs(got - expected).max() < 1e-4
+
+
+def test_it_is_tried_when_the_ranks_settle(machine, measured):
+    store, profile = measured
+    request = Request(ROWS, mode="packed")
+    near = faster_alone(profile, 1.0)
+    plan, decision = job.decide(machine, store, near, "hepti", request)
+    ready = job.load(machine, store, plan, decision, {})
+    settled = settle(machine, store.spec, store.source_hash, ready.segments, near, request, decision)
+    assert len(set(machine.world.gather_all(settled.plan.hash))) == 1 and settled.profile.edges == profile.edges
