@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.console import put_out
+from hepti_mpi.console import SCREEN, put_out
 
 if TYPE_CHECKING:
     from hepti_mpi.reporting.outputs import Tally
@@ -66,13 +66,16 @@ class Asked:
         from hepti_mpi.comm.launcher import standard_input
         from hepti_mpi.models.inputs import Reading
         from hepti_mpi.models.preprocess import left_out, read_requests
+        from hepti_mpi.reporting import finished as outcomes
         from hepti_mpi.reporting import outputs
         from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
         from hepti_mpi.runtime import progress
 
         self.store, self.question, output = store, question, question.output
+        self.already: Any = None  # the finished output, where there is one to be resumed
         if output is not None and state is None:
             outputs.check_path(output)
+            self.already = outcomes.nothing_left(output, question.resume, SCREEN.say)
         reading = Reading(question.field, question.pair, question.strict)
         stdin = standard_input() if question.source == "-" else None
         self.every = read_requests(store.spec, store.files, question.source, stdin, reading)
@@ -81,13 +84,19 @@ class Asked:
         self.journal: Any = None
         head: dict[str, Any] = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(self.every)}
         head |= {"hidden": True} if question.hidden else {}
+        self.head = {"requests": len(self.every), **head}
         if state is not None:
             progress.tell("begin", requests=len(self.every), head=head, refused=list(self.refused.items()))
             self.journal = progress.Reported(state)
+        elif self.already is not None:
+            self.already.check(self.head, [request.given["input"] for request in self.every])
         elif output is not None and question.repeat == 1:
+            if question.resume:
+                outcomes.check_not_less(output, len(self.every))
             self.journal = Journal(journal_path(output), head, len(self.every), question.resume)
         finished = self.journal.finished if self.journal is not None else {}
-        self.places = [place for place in range(len(self.every)) if place not in finished and place not in self.refused]
+        asked = range(0 if self.already is not None else len(self.every))
+        self.places = [place for place in asked if place not in finished and place not in self.refused]
         self.left = [self.every[place] for place in self.places]
 
     def note(self, part: Sequence[int], results: Sequence[dict[str, Any]], seconds: float) -> None:
@@ -105,10 +114,12 @@ class Asked:
 
         if isinstance(self.journal, Reported):
             return None
+        if self.already is not None:
+            return self.already.tally
         answered = self.journal.finished if self.journal is not None else dict(zip(self.places, self._finished(self.left, results)))
         whole = self.refused | answered
         finished = [whole[place] for place in range(len(self.every))]
-        put_out(self.question.output, finished)
+        put_out(self.question.output, finished, self.head)
         if self.journal is not None:
             self.journal.remove()
         return Tally.of(finished)

@@ -8,9 +8,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,12 +199,13 @@ def say(machine: "Machine") -> Callable[[str], None]:
     return SCREEN.say if machine.world.rank == 0 else lambda sentence: None
 
 
-def put_out(output: Path | None, finished: Sequence[dict[str, Any]]) -> None:
-    """Write the answers to all requests (outputs.Finished) to `output`, or print them. Raises InputError."""
+def put_out(output: Path | None, finished: Sequence[dict[str, Any]], head: Mapping[str, Any]) -> None:
+    """Write the answers to all requests (outputs.Finished) of the run of `head` to `output`, or print them. Raises InputError."""
     from hepti_mpi.reporting import outputs
+    from hepti_mpi.reporting.finished import sign
 
     if output is not None:
-        outputs.write_finished(output, finished)
+        outputs.write_finished(output, finished, partial(sign, head=head, tally=outputs.Tally.of(finished)))
     else:
         SCREEN.answers([item["answer"] for item in finished])
 

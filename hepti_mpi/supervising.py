@@ -80,6 +80,7 @@ class Kept:
         """Raises: InputError when the output could not be written."""
         from hepti_mpi.cluster import profile as profiles
         from hepti_mpi.errors import ProfileError
+        from hepti_mpi.reporting import finished as outcomes
         from hepti_mpi.reporting import outputs
         from hepti_mpi.reporting.journal import finished_places, journal_path
 
@@ -97,10 +98,14 @@ class Kept:
         self.since: float | None = None  # the first answer of this start
         self.answers = 0  # after it
         self.before: list[int] = []
+        self.already: Any = None  # the finished output, where there is one to be resumed
         self.lock = threading.Lock()
         if output is not None:
             outputs.check_path(output)
+            self.already = outcomes.nothing_left(output, resume, say)
             self.before = finished_places(journal_path(output)) if resume else []
+            if self.already is not None:
+                self.before = list(range(self.already.tally.inputs))
 
     def state(self) -> Any:
         """Return what the next start need not do again."""
@@ -111,6 +116,7 @@ class Kept:
     def heard(self, record: dict[str, Any]) -> None:
         """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
         from hepti_mpi.errors import InputError
+        from hepti_mpi.reporting.finished import check_not_less
         from hepti_mpi.reporting.journal import Journal, journal_path
         from hepti_mpi.reporting.outputs import checked
 
@@ -119,7 +125,11 @@ class Kept:
             head = {"requests": record["requests"], **record["head"]}
             if self.count is None:
                 self.count, self.head = record["requests"], head
-                if self.output is not None:
+                if self.already is not None:
+                    self.already.check(head)
+                elif self.output is not None:
+                    if self.resume:
+                        check_not_less(self.output, self.count)
                     self.journal = Journal(journal_path(self.output), record["head"], record["requests"], self.resume)
                     self.finished = self.journal.finished
             elif head != self.head:
@@ -194,14 +204,19 @@ class Kept:
         from hepti_mpi.reporting.outputs import Tally
 
         count = self.count or 0
+        if self.already is not None:  # the first host has said that already
+            self._put_record(self.already.tally)
+            return
         missing = count - len(self.finished)
         if missing:
             raise InputError(f"{missing} of {count} answers are missing; go on with run --resume")
         finished = [self.finished[place] for place in range(count)]
-        put_out(self.output, finished)
+        put_out(self.output, finished, self.head)
         if self.journal is not None:
             self.journal.remove()
-        tally = Tally.of(finished)
+        self._put_record(Tally.of(finished))
+
+    def _put_record(self, tally: Any) -> None:
         if self.record is not None:
             SCREEN.document(self.record | tally.numbers, always=True)
         tally.check()

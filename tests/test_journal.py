@@ -1,6 +1,10 @@
 """The journal of a run: what was noted comes back, what was cut off does not, and another run's is refused."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.reporting import lock
 from hepti_mpi.reporting.journal import Journal, finished_places, input_hash, journal_path
 from hepti_mpi.reporting.outputs import decoded, encoded, finished_answer, finished_arrays
 
@@ -49,6 +54,7 @@ def test_a_journal_is_beside_its_output_and_its_owners_only(tmp_path):
 def test_a_line_that_was_cut_off_is_no_answer(tmp_path):
     first = journal(tmp_path)
     first.add([0, 1], RESULTS[:2])
+    first.file.close()
     whole = first.path.read_bytes()
     end = whole.rstrip(b"\n").rfind(b"\n") + 1
     for cut in (end, end + 1, len(whole) - 1):
@@ -100,6 +106,7 @@ WITH_ARRAY = '{"request": 0, "finished": {"width": 1, "keep": ' + KEEP + ', "res
 ], ids=lambda line: line[:90])  # fmt: skip
 def test_a_damaged_line(tmp_path, line):
     first = journal(tmp_path)
+    first.file.close()
     with open(first.path, "a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError, match="is damaged after byte [1-9]"):
@@ -127,6 +134,7 @@ def test_flipped_bytes_are_damage_or_other_values(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("journal")
     first = journal(folder)
     first.add([0, 1, 2], RESULTS)
+    first.file.close()
     content = bytearray(first.path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=5)):
         content[place] = data.draw(st.integers(0, 255))
@@ -147,8 +155,54 @@ def test_arrays_of_any_type(array):
 
 
 def test_the_hash_is_of_what_is_asked_and_in_which_order():
-    def asked(*values):
-        return [SimpleNamespace(arrays={"ids": np.array(value), "types": np.zeros(len(value), np.int64)}) for value in values]
+    def asked(*values, error=None, **given):
+        made = [{"ids": np.array(value), "types": np.zeros(len(value), np.int64)} for value in values]
+        return [SimpleNamespace(arrays=arrays, given={"input": "x"} | given, error=error) for arrays in made]
 
     hashes = [input_hash(asked(*values)) for values in ([[1, 2], [3]], [[1], [2, 3]], [[3], [1, 2]], [[1, 2]], [])]
+    hashes += [input_hash(asked([1, 2], [3], **more)) for more in ({"input": "X"}, {"id": 1}, {"error": "no"})]  # what answers would say
     assert len(set(hashes)) == len(hashes) and hashes[0] == input_hash(asked([1, 2], [3]))
+
+
+def test_a_running_job_holds_its_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENT_SECONDS", 0.1)
+    first = journal(tmp_path)
+    first.add([1], [RESULTS[1]])
+    before = first.path.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=rf"a.jsonl.journal is in use by a job that runs \(process {os.getpid()}\); wait for it"):
+            journal(tmp_path, resume=resume)
+    with pytest.raises(InputError, match="in use by a job"):
+        lock.check_free(first.path)
+    assert first.path.read_bytes() == before
+    first.file.close()
+    lock.check_free(first.path)
+    assert sorted(journal(tmp_path, resume=True).finished) == [1]
+
+
+def test_a_process_that_is_killed_holds_nothing(tmp_path):
+    path = tmp_path / "a.jsonl.journal"
+    program = f"from hepti_mpi.reporting.lock import open_locked\nfrom pathlib import Path\nfile = open_locked(Path({str(path)!r}))\n"
+    other = subprocess.Popen([sys.executable, "-c", program + "print(1, flush=True)\nimport time\ntime.sleep(99)"], stdout=subprocess.PIPE)
+    assert other.stdout.read(1) == b"1"
+    with pytest.raises(InputError, match=rf"process {other.pid}"):
+        lock.check_free(path)
+    other.kill()
+    other.wait()
+    lock.check_free(path)
+    assert journal(tmp_path).finished == {}
+
+
+def test_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    one, other = journal(tmp_path), journal(tmp_path)
+    assert one.finished == other.finished == {}
+
+
+def test_a_journal_of_arrays_with_more_in_them(tmp_path):
+    journal(tmp_path, head=HEAD | {"hidden": True}).add([1], [RESULTS[0]])
+    with pytest.raises(InputError, match="it has hidden True, this run None"):
+        journal(tmp_path, resume=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_bad_input import MPIRUN, SECONDS, launch, launch_environment, refused
 from hepti_mpi.models.preprocess import read_requests
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
+from hepti_mpi.reporting.lock import open_locked
 from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.shards import store as stores
 
@@ -91,6 +93,32 @@ def test_all_was_answered_but_the_output_is_not_there(folder):
     assert result.returncode == 0 and "answered already" in result.stderr, result.stderr
     assert lines == REQUESTS and (folder / "b.jsonl").read_bytes() == before
     assert not list(folder.glob("*.journal"))
+
+
+def test_a_finished_run_is_left_as_it_is(folder):
+    """Also when the input became shorter, or the store another one; only a run that is not resumed replaces it."""
+    assert launch(folder, *words("c.jsonl"), ranks=1).returncode == 0
+    before = (folder / "c.jsonl").read_bytes()
+    result = launch(folder, *words("c.jsonl", "--resume"), ranks=2)
+    assert result.returncode == 0 and "c.jsonl had been answered already: nothing is left" in result.stderr, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["requests"] == 0
+    np.savez(folder / "short.npz", input_ids=np.full((3, 4), 7))
+    again = ["run", "--weights", "tiny.h5", "--input", "short.npz", "--output", "c.jsonl"]
+    refused(launch(folder, *again, "--resume", ranks=2), "c.jsonl holds the answers", "another --output", "--resume")
+    model = random_model("tiny-bert", seed=1)
+    stores.write(folder / "other" / "tiny.h5", replace(model, spec=replace(model.spec, name="tiny-bert")))
+    other = ["other/tiny.h5" if word == "tiny.h5" else word for word in words("c.jsonl", "--resume")]
+    refused(launch(folder, *other, ranks=2), "c.jsonl holds the answers of another run", "source_hash")
+    assert (folder / "c.jsonl").read_bytes() == before and not list(folder.glob("*.journal"))
+    result = launch(folder, *again, ranks=1)
+    assert result.returncode == 0 and "c.jsonl is there already: it is replaced" in result.stderr
+    assert len((folder / "c.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_journal_that_a_running_job_holds(folder):
+    with open_locked(journal_path(folder / "d.jsonl")):
+        refused(launch(folder, *words("d.jsonl"), ranks=2), "d.jsonl.journal is in use by a job that runs", f"process {os.getpid()}")
+    assert launch(folder, *words("d.jsonl"), ranks=1).returncode == 0
 
 
 def note_all(folder: Path) -> int:

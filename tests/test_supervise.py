@@ -301,6 +301,25 @@ def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
         again.write()
 
 
+def test_a_finished_output_is_left_as_it_is(tmp_path, capsys):
+    one, said = kept(tmp_path)
+    for record in (BEGIN, answers(0, 1, 2), {"kind": "done", "record": {"format": "hepti-run"}}):
+        one.heard(record)
+    one.write()
+    before = (tmp_path / "a.jsonl").stat()
+    again, said = kept(tmp_path, resume=True)
+    assert again.state().finished == [0, 1, 2] and not said
+    for record in (BEGIN, {"kind": "done", "record": {"format": "hepti-run"}}):
+        again.heard(record)
+    again.write()
+    assert (tmp_path / "a.jsonl").stat().st_mtime_ns == before.st_mtime_ns and len(list(tmp_path.iterdir())) == 1
+    other, _ = kept(tmp_path, resume=True)
+    with pytest.raises(InputError, match="a.jsonl holds the answers of another run: it has source_hash 's', this run 't'"):
+        other.heard({**BEGIN, "head": BEGIN["head"] | {"source_hash": "t"}})
+    _, said = kept(tmp_path)
+    assert said == [f"{tmp_path / 'a.jsonl'} is there already: it is replaced when all is answered"]
+
+
 def test_what_was_measured_is_kept_beside_the_hostfile(tmp_path):
     whole, other = cluster((3.0, 2.0, 1.0)), cluster((5.0, 4.0))
     record = {"kind": "measured", "method": "hepti", "spec": {}, "source_hash": "s", "request": {}}

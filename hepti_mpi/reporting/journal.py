@@ -15,9 +15,10 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.reporting.lock import open_locked
 from hepti_mpi.reporting.outputs import Finished, checked
 
-FORMAT, FORMAT_VERSION = "hepti-journal", 2
+FORMAT, FORMAT_VERSION = "hepti-journal", 3
 SYNC_SECONDS = 0.2  # between two waits for the disk: what is lost is answered again
 
 
@@ -41,9 +42,10 @@ def finished_places(path: Path) -> list[int]:
 
 
 def input_hash(requests: Iterable[Any]) -> str:
-    """Return a hash of what the requests (models.preprocess.Request) ask, in their order."""
+    """Return a hash of what the requests (models.preprocess.Request) ask, and what their answers say of it, in their order."""
     found = hashlib.sha256()
     for request in requests:
+        found.update(json.dumps([request.given, request.error is None]).encode())
         for name, array in sorted(request.arrays.items()):
             found.update(f"{name} {array.dtype} {array.shape} ".encode())
             found.update(np.ascontiguousarray(array).tobytes())
@@ -58,14 +60,18 @@ class Journal:
 
         `resume`: go on with what is there.
 
-        Raises: InputError when it is another run's, or there and not to be resumed, or cannot be written.
+        Raises: InputError when it is another run's, or there and not to be resumed, or held by a job that runs, or cannot be written.
         """
         self.path, self.finished = path, dict[int, Finished]()
         self.synced = time.monotonic()
         whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "requests": count, **head}
         try:
-            kept = self._read(whole, count, resume) if path.exists() else 0
-            self.file: IO[bytes] = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b")
+            self.file: IO[bytes] = open_locked(path)
+            try:
+                kept = self._read(whole, count, resume)
+            except InputError:
+                self.file.close()
+                raise
             self.file.truncate(kept)
             self.file.seek(kept)
             if not kept:
@@ -86,8 +92,8 @@ class Journal:
 
     def remove(self) -> None:
         """Delete it: the output is there."""
-        self.file.close()
         self.path.unlink(missing_ok=True)
+        self.file.close()
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self.file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -100,32 +106,31 @@ class Journal:
     def _read(self, whole: Mapping[str, Any], count: int, resume: bool) -> int:
         """Read what is finished and return the bytes up to the end of the last whole line; 0: nothing is of use."""
         kept, head = 0, None
-        with open(self.path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    data = json.loads(line)
-                    if head is None:
-                        head = data
-                        self._check(head, whole, resume)
-                    else:
-                        place = data["request"]
-                        if not isinstance(place, int) or not 0 <= place < count:
-                            raise ValueError("no such request")
-                        self.finished[place] = checked(data["finished"])
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    raise InputError(f"journal {self.path} is damaged after byte {kept}; delete it and run again") from None
-                kept += len(line)
+        for line in self.file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                data = json.loads(line)
+                if head is None:
+                    head = data
+                    self._check(head, whole)
+                else:
+                    place = data["request"]
+                    if not isinstance(place, int) or not 0 <= place < count:
+                        raise ValueError("no such request")
+                    self.finished[place] = checked(data["finished"])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise InputError(f"journal {self.path} is damaged after byte {kept}; delete it and run again") from None
+            kept += len(line)
         if self.finished and not resume:
             held = f"{len(self.finished)} of {count} answers of a run that was cut off"
             raise InputError(f"journal {self.path} holds {held}; go on with --resume, or delete it")
         return kept
 
-    def _check(self, head: Any, whole: Mapping[str, Any], resume: bool) -> None:
+    def _check(self, head: Any, whole: Mapping[str, Any]) -> None:
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise InputError(f"{self.path} is not a journal of hepti_mpi; delete it or write to another --output")
-        for key, value in whole.items():
-            if head.get(key) != value:  # not the plan: a run may go on by another one
-                which = f"it has {key} {head.get(key)!r}, this run {value!r}"
+        for key in {**whole, **head}:  # not the plan: a run may go on by another one
+            if head.get(key) != whole.get(key):
+                which = f"it has {key} {head.get(key)!r}, this run {whole.get(key)!r}"
                 raise InputError(f"journal {self.path} is of another run: {which}; delete it or write to another --output")

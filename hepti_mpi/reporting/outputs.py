@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +23,7 @@ MOST_DIMS = 4
 MOST_POSITIONS = 1 << 24
 # an answer as JSON: {"answer"} for people and programs, {"width", "keep", "results"} for arrays; both with "error" if there is none
 Finished = dict[str, Any]
+Sign = Callable[[IO[bytes]], None]
 
 
 class Placed(Protocol):
@@ -64,20 +65,29 @@ def check_path(path: Path, kinds: Sequence[str] = (".jsonl", ".npz")) -> None:
         raise InputError(f"output {path}: folder {path.parent} does not exist or cannot be written")
 
 
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]], sign: Sign = lambda file: None) -> None:
+    """Write a line per record; `sign` is called with the file when all is in it."""
     with _answer_file(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        sign(file)
 
 
-def write_npz(path: Path, requests: Sequence[Placed], results: Sequence[Mapping[str, np.ndarray]], more: dict[str, Any]) -> None:
-    """Write one array per output, first dim the request: NaN where one has none, 0 at positions that were masked or padded; and `more`."""
+def write_npz(
+    path: Path, requests: Sequence[Placed], results: Sequence[Mapping[str, np.ndarray]], more: dict[str, Any],
+    sign: Sign = lambda file: None,
+) -> None:  # fmt: skip
+    """Write one array per output, first dim the request: NaN where one has none, 0 at positions that were masked or padded; and `more`.
+
+    `sign` is called with the file when all is in it.
+    """
     arrays: dict[str, Any] = {}
     for name in ARRAYS:
         if any(name in result for result in results):
             arrays[name] = stacked(name, requests, [result.get(name) for result in results])
     with _answer_file(path) as file:
         np.savez(file, **arrays, **more)
+        sign(file)
 
 
 def stacked(name: str, requests: Sequence[Placed], values: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -178,14 +188,14 @@ def _beside(finished: Sequence[Finished]) -> dict[str, Any]:
     return found
 
 
-def write_finished(path: Path, finished: Sequence[Finished]) -> None:
-    """Write the output that the answers to all requests make. Raises InputError."""
+def write_finished(path: Path, finished: Sequence[Finished], sign: Sign = lambda file: None) -> None:
+    """Write the output that the answers to all requests make; `sign` is called with the file when all is in it. Raises InputError."""
     try:
         if path.suffix == ".npz":
             both = [_arrays(item) for item in finished]
-            write_npz(path, [kept for kept, _ in both], [result for _, result in both], _beside(finished))
+            write_npz(path, [kept for kept, _ in both], [result for _, result in both], _beside(finished), sign)
         else:
-            write_jsonl(path, [item["answer"] for item in finished])
+            write_jsonl(path, [item["answer"] for item in finished], sign)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"what was kept of {path} is of another kind of output; delete the journal and run again") from None
 

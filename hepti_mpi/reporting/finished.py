@@ -1,0 +1,106 @@
+"""What an output that is there says of the run it is of: a note that travels with the file, or else the answers themselves.
+
+Knows files and heads of runs (as in a journal); does not know how answers are computed. The note is an extended attribute: nothing in the
+answers or beside them. Where a file system keeps none, or a copy has lost it, the answers must do.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.reporting.journal import journal_path
+from hepti_mpi.reporting.lock import check_free
+from hepti_mpi.reporting.outputs import Tally
+
+NOTE = "user.hepti_mpi.run"
+OTHERWISE = "write to another --output, or leave out --resume to answer all again"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is in an output. `head`: of the run it is of, None where it does not say. `inputs`: what was asked, where the answers say."""
+
+    path: Path
+    tally: Tally
+    head: dict[str, Any] | None
+    inputs: list[Any] | None = None
+
+    def check(self, head: Mapping[str, Any], inputs: Sequence[Any] | None = None) -> None:
+        """Raise InputError unless the answers are to this run; `inputs`: what it is asked, as its answers would say."""
+        if self.head is not None:
+            for key in sorted({*self.head, *head}):
+                if self.head.get(key) != head.get(key):
+                    which = f"it has {key} {self.head.get(key)!r}, this run {head.get(key)!r}"
+                    raise InputError(f"output {self.path} holds the answers of another run: {which}; {OTHERWISE}")
+        elif inputs is None or self.inputs is None:
+            raise InputError(f"output {self.path} holds {self.tally.inputs} answers and does not say of which run; {OTHERWISE}")
+        elif self.inputs != list(inputs):
+            shorter = min(len(self.inputs), len(inputs))
+            place = next((at for at in range(shorter) if self.inputs[at] != inputs[at]), shorter)
+            which = f"it has {len(self.inputs)}, this run {len(inputs)}, and number {place + 1} differs"
+            raise InputError(f"output {self.path} holds the answers to other inputs: {which}; {OTHERWISE}")
+
+
+def sign(file: IO[bytes], head: Mapping[str, Any], tally: Tally) -> None:
+    """Note on an output, written to its end, which run it is of."""
+    file.flush()
+    note = {"head": dict(head), "tally": asdict(tally), "bytes": os.fstat(file.fileno()).st_size}
+    try:
+        os.setxattr(file.fileno(), NOTE, json.dumps(note).encode())
+    except OSError:  # no room for it, or no such attributes here
+        pass
+
+
+def finished_output(path: Path) -> Finished | None:
+    """Return what the output at `path` holds, None where there is none. Raises InputError for a file that is no output."""
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(os.getxattr(path, NOTE))
+        if note["bytes"] == path.stat().st_size:  # it was not cut off or added to since
+            return Finished(path, Tally(**note["tally"]), dict(note["head"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    try:
+        return _arrays(path) if path.suffix == ".npz" else _records(path)
+    except Exception as error:  # NumPy, zipfile and JSON raise nearly every kind
+        raise InputError(f"output {path} is there and holds no answers ({str(error)[:80]}); {OTHERWISE}") from None
+
+
+def nothing_left(output: Path, resume: bool, say: Callable[[str], None]) -> Finished | None:
+    """Return what `output` holds where it is to be resumed and is finished; `say` is told when one is going to be replaced.
+
+    Raises InputError when a running job holds its journal.
+    """
+    journal = journal_path(output)
+    check_free(journal)
+    if resume and not journal.exists():
+        return finished_output(output)
+    if output.exists() and not resume:
+        say(f"{output} is there already: it is replaced when all is answered")
+    return None
+
+
+def check_not_less(output: Path, count: int) -> None:
+    """Raise InputError when a finished `output` would be replaced by one of `count` answers, fewer than it has."""
+    there = finished_output(output)
+    if there is not None and there.tally.inputs > count:
+        raise InputError(f"output {output} holds {there.tally.inputs} answers, this run has {count} inputs; {OTHERWISE}")
+
+
+def _records(path: Path) -> Finished:
+    records = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    finished = [{"answer": record} | ({"error": str(record["error"])} if "error" in record else {}) for record in records]
+    return Finished(path, Tally.of(finished), None, [record["input"] for record in records])
+
+
+def _arrays(path: Path) -> Finished:
+    with np.load(path) as found:
+        counts = {len(found[name]) for name in found.files[-1:]}
+    return Finished(path, Tally(counts.pop(), 0, 0, ""), None)

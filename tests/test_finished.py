@@ -1,0 +1,81 @@
+"""An output that is there says of which run it is, by its note or by its answers, and a resumed run never makes less of it."""
+
+import json
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.reporting import outputs
+from hepti_mpi.reporting.finished import NOTE, check_not_less, finished_output, nothing_left, sign
+
+HEAD = {"requests": 2, "model": "m", "source_hash": "s", "input_hash": "i"}
+RECORDS = [{"input": "a", "embedding": [1.0]}, {"input": "b", "error": "it is empty"}]
+
+
+def written(path, head=HEAD, noted=True):
+    finished = [{"answer": record} | ({"error": record["error"]} if "error" in record else {}) for record in RECORDS]
+    if path.suffix == ".npz":
+        finished = [{"width": 1, "keep": outputs.encoded(np.zeros(1, int)), "results": {"embedding": outputs.encoded(np.ones(3))}}] * 2
+    outputs.write_finished(path, finished, partial(sign, head=head, tally=outputs.Tally.of(finished)))
+    if not noted:
+        os.removexattr(path, NOTE)
+    return path
+
+
+def noting(tmp_path):
+    (tmp_path / "probe").touch()
+    try:
+        os.setxattr(tmp_path / "probe", NOTE, b"x")
+    except OSError:
+        pytest.skip("this file system keeps no notes")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.npz"])
+def test_the_note(tmp_path, name):
+    noting(tmp_path)
+    found = finished_output(written(tmp_path / name))
+    assert found.head == HEAD and found.tally.inputs == 2 and found.tally.errors == (name == "x.jsonl")
+    found.check(HEAD)
+    for key, value in (("source_hash", "t"), ("input_hash", "j"), ("requests", 1), ("hidden", True)):
+        with pytest.raises(InputError, match=f"holds the answers of another run: it has {key}"):
+            found.check(HEAD | {key: value})
+
+
+def test_without_a_note_the_inputs_must_be_the_same(tmp_path):
+    noting(tmp_path)
+    found = finished_output(written(tmp_path / "x.jsonl", noted=False))
+    assert found.head is None and found.tally == outputs.Tally(2, 1, 0, "it is empty")
+    found.check(HEAD, ["a", "b"])
+    for inputs, words in ((["a"], "it has 2, this run 1, and number 2 differs"), (["a", "c"], "number 2 differs"), (None, "does not say")):
+        with pytest.raises(InputError, match=words):
+            found.check(HEAD, inputs)
+    with pytest.raises(InputError, match="holds 2 answers and does not say of which run"):
+        finished_output(written(tmp_path / "x.npz", noted=False)).check(HEAD, ["a", "b"])
+
+
+def test_a_note_is_of_the_whole_file(tmp_path):
+    path = written(tmp_path / "x.jsonl")
+    with open(path, "ab") as file:
+        file.write(b'{"input": "c", "embedding": [2.0]}\n')
+    assert finished_output(path).head is None and finished_output(path).inputs == ["a", "b", "c"]
+    path.write_bytes(b"half a li")
+    with pytest.raises(InputError, match="is there and holds no answers"):
+        finished_output(path)
+
+
+def test_what_is_left(tmp_path):
+    said = []
+    path = tmp_path / "x.jsonl"
+    assert nothing_left(path, True, said.append) is None and nothing_left(path, False, said.append) is None and not said
+    written(path)
+    assert nothing_left(path, True, said.append).tally.inputs == 2 and not said
+    assert nothing_left(path, False, said.append) is None and said == [f"{path} is there already: it is replaced when all is answered"]
+    (tmp_path / "x.jsonl.journal").write_text("{}")
+    assert nothing_left(path, True, said.append) is None
+    check_not_less(path, 2)
+    with pytest.raises(InputError, match="holds 2 answers, this run has 1 inputs"):
+        check_not_less(path, 1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
