@@ -22,6 +22,11 @@ def test_a_rank_has_its_host_where_no_other_computes(rank, active, expected):
     assert cores(rank).has_host(active) is expected
 
 
+@pytest.mark.parametrize("rank, active, expected", [(0, (1, 2), True), (0, (0,), True), (2, (0, 1), False), (5, (4,), True)])
+def test_a_host_computes_where_any_rank_of_it_does(rank, active, expected):
+    assert cores(rank).host_computes(active) is expected
+
+
 def test_the_first_rank_of_a_host_leads():
     assert [cores(rank).leads for rank in range(6)] == [True, False, True, False, True, False]
 

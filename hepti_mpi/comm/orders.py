@@ -14,7 +14,8 @@ import numpy as np
 from hepti_mpi.comm.ranks import Comm
 
 ORDER, REPORT = 1, 2  # tags
-IDLE_SECONDS = 0.001  # between two looks of a rank that has nothing to do meanwhile
+IDLE_SECONDS = 0.001  # between two looks of a rank that has nothing to do meanwhile; twice as long each time, up to
+RESTING_SECONDS = 0.008
 
 
 class Orders:
@@ -34,9 +35,11 @@ class Orders:
     def take(self, idle: bool) -> dict[str, Any]:
         """Return the next order; `idle`: this rank has no part in the requests."""
         with self.world.patience.slower() if idle else nullcontext(), self.world.patience.waiting(lambda: [0]):
+            rest = IDLE_SECONDS
             while not self.mpi.Iprobe(0, ORDER):  # an idle rank waits for as long as whole batches take
                 if idle:
-                    time.sleep(IDLE_SECONDS)
+                    time.sleep(rest)
+                    rest = min(2 * rest, RESTING_SECONDS)  # its host's cores may be another rank's
                 else:
                     self.pause()
         return self._received(0, ORDER)[1]

@@ -68,6 +68,7 @@ def run(
     """
     from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.planning import plan as plans
+    from hepti_mpi.planning.forecast import Forecast
     from hepti_mpi.runtime import adapt as adapting
     from hepti_mpi.runtime import fetching, job, progress
     from hepti_mpi.runtime import machine as machines
@@ -142,6 +143,7 @@ def run(
         watch = adapting.Adapter(
             store.spec, store.source_hash, measured, method, request, ready.plan, ready.startup_seconds["load"], tell
         )  # fmt: skip
+    forecast = Forecast(store.spec, measured, ready.plan) if root and measured is not None else None
     metered = None
     if root and metrics is not None:
         metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
@@ -158,11 +160,12 @@ def run(
         ready, outcome = answer(ready, requests, batch_rows, question.repeat, question.beside, done, watch, keep)
     with world.patience.slower(), machines.together(world):
         if asked is not None:
-            _finish(ready, outcome, asked, wire_error)
+            _finish(ready, outcome, asked, wire_error, forecast)
 
 
-def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float) -> None:
+def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast: Any) -> None:
     """Put the answers out and print the summary; the last line is the run's JSON document. Raises PartlyAnswered."""
+    from hepti_mpi.planning.forecast import compared
     from hepti_mpi.reporting import records
     from hepti_mpi.runtime import progress
 
@@ -174,6 +177,8 @@ def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float) -> None:
         spec.name, spec.family, plan, outcome.latencies, outcome.rows, answered, ready.startup_seconds, outcome.facts, spent,
         wire_error, outcome.decisions,
     )  # fmt: skip
+    if forecast is not None:
+        record |= compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
     if tally is None:
         progress.tell("done", record=record)
         return

@@ -238,6 +238,13 @@ def _decision_line(item: dict[str, Any]) -> str:
 
 def _remarks(record: dict[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right."""
+    if "batches" in record:
+        every = record["batches"]
+        took, predicted = every["seconds"], every["predicted_seconds"]
+        yield (
+            f"{every['count']} batches took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
+            f"the first, cold, {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
+        )
     if record.get("errors"):
         yield f"not answered, the place of each says why: {record['errors']}"
     if record.get("truncated"):

@@ -89,13 +89,14 @@ def at_once(seconds: float, left: int) -> int:
 
 @dataclass
 class Outcome:
-    """What happened: latencies per batch and, on rank 0, seconds [ranks, batches, steps] of the last batches of the last plan and one
-    row of facts per rank."""
+    """What happened: latencies per batch, the rows of each request of the batches of one round and, on rank 0, seconds
+    [ranks, batches, steps] of the last batches of the last plan and one row of facts per rank."""
 
     results: list[dict[str, np.ndarray]]
     latencies: list[float]
     rows: list[int]
     seconds: np.ndarray | None
+    lengths: list[list[int]] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
 
@@ -155,7 +156,7 @@ class _Course:
 
     def __init__(self, ready: Ready, every: list[int], parts: list[list[int]], repeat: int) -> None:
         self.ready, self.every, self.parts, self.total = ready, every, parts, repeat * len(parts)
-        self.outcome = Outcome([], [], [], None)
+        self.outcome = Outcome([], [], [], None, [[every[index] for index in part] for part in parts])
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
         self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
         self.number = 0
@@ -203,7 +204,7 @@ class _Course:
                         outcome.results = [{}] * len(self.every)
                     compute.append(self._lead_one(requests, weights, beside, done, keep))
                 watch.answered(first, outcome.rows[first:], outcome.latencies[first:], compute)
-                if order.get("pulse") and not self.ready.engine.is_active and pulse.due():
+                if order.get("pulse") and self.ready.engine.rests_alone and pulse.due():
                     watch.heard(0, {"pulse": pulse.factor()})
             for rank, facts in self.orders.reports():
                 watch.heard(rank, facts)
@@ -248,7 +249,7 @@ class _Course:
             else:
                 for _ in range(order["count"]):
                     self._run(self._lengths(), None)
-                if order.get("pulse") and pulse.due():
+                if order.get("pulse") and self.ready.engine.rests_alone and pulse.due():
                     self.orders.report({"pulse": pulse.factor()})
         self.orders.close()
 

@@ -38,6 +38,10 @@ class Cores:
         """Tell whether of the ranks that are `active` only this one is on its host."""
         return [rank for rank in active if self.hosts[rank] == self.hosts[self.rank]] == [self.rank]
 
+    def host_computes(self, active: Sequence[int]) -> bool:
+        """Tell whether any of the ranks that are `active`, this one or another, is on its host."""
+        return any(self.hosts[rank] == self.hosts[self.rank] for rank in active)
+
     def use(self, alone: bool) -> int:
         """Compute from now on as `alone` says; return with how many threads."""
         if self.two_ways and alone != self.alone:

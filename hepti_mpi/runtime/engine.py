@@ -48,6 +48,7 @@ class Engine:
         self.exchanges, self.dilation, self.cores = machine.exchanges, machine.dilation, machine.cores
         self.active = plan.active
         self.is_active = world.rank in self.active
+        self.rests_alone = not self.cores.host_computes(self.active)  # else who computes there says how fast its host is
         self.alone = self.cores.has_host(self.active)  # then it has the cores of the ranks that rest
         self.threads = self.cores.use(self.alone)
         self.takes_part = self.is_active or world.rank == 0  # the root has the input and wants the result

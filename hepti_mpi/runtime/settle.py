@@ -137,6 +137,7 @@ def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> No
             begin = time.perf_counter()
             engine.run(lengths, embedded)
             seconds = time.perf_counter() - begin
+            world.barrier()  # in which ranks without a part sleep: their cores may be another's
             if turn:
                 computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
                 facts = world.gather_all([seconds, float(engine.seconds[computing].sum())])
