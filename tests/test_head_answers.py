@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from hepti_mpi.errors import ModelError
 from hepti_mpi.models.heads import answers, apply_head, embed, fault
 from hepti_mpi.models.hf import read_model
 from hepti_mpi.models.preprocess import read_requests
 from hepti_mpi.models.reference import forward
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = [case for case in json.loads((GOLDEN / "heads.json").read_text()) if "cross" not in case["name"]]
+CASES = json.loads((GOLDEN / "heads.json").read_text())
 
 
 def changed(case, folder):
@@ -92,3 +93,37 @@ def test_numbers_that_are_not_finite_are_no_answer(tmp_path, case, value):
     found = [fault(model.spec, request, result) for request, result in zip(requests, results)]
     assert (found[0] is not None and "not finite" in found[0]) or np.isinf(value) and case in ("bert", "bert_seqcls")  # tanh(inf) is 1
     assert found[1] is None
+
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+REFUSED = [
+    ({"config": {"sentence_transformers": {"activation_fn": "my.own.Activation"}}}, "config.json: activation 'my.own.Activation'"),
+    ({"config": {"sbert_ce_default_activation_function": 3}}, "config.json: activation 3", "Sigmoid"),
+    ({"config": {"sentence_transformers": "5.0"}}, "sentence_transformers is '5.0'"),
+    ({"modules": ["Transformer", "Dense"]}, "a cross-encoder of 2 modules"),
+    ({"modules": ["Pooling"]}, "one Transformer"),
+    ({"settings": {"activation_fn": "torch.nn.Mish"}}, "config_sentence_transformers.json: activation 'torch.nn.Mish'"),
+    ({"own": {"transformer_task": "text-generation"}}, "transformer_task is 'text-generation'"),
+    ({"own": {"processing_kwargs": {"text": {"truncation": "only_first"}}}}, "only_first", "longest_first"),
+    ({"own": {}, "config": {"architectures": ["BertModel"]}}, "said to be a cross-encoder", "BertModel"),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_refused_cross_encoder(case, tmp_path):
+    what, *words = case
+    files = {}
+    if what.keys() & {"modules", "settings", "own"}:
+        kinds = what.get("modules", ["Transformer"])
+        entries = [{"idx": i, "name": str(i), "path": "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+        files = {"modules.json": entries, "sentence_bert_config.json": what.get("own", {})}
+        files["config_sentence_transformers.json"] = {"model_type": "CrossEncoder"} | what.get("settings", {})
+    folder = changed({"base": "bert_seqcls", "config": what.get("config", {}), "files": files}, tmp_path / "model")
+    with pytest.raises(ModelError) as caught:
+        read_model(folder)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_mark_of_a_cross_encoder_beside_another_head_changes_nothing(tmp_path):
+    folder = changed({"base": "bert_tokencls", "config": {"sentence_transformers": {"activation_fn": IDENTITY}}}, tmp_path / "model")
+    assert "scores" not in read_model(folder).spec.options

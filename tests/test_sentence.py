@@ -188,7 +188,8 @@ def test_the_transformer_in_a_folder_of_its_own(folder):
 
 def test_a_classifier_of_pairs_and_a_folder_without_modules_are_no_sentence_models(folder):
     (folder / SETTINGS).write_text('{"model_type": "CrossEncoder"}')
-    assert read_model(folder).spec.head != "sentence"
+    with pytest.raises(ModelError, match="a cross-encoder of 3 modules"):
+        read_model(folder)
     (folder / SETTINGS).unlink()
     assert read_model(folder).spec.head == "sentence"
     (folder / "modules.json").unlink()

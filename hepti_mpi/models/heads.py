@@ -4,7 +4,7 @@ Knows the names of the outer weights; knows no layer, no rank and no file. Table
 needed are read, except for the word table of a masked-words head.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -179,7 +179,8 @@ def scored(tokens: Tokens | None, ids: np.ndarray, chances: np.ndarray) -> list[
 def best_labels(spec: ModelSpec, logits: Array) -> list[dict[str, Any]]:
     """Return the five best {"label", "score"} for `logits` [labels]."""
     kind = spec.options.get("scores", "softmax")
-    scores = {"softmax": softmax, "sigmoid": sigmoid}[kind](logits) if kind != "none" else logits
+    functions: dict[str, Callable[[Array], Array]] = {"softmax": softmax, "sigmoid": sigmoid, "tanh": np.tanh, "none": np.asarray}
+    scores = functions[kind](logits)
     best = np.argsort(-scores, kind="stable")[:TOP]
     return [{"label": spec.labels[i], "score": score} for i, score in zip(best, numbers(scores[best]))]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
+from hepti_mpi.models.crossencoder import read_cross_encoder
 from hepti_mpi.models.families import FAMILIES, Family, check_untied, choose_head, class_labels, match, plain_names, score_kind, stored
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.preprocessors import read_preprocessor
@@ -55,7 +56,7 @@ def read_model(source: Path) -> ModelFiles:
     if not os.path.isdir(source):
         said = "is not a folder" if os.path.exists(source) else "not found"
         raise ModelError(f"{source} {said}; expected a folder with config.json and model.safetensors")
-    sentence = read_sentence(source)
+    sentence = read_sentence(source) or read_cross_encoder(source)
     base = source if sentence is None else sentence.base
     files = {name: read_small(base / name) for name in KEPT_FILES if is_file(base / name)}
     if "config.json" not in files:
@@ -119,16 +120,19 @@ def make_spec(
 ) -> ModelSpec:
     """Return the spec of a model; `sentence` gives the options that sentence-transformers adds to so many positions, if it is
     such a model. Raises ModelError."""
-    head, pooler = ("sentence", False) if sentence is not None else choose_head(family, config, plain)
-    labels = class_labels(config) if head.endswith("-classes") else ()
     fields = family.fields(config)
+    added = sentence(fields["positions"]) if sentence else {}
+    head, pooler = ("sentence", False) if "pooling" in added else choose_head(family, config, plain)
+    labels = class_labels(config) if head.endswith("-classes") else ()
     options = fields.pop("options") | {"pooler": pooler}
     if head in ("sequence-classes", "image-classes"):
         options["scores"] = score_kind(config, labels)
-    if sentence is not None:
-        if fields["embedding"] != "tokens":
-            raise ModelError("modules.json: only text models are supported as sentence-transformers models")
-        options |= sentence(fields["positions"])
+    if added and fields["embedding"] != "tokens":
+        raise ModelError("modules.json: only text models are supported as sentence-transformers models")
+    if "scores" in added and head != "sequence-classes":
+        named = f"config.json has architectures {config.get('architectures')!r:.60}"
+        raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
+    options |= added
     if head == "masked-words":
         if not config.get("tie_word_embeddings", True):
             check_untied(family, plain)

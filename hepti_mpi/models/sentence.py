@@ -107,20 +107,18 @@ def read_sentence(source: Path) -> Sentence | None:
     sidefiles.check(SETTINGS, settings)
     kind = settings.get("model_type", "SentenceTransformer")
     if kind == "CrossEncoder":
-        return None  # a classifier of pairs, which config.json describes in whole
+        return None  # a classifier of pairs: crossencoder.py
     if kind != "SentenceTransformer":
         raise ModelError(f"{SETTINGS}: model_type {kind!r:.60} is not supported; supported: SentenceTransformer, CrossEncoder")
     modules = read_modules(source)
     base = source / modules[0]["path"]
-    name = next((name for name in LIMITS if read_json(base, name)), LIMITS[0])
+    name = settings_name(base)
     own = read_json(base, name)
     sidefiles.check(name, own, sidefiles.FILES[LIMITS[0]])
-    check_outputs(own, name)
+    check_outputs(own, name, "last_hidden_state", "token_embeddings")
     mode, include_prompt, steps, folders = read_steps(source, modules[1:])
     options: dict[str, Any] = {"pooling": mode, "modules": steps, "prompt": read_prompt(settings)}
-    options["lower_case"] = own.get("do_lower_case") or False
-    if not isinstance(options["lower_case"], bool):
-        raise ModelError(f"{name}: do_lower_case is {options['lower_case']!r:.60}, expected true or false")
+    options["lower_case"] = read_lower_case(own, name)
     size = settings.get("truncate_dim")
     if size is not None:
         options["truncate_dim"] = whole_number(size, SETTINGS, "truncate_dim")
@@ -247,17 +245,29 @@ def read_prompt(settings: Mapping[str, Any]) -> str:
     return text or ""
 
 
-def check_outputs(own: Mapping[str, Any], name: str) -> None:
-    """Raise ModelError unless the transformer gives its last hidden states for texts."""
-    modalities = own.get("modality_config", {"text": {"method": "forward", "method_output_name": "last_hidden_state"}})
+def settings_name(base: Path) -> str:
+    """Return the name of the file with the settings of the transformer in `base`. Raises ModelError."""
+    return next((name for name in LIMITS if read_json(base, name)), LIMITS[0])
+
+
+def read_lower_case(own: Mapping[str, Any], name: str) -> bool:
+    """Return whether texts are lower-cased first. Raises ModelError."""
+    said = own.get("do_lower_case") or False
+    if not isinstance(said, bool):
+        raise ModelError(f"{name}: do_lower_case is {said!r:.60}, expected true or false")
+    return said
+
+
+def check_outputs(own: Mapping[str, Any], name: str, output: str, feature: str) -> None:
+    """Raise ModelError unless the transformer gives its `output` for texts, and as `feature`."""
+    modalities = own.get("modality_config", {"text": {"method": "forward", "method_output_name": output}})
     text = modalities.get("text") if isinstance(modalities, dict) else None
-    output = text.get("method_output_name") if isinstance(text, dict) else None
-    wanted = "last_hidden_state", ["last_hidden_state"]
-    if not isinstance(text, dict) or "message" in modalities or output not in wanted or text.get("method") != "forward":
-        hint = "supported: text by forward to last_hidden_state"
+    given = text.get("method_output_name") if isinstance(text, dict) else None
+    if not isinstance(text, dict) or "message" in modalities or given not in (output, [output]) or text.get("method") != "forward":
+        hint = f"supported: text by forward to {output}"
         raise ModelError(f"{name}: modality_config {shown(modalities, 100)} is not supported; {hint}")
-    if own.get("module_output_name", "token_embeddings") != "token_embeddings":
-        raise ModelError(f"{name}: module_output_name {own['module_output_name']!r:.60} is not supported; supported: token_embeddings")
+    if own.get("module_output_name", feature) != feature:
+        raise ModelError(f"{name}: module_output_name {own['module_output_name']!r:.60} is not supported; supported: {feature}")
 
 
 def part_of(own: Mapping[str, Any], name: str, new: str, old: str) -> dict[str, Any]:

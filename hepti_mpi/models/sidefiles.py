@@ -104,8 +104,9 @@ SPECIALS = {
 # sentence-transformers: modules.json (per module), config_sentence_transformers.json, sentence_*_config.json, <module>/config.json
 ENTRY = honoured("type path name") | without("idx kwargs")
 SENTENCES = {
-    **honoured("prompts default_prompt_name truncate_dim model_type"),
-    **without("__version__ similarity_fn_name requirements"),  # a similarity compares embeddings, it does not make them
+    **honoured("prompts default_prompt_name truncate_dim model_type activation_fn"),
+    **without("keep_in_fp32_modules __version__ requirements"),
+    **without("similarity_fn_name"),  # a similarity compares embeddings, it does not make them
 }
 TRANSFORMER = {
     **honoured("max_seq_length do_lower_case processor_kwargs tokenizer_args processing_kwargs modality_config module_output_name"),
@@ -114,6 +115,7 @@ TRANSFORMER = {
     **refused("tokenizer_name_or_path", "the tokenizer has to lie in the folder of the model", (None,)),
     **without("unpad_inputs query_length document_length query_expansion"),  # encode() is called without a task
 }
+CROSS_ENCODER = TRANSFORMER | refused("transformer_task", "a cross-encoder is a classifier", (None, "sequence-classification"))
 LOADING = {
     **without("attn_implementation low_cpu_mem_usage use_safetensors add_pooling_layer device_map cache_dir revision trust_remote_code"),
     **refused("torch_dtype dtype", "everything is computed in float32", (None, "auto", "float32", "torch.float32")),
