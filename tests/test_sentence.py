@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.heads import apply_head, embed
 from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.inputs import Item
+from hepti_mpi.models.preprocess import text_requests
+from hepti_mpi.models.reference import forward
 
 GOLDEN = Path(__file__).parent / "golden"
 T = "sentence_transformers.models."
@@ -30,6 +34,37 @@ def options(folder, **files):
         path = folder / {"modules": "modules.json", "limits": LIMITS, "settings": SETTINGS, "pooling": "1_Pooling/config.json"}[name]
         path.write_text(json.dumps(value))
     return read_model(folder).spec.options
+
+
+EXPECTED = json.loads((GOLDEN / "sentences.json").read_text(encoding="utf-8"))
+
+
+def change(folder, name, value):
+    """Change a file as the golden cases say: keys to set, None, a whole document, or the shapes of tensors made by a formula."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if value is None:
+        path.unlink()
+    elif name.endswith(".safetensors"):
+        made = {tensor: np.sin(np.arange(1, np.prod(shape) + 1)).astype(np.float32).reshape(shape) for tensor, shape in value.items()}
+        save_file(made, path)
+    elif isinstance(value, list):
+        path.write_text(json.dumps(value))
+    else:
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | value))
+
+
+@pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: str(case["changes"])[:70])
+def test_golden_embeddings(folder, case):
+    for name, value in case["changes"].items():
+        change(folder, name, value)
+    model = read_model(folder)
+    requests = text_requests(model.spec, model.files, [Item("a line", text) for text in EXPECTED["texts"]], strict=True)
+    weights = dict(model.weights())
+    for request, expected in zip(requests, case["embeddings"]):
+        hidden = forward(model.spec, weights, embed(model.spec, weights, request.arrays), [request.rows])
+        [result] = apply_head(model.spec, weights, model.files, hidden, [request], False)
+        np.testing.assert_allclose(result["embedding"], expected, atol=2e-5)
 
 
 def test_what_is_read(folder):

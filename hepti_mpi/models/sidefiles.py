@@ -96,7 +96,7 @@ TOKENIZER = {
     **without("max_length stride truncation_strategy truncation padding pad_to_multiple_of return_* verbose backend is_local is_fast"),
     **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy legacy_behaviour errors"),
     **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt fix_mistral_regex device_map"),
-    **without("full_tokenizer_file language languages do_remove_space cache_dir trust_remote_code revision torch_dtype dtype"),
+    **without("full_tokenizer_file language languages do_remove_space cache_dir trust_remote_code revision torch_dtype dtype model_type"),
 }
 SPECIALS = {
     **honoured("additional_special_tokens extra_special_tokens *_token"),

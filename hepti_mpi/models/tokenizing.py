@@ -60,12 +60,11 @@ def build_tokenizer(files: Mapping[str, bytes], config: Mapping[str, Any], chang
     `config`: config.json. `changes`: settings that go before those of tokenizer_config.json.
     Raises ModelError for files that are damaged or that ask for what is not supported.
     """
-    settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
-    sidefiles.check(CONFIG, settings)
     if JSON not in files and VOCAB not in files:
         return Built({}, frozenset())
-    name = settings.pop("tokenizer_class", None) or config.get("tokenizer_class")
-    kind = tokenizer_kind(name, JSON in files)
+    settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
+    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or config.get("tokenizer_class"), JSON in files)
+    sidefiles.check(CONFIG, settings)
     settings |= changes or {}
     given = read_tokens(settings, files, changes or {})
     for key, mark in kind.marks.items():

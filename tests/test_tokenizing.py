@@ -1,0 +1,116 @@
+"""The tokenizer files of a folder, against what AutoTokenizer of transformers makes of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models import sidefiles
+from hepti_mpi.models.tokenizing import FILES, KINDS, build_tokenizer
+from hepti_mpi.models.tokens import Tokens
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizers.json").read_text(encoding="utf-8"))
+
+
+def built(changes):
+    """What is made of the golden folder with these changes: file -> keys to set, None, or a whole text."""
+    files = dict(GOLDEN["base"])
+    for name, change in changes.items():
+        if change is None:
+            del files[name]
+        else:
+            files[name] = change if isinstance(change, str) else files.get(name, {}) | change
+    data = {name: (value if isinstance(value, str) else json.dumps(value)).encode() for name, value in files.items() if name in FILES}
+    return build_tokenizer(data, files["config.json"])
+
+
+def said(case):
+    return str(case["changes"])[:70]
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=said)
+def test_golden_tokens(case):
+    made = built(case["changes"])
+    assert sorted(made.files) == ["tokenizer.json", "tokenizer_config.json"]
+    tokens = Tokens(made.files)
+    found = [tokens.encode([text], "a line") for text in GOLDEN["texts"]] + [tokens.encode(GOLDEN["texts"][:2], "a pair")]
+    assert [one.ids for one in found] == case["ids"]
+    assert [one.types for one in found] == case["types"]
+    assert case["mask"] is None or tokens.mask_token == case["mask"]
+    tokens.truncate(6)
+    assert [tokens.encode([text], "a line").ids for text in GOLDEN["texts"]] == case["short"]
+
+
+def test_what_was_made_makes_itself_again():
+    made = built({"added_tokens.json": {"Newword": len(GOLDEN["base"]["tokenizer.json"]["model"]["vocab"])}})
+    assert Tokens(made.files).encode(["hello Newword"], "a line").ids == Tokens(dict(made.files)).encode(["hello Newword"], "x").ids
+    assert made.special == frozenset(range(5))
+    assert built({"tokenizer.json": None}).files == {}  # the model takes no text
+
+
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+REFUSED = [
+    ({CONFIG: {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}}, "'BertJapaneseTokenizer' is not supported"),
+    ({CONFIG: {"tokenizer_class": 3}}, "tokenizer_class is 3, expected a name"),
+    ({"config.json": {"tokenizer_class": "RobertaTokenizer"}, CONFIG: {"tokenizer_class": None}}, "'RobertaTokenizer' is not supported"),
+    ({CONFIG: {"tokenizer_class": "XLMRobertaTokenizer"}}, "tokenizer.json holds a WordPiece model, XLMRobertaTokenizer is for Unigram"),
+    ({CONFIG: {"tokenizer_class": "TokenizersBackend"}, "tokenizer.json": None, "vocab.txt": "a\n"}, "needs a tokenizer.json"),
+    ({CONFIG: {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "auto_map is .*: it names code of the folder, which is never run"),
+    ({CONFIG: {"processor_class": "CLIPProcessor"}}, "a model of texts has a tokenizer only"),
+    ({CONFIG: {"word_tokenizer_type": "mecab"}}, "'word_tokenizer_type' is in no list of what this file may say"),
+    ({CONFIG: {"do_lower_case": "no"}}, "the tokenizer cannot be made of its files"),
+    ({CONFIG: {"truncation_side": "middle"}}, "truncation_side is 'middle', expected left or right"),
+    ({CONFIG: {"split_special_tokens": 1}}, "split_special_tokens is 1, expected true or false"),
+    ({CONFIG: {"model_input_names": ["pixel_values"]}}, "model_input_names is"),
+    ({CONFIG: {"sep_token": None}}, "sep_token is null, a BertTokenizer needs one"),
+    ({CONFIG: {"mask_token": {"content": "[MASK]"}}}, "mask_token is .*, expected a token"),
+    ({CONFIG: {"extra_special_tokens": "a"}}, "expected a list of tokens"),
+    ({CONFIG: {"added_tokens_decoder": {"x": {"content": "y"}}}}, "an added token has the number 'x'"),
+    ({CONFIG: {"added_tokens_decoder": {"7": {}}}}, "which has no content"),
+    ({CONFIG: {"added_tokens_decoder": {"7": {"content": "y", "lstrip": "x"}}}}, "added token 'y' cannot be used"),
+    ({CONFIG: {"added_tokens_decoder": [3]}}, "is no object of tokens"),
+    ({MAP: {"do_lower_case": False}}, "special_tokens_map.json: 'do_lower_case' is in no list"),
+    ({"added_tokens.json": {"y": None}}, "an added token has the number None"),
+]
+
+
+@pytest.mark.parametrize("changes, words", REFUSED, ids=lambda value: str(value)[:60])
+def test_refused(changes, words):
+    with pytest.raises(ModelError, match=words) as caught:
+        built(changes)
+    assert "\n" not in str(caught.value) and not str(caught.value).endswith(".")
+
+
+def test_settings_that_go_before():
+    data = {name: json.dumps(value).encode() for name, value in GOLDEN["base"].items() if name in FILES}
+    made = build_tokenizer(data, {}, {"do_lower_case": False, "model_max_length": 7})
+    cased = Tokens(built({CONFIG: {"do_lower_case": False}}).files)
+    assert Tokens(made.files).encode(["Hello"], "x").ids == cased.encode(["Hello"], "x").ids
+    assert json.loads(made.files[CONFIG])["model_max_length"] == 7
+
+
+# ---- the list
+
+
+def test_every_key_of_the_list_has_one_verdict():
+    for name, table in sidefiles.FILES.items():
+        assert table, name
+        for key, found in table.items():
+            assert found.kind in (sidefiles.HONOURED, sidefiles.WITHOUT, sidefiles.REFUSED), key
+            assert bool(found.reason) == (found.kind == sidefiles.REFUSED), key
+
+
+def test_keys_are_looked_up_by_name_then_by_pattern():
+    table = sidefiles.honoured("*_token") | sidefiles.without("add_bos_token *_file") | sidefiles.refused("code", "it is never run")
+    found = [sidefiles.verdict(table, key).kind for key in ("x_token", "add_bos_token", "vocab_file")]
+    assert found == ["honoured", "without influence", "without influence"]
+    sidefiles.check("a.json", {"code": None, "x_token": 3}, table)
+    with pytest.raises(ModelError, match="^a.json: code is 'x', which is not supported: it is never run$"):
+        sidefiles.check("a.json", {"code": "x"}, table)
+    with pytest.raises(ModelError, match="^a.json: 'odd key' is in no list of what this file may say: "):
+        sidefiles.check("a.json", {"odd key": 1}, table)
+
+
+def test_kinds_are_named_without_fast():
+    assert not [name for name in KINDS if name.endswith("Fast") and name != "PreTrainedTokenizerFast"]
