@@ -108,10 +108,9 @@ def kinds(folder: Path) -> list[Kind]:
     np.savez(arrays, input_ids=np.ones((3, 9), np.int64), attention_mask=np.ones((3, 9), np.int64))
     np.savez_compressed(large, input_ids=np.ones((3, 9), np.int64))
     Image.fromarray(np.arange(3 * 40 * 30, dtype=np.uint8).reshape(40, 30, 3)).save(picture, "PNG")
-    jpeg, webp, bmp = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(jpeg, "JPEG")
-    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(webp, "WEBP")
-    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(bmp, "BMP")
+    pictures = {name: io.BytesIO() for name in ("jpeg", "webp", "bmp", "gif", "tiff", "avif", "ico")}
+    for name, made in pictures.items():
+        Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(made, name)
     head = {"model": "m", "source_hash": "s", "input_hash": "i"}
     journal = Journal(journal_path(folder / "j.jsonl"), head, 3, False)
     journal.add([0, 2], [finished_answer({"input": "x", "embedding": [0.5]})] * 2)
@@ -151,8 +150,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("compressed npz", {"in.npz": large.getvalue()}, ask(words)),
         Kind("text", {"in.txt": "a small boat\ncrossed the river ü\n".encode()}, ask(words)),
         Kind("text lines", {"in.jsonl": b'{"text": "a small boat"}\n"crossed"\n'}, ask(words)),
-        *(Kind(name, {f"x.{name}": made.getvalue()}, ask(images)) for name, made in
-          (("png", picture), ("jpg", jpeg), ("webp", webp), ("bmp", bmp))),
+        *(Kind(name, {f"x.{name}": made.getvalue()}, ask(images)) for name, made in ({"png": picture} | pictures).items()),
         Kind("records", {"r.jsonl": "".join(json.dumps(line) + "\n" for line in bench("mixed4", ("hepti", "ram"))).encode()}, read_benches),
     ]  # fmt: skip
 
