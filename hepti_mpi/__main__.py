@@ -5,6 +5,8 @@ import sys
 import time
 import traceback
 
+from hepti_mpi.comm import channel
+
 
 def main() -> None:
     """Run the command line.
@@ -14,6 +16,7 @@ def main() -> None:
     local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
     # NumPy's products (embedding, head) must not start more threads than a rank has cores; read when NumPy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    channel.tell_place()  # before anything can fail on this host
     import click
 
     from hepti_mpi import cli
@@ -22,13 +25,12 @@ def main() -> None:
 
     rank = launched_rank()
     try:
-        cli.main(standalone_mode=False)
-        code = 0
-    except click.exceptions.Exit as done:
-        code = done.exit_code
+        done = cli.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
+        code = done if isinstance(done, int) else 0
     except click.ClickException as error:  # every rank has the same words on its command line: one of them tells
         if rank == 0:
             error.show()
+            channel.tell_trouble("error", error.format_message())
         else:
             time.sleep(2)  # mpirun ends all when the first ends, so let rank 0 speak
         code = 2
@@ -59,6 +61,7 @@ def _tell(sentence: str) -> None:
     from hepti_mpi.console import SCREEN
 
     SCREEN.warn(sentence)
+    channel.tell_trouble("error", sentence.removeprefix("error "))
 
 
 if __name__ == "__main__":

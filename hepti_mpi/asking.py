@@ -63,13 +63,14 @@ class Asked:
 
         Raises: InputError when the input cannot be read or the output could not be written.
         """
+        from hepti_mpi.comm import channel
         from hepti_mpi.comm.launcher import standard_input
         from hepti_mpi.models.inputs import Reading
         from hepti_mpi.models.preprocess import left_out, read_requests
         from hepti_mpi.reporting import finished as outcomes
         from hepti_mpi.reporting import outputs
         from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
-        from hepti_mpi.runtime import progress
+        from hepti_mpi.runtime.progress import Reported
 
         self.store, self.question, output = store, question, question.output
         self.already: Any = None  # the finished output, where there is one to be resumed
@@ -86,8 +87,8 @@ class Asked:
         head |= {"hidden": True} if question.hidden else {}
         self.head = {"requests": len(self.every), **head}
         if state is not None:
-            progress.tell("begin", requests=len(self.every), head=head, refused=list(self.refused.items()))
-            self.journal = progress.Reported(state)
+            channel.tell("begin", requests=len(self.every), head=head, refused=list(self.refused.items()))
+            self.journal = Reported(state)
         elif self.already is not None:
             self.already.check(self.head, [request.given["input"] for request in self.every])
         elif output is not None and question.repeat == 1:

@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,15 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
       python -m hepti_mpi doctor hostfiles/pi4.txt
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
     """
+    from hepti_mpi.comm.hosts import Host, read_hosts
     from hepti_mpi.comm.launcher import host_name, launched, launcher_hostfile
     from hepti_mpi.errors import HeptiError
-    from hepti_mpi.reporting.findings import Asking, finding_lines, findings, host_lines, recommended
+    from hepti_mpi.reporting.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, recommended
 
     if weights is None:
         weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
     named = str(hostfile or launcher_hostfile() or "HOSTFILE")
-    asking = Asking(sys.executable, os.getcwd(), launched())
+    asking, unread = Asking(sys.executable, os.getcwd(), launched()), []
     if launched():
         from hepti_mpi.comm.ranks import Comm
 
@@ -54,8 +56,10 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         if hosts is None:
             return
     else:
-        hosts = _ask_hosts(hostfile, str(weights)) if hostfile else _ask_hosts(None, str(weights), host_name())
-    found = findings(asking, hosts)
+        listed = read_hosts(hostfile) if hostfile else [Host(host_name())]
+        unread = [hostfile_finding(str(hostfile), host.login, host.number, said, host.line) for host in listed for said in host.foreign]
+        hosts = _ask_hosts(listed, str(weights))
+    found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)
     if folder is not None:
         line, files = recommended(asking, hosts, str(folder / "hosts.txt"))
@@ -72,7 +76,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         SCREEN.show(f"written to {folder}: {', '.join(files)}")
     told = [asdict(one) for one in found]
     SCREEN.document({"format": "hepti-doctor", "format_version": 1, "hosts": hosts, "findings": told, "line": line})
-    if found and not launched():  # mpirun's own words about an exit code would bury the findings
+    if found:
         context.exit(2)
 
 
@@ -104,17 +108,14 @@ def _ask_ranks(world: "Comm", own: dict[str, Any]) -> dict[str, Any] | None:
     return hosts
 
 
-def _ask_hosts(hostfile: Path | None, weights: str, alone: str = "") -> dict[str, Any]:
-    """Return the facts of the hosts of a hostfile, or why one cannot be asked; without a hostfile those of this one."""
+def _ask_hosts(hosts: "Sequence[Host]", weights: str) -> dict[str, Any]:
+    """Return the facts of each of the hosts, or why it cannot be asked."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from hepti_mpi.comm.hosts import Host, read_hosts
-
-    hosts = read_hosts(hostfile) if hostfile else [Host(alone, alone)]
-    names = [host.name.rpartition("@")[2] for host in hosts]
+    names = [host.name for host in hosts]
     questions = [json.dumps({"store": weights, "hosts": [name for name in names if name != own]}) for own in names]
     with ThreadPoolExecutor(min(32, len(hosts))) as pool:
-        return {host.name: found for host, found in zip(hosts, pool.map(_ask, hosts, questions))}
+        return {host.login: found for host, found in zip(hosts, pool.map(_ask, hosts, questions))}
 
 
 def _ask(host: "Host", question: str) -> dict[str, Any] | str:
@@ -122,10 +123,10 @@ def _ask(host: "Host", question: str) -> dict[str, Any] | str:
     import shlex
     import subprocess
 
-    from hepti_mpi.comm.hosts import is_here, shell
+    from hepti_mpi.comm.hosts import shell
     from hepti_mpi.runtime import facts
 
-    text, own = Path(facts.__file__).read_text(), is_here(host.name)
+    text = Path(facts.__file__).read_text()
     program, asked = shlex.quote(sys.executable), shlex.quote(question)
     line = f"cd {shlex.quote(os.getcwd())} 2>/dev/null; if [ -x {program} ]; then exec {program} - {asked}; else exec python3 - {asked}; fi"
     begin = time.time()
@@ -139,7 +140,8 @@ def _ask(host: "Host", question: str) -> dict[str, Any] | str:
     try:
         found = json.loads(done.stdout.splitlines()[-1])
         found["settings"] |= facts.handed_on()
-        return found | {"skew": _skew(found["clock"], begin, end), "starts": own}
+        line = replace(host, slots=1, most=None).line
+        return found | {"skew": _skew(found["clock"], begin, end), "starts": host.here, "line": line, "port": host.port}
     except (IndexError, ValueError, KeyError, TypeError):
         said = " ".join((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].split())
         return said[:300]

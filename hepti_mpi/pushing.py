@@ -45,8 +45,10 @@ def push(store: Path, hostfile: Path) -> None:
     from hepti_mpi.shards.store import Store
 
     hosts = read_hosts(hostfile)
-    if store.is_dir() and any("slots=" in host.line and "slots=1" not in host.line.split() for host in hosts):
-        raise HeptiError(f"{hostfile} has hosts with several ranks, and push copies one file to a host: give it slots=1, or push a store")
+    several = [host.name for host in hosts if host.slots != 1]
+    if store.is_dir() and several:
+        raise HeptiError(f"push copies one file to a host, and {hostfile} gives {several[0]} several ranks, or one for each core: give it "
+                         "slots=1, or push a store")  # fmt: skip
     files = [store / f"rank{rank:02d}.h5" if store.is_dir() else store for rank in range(len(hosts))]
     hashes = dict.fromkeys(files, "")
     for path in hashes:
@@ -71,10 +73,10 @@ def _sha256(path: Path) -> str:
 
 def _push(host: "Host", path: Path, found: str) -> bool:
     """Copy a file to a host, say what came of it, and tell whether it is there."""
-    from hepti_mpi.comm.hosts import is_here, shell
+    from hepti_mpi.comm.hosts import shell
     from hepti_mpi.reporting.records import size
 
-    if is_here(host.name):
+    if host.here:
         return True
     line = f"path={shlex.quote(str(path.absolute()))} hash={found}{KEEP}"
     try:

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.comm.channel import told
 from hepti_mpi.comm.hosts import read_hosts
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.hf import read_model
@@ -40,7 +41,7 @@ from hepti_mpi.planning.planner import Request, choose
 from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.reporting.journal import Journal, journal_path
 from hepti_mpi.reporting.outputs import finished_answer
-from hepti_mpi.runtime.progress import State, read_state, told
+from hepti_mpi.runtime.progress import State, read_state
 from hepti_mpi.shards import store as stores
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -1,7 +1,7 @@
 """Deadlines of waits: what is said, when, and that the process really ends. With ranks and hosts: tests/test_bad_input.py, test_lab.py."""
 
+import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +9,7 @@ import time
 import pytest
 
 from hepti_mpi.comm import patience
+from hepti_mpi.comm.channel import STATE, told
 from hepti_mpi.comm.patience import Patience
 
 
@@ -16,6 +17,10 @@ def of(rank=0, hosts=("pi1", "pi2", "pi3", "pi4"), seconds=60.0):
     watched = Patience(0.0, rank, len(hosts))  # no thread
     watched.seconds, watched.hosts = seconds, list(hosts)
     return watched
+
+
+def sentence(watched, silent=()):
+    return watched.judged(lambda hosts: set(hosts) & set(silent)).sentence(watched.rank, watched.hosts)
 
 
 @pytest.mark.parametrize("whom, silent, words", [
@@ -30,12 +35,12 @@ def of(rank=0, hosts=("pi1", "pi2", "pi3", "pi4"), seconds=60.0):
 def test_who_is_waited_for_is_named(whom, silent, words):
     watched = of()
     with watched.waiting(whom):
-        said = watched.sentence(lambda hosts: set(hosts) & set(silent))
+        said = sentence(watched, silent)
     assert said.startswith("error on ") and "(rank 0)" in said and words in said and not said.endswith(".")
 
 
 def test_many_ranks_are_not_all_named():
-    said = of(hosts=[f"pi{number}" for number in range(9)]).sentence(lambda hosts: set())
+    said = sentence(of(hosts=[f"pi{number}" for number in range(9)]))
     assert "rank 4 on pi4, ...;" in said and "pi5" not in said
 
 
@@ -46,7 +51,7 @@ def test_only_waits_count_and_loading_may_take_longer():
         assert 9 < watched.left() <= 10
         with watched.slower():
             assert 99 < watched.left() <= 100
-            assert "waited 100 s" in watched.sentence(lambda hosts: set())
+            assert "waited 100 s" in sentence(watched)
             with watched.slower():  # what one loads may be a part of what another does
                 pass
             assert 99 < watched.left() <= 100
@@ -63,7 +68,7 @@ def test_the_first_rank_speaks_for_all():
 
 
 @pytest.mark.parametrize("error, silent", [
-    (ConnectionRefusedError(), False), (socket.gaierror(), False), (TimeoutError(), True), (OSError("no route"), True), (None, False),
+    (ConnectionRefusedError(), False), (TimeoutError(), True), (OSError("no route"), True), (None, False),
 ])  # fmt: skip
 def test_a_host_that_says_no_is_there(monkeypatch, error, silent):
     class Connection:
@@ -76,13 +81,22 @@ def test_a_host_that_says_no_is_there(monkeypatch, error, silent):
         return Connection()
 
     monkeypatch.setattr(patience.socket, "create_connection", connect)
-    assert patience.is_silent("pi2") is silent
-    assert patience.is_silent(patience.host_name()) is False
-    assert patience.silent_of(["pi2", patience.host_name()]) == ({"pi2"} if silent else set()) and not patience.silent_of([])
+    assert patience.is_silent("10.0.0.2") is silent
+    watched = of()
+    watched.addresses = {"pi1": ["10.0.0.1", "172.17.0.1"], "pi2": ["10.0.0.2", "172.17.0.1"], "pi3": ["172.17.0.1"]}
+    assert watched.silent_of(["pi2", "pi3", "pi4"]) == ({"pi2"} if silent else set()) and not watched.silent_of([])
+
+
+def test_a_host_that_answers_by_one_of_its_addresses_is_there(monkeypatch):
+    monkeypatch.setattr(patience, "is_silent", lambda address: address != "10.0.1.2")
+    watched = of()
+    watched.addresses = {"pi2": ["10.0.0.2", "10.0.1.2"], "pi3": ["10.0.0.3", "10.0.1.3"]}
+    assert watched.silent_of(["pi2", "pi3"]) == {"pi3"}
 
 
 PROGRAM = """
 import sys, time
+from hepti_mpi.comm.channel import STATE, told
 from hepti_mpi.comm.patience import Patience
 watched = Patience(float(sys.argv[1]), 0, 2)
 watched.hosts = ["here", "there"]
@@ -101,6 +115,14 @@ def test_a_wait_ends_the_process_and_work_does_not(deadline, waits, works, code)
     result = subprocess.run([sys.executable, "-c", PROGRAM, deadline, waits, works], capture_output=True, text=True, timeout=20)
     assert result.returncode == code and time.monotonic() - begin < 10
     assert ("waited 0.3 s for rank 1 on there" in result.stderr) == (code != 0) and ("done" in result.stdout) == (code == 0)
+
+
+def test_a_supervisor_is_told_the_same_in_a_record(tmp_path):
+    words, environment = [sys.executable, "-c", PROGRAM, "0.3", "30", "0"], {**os.environ, STATE: str(tmp_path / "none")}
+    result = subprocess.run(words, capture_output=True, text=True, timeout=20, env=environment)
+    record = told(result.stdout)
+    assert record.pop("said") == result.stderr.strip().removeprefix("error ")
+    assert record == {"kind": "late", "rank": 0, "waited": [1], "silent": [], "alone": False}
 
 
 def test_what_does_not_end_when_asked_is_ended(monkeypatch):

@@ -15,35 +15,17 @@ from clusters import cluster
 
 from hepti_mpi import cli
 from hepti_mpi.cluster import profile as profiles
-from hepti_mpi.comm.hosts import Host, read_hosts
+from hepti_mpi.comm import channel
+from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
+from hepti_mpi.comm.hosts import Host
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.runtime import supervise
-from hepti_mpi.runtime.progress import MARK, State, read_state, tell, told
-from hepti_mpi.runtime.supervise import SWEEP, GivenUp, Supervisor, blame
+from hepti_mpi.runtime.blame import Troubles
+from hepti_mpi.runtime.progress import State, read_state
+from hepti_mpi.runtime.supervise import SWEEP, GivenUp, Supervisor
 from hepti_mpi.supervising import Kept
-
-
-@pytest.mark.parametrize("text, names", [
-    ("a slots=4\nb\n", ["a", "b"]), ("# none\n\n pi@10.0.0.1 slots=1 # board\n", ["pi@10.0.0.1"]), ("pi4-1.local", ["pi4-1.local"]),
-])  # fmt: skip
-def test_hosts(tmp_path, text, names):
-    path = tmp_path / "hosts.txt"
-    path.write_text(text)
-    assert [host.name for host in read_hosts(path)] == names
-
-
-@pytest.mark.parametrize("text, words", [
-    ("", "names no host"), ("a\na\n", "has a twice"), ("-oProxyCommand=x\n", "is no name"), ("a;b\n", "is no name"), ("$(x)", "is no name"),
-])  # fmt: skip
-def test_hosts_that_are_none(tmp_path, text, words):
-    path = tmp_path / "hosts.txt"
-    path.write_text(text)
-    with pytest.raises(HeptiError, match=words):
-        read_hosts(path)
-    with pytest.raises(HeptiError, match="cannot be read"):
-        read_hosts(tmp_path / "gone.txt")
 
 
 def test_records_among_lines(capsys):
@@ -51,6 +33,28 @@ def test_records_among_lines(capsys):
     line = capsys.readouterr().out
     assert told(line) == {"kind": "answers", "places": [1], "finished": [{"answer": {}}], "seconds": 0.5}
     assert [told(other) for other in (line[1:], line[:-2], "plan\n", MARK + "7\n", MARK + "{}\n", "")] == [None] * 6
+
+
+def test_a_record_in_the_midst_of_a_line_of_another_rank():
+    late, long, cut = (MARK + text for text in ('{"kind": "late"}\n', '{"kind": "answers", "places": [1, 2]}\n', '{"kind": "ans'))
+    assert list(untangled(["plan\n", long, late])) == ["plan\n", long, late]
+    assert list(untangled([long[:20] + late, long[20:]])) == [late, long]
+    assert list(untangled([long[:20] + late, late, long[20:25] + late, long[25:]])) == [late, late, late, long]
+    assert list(untangled([cut + late, late])) == [late, late, cut]  # whoever wrote the other is no more
+
+
+def test_a_rank_says_on_which_host_of_the_supervisor_it_is(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "state"
+    monkeypatch.delenv(STATE, raising=False)
+    channel.tell_place()
+    channel.tell_trouble("error", "nobody listens")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv(STATE, str(path))
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    for content, host in (('{"host": "10.0.0.7"}', "10.0.0.7"), ("{", None), ("[]", None), ("{}", None)):
+        path.write_text(content)
+        channel.tell_place()
+        assert told(capsys.readouterr().out) == {"kind": "rank", "rank": 3, "host": host}
 
 
 def test_what_is_known_comes_back(tmp_path):
@@ -100,7 +104,7 @@ def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None):
         heard.append(record)
         state.finished += record.get("places", [])
 
-    hosts = [host if isinstance(host, Host) else Host(host, host) for host in hosts]
+    hosts = [host if isinstance(host, Host) else Host(host) for host in hosts]
     watch = Supervisor(hosts, [str(launcher)], ["run"], lambda: state, hear, gains, said.append)
     try:
         watch.run()
@@ -122,10 +126,9 @@ def test_a_run_that_is_done(tmp_path):
 
 def test_a_run_that_is_cut_off_is_started_again_and_told_what_is_there(tmp_path):
     script = f"""
-for word; do state=$word; done
 count=$(cat {tmp_path}/count 2>/dev/null || echo 0)
 echo $((count + 1)) > {tmp_path}/count
-cp "$state" {tmp_path}/state$count
+cp "$HEPTI_STATE" {tmp_path}/state$count
 printf '\\036{{"kind": "answers", "places": [%d], "finished": [{{}}], "seconds": 1}}\\n' $count
 [ $count = 3 ] || kill -9 $$
 {DONE}
@@ -137,16 +140,17 @@ printf '\\036{{"kind": "answers", "places": [%d], "finished": [{{}}], "seconds":
 
 
 def test_it_gives_up_when_nothing_comes_of_it(tmp_path):
-    _, said, why = supervised(tmp_path, "echo 'error on pi1 (rank 0): what it was' >&2\nexit 1\n")
+    _, said, why = supervised(tmp_path, f"{ERROR % (0, 'on pi1 (rank 0): what it was')}\nexit 1\n")
     assert "started 3 times in a row without one more answer on localhost" in why and "what it was" in why
     assert len(said) == 2
 
 
 def test_bad_input_is_not_tried_again(tmp_path):
-    _, said, why = supervised(tmp_path, "echo 'error on pi1 (rank 0): no such file' >&2\nsleep 0.2\nexit 2\n")
+    _, said, why = supervised(tmp_path, f"{ERROR % (0, 'on pi1 (rank 0): no such file')}\nexit 2\n")
     assert why == "the run cannot begin: on pi1 (rank 0): no such file" and not said
 
 
+ERROR = """printf '\\036{"kind": "error", "rank": %d, "said": "%s"}\\n'"""
 HERE = """printf '\\036{"kind": "here", "deadline": %g}\\n'"""
 
 
@@ -167,28 +171,31 @@ def test_where_deadlines_are_off_silence_is_no_reason(tmp_path, monkeypatch):
 TWO = (("localhost", "pi1"), ("127.0.0.1", "pi2"))  # both here, so both answer
 
 
-@pytest.mark.parametrize("said_by_the_end", [
-    "error on pi1 (rank 0): waited 6 s for rank 1 on pi2; all hosts answer: look there",
-    "error on pi2 (rank 1): [Errno 5] Input/output error",
-    "mpirun noticed that process rank 1 with PID 7 on node pi2 exited on",
+RANKS = """printf '\\036{"kind": "rank", "rank": 0, "host": "localhost"}\\n\\036{"kind": "rank", "rank": 1, "host": "127.0.0.1"}\\n'"""
+
+
+@pytest.mark.parametrize("by_the_end", [
+    """printf '\\036{"kind": "late", "rank": 0, "said": "waited", "waited": [1], "silent": [], "alone": false}\\n'""",
+    ERROR % (1, "on raspberrypi (rank 1): [Errno 5] Input/output error"),
+    "echo 'prterun noticed that process rank 1 with PID 4711 on node whatever-it-is exited on\nsignal 9 (Killed).' >&2; sleep 0.2",
 ])  # fmt: skip
-def test_a_host_that_answers_and_is_no_good_is_left_out(tmp_path, said_by_the_end):
-    script = f"if grep -q 127.0.0.1 $2; then echo '{said_by_the_end}' >&2; sleep 0.2; exit 4; fi\n{ANSWER % 0}\n{DONE}\n"
-    heard, said, why = supervised(tmp_path, script, hosts=[Host(name, name, own) for name, own in TWO])
-    assert why is None and [record["kind"] for record in heard] == ["answers", "done"]
+def test_a_host_that_answers_and_is_no_good_is_left_out(tmp_path, by_the_end):
+    script = f"if grep -q 127.0.0.1 $2; then {RANKS}; {by_the_end}; exit 4; fi\n{ANSWER % 0}\n{DONE}\n"
+    heard, said, why = supervised(tmp_path, script, hosts=[Host(name, own) for name, own in TWO])
+    assert why is None and [record["kind"] for record in heard if record["kind"] in ("answers", "done")] == ["answers", "done"]
     assert len(said) == 2 and "127.0.0.1 is left out, though it answers; starting again" in said[-1], said
 
 
 def test_a_store_that_has_become_bad_costs_its_host_only(tmp_path):
     script = f"""
 if ! grep -q 127.0.0.1 $2; then {ANSWER % 1}; {DONE}; exit 0; fi
-if [ -e {tmp_path}/again ]; then echo 'error on pi2 (rank 1): x.h5 is damaged' >&2; sleep 0.2; exit 2; fi
+if [ -e {tmp_path}/again ]; then {RANKS}; {ERROR % (1, "on pi2 (rank 1): x.h5 is damaged")}; exit 2; fi
 touch {tmp_path}/again
 {ANSWER % 0}
 kill -9 $$
 """
-    heard, said, why = supervised(tmp_path, script, hosts=[Host(name, name, own) for name, own in TWO])
-    assert why is None and [record["kind"] for record in heard] == ["answers", "answers", "done"]
+    heard, said, why = supervised(tmp_path, script, hosts=[Host(name, own) for name, own in TWO])
+    assert why is None and [record["kind"] for record in heard if "rank" not in record] == ["answers", "answers", "done"]
     assert said[-1] == "on pi2 (rank 1): x.h5 is damaged; 127.0.0.1 is left out; starting again"
 
 
@@ -202,7 +209,7 @@ def test_a_host_that_is_back_is_taken_back_if_it_gains_enough(tmp_path, monkeypa
     fake = f"""#!/bin/sh
 [ "$1" != -G ] || exec printf 'hostname 127.0.0.1\nport {door.getsockname()[1]}\n'
 for line; do :; done
-exec sh -c "$line"
+sh -c "$line" >/dev/null && echo pi9.lan
 """
     (folder / "ssh").write_text(fake)
     (folder / "ssh").chmod(0o755)
@@ -236,14 +243,40 @@ exec sleep 60
     assert asked[0] == ([host_name(), "pi9"], [host_name()])
 
 
-def test_whom_to_blame():
-    one, two, three = hosts = [Host(name, name, name) for name in ("pi1", "pi2", "pi3")]
-    each_other = ["error on pi2 (rank 1): waited 6 s for rank 2 on pi3; all", "error on pi3 (rank 2): waited 6 s for rank 1 on pi2; all"]
-    assert blame(each_other, hosts) is three and blame([*each_other, each_other[1]], hosts) is two
-    assert blame(["error on pi1 (rank 0): waited 6 s for rank 1 on pi2, rank 2 on pi3, ...; pi3 does not answer"], [one, two]) is two
-    alone = "error on pi1 (rank 0): waited 6 s for rank 2 on pi3; no other host answers: look at the link of pi1, then at theirs"
-    assert blame([alone], hosts) is one
-    assert blame(["error: mpirun does not start", "error on pi9 (rank 0): x"], hosts) is None and blame([], hosts) is None
+def late(rank, *waited, alone=False):
+    return {"kind": "late", "rank": rank, "said": "it waited", "waited": waited, "silent": [], "alone": alone}
+
+
+@pytest.mark.parametrize("records, bad", [
+    ([late(1, 2), late(2, 1)], 2), ([late(1, 2), late(2, 1), late(2, 1)], 1), ([late(0, 1, 2)], 2), ([late(0, 2, alone=True)], 0),
+    ([{"kind": "error", "rank": 1, "said": "x"}], 1), ([late(0, 7)], None), ([late(0)], None), ([], None), ([{"kind": "done"}], None),
+])  # fmt: skip
+def test_whom_to_blame(records, bad):
+    """Ranks are found by the hosts that they were told to be on, whatever those call themselves."""
+    hosts = [Host(name, own) for name, own in (("10.0.0.11", "pi1"), ("NODE2.lan", "raspberrypi"), ("alias", "pi3"))]
+    troubles = Troubles()
+    for rank, host in enumerate(hosts):
+        troubles.take({"kind": "rank", "rank": rank, "host": host.name})
+    for record in records:
+        troubles.take(record)
+    assert troubles.host(hosts) is (None if bad is None else hosts[bad])
+    killed = "prterun noticed that process rank 1 with PID 4711 on node anything exited on\n"
+    for line in [killed] * 4:
+        troubles.hear(line)
+    assert troubles.host(hosts) is hosts[1] and troubles.host(hosts[:1]) in (None, hosts[0])
+
+
+def test_ranks_of_which_nobody_knows_where_they_are():
+    troubles = Troubles()
+    for record in ({"kind": "rank", "rank": 0, "host": None}, {"kind": "error", "rank": 0, "said": "x"}, late(3, 0)):
+        troubles.take(record)
+    assert troubles.host([Host("pi1")]) is None and troubles.said == "it waited"
+
+
+def test_hosts_that_mpirun_cannot_tell_apart(tmp_path):
+    for hosts in ([Host("localhost", "pi1"), Host("127.0.0.1", "pi1")], [Host("127.0.0.2", "a"), Host("127.0.0.3", "a")]):
+        _, _, why = supervised(tmp_path, DONE, hosts=hosts)
+        assert f"{hosts[0].name} and {hosts[1].name} are both {hosts[0].own} to mpirun" in why
 
 
 def test_ranks_that_do_not_find_each_other(tmp_path, monkeypatch):
@@ -253,16 +286,16 @@ def test_ranks_that_do_not_find_each_other(tmp_path, monkeypatch):
 
 
 def test_a_launcher_that_is_not_there(tmp_path):
-    watch = Supervisor([Host("localhost", "localhost")], ["/nowhere/mpirun"], ["run"], State, print, lambda *_: None, print)
+    watch = Supervisor([Host("localhost")], ["/nowhere/mpirun"], ["run"], State, print, lambda *_: None, print)
     with pytest.raises(GivenUp, match="/nowhere/mpirun cannot be started"):
         watch.run()
 
 
 def test_hosts_that_do_not_answer(tmp_path):
-    _, said, why = supervised(tmp_path, DONE, hosts=("192.0.2.1", "192.0.2.2"))  # addresses that nobody has
-    assert why == "none of the 2 hosts answers: 192.0.2.1, 192.0.2.2"
-    heard, said, why = supervised(tmp_path, DONE, hosts=("localhost", "192.0.2.1"))
-    assert why is None and said[-1] == "192.0.2.1 is left out" and heard
+    _, said, why = supervised(tmp_path, DONE, hosts=("198.51.100.1", "198.51.100.2"))  # addresses that nobody has
+    assert why == "none of the 2 hosts answers: 198.51.100.1, 198.51.100.2"
+    heard, said, why = supervised(tmp_path, DONE, hosts=("localhost", "198.51.100.1"))
+    assert why is None and said[-1] == "198.51.100.1 is left out" and heard
 
 
 def kept(tmp_path, output="a.jsonl", **more):

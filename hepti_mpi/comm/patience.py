@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from hepti_mpi.comm.channel import tell_trouble
 from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launched_size
 
 EXIT_CODE = 3  # of a rank that waited too long
@@ -28,17 +30,40 @@ LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadl
 SLOWER = 10  # times as long others may take to measure or to load
 START = 2  # times as long ranks may take to find each other
 SSH_PORT = 22
-ALONE = "no other host answers"
 Whom = Callable[[], Sequence[int]]
 
 
+@dataclass(frozen=True)
+class Late:
+    """A wait that lasted too long: `ranks` that were waited for, those on silent hosts where there are any; `silent`: the hosts that do
+    not answer; `alone`: no other host does, so the trouble may well be this rank's own."""
+
+    seconds: float
+    ranks: tuple[int, ...]
+    silent: tuple[str, ...]
+    alone: bool
+
+    def sentence(self, rank: int, hosts: Sequence[str]) -> str:
+        ranks = ", ".join(f"rank {late} on {hosts[late]}" for late in self.ranks[:4]) + ", ..." * (len(self.ranks) > 4)
+        if self.alone:
+            what = f"no other host answers: look at the link of {hosts[rank]}, then at theirs, and run again"
+        elif self.silent:
+            verb = "does" if len(self.silent) == 1 else "do"
+            what = f"{', '.join(self.silent)} {verb} not answer: mend it, or leave it out of the hostfile, and run again"
+        else:
+            what = "all hosts answer: look for a process there that is stopped or out of memory, or give more time with --deadline"
+        return f"error on {host_name()} (rank {rank}): waited {self.seconds:g} s for {ranks}; {what}"
+
+
 class Patience:
-    """Watches the waits of one rank. `hosts`: where each rank of the job is, once that is known."""
+    """Watches the waits of one rank. `hosts`: where each rank of the job is, and `addresses` by which each host may be reached, once
+    that is known."""
 
     def __init__(self, seconds: float, rank: int = 0, size: int = 1) -> None:
         """`seconds`: of the longest wait; 0 waits for ever."""
         self.seconds, self.rank, self.size = seconds, rank, size
         self.hosts = ["its host"] * size
+        self.addresses: dict[str, Sequence[str]] = {}
         self.factor = 1
         self.since: float | None = None
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
@@ -82,22 +107,14 @@ class Patience:
         """Return the ranks that have not come."""
         return list(self.whom()) or list(self.everyone())
 
-    def sentence(self, silent_of: Callable[[Collection[str]], set[str]]) -> str:
-        """Say for whom this rank waited, if need be those whose hosts are silent; `silent_of` tells which of some hosts are."""
+    def judged(self, silent_of: Callable[[Collection[str]], set[str]]) -> Late:
+        """Return for whom this rank waited, if need be those whose hosts are silent; `silent_of` tells which of some hosts are."""
         late, own = self.late(), self.hosts[self.rank]
         others = [host for host in dict.fromkeys(self.hosts) if host != own]
         silent = silent_of(others)
         lost = [host for host in others if host in silent]
         named = [rank for rank in late if self.hosts[rank] in lost] or late
-        ranks = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in named[:4]) + ", ..." * (len(named) > 4)
-        if len(lost) == len(others) > 1:
-            what = f"{ALONE}: look at the link of {own}, then at theirs, and run again"
-        elif lost:
-            verb = "does" if len(lost) == 1 else "do"
-            what = f"{', '.join(lost)} {verb} not answer: mend it, or leave it out of the hostfile, and run again"
-        else:
-            what = "all hosts answer: look for a process there that is stopped or out of memory, or give more time with --deadline"
-        return f"error on {host_name()} (rank {self.rank}): waited {self.seconds * self.factor:g} s for {ranks}; {what}"
+        return Late(self.seconds * self.factor, tuple(named), tuple(lost), len(lost) == len(others) > 1)
 
     def _watch(self) -> None:
         while True:
@@ -108,30 +125,32 @@ class Patience:
             left = self.left()
             if left is None or left > 0:
                 continue
-            if left > -KNOWING_SECONDS and not silent_of({self.hosts[rank] for rank in self.late()}):
+            if left > -KNOWING_SECONDS and not self.silent_of({self.hosts[rank] for rank in self.late()}):
                 continue  # maybe that rank itself waits, for a silent host: it takes longer to find that out, and has more to say
-            sentence = self.sentence(silent_of)
+            late = self.judged(self.silent_of)
             left = self.left()
             if left is not None and left <= 0:  # it did not come meanwhile
+                sentence = late.sentence(self.rank, self.hosts)
                 print(sentence, file=sys.stderr, flush=True)
+                tell_trouble("late", sentence.removeprefix("error "), waited=late.ranks, silent=late.silent, alone=late.alone)
                 end_here(EXIT_CODE)
 
+    def silent_of(self, hosts: Collection[str]) -> set[str]:
+        """Return those of the hosts that do not answer by any of their addresses; all are asked at once. One without any, or with those of
+        this host only, is not said to be silent: nobody knows."""
+        own = self.addresses.get(self.hosts[self.rank], ())
+        doors = [(host, one) for host in hosts for one in self.addresses.get(host, ()) if one not in own]
+        with ThreadPoolExecutor(len(doors) or 1) as pool:
+            silent = list(pool.map(is_silent, [one for _, one in doors]))
+        heard = {host for (host, _), one in zip(doors, silent, strict=True) if not one}
+        return {host for host, _ in doors} - heard
 
-def silent_of(hosts: Collection[str]) -> set[str]:
-    """Return those of the hosts that do not answer; all are asked at once."""
-    with ThreadPoolExecutor(len(hosts) or 1) as pool:
-        return {host for host, silent in zip(hosts, pool.map(is_silent, hosts), strict=True) if silent}
 
-
-def is_silent(host: str) -> bool:
-    """Tell whether nothing answers under that name: neither yes nor no to a connection."""
-    if host == host_name():
-        return False
+def is_silent(address: str) -> bool:
+    """Tell whether nothing answers there: neither yes nor no to a connection."""
     try:
-        socket.create_connection((host, SSH_PORT), ANSWER_SECONDS).close()
+        socket.create_connection((address, SSH_PORT), ANSWER_SECONDS).close()
     except ConnectionRefusedError:
-        return False
-    except socket.gaierror:  # it has another name on the network: nobody knows
         return False
     except OSError:
         return True
@@ -153,7 +172,9 @@ def starting(seconds: float) -> Iterator[None]:
         if not select.select([reading], [], [], START * seconds)[0]:
             what = f"the {launched_size()} ranks did not find each other within {START * seconds:g} s"
             look = "look for the reason with: python -m hepti_mpi doctor HOSTFILE"
-            print(f"error on {host_name()} (rank {launched_rank()}): {what}; {look}", file=sys.stderr, flush=True)
+            sentence = f"on {host_name()} (rank {launched_rank()}): {what}; {look}"
+            print(f"error {sentence}", file=sys.stderr, flush=True)
+            tell_trouble("late", sentence, waited=[], silent=[], alone=False)  # nobody knows for whom
             _end_launcher(launcher)
             os.kill(own, signal.SIGKILL)
         os._exit(0)

@@ -16,6 +16,7 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
+from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Patience, starting
 from hepti_mpi.errors import HeptiError, RankError
 
@@ -62,7 +63,8 @@ class Comm:
             raise alone
         world = cls(comm, Patience(deadline, comm.Get_rank(), comm.Get_size()))
         world.patience.hear_signals()
-        world.patience.hosts = world.gather_all(host_name())
+        every = world.gather_all([host_name(), own_addresses()])
+        world.patience.hosts, world.patience.addresses = [host for host, _ in every], dict(every)
         return world
 
     @staticmethod

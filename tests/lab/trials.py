@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.comm.channel import STATE, told, untangled
 from hepti_mpi.reporting.records import table
-from hepti_mpi.runtime.progress import told
 
 PROGRAM = [sys.executable, "-m", "hepti_mpi"]
+
+
+TOLD = {STATE: "/nowhere"}  # of a run whose records are read here
 
 
 def say(text: str) -> None:
@@ -24,7 +27,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def records_of(run: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
     """Yield the records among the lines of a run that is told to be supervised."""
-    for line in run.stdout or ():
+    for line in untangled(run.stdout or ()):
         record = told(line)
         if record is not None:
             yield record
