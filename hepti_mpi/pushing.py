@@ -77,6 +77,7 @@ def _push(host: "Host", path: Path, found: str) -> bool:
     from hepti_mpi.reporting.records import size
 
     if host.here:
+        SCREEN.show(f"{host.name}: this machine, which has it")
         return True
     line = f"path={shlex.quote(str(path.absolute()))} hash={found}{KEEP}"
     try:
