@@ -123,13 +123,15 @@ def test_what_is_no_answer_has_its_place(tmp_path):
         assert (found["last_hidden_state"][2] == 2).all() and (found["embedding"][[0, 2]] == 1).all()
     tally = outputs.Tally.of(finished)
     assert tally == outputs.Tally(3, 1, 1, "it is empty") and tally.numbers == {"errors": 1, "truncated": 1}
-    with pytest.raises(PartlyAnswered, match="^1 of 3 inputs could not be answered, the others are: it is empty$"):
+    with pytest.raises(PartlyAnswered, match=r"^1 of 3 inputs could not be answered \(the others were\): it is empty$"):
         tally.check()
     outputs.write_finished(tmp_path / "all.npz", [finished[1]] * 2)
     with np.load(tmp_path / "all.npz") as found:
         assert sorted(found) == ["errors", "id"]
     with pytest.raises(PartlyAnswered, match="^none of 2 inputs could be answered: it is empty, and 1 more$"):
         outputs.Tally.of([finished[1]] * 2).check()
+    with pytest.raises(PartlyAnswered, match="^the only input could not be answered: it is empty$"):
+        outputs.Tally.of([finished[1]]).check()
 
 
 def test_answers_are_for_whom_the_umask_says(tmp_path):

@@ -38,7 +38,7 @@ def records(path: Path) -> list[dict]:
 def told(result: "subprocess.CompletedProcess[str]") -> dict:
     """Check how a run ended that answered a part, and return its document."""
     assert result.returncode == 5, result.stdout + result.stderr
-    assert f"2 of 4 inputs could not be answered, the others are: {BAD[0]}, and 1 more" in result.stderr
+    assert f"2 of 4 inputs could not be answered (the others were): {BAD[0]}, and 1 more" in result.stderr
     assert "Traceback" not in result.stderr
     record = json.loads(result.stdout.splitlines()[-1])
     assert (record["errors"], record["truncated"], record["requests"]) == (2, 0, 2)

@@ -103,6 +103,32 @@ def test_sentence_models_cut_texts_off():
     assert [r.arrays["ids"].tolist() for r in read("bert_sentence", "-", lines)] == expected["input_ids"]
 
 
+def test_what_is_cut_off_is_marked(tmp_path):
+    limit = MODELS["bert_sentence"].spec.options["max_tokens"]
+    both = [("the cat", None), ("the cat " * limit, None), ("the cat", "the mat"), ("the cat", "the mat " * limit)]
+    lines = [json.dumps({"text": text, "text_pair": pair, "id": number}) for number, (text, pair) in enumerate(both)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    requests = read("bert_sentence", tmp_path / "x.jsonl")
+    assert [request.truncated for request in requests] == [False, True, False, True]
+    assert [request.rows for request in requests][1::2] == [limit, limit] and [request.id for request in requests] == [0, 1, 2, 3]
+    assert requests[2].given == {"id": 2, "input": ["the cat", "the mat"]}
+
+
+def test_bad_inputs_keep_their_place(tmp_path):
+    (tmp_path / "x.csv").write_text("id,text\n1,the cat\n2,\n3," + "cat " * 600 + "\n4,the mat\n")
+    requests = read("bert", tmp_path / "x.csv")
+    assert [request.error for request in requests] == [None, "line 3 of x.csv is empty",
+                                                       "line 4 of x.csv has 602 tokens, the model takes 512; shorten it", None]  # fmt: skip
+    assert [request.id for request in requests] == ["1", "2", "3", "4"] and [request.index for request in requests] == [0, 1, 2, 3]
+    assert [request.rows > 0 for request in requests] == [True, False, False, True]
+    refused("bert", tmp_path / "x.csv", "line 3 of x.csv is empty")
+    mask = np.array([[1, 1, 1, 1], [0, 0, 0, 0]])
+    assert [r.error for r in read("bert", npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=mask))] == [
+        None, "array 2 of x.npz: attention_mask leaves no position"]  # fmt: skip
+    refused("vit", None, "--field and --pair are for texts", field="text")
+    refused("bert", tmp_path / "x.npz", "--field and --pair are for texts", pair="b")
+
+
 def test_built_in_sentences():
     assert len(read("bert", None)) == 8
     masked = read("bert_mlm", None)

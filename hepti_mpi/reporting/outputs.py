@@ -154,8 +154,9 @@ class Tally:
         """Raise PartlyAnswered when not all inputs were answered."""
         if self.errors:
             more = f", and {self.errors - 1} more" * (self.errors > 1)
-            what = f"{self.errors} of {self.inputs} inputs could not be answered, the others are"
-            what = what if self.errors < self.inputs else f"none of {self.inputs} inputs could be answered"
+            what = f"{self.errors} of {self.inputs} inputs could not be answered (the others were)"
+            if self.errors == self.inputs:
+                what = "the only input could not be answered" if self.inputs == 1 else f"none of {self.inputs} inputs could be answered"
             raise PartlyAnswered(f"{what}: {self.first}{more}")
 
 
