@@ -20,6 +20,7 @@ from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose
 from hepti_mpi.planning.program import make_program
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
+from hepti_mpi.planning.sharing import preference
 from hepti_mpi.shards.slicing import layer_slices
 
 LARGE = random_model("bert-large").spec
@@ -39,7 +40,7 @@ def decide(spec, profile, rows=128, **options):
         check(candidate.plan, spec, "hash", len(profile.nodes))
         assert candidate.plan.planned_rows == rows and candidate.plan.wire in options.get("wires", ("float32",))
         assert all(need <= limit for need, limit in zip(candidate.memory, limits)), kind_of(candidate.plan)
-        assert candidate.price.seconds >= decision.chosen.price.seconds
+        assert preference(profile, [candidate])[0] >= preference(profile, [decision.chosen])[0]
         assert candidate.plan.predicted_seconds == candidate.price.seconds
     return decision
 
@@ -505,6 +506,15 @@ def test_a_rank_alone_has_the_memory_of_its_host():
     assert len(decide(LARGE, shared).chosen.plan.active) == 2
     decision = decide(LARGE, with_alone(shared, 2.0))
     assert decision.chosen.plan.active == (0,) and decision.chosen.memory[0] > shared.nodes[0].memory_bytes
+
+
+@pytest.mark.parametrize("speedup, active", [(2.1, (0,)), (1.9, (0,)), (1.7, (0,)), (1.3, (0, 1))])
+def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
+    decision = choose(LARGE, "hash", with_alone(cluster((9, 9), mbit=20_000, latency=1e-6, hosts=["a", "a"]), speedup), Request(128))
+    assert decision.chosen.plan.active == active
+    if speedup == 1.7:
+        (sentence,) = more_ranks(decision)
+        assert sentence.startswith("more ranks are hardly sooner, if at all, here: rank 0 on a alone, with all cores of its host, takes ")
 
 
 def test_nothing_is_said_where_all_ranks_are_used():

@@ -1,12 +1,12 @@
 """Find the plan that answers soonest within each rank's memory. Pure: searches and prices, measures nothing.
 
-Searched: the layouts of attention and MLP (mixed over the layers where memory lies in between) x subsets of ranks, down to
-one, x uneven counts x ways to exchange. Every candidate is priced by its program, the very steps the engine will walk; how the best
-of them get better is refine.py's business.
+Searched: layouts of attention and MLP (mixed over the layers where memory lies in between) x subsets of ranks, down to one, x uneven
+counts x ways to exchange. Every candidate is priced by the very steps the engine will walk; how the best get better is in refine.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_
 from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.planning.program import Program, make_program
-from hepti_mpi.planning.refine import Candidate, Refinement, before, order
+from hepti_mpi.planning.refine import Candidate, Refinement, order
+from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 
 Layers = tuple[tuple[str, str], ...]
@@ -138,8 +139,8 @@ class _Search:
 
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}
-        fits: set[tuple[str, str] | str] = set()
-        with_rank: dict[int, float] = {}
+        sorting = partial(preference, self.profile)
+        fits, with_rank = set[tuple[str, str] | str](), dict[int, float]()
         for subset in self.subsets():
             for layers in self.layer_choices(subset):
                 for exchange in self.exchange_choices(layers, subset):
@@ -149,17 +150,16 @@ class _Search:
                     fits.add(layers[0] if len(set(layers)) == 1 else "mix")
                     for rank in candidate.plan.active:
                         with_rank[rank] = min(candidate.price.seconds, with_rank.get(rank, candidate.price.seconds))
-                    kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
-                    kind += " " + exchange.collectives * (len(subset) > 1)
-                    if kind not in best or before(candidate, best[kind]):
+                    kind = (kind_of(candidate.plan) if len(set(layers)) == 1 else "mix") + " " + exchange.collectives * (len(subset) > 1)
+                    if kind not in best or sorting([candidate]) < sorting([best[kind]]):
                         best[kind] = candidate
         if not best:
             raise self.refusal()
-        found, whole = self.improved(best.values()), set[Plan]()
+        found, whole = sorted(self.improved(best.values()), key=sorting), set[Plan]()
         while found[0][0].plan not in whole:  # what is chosen is priced by all of its layers
             found[0] = sorted((self.priced(one.plan, whole=True) for one in found[0]), key=order)
             whole.update(one.plan for one in found[0])
-            found.sort(key=lambda ones: order(ones[0]))
+            found.sort(key=sorting)
         (chosen, *close), *others = found
         several = any(len(subset) > 1 for subset in self.subsets())  # on one all layouts are the same
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]

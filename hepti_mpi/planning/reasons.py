@@ -12,9 +12,9 @@ def reasons(decision: Decision) -> Iterator[str]:
 
 
 def more_ranks(decision: Decision) -> Iterator[str]:
-    """Yield one sentence with both times, where the chosen plan is for some of the ranks and one for more of them would take longer."""
+    """Yield one sentence with both times, where the chosen plan is for some of the ranks and no plan for more of them is worth it."""
     plan, seconds = decision.chosen.plan, decision.chosen.price.seconds
-    more = {count: longer for count, longer in decision.by_ranks.items() if count > len(plan.active) and longer > seconds}
+    more = {count: longer for count, longer in decision.by_ranks.items() if count > len(plan.active)}
     if not more:
         return
     count = min(more, key=lambda ranks: (more[ranks], ranks))
@@ -23,7 +23,8 @@ def more_ranks(decision: Decision) -> Iterator[str]:
         rank = plan.active[0]
         shared = plan.hosts.count(plan.hosts[rank]) > 1
         few = f"rank {rank} on {plan.hosts[rank]} alone{', with all cores of its host,' * shared} takes"
-    yield f"more ranks are slower here: {few} {seconds * 1e3:.1f} ms a batch, the best plan on {count} ranks {more[count] * 1e3:.1f} ms"
+    what = "slower" if more[count] > seconds else "hardly sooner, if at all,"
+    yield f"more ranks are {what} here: {few} {seconds * 1e3:.1f} ms a batch, the best plan on {count} ranks {more[count] * 1e3:.1f} ms"
 
 
 def left_out(decision: Decision) -> Iterator[str]:

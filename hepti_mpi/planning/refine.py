@@ -41,11 +41,6 @@ def order(candidate: Candidate) -> tuple[float, int, str]:
     return candidate.price.seconds, len(candidate.plan.active), candidate.plan.hash
 
 
-def before(one: Candidate, other: Candidate) -> bool:
-    """Tell whether `one` comes first, without the hash, which is slow."""
-    return (one.price.seconds, len(one.plan.active)) < (other.price.seconds, len(other.plan.active))
-
-
 class Refinement:
     """A hill climb over plans. `priced` gives a plan its price, `fits` says whether memory holds it."""
 

@@ -34,16 +34,17 @@ def measured(
     memory = probe.usable_memory(cores.hosts.count(host))
     crowd = sum(threads for other, threads in world.gather_all([host, cores.threads]) if other == host)
     clock: Callable[[], float] = time.perf_counter
+    alone_clock = clock
     if dilation.on:
         clock = dilation.clock
-    elif crowd > len(cores.whole):
-        clock = partial(_cpu_time, cores.threads)
+    elif crowd > len(cores.whole):  # both by the same kind of clock: what else the machine does must not decide between them
+        clock, alone_clock = partial(_cpu_time, cores.threads), partial(_cpu_time, cores.alone_threads)
     speeds = probe.speeds_of(graphs.timers(spec, cores.threads), rows, spec.positions, dilation, clock, world.barrier)
     alone, edges = None, Edges()
     world.barrier()  # the others rest while one has all cores
     if cores.leads and cores.two_ways:
         timers = graphs.timers(spec, cores.use(alone=True))
-        alone = probe.speeds_of(timers, rows, spec.positions, dilation, time.perf_counter, lambda: None)
+        alone = probe.speeds_of(timers, rows, spec.positions, dilation, alone_clock, lambda: None)
     if world.rank == 0:
         edges = edges_of(spec)
     cores.use(alone=False)
