@@ -6,6 +6,7 @@ before, and a Compute waits for what it reads only.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +56,10 @@ class Pricer:
     """Prices programs for one model, cluster and request size. `attended`: rows that each row attends to; `requests`: in the batch."""
 
     def __init__(
-        self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None = None, requests: int | None = None
+        self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: float | None = None, requests: int | None = None
     ) -> None:  # fmt: skip
         self.spec, self.profile, self.rows = spec, profile, rows
-        self.attended = rows if attended is None else attended
+        self.attended: float = rows if attended is None else attended
         requests = requests or max(1, round(rows / self.attended))  # of equal length
         self.lengths = splits.even(rows, requests)
         nodes = [*profile.nodes, *(node.alone or node for node in profile.nodes)]  # as places() counts them
@@ -84,6 +85,14 @@ class Pricer:
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
+
+    def of_batch(self, lengths: Sequence[int]) -> "Pricer":
+        """Return the pricer of a batch of requests of `lengths` rows, together at most as many as this one is for."""
+        other = copy(self)
+        other.lengths, other.rows = tuple(lengths), sum(lengths)
+        other.attended = len(lengths) * max(lengths) ** 2 / other.rows  # attention is computed as if all were as long as the longest
+        other.edges = edge_seconds(self.spec, self.profile.edges, lengths)
+        return other
 
     def _curve(self, rows: tuple[int, ...], seconds: tuple[float, ...]) -> np.ndarray:
         at = np.arange(self.rows + 1)

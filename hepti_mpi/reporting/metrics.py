@@ -101,14 +101,14 @@ class Metered:
             self.order = plans.from_json(order["plan"])
         return order
 
-    def answered(self, number: int, rows: Sequence[int], seconds: Sequence[float], compute: Sequence[float]) -> None:
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
         self.batches.inc(len(seconds))
-        self.rows.inc(sum(rows))
+        self.rows.inc(sum(map(sum, lengths)))
         for latency in seconds:
             self.seconds.observe(latency)
         self.last.set_to_current_time()
         self._computed(0, compute)
-        self.watch.answered(number, rows, seconds, compute)
+        self.watch.answered(number, lengths, seconds, compute)
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         self._computed(rank, facts.get("compute", ()))

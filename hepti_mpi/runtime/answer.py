@@ -41,8 +41,8 @@ class Watch(Protocol):
     def next(self, left: int) -> dict[str, Any]:
         """Return an order; `left`: how many batches are left, at least one."""
 
-    def answered(self, number: int, rows: Sequence[int], seconds: Sequence[float], compute: Sequence[float]) -> None:
-        """Hear of batches from `number` on: their rows, latencies, and rank 0's seconds of computing."""
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        """Hear of batches from `number` on: the rows of each request, latencies, and rank 0's seconds of computing."""
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         """Hear what a rank reports of such batches, which may be some time later."""
@@ -66,7 +66,7 @@ class Steady:
     def next(self, left: int) -> dict[str, Any]:
         return {"do": "answer", "count": at_once(self.seconds, left)}
 
-    def answered(self, number: int, rows: Sequence[int], seconds: Sequence[float], compute: Sequence[float]) -> None:
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
         self.seconds = min(seconds)
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
@@ -198,12 +198,13 @@ class _Course:
                 found = self._links(order)
                 watch.linked(found, time.perf_counter() - begin)
             else:
-                first, compute = self.number, []
+                first, lengths, compute = self.number, [], []
                 for _ in range(order["count"]):
                     if not self.number % len(self.parts):
                         outcome.results = [{}] * len(self.every)
+                    lengths.append(self._lengths())
                     compute.append(self._lead_one(requests, weights, beside, done, keep))
-                watch.answered(first, outcome.rows[first:], outcome.latencies[first:], compute)
+                watch.answered(first, lengths, outcome.latencies[first:], compute)
                 if order.get("pulse") and self.ready.engine.rests_alone and pulse.due():
                     watch.heard(0, {"pulse": pulse.factor()})
             for rank, facts in self.orders.reports():
