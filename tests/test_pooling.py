@@ -45,6 +45,7 @@ def test_pooling(pooling, expected):
 def test_places_of_rows_count_from_the_first_that_is_there():
     heavy = np.array([1, 3, 4])
     np.testing.assert_allclose(embedded((2, 4, 5), pooling="weightedmean"), heavy @ HIDDEN / heavy.sum(), rtol=1e-6)
+    np.testing.assert_allclose(embedded((2, 4, 5), pooling="cls"), HIDDEN[0])
 
 
 def test_rows_of_the_prompt_do_not_count():

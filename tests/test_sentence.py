@@ -99,7 +99,8 @@ def test_refused_modules(folder, modules, words):
 
 
 @pytest.mark.parametrize("prefix", [
-    "sentence_transformers.models.", "sentence_transformers.models.Pooling.", "sentence_transformers.sentence_transformer.modules.",
+    "sentence_transformers.models.", "sentence_transformers.models.Pooling.", "sentence_transformers.models.pooling.",
+    "sentence_transformers.sentence_transformer.modules.",
     "sentence_transformers.sentence_transformer.modules.pooling.",
 ])  # fmt: skip
 def test_full_names_of_every_version(folder, prefix):

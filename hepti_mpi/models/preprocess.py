@@ -283,7 +283,7 @@ def row_request(spec: ModelSpec, origin: str, ids: np.ndarray, mask: np.ndarray,
     keep = np.flatnonzero(mask)
     if not len(keep):
         raise InputError(f"{origin}: attention_mask leaves no position")
-    if keep[0] and (spec.head == "sequence-classes" or spec.options.get("pooling") == "cls"):
+    if keep[0] and spec.head == "sequence-classes":
         raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
     for name, row, size in (("input_ids", ids[keep], "vocabulary"), ("token_type_ids", types[keep], "types")):
         if row.min() < 0 or row.max() >= spec.options[size]:

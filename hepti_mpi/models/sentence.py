@@ -168,8 +168,9 @@ def module_kind(said: str) -> str:
     name = said.rsplit(".", 1)[-1]
     if name in PLACES:
         file = f"{PLACES[name]}.{FILE_NAMES.get(name, name.lower())}"
-        places = {f"models.{name}", f"models.{name}.{name}", f"{PLACES[name]}.{name}", f"{file}.{name}"}
-        places |= {f"sentence_transformer.modules.{name}", f"sentence_transformer.modules.{file.rsplit('.', 1)[-1]}.{name}"}
+        own = file.rsplit(".", 1)[-1]
+        places = {f"models.{name}", f"models.{name}.{name}", f"models.{own}.{name}", f"{PLACES[name]}.{name}", f"{file}.{name}"}
+        places |= {f"sentence_transformer.modules.{name}", f"sentence_transformer.modules.{own}.{name}"}
         if said in {f"sentence_transformers.{place}" for place in places}:
             return name
     known = ", ".join(PLACES)
