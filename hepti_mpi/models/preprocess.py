@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.errors import InputError
 from hepti_mpi.models.arrays import read_npz
 from hepti_mpi.models.images import built_in_images, find_pictures, modes, open_image, pixel_values
 from hepti_mpi.models.inputs import Item, Reading, read_texts
@@ -154,7 +154,7 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
         raise InputError(f"{item.origin} has {len(ids)} tokens, the model takes {spec.positions}; shorten it")
     for what, largest, count in (("token id", max(ids), "vocabulary"), ("token type", max(types), "types")):
         if largest >= spec.options[count]:
-            raise ModelError(f"tokenizer.json gives {what} {largest} for {item.origin}, the model has {spec.options[count]}")
+            raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {spec.options[count]}")
     made = token_request(index, item.origin, np.array(ids), np.array(types), np.arange(len(ids)), len(ids))
     return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated, added=np.array(encoded.added, bool))
 
