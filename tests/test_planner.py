@@ -483,8 +483,8 @@ def with_alone(profile, speedup):
 def test_one_rank_with_all_cores_of_a_host_is_a_candidate(ranks):
     hosts = ["a"] * ranks
     shared = cluster((9,) * ranks, mbit=2_000, hosts=hosts)
-    assert len(decide(LARGE, with_alone(shared, 1.0)).chosen.plan.active) > 1  # all cores are no faster than one
-    decision = decide(LARGE, with_alone(shared, ranks))
+    assert len(decide(LARGE, with_alone(shared, 0.4)).chosen.plan.active) > 1  # all cores are no faster than one
+    decision = decide(LARGE, with_alone(shared, 1.1 * ranks))
     assert decision.chosen.plan.active == (0,)
     (sentence,) = more_ranks(decision)
     longer = min(seconds for count, seconds in decision.by_ranks.items() if count > 1)
@@ -508,11 +508,11 @@ def test_a_rank_alone_has_the_memory_of_its_host():
     assert decision.chosen.plan.active == (0,) and decision.chosen.memory[0] > shared.nodes[0].memory_bytes
 
 
-@pytest.mark.parametrize("speedup, active", [(2.1, (0,)), (1.9, (0,)), (1.7, (0,)), (1.3, (0, 1))])
+@pytest.mark.parametrize("speedup, active", [(2.1, (0,)), (1.7, (0,)), (1.2, (0,)), (0.9, (0, 1))])
 def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
     decision = choose(LARGE, "hash", with_alone(cluster((9, 9), mbit=20_000, latency=1e-6, hosts=["a", "a"]), speedup), Request(128))
     assert decision.chosen.plan.active == active
-    if speedup == 1.7:
+    if speedup == 1.2:
         (sentence,) = more_ranks(decision)
         assert sentence.startswith("more ranks are hardly sooner, if at all, here: rank 0 on a alone, with all cores of its host, takes ")
 

@@ -1,7 +1,8 @@
 """When ranks of one host are worth computing beside each other. Pure.
 
 They share its caches, its memory and its cores with whatever runs there, and wait for each other: the price knows none of that. One rank
-with all cores has nobody to wait for, so the others must promise a good deal more than the noise of two measurements.
+with all cores has nobody to wait for, so the others must promise far more than the noise of two measurements.
+A job that is long enough tries both (runtime/settle.py).
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.refine import Candidate
 
-WORTH = 1.25  # times as long as priced that plans count whose ranks share a host
+WORTH = 2.0  # times as long as priced that plans count whose ranks share a host
 
 
 def share_hosts(candidate: Candidate, profile: ClusterProfile) -> bool:
