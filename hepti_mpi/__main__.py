@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 from hepti_mpi.comm import channel
 
@@ -20,10 +21,16 @@ def main() -> None:
     import click
 
     from hepti_mpi import cli
-    from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank
+    from hepti_mpi.comm import interrupts
+    from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank, ranks
     from hepti_mpi.errors import HeptiError, RankError
 
     rank = launched_rank()
+    interrupts.listen(_tell if rank == 0 else None)
+
+    def error_words() -> str:
+        return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
+
     try:
         done = cli.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
         code = done if isinstance(done, int) else 0
@@ -34,24 +41,26 @@ def main() -> None:
         else:
             time.sleep(2)  # mpirun ends all when the first ends, so let rank 0 speak
         code = 2
-    except click.Abort:
-        code = 130
+    except interrupts.Interrupted:
+        interrupts.finish()
+        code = interrupts.EXIT_CODE
     except RankError as error:
         code = 0 if error.agreed else error.exit_code  # the rank that knows why has the code: mpirun breaks down when many end with one
     except HeptiError as error:
-        _tell(f"error on {host_name()} (rank {rank}): {error}")
+        _tell(f"{error_words()}: {error}")
         code = error.exit_code
         if not error.agreed:
             abort_all(code)
     except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
-        _tell(f"error on {host_name()} (rank {rank}): {type(error).__name__}: {' '.join(str(error).split())}")
+        _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())}")
         if os.environ.get("HEPTI_TRACEBACK"):
             traceback.print_exc()
         abort_all(1)
         code = 1
-    sys.stdout.flush()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
     if code and is_up():
         time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
     sys.exit(code)

@@ -1,8 +1,9 @@
-"""What a run is asked and where the answers go: a journal while it runs, then the output or the screen. Rank 0's only.
+"""What a run is asked and where the answers go: a journal while it runs and then the output, or the screen at once. Rank 0's only.
 
 Knows requests, journals and outputs; does not know ranks or plans.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.console import SCREEN, put_out
+from hepti_mpi.console import SCREEN, InOrder, put_out
 
 if TYPE_CHECKING:
     from hepti_mpi.reporting.outputs import Tally
@@ -95,28 +96,45 @@ class Asked:
             if question.resume:
                 outcomes.check_not_less(output, len(self.every))
             self.journal = Journal(journal_path(output), head, len(self.every), question.resume)
+        self.is_supervised = state is not None
+        self.shown = InOrder(self.refused) if output is None and state is None else None
         finished = self.journal.finished if self.journal is not None else {}
         asked = range(0 if self.already is not None else len(self.every))
         self.places = [place for place in asked if place not in finished and place not in self.refused]
         self.left = [self.every[place] for place in self.places]
+        self.asked, self.answered = question.repeat * len(self.left), 0
 
     def note(self, part: Sequence[int], results: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Keep the results of some of the requests that are left, which took `seconds`. Raises InputError when one is none, if strict."""
-        if self.journal is not None:
-            self.journal.add([self.places[place] for place in part], self._finished([self.left[place] for place in part], results), seconds)
+        """Keep or show the results of some of the requests that are left, which took `seconds`. Raises InputError when one is none, if
+        strict."""
+        self.answered += len(part)
+        keeping = self.shown or self.journal
+        if keeping is not None:
+            keeping.add([self.places[place] for place in part], self._finished([self.left[place] for place in part], results), seconds)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether all results are wanted again when the last one is there."""
+        return self.shown is None and self.journal is None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody will see the answers to come."""
+        return self.shown is None or SCREEN.is_read
 
     def write(self, results: Sequence[dict[str, Any]] = ()) -> "Tally | None":
-        """Write the output, or print the answers; `results`: of all that was left, where no journal was kept.
+        """Write the output, where there is one; `results`: of all that was left, where no journal was kept.
 
         Return what became of the inputs; None where the supervisor writes and knows.
         """
         from hepti_mpi.reporting.outputs import Tally
-        from hepti_mpi.runtime.progress import Reported
 
-        if isinstance(self.journal, Reported):
+        if self.is_supervised:
             return None
         if self.already is not None:
             return self.already.tally
+        if self.shown is not None:
+            return self.shown.rest()
         answered = self.journal.finished if self.journal is not None else dict(zip(self.places, self._finished(self.left, results)))
         whole = self.refused | answered
         finished = [whole[place] for place in range(len(self.every))]
@@ -124,6 +142,18 @@ class Asked:
         if self.journal is not None:
             self.journal.remove()
         return Tally.of(finished)
+
+    def interrupted(self) -> str | None:
+        """Say what is kept of a run that is interrupted now, and what goes on with it."""
+        if self.is_supervised:  # its supervisor says that
+            return None
+        if self.journal is None:
+            why = "nothing is kept without --output FILE" if self.question.output is None else "nothing is kept with --repeat"
+            return f"interrupted after {self.answered} of {self.asked} answers; {why}"
+        kept = len(self.journal.finished)
+        if not kept:
+            return f"interrupted before the first of {len(self.every)} answers"
+        return f"interrupted; {kept} of {len(self.every)} answers are kept in {self.journal.path}; {going_on()}"
 
     def _finished(self, requests: Sequence[Any], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         from hepti_mpi.errors import InputError
@@ -152,3 +182,13 @@ class Asked:
         if self.question.arrays:
             return finished_arrays(request, {name: values for name, values in result.items() if np.isfinite(values).all()}, why)
         return finished_answer(request.given, why)
+
+
+def going_on() -> str:
+    """Say with which command a run that was cut off goes on: the one that was typed, with --resume."""
+    from hepti_mpi.comm.launcher import command_line
+
+    words = command_line()
+    if not words:
+        return "go on with the same command and --resume"
+    return f"go on with: {shlex.join(words + ['--resume'] * ('--resume' not in words))}"

@@ -14,9 +14,10 @@ from hepti_mpi import __version__
 from hepti_mpi.commands.plan import plan
 from hepti_mpi.commands.run import run
 from hepti_mpi.comparing import bench, report
-from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, size, words_options
+from hepti_mpi.console import SCREEN, meanwhile, say, words_options
 from hepti_mpi.doctoring import doctor
 from hepti_mpi.options import FILE, machine_options, weights_option
+from hepti_mpi.paths import agreed_store_path, no_model, no_store, profile_path
 from hepti_mpi.pushing import push
 from hepti_mpi.supervising import supervise
 
@@ -57,9 +58,11 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
       python -m hepti_mpi slice random:bert-large weights/bert-large.h5
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
+    from hepti_mpi.errors import ModelError
     from hepti_mpi.models.hf import read_model
     from hepti_mpi.models.random_models import random_model
     from hepti_mpi.planning import plan as plans
+    from hepti_mpi.reporting.tables import size
     from hepti_mpi.shards import store as stores
     from hepti_mpi.shards.slicing import rank_slices
 
@@ -67,13 +70,16 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
         raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
     plan = plans.load(plan_file) if plan_file else None
     begin = time.perf_counter()
+    what = None if source.startswith("random:") else no_model(Path(source))
+    if what is not None:
+        raise ModelError(what)
     model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
     if plan is not None:
         plans.check(plan, model.spec, model.source_hash, plan.ranks)
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
-    with progress_bar(f"writing {store}", total) as done:
-        stores.write(store, model, done)
+    with meanwhile(f"writing {store}", total, count=size) as meter:
+        stores.write(store, model, meter.advance)
     SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
     if plan is None or folder is None:
         return
@@ -94,11 +100,15 @@ def inspect(store: Path) -> None:
     Example:
       python -m hepti_mpi inspect weights/all-MiniLM-L6-v2.h5
     """
+    from hepti_mpi.errors import StoreError
     from hepti_mpi.reporting.inspection import inspection_document, inspection_lines
     from hepti_mpi.shards.store import Store
 
+    what = no_store(store)
+    if what is not None:
+        raise StoreError(what)
     with Store(store) as opened:
-        SCREEN.show(inspection_lines(opened))
+        SCREEN.show(inspection_lines(opened, SCREEN.width))
         SCREEN.document(inspection_document(opened))
 
 
@@ -129,7 +139,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int
     begin = time.perf_counter()
     measured = machines.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
     if machine.world.rank == 0:
-        SCREEN.show(profile_lines(measured))
+        SCREEN.show(profile_lines(measured, SCREEN.width))
         SCREEN.document(measured.to_json())
         SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
 

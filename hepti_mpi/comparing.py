@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, words_options
+from hepti_mpi.console import SCREEN, meanwhile, say, words_options
 from hepti_mpi.options import FILE, Size, machine_options, weights_option
+from hepti_mpi.paths import agreed_store_path, profile_path
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.plan import Plan
@@ -103,7 +104,12 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     with machines.together(world):
         if not any(name in plans for name in names):
             raise CapacityError(refused[names[0]])
-    with progress_bar("answering", repeat + benches.WARM_UP, root) as done:
+    with meanwhile("loading and settling on plans", repeat + benches.WARM_UP, root) as meter:
+
+        def done(rounds: int) -> None:
+            meter.at("answering by all methods in turns")
+            meter.advance(rounds)
+
         samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
     with machines.together(world):
         if root:

@@ -1,12 +1,14 @@
-"""The screen and what the commands share besides their options: which files are meant, words, progress. Computes nothing.
+"""The screen and what the commands share besides their options: words, tables, progress. Computes nothing.
 
-Standard output is for results, standard error for what happens meanwhile. On a terminal both are coloured and plans are drawn; elsewhere
-they are plain text. Under mpirun the terminal is mpirun's: a rank has none of its own, or one that nobody looks at.
+Standard output is for results, standard error for what happens meanwhile. On a terminal both are coloured, plans are drawn and tables are
+made to fit; elsewhere they are plain text. Under mpirun the terminal is mpirun's: a rank has none of its own, or one that nobody looks at.
+What nobody reads any more (a pipe to `head`) is not an error: nothing more is printed there.
 """
 
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,25 +18,40 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.errors import StoreError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hepti_mpi.planning.plan import Plan
+    from hepti_mpi.reporting.outputs import Tally
     from hepti_mpi.runtime.machine import Machine
 
-WEIGHTS = Path("weights")
-DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
 OUT, ERR = 1, 2  # descriptors
-DRAWN_SECONDS = 0.5  # between two looks of a progress bar
+CLEAR = "\r\x1b[K"  # the line that the cursor is in
+DRAWN_SECONDS = 0.5  # between two looks of a meter on a terminal
+TOLD_SECONDS = 10.0  # between two lines about how far something is, elsewhere
+WIDEST_BAR, NARROWEST_BAR = 30, 8  # characters
 
 
 class Screen:
-    """What this process shows. `quiet`: results only. `json`: standard output is JSON lines only."""
+    """What this process shows. `quiet`: results only. `json`: standard output is JSON lines only. `closed`: descriptors nobody reads."""
 
     def __init__(self) -> None:
         self.quiet = self.json = False
+        self.closed: set[int] = set()
+
+    @property
+    def width(self) -> int | None:
+        """Characters in a line of the terminal that results are shown on; None where there is no terminal."""
+        return None if _terminal(OUT) is None else _console(OUT).width
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody still reads the results."""
+        from hepti_mpi.comm.launcher import reader_is_gone
+
+        if OUT not in self.closed and reader_is_gone(OUT):
+            _close(OUT)
+        return OUT not in self.closed
 
     def say(self, sentence: str) -> None:
         """Tell what happens."""
@@ -65,9 +82,9 @@ class Screen:
 
             bars = plan_bars(plan, _console(OUT).width)
         if bars is None:
-            self.show(records.plan_lines(plan))
+            self.show(records.plan_lines(plan, self.width))
         else:
-            _console(OUT).print(bars, crop=False)
+            _print(OUT, bars)
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
         """Print answers, records of models.heads.answers: they are the result."""
@@ -75,14 +92,14 @@ class Screen:
 
         for answer in answers:
             if self.json:
-                click.echo(json.dumps(answer, ensure_ascii=False))
+                _print(OUT, json.dumps({"kind": "answer", **answer}, ensure_ascii=False), plain=True)
             else:
-                self.result(answer_line(answer))
+                self.result(answer_line(answer, self.width))
 
     def document(self, data: dict[str, Any], always: bool = False) -> None:
-        """Print a JSON document if one is asked for; `always`: also where it ends the output for people."""
-        if self.json or always and not self.quiet:
-            click.echo(json.dumps(data))
+        """Print a JSON document if one is asked for; `always`: also where it ends the output for people, but not on a terminal."""
+        if self.json or always and not self.quiet and _terminal(OUT) is None:
+            _print(OUT, json.dumps(data), plain=True)
 
 
 SCREEN = Screen()
@@ -100,7 +117,7 @@ def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], 
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         if has_document:
-            told = "Standard output is JSON only: a line per answer, then one document."
+            told = "Standard output is JSON lines only: of run without --output one of kind answer per input; last one document."
             command = click.option("--json", is_flag=True, expose_value=False, callback=choose("json"), help=told)(command)
         told = "Print answers and errors only."
         return click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=choose("quiet"), help=told)(command)
@@ -150,45 +167,29 @@ def _console(descriptor: int) -> "Console":
                    highlighter=Words(), theme=theme, markup=False, emoji=False, soft_wrap=True)  # fmt: skip
 
 
-def _print(descriptor: int, text: str) -> None:
-    if _terminal(descriptor) is None:
-        click.echo(text, err=descriptor == ERR)
-    else:
-        _console(descriptor).print(text)
+def _print(descriptor: int, text: Any, plain: bool = False) -> None:
+    """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs."""
+    if descriptor in SCREEN.closed:
+        return
+    if METER is not None:
+        METER.wipe()
+    try:
+        if plain or _terminal(descriptor) is None:
+            click.echo(text, err=descriptor == ERR)
+        else:
+            if descriptor == ERR:
+                click.echo(CLEAR, err=True, nl=False)  # another rank may have drawn there
+            _console(descriptor).print(text, crop=False)
+    except BrokenPipeError:
+        _close(descriptor)
 
 
-# which files are meant
-
-
-def store_path(given: Path | None) -> Path:
-    """Return the store that is meant when none is named. Raises StoreError when that is not clear."""
-    if given is not None:
-        return given
-    found = sorted(WEIGHTS.glob("*.h5"))
-    if len(found) == 1 or DEFAULT_STORE in found:
-        return DEFAULT_STORE if DEFAULT_STORE in found else found[0]
-    if found:
-        raise StoreError(f"{WEIGHTS}/ has {len(found)} stores; name one with --weights: {', '.join(map(str, found[:5]))}")
-    raise StoreError(f"there is no store in {WEIGHTS}/; make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}")
-
-
-def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = False) -> Path:
-    """Return the store that is meant on every rank; `may_lack`: also where this host has none. Collective."""
-    from hepti_mpi.runtime import machine as machines
-
-    with machines.together(machine.world):
-        path = DEFAULT_STORE if may_lack and given is None and not list(WEIGHTS.glob("*.h5")) else store_path(given)
-    return path
-
-
-def profile_path(machine: "Machine") -> Path:
-    """Return where rank 0 keeps this job's profile: beside its hostfile where mpirun tells it, else named after the first host."""
-    from hepti_mpi.comm.launcher import host_name, launcher_hostfile
-
-    hostfile = launcher_hostfile()
-    if hostfile is not None:
-        return Path(hostfile).with_suffix(".profile.json")
-    return Path("hostfiles") / f"{host_name()}-{machine.world.size}.profile.json"
+def _close(descriptor: int) -> None:
+    """Print nothing more there, neither when Python writes out what is left at the end."""
+    SCREEN.closed.add(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 # words and progress
@@ -210,32 +211,106 @@ def put_out(output: Path | None, finished: Sequence[dict[str, Any]], head: Mappi
         SCREEN.answers([item["answer"] for item in finished])
 
 
-def size(count: float) -> str:
-    from hepti_mpi.reporting.records import size
+class InOrder:
+    """Answers on the screen, each as soon as those to all inputs before it are known."""
 
-    return size(count)
+    def __init__(self, refused: Mapping[int, dict[str, Any]]) -> None:
+        """`refused`: answers (outputs.Finished) that are known before all others, by the place of their input."""
+        self.next, self.waiting = 0, dict(refused)
+        self.told: list[dict[str, Any]] = []  # what counts of those that were shown
+
+    def add(self, places: Sequence[int], finished: Sequence[dict[str, Any]], seconds: float = 0.0) -> None:
+        """Take answers in by the place of their input; what was shown already is not shown again."""
+        self.waiting.update((place, item) for place, item in zip(places, finished) if place >= self.next)
+        while self.next in self.waiting:
+            item = self.waiting.pop(self.next)
+            SCREEN.answers([item["answer"]])
+            self.told.append({"truncated": item["answer"].get("truncated")} | ({"error": item["error"]} if "error" in item else {}))
+            self.next += 1
+
+    def rest(self) -> "Tally":
+        """Show what is left and return what became of all."""
+        from hepti_mpi.reporting.outputs import Tally
+
+        self.add((), ())
+        return Tally.of(self.told)
+
+
+class Meter:
+    """How far something is that takes long: a line that is drawn again and again on a terminal, else a new one every ten seconds."""
+
+    def __init__(self, label: str, total: int | None, count: Callable[[int], str] = str) -> None:
+        """`count` says so many of what is counted."""
+        self.label, self.total, self.done, self.count = label, total, 0, count
+        self.terminal = _terminal(ERR) is not None
+        self.begin, self.drawn, self.is_drawn = time.monotonic(), float("-inf"), False
+        self.ended, self.lock = threading.Event(), threading.RLock()
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        if self.terminal and time.monotonic() > self.drawn + DRAWN_SECONDS:
+            self._draw()
+
+    def at(self, label: str) -> None:
+        """Name what is done now."""
+        self.label = label
+
+    def wipe(self) -> None:
+        """Make room for something else; it is drawn again when it is looked at next."""
+        with self.lock:
+            if self.is_drawn:
+                self.is_drawn, self.drawn = False, float("-inf")
+                click.echo(CLEAR, err=True, nl=False)
+
+    def watch(self) -> None:
+        """Draw or tell now and then, until it has ended. No thread draws while something is counted: that would take time from it."""
+        while not self.ended.wait(TOLD_SECONDS if not self.terminal else DRAWN_SECONDS):
+            if not self.terminal:
+                _print(ERR, self.words())
+            elif self.total is None or not self.done:
+                self._draw()
+
+    def words(self) -> str:
+        from hepti_mpi.reporting.tables import duration
+
+        passed = time.monotonic() - self.begin
+        if not self.total or not self.done:
+            return f"{self.label}: {duration(passed)}"
+        left = duration(passed * (self.total - self.done) / self.done)
+        return f"{self.label}: {self.count(self.done)} of {self.count(self.total)} in {duration(passed)}, about {left} left"
+
+    def _draw(self) -> None:
+        with self.lock:
+            if self.ended.is_set():
+                return
+            self.is_drawn, self.drawn = True, time.monotonic()
+            text = self.words()
+            room = _console(ERR).width - len(text) - 3
+            if self.total and room >= NARROWEST_BAR:
+                bar = min(room, WIDEST_BAR)
+                full = bar * min(self.done, self.total) // self.total
+                text += "  " + "━" * full + "╌" * (bar - full)
+            # the cursor stays in front: what another rank prints begins where this line does
+            click.echo(CLEAR + text[: _console(ERR).width - 1] + "\r", err=True, nl=False)
+
+
+METER: Meter | None = None  # what is drawn now
 
 
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances a bar on standard error, which is drawn on a terminal only."""
-    if not shown or SCREEN.quiet or _terminal(ERR) is None:
-        yield lambda amount: None
+def meanwhile(label: str, total: int | None = None, shown: bool = True, count: Callable[[int], str] = str) -> Iterator[Meter]:
+    """Show on standard error how far something is; `shown`: only where so."""
+    global METER
+    meter = Meter(label, total, count)
+    if not shown or SCREEN.quiet:
+        meter.terminal, meter.drawn = False, float("inf")
+        yield meter
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    drawn = float("-inf")
-    # no thread of rich's: it would take time from what is measured
-    with Progress(*columns, console=_console(ERR), transient=True, auto_refresh=False) as progress:
-        _console(ERR).show_cursor(True)  # a rank can be ended at any time, which would leave the terminal without one
-        task = progress.add_task(label, total=total)
-
-        def advance(amount: int) -> None:
-            nonlocal drawn
-            progress.advance(task, amount)
-            if time.monotonic() > drawn + DRAWN_SECONDS:
-                drawn = time.monotonic()
-                progress.refresh()
-
-        yield advance
+    before, METER = METER, meter
+    threading.Thread(target=meter.watch, name="meter", daemon=True).start()
+    try:
+        yield meter
+    finally:
+        meter.ended.set()
+        meter.wipe()
+        METER = before

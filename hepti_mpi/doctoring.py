@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.console import DEFAULT_STORE, SCREEN, WEIGHTS, store_path, words_options
+from hepti_mpi.console import SCREEN, words_options
 from hepti_mpi.options import FILE, weights_option
+from hepti_mpi.paths import DEFAULT_STORE, WEIGHTS, store_path
 
 if TYPE_CHECKING:
     from hepti_mpi.comm.hosts import Host

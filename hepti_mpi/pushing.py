@@ -74,7 +74,7 @@ def _sha256(path: Path) -> str:
 def _push(host: "Host", path: Path, found: str) -> bool:
     """Copy a file to a host, say what came of it, and tell whether it is there."""
     from hepti_mpi.comm.hosts import shell
-    from hepti_mpi.reporting.records import size
+    from hepti_mpi.reporting.tables import size
 
     if host.here:
         SCREEN.show(f"{host.name}: this machine, which has it")

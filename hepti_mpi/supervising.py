@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hepti_mpi.asking import going_on
 from hepti_mpi.console import SCREEN, put_out, words_options
 from hepti_mpi.options import FILE
 
@@ -31,6 +32,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     """
     import shlex
 
+    from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.hosts import read_hosts
     from hepti_mpi.runtime.supervise import Interrupted, Supervisor
 
@@ -63,13 +65,14 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
             signal.signal(one, signal.SIG_IGN)
         raise Interrupted(128 + number)
 
+    interrupts.leave()
     for number in signals:
         signal.signal(number, interrupted)
     try:
         supervisor.run()
         kept.write()
     except Interrupted as end:
-        kept.say("ended; go on with the same command and run --resume" if options["output"] else "ended")
+        kept.say(kept.interrupted())
         sys.exit(end.code)
 
 
@@ -197,6 +200,12 @@ class Kept:
                 return None
             prices.append(chosen.price.seconds)
         return seconds * (1 - prices[0] / prices[1])
+
+    def interrupted(self) -> str:
+        """Say what is kept of a run that is interrupted now, and what goes on with it."""
+        if self.journal is None or not self.finished:
+            return f"interrupted after {len(self.finished)} answers; nothing is kept"
+        return f"interrupted; {len(self.finished)} of {self.count} answers are kept in {self.journal.path}; {going_on()}"
 
     def write(self) -> None:
         """Write the output or print the answers, and the record of the last start. Raises PartlyAnswered."""

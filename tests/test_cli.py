@@ -159,7 +159,7 @@ def test_slice_writes_a_store(run, made):
     (["slice", "random:tiny-bert", "x.h5", "--plan", "none.json", "--ranks", "parts"], PlanError, "none.json cannot be read"),
     (["slice", "random:tiny-bert", "x.h5", "--ranks", "parts"], click.UsageError, "go together"),
     (["inspect", "none.h5"], StoreError, "none.h5 not found; make it with: python -m hepti_mpi slice"),
-    (["inspect", "three.json"], StoreError, "three.json is not a weight store"),
+    (["inspect", "three.json"], StoreError, "three.json is a profile, not a store; name a store"),
     (["plan", "--weights", "none.h5", "--profile", "three.json"], StoreError, "none.h5 not found"),
     (["plan", "--weights", "tiny-bert.h5", "--profile", "none.json"], ProfileError, "none.json cannot be read"),
     (["plan", "--weights", "tiny-bert.h5", "--profile", "tiny-bert.h5"], ProfileError, "tiny-bert.h5 is not"),

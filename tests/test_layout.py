@@ -15,7 +15,7 @@ LEVELS = [
     ("shards",),
     ("runtime",),
     ("reporting",),
-    ("options", "console"),
+    ("options", "console", "paths"),
     ("asking",),
     ("commands", "comparing", "supervising", "doctoring", "pushing"),
     ("cli",),

@@ -9,14 +9,14 @@ from clusters import cluster
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning.planner import Request, choose
 from hepti_mpi.planning.program import Compute, Sync
-from hepti_mpi.reporting import records
+from hepti_mpi.reporting import records, tables
 
 SPEC = random_model("tiny-bert").spec
 DECISION = choose(SPEC, "hash", cluster((9, 7, 8), mbit=100_000), Request(97))
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(records).failed == 0
+    assert doctest.testmod(records).failed == 0 and doctest.testmod(tables).failed == 0
 
 
 PROGRAM = (
@@ -108,10 +108,55 @@ def test_texts_name_every_rank_and_candidate():
         for rank in range(3):
             assert f"rank {rank} on pi{rank}" in text
     lines = records.decision_lines(DECISION).splitlines()
-    assert "chosen" in lines[1] and all("x as long" in line for line in lines[2 : 2 + len(DECISION.others)])
+    assert "chosen" in lines[1] and all(" x  " in line for line in lines[2 : 2 + len(DECISION.others)])
     assert plan.hash in records.plan_lines(plan) and plan.strategy in records.plan_lines(plan)
     without = records.run_lines(record_of(plan), None)
-    assert " / -" in without and "3 answers" not in without and "9 answers" in without
+    assert " / -" in without and "9 texts by" in without
+
+
+def test_a_summary_says_how_soon_and_where():
+    plan = DECISION.chosen.plan
+    record = record_of(plan) | {"output": "there.jsonl"}
+    assert record["seconds"] == pytest.approx(0.6) and record["requests_per_second"] == pytest.approx(15)
+    assert record["rows_per_second"] == pytest.approx(24 / 0.6)
+    *_, startup, last = records.run_lines(record, None).splitlines()
+    assert startup == "start-up 0.50 s (plan 0.50 s)"
+    assert last == f"9 texts by {plan.strategy} in 0.60 s: 15.0 texts and 40.0 tokens a second; answers in there.jsonl"
+    images = records.throughput_line(record | {"family": "vit", "requests": 1})
+    assert f"1 image by {plan.strategy}" in images and "images and 40.0 patches a second" in images
+
+
+@pytest.mark.parametrize("counts, is_active, expected", [
+    ((0, 0), True, ["all", "all"]), ((12, 0), True, ["all", "0"]), ((5, 7), True, ["5", "7"]), ((0, 0), False, ["0", "0"]),
+])  # fmt: skip
+def test_a_rank_that_holds_all_says_so(counts, is_active, expected):
+    assert [records.share_word(counts, rank, is_active) for rank in (0, 1)] == expected
+
+
+@pytest.mark.parametrize("width", [None, 120, 80, 60, 40])
+def test_tables_fit_the_screen(width):
+    """Nothing is cut: what has no room beside the rest goes below it."""
+    plan = DECISION.chosen.plan
+    record = record_of(plan)
+    texts = [records.plan_lines(plan, width), records.share_lines(DECISION, width), records.decision_lines(DECISION, width)]
+    tables = [text for text in texts] + ["\n".join(records.run_lines(record, DECISION, width).splitlines()[1:-3])]
+    whole = [records.plan_lines(plan), records.share_lines(DECISION), records.decision_lines(DECISION)]
+    for text, wide in zip(tables, whole):
+        assert set(wide.split()) - {"candidate"} <= set(text.split())
+    for text in tables:
+        told = [line for line in text.splitlines() if not line.startswith(("plan ", "a batch of", "rank 2 on pi2 is left"))]
+        assert width is None or max(map(len, told)) <= width, text
+
+
+def test_a_long_name_has_a_line_of_its_own():
+    text = tables.table(("", "heads", "rows"), [("rank 0 on a-host-with-a-long-name", "7", "9")], 30)
+    assert text.splitlines() == ["  heads  rows", "rank 0 on a-host-with-a-long-name", "      7     9"]
+
+
+def test_an_input_is_cut_on_a_screen_only():
+    record = {"input": "a text that is rather long " * 9, "embedding": [0.5] * 9}
+    assert records.answer_line(record).startswith(repr(record["input"]))
+    assert len(records.answer_line(record, 100)) == 100 and "…: embedding [0.5" in records.answer_line(record, 100)
 
 
 def test_what_is_left_out_is_told():
@@ -133,18 +178,18 @@ def test_answer_line(record, expected):
 
 @pytest.mark.parametrize("seconds, expected", [(None, "-"), (0, "0.0"), (0.00123, "1.2"), (9.9, "9900.0"), (12.3456, "12346")])
 def test_milliseconds(seconds, expected):
-    assert records.milliseconds(seconds) == expected
+    assert tables.milliseconds(seconds) == expected
 
 
 @pytest.mark.parametrize("count, expected", [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (7 << 20, "7.0 MiB"), (9 << 30, "9.00 GiB")])
 def test_size(count, expected):
-    assert records.size(count) == expected
+    assert tables.size(count) == expected
 
 
 def test_a_table_is_aligned():
-    lines = records.table(("", "n"), [("a", "7"), ("long", "1234")]).splitlines()
+    lines = tables.table(("", "n"), [("a", "7"), ("long", "1234")]).splitlines()
     assert lines == ["         n", "a        7", "long  1234"]
-    assert records.table(("x",), []) == "x"
+    assert tables.table(("x",), []) == "x"
 
 
 def test_profile_and_inspection_lines(tmp_path):

@@ -36,6 +36,15 @@ def launched_size() -> int:
     return 1
 
 
+def ranks() -> int:
+    """Return how many ranks this job has."""
+    if is_up():
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD.Get_size()
+    return launched_size()
+
+
 def host_name() -> str:
     return socket.gethostname().split(".")[0]
 
@@ -61,13 +70,42 @@ def abort_all(code: int) -> None:
         MPI.COMM_WORLD.Abort(code)
 
 
+def _words(process: int) -> list[str]:
+    """Return the command line of a process; empty where it cannot be read."""
+    try:
+        with open(f"/proc/{process}/cmdline", "rb") as file:
+            return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+    except OSError:
+        return []
+
+
+def command_line() -> list[str]:
+    """Return the words that were typed to start this job; empty where mpirun was called on another host."""
+    if not launched():
+        return _words(os.getpid())
+    words = _words(os.getppid())
+    return words if words and os.path.basename(words[0]) in ("mpirun", "mpiexec", "prterun", "orterun") else []
+
+
+def reader_is_gone(descriptor: int) -> bool:
+    """Say whether standard output or error is a pipe that nobody reads any more; of a rank that of mpirun, where its own pipe ends."""
+    path = f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}"
+    try:
+        if not stat.S_ISFIFO(os.stat(path).st_mode):
+            return False
+        pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    look = select.poll()
+    look.register(pipe, 0)
+    gone = bool(look.poll(0))
+    os.close(pipe)
+    return gone
+
+
 def launcher_hostfile() -> str | None:
     """Return the hostfile on this job's mpirun command line, or None where the launcher is not the parent process."""
-    try:
-        with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
-            words = [os.fsdecode(word) for word in file.read().split(b"\0")]
-    except OSError:
-        return None
+    words = _words(os.getppid())
     for option, value in zip(words, words[1:]):
         if option in ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f"):
             return value

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
 from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launched_size
 
@@ -68,17 +69,13 @@ class Patience:
         self.since: float | None = None
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
         self.everyone = self.whom
-        self.signals = -1  # where the numbers of signals arrive
         if seconds > 0 and size > 1:
             threading.Thread(target=self._watch, name="patience", daemon=True).start()
 
     def hear_signals(self) -> None:
-        """Make sure that mpirun ends when it ends this rank: told by another rank, it would wait for a host that does not answer. To be
-        called in the main thread, whose own handlers cannot run during a call of MPI."""
+        """Make sure that mpirun ends when it ends this rank: told by another rank, it would wait for a host that does not answer."""
         if self.seconds > 0 and self.size > 1:
-            self.signals, arriving = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            signal.signal(signal.SIGTERM, lambda *_: None)  # what counts is the number that arrives
-            signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
+            interrupts.end_by(lambda code: end_here(code, GONE_SECONDS))
 
     @contextmanager
     def waiting(self, whom: Whom | None = None) -> Iterator[None]:
@@ -118,10 +115,7 @@ class Patience:
 
     def _watch(self) -> None:
         while True:
-            if self.signals < 0:
-                time.sleep(LOOK_SECONDS)
-            elif select.select([self.signals], [], [], LOOK_SECONDS)[0] and signal.SIGTERM in os.read(self.signals, 256):
-                end_here(128 + signal.SIGTERM, GONE_SECONDS)
+            time.sleep(LOOK_SECONDS)
             left = self.left()
             if left is None or left > 0:
                 continue

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.console import SCREEN, store_path, words_options
+from hepti_mpi.console import SCREEN, words_options
 from hepti_mpi.options import FILE, planning_method, planning_options, planning_request, weights_option
+from hepti_mpi.paths import store_path
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
@@ -54,9 +55,9 @@ def plan(weights: Path | None, profile_file: Path | None, boards: str | None, mb
     request = planning_request({"rows": rows}, options, len(profile.nodes))
     decision = methods.decide(method, spec, source_hash, profile, request)
     seconds = time.perf_counter() - begin
-    SCREEN.show(records.decision_lines(decision) + "\n")
+    SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
-    SCREEN.show("\n" + records.share_lines(decision))
+    SCREEN.show("\n" + records.share_lines(decision, SCREEN.width))
     SCREEN.show(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
     SCREEN.document(records.decision_document(decision))
     if output is not None:

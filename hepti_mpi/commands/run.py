@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from hepti_mpi.asking import Asked, Question
-from hepti_mpi.console import SCREEN, agreed_store_path, profile_path, progress_bar, say, words_options
+from hepti_mpi.console import SCREEN, meanwhile, say, words_options
 from hepti_mpi.options import (
     FILE,
     OURS,
@@ -23,6 +23,7 @@ from hepti_mpi.options import (
     planning_request,
     weights_option,
 )
+from hepti_mpi.paths import agreed_store_path, profile_path
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
@@ -64,7 +65,7 @@ def run(
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
-    from hepti_mpi.comm import channel
+    from hepti_mpi.comm import channel, interrupts
     from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.planning import plan as plans
     from hepti_mpi.planning.forecast import Forecast
@@ -94,6 +95,7 @@ def run(
         if root:
             state = progress.read_state(state_file) if state_file else state
             asked = Asked(store, question, state if state_file else None)
+            interrupts.say(asked.interrupted)
             if asked.left_out:
                 tell(asked.left_out)
             if metrics is not None:
@@ -112,27 +114,29 @@ def run(
     startup: dict[str, float] = {}
     request, wire_error, measured = planning_request(typical, options, world.size), 0.0, None
     batches = world.from_root(asked and question.repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
-    if plan_file is None:
-        begin = time.perf_counter()
-        path = profile_file or profile_path(machine)
-        measured = machines.measured_profile(
-            machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profile
-        )
-        startup["profile"] = time.perf_counter() - begin
-        if state_file and root:
-            channel.tell("measured", profile=measured.to_json(), method=method, spec=store.spec.to_json(), source_hash=store.source_hash,
-                          request=asdict(request))  # fmt: skip
-        settling = batches >= SETTLE_FROM and not state.finished
-        ready, measured, wire_error = job.prepared(
-            machine, store, measured, method, request, options["tolerance"], world.from_root(settling), startup, tell
-        )
-    else:
-        the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
-        hosts = tuple(world.gather_all(host_name()))
-        if hosts != the_plan.hosts:
-            tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
-        ready = job.load(machine, store, the_plan, None, startup)
-        wire_error = job.wire_error(ready, typical["rows"])
+    with meanwhile("measuring", shown=root) as meter:
+        if plan_file is None:
+            begin = time.perf_counter()
+            path = profile_file or profile_path(machine)
+            measured = machines.measured_profile(
+                machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profile
+            )
+            startup["profile"] = time.perf_counter() - begin
+            if state_file and root:
+                known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
+                channel.tell("measured", method=method, request=asdict(request), **known)
+            settling = batches >= SETTLE_FROM and not state.finished
+            ready, measured, wire_error = job.prepared(
+                machine, store, measured, method, request, options["tolerance"], world.from_root(settling), startup, tell, meter.at
+            )
+        else:
+            the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
+            hosts = tuple(world.gather_all(host_name()))
+            if hosts != the_plan.hosts:
+                tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
+            meter.at("loading weights")
+            ready = job.load(machine, store, the_plan, None, startup)
+            wire_error = job.wire_error(ready, typical["rows"])
     if root:
         _show_plan(ready)
     watch: Watch | None = None
@@ -146,35 +150,38 @@ def run(
     metered = None
     if root and metrics is not None:
         metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
-    with metered or nullcontext(), progress_bar("answering", len(asked.left) * question.repeat if asked else 0, root) as advance:
+    begin = time.perf_counter()
+    with metered or nullcontext(), meanwhile("answering", asked.asked if asked else 0, root) as meter:
 
-        def done(part: Any, results: Any, seconds: float) -> None:
+        def done(part: Any, results: Any, seconds: float) -> bool:
             if asked is not None:
                 asked.note(part, results, seconds)
-            advance(len(part))
+            meter.advance(len(part))
             if metered is not None:
                 metered.answered_requests(len(part))
+            return asked is not None and not asked.is_wanted
 
-        requests, keep = (asked.left, asked.journal is None) if asked else (None, True)
+        requests, keep = (asked.left, asked.keeps_nothing) if asked else (None, True)
         ready, outcome = answer(ready, requests, batch_rows, question.repeat, question.beside, done, watch, keep)
     with world.patience.slower(), machines.together(world):
         if asked is not None:
-            _finish(ready, outcome, asked, wire_error, forecast)
+            _finish(ready, outcome, asked, wire_error, forecast, begin)
 
 
-def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast: Any) -> None:
-    """Put the answers out and print the summary; the last line is the run's JSON document. Raises PartlyAnswered."""
+def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast: Any, begin: float) -> None:
+    """Put the answers out and print the summary; where there is no terminal the last line is the run's JSON document. `begin`: when
+    answering began. Raises PartlyAnswered."""
     from hepti_mpi.comm import channel
     from hepti_mpi.planning.forecast import compared
     from hepti_mpi.reporting import records
 
     tally = asked.write(outcome.results)
-    answered = len(asked.left) * asked.question.repeat
+    seconds, output = time.perf_counter() - begin, asked.question.output
     spec, plan = ready.spec, ready.plan
     spent = records.divide_time(ready.program, plan.active, outcome.seconds)
     record = records.run_record(
-        spec.name, spec.family, plan, outcome.latencies, outcome.rows, answered, ready.startup_seconds, outcome.facts, spent,
-        wire_error, outcome.decisions,
+        spec.name, spec.family, plan, outcome.latencies, outcome.rows, asked.answered, ready.startup_seconds, outcome.facts, spent,
+        wire_error, outcome.decisions, seconds, None if output is None else str(output),
     )  # fmt: skip
     if forecast is not None:
         record |= compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
@@ -182,7 +189,7 @@ def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast:
         channel.tell("done", record=record)
         return
     record |= tally.numbers
-    SCREEN.show("\n" + records.run_lines(record, ready.decision))
+    SCREEN.show("\n" + records.run_lines(record, ready.decision, SCREEN.width))
     SCREEN.document(record, always=True)
     tally.check()
 

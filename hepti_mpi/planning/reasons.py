@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from hepti_mpi.planning.planner import Decision
 
+SAME = 1.02  # times the predicted time that is no difference
 
 def reasons(decision: Decision) -> Iterator[str]:
     """Yield that more ranks are slower, where they are, and per rank without a part what the best plan with it would have taken."""
@@ -28,13 +29,17 @@ def more_ranks(decision: Decision) -> Iterator[str]:
 
 
 def left_out(decision: Decision) -> Iterator[str]:
-    """Yield, per rank without a part, why: what the best plan with it would have taken."""
-    plan = decision.chosen.plan
+    """Yield, per rank without a part, why."""
+    plan, best = decision.chosen.plan, decision.chosen.price.seconds
     for rank in range(plan.ranks):
         if rank in plan.active:
             continue
-        if rank in decision.with_rank:
-            ratio = max(1.0, decision.with_rank[rank] / decision.chosen.price.seconds)  # which was priced more exactly
-            yield f"rank {rank} on {plan.hosts[rank]} is left out: the best plan with it takes {ratio:.2f} x as long"
-        else:
-            yield f"rank {rank} on {plan.hosts[rank]} is left out: no plan with it was allowed or fits"
+        who = f"rank {rank} on {plan.hosts[rank]} is left out"
+        if rank not in decision.with_rank:
+            yield f"{who}: no plan with it was allowed, or its memory holds none"
+            continue
+        with_it = max(decision.with_rank[rank], best)  # the chosen one was priced more exactly
+        why = "what it would compute is no more than exchanges with it take"
+        if with_it >= SAME * best:
+            why = "exchanges with it and waiting for it take longer than it saves"
+        yield f"{who}: {why} ({with_it * 1e3:.1f} ms with it, {best * 1e3:.1f} without)"

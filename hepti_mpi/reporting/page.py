@@ -12,7 +12,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
-from hepti_mpi.reporting.records import milliseconds
+from hepti_mpi.reporting.tables import milliseconds
 
 KINDS = ("compute", "wire", "wait", "rest")
 WORDS = {"compute": "compute", "wire": "wire", "wait": "waiting", "rest": "other"}

@@ -5,7 +5,7 @@ ranks leave an exchange of MPI's together, so the shortest time that any rank sp
 rank spent beyond that it waited. Our own exchanges travel while ranks compute: what counts is how long a rank had nothing else to do.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from hepti_mpi.planning.planner import Decision
 from hepti_mpi.planning.program import OUTER, Program, Sync
 from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.refine import Candidate
+from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, size, table
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
+SHORTEST_INPUT = 16  # characters of an input that are shown at least
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,13 @@ def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) 
 def run_record(
     name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
     facts: Sequence[dict[str, Any]], spent: Spent, wire_error: float = 0.0,
-    decisions: Sequence[dict[str, Any]] = (),
+    decisions: Sequence[dict[str, Any]] = (), seconds: float | None = None, output: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the JSON document of a run, format hepti-run."""
+    """Return the JSON document of a run, format hepti-run.
+
+    `rows`: of each batch. `seconds`: from the first batch to the last answer; left out: the batches' own. `output`: where the answers are.
+    """
+    seconds = max(float(np.sum(latencies)) if seconds is None else seconds, 1e-9)
     values = np.array(latencies)
     latency = {"median": np.median(values), "p90": np.quantile(values, 0.9), "min": values.min(), "max": values.max()}
     ranks = [
@@ -74,6 +80,10 @@ def run_record(
         "family": family,
         "strategy": plan.strategy,
         "requests": requests,
+        "seconds": _short(seconds),
+        "requests_per_second": _short(requests / seconds),
+        "rows_per_second": _short(float(np.sum(rows)) / seconds),
+        "output": output,
         "rows": int(np.median(rows)),
         "latency_seconds": {key: _short(value) for key, value in latency.items()},
         "predicted_seconds": None if plan.predicted_seconds is None else _short(plan.predicted_seconds),
@@ -98,8 +108,8 @@ def _short(value: float) -> float:
 # text
 
 
-def answer_line(record: dict[str, Any]) -> str:
-    """Return one answer in one line for the screen; the full numbers are in --output."""
+def answer_line(record: dict[str, Any], width: int | None = None) -> str:
+    """Return one answer in one line for the screen, the input cut so that it fits `width`; the full numbers are in --output."""
     parts = []
     for key, value in record.items():
         if key in ("input", "id", "truncated"):
@@ -117,51 +127,36 @@ def answer_line(record: dict[str, Any]) -> str:
         else:
             parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({len(value)} numbers)")
     called = f"{record['id']} " if "id" in record else ""
-    return f"{called}{record['input']!r}{' (cut off)' * record.get('truncated', False)}: {'; '.join(parts)}"
+    told, asked = f"{' (cut off)' * record.get('truncated', False)}: {'; '.join(parts)}", repr(record["input"])
+    if width is not None:
+        asked = shortened(asked, max(SHORTEST_INPUT, width - len(called) - len(told)))
+    return f"{called}{asked}{told}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a plain table; the first column is text, the others are aligned to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    aligned = [[line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))] for line in lines]
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
-
-
-def milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:.1f}" if seconds < 10 else f"{seconds * 1e3:.0f}"
-
-
-def size(count: float) -> str:
-    """Return bytes as people say them.
-
-    >>> size(1536 * 1024)
-    '1.5 MiB'
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def plan_lines(plan: Plan) -> str:
+def plan_lines(plan: Plan, width: int | None = None) -> str:
     """Return who does what, one line per rank."""
     rows = [(*_share(plan, rank), "" if rank in plan.active else "left out") for rank in range(plan.ranks)]
     head = f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows\n"
-    return head + table(("", "heads", "columns", "rows", ""), rows)
+    return head + table(("", "heads", "columns", "rows", ""), rows, width)
+
+
+def share_word(counts: Sequence[int], rank: int, is_active: bool) -> str:
+    """Return how many heads or columns a rank has: all, where it holds them all or they are not divided."""
+    return "all" if is_active and counts[rank] == sum(counts) else str(counts[rank])
 
 
 def _share(plan: Plan, rank: int) -> tuple[str, ...]:
-    return f"rank {rank} on {plan.hosts[rank]}", str(plan.heads[rank]), str(plan.columns[rank]), str(plan.rows[rank])
+    is_active = rank in plan.active
+    words = (share_word(counts, rank, is_active) for counts in (plan.heads, plan.columns))
+    return f"rank {rank} on {plan.hosts[rank]}", *words, str(plan.rows[rank])
 
 
-def decision_lines(decision: Decision) -> str:
+def decision_lines(decision: Decision, width: int | None = None) -> str:
     """Return the candidates, soonest first, why each was not chosen, and why a rank was left out."""
     best = decision.chosen
     rows = [_candidate_row(candidate, best) for candidate in (best, *decision.others)]
-    head = ("candidate", "ranks", "ms", "compute", "wire", "waiting", "on the wire", "memory of the fullest rank", "")
-    lines = [table(head, rows)]
+    head = ("candidate", "ms", "", "ranks", "compute", "wire", "waiting", "sent", "most memory")
+    lines = [table(head, rows, width)]
     lines += [f"{kind}: fits on no set of these ranks" for kind in decision.unfit]
     return "\n".join([*lines, *reasons(decision), *decision.notes])
 
@@ -187,13 +182,13 @@ def decision_document(decision: Decision) -> dict[str, Any]:
 def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
     plan, price = candidate.plan, candidate.price
     slowest = max(plan.active, key=lambda rank: price.compute[rank])
-    why = "chosen" if candidate is best else f"{price.seconds / best.price.seconds:.2f} x as long"
-    times = (price.seconds, price.compute[slowest], price.wire, float(np.max(price.wait)))
+    why = "chosen" if candidate is best else f"{price.seconds / best.price.seconds:.2f} x"
+    times = (price.compute[slowest], price.wire, float(np.max(price.wait)))
     bytes_ = (price.bytes, max(candidate.memory, default=0))
-    return kind_of(plan), str(len(plan.active)), *map(milliseconds, times), *map(size, bytes_), why
+    return kind_of(plan), milliseconds(price.seconds), why, str(len(plan.active)), *map(milliseconds, times), *map(size, bytes_)
 
 
-def share_lines(decision: Decision) -> str:
+def share_lines(decision: Decision, width: int | None = None) -> str:
     """Return, per rank of the chosen plan, its share, predicted times and memory."""
     candidate = decision.chosen
     plan, price = candidate.plan, candidate.price
@@ -201,33 +196,48 @@ def share_lines(decision: Decision) -> str:
     for rank in range(plan.ranks):
         memory = size(candidate.memory[rank]) if candidate.memory else "-"
         rows.append((*_share(plan, rank), milliseconds(price.compute[rank]), milliseconds(price.wait[rank]), memory))
-    return table(("", "heads", "columns", "rows", "compute ms", "waiting ms", "memory"), rows)
+    return table(("", "heads", "columns", "rows", "compute ms", "waiting ms", "memory"), rows, width)
 
 
-def run_lines(record: dict[str, Any], decision: Decision | None) -> str:
-    """Return the summary of a run for people: measured beside predicted."""
+def run_lines(record: dict[str, Any], decision: Decision | None, width: int | None = None) -> str:
+    """Return the summary of a run for people: measured beside predicted, then how much was answered how soon, and where that is."""
     price = decision.chosen.price if decision else None
+    shares = {what: [item[what] for item in record["ranks"]] for what in ("heads", "columns", "rows")}
     rows = []
-    for item in record["ranks"]:
-        rank = item["rank"]
-        share = [item[key] for key in ("heads", "columns", "rows")]
-        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if any(share) else 0.0, price.wait[rank])
+    for rank, item in enumerate(record["ranks"]):
+        is_active = any(counts[rank] for counts in shares.values())
+        share = [share_word(shares[what], rank, is_active) for what in ("heads", "columns")]
+        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if is_active else 0.0, price.wait[rank])
         measured = (item[f"{what}_seconds"] for what in ("compute", "wire", "wait"))
         cells = [f"{milliseconds(seconds)} / {milliseconds(guess)}" for seconds, guess in zip(measured, predicted)]
         held = size(item["weight_bytes"]), size(item["peak_resident_bytes"])
-        rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *map(str, share), *cells, *held))
+        rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *share, str(item["rows"]), *cells, *held))
     head = ("", "threads", "heads", "columns", "rows", "compute", "wire", "waiting", "weights", "peak memory")
     latency = record["latency_seconds"]
     return "\n".join([
         "measured / predicted, milliseconds, median over batches",
-        table(head, rows),
-        f"{record['requests']} answers by {record['strategy']}; latency of a batch of {record['rows']} rows: "
-        f"median {milliseconds(latency['median'])} ms, p90 {milliseconds(latency['p90'])}, min {milliseconds(latency['min'])}, "
-        f"max {milliseconds(latency['max'])}; predicted {milliseconds(record['predicted_seconds'])} ms",
+        table(head, rows, width),
+        f"a batch of {record['rows']} rows: median {milliseconds(latency['median'])} ms (predicted "
+        f"{milliseconds(record['predicted_seconds'])}), p90 {milliseconds(latency['p90'])}, "
+        f"{milliseconds(latency['min'])} to {milliseconds(latency['max'])}",
         *_remarks(record),
         *(_decision_line(item) for item in record["decisions"]),
-        "start-up: " + ", ".join(f"{key} {value:.2f} s" for key, value in record["startup_seconds"].items() if value),
+        throughput_line(record),
     ])
+
+
+def throughput_line(record: dict[str, Any]) -> str:
+    """Return how much was answered how soon, and where the answers went."""
+    asked, rows = ("images", "patches") if record["family"] == "vit" else ("texts", "tokens")
+    count = f"{record['requests']} {asked.removesuffix('s' * (record['requests'] == 1))}"
+    startup = record["startup_seconds"]
+    parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
+    where = f"; answers in {record['output']}" if record["output"] else ""
+    return (
+        f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else "") + "\n"
+        f"{count} by {record['strategy']} in {duration(record['seconds'])}: "
+        f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}"
+    )
 
 
 def _decision_line(item: dict[str, Any]) -> str:

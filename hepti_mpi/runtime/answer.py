@@ -32,7 +32,7 @@ from hepti_mpi.shards.store import Store
 KEPT = 256  # batches whose steps are noted, the last ones
 ORDER_SECONDS = 0.05  # that the batches of one order should take at least: orders are not to be noticed
 MOST_AT_ONCE = 64  # batches of one order: what is reported of them is a small message
-Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]], float], None]
+Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]], float], bool | None]
 
 
 class Watch(Protocol):
@@ -125,7 +125,8 @@ def answer(
 ) -> tuple[Ready, Outcome]:  # fmt: skip
     """Answer all requests `repeat` times, in order; rank 0 has them, the others give None. Collective.
 
-    `done` is told, on rank 0, the places in `requests` of each batch, their results and its latency; `watch` is rank 0's.
+    `done` is told, on rank 0, the places in `requests` of each batch, their results and its latency, and says whether to stop, since
+    nobody wants more; `watch` is rank 0's.
     `keep`: return all results as well. `beside`: what they hold besides the answer of the head: "last_hidden_state", and "logits" of a
     model that fills masks.
     A batch's latency runs from its input in memory to its answers in memory, on rank 0.
@@ -159,7 +160,7 @@ class _Course:
         self.outcome = Outcome([], [], [], None, [[every[index] for index in part] for part in parts])
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
         self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
-        self.number = 0
+        self.number, self.enough = 0, False
         self._arrange()
 
     def _arrange(self) -> None:
@@ -188,7 +189,7 @@ class _Course:
     def lead(self, requests: Sequence[Request], beside: Collection[str], done: Done, watch: Watch, keep: bool) -> None:
         outcome, weights = self.outcome, RootWeights(self.ready.store)
         pulse = Pulse(self.ready.machine, self.ready.spec)
-        while self.number < self.total:
+        while self.number < self.total and not self.enough:
             order = watch.next(self.total - self.number)
             self.orders.give(order)
             if order["do"] == "swap":
@@ -228,7 +229,7 @@ class _Course:
                 self.outcome.results[index] = result
         self.outcome.latencies.append(time.perf_counter() - begin)
         self.outcome.rows.append(sum(lengths))
-        done(part, results, self.outcome.latencies[-1])
+        self.enough = bool(done(part, results, self.outcome.latencies[-1])) or self.enough
         return compute
 
     # the others

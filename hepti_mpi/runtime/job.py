@@ -101,17 +101,21 @@ def load(
 
 def prepared(
     machine: Machine, store: Store, profile: ClusterProfile, method: str, request: planner.Request, tolerance: float, many: bool,
-    startup: dict[str, float], say: Say,
+    startup: dict[str, float], say: Say, at: Say = lambda stage: None,
 ) -> tuple[Ready, ClusterProfile, float]:  # fmt: skip
     """Plan and load; where there are `many` requests, settle on a plan by trying; check the wire. Collective.
 
-    Return also the profile as it is known then, and by how much the wire's type changes results, which is at most `tolerance`.
+    `at` is told what is done now. Return also the profile as it is known then, and by how much the wire's type changes results, which is
+    at most `tolerance`.
     """
+    at("planning")
     begin = time.perf_counter()
     with together(machine.world):  # one rank tells why nothing fits
         plan, decision = decide(machine, store, profile, method, request)
+    at("loading weights")
     ready = load(machine, store, plan, decision, startup | {"plan": time.perf_counter() - begin})
     if many and method in methods.OURS:
+        at("settling on a plan by trying some")
         begin = time.perf_counter()
         settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, request, decision)
         ready, profile = swap(ready, settled.plan, settled.price), settled.profile

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.comm.channel import STATE, told, untangled
-from hepti_mpi.reporting.records import table
+from hepti_mpi.reporting.tables import table
 
 PROGRAM = [sys.executable, "-m", "hepti_mpi"]
 

@@ -1,0 +1,85 @@
+"""What becomes of Ctrl-C and of a request to end: one sentence, also while this process is inside a call that cannot be interrupted.
+
+Knows signals and threads; does not know what is said. mpirun passes Ctrl-C on as SIGTERM, and kills what has not ended a second later.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_CODE = 130
+GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
+
+_lock = threading.Lock()
+_ending: Callable[[int], object] = os._exit
+_tell: Callable[[str], object] | None = None
+
+
+def _bare() -> str | None:
+    return "interrupted"
+
+
+_sentence: Callable[[], str | None] = _bare
+
+
+class Interrupted(BaseException):
+    """Somebody wants this process to end; raised in the main thread."""
+
+
+def listen(tell: Callable[[str], object] | None) -> None:
+    """Begin to listen in this, the main thread. `tell` says a sentence; None: another rank does."""
+    global _tell
+    _tell = tell
+    reading, arriving = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(arriving, False)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
+    signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reading,), name="interrupts", daemon=True).start()
+
+
+def leave() -> None:
+    """Leave signals to the handlers that somebody sets now."""
+    signal.set_wakeup_fd(-1)
+
+
+def say(sentence: Callable[[], str | None]) -> None:
+    """Ask `sentence` what to say at an interruption; None: nothing."""
+    global _sentence
+    _sentence = sentence
+
+
+def end_by(end: Callable[[int], object]) -> None:
+    """Let `end` end this process with an exit code."""
+    global _ending
+    _ending = end
+
+
+def finish() -> None:
+    """Say the sentence and end this process; only once, whoever calls first."""
+    if not _lock.acquire(blocking=False):
+        time.sleep(3600)  # the other one ends the process
+    try:
+        said = _sentence() if _tell else None
+        if _tell and said:
+            _tell(said)
+    finally:
+        _ending(EXIT_CODE)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    for one in SIGNALS:
+        signal.signal(one, lambda *_: None)  # once is enough; what is half written is put away
+    raise Interrupted
+
+
+def _listen(reading: int) -> None:
+    while not set(os.read(reading, 256)) & set(SIGNALS):
+        pass
+    time.sleep(GRACE_SECONDS)
+    finish()

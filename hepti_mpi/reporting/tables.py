@@ -1,0 +1,99 @@
+"""Numbers as people say them, and tables that fit where they are shown. Knows text and widths; does not know what is told."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+GAP = 2  # characters between columns
+INDENT = 2  # of cells under a name that has a line of its own
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """Return a plain table; the first column is text, the others are aligned to the right.
+
+    `width`: characters of the screen. Where all columns are wider together, those to the right go below the others, with the first column
+    again; where the first column is wider than half of it, its cells have lines of their own. No cell is cut or wrapped.
+    """
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    if width is None or sum(widths) + GAP * (len(widths) - 1) <= width:
+        return "\n".join(_block(lines, widths, range(1, len(widths)), False))
+    apart = widths[0] > width // 2
+    room = width - (INDENT - GAP if apart else widths[0])
+    return "\n\n".join("\n".join(_block(lines, widths, columns, apart)) for columns in _shared_out(widths, room))
+
+
+def _shared_out(widths: Sequence[int], room: int) -> list[range]:
+    """Return the columns after the first in as few blocks as have room, about as wide as each other."""
+
+    def blocks(most: int) -> list[range]:
+        found, begin, used = [], 1, 0
+        for column in range(1, len(widths)):
+            needed = widths[column] + GAP
+            if column > begin and used + needed > most:
+                found.append(range(begin, column))
+                begin, used = column, 0
+            used += needed
+        return [*found, range(begin, len(widths))]
+
+    fewest = len(blocks(room))
+    return next(found for most in range(1, room + 1) if len(found := blocks(most)) == fewest) if room > 0 else blocks(room)
+
+
+def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: range, apart: bool) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        cells = (" " * GAP).join(line[column].rjust(widths[column]) for column in columns).rstrip()
+        if not apart:
+            yield (line[0].ljust(widths[0]) + " " * GAP + cells).rstrip()
+            continue
+        if number and line[0]:
+            yield line[0]
+        yield " " * INDENT + cells
+
+
+def shortened(text: str, most: int) -> str:
+    """Return `text` with at most so many characters.
+
+    >>> shortened("a small boat", 8)
+    'a small…'
+    """
+    return text if len(text) <= most else text[: max(most - 1, 0)] + "…"
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.1f}" if seconds < 10 else f"{seconds * 1e3:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> [duration(seconds) for seconds in (0.0123, 4.56, 31.9, 754, 7380)]
+    ['0.01 s', '4.6 s', '32 s', '12 min 34 s', '2 h 3 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 7200 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def rate(a_second: float) -> str:
+    """Return how many a second, with three digits.
+
+    >>> [rate(value) for value in (0.1234, 7.891, 45.67, 1234.5)]
+    ['0.123', '7.89', '45.7', '1,234']
+    """
+    digits = next((digits for digits, least in ((0, 100), (1, 10), (2, 1)) if a_second >= least), 3)
+    return f"{a_second:,.{digits}f}"
+
+
+def size(count: float) -> str:
+    """Return bytes as people say them.
+
+    >>> size(1536 * 1024)
+    '1.5 MiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
