@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from hepti_mpi import cli
-from hepti_mpi.reporting.findings import Asking, carrier, finding_lines, findings, host_lines, network, recommended
+from hepti_mpi.reporting.findings import Asking, carrier, finding_lines, findings, host_lines, hostfile_finding, network, recommended
 from hepti_mpi.runtime import facts as own
 
 PYTHON = "/home/pi/hepti/.venv/bin/python"
@@ -120,6 +120,35 @@ def test_nobody_has_it():
         facts["packages"]["onnxruntime"], facts["store"] = None, {"path": "weights/m.h5", "error": "not found"}
     found = findings(ASKING, hosts)
     assert len(found) == 5 and "onnxruntime is not installed" in found[0].what and "slice" in found[1].mend
+
+
+def test_of_hosts_that_could_not_be_asked_nothing_else_is_said():
+    hosts = {"pi4-1": "no route to host", "pi4-2": "Permission denied (publickey)."}
+    assert [one.what.partition(":")[0] for one in findings(ASKING, hosts)] == ["cannot be asked"] * 2
+    assert len(findings(ASKING, cluster() | hosts | {"pi4-3": "it did not answer"})) == 3
+
+
+def test_this_machine_is_mended_without_ssh_and_another_by_the_port_it_has():
+    other = ("pi4-2", {"port": 2222}, "ssh -p 2222 pi4-2 'sudo timedatectl")
+    for host, where, mend in (("pi4-1", {"starts": True}, "sudo timedatectl"), other):
+        [found] = findings(ASKING, planted({"skew": 60.0, **where}, host))
+        assert found.mend.startswith(mend)
+
+
+def test_a_line_that_mpirun_reads_otherwise():
+    found = hostfile_finding("h.txt", "pi4-2", 2, "pi4-2:1 has the form of MPICH", "pi4-2 slots=1")
+    assert "h.txt, line 2" in found.what and "pi4-2 slots=1" in found.mend and found.why
+    hosts = cluster()
+    hosts["pi4-2"]["line"] = "pi4-2 slots=1 username=pi port=2222"
+    assert "pi4-2 slots=1 username=pi port=2222\npi4-3 slots=1\n" in recommended(ASKING, hosts, "h.txt")[1]["hosts.txt"]
+
+
+def test_the_exit_code_is_a_processes(tmp_path):
+    """Told by the process itself: what calls the command in a test makes codes of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM", "PMI"))}
+    for words in (["--weights", str(tmp_path / "gone.h5")], [str(tmp_path / "gone.txt")]):
+        done = subprocess.run([sys.executable, "-m", "hepti_mpi", "doctor", *words], capture_output=True, text=True, env=clean, timeout=60)
+        assert done.returncode == 2 and "gone" in done.stdout + done.stderr, done
 
 
 def test_what_is_recommended():
