@@ -16,6 +16,7 @@ from hepti_mpi.planning.program import make_program
 from hepti_mpi.runtime import adapt
 from hepti_mpi.runtime.adapt import Adapter
 from hepti_mpi.runtime.advising import Advice, Question, advise
+from hepti_mpi.runtime.job import batches
 
 SPEC = replace(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ffn=3072)
 ROWS = 128
@@ -235,3 +236,45 @@ def test_a_rank_that_is_slower_than_its_profile_stays_out_until_it_recovers(rank
     world.reality = PROFILE
     world.go(25)
     assert rank in world.plan.active and len(world.adapter.made) <= made + 2, world.adapter.made
+
+
+SMALL = replace(SPEC, layers=6, hidden=384, ffn=1536)
+
+
+@pytest.mark.parametrize("hosts", [("vm",) * 2, ("pi0", "pi1", "pi2", "pi3")])
+def test_an_ordinary_job_on_an_unchanged_cluster_keeps_its_plan(hosts):
+    """Texts of very mixed length, sorted: batches of one request leave ranks without work, prices are off for long ones by more than for
+    short ones and by another factor on each board, values scatter with heavy tails, and links are not what the profile says."""
+    draw, ranks = np.random.default_rng(1), len(hosts)
+    lengths = np.clip(np.round(draw.lognormal(2.9, 0.75, 2000)), 4, 200).astype(int).tolist()
+    parts = [[lengths[index] for index in part] for part in batches(lengths, 256, SMALL.hidden)]
+    request = Request(240, 22, 256, 200, layout=("local", "rows"))
+    profile = cluster((60, 42, 24, 16)[:ranks], mbit=1000 if len(set(hosts)) > 1 else 20_000, latency=1e-4, hosts=hosts)
+    plan = choose(SMALL, "x", profile, request).chosen.plan
+    program, pricer, own = make_program(SMALL, plan), Pricer(SMALL, profile, 256), draw.normal(0, 0.05, ranks)
+    assert len(plan.active) > 1 and min(pricer.of_batch(parts[0]).price(program, plan).compute) == 0
+    adapter, number, looks = Adapter(SMALL, "x", profile, "hepti", request, plan, 0.4, print), 0, 0
+    adapter.adviser, late = Now(), []
+    while number < len(parts):
+        order = adapter.next(len(parts) - number)
+        if order["do"] == "links":
+            looks += 1
+            rates = [{} for _ in range(ranks)]
+            for one, other in order["pairs"]:
+                rate = profile.bytes_per_second[one][other] * np.exp(draw.laplace(0, 0.15))
+                rates[one][str(other)] = rates[other][str(one)] = rate
+            adapter.linked(rates, 0.02)
+            continue
+        assert order["do"] == "answer", adapter.switch_reason
+        for rank, facts in late:
+            adapter.heard(rank, facts)
+        mine = parts[number : number + order["count"]]
+        prices = [pricer.of_batch(one).price(program, plan) for one in mine]
+        off = np.array([0.3 * max(one) / 200 for one in mine])[:, None] + own
+        spent = np.array([price.compute for price in prices]) * np.exp(off + 0.07 * draw.standard_t(3, (len(mine), ranks)))
+        spent += np.abs(draw.normal(0, 2e-4, spent.shape))  # what a call and a clock take
+        rest = np.array([price.seconds - price.compute.max() for price in prices])
+        adapter.answered(number, mine, (spent.max(axis=1) + rest).tolist(), spent[:, 0].tolist())
+        late = [(rank, {"number": number, "compute": spent[:, rank].tolist()}) for rank in plan.active if rank]
+        number += len(mine)
+    assert not adapter.decisions() and looks < (12 if len(set(hosts)) > 1 else 1)
