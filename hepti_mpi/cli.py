@@ -121,7 +121,7 @@ def inspect(store: Path) -> None:
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @machine_options
 @words_options()
-def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int | None, emulate: tuple[float, ...] | None,
+def profile(weights: Path | None, output: Path | None, fresh: bool, threads: int | None, emulate: tuple[str, ...] | None,
             deadline: float) -> None:  # fmt: skip
     """Measure the speed, links and memory of all ranks.
 

@@ -56,7 +56,7 @@ def report(records: Path, output: Path) -> None:
 @machine_options
 @words_options()
 def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
-          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[float, ...] | None,
+          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[str, ...] | None,
           deadline: float) -> None:  # fmt: skip
     """Measure ways to divide a model against each other, in turns within one job.
 
@@ -66,6 +66,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     """
     from hepti_mpi.cluster.profile import Edges
     from hepti_mpi.errors import CapacityError, PlanError
+    from hepti_mpi.planning.bound import bound
     from hepti_mpi.planning.methods import BOOST, NAMES, OURS
     from hepti_mpi.planning.planner import Request
     from hepti_mpi.reporting import comparison, outputs
@@ -92,12 +93,10 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
         if output is not None and root:
             outputs.check_path(output, (".jsonl",))
-    for name in [*names, benches.UNDILATED]:
+    for name in names:
         try:
             request = Request(rows, limits=limits, mode="packed")
-            if name == benches.UNDILATED:
-                request = Request(rows, shares=(1.0,) + (0.0,) * (world.size - 1), mode="packed")
-            plans[name], decision = job.decide(machine, store, measured, "hepti" if name == benches.UNDILATED else name, request)
+            plans[name], decision = job.decide(machine, store, measured, name, request)
             decisions |= {name: decision} if decision else {}
         except CapacityError as error:  # on every rank
             refused[name] = str(error)
@@ -114,8 +113,12 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     with machines.together(world):
         if root:
             where = cluster or path.name.removesuffix(".profile.json")
-            records = list(comparison.lines(store.spec.name, rows, where, machine.factors, samples))
-            SCREEN.show(comparison.comparison(samples, refused, machine.factors))
+            wires = sorted({plan.wire for plan in plans.values()})
+            bounds = {wire: bound(store.spec, store.source_hash, measured, Request(rows, limits=limits, mode="packed", wires=(wire,)))
+                      for wire in wires}  # fmt: skip
+            found = comparison.Found(store.spec.name, rows, where, machine.boards, samples, bounds)
+            records = list(comparison.lines(found))
+            SCREEN.show(comparison.comparison(found, refused))
             SCREEN.document(records[-1], always=True)
             if output is not None:
                 with open(output, "a") as file:

@@ -60,7 +60,27 @@ class Numbers(click.ParamType):
 
 
 SHARES = Numbers("shares", 0, 1e9, "such as 5,1,1,1, at least one above 0")
-FACTORS = Numbers("factors", 1, 1000, "from 1 to 1000 such as 2.5,3.5,6,9")
+
+
+class Boards(click.ParamType):
+    """One board per rank, by its name in boards.toml or a factor of the lab's: pi5,pi4,pi4*1.5 or 2.5,3.5,6,9."""
+
+    name = "boards"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        from hepti_mpi.cluster.boards import board_named
+        from hepti_mpi.errors import ProfileError
+
+        if isinstance(value, tuple):
+            return value
+        names = tuple(word.strip() for word in str(value).split(","))
+        try:
+            for name in names:
+                board_named(name)
+        except ProfileError as error:
+            self.fail(str(error), param, ctx)
+        return names
+
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +89,7 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     deadline = "Seconds that a rank waits for another before the job ends and says for whom; 0 waits for ever."
     for option in (
         click.option("--deadline", type=click.FloatRange(0, 1e6), default=60.0, show_default=True, help=deadline),
-        click.option("--emulate", type=FACTORS, help="Compute as many times slower, a factor per rank: what would unequal boards do?"),
+        click.option("--emulate", type=Boards(), help="Be as slow as these boards, one a rank, such as pi5,pi4,pi4: what would they do?"),
         click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
     ):
         command = option(command)

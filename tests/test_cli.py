@@ -96,10 +96,10 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
 
 
 @pytest.mark.parametrize("words, expected", [
-    (["run", "--emulate", "0.5,2"], "'0.5,2' is not a list of numbers from 1 to 1000"),
-    (["bench", "--emulate", "fast"], "such as 2.5,3.5,6,9"),
-    (["profile", "--emulate", "1,,2"], "such as 2.5,3.5,6,9"),
-    (["run", "--emulate", "nan,2"], "such as 2.5,3.5,6,9"),
+    (["run", "--emulate", "0.5,2"], "board '0.5' is 0.5 times slower, expected 1 to 1000"),
+    (["bench", "--emulate", "fast"], "no board 'fast' is described; boards: pi3, pi4"),
+    (["profile", "--emulate", "1,,2"], "no board '' is described"),
+    (["run", "--emulate", "pi4*0.5,2"], "0.5 times slower"),
     (["run", "--tolerance", "2"], "not in the range 0<=x<=1"),
     (["run", "--tolerance", "-0.1"], "not in the range 0<=x<=1"),
     ([*ANY, "--tolerance", "much"], "not a valid float"),

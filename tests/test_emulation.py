@@ -3,7 +3,8 @@ import time
 import pytest
 
 from hepti_mpi.cluster import emulation
-from hepti_mpi.cluster.emulation import NAP_SECONDS, Dilation
+from hepti_mpi.cluster.boards import Work, board_named
+from hepti_mpi.cluster.emulation import NAP_SECONDS, Emulation
 from hepti_mpi.errors import PlanError
 
 
@@ -43,98 +44,109 @@ def clock(monkeypatch):
     return made
 
 
+WORK = Work(products=((128, 1e6),), attention=3e5, elements=1e4, casts=1e4, copied=1e5)
+
+
 def test_nothing_is_emulated_unless_asked_for(clock, monkeypatch):
     monkeypatch.delenv("HEPTI_EMULATE_FILE", raising=False)
-    dilation = Dilation()
-    dilation.refresh()
-    dilation.run(lambda: clock.work(1.0))
-    assert not dilation.on and dilation.factor == 1 and clock.now == 101 and clock.asked == 0
+    emulation = Emulation()
+    emulation.refresh()
+    emulation.run(lambda: clock.work(1.0), WORK)
+    assert not emulation.on and emulation.said is None and clock.now == 101 and clock.asked == 0
 
 
-@pytest.mark.parametrize("text, expected", [("1", 1), ("2.5\n", 2.5), (" 7 ", 7), ("1e3", 1000)])
-def test_a_factor_in_a_file(file, text, expected):
+@pytest.mark.parametrize("text, times", [("1", 1), ("2.5\n", 2.5), (" 7 ", 7), ("1e3", 1000)])
+def test_a_factor_makes_the_labs_board_slower(file, text, times):
     file.write_text(text)
-    assert Dilation().factor == expected and Dilation().on
+    assert Emulation().board.float32 == pytest.approx(80e9 / times) and Emulation().board.memory == pytest.approx(15e9 / times)
+
+
+@pytest.mark.parametrize("text, name, times", [("pi4", "pi4", 1), ("pi5*2", "pi5", 2)])
+def test_a_board_by_its_name(file, text, name, times):
+    file.write_text(text)
+    assert Emulation().board == board_named(name).slower(times)
 
 
 def test_the_file_is_read_again(file):
     file.write_text("2")
-    dilation = Dilation()
-    file.write_text("9")
-    assert dilation.factor == 2
-    dilation.refresh()
-    assert dilation.factor == 9
+    emulation = Emulation()
+    file.write_text("pi4")
+    assert emulation.said == "2"
+    emulation.refresh()
+    assert emulation.said == "pi4" and emulation.board.name == "pi4"
 
 
-def test_a_given_factor_goes_before_the_file(file):
+def test_a_given_board_goes_before_the_file(file):
     file.write_text("7")
-    dilation = Dilation(3)
-    dilation.refresh()
-    assert dilation.on and dilation.factor == 3
+    emulation = Emulation("3")
+    emulation.refresh()
+    assert emulation.on and emulation.said == "3"
 
 
 @pytest.mark.parametrize("content, words", [
-    (None, "No such file"), (b"", "could not convert"), (b"fast", "could not convert"), (b"2 3", "could not convert"),
-    (b"\xff\xfe", "decode"), (b"0.5", "holds factor 0.5, expected 1 to 1000"), (b"-2", "factor -2"), (b"1001", "factor 1001"),
-    (b"nan", "factor nan"), (b"inf", "factor inf"),
+    (None, "No such file"), (b"", "no board ''"), (b"fast", "no board 'fast' is described; boards: pi3"), (b"2 3", "no board"),
+    (b"\xff\xfe", "decode"), (b"0.5", "0.5 times slower, expected 1 to 1000"), (b"-2", "-2 times"), (b"1001", "1001 times"),
+    (b"nan", "nan times"), (b"pi4*0.1", "0.1 times"),
 ])  # fmt: skip
-def test_no_factor(file, content, words):
+def test_no_board(file, content, words):
     """Neither at the start nor later."""
     file.write_text("2")
-    dilation = Dilation()
+    emulation = Emulation()
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    for read in (Dilation, dilation.refresh):
+    for read in (Emulation, emulation.refresh):
         with pytest.raises(PlanError, match=words) as error:
             read()
         assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("factor, cpu, waiting, expected", [
-    (1, 1.0, 0.0, 1.0),
-    (4, 1.0, 0.0, 4.0),
-    (4, 1.0, 0.5, 4.0),  # what it was kept waiting is part of the time
-    (4, 0.1, 0.7, 0.8),  # and is not stretched
-    (1000, 0.01, 0.0, 10.0),
-    (4, 3e-6, 0.0, 12e-6),  # shorter than a nap
-])  # fmt: skip
-def test_a_piece_takes_the_factor_times_its_cpu_time(clock, factor, cpu, waiting, expected):
-    Dilation(factor).run(lambda: clock.work(cpu, waiting))
+@pytest.mark.parametrize("cpu, waiting", [(0.0, 0.0), (1e-3, 0.0), (1e-3, 2e-3), (5e-3, 0.0)])
+def test_a_call_takes_what_its_work_takes_on_the_board_whatever_it_took_here(clock, cpu, waiting):
+    emulation = Emulation("3")
+    expected = board_named("3").seconds(WORK)
+    assert expected > 5e-3
+    emulation.run(lambda: clock.work(cpu, waiting), WORK)
     assert expected - 1e-9 <= clock.now - 100 <= expected + NAP_SECONDS
+    assert (emulation.calls, emulation.overruns) == (1, 0)
+
+
+def test_a_call_that_takes_longer_is_an_overrun(clock):
+    emulation = Emulation("2")
+    for cpu in (1.0, 0.0, 0.0, 0.0):
+        emulation.run(lambda: clock.work(cpu), WORK)  # noqa: B023
+    assert (emulation.calls, emulation.overruns) == (4, 1) and emulation.overrun_part == 0.25
+    assert clock.now - 100 == pytest.approx(1 + 3 * board_named("2").seconds(WORK), abs=2 * NAP_SECONDS)
 
 
 def test_oversleeping_does_not_add_up(clock):
-    dilation = Dilation(5)
+    emulation = Emulation("5")
     for _ in range(1000):
-        dilation.run(lambda: clock.work(2e-3))
-    assert abs(clock.now - 100 - 10) <= 2 * NAP_SECONDS
+        emulation.run(lambda: clock.work(2e-3), WORK)
+    assert abs(clock.now - 100 - 1000 * board_named("5").seconds(WORK)) <= 2 * NAP_SECONDS
 
 
-def test_the_clock_runs_as_fast_as_the_board(clock):
-    dilation = Dilation(8)
-    begin = dilation.clock()
-    dilation.run(lambda: clock.work(0.25, 5.0))
-    assert dilation.clock() - begin == 2
+def test_the_time_of_a_call_is_made_of_its_work():
+    board = board_named("pi4")
+    assert board.seconds(Work()) == board.call_seconds
+    for one, other in ((Work(attention=1e6), Work(attention=2e6)), (Work(elements=1e6), Work(elements=2e6)),
+                       (Work(casts=1e6), Work(casts=2e6)), (Work(copied=1e6), Work(copied=2e6))):  # fmt: skip
+        alone = board.seconds(one) - board.call_seconds
+        assert alone > 0 and board.seconds(other) - board.call_seconds == pytest.approx(2 * alone)
+    products = ((8, 1e6), (8, 3e6))
+    assert board.seconds(Work(products)) == pytest.approx(board.call_seconds + sum(board.product_seconds(*one) for one in products))
+    assert board.slower(3).seconds(WORK) == pytest.approx(3 * board.seconds(WORK))
 
 
-def test_real_work_is_stretched():
+def test_real_work_takes_the_boards_time():
     """By real clocks, in a wide band: a busy machine has the rest of the time to catch up."""
-    used = 0.0
-
-    def work():
-        nonlocal used
-        begin = time.thread_time()
-        while time.thread_time() - begin < 4e-3:
-            sum(range(1000))
-        used += time.thread_time() - begin
-
-    dilation, begin = Dilation(5), time.perf_counter()
+    emulation, begin = Emulation("5"), time.perf_counter()
     for _ in range(10):
-        dilation.run(work)
-    assert 4.8 <= (time.perf_counter() - begin) / used <= 10
+        emulation.run(lambda: sum(range(1000)), WORK)
+    expected = 10 * board_named("5").seconds(WORK)
+    assert expected - 1e-3 <= time.perf_counter() - begin <= 3 * expected
 
 
 def test_a_failure_in_a_piece_is_passed_on():
     with pytest.raises(ZeroDivisionError):
-        Dilation(2).run(lambda: 1 / 0)
+        Emulation("2").run(lambda: 1 / 0, WORK)

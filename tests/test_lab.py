@@ -16,6 +16,8 @@ from lab.clusters import Cluster, Host, cluster_named, read_clusters
 from lab.errors import LabError
 from lab.lab import Lab, _covered
 
+from hepti_mpi.cluster.boards import board_named
+
 tomllib = pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
 needs_lab = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
@@ -27,37 +29,41 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "name, factors, rates",
+    "name, boards, rates",
     [
-        ("even4", [4] * 4, [1000] * 4),
-        ("mixed4", [2.5, 3.5, 6, 9], [200] * 4),
-        ("skewed4", [2.5, 10, 10, 10], [100] * 4),
-        ("slowlink4", [3] * 4, [500, 500, 500, 50]),
-        ("pi8", [5, 5, 6, 6, 8, 8, 12, 12], [200] * 8),
-        ("wifi3", [3, 4, 6], [40] * 3),
+        ("even4", ["4", "4", "4", "4"], [1000] * 4),
+        ("mixed4", ["2.5", "3.5", "6", "9"], [200] * 4),
+        ("skewed4", ["2.5", "10", "10", "10"], [100] * 4),
+        ("slowlink4", ["3", "3", "3", "3"], [500, 500, 500, 50]),
+        ("pi8", ["5", "5", "6", "6", "8", "8", "12", "12"], [200] * 8),
+        ("wifi3", ["3", "4", "6"], [40] * 3),
+        ("pi4x4", ["pi4"] * 4, [1000] * 4),
+        ("pi54", ["pi5", "pi5", "pi4", "pi4"], [1000] * 4),
+        ("desk3", ["laptop", "pi5", "pi4"], [80] * 3),
+        ("pair22", ["2", "2", "6.15", "6.15"], [1000] * 4),
     ],
 )
-def test_the_clusters_of_the_file(name, factors, rates):
+def test_the_clusters_of_the_file(name, boards, rates):
     hosts = cluster_named(name).hosts
-    assert [host.factor for host in hosts] == factors
+    assert [host.board for host in hosts] == boards
     assert [host.mbit for host in hosts] == rates
-    assert min(factors) >= len(hosts) / 2  # made for two cores
+    assert sum(board_named(board).float32 for board in boards) <= 175e9  # what two cores can do
     assert len({host.address for host in hosts}) == len({host.port for host in hosts}) == len(hosts)
 
 
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("[a]\nmbit = 5\n", "clusters.toml, cluster a: wants `mbit` and a table `factor`"),
-        ("[a]\nmbit = 5\ncolour = 1\n[a.factor]\nx = 1\n", "and nothing else"),
-        ("[a]\nmbit = 5\nfactor = 2\n", "`factor` is not a table"),
-        ("[a]\nmbit = 5\n[a.factor]\n", "cluster a has 0 hosts"),
-        ("[a]\nmbit = 5\n[a.factor]\nx = 0.5\n", "the factor of x is 0.5; it has to be a number from 1 to 1000"),
-        ("[a]\nmbit = 5\n[a.factor]\nx = true\n", "the factor of x is True"),
-        ("[a]\nmbit = 5\n[a.factor]\nx = nan\n", "the factor of x is nan"),
-        ("[a]\nmbit = 0\n[a.factor]\nx = 1\n", "the rate of x in Mbit/s is 0"),
-        ("[a]\nmbit = 5\n[a.factor]\n'x y' = 1\n", "'x y' is no name for a host"),
-        ("[a.factor]\nx = 1\ny = 1\n[a.mbit]\nx = 1\nz = 1\n", "name different hosts: y, z"),
+        ("[a]\nmbit = 5\n", "clusters.toml, cluster a: wants `mbit` and a table `board`"),
+        ("[a]\nmbit = 5\ncolour = 1\n[a.board]\nx = 1\n", "and nothing else"),
+        ("[a]\nmbit = 5\nboard = 2\n", "`board` is not a table"),
+        ("[a]\nmbit = 5\n[a.board]\n", "cluster a has 0 hosts"),
+        ("[a]\nmbit = 5\n[a.board]\nx = 0.5\n", "the board of x: board '0.5' is 0.5 times slower, expected 1 to 1000"),
+        ("[a]\nmbit = 5\n[a.board]\nx = true\n", "the board of x: no board 'True' is described"),
+        ("[a]\nmbit = 5\n[a.board]\nx = nan\n", "the board of x: board 'nan'"),
+        ("[a]\nmbit = 0\n[a.board]\nx = 1\n", "the rate of x in Mbit/s is 0"),
+        ("[a]\nmbit = 5\n[a.board]\n'x y' = 1\n", "'x y' is no name for a host"),
+        ("[a.board]\nx = 1\ny = 1\n[a.mbit]\nx = 1\nz = 1\n", "name different hosts: y, z"),
         ("[a\n", "cannot read"),
     ],
 )
@@ -130,11 +136,6 @@ def test_folders_that_a_host_would_hide_are_shared(tmp_path):
         _covered([Path("/tmp/no/such")])
 
 
-def test_crowded_cores_are_said(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    assert check.crowding(4, 2) is None
-    assert check.crowding(8, 2.5) == "8 ranks share 2 cores: factors below 4 do not hold, and the least is 2.5"
-
 
 def test_a_lab_without_its_starter_is_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "LABS", tmp_path / "labs")
@@ -169,7 +170,7 @@ elif rank == last:
     comm.Send(bytearray(1), 0)
 seconds = time.perf_counter() - start
 open("/tmp/own", "x").close(), open("/dev/shm/own", "x").close()
-own = socket.gethostname(), float(open(os.environ["HEPTI_EMULATE_FILE"]).read()), len(os.sched_getaffinity(0)), os.environ["HEPTI_THREADS"]
+own = socket.gethostname(), open(os.environ["HEPTI_EMULATE_FILE"]).read().strip(), len(os.sched_getaffinity(0)), os.environ["HEPTI_THREADS"]
 found = comm.gather(own)
 if rank == 0:
     json.dump({"total": total, "seconds": seconds, "ranks": found}, sys.stdout)
@@ -202,7 +203,7 @@ def test_a_job_on_every_cluster(cluster):
         report = json.loads(printed(lab, [sys.executable, "-c", REPORT]))
     hosts = lab.cluster.hosts
     cores = len(os.sched_getaffinity(0))
-    assert report["ranks"] == [[host.name, host.factor, cores, "1"] for host in hosts]
+    assert report["ranks"] == [[host.name, host.board, cores, "1"] for host in hosts]
     assert report["total"] == len(hosts) * (len(hosts) + 1) // 2
     link_seconds = 16 / min(hosts[0].mbit, hosts[-1].mbit)
     assert 0.75 * link_seconds < report["seconds"] < 4 * link_seconds + 0.5
@@ -218,9 +219,9 @@ def test_what_can_happen_to_a_cluster(tmp_path):
     with Lab("wifi3", share=[tmp_path]) as lab:
         assert lab.ssh("pi3", [f"hostname; cat {jobs.EMULATE_FILE}"], stdout=subprocess.PIPE).stdout == "pi3\n6\n"
         assert lab.ssh("pi2", ["touch", str(tmp_path / "seen by all")]).returncode == 0 and (tmp_path / "seen by all").exists()
-        lab.set_factor("pi3", 7.25)
+        lab.set_board("pi3", 7.25)
         lab.set_rate("pi3", 10)
-        assert lab.factor("pi3") == 7.25
+        assert lab.board("pi3") == "7.25"
         assert reaches("pi3")
         lab.cut_link("pi3")
         assert not reaches("pi3")
@@ -245,8 +246,8 @@ def test_what_can_happen_to_a_cluster(tmp_path):
 def test_labs_do_not_collide():
     board = Cluster("one", (Host("pi1", 3, 40, 1),))
     with Lab(board) as first, Lab(board) as second:
-        first.set_factor("pi1", 9)
-        assert second.factor("pi1") == 3
+        first.set_board("pi1", "pi4*2")
+        assert second.board("pi1") == "3"
         assert first.ssh("pi1", ["touch", "/tmp/own"]).returncode == 0
         assert second.ssh("pi1", ["test", "-e", "/tmp/own"]).returncode == 1
         assert printed(first, ["hostname"]) == printed(second, ["hostname"]) == "pi1\n"
@@ -261,11 +262,11 @@ def test_a_lab_that_stays():
             f"error: {name} is up already; take it down with: python -m tests.lab down {name}\n"
         )
         space = processes.namespace(Lab.attach(name)._switch, "net")
-        assert lab_command("set", name, "pi2", "--factor", "5", "--mbit", "20").returncode == 0
-        assert f"lab {name}: pi1 3x, pi2 5x, pi3 6x\n" in lab_command("list").stdout
+        assert lab_command("set", name, "pi2", "--board", "5", "--mbit", "20").returncode == 0
+        assert f"lab {name}: pi1 is 3, pi2 is 5, pi3 is 6\n" in lab_command("list").stdout
         assert lab_command("shell", name, "pi2", "--", "hostname; exit 7").returncode == 7
-        wrong = lab_command("set", name, "pi2", "--factor", "0")
-        assert wrong.returncode == 2 and wrong.stderr.startswith("error: the factor of pi2 is 0.0")
+        wrong = lab_command("set", name, "pi2", "--board", "0")
+        assert wrong.returncode == 2 and wrong.stderr.startswith("error: the board of pi2: board '0' is 0 times slower")
     finally:
         down = lab_command("down", name)
     assert down.returncode == 0

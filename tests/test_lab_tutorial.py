@@ -108,9 +108,9 @@ def test_the_first_hour(place):
     assert "8 answers by" in said and all(f"rank {rank} on {host}" in said for rank, host in enumerate(lab.hosts)), said
     said = session.type(plan)
     assert "chosen" in said and "single" in said, said
-    said = session.type(long, once_answering(lab, lambda: lab.set_factor(SLOW, 20)))
+    said = session.type(long, once_answering(lab, lambda: lab.set_board(SLOW, 20)))
     count = int(re.search(r"seq .* (\d+) >", long)[1])
     assert f"{count} answers by" in said and re.search(rf"after batch \d+: .*{SLOW}.* instead of", said), said
-    lab.set_factor(SLOW, 4)
+    lab.set_board(SLOW, 4)
     said = session.type(lost, once_answering(lab, lambda: lab.kill_host(LOST, silent=True)))
     assert LOST in said and said.endswith(f"{count} answers.jsonl\n"), said

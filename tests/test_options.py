@@ -1,7 +1,7 @@
 import click
 import pytest
 
-from hepti_mpi.options import BASELINES, FACTORS, LAYOUT_NAMES, OURS, SHARES, Size
+from hepti_mpi.options import BASELINES, LAYOUT_NAMES, OURS, SHARES, Boards, Size
 from hepti_mpi.planning import baselines, methods
 from hepti_mpi.planning.plan import LAYOUTS, Plan
 from hepti_mpi.planning.planner import LEANER
@@ -32,18 +32,18 @@ def test_what_are_no_shares(text):
         SHARES.convert(text, None, None)
 
 
-@pytest.mark.parametrize("text, expected", [("2.5,3.5,6,9", (2.5, 3.5, 6, 9)), ("1", (1,)), ("1000, 1", (1000, 1)), ("1e2", (100,))])
-def test_factors(text, expected):
-    assert FACTORS.convert(text, None, None) == expected
+@pytest.mark.parametrize("text, expected", [("2.5,3.5", ("2.5", "3.5")), ("pi4", ("pi4",)), ("pi5, pi4*1.5", ("pi5", "pi4*1.5"))])
+def test_boards(text, expected):
+    assert Boards().convert(text, None, None) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a", "2,,3", "0.5,2", "0", "-2", "nan,2", "inf", "1001", "2;3", "2 3"])
-def test_what_are_no_factors(text):
-    with pytest.raises(click.BadParameter, match="is not a list of numbers from 1 to 1000 such as 2.5,3.5,6,9"):
-        FACTORS.convert(text, None, None)
+@pytest.mark.parametrize("text", ["", "a", "2,,3", "0.5,2", "0", "-2", "nan,2", "inf", "1001", "2;3", "2 3", "pi4*", "*2"])
+def test_what_are_no_boards(text):
+    with pytest.raises(click.BadParameter, match="is described|times slower"):
+        Boards().convert(text, None, None)
 
 
-@pytest.mark.parametrize("kind", [Size(), SHARES, FACTORS])
+@pytest.mark.parametrize("kind", [Size(), SHARES, Boards()])
 def test_a_default_that_is_a_list_already_stays(kind):
     assert kind.convert((1, 2), None, None) == (1, 2)
 

@@ -86,7 +86,7 @@ def test_methods_of_one_bench(tmp_path, pictures, cluster, count):
 
 
 def test_many_real_boards(tmp_path, pictures, monkeypatch):
-    """No factors; and one rank alone does everything at once, in which there is nothing to zoom into."""
+    """None is emulated; and one rank alone does everything at once, in which there is nothing to zoom into."""
     monkeypatch.setitem(BOARDS, "rack", [(f"10.0.0.{rank}", None) for rank in range(64)])
     lines = bench("rack", ("hepti", "single"), layers=6)
     lines[-2]["ranks"] = [lane | {"events": [["all", "compute", 0.01, 1.7]] if lane["rank"] == 0 else []} for lane in lines[-2]["ranks"]]
@@ -111,7 +111,7 @@ def test_many_clusters(tmp_path, pictures, monkeypatch):
 
 def test_the_last_line_alone_is_enough_for_latencies(tmp_path, pictures):
     last = bench("mixed4")[-1]
-    del last["single_undilated_seconds"]
+    del last["perfect_seconds"], last["bound_seconds"]
     written = plots.write_report(write(tmp_path / "records.jsonl", [last]), pictures / "bare")
     assert [path.name for path in written] == ["mixed4-bert-large-128-latency.png", "predicted.png"]
 
@@ -121,12 +121,9 @@ def test_without_predictions_there_is_no_picture_of_them(tmp_path):
     assert [path.name.split("-", 4)[-1] for path in written] == ["latency.png", "timeline-ram.png", "trace-ram.json"]
 
 
-def test_the_ideal_needs_every_factor(tmp_path):
-    lines = bench("mixed4", ("hepti",))
-    (found,) = read_benches(write(tmp_path / "a", lines))
-    assert found.ideal_seconds == pytest.approx(0.9 / (1 / 2.5 + 1 / 3.5 + 1 / 6 + 1 / 9))
-    lines[-2]["ranks"][2]["factor"] = None
-    assert read_benches(write(tmp_path / "b", lines))[0].ideal_seconds is None
+def test_what_is_possible_is_read(tmp_path):
+    (found,) = read_benches(write(tmp_path / "a", bench("mixed4", ("hepti",))))
+    assert (found.ideal_seconds, found.bound_seconds) == (0.7, 0.8)
 
 
 def test_parts_are_means_over_the_ranks_that_work(tmp_path):
@@ -144,7 +141,7 @@ def test_a_trace_opens_elsewhere(tmp_path):
     events = json.loads((tmp_path / "out" / "mixed4-bert-large-128-trace-hepti.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     threads = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    assert threads[1] == "rank 0 on pi5-1, 2.5 x slower" and {event["tid"] for event in spans} == set(threads) == {1, 2, 3, 4}
+    assert threads[1] == "rank 0 on pi5-1, board 2.5" and {event["tid"] for event in spans} == set(threads) == {1, 2, 3, 4}
     body, kind, begin, end = lines[-2]["ranks"][1]["events"][5]
     found = [event for event in spans if event["tid"] == 2][5]
     assert (found["name"], found["cat"], found["ts"]) == (body, kind, pytest.approx(begin * 1e6, abs=1e-3))

@@ -83,9 +83,9 @@ def test_commands_of_the_lab_parse():
 def test_clusters_of_the_lab():
     pytest.importorskip("tomllib", reason="new in Python 3.11")
     for cluster in read_clusters().values():
-        factors, rates = ([f"{getattr(host, what):g}" for host in cluster.hosts] for what in ("factor", "mbit"))
+        boards, rates = [host.board for host in cluster.hosts], [f"{host.mbit:g}" for host in cluster.hosts]
         shown = rates[0] if len(set(rates)) == 1 else ", ".join(rates)
-        assert f"| `{cluster.name}` | {', '.join(factors)} | {shown} |" in README
+        assert f"| `{cluster.name}` | {', '.join(boards)} | {shown} |" in README
 
 
 def test_options_are_those_of_the_program():

@@ -1,4 +1,4 @@
-"""Boards described by figures (boards.toml): how long one computes, and the profile of a cluster that nobody has measured.
+"""Boards described by figures (boards.toml): how long one takes for a piece of work, and the profile of a cluster that nobody measured.
 
 Knows the file and the model of a call's time; does not know models, plans or ranks.
 """
@@ -6,7 +6,8 @@ Knows the file and the model of a call's time; does not know models, plans or ra
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,34 @@ FILE = Path(__file__).with_name("boards.toml")
 FIGURES = ("float32_gflops", "int8_gops", "int4_gops", "memory_gbs", "call_us")
 SOURCES = ("measured", "published", "derived")
 MOST_BOARDS = 1024
+LAB, MOST_TIMES = "lab", 1000.0  # the board that a factor alone makes slower
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 384)
 
 # How arithmetic and reading add up, and what other work costs in operations of a product: one thread of two x86 servers, ONNX Runtime
 # 1.32 (a Zen 4: products of a BERT-Large layer at 1 to 128 rows, within 9 %; an EPYC with AVX-512: `profile` of BERT-Base, within 9 %).
 OVERLAP = 1.3  # p of the p-norm of both times: 1 is one after the other, infinity whichever is longer
 ATTENTION = 1.3  # times as long as a product that a multiply-add of attention takes
-ELEMENT = 70.0  # operations for an element of a residual sum with LayerNorm, or of an activation
+ELEMENT = 70.0  # operations for an element of a residual sum with LayerNorm
+ACTIVATION = 70.0  # for one of an activation
+ARRANGED = 70.0  # for one that attention lays out by heads and back
 CAST = 6.0  # operations for an element cast to or from float16
 USABLE = 0.85  # of the memory: the system has the rest
 CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside the latency of the link
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call does. `products`: (rows, float32 weights) of matrix products; `attention`: multiply-adds of softmax(Q K^T) V and the
+    elements that it lays out (`arranged`); `elements` of norms and residual sums, of `activations`, of `casts`; `copied`: bytes read and
+    written by copies and sums."""
+
+    products: tuple[tuple[float, float], ...] = ()
+    attention: float = 0.0
+    arranged: float = 0.0
+    elements: float = 0.0
+    activations: float = 0.0
+    casts: float = 0.0
+    copied: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,13 +73,44 @@ class Board:
         arithmetic, reading = 2 * rows * weights / self.float32, weights * weight_bytes / self.memory
         return float((arithmetic**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
 
+    def seconds(self, work: Work) -> float:
+        """Return what a call takes that does this work."""
+        spent = self.call_seconds + sum(self.product_seconds(rows, weights) for rows, weights in work.products)
+        rest = ATTENTION * 2 * work.attention + ARRANGED * work.arranged + ELEMENT * work.elements + ACTIVATION * work.activations
+        rest += CAST * work.casts
+        return spent + rest / self.float32 + work.copied / self.memory
+
+    def slower(self, times: float) -> "Board":
+        """Return a board that takes `times` as long for everything."""
+        speeds = {name: getattr(self, name) / times for name in ("float32", "int8", "int4", "memory")}
+        return replace(self, call_seconds=self.call_seconds * times, **speeds)
+
     def node(self, host: str) -> NodeProfile:
         """Return what measuring such a board, as a rank with all its cores, would find."""
         return NodeProfile(
             host, self.cores, self.cores, int(USABLE * self.memory_bytes), ROWS, tuple(map(self.product_seconds, ROWS)),
             attention_seconds_per_mac=ATTENTION * 2 / self.float32, element_seconds=ELEMENT / self.float32,
-            segment_seconds=self.call_seconds, cast_seconds=CAST / self.float32, activation_seconds=ELEMENT / self.float32,
+            segment_seconds=self.call_seconds, cast_seconds=CAST / self.float32,
+            activation_seconds=ACTIVATION / self.float32, arrange_seconds=ARRANGED / self.float32,
         )  # fmt: skip
+
+
+@cache
+def board_named(text: str) -> Board:
+    """Return the board that `text` means: a name, NAME*2 for one twice as slow, or a number f for a board of the lab, LAB*f.
+
+    Raises: ProfileError when it means none.
+    """
+    known, (name, star, times) = read_boards(), text.partition("*")
+    if name not in known:
+        name, star, times = LAB, "*", text
+    try:
+        factor = float(times) if star else 1.0
+    except ValueError:
+        raise ProfileError(f"no board {text!r:.40} is described; boards: {', '.join(known)}, or a factor such as 2.5") from None
+    if not 1 <= factor <= MOST_TIMES:
+        raise ProfileError(f"board {text!r:.40} is {factor:g} times slower, expected 1 to {MOST_TIMES:g}")
+    return known[name].slower(factor)
 
 
 def cluster_of(names: Sequence[str], mbit: float, latency_seconds: float, shape: tuple[int, int]) -> ClusterProfile:

@@ -1,58 +1,69 @@
-"""Pretend to be a slower board: after each piece of computing, sleep until a factor times the CPU time that it took has passed.
+"""Pretend to be another board: after each piece of computing, wait until the time has passed that it would take there.
 
-Only computing is stretched; messages take the time that they take. Right only for ranks that compute with one thread, in the calling
-thread. CPU quotas do not emulate a slow board: a rank that waits saves its quota up.
+That time follows from the piece's work and the board's description, whatever this machine took, so that results are the same on every
+machine that is fast enough. Only computing is emulated; messages take the time that they take. Knows boards and clocks, no model.
 """
 
 import os
 import time
 from collections.abc import Callable
 
-from hepti_mpi.errors import PlanError
+from hepti_mpi.cluster.boards import Board, Work, board_named
+from hepti_mpi.errors import PlanError, ProfileError
 
-MOST = 1000.0
 NAP_SECONDS = 60e-6  # what a sleep lasts longer than asked for; the rest is spent yielding
 
 
-class Dilation:
-    """The factor of this rank: given, or in the file that HEPTI_EMULATE_FILE names, which is read again for every request."""
+class Emulation:
+    """The board that this rank pretends to be: given, or in the file that HEPTI_EMULATE_FILE names, read again for every request.
 
-    def __init__(self, factor: float | None = None) -> None:
-        """Raises: PlanError when the file holds no factor between 1 and 1000."""
-        self.given = factor
-        self.path = None if factor is not None else os.environ.get("HEPTI_EMULATE_FILE")
-        self.factor = 1.0
-        self.late = 0.0  # seconds that the last sleep took too long
+    `said`: its description as given; `calls` of pieces and those `overruns` among them that took longer than they should have.
+    """
+
+    def __init__(self, given: str | None = None) -> None:
+        """Raises: PlanError when what is given, or in the file, means no board."""
+        self.path = None if given is not None else os.environ.get("HEPTI_EMULATE_FILE")
+        self.said = given
+        self.board: Board | None = None
+        self.calls = self.overruns = 0
+        self.late = 0.0  # seconds that the last wait took too long
+        if given is not None:
+            self._be(given, "--emulate")
         self.refresh()
 
     @property
     def on(self) -> bool:
-        return self.given is not None or self.path is not None
+        return self.board is not None
 
     def refresh(self) -> None:
-        """Read the factor again."""
+        """Read the file again."""
         if self.path is None:
-            self.factor = self.given or 1.0
             return
         try:
             with open(self.path) as file:
-                factor = float(file.read(64))
+                said = file.read(64).strip()
         except (OSError, ValueError) as error:
-            raise PlanError(f"HEPTI_EMULATE_FILE {self.path} holds no factor: {error}") from None
-        if not 1 <= factor <= MOST:
-            raise PlanError(f"HEPTI_EMULATE_FILE {self.path} holds factor {factor:g}, expected 1 to {MOST:g}")
-        self.factor = factor
+            raise PlanError(f"HEPTI_EMULATE_FILE {self.path} cannot be read: {error}") from None
+        if said != self.said or self.board is None:
+            self._be(said, f"HEPTI_EMULATE_FILE {self.path}")
 
-    def run(self, call: Callable[[], object]) -> None:
-        """Call, and return when the factor times its CPU time has passed since it began."""
-        if not self.on:
+    def _be(self, said: str, where: str) -> None:
+        try:
+            self.said, self.board = said, board_named(said)
+        except ProfileError as error:
+            raise PlanError(f"{where}: {error}") from None
+
+    def run(self, call: Callable[[], object], work: Work) -> None:
+        """Call, and return when what `work` takes on the board has passed since it began."""
+        if self.board is None:
             call()
             return
-        begin, used = time.perf_counter(), time.thread_time()
+        end = time.perf_counter() - self.late + self.board.seconds(work)
         call()
-        end = begin - self.late + self.factor * (time.thread_time() - used)
         left = end - time.perf_counter()
+        self.calls += 1
         if left <= 0:
+            self.overruns += 1
             self.late = 0.0
             return
         while left > 0:
@@ -60,6 +71,7 @@ class Dilation:
             left = end - time.perf_counter()
         self.late = min(-left, NAP_SECONDS)
 
-    def clock(self) -> float:
-        """Return seconds of a clock that runs as fast as the emulated board computes."""
-        return time.thread_time() * self.factor
+    @property
+    def overrun_part(self) -> float:
+        """The part of the calls, 0 to 1, that took longer than on the board: what was measured then is not the board's."""
+        return self.overruns / max(1, self.calls)

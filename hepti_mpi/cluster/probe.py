@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.cluster.boards import Work
+from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile, Edges, NodeProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
@@ -20,7 +22,6 @@ from hepti_mpi.comm.ranks import Comm
 PASSES, MOST_CALLS = 5, 1000
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
-LONGEST = 3.0  # times as long an emulated board may take to measure
 SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
 PAUSE_SECONDS = 0.03  # for a link to come to rest
 
@@ -170,26 +171,30 @@ def _node(facts: dict[str, Any]) -> NodeProfile:
     return NodeProfile(**named)
 
 
-def speeds_of(timers: Timers, rows: Sequence[int], positions: int, pace: Dilation, clock: Callable[[], float], begin: Callable[[], object],
-              seconds: float = 2.0) -> Speeds:
+def speeds_of(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulation, clock: Callable[[], float],
+              begin: Callable[[], object], seconds: float = 2.0) -> Speeds:
     """Return how fast this rank computes, measured for about `seconds`, by `clock`.
 
     `begin` is called before each kernel: ranks that compute beside each other wait there for each other, so that they see each other.
     """
-    if pace.on:
-        pace = Dilation(min(pace.factor, LONGEST))  # its clock shows the whole factor
-        seconds *= pace.factor
     shapes = [(count, min(length, positions)) for count, length in ATTENDED]
-    calls = [*map(timers.gemm, rows), *(timers.attention(*shape) for shape in shapes)]
-    calls += [timers.elements, timers.activations, timers.casts, timers.nothing]
+    size = timers.rows * timers.hidden
+    calls = [(timers.gemm(count), Work(((count, timers.weights),))) for count in rows]
+    for count, length in shapes:
+        laid_out = count * length * timers.hidden
+        calls.append((timers.attention(count, length), Work(attention=2.0 * laid_out * length, arranged=laid_out)))
+    calls += [(timers.elements, Work(elements=size)), (timers.activations, Work(activations=size)), (timers.casts, Work(casts=size))]
+    calls += [(timers.nothing, Work())]
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(PASSES):  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all of one's
-        for call, found in zip(calls, times):
+    passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
+    for _ in range(passes):
+        for (call, work), found in zip(calls, times):
             begin()
-            _time(call, pace, seconds / PASSES / len(calls), clock, found)
-    *curve, short, long, elements, activations, casts, nothing = (sorted(found)[len(found) // 4] for found in times)
+            _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found)
+    part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine
+    *curve, short, long, elements, activations, casts, nothing = (sorted(found)[int(part * len(found))] for found in times)
     mac, arrange = _attention((short, long), shapes, timers.hidden)
-    elements, activations, casts = (max(spent - nothing, 1e-9) / (timers.rows * timers.hidden) for spent in (elements, activations, casts))
+    elements, activations, casts = (max(spent - nothing, 1e-9) / size for spent in (elements, activations, casts))
     curve = _rising([taken / timers.weights for taken in curve])
     return Speeds(tuple(curve), mac, elements, nothing, casts, activations, arrange)
 
@@ -210,14 +215,14 @@ def _rising(curve: list[float]) -> list[float]:
     return [max(curve[: place + 1]) for place in range(len(curve))]
 
 
-def _time(call: Callable[[], None], pace: Dilation, seconds: float, clock: Callable[[], float], times: list[float]) -> None:
+def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float]) -> None:
     """Add to `times` the times of `call` by `clock` over about `seconds`, of at least one call; the very first warms up."""
     if not times:
-        pace.run(call)
+        call()
     more, end = MOST_CALLS, time.perf_counter() + seconds
     while more == MOST_CALLS or (time.perf_counter() < end and more > 0):
         begin = clock()
-        pace.run(call)
+        call()
         times.append(clock() - begin)
         more -= 1
 

@@ -51,7 +51,7 @@ def run(
     fresh: bool,
     adapt: bool | None,
     threads: int | None,
-    emulate: tuple[float, ...] | None,
+    emulate: tuple[str, ...] | None,
     deadline: float,
     batch_rows: int,
     weights_cache: Path | None,

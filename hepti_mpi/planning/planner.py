@@ -84,23 +84,23 @@ class Decision:
     by_ranks: dict[int, float] = field(default_factory=dict)
 
 
-def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
-    """Return the best plan and what it was chosen from.
+def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:
+    """Return the best plan, `by` its prices, and what it was chosen from.
 
     Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
     """
     if request.mode == "auto" and request.limits is None:
-        packed = _Search(spec, source_hash, profile, replace(request, mode="packed"))
+        packed = _Search(spec, source_hash, profile, replace(request, mode="packed"), by)
         try:
             return packed.decide()
         except CapacityError:
-            decision = _Search(spec, source_hash, profile, replace(request, mode="mapped")).decide()
+            decision = _Search(spec, source_hash, profile, replace(request, mode="mapped"), by).decide()
         chosen = packed.eased(decision.chosen)
         ranks = ", ".join(str(rank) for rank, mode in enumerate(chosen.plan.weights_mode) if mode == "mapped")
         note = f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower"
         return replace(decision, chosen=chosen, notes=(*decision.notes, note))
     mode = "packed" if request.mode == "auto" else request.mode
-    return _Search(spec, source_hash, profile, replace(request, mode=mode)).decide()
+    return _Search(spec, source_hash, profile, replace(request, mode=mode), by).decide()
 
 
 def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan) -> Candidate:
@@ -111,11 +111,11 @@ def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
 
 
 class _Search:
-    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> None:
+    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> None:
         self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
         self.ranks = len(profile.nodes)
         self.largest, self.longest = request.largest or request.rows, request.longest or request.rows
-        self.pricer = Pricer(spec, profile, request.rows, request.attended)
+        self.pricer = by(spec, profile, request.rows, request.attended)
         self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
         whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts

@@ -6,10 +6,13 @@ The price multiplies it by measured speeds, an emulated board by the figures it 
 from dataclasses import dataclass
 from typing import Any
 
+from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.program import CASTS, Op
+from hepti_mpi.planning.plan import Plan
+from hepti_mpi.planning.program import CASTS, Compute, Op
 
 MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project_heads": 3, "out_heads": 1}
+SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,13 @@ def op_work(spec: ModelSpec, op: Op, rows: Any, pairs: Any, heads: Any, columns:
     if op.kind in CASTS:
         return OpWork(casts=rows * width * len(op.reads))
     return OpWork(elements=rows * hidden)  # norm, tail
+
+
+def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, pairs: float) -> Work:
+    """Return the work of a step on one rank: `rows` rows of it, which attend to keys in `pairs` pairs."""
+    alone = len(plan.active) == 1
+    heads = spec.hidden if alone else plan.heads[rank] * spec.head_dim
+    columns = spec.ffn if alone else plan.columns[rank]
+    parts = [op_work(spec, op, rows, pairs, heads, columns) for op in step.ops]
+    sums = {name: float(sum(getattr(part, name) for part in parts)) for name in SUMMED}
+    return Work(tuple((rows, part.weights) for part in parts if part.weights), **sums)

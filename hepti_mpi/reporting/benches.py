@@ -33,11 +33,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Lane:
-    """One rank during one request. `factor`: how many times slower than this machine the board is; None where it is a real board."""
+    """One rank during one request. `board`: the one that it pretended to be; None where it is a real one."""
 
     rank: int
     host: str
-    factor: float | None
+    board: str | None
     events: tuple[Event, ...]
 
     @property
@@ -96,22 +96,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Bench:
-    """The methods that one job compared. `single_seconds`: a request on one board of factor 1."""
+    """The methods that one job compared. `ideal_seconds`: if all ranks computed all the time and nothing had to travel; `bound_seconds`:
+    what none of our layouts can beat, with float32 on the wire. None where they were not recorded."""
 
     model: str
     rows: int
     cluster: str
-    single_seconds: float | None
+    ideal_seconds: float | None
+    bound_seconds: float | None
     methods: dict[str, Method] = field(default_factory=dict)
-
-    @property
-    def ideal_seconds(self) -> float | None:
-        """The latency if all ranks computed all the time, in proportion to their speed, and nothing had to travel."""
-        lanes = max((method.lanes for method in self.methods.values()), key=len, default=())
-        factors = [lane.factor for lane in lanes if lane.factor]
-        if self.single_seconds is None or not factors or len(factors) < len(lanes):
-            return None
-        return self.single_seconds / sum(1 / factor for factor in factors)
 
 
 @dataclass(frozen=True)
@@ -211,7 +204,8 @@ def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
         if name not in methods.data:
             raise item.fail(f"is about method {_shown(name)}, which is not among those of the {FORMAT} line after it")
         found[kind].setdefault(name, []).append(item)
-    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), line.optional("single_undilated_seconds"))
+    perfect, least = (line.optional(f"{name}_seconds") for name in ("perfect", "bound"))
+    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), perfect, least)
     for name in methods.data:
         described, requests, timelines = (found[kind].get(name, []) for kind in found)
         if len(described) > 1:
@@ -282,7 +276,7 @@ def _lane(line: _Line) -> Lane:
         if end < begin:
             raise line.fail(f"event {place} ends at {end} before it begins at {begin}")
         events.append(Event(item[0], item[1], begin, end))
-    return Lane(int(line.number("rank")), line.text("host"), line.optional("factor"), tuple(events))
+    return Lane(int(line.number("rank")), line.text("host"), None if line.data.get("board") is None else line.text("board"), tuple(events))
 
 
 def trace(name: str, lanes: Sequence[Lane]) -> dict[str, Any]:
@@ -294,8 +288,8 @@ def trace(name: str, lanes: Sequence[Lane]) -> dict[str, Any]:
     events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": name}}]
     for lane in lanes:
         place = {"pid": 1, "tid": lane.rank + 1}
-        factor = "" if lane.factor is None else f", {lane.factor:g} x slower"
-        events.append({"name": "thread_name", "ph": "M", **place, "args": {"name": f"rank {lane.rank} on {lane.host}{factor}"}})
+        board = "" if lane.board is None else f", board {lane.board}"
+        events.append({"name": "thread_name", "ph": "M", **place, "args": {"name": f"rank {lane.rank} on {lane.host}{board}"}})
         events.append({"name": "thread_sort_index", "ph": "M", **place, "args": {"sort_index": lane.rank}})
         for event in lane.events:
             times = {"ts": round(event.begin * 1e6, 3), "dur": round((event.end - event.begin) * 1e6, 3)}

@@ -1,26 +1,41 @@
 """What a bench found, as a table for people and as the JSON lines that `report` draws. Pure: reads samples, prints nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.plan import kind_of
 from hepti_mpi.planning.program import Compute
-from hepti_mpi.reporting.records import time_by_batch
+from hepti_mpi.reporting.records import MOST_OVERRUNS, time_by_batch
 from hepti_mpi.reporting.tables import milliseconds, size, table
-from hepti_mpi.runtime.bench import SETTLED, UNDILATED, Samples
+from hepti_mpi.runtime.bench import Samples
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
 
 
-def lines(
-    model: str, rows: int, cluster: str, factors: list[float], samples: Mapping[str, Samples]
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Found:
+    """What a bench found. `boards`: that the ranks pretended to be; `bounds`: by the type of values on the wire."""
+
+    model: str
+    rows: int
+    cluster: str
+    boards: Sequence[str | None]
+    samples: Mapping[str, Samples]
+    bounds: Mapping[str, Bound]
+
+    def nearness(self, name: str) -> float:
+        """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
+        sample = self.samples[name]
+        return self.bounds[sample.ready.plan.wire].seconds / float(np.median(sample.seconds))
+
+
+def lines(found: Found) -> Iterator[dict[str, Any]]:
     """Yield the documents of one bench: per method its plan, its requests and one timeline; last the summary."""
-    for name, sample in samples.items():
-        if name == UNDILATED:
-            continue
+    for name, sample in found.samples.items():
         price, plan = sample.price, sample.ready.plan
         assert price is not None
         predicted = {"compute_seconds": list(price.compute), "wire_seconds": price.wire, "wait_seconds": list(price.wait)}
@@ -31,33 +46,36 @@ def lines(
         for number, (seconds, compute, wire, wait) in enumerate(zip(sample.seconds, *spent)):
             times = {"seconds": seconds, "compute_seconds": compute, "wire_seconds": wire, "wait_seconds": wait}
             yield {"kind": "request", "method": name, "number": number, **times}
-        yield {"kind": "timeline", "method": name, "ranks": list(_timeline(sample, factors))}
-    yield summary(model, rows, cluster, samples)
+        yield {"kind": "timeline", "method": name, "ranks": list(_timeline(sample, found.boards))}
+    yield summary(found)
 
 
-def summary(model: str, rows: int, cluster: str, samples: Mapping[str, Samples]) -> dict[str, Any]:
+def summary(found: Found) -> dict[str, Any]:
     """Return the last line of a bench."""
     methods = {
         name: {
             "median_seconds": float(np.median(sample.seconds)),
             "predicted_seconds": sample.price.seconds,
+            "nearness": float(f"{found.nearness(name):.4g}"),
+            "overruns": float(f"{sample.overrun_part:.3g}"),
             "wire_bytes": sample.price.bytes,
             "plan_hash": sample.ready.plan.hash,
             "samples_seconds": [float(f"{seconds:.6g}") for seconds in sample.seconds],
         }
-        for name, sample in samples.items()
-        if sample.price is not None and name != UNDILATED
+        for name, sample in found.samples.items()
+        if sample.price is not None
     }
-    alone = float(np.median(samples[UNDILATED].seconds)) if UNDILATED in samples else None
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "rows": rows, "cluster": cluster}
-    return head | {"single_undilated_seconds": alone, "methods": methods}
+    bounds = {f"bound{'_float16' * (wire == 'float16')}_seconds": float(f"{one.seconds:.6g}") for wire, one in found.bounds.items()}
+    perfect = float(f"{next(iter(found.bounds.values())).perfect:.6g}")
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": found.model, "rows": found.rows, "cluster": found.cluster}
+    return head | bounds | {"perfect_seconds": perfect, "methods": methods}
 
 
 def _shorter(values: np.ndarray) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def _timeline(sample: Samples, factors: list[float]) -> Iterator[dict[str, Any]]:
+def _timeline(sample: Samples, boards: Sequence[str | None]) -> Iterator[dict[str, Any]]:
     """Yield what each rank did during the last request, in seconds since it began."""
     assert sample.every is not None and sample.timeline is not None
     program = sample.ready.program
@@ -69,13 +87,13 @@ def _timeline(sample: Samples, factors: list[float]) -> Iterator[dict[str, Any]]
                 label = "+".join(op.kind for op in step.ops) if isinstance(step, Compute) else step.kind
                 what = "compute" if isinstance(step, Compute) else "wire"
                 events.append([label, what, float(f"{begin:.6g}"), float(f"{begin + seconds:.6g}")])
-        factor = factors[rank] if max(factors) > 1 else None
-        yield {"rank": rank, "host": fact["host"], "factor": factor, "events": sorted(events, key=lambda event: event[2])}
+        yield {"rank": rank, "host": fact["host"], "board": boards[rank], "events": sorted(events, key=lambda event: event[2])}
 
 
-def comparison(samples: Mapping[str, Samples], refused: Mapping[str, str], factors: list[float]) -> str:
-    """Return the table of a bench, soonest first."""
-    names = sorted((name for name in samples if name != UNDILATED), key=lambda name: np.median(samples[name].seconds))
+def comparison(found: Found, refused: Mapping[str, str]) -> str:
+    """Return the table of a bench, soonest first, and what is possible."""
+    samples = found.samples
+    names = sorted(samples, key=lambda name: np.median(samples[name].seconds))
     reference = float(np.median(samples["hepti" if "hepti" in samples else names[0]].seconds))
     rows = []
     for name in names:
@@ -86,16 +104,16 @@ def comparison(samples: Mapping[str, Samples], refused: Mapping[str, str], facto
         error = f"{100 * (price.seconds / median - 1):+.1f} %"
         held = size(max(fact["weight_bytes"] for fact in sample.held))
         spread = f"{milliseconds(low)} - {milliseconds(high)}"
-        cells = (milliseconds(median), spread, f"{median / reference:.2f}", milliseconds(price.seconds), error, size(price.bytes), held)
+        times = (milliseconds(median), spread, f"{median / reference:.2f}", milliseconds(price.seconds), error)
+        cells = (*times, f"{found.nearness(name):.2f}", size(price.bytes), held)
         rows.append((name, *cells, f"{sample.error:.1g}", kind_of(sample.ready.plan)))
-    head = ("method", "median ms", "10 - 90 %", "x hepti", "predicted", "error", "on the wire", "most weights", "difference", "layout")
+    head = ("method", "median ms", "10 - 90 %", "x hepti", "predicted", "error", "nearness", "on the wire", "most weights", "difference",
+            "layout")  # fmt: skip
     text = [table(head, rows)]
     text += [f"{name}: {why}" for name, why in refused.items()]
-    if UNDILATED in samples:
-        alone = float(np.median(samples[UNDILATED].seconds))
-        text.append(f"one rank at full speed: {milliseconds(alone)} ms")
-    if UNDILATED in samples and max(factors) > 1:
-        ideal = alone / sum(1 / factor for factor in factors)
-        text.append(f"perfect division over all emulated boards: {milliseconds(ideal)} ms")
-        text += [f"ideal / {name}: {ideal / float(np.median(samples[name].seconds)):.3f}" for name in SETTLED if name in samples]
+    for wire, one in found.bounds.items():
+        text.append(f"bound, {wire} on the wire: {milliseconds(one.seconds)} ms; nearness is the bound over the median")
+    text.append(f"perfect division over all boards: {milliseconds(next(iter(found.bounds.values())).perfect)} ms")
+    late = {name: samples[name].overrun_part for name in names if samples[name].overrun_part > MOST_OVERRUNS}
+    text += [f"{name} does not count: {100 * part:.1f} % of its calls took longer here than on its boards" for name, part in late.items()]
     return "\n".join(text)

@@ -89,10 +89,11 @@ def _bench(bench: Bench) -> Iterator[str]:
     yield _key()
     longest = max(max(method.median, method.predicted or 0.0) for method in methods)
     yield '<div class="bars">' + "".join(_bar(method, longest) for method in methods) + "</div>"
-    ideal = bench.ideal_seconds
     note = "Bars end at the median; their parts are means over the ranks that take part. The upright line is what was predicted."
-    if ideal is not None:
-        note += f" If all boards computed all the time and nothing travelled it would be {milliseconds(ideal)} ms."
+    if bench.ideal_seconds is not None:
+        note += f" If all boards computed all the time and nothing travelled it would be {milliseconds(bench.ideal_seconds)} ms."
+    if bench.bound_seconds is not None:
+        note += f" No layout of ours can beat {milliseconds(bench.bound_seconds)} ms with float32 on the wire: the bound."
     yield f'<p class="faint">{note}</p>'
     yield _latency_table(methods)
     yield "<h3>One request across the ranks</h3>"
@@ -145,8 +146,8 @@ def _timeline(method: Method) -> Iterator[str]:
     if not end:
         return
     for lane in method.lanes:
-        factor = "" if lane.factor is None else f", {lane.factor:g} x slower"
-        name = f"rank {lane.rank} on {escape(lane.host)}{factor}"
+        board = "" if lane.board is None else f", board {escape(lane.board)}"
+        name = f"rank {lane.rank} on {escape(lane.host)}{board}"
         pieces = "".join(
             f'<rect class="{kind}" x="{1000 * begin / end:.2f}" width="{1000 * (last - begin) / end:.2f}" height="10"/>'
             for kind, begin, last in _joined(lane)

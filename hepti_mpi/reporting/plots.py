@@ -211,25 +211,27 @@ def _latency(bench: Bench) -> Figure:
     """Bars of all methods, soonest first."""
     methods = sorted(bench.methods.values(), key=lambda method: method.median)
     scale, unit = _unit(methods[-1].median)
-    ideal = bench.ideal_seconds
+    known = {"perfect": bench.ideal_seconds, "bound": bench.bound_seconds}
+    possible = {name: seconds for name, seconds in known.items() if seconds is not None}
     divided = any(len(method.parts) for method in methods)
     parts = list(zip(("compute", "wire", "waiting for others", "other"), (COMPUTE, WIRE, WAIT, REST))) if divided else []
     legend: list[Any] = [Patch(color=colour, label=label) for label, colour in parts]
-    if ideal is not None:
-        legend.append(Line2D([], [], color="black", ls=STYLES[1], label=f"ideal {_digits(ideal * scale)} {unit}"))
+    for style, (name, seconds) in zip(STYLES[1:], possible.items()):
+        legend.append(Line2D([], [], color="black", ls=style, label=f"{name} {_digits(seconds * scale)} {unit}"))
     least, most = min(len(method.samples) for method in methods), max(len(method.samples) for method in methods)
     caption = [
         "Bars end at the median latency",
         "; their parts are means over the ranks that hold a part of the layers, medians over requests" * divided,
         f". Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests.",
-        " Ideal: one undilated rank's latency divided by the sum of 1 / factor." * (ideal is not None),
+        " Perfect: all ranks compute all the time, nothing travels." * ("perfect" in possible),
+        " Bound: what no layout of ours can beat, float32 on the wire." * ("bound" in possible),
     ]
     figure = _page(0.32 * len(methods) + 0.85, f"Latency of {_what(bench)}", legend, "".join(caption))
     axes = figure.subplots()
     for y, method in enumerate(methods):
         _bar(axes, y, method, scale)
-    if ideal is not None:
-        axes.axvline(ideal * scale, color="black", ls=STYLES[1], lw=1.3, path_effects=[withStroke(linewidth=2.6, foreground="white")])
+    for style, seconds in zip(STYLES[1:], possible.values()):
+        axes.axvline(seconds * scale, color="black", ls=style, lw=1.3, path_effects=[withStroke(linewidth=2.6, foreground="white")])
     axes.set_yticks(range(len(methods)), [_short(method.name) for method in methods])
     for label, method in zip(axes.get_yticklabels(), methods):
         label.set_fontweight("bold" if method.name == "hepti" else "normal")
@@ -265,8 +267,8 @@ def _timeline(bench: Bench, method: Method) -> Figure:
     panel = min(0.3 * len(method.lanes), 6.0) + 0.75
     about = f" ({_short(method.about, 60)})" if method.about else ""
     caption = "On the right: the share of the request in which a rank computes."
-    for factor in [lane.factor for lane in method.lanes if lane.factor not in (None, 1)][:1]:
-        caption = f"x {factor:g}: a board emulated as {factor:g} times slower than this machine. {caption}"
+    if any(lane.board for lane in method.lanes):
+        caption = f"Boards are emulated: by their names, or so many times slower than the lab's own. {caption}"
     figure = _page(panel * (1 + zoomed), f"One request by {_short(method.name, 40)}{about}: {_what(bench)}", legend, caption)
     axes = figure.subplots(1 + zoomed, squeeze=False)[:, 0]
     _lanes(axes[0], method.lanes, 0.0, method.seconds, scale)
@@ -291,7 +293,7 @@ def _lanes(axes: Axes, lanes: Sequence[Lane], begin: float, end: float, scale: f
             spans = [(start * scale, (stop - start) * scale) for start, stop in inside]
             axes.broken_barh(spans, (y - 0.38, 0.76), color=colour, linewidth=0).set_snap(False)  # a gap is not made a pixel wide
         host = lane.host if lane.host[:1].isdigit() else lane.host.split(".")[0]
-        names.append(f"{lane.rank}  {_short(host, 18)}" + ("" if lane.factor is None else f"  x {lane.factor:g}"))
+        names.append(f"{lane.rank}  {_short(host, 18)}" + ("" if lane.board is None else f"  {lane.board}"))
     every = math.ceil(len(lanes) / LANES)
     axes.set_yticks(range(0, len(lanes), every), names[::every])
     axes.tick_params(axis="y", length=0)

@@ -144,7 +144,8 @@ def answer(
     facts = {
         "host": host_name(),
         "threads": course.ready.engine.threads,
-        "emulated_factor": ready.machine.dilation.factor if ready.machine.dilation.on else None,
+        "emulated_board": ready.machine.emulation.said,
+        "overruns": ready.machine.emulation.overrun_part,
         "weight_bytes": course.ready.engine.weight_bytes,
         "peak_resident_bytes": peak_resident_bytes(),
     }

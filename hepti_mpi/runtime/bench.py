@@ -5,12 +5,11 @@ Knows engines and clocks; does not know how a method divides the work (planning.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from hepti_mpi.cluster.emulation import Dilation
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.planning.cost import Price, Pricer
@@ -23,7 +22,6 @@ from hepti_mpi.runtime.machine import Machine
 from hepti_mpi.runtime.settle import settle
 from hepti_mpi.shards.store import Store
 
-UNDILATED = "undilated"  # rank 0 alone, as fast as this machine is
 SETTLED = ("hepti", "hepti-float16")
 WARM_UP = 1  # round, besides what loading and settling answer
 
@@ -40,6 +38,9 @@ class Samples:
     every: np.ndarray | None = None
     timeline: np.ndarray | None = None
     error: float | None = None  # largest difference to the first method's answer
+    calls: int = 0  # of computing, on this rank, and those that took longer than on the emulated board
+    overruns: int = 0
+    overrun_part: float = 0.0  # of all ranks' calls, 0 to 1
     held: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -58,9 +59,8 @@ def measure(
     all_samples: dict[str, Samples] = {}
     known = profile
     for name, plan in plans.items():
-        pretending = replace(machine, dilation=Dilation(1.0)) if name == UNDILATED else machine
         decision = decisions.get(name)
-        ready, price = job.load(pretending, store, plan, None, {}, segments), decision.chosen.price if decision else None
+        ready, price = job.load(machine, store, plan, None, {}, segments), decision.chosen.price if decision else None
         if name in SETTLED:
             settled = settle(machine, spec, store.source_hash, segments, profile, request, decision)
             ready, price, known = job.swap(ready, settled.plan), settled.price, settled.profile
@@ -78,10 +78,13 @@ def measure(
             engine = samples.ready.engine
             world.barrier()
             world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
+            calls, overruns = machine.emulation.calls, machine.emulation.overruns
             begin = time.perf_counter()
             hidden = engine.run((rows,), embedded)
             seconds = time.perf_counter() - begin
             if turn >= 0:
+                samples.calls += machine.emulation.calls - calls
+                samples.overruns += machine.emulation.overruns - overruns
                 samples.seconds.append(seconds)
                 samples.steps.append(engine.seconds.copy())
                 samples.began = engine.began - begin
@@ -93,6 +96,8 @@ def measure(
         samples.every = world.gather_matrix(np.array(samples.steps))
         samples.timeline = world.gather_matrix(np.array(samples.began))
         samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
+        told = world.gather_all([samples.calls, samples.overruns])
+        samples.overrun_part = sum(over for _, over in told) / max(1, sum(calls for calls, _ in told))
         if world.rank == 0:
             samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
     return all_samples

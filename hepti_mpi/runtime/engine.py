@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import program as programs
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
+from hepti_mpi.planning.work import step_work
 from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.machine import Machine
 from hepti_mpi.runtime.packing import Packing, pack
@@ -33,6 +35,7 @@ class _Geometry:
     places: Rows
     values: dict[str, np.ndarray]
     runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
+    works: dict[int, Work] = field(default_factory=dict)  # of the runs
     zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
     routes: dict[int, Route] = field(default_factory=dict)
     packings: dict[tuple[str, int | None], Packing] = field(default_factory=dict)  # the bindings point into them
@@ -45,7 +48,7 @@ class Engine:
         """Build sessions and communicators. Collective; every rank of the job calls it, also those the plan leaves out."""
         world = machine.world
         self.spec, self.plan, self.program, self.rank = spec, plan, program, world.rank
-        self.exchanges, self.dilation, self.cores = machine.exchanges, machine.dilation, machine.cores
+        self.exchanges, self.emulation, self.cores = machine.exchanges, machine.emulation, machine.cores
         self.active = plan.active
         self.is_active = world.rank in self.active
         self.rests_alone = not self.cores.host_computes(self.active)  # else who computes there says how fast its host is
@@ -85,7 +88,7 @@ class Engine:
             return None
         geometry = self._geometry(tuple(lengths))
         self.cores.use(self.alone)
-        self.dilation.refresh()
+        self.emulation.refresh()
         if embedded is not None:
             np.copyto(geometry.values[EMBEDDED], embedded)
         if self.in_order:
@@ -180,20 +183,20 @@ class Engine:
             value.fill(0)
         run = at.runs[place]
         if run is not None:
-            self.dilation.run(run)
+            self.emulation.run(run, at.works[place])
 
     def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
         """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
         route = at.routes[place]
         self.began[place] = time.perf_counter()
         if route.before:
-            self.dilation.run(route.begin)
+            self.emulation.run(route.begin, route.begins)
         return None if route.transfer is None else self.exchanges.start(route.transfer, aside)
 
     def _arrive(self, place: int, at: _Geometry) -> None:
         route = at.routes[place]
         if route.after or route.sums:
-            self.dilation.run(route.end)
+            self.emulation.run(route.end, route.ends)
 
     def _collective(self, place: int, sync: Sync, at: _Geometry) -> None:
         (reads, *more), (writes, *goals) = self.interfaces[place]
@@ -299,6 +302,7 @@ class Engine:
             found[name] = value[rows] if name in self.values and step.tile is not None else value
         at.zeros[place] = [found[name] for name in segment.zeros]
         at.runs[place] = segment.bind(found, len(lengths) == 1) if rows.stop > rows.start else None
+        at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, at.packings[which].pairs)
 
     def _view(self, number: int, rows: int, width: int, kind: type) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""

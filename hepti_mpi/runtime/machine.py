@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from hepti_mpi import __version__
 from hepti_mpi.cluster import probe
 from hepti_mpi.cluster import profile as profiles
-from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
@@ -36,8 +36,8 @@ class Machine:
     world: Comm
     cores: Cores
     exchanges: Exchanges
-    dilation: Dilation
-    factors: list[float]  # of all ranks when the job began; 1 where nothing is emulated
+    emulation: Emulation
+    boards: list[str | None]  # that all ranks pretended to be when the job began
 
 
 @contextmanager
@@ -64,43 +64,41 @@ def patiently(stage: Callable[Concatenate[Machine, P], R]) -> Callable[Concatena
     return patient
 
 
-def start(threads: int | None, emulate: Sequence[float] | None = None, deadline: float = 0.0) -> Machine:
+def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: float = 0.0) -> Machine:
     """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective.
 
-    `emulate`: per rank, how many times slower than this machine it shall compute; `deadline`: seconds that a rank waits for another.
+    `emulate`: per rank, the board that it shall pretend to be; `deadline`: seconds that a rank waits for another.
     """
-    world, dilations = Comm.world(deadline), []
+    world, emulations = Comm.world(deadline), []
     with together(world):
         if emulate is not None and len(emulate) != world.size:
             raise PlanError(f"--emulate has {len(emulate)} entries, the job has {world.size} ranks")
-        dilations.append(Dilation(None if emulate is None else emulate[world.rank]))
-    dilation = dilations[0]
-    threads = threads or (1 if dilation.on else None)
+        emulations.append(Emulation(None if emulate is None else emulate[world.rank]))
+    emulation = emulations[0]
+    threads = threads or (1 if emulation.on else None)
     whole, part, own = probe.widen_affinity(world, divide=threads is None)
     with together(world):
         if threads is not None and threads > len(whole):
             raise PlanError(f"--threads {threads} is more than the {len(whole)} cores of {host_name()}")
-        if dilation.on and threads != 1:
-            raise PlanError(f"--threads {threads} cannot be emulated on another board: its CPU time is told from one thread only")
     hosts = world.gather_all(host_name())
     alone = threads or own  # who sets the threads means them
     if threads is None and hosts.count(host_name()) > 1 and probe.may_use(whole):
         alone = len(whole)
-    return machine_of(world, Cores(world.rank, hosts, part, whole, threads or own, alone), dilation)
+    return machine_of(world, Cores(world.rank, hosts, part, whole, threads or own, alone), emulation)
 
 
-def machine_of(world: Comm, cores: Cores, dilation: Dilation) -> Machine:
+def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
     """Configure this process to compute with its threads and to wait as suits the host. Collective."""
     graphs.configure(cores.threads, one_pool=not cores.two_ways)
     crowd = sum(wanted for host, wanted in world.gather_all([host_name(), cores.threads]) if host == host_name())
-    world.polite = dilation.on
-    exchanges = Exchanges(world, "sleep" if dilation.on else "yield" if crowd > len(cores.whole) else "spin")
-    return Machine(world, cores, exchanges, dilation, world.gather_all(dilation.factor))
+    world.polite = emulation.on
+    exchanges = Exchanges(world, "sleep" if emulation.on else "yield" if crowd > len(cores.whole) else "spin")
+    return Machine(world, cores, exchanges, emulation, world.gather_all(emulation.said))
 
 
 def versions(machine: Machine) -> dict[str, str]:
     """Return what a profile must have been measured with to be of use again."""
-    emulated = {profiles.EMULATION: ",".join(f"{factor:g}" for factor in machine.factors)} if max(machine.factors) > 1 else {}
+    emulated = {profiles.EMULATION: ",".join(str(board) for board in machine.boards)} if any(machine.boards) else {}
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
 
 
@@ -128,7 +126,7 @@ def measured_profile(
     if content is not None:
         return profiles.from_json(content)
     say(f"measuring {world.size} rank{'s' * (world.size > 1)}, which takes a few seconds")
-    profile = measuring.measured(world, machine.exchanges, machine.dilation, cores, spec, versions(machine))
+    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, versions(machine))
     if world.rank == 0 and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from hepti_mpi.cluster import probe
-from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile, Edges
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
@@ -26,7 +26,7 @@ ROWS, REQUESTS, WORDS, CALLS = 128, 32, 1000, 15  # of a batch that only rank 0 
 
 
 def measured(
-    world: Comm, exchanges: Exchanges, dilation: Dilation, cores: Cores, spec: ModelSpec, versions: dict[str, str]
+    world: Comm, exchanges: Exchanges, emulation: Emulation, cores: Cores, spec: ModelSpec, versions: dict[str, str]
 ) -> ClusterProfile:  # fmt: skip
     """Return the profile of all ranks, the same on every rank. Collective; takes a few seconds."""
     host = cores.hosts[world.rank]
@@ -35,16 +35,14 @@ def measured(
     crowd = sum(threads for other, threads in world.gather_all([host, cores.threads]) if other == host)
     clock: Callable[[], float] = time.perf_counter
     alone_clock = clock
-    if dilation.on:
-        clock = dilation.clock
-    elif crowd > len(cores.whole):  # both by the same kind of clock: what else the machine does must not decide between them
+    if crowd > len(cores.whole) and not emulation.on:  # both by the same kind of clock: what else the machine does must not decide
         clock, alone_clock = partial(_cpu_time, cores.threads), partial(_cpu_time, cores.alone_threads)
-    speeds = probe.speeds_of(graphs.timers(spec, cores.threads), rows, spec.positions, dilation, clock, world.barrier)
+    speeds = probe.speeds_of(graphs.timers(spec, cores.threads), rows, spec.positions, emulation, clock, world.barrier)
     alone, edges = None, Edges()
     world.barrier()  # the others rest while one has all cores
     if cores.leads and cores.two_ways:
         timers = graphs.timers(spec, cores.use(alone=True))
-        alone = probe.speeds_of(timers, rows, spec.positions, dilation, alone_clock, lambda: None)
+        alone = probe.speeds_of(timers, rows, spec.positions, emulation, alone_clock, lambda: None)
     if world.rank == 0:
         edges = edges_of(spec)
     cores.use(alone=False)

@@ -25,6 +25,11 @@ class Packing:
     kv_lengths: np.ndarray
     unpad: np.ndarray
 
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a query and a key are computed, padding among them."""
+        return self.q_index.shape[0] * self.q_index.shape[1] * self.kv_index.shape[1]
+
 
 def pack(lengths: Sequence[int], start: int, stop: int, first_key: int = 0) -> Packing:
     """Return the packing of rows [start, stop) of requests with `lengths` rows; only requests with a row in it take part.

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.runtime.machine import Machine
 
@@ -16,12 +17,13 @@ class Pulse:
 
     def __init__(self, machine: Machine, spec: ModelSpec) -> None:
         width = min(spec.hidden, WIDEST)
-        self.dilation = machine.dilation
+        self.emulation = machine.emulation
+        self.work = Work(((ROWS, width * width),))
         self.values = np.full((ROWS, width), 0.5, np.float32)
         self.weights = np.full((width, width), 0.01, np.float32)
         self.result = np.empty((ROWS, width), np.float32)
         self.next = 0.0
-        self.dilation.run(self._once)  # brings the weights into the cache
+        self.emulation.run(self._once, self.work)  # brings the weights into the cache
         self.reference = self._seconds()
 
     def due(self) -> bool:
@@ -30,7 +32,7 @@ class Pulse:
     def factor(self) -> float:
         """Return how many times longer it takes than in the beginning."""
         begin = time.monotonic()
-        self.dilation.refresh()
+        self.emulation.refresh()
         factor = self._seconds() / self.reference
         self.next = time.monotonic() + DUTY * (time.monotonic() - begin)
         return factor
@@ -39,7 +41,7 @@ class Pulse:
         times = []
         for _ in range(CALLS):
             begin = time.perf_counter()
-            self.dilation.run(self._once)
+            self.emulation.run(self._once, self.work)
             times.append(time.perf_counter() - begin)
         return max(min(times), 1e-9)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hepti_mpi import splits
+from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import RING_GAIN
@@ -27,6 +28,14 @@ class Route:
     after: list[Copy] = field(default_factory=list)
     sums: list[Copy] = field(default_factory=list)  # added after `after`
 
+    @property
+    def begins(self) -> Work:
+        return _copying(self.before)
+
+    @property
+    def ends(self) -> Work:
+        return _copying([*self.after, *self.sums])
+
     def begin(self) -> None:
         for target, source in self.before:
             np.copyto(target, source, casting="same_kind")
@@ -36,6 +45,12 @@ class Route:
             np.copyto(target, source, casting="same_kind")
         for target, term in self.sums:
             np.add(target, term, out=target)
+
+
+def _copying(copies: Sequence[Copy]) -> Work:
+    """Return the work of copies: every byte of both arrays, and casts where their types differ."""
+    casts = sum(target.size for target, source in copies if target.dtype != source.dtype)
+    return Work(casts=casts, copied=sum(target.nbytes + source.nbytes for target, source in copies))
 
 
 class Rows:

@@ -3,7 +3,7 @@
     python -m tests.lab run mixed4 -- run                 a job on a lab of its own: up, mpirun, down
     python -m tests.lab up pi8                            a lab that stays
     python -m tests.lab shell pi8 pi3 -- uptime
-    python -m tests.lab set pi8 pi3 --factor 20 --mbit 10
+    python -m tests.lab set pi8 pi3 --board 20 --mbit 10
     python -m tests.lab down pi8
     python -m tests.lab experiment faults --rounds 10
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import check, state
-from .clusters import Cluster, cluster_named, read_clusters
+from .clusters import cluster_named, read_clusters
 from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
@@ -42,14 +42,12 @@ def up(options: argparse.Namespace) -> int:
     lab = Lab(cluster, name=options.name or cluster.name, share=options.share, burst_seconds=_burst(options))
     lab.up()
     lab.stay()
-    _warn(cluster)
     print(f"{lab.name} is up: {', '.join(lab.hosts)}")
     return 0
 
 
 def run(options: argparse.Namespace) -> int:
     cluster = cluster_named(options.cluster)
-    _warn(cluster)
     with Lab(cluster, share=options.share, burst_seconds=_burst(options)) as lab:
         program = [options.program] if options.program else ["-m", "hepti_mpi"]
         return lab.mpirun([sys.executable, *program, *_rest(options.arguments)], stdin=None).returncode
@@ -78,11 +76,11 @@ def shell(options: argparse.Namespace) -> int:
 
 
 def change(options: argparse.Namespace) -> int:
-    if options.factor is None and options.mbit is None:
-        raise LabError("nothing to change; give --factor F or --mbit M")
+    if options.board is None and options.mbit is None:
+        raise LabError("nothing to change; give --board B or --mbit M")
     lab = Lab.attach(options.lab)
-    if options.factor is not None:
-        lab.set_factor(options.host, options.factor)
+    if options.board is not None:
+        lab.set_board(options.host, options.board)
     if options.mbit is not None:
         lab.set_rate(options.host, options.mbit)
     return 0
@@ -91,13 +89,13 @@ def change(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     """Print the clusters of the file, then the labs that are up or were left behind."""
     for cluster in read_clusters().values():
-        print(f"cluster {cluster.name}: " + ", ".join(f"{host.name} {host.factor:g}x {host.mbit:g} Mbit/s" for host in cluster.hosts))
+        print(f"cluster {cluster.name}: " + ", ".join(f"{host.name} is {host.board}, {host.mbit:g} Mbit/s" for host in cluster.hosts))
     for name in state.names():
         if not (state.LABS / name / "lab.json").exists() and state.is_alive(state.LABS / name):
             print(f"lab {name}: starting")
         elif state.is_alive(state.LABS / name):
             lab = Lab.attach(name)
-            print(f"lab {name}: " + ", ".join(f"{host} {lab.factor(host):g}x" for host in lab.hosts))
+            print(f"lab {name}: " + ", ".join(f"{host} is {lab.board(host)}" for host in lab.hosts))
         else:
             print(f"lab {name}: dead; remove it with: python -m tests.lab down {name}")
     return 0
@@ -142,12 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     starting[0].add_argument("--name", help="of the lab; default: the cluster's, which a second one cannot have")
     on_host = [
         verb("shell", shell, "run a command on a host, over ssh"),
-        verb("set", change, "change the speed factor or the link of a host"),
+        verb("set", change, "change the board or the link of a host"),
     ]
     for command in on_host:
         command.add_argument("lab", metavar="CLUSTER", help="or the name of a lab as `list` prints it")
         command.add_argument("host", metavar="HOST")
-    on_host[1].add_argument("--factor", metavar="F", type=float, help="times slower than this machine")
+    on_host[1].add_argument("--board", metavar="B", help="of boards.toml, NAME*2 for half as fast, or a factor")
     on_host[1].add_argument("--mbit", metavar="M", type=float, help="rate of its link, both ways")
     for command, name in ((starting[1], "ARGUMENTS"), (on_host[0], "COMMAND")):
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
@@ -173,12 +171,6 @@ def _burst(options: argparse.Namespace) -> float | None:
     if options.burst is not None and not 0 < options.burst <= 1e6:
         raise LabError(f"--burst {options.burst:g} is no time in milliseconds, above 0 and at most a million")
     return None if options.burst is None else options.burst / 1000
-
-
-def _warn(cluster: Cluster) -> None:
-    crowded = check.crowding(len(cluster.hosts), min(host.factor for host in cluster.hosts))
-    if crowded:
-        print(f"warning: {crowded}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,3 @@ def obstacle() -> str | None:
     if done.returncode:
         return f"the lab needs all of root's rights, namespaces and tc tbf; here the kernel says: {' '.join(done.stderr.split())}"
     return None
-
-
-def crowding(ranks: int, least_factor: float) -> str | None:
-    """Return a warning where the real work of the ranks would queue for the cores, which time dilation cannot hide."""
-    cores = len(os.sched_getaffinity(0))
-    if least_factor * cores >= ranks:
-        return None
-    return f"{ranks} ranks share {cores} cores: factors below {ranks / cores:g} do not hold, and the least is {least_factor:g}"

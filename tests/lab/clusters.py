@@ -1,4 +1,4 @@
-"""The clusters of clusters.toml: names of boards, speed factors, link rates.
+"""The clusters of clusters.toml: names of hosts, the boards that they are, link rates.
 
 Knows the file and what a sound cluster is. Does not know how hosts are made.
 """
@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hepti_mpi.cluster.boards import board_named
+from hepti_mpi.errors import ProfileError
 
 from .errors import LabError
 
@@ -18,10 +21,10 @@ NETWORK = "10.77.0"  # every lab has it to itself: its network namespaces hold n
 
 @dataclass(frozen=True)
 class Host:
-    """A board: `factor` times slower than this machine, on a link of `mbit` Mbit/s both ways."""
+    """A host: the board that it is (hepti_mpi.cluster.boards.board_named), on a link of `mbit` Mbit/s both ways."""
 
     name: str
-    factor: float
+    board: str
     mbit: float
     number: int  # from 1, in the order of the ranks
 
@@ -53,7 +56,7 @@ class Cluster:
             if not NAME.fullmatch(name):
                 raise LabError(f"cluster {self.name}: {name!r} is no name for a host; use up to 32 of a-z, 0-9 and -")
         for host in self.hosts:
-            checked_factor(host.factor, host.name)
+            checked_board(host.board, host.name)
             checked_rate(host.mbit, host.name)
 
     def host(self, name: str) -> Host:
@@ -64,9 +67,14 @@ class Cluster:
         raise LabError(f"no host {name} in {self.name}; it has: {', '.join(host.name for host in self.hosts)}")
 
 
-def checked_factor(factor: Any, host: str) -> float:
-    """Return `factor` when a board can be that many times slower. Raises LabError."""
-    return _checked(factor, 1, 1000, f"the factor of {host}")
+def checked_board(board: Any, host: str) -> str:
+    """Return what describes a board, a name or a factor of the lab's own, as text. Raises LabError when it means none."""
+    said = f"{board:g}" if isinstance(board, (int, float)) and not isinstance(board, bool) else str(board)
+    try:
+        board_named(said)
+    except ProfileError as problem:
+        raise LabError(f"the board of {host}: {problem}") from None
+    return said
 
 
 def checked_rate(mbit: Any, host: str) -> float:
@@ -103,16 +111,17 @@ def read_clusters(file: Path = FILE) -> dict[str, Cluster]:
 
 def _cluster(name: str, table: Any, file: str) -> Cluster:
     place = f"{file}, cluster {name}"
-    if not isinstance(table, dict) or set(table) != {"factor", "mbit"}:
-        raise LabError(f"{place}: wants `mbit` and a table `factor`, and nothing else")
-    factors, rates = table["factor"], table["mbit"]
-    if not isinstance(factors, dict):
-        raise LabError(f"{place}: `factor` is not a table with one line a host")
+    if not isinstance(table, dict) or set(table) != {"board", "mbit"}:
+        raise LabError(f"{place}: wants `mbit` and a table `board`, and nothing else")
+    boards, rates = table["board"], table["mbit"]
+    if not isinstance(boards, dict):
+        raise LabError(f"{place}: `board` is not a table with one line a host")
     if not isinstance(rates, dict):
-        rates = dict.fromkeys(factors, rates)
-    if set(rates) != set(factors):
-        raise LabError(f"{place}: `factor` and `mbit` name different hosts: {', '.join(sorted(set(rates) ^ set(factors)))}")
+        rates = dict.fromkeys(boards, rates)
+    if set(rates) != set(boards):
+        raise LabError(f"{place}: `board` and `mbit` name different hosts: {', '.join(sorted(set(rates) ^ set(boards)))}")
     try:
-        return Cluster(name, tuple(Host(host, factors[host], rates[host], number) for number, host in enumerate(factors, 1)))
+        hosts = (Host(host, checked_board(boards[host], host), rates[host], number) for number, host in enumerate(boards, 1))
+        return Cluster(name, tuple(hosts))
     except LabError as problem:
         raise LabError(f"{file}: {problem}") from None

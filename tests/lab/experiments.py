@@ -150,11 +150,11 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
 
         def change(what: str) -> None:
             if what == "slow":
-                lab.set_factor(SLOW_BOARD, SLOW_FACTOR)
+                lab.set_board(SLOW_BOARD, SLOW_FACTOR)
             elif what == "thin":
                 lab.set_rate(THIN_BOARD, THIN_MBIT)
             else:
-                lab.set_factor(SLOW_BOARD, before[SLOW_BOARD].factor)
+                lab.set_board(SLOW_BOARD, before[SLOW_BOARD].board)
                 lab.set_rate(THIN_BOARD, before[THIN_BOARD].mbit)
 
         for what in changes.get(0, ()):
@@ -226,8 +226,8 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
                 ranks = ranks or lab.ranks()
                 looks.append({rank: _held(number) for rank, number in ranks.items()})
                 host = draw.choice(lab.cluster.hosts)
-                factor = min(max(lab.factor(host.name) * draw.choice((0.9, 1.1)), 2.5), 12.0)
-                lab.set_factor(host.name, factor)
+                factor = min(max(float(lab.board(host.name)) * draw.choice((0.9, 1.1)), 2.5), 12.0)
+                lab.set_board(host.name, factor)
         if running.wait():
             raise LabError(f"the run ended after {len(seconds)} requests with code {running.returncode}")
     late = looks[SOAK_FROM // SOAK_EVERY - 1 :]

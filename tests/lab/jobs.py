@@ -10,7 +10,7 @@ from .errors import LabError
 from .network import SUBNET
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-EMULATE_FILE = "/run/hepti/emulate"  # on every host: its own speed factor
+EMULATE_FILE = "/run/hepti/emulate"  # on every host: the board that it is
 
 # of mpirun itself; it hands OMPI_MCA_ and PRTE_MCA_ on to the other hosts
 LAUNCHER = {
@@ -23,7 +23,7 @@ LAUNCHER = {
     # more ranks than cores: one that waits gives its core away
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
-# of every rank. One thread a rank: time dilation counts the CPU time of the calling thread.
+# of every rank. One thread a rank: the ranks share this machine's cores.
 RANK = {
     "HEPTI_EMULATE_FILE": EMULATE_FILE,
     "HEPTI_THREADS": "1",

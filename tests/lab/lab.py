@@ -4,7 +4,7 @@
         job = lab.start([sys.executable, "-m", "hepti_mpi", "run"])
         lab.cut_link("nuc")
 
-Knows hosts, links and jobs. Does not know what a job computes; time dilation is done by hepti_mpi, which reads the host's factor from
+Knows hosts, links and jobs. Does not know what a job computes; being slow is hepti_mpi's business, which reads the host's board from
 jobs.EMULATE_FILE for every request.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from . import check, jobs, network, processes, state
-from .clusters import Cluster, Host, checked_factor, checked_rate, cluster_named
+from .clusters import Cluster, Host, checked_board, checked_rate, cluster_named
 from .errors import LabError
 
 _COUNT = itertools.count(1)
@@ -178,7 +178,7 @@ class Lab:
     def _start_host(self, host: Host) -> "subprocess.Popen[bytes]":
         folder = self._board(host.name)
         (folder / "run/hepti").mkdir(parents=True)
-        self._write_factor(host.name, host.factor)
+        self._write_board(host.name, host.board)
         hostfile = "".join(f"{name} slots=1\n" for name in self.hosts)
         (folder / f"run/hepti/{self.cluster.name}.txt").write_text(hostfile)
         shared = _covered([Path(sys.prefix), Path(sys.base_prefix), jobs.CHECKOUT, Path.cwd(), *self._share])
@@ -291,20 +291,20 @@ class Lab:
 
     # What can happen to a cluster
 
-    def set_factor(self, host: str, factor: float) -> None:
-        """Make a board `factor` times slower than this machine from its next request on."""
-        self._write_factor(host, checked_factor(factor, host))
+    def set_board(self, host: str, board: str | float) -> None:
+        """Make a host another board, named or by its factor, from its next request on."""
+        self._write_board(host, checked_board(board, host))
 
-    def _write_factor(self, host: str, factor: float) -> None:
-        path = self._factor_file(host)
-        path.with_name("emulate.part").write_text(f"{factor:g}\n")
+    def _write_board(self, host: str, board: str) -> None:
+        path = self._board_file(host)
+        path.with_name("emulate.part").write_text(f"{board}\n")
         path.with_name("emulate.part").replace(path)  # a reader sees the old or the new one
 
-    def factor(self, host: str) -> float:
-        """Return how many times slower a board is at present."""
-        return float(self._factor_file(host).read_text())
+    def board(self, host: str) -> str:
+        """Return the board that a host is at present."""
+        return self._board_file(host).read_text().strip()
 
-    def _factor_file(self, host: str) -> Path:
+    def _board_file(self, host: str) -> Path:
         return self._board(host) / "run" / Path(jobs.EMULATE_FILE).relative_to("/run")
 
     def set_rate(self, host: str, mbit: float) -> None:

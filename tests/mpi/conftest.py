@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hepti_mpi.cluster.emulation import Dilation
+from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.comm.launcher import abort_all, host_name
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.runtime.cores import Cores
@@ -41,7 +41,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    return machine_of(WORLD, CORES, Dilation())
+    return machine_of(WORLD, CORES, Emulation())
 
 
 @pytest.fixture(scope="session")
