@@ -12,7 +12,7 @@ from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 4
-EMULATION = "emulation"  # among the versions: the factors, where boards are emulated
+EMULATION = "emulation"  # among the versions: the boards that the ranks pretend to be, where they do
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
@@ -124,9 +124,9 @@ def _part(profile: ClusterProfile, ranks: Sequence[int]) -> ClusterProfile:
     links = (profile.latency_seconds, profile.bytes_per_second)
     latency, bandwidth = (tuple(tuple(rows[one][other] for other in ranks) for one in ranks) for rows in links)
     nodes, versions = tuple(profile.nodes[rank] for rank in ranks), dict(profile.versions)
-    factors = str(versions.get(EMULATION)).split(",")
-    if len(factors) == len(profile.nodes) and EMULATION in versions:  # a factor per rank
-        versions[EMULATION] = ",".join(factors[rank] for rank in ranks)
+    boards = str(versions.get(EMULATION)).split(",")
+    if len(boards) == len(profile.nodes) and EMULATION in versions:  # a board per rank
+        versions[EMULATION] = ",".join(boards[rank] for rank in ranks)
     return replace(profile, nodes=nodes, latency_seconds=latency, bytes_per_second=bandwidth, versions=versions)
 
 

@@ -5,6 +5,7 @@ Knows ranges of rows and columns; does not know how messages are moved (comm.exc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -28,11 +29,11 @@ class Route:
     after: list[Copy] = field(default_factory=list)
     sums: list[Copy] = field(default_factory=list)  # added after `after`
 
-    @property
+    @cached_property
     def begins(self) -> Work:
         return _copying(self.before)
 
-    @property
+    @cached_property
     def ends(self) -> Work:
         return _copying([*self.after, *self.sums])
 
