@@ -26,7 +26,7 @@ def main() -> None:
     from hepti_mpi.errors import HeptiError, RankError
 
     rank = launched_rank()
-    interrupts.listen(_tell if rank == 0 else None)
+    interrupts.listen(_tell_last if rank == 0 else None)
 
     def error_words() -> str:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
@@ -71,6 +71,13 @@ def _tell(sentence: str) -> None:
 
     SCREEN.warn(sentence)
     channel.tell_trouble("error", sentence.removeprefix("error "))
+
+
+def _tell_last(sentence: str) -> None:
+    from hepti_mpi.comm.launcher import tell_past_launcher
+
+    if not tell_past_launcher(sentence):
+        _tell(sentence)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ state=$(finish "$job")
 [ "$state" = TIMEOUT ] && [ ! -e "$folder/long.answers.jsonl" ] || fail "job $job was not cut off: $state"
 left=$(noted long)
 [ "$left" -gt 1 ] || fail "job $job noted no answer: $(tail -n 20 "$folder/job-$job.out")"
-grep -q 'go on with the same command' "$folder/job-$job.out" || fail "job $job was killed, not ended: $(tail -n 20 "$folder/job-$job.out")"
+grep -q 'go on with' "$folder/job-$job.out" || fail "job $job was killed, not ended: $(tail -n 20 "$folder/job-$job.out")"
 for host in "${hosts[@]}"; do
     on "$host" "! pgrep -f '[h]epti_mpi run'" >/dev/null || fail "$host still runs: $(on "$host" "pgrep -af '[h]epti_mpi'")"
 done

@@ -15,6 +15,7 @@ EXIT_CODE = 130
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
+_spoken: list[str | None] = []
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
@@ -61,15 +62,17 @@ def end_by(end: Callable[[int], object]) -> None:
 
 
 def finish() -> None:
-    """Say the sentence and end this process; only once, whoever calls first."""
-    if not _lock.acquire(blocking=False):
-        time.sleep(3600)  # the other one ends the process
-    try:
-        said = _sentence() if _tell else None
-        if _tell and said:
+    """Say the sentence, if that has not been done, and end this process."""
+    _speak()
+    _ending(EXIT_CODE)
+
+
+def _speak() -> None:
+    with _lock:
+        said = _sentence() if _tell is not None and not _spoken else None
+        _spoken.append(said)
+        if _tell is not None and said:
             _tell(said)
-    finally:
-        _ending(EXIT_CODE)
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -81,5 +84,6 @@ def _interrupt(number: int, frame: Any) -> None:
 def _listen(reading: int) -> None:
     while not set(os.read(reading, 256)) & set(SIGNALS):
         pass
+    _speak()
     time.sleep(GRACE_SECONDS)
     finish()

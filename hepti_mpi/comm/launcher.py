@@ -84,7 +84,7 @@ def command_line() -> list[str]:
     if not launched():
         return _words(os.getpid())
     words = _words(os.getppid())
-    return words if words and os.path.basename(words[0]) in ("mpirun", "mpiexec", "prterun", "orterun") else []
+    return words if _is_mpirun(words) else []
 
 
 def reader_is_gone(descriptor: int) -> bool:
@@ -101,6 +101,23 @@ def reader_is_gone(descriptor: int) -> bool:
     gone = bool(look.poll(0))
     os.close(pipe)
     return gone
+
+
+def tell_past_launcher(sentence: str) -> bool:
+    """Write a line to mpirun's own standard error: one that is being interrupted passes nothing on. Say whether that was done."""
+    parent = os.getppid()
+    if not launched() or not _is_mpirun(_words(parent)):
+        return False
+    try:
+        with open(os.open(f"/proc/{parent}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), "w") as file:
+            file.write(f"\r{sentence}\n" if os.isatty(file.fileno()) else f"{sentence}\n")
+    except OSError:  # a socket
+        return False
+    return True
+
+
+def _is_mpirun(words: list[str]) -> bool:
+    return bool(words) and os.path.basename(words[0]) in ("mpirun", "mpiexec", "prterun", "orterun")
 
 
 def launcher_hostfile() -> str | None:
