@@ -46,12 +46,15 @@ def write_document(path: Path, document: dict[str, Any], failure: type[HeptiErro
         raise failure(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def read_document(path: Path, form: str, version: int, failure: type[HeptiError], again: str) -> dict[str, Any]:
-    """Return a JSON document of format `form` and `version`; `again`: how to make it, for the sentence.
+def read_document(
+    path: Path, form: str | tuple[str, ...], version: int | None, failure: type[HeptiError], again: str
+) -> dict[str, Any]:  # fmt: skip
+    """Return a JSON document of format `form`, or one of them, and `version`, None: any; `again`: how to make it, for the sentence.
 
     Raises: `failure` when it cannot be read, is no JSON, or has another format or version.
     """
-    kind = form.removeprefix("hepti-")
+    forms = (form,) if isinstance(form, str) else form
+    kind = forms[0].removeprefix("hepti-")
     try:
         if path.stat().st_size > LARGEST_DOCUMENT:
             raise failure(f"{path} is larger than {LARGEST_DOCUMENT >> 20} MiB, so it is not a {kind} of hepti_mpi; {again}")
@@ -60,8 +63,8 @@ def read_document(path: Path, form: str, version: int, failure: type[HeptiError]
         raise failure(f"{path} cannot be read: {error.strerror or error}; {again}") from None
     except (ValueError, RecursionError):
         raise failure(f"{path} is not JSON; {again}") from None
-    if not isinstance(data, dict) or data.get("format") != form:
+    if not isinstance(data, dict) or data.get("format") not in forms:
         raise failure(f"{path} is not a {kind} of hepti_mpi; {again}")
-    if data.get("format_version") != version:
+    if version is not None and data.get("format_version") != version:
         raise failure(f"{path} has format version {data.get('format_version')!r}, this program reads {version}; {again}")
     return data

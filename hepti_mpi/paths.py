@@ -84,7 +84,7 @@ def _folder(path: Path, slicing: str) -> str | None:
         return f"{path} is a model folder, not a store; {slicing} {path} {_store_of(path)}"
     snapshots = _snapshots(path)
     if snapshots:
-        return f"{path} is a folder of the Hugging Face cache, not a store; {slicing} {snapshots[0]} {_store_of(path)}"
+        return f"{path} is a folder of the Hugging Face cache, not a store; {slicing} {snapshots[0]} {_store_of(snapshots[0])}"
     if (path / FIRST_PART).is_file():
         parts = len(list(path.glob("rank*.h5")))
         return f"{path} holds the files of {parts} ranks, not a whole store; name one of them, such as {path / FIRST_PART}"
@@ -99,8 +99,7 @@ def _folder(path: Path, slicing: str) -> str | None:
 
 def _snapshots(path: Path) -> list[Path]:
     """Return the model folders in a folder of huggingface_hub's cache."""
-    return sorted({found.parent for how in ("snapshots/*/config.json", "models--*/snapshots/*/config.json",
-                                            "hub/models--*/snapshots/*/config.json") for found in path.glob(how)})  # fmt: skip
+    return sorted(found.parent for how in ("snapshots/*/config.json", "models--*/snapshots/*/config.json") for found in path.glob(how))
 
 
 def _hub_name(text: str) -> str | None:
@@ -136,7 +135,7 @@ def _document(path: Path) -> str | None:
         form = json.loads(path.read_text()).get("format")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return form.removeprefix("hepti-") if isinstance(form, str) and form.startswith("hepti-") else None
+    return form.removeprefix("hepti-").removesuffix("s") if isinstance(form, str) and form.startswith("hepti-") else None
 
 
 def _some(paths: list[Path]) -> str:

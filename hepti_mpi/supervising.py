@@ -89,8 +89,9 @@ class Kept:
 
         self.saved, self.output, self.resume, self.say = saved, output, resume, say
         self.profile: Any = None  # of as many hosts as were measured
+        self.profiles: list[Any] = []  # all that are known
         try:
-            self.profile = profiles.load(saved) if saved.exists() and not fresh else None
+            self.profiles = profiles.load_all(saved) if saved.exists() and not fresh else []
         except ProfileError as error:
             say(str(error))
         self.journal: Any = None
@@ -114,7 +115,7 @@ class Kept:
         """Return what the next start need not do again."""
         from hepti_mpi.runtime.progress import State
 
-        return State(sorted({*self.before, *self.finished}), self.profile)
+        return State(sorted({*self.before, *self.finished}), list(self.profiles))
 
     def heard(self, record: dict[str, Any]) -> None:
         """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
@@ -165,9 +166,12 @@ class Kept:
         profile = profiles.from_json(record["profile"])
         with self.lock:
             self.measured = record
-            if self.profile is not None and profiles.of_hosts(self.profile, profile.hosts) == profile:
-                return
+            for known in self.profiles:
+                if profiles.of_hosts(known, profile.hosts) == profile:
+                    self.profile = known
+                    return
             self.profile = profile
+            self.profiles.append(profile)
         try:
             profile.save(self.saved)
         except ProfileError as error:  # the next job measures again

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -31,6 +33,10 @@ def made(tmp_path_factory):
         assert result.exit_code == 0, result.exception
     cluster((9, 7, 8)).save(folder / "three.json")
     cluster((9,)).save(folder / "one.json")
+    for name in ("folder/config.json", "folder/model.safetensors", "cache/ab/tiny.h5", "parts/rank00.h5", "parts/rank01.h5",
+                 "hub/models--a--b/snapshots/0f/config.json", "empty/nothing"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
     return folder
 
 
@@ -84,7 +90,8 @@ def test_help_needs_neither_mpi_nor_onnxruntime(name):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan"], ["plan", "--profile", "x", "--rows", "0"],
+@pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan", "--boards", "pi4", "--profile", "x"],
+                                   ["plan", "--profile", "x", "--rows", "0"],
                                    ["plan", "--profile", "x", "--layout", "a/b"],
                                    ["plan", "--profile", "x", "--strategy", "best"], ["run", "--repeat", "0"], ["inspect"]])  # fmt: skip
 def test_usage_errors(words):
@@ -156,8 +163,34 @@ def test_slice_writes_a_store(run, made):
     (["slice", "nowhere", "x.h5"], ModelError, "nowhere not found"),
     (["slice", ".", "x.h5"], ModelError, "has no config.json"),
     (["slice", "random:tiny-bert", "three.json/x.h5"], StoreError, "cannot be written"),
-    (["slice", "random:tiny-bert", "x.h5", "--plan", "none.json", "--ranks", "parts"], PlanError, "none.json cannot be read"),
+    (["slice", "random:tiny-bert", "x.h5", "--plan", "none.json", "--ranks", "parts"], PlanError,
+     "none.json cannot be read"),
     (["slice", "random:tiny-bert", "x.h5", "--ranks", "parts"], click.UsageError, "go together"),
+    (["inspect", "."], StoreError, r"\. is a folder of 2 stores; name one: tiny-bert.h5, tiny-vit.h5"),
+    (["inspect", "folder"], StoreError,
+     "folder is a model folder, not a store; make a store of it with: python -m hepti_mpi slice folder weights/folder.h5"),
+    (["plan", "--weights", "folder", "--profile", "three.json"], StoreError, "folder is a model folder, not a store"),
+    (["inspect", "cache"], StoreError,
+     "cache is a folder of folders with stores, such as a --weights-cache; name a store: cache/ab/tiny.h5"),
+    (["inspect", "parts"], StoreError,
+     "parts holds the files of 2 ranks, not a whole store; name one of them, such as parts/rank00.h5"),
+    (["inspect", "empty"], StoreError,
+     "empty is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER empty/model.h5"),
+    (["inspect", "hub"], StoreError,
+     "hub is a folder of the Hugging Face cache, not a store; .* slice hub/models--a--b/snapshots/0f weights/b.h5"),
+    (["inspect", "sentence-transformers/all-MiniLM-L6-v2"], StoreError,
+     "is no file here; if it is a model's name on the Hugging Face hub.*: hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir "
+     "models/all-MiniLM-L6-v2, then: python -m hepti_mpi slice models/all-MiniLM-L6-v2 weights/all-MiniLM-L6-v2.h5"),
+    (["plan", "--weights", "google/vit-base-patch16-224", "--profile", "three.json"], StoreError,
+     "hf download google/vit-base-patch16-224"),
+    (["slice", "google/vit-base-patch16-224", "x.h5"], ModelError, "hf download google/vit-base-patch16-224"),
+    (["slice", "hub", "x.h5"], ModelError,
+     "the model is in a snapshot: python -m hepti_mpi slice hub/models--a--b/snapshots/0f"),
+    (["slice", "tiny-bert.h5", "x.h5"], ModelError, "look at it with: python -m hepti_mpi inspect tiny-bert.h5"),
+    (["inspect", "folder/model.safetensors"], StoreError,
+     "slice the model folder that it is in: python -m hepti_mpi slice folder"),
+    (["inspect", "random:tiny-bert"], StoreError, "slice random:tiny-bert weights/tiny-bert.h5"),
+    (["plan", "--weights", "tiny-bert.h5"], ProfileError, "there is no profile in hostfiles/; measure with: mpirun"),
     (["inspect", "none.h5"], StoreError, "none.h5 not found; make it with: python -m hepti_mpi slice"),
     (["inspect", "three.json"], StoreError, "three.json is a profile, not a store; name a store"),
     (["plan", "--weights", "none.h5", "--profile", "three.json"], StoreError, "none.h5 not found"),
@@ -167,7 +200,8 @@ def test_slice_writes_a_store(run, made):
     ([*PLAN, "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
     ([*PLAN, "--memory-limit", "1k"], CapacityError, r"rank \d on pi\d lacks \d+ bytes"),
     ([*PLAN, "--strategy", "voltage", "--memory-limit", "1M,1M"], PlanError, "2 entries, the job has 3 ranks"),
-    ([*PLAN, "--strategy", "voltage", "--memory-limit", "1k"], CapacityError, r"voltage does not fit: rank \d on pi\d lacks \d+ bytes"),
+    ([*PLAN, "--strategy", "voltage", "--memory-limit", "1k"], CapacityError,
+     r"voltage does not fit: rank \d on pi\d lacks \d+ bytes"),
     (["report", "none.jsonl", "--output", "pictures"], HeptiError, "none.jsonl"),
     (["report", "three.json", "--output", "pictures"], HeptiError, "three.json"),
     ([*PLAN, "--shares", "a,b,c"], click.UsageError, "such as 5,1,1,1"),
@@ -205,6 +239,27 @@ def test_inspect(run, name, words):
 
 
 # plan
+
+
+def test_plan_finds_the_only_profile_and_says_what_it_is_of(run, made):
+    (made / "hostfiles").mkdir()
+    only = made / "hostfiles" / "boards.profile.json"
+    try:
+        cluster((9, 7, 8)).save(only)
+        assert "planning for 3 ranks on pi0, pi1, pi2, threads each 4, as measured in hostfiles/boards.profile.json" in run(*PLAN[:3])
+        emulated = replace(cluster((9, 7)), versions={"emulation": "pi4,pi5"})
+        emulated.save(only)
+        said = run(*PLAN[:3])
+        assert "planning for 2 ranks on pi0, pi1, threads each 4 as emulated boards (pi4,pi5)" in said
+        assert "which was measured last; choose with --entry: 1: 3 ranks on pi0, pi1, pi2, threads each 4; 2: 2 ranks" in said
+        assert "planned 3 ranks" in run(*PLAN[:3], "--entry", 1) and "choose with" not in run(*PLAN[:3], "--entry", 1)
+        with pytest.raises(ProfileError, match="has 2 entries for this model, not 3: 1: 3 ranks"):
+            run(*PLAN[:3], "--entry", 3)
+        cluster((9,)).save(made / "hostfiles" / "other.profile.json")
+        with pytest.raises(ProfileError, match="hostfiles/ has 2 profiles; name one with --profile: hostfiles/boards.profile.json, "):
+            run(*PLAN[:3])
+    finally:
+        shutil.rmtree(made / "hostfiles")
 
 
 def test_plan_prints_and_writes(run, made):
@@ -287,7 +342,7 @@ def test_the_only_store_is_found(run, made, tmp_path, monkeypatch):
 
 
 def test_a_profile_of_another_model_is_refused(run, made):
-    data = json.loads((made / "three.json").read_text())
+    (data,) = json.loads((made / "three.json").read_text())["profiles"]
     (made / "other.json").write_text(json.dumps(data | {"shape": [768, 3072]}))
     with pytest.raises(ProfileError, match="measured at .*768.*3072.*, the model has .*56.*101") as error:
         run("plan", "--weights", "tiny-bert.h5", "--profile", "other.json")

@@ -1,10 +1,12 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from clusters import cluster
 
+from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, load, mismatch, scaled
 from hepti_mpi.errors import ProfileError
 
@@ -18,7 +20,9 @@ def test_a_saved_profile_is_the_same(tmp_path):
     PROFILE.save(path)
     assert load(path) == PROFILE and load(path).hosts == ("a", "b", "c")
     assert [p.name for p in tmp_path.iterdir()] == ["pi.profile.json"]
-    data = json.loads(path.read_text())
+    whole = json.loads(path.read_text())
+    assert (whole["format"], whole["format_version"], len(whole["profiles"])) == ("hepti-profiles", 1, 1)
+    data = whole["profiles"][0]
     assert (data["format"], data["format_version"]) == ("hepti-profile", 4)
     assert {"host", "cores", "threads", "memory_bytes", "gemm_rows", "gemm_seconds_per_weight", "head_start_bytes"} <= set(data["nodes"][0])
     assert data["exchange_seconds"] == PROFILE.exchange_seconds > 0
@@ -149,3 +153,36 @@ def test_no_profile_and_a_folder(tmp_path):
 def test_a_profile_that_cannot_be_saved(tmp_path):
     with pytest.raises(ProfileError, match="no/p.json cannot be written"):
         PROFILE.save(tmp_path / "no" / "p.json")
+
+
+def test_a_file_keeps_what_was_measured_of_each(tmp_path):
+    """Ranks, threads, shape and emulated boards each have an entry; measured again, it takes the place of the one before."""
+    path = tmp_path / "pi.profile.json"
+    four, two = cluster((4, 3, 2, 1)), cluster((4, 3))
+    threads = replace(two, nodes=tuple(replace(node, threads=node.threads + 1) for node in two.nodes))
+    shape, emulated = replace(two, shape=(1, 2)), replace(two, versions={**two.versions, profiles.EMULATION: "1,2"})
+    for one in (four, two, threads, shape, emulated):
+        one.save(path)
+    assert profiles.load_all(path) == [four, two, threads, shape, emulated] and profiles.load(path) == emulated
+    again = replace(two, exchange_seconds=0.5)
+    again.save(path)
+    assert profiles.load_all(path) == [four, threads, shape, emulated, again]
+
+
+def test_a_file_of_one_profile_is_still_read(tmp_path):
+    path, one, two = tmp_path / "old.json", cluster((4, 3)), cluster((4,))
+    path.write_text(json.dumps(one.to_json()))
+    assert profiles.load_all(path) == [one]
+    two.save(path)
+    assert profiles.load_all(path) == [one, two]
+    data = json.loads(path.read_text())
+    data["profiles"][0]["format_version"] = 3  # of a program before this
+    path.write_text(json.dumps(data))
+    assert profiles.load_all(path) == [two]
+
+
+def test_jobs_that_measure_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "p.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda ranks: cluster(tuple(range(1, ranks + 1))).save(path), range(1, 13)))
+    assert sorted(len(one.nodes) for one in profiles.load_all(path)) == list(range(1, 13))

@@ -357,15 +357,15 @@ def test_what_was_measured_is_kept_beside_the_hostfile(tmp_path):
     whole, other = cluster((3.0, 2.0, 1.0)), cluster((5.0, 4.0))
     record = {"kind": "measured", "method": "hepti", "spec": {}, "source_hash": "s", "request": {}}
     one, _ = kept(tmp_path)
-    assert one.state().profile is None
+    assert one.state().profiles == []
     one.heard({**record, "profile": whole.to_json()})
     one.heard({**record, "profile": profiles.of_hosts(whole, ("pi0", "pi2")).to_json()})
-    assert one.state().profile == whole and kept(tmp_path)[0].state().profile == whole
+    assert one.state().profiles == [whole] and kept(tmp_path)[0].state().profiles == [whole]
     one.heard({**record, "profile": other.to_json()})  # measured since what was known did not fit
-    assert one.state().profile == other
+    assert one.state().profiles == [whole, other]
     (tmp_path / "hosts.profile.json").write_text("{")
     again, said = kept(tmp_path)
-    assert again.state().profile is None and "is not JSON" in said[0]
+    assert again.state().profiles == [] and "is not JSON" in said[0]
 
 
 def test_another_input_on_the_next_first_host(tmp_path):

@@ -3,7 +3,10 @@
 Speed is a curve, not a number: a matrix product of few rows is bound by reading the weights, one of many rows by arithmetic.
 """
 
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 4
+FILE_FORMAT, FILE_VERSION = "hepti-profiles", 1  # of the file, which keeps several
+MOST_KEPT = 64  # entries of a file; the oldest go
 EMULATION = "emulation"  # among the versions: the boards that the ranks pretend to be, where they do
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
@@ -87,9 +92,43 @@ class ClusterProfile:
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
 
+    @property
+    def emulated(self) -> str:
+        """The boards that the ranks pretend to be; empty where they do not."""
+        return self.versions.get(EMULATION, "")
+
+    @property
+    def measured(self) -> tuple[Any, ...]:
+        """What was measured: a file keeps one entry for each of these."""
+        threads = tuple((node.host, node.cores, node.threads, (node.alone or node).threads) for node in self.nodes)
+        return self.shape, threads, self.emulated
+
     def save(self, path: Path) -> None:
-        """Write the profile's file, whole or not at all. Raises ProfileError."""
-        write_document(path, self.to_json(), ProfileError)
+        """Put the profile into the file at `path`, beside what was measured of other ranks, threads, shapes and boards. Raises
+        ProfileError."""
+        with _alone(path.parent):
+            try:
+                kept = [old for old in load_all(path) if old.measured != self.measured] if path.exists() else []
+            except ProfileError:  # of no use to anybody
+                kept = []
+            entries = [profile.to_json() for profile in (*kept, self)][-MOST_KEPT:]
+            write_document(path, {"format": FILE_FORMAT, "format_version": FILE_VERSION, "profiles": entries}, ProfileError)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other job write a file in `folder` meanwhile, where the file system knows locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # writing says what is the matter
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
@@ -152,13 +191,40 @@ def mismatch(
     return None
 
 
-def load(path: Path) -> ClusterProfile:
-    """Read a profile. Raises ProfileError when it is missing, damaged or of another format."""
-    data = read_document(path, FORMAT, FORMAT_VERSION, ProfileError, AGAIN)
+def load_all(path: Path) -> list[ClusterProfile]:
+    """Read the profiles of a file, the last measured last. Raises ProfileError when it is missing, damaged, or of another format."""
+    data = read_document(path, (FORMAT, FILE_FORMAT), None, ProfileError, AGAIN)
+    version = data.get("format_version")
+    if data["format"] == FILE_FORMAT and version != FILE_VERSION:
+        raise ProfileError(f"{path} has format version {version!r}, this program reads {FILE_VERSION}; {AGAIN}")
     try:
-        return from_json(data)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        entries = [data] if data["format"] == FORMAT else list(data["profiles"])
+        found = [from_json(entry) for entry in entries if entry["format_version"] == FORMAT_VERSION]
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ProfileError(f"profile {path} is damaged: {error!r}; {AGAIN}") from None
+    if not found:
+        version = entries[-1]["format_version"] if entries else None
+        raise ProfileError(f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; {AGAIN}")
+    return found
+
+
+def load(path: Path) -> ClusterProfile:
+    """Read the profile that was measured last. Raises ProfileError as load_all."""
+    return load_all(path)[-1]
+
+
+def matching(
+    found: Sequence[ClusterProfile], nodes: Sequence[tuple[str, int, int, int]], versions: dict[str, str], shape: tuple[int, int]
+) -> tuple[ClusterProfile | None, str]:  # fmt: skip
+    """Return the profile that describes these nodes, versions and shape (see mismatch); else None and why none of them does."""
+    reasons = []
+    for profile in reversed(found):
+        reason = mismatch(profile, nodes, versions, shape)
+        if reason is None:
+            return profile, ""
+        reasons.append((len(profile.nodes) != len(nodes), profile.shape != shape, reason))
+    nearest = min(reasons, key=lambda item: item[:2])[2]
+    return None, nearest if len(reasons) == 1 else f"of its {len(reasons)} entries the nearest is of another job: {nearest}"
 
 
 def from_json(data: dict[str, Any]) -> ClusterProfile:

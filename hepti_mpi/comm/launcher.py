@@ -3,6 +3,7 @@
 import io
 import os
 import select
+import shutil
 import socket
 import stat
 import sys
@@ -81,10 +82,12 @@ def _words(process: int) -> list[str]:
 
 def command_line() -> list[str]:
     """Return the words that were typed to start this job; empty where mpirun was called on another host."""
-    if not launched():
-        return _words(os.getpid())
-    words = _words(os.getppid())
-    return words if _is_mpirun(words) else []
+    words = _words(os.getppid() if launched() else os.getpid())
+    if launched() and not _is_mpirun(words):
+        return []
+    if launched():  # Open MPI's mpirun becomes prterun
+        words[0] = os.path.join(os.path.dirname(words[0]), os.path.basename(words[0]).replace("prterun", "mpirun"))
+    return [os.path.basename(word) if shutil.which(os.path.basename(word)) == word else word for word in words]
 
 
 def reader_is_gone(descriptor: int) -> bool:

@@ -11,7 +11,7 @@ import click
 
 from hepti_mpi.console import SCREEN, words_options
 from hepti_mpi.options import FILE, planning_method, planning_options, planning_request, weights_option
-from hepti_mpi.paths import store_path
+from hepti_mpi.paths import store_path, the_profile
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
@@ -22,7 +22,8 @@ RANDOM = "random:"  # before the name of a model that needs no store to be plann
 
 @click.command()
 @weights_option
-@click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command.")
+@click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command; left out: the only one in hostfiles/.")
+@click.option("--entry", type=click.IntRange(1), help="Which of the profile's measurements for this model; left out: the last.")
 @click.option("--boards", help="Plan for described boards instead, such as pi4,pi4,pi5; a wrong name is answered with the list.")
 @click.option("--mbit", type=click.FloatRange(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")
 @click.option("--latency-us", type=click.FloatRange(1, 1e6), default=200.0, show_default=True,
@@ -32,7 +33,7 @@ RANDOM = "random:"  # before the name of a model that needs no store to be plann
 @click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
 @planning_options
 @words_options()
-def plan(weights: Path | None, profile_file: Path | None, boards: str | None, mbit: float, latency_us: float, rows: int,
+def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boards: str | None, mbit: float, latency_us: float, rows: int,
          output: Path | None, scale: Path | None, **options: Any) -> None:  # fmt: skip
     """Find the best division of a model over ranks or boards; needs no MPI.
 
@@ -45,12 +46,15 @@ def plan(weights: Path | None, profile_file: Path | None, boards: str | None, mb
     from hepti_mpi.reporting import records
 
     method = planning_method(options)
-    if (profile_file is None) == (boards is None):
-        raise click.UsageError("give --profile FILE for ranks that were measured, or --boards such as pi4,pi4,pi5 for described ones")
+    if boards is not None and (profile_file is not None or entry is not None):
+        raise click.UsageError("--profile and --entry are of ranks that were measured, --boards of described ones: leave one out")
     if scale is not None and options["shares"] is not None:
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
     spec, source_hash = _model(weights)
-    profile = _measured(profile_file, spec) if profile_file else _described(boards or "", mbit, latency_us, spec)
+    if boards is not None:
+        profile = _described(boards, mbit, latency_us, spec)
+    else:
+        profile = _measured(profile_file or the_profile(), entry, spec)
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
     decision = methods.decide(method, spec, source_hash, profile, request)
@@ -80,17 +84,41 @@ def _model(weights: Path | None) -> "tuple[ModelSpec, str]":
         return store.spec, store.source_hash
 
 
-def _measured(file: Path, spec: "ModelSpec") -> "ClusterProfile":
+def _measured(file: Path, entry: int | None, spec: "ModelSpec") -> "ClusterProfile":
+    """Return what was measured for a model of this shape, the last or the one that is named, and say what it is of."""
     from hepti_mpi.cluster import profile as profiles
     from hepti_mpi.errors import ProfileError
 
-    profile, shape = profiles.load(file), (spec.hidden, spec.ffn)
-    if profile.shape != shape:
+    every, shape = profiles.load_all(file), (spec.hidden, spec.ffn)
+    found = [profile for profile in every if profile.shape == shape]
+    if not found:
+        shapes = " or ".join(dict.fromkeys(str(profile.shape) for profile in every))
         raise ProfileError(
-            f"profile {file} was measured at (hidden, ffn) {profile.shape}, the model has {shape}; "
+            f"profile {file} was measured at (hidden, ffn) {shapes}, the model has {shape}; "
             "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
         )
+    if entry is not None and entry > len(found):
+        raise ProfileError(f"profile {file} has {len(found)} entries for this model, not {entry}: {_entries(found)}")
+    number = entry or len(found)
+    profile = found[number - 1]
+    SCREEN.show(f"planning for {_ranks(profile)}, as measured in {file}")
+    if len(found) > 1 and entry is None:
+        SCREEN.show(f"which was measured last; choose with --entry: {_entries(found)}")
     return profile
+
+
+def _ranks(profile: "ClusterProfile") -> str:
+    """Say which ranks were measured, and that boards are emulated where they are."""
+    hosts = list(dict.fromkeys(profile.hosts))
+    where = ", ".join(hosts[:4]) + ", ..." * (len(hosts) > 4)
+    threads = ", ".join(dict.fromkeys(str(node.threads) for node in profile.nodes))
+    boards = profile.emulated and f" as emulated boards ({profile.emulated})"
+    many = len(profile.nodes) > 1
+    return f"{len(profile.nodes)} rank{'s' * many} on {where}, threads {'each ' * many}{threads}{boards}"
+
+
+def _entries(found: "list[ClusterProfile]") -> str:
+    return "; ".join(f"{number}: {_ranks(profile)}" for number, profile in enumerate(found, 1))
 
 
 def _described(boards: str, mbit: float, latency_us: float, spec: "ModelSpec") -> "ClusterProfile":

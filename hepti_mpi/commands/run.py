@@ -119,7 +119,7 @@ def run(
             begin = time.perf_counter()
             path = profile_file or profile_path(machine)
             measured = machines.measured_profile(
-                machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profile
+                machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profiles
             )
             startup["profile"] = time.perf_counter() - begin
             if state_file and root:

@@ -104,12 +104,12 @@ def versions(machine: Machine) -> dict[str, str]:
 
 @patiently
 def measured_profile(
-    machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say, known: ClusterProfile | None = None
+    machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say, known: Sequence[ClusterProfile] = ()
 ) -> ClusterProfile:  # fmt: skip
     """Return the saved profile where it still matches this job, else measure and save. Collective.
 
     `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
-    `known`: on rank 0, one that was measured just before, of these hosts and maybe more.
+    `known`: on rank 0, those that were measured before, of these hosts and maybe more.
     """
     world = machine.world
     cores = machine.cores
@@ -117,10 +117,10 @@ def measured_profile(
     shape = (spec.hidden, spec.ffn)
     saved: list[ClusterProfile | None] = [None]
     with together(world):
-        part = profiles.of_hosts(known, [host for host, *_ in nodes]) if known is not None else None
-        if part is not None and profiles.mismatch(part, nodes, versions(machine), shape) is None:
-            saved[0] = part
-        elif world.rank == 0 and path is not None and not fresh and (path.exists() or required):
+        parts = [part for one in known if (part := profiles.of_hosts(one, [host for host, *_ in nodes])) is not None]
+        if parts:
+            saved[0], _ = profiles.matching(parts, nodes, versions(machine), shape)
+        if saved[0] is None and world.rank == 0 and path is not None and not fresh and (path.exists() or required):
             saved[0] = _usable(path, nodes, versions(machine), shape, required, say)
     content = world.from_root(None if saved[0] is None else saved[0].to_json())
     if content is not None:
@@ -140,19 +140,17 @@ def _usable(
     path: Path, nodes: list[tuple[str, int, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
 ) -> ClusterProfile | None:  # fmt: skip
     try:
-        profile = profiles.load(path)
-        reason = profiles.mismatch(profile, nodes, using, shape)
+        profile, reason = profiles.matching(profiles.load_all(path), nodes, using, shape)
     except ProfileError as error:
         if required:
             raise
         say(str(error))
         return None
-    if reason and required:
+    if profile is None and required:
         again = "measure again with: mpirun -hostfile FILE python -m hepti_mpi profile --fresh"
         raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; {again}")
-    if reason:
+    if profile is None:
         say(f"profile {path} does not match: {reason}")
-        return None
     return profile
 
 

@@ -19,14 +19,14 @@ FORMAT, FORMAT_VERSION = "hepti-state", 1
 
 @dataclass
 class State:
-    """What a supervised run need not do again: requests that are `finished`, and measuring the hosts of `profile`."""
+    """What a supervised run need not do again: requests that are `finished`, and measuring the hosts of `profiles`."""
 
     finished: list[int] = field(default_factory=list)
-    profile: ClusterProfile | None = None
+    profiles: list[ClusterProfile] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        profile = None if self.profile is None else self.profile.to_json()
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profile": profile}
+        known = [profile.to_json() for profile in self.profiles]
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profiles": known}
 
 
 def read_state(path: Path) -> State:
@@ -37,7 +37,7 @@ def read_state(path: Path) -> State:
     try:
         if not all(isinstance(place, int) for place in data["finished"]):
             raise ValueError("places are no numbers")
-        return State(data["finished"], None if data["profile"] is None else profiles.from_json(data["profile"]))
+        return State(data["finished"], [profiles.from_json(profile) for profile in data["profiles"]])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is damaged: {error!r}; run the supervise command again") from None
 
