@@ -19,7 +19,7 @@ from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.planning.refine import Candidate, Refinement, order
-from hepti_mpi.planning.sharing import preference
+from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 
 Layers = tuple[tuple[str, str], ...]
@@ -135,12 +135,10 @@ class _Search:
         if limits is not None and len(limits) != self.ranks:
             raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {self.ranks} ranks")
 
-    # what is searched
-
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}
         sorting = partial(preference, self.profile)
-        fits, with_rank = set[tuple[str, str] | str](), dict[int, float]()
+        fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
         for subset in self.subsets():
             for layers in self.layer_choices(subset):
                 for exchange in self.exchange_choices(layers, subset):
@@ -148,8 +146,8 @@ class _Search:
                     if candidate is None or not self.fits(candidate):
                         continue
                     fits.add(layers[0] if len(set(layers)) == 1 else "mix")
-                    for rank in candidate.plan.active:
-                        with_rank[rank] = min(candidate.price.seconds, with_rank.get(rank, candidate.price.seconds))
+                    keep_soonest(with_rank, candidate.plan.active, candidate.price.seconds)
+                    keep_soonest(by_ranks, [len(subset)], candidate.price.seconds)
                     kind = (kind_of(candidate.plan) if len(set(layers)) == 1 else "mix") + " " + exchange.collectives * (len(subset) > 1)
                     if kind not in best or sorting([candidate]) < sorting([best[kind]]):
                         best[kind] = candidate
@@ -163,7 +161,8 @@ class _Search:
         (chosen, *close), *others = found
         several = any(len(subset) > 1 for subset in self.subsets())  # on one all layouts are the same
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]
-        by_ranks = {len(ones[0].plan.active): ones[0].price.seconds for ones in reversed(found)}
+        for ones in found:
+            keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
 
     def improved(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:

@@ -5,7 +5,7 @@ with all cores has nobody to wait for, so the others must promise far more than 
 A job that is long enough tries both (runtime/settle.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.refine import Candidate
@@ -27,3 +27,15 @@ def preference(profile: ClusterProfile, found: Sequence[Candidate]) -> tuple[flo
     candidate = found[0]
     times = WORTH if share_hosts(candidate, profile) else 1.0
     return times * candidate.price.seconds, len(candidate.plan.active)
+
+
+def keep_soonest(table: dict[int, float], keys: Iterable[int], seconds: float) -> None:
+    """Note `seconds` for each of `keys` that has none yet or more.
+
+    >>> found = {2: 0.5}
+    >>> keep_soonest(found, [1, 2], 0.7)
+    >>> found
+    {2: 0.5, 1: 0.7}
+    """
+    for key in keys:
+        table[key] = min(seconds, table.get(key, seconds))
