@@ -80,8 +80,8 @@ def test_plans_change_between_batches(machine, folder, shares):
     results = []
     for watch in (Steady(), Restless(made, world.size)):
         ready = job.load(machine, store, made[0], None, {})
-        noted = []
-        ready, outcome = answer(ready, requests, 16, 12, True, lambda places, results, seconds, noted=noted: noted.extend(places), watch)
+        noted, beside = [], ("logits", "last_hidden_state")
+        ready, outcome = answer(ready, requests, 16, 12, beside, lambda places, results, seconds, noted=noted: noted.extend(places), watch)
         results.append(outcome.results)
         assert len({plan for plan in world.gather_all(ready.plan.hash)}) == 1
         if world.rank == 0:
