@@ -151,6 +151,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("compressed npz", {"in.npz": large.getvalue()}, ask(words)),
         Kind("text", {"in.txt": "a small boat\ncrossed the river ü\n".encode()}, ask(words)),
         Kind("text lines", {"in.jsonl": b'{"text": "a small boat"}\n"crossed"\n'}, ask(words)),
+        Kind("table", {"in.csv": b'id,text,text_pair\n7,"a ""small"" boat",the river\n8,crossed,"it,\nthen"\n'}, ask(words)),
         *(Kind(name, {f"x.{name}": made.getvalue()}, ask(images)) for name, made in ({"png": picture} | pictures).items()),
         Kind("records", {"r.jsonl": "".join(json.dumps(line) + "\n" for line in bench("mixed4", ("hepti", "ram"))).encode()}, read_benches),
     ]  # fmt: skip
