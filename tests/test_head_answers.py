@@ -103,8 +103,10 @@ REFUSED = [
     ({"modules": ["Transformer", "Dense"]}, "a cross-encoder of 2 modules"),
     ({"modules": ["Pooling"]}, "one Transformer"),
     ({"settings": {"activation_fn": "torch.nn.Mish"}}, "config_sentence_transformers.json: activation 'torch.nn.Mish'"),
+    ({"settings": {"default_prompt_name": "query"}}, "default_prompt_name 'query' is not one of its prompts"),
     ({"own": {"transformer_task": "text-generation"}}, "transformer_task is 'text-generation'"),
     ({"own": {"processing_kwargs": {"text": {"truncation": "only_first"}}}}, "only_first", "longest_first"),
+    ({"own": {"transformer_task": None}}, "transformer_task is None", "a cross-encoder is a classifier"),
     ({"own": {}, "config": {"architectures": ["BertModel"]}}, "said to be a cross-encoder", "BertModel"),
 ]
 
@@ -116,7 +118,8 @@ def test_refused_cross_encoder(case, tmp_path):
     if what.keys() & {"modules", "settings", "own"}:
         kinds = what.get("modules", ["Transformer"])
         entries = [{"idx": i, "name": str(i), "path": "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
-        files = {"modules.json": entries, "sentence_bert_config.json": what.get("own", {})}
+        own = {"transformer_task": "sequence-classification"} | what.get("own", {})
+        files = {"modules.json": entries, "sentence_bert_config.json": own}
         files["config_sentence_transformers.json"] = {"model_type": "CrossEncoder"} | what.get("settings", {})
     folder = changed({"base": "bert_seqcls", "config": what.get("config", {}), "files": files}, tmp_path / "model")
     with pytest.raises(ModelError) as caught:

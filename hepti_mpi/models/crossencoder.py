@@ -51,7 +51,7 @@ def read_cross_encoder(source: Path) -> Sentence | None:
         base = source / transformer_path(source)
         config, name = read_json(base, CONFIG), settings_name(base)
         own = read_json(base, name)
-        sidefiles.check(name, own, sidefiles.CROSS_ENCODER)
+        sidefiles.check(name, {"transformer_task": None} | own, sidefiles.CROSS_ENCODER)  # it is for hidden states where it says nothing
         check_outputs(own, name, "logits", "scores")
     call = call_of(own, name)
     if call.get("truncation") == "only_first":
@@ -59,7 +59,7 @@ def read_cross_encoder(source: Path) -> Sentence | None:
     labels = class_labels(config)
     options = {
         "scores": read_activation(settings if saved else {}, config) or ("sigmoid" if len(labels) == 1 else "none"),
-        "prompt": read_prompt(settings) if saved else "",
+        "prompt": read_prompt(settings, ()) if saved else "",
         "lower_case": read_lower_case(own, name),
     }
     return Sentence(base, options, [], tokenizer_changes(own, name), call, include_prompt=True)

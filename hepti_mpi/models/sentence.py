@@ -232,14 +232,14 @@ def pooling_modes(config: Mapping[str, Any], name: str) -> str:
 # ---- prompt, limit and tokenizer
 
 
-def read_prompt(settings: Mapping[str, Any]) -> str:
-    """Return the text that is put before every input, usually none. Raises ModelError."""
+def read_prompt(settings: Mapping[str, Any], always: tuple[str, ...] = ("query", "document")) -> str:
+    """Return the text that is put before every input, usually none; `always`: prompts that are there without text. Raises ModelError."""
     chosen, prompts = settings.get("default_prompt_name"), settings.get("prompts", {})
     if not isinstance(prompts, dict):
         raise ModelError(f"{SETTINGS}: prompts is {prompts!r:.60}, expected an object")
     if chosen is None:
         return ""
-    known = {"query": None, "document": None} | prompts
+    known = dict.fromkeys(always) | prompts
     text = known.get(chosen, 0) if isinstance(chosen, str) else 0
     if text is not None and not isinstance(text, str):
         raise ModelError(f"{SETTINGS}: default_prompt_name {chosen!r:.60} is not one of its prompts")

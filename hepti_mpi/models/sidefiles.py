@@ -115,7 +115,7 @@ TRANSFORMER = {
     **refused("tokenizer_name_or_path", "the tokenizer has to lie in the folder of the model", (None,)),
     **without("unpad_inputs query_length document_length query_expansion"),  # encode() is called without a task
 }
-CROSS_ENCODER = TRANSFORMER | refused("transformer_task", "a cross-encoder is a classifier", (None, "sequence-classification"))
+CROSS_ENCODER = TRANSFORMER | refused("transformer_task", "a cross-encoder is a classifier", ("sequence-classification",))
 LOADING = {
     **without("attn_implementation low_cpu_mem_usage use_safetensors add_pooling_layer device_map cache_dir revision trust_remote_code"),
     **refused("torch_dtype dtype", "everything is computed in float32", (None, "auto", "float32", "torch.float32")),
