@@ -1,6 +1,7 @@
 """The commands that compare: bench measures ways to divide a model against each other, report draws what it found."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     for name in names:
         if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
+    begin = time.perf_counter()
     machine = machines.start(threads, emulate, deadline)
     world, root = machine.world, machine.world.rank == 0
     store = fetching.open_store(machine, agreed_store_path(machine, weights))
@@ -116,9 +118,11 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             wires = sorted({plan.wire for plan in plans.values()})
             bounds = {wire: bound(store.spec, store.source_hash, measured, Request(rows, limits=limits, mode="packed", wires=(wire,)))
                       for wire in wires}  # fmt: skip
-            found = comparison.Found(store.spec.name, rows, where, machine.boards, samples, bounds)
+            made = machines.made() | {"ranks": world.size, "versions": machines.versions(machine)}
+            made |= {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
+            found = comparison.Found(store.spec.name, rows, where, machine.boards, samples, bounds, made)
             records = list(comparison.lines(found))
-            SCREEN.show(comparison.comparison(found, refused))
+            SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
             SCREEN.document(records[-1], always=True)
             if output is not None:
                 with open(output, "a") as file:

@@ -71,19 +71,35 @@ def test_the_table_is_sorted_and_compares_with_ours(samples):
         assert row[1] == f"{median * 1e3:.1f}" and row[3] == f"{median / 0.2:.2f}"
         assert row[2] == f"{median * 1e3 * 0.93:.1f} - {median * 1e3 * 1.07:.1f}"
         assert row[4] == f"{one.price.seconds * 1e3:.1f}" and row[5] == f"{100 * (one.price.seconds / median - 1):+.1f} %"
-        assert row[8] == "3.0 MiB" and row[-1] == kind_of(one.ready.plan)
+        assert (row[6], row[7]) == (f"{1 / median:.2f}", f"{26 / median:.{0 if median < 0.26 else 1}f}")
+        assert row[10] == "3.0 MiB" and row[-1] == kind_of(one.ready.plan)
 
 
 def test_what_is_possible_is_told(samples):
     table = table_of(samples)
     assert "bound, float32 on the wire: 150.0 ms" in table and "perfect division over all boards: 100.0 ms" in table
-    assert [cell.strip() for cell in cells(table, "hepti") if cell.strip()][6] == "0.75"  # bound over median
+    assert [cell.strip() for cell in cells(table, "hepti") if cell.strip()][8] == "0.75"  # bound over median
 
 
 def test_a_method_whose_calls_took_longer_than_on_its_boards_does_not_count(samples):
     assert "does not count" not in table_of(samples)
     late = samples | {"megatron": replace(samples["megatron"], overrun_part=0.034)}
     assert "megatron does not count: 3.4 % of its calls took longer here than on its boards" in table_of(late).splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_fits_the_screen(samples, width):
+    text = comparison.comparison(found(samples), {}, width)
+    every = {cell for line in table_of(samples).splitlines() for cell in line.split()}
+    assert {cell for line in text.splitlines() for cell in line.split()} == every
+    assert max(len(line) for line in text.splitlines() if line.startswith(("method", "hepti", "megatron", "single"))) <= width
+
+
+def test_it_says_how_long_it_took_and_where_the_records_are(samples):
+    made = {"date": "2026-11-26 15:40 UTC", "machine": "vm", "ranks": 3, "versions": {}, "seconds": 75.2, "output": "r.jsonl"}
+    one = replace(found(samples), made=made)
+    assert comparison.comparison(one, {}).splitlines()[-1] == "75 s in all; records in r.jsonl"
+    assert made.items() <= comparison.summary(one).items()
 
 
 def test_without_ours_the_soonest_is_compared_with(samples):
@@ -113,7 +129,9 @@ def test_the_summary_is_the_document_of_the_issue(samples):
     assert list(last["methods"]) == ["megatron", "hepti", "single"]
     for name, told in last["methods"].items():
         one = samples[name]
-        assert set(told) == {"median_seconds", "predicted_seconds", "nearness", "overruns", "wire_bytes", "plan_hash", "samples_seconds"}
+        assert set(told) == {"median_seconds", "predicted_seconds", "requests_per_second", "rows_per_second", "nearness", "overruns",
+                             "wire_bytes", "plan_hash", "samples_seconds"}  # fmt: skip
+        assert told["requests_per_second"] == pytest.approx(1 / np.median(one.seconds)) == pytest.approx(told["rows_per_second"] / 26)
         assert told["median_seconds"] == pytest.approx(np.median(one.seconds)) and told["samples_seconds"] == pytest.approx(one.seconds)
         assert told["predicted_seconds"] == one.price.seconds and told["plan_hash"] == one.ready.plan.hash
         assert told["wire_bytes"] == one.price.bytes and isinstance(told["wire_bytes"], int)

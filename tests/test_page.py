@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from made_benches import NAMES, bench, write
 
 from hepti_mpi.reporting.benches import read_benches
-from hepti_mpi.reporting.page import page
+from hepti_mpi.reporting.page import page, result, ticks
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -70,3 +70,28 @@ def test_the_last_line_alone_is_enough(tmp_path):
     last = bench("mixed4")[-1]
     _, text = read(page("x", read_benches(write(tmp_path / "records.jsonl", [last]))))
     assert "hepti" in text and "rank 0" not in text
+
+
+def test_it_says_what_came_out_of_what_and_when(tmp_path):
+    lines = bench("mixed4", ("sequence", "hepti", "megatron", "galaxy-boost", "single"))
+    lines[-1] |= {"date": "2026-11-26 15:40 UTC", "machine": "vm, a processor, 2 cores", "ranks": 4, "versions": {"onnxruntime": "1.32.0"}}
+    (one,) = read_benches(write(tmp_path / "records.jsonl", lines))
+    text = page("records.jsonl", [one])
+    reader, words = read(text)
+    assert "bert-large on mixed4: ways to divide it compared" in words and "records.jsonl" in words
+    assert one.made == "2026-11-26 15:40 UTC; vm, a processor, 2 cores; 4 ranks; onnxruntime 1.32.0" and one.made in words
+    single, hepti, megatron = (one.methods[name].median for name in ("single", "hepti", "megatron"))
+    assert result(one) == (
+        f"hepti answers a request of 128 rows in {hepti * 1e3:.1f} ms; single (the board that is soonest alone) takes "
+        f"{single / hepti:.2f} x as long; megatron (heads and columns evenly, as Megatron-LM) takes {megatron / hepti:.2f} x as long."
+    )
+    assert result(one) in words and "heads and columns by speed, as Galaxy, with our exchanges" in words
+    assert text.count("<details open>") == 1 and "<details open><summary>hepti (" in text  # though sequence is the soonest
+    assert text.count('<span class="name ours"') == 1 and text.count('<tr class="best"><td>hepti<') == 1
+    assert text.count("<u style=") == len(one.methods)
+
+
+def test_marks_are_round():
+    assert ticks(0.93, 5) == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert ticks(1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert ticks(0.0123) == [0.0, 0.0025, 0.005, 0.0075, 0.01]

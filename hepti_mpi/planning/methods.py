@@ -20,6 +20,26 @@ OURS = {
 }
 NAMES = (*OURS, *baselines.NAMES)
 BOOST = "-boost"
+MEANT = {
+    "hepti": "what the planner chooses of all, float32 on the wire",
+    "hepti-float16": "the same with float16 allowed on the wire",
+    "tensor": "the best division by heads and columns",
+    "hybrid": "the best division of one block by weights, of the other by rows",
+    "sequence": "the best division by rows",
+    "megatron": "heads and columns evenly, as Megatron-LM",
+    "voltage": "rows evenly, as Voltage",
+    "galaxy": "heads and columns by speed, as Galaxy",
+    "coedge": "rows by a linear program, as CoEdge",
+    "edgeflow": "rows by a linear program per layer, as EdgeFlow",
+    "ram": "heads and columns by memory, as exo and llama.cpp divide layers",
+    "single": "the board that is soonest alone",
+}
+
+
+def meaning(name: str) -> str:
+    """Say what a method is; empty where nobody knows."""
+    plain = MEANT.get(name.removesuffix(BOOST), "")
+    return f"{plain}, with our exchanges" if plain and name.endswith(BOOST) else plain
 
 
 def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:

@@ -97,7 +97,8 @@ class Method:
 @dataclass(frozen=True)
 class Bench:
     """The methods that one job compared. `ideal_seconds`: if all ranks computed all the time and nothing had to travel; `bound_seconds`:
-    what none of our layouts can beat, with float32 on the wire. None where they were not recorded."""
+    what none of our layouts can beat, with float32 on the wire. None where they were not recorded. `made`: when, on what and with
+    what."""
 
     model: str
     rows: int
@@ -105,6 +106,7 @@ class Bench:
     ideal_seconds: float | None
     bound_seconds: float | None
     methods: dict[str, Method] = field(default_factory=dict)
+    made: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
             raise item.fail(f"is about method {_shown(name)}, which is not among those of the {FORMAT} line after it")
         found[kind].setdefault(name, []).append(item)
     perfect, least = (line.optional(f"{name}_seconds") for name in ("perfect", "bound"))
-    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), perfect, least)
+    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), perfect, least, made=_made(line.data))
     for name in methods.data:
         described, requests, timelines = (found[kind].get(name, []) for kind in found)
         if len(described) > 1:
@@ -216,6 +218,15 @@ def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
     if not bench.methods:
         raise line.fail("has no methods")
     return bench
+
+
+def _made(data: dict[str, Any]) -> str:
+    """Say when, on what and with what a bench was made, as far as it tells."""
+    versions = data.get("versions")
+    parts = [data.get("date"), data.get("machine"), isinstance(data.get("ranks"), int) and f"{data['ranks']} ranks"]
+    if isinstance(versions, dict):
+        parts += [f"{name} {version}" for name, version in versions.items()]
+    return "; ".join(_shown(part).strip('"') for part in parts if isinstance(part, str) and part)
 
 
 def _method(name: str, summary: _Line, described: list[_Line], requests: list[_Line], timelines: list[_Line]) -> Method:

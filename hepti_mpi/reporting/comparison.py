@@ -1,7 +1,7 @@
 """What a bench found, as a table for people and as the JSON lines that `report` draws. Pure: reads samples, prints nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.plan import kind_of
 from hepti_mpi.planning.program import Compute
 from hepti_mpi.reporting.records import MOST_OVERRUNS, time_by_batch
-from hepti_mpi.reporting.tables import milliseconds, size, table
+from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.runtime.bench import Samples
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
@@ -18,7 +18,8 @@ FORMAT, FORMAT_VERSION = "hepti-bench", 1
 
 @dataclass(frozen=True)
 class Found:
-    """What a bench found. `boards`: that the ranks pretended to be; `bounds`: by the type of values on the wire."""
+    """What a bench found. `boards`: that the ranks pretended to be; `bounds`: by the type of values on the wire; `made`: when, where, how
+    long in all, and into which file."""
 
     model: str
     rows: int
@@ -26,6 +27,7 @@ class Found:
     boards: Sequence[str | None]
     samples: Mapping[str, Samples]
     bounds: Mapping[str, Bound]
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def nearness(self, name: str) -> float:
         """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
@@ -56,6 +58,8 @@ def summary(found: Found) -> dict[str, Any]:
         name: {
             "median_seconds": float(np.median(sample.seconds)),
             "predicted_seconds": sample.price.seconds,
+            "requests_per_second": float(f"{1 / np.median(sample.seconds):.6g}"),
+            "rows_per_second": float(f"{found.rows / np.median(sample.seconds):.6g}"),
             "nearness": float(f"{found.nearness(name):.4g}"),
             "overruns": float(f"{sample.overrun_part:.3g}"),
             "wire_bytes": sample.price.bytes,
@@ -68,7 +72,7 @@ def summary(found: Found) -> dict[str, Any]:
     bounds = {f"bound{'_float16' * (wire == 'float16')}_seconds": float(f"{one.seconds:.6g}") for wire, one in found.bounds.items()}
     perfect = float(f"{next(iter(found.bounds.values())).perfect:.6g}")
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": found.model, "rows": found.rows, "cluster": found.cluster}
-    return head | bounds | {"perfect_seconds": perfect, "methods": methods}
+    return head | dict(found.made) | bounds | {"perfect_seconds": perfect, "methods": methods}
 
 
 def _shorter(values: np.ndarray) -> list[float]:
@@ -90,7 +94,7 @@ def _timeline(sample: Samples, boards: Sequence[str | None]) -> Iterator[dict[st
         yield {"rank": rank, "host": fact["host"], "board": boards[rank], "events": sorted(events, key=lambda event: event[2])}
 
 
-def comparison(found: Found, refused: Mapping[str, str]) -> str:
+def comparison(found: Found, refused: Mapping[str, str], width: int | None = None) -> str:
     """Return the table of a bench, soonest first, and what is possible."""
     samples = found.samples
     names = sorted(samples, key=lambda name: np.median(samples[name].seconds))
@@ -105,15 +109,18 @@ def comparison(found: Found, refused: Mapping[str, str]) -> str:
         held = size(max(fact["weight_bytes"] for fact in sample.held))
         spread = f"{milliseconds(low)} - {milliseconds(high)}"
         times = (milliseconds(median), spread, f"{median / reference:.2f}", milliseconds(price.seconds), error)
-        cells = (*times, f"{found.nearness(name):.2f}", size(price.bytes), held)
+        cells = (*times, rate(1 / median), rate(found.rows / median), f"{found.nearness(name):.2f}", size(price.bytes), held)
         rows.append((name, *cells, f"{sample.error:.1g}", kind_of(sample.ready.plan)))
-    head = ("method", "median ms", "10 - 90 %", "x hepti", "predicted", "error", "nearness", "on the wire", "most weights", "difference",
-            "layout")  # fmt: skip
-    text = [table(head, rows)]
+    head = ("method", "median ms", "10 - 90 %", "x hepti", "predicted", "error", "requests/s", "rows/s", "nearness", "sent",
+            "most weights", "difference", "layout")  # fmt: skip
+    text = [table(head, rows, width)]
     text += [f"{name}: {why}" for name, why in refused.items()]
     for wire, one in found.bounds.items():
         text.append(f"bound, {wire} on the wire: {milliseconds(one.seconds)} ms; nearness is the bound over the median")
     text.append(f"perfect division over all boards: {milliseconds(next(iter(found.bounds.values())).perfect)} ms")
     late = {name: samples[name].overrun_part for name in names if samples[name].overrun_part > MOST_OVERRUNS}
     text += [f"{name} does not count: {100 * part:.1f} % of its calls took longer here than on its boards" for name, part in late.items()]
+    if found.made:
+        where = f"; records in {found.made['output']}" if found.made["output"] else ""
+        text.append(f"{duration(found.made['seconds'])} in all{where}")
     return "\n".join(text)

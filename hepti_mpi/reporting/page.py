@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from hepti_mpi import __version__
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
+from hepti_mpi.planning.methods import OURS, meaning
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
+from hepti_mpi.reporting.records import share_word
 from hepti_mpi.reporting.tables import milliseconds
 
 KINDS = ("compute", "wire", "wait", "rest")
 WORDS = {"compute": "compute", "wire": "wire", "wait": "waiting", "rest": "other"}
 SHOWN = 2000  # events of a lane that are drawn one by one; of more, neighbours are joined
-SIDE, EDGE = 400, 46  # of the picture of predictions, in its own units
+SIDE, EDGE, APART = 420, 60, 38  # of the picture of predictions, in its own units; between two marks
 STYLE = """
 :root {
   --compute: #004488; --wire: #ddaa33; --wait: #bb5566; --rest: #dddddd;
@@ -45,17 +48,25 @@ tr.out td { color: var(--faint) } .best td { font-weight: 600 }
 .wait { background: var(--wait); fill: var(--wait) } .rest { background: var(--rest); fill: var(--rest) }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .25rem .7rem; align-items: center; font-size: .875rem }
 .bar { position: relative; display: flex; height: .9rem } .bar i { height: 100% }
+.bar u { position: absolute; top: 50%; height: 1px; background: var(--ink); text-decoration: none }
+.bar u::before, .bar u::after { content: ""; position: absolute; top: -.2rem; height: .4rem; width: 1px; background: var(--ink) }
+.bar u::after { right: 0 }
+.ours { font-weight: 700 } .words td, .words th { text-align: left; white-space: normal }
 .bar b { position: absolute; top: -.15rem; bottom: -.15rem; width: 2px; background: var(--ink) }
 .number { text-align: right; font-variant-numeric: tabular-nums }
 details { border-top: 1px solid var(--line); padding: .4rem 0 } summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere }
 .lane { display: grid; grid-template-columns: minmax(4rem, 11rem) 1fr; gap: .5rem; align-items: center; font-size: .8rem; margin: .15rem 0 }
 .lane span { overflow-wrap: anywhere } .lane svg, .axis { width: 100%; height: 1.3rem; display: block; background: var(--line) }
-.axis { background: none; display: flex; justify-content: space-between; color: var(--faint) }
+.axis { background: none; position: relative; color: var(--faint) }
+.axis span { position: absolute; transform: translateX(-50%) } .axis span:first-child { transform: none }
+.axis span::before { content: ""; position: absolute; left: 50%; top: -.15rem; height: .25rem; width: 1px; background: var(--faint) }
+.axis span:first-child::before { left: 0 }
 .picture { max-width: 34rem; width: 100%; height: auto; display: block } .picture text { fill: var(--ink); font-size: 13px }
 .picture .grid { stroke: var(--line) } .picture .even { stroke: var(--faint); stroke-dasharray: 5 4 }
 .picture circle { fill: var(--compute); fill-opacity: .75 }
 @media (max-width: 40rem) {
   .bars { grid-template-columns: 1fr max-content; gap: .05rem .7rem; grid-auto-flow: row dense }
+  .bars .axis { grid-column: 1 / -1 }
   .bars .bar { grid-column: 1 / -1; grid-row: auto; margin-bottom: .45rem } .bars .number { grid-column: 2 } .bars .name { grid-column: 1 }
   .lane { grid-template-columns: 1fr; gap: .1rem }
 }
@@ -72,10 +83,14 @@ def write_page(path: Path, title: str, benches: Sequence[Bench]) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def page(title: str, benches: Sequence[Bench]) -> str:
-    """Return the page: per bench the latencies, per method one request across the ranks and a table of them; last all predictions."""
-    parts = [f"<h1>{escape(title)}</h1>", *(part for bench in benches for part in _bench(bench))]
-    parts += _predictions(benches)
+def page(source: str, benches: Sequence[Bench]) -> str:
+    """Return the page: per bench the result, the latencies, per method one request across the ranks and a table of them; last all
+    predictions and what the names mean. `source`: of the numbers."""
+    models, clusters = (dict.fromkeys(getattr(bench, what) for bench in benches) for what in ("model", "cluster"))
+    title = f"{', '.join(models)} on {', '.join(clusters)}: ways to divide it compared"
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="faint">Made by hepti_mpi {__version__} of {escape(source)}.</p>']
+    parts += [part for bench in benches for part in _bench(bench)]
+    parts += [*_predictions(benches), *_names(benches)]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return f'<!doctype html>\n<html lang="en"><head>{head}<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style></head>\n<body>\n' + (
         "\n".join(parts) + "\n</body></html>\n"
@@ -85,11 +100,19 @@ def page(title: str, benches: Sequence[Bench]) -> str:
 def _bench(bench: Bench) -> Iterator[str]:
     methods = sorted(bench.methods.values(), key=lambda method: method.median)
     yield f"<h2>{escape(bench.model)}, {bench.rows} rows, on {escape(bench.cluster)}</h2>"
+    if bench.made:
+        yield f'<p class="faint">{escape(bench.made)}</p>'
+    yield f"<p>{escape(result(bench))}</p>"
     yield "<h3>Latency</h3>"
     yield _key()
-    longest = max(max(method.median, method.predicted or 0.0) for method in methods)
-    yield '<div class="bars">' + "".join(_bar(method, longest) for method in methods) + "</div>"
-    note = "Bars end at the median; their parts are means over the ranks that take part. The upright line is what was predicted."
+    longest = max(max(method.median, method.predicted or 0.0, _spread(method)[1]) for method in methods)
+    marks = "".join(f'<span style="left:{100 * mark / longest:.2f}%">{_round(mark)}</span>' for mark in ticks(longest))
+    axis = f'<span class="name faint">ms</span><span class="axis">{marks}</span><span></span>'
+    yield '<div class="bars">' + "".join(_bar(method, longest) for method in methods) + axis + "</div>"
+    note = (
+        "Bars end at the median; their parts are means over the ranks that take part. The thin line across a bar's end goes from 10 % "
+        "to 90 % of the requests, the upright mark is what was predicted."
+    )
     if bench.ideal_seconds is not None:
         note += f" If all boards computed all the time and nothing travelled it would be {milliseconds(bench.ideal_seconds)} ms."
     if bench.bound_seconds is not None:
@@ -98,12 +121,54 @@ def _bench(bench: Bench) -> Iterator[str]:
     yield _latency_table(methods)
     yield "<h3>One request across the ranks</h3>"
     described = [method for method in methods if method.lanes or method.ranks]
-    for place, method in enumerate(described):
+    shown = _ours(described)
+    for method in described:
         about = f" ({escape(method.about)})" if method.about else ""
-        yield f"<details{' open' * (place == 0)}><summary>{escape(method.name)}{about}: {milliseconds(method.median)} ms</summary>"
+        yield f"<details{' open' * (method is shown)}><summary>{escape(method.name)}{about}: {milliseconds(method.median)} ms</summary>"
         yield from _timeline(method)
         yield _rank_table(method.ranks)
         yield "</details>"
+
+
+def _ours(methods: Sequence[Method]) -> Method | None:
+    """Return the method that the page is about: hepti, or the soonest."""
+    return next((method for method in methods if method.name == "hepti"), methods[0] if methods else None)
+
+
+def result(bench: Bench) -> str:
+    """Return what the bench found, in one sentence."""
+    methods = sorted(bench.methods.values(), key=lambda method: method.median)
+    ours = _ours(methods)
+    assert ours is not None
+    told = f"{ours.name} answers a request of {bench.rows} rows in {milliseconds(ours.median)} ms"
+    others = [method for method in methods if method is not ours and meaning(method.name) and method.name not in OURS]
+    against = [method for name in ("single",) for method in others if method.name == name]
+    against += [method for method in others if method.name != "single"][:1]
+    said = [f"{method.name} ({meaning(method.name)}) takes {method.median / ours.median:.2f} x as long" for method in against]
+    return "; ".join([told, *said]) + "."
+
+
+def ticks(most: float, count: int = 6) -> list[float]:
+    """Return about `count` round numbers from 0 to at most `most`.
+
+    >>> ticks(0.93, 5)
+    [0.0, 0.2, 0.4, 0.6, 0.8]
+    """
+    power = 10.0 ** math.floor(math.log10(most / count))
+    step = next(step * power for step in (1, 2, 2.5, 5, 10, 20) if most / (step * power) <= count)
+    return [round(place * step, 12) for place in range(int(most / step + 1e-9) + 1)]
+
+
+def _round(seconds: float) -> str:
+    return f"{seconds * 1e3:g}"
+
+
+def _spread(method: Method) -> tuple[float, float]:
+    """Return where 10 % and 90 % of the requests end."""
+    if not method.samples:
+        return method.median, method.median
+    low, high = np.quantile(method.samples, (0.1, 0.9))
+    return float(low), float(high)
 
 
 def _key() -> str:
@@ -116,7 +181,9 @@ def _bar(method: Method, longest: float) -> str:
     widths = [*parts, max(method.median - parts.sum(), 0.0)]
     pieces = "".join(f'<i class="{kind}" style="width:{100 * width / longest:.2f}%"></i>' for kind, width in zip(KINDS, widths))
     mark = "" if method.predicted is None else f'<b style="left:{100 * method.predicted / longest:.2f}%" title="predicted"></b>'
-    name = f'<span class="name">{escape(method.name)}</span>'
+    low, high = _spread(method)
+    mark += f'<u style="left:{100 * low / longest:.2f}%;width:{100 * (high - low) / longest:.2f}%" title="10 % to 90 %"></u>'
+    name = f'<span class="name{" ours" * (method.name == "hepti")}" title="{escape(meaning(method.name))}">{escape(method.name)}</span>'
     return f'{name}<span class="bar">{pieces}{mark}</span><span class="number">{milliseconds(method.median)} ms</span>'
 
 
@@ -132,12 +199,12 @@ def _latency_table(methods: Sequence[Method]) -> str:
     reference = next((method.median for method in methods if method.name == "hepti"), methods[0].median)
     rows = []
     for method in methods:
-        low, high = np.quantile(method.samples, (0.1, 0.9)) if method.samples else (math.nan, math.nan)
+        low, high = _spread(method)
         spread = f"{milliseconds(low)} - {milliseconds(high)}" if method.samples else "-"
         error = "-" if method.predicted is None else f"{100 * (method.predicted / method.median - 1):+.1f} %"
         times = (milliseconds(method.median), spread, f"{method.median / reference:.2f}", milliseconds(method.predicted), error)
         cells = (method.name, *times, method.about or "-")
-        rows.append(("best" * (method is methods[0]), cells))
+        rows.append(("best" * (method is _ours(methods)), cells))
     return _table(("method", "median ms", "10 - 90 %", "to hepti", "predicted", "error", "division"), rows)
 
 
@@ -154,7 +221,7 @@ def _timeline(method: Method) -> Iterator[str]:
         )
         picture = f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{name}">{pieces}</svg>'
         yield f'<div class="lane"><span>{name}</span>{picture}</div>'
-    marks = "".join(f"<span>{milliseconds(end * part / 4)}</span>" for part in range(5))
+    marks = "".join(f'<span style="left:{100 * mark / end:.2f}%">{_round(mark)}</span>' for mark in ticks(end))
     yield f'<div class="lane"><span class="faint">ms</span><div class="axis">{marks}</div></div>'
     yield '<p class="faint">Blue: the rank computes. Yellow: an exchange blocks it. Nothing: it has nothing to do.</p>'
 
@@ -181,13 +248,23 @@ def _rank_table(ranks: Sequence[RankTimes]) -> str:
     for number, rank in enumerate(ranks):
         both = [[None] * 3 if times is None else times for times in (rank.measured, rank.predicted)]
         pairs = [f"{milliseconds(measured)} / {milliseconds(predicted)}" for measured, predicted in zip(*both)]
-        share = [str(rank.heads), str(rank.columns), str(rank.rows)] if rank.is_active else ["left out", "", ""]
+        share = [share_word([other.heads for other in ranks], number, True), share_word([other.columns for other in ranks], number, True),
+                 str(rank.rows)] if rank.is_active else ["left out", "", ""]  # fmt: skip
         rows.append(("" if rank.is_active else "out", (f"rank {number} on {rank.host}", *share, *pairs)))
     table = _table(("", "heads", "columns", "rows", "compute", "wire", "waiting"), rows)
     return (
         table + '<p class="faint">Measured / predicted, in ms, medians over requests. Wire: measured is how long '
         "exchanges blocked the rank, predicted is how long its link is in use, much of that while it computes.</p>"
     )
+
+
+def _names(benches: Sequence[Bench]) -> Iterator[str]:
+    """Yield what the names of the methods mean."""
+    known = {name: meaning(name) for bench in benches for name in bench.methods}
+    rows = [("", (name, meant)) for name, meant in known.items() if meant]
+    if rows:
+        yield "<h2>The names</h2>"
+        yield _table(("method", "what it is"), rows).replace("<table>", '<table class="words">')
 
 
 def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
@@ -202,12 +279,17 @@ def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
     def at(seconds: float) -> float:
         return (SIDE - 2 * EDGE) * math.log(seconds / low) / math.log(high / low)
 
-    marks = [step * 10.0**power for power in range(-6, 5) for step in (1, 2, 5) if low <= step * 10.0**power <= high] or [low, high]
+    marks = [step * 10.0**power for power in range(-6, 5) for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+    if len(marks) < 3:  # close together: as many round numbers as there are between them
+        marks = [mark for mark in ticks(high, 12) if mark >= low]
+    for mark in list(marks):
+        if any(other < mark and at(mark) - at(other) < APART for other in marks):
+            marks.remove(mark)
     grid = []
     for mark in marks:
         x, y = EDGE + at(mark), SIDE - EDGE - at(mark)
         grid.append(f'<path class="grid" d="M{x:.1f} {EDGE}V{SIDE - EDGE}M{EDGE} {y:.1f}H{SIDE - EDGE}" fill="none"/>')
-        words = milliseconds(mark) if mark < 0.01 else f"{mark * 1e3:.0f}"
+        words = _round(mark)
         grid.append(f'<text x="{x:.1f}" y="{SIDE - EDGE + 16}" text-anchor="middle">{words}</text>')
         grid.append(f'<text x="{EDGE - 5}" y="{y + 4:.1f}" text-anchor="end">{words}</text>')
     dots = "".join(
@@ -217,7 +299,7 @@ def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
     )
     even = f'<path class="even" d="M{EDGE} {SIDE - EDGE}L{SIDE - EDGE} {EDGE}" fill="none"/>'
     names = (
-        f'<text x="{SIDE / 2}" y="{SIDE - 8}" text-anchor="middle">measured, ms</text>'
+        f'<text x="{SIDE / 2}" y="{SIDE - EDGE + 40}" text-anchor="middle">measured, ms</text>'
         f'<text x="12" y="{SIDE / 2}" text-anchor="middle" transform="rotate(-90 12 {SIDE / 2})">predicted, ms</text>'
     )
     yield "<h2>Predicted against measured</h2>"
@@ -226,4 +308,5 @@ def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
         f"the worst by {100 * errors[-1]:.0f} %.</p>"
     )
     drawn = "".join(grid) + even + dots + names
-    yield f'<svg class="picture" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="predicted against measured">{drawn}</svg>'
+    box = f"0 {EDGE - 14} {SIDE} {SIDE - EDGE}"
+    yield f'<svg class="picture" viewBox="{box}" role="img" aria-label="predicted against measured">{drawn}</svg>'

@@ -4,6 +4,9 @@ Knows ranks, hosts and profiles; does not know models or plans. Every stage ends
 on one rank ends all of them, and is told once.
 """
 
+import os
+import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +103,15 @@ def versions(machine: Machine) -> dict[str, str]:
     """Return what a profile must have been measured with to be of use again."""
     emulated = {profiles.EMULATION: ",".join(str(board) for board in machine.boards)} if any(machine.boards) else {}
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
+
+
+def made() -> dict[str, str]:
+    """Return the date and what this host is, for what is recorded."""
+    words = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    known = {name.strip().lower(): " ".join(value.split()) for name, value in words.items()}
+    processor = known.get("model") if "hardware" in known or "revision" in known else known.get("model name")  # a Raspberry Pi has both
+    named = ", ".join(filter(None, (host_name(), processor or platform.machine(), f"{os.cpu_count()} cores")))
+    return {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": named}
 
 
 @patiently
