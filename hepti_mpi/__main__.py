@@ -1,5 +1,6 @@
 """Entry point: parse, run, and on any error end all ranks with one sentence. Knows exit codes, not commands."""
 
+import io
 import os
 import sys
 import time
@@ -17,6 +18,9 @@ def main() -> None:
     local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
     # NumPy's products (embedding, head) must not start more threads than a rank has cores; read when NumPy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's letters cannot say is spelled out
+            stream.reconfigure(errors="backslashreplace")
     channel.tell_place()  # before anything can fail on this host
     import click
 
@@ -70,7 +74,7 @@ def _tell(sentence: str) -> None:
     from hepti_mpi.console import SCREEN
 
     SCREEN.warn(sentence)
-    channel.tell_trouble("error", sentence.removeprefix("error "))
+    channel.tell_trouble("error", sentence.removeprefix("error: ").removeprefix("error "))
 
 
 def _tell_last(sentence: str) -> None:

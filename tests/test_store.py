@@ -277,6 +277,11 @@ def test_files_that_are_no_store(tmp_path, what):
     refuse(tmp_path / "m.h5", "is not a weight store or is damaged")
 
 
+def test_a_store_that_somebody_writes(path):
+    with h5py.File(path, "r+"):
+        assert "damaged" not in refuse(path, "is being written; wait for that")
+
+
 def test_no_file_and_a_folder(tmp_path):
     assert "python -m hepti_mpi slice" in refuse(tmp_path / "none.h5", "not found")
     refuse(tmp_path, "not found")

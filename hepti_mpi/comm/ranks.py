@@ -45,6 +45,7 @@ class Comm:
         local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
         if local >= (os.cpu_count() or 1):
             os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one MPI does not start; the system knows the user's
         import mpi4py
 
         mpi4py.rc.thread_level = "serialized"

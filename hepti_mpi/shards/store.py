@@ -166,6 +166,8 @@ class Store:
         try:
             self._file = h5py.File(path, "r", locking=False)
         except (OSError, RuntimeError, ValueError) as error:
+            if "already open for write" in str(error) or "unable to lock file" in str(error):
+                raise StoreError(f"{path} is being written; wait for that, or where nobody writes it any more {AGAIN}") from None
             raise StoreError(f"{path} is not a weight store or is damaged ({_short(error)}); {AGAIN}") from None
         self._size = path.stat().st_size
         self._descriptor = os.open(path, os.O_RDONLY)
