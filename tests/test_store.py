@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from functools import cache
@@ -278,8 +280,12 @@ def test_files_that_are_no_store(tmp_path, what):
 
 
 def test_a_store_that_somebody_writes(path):
-    with h5py.File(path, "r+"):
+    """Another process does: HDF5 leaves a mark in the file."""
+    program = f"import h5py, sys; file = h5py.File({str(path)!r}, 'r+'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
         assert "damaged" not in refuse(path, "is being written; wait for that")
+        writer.stdin.close()
 
 
 def test_no_file_and_a_folder(tmp_path):
