@@ -143,7 +143,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("preprocessor", vit, built_in, "preprocessor_config.json"),
         Kind("plan", {"p.json": json.dumps(choice.to_json()).encode()}, plans.load),
         Kind("profile", {"p.json": json.dumps(profile.to_json()).encode()}, profiles.load),
-        Kind("state", {"s.json": json.dumps(State([1, 2], profile).to_json()).encode()}, read_state),
+        Kind("state", {"s.json": json.dumps(State([1, 2], [profile]).to_json()).encode()}, read_state),
         Kind("journal", {"j.jsonl.journal": journal.path.read_bytes()}, lambda path: Journal(path, head, 3, True).file.close()),
         Kind("progress", {"p.txt": b'{"kind": "answers", "places": [1], "finished": [{}], "seconds": 0.5}\n' * 3}, lines),
         Kind("hostfile", {"h.txt": b"pi1 slots=4\n# a board\npi2 slots=1\n10.0.0.3 slots=2\n"}, read_hosts),
