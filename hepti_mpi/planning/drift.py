@@ -24,7 +24,7 @@ TICK = 1e-3  # seconds by which any measurement may be wrong
 LINK_SCATTER = 0.2  # of the rate of a link that is looked at, to begin with: looks are short
 MARGIN = 0.1  # of a batch's time that another plan must promise to save
 PAYS_BACK = 2.0  # times what a switch costs that it must save in the batches that are left
-PRICES = 256  # batches whose prices are kept
+PRICES = 1024  # batches whose prices are kept
 
 Bucket = tuple[int, int]
 
@@ -262,6 +262,10 @@ class Expectation:
         self.program = make_program(spec, plan)
         self.pricer = Pricer(spec, profile, largest)
         self.known: OrderedDict[tuple[int, ...], tuple[float, np.ndarray]] = OrderedDict()
+
+    def knows(self, lengths: Sequence[int]) -> bool:
+        """Tell whether such a batch was priced already."""
+        return tuple(lengths) in self.known
 
     def of(self, lengths: Sequence[int]) -> tuple[float, np.ndarray]:
         """Return the seconds of a batch of requests of `lengths` rows, and those that each rank computes, [ranks]."""

@@ -18,7 +18,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.cost import Pricer
 from hepti_mpi.planning.cusum import AGREE
-from hepti_mpi.planning.drift import Bucket, Expectation, Links, Speeds, Waits, bucket_of, promised, worth
+from hepti_mpi.planning.drift import Expectation, Links, Speeds, Waits, bucket_of, promised, worth
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Request
 from hepti_mpi.runtime.advising import Advice, Adviser, Question
@@ -38,12 +38,14 @@ AHEAD = 1.25  # times the bytes that a resting link passes at once
 
 @dataclass
 class _Order:
-    """Batches that were answered together: what they should take, and what ranks report that they computed."""
+    """Batches that were answered together, from `number` on: of some, at `places` among them, what they took and should take, and what
+    ranks report that they computed. The first of those is of `lengths` and took `first` seconds."""
 
     number: int
-    lengths: Sequence[Sequence[int]]
+    places: Sequence[int]
+    lengths: Sequence[int]
+    first: float
     seconds: float
-    bucket: Bucket
     expected: float
     predicted: np.ndarray
     computed: dict[int, float] = field(default_factory=dict)
@@ -88,20 +90,21 @@ class Adapter:
     # what is heard
 
     def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
-        order = self._order(number, lengths, sum(seconds))
+        new = next((place for place, one in enumerate(lengths) if not self.expected.knows(one)), None)  # prices take time: one each time
+        places = [place for place, one in enumerate(lengths) if place == new or self.expected.knows(one)]
+        prices = [self.expected.of(lengths[place]) for place in places]
+        order = _Order(
+            number, places, lengths[places[0]], seconds[places[0]], sum(seconds[place] for place in places),
+            sum(price for price, _ in prices), np.sum([compute for _, compute in prices], axis=0),
+        )  # fmt: skip
         self.orders[number] = order
         self.history.append(order)
         self.late.append(order.seconds / order.expected)
         self.number = number + len(lengths)
         self.looks = 0
         self.seconds = float(np.median(seconds))
-        self.passed += order.seconds
+        self.passed += sum(seconds)
         self.heard(0, {"number": number, "compute": list(compute)})
-
-    def _order(self, number: int, lengths: Sequence[Sequence[int]], seconds: float) -> _Order:
-        prices = [self.expected.of(one) for one in lengths]
-        predicted = np.sum([compute for _, compute in prices], axis=0)
-        return _Order(number, lengths, seconds, bucket_of(lengths[0]), sum(price for price, _ in prices), predicted)
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         if "pulse" in facts:
@@ -112,12 +115,13 @@ class Adapter:
         order = self.orders.get(facts["number"])
         if order is None or rank not in self.plan.active:  # under the plan before this one
             return
-        order.computed[rank] = sum(facts["compute"])
+        order.computed[rank] = sum(facts["compute"][place] for place in order.places)
         if len(order.computed) == len(self.plan.active):
             del self.orders[order.number]
-            self.speeds.batch(order.bucket, {one: (taken, float(order.predicted[one])) for one, taken in order.computed.items()})
+            bucket = bucket_of(order.lengths)
+            self.speeds.batch(bucket, {one: (taken, float(order.predicted[one])) for one, taken in order.computed.items()})
             longer = max(order.computed.values()) - float(order.predicted.max())  # whoever waits waits for the slowest
-            self.waits.batch(order.bucket, order.seconds, order.expected + longer)
+            self.waits.batch(bucket, order.seconds, order.expected + longer)
 
     def swapped(self, seconds: float, load_seconds: float) -> None:
         self.cost = seconds
@@ -278,4 +282,4 @@ class Adapter:
         self.late.clear()
         for order in list(self.history)[-RECENT:]:
             if order.number >= self.began:
-                self.late.append(order.seconds / self._order(order.number, order.lengths, 0.0).expected)
+                self.late.append(order.first / self.expected.of(order.lengths)[0])
