@@ -6,6 +6,7 @@ Knows files and how texts lie in them; knows no model, no token and no array.
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def read_texts(source: str, stdin: IO[Any] | None, reading: Reading) -> list[Ite
 def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(TEXT_LIMIT + 1)
+            few = min(os.fstat(file.fileno()).st_size, TEXT_LIMIT) + 1  # read() takes memory for all that it is asked for
+            data = file.read(few)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > TEXT_LIMIT:
