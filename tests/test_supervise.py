@@ -60,7 +60,7 @@ def test_a_rank_says_on_which_host_of_the_supervisor_it_is(tmp_path, monkeypatch
 def test_what_is_known_comes_back(tmp_path):
     path = tmp_path / "state.json"
     assert read_state(path) == State()
-    for state in (State([3, 1], None), State([], cluster((3.0, 1.0)))):
+    for state in (State([3, 1], []), State([], [cluster((3.0, 1.0))])):
         path.write_text(json.dumps(state.to_json()))
         assert read_state(path) == state
     path.write_text(json.dumps(State([1]).to_json()).replace("[1]", '["x"]'))
