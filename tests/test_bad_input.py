@@ -140,7 +140,7 @@ def test_profile_of_other_hosts(store, tmp_path):
     profile, _ = profile_and_plan(store, tmp_path)
     refused(launch(tmp_path, "run", "--weights", store, "--profile", profile, ranks=2), "3 ranks", "profile --fresh")
     data = json.loads(profile.read_text())
-    (entry,) = data["entries"]
+    (entry,) = data["profiles"]
     entry["nodes"][1]["host"] = "elsewhere"
     profile.write_text(json.dumps(data))
     refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "elsewhere")
