@@ -42,7 +42,7 @@ class Screen:
     @property
     def width(self) -> int | None:
         """Characters in a line of the terminal that results are shown on; None where there is no terminal."""
-        return None if _terminal(OUT) is None else _console(OUT).width
+        return _width(OUT)
 
     @property
     def is_read(self) -> bool:
@@ -53,24 +53,24 @@ class Screen:
             _close(OUT)
         return OUT not in self.closed
 
-    def say(self, sentence: str) -> None:
-        """Tell what happens."""
+    def say(self, sentence: str, whole: bool = False) -> None:
+        """Tell what happens; `whole`: the line is not broken, so that a command can be copied."""
         if not self.quiet:
-            _print(ERR, sentence)
+            _print(ERR, sentence if whole else _folded(ERR, sentence))
 
     def warn(self, sentence: str) -> None:
-        """Tell what went wrong, whatever was asked for."""
+        """Tell what went wrong, whatever was asked for; in one line, so that a command in it can be copied."""
         _print(ERR, sentence)
 
-    def show(self, text: str) -> None:
-        """Show tables and the like to people."""
+    def show(self, text: str, whole: bool = False) -> None:
+        """Show tables and the like to people; `whole`: no line is broken, so that a command can be copied."""
         if not self.quiet:
-            self.result(text)
+            self.result(text, whole)
 
-    def result(self, text: str) -> None:
-        """Show people what they asked for, also when quiet."""
+    def result(self, text: str, whole: bool = False) -> None:
+        """Show people what they asked for, also when quiet; on a terminal no word is broken at the edge."""
         if not self.json:
-            _print(OUT, text)
+            _print(OUT, text if whole else _folded(OUT, text))
 
     def draw(self, plan: "Plan") -> None:
         """Show who does what: as bars on a terminal, else as numbers."""
@@ -165,6 +165,16 @@ def _console(descriptor: int) -> "Console":
             pass
     return Console(file=sys.stdout if descriptor == OUT else sys.stderr, force_terminal=terminal is not None, width=width,
                    highlighter=Words(), theme=theme, markup=False, emoji=False, soft_wrap=True)  # fmt: skip
+
+
+def _width(descriptor: int) -> int | None:
+    return None if _terminal(descriptor) is None else _console(descriptor).width
+
+
+def _folded(descriptor: int, text: str) -> str:
+    from hepti_mpi.reporting.tables import folded
+
+    return folded(text, _width(descriptor))
 
 
 def _print(descriptor: int, text: Any, plain: bool = False) -> None:

@@ -70,9 +70,9 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
                 (folder / name).write_text(text)
         except OSError as error:
             raise HeptiError(f"{folder} cannot be written: {error.strerror or error}") from None
-    SCREEN.show(host_lines(hosts) + "\n")
-    SCREEN.result(finding_lines(found, len(hosts)))
-    SCREEN.show(f"\nto start a job:\n  {line}")
+    SCREEN.show(host_lines(hosts, SCREEN.width) + "\n")
+    SCREEN.result(finding_lines(found, len(hosts), SCREEN.width), whole=True)
+    SCREEN.show(f"\nto start a job:\n  {line}", whole=True)
     if folder is not None:
         SCREEN.show(f"written to {folder}: {', '.join(files)}")
     told = [asdict(one) for one in found]

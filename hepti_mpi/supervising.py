@@ -72,7 +72,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
         supervisor.run()
         kept.write()
     except Interrupted as end:
-        kept.say(kept.interrupted())
+        SCREEN.say(kept.interrupted(), whole=True)
         sys.exit(end.code)
 
 
@@ -101,6 +101,8 @@ class Kept:
         self.record: dict[str, Any] | None = None
         self.since: float | None = None  # the first answer of this start
         self.answers = 0  # after it
+        self.starts = 0
+        self.begin = time.monotonic()
         self.before: list[int] = []
         self.already: Any = None  # the finished output, where there is one to be resumed
         self.lock = threading.Lock()
@@ -141,7 +143,7 @@ class Kept:
                 raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
                                  "give all hosts the same input and store")  # fmt: skip
             self.finished.update((place, checked(item)) for place, item in record["refused"])
-            self.since, self.answers = None, 0
+            self.since, self.answers, self.starts = None, 0, self.starts + 1
         elif kind == "measured":
             self._learn(record)
         elif kind == "answers":
@@ -218,7 +220,9 @@ class Kept:
 
         count = self.count or 0
         if self.already is not None:  # the first host has said that already
-            self._put_record(self.already.tally)
+            if self.record is not None:
+                SCREEN.document(self.record | self.already.tally.numbers, always=True)
+            self.already.tally.check()
             return
         missing = count - len(self.finished)
         if missing:
@@ -230,6 +234,12 @@ class Kept:
         self._put_record(Tally.of(finished))
 
     def _put_record(self, tally: Any) -> None:
+        """Print what became of all inputs, over all starts, and the record of the last one. Raises PartlyAnswered."""
+        from hepti_mpi.reporting.records import supervised_lines
+
         if self.record is not None:
-            SCREEN.document(self.record | tally.numbers, always=True)
+            every = {"inputs": tally.inputs, "seconds": float(f"{time.monotonic() - self.begin:.6g}"), "starts": self.starts}
+            record = self.record | tally.numbers | {"supervised": every}
+            SCREEN.show("\n" + supervised_lines(record, None if self.output is None else str(self.output)))
+            SCREEN.document(record, always=True)
         tally.check()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -10,12 +9,11 @@ import sys
 import pytest
 from click.testing import CliRunner
 from clusters import cluster
+from terminals import ESCAPE, on_a_terminal
 
 from hepti_mpi import cli, console
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.shards import store as stores
-
-ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +30,6 @@ def words(folder, name):
         "plan": ["plan", "--weights", str(folder / "tiny.h5"), "--profile", str(folder / "three.json"), "--strategy", "tensor"],
         "run": ["run", "--weights", str(folder / "tiny.h5")],
     }[name]
-
-
-def on_a_terminal(command, columns=80, **more):
-    """Run a command whose standard output and error are a terminal; return what appears there."""
-    master, slave = pty.openpty()
-    subprocess.run(["stty", "cols", str(columns)], stdin=slave, check=True)
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    environment |= {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **more}
-    process = subprocess.Popen([sys.executable, "-m", "hepti_mpi", *command], stdin=slave, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    shown = b""
-    while True:
-        try:
-            part = os.read(master, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(master)
-    return process.wait(), shown.decode()
 
 
 @pytest.mark.parametrize("name", ["inspect", "plan"])

@@ -168,6 +168,10 @@ def test_what_is_told():
     hosts = cluster() | {"pi4-3": "no route to host"}
     assert host_lines(hosts).splitlines()[1].split() == [
         "pi4-1", "aarch64", "4", "3.00", "GiB", "of", "4.00", "GiB", "3.11.2", "1.23.0", "eth0", "1000", "(nominal)"]  # fmt: skip
+    for width in (60, 80, 120):
+        assert max(map(len, host_lines(hosts, width).splitlines())) <= width and "(nominal)" in host_lines(hosts, width)
+        for line in finding_lines(findings(ASKING, hosts), 4, width).splitlines():
+            assert len(line) <= width or line.startswith("  mend: "), line
     text = finding_lines(findings(ASKING, hosts), 4)
     assert text.splitlines()[0] == "pi4-3: cannot be asked: no route to host" and text.endswith("1 finding on 4 hosts")
     assert finding_lines([], 1) == "nothing to mend on 1 host"

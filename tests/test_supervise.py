@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hepti_mpi.comm import channel
 from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
 from hepti_mpi.comm.hosts import Host
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.errors import HeptiError, InputError
+from hepti_mpi.errors import HeptiError, InputError, PartlyAnswered
 from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.runtime import supervise
 from hepti_mpi.runtime.blame import Troubles
@@ -306,19 +307,37 @@ def kept(tmp_path, output="a.jsonl", **more):
 BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}, "refused": []}
 
 
+DONE_RECORD = {"kind": "done", "record": {"format": "hepti-run", "family": "bert"}}
+
+
 def answers(*places):
     return {"kind": "answers", "places": list(places), "finished": [finished_answer({"input": str(n)}) for n in places], "seconds": 1.0}
 
 
 def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     one, _ = kept(tmp_path)
-    for record in (BEGIN, answers(2), answers(0), BEGIN, answers(2, 1), {"kind": "done", "record": {"format": "hepti-run"}}):
+    for record in (BEGIN, answers(2), answers(0), BEGIN, answers(2, 1), DONE_RECORD):
         one.heard(record)
     assert one.state().finished == [0, 1, 2]
     one.write()
     assert (tmp_path / "a.jsonl").read_text() == '{"input": "0"}\n{"input": "1"}\n{"input": "2"}\n'
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"format": "hepti-run", "errors": 0, "truncated": 0}
+    *_, summary, document = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"3 texts answered in 0.\d\d s, with 2 starts; answers in {tmp_path / 'a.jsonl'}", summary), summary
+    told = json.loads(document)
+    assert told.pop("supervised").items() >= {"inputs": 3, "starts": 2}.items()
+    assert told == {"format": "hepti-run", "family": "bert", "errors": 0, "truncated": 0}
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_what_was_not_answered_is_counted_in_the_summary(tmp_path, capsys):
+    one, _ = kept(tmp_path)
+    bad = {**BEGIN, "refused": [[1, finished_answer({"input": ""}, "is empty")]]}
+    for record in (bad, answers(0, 2), DONE_RECORD):
+        one.heard(record)
+    with pytest.raises(PartlyAnswered, match="1 of 3 inputs could not be answered"):
+        one.write()
+    *_, left, summary, _ = capsys.readouterr().out.splitlines()
+    assert left.endswith("says why: 1") and summary.startswith("2 of 3 texts answered in 0.") and summary.endswith("a.jsonl")
 
 
 def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
@@ -336,13 +355,13 @@ def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
 
 def test_a_finished_output_is_left_as_it_is(tmp_path, capsys):
     one, said = kept(tmp_path)
-    for record in (BEGIN, answers(0, 1, 2), {"kind": "done", "record": {"format": "hepti-run"}}):
+    for record in (BEGIN, answers(0, 1, 2), DONE_RECORD):
         one.heard(record)
     one.write()
     before = (tmp_path / "a.jsonl").stat()
     again, said = kept(tmp_path, resume=True)
     assert again.state().finished == [0, 1, 2] and not said
-    for record in (BEGIN, {"kind": "done", "record": {"format": "hepti-run"}}):
+    for record in (BEGIN, DONE_RECORD):
         again.heard(record)
     again.write()
     assert (tmp_path / "a.jsonl").stat().st_mtime_ns == before.st_mtime_ns and len(list(tmp_path.iterdir())) == 1

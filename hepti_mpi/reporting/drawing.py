@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hepti_mpi.planning.plan import Plan, kind_of
+from hepti_mpi.reporting.records import share_word
 
 WIDEST, NARROWEST = 14, 8  # characters of a whole bar
 GAP = 1  # between columns
@@ -28,8 +29,10 @@ def plan_bars(plan: Plan, width: int) -> Table | None:
         table.add_column("", width=bar, no_wrap=True)
     for rank in range(plan.ranks):
         cells: list[object] = [Text(names[rank], style="" if rank in plan.active else "dim")]
-        for values in parts.values():
-            cells += [str(values[rank]), Bar(max(sum(values), 1), 0, values[rank], width=bar, color="cyan")]
+        for name, values in parts.items():
+            word = str(values[rank]) if name == "rows" else share_word(values, rank, rank in plan.active)
+            total, part = (1, 1) if word == "all" else (max(sum(values), 1), values[rank])
+            cells += [word, Bar(total, 0, part, width=bar, color="cyan")]
         if rank not in plan.active:
             cells[2] = Text("left out", style="dim")
         table.add_row(*cells)  # type: ignore[arg-type]

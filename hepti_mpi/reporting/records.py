@@ -231,7 +231,7 @@ def run_lines(record: dict[str, Any], decision: Decision | None, width: int | No
 def throughput_line(record: dict[str, Any]) -> str:
     """Return how much was answered how soon, and where the answers went."""
     asked, rows = ("images", "patches") if record["family"] == "vit" else ("texts", "tokens")
-    count = f"{record['requests']} {asked.removesuffix('s' * (record['requests'] == 1))}"
+    count = _counted(record["requests"], asked)
     startup = record["startup_seconds"]
     parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
     where = f"; answers in {record['output']}" if record["output"] else ""
@@ -240,6 +240,20 @@ def throughput_line(record: dict[str, Any]) -> str:
         f"{count} by {record['strategy']} in {duration(record['seconds'])}: "
         f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}"
     )
+
+
+def supervised_lines(record: dict[str, Any], output: str | None) -> str:
+    """Return what became of all inputs of a supervised run, over all of its starts, and where the answers went."""
+    asked, every = "images" if record["family"] == "vit" else "texts", record["supervised"]
+    where = f"; answers in {output}" if output else ""
+    answered = every["inputs"] - record["errors"]
+    told = _counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {_counted(every['inputs'], asked)}"
+    again = f", with {_counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
+    return "\n".join([*_left_over(record), f"{told} answered in {duration(every['seconds'])}{again}{where}"])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what.removesuffix('s' * (count == 1))}"
 
 
 def _decision_line(item: dict[str, Any]) -> str:
@@ -254,13 +268,10 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
         every = record["batches"]
         took, predicted = every["seconds"], every["predicted_seconds"]
         yield (
-            f"{every['count']} batches took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
+            f"{_counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
             f"the first, cold, {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
         )
-    if record.get("errors"):
-        yield f"not answered, the place of each says why: {record['errors']}"
-    if record.get("truncated"):
-        yield f"cut off, as the checkpoint says, since they are longer than the model takes: {record['truncated']}"
+    yield from _left_over(record)
     boards = [item["emulated_board"] for item in record["ranks"]]
     if any(board is not None for board in boards):
         worst = max(item["overruns"] for item in record["ranks"])
@@ -268,3 +279,11 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
         yield "emulated boards: " + ", ".join(board or "-" for board in boards) + count
     if record["wire"] != "float32":
         yield f"{record['wire']} on the wire: results differ from the exact ones by up to {record['wire_error']:.2g}"
+
+
+def _left_over(record: dict[str, Any]) -> Iterator[str]:
+    """Yield what became of inputs that were not answered as they are."""
+    if record.get("errors"):
+        yield f"not answered, the place of each says why: {record['errors']}"
+    if record.get("truncated"):
+        yield f"cut off, as the checkpoint says, since they are longer than the model takes: {record['truncated']}"

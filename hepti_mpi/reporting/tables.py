@@ -1,5 +1,6 @@
 """Numbers as people say them, and tables that fit where they are shown. Knows text and widths; does not know what is told."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 GAP = 2  # characters between columns
@@ -47,6 +48,23 @@ def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: range
         if number and line[0]:
             yield line[0]
         yield " " * INDENT + cells
+
+
+def folded(text: str, width: int | None) -> str:
+    """Return `text` with lines of at most `width` characters, broken between words; a longer word is left whole.
+
+    >>> print(folded("  why:  ranks that cannot connect wait for ever", 30))
+      why:  ranks that cannot
+        connect wait for ever
+    """
+    lines = []
+    for line in text.split("\n"):
+        if width is None or len(line) <= width:
+            lines.append(line)
+        else:
+            indent = " " * (len(line) - len(line.lstrip(" ")) + INDENT)
+            lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,0 +1,35 @@
+"""Commands as people start them: on a terminal of so many columns."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+PROGRAM = [sys.executable, "-m", "hepti_mpi"]
+
+
+def environment(**more):
+    """Return that of a command which finds this checkout from any folder."""
+    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    return kept | {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **more}
+
+
+def on_a_terminal(command, columns=80, cwd=None, **more):
+    """Run a command whose standard output and error are a terminal; return its exit code and what appears there."""
+    master, slave = pty.openpty()
+    subprocess.run(["stty", "cols", str(columns)], stdin=slave, check=True)
+    process = subprocess.Popen([*PROGRAM, *command], stdin=slave, stdout=slave, stderr=slave, env=environment(**more), cwd=cwd)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    return process.wait(), shown.decode()

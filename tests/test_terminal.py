@@ -1,0 +1,118 @@
+"""Real processes as people use them: Ctrl-C, a reader that has seen enough, no terminal, a terminal of 80 columns."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from clusters import cluster
+from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
+
+from hepti_mpi import console
+from hepti_mpi.models.random_models import random_model
+from hepti_mpi.shards import store as stores
+
+TEXTS = 12_000  # more than are answered before somebody has had enough
+MPIRUN = Path(PROGRAM[0]).parent / "mpirun"
+MARK = "HEPTI_TEST_TERMINAL"  # in the environment of all that a test starts
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("terminal")
+    stores.write(folder / "tiny.h5", random_model("tiny-bert"))
+    cluster((9, 7, 8)).save(folder / "three.json")
+    (folder / "texts.txt").write_text("".join(f"text {number} of many that are asked\n" for number in range(TEXTS)))
+    (folder / "hostfiles").mkdir()
+    return folder
+
+
+def interrupted(folder, output, *launcher):
+    """Begin a long run, press Ctrl-C when answers are kept, and return its exit code and what it said since."""
+    command = [*launcher, *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
+    command += ["--batch-rows", "64", "--no-adapt"]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output})
+    process = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while not any(path.stat().st_size > 20_000 for path in folder.glob(f"{output}.*")):
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        out, said = process.communicate(timeout=20)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "Traceback" not in out + said
+    return process.returncode, said
+
+
+def left(output):
+    """Return the processes that carry the mark of a test."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] * (f"{MARK}={output}".encode() in path.read_bytes().split(b"\0"))
+        except OSError:
+            pass
+    return found
+
+
+def test_ctrl_c_says_what_is_kept_and_what_goes_on(made):
+    code, said = interrupted(made, "one.jsonl")
+    [sentence] = [line for line in said.splitlines() if "interrupted" in line]
+    kept = re.fullmatch(rf"interrupted; (\d+) of {TEXTS} answers are kept in (\S+); go on with: .* -m hepti_mpi run .* --resume", sentence)
+    assert code == 130 and kept and 0 < int(kept[1]) < TEXTS and (made / kept[2]).exists(), said
+    assert not (made / "one.jsonl").exists() and said.splitlines()[-1] == sentence
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+def test_ctrl_c_under_mpirun_is_one_sentence_and_leaves_no_rank(made):
+    code, said = interrupted(made, "two.jsonl", str(MPIRUN), "-n", "2", "--oversubscribe")
+    sentences = [line for line in said.splitlines() if "interrupted" in line]
+    assert code != 0 and len(sentences) == 1 and sentences[0].endswith("--resume") and "mpirun -n 2" in sentences[0], said
+    end = time.monotonic() + 5
+    while left("two.jsonl") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left("two.jsonl")
+
+
+@pytest.mark.parametrize("words", [
+    ["plan", "--weights", "tiny.h5", "--profile", "three.json"],
+    ["inspect", "tiny.h5"],
+    ["run", "--weights", "tiny.h5", "--input", "texts.txt", "--no-adapt"],
+])  # fmt: skip
+def test_a_reader_that_has_seen_enough(made, words):
+    """As with | head -1: the program ends soon, in order and without a word about it."""
+    process = subprocess.Popen([*PROGRAM, *words], cwd=made, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 0 and "roken pipe" not in said and "Traceback" not in said and "error" not in said, said
+
+
+def test_progress_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console, "TOLD_SECONDS", 0.05)
+    with console.meanwhile("answering", 8) as meter:
+        meter.advance(2)
+        time.sleep(0.4)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) >= 2 and re.fullmatch(r"answering: 2 of 8 in 0.\d\d s, about \S+ s left", told[0]), told
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_run_on_a_terminal_fits_it(made, columns):
+    (made / "few.txt").write_text("a small boat\nafter the rain the children ran out into the garden and played until it was dark, "
+                                  "all of them\n")  # fmt: skip
+    code, shown = on_a_terminal(["run", "--weights", "tiny.h5", "--input", "few.txt"], columns, made)
+    text = ESCAPE.sub("", shown).replace("\r\n", "\n")
+    lines = [part for line in text.split("\n") for part in line.split("\r")]
+    assert code == 0 and "2 texts" in text and "rank 0 on" in text, text
+    assert max(map(len, lines)) <= columns, [line for line in lines if len(line) > columns]  # else words are broken at the edge
+    assert not any(line.startswith("{") for line in lines)
