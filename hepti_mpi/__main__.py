@@ -79,8 +79,9 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
+    from hepti_mpi.console import SCREEN
 
-    if not tell_past_launcher(sentence):
+    if not tell_past_launcher(SCREEN.folded(sentence)):
         _tell(sentence)
 
 

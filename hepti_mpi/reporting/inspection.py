@@ -1,6 +1,5 @@
 """What a store holds and what a profile says, as text and as JSON. Pure: reads open objects, prints nothing."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,13 +92,9 @@ def board_lines(names: Sequence[str], mbit: float, latency_us: float) -> str:
     known, lines = read_boards(), []
     for name in dict.fromkeys(names):
         board = known[name]
-        lines += [f"{name}: {board.title}", *(_filled(f"{_figure(board, key)}: {board.sources[key]}") for key in FIGURES)]
+        lines += [f"{name}: {board.title}", *(f"  {_figure(board, key)}: {board.sources[key]}" for key in FIGURES)]
     lines.append(f"links of {mbit:g} Mbit/s and {latency_us:g} us; nothing of this was measured here")
     return "\n".join(lines)
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 78, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
 
 
 def _figure(board: Board, key: str) -> str:

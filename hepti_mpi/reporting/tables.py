@@ -1,10 +1,13 @@
 """Numbers as people say them, and tables that fit where they are shown. Knows text and widths; does not know what is told."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 GAP = 2  # characters between columns
-INDENT = 2  # of cells under a name that has a line of its own
+INDENT = 2  # of cells under a name that has a line of its own, and of what goes on in the next line
+COMMAND = re.compile(r"(?:(?<=: )|(?<=^  ))(?:[^\s;]*/)?(?:mpirun|python3?|hepti_mpi|ssh|scp|rsync|bash) (?:'[^']*'|[^;'])*")
+WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\S)+")  # of a command
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
@@ -51,20 +54,45 @@ def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: range
 
 
 def folded(text: str, width: int | None) -> str:
-    """Return `text` with lines of at most `width` characters, broken between words; a longer word is left whole.
+    """Return `text` with lines of at most `width` characters, broken between words; a longer word is left whole, and so is a command
+    that stands at the beginning or after a colon, so that it can be copied: it goes on after a backslash.
 
     >>> print(folded("  why:  ranks that cannot connect wait for ever", 30))
       why:  ranks that cannot
         connect wait for ever
+    >>> print(folded("start it: mpirun -n 2 python -m hepti_mpi run", 30))
+    start it:
+      mpirun -n 2 python -m \\
+      hepti_mpi run
     """
-    lines = []
+    lines: list[str] = []
     for line in text.split("\n"):
         if width is None or len(line) <= width:
             lines.append(line)
-        else:
-            indent = " " * (len(line) - len(line.lstrip(" ")) + INDENT)
-            lines += textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            continue
+        indent = " " * (len(line) - len(line.lstrip(" ")) + INDENT)
+        begin = 0
+        for found in COMMAND.finditer(line):
+            lines += _wrapped(line[begin : found.start()], width, indent if begin else "", indent)
+            lines += _continued(found[0], width, indent if line[: found.start()].strip() else indent[INDENT:])
+            begin = found.end()
+        lines += _wrapped(line[begin:].removeprefix(";"), width, indent if begin else "", indent)
     return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int, first: str, indent: str) -> list[str]:
+    text = text.strip() if first else text.rstrip()
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _continued(command: str, width: int, indent: str) -> list[str]:
+    lines = [indent]
+    for word in WORD.findall(command):
+        if lines[-1] != indent and len(lines[-1]) + 1 + len(word) + 2 > width:
+            lines[-1] += " \\"
+            lines.append(indent)
+        lines[-1] += word if lines[-1] == indent else f" {word}"
+    return lines
 
 
 def shortened(text: str, most: int) -> str:
