@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OUT, ERR = 1, 2  # descriptors
 COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which a supervisor shows what its ranks print
-CLEAR = "\r\x1b[K"  # the line that the cursor is in
+CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click takes it out of what goes to a pipe: under mpirun
 DRAWN_SECONDS = 0.5  # between two looks of a meter on a terminal
 TOLD_SECONDS = 10.0  # between two lines about how far something is, elsewhere
 WIDEST_BAR, NARROWEST_BAR = 30, 8  # characters
@@ -192,7 +192,7 @@ def _print(descriptor: int, text: Any, plain: bool = False) -> None:
             click.echo(text, err=descriptor == ERR)
         else:
             if descriptor == ERR:
-                click.echo(CLEAR, err=True, nl=False)  # another rank may have drawn there
+                click.echo(CLEAR, err=True, nl=False, color=True)  # another rank may have drawn there
             _console(descriptor).print(text, crop=False)
     except BrokenPipeError:
         _close(descriptor)
@@ -274,7 +274,7 @@ class Meter:
         with self.lock:
             if self.is_drawn:
                 self.is_drawn, self.drawn = False, float("-inf")
-                click.echo(CLEAR, err=True, nl=False)
+                click.echo(CLEAR, err=True, nl=False, color=True)
 
     def watch(self) -> None:
         """Draw or tell now and then, until it has ended. No thread draws while something is counted: that would take time from it."""
@@ -305,7 +305,7 @@ class Meter:
                 full = bar * min(self.done, self.total) // self.total
                 text += "  " + "━" * full + "╌" * (bar - full)
             # the cursor stays in front: what another rank prints begins where this line does
-            click.echo(CLEAR + text[: _console(ERR).width - 1] + "\r", err=True, nl=False)
+            click.echo(CLEAR + text[: _console(ERR).width - 1] + "\r", err=True, nl=False, color=True)
 
 
 METER: Meter | None = None  # what is drawn now

@@ -106,6 +106,16 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
     assert len(told) >= 2 and re.fullmatch(r"answering: 2 of 8 in 0.\d\d s, about \S+ s left", told[0]), told
 
 
+def test_the_line_of_progress_is_wiped_where_the_terminal_is_that_of_mpirun(monkeypatch, capsys):
+    monkeypatch.setattr(console, "_terminal", lambda descriptor: "/nowhere")  # and standard error is a pipe
+    console._console.cache_clear()
+    with console.meanwhile("answering", 8) as meter:
+        meter.advance(2)
+    console._console.cache_clear()
+    told = capsys.readouterr().err
+    assert "answering: 2 of 8" in told and told.endswith(console.CLEAR), told
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_a_run_on_a_terminal_fits_it(made, columns):
     (made / "few.txt").write_text("a small boat\nafter the rain the children ran out into the garden and played until it was dark, "
