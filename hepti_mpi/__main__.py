@@ -43,6 +43,7 @@ def main() -> None:
             error.show()
             channel.tell_trouble("error", error.format_message())
         else:
+            interrupts.rest()
             time.sleep(2)  # mpirun ends all when the first ends, so let rank 0 speak
         code = 2
     except interrupts.Interrupted:
@@ -66,6 +67,7 @@ def main() -> None:
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     if code and is_up():
+        interrupts.rest()
         time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
     sys.exit(code)
 

@@ -61,6 +61,12 @@ def end_by(end: Callable[[int], object]) -> None:
     _ending = end
 
 
+def rest() -> None:
+    """Let signals end this process at once and without a word from now on: it is leaving, and has said why."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_DFL)
+
+
 def finish() -> None:
     """Say the sentence, if that has not been done, and end this process."""
     _speak()
