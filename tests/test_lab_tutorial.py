@@ -99,18 +99,18 @@ def test_the_first_hour(place):
     packages, keys, alone, others, doctor, first, plan, long, lost = blocks()
     assert packages.startswith("sudo apt ")  # the hosts of the lab have the packages of the machine
     assert session.type(keys).split("\n")[-4:] == [*lab.hosts[1:], ""]
-    assert "8 answers by" in session.type(alone)
+    assert "8 texts by" in session.type(alone)
     session.type(others)
     for host in lab.hosts[1:]:
         assert lab.ssh(host, [f"test -x {HOME}/hepti_mpi/.venv/bin/mpirun"]).returncode == 0
     assert "nothing to mend on 4 hosts" in session.type(doctor)
     said = session.type(first)
-    assert "8 answers by" in said and all(f"rank {rank} on {host}" in said for rank, host in enumerate(lab.hosts)), said
+    assert "8 texts by" in said and all(f"rank {rank} on {host}" in said for rank, host in enumerate(lab.hosts)), said
     said = session.type(plan)
     assert "chosen" in said and "single" in said, said
     said = session.type(long, once_answering(lab, lambda: lab.set_board(SLOW, 20)))
     count = int(re.search(r"seq .* (\d+) >", long)[1])
-    assert f"{count} answers by" in said and re.search(rf"after batch \d+: .*{SLOW}.* instead of", said), said
+    assert f"{count} texts by" in said and re.search(rf"after batch \d+: .*{SLOW}.* instead of", said), said
     lab.set_board(SLOW, 4)
     said = session.type(lost, once_answering(lab, lambda: lab.kill_host(LOST, silent=True)))
     assert LOST in said and said.endswith(f"{count} answers.jsonl\n"), said
