@@ -81,8 +81,9 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
-    from hepti_mpi.console import SCREEN
+    from hepti_mpi.console import SCREEN, end_meter
 
+    end_meter()
     if not tell_past_launcher(SCREEN.folded(sentence)):
         _tell(sentence)
 

@@ -76,6 +76,7 @@ class Asked:
         self.store, self.question, output = store, question, question.output
         self.already: Any = None  # the finished output, where there is one to be resumed
         if output is not None and state is None:
+            outputs.check_apart(output, question.source)
             outputs.check_path(output)
             self.already = outcomes.nothing_left(output, question.resume, SCREEN.say)
         reading = Reading(question.field, question.pair, question.strict)

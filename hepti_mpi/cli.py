@@ -17,7 +17,7 @@ from hepti_mpi.comparing import bench, report
 from hepti_mpi.console import SCREEN, meanwhile, say, words_options
 from hepti_mpi.doctoring import doctor
 from hepti_mpi.options import FILE, machine_options, weights_option
-from hepti_mpi.paths import agreed_store_path, no_model, no_store, profile_path
+from hepti_mpi.paths import agreed_store_path, no_model, no_store, profile_path, store_path
 from hepti_mpi.pushing import push
 from hepti_mpi.supervising import supervise
 
@@ -91,10 +91,10 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
 
 
 @main.command()
-@click.argument("store", type=FILE)
+@click.argument("store", type=FILE, required=False)
 @words_options()
-def inspect(store: Path) -> None:
-    """Print what a store holds: family, shapes, parameters, and bytes per strategy and rank count.
+def inspect(store: Path | None) -> None:
+    """Print what a store, or the one in weights/, holds: family, shapes, parameters, and bytes per strategy and rank count.
 
     \b
     Example:
@@ -104,6 +104,7 @@ def inspect(store: Path) -> None:
     from hepti_mpi.reporting.inspection import inspection_document, inspection_lines
     from hepti_mpi.shards.store import Store
 
+    store = store or store_path(None)
     what = no_store(store)
     if what is not None:
         raise StoreError(what)

@@ -311,6 +311,13 @@ class Meter:
 METER: Meter | None = None  # what is drawn now
 
 
+def end_meter() -> None:
+    """Draw no meter any more: what is said now is the last."""
+    if METER is not None:
+        METER.ended.set()
+        METER.wipe()
+
+
 @contextmanager
 def meanwhile(label: str, total: int | None = None, shown: bool = True, count: Callable[[int], str] = str) -> Iterator[Meter]:
     """Show on standard error how far something is; `shown`: only where so."""

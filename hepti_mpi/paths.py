@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from hepti_mpi.errors import ProfileError, StoreError
@@ -21,6 +22,8 @@ PROFILE = ".profile.json"  # how the name of a profile ends
 FIRST_PART = "rank00.h5"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".msgpack", ".index.json")  # other programs' weights
+CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json", "hub/models--*/snapshots/*/config.json")  # huggingface_hub
+BELOW = ("*/config.json",)  # of a folder of snapshots
 NAMED = 5  # files in a sentence
 LARGEST = 64 << 20  # bytes of a document that is looked into
 
@@ -52,11 +55,10 @@ def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = F
 
 def no_store(path: Path) -> str | None:
     """Say what is at `path`, and the next command, where that cannot be a store; None where it may be one."""
-    slicing = "make a store of it with: python -m hepti_mpi slice"
     if not path.exists():
         return None if path.suffix == ".h5" else _hub_name(str(path)) or _random(str(path))
     if path.is_dir():
-        return _folder(path, slicing)
+        return _folder(path)
     if str(path).endswith(SOURCES):
         return f"{path} holds weights of another program, not a store; slice the model folder that it is in: {_slice(path.parent)}"
     if path.suffix == ".json":
@@ -79,12 +81,12 @@ def no_model(source: Path) -> str | None:
     return None
 
 
-def _folder(path: Path, slicing: str) -> str | None:
+def _folder(path: Path) -> str | None:
     if (path / "config.json").is_file() or (path / "modules.json").is_file():
-        return f"{path} is a model folder, not a store; {slicing} {path} {_store_of(path)}"
+        return f"{path} is a model folder, not a store; make a store of it with: {_slice(path)}"
     snapshots = _snapshots(path)
     if snapshots:
-        return f"{path} is a folder of the Hugging Face cache, not a store; {slicing} {snapshots[0]} {_store_of(snapshots[0])}"
+        return f"{path} is a folder of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"
     if (path / FIRST_PART).is_file():
         parts = len(list(path.glob("rank*.h5")))
         return f"{path} holds the files of {parts} ranks, not a whole store; name one of them, such as {path / FIRST_PART}"
@@ -94,12 +96,12 @@ def _folder(path: Path, slicing: str) -> str | None:
     cached = sorted(path.glob("*/*.h5"))
     if cached:
         return f"{path} is a folder of folders with stores, such as a --weights-cache; name a store: {_some(cached)}"
-    return f"{path} is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER {path / 'model.h5'}"
+    return f"{path} is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER {WEIGHTS / 'model.h5'}"
 
 
 def _snapshots(path: Path) -> list[Path]:
     """Return the model folders in a folder of huggingface_hub's cache."""
-    return sorted(found.parent for how in ("snapshots/*/config.json", "models--*/snapshots/*/config.json") for found in path.glob(how))
+    return sorted(found.parent for how in (*CACHED, *BELOW * (path.name == "snapshots")) for found in path.glob(how))
 
 
 def _hub_name(text: str) -> str | None:
@@ -117,7 +119,7 @@ def _random(text: str) -> str | None:
 
 
 def _slice(folder: Path) -> str:
-    return f"python -m hepti_mpi slice {folder} {_store_of(folder)}"
+    return f"python -m hepti_mpi slice {quote(str(folder))} {quote(str(_store_of(folder)))}"
 
 
 def _store_of(folder: Path) -> Path:

@@ -35,6 +35,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
 
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.hosts import read_hosts
+    from hepti_mpi.reporting.outputs import check_apart
     from hepti_mpi.runtime.supervise import Interrupted, Supervisor
 
     if arguments[:1] != ("run",):
@@ -53,6 +54,8 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     if options["weights"] is not None and options["weights"].is_dir():
         raise click.UsageError(f"{options['weights']} holds files cut for one set of ranks, of which a supervised run may lose some: "
                                "give --weights a store")  # fmt: skip
+    if options["output"] is not None:
+        check_apart(options["output"], options["source"])
     hosts = read_hosts(hostfile)
 
     kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], SCREEN.say, options["fresh"])

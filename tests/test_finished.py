@@ -79,3 +79,13 @@ def test_what_is_left(tmp_path):
     with pytest.raises(InputError, match="holds 2 answers, this run has 1 inputs"):
         check_not_less(path, 1)
     assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
+
+
+def test_answers_never_replace_what_is_asked(tmp_path):
+    (tmp_path / "x.jsonl").write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to("x.jsonl")
+    for output in ("x.jsonl", "link.jsonl"):
+        with pytest.raises(InputError, match="is the --input: the answers would replace what is asked"):
+            outputs.check_apart(tmp_path / output, str(tmp_path / "x.jsonl"))
+    outputs.check_apart(tmp_path / "y.jsonl", str(tmp_path / "x.jsonl"))
+    outputs.check_apart(tmp_path / "x.jsonl", None)

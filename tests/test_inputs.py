@@ -100,10 +100,23 @@ def test_tables(tmp_path):
     assert len(read(tmp_path, "x.csv", "text\n" + "word " * 50_000)[0].text) == 250_000
 
 
+def test_a_stray_quote_costs_its_own_line(tmp_path):
+    table = 'id,text\n1,one\n2,"unclosed\n3,three\n4,say "x" now\n5,"fi\nve"\n6,"never\n7,seven\n'
+    items = read(tmp_path, "x.csv", table)
+    assert [item.origin for item in items] == [f"line {number} of x.csv" for number in (2, 3, 4, 5, 6, 8, 9)]
+    assert [item.text for item in items if item.error is None] == ["one", "three", 'say "x" now', "fi\nve", "seven"]
+    assert all("close each quote" in item.error for item in (items[1], items[5]))
+
+
+def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
+    items = read(tmp_path, "x.jsonl", '{"text": "a", "id": 1e999}\n{"text": "b", "id": {"a": [-1e999]}}\n{"text": "c", "id": 1e9}\n')
+    assert [item.error is None for item in items] == [False, False, True] and items[2].id == 1e9
+
+
 @pytest.mark.parametrize("name, content, words, how", [
     ("x.csv", "sentence,label\na,1\n", 'x.csv has no column "text"; it has: sentence, label; name one of them with --field', {}),
     ("x.csv", "text,text\na,1\n", 'x.csv has 2 columns "text"', {}),
-    ("x.csv", 'text\nok\n"never closed\nb\n', "line 3 of x.csv: a quote is not closed", {}),
+    ("x.csv", '"text\nok\n', "line 1 of x.csv is no row of a table", {}),
     ("x.csv", "text\n", "x.csv has no rows below its head", {}),
     ("x.csv", "", "x.csv has no rows", {}),
     ("x.tsv", "text\tb\n", "x.tsv has no column", {"pair": "c"}),

@@ -108,6 +108,12 @@ def test_full_names_of_every_version(folder, prefix):
     assert options(folder, modules=[transformer, POOLING | {"type": prefix + "Pooling"}])["modules"] == []
 
 
+def test_a_pooling_that_nothing_describes(folder):
+    (folder / "1_Pooling/config.json").unlink()
+    with pytest.raises(ModelError, match="^1_Pooling/config.json is missing or empty"):
+        options(folder)
+
+
 def test_poolings(folder):
     assert options(folder, pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True})["pooling"] == "cls+mean"
     assert options(folder, pooling={"pooling_mode": ["mean_sqrt_len_tokens", "lasttoken"]})["pooling"] == "mean_sqrt_len+lasttoken"

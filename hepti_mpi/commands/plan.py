@@ -62,7 +62,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.share_lines(decision, SCREEN.width))
-    SCREEN.show(f"planned {len(profile.nodes)} ranks in {seconds:.2f} s")
+    SCREEN.show(f"planned {len(profile.nodes)} rank{'s' * (len(profile.nodes) > 1)} in {seconds:.2f} s")
     SCREEN.document(records.decision_document(decision))
     if output is not None:
         decision.chosen.plan.save(output)

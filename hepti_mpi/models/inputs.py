@@ -6,6 +6,7 @@ Knows files and how texts lie in them; knows no model, no token and no array.
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
     for where, line in lines:
         wrong = _bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
         try:
-            value = None if wrong else json.loads(line, parse_constant=_no_constant)
+            value = None if wrong else json.loads(line, parse_constant=_no_constant, parse_float=_finite)
         except (ValueError, RecursionError):
             wrong = f"{where} is not valid JSON"
         if wrong is not None:
@@ -169,23 +170,24 @@ def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
+def _finite(word: str) -> float:
+    """Return the number of JSON that `word` is; 1e999 would be written as Infinity, which is no JSON."""
+    if not math.isfinite(value := float(word)):
+        raise ValueError(f"{word} is too large a number")
+    return value
+
+
 def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[Item]:
     """Yield the items of a table whose first row names its columns; blank lines are none of its rows."""
-    csv.field_size_limit(TEXT_LIMIT)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     head: list[str] | None = None
-    while True:
-        where = f"line {reader.line_num + 1} of {name}"
-        try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            if head is None or "end of data" in str(error):  # a quote swallowed all that follows: nobody knows how many rows that is
-                raise InputError(f"{where}: a quote is not closed, or {error}; double the quotes inside a quoted text") from None
-            yield Item(where, error=f"{where} is no row of a table: {error}; double the quotes inside a quoted text")
-            continue
-        if head is None and row:
+    for number, row in _rows(list(io.StringIO(text, newline="")), delimiter):
+        where = f"line {number} of {name}"
+        if isinstance(row, csv.Error):
+            why = f"{where} is no row of a table: {row}; close each quote, and double those inside a quoted text"
+            if head is None:
+                raise InputError(why)
+            yield Item(where, error=why)
+        elif head is None and row:
             head = [cell.strip() for cell in row]
             _check_head(head, name, reading)
         elif head is not None and row:
@@ -194,6 +196,23 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
                 quote = f"quote a text that holds a {json.dumps(delimiter)}"
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
             yield Item(where, error=wrong) if wrong else _of_fields(dict(zip(head, row)), where, reading)
+
+
+def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield the number of the first line of each row and the row, or what is wrong with it; the next row then begins in the next line, so
+    that a quote that is not closed costs its own line only."""
+    csv.field_size_limit(TEXT_LIMIT)
+    first = 0
+    while first < len(lines):
+        reader = csv.reader((lines[at] for at in range(first, len(lines))), delimiter=delimiter, strict=True)
+        begin = first
+        try:
+            for row in reader:
+                yield first + 1, row
+                first = begin + reader.line_num
+        except csv.Error as error:
+            yield first + 1, error
+            first += 1
 
 
 def _check_head(head: Sequence[str], name: str, reading: Reading) -> None:

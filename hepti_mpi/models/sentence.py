@@ -185,6 +185,8 @@ def read_steps(source: Path, modules: list[dict[str, Any]]) -> tuple[str, bool, 
     for module in modules:
         folder, name = source / module["path"], f"{module['path']}/config.json"
         config = read_json(folder, "config.json") if module["path"] else {}
+        if module["kind"] in ("Pooling", "Dense", "LayerNorm") and not config:
+            raise ModelError(f"{name} is missing or empty; it says what the model's {module['kind']} does: fetch the whole folder")
         sidefiles.check(name, config, sidefiles.MODULES[module["kind"]])
         for key in ("module_input_name", "module_output_name"):
             if config.get(key) not in (None, "sentence_embedding"):

@@ -189,6 +189,12 @@ def _beside(finished: Sequence[Finished]) -> dict[str, Any]:
     return found
 
 
+def check_apart(output: Path, source: str | None) -> None:
+    """Raise InputError when the answers would be written over what is asked."""
+    if source is not None and output.exists() and os.path.exists(source) and os.path.samefile(output, source):
+        raise InputError(f"--output {output} is the --input: the answers would replace what is asked; name another --output")
+
+
 def write_finished(path: Path, finished: Sequence[Finished], sign: Sign = lambda file: None) -> None:
     """Write the output that the answers to all requests make; `sign` is called with the file when all is in it. Raises InputError."""
     try:

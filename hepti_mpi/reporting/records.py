@@ -253,7 +253,8 @@ def supervised_lines(record: dict[str, Any], output: str | None) -> str:
 
 
 def _counted(count: int, what: str) -> str:
-    return f"{count} {what.removesuffix('s' * (count == 1))}"
+    one = what.removesuffix("es" if what.endswith("ches") else "s")
+    return f"{count} {one if count == 1 else what}"
 
 
 def _decision_line(item: dict[str, Any]) -> str:
