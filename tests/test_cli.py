@@ -90,10 +90,18 @@ def test_help_needs_neither_mpi_nor_onnxruntime(name):
     assert done.returncode == 0, done.stderr
 
 
+def test_inspect_takes_the_only_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, ["inspect"])
+    assert "there is no store in weights/" in str(result.exception)
+    assert CliRunner().invoke(cli.main, ["slice", "random:tiny-bert", "weights/only.h5"]).exit_code == 0
+    assert CliRunner().invoke(cli.main, ["inspect"]).output.startswith("weights/only.h5: bert only")
+
+
 @pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan", "--boards", "pi4", "--profile", "x"],
                                    ["plan", "--profile", "x", "--rows", "0"],
                                    ["plan", "--profile", "x", "--layout", "a/b"],
-                                   ["plan", "--profile", "x", "--strategy", "best"], ["run", "--repeat", "0"], ["inspect"]])  # fmt: skip
+                                   ["plan", "--profile", "x", "--strategy", "best"], ["run", "--repeat", "0"]])  # fmt: skip
 def test_usage_errors(words):
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 2 and "Error" in result.output and "Traceback" not in result.output
