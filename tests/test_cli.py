@@ -169,7 +169,7 @@ def test_slice_writes_a_store(run, made):
 @pytest.mark.parametrize("words, kind, expected", [
     (["slice", "random:huge", "x.h5"], ModelError, "no random model 'huge'"),
     (["slice", "nowhere", "x.h5"], ModelError, "nowhere not found"),
-    (["slice", ".", "x.h5"], ModelError, "has no config.json"),
+    (["slice", "empty", "x.h5"], ModelError, "has no config.json"),
     (["slice", "random:tiny-bert", "three.json/x.h5"], StoreError, "cannot be written"),
     (["slice", "random:tiny-bert", "x.h5", "--plan", "none.json", "--ranks", "parts"], PlanError,
      "none.json cannot be read"),
