@@ -22,7 +22,7 @@ PROFILE = ".profile.json"  # how the name of a profile ends
 FIRST_PART = "rank00.h5"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".msgpack", ".index.json")  # other programs' weights
-CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json", "hub/models--*/snapshots/*/config.json")  # huggingface_hub
+CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a folder of huggingface_hub
 BELOW = ("*/config.json",)  # of a folder of snapshots
 NAMED = 5  # files in a sentence
 LARGEST = 64 << 20  # bytes of a document that is looked into
@@ -75,7 +75,7 @@ def no_model(source: Path) -> str | None:
         return f"{source} is a file of a model; name the folder that it is in: {_slice(source.parent)}"
     if not source.exists():
         return _hub_name(str(source))
-    snapshots = _snapshots(source)
+    snapshots = _snapshots(source) or _snapshots(source / "hub")
     if snapshots and not (source / "config.json").exists():
         return f"{source} is a folder of the Hugging Face cache; the model is in a snapshot: {_slice(snapshots[0])}"
     return None
@@ -93,6 +93,9 @@ def _folder(path: Path) -> str | None:
     stores = sorted(path.glob("*.h5"))
     if stores:
         return f"{path} is a folder of {len(stores)} store{'s' * (len(stores) > 1)}; name one: {_some(stores)}"
+    snapshots = _snapshots(path / "hub")
+    if snapshots:
+        return f"{path} is the root of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"
     cached = sorted(path.glob("*/*.h5"))
     if cached:
         return f"{path} is a folder of folders with stores, such as a --weights-cache; name a store: {_some(cached)}"

@@ -183,7 +183,7 @@ def test_slice_writes_a_store(run, made):
     (["inspect", "parts"], StoreError,
      "parts holds the files of 2 ranks, not a whole store; name one of them, such as parts/rank00.h5"),
     (["inspect", "empty"], StoreError,
-     "empty is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER empty/model.h5"),
+     "empty is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER weights/model.h5"),
     (["inspect", "hub"], StoreError,
      "hub is a folder of the Hugging Face cache, not a store; .* slice hub/models--a--b/snapshots/0f weights/b.h5"),
     (["inspect", "sentence-transformers/all-MiniLM-L6-v2"], StoreError,
