@@ -92,7 +92,7 @@ class Asked:
             channel.tell("begin", requests=len(self.every), head=head, refused=list(self.refused.items()))
             self.journal = Reported(state)
         elif self.already is not None:
-            self.already.check(self.head, [request.given["input"] for request in self.every])
+            self.already.check(self.head)
         elif output is not None and question.repeat == 1:
             if question.resume:
                 outcomes.check_not_less(output, len(self.every))

@@ -201,8 +201,7 @@ def _finish_nothing(store: Any, asked: Asked, tell: Any) -> None:
 
     tally, record = asked.write(), records.idle_record(store.spec.name, store.spec.family)
     if len(asked.refused) < len(asked.every):
-        whose = "; of which model the answers are it does not say" * (asked.already is not None and asked.already.head is None)
-        tell(f"all of {asked.question.output or 'the input'} had been answered already: nothing is left{whose}")
+        tell(f"all of {asked.question.output or 'the input'} had been answered already: nothing is left")
     if tally is None:
         channel.tell("done", record=record)
         return

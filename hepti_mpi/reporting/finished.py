@@ -1,12 +1,12 @@
-"""What an output that is there says of the run it is of: a note that travels with the file, or else the answers themselves.
+"""What an output that is there says of the run it is of: a note that travels with the file.
 
 Knows files and heads of runs (as in a journal); does not know how answers are computed. The note is an extended attribute: nothing in the
-answers or beside them. Where a file system keeps none, or a copy has lost it, the answers must do.
+answers or beside them. Where a file system keeps none, or a copy has lost it, the answers do not tell by which model they were made.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,27 +24,21 @@ OTHERWISE = "write to another --output, or leave out --resume to answer all agai
 
 @dataclass(frozen=True)
 class Finished:
-    """What is in an output. `head`: of the run it is of, None where it does not say. `inputs`: what was asked, where the answers say."""
+    """What is in an output. `head`: of the run it is of, None where it does not say."""
 
     path: Path
     tally: Tally
     head: dict[str, Any] | None
-    inputs: list[Any] | None = None
 
-    def check(self, head: Mapping[str, Any], inputs: Sequence[Any] | None = None) -> None:
-        """Raise InputError unless the answers are to this run; `inputs`: what it is asked, as its answers would say."""
-        if self.head is not None:
-            for key in sorted({*self.head, *head}):
-                if self.head.get(key) != head.get(key):
-                    which = f"it has {key} {self.head.get(key)!r}, this run {head.get(key)!r}"
-                    raise InputError(f"output {self.path} holds the answers of another run: {which}; {OTHERWISE}")
-        elif inputs is None or self.inputs is None:
-            raise InputError(f"output {self.path} holds {self.tally.inputs} answers and does not say of which run; {OTHERWISE}")
-        elif self.inputs != list(inputs):
-            shorter = min(len(self.inputs), len(inputs))
-            place = next((at for at in range(shorter) if self.inputs[at] != inputs[at]), shorter)
-            which = f"it has {len(self.inputs)}, this run {len(inputs)}, and number {place + 1} differs"
-            raise InputError(f"output {self.path} holds the answers to other inputs: {which}; {OTHERWISE}")
+    def check(self, head: Mapping[str, Any]) -> None:
+        """Raise InputError unless the answers are known to be of this run."""
+        if self.head is None:
+            why = "copying a file loses the note on it, and some file systems keep none"
+            raise InputError(f"output {self.path} holds {self.tally.inputs} answers and does not say of which model: {why}; {OTHERWISE}")
+        for key in sorted({*self.head, *head}):
+            if self.head.get(key) != head.get(key):
+                which = f"it has {key} {self.head.get(key)!r}, this run {head.get(key)!r}"
+                raise InputError(f"output {self.path} holds the answers of another run: {which}; {OTHERWISE}")
 
 
 def sign(file: IO[bytes], head: Mapping[str, Any], tally: Tally) -> None:
@@ -96,8 +90,10 @@ def check_not_less(output: Path, count: int) -> None:
 
 def _records(path: Path) -> Finished:
     records = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    if not all("input" in record for record in records):
+        raise ValueError("a line without an input")
     finished = [{"answer": record} | ({"error": str(record["error"])} if "error" in record else {}) for record in records]
-    return Finished(path, Tally.of(finished), None, [record["input"] for record in records])
+    return Finished(path, Tally.of(finished), None)
 
 
 def _arrays(path: Path) -> Finished:
