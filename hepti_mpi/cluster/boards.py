@@ -26,14 +26,15 @@ MOST_BOARDS = 1024
 LAB, MOST_TIMES = "lab", 1000.0  # the board that a factor alone makes slower
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 384)
 
-# How arithmetic and reading add up, and what other work costs in operations of a product: one thread of two x86 servers, ONNX Runtime
-# 1.32 (a Zen 4: products of a BERT-Large layer at 1 to 128 rows, within 9 %; an EPYC with AVX-512: `profile` of BERT-Base, within 9 %).
+# How arithmetic and reading add up, and what other work costs in operations of a product: one thread of x86 servers, ONNX Runtime 1.32.
+# Products of BERT-Large and BERT-Base at 1 to 384 rows are within 7 %. The rest was measured on a Zen 4 of 98 to 110 GFLOP/s and 23 to
+# 27 GB/s; boards with narrower vectors may need fewer operations for an element.
 OVERLAP = 1.3  # p of the p-norm of both times: 1 is one after the other, infinity whichever is longer
-ATTENTION = 1.3  # times as long as a product that a multiply-add of attention takes
-ELEMENT = 70.0  # operations for an element of a residual sum with LayerNorm
-ACTIVATION = 70.0  # for one of an activation
-ARRANGED = 70.0  # for one that attention lays out by heads and back
-CAST = 6.0  # operations for an element cast to or from float16
+ATTENTION = 1.2  # times as long as a product that a multiply-add of attention takes: 1.0 up to 192 rows, 1.7 where scores leave the cache
+ELEMENT = 80.0  # operations for an element of a residual sum with LayerNorm: 74 to 94
+ACTIVATION = 80.0  # for one of an activation: 73 to 87 (gelu)
+ARRANGED = 160.0  # for one that attention lays out by heads and back: 130 to 150 of one request, 220 to 250 of several packed ones
+CAST = 7.0  # operations for an element cast to or from float16: 6.5 to 7.4
 USABLE = 0.85  # of the memory: the system has the rest
 CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside the latency of the link
 
