@@ -235,7 +235,20 @@ def test_a_classifier_of_pairs_and_a_folder_without_modules_are_no_sentence_mode
     (folder / SETTINGS).unlink()
     assert read_model(folder).spec.head == "sentence"
     (folder / "modules.json").unlink()
+    for name in (LIMITS, "1_Pooling"):
+        with pytest.raises(ModelError, match=f"has {name} of a sentence-transformers model, which counts only beside a modules.json; fetch the whole folder"):
+            read_model(folder)
+        (folder / name).rename(folder / f"away-{name}")
     assert read_model(folder).spec.head != "sentence"
+
+
+def test_a_part_of_a_model_with_modules_is_known_as_such(folder):
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", LIMITS):
+        (folder / name).rename(inner / name)
+    with pytest.raises(ModelError, match=f"0_Transformer is a part of a sentence-transformers model; name the folder .*: {folder}$"):
+        read_model(inner)
 
 
 ANY_JSON = st.recursive(

@@ -58,8 +58,8 @@ def read_cross_encoder(source: Path) -> Sentence | None:
         raise ModelError(f"{name}: truncation only_first is not supported for pairs; supported: longest_first")
     labels = class_labels(config)
     options = {
-        "scores": read_activation(settings if saved else {}, config) or ("sigmoid" if len(labels) == 1 else "none"),
-        "prompt": read_prompt(settings, ()) if saved else "",
+        "scores": read_activation(settings, config) or ("sigmoid" if len(labels) == 1 else "none"),
+        "prompt": read_prompt(settings, ()),
         "lower_case": read_lower_case(own, name),
     }
     return Sentence(base, options, [], tokenizer_changes(own, name), call, include_prompt=True)

@@ -102,6 +102,7 @@ def read_sentence(source: Path) -> Sentence | None:
     Raises ModelError for files that are damaged or ask for what is not supported.
     """
     if not is_file(source / MODULES):
+        refuse_remains(source)
         return None
     settings = read_json(source, SETTINGS)
     sidefiles.check(SETTINGS, settings)
@@ -123,6 +124,19 @@ def read_sentence(source: Path) -> Sentence | None:
     if size is not None:
         options["truncate_dim"] = whole_number(size, SETTINGS, "truncate_dim")
     return Sentence(base, options, folders, tokenizer_changes(own, name), call_of(own, name), include_prompt)
+
+
+def refuse_remains(source: Path) -> None:
+    """Raise ModelError when a folder without modules.json holds files that only count with it: sentence-transformers would skip them."""
+    folders = sorted(path.name for path in source.glob("[0-9]*_[A-Z]*") if path.is_dir())
+    found = next((name for name in (SETTINGS, *LIMITS, *folders) if name in folders or is_file(source / name)), None)
+    if found is None:
+        return
+    whole = source.absolute().parent
+    if is_file(whole / MODULES):
+        raise ModelError(f"{source} is a part of a sentence-transformers model; name the folder with its {MODULES}: {whole}")
+    hint = f"fetch the whole folder, or move {shown(found)} away to have the plain model that transformers reads"
+    raise ModelError(f"{source} has {shown(found)} of a sentence-transformers model, which counts only beside a {MODULES}; {hint}")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
