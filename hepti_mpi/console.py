@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.files import json_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -99,7 +101,7 @@ class Screen:
 
         for answer in answers:
             if self.json:
-                _print(OUT, json.dumps({"kind": "answer", **answer}, ensure_ascii=False), plain=True)
+                _print(OUT, json_line({"kind": "answer", **answer}), plain=True)
             else:
                 self.result(answer_line(answer, self.width))
 

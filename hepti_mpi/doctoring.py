@@ -58,7 +58,8 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
             return
     else:
         listed = read_hosts(hostfile) if hostfile else [Host(host_name())]
-        unread = [hostfile_finding(str(hostfile), host.login, host.number, said, host.line) for host in listed for said in host.foreign]
+        faulty = [host for host in listed if host.foreign]
+        unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, host.line) for host in faulty]
         hosts = _ask_hosts(listed, str(weights))
     found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)

@@ -37,6 +37,12 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+def json_line(value: Any) -> str:
+    """Return JSON in one line, its letters as they are; escaped where there is half a character, which UTF-8 cannot say."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if any("\ud800" <= letter <= "\udfff" for letter in text) else text
+
+
 def write_document(path: Path, document: dict[str, Any], failure: type[HeptiError]) -> None:
     """Write a JSON document. Raises `failure` where that is not possible."""
     try:

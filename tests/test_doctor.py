@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi import cli
+from hepti_mpi import cli, doctoring
 from hepti_mpi.reporting.findings import Asking, carrier, finding_lines, findings, host_lines, hostfile_finding, network, recommended
 from hepti_mpi.reporting.tables import folded
 from hepti_mpi.runtime import facts as own
@@ -137,11 +137,21 @@ def test_this_machine_is_mended_without_ssh_and_another_by_the_port_it_has():
 
 
 def test_a_line_that_mpirun_reads_otherwise():
-    found = hostfile_finding("h.txt", "pi4-2", 2, "pi4-2:1 has the form of MPICH", "pi4-2 slots=1")
-    assert "h.txt, line 2" in found.what and "pi4-2 slots=1" in found.mend and found.why
+    said = ["pi4-2:1 has the form of MPICH", "user= is not known"]
+    found = hostfile_finding("h.txt", "pi4-2", 2, said, "pi4-2 slots=1")
+    assert found.what == "h.txt, line 2: pi4-2:1 has the form of MPICH, and user= is not known", "one line, one finding"
+    assert "pi4-2 slots=1" in found.mend and found.why
     hosts = cluster()
     hosts["pi4-2"]["line"] = "pi4-2 slots=1 username=pi port=2222"
     assert "pi4-2 slots=1 username=pi port=2222\npi4-3 slots=1\n" in recommended(ASKING, hosts, "h.txt")[1]["hosts.txt"]
+
+
+def test_a_faulty_line_is_one_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctoring, "_ask_hosts", lambda hosts, weights: {hosts[0].login: cluster()["pi4-2"]})
+    (tmp_path / "h.txt").write_text("127.0.1.1:2 user=me\n")
+    told = json.loads(CliRunner().invoke(cli.main, ["doctor", str(tmp_path / "h.txt"), "--json"]).stdout)["findings"]
+    [found] = [one for one in told if "line 1" in one["what"]]
+    assert found["mend"].startswith("write the line: localhost slots=2 username=me")
 
 
 def test_the_exit_code_is_a_processes(tmp_path):

@@ -124,7 +124,25 @@ def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
     ("x.txt", "hello\n".encode("utf-16"), "x.txt is UTF-16: save it as UTF-8", {}),
     ("x.txt", b"\x1f\x8b\x08...", "x.txt is compressed with gzip: unpack it", {}),
     ("x.csv", b"PK\x03\x04...", "or a spreadsheet", {}),
-    ("x.json", "[]", "supported: .txt, .jsonl, .csv, .tsv", {}),
+    ("x.json", "[]", "the model takes texts: .txt, .jsonl, .csv, .tsv", {}),
 ])  # fmt: skip
 def test_what_holds_no_texts(tmp_path, name, content, words, how):
     refused(tmp_path, name, content, words, **how)
+
+
+def test_half_a_character_costs_its_line_and_an_id_of_such_is_kept(tmp_path):
+    lines = [r'{"text": "a \ud83d\ude00", "id": "\udc00"}', r'{"text": "b \ud800", "id": 1}', r'["c", "\udc80"]', '"d"']
+    items = read(tmp_path, "x.jsonl", "\n".join(lines))
+    assert [item.error for item in items] == [
+        None, r'line 2 of x.jsonl holds "\ud800", which is half a character',
+        r'line 3 of x.jsonl holds "\udc80", which is half a character', None,
+    ]  # fmt: skip
+    assert (items[0].text, items[0].id) == ("a \U0001f600", "\udc00") and (items[1].text, items[1].id) == ("b \ud800", 1)
+
+
+@pytest.mark.parametrize("begin", [b"\xff\xd8\xff\xe0\0\x10JFIF", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff", b"\x7fELF\2\1\1\0\xe0"])
+def test_what_is_no_text_as_a_whole_is_refused_as_a_whole(tmp_path, begin):
+    refused(tmp_path, "x.txt", begin + b"\n\nabc\n" * 9, "x.txt holds no text", "the model takes texts: .txt, .jsonl", ".npz")
+    with pytest.raises(InputError, match="standard input holds no text; the model takes texts"):
+        read_texts("-", io.BytesIO(begin), Reading())
+    assert given(read(tmp_path, "x.txt", "a\0b\nc")) == ["a\0b", "c"]

@@ -57,7 +57,8 @@ def test_jsonl(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "the cat", "id": 7}\n"the\\ncat"\n"lone \\ud800"\n')
     requests = read("bert", path)
-    assert [r.text for r in requests] == ["the cat", "the\ncat", "lone ?"]
+    assert [r.text for r in requests] == ["the cat", "the\ncat", "lone \ud800"]
+    assert requests[2].error == 'line 3 of x.jsonl holds "\\ud800", which is half a character'
     np.testing.assert_array_equal(requests[0].arrays["ids"], requests[1].arrays["ids"])
 
 
@@ -78,8 +79,8 @@ TEXT_CASES = [
     ("a.jsonl", b'"cat"\n{cat}\n', "line 2 of a.jsonl is not valid JSON"),
     ("a.jsonl", b"[" * 99999, "line 1 of a.jsonl is not valid JSON"),
     ("a.jsonl", b'""', "line 1 of a.jsonl is empty"),
-    ("a.pdf", b"cat", "supported: .txt, .jsonl, .csv, .tsv, .npz"),
-    ("a.png", b"cat", "supported: .txt, .jsonl, .csv, .tsv, .npz"),
+    ("a.pdf", b"cat", "the model takes texts: .txt, .jsonl, .csv, .tsv, .npz"),
+    ("a.png", b"cat", "the model takes texts: .txt, .jsonl, .csv, .tsv, .npz"),
 ]
 
 
@@ -91,7 +92,7 @@ def test_refused_text(tmp_path, name, data, words):
 
 def test_sources_that_are_not_there(tmp_path):
     refused("bert", tmp_path / "x.txt", "not found")
-    refused("bert", tmp_path, "supported: .txt")
+    refused("bert", tmp_path, "the model takes texts: .txt")
     refused("bert", "x" * 5000 + ".txt", "not found")
     refused("bert", "-", "standard input is empty")
     refused("bert", None, "no tokenizer.json", ".npz", files={})
@@ -331,7 +332,7 @@ def test_refused_images(tmp_path):
     (tmp_path / "b" / "a.txt").write_text("cat")
     refused("vit", tmp_path / "b" / "a.txt", "a.txt is no picture that can be read", ".npz")
     refused("vit", tmp_path / "b", "holds no pictures; it holds a.txt")
-    refused("vit", "-", "an image model")
+    refused("vit", "-", "from standard input", "the model takes pictures")
     refused("vit", GOLDEN / "deit" / "rgb.png", "no preprocessor_config.json", ".npz", files={})
 
 

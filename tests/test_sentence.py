@@ -236,7 +236,7 @@ def test_a_classifier_of_pairs_and_a_folder_without_modules_are_no_sentence_mode
     assert read_model(folder).spec.head == "sentence"
     (folder / "modules.json").unlink()
     for name in (LIMITS, "1_Pooling"):
-        with pytest.raises(ModelError, match=f"has {name} of a sentence-transformers model, which counts only beside a modules.json; fetch the whole folder"):
+        with pytest.raises(ModelError, match=f"has {name} of a sentence-transformers model, .* beside a modules.json; fetch"):
             read_model(folder)
         (folder / name).rename(folder / f"away-{name}")
     assert read_model(folder).spec.head != "sentence"

@@ -19,6 +19,7 @@ from hepti_mpi.models.untrusted import is_file, shown
 
 CLOSED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow has no decoder of its own for these, or starts another program
 ELSEWHERE = (".heic", ".heif", ".jxl", ".svg")  # pictures too, though Pillow reads none of them
+TAKEN = "the model takes pictures: one, a folder of them, or .npz with pixel_values"
 PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS = 1 << 27  # pixels of one picture
 UNPACKED, TIMES = 176 << 20, 400  # bytes that any file may unpack to (a page of 600 dots an inch does), and for each of its bytes
 HELD = {"1": 2, "L": 2, "RGB": 4, "P": 5}  # bytes of memory for a pixel, by Pillow's mode; 8 in others
@@ -53,6 +54,12 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     return taken, [path for path in seen if path not in chosen]
 
 
+def check_kind(path: Path) -> None:
+    """Raise InputError when a file is not even called a picture, such as one of texts."""
+    if path.suffix.lower() not in suffixes() and not is_picture(path):
+        raise InputError(f"input {path} is no picture that can be read; {TAKEN}")
+
+
 def is_picture(path: Path) -> bool:
     """Tell whether a file begins as a picture does and has its header. Never raises."""
     try:
@@ -84,7 +91,7 @@ def open_image(path: Path, channels: int) -> Image.Image:
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path} is no picture that can be read; an image model takes pictures, a folder of them, or .npz") from None
+        raise InputError(f"{path} is no picture that can be read; {TAKEN}") from None
     except Exception as error:  # Pillow's decoders raise nearly every kind
         raise InputError(f"image {path} cannot be read: {shown(error)}") from None
 

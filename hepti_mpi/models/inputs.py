@@ -21,8 +21,10 @@ TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked
 PARTNERS = ("text2", "text_2", "text_b", "second_text", "sentence2", "sentence_2", "hypothesis")  # what others call text_pair
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".jsonl", *DELIMITERS)
+TAKEN = f"the model takes texts: {', '.join(SUFFIXES)}, .npz with input_ids, or - for standard input"
 OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
           b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8"}  # fmt: skip
+BEGIN = 8000  # bytes of a file by which Git, too, tells whether it is text: no byte of a text is 0
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,31 @@ def read_texts(source: str, stdin: IO[Any] | None, reading: Reading) -> list[Ite
     elif suffix in SUFFIXES and is_file(path):
         name, content = path.name, _read_file(path)
     else:
-        kinds = ", ".join(SUFFIXES)
-        raise InputError(f"input {path} is not supported by a text model; supported: {kinds}, .npz, or - for standard input")
+        raise InputError(f"input {path} is not supported; {TAKEN}")
     if suffix == ".txt" and (reading.field or reading.pair):
         raise InputError(f"{name} is a text per line: --field and --pair are for .jsonl, .csv and .tsv")
     what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), None)
     if what is not None:
         raise InputError(f"{name} is {what}, then give it again")
+    _check_text(content, name)
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     if suffix in DELIMITERS:
         items = list(_table(text, name, DELIMITERS[suffix], reading))
     else:
         lines = _lines(text, name)
-        items = _objects(lines, name, reading) if suffix == ".jsonl" else [_of_text(line, where) for where, line in lines]
+        items = _objects(lines, name, reading) if suffix == ".jsonl" else [_of_line(line, where) for where, line in lines]
     if not items:
         raise InputError(f"{name} is empty; expected a text per line" if suffix not in DELIMITERS else f"{name} has no rows below its head")
     return items
+
+
+def _check_text(content: bytes, name: str) -> None:
+    """Raise InputError for a picture or another file that is no text as a whole."""
+    if b"\0" in content[:BEGIN]:
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{name} holds no text; {TAKEN}") from None
 
 
 def _read_file(path: Path) -> bytes:
@@ -126,11 +137,19 @@ def _bad_byte(text: str, where: str) -> str | None:
     return None
 
 
+def _of_line(line: str, where: str) -> Item:
+    wrong = _bad_byte(line, where)
+    return Item(where, error=wrong) if wrong else _of_text(line, where)
+
+
 def _of_text(text: str, where: str) -> Item:
-    wrong = _bad_byte(text, where)
-    if wrong is not None:
-        return Item(where, error=wrong)
-    return Item(where, text, error=None if text.strip() else f"{where} is empty")
+    return Item(where, text, error=_half_character(text, where) if text.strip() else f"{where} is empty")
+
+
+def _half_character(text: str, where: str) -> str | None:
+    """Return what is wrong with a text that holds half of a pair of surrogates, which JSON can say and no tokenizer takes."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    return None if half is None else f"{where} holds {json.dumps(half)}, which is half a character"
 
 
 # ---- fields
@@ -157,7 +176,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
             items.append(_of_fields(value, where, reading))
         elif isinstance(value, str) and reading.field is None and reading.pair is None:
             found = True
-            items.append(_of_text(_clean(value), where))
+            items.append(_of_text(value, where))
         else:
             items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"))
     _refuse_partner(keys, name, reading)
@@ -235,15 +254,13 @@ def _refuse_partner(keys: Iterable[str], name: str, reading: Reading) -> None:
 def _lacking(name: str, reading: Reading, there: Sequence[str], kind: str) -> InputError:
     lacks = next((one for one in reading.named if one not in there), reading.named[0])
     option = "--pair" if lacks == reading.pair else "--field"
-    known = ", ".join(shown(_clean(key), 60) for key in there[:10]) + ", ..." * (len(there) > 10)
+    known = ", ".join(shown(key, 60) for key in there[:10]) + ", ..." * (len(there) > 10)
     return InputError(f"{name} has no {kind} {json.dumps(lacks)[:100]}; it has: {known}; name one of them with {option}")
 
 
 def _of_fields(values: Mapping[str, Any], where: str, reading: Reading) -> Item:
     """Return the item that an object or a row of a table holds."""
     name, second = reading.field or TEXT, reading.pair or (PAIR if reading.field is None else "")
-    called = values.get(ID)
-    called = _clean(called) if isinstance(called, str) else called
     wanted = [(name, values.get(name))]
     if isinstance(wanted[0][1], list) and len(wanted[0][1]) == 2 and second not in values:
         wanted = [(name, each) for each in values[name]]
@@ -256,10 +273,7 @@ def _of_fields(values: Mapping[str, Any], where: str, reading: Reading) -> Item:
             wrong = wrong or f"{where} {what} {json.dumps(key)[:100]}"
         elif not value.strip():
             wrong = wrong or f"{where} is empty" + f": {json.dumps(key)[:100]} is" * (len(wanted) > 1)
-        texts.append(_clean(value) if isinstance(value, str) else "")
-    return Item(where, texts[0], texts[1] if len(texts) == 2 else None, called, wrong)
-
-
-def _clean(text: str) -> str:
-    """Return text without lone surrogates, which are legal in JSON."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+        else:
+            wrong = wrong or _half_character(value, where)
+        texts.append(value if isinstance(value, str) else "")
+    return Item(where, texts[0], texts[1] if len(texts) == 2 else None, values.get(ID), wrong)

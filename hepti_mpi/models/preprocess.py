@@ -15,7 +15,7 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.arrays import read_npz
-from hepti_mpi.models.images import built_in_images, find_pictures, modes, open_image, pixel_values
+from hepti_mpi.models.images import TAKEN, built_in_images, check_kind, find_pictures, modes, open_image, pixel_values
 from hepti_mpi.models.inputs import Item, Reading, read_texts
 from hepti_mpi.models.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
@@ -97,7 +97,7 @@ def read_requests(
         return array_requests(spec, path, reading.strict)
     if spec.embedding == "patches":
         if source == "-":
-            raise InputError("an image model does not read standard input; give an image, a folder of images or a .npz file")
+            raise InputError(f"pictures are not read from standard input; {TAKEN}")
         return image_requests(spec, files, source, reading.strict)
     return text_requests(spec, files, None if source is None else read_texts(source, stdin, reading), reading.strict)
 
@@ -191,6 +191,7 @@ def image_request(spec: ModelSpec, steps: Preprocessor, origin: str, image: Call
 def image_paths(path: Path) -> list[Path]:
     """Return the picture files at `path`, a file or a folder, sorted by name. Raises InputError."""
     if not os.path.isdir(path):
+        check_kind(path)
         return [path]
     found, others = find_pictures(path)
     if not found:

@@ -60,9 +60,9 @@ def findings(asking: Asking, hosts: Mapping[str, Facts | str]) -> list[Finding]:
     return found
 
 
-def hostfile_finding(hostfile: str, host: str, number: int, said: str, line: str) -> Finding:
-    """Return what is to be said of a line of the hostfile that mpirun does not read as it is meant."""
-    return Finding(host, f"{hostfile}, line {number}: {said}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
+def hostfile_finding(hostfile: str, host: str, number: int, said: Sequence[str], line: str) -> Finding:
+    """Return what is to be said of a line of the hostfile that mpirun does not read as it is meant: `said`, mended by one line."""
+    return Finding(host, f"{hostfile}, line {number}: {', and '.join(said)}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
                    f"write the line: {line}; doctor --write FOLDER writes such a file")  # fmt: skip
 
 

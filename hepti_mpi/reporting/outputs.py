@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from hepti_mpi.errors import InputError, PartlyAnswered
-from hepti_mpi.files import whole_file
+from hepti_mpi.files import json_line, whole_file
 
 ARRAYS = ("last_hidden_state", "pooler_output", "class_row", "logits", "embedding")
 PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position, spread over the padded positions
@@ -69,7 +69,7 @@ def write_jsonl(path: Path, records: Sequence[dict[str, Any]], sign: Sign = lamb
     """Write a line per record; `sign` is called with the file when all is in it."""
     with _answer_file(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            file.write(json_line(record).encode() + b"\n")
         sign(file)
 
 
