@@ -1,10 +1,14 @@
 """What no plan can beat: it is below every plan's price, reached where nothing travels, and moved by what limits."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from hepti_mpi import cli
 from hepti_mpi.cluster.boards import board_named, cluster_of
+from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning.bound import bound
 from hepti_mpi.planning.cost import Pricer
@@ -57,3 +61,34 @@ def test_the_work_of_a_rank_is_what_its_price_multiplies():
             computed += board.seconds(step_work(SPEC, plan, 0, step, rows, rows * 64)) if rows else 0.0
     price = Pricer(SPEC, profile, 64).price(program, plan)
     assert computed == pytest.approx(price.compute[0], rel=0.02)
+
+
+def test_what_lies_around_the_layers_is_in_it_too():
+    bare = made(["pi4", "pi4"])
+    edged = replace(bare, edges=Edges(batch=0.25))
+    without, with_edges = (bound(SPEC, "hash", profile, REQUEST) for profile in (bare, edged))
+    assert with_edges.seconds - without.seconds == pytest.approx(0.25) == with_edges.perfect - without.perfect
+
+
+def test_it_does_not_depend_on_what_a_request_forces():
+    profile = made(["pi5", "pi4"])
+    forced = replace(REQUEST, shares=(0.1, 0.9), layout=("heads", "columns"), strategy="tensor")
+    assert bound(SPEC, "hash", profile, forced) == bound(SPEC, "hash", profile, REQUEST)
+
+
+def test_ranks_that_share_all_cores_of_a_host_are_one_in_the_perfect_division():
+    """Four ranks of one host are no faster together than the host."""
+    single = made(["pi4"])
+    whole = single.nodes[0]
+    part = replace(whole, threads=1, gemm_seconds_per_weight=tuple(4 * seconds for seconds in whole.gemm_seconds_per_weight), alone=whole)
+    shared = replace(made(["pi4"] * 4), nodes=(part,) * 4)
+    assert bound(SPEC, "hash", shared, REQUEST).perfect == pytest.approx(bound(SPEC, "hash", single, REQUEST).perfect)
+
+
+def test_plan_says_it(tmp_path):
+    arguments = ["plan", "--weights", "random:minilm", "--boards", "pi5,pi4", "--rows", "64"]
+    shown = CliRunner().invoke(cli.main, arguments)
+    assert shown.exit_code == 0 and "nearness" in shown.output and "perfect division" in shown.output
+    told = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).output)
+    assert 0 < told["perfect_seconds"] <= told["bound_seconds"] * 1.0001
+    assert told["nearness"] == pytest.approx(told["bound_seconds"] / told["candidates"][0]["seconds"], rel=1e-3)

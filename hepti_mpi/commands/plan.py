@@ -43,6 +43,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
       python -m hepti_mpi plan --weights random:bert-large --boards pi4,pi4,pi4,pi4 --mbit 940
     """
     from hepti_mpi.planning import methods
+    from hepti_mpi.planning.bound import bound
     from hepti_mpi.reporting import records
 
     method = planning_method(options)
@@ -58,12 +59,14 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
     decision = methods.decide(method, spec, source_hash, profile, request)
+    possible = bound(spec, source_hash, profile, request)
     seconds = time.perf_counter() - begin
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.share_lines(decision, SCREEN.width))
+    SCREEN.show(records.bound_line(decision, possible))
     SCREEN.show(f"planned {len(profile.nodes)} rank{'s' * (len(profile.nodes) > 1)} in {seconds:.2f} s")
-    SCREEN.document(records.decision_document(decision))
+    SCREEN.document(records.decision_document(decision) | records.bound_document(decision, possible))
     if output is not None:
         decision.chosen.plan.save(output)
         SCREEN.say(f"plan written to {output}")

@@ -17,10 +17,15 @@ from hepti_mpi.planning.program import Program
 @dataclass(frozen=True)
 class Bound:
     """`seconds`: the least over our layouts and shares of the longer of computing with a free wire and of sending with free computing;
-    `perfect`: if all ranks computed all the time, as efficiently as alone, and nothing had to travel."""
+    `perfect`: if all ranks computed all the time, as efficiently as alone, and nothing had to travel. Both with what rank 0 does around
+    the layers, where the profile knows that."""
 
     seconds: float
     perfect: float
+
+    def nearness(self, seconds: float) -> float:
+        """Return the bound over `seconds`: 1 is as soon as any of our layouts could be."""
+        return self.seconds / seconds
 
 
 class _Freely(Pricer):
@@ -28,24 +33,34 @@ class _Freely(Pricer):
 
     def price(self, program: Program, plan: Plan) -> Price:
         price = super().price(program, plan)
-        return replace(price, seconds=max(float(price.compute.max()), price.wire))
+        return replace(price, seconds=max(float(price.compute.max()), price.wire) + self.edges)
 
 
 def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Bound:
-    """Return both bounds for requests of `request.rows` rows and the wires it allows. Raises CapacityError when nothing fits."""
+    """Return both bounds for requests of `request.rows` rows and the wires it allows, whatever layout or shares it forces.
+
+    Raises: CapacityError when nothing fits.
+    """
+    request = replace(request, strategy="auto", layout=None, shares=None)
     found = choose(spec, source_hash, profile, request, _Freely).chosen
     return Bound(found.price.seconds, perfect_seconds(spec, source_hash, profile, request))
 
 
 def perfect_seconds(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> float:
-    """Return 1 / sum of 1 / seconds of each rank alone."""
-    rates = 0.0
+    """Return 1 / sum of 1 / seconds of each rank alone, and what rank 0 does around the layers.
+
+    Ranks that share the cores of a host, and could have all of them alone, count as one.
+    """
+    pricer = Pricer(spec, profile, request.rows, request.attended)
+    crowding = pricer.crowding(tuple(range(len(profile.nodes))))
+    rates: dict[str | int, float] = {}
     alone = replace(request, limits=(1 << 60,) * len(profile.nodes), mode="packed", strategy="auto", layout=None)
-    for rank in range(len(profile.nodes)):
+    for rank, node in enumerate(profile.nodes):
         shares = tuple(float(other == rank) for other in range(len(profile.nodes)))
         try:
             price = choose(spec, source_hash, profile, replace(alone, shares=shares)).chosen.price
         except CapacityError:
             continue
-        rates += 1 / float(price.compute[rank])
-    return 1 / rates
+        whose, shared = (rank, crowding[rank]) if node.alone is None else (node.host, 1.0)
+        rates[whose] = max(rates.get(whose, 0.0), 1 / (float(price.compute[rank]) * shared))
+    return 1 / sum(rates.values()) + pricer.edges

@@ -32,7 +32,7 @@ class Found:
     def nearness(self, name: str) -> float:
         """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
         sample = self.samples[name]
-        return self.bounds[sample.ready.plan.wire].seconds / float(np.median(sample.seconds))
+        return self.bounds[sample.ready.plan.wire].nearness(float(np.median(sample.seconds)))
 
 
 def lines(found: Found) -> Iterator[dict[str, Any]]:

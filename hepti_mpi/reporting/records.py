@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.planning.planner import Decision
 from hepti_mpi.planning.program import OUTER, Program, Sync
@@ -179,6 +180,22 @@ def decision_document(decision: Decision) -> dict[str, Any]:
         "unfit": list(decision.unfit),
         "remarks": [*reasons(decision), *decision.notes],
     }  # fmt: skip
+
+
+def bound_line(decision: Decision, possible: Bound) -> str:
+    """Say what is possible on these ranks, and how near to it the chosen plan is."""
+    seconds = decision.chosen.price.seconds
+    return (
+        f"bound {milliseconds(possible.seconds)} ms, which none of our divisions can beat; the chosen plan's nearness to it is "
+        f"{possible.nearness(seconds):.2f} (bound over predicted); perfect division over all ranks {milliseconds(possible.perfect)} ms"
+    )
+
+
+def bound_document(decision: Decision, possible: Bound) -> dict[str, float]:
+    """Return the same for a JSON document."""
+    nearness = possible.nearness(decision.chosen.price.seconds)
+    found = {"bound_seconds": possible.seconds, "perfect_seconds": possible.perfect, "nearness": nearness}
+    return {name: _short(value) for name, value in found.items()}
 
 
 def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
