@@ -11,7 +11,8 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning import cost
-from hepti_mpi.planning.cost import FLOAT, RING_BYTES, Price, Pricer, activation_bytes, activation_widths
+from hepti_mpi.planning.cost import FLOAT, RING_BYTES, Price, Pricer
+from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.plan import LAYOUTS as ALL_LAYOUTS
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Compute, Op, Sync, buffers, distributions, make_program
@@ -84,6 +85,21 @@ def test_an_operation(kind, weights, attention, elements):
     pricer = Pricer(SPEC, simple(), ROWS, attended=9)
     seconds = pricer.op_seconds(Op(kind, 0, ("a", "b"), ()), np.array([7, 7]), plan, np.array([0, 1]))
     assert seconds[0] == pytest.approx(7 * (weights * 1e-9 + attention * 2e-9 + elements * 3e-9))
+
+
+def test_every_cast_is_priced_by_what_it_casts():
+    """Keys and values go to the ranks of their heads two at a time, queries alone."""
+    plan = own_plan(("alltoall", "rows"), (1, 1), wire="float16")
+    profile = simple(2)
+    free = replace(profile, nodes=tuple(replace(one, cast_seconds=0.0) for one in profile.nodes))
+    casts = sum(len(op.reads) for step in make_program(SPEC, plan) if isinstance(step, Compute) for op in step.ops if op.kind == "half")
+    headed = [op for step in make_program(SPEC, plan) if isinstance(step, Compute) for op in step.ops if op.kind.endswith("_heads")]
+    there = sum(len(op.reads) for op in headed if op.kind == "single_heads")
+    back = sum(len(op.reads) for op in headed if op.kind == "half_heads")
+    assert (casts, there, back) == (3 * SPEC.layers, 3 * SPEC.layers, SPEC.layers)
+    rows, wide = plan.rows[0], plan.heads[0] * SPEC.head_dim
+    elements = rows * SPEC.hidden * (casts + back) + ROWS * wide * (there + back)
+    assert price(profile, plan).compute[0] - price(free, plan).compute[0] == pytest.approx(1.5e-9 * elements)
 
 
 def test_a_whole_program_on_one_rank():

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hepti_mpi.planning.cost import PADDED_SCORES
+from hepti_mpi.planning.memory import PADDED_SCORES
 from hepti_mpi.runtime.job import batches
 
 

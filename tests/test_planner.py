@@ -14,7 +14,8 @@ from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.random_models import random_model
 from hepti_mpi.planning import planner
-from hepti_mpi.planning.cost import Pricer, activation_widths
+from hepti_mpi.planning.cost import Pricer
+from hepti_mpi.planning.memory import activation_widths
 from hepti_mpi.planning.plan import Plan, check, kind_of
 from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose
 from hepti_mpi.planning.program import make_program

@@ -15,8 +15,9 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_weights
-from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_widths
+from hepti_mpi.planning.cost import FLOAT, Pricer
 from hepti_mpi.planning.division import most
+from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Op, make_program
 

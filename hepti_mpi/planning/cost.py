@@ -8,7 +8,7 @@ before, and a Compute waits for what it reads only.
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Step, Sync, buffers, distributions, interface
+from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Step, Sync, distributions, interface
 from hepti_mpi.planning.work import op_work
 
 FLOAT = 4  # bytes
@@ -25,9 +25,9 @@ RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 FEW = 4  # ranks below which Open MPI's Iallreduce goes by trees (libnbc)
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
-PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
-Walked = tuple[Step, tuple[str, ...], tuple[str, ...]]  # a step, what it reads and what it writes
+Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers that take as long
+Walked = tuple[Step, Kind, tuple[str, ...], tuple[str, ...]]  # a step, its kind, what it reads and what it writes
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,12 @@ class Pricer:
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
+        self.groups: dict[tuple[int, ...], _Group] = {}  # by active ranks
 
     def of_batch(self, lengths: Sequence[int]) -> "Pricer":
         """Return the pricer of a batch of requests of `lengths` rows, together at most as many as this one is for."""
         other = copy(self)
+        other.groups = {}
         other.lengths, other.rows = tuple(lengths), sum(lengths)
         other.attended = len(lengths) * max(lengths) ** 2 / other.rows  # attention is computed as if all were as long as the longest
         other.edges = edge_seconds(self.spec, self.profile.edges, lengths)
@@ -136,123 +138,176 @@ class Pricer:
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
-        return _Walk(self, self.walked(program), plan).price()
+        if plan.active not in self.groups:
+            self.groups[plan.active] = _Group(self, plan.active)
+        return _Walk(self.groups[plan.active], plan).price(self.walked(program))
 
     def walked(self, program: Program) -> list[Walked]:
-        """Return each step with what it reads and writes: worked out once, since a program is priced for many plans."""
+        """Return each step with its kind, what it reads and what it writes: worked out once, since a program is priced for many plans."""
         if id(program) not in self.known:
             values = distributions(program)
-            self.known[id(program)] = program, [(step, *interface(values, step)) for step in program]
+            self.known[id(program)] = program, [(step, _kind(step), *interface(values, step)) for step in program]
         return self.known[id(program)][1]
 
 
-class _Walk:
-    """One walk of a program with a clock per active rank."""
+def _kind(step: Step) -> Kind:
+    if isinstance(step, Sync):
+        return step.kind, step.tile, len(step.reads)
+    return step.distribution, step.tile, *((op.kind, len(op.reads)) for op in step.ops)
 
-    def __init__(self, pricer: Pricer, steps: list[Walked], plan: Plan) -> None:
-        self.pricer, self.steps, self.plan = pricer, steps, plan
-        self.ranks = np.array(plan.active)
+
+class _Traffic(NamedTuple):
+    """An exchange: per rank, seconds that its link sends, receives, and that starting takes; [from, to], seconds after leaving until
+    each block is out (none: a ring; one: too many ranks to tell them apart); bytes in all. `never`: per block that there is not, inf."""
+
+    out: np.ndarray
+    into: np.ndarray
+    starting: np.ndarray
+    blocks: np.ndarray
+    moved: int
+    never: np.ndarray
+    getting: np.ndarray
+    busiest: np.ndarray
+
+
+class _Group:
+    """What all walks on the same active ranks share, with what is known of kinds of steps and the counts that their times depend on."""
+
+    def __init__(self, pricer: Pricer, active: tuple[int, ...]) -> None:
+        self.pricer, self.ranks = pricer, np.array(active)
         self.places = pricer.places(self.ranks)
-        self.counts = np.array(plan.counts(pricer.lengths), dtype=np.int64)[:, self.ranks]
-        if len(self.ranks) == 1:
-            self.counts = np.array([[pricer.rows]])
-        self.heads = np.array(plan.heads)[self.ranks] / max(1, pricer.spec.heads)
-        self.crowding = pricer.crowding(plan.active)[self.ranks]
+        self.crowding = pricer.crowding(active)[self.ranks]
         grid = np.ix_(self.ranks, self.ranks)
         self.mates = pricer.same_host[grid]
         self.shared = bool(self.mates.sum() > len(self.ranks))
         self.link, self.near = pricer.link[self.ranks], pricer.near[self.ranks]
         self.latency = float(pricer.latency[grid].max()) if len(self.ranks) > 1 else 0.0
         self.slowest = float(pricer.seconds_per_byte[grid].max())
-        self.float = 2 if plan.wire == "float16" else FLOAT
-        self.clock = np.zeros(len(self.ranks))
-        self.compute, self.wait, self.wire, self.moved = self.clock.copy(), self.clock.copy(), self.clock.copy(), 0
         self.ahead = pricer.ahead[self.ranks]
-        self.up, self.down = self.clock.copy(), self.clock.copy()  # when each rank's link would be at rest again
-        self.ready: dict[str, np.ndarray] = {}  # when a value is there, per rank
-        self.segments: dict[tuple[object, ...], np.ndarray] = {}  # layers repeat: price each kind of step once
-        self.exchanges: dict[tuple[object, ...], tuple[np.ndarray, ...]] = {}
+        self.zeros = np.zeros(len(self.ranks))
+        self.segments: dict[Kind, tuple[np.ndarray, np.ndarray]] = {}
+        self.exchanges: dict[Kind, _Traffic] = {}
 
-    def price(self) -> Price:
-        own = self.plan.collectives == "own"
-        for step, reads, writes in self.steps:
+
+class _Walk:
+    """One walk of a program with a clock per active rank."""
+
+    def __init__(self, group: _Group, plan: Plan) -> None:
+        self.group, self.pricer, self.ranks, self.plan = group, group.pricer, group.ranks, plan
+        self.tiles = plan.counts(self.pricer.lengths)
+        self.counts = np.array(self.tiles, dtype=np.int64)[:, self.ranks]
+        if len(self.ranks) == 1:
+            self.tiles, self.counts = ((self.pricer.rows,),), np.array([[self.pricer.rows]])
+        self.heads = np.array(plan.heads)[self.ranks] / max(1, self.pricer.spec.heads)
+        self.float = 2 if plan.wire == "float16" else FLOAT
+        zeros = group.zeros
+        self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, 0
+        self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
+        self.ready: dict[str, np.ndarray] = {}  # when a value is there, per rank
+        self.segments: dict[Kind, tuple[np.ndarray, np.ndarray]] = {}  # layers repeat: price each kind of step once
+        self.exchanges: dict[Kind, _Traffic] = {}
+        self.collectives: dict[Kind, tuple[float, int]] = {}
+
+    def price(self, steps: list[Walked]) -> Price:
+        own = self.plan.collectives == "own" and len(self.ranks) > 1
+        for step, kind, reads, writes in steps:
             if isinstance(step, Compute):
-                self._compute(step, reads, writes)
-            elif len(self.ranks) > 1 and own and step.kind != "slice":
-                self._own(step, reads, writes)
+                self._compute(step, kind, reads, writes)
+            elif own and step.kind != "slice":
+                self._own(step, kind, reads, writes)
             else:
-                self._mpi(step)
+                self._mpi(step, kind)
         size = self.plan.ranks
         spread = [np.zeros(size), np.zeros(size)]
         for target, values_of in zip(spread, (self.compute, self.wait)):
             target[self.ranks] = values_of
         return Price(float(self.clock.max()) + self.pricer.edges, spread[0], spread[1], float(self.wire.max()), self.moved)
 
-    def _compute(self, step: Compute, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
-        kinds = (step.distribution, step.tile, *(op.kind for op in step.ops))
-        if kinds not in self.segments:
-            tiles = self.counts if step.tile is None else self.counts[[min(step.tile, len(self.counts) - 1)]]
-            rows = tiles.sum(axis=0) if step.distribution == "rows" else np.full(len(self.ranks), tiles.sum())
-            pricer = self.pricer
-            needed = sum(pricer.op_seconds(op, rows, self.plan, self.ranks, self.places) for op in step.ops) * self.crowding
-            self.segments[kinds] = needed + pricer.segment[self.places] * (rows > 0)
-        needed = self.segments[kinds]
+    def _compute(self, step: Compute, kind: Kind, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+        if kind not in self.segments:
+            self.segments[kind] = self._segment(step, kind)
+        needed, busy = self.segments[kind]
+        clock = self.clock
         for name in reads:
             if name in self.ready:
-                waits = np.maximum(self.ready[name] - self.clock, 0) * (needed > 0)
-                self.wait += waits
-                self.clock = self.clock + waits
-        self.compute += needed
-        self.clock = self.clock + needed
-        for name in writes:
-            self.ready[name] = np.maximum(self.ready[name], self.clock) if name in self.ready else self.clock
+                waits = np.maximum(self.ready[name] - clock, 0) * busy
+                self.wait = self.wait + waits
+                clock = clock + waits
+        self.compute = self.compute + needed
+        self.clock = clock + needed
+        self._written(writes, self.clock)
+
+    def _segment(self, step: Compute, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+        """Return, per rank, the seconds that a step takes, and whether it has any part in it."""
+        at, group, plan = min(step.tile or 0, len(self.tiles) - 1), self.group, self.plan
+        by_heads = any(op.kind.endswith("_heads") for op in step.ops)
+        by_columns = any(op.kind == "mlp_columns" for op in step.ops)
+        tiles = self.tiles if step.tile is None else self.tiles[at]
+        key = (kind[0], kind[2:], tiles, plan.heads if by_heads else (), plan.columns if by_columns else ())
+        if key not in group.segments:
+            counts = self.counts if step.tile is None else self.counts[[at]]
+            rows = counts.sum(axis=0) if step.distribution == "rows" else np.full(len(self.ranks), counts.sum())
+            needed = sum(self.pricer.op_seconds(op, rows, plan, self.ranks, group.places) for op in step.ops) * group.crowding
+            needed = needed + self.pricer.segment[group.places] * (rows > 0)
+            group.segments[key] = needed, (needed > 0).astype(np.float64)
+        return group.segments[key]
+
+    def _written(self, names: tuple[str, ...], when: np.ndarray) -> None:
+        for name in names:
+            self.ready[name] = np.maximum(self.ready[name], when) if name in self.ready else when
 
     # our own exchanges
 
-    def _own(self, sync: Sync, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+    def _own(self, sync: Sync, kind: Kind, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in."""
-        begin = np.zeros(len(self.ranks))
-        for name in reads:
-            begin = np.maximum(begin, self.ready.get(name, begin))
-        kind = (sync.kind, sync.tile, len(reads))
         if kind not in self.exchanges:
-            volumes = self._volumes(sync, len(reads))
-            sent = volumes[0] / np.maximum(self.link if self.link.any() else self.near, 1e-15)
-            self.exchanges[kind] = *volumes, (self.pricer.start + self.pricer.start_per_byte * sent) * (sent > 0)
-        out, into, blocks, moved, starting = self.exchanges[kind]
-        self.moved += int(moved)
+            self.exchanges[kind] = self._traffic(sync)
+        group, (out, into, starting, blocks, moved, never, getting, busiest) = self.group, self.exchanges[kind]
+        begin = group.zeros
+        for name in reads:
+            if name in self.ready:
+                begin = np.maximum(begin, self.ready[name])
+        self.moved += moved
         begin = begin + starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
+        self.up = leave + out
         if not len(blocks):  # a ring: nobody is done before all are
-            start_up = self.pricer.exchange + (len(self.ranks) - 2) * (self.latency + RING_BYTES * self.slowest)
-            self.up = leave + out
-            done = np.full(len(self.ranks), max((self.up - self.ahead).max(), begin.max()) + start_up)
+            start_up = self.pricer.exchange + (len(self.ranks) - 2) * (group.latency + RING_BYTES * group.slowest)
+            done = np.full(len(self.ranks), max((self.up - group.ahead).max(), begin.max()) + start_up)
             self.down = self.up
         else:
-            self.up = leave + out
             if len(blocks) > 1:
-                sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + blocks)
-                last = np.where(blocks > 0, sent, 0).max(axis=0)
-                first = np.where(blocks > 0, begin[:, None], np.inf).min(axis=0)
-                getting = np.isfinite(first)
-                if self.shared:  # what comes for a rank keeps the link of all of its host busy
-                    first = np.where(self.mates, first[None, :], np.inf).min(axis=1)
+                sent = np.maximum(begin[:, None], (leave - group.ahead)[:, None] + blocks)
+                last = np.maximum.reduce(sent - never, axis=0, initial=0.0)
+                first = np.minimum.reduce(begin[:, None] + never, axis=0)
+                if group.shared:  # what comes for a rank keeps the link of all of its host busy
+                    first = np.where(group.mates, first[None, :], np.inf).min(axis=1)
             else:  # too many ranks to tell blocks apart
                 last = np.full(len(self.ranks), self.up.max(where=out > 0, initial=0))
                 first = np.full(len(self.ranks), begin.min(where=out > 0, initial=np.inf))
-                getting = into > 0
             self.down = np.where(into > 0, np.maximum(first, self.down) + into, self.down)
-            done = np.where(getting, np.maximum(np.maximum(first, self.down - self.ahead), last) + self.pricer.exchange, 0)
+            done = np.where(getting, np.maximum(np.maximum(first, self.down - group.ahead), last) + self.pricer.exchange, 0)
         done = np.maximum(done, begin)
-        self.wire += np.maximum(out, into)
-        for name in writes:
-            self.ready[name] = np.maximum(self.ready[name], done) if name in self.ready else done
+        self.wire = self.wire + busiest
+        self._written(writes, done)
         if sync.kind == "gatherv":
             self.clock = np.maximum(self.clock, done)
 
+    def _traffic(self, sync: Sync) -> _Traffic:
+        group, values = self.group, len(sync.reads)
+        key = (sync.kind, values, self.float, self.tiles[sync.tile], self.plan.heads if sync.kind in ("to_heads", "to_rows") else ())
+        if key not in group.exchanges:
+            out, into, blocks, moved = self._volumes(sync, values)
+            sent = out / np.maximum(group.link if group.link.any() else group.near, 1e-15)
+            starting = (self.pricer.start + self.pricer.start_per_byte * sent) * (sent > 0)
+            getting = np.any(blocks > 0, axis=0) if len(blocks) > 1 else into > 0
+            never = np.where(blocks > 0, 0.0, np.inf)
+            group.exchanges[key] = _Traffic(out, into, starting, blocks, int(moved), never, getting, np.maximum(out, into))
+        return group.exchanges[key]
+
     def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
         """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
-        hidden, own = self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
+        group, hidden, own = self.group, self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
         size, count = self.float * hidden * values, len(self.ranks)
         if sync.kind in OUTER and self.ranks[0]:  # the root is none of them: its link is the way
             total = own.sum() * (count if sync.kind == "bcast" else 1) * FLOAT * hidden
@@ -270,16 +325,16 @@ class _Walk:
         elif sync.kind == "to_rows":
             bytes_ = np.outer(self.heads, own)
         elif self._by_ring(sync, own):
-            seconds = np.full(count, (own.sum() - own.min()) * size * self.slowest)
+            seconds = np.full(count, (own.sum() - own.min()) * size * group.slowest)
             return seconds, seconds, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
         else:
             bytes_ = np.outer(own, np.ones(count)) if sync.kind == "allgatherv" else np.outer(np.ones(count), own)
         bytes_ = bytes_ * (1.0 - np.eye(count)) * size
-        far, near = bytes_ * ~self.mates, bytes_ * self.mates
+        far, near = bytes_ * ~group.mates, bytes_ * group.mates
         out, into = far.sum(axis=1), far.sum(axis=0)
-        if self.shared:  # ranks of a host share its link
-            out, into = self.mates @ out, self.mates @ into
-        out, into = out * self.link + near.sum(axis=1) * self.near, into * self.link + near.sum(axis=0) * self.near
+        if group.shared:  # ranks of a host share its link
+            out, into = group.mates @ out, group.mates @ into
+        out, into = out * group.link + near.sum(axis=1) * group.near, into * group.link + near.sum(axis=0) * group.near
         # blocks to several ranks leave side by side: small ones are out first
         blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
         blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None]
@@ -292,7 +347,7 @@ class _Walk:
 
     def _many(self, sync: Sync, own: np.ndarray, size: float) -> tuple[np.ndarray, ...]:
         """Return the same for many ranks by sums alone, as if each block went to another host."""
-        count, total, root = len(own), own.sum(), (self.ranks == 0).astype(np.float64)
+        group, count, total, root = self.group, len(own), own.sum(), (self.ranks == 0).astype(np.float64)
         if sync.kind in ("bcast", "scatterv", "gatherv"):
             size = FLOAT * self.pricer.spec.hidden
             out, into = root * (total * (count - 1) if sync.kind == "bcast" else total - own), own * (1 - root)
@@ -310,28 +365,27 @@ class _Walk:
         if sync.kind in ("allgatherv", "reduce_scatter") and self._by_ring(sync, own):
             out, blocks = np.full(count, total - own.min()), np.empty((0, 0))
             into = out
-        link = np.maximum(self.link, self.near if not self.link.any() else 0) * size * self.mates.sum(axis=1)
+        link = np.maximum(group.link, group.near if not group.link.any() else 0) * size * group.mates.sum(axis=1)
         return out * link, into * link, blocks, np.array(moved)
 
     # MPI's own collectives
 
-    def _mpi(self, sync: Sync) -> None:
+    def _mpi(self, sync: Sync, kind: Kind) -> None:
         """All ranks leave together."""
-        kind = (sync.kind, len(sync.reads))
-        if kind not in self.exchanges:
+        if kind not in self.collectives:
             blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
-            self.exchanges[kind] = tuple(map(np.array, self.collective(sync, blocks)))
-        seconds, data = self.exchanges[kind]
+            self.collectives[kind] = self.collective(sync, blocks)
+        seconds, data = self.collectives[kind]
         start = self.clock.max()
         if sync.kind == "allgatherv":  # all blocks leave at once, the first of them on links that have rested
-            seconds = np.maximum(seconds - min(self.ahead.min(), start - self.up.max()), 0)
+            seconds = max(seconds - min(self.group.ahead.min(), start - self.up.max()), 0)
         seconds = seconds + self.pricer.exchange * (data > 0)
-        self.wait += start - self.clock
+        self.wait = self.wait + (start - self.clock)
         self.clock = np.full(len(self.ranks), start + float(seconds))
         if data:
             self.up = self.clock
-        self.wire += float(seconds)
-        self.moved += int(data)
+        self.wire = self.wire + float(seconds)
+        self.moved += data
 
     def collective(self, sync: Sync, blocks: np.ndarray) -> tuple[float, int]:
         """Return (seconds, bytes on the wire) of a sync over the active ranks; `blocks`: bytes of each rank's rows.
@@ -357,27 +411,3 @@ class _Walk:
             return float(np.ceil(np.log2(len(others)))) * (latency + total * slowest), (len(others) - 1) * total
         moved = total - int(blocks[ranks == 0].sum())
         return (len(others) - 1) * latency + moved * slowest, moved
-
-
-def activation_widths(spec: ModelSpec, program: Program) -> tuple[float, float]:
-    """Return the elements that the engine's buffers hold per row of the batch and per row of the rank's own."""
-    values = distributions(program)
-    tiles = 1 + max(value.tile or 0 for value in values.values())
-    held = {number: values[name] for name, number in buffers(program).items()}
-    full, own = 0.0, 0.0
-    for value in held.values():
-        part = 1.0 if value.tile is None else 1 / tiles
-        full, own = full + part * (value.rows == "full"), own + part * (value.rows == "rows")
-    return full * spec.hidden, own * spec.hidden
-
-
-def activation_bytes(
-    spec: ModelSpec, widths: tuple[float, float], rows: int, longest: int, own: np.ndarray, part: np.ndarray
-) -> np.ndarray:  # fmt: skip
-    """Return, per rank, the bytes of its buffers and of the largest segment's inner values for a batch of `rows` rows.
-
-    `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
-    """
-    padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
-    scores = 2 * spec.heads * (rows * longest + padded)
-    return (widths[0] * rows + widths[1] * own + rows * max(spec.ffn, 6 * spec.hidden) + scores * part) * FLOAT

@@ -14,8 +14,9 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.cost import FLOAT, Pricer, activation_bytes, activation_widths
+from hepti_mpi.planning.cost import FLOAT, Pricer
 from hepti_mpi.planning.division import common_lack, divide, fill, most
+from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.planning.refine import Candidate, Refinement, order

@@ -18,7 +18,8 @@ from hepti_mpi.models.preprocess import Request as ModelRequest
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, planner
 from hepti_mpi.planning import plan as plans
-from hepti_mpi.planning.cost import PADDED_SCORES, Price
+from hepti_mpi.planning.cost import Price
+from hepti_mpi.planning.memory import PADDED_SCORES
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.runtime import graphs

@@ -1,0 +1,33 @@
+"""How many bytes of buffers and inner values a rank needs to run a program. Pure; knows nothing of weights, of time and of machines."""
+
+import numpy as np
+
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.cost import FLOAT
+from hepti_mpi.planning.program import Program, buffers, distributions
+
+PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
+
+
+def activation_widths(spec: ModelSpec, program: Program) -> tuple[float, float]:
+    """Return the elements that the engine's buffers hold per row of the batch and per row of the rank's own."""
+    values = distributions(program)
+    tiles = 1 + max(value.tile or 0 for value in values.values())
+    held = {number: values[name] for name, number in buffers(program).items()}
+    full, own = 0.0, 0.0
+    for value in held.values():
+        part = 1.0 if value.tile is None else 1 / tiles
+        full, own = full + part * (value.rows == "full"), own + part * (value.rows == "rows")
+    return full * spec.hidden, own * spec.hidden
+
+
+def activation_bytes(
+    spec: ModelSpec, widths: tuple[float, float], rows: int, longest: int, own: np.ndarray, part: np.ndarray
+) -> np.ndarray:  # fmt: skip
+    """Return, per rank, the bytes of its buffers and of the largest segment's inner values for a batch of `rows` rows.
+
+    `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
+    """
+    padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
+    scores = 2 * spec.heads * (rows * longest + padded)
+    return (widths[0] * rows + widths[1] * own + rows * max(spec.ffn, 6 * spec.hidden) + scores * part) * FLOAT
