@@ -120,7 +120,8 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
                       for wire in wires}  # fmt: skip
             made = machines.made() | {"ranks": world.size, "versions": machines.versions(machine)}
             made |= {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
-            found = comparison.Found(store.spec.name, rows, where, machine.boards, samples, bounds, made)
+            above = {name: comparison.above_of(sample, store.spec, measured, rows, bounds) for name, sample in samples.items()}
+            found = comparison.Found(store.spec.name, rows, where, machine.boards, samples, bounds, made, above)
             records = list(comparison.lines(found))
             SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
             SCREEN.document(records[-1], always=True)

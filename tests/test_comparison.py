@@ -46,7 +46,9 @@ def samples():
 
 
 def found(samples, boards=BOARDS):
-    return comparison.Found("tiny-bert", 26, "mixed4", boards, samples, {"float32": Bound(0.15, 0.1)})
+    bounds = {"float32": Bound(0.15, 0.1)}
+    above = {name: comparison.above_of(one, SPEC, PROFILE, 26, bounds) for name, one in samples.items()}
+    return comparison.Found("tiny-bert", 26, "mixed4", boards, samples, bounds, above=above)
 
 
 def table_of(samples, refused=()):
@@ -130,9 +132,12 @@ def test_the_summary_is_the_document_of_the_issue(samples):
     for name, told in last["methods"].items():
         one = samples[name]
         assert set(told) == {"median_seconds", "predicted_seconds", "requests_per_second", "rows_per_second", "nearness", "overruns",
-                             "wire_bytes", "plan_hash", "samples_seconds"}  # fmt: skip
+                             "above_bound", "wire_bytes", "plan_hash", "samples_seconds"}  # fmt: skip
         assert told["requests_per_second"] == pytest.approx(1 / np.median(one.seconds)) == pytest.approx(told["rows_per_second"] / 26)
         assert told["median_seconds"] == pytest.approx(np.median(one.seconds)) and told["samples_seconds"] == pytest.approx(one.seconds)
+        above = told["above_bound"]
+        assert sum(above["parts_seconds"].values()) == pytest.approx(above["seconds"], abs=1e-5)
+        assert above["seconds"] == pytest.approx(told["median_seconds"] - 0.15) and above["rank"] in one.ready.plan.active
         assert told["predicted_seconds"] == one.price.seconds and told["plan_hash"] == one.ready.plan.hash
         assert told["wire_bytes"] == one.price.bytes and isinstance(told["wire_bytes"], int)
     assert last == json.loads(json.dumps(comparison.summary(found(samples))))
@@ -179,3 +184,4 @@ def test_the_report_reads_what_is_written(samples, tmp_path):
     for name, method in found.items():
         assert method.median == pytest.approx(np.median(samples[name].seconds)) and method.parts.shape == (REQUESTS, 3)
         assert method.predicted == samples[name].price.seconds and len(method.lanes) == 3
+        assert sum(method.above.values()) == pytest.approx(method.median - 0.15, abs=1e-5)

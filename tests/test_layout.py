@@ -33,7 +33,7 @@ OWNERS = {
     "tokenizers": {"models/tokens.py", "models/tokenizing.py"},
     "PIL": {"models/images.py"},
     "scipy": {"planning/baselines.py"},
-    "matplotlib": {"reporting/plots.py"},
+    "matplotlib": {"reporting/canvas.py"},
     "prometheus_client": {"reporting/metrics.py"},
     "rich": {"console.py", "reporting/drawing.py"},
 }

@@ -18,7 +18,7 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.text import Text  # noqa: E402
 
 from hepti_mpi.errors import InputError  # noqa: E402
-from hepti_mpi.reporting import plots  # noqa: E402
+from hepti_mpi.reporting import above_plot, canvas, plots  # noqa: E402
 from hepti_mpi.reporting.benches import read_benches  # noqa: E402
 
 
@@ -69,7 +69,7 @@ def test_a_report_of_several_benches(tmp_path, pictures):
     records = write(tmp_path / "records.jsonl", lines + bench("wifi2", names[:1], layers=2, requests=1, seed=3))
     written = plots.write_report(records, pictures)
     assert all(path.stat().st_size > 1000 for path in written)
-    assert len(set(written)) == len(written) == 3 * (1 + 2 * 3) + (1 + 2) + 1
+    assert len(set(written)) == len(written) == 3 * (2 + 2 * 3) + (2 + 2) + 1
     found = {path.name for path in written}
     assert {"predicted.png", "mixed4-bert-large-128-latency.png", "mixed4-bert-large-128-timeline-megatron.png"} <= found
     assert {"wifi2-bert-large-128-trace-single.json", "wifi2-bert-large-128-latency-2.png"} <= found
@@ -81,7 +81,7 @@ def test_a_report_of_several_benches(tmp_path, pictures):
 @pytest.mark.parametrize("cluster, count", [("wifi2", 1), ("mixed4", 14), (list(BOARDS)[2], 3)])
 def test_methods_of_one_bench(tmp_path, pictures, cluster, count):
     written = plots.write_report(write(tmp_path / "records.jsonl", bench(cluster, NAMES[-count:])), pictures / f"{count}-methods")
-    assert len(written) == 2 + 2 * count
+    assert len(written) == 3 + 2 * count
     assert all("/" not in path.name and "$" not in path.name and " " not in path.name for path in written)
 
 
@@ -92,7 +92,7 @@ def test_many_real_boards(tmp_path, pictures, monkeypatch):
     lines[-2]["ranks"] = [lane | {"events": [["all", "compute", 0.01, 1.7]] if lane["rank"] == 0 else []} for lane in lines[-2]["ranks"]]
     records = write(tmp_path / "records.jsonl", lines)
     assert [method.middle is None for method in read_benches(records)[0].methods.values()] == [False, True]
-    assert len(plots.write_report(records, pictures / "rack")) == 6
+    assert len(plots.write_report(records, pictures / "rack")) == 7
 
 
 def test_many_clusters(tmp_path, pictures, monkeypatch):
@@ -106,19 +106,20 @@ def test_many_clusters(tmp_path, pictures, monkeypatch):
             method["median_seconds"] *= 1.5**place
             method["predicted_seconds"] = method["predicted_seconds"] and method["predicted_seconds"] * 1.5**place
         lines.append(last)
-    assert len(plots.write_report(write(tmp_path / "records.jsonl", lines), pictures / "many")) == 8
+    assert len(plots.write_report(write(tmp_path / "records.jsonl", lines), pictures / "many")) == 2 * 7 + 1
 
 
 def test_the_last_line_alone_is_enough_for_latencies(tmp_path, pictures):
     last = bench("mixed4")[-1]
     del last["perfect_seconds"], last["bound_seconds"]
     written = plots.write_report(write(tmp_path / "records.jsonl", [last]), pictures / "bare")
-    assert [path.name for path in written] == ["mixed4-bert-large-128-latency.png", "predicted.png"]
+    one = "mixed4-bert-large-128"
+    assert [path.name for path in written] == [f"{one}-latency.png", f"{one}-above-the-bound.png", "predicted.png"]
 
 
 def test_without_predictions_there_is_no_picture_of_them(tmp_path):
     written = plots.write_report(write(tmp_path / "records.jsonl", bench("mixed4", ("ram",))), tmp_path / "out")
-    assert [path.name.split("-", 4)[-1] for path in written] == ["latency.png", "timeline-ram.png", "trace-ram.json"]
+    assert [path.name.split("-", 4)[-1] for path in written] == ["latency.png", "above-the-bound.png", "timeline-ram.png", "trace-ram.json"]
 
 
 def test_what_is_possible_is_read(tmp_path):
@@ -244,7 +245,8 @@ def test_a_file_that_holds_no_records(tmp_path, content, said):
 
 def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, plots.__name__)
+    for module in (plots, canvas, above_plot):
+        monkeypatch.delitem(sys.modules, module.__name__)
     with pytest.raises(InputError, match="which is not installed; install it with: python -m pip install matplotlib"):
         importlib.import_module(plots.__name__)
 

@@ -65,7 +65,8 @@ class RankTimes:
 class Method:
     """What was measured of one method. `parts`: [requests, 3] seconds of compute, wire and wait, mean over the ranks that hold a part
     of the layers; no rows where the requests were not recorded. `lanes`: one request; empty where none was recorded. `ranks`: all of the
-    job; empty where the plan was not recorded."""
+    job; empty where the plan was not recorded. `above`: seconds above the bound by where they went, some may be below 0; empty where
+    that was not recorded."""
 
     name: str
     median: float
@@ -76,6 +77,7 @@ class Method:
     about: str = ""
     lanes: tuple[Lane, ...] = ()
     ranks: tuple[RankTimes, ...] = ()
+    above: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -138,6 +140,13 @@ class _Line:
         value = float(self.value(name, "a number", int, float))
         if not (math.isfinite(value) and value >= 0):
             raise self.fail(f"has {_shown(value)} for {name!r}, which should be a number of at least 0")
+        return value
+
+    def difference(self, name: str) -> float:
+        """Return a difference of times: finite."""
+        value = float(self.value(name, "a number", int, float))
+        if not math.isfinite(value):
+            raise self.fail(f"has {_shown(value)} for {name!r}, which should be a number")
         return value
 
     def optional(self, name: str) -> float | None:
@@ -234,8 +243,12 @@ def _method(name: str, summary: _Line, described: list[_Line], requests: list[_L
     if not median:
         raise summary.fail("has a median of 0 seconds")
     samples, predicted = summary.numbers("samples_seconds"), summary.optional("predicted_seconds")
+    above: dict[str, float] = {}
+    if summary.data.get("above_bound") is not None:
+        parts_line = summary.inside("above_bound").inside("parts_seconds")
+        above = {part: parts_line.difference(part) for part in parts_line.data}
     if not described:
-        return Method(name, median, predicted, samples, np.zeros((0, len(PARTS))))
+        return Method(name, median, predicted, samples, np.zeros((0, len(PARTS))), above=above)
     line = described[0]
     plan = line.inside("plan")
     ranks = len(plan.value("hosts", "a list", list))
@@ -247,7 +260,7 @@ def _method(name: str, summary: _Line, described: list[_Line], requests: list[_L
     strategy, layout = line.text("strategy"), line.text("layout")
     about = f"{strategy}, {layout}" if strategy != "single" else strategy
     lanes = tuple(_lane(item) for item in _objects(timelines[-1], "ranks")) if timelines else ()
-    return Method(name, median, predicted, samples, parts, len(plan.value("layers", "a list", list)), about, lanes, ranks_times)
+    return Method(name, median, predicted, samples, parts, len(plan.value("layers", "a list", list)), about, lanes, ranks_times, above)
 
 
 def _rank_times(line: _Line, plan: _Line, shares: np.ndarray, parts: np.ndarray | None) -> tuple[RankTimes, ...]:

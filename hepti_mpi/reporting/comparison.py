@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.plan import kind_of
 from hepti_mpi.planning.program import Compute
+from hepti_mpi.reporting.above import Above, Measured, above_bound
 from hepti_mpi.reporting.records import MOST_OVERRUNS, time_by_batch
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.runtime.bench import Samples
@@ -19,7 +22,7 @@ FORMAT, FORMAT_VERSION = "hepti-bench", 1
 @dataclass(frozen=True)
 class Found:
     """What a bench found. `boards`: that the ranks pretended to be; `bounds`: by the type of values on the wire; `made`: when, where, how
-    long in all, and into which file."""
+    long in all, and into which file; `above`: by method, where its time above the bound went."""
 
     model: str
     rows: int
@@ -28,6 +31,7 @@ class Found:
     samples: Mapping[str, Samples]
     bounds: Mapping[str, Bound]
     made: Mapping[str, Any] = field(default_factory=dict)
+    above: Mapping[str, Above] = field(default_factory=dict)
 
     def nearness(self, name: str) -> float:
         """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
@@ -62,6 +66,7 @@ def summary(found: Found) -> dict[str, Any]:
             "rows_per_second": float(f"{found.rows / np.median(sample.seconds):.6g}"),
             "nearness": float(f"{found.nearness(name):.4g}"),
             "overruns": float(f"{sample.overrun_part:.3g}"),
+            "above_bound": found.above[name].to_json() if name in found.above else None,
             "wire_bytes": sample.price.bytes,
             "plan_hash": sample.ready.plan.hash,
             "samples_seconds": [float(f"{seconds:.6g}") for seconds in sample.seconds],
@@ -124,3 +129,11 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
         where = f"; records in {found.made['output']}" if found.made["output"] else ""
         text.append(f"{duration(found.made['seconds'])} in all{where}")
     return "\n".join(text)
+
+
+def above_of(sample: Samples, spec: ModelSpec, profile: ClusterProfile, rows: int, bounds: Mapping[str, Bound]) -> Above:
+    """Return where the time of a method's requests above the bound of its wire went."""
+    assert sample.every is not None and sample.timeline is not None
+    plan = sample.ready.plan
+    measured = Measured(sample.seconds, sample.every, sample.timeline)
+    return above_bound(spec, profile, rows, plan, sample.ready.program, measured, bounds[plan.wire].seconds)

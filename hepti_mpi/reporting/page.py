@@ -13,6 +13,7 @@ from hepti_mpi import __version__
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
 from hepti_mpi.planning.methods import OURS, meaning
+from hepti_mpi.reporting.above import LAST, meant
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
 from hepti_mpi.reporting.records import share_word
 from hepti_mpi.reporting.tables import milliseconds
@@ -119,6 +120,7 @@ def _bench(bench: Bench) -> Iterator[str]:
         note += f" No layout of ours can beat {milliseconds(bench.bound_seconds)} ms with float32 on the wire: the bound."
     yield f'<p class="faint">{note}</p>'
     yield _latency_table(methods)
+    yield from _above(methods)
     yield "<h3>One request across the ranks</h3>"
     described = [method for method in methods if method.lanes or method.ranks]
     shown = _ours(described)
@@ -206,6 +208,25 @@ def _latency_table(methods: Sequence[Method]) -> str:
         cells = (method.name, *times, method.about or "-")
         rows.append(("best" * (method is _ours(methods)), cells))
     return _table(("method", "median ms", "10 - 90 %", "to hepti", "predicted", "error", "division"), rows)
+
+
+def _above(methods: Sequence[Method]) -> Iterator[str]:
+    """Yield where the time above the bound went, a column for each part, and what the parts mean."""
+    methods = [method for method in methods if method.above]
+    if not methods:
+        return
+    every = dict.fromkeys(part for method in methods for part in method.above)
+    parts = [part for part in every if part not in LAST] + [part for part in LAST if part in every]
+    rows = [
+        ("best" * (method is _ours(methods)),
+         (method.name, milliseconds(sum(method.above.values())), *(milliseconds(method.above.get(part)) for part in parts)))
+        for method in methods
+    ]  # fmt: skip
+    yield "<h3>Above the bound</h3>"
+    yield _table(("method", "ms in all", *parts), rows)
+    yield '<p class="faint">Median less bound, and where it went, as the rank spent it that computes longest.</p>'
+    words = [("", (part, meant(part))) for part in parts]
+    yield _table(("part", "what it is"), words).replace("<table>", '<table class="words">')
 
 
 def _timeline(method: Method) -> Iterator[str]:

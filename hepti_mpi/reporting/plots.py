@@ -1,38 +1,43 @@
-"""Pictures of benches, of a cluster's size and of a run: the only user of matplotlib, which is not installed by default.
+"""Pictures of benches, of a cluster's size and of a run.
 
-Knows how numbers are shown, not how they were measured or read. Every picture is 9 inches wide, for a page of 900 pixels: a band
-with title and legend, the axes, a band with the caption, so that nothing lies on the data.
+Knows how numbers are shown, not how they were measured or read, nor what the pictures have in common.
 """
 
-import io
 import json
 import math
 import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.files import whole_file
+from hepti_mpi.reporting import above_plot
 from hepti_mpi.reporting.benches import Bench, Lane, Method, read_benches, trace
+from hepti_mpi.reporting.canvas import (
+    SMALL,
+    WIDTH,
+    Axes,
+    Figure,
+    FixedLocator,
+    FuncFormatter,
+    Line2D,
+    MaxNLocator,
+    NullLocator,
+    Patch,
+    columns,
+    digits,
+    inches,
+    page,
+    save,
+    short,
+    unit_of,
+    what,
+    withStroke,
+    write,
+)  # fmt: skip
 
-try:
-    from matplotlib import rc_context
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-    from matplotlib.patheffects import withStroke
-    from matplotlib.textpath import TextPath
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-except ImportError:
-    raise InputError("pictures need matplotlib, which is not installed; install it with: python -m pip install matplotlib") from None
-
-WIDTH, DPI, EDGE = 9.0, 150, 0.1  # inches, dots per inch, inches
-TEXT, SMALL = 10.0, 8.5  # points
 # P. Tol, "Colour schemes", 2021: high-contrast, which keeps its order in grey print and for the colour-blind
 COMPUTE, WIRE, WAIT, REST = "#004488", "#DDAA33", "#BB5566", "#DDDDDD"
 # M. Okabe and K. Ito, "Color universal design", 2008, without its yellow, which is too faint for a line
@@ -42,10 +47,6 @@ MARKERS = "osD^vPX*"
 BANDS = (0.07, 0.20)  # errors of prediction
 LANES = 24  # most lanes of a timeline that are each described
 GAIN = 0.01  # of the latency; what is less is no reason to add a board
-SETTINGS: Any = {
-    "font.size": TEXT, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "text.parse_math": False,
-    "axes.titlesize": TEXT, "axes.titlelocation": "left", "legend.frameon": False, "grid.color": "#E4E4E4", "path.simplify": False,
-}  # fmt: skip
 
 
 def write_report(records: Path, folder: Path) -> list[Path]:
@@ -71,20 +72,22 @@ def write_report(records: Path, folder: Path) -> list[Path]:
 
     for bench in benches:
         prefix = f"{bench.cluster}-{bench.model}-{bench.rows}"
-        _save(_latency, place(prefix, "latency", suffix=".png"), bench)
+        save(_latency, place(prefix, "latency", suffix=".png"), bench)
+        if any(method.above for method in bench.methods.values()):
+            save(above_plot.above, place(prefix, "above-the-bound", suffix=".png"), bench)
         for method in bench.methods.values():
             if method.seconds:
-                _save(_timeline, place(prefix, "timeline", method.name, suffix=".png"), bench, method)
-                document = json.dumps(trace(f"{method.name}, {_what(bench)}", method.lanes)).encode()
-                _write(place(prefix, "trace", method.name, suffix=".json"), document)
+                save(_timeline, place(prefix, "timeline", method.name, suffix=".png"), bench, method)
+                document = json.dumps(trace(f"{method.name}, {what(bench)}", method.lanes)).encode()
+                write(place(prefix, "trace", method.name, suffix=".json"), document)
     if any(method.predicted for bench in benches for method in bench.methods.values()):
-        _save(_predicted, place("predicted", suffix=".png"), benches)
+        save(_predicted, place("predicted", suffix=".png"), benches)
     return written
 
 
 def plot_scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int], path: Path, title: str) -> None:
     """Draw the latency of the best plan on the first n ranks, and how many of them it uses, against n. Raises InputError."""
-    _save(_scale, path, sizes, seconds, chosen, title)
+    save(_scale, path, sizes, seconds, chosen, title)
 
 
 def plot_requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple[int, str]], path: Path, title: str) -> None:
@@ -92,100 +95,7 @@ def plot_requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple
 
     Raises InputError.
     """
-    _save(_requests, path, series, changes, title)
-
-
-def _save(draw: Callable[..., Figure], path: Path, *what: Any) -> None:
-    picture = io.BytesIO()
-    with rc_context(SETTINGS):
-        draw(*what).savefig(picture, format="png", dpi=DPI)
-    _write(path, picture.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-# the page
-
-
-def _page(height: float, title: str, legend: Sequence[Any], caption: str = "") -> Figure:
-    """Return a figure with `height` inches for axes and what is written around them; `legend`: handles."""
-    titles, captions = textwrap.wrap(title, 98, break_on_hyphens=False), textwrap.wrap(caption, 132)
-    columns = _legend_columns([_inches(handle.get_label(), TEXT) + 0.54 for handle in legend])
-    top = EDGE + 0.22 * len(titles) + 0.215 * math.ceil(len(legend) / columns) + 0.12
-    bottom = 0.165 * len(captions) + EDGE
-    whole = top + height + bottom
-    figure = Figure((WIDTH, whole), dpi=DPI, layout="constrained")
-    engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0, bottom / whole, 1, height / whole), h_pad=0.06, w_pad=EDGE / 2)
-    left = EDGE / WIDTH
-    figure.text(left, 1 - EDGE / whole, "\n".join(titles), va="top", weight="bold", size=TEXT + 1)
-    if legend:
-        figure.legend(
-            handles=legend, loc="upper left", bbox_to_anchor=(left, 1 - (EDGE + 0.22 * len(titles)) / whole), ncols=columns,
-            borderpad=0, borderaxespad=0.3, handlelength=1.6, columnspacing=1.4, labelspacing=0.4,
-        )  # fmt: skip
-    figure.text(left, EDGE / whole, "\n".join(captions), size=SMALL, color="#444444")
-    return figure
-
-
-def _legend_columns(widths: Sequence[float]) -> int:
-    """Return into how many columns entries of these widths fit, when they are filled one after the other as matplotlib does."""
-    for columns in range(len(widths), 1, -1):
-        rows, longer = divmod(len(widths), columns)
-        ends = np.cumsum([rows + (place < longer) for place in range(columns)])
-        if sum(max(part) for part in np.split(np.array(widths), ends[:-1])) <= WIDTH - 2 * EDGE:
-            return columns
-    return 1
-
-
-def _inches(text: str, points: float) -> float:
-    return TextPath((0, 0), text, size=points).get_extents().width / 72 if text.strip() else 0.0
-
-
-def _short(name: str, limit: int = 26) -> str:
-    """Return a name on one line, without its middle where it is long.
-
-    >>> _short("a-board-with-a-name-that-goes-on-boost", 20)
-    'a-board-with…n-boost'
-    """
-    name = " ".join(name.split())
-    return name if len(name) <= limit else f"{name[: limit - 8]}…{name[-7:]}"
-
-
-def _what(bench: Bench) -> str:
-    return f"{_short(bench.model, 40)}, {bench.rows} rows, {_short(bench.cluster, 40)}"
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    """Return the factor and the name of the unit for times of up to `seconds`."""
-    return (1e3, "ms") if seconds < 10 else (1.0, "s")
-
-
-def _digits(value: float) -> str:
-    """Return three significant digits, all of them where there are more before the point.
-
-    >>> _digits(1660.4), _digits(16.604), _digits(0.5)
-    ('1660', '16.6', '0.5')
-    """
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _columns(axes: Axes, heads: Sequence[str], rows: Sequence[Sequence[str]], every: int = 1) -> None:
-    """Write each `every`-th row of a table to the right of `axes`, whose y is the number of the row."""
-    right = 8.0
-    for place, head in enumerate(heads):
-        right += 72 * max(_inches(text, TEXT) for text in (head, *(row[place] for row in rows))) + 4
-        style: Any = {"textcoords": "offset points", "ha": "right", "annotation_clip": False}
-        axes.annotate(head, (1, 1), (right, 3), "axes fraction", va="bottom", color="#444444", **style)
-        for y, row in list(enumerate(rows))[::every]:
-            axes.annotate(row[place], (1, y), (right, 0), ("axes fraction", "data"), va="center_baseline", **style)
-        right += 10
+    save(_requests, path, series, changes, title)
 
 
 def _logarithmic(axis: Any, low: float, high: float) -> None:
@@ -210,14 +120,14 @@ def _limits(values: Sequence[float], least: float) -> tuple[float, float]:
 def _latency(bench: Bench) -> Figure:
     """Bars of all methods, soonest first."""
     methods = sorted(bench.methods.values(), key=lambda method: method.median)
-    scale, unit = _unit(methods[-1].median)
+    scale, unit = unit_of(methods[-1].median)
     known = {"perfect": bench.ideal_seconds, "bound": bench.bound_seconds}
     possible = {name: seconds for name, seconds in known.items() if seconds is not None}
     divided = any(len(method.parts) for method in methods)
     parts = list(zip(("compute", "wire", "waiting for others", "other"), (COMPUTE, WIRE, WAIT, REST))) if divided else []
     legend: list[Any] = [Patch(color=colour, label=label) for label, colour in parts]
     for style, (name, seconds) in zip(STYLES[1:], possible.items()):
-        legend.append(Line2D([], [], color="black", ls=style, label=f"{name} {_digits(seconds * scale)} {unit}"))
+        legend.append(Line2D([], [], color="black", ls=style, label=f"{name} {digits(seconds * scale)} {unit}"))
     least, most = min(len(method.samples) for method in methods), max(len(method.samples) for method in methods)
     caption = [
         "Bars end at the median latency",
@@ -226,23 +136,23 @@ def _latency(bench: Bench) -> Figure:
         " Perfect: all ranks compute all the time, nothing travels." * ("perfect" in possible),
         " Bound: what no layout of ours can beat, float32 on the wire." * ("bound" in possible),
     ]
-    figure = _page(0.32 * len(methods) + 0.85, f"Latency of {_what(bench)}", legend, "".join(caption))
+    figure = page(0.32 * len(methods) + 0.85, f"Latency of {what(bench)}", legend, "".join(caption))
     axes = figure.subplots()
     for y, method in enumerate(methods):
         _bar(axes, y, method, scale)
     for style, seconds in zip(STYLES[1:], possible.values()):
         axes.axvline(seconds * scale, color="black", ls=style, lw=1.3, path_effects=[withStroke(linewidth=2.6, foreground="white")])
-    axes.set_yticks(range(len(methods)), [_short(method.name) for method in methods])
+    axes.set_yticks(range(len(methods)), [short(method.name) for method in methods])
     for label, method in zip(axes.get_yticklabels(), methods):
         label.set_fontweight("bold" if method.name == "hepti" else "normal")
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, None), ylim=(len(methods) - 0.5, -0.5), xlabel=f"latency, {unit}")
     axes.grid(axis="x")
-    heads, rows = [f"median, {unit}"], [[_digits(method.median * scale)] for method in methods]
+    heads, rows = [f"median, {unit}"], [[digits(method.median * scale)] for method in methods]
     if "hepti" in bench.methods:
         heads.append("to hepti")
         rows = [[*row, f"{method.median / bench.methods['hepti'].median:.2f} x"] for row, method in zip(rows, methods)]
-    _columns(axes, heads, rows)
+    columns(axes, heads, rows)
     return figure
 
 
@@ -261,19 +171,19 @@ def _bar(axes: Axes, y: int, method: Method, scale: float) -> None:
 
 def _timeline(bench: Bench, method: Method) -> Figure:
     """One request of all ranks, and two layers in its middle."""
-    scale, unit = _unit(method.seconds)
+    scale, unit = unit_of(method.seconds)
     legend = [Patch(color=COMPUTE, label="compute"), Patch(color=WIRE, label="blocked by an exchange"), Patch(color=REST, label="idle")]
     zoomed = method.middle is not None
     panel = min(0.3 * len(method.lanes), 6.0) + 0.75
-    about = f" ({_short(method.about, 60)})" if method.about else ""
+    about = f" ({short(method.about, 60)})" if method.about else ""
     caption = "On the right: the share of the request in which a rank computes."
     if any(lane.board for lane in method.lanes):
         caption = f"Boards are emulated: by their names, or so many times slower than the lab's own. {caption}"
-    figure = _page(panel * (1 + zoomed), f"One request by {_short(method.name, 40)}{about}: {_what(bench)}", legend, caption)
+    figure = page(panel * (1 + zoomed), f"One request by {short(method.name, 40)}{about}: {what(bench)}", legend, caption)
     axes = figure.subplots(1 + zoomed, squeeze=False)[:, 0]
     _lanes(axes[0], method.lanes, 0.0, method.seconds, scale)
     shares = [[f"{lane.compute_seconds / method.seconds * 100:.0f} %"] for lane in method.lanes]
-    _columns(axes[0], ["compute"], shares, math.ceil(len(method.lanes) / LANES))
+    columns(axes[0], ["compute"], shares, math.ceil(len(method.lanes) / LANES))
     if method.middle is not None:
         begin, end = method.middle
         _lanes(axes[1], method.lanes, begin, end, scale)
@@ -293,7 +203,7 @@ def _lanes(axes: Axes, lanes: Sequence[Lane], begin: float, end: float, scale: f
             spans = [(start * scale, (stop - start) * scale) for start, stop in inside]
             axes.broken_barh(spans, (y - 0.38, 0.76), color=colour, linewidth=0).set_snap(False)  # a gap is not made a pixel wide
         host = lane.host if lane.host[:1].isdigit() else lane.host.split(".")[0]
-        names.append(f"{lane.rank}  {_short(host, 18)}" + ("" if lane.board is None else f"  {lane.board}"))
+        names.append(f"{lane.rank}  {short(host, 18)}" + ("" if lane.board is None else f"  {lane.board}"))
     every = math.ceil(len(lanes) / LANES)
     axes.set_yticks(range(0, len(lanes), every), names[::every])
     axes.tick_params(axis="y", length=0)
@@ -309,19 +219,19 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
     points = [(bench, method, method.predicted) for bench in benches for method in bench.methods.values() if method.predicted]
     errors = [predicted / method.median - 1 for _, method, predicted in points]
     worst = max(range(len(points)), key=lambda place: abs(errors[place]))
-    scale, unit = _unit(max(max(method.median, predicted) for _, method, predicted in points))
+    scale, unit = unit_of(max(max(method.median, predicted) for _, method, predicted in points))
     low, high = _limits([scale * value for _, method, predicted in points for value in (method.median, predicted)], 4)
     clusters = list(dict.fromkeys(bench.cluster for bench in benches if any(b is bench for b, _, _ in points)))
     styles: dict[str, dict[str, Any]] = {
         cluster: {"color": LINES[place % len(LINES)], "marker": MARKERS[place % len(MARKERS)], "ls": "", "ms": 6}
         for place, cluster in enumerate(clusters)
     }
-    legend: list[Any] = [Line2D([], [], label=_short(cluster), **style) for cluster, style in styles.items()]
+    legend: list[Any] = [Line2D([], [], label=short(cluster), **style) for cluster, style in styles.items()]
     legend += [Patch(color=grey, label=f"within {band:.0%}".replace("%", " %")) for band, grey in zip(BANDS, ("#C8C8C8", "#E8E8E8"))]
-    where = f"{_short(points[worst][1].name)} on {_short(points[worst][0].cluster)}"
+    where = f"{short(points[worst][1].name)} on {short(points[worst][0].cluster)}"
     title = f"Predicted and measured latency: median error {np.median(np.abs(errors)):.1%}, worst {errors[worst]:+.1%} ({where})"
     caption = f"{len(points)} plan{'s' * (len(points) > 1)}. Error: predicted / measured - 1, without its sign for the median."
-    figure = _page(4.6, title.replace("%", " %"), legend, caption)
+    figure = page(4.6, title.replace("%", " %"), legend, caption)
     axes = figure.subplots()
     ends = np.array([low, high])
     for band, grey in list(zip(BANDS, ("#C8C8C8", "#E8E8E8")))[::-1]:
@@ -336,11 +246,11 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
 
 
 def _scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int], title: str) -> Figure:
-    scale, unit = _unit(max(seconds))
+    scale, unit = unit_of(max(seconds))
     enough = [size for size, value in zip(sizes[:-1], seconds) if value <= min(seconds) * (1 + GAIN)][:1]  # none where the last still helps
     said = f"on there is less than {GAIN * 100:g} % to gain"
     legend = [Line2D([], [], color="#666666", ls=STYLES[1], label=f"from {n} rank{'s' * (n > 1)} {said}") for n in enough]
-    figure = _page(4.6, title, legend)
+    figure = page(4.6, title, legend)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     low, high = _limits([value * scale for value in seconds], 4)
     upper.plot(sizes, np.array(seconds) * scale, color=LINES[0], marker="o", ms=4)
@@ -364,19 +274,19 @@ def _scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int]
 
 
 def _requests(series: Mapping[str, Sequence[float]], changes: Sequence[tuple[int, str]], title: str) -> Figure:
-    scale, unit = _unit(max((value for values in series.values() for value in values), default=0.0))
+    scale, unit = unit_of(max((value for values in series.values() for value in values), default=0.0))
     last = max([len(values) - 1 for values in series.values()] + [number for number, _ in changes] + [1])
     legend: list[Any] = []
     style: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(series):
         style[name] = {"color": LINES[number % len(LINES)], "ls": STYLES[number // len(LINES) % len(STYLES)]}
         style[name] |= {"lw": 2.2, "zorder": 3} if name == "hepti" else {"lw": 1.2, "zorder": 2}
-        legend.append(Line2D([], [], label=_short(name), **style[name]))
-    texts = sorted((number / last, _short(label, 40), number) for number, label in changes)
-    widths = [_inches(label, SMALL) + 0.15 for _, label, _ in texts]
+        legend.append(Line2D([], [], label=short(name), **style[name]))
+    texts = sorted((number / last, short(label, 40), number) for number, label in changes)
+    widths = [inches(label, SMALL) + 0.15 for _, label, _ in texts]
     room = min([WIDTH - 1.0, *((WIDTH - 1.0 - width) / share for (share, _, _), width in zip(texts, widths) if share)])  # of the axes
     levels = _levels([(share * room, width) for (share, _, _), width in zip(texts, widths)])
-    figure = _page(3.4 + 0.17 * max(levels, default=0), title, legend)
+    figure = page(3.4 + 0.17 * max(levels, default=0), title, legend)
     axes = figure.subplots()
     for name, values in series.items():
         axes.plot(range(len(values)), np.array(values) * scale, **style[name])

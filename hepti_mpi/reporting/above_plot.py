@@ -1,0 +1,58 @@
+"""The picture of where the time of each method above the bound went: stacked bars.
+
+Knows the parts by their names; does not know how they were measured.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hepti_mpi.reporting.benches import Bench
+from hepti_mpi.reporting.canvas import Figure, Patch, columns, digits, page, short, unit_of, what
+
+COLOURS = {"share": "#004488", "few rows": "#88A6C8", "waiting": "#BB5566", "starts": "#666666", "rest": "#DDDDDD"}
+EXCHANGES = ("#DDAA33", "#B8860B", "#F2D98B", "#8A6414", "#EEC766", "#6B4E16")  # a kind of exchange each, all yellows
+
+
+def above(bench: Bench) -> Figure:
+    """Bars of all methods, soonest first, from the bound, 0, on; parts below 0 to its left."""
+    methods = sorted((method for method in bench.methods.values() if method.above), key=lambda method: method.median)
+    kinds = list(dict.fromkeys(kind for method in methods for kind in method.above))
+    yellows = iter(EXCHANGES * len(kinds))
+    colours = {kind: COLOURS[kind] if kind in COLOURS else next(yellows) for kind in kinds}
+    scale, unit = unit_of(max(method.median for method in methods))
+    legend: list[Any] = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    caption = (
+        "From the bound, 0, to the median, as the rank spent it that computes longest; parts below 0 on the left. Share: its work, as "
+        "fast as it does that of many rows, less the bound. Few rows: what computing took beyond that. Yellow: blocked by that exchange. "
+        "Waiting: for a slower rank. Starts: beginning calls and exchanges. Rest: copies, sums, what lies between steps."
+    )
+    figure = page(0.32 * len(methods) + 0.85, f"Above the bound: {what(bench)}", legend, caption)
+    axes = figure.subplots()
+    for y, method in enumerate(methods):
+        for left, width, kind in stacked(method.above):
+            axes.barh(y, width * scale, left=left * scale, height=0.66, color=colours[kind])
+    axes.axvline(0, color="black", lw=1)
+    axes.set_yticks(range(len(methods)), [short(method.name) for method in methods])
+    for label, method in zip(axes.get_yticklabels(), methods):
+        label.set_fontweight("bold" if method.name == "hepti" else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(len(methods) - 0.5, -0.5), xlabel=f"above the bound, {unit}")
+    axes.grid(axis="x")
+    columns(axes, [f"in all, {unit}"], [[digits(sum(method.above.values()) * scale)] for method in methods])
+    return figure
+
+
+def stacked(parts: Mapping[str, float]) -> Iterator[tuple[float, float, str]]:
+    """Yield (left, width, name) of each part: those above 0 go on to the right from there, those below 0 to the left.
+
+    >>> list(stacked({"a": 2.0, "b": -1.0, "c": 3.0}))
+    [(0.0, 2.0, 'a'), (-1.0, 1.0, 'b'), (2.0, 3.0, 'c')]
+    """
+    right = left = 0.0
+    for name, value in parts.items():
+        if value >= 0:
+            yield right, value, name
+            right += value
+        else:
+            left += value
+            yield left, -value, name
