@@ -3,6 +3,7 @@
 Knows the file and the model of a call's time; does not know models, plans or ranks.
 """
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -28,13 +29,13 @@ ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 384)
 
 # How arithmetic and reading add up, and what other work costs in operations of a product: one thread of x86 servers, ONNX Runtime 1.32.
 # Products of BERT-Large and BERT-Base at 1 to 384 rows are within 7 %. The rest was measured on a Zen 4 of 98 to 110 GFLOP/s and 23 to
-# 27 GB/s; boards with narrower vectors may need fewer operations for an element.
+# 27 GB/s (tests/lab/results/kinds-of-work.md); boards with narrower vectors may need fewer operations for an element.
 OVERLAP = 1.3  # p of the p-norm of both times: 1 is one after the other, infinity whichever is longer
-ATTENTION = 1.2  # times as long as a product that a multiply-add of attention takes: 1.0 up to 192 rows, 1.7 where scores leave the cache
+ATTENTION = 1.2  # times as long as a product that a multiply-add of attention takes: 1.0 for one request, 1.4 for packed ones
 ELEMENT = 80.0  # operations for an element of a residual sum with LayerNorm: 74 to 94
 ACTIVATION = 80.0  # for one of an activation: 73 to 87 (gelu)
-ARRANGED = 160.0  # for one that attention lays out by heads and back: 130 to 150 of one request, 220 to 250 of several packed ones
-CAST = 7.0  # operations for an element cast to or from float16: 6.5 to 7.4
+ARRANGED = 160.0  # for one that attention lays out by heads and back: 60 to 150 of one request, 190 to 250 of several packed ones
+CAST = 7.0  # operations for an element cast to or from float16: 5 to 7.4
 USABLE = 0.85  # of the memory: the system has the rest
 CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside the latency of the link
 
@@ -146,13 +147,26 @@ def read_boards(file: Path = FILE) -> dict[str, Board]:
     return {name: _board(name, table, f"{file.name}, board {name}") for name, table in tables.items()}
 
 
+def entry(board: Board) -> str:
+    """Return a board as it stands in the file."""
+    values = (board.float32 * 1e-9, board.int8 * 1e-9, board.int4 * 1e-9, board.memory * 1e-9, board.call_seconds * 1e6)
+    lines = [f"[{board.name}]", f"title = {json.dumps(board.title)}", f"cores = {board.cores}"]
+    lines += [f"memory_gib = {board.memory_bytes / (1 << 30):.3g}", *(f"{key} = {value:.3g}" for key, value in zip(FIGURES, values))]
+    return "\n".join([*lines, f"[{board.name}.source]", *(f"{key} = {json.dumps(board.sources[key])}" for key in FIGURES)])
+
+
+def check_name(name: str, place: str) -> None:
+    """Raise ProfileError when `name` cannot be a board's."""
+    if not re.fullmatch(r"[a-z0-9-]{1,32}", name):
+        raise ProfileError(f"{place}: {name!r:.40} is no name for a board; use a-z, 0-9 and -")
+
+
 def _board(name: str, table: Any, place: str) -> Board:
     wanted = {"title", "cores", "memory_gib", *FIGURES, "source"}
     if not isinstance(table, dict) or set(table) != wanted:
         odd = sorted(wanted ^ set(table)) if isinstance(table, dict) else [name]
         raise ProfileError(f"{place}: wants {', '.join(sorted(wanted))} and nothing else; look at {', '.join(odd)}")
-    if not re.fullmatch(r"[a-z0-9-]{1,32}", name):
-        raise ProfileError(f"{place}: {name!r:.40} is no name for a board; use a-z, 0-9 and -")
+    check_name(name, place)
     for key in ("cores", "memory_gib", *FIGURES):
         value = table[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:

@@ -10,6 +10,7 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.planner import Request, choose
 from hepti_mpi.reporting.tables import milliseconds, size, table
+from hepti_mpi.runtime.describing import Call
 from hepti_mpi.shards.slicing import rank_slices, root_slices
 from hepti_mpi.shards.store import Store, whole_slices
 
@@ -104,6 +105,33 @@ def _figure(board: Board, key: str) -> str:
         "call_us": f"{board.call_seconds * 1e6:g} us a call",
     }  # fmt: skip
     return said[key]
+
+
+def call_lines(board: Board, calls: Sequence[Call], width: int | None = None) -> str:
+    """Return a table of what real calls took, what the board's description says, and how the two are to each other."""
+    rows = []
+    for call in calls:
+        said = described_seconds(board, call)
+        told = ("-", "-") if said is None else (f"{said * 1e6:.1f}", f"{said / call.seconds:.2f}")
+        rows.append((f"{call.kind}, {call.what}{f', {call.weights}' * bool(call.weights)}", f"{call.seconds * 1e6:.1f}", *told))
+    return table(("", "real us", "described us", "described / real"), rows, width)
+
+
+def described_seconds(board: Board, call: Call) -> float | None:
+    """Return what the call takes by the board's description; None for products in another type, which no call has yet."""
+    return board.seconds(call.work) if call.weights in ("", "float32") else None
+
+
+def description_document(board: Board, calls: Sequence[Call]) -> dict[str, Any]:
+    """Return a described board and its calls as a JSON document, format hepti-board."""
+    figures = {"float32_flops": board.float32, "int8_ops": board.int8, "int4_ops": board.int4, "memory_bytes_per_second": board.memory}
+    return {
+        "format": "hepti-board", "format_version": 1, "name": board.name, "title": board.title, "cores": board.cores,
+        "memory_bytes": board.memory_bytes, **{key: float(f"{value:.4g}") for key, value in figures.items()},
+        "call_seconds": float(f"{board.call_seconds:.4g}"), "sources": board.sources,
+        "calls": [{"kind": call.kind, "what": call.what, "weights": call.weights or None, "seconds": call.seconds,
+                   "described_seconds": described_seconds(board, call)} for call in calls],
+    }  # fmt: skip
 
 
 def alone_on_boards(store: Store) -> dict[str, float | None]:

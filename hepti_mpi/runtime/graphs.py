@@ -93,7 +93,7 @@ class Segment:
         return partial(runner, binding)
 
 
-class _Graph:
+class Graph:
     """Collects nodes, initializers and inputs of one segment."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -129,7 +129,7 @@ class _Graph:
         return name
 
 
-def attend(graph: _Graph, q: str, k: str, v: str, heads: int, output: str) -> None:  # [r, w], [n, w], [n, w] -> [r, w]
+def attend(graph: Graph, q: str, k: str, v: str, heads: int, output: str) -> None:  # [r, w], [n, w], [n, w] -> [r, w]
     """Write attention among packed requests: their rows are laid out as [requests, longest] and back."""
     width = heads * graph.spec.head_dim
     batch = [graph.node("Gather", [value, graph.index(index)]) for value, index in ((q, "q_index"), (k, "kv_index"), (v, "kv_index"))]
@@ -139,7 +139,7 @@ def attend(graph: _Graph, q: str, k: str, v: str, heads: int, output: str) -> No
     graph.node("Gather", [flat, graph.index("unpad")], [output])
 
 
-def activate(graph: _Graph, x: str, bias: str | None, output: str | None = None) -> str:  # [r, w], [w] -> [r, w]
+def activate(graph: Graph, x: str, bias: str | None, output: str | None = None) -> str:  # [r, w], [w] -> [r, w]
     """Write the activation of the model, with a bias unless it is a plain one; return what it is called."""
     outputs = [output] if output else None
     if graph.spec.activation == "relu":
@@ -153,7 +153,7 @@ class _Writer:
 
     def __init__(self, spec: ModelSpec, store: Store, slicer: Slicer, distribution: str, plain: bool = False) -> None:
         self.spec, self.store, self.slicer, self.distribution, self.plain = spec, store, slicer, distribution, plain
-        self.graph = _Graph(spec)
+        self.graph = Graph(spec)
         self.zeros: list[str] = []
 
     def write(self, op: Op) -> None:
@@ -272,7 +272,7 @@ def build(spec: ModelSpec, compute: Compute, store: Store, slicer: Slicer, mode:
     return Segment(session, (*inputs, *writer.graph.indexes), outputs, zeros, plain)
 
 
-def _proto(graph: _Graph, inputs: Sequence[str], outputs: Sequence[str], dims: int) -> onnx.GraphProto:
+def _proto(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], dims: int) -> onnx.GraphProto:
     def value(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT16 if name.startswith(HALF) else TensorProto.FLOAT, [None] * dims)
 
@@ -305,25 +305,25 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
     hidden, columns = spec.hidden, -(-spec.ffn // 2)
     blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
     tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
-    chain, value = _Graph(spec), "x"
+    chain, value = Graph(spec), "x"
     for number in range(blocks):
         first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # of equal weights only one copy would be kept
         up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
         value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
-    gemm = _probe(chain, ["x"], threads)
-    mixing = _Graph(spec)
+    gemm = probe(chain, ["x"], threads)
+    mixing = Graph(spec)
     attend(mixing, "q", "k", "v", spec.heads, "y")
-    attention = _probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
-    norm = _Graph(spec)
+    attention = probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
+    norm = Graph(spec)
     one = norm.constant("one", np.ones(hidden, np.float32))
     norm.node("LayerNormalization", [norm.node("Add", ["x", norm.node("Add", ["p", one])]), one, one], ["y"], axis=-1)
-    elements = _probe(norm, ["x", "p"], threads)
-    turning = _Graph(spec)
+    elements = probe(norm, ["x", "p"], threads)
+    turning = Graph(spec)
     activate(turning, "x", turning.constant("one", np.ones(hidden, np.float32)), "y")
-    activations = _probe(turning, ["x"], threads)
-    casting = _Graph(spec)
+    activations = probe(turning, ["x"], threads)
+    casting = Graph(spec)
     casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
-    casts = _probe(casting, ["x"], threads, TensorProto.FLOAT16)
+    casts = probe(casting, ["x"], threads, TensorProto.FLOAT16)
     rows = min(128, spec.positions)
     some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
 
@@ -334,22 +334,22 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
     def of_requests(count: int, length: int) -> Callable[[], None]:
         values = np.resize(tile, (count * length, hidden))
         feed = {"q": values, "k": values, "v": values, **vars(pack([length] * count, 0, count * length))}
-        return _bound(attention, feed, np.empty_like(values))
+        return bound(attention, feed, np.empty_like(values))
 
     return Timers(
         gemm=of_rows,
         weights=2 * hidden * columns * blocks,
         attention=of_requests,
-        elements=_bound(elements, {"x": some[rows], "p": some[rows]}, np.empty((rows, hidden), np.float32)),
-        activations=_bound(activations, {"x": some[rows]}, np.empty((rows, hidden), np.float32)),
-        casts=_bound(casts, {"x": some[rows]}, np.empty((rows, hidden), np.float16)),
+        elements=bound(elements, {"x": some[rows], "p": some[rows]}, np.empty((rows, hidden), np.float32)),
+        activations=bound(activations, {"x": some[rows]}, np.empty((rows, hidden), np.float32)),
+        casts=bound(casts, {"x": some[rows]}, np.empty((rows, hidden), np.float16)),
         rows=rows,
         hidden=hidden,
-        nothing=_bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
+        nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
     )
 
 
-def _bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], result: np.ndarray) -> Callable[[], None]:
+def bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], result: np.ndarray) -> Callable[[], None]:
     """Return what runs a probe as the engine runs its segments: on arrays that stay where they are."""
     binding = session.io_binding()
     for name, array in feed.items():
@@ -364,7 +364,7 @@ def _bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]
     return run
 
 
-def _probe(graph: _Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
+def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
     infos = [helper.make_tensor_value_info(name, INDEXES.get(name, TensorProto.FLOAT), None) for name in inputs]
     result = helper.make_tensor_value_info("y", kind, None)
     made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))

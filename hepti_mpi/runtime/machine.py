@@ -105,13 +105,17 @@ def versions(machine: Machine) -> dict[str, str]:
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **graphs.versions(), **emulated}
 
 
-def made() -> dict[str, str]:
-    """Return the date and what this host is, for what is recorded."""
+def processor() -> str:
+    """Return what kind of processor this host has, and how many cores."""
     words = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     known = {name.strip().lower(): " ".join(value.split()) for name, value in words.items()}
-    processor = known.get("model") if "hardware" in known or "revision" in known else known.get("model name")  # a Raspberry Pi has both
-    named = ", ".join(filter(None, (host_name(), processor or platform.machine(), f"{os.cpu_count()} cores")))
-    return {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": named}
+    kind = known.get("model") if "hardware" in known or "revision" in known else known.get("model name")  # a Raspberry Pi has both
+    return f"{kind or platform.machine()}, {os.cpu_count()} cores"
+
+
+def made() -> dict[str, str]:
+    """Return the date and what this host is, for what is recorded."""
+    return {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": f"{host_name()}, {processor()}"}
 
 
 @patiently
