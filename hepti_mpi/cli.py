@@ -4,6 +4,7 @@ nothing.
 MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is instant and a usage error costs nothing.
 """
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from hepti_mpi.options import FILE, machine_options, weights_option
 from hepti_mpi.paths import agreed_store_path, no_model, no_store, profile_path, store_path
 from hepti_mpi.pushing import push
 from hepti_mpi.supervising import supervise
+
+BUSY = 0.5  # load from which a machine is measured too slow
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -165,10 +168,13 @@ def _describe(name: str, threads: int | None) -> None:
     with machines.together(machine.world):
         if machine.world.size > 1:
             raise PlanError(f"--describe is for one rank and this job has {machine.world.size}; start it without mpirun")
+    before = os.getloadavg()[0]
     used, made = machine.cores.threads, machines.made()
     title = machines.processor() + f", {used} of them" * (used < len(machine.cores.whole))
     with meanwhile("measuring calls of every kind"):
         board, calls = describing.describe(name, title, used, made["date"])
+    if used > 1 and before > BUSY:
+        SCREEN.say(f"this machine had other work (load {before:.1f}): with {used} threads its figures are too low")
     SCREEN.show(entry(board) + "\n")
     SCREEN.show(call_lines(board, calls, SCREEN.width))
     SCREEN.document(description_document(board, calls))

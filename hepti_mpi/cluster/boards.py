@@ -35,7 +35,7 @@ ATTENTION = 1.2  # times as long as a product that a multiply-add of attention t
 ELEMENT = 80.0  # operations for an element of a residual sum with LayerNorm: 74 to 94
 ACTIVATION = 80.0  # for one of an activation: 73 to 87 (gelu)
 ARRANGED = 160.0  # for one that attention lays out by heads and back: 60 to 150 of one request, 190 to 250 of several packed ones
-CAST = 7.0  # operations for an element cast to or from float16: 5 to 7.4
+CAST = 5.0  # operations for an element cast to or from float16: 3 to 7.4
 USABLE = 0.85  # of the memory: the system has the rest
 CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside the latency of the link
 
