@@ -175,6 +175,7 @@ class Store:
         self._maps: np.memmap | None = None
         self._sound: set[tuple[str, int]] = set()  # checksums that held: (tensor, number)
         self._datasets: dict[str, tuple[int, Any, Any, Any]] = {}
+        self._sums: dict[str, np.ndarray] = {}  # all checksums of a tensor
         try:
             self._read_head()
         except StoreError:
@@ -272,9 +273,12 @@ class Store:
         try:
             begin = piece.first - self._stored(piece.name)[0]
             first, stop = begin // step, -(-(begin + piece.shape[0]) // step)
-            dataset = self._file[f"checksums/{piece.name}"]
-            if dataset.dtype == np.uint32 and dataset.ndim == 1 and stop <= len(dataset) and dataset.nbytes <= self._size:
-                return first, dataset[first:stop].tolist()
+            if piece.name not in self._sums:  # read once, since every plan asks for them
+                dataset = self._file[f"checksums/{piece.name}"]
+                if dataset.dtype == np.uint32 and dataset.ndim == 1 and dataset.nbytes <= self._size:
+                    self._sums[piece.name] = dataset[()]
+            if piece.name in self._sums and stop <= len(self._sums[piece.name]):
+                return first, self._sums[piece.name][first:stop].tolist()
         except Exception as error:
             raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged ({_short(error)}); {AGAIN}") from None
         raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged; {AGAIN}")

@@ -62,18 +62,20 @@ def opened(folder: Path, case: str, rank: int, make) -> stores.Store:
     return stores.Store(path)
 
 
-def answered(machine, store, plan, source, batch_rows=1 << 20, repeat=1):
+def answered(ready, source, batch_rows=1 << 20, repeat=1):
     """Return (requests, outcome) on rank 0 and (None, outcome) elsewhere."""
-    ready = job.load(machine, store, plan, None, {})
-    requests = read_requests(store.spec, store.files, str(source), None) if machine.world.rank == 0 else None
+    requests = read_requests(ready.spec, ready.store.files, str(source), None) if ready.machine.world.rank == 0 else None
     beside = ("logits", "last_hidden_state")
     return requests, answer(ready, requests, batch_rows, repeat, beside, done=lambda places, results, seconds: None)[1]
 
 
-def compare(
-    machine, store, plan, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_output", "logits", "embedding"), tolerance=TOLERANCE
-):
-    requests, outcome = answered(machine, store, plan, path, batch_rows)
+def compare(machine, store, plan, path, batch_rows=1 << 20):
+    check(job.load(machine, store, plan, None, {}), path, batch_rows)
+
+
+def check(ready, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_output", "logits", "embedding"), tolerance=TOLERANCE):
+    """Compare the answers of what is loaded; it may answer one file after the other."""
+    requests, outcome = answered(ready, path, batch_rows)
     if requests is None:
         return
     expected = np.load(path)
@@ -95,9 +97,10 @@ def compare(
 def test_every_strategy_and_share(machine, folder, case, layout, shares):
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size))
+    ready = job.load(machine, store, plan, None, {})
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
-        compare(machine, store, plan, path, names=names)
+        check(ready, path, names=names)
 
 
 @pytest.mark.parametrize("case", ["bert", "vit"])
@@ -105,8 +108,9 @@ def test_input_gathered_by_mpi_and_keys_computed_everywhere(machine, folder, cas
     """As Voltage may be run: recompute with MPI's collectives."""
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("recompute", ROWS),) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    ready = job.load(machine, store, plan, None, {})
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
-        compare(machine, store, plan, path, names=("last_hidden_state",))
+        check(ready, path, names=("last_hidden_state",))
 
 
 def test_whole_requests_on_a_rank(machine, folder):
@@ -116,10 +120,11 @@ def test_whole_requests_on_a_rank(machine, folder):
         for shares in ("even", "uneven", "with nothing"):
             layers = (("local", ROWS),) * store.spec.layers
             plan = plan_of(store.spec, store.source_hash, layers, SHARES[shares](size), collectives="own", rows=23)
+            ready = job.load(machine, store, plan, None, {})
             for path in sorted((GOLDEN / case).glob("expected*.npz")):
                 names = ("last_hidden_state", "logits")
-                compare(machine, store, plan, path, names=names)
-                compare(machine, store, plan, path, batch_rows=8, names=names)
+                check(ready, path, names=names)
+                check(ready, path, batch_rows=8, names=names)
 
 
 OWN = [(attention, mlp) for attention in (HEADS, ROWS, "alltoall", "recompute") for mlp in (COLUMNS, ROWS)]
@@ -142,9 +147,10 @@ def test_own_exchanges_and_tiles(machine, folder, case, layout, tiles):
             store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](size),
             reduction="reduce_scatter", collectives="own", tiles=TILES[tiles](size), rows=23,
         )  # fmt: skip
+        ready = job.load(machine, store, plan, None, {})
         for path in sorted((GOLDEN / case).glob("expected*.npz")):
             names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
-            compare(machine, store, plan, path, names=names)
+            check(ready, path, names=names)
 
 
 @pytest.mark.parametrize("layout", OWN, ids="/".join)
@@ -157,7 +163,8 @@ def test_a_short_wire_rounds(machine, folder, case, layout):
         wire="float16", tiles=TILES["two tiles"](size), rows=23,
     )  # fmt: skip
     path = next((GOLDEN / case).glob("expected*.npz"))
-    compare(machine, store, plan, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else 0.05)
+    ready = job.load(machine, store, plan, None, {})
+    check(ready, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else 0.05)
 
 
 @pytest.mark.parametrize("layers", [[OWN[5], OWN[0], OWN[3]], [OWN[0], OWN[5], OWN[7]], [OWN[3], OWN[4], OWN[6]]])
@@ -223,7 +230,7 @@ def test_batching_changes_nothing(machine, folder, batch_rows):
 def test_same_bits_in_every_run(machine, folder, layout):
     store = opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
-    runs = [answered(machine, store, plan, GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
+    runs = [answered(job.load(machine, store, plan, None, {}), GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
     if machine.world.rank == 0:
         first, *others = [run.results[0]["last_hidden_state"].tobytes() for run in runs]
         assert all(other == first for other in others)
