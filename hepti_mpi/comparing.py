@@ -66,8 +66,9 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
     from hepti_mpi.cluster.profile import Edges
-    from hepti_mpi.errors import CapacityError, PlanError
+    from hepti_mpi.errors import CapacityError
     from hepti_mpi.planning.bound import bound
+    from hepti_mpi.planning.capacity import check_limits
     from hepti_mpi.planning.methods import BOOST, NAMES, OURS
     from hepti_mpi.planning.planner import Request
     from hepti_mpi.reporting import comparison, outputs
@@ -91,8 +92,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     decisions: dict[str, Decision] = {}
     refused: dict[str, str] = {}
     with machines.together(world):
-        if limits is not None and len(limits) != world.size:
-            raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {world.size} ranks")
+        check_limits(limits, world.size)
         if output is not None and root:
             outputs.check_path(output, (".jsonl",))
     for name in names:

@@ -11,6 +11,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from hepti_mpi.errors import ProfileError, StoreError
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.runtime.machine import Machine
@@ -89,10 +90,10 @@ def _folder(path: Path) -> str | None:
         return f"{path} is a folder of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"
     if (path / FIRST_PART).is_file():
         parts = len(list(path.glob("rank*.h5")))
-        return f"{path} holds the files of {parts} ranks, not a whole store; name one of them, such as {path / FIRST_PART}"
+        return f"{path} holds the files of {counted(parts, 'ranks')}, not a whole store; name one of them, such as {path / FIRST_PART}"
     stores = sorted(path.glob("*.h5"))
     if stores:
-        return f"{path} is a folder of {len(stores)} store{'s' * (len(stores) > 1)}; name one: {_some(stores)}"
+        return f"{path} is a folder of {counted(len(stores), 'stores')}; name one: {_some(stores)}"
     snapshots = _snapshots(path / "hub")
     if snapshots:
         return f"{path} is the root of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"

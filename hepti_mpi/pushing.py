@@ -10,6 +10,7 @@ import click
 
 from hepti_mpi.console import SCREEN, words_options
 from hepti_mpi.options import FILE
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.comm.hosts import Host
@@ -53,7 +54,8 @@ def push(store: Path, hostfile: Path) -> None:
     hashes = dict.fromkeys(files, "")
     for path in hashes:
         if store.is_dir() and not path.exists():
-            raise StoreError(f"{path} not found: {hostfile} has {len(hosts)} hosts, a rank on each; cut as many files with slice --plan")
+            each = f"{hostfile} has {counted(len(hosts), 'hosts')}, a rank on each"
+        raise StoreError(f"{path} not found: {each}; cut as many files with slice --plan")
         Store(path).close()  # what is no store is not sent around
         hashes[path] = _sha256(path)
     with ThreadPoolExecutor(AT_ONCE) as pool:

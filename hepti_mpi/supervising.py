@@ -14,6 +14,7 @@ import click
 from hepti_mpi.asking import going_on
 from hepti_mpi.console import COLUMNS, SCREEN, put_out, words_options
 from hepti_mpi.options import FILE
+from hepti_mpi.wording import counted
 
 UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of which nothing is known
 
@@ -216,7 +217,7 @@ class Kept:
     def interrupted(self) -> str:
         """Say what is kept of a run that is interrupted now, and what goes on with it."""
         if self.journal is None or not self.finished:
-            return f"interrupted after {len(self.finished)} answers; nothing is kept"
+            return f"interrupted after {counted(len(self.finished), 'answers')}; nothing is kept"
         return f"interrupted; {len(self.finished)} of {self.count} answers are kept in {self.journal.path}; {going_on()}"
 
     def write(self) -> None:

@@ -74,7 +74,7 @@ def test_what_is_left(tmp_path):
     (tmp_path / "x.jsonl.journal").write_text("{}")
     assert nothing_left(path, True, said.append) is None
     check_not_less(path, 2)
-    with pytest.raises(InputError, match="holds 2 answers, this run has 1 inputs"):
+    with pytest.raises(InputError, match="holds 2 answers, this run has 1 input;"):
         check_not_less(path, 1)
     assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hepti_mpi"
 MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
-    ("errors", "splits", "files", "comm"),
+    ("errors", "splits", "files", "wording", "comm"),
     ("models",),
     ("cluster",),
     ("planning",),

@@ -164,3 +164,17 @@ def test_growing_clusters(name):
     if name == "hepti":
         assert all(later <= sooner * (1 + 1e-3) for sooner, later in zip(seconds, seconds[1:]))
     assert found[1].plan.strategy == "single"
+
+
+@pytest.mark.parametrize("name, options, words", [
+    ("single", {}, "another rank alone is sooner"),
+    ("coedge", {"rows": 3}, "the rule of coedge gives it nothing"),
+    ("tensor", {"shares": (1, 1, 0, 0)}, "--shares gives it nothing"),
+    ("hepti", {"limits": (1 << 40, 1 << 40, 1 << 40, 1000)}, "it has 1000 bytes of memory, and no rank takes less than"),
+    ("sequence", {"rows": 1}, "is left out: "),
+])  # fmt: skip
+def test_why_a_rank_is_left_out_under_each_strategy(name, options, words):
+    decision = decide(name, BASE, "hash", MIXED, Request(**{"rows": 128} | options))
+    told = list(left_out(decision))
+    assert told and len(told) == 4 - len(decision.chosen.plan.active) and any(words in one for one in told), told
+    assert not any("no plan that was priced" in one for one in told)

@@ -516,8 +516,27 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
     assert decision.chosen.plan.active == active
     if speedup == 1.2:
         (sentence,) = more_ranks(decision)
-        assert sentence.startswith("more ranks are hardly sooner, if at all, here: rank 0 on a alone, with all cores of its host, takes ")
+        assert sentence.startswith("more ranks are not sure to be sooner here: rank 0 on a alone, with all cores of its host, takes ")
+        (why,) = left_out(decision)
+        with_it, without = (float(found) for found in re.search(r"priced ([\d.]+) ms, without ([\d.]+)", why).groups())
+        assert with_it < without and "ranks of one host share its memory and caches" in why
 
 
 def test_nothing_is_said_where_all_ranks_are_used():
     assert list(more_ranks(decide(LARGE, cluster((12, 12), mbit=10_000)))) == []
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"limits": (1000,) * 3}, r"give each rank at least (\d+) bytes: what it has is too little for a request of any length"),
+    ({"limits": (4_000_000,) * 3, "mode": "mapped", "longest": 64, "largest": 4096},
+     r"at least (\d+) bytes, or make batches of fewer rows than 4096, with --batch-rows 64"),
+    ({"limits": (4_000_000,) * 3, "mode": "mapped", "rows": 4096}, r"at least (\d+) bytes, or give shorter requests than one of 4096 rows"),
+])  # fmt: skip
+def test_what_would_be_enough_is_said_and_is_enough(options, words):
+    """The least that is named is enough; less batch is advised only where it helps."""
+    profile, request = cluster((12, 8, 4)), replace(Request(128), **options)
+    with pytest.raises(CapacityError) as error:
+        choose(SHORT, "hash", profile, request)
+    found = re.search(words, str(error.value))
+    assert found, error.value
+    choose(SHORT, "hash", profile, replace(request, limits=(int(found[1]),) * 3))

@@ -294,7 +294,7 @@ def test_a_launcher_that_is_not_there(tmp_path):
 
 def test_hosts_that_do_not_answer(tmp_path):
     _, said, why = supervised(tmp_path, DONE, hosts=("198.51.100.1", "198.51.100.2"))  # addresses that nobody has
-    assert why == "none of the 2 hosts answers: 198.51.100.1, 198.51.100.2"
+    assert why == "no host of the hostfile answers: 198.51.100.1, 198.51.100.2"
     heard, said, why = supervised(tmp_path, DONE, hosts=("localhost", "198.51.100.1"))
     assert why is None and said[-1] == "198.51.100.1 is left out" and heard
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.files import read_document, write_document
+from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 4
 FILE_FORMAT, FILE_VERSION = "hepti-profiles", 1  # of the file, which keeps several
@@ -175,14 +176,14 @@ def mismatch(
     """Say why a saved profile does not describe these (host, cores, threads, threads where no other rank of the host computes),
     versions and shape, or None when it does."""
     if len(profile.nodes) != len(nodes):
-        return f"it has {len(profile.nodes)} ranks, this job {len(nodes)}"
+        return f"it has {counted(len(profile.nodes), 'ranks')}, this job {len(nodes)}"
     for rank, (node, (host, cores, threads, alone)) in enumerate(zip(profile.nodes, nodes)):
         if node.host != host:
             return f"its rank {rank} is on {node.host}, here on {host}"
         if (node.cores, node.threads) != (cores, threads):
-            return f"its rank {rank} has {node.threads} threads of {node.cores} cores, here {threads} of {cores}"
+            return f"its rank {rank} has {counted(node.threads, 'threads')} of {node.cores} cores, here {threads} of {cores}"
         if (node.alone or node).threads != alone:
-            return f"its rank {rank} has {(node.alone or node).threads} threads when it computes alone on its host, here {alone}"
+            return f"its rank {rank} has {counted((node.alone or node).threads, 'threads')} alone on its host, here {alone}"
     for name in dict.fromkeys((*versions, EMULATION)):  # boards that were pretended are not those that are there
         if profile.versions.get(name) != versions.get(name):
             return f"it was measured with {name} {profile.versions.get(name)}, here {versions.get(name)}"

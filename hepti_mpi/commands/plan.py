@@ -12,6 +12,7 @@ import click
 from hepti_mpi.console import SCREEN, words_options
 from hepti_mpi.options import FILE, planning_method, planning_options, planning_request, weights_option
 from hepti_mpi.paths import store_path, the_profile
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
@@ -65,7 +66,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.share_lines(decision, SCREEN.width))
     SCREEN.show(records.bound_line(decision, possible))
-    SCREEN.show(f"planned {len(profile.nodes)} rank{'s' * (len(profile.nodes) > 1)} in {seconds:.2f} s")
+    SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
     SCREEN.document(records.decision_document(decision) | records.bound_document(decision, possible))
     if output is not None:
         decision.chosen.plan.save(output)
@@ -101,7 +102,7 @@ def _measured(file: Path, entry: int | None, spec: "ModelSpec") -> "ClusterProfi
             "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
         )
     if entry is not None and entry > len(found):
-        raise ProfileError(f"profile {file} has {len(found)} entries for this model, not {entry}: {_entries(found)}")
+        raise ProfileError(f"profile {file} has {counted(len(found), 'entries')} for this model, not {entry}: {_entries(found)}")
     number = entry or len(found)
     profile = found[number - 1]
     SCREEN.show(f"planning for {_ranks(profile)}, as measured in {file}")
@@ -117,7 +118,7 @@ def _ranks(profile: "ClusterProfile") -> str:
     threads = ", ".join(dict.fromkeys(str(node.threads) for node in profile.nodes))
     boards = profile.emulated and f" as emulated boards ({profile.emulated})"
     many = len(profile.nodes) > 1
-    return f"{len(profile.nodes)} rank{'s' * many} on {where}, threads {'each ' * many}{threads}{boards}"
+    return f"{counted(len(profile.nodes), 'ranks')} on {where}, threads {'each ' * many}{threads}{boards}"
 
 
 def _entries(found: "list[ClusterProfile]") -> str:
@@ -140,7 +141,7 @@ def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "Clus
 
     chosen = by_ranks(method, spec, source_hash, profile, request)
     for ranks, best in chosen.items():
-        SCREEN.show(f"the first {ranks} ranks: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
+        SCREEN.show(f"on the first {counted(ranks, 'ranks')}: {best.price.seconds * 1e3:.0f} ms, by {len(best.plan.active)} of them")
     latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
-    plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {request.rows} rows: the best plan on the first n ranks")
+    plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {counted(request.rows, 'rows')}: the best plan on n ranks")
     SCREEN.say(f"picture written to {picture}")

@@ -15,6 +15,7 @@ import numpy as np
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.spec import ModelSpec, module_weights, named_weights
 from hepti_mpi.models.untrusted import shown
+from hepti_mpi.wording import counted
 
 LABEL_LIMIT = 1 << 17
 ACTIVATION_NAMES = {
@@ -132,7 +133,7 @@ def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(qkv_bias, bool):
         raise ModelError(f"config.json: qkv_bias is {qkv_bias!r:.60}, expected true or false")
     if config.get("head_dim", shared["hidden"] // shared["heads"]) != shared["hidden"] // shared["heads"]:
-        whole = f"hidden_size {shared['hidden']} in {shared['heads']} heads"
+        whole = f"hidden_size {shared['hidden']} in {counted(shared['heads'], 'heads')}"
         raise ModelError(f"config.json: head_dim is {config['head_dim']!r:.60}, only {whole} is supported")
     options = {"image_size": image, "patch_size": patch, "channels": integer(config, "num_channels", 3), "qkv_bias": qkv_bias}
     positions = (image // patch) ** 2 + 1
@@ -339,7 +340,7 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     Raises ModelError that names missing, unknown and wrongly shaped tensors.
     """
     if spec.layers > len(shapes):
-        raise ModelError(f"config.json says {spec.layers} layers, the files hold {len(shapes)} tensors in all")
+        raise ModelError(f"config.json says {counted(spec.layers, 'layers')}, the files hold {len(shapes)} tensors in all")
     own = module_weights(spec)  # of sentence-transformers, in files of their own
     imports: list[Import] = []
     missing: list[str] = []

@@ -21,6 +21,7 @@ from hepti_mpi.models.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tokens import Tokens
 from hepti_mpi.models.untrusted import shown
+from hepti_mpi.wording import counted
 
 SENTENCES = (
     "the cat sat on the mat",
@@ -151,7 +152,7 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
     if not ids:
         raise InputError(f"{item.origin} has no tokens")
     if len(ids) > spec.positions:
-        raise InputError(f"{item.origin} has {len(ids)} tokens, the model takes {spec.positions}; shorten it")
+        raise InputError(f"{item.origin} has {counted(len(ids), 'tokens')}, the model takes {spec.positions}; shorten it")
     for what, largest, count in (("token id", max(ids), "vocabulary"), ("token type", max(types), "types")):
         if largest >= spec.options[count]:
             raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {spec.options[count]}")
@@ -271,7 +272,7 @@ def token_rows(spec: ModelSpec, path: Path) -> Iterator[tuple[Item, Callable[[in
             raise InputError(f"{path}: {name} is {array.dtype} of shape {list(array.shape)}, expected integers of shape {shape}")
     width = ids.shape[1]
     if width > spec.positions:
-        raise InputError(f"{path}: input_ids has {width} positions, the model takes {spec.positions}")
+        raise InputError(f"{path}: input_ids has {counted(width, 'positions')}, the model takes {spec.positions}")
     if not np.isin(mask, (0, 1)).all():
         raise InputError(f"{path}: attention_mask holds numbers other than 0 and 1")
     for index in range(len(ids)):

@@ -14,6 +14,7 @@ import numpy as np
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.untrusted import parse_json, shown
+from hepti_mpi.wording import counted
 
 NAME, OUTER = "preprocessor_config.json", "processor_config.json"
 ENDING = "ImageProcessor"
@@ -206,5 +207,5 @@ def per_channel(value: Any, key: str, channels: int) -> np.ndarray:
     values = value if isinstance(value, list) else [value] * channels
     fits = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     if len(values) != channels or not fits or (key == "image_std" and not all(np.float32(v) for v in values)):
-        raise ModelError(f"{key} is {value!r:.100}, expected {channels} numbers{', none of them 0' * (key == 'image_std')}")
+        raise ModelError(f"{key} is {value!r:.100}, expected {counted(channels, 'numbers')}{', none of them 0' * (key == 'image_std')}")
     return np.array(values, dtype=np.float32)

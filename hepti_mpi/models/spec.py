@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 
@@ -59,7 +60,7 @@ class ModelSpec:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
                 raise ModelError(f"model {self.name}: {what} is {value!r}, expected a positive integer")
         if self.hidden % self.heads:
-            raise ModelError(f"model {self.name}: hidden {self.hidden} is not a multiple of its {self.heads} heads")
+            raise ModelError(f"model {self.name}: hidden {self.hidden} is not a multiple of its {counted(self.heads, 'heads')}")
         if self.activation not in ACTIVATIONS:
             raise ModelError(f"model {self.name}: activation {self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
         if self.norm not in ("pre", "post"):

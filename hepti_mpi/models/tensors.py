@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
+from hepti_mpi.wording import counted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -83,7 +84,7 @@ class TensorFiles:
             array = np.asarray(array, dtype=np.float32)
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
-            raise ModelError(f"{tensor.path}: tensor {name} holds {count} values that are not finite")
+            raise ModelError(f"{tensor.path}: tensor {name} holds {counted(count, 'values')} that are not finite")
         return array
 
     def hashes(self) -> Iterator[str]:

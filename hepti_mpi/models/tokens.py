@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.untrusted import shown
+from hepti_mpi.wording import counted
 
 T = TypeVar("T")
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -74,7 +75,7 @@ class Tokens:
 
     def truncate(self, limit: int) -> None:
         """Cut every text down to `limit` tokens, special tokens included, at the side that the tokenizer says."""
-        error = ModelError(f"tokenizer.json cannot cut texts at {limit} tokens")
+        error = ModelError(f"tokenizer.json cannot cut texts at {counted(limit, 'tokens')}")
         guarded(lambda: self._tokenizer.enable_truncation(limit, direction=self._side), error)
 
     def lower_case(self) -> None:

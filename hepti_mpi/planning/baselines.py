@@ -15,6 +15,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_weights
+from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.cost import FLOAT, Pricer
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
@@ -33,8 +34,7 @@ def baseline(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfi
     """
     if name not in METHODS:
         raise PlanError(f"there is no baseline {name!r}, expected one of {', '.join(NAMES)}")
-    if limits is not None and len(limits) != len(profile.nodes):
-        raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {len(profile.nodes)} ranks")
+    check_limits(limits, len(profile.nodes))
     if rows < 1:
         raise PlanError("the plan has no rows")
     case = Case(spec, source_hash, profile, rows, limits)

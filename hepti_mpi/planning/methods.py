@@ -9,6 +9,7 @@ from hepti_mpi.planning import baselines, planner
 from hepti_mpi.planning.cost import Pricer
 from hepti_mpi.planning.planner import Decision, Request
 from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.reasons import ruled_out
 from hepti_mpi.planning.refine import TILES, Candidate
 
 OURS = {
@@ -48,7 +49,8 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     Raises: CapacityError when it does not fit into memory, PlanError for an unknown name.
     """
     if name in OURS:
-        return planner.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
+        decision = planner.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
+        return replace(decision, ruled_out=ruled_out(name, True, profile, request, decision))
     if request.layout is not None or request.shares is not None:
         raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")
     if request.mode == "mapped":
@@ -65,4 +67,5 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     prices = [pricer.price(make_program(spec, plan), plan) for plan in plans]
     best, price = min(zip(plans, prices), key=lambda pair: pair[1].seconds)
     candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, tuple(map(int, case.memory(best))))
-    return Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))
+    decision = Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))
+    return replace(decision, ruled_out=ruled_out(name, False, profile, request, decision))

@@ -13,6 +13,7 @@ from hepti_mpi import splits
 from hepti_mpi.errors import PlanError
 from hepti_mpi.files import read_document, write_document
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 1
 AGAIN = "make it with: python -m hepti_mpi plan"
@@ -172,14 +173,14 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
         held = f"{spec.name} with {source_hash[:12]}"
         raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {held}")
     if plan.ranks != ranks:
-        raise PlanError(f"the plan is for {plan.ranks} ranks, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
+        raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
     if len(plan.layers) != spec.layers:
-        raise PlanError(f"the plan has {len(plan.layers)} layers, model {spec.name} has {spec.layers}")
+        raise PlanError(f"the plan has {counted(len(plan.layers), 'layers')}, model {spec.name} has {spec.layers}")
     for attention, mlp in plan.layers:
         if attention not in LAYOUTS["attention"] or mlp not in LAYOUTS["mlp"]:
             raise PlanError(f"the plan has an unknown layout {attention}/{mlp}")
     if not len(plan.heads) == len(plan.columns) == len(plan.rows) == len(plan.weights_mode) == plan.ranks:
-        raise PlanError(f"the plan's lists have different lengths, expected {plan.ranks} entries each")
+        raise PlanError(f"the plan's lists have different lengths, expected {counted(plan.ranks, 'entries')} each")
     used = {layout for pair in plan.layers for layout in pair}
     by_heads, by_columns = used & {"heads", "alltoall"}, "columns" in used
     for what, wanted, counts, total in (("heads", by_heads, plan.heads, spec.heads), ("columns", by_columns, plan.columns, spec.ffn)):

@@ -14,6 +14,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import capacity
 from hepti_mpi.planning.cost import FLOAT, Pricer
 from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
@@ -22,6 +23,7 @@ from hepti_mpi.planning.program import Program, make_program
 from hepti_mpi.planning.refine import Candidate, Refinement, order
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
+from hepti_mpi.wording import counted
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
@@ -74,6 +76,7 @@ class Decision:
 
     `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
     `by_ranks`: seconds of the best for each number of ranks. `close`: what its climb led to as well, cut into tiles in another way.
+    `ruled_out`: of ranks that no plan could give a part, why.
     """
 
     chosen: Candidate
@@ -83,6 +86,7 @@ class Decision:
     with_rank: dict[int, float]
     close: tuple[Candidate, ...] = ()
     by_ranks: dict[int, float] = field(default_factory=dict)
+    ruled_out: dict[int, str] = field(default_factory=dict)
 
 
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:
@@ -132,9 +136,9 @@ class _Search:
     def check_request(self) -> None:
         shares, limits = self.request.shares, self.request.limits
         if shares is not None and (len(shares) != self.ranks or min(shares) < 0 or not sum(shares)):
-            raise PlanError(f"--shares has {len(shares)} entries, the job has {self.ranks} ranks; shares are at least 0 and not all 0")
-        if limits is not None and len(limits) != self.ranks:
-            raise PlanError(f"--memory-limit has {len(limits)} entries, the job has {self.ranks} ranks")
+            given = f"{counted(len(shares), 'entries')}, the job has {counted(self.ranks, 'ranks')}"
+            raise PlanError(f"--shares has {given}; shares are at least 0 and not all 0")
+        capacity.check_limits(limits, self.ranks)
 
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}
@@ -401,20 +405,16 @@ class _Search:
         whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)
         split = self.spec.layers * (self.attention_bytes * (layout[0] == "heads") + self.mlp_bytes * (layout[1] == "columns"))
         shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
-        need = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split)
-        lack = need - room
-        worst, others = int(np.argmax(lack)), ""
-        if self.request.shares is None and layout == ("heads", "columns") and len(everyone) > 1:  # divided by memory
+        lack = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split) - room
+        others = self.request.shares is None and layout == ("heads", "columns") and len(everyone) > 1  # divided by memory
+        if others:
             lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.heads)  # at the least one head of one layer
-            worst, others = int(np.argmin(room)), "; given to every rank it suffices"
-        rank = everyone[worst]
-        name = "single" if len(everyone) == 1 else Plan.strategy_of(layout)
-        layers_need = f"the layers' weights are {int(whole)} bytes in all" if whole else "weights stay in the file"
-        way = "run with --weights-mode mapped, which reads weights from storage while computing"
-        if room.min() < 0 or not whole:
-            way = f"make batches of fewer than {self.largest} rows, with --batch-rows or shorter requests"
-        return CapacityError(
-            f"no plan fits: under the leanest plan allowed ({name} on {len(everyone)} ranks) rank {rank} on {self.profile.hosts[rank]} "
-            f"lacks {int(np.ceil(max(1, lack[worst])))} bytes (it has {int(self.limits[rank])}, {layers_need}{others}); "
-            f"give more memory, add ranks, or {way}"
-        )
+        worst = int(np.argmin(room) if others else np.argmax(lack))
+        rank, name = everyone[worst], "single" if len(everyone) == 1 else Plan.strategy_of(layout)
+        found = capacity.Lack(name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others)
+
+        def room_of(count: int) -> float:
+            fewer = replace(self.request, rows=min(count, self.request.rows), largest=count, longest=min(count, self.longest))
+            return float(_Search(self.spec, self.source_hash, self.profile, fewer).room(layers, everyone)[worst])
+
+        return capacity.refusal(found, room_of, self.largest, self.longest)

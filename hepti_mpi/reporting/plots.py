@@ -37,6 +37,7 @@ from hepti_mpi.reporting.canvas import (
     withStroke,
     write,
 )  # fmt: skip
+from hepti_mpi.wording import counted
 
 # P. Tol, "Colour schemes", 2021: high-contrast, which keeps its order in grey print and for the colour-blind
 COMPUTE, WIRE, WAIT, REST = "#004488", "#DDAA33", "#BB5566", "#DDDDDD"
@@ -230,7 +231,7 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
     legend += [Patch(color=grey, label=f"within {band:.0%}".replace("%", " %")) for band, grey in zip(BANDS, ("#C8C8C8", "#E8E8E8"))]
     where = f"{short(points[worst][1].name)} on {short(points[worst][0].cluster)}"
     title = f"Predicted and measured latency: median error {np.median(np.abs(errors)):.1%}, worst {errors[worst]:+.1%} ({where})"
-    caption = f"{len(points)} plan{'s' * (len(points) > 1)}. Error: predicted / measured - 1, without its sign for the median."
+    caption = f"{counted(len(points), 'plans')}. Error: predicted / measured - 1, without its sign for the median."
     figure = page(4.6, title.replace("%", " %"), legend, caption)
     axes = figure.subplots()
     ends = np.array([low, high])
@@ -249,7 +250,7 @@ def _scale(sizes: Sequence[int], seconds: Sequence[float], chosen: Sequence[int]
     scale, unit = unit_of(max(seconds))
     enough = [size for size, value in zip(sizes[:-1], seconds) if value <= min(seconds) * (1 + GAIN)][:1]  # none where the last still helps
     said = f"on there is less than {GAIN * 100:g} % to gain"
-    legend = [Line2D([], [], color="#666666", ls=STYLES[1], label=f"from {n} rank{'s' * (n > 1)} {said}") for n in enough]
+    legend = [Line2D([], [], color="#666666", ls=STYLES[1], label=f"from {counted(n, 'ranks')} {said}") for n in enough]
     figure = page(4.6, title, legend)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     low, high = _limits([value * scale for value in seconds], 4)

@@ -18,6 +18,7 @@ from hepti_mpi.planning.program import OUTER, Program, Sync
 from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.refine import Candidate
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, size, table
+from hepti_mpi.wording import counted
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
 SHORTEST_INPUT = 16  # characters of an input that are shown at least
@@ -128,7 +129,7 @@ def answer_line(record: dict[str, Any], width: int | None = None) -> str:
         elif key == "tokens":
             parts.append(" ".join(f"{item['token']}/{item['label']}" for item in value))
         else:
-            parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({len(value)} numbers)")
+            parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({counted(len(value), 'numbers')})")
     called = f"{record['id']} " if "id" in record else ""
     told, asked = f"{' (cut off)' * record.get('truncated', False)}: {'; '.join(parts)}", repr(record["input"])
     if width is not None:
@@ -139,7 +140,7 @@ def answer_line(record: dict[str, Any], width: int | None = None) -> str:
 def plan_lines(plan: Plan, width: int | None = None) -> str:
     """Return who does what, one line per rank."""
     rows = [(*_share(plan, rank), "" if rank in plan.active else "left out") for rank in range(plan.ranks)]
-    head = f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {plan.planned_rows} rows\n"
+    head = f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {counted(plan.planned_rows, 'rows')}\n"
     return head + table(("", "heads", "columns", "rows", ""), rows, width)
 
 
@@ -236,7 +237,7 @@ def run_lines(record: dict[str, Any], decision: Decision | None, width: int | No
     return "\n".join([
         "measured / predicted, milliseconds, median over batches",
         table(head, rows, width),
-        f"a batch of {record['rows']} rows: median {milliseconds(latency['median'])} ms (predicted "
+        f"a batch of {counted(record['rows'], 'rows')}: median {milliseconds(latency['median'])} ms (predicted "
         f"{milliseconds(record['predicted_seconds'])}), p90 {milliseconds(latency['p90'])}, "
         f"{milliseconds(latency['min'])} to {milliseconds(latency['max'])}",
         *_remarks(record),
@@ -248,7 +249,7 @@ def run_lines(record: dict[str, Any], decision: Decision | None, width: int | No
 def throughput_line(record: dict[str, Any]) -> str:
     """Return how much was answered how soon, and where the answers went."""
     asked, rows = ("images", "patches") if record["family"] == "vit" else ("texts", "tokens")
-    count = _counted(record["requests"], asked)
+    count = counted(record["requests"], asked)
     startup = record["startup_seconds"]
     parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
     where = f"; answers in {record['output']}" if record["output"] else ""
@@ -264,14 +265,9 @@ def supervised_lines(record: dict[str, Any], output: str | None) -> str:
     asked, every = "images" if record["family"] == "vit" else "texts", record["supervised"]
     where = f"; answers in {output}" if output else ""
     answered = every["inputs"] - record["errors"]
-    told = _counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {_counted(every['inputs'], asked)}"
-    again = f", with {_counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
+    told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"
+    again = f", with {counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
     return "\n".join([*_left_over(record), f"{told} answered in {duration(every['seconds'])}{again}{where}"])
-
-
-def _counted(count: int, what: str) -> str:
-    one = what.removesuffix("es" if what.endswith("ches") else "s")
-    return f"{count} {one if count == 1 else what}"
 
 
 def _decision_line(item: dict[str, Any]) -> str:
@@ -286,7 +282,7 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
         every = record["batches"]
         took, predicted = every["seconds"], every["predicted_seconds"]
         yield (
-            f"{_counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
+            f"{counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
             f"the first, cold, {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
         )
     yield from _left_over(record)

@@ -23,6 +23,7 @@ from hepti_mpi.planning.program import HALF, WEIGHTLESS, Compute, Op
 from hepti_mpi.runtime.packing import pack
 from hepti_mpi.shards.slicing import Slice, Slicer
 from hepti_mpi.shards.store import Region, Store
+from hepti_mpi.wording import counted
 
 MICROSOFT = "com.microsoft"
 PROBE_BYTES = 64 << 20
@@ -44,7 +45,7 @@ def configure(threads: int, one_pool: bool = True) -> None:
     """
     if _configured:
         if _configured[0] != (threads, one_pool):
-            raise ValueError(f"this process already runs ONNX Runtime with {_configured[0][0]} threads")
+            raise ValueError(f"this process already runs ONNX Runtime with {counted(_configured[0][0], 'threads')}")
         return
     onnxruntime.set_default_logger_severity(4)
     if one_pool:

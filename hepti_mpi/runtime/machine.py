@@ -26,6 +26,7 @@ from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.runtime import graphs, measuring
 from hepti_mpi.runtime.cores import Cores
+from hepti_mpi.wording import counted
 
 Say = Callable[[str], None]
 P = ParamSpec("P")
@@ -75,14 +76,14 @@ def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: f
     world, emulations = Comm.world(deadline), []
     with together(world):
         if emulate is not None and len(emulate) != world.size:
-            raise PlanError(f"--emulate has {len(emulate)} entries, the job has {world.size} ranks")
+            raise PlanError(f"--emulate has {counted(len(emulate), 'entries')}, the job has {counted(world.size, 'ranks')}")
         emulations.append(Emulation(None if emulate is None else emulate[world.rank]))
     emulation = emulations[0]
     threads = threads or (1 if emulation.on else None)
     whole, part, own = probe.widen_affinity(world, divide=threads is None)
     with together(world):
         if threads is not None and threads > len(whole):
-            raise PlanError(f"--threads {threads} is more than the {len(whole)} cores of {host_name()}")
+            raise PlanError(f"--threads {threads} is more than the {counted(len(whole), 'cores')} of {host_name()}")
     hosts = world.gather_all(host_name())
     alone = threads or own  # who sets the threads means them
     if threads is None and hosts.count(host_name()) > 1 and probe.may_use(whole):
@@ -141,7 +142,7 @@ def measured_profile(
     content = world.from_root(None if saved[0] is None else saved[0].to_json())
     if content is not None:
         return profiles.from_json(content)
-    say(f"measuring {world.size} rank{'s' * (world.size > 1)}, which takes a few seconds")
+    say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
     profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, versions(machine))
     if world.rank == 0 and path is not None:
         try:

@@ -140,7 +140,7 @@ class Supervisor:
                     barren = 0
                 live = [host for host in self.hosts if not host.lost]
                 if not live:
-                    raise GivenUp(f"none of the {len(self.hosts)} hosts answers: {', '.join(host.name for host in self.hosts)}")
+                    raise GivenUp(f"no host of the hostfile answers: {', '.join(host.name for host in self.hosts)}")
                 self._tell_apart(live)
                 live = [host for host in live if not host.lost]
                 attempt = self._start(live)

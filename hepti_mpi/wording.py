@@ -1,0 +1,14 @@
+"""How many of something, in words. Pure: knows plurals, and nothing of what is counted."""
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun, which is given in the plural.
+
+    >>> counted(2, "ranks"), counted(1, "batches"), counted(1, "entries"), counted(1, "values")
+    ('2 ranks', '1 batch', '1 entry', '1 value')
+    """
+    if count == 1:
+        ends = {"ies": "y", "ches": "ch", "xes": "x"}
+        end = next((end for end in ends if what.endswith(end)), "s")
+        what = what.removesuffix(end) + ends.get(end, "")
+    return f"{count} {what}"

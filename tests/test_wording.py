@@ -1,0 +1,29 @@
+"""Counts are said by one function: one rank, two ranks."""
+
+import doctest
+import re
+from pathlib import Path
+
+from hepti_mpi import wording
+from hepti_mpi.wording import counted
+
+ROOT = Path(__file__).parent.parent / "hepti_mpi"
+NOUNS = "ranks|hosts|requests|inputs|answers|texts|images|batches|stores|rows|heads|columns|positions|tokens|layers|entries|threads|labels"
+COUNT = re.compile(rf"f\".*(?<! of )\{{[^{{}}]*\}} ({NOUNS})\b|'s' \* \(")
+SEVERAL = (  # what is never one, no count, or an error of ours
+    "nearest is of another job", "did not find each other", "each of them is alone", "the first line names", "name them apart",
+    "name one with --weights", "answers a request", "framed above", "more than {MOST_LAYERS}", "raise ValueError",
+)  # fmt: skip
+
+
+def test_counts():
+    assert [counted(n, "ranks") for n in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
+    assert [counted(1, what) for what in ("entries", "batches", "images", "values")] == ["1 entry", "1 batch", "1 image", "1 value"]
+    assert doctest.testmod(wording).failed == 0
+
+
+def test_every_sentence_counts_so():
+    for path in sorted(ROOT.rglob("*.py")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if not any(words in line for words in SEVERAL):
+                assert not COUNT.search(line), f"{path.relative_to(ROOT)}:{number} counts by itself"
