@@ -518,8 +518,8 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
         (sentence,) = more_ranks(decision)
         assert sentence.startswith("more ranks are not sure to be sooner here: rank 0 on a alone, with all cores of its host, takes ")
         (why,) = left_out(decision)
-        with_it, without = (float(found) for found in re.search(r"priced ([\d.]+) ms, without ([\d.]+)", why).groups())
-        assert with_it < without and "ranks of one host share its memory and caches" in why
+        with_it, without = (float(found) for found in re.search(r"([\d.]+) ms with it, ([\d.]+) without, is not enough", why).groups())
+        assert with_it < without and "ranks of one host slow each other down by more than prices know" in why
 
 
 def test_nothing_is_said_where_all_ranks_are_used():

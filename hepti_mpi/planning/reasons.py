@@ -45,8 +45,8 @@ def left_out(decision: Decision) -> Iterator[str]:
             continue
         with_it = decision.with_rank[rank]
         if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
-            price = f"a plan with it is priced {with_it * 1e3:.1f} ms, without {best * 1e3:.1f}"
-            yield f"{who}: ranks of one host share its memory and caches, which no price knows: {price}, and that is not enough"
+            price = f"{with_it * 1e3:.1f} ms with it, {best * 1e3:.1f} without"
+            yield f"{who}: ranks of one host slow each other down by more than prices know, so {price}, is not enough"
             continue
         with_it = max(with_it, best)  # the chosen one was priced more exactly
         why = "what it would compute is no more than exchanges with it take"
