@@ -331,7 +331,7 @@ def test_plan_of_every_layout(run, made, layout):
 def test_where_more_ranks_stop_helping(run, made):
     said = run(*PLAN, "--rows", 26, "--scale", "scale.png", "--memory-limit", "8M,9M,10M")
     told = [line.split(":")[0] for line in said.splitlines() if line.startswith("the first ")]
-    assert told == [f"the first {count} ranks" for count in (1, 2, 3)]
+    assert told == ["the first 1 rank", "the first 2 ranks", "the first 3 ranks"]
     assert (made / "scale.png").read_bytes().startswith(b"\x89PNG") and "picture written to scale.png" in said
 
 

@@ -141,7 +141,7 @@ def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "Clus
 
     chosen = by_ranks(method, spec, source_hash, profile, request)
     for ranks, best in chosen.items():
-        SCREEN.show(f"on the first {counted(ranks, 'ranks')}: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
+        SCREEN.show(f"the first {counted(ranks, 'ranks')}: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
     latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
     plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {counted(request.rows, 'rows')}: the best plan on n ranks")
     SCREEN.say(f"picture written to {picture}")

@@ -111,7 +111,7 @@ def processor() -> str:
     words = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     known = {name.strip().lower(): " ".join(value.split()) for name, value in words.items()}
     kind = known.get("model") if "hardware" in known or "revision" in known else known.get("model name")  # a Raspberry Pi has both
-    return f"{kind or platform.machine()}, {os.cpu_count()} cores"
+    return f"{kind or platform.machine()}, {counted(os.cpu_count() or 1, 'cores')}"
 
 
 def made() -> dict[str, str]:
