@@ -8,6 +8,7 @@ from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
 
 from hepti_mpi.planning.plan import WIRES
 from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
+from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.routes import TAGS, Route, Router, Rows
 
 OWN = [("reduce_scatter", "own", tiles, wire) for tiles in TILES for wire in WIRES]
@@ -169,3 +170,16 @@ def test_rows_lie_tile_after_tile_and_rank_after_rank(tiles, shares, lengths):
         assert counts == (tuple(len(numbers) * (rank in plan.active) for rank in range(plan.ranks)),)
     else:
         assert counts == plan.counts(lengths)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 128])
+def test_float16_terms_are_made_and_summed_as_numpy_would(rows):
+    random = np.random.default_rng(rows)
+    terms = [(random.standard_normal((rows, 9)) * 10.0 ** random.integers(-9, 5, (rows, 9))).astype(np.float32) for _ in range(4)]
+    halves = [np.empty((rows, 9), np.float16) for _ in terms[1:]]
+    for half, term in zip(halves, terms[1:]):
+        graphs.halve(half, term)()
+        np.testing.assert_array_equal(half, term.astype(np.float16))
+    found = np.full((rows, 9), np.nan, np.float32)
+    graphs.add_halves(found, terms[0], halves)()
+    np.testing.assert_array_equal(found, terms[0] + halves[0] + halves[1] + halves[2])

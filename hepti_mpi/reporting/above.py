@@ -3,7 +3,7 @@
 Knows prices and what each rank measured of each step; does not know how it is shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,12 @@ MEANT = {
     "rest": "what is left, above or below: copies and sums of exchanges, what lies between steps",
 }
 LAST = ("waiting", "starts", "rest")  # of the parts, after the exchanges
+
+
+def ordered(parts: Iterable[str]) -> list[str]:
+    """Return each part once, those that are no exchange first and last."""
+    every = dict.fromkeys(parts)
+    return [part for part in every if part not in LAST] + [part for part in LAST if part in every]
 
 
 def meant(part: str) -> str:

@@ -6,6 +6,7 @@ Knows the parts by their names; does not know how they were measured.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hepti_mpi.reporting.above import ordered
 from hepti_mpi.reporting.benches import Bench
 from hepti_mpi.reporting.canvas import Figure, Patch, columns, digits, page, short, unit_of, what
 
@@ -16,7 +17,7 @@ EXCHANGES = ("#DDAA33", "#B8860B", "#F2D98B", "#8A6414", "#EEC766", "#6B4E16")  
 def above(bench: Bench) -> Figure:
     """Bars of all methods, soonest first, from the bound, 0, on; parts below 0 to its left."""
     methods = sorted((method for method in bench.methods.values() if method.above), key=lambda method: method.median)
-    kinds = list(dict.fromkeys(kind for method in methods for kind in method.above))
+    kinds = ordered(kind for method in methods for kind in method.above)
     yellows = iter(EXCHANGES * len(kinds))
     colours = {kind: COLOURS[kind] if kind in COLOURS else next(yellows) for kind in kinds}
     scale, unit = unit_of(max(method.median for method in methods))

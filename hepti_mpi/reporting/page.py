@@ -13,7 +13,7 @@ from hepti_mpi import __version__
 from hepti_mpi.errors import InputError
 from hepti_mpi.files import whole_file
 from hepti_mpi.planning.methods import OURS, meaning
-from hepti_mpi.reporting.above import LAST, meant
+from hepti_mpi.reporting.above import meant, ordered
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
 from hepti_mpi.reporting.records import share_word
 from hepti_mpi.reporting.tables import milliseconds
@@ -216,8 +216,7 @@ def _above(methods: Sequence[Method]) -> Iterator[str]:
     methods = [method for method in methods if method.above]
     if not methods:
         return
-    every = dict.fromkeys(part for method in methods for part in method.above)
-    parts = [part for part in every if part not in LAST] + [part for part in LAST if part in every]
+    parts = ordered(part for method in methods for part in method.above)
     rows = [
         ("best" * (method is _ours(methods)),
          (method.name, milliseconds(sum(method.above.values())), *(milliseconds(method.above.get(part)) for part in parts)))

@@ -121,8 +121,9 @@ def _copies(rows: int, hidden: int) -> list[Kernel]:
     return [
         (("copies", shape, Work(copied=both), ""), lambda: np.copyto(ours, other)),
         (("copies", f"{shape}, sums", Work(copied=both), ""), lambda: np.add(ours, other, out=ours)),
-        (("copies", f"{shape}, to float16", Work(casts=ours.size, copied=halved), ""), lambda: np.copyto(short, ours, casting="same_kind")),
-        (("copies", f"{shape}, sums of float16", Work(casts=ours.size, copied=halved), ""), lambda: np.add(other, short, out=other)),
+        (("copies", f"{shape}, to float16", Work(casts=ours.size, copied=halved), ""), graphs.halve(short, ours)),
+        (("copies", f"{shape}, a sum with float16", Work(casts=ours.size, copied=both + halved), ""),
+         graphs.add_halves(other, ours, [short])),
     ]
 
 

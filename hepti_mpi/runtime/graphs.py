@@ -6,7 +6,7 @@ ONNX nodes; does not know ranks, exchanges or where a value goes next.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -350,9 +350,40 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
     )
 
 
+@cache
+def _halving() -> onnxruntime.InferenceSession:
+    x, y = (helper.make_tensor_value_info(name, kind, None) for name, kind in (("x", TensorProto.FLOAT), ("y", TensorProto.FLOAT16)))
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
+    return _session(helper.make_graph([node], "halving", [x], [y]), Path("."), "packed", 1)
+
+
+@cache
+def _summing(terms: int) -> onnxruntime.InferenceSession:
+    nodes, total = [], "x"
+    for number in range(terms):
+        nodes.append(helper.make_node("Cast", [f"half{number}"], [f"term{number}"], to=TensorProto.FLOAT))
+        after = "y" if number == terms - 1 else f"total{number}"
+        nodes.append(helper.make_node("Add", [total, f"term{number}"], [after]))
+        total = after
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
+    halves = [helper.make_tensor_value_info(f"half{number}", TensorProto.FLOAT16, None) for number in range(terms)]
+    return _session(helper.make_graph(nodes, "summing", [x, *halves], [y]), Path("."), "packed", 1)
+
+
+def halve(target: np.ndarray, source: np.ndarray) -> Callable[[], None]:
+    """Return what writes float32 `source` to float16 `target`: many times sooner than NumPy, which does so without vectors."""
+    return bound(_halving(), {"x": source}, target)
+
+
+def add_halves(target: np.ndarray, own: np.ndarray, terms: Sequence[np.ndarray]) -> Callable[[], None]:
+    """Return what leaves the sum of float32 `own` and float16 `terms`, in their order, in float32 `target`."""
+    return bound(_summing(len(terms)), {"x": own} | {f"half{number}": term for number, term in enumerate(terms)}, target)
+
+
 def bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], result: np.ndarray) -> Callable[[], None]:
-    """Return what runs a probe as the engine runs its segments: on arrays that stay where they are."""
+    """Return what runs a session as the engine runs its segments: on arrays that stay where they are."""
     binding = session.io_binding()
+    assert all(array.flags.c_contiguous for array in (*feed.values(), result))
     for name, array in feed.items():
         binding.bind_input(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
     binding.bind_output("y", "cpu", 0, ELEMENT[result.dtype], result.shape, result.ctypes.data)

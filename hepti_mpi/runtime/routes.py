@@ -3,9 +3,9 @@
 Knows ranges of rows and columns; does not know how messages are moved (comm.exchange) or when (engine).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -16,13 +16,17 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import RING_GAIN
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Sync
+from hepti_mpi.runtime import graphs
 
 TAGS = 4  # of one exchange: one per ring
 
 
 @dataclass
 class Route:
-    """What a Sync is on one rank: `before` and `after` are copies (and sums) around the transfer; none of it allocates when run."""
+    """What a Sync is on one rank: `before` and `after` are copies (and sums) around the transfer; none of it allocates when run.
+
+    Sums of float16 terms follow on the one copy of `after`, which is the rank's own term.
+    """
 
     transfer: Transfer | None = None
     before: list[Copy] = field(default_factory=list)
@@ -38,14 +42,32 @@ class Route:
         return _copying([*self.after, *self.sums])
 
     def begin(self) -> None:
-        for target, source in self.before:
-            np.copyto(target, source, casting="same_kind")
+        for run in self._before:
+            run()
 
     def end(self) -> None:
-        for target, source in self.after:
-            np.copyto(target, source, casting="same_kind")
-        for target, term in self.sums:
-            np.add(target, term, out=target)
+        for run in self._after:
+            run()
+
+    @cached_property
+    def _before(self) -> list[Callable[[], object]]:
+        return [_copy(target, source) for target, source in self.before]
+
+    @cached_property
+    def _after(self) -> list[Callable[[], object]]:
+        if self.sums and self.sums[0][1].dtype == np.float16:
+            ((target, own),) = self.after
+            return [graphs.add_halves(target, own, [term for _, term in self.sums])] if own.size else []
+        return [
+            *(_copy(target, source) for target, source in self.after),
+            *(partial(np.add, target, term, out=target) for target, term in self.sums),
+        ]
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> Callable[[], object]:
+    if target.dtype != source.dtype and source.size:
+        return graphs.halve(target, source)
+    return partial(np.copyto, target, source)
 
 
 def _copying(copies: Sequence[Copy]) -> Work:
