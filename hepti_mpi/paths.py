@@ -4,8 +4,8 @@ Knows what lies in a folder; opens nothing but small files.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -21,6 +21,12 @@ DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
 PROFILES = Path("hostfiles")
 PROFILE = ".profile.json"  # how the name of a profile ends
 FIRST_PART = "rank00.h5"
+USES = {  # what a document of ours is for, by its kind
+    "profile": "plan with it: python -m hepti_mpi plan --profile {}",
+    "plan": "answer by it: mpirun -hostfile FILE python -m hepti_mpi run --plan {}",
+    "bench": "draw it: python -m hepti_mpi report {}",
+}
+NO_STORE = f"name a store, made with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".msgpack", ".index.json")  # other programs' weights
 CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a folder of huggingface_hub
@@ -64,7 +70,7 @@ def no_store(path: Path) -> str | None:
         return f"{path} holds weights of another program, not a store; slice the model folder that it is in: {_slice(path.parent)}"
     if path.suffix == ".json":
         kind = _document(path)
-        return kind and f"{path} is a {kind}, not a store; name a store, made with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
+        return kind and f"{path} is a {kind}, not a store; {USES.get(kind, NO_STORE).format(quote(str(path)))}"
     return None
 
 
@@ -152,22 +158,29 @@ def _some(paths: list[Path]) -> str:
 
 
 def profile_path(machine: "Machine") -> Path:
-    """Return where rank 0 keeps what is measured: beside its hostfile where mpirun tells it, else named after the first host."""
+    """Return where rank 0 keeps what is measured: beside its hostfile where mpirun tells it, else under the name of the first host in
+    hostfiles/, or where there is no such folder among the user's caches."""
     from hepti_mpi.comm.launcher import host_name, launcher_hostfile
 
     hostfile = launcher_hostfile()
-    return Path(hostfile).with_suffix(PROFILE) if hostfile is not None else PROFILES / f"{host_name()}{PROFILE}"
+    if hostfile is not None:
+        return Path(hostfile).with_suffix(PROFILE)
+    return (PROFILES if PROFILES.is_dir() else _cache()) / f"{host_name()}{PROFILE}"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "hepti"
 
 
 def the_profile() -> Path:
     """Return the only file of measurements there is. Raises ProfileError."""
-    found = list(_profiles())
+    found = _profiles()
     if len(found) == 1:
         return found[0]
     if found:
-        raise ProfileError(f"{PROFILES}/ has {len(found)} profiles; name one with --profile: {_some(found)}")
+        raise ProfileError(f"{found[0].parent}/ has {len(found)} profiles; name one with --profile: {_some(found)}")
     raise ProfileError(f"there is no profile in {PROFILES}/; measure with: mpirun -hostfile FILE python -m hepti_mpi profile")
 
 
-def _profiles() -> Iterator[Path]:
-    yield from sorted(PROFILES.glob(f"*{PROFILE}"))
+def _profiles() -> list[Path]:
+    return sorted(PROFILES.glob(f"*{PROFILE}")) or sorted(_cache().glob(f"*{PROFILE}"))

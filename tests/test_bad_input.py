@@ -207,7 +207,7 @@ def test_more_threads_than_cores(store, tmp_path):
 
 def test_boards_that_can_not_be_emulated(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--emulate", "2,3"), "--emulate has 2 entries, the job has 3 ranks")
-    refused(launch(tmp_path, "bench", "--weights", store, "--emulate", "2", ranks=2), "--emulate has 1 entries, the job has 2 ranks")
+    refused(launch(tmp_path, "bench", "--weights", store, "--emulate", "2", ranks=2), "--emulate has 1 entry, the job has 2 ranks")
     assert not list(tmp_path.rglob("*.profile.json"))
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hepti_mpi.paths import no_model, no_store
+from hepti_mpi.comm import launcher
+from hepti_mpi.paths import no_model, no_store, profile_path, the_profile
 
 
 def folder(path):
@@ -25,3 +26,28 @@ def test_a_name_with_a_blank_is_quoted(tmp_path):
 
 def test_a_folder_without_a_store(tmp_path):
     assert no_store(tmp_path).endswith("slice MODEL_FOLDER weights/model.h5")
+
+
+@pytest.mark.parametrize("form, command", [
+    ("hepti-profiles", "plan with it: python -m hepti_mpi plan --profile '{}'"), ("hepti-plan", "run --plan '{}'"),
+    ("hepti-bench", "python -m hepti_mpi report '{}'"), ("hepti-run", "python -m hepti_mpi slice MODEL_FOLDER weights/all-MiniLM-L6-v2.h5"),
+])  # fmt: skip
+def test_a_document_of_ours_is_no_store_and_what_it_is_for_is_said(tmp_path, form, command):
+    path = tmp_path / "my x.json"
+    path.write_text(f'{{"format": "{form}"}}')
+    said = no_store(path)
+    assert f"is a {form[6:].removesuffix('s')}, not a store; " in said and said.endswith(command.format(path))
+
+
+def test_where_a_profile_is_kept_without_a_hostfile(tmp_path, monkeypatch):
+    """No folder is made where somebody happens to be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr(launcher, "launcher_hostfile", lambda: None)
+    name = f"{launcher.host_name()}.profile.json"
+    assert profile_path(None) == tmp_path / "caches" / "hepti" / name
+    profile_path(None).parent.mkdir(parents=True)
+    profile_path(None).touch()
+    assert the_profile() == profile_path(None) and not (tmp_path / "hostfiles").exists()
+    (tmp_path / "hostfiles").mkdir()
+    assert str(profile_path(None)) == f"hostfiles/{name}"

@@ -195,7 +195,7 @@ EVENT = ["mlp", "compute", 0.5, 0.25]
     (changed(0, plan=3), 1, "has 3 for 'plan', which should be an object"),
     (changed(1, method="voltage"), 2, 'about method "voltage", which is not among those'),
     (without(1, "wire_seconds"), 2, "has no 'wire_seconds'"),
-    (changed(2, wait_seconds=[1]), 3, "has 1 values for 'wait_seconds' and its plan has 2 ranks"),
+    (changed(2, wait_seconds=[1]), 3, "has 1 value for 'wait_seconds' and its plan has 2 ranks"),
     (changed(2, wait_seconds=[1, "x"]), 3, "has \"x\" for 'wait_seconds[1]', which should be a number"),
     (changed(2, kind="reply"), 3, 'is of kind "reply", which is none of method, request, timeline and hepti-bench'),
     (changed(2, kind=["method"]), 3, 'is of kind ["method"], which is none of'),

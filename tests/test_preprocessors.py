@@ -113,7 +113,7 @@ def test_gray_models():
     for change in ({"do_convert_rgb": True}, {"image_processor_type": "CLIPImageProcessor"}):
         with pytest.raises(ModelError, match="do_convert_rgb makes pictures of 3 channels, the model takes 1"):
             steps(gray | change, 1)
-    with pytest.raises(ModelError, match="expected 1 numbers"):
+    with pytest.raises(ModelError, match="expected 1 number"):
         steps({}, 1)
 
 

@@ -84,7 +84,7 @@ class TensorFiles:
             array = np.asarray(array, dtype=np.float32)
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
-            raise ModelError(f"{tensor.path}: tensor {name} holds {counted(count, 'values')} that are not finite")
+            raise ModelError(f"{tensor.path}: tensor {name} holds {counted(count, 'values')} not finite")
         return array
 
     def hashes(self) -> Iterator[str]:
