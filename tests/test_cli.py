@@ -200,7 +200,7 @@ def test_slice_writes_a_store(run, made):
     (["inspect", "random:tiny-bert"], StoreError, "slice random:tiny-bert weights/tiny-bert.h5"),
     (["plan", "--weights", "tiny-bert.h5"], ProfileError, "there is no profile in hostfiles/; measure with: mpirun"),
     (["inspect", "none.h5"], StoreError, "none.h5 not found; make it with: python -m hepti_mpi slice"),
-    (["inspect", "three.json"], StoreError, "three.json is a profile, not a store; name a store"),
+    (["inspect", "three.json"], StoreError, "three.json is a profile, not a store; plan with it: python"),
     (["plan", "--weights", "none.h5", "--profile", "three.json"], StoreError, "none.h5 not found"),
     (["plan", "--weights", "tiny-bert.h5", "--profile", "none.json"], ProfileError, "none.json cannot be read"),
     (["plan", "--weights", "tiny-bert.h5", "--profile", "tiny-bert.h5"], ProfileError, "tiny-bert.h5 is not"),

@@ -362,7 +362,7 @@ def test_missing_things(bert, tmp_path):
 @pytest.mark.parametrize("value, count", [(np.nan, 1), (np.inf, 1)])
 def test_values_that_are_not_finite(bert, value, count):
     edit_tensors(bert, lambda t: t["pooler.dense.weight"].__setitem__((3, 4), value))
-    refused(bert, "pooler.dense.weight", f"{count} values that are not finite")
+    refused(bert, "pooler.dense.weight", f"{count} value not finite")
 
 
 def test_wrong_type_and_unknown_tensor(bert):
