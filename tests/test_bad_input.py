@@ -52,9 +52,12 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> str:
     return told[0]
 
 
-def profile_and_plan(store: Path, folder: Path, ranks: int = 3) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def planned(store, tmp_path_factory) -> tuple[Path, Path]:
+    """A profile of 3 ranks and a plan for them."""
+    folder = tmp_path_factory.mktemp("planned")
     profile, plan = folder / "p.json", folder / "plan.json"
-    assert launch(folder, "profile", "--weights", store, "--output", profile, ranks=ranks).returncode == 0
+    assert launch(folder, "profile", "--weights", store, "--output", profile).returncode == 0
     arguments = ["plan", "--weights", store, "--profile", profile, "--shares", "2,1,1", "--output", plan]
     done = CliRunner().invoke(cli.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
@@ -100,8 +103,8 @@ def test_flipped_bit(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", "flip.h5", "--shares", "1,1,1"), "checksum", "layers.1.mlp.up.weight")
 
 
-def test_checksum_that_fails_on_one_rank_only(store, tmp_path):
-    _, plan = profile_and_plan(store, tmp_path)
+def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
+    _, plan = planned
     arguments = ["slice", "random:tiny-bert", tmp_path / "tiny-bert.h5", "--plan", plan, "--ranks", tmp_path / "parts"]
     done = CliRunner().invoke(cli.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
@@ -123,8 +126,8 @@ def test_older_format(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", "old.h5"), "format 0", "this program reads 1")
 
 
-def test_plan_of_another_model_or_rank_count(store, tmp_path):
-    _, plan = profile_and_plan(store, tmp_path)
+def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
+    _, plan = planned
     refused(launch(tmp_path, "run", "--weights", store, "--plan", plan, ranks=2), "3 ranks", "2")
     stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     refused(launch(tmp_path, "run", "--weights", "vit.h5", "--plan", plan), "tiny-bert", "tiny-vit")
@@ -136,8 +139,9 @@ def test_plan_of_another_model_or_rank_count(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--plan", "no.json"), "no.json cannot be read")
 
 
-def test_profile_of_other_hosts(store, tmp_path):
-    profile, _ = profile_and_plan(store, tmp_path)
+def test_profile_of_other_hosts(store, planned, tmp_path):
+    profile = tmp_path / "p.json"
+    shutil.copy(planned[0], profile)
     refused(launch(tmp_path, "run", "--weights", store, "--profile", profile, ranks=2), "3 ranks", "profile --fresh")
     data = json.loads(profile.read_text())
     (entry,) = data["profiles"]
@@ -153,15 +157,15 @@ def test_inputs(store, tmp_path):
     (tmp_path / "long.txt").write_text("short\n" + "word " * 2000 + "\n")
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
     np.savez(tmp_path / "ids.npz", input_ids=np.full((1, 3), 10**6))
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt"), "empty")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict"), "line 2", "512")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "bad.jsonl", "--strict"), "line 2")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict"), "ids.npz")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt"), "nothing.txt")
-    refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz"), "no/x.npz")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt", ranks=2), "empty")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict", ranks=2), "line 2", "512")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "bad.jsonl", "--strict", ranks=2), "line 2")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict", ranks=2), "ids.npz")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt", ranks=2), "nothing.txt")
+    refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz", ranks=2), "no/x.npz")
     stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict"), "broken.png")
+    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict", ranks=2), "broken.png")
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
 
 
@@ -248,8 +252,8 @@ def test_a_bench_of_bad_input(store, tmp_path):
     assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[-1]) == last
 
 
-def test_slicing_for_a_plan_of_another_model_keeps_the_store(store, tmp_path):
-    _, plan = profile_and_plan(store, tmp_path)
+def test_slicing_for_a_plan_of_another_model_keeps_the_store(store, planned, tmp_path):
+    _, plan = planned
     shutil.copy(store, tmp_path / "keep.h5")
     before = (tmp_path / "keep.h5").read_bytes()
     refused(
@@ -273,7 +277,7 @@ def test_forced_shares_and_limits(store, tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 2])
 @pytest.mark.parametrize("place", ["graphs.build", "answer.answer", "probe.measure", "job.load"])
-def test_a_rank_that_raises_anywhere_ends_all(store, tmp_path, victim, place):
+def test_a_rank_that_raises_anywhere_ends_all(store, planned, tmp_path, victim, place):
     """A fault of the program itself, planted in one rank by a sitecustomize of its own."""
     module, name = place.split(".")
     folder = {"graphs": "runtime", "job": "runtime", "answer": "runtime", "probe": "cluster"}[module]
@@ -288,6 +292,7 @@ from hepti_mpi.__main__ import main
 sys.argv[0] = "hepti_mpi"
 main()
 """)
-    command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", str(store), "--fresh", "--shares", "1,1,1"]
+    speeds = ["--fresh"] if module in ("graphs", "probe") else ["--profile", planned[0]]  # the others come after measuring
+    command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", store, "--shares", "1,1,1", *speeds]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
     refused(result, f"(rank {victim})", "planted")
