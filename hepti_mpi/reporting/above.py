@@ -18,7 +18,8 @@ from hepti_mpi.planning.program import OUTER, Compute, Program, Sync
 MEANT = {
     "share": "this rank's part of the work, as fast as it does that of many rows, less the bound: it has more to do than where the bound "
     "is reached; below 0 where the wire sets the bound",
-    "few rows": "what its computing took beyond that: products of few rows are bound by reading the weights, and some are late",
+    "few rows": "what its computing took beyond that: products of few rows are bound by reading the weights; also what calls took "
+    "longer than priced",
     "waiting": "blocked by an exchange for longer than the rank that it blocked least: for a slower one",
     "starts": "what it takes to begin calls of computing and exchanges, by the profile",
     "rest": "what is left, above or below: copies and sums of exchanges, what lies between steps",
