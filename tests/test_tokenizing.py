@@ -82,6 +82,26 @@ def test_refused(changes, words):
     assert "\n" not in str(caught.value) and not str(caught.value).endswith(".")
 
 
+WHOLE, MASKED = [2, 69, 85, 4, 77, 69, 1, 17, 1, 88, 3, 28, 3], [2, 69, 85, 1, 17, 31, 49, 41, 1, 77, 69, 1, 17, 1, 88, 3, 28, 3]
+APART = [2, 69, 85, 1, 17, 31, 49, 41, 1, 77, 69, 1, 17, 1, 88, 1, 23, 35, 46, 1, 28, 3]
+MARKS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+@pytest.mark.parametrize("said, is_special, mask, ids", [  # as AutoTokenizer of transformers 5.23 does
+    ({}, True, None, APART), ({}, False, None, WHOLE), (MARKS, True, None, APART),
+    (MARKS, False, None, [2, 69, 85, 4, 77, 69, 1, 17, 1, 88, 1, 23, 35, 46, 1, 28, 3]),
+    ({"mask_token": "[MASK]"}, True, 4, APART), ({"mask_token": "[MASK]"}, False, 4, MASKED), ({"mask_token": None}, True, None, APART),
+])  # fmt: skip
+def test_special_tokens_that_are_split(said, is_special, mask, ids):
+    """Only those are special that the settings name or tokenizer.json calls so; without a named one there is no mask."""
+    folder = Path(__file__).parent / "golden" / "bert_mlm"
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["added_tokens"] = [token | {"special": is_special} for token in document["added_tokens"]]
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True} | said
+    tokens = Tokens(build_tokenizer({"tokenizer.json": json.dumps(document).encode(), CONFIG: json.dumps(settings).encode()}, {}).files)
+    assert tokens.mask_id == mask and tokens.encode(["the cat [MASK] on the [M] mat [SEP] x"], "x").ids == ids
+
+
 def test_settings_that_go_before():
     data = {name: json.dumps(value).encode() for name, value in GOLDEN["base"].items() if name in FILES}
     made = build_tokenizer(data, {}, {"do_lower_case": False, "model_max_length": 7})

@@ -320,6 +320,9 @@ def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, Add
         elif not token.special and token.content in marks:
             token.special = True
     tokenizer.add_tokens(fresh)
+    every = (*named, *settings["extra_special_tokens"])  # those too that tokenizer.json takes for words
+    plain = {token: AddedToken(token, special=True, normalized=False) for token in every if isinstance(token, str)}
+    tokenizer.add_special_tokens([plain[token] if isinstance(token, str) else token for token in every])
 
 
 def text_of(token: Any, key: str) -> str:

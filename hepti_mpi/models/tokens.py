@@ -61,17 +61,16 @@ class Tokens:
         except (ValueError, RecursionError):
             raise ModelError("tokenizer_config.json is not valid JSON") from None
         said = said if isinstance(said, dict) else {}
-        self.mask_token = self._special(said.get("mask_token"), "[MASK]")
+        self.mask_token = self._special(said.get("mask_token", "[MASK]"))
         self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
         self._side = "left" if said.get("truncation_side") == "left" else "right"
         self._typed = "token_type_ids" in (said.get("model_input_names") or ["token_type_ids"])
         self._tokenizer.encode_special_tokens = said.get("split_special_tokens") is True
 
-    def _special(self, said: Any, default: str) -> str | None:
-        """Return the text of a special token, None if the vocabulary lacks it."""
-        said = said.get("content") if isinstance(said, dict) else said
-        text = said if isinstance(said, str) else default
-        return text if self._tokenizer.token_to_id(text) is not None else None
+    def _special(self, said: Any) -> str | None:
+        """Return the text of a special token, None if there is none or the vocabulary lacks it."""
+        text = said.get("content") if isinstance(said, dict) else said
+        return text if isinstance(text, str) and self._tokenizer.token_to_id(text) is not None else None
 
     def truncate(self, limit: int) -> None:
         """Cut every text down to `limit` tokens, special tokens included, at the side that the tokenizer says."""
