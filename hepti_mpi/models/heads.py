@@ -130,7 +130,7 @@ def fault(spec: ModelSpec, request: Request, result: Mapping[str, np.ndarray]) -
     if spec.head in ("none", "pooler") and request.keep[0]:
         return f"{request.origin}: attention_mask leaves out position 0, which the head of this model reads"
     if spec.head == "masked-words" and not len(result["mask_ids"]) and "logits" not in result:
-        return f"{request.origin} holds no mask, so there is no word to fill in; write the mask_token of its tokenizer there, such as [MASK]"
+        return f"{request.origin} holds no mask, so there is no word to fill in; write its tokenizer's mask_token there, such as [MASK]"
     return None
 
 
