@@ -1,3 +1,4 @@
+import os
 import time
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from hepti_mpi.cluster import emulation
 from hepti_mpi.cluster.boards import Work, board_named
 from hepti_mpi.cluster.emulation import NAP_SECONDS, Emulation
+from hepti_mpi.comm import precedence
 from hepti_mpi.errors import PlanError
 
 
@@ -116,14 +118,50 @@ def test_a_call_that_takes_longer_is_an_overrun(clock):
     for cpu in (1.0, 0.0, 0.0, 0.0):
         emulation.run(lambda: clock.work(cpu), WORK)  # noqa: B023
     assert (emulation.calls, emulation.overruns) == (4, 1) and emulation.overrun_part == 0.25
-    assert clock.now - 100 == pytest.approx(1 + 3 * board_named("2").seconds(WORK), abs=2 * NAP_SECONDS)
+    assert clock.now - 100 == pytest.approx(1 + 3 * board_named("2").seconds(WORK), abs=3 * NAP_SECONDS)
+
+
+@pytest.mark.parametrize("rests, expected", [(False, 4), (True, 5)])
+def test_who_was_late_catches_up_until_it_waits_for_others(clock, rests, expected):
+    emulation, each = Emulation("2"), board_named("2").seconds(WORK)
+    for cpu in (2 * each, 0.0, 0.0, 0.0):
+        emulation.go_on(lambda: clock.work(cpu), WORK)  # noqa: B023
+        if rests:
+            emulation.rest()
+    assert clock.now - 100 == pytest.approx(expected * each, abs=4 * NAP_SECONDS)
+    assert (emulation.calls, emulation.overruns) == (4, 1)
 
 
 def test_oversleeping_does_not_add_up(clock):
     emulation = Emulation("5")
     for _ in range(1000):
-        emulation.run(lambda: clock.work(2e-3), WORK)
+        emulation.go_on(lambda: clock.work(2e-3), WORK)
     assert abs(clock.now - 100 - 1000 * board_named("5").seconds(WORK)) <= 2 * NAP_SECONDS
+
+
+def test_pieces_go_by_their_time_before_what_else_the_machine_does(monkeypatch):
+    asked = []
+    monkeypatch.setattr(precedence.os, "sched_setscheduler", lambda _, policy, parameter: asked.append((policy, parameter.sched_priority)))
+    emulation = Emulation("2")
+    with emulation.in_time():
+        for work in (Work(), WORK, Work(products=((128, 1e7),))):
+            emulation.go_on(lambda: None, work)
+    emulation.go_on(lambda: None, WORK)
+    policies, priorities = zip(*asked)
+    assert set(policies[:-1]) == {os.SCHED_RR} and policies[-1] == os.SCHED_OTHER
+    first, long, _, longer, _, last = priorities
+    assert first > long > longer > last == 0
+
+
+def test_without_the_right_to_go_first_pieces_take_their_time_all_the_same(clock, monkeypatch):
+    def refuse(*given):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(precedence.os, "sched_setscheduler", refuse)
+    emulation = Emulation("2")
+    with emulation.in_time():
+        emulation.go_on(lambda: clock.work(1e-3), WORK)
+    assert clock.now - 100 == pytest.approx(board_named("2").seconds(WORK), abs=NAP_SECONDS)
 
 
 def test_the_time_of_a_call_is_made_of_its_work():

@@ -44,7 +44,7 @@ CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside th
 class Work:
     """What a call does. `products`: (rows, float32 weights) of matrix products; `attention`: multiply-adds of softmax(Q K^T) V and the
     elements that it lays out (`arranged`); `elements` of norms and residual sums, of `activations`, of `casts`; `copied`: bytes read and
-    written by copies and sums."""
+    written by copies and sums; `calls` in which it is done."""
 
     products: tuple[tuple[float, float], ...] = ()
     attention: float = 0.0
@@ -53,6 +53,7 @@ class Work:
     activations: float = 0.0
     casts: float = 0.0
     copied: float = 0.0
+    calls: float = 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Board:
 
     def seconds(self, work: Work) -> float:
         """Return what a call takes that does this work."""
-        spent = self.call_seconds + sum(self.product_seconds(rows, weights) for rows, weights in work.products)
+        spent = work.calls * self.call_seconds + sum(self.product_seconds(rows, weights) for rows, weights in work.products)
         rest = ATTENTION * 2 * work.attention + ARRANGED * work.arranged + ELEMENT * work.elements + ACTIVATION * work.activations
         rest += CAST * work.casts
         return spent + rest / self.float32 + work.copied / self.memory

@@ -2,13 +2,18 @@
 
 That time follows from the piece's work and the board's description, whatever this machine took, so that results are the same on every
 machine that is fast enough. Only computing is emulated; messages take the time that they take. Knows boards and clocks, no model.
+
+The ranks of all boards share this machine's cores, so that a short piece may find them taken by long ones of others. Hence short pieces,
+and waits, go first where the system allows it, and who was late all the same catches up with the pieces that follow without a pause.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hepti_mpi.cluster.boards import Board, Work, board_named
+from hepti_mpi.comm.precedence import MOMENT, before_others, go_first
 from hepti_mpi.errors import PlanError, ProfileError
 
 NAP_SECONDS = 60e-6  # what a sleep lasts longer than asked for; the rest is spent yielding
@@ -26,7 +31,8 @@ class Emulation:
         self.said = given
         self.board: Board | None = None
         self.calls = self.overruns = 0
-        self.late = 0.0  # seconds that the last wait took too long
+        self.late = 0.0  # seconds by which the last piece ended too late
+        self.first = False  # whether this rank goes before the others
         if given is not None:
             self._be(given, "--emulate")
         self.refresh()
@@ -55,21 +61,43 @@ class Emulation:
 
     def run(self, call: Callable[[], object], work: Work) -> None:
         """Call, and return when what `work` takes on the board has passed since it began."""
+        self.rest()
+        self.go_on(call, work)
+
+    def rest(self) -> None:
+        """Note that the board waited for others: what it was late by before is past mending."""
+        self.late = 0.0
+
+    def go_on(self, call: Callable[[], object], work: Work) -> None:
+        """Call, and return when what `work` takes on the board has passed since it began, less what the piece before was late by."""
         if self.board is None:
             call()
             return
-        end = time.perf_counter() - self.late + self.board.seconds(work)
-        call()
-        left = end - time.perf_counter()
+        seconds, begin = self.board.seconds(work), time.perf_counter()
+        if self.first and seconds > MOMENT:
+            go_first(seconds)
+            call()
+            go_first()
+        else:
+            call()
+        due = begin + seconds
         self.calls += 1
-        if left <= 0:
-            self.overruns += 1
-            self.late = 0.0
-            return
-        while left > 0:
+        self.overruns += time.perf_counter() > due
+        due -= self.late
+        while (left := due - time.perf_counter()) > 0:
             time.sleep(left - NAP_SECONDS if left > NAP_SECONDS else 0)
-            left = end - time.perf_counter()
-        self.late = min(-left, NAP_SECONDS)
+        self.late = -left
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Let this rank's pieces and its waits go before what else the machine does."""
+        self.rest()
+        if not self.on:
+            yield
+            return
+        with before_others() as self.first:
+            yield
+        self.first = False
 
     @property
     def overrun_part(self) -> float:

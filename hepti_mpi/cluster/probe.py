@@ -190,7 +190,8 @@ def speeds_of(timers: Timers, rows: Sequence[int], positions: int, emulation: Em
     for _ in range(passes):
         for (call, work), found in zip(calls, times):
             begin()
-            _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found)
+            with emulation.in_time():
+                _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found)
     part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine
     *curve, short, long, elements, activations, casts, nothing = (sorted(found)[int(part * len(found))] for found in times)
     mac, arrange = _attention((short, long), shapes, timers.hidden)

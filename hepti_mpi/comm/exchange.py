@@ -4,21 +4,22 @@ Knows blocks, peers and bytes; does not know what values mean or when they are n
 here moves all pending exchanges on, and a thread does so while the main thread computes (ONNX Runtime has released the GIL then).
 """
 
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from hepti_mpi.comm.pauses import PAUSES, nap
+from hepti_mpi.comm.precedence import go_first
 from hepti_mpi.comm.ranks import Comm
 
 PIECE_BYTES = 60 << 10  # below the TCP transport's eager limit: sent at once, without the receiver's consent
 RING_BYTES = 16 << 10  # what a ring passes on at a time
-SLEEP_SECONDS = 20e-6
 PROGRESS_SECONDS = 500e-6
+IDLE_WIRE_SECONDS = 0.04
 
 Block = tuple[int, np.ndarray]  # (peer, rows [r, w] of an array, whose columns may be some of it)
 Copy = tuple[np.ndarray, np.ndarray]  # (to, from); the types may differ
@@ -123,12 +124,15 @@ class Exchanges:
     """The point-to-point side of a communicator: makes transfers, starts them and waits for them."""
 
     def __init__(self, comm: Comm, wait: str = "sleep", thread: bool = True) -> None:
-        """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep"."""
+        """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep", where many emulated boards
+        share the cores and messages must not wait for any."""
+        self.first = wait == "sleep"
         self.rank, self.patience = comm.rank, comm.patience
         with comm.patience.waiting():
             self.mpi = comm.mpi.Dup()
-        self.pause: Callable[[], None] = {"spin": lambda: None, "yield": os.sched_yield, "sleep": lambda: time.sleep(SLEEP_SECONDS)}[wait]
+        self.pause = PAUSES[wait]
         self.lock = threading.Lock()
+        self.watched = False  # whether the main thread looks itself
         self.pending: list[tuple[Transfer, threading.Event]] = []
         self.awake = threading.Event()
         self.beginning: deque[tuple[Transfer, threading.Event]] = deque()
@@ -172,12 +176,16 @@ class Exchanges:
 
     def wait(self, some: Sequence[threading.Event]) -> None:
         """Wait until any of `some` is set, moving all transfers on meanwhile."""
-        with self.patience.waiting(self.missing):
-            while not any(event.is_set() for event in some):
-                self.poll()
-                if any(event.is_set() for event in some):
-                    return
-                self.pause()
+        begin, self.watched = time.perf_counter(), True
+        try:
+            with self.patience.waiting(self.missing):
+                while not any(event.is_set() for event in some):
+                    self.poll()
+                    if any(event.is_set() for event in some):
+                        return
+                    self.pause(time.perf_counter() - begin)
+        finally:
+            self.watched = False
 
     def missing(self) -> list[int]:
         """Return the ranks that pending transfers wait for; for the thread that watches."""
@@ -203,14 +211,16 @@ class Exchanges:
                 self.awake.set()
 
     def _keep_moving(self) -> None:
+        if self.first:
+            go_first()
         while True:
             self.awake.wait()
-            if self.lock.acquire(blocking=False):
+            if not self.watched and self.lock.acquire(blocking=False):
                 try:
                     self._progress()
                 finally:
                     self.lock.release()
-            time.sleep(PROGRESS_SECONDS)
+            nap(IDLE_WIRE_SECONDS, PROGRESS_SECONDS) if self.first else time.sleep(PROGRESS_SECONDS)
 
     # preparation
 

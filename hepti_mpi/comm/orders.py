@@ -5,12 +5,12 @@ Knows small JSON messages; does not know what is ordered or reported.
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
+from hepti_mpi.comm.pauses import Pause
 from hepti_mpi.comm.ranks import Comm
 
 ORDER, REPORT = 1, 2  # tags
@@ -21,7 +21,7 @@ RESTING_SECONDS = 0.008
 class Orders:
     """Orders from rank 0, taken by every other rank in the order in which they were given."""
 
-    def __init__(self, world: Comm, pause: Callable[[], None]) -> None:
+    def __init__(self, world: Comm, pause: Pause) -> None:
         """`pause`: what a rank that is about to compute does between two looks. Collective."""
         self.world, self.pause = world, pause
         with world.patience.waiting():
@@ -35,13 +35,13 @@ class Orders:
     def take(self, idle: bool) -> dict[str, Any]:
         """Return the next order; `idle`: this rank has no part in the requests."""
         with self.world.patience.slower() if idle else nullcontext(), self.world.patience.waiting(lambda: [0]):
-            rest = IDLE_SECONDS
+            rest, begin = IDLE_SECONDS, time.perf_counter()
             while not self.mpi.Iprobe(0, ORDER):  # an idle rank waits for as long as whole batches take
                 if idle:
                     time.sleep(rest)
                     rest = min(2 * rest, RESTING_SECONDS)  # its host's cores may be another rank's
                 else:
-                    self.pause()
+                    self.pause(time.perf_counter() - begin)
         return self._received(0, ORDER)[1]
 
     def report(self, facts: dict[str, Any]) -> None:

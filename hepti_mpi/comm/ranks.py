@@ -18,9 +18,9 @@ from hepti_mpi import splits
 from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
 from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Patience, starting
+from hepti_mpi.comm.pauses import nap
 from hepti_mpi.errors import HeptiError, RankError
 
-IDLE_SECONDS = 0.005
 POLITE_SECONDS = 20e-6
 PART_BYTES = 48 << 10
 
@@ -94,9 +94,9 @@ class Comm:
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
         counts = np.empty(self.size, np.int64)
         with self.patience.waiting():
-            self.mpi.Allgather(np.array([len(mine)], np.int64), counts)
+            self._done(self.mpi.Iallgather(np.array([len(mine)], np.int64), counts))
             every = np.empty(int(counts.sum()), np.uint8)
-            self.mpi.Allgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])
+            self._done(self.mpi.Iallgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"]))
         return [json.loads(every[at : at + count].tobytes()) for at, count in zip(splits.starts(counts.tolist()), counts)]
 
     def from_root(self, value: Any) -> Any:
@@ -104,9 +104,9 @@ class Comm:
         content = json.dumps(value).encode() if self.rank == 0 else b""
         size = np.array([len(content)], np.int64)
         with self.patience.waiting(lambda: [0] if self.rank else []):
-            self.mpi.Bcast(size)
+            self._done(self.mpi.Ibcast(size))
             buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
-            self.mpi.Bcast(buffer)
+            self._done(self.mpi.Ibcast(buffer))
         return value if self.rank == 0 else json.loads(buffer.tobytes())
 
     def agree(self, error: HeptiError | None) -> None:
@@ -123,9 +123,7 @@ class Comm:
     def barrier(self, patient: bool = False) -> None:
         """Wait for all ranks without taking a core from those that still compute; `patient`: for ever, where that may be right."""
         with nullcontext() if patient else self.patience.waiting():
-            request = self.mpi.Ibarrier()
-            while not request.Test():
-                time.sleep(IDLE_SECONDS)
+            self._done(self.mpi.Ibarrier())
 
     def quick_barrier(self) -> None:
         """Wait for all ranks, spinning; for measurements."""
@@ -182,9 +180,10 @@ class Comm:
 
     @staticmethod
     def _done(request: Any) -> None:
-        """Wait without spinning."""
+        """Wait without spinning: at once when the others are there, without taking a core when they compute, search or read."""
+        begin = time.perf_counter()
         while not request.Test():
-            time.sleep(POLITE_SECONDS)
+            nap(time.perf_counter() - begin)
 
     @staticmethod
     def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:

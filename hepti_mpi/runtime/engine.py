@@ -91,10 +91,11 @@ class Engine:
         self.emulation.refresh()
         if embedded is not None:
             np.copyto(geometry.values[EMBEDDED], embedded)
-        if self.in_order:
-            self._in_order(geometry)
-        else:
-            self._by_dependencies(geometry)
+        with self.emulation.in_time():
+            if self.in_order:
+                self._in_order(geometry)
+            else:
+                self._by_dependencies(geometry)
         return geometry.values.get(RESULT)
 
     def prepare(self, batches: Iterable[Sequence[int]]) -> None:
@@ -131,6 +132,7 @@ class Engine:
             self.began[place] = clock
             if isinstance(step, Sync):
                 self._collective(place, step, at)
+                self.emulation.rest()
             elif self.is_active:
                 self._compute(place, at)
             now = time.perf_counter()
@@ -163,6 +165,7 @@ class Engine:
             elif not arrived:
                 begin = time.perf_counter()
                 self.exchanges.wait([done for done in flying.values() if done is not None])
+                self.emulation.rest()
                 place = min(flying)  # the exchange that is waited for
                 if not self.seconds[place]:
                     self.began[place] = begin
@@ -183,20 +186,20 @@ class Engine:
             value.fill(0)
         run = at.runs[place]
         if run is not None:
-            self.emulation.run(run, at.works[place])
+            self.emulation.go_on(run, at.works[place])
 
     def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
         """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
         route = at.routes[place]
         self.began[place] = time.perf_counter()
         if route.before:
-            self.emulation.run(route.begin, route.begins)
+            self.emulation.go_on(route.begin, route.begins)
         return None if route.transfer is None else self.exchanges.start(route.transfer, aside)
 
     def _arrive(self, place: int, at: _Geometry) -> None:
         route = at.routes[place]
         if route.after or route.sums:
-            self.emulation.run(route.end, route.ends)
+            self.emulation.go_on(route.end, route.ends)
 
     def _collective(self, place: int, sync: Sync, at: _Geometry) -> None:
         (reads, *more), (writes, *goals) = self.interfaces[place]

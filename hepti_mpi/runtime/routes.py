@@ -71,9 +71,9 @@ def _copy(target: np.ndarray, source: np.ndarray) -> Callable[[], object]:
 
 
 def _copying(copies: Sequence[Copy]) -> Work:
-    """Return the work of copies: every byte of both arrays, and casts where their types differ."""
+    """Return the work of copies: a call each, every byte of both arrays, and casts where their types differ."""
     casts = sum(target.size for target, source in copies if target.dtype != source.dtype)
-    return Work(casts=casts, copied=sum(target.nbytes + source.nbytes for target, source in copies))
+    return Work(casts=casts, copied=sum(target.nbytes + source.nbytes for target, source in copies), calls=len(copies))
 
 
 class Rows:

@@ -1,0 +1,41 @@
+import socket
+import threading
+import time
+
+from hepti_mpi.comm import pauses
+from hepti_mpi.comm.pauses import LONGEST, nap
+
+
+def test_a_nap_ends_when_something_comes_in(monkeypatch):
+    monkeypatch.setattr(pauses, "LONGEST", 20.0)
+    monkeypatch.setattr(pauses, "_own", threading.local())
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        other, _ = server.accept()
+        with other:
+            timer = threading.Timer(0.2, one.sendall, [b"x"])
+            timer.start()
+            begin = time.monotonic()
+            nap(1000.0)
+            assert 0.1 < time.monotonic() - begin < 10
+            assert other.recv(1) == b"x"
+            timer.join()
+
+
+def test_a_nap_ends_without_anything_too(monkeypatch):
+    monkeypatch.setattr(pauses, "_own", threading.local())
+    begin = time.monotonic()
+    for _ in range(10):
+        nap(1000.0)
+    assert 10 * LONGEST <= time.monotonic() - begin < 100 * LONGEST
+
+
+def test_connections_that_come_later_or_go_are_no_trouble(monkeypatch):
+    monkeypatch.setattr(pauses, "_own", threading.local())
+    monkeypatch.setattr(pauses, "AGAIN_SECONDS", 0.0)
+    nap(0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for _ in range(3):
+            with socket.create_connection(server.getsockname()) as one:
+                nap(0.0)
+                assert one.fileno() in pauses._own.sockets.known
+            nap(0.0)
