@@ -187,8 +187,7 @@ def _print(descriptor: int, text: Any, plain: bool = False) -> None:
     """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs."""
     if descriptor in SCREEN.closed:
         return
-    if METER is not None:
-        METER.wipe()
+    make_room()
     try:
         if plain or _terminal(descriptor) is None:
             click.echo(text, err=descriptor == ERR)
@@ -271,6 +270,10 @@ class Meter:
         """Name what is done now."""
         self.label = label
 
+    def count_from(self, total: int) -> None:
+        """Begin to count answers now."""
+        self.label, self.total, self.done, self.begin = "answering", total, 0, time.monotonic()
+
     def wipe(self) -> None:
         """Make room for something else; it is drawn again when it is looked at next."""
         with self.lock:
@@ -311,6 +314,12 @@ class Meter:
 
 
 METER: Meter | None = None  # what is drawn now
+
+
+def make_room() -> None:
+    """Wipe the line of progress, which is drawn again: something else is shown there now."""
+    if METER is not None:
+        METER.wipe()
 
 
 def end_meter() -> None:

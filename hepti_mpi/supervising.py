@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from hepti_mpi.asking import going_on
-from hepti_mpi.console import COLUMNS, SCREEN, put_out, words_options
+from hepti_mpi.console import COLUMNS, SCREEN, Meter, make_room, meanwhile, put_out, words_options
 from hepti_mpi.options import FILE
 from hepti_mpi.wording import counted
 
@@ -75,8 +75,10 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     interrupts.leave()
     for number in signals:
         signal.signal(number, interrupted)
+    supervisor.make_room = make_room
     try:
-        supervisor.run()
+        with meanwhile("starting") as kept.meter:
+            supervisor.run()
         kept.write()
     except Interrupted as end:
         kept.say(kept.interrupted())
@@ -105,6 +107,7 @@ class Kept:
         self.finished: dict[int, Any] = {}
         self.count: int | None = None
         self.measured: dict[str, Any] | None = None
+        self.meter: Meter | None = None
         self.record: dict[str, Any] | None = None
         self.since: float | None = None  # the first answer of this start
         self.answers = 0  # after it
@@ -151,6 +154,8 @@ class Kept:
                                  "give all hosts the same input and store")  # fmt: skip
             self.finished.update((place, checked(item)) for place, item in record["refused"])
             self.since, self.answers, self.starts = None, 0, self.starts + 1
+            if self.meter is not None and self.starts == 1:
+                self.meter.count_from(self.count - len({*self.finished, *self.before}))
         elif kind == "measured":
             self._learn(record)
         elif kind == "answers":
@@ -164,6 +169,8 @@ class Kept:
                     self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"])
                 else:
                     self.finished.update(new)
+            if self.meter is not None:
+                self.meter.advance(len(new))
         elif kind == "done":
             self.record = record["record"]
 

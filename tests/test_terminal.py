@@ -1,6 +1,7 @@
 """Real processes as people use them: Ctrl-C, a reader that has seen enough, no terminal, a terminal of 80 columns."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -114,6 +115,29 @@ def test_the_line_of_progress_is_wiped_where_the_terminal_is_that_of_mpirun(monk
     console._console.cache_clear()
     told = capsys.readouterr().err
     assert "answering: 2 of 8" in told and told.endswith(console.CLEAR), told
+
+
+def test_nothing_is_drawn_over_what_ctrl_c_says(made):
+    master, slave = pty.openpty()
+    command = [*PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", "drawn.jsonl", "--batch-rows", "64"]
+    process = subprocess.Popen(command, cwd=made, env=environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    try:
+        while True:
+            shown += os.read(master, 1 << 16)
+            if b"answering: " in shown and process.poll() is None and b"interrupted" not in shown:
+                process.send_signal(signal.SIGINT)
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        os.close(master)
+        process.kill()
+        process.wait()
+    before, found, after = shown.decode().rpartition("interrupted")
+    last = before.rpartition("\n")[2]
+    assert found and "answering" not in after, shown[-2000:]
+    assert ESCAPE.sub("", last.rpartition(console.CLEAR[1:])[2]) == "", last
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

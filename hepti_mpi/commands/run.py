@@ -151,7 +151,7 @@ def run(
     if root and metrics is not None:
         metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
     begin = time.perf_counter()
-    with metered or nullcontext(), meanwhile("answering", asked.asked if asked else 0, root) as meter:
+    with metered or nullcontext(), meanwhile("answering", asked.asked if asked else 0, root and not state_file) as meter:
 
         def done(part: Any, results: Any, seconds: float) -> bool:
             if asked is not None:

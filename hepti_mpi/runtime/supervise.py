@@ -125,6 +125,7 @@ class Supervisor:
         self.restart_seconds = 10.0
         self.returning: tuple[Host, ...] = ()
         self.blames = Counter[str]()
+        self.make_room: Callable[[], None] = lambda: None  # for words of ranks
         self.going = False  # whether anything was answered, ever
         self.ended = threading.Event()
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
@@ -194,10 +195,10 @@ class Supervisor:
             lines.put(line)
         lines.put(None)
 
-    @staticmethod
-    def _pass_on(stream: IO[bytes], attempt: Attempt) -> None:
+    def _pass_on(self, stream: IO[bytes], attempt: Attempt) -> None:
         for line in stream:
             text = line.decode(errors="replace")
+            self.make_room()
             sys.stderr.write(text)
             sys.stderr.flush()
             attempt.troubles.hear(text)
@@ -220,6 +221,7 @@ class Supervisor:
                 elif line:
                     record = told(line)
                     if record is None:
+                        self.make_room()
                         sys.stdout.write(line)
                         attempt.troubles.hear(line)
                         continue
