@@ -154,8 +154,6 @@ class Kept:
                                  "give all hosts the same input and store")  # fmt: skip
             self.finished.update((place, checked(item)) for place, item in record["refused"])
             self.since, self.answers, self.starts = None, 0, self.starts + 1
-            if self.meter is not None and self.starts == 1:
-                self.meter.count_from(self.count - len({*self.finished, *self.before}))
         elif kind == "measured":
             self._learn(record)
         elif kind == "answers":
@@ -169,7 +167,9 @@ class Kept:
                     self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"])
                 else:
                     self.finished.update(new)
-            if self.meter is not None:
+            if self.meter is not None and self.meter.total is None:
+                self.meter.count_from((self.count or 0) - len({*self.finished, *self.before}) + len(new))
+            elif self.meter is not None:
                 self.meter.advance(len(new))
         elif kind == "done":
             self.record = record["record"]

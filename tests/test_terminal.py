@@ -117,6 +117,19 @@ def test_the_line_of_progress_is_wiped_where_the_terminal_is_that_of_mpirun(monk
     assert "answering: 2 of 8" in told and told.endswith(console.CLEAR), told
 
 
+def test_a_meter_that_has_ended_draws_no_more(monkeypatch, capsys):
+    monkeypatch.setattr(console, "_terminal", lambda descriptor: "/nowhere")
+    console._console.cache_clear()
+    with console.meanwhile("answering", 8) as meter:
+        meter.advance(2)
+        console.end_meter()
+        assert capsys.readouterr().err.endswith(console.CLEAR)
+        meter.advance(2)
+        meter._draw()
+        assert capsys.readouterr().err == ""
+    console._console.cache_clear()
+
+
 def test_nothing_is_drawn_over_what_ctrl_c_says(made):
     master, slave = pty.openpty()
     command = [*PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", "drawn.jsonl", "--batch-rows", "64"]
