@@ -25,11 +25,12 @@ export OPENBLAS_NUM_THREADS=1
 
 failures=$(mktemp -d)
 trap 'rm -rf "$failures"' EXIT
-check() { # SECONDS COMMAND...: print the command and what it says, run it under a time limit, remember a failure
-    local limit=$1 code=0
+check() { # SECONDS COMMAND...: print the command, what it says and how long it took, run it under a time limit, remember a failure
+    local limit=$1 code=0 begin=$SECONDS
     shift
     printf '\n+ %s\n' "$*"
     timeout --foreground --kill-after=20 "$limit" "$@" </dev/null || code=$?
+    echo "took $((SECONDS - begin)) s"
     [ $code -ne 124 ] || echo "ended after $limit s" >&2
     [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
 }
