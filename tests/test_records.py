@@ -61,16 +61,16 @@ def test_a_slice_is_no_exchange():
     assert spent.compute.tolist() == [1, 3] and spent.wire.tolist() == spent.wait.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("boards, overruns, wire, expected", [
+@pytest.mark.parametrize("boards, late, wire, expected", [
     ((None, None), 0, "float32", []),
     (("2.5", None), 0.001, "float32", ["emulated boards: 2.5, -"]),
     (("pi4", "3"), 0.02, "float16", [
-        "emulated boards: pi4, 3; 2.0 % of a rank's calls took longer here than there: this result does not count",
+        "emulated boards: pi4, 3; 2.0 % of the time messages left later than there: this result does not count",
         "float16 on the wire: results differ from the exact ones by up to 0.012"]),
 ])  # fmt: skip
-def test_what_a_reader_must_know(boards, overruns, wire, expected):
+def test_what_a_reader_must_know(boards, late, wire, expected):
     record = record_of(replace(DECISION.chosen.plan, wire=wire))
-    record["ranks"] = [item | {"emulated_board": board, "overruns": overruns} for item, board in zip(record["ranks"], boards)]
+    record["ranks"] = [item | {"emulated_board": board, "late": late / 2} for item, board in zip(record["ranks"], boards)]
     record["wire_error"] = 0.0123
     lines = records.run_lines(record, None).splitlines()
     assert [line for line in lines if "emulated" in line or "on the wire" in line] == expected
@@ -97,7 +97,8 @@ def test_the_record_of_a_run():
     assert record["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
     assert [item["rank"] for item in record["ranks"]] == [0, 1, 2]
     assert record["ranks"][2] == {
-        "rank": 2, "host": "pi2", "threads": 4, "emulated_board": None, "overruns": 0.0, "heads": plan.heads[2], "columns": plan.columns[2],
+        "rank": 2, "host": "pi2", "threads": 4, "emulated_board": None, "overruns": 0.0, "late": 0.0, "heads": plan.heads[2],
+        "columns": plan.columns[2],
         "rows": plan.rows[2], "compute_seconds": 2.12346, "wire_seconds": 3.0, "wait_seconds": 4.0, "weight_bytes": 9,
         "peak_resident_bytes": 11,
     }  # fmt: skip

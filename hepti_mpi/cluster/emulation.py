@@ -5,6 +5,7 @@ machine that is fast enough. Only computing is emulated; messages take the time 
 
 The ranks of all boards share this machine's cores, so that a short piece may find them taken by long ones of others. Hence short pieces,
 and waits, go first where the system allows it, and who was late all the same catches up with the pieces that follow without a pause.
+What others see of a board is when its messages leave: how much later than from the board is what a result may be wrong by.
 """
 
 import os
@@ -22,7 +23,8 @@ NAP_SECONDS = 60e-6  # what a sleep lasts longer than asked for; the rest is spe
 class Emulation:
     """The board that this rank pretends to be: given, or in the file that HEPTI_EMULATE_FILE names, read again for every request.
 
-    `said`: its description as given; `calls` of pieces and those `overruns` among them that took longer than they should have.
+    `said`: its description as given; `calls` of pieces and those `overruns` among them that took longer than on the board;
+    `late_seconds`: by which messages left later than from there, in all.
     """
 
     def __init__(self, given: str | None = None) -> None:
@@ -31,6 +33,7 @@ class Emulation:
         self.said = given
         self.board: Board | None = None
         self.calls = self.overruns = 0
+        self.late_seconds = 0.0
         self.late = 0.0  # seconds by which the last piece ended too late
         self.first = False  # whether this rank goes before the others
         if given is not None:
@@ -68,6 +71,10 @@ class Emulation:
         """Note that the board waited for others: what it was late by before is past mending."""
         self.late = 0.0
 
+    def show(self) -> None:
+        """Note that others see now how far this board is: a message leaves, or an answer."""
+        self.late_seconds += max(self.late, 0.0)
+
     def go_on(self, call: Callable[[], object], work: Work) -> None:
         """Call, and return when what `work` takes on the board has passed since it began, less what the piece before was late by."""
         if self.board is None:
@@ -80,10 +87,9 @@ class Emulation:
             go_first()
         else:
             call()
-        due = begin + seconds
         self.calls += 1
-        self.overruns += time.perf_counter() > due
-        due -= self.late
+        self.overruns += time.perf_counter() > begin + seconds
+        due = begin + seconds - self.late
         while (left := due - time.perf_counter()) > 0:
             time.sleep(left - NAP_SECONDS if left > NAP_SECONDS else 0)
         self.late = -left
@@ -101,5 +107,5 @@ class Emulation:
 
     @property
     def overrun_part(self) -> float:
-        """The part of the calls, 0 to 1, that took longer than on the board: what was measured then is not the board's."""
+        """The part of the calls, 0 to 1, that took longer than on the board."""
         return self.overruns / max(1, self.calls)

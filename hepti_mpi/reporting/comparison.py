@@ -12,7 +12,7 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.plan import kind_of
 from hepti_mpi.planning.program import Compute
 from hepti_mpi.reporting.above import Above, Measured, above_bound
-from hepti_mpi.reporting.records import MOST_OVERRUNS, time_by_batch
+from hepti_mpi.reporting.records import MOST_LATE, time_by_batch
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.runtime.bench import Samples
 
@@ -66,6 +66,7 @@ def summary(found: Found) -> dict[str, Any]:
             "rows_per_second": float(f"{found.rows / np.median(sample.seconds):.6g}"),
             "nearness": float(f"{found.nearness(name):.4g}"),
             "overruns": float(f"{sample.overrun_part:.3g}"),
+            "late": float(f"{sample.late_part:.3g}"),
             "above_bound": found.above[name].to_json() if name in found.above else None,
             "wire_bytes": sample.price.bytes,
             "plan_hash": sample.ready.plan.hash,
@@ -123,8 +124,9 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
     for wire, one in found.bounds.items():
         text.append(f"bound, {wire} on the wire: {milliseconds(one.seconds)} ms; nearness is the bound over the median")
     text.append(f"perfect division over all boards: {milliseconds(next(iter(found.bounds.values())).perfect)} ms")
-    late = {name: samples[name].overrun_part for name in names if samples[name].overrun_part > MOST_OVERRUNS}
-    text += [f"{name} does not count: {100 * part:.1f} % of its calls took longer here than on its boards" for name, part in late.items()]
+    late = {name: samples[name].late_part for name in names if samples[name].late_part > MOST_LATE}
+    later = "of its time messages left later than from its boards"
+    text += [f"{name} does not count: {100 * part:.1f} % {later}" for name, part in late.items()]
     if found.made:
         where = f"; records in {found.made['output']}" if found.made["output"] else ""
         text.append(f"{duration(found.made['seconds'])} in all{where}")

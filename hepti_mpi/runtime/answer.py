@@ -146,6 +146,7 @@ def answer(
         "threads": course.ready.engine.threads,
         "emulated_board": ready.machine.emulation.said,
         "overruns": ready.machine.emulation.overrun_part,
+        "late_seconds": ready.machine.emulation.late_seconds,
         "weight_bytes": course.ready.engine.weight_bytes,
         "peak_resident_bytes": peak_resident_bytes(),
     }

@@ -5,6 +5,7 @@ Knows engines and clocks; does not know how a method divides the work (planning.
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,9 @@ class Samples:
     error: float | None = None  # largest difference to the first method's answer
     calls: int = 0  # of computing, on this rank, and those that took longer than on the emulated board
     overruns: int = 0
+    late_seconds: float = 0.0  # by which this rank's messages left later than from there
     overrun_part: float = 0.0  # of all ranks' calls, 0 to 1
+    late_part: float = 0.0  # all ranks' late seconds, of the seconds of the requests
     held: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -78,13 +81,14 @@ def measure(
             engine = samples.ready.engine
             world.barrier()
             world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
-            calls, overruns = machine.emulation.calls, machine.emulation.overruns
+            before = copy(machine.emulation)
             begin = time.perf_counter()
             hidden = engine.run((rows,), embedded)
             seconds = time.perf_counter() - begin
             if turn >= 0:
-                samples.calls += machine.emulation.calls - calls
-                samples.overruns += machine.emulation.overruns - overruns
+                samples.calls += machine.emulation.calls - before.calls
+                samples.overruns += machine.emulation.overruns - before.overruns
+                samples.late_seconds += machine.emulation.late_seconds - before.late_seconds
                 samples.seconds.append(seconds)
                 samples.steps.append(engine.seconds.copy())
                 samples.began = engine.began - begin
@@ -96,8 +100,8 @@ def measure(
         samples.every = world.gather_matrix(np.array(samples.steps))
         samples.timeline = world.gather_matrix(np.array(samples.began))
         samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
-        told = world.gather_all([samples.calls, samples.overruns])
-        samples.overrun_part = sum(over for _, over in told) / max(1, sum(calls for calls, _ in told))
+        calls, overruns, late = map(sum, zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds])))
+        samples.overrun_part, samples.late_part = overruns / max(1, calls), late / sum(samples.seconds)
         if world.rank == 0:
             samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
     return all_samples

@@ -131,6 +131,7 @@ class Engine:
         for place, step in enumerate(self.program):
             self.began[place] = clock
             if isinstance(step, Sync):
+                self.emulation.show()
                 self._collective(place, step, at)
                 self.emulation.rest()
             elif self.is_active:
@@ -194,6 +195,8 @@ class Engine:
         self.began[place] = time.perf_counter()
         if route.before:
             self.emulation.go_on(route.begin, route.begins)
+        if route.transfer is not None:
+            self.emulation.show()
         return None if route.transfer is None else self.exchanges.start(route.transfer, aside)
 
     def _arrive(self, place: int, at: _Geometry) -> None:

@@ -1,0 +1,120 @@
+"""Tables of what tables.sh measured, in Markdown: predictions, regret, nearness to the bound.
+
+    python -m tests.lab.tables FOLDER            FOLDER/*.json: documents of `bench --json`, one a file
+
+Knows the documents of bench; does not know how they were made.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OURS_AUTO = ("hepti", "hepti-float16")
+FORMAT = "hepti-bench"
+MOST_LATE = 0.01
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("error: give the folder with the documents: python -m tests.lab.tables FOLDER", file=sys.stderr)
+        return 2
+    documents = read(Path(sys.argv[1]))
+    if not documents:
+        print(f"error: no documents of bench in {sys.argv[1]}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
+        return 2
+    print("\n\n".join((latencies(documents), predictions(documents), regrets(documents), nearness(documents), late(documents))))
+    return 0
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the documents of bench in a folder, in the order of their names."""
+    every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [one for one in every if one.get("format") == FORMAT]
+
+
+def latencies(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return the median milliseconds of every method."""
+    names = list(dict.fromkeys(name for one in documents for name in one["methods"]))
+    rows = []
+    for one in documents:
+        medians = [one["methods"].get(name, {}).get("median_seconds") for name in names]
+        rows.append([*_case(one), _ms(one["bound_seconds"]), *("" if value is None else _ms(value) for value in medians)])
+    return _section("Milliseconds", ("cluster", "model", "rows", "bound", *names), rows)
+
+
+def predictions(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return how far predicted and measured are from each other, of every case and of all."""
+    rows, all_errors = [], []
+    for one in documents:
+        errors = {name: abs(method["predicted_seconds"] / method["median_seconds"] - 1) for name, method in one["methods"].items()}
+        worst = max(errors, key=errors.__getitem__)
+        rows.append([*_case(one), _percent(np.median(list(errors.values()))), _percent(errors[worst]), worst])
+        all_errors += errors.values()
+    text = _section("Predicted against measured", ("cluster", "model", "rows", "median error", "worst", "of"), rows)
+    return f"{text}\n\nAll {len(all_errors)}: median {_percent(np.median(all_errors))}, worst {_percent(max(all_errors))}."
+
+
+def regrets(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return what hepti takes over the best of all that it could have chosen."""
+    rows = []
+    for one in documents:
+        medians = {name: method["median_seconds"] for name, method in one["methods"].items() if name not in OURS_AUTO}
+        if "hepti" in one["methods"] and medians:
+            best = min(medians, key=medians.__getitem__)
+            rows.append([*_case(one), f"{one['methods']['hepti']['median_seconds'] / medians[best]:.3f}", best])
+    return _section("hepti over the best of the others", ("cluster", "model", "rows", "regret", "best other"), rows)
+
+
+def nearness(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return the bound over what was reached, and where the rest went, of what the planner chose."""
+    head = ("cluster", "model", "rows", "method", "nearness", "above, ms", "of that")
+    return _section("Nearness to the bound", head, list(_near(documents)))
+
+
+def _near(documents: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    for one in documents:
+        for name in OURS_AUTO:
+            method = one["methods"].get(name)
+            if method is not None:
+                above = method["above_bound"]
+                parts = sorted(above["parts_seconds"].items(), key=lambda part: -abs(part[1]))
+                words = ", ".join(f"{part} {_ms(seconds)}" for part, seconds in parts if abs(seconds) >= 0.5e-3)
+                yield [*_case(one), name, f"{method['nearness']:.3f}", _ms(above["seconds"]), words]
+
+
+def late(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return which methods' messages left later than from their boards for more of the time than counts."""
+    rows = [
+        [*_case(one), name, _percent(method["late"]), _percent(method["overruns"])]
+        for one in documents
+        for name, method in one["methods"].items()
+        if method["late"] > MOST_LATE
+    ]
+    total = sum(len(one["methods"]) for one in documents)
+    text = _section("Late for more than 1 % of the time", ("cluster", "model", "rows", "method", "late", "overruns"), rows)
+    return f"{text}\n\n{len(rows)} of {total}."
+
+
+def _case(document: Mapping[str, Any]) -> list[str]:
+    return [document["cluster"], document["model"], str(document["rows"])]
+
+
+def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
