@@ -70,7 +70,7 @@ def test_a_slice_is_no_exchange():
 ])  # fmt: skip
 def test_what_a_reader_must_know(boards, late, wire, expected):
     record = record_of(replace(DECISION.chosen.plan, wire=wire))
-    record["ranks"] = [item | {"emulated_board": board, "late": late / 2} for item, board in zip(record["ranks"], boards)]
+    record["ranks"] = [item | {"emulated_board": board, "late": late} for item, board in zip(record["ranks"], boards)]
     record["wire_error"] = 0.0123
     lines = records.run_lines(record, None).splitlines()
     assert [line for line in lines if "emulated" in line or "on the wire" in line] == expected

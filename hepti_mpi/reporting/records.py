@@ -289,7 +289,7 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
     yield from _left_over(record)
     boards = [item["emulated_board"] for item in record["ranks"]]
     if any(board is not None for board in boards):
-        late = sum(item["late"] for item in record["ranks"])
+        late = max(item["late"] for item in record["ranks"])
         count = f"; {100 * late:.1f} % of the time messages left later than there: this result does not count" * (late > MOST_LATE)
         yield "emulated boards: " + ", ".join(board or "-" for board in boards) + count
     if record["wire"] != "float32":

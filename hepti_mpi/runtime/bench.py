@@ -43,7 +43,7 @@ class Samples:
     overruns: int = 0
     late_seconds: float = 0.0  # by which this rank's messages left later than from there
     overrun_part: float = 0.0  # of all ranks' calls, 0 to 1
-    late_part: float = 0.0  # all ranks' late seconds, of the seconds of the requests
+    late_part: float = 0.0  # the latest rank's late seconds, of the seconds of the requests: ranks are late side by side
     held: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -100,8 +100,8 @@ def measure(
         samples.every = world.gather_matrix(np.array(samples.steps))
         samples.timeline = world.gather_matrix(np.array(samples.began))
         samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
-        calls, overruns, late = map(sum, zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds])))
-        samples.overrun_part, samples.late_part = overruns / max(1, calls), late / sum(samples.seconds)
+        calls, overruns, late = zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds]))
+        samples.overrun_part, samples.late_part = sum(overruns) / max(1, sum(calls)), max(late) / sum(samples.seconds)
         if world.rank == 0:
             samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
     return all_samples

@@ -26,6 +26,7 @@ from hepti_mpi.shards.slicing import rank_slices
 
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
+AGREED = 0.01  # by how much two requests of a plan may differ, after which another one tells nothing new
 FINALISTS = 3  # which answer as often again
 LONE = 2.0  # times its price that one rank alone may have: what many ranks on few cores take is the least certain
 CLOSE = 1.06  # times the price of the chosen plan that another kind of plan may have
@@ -35,12 +36,14 @@ TRUST = 0.25  # of a rank's speed that one round may take away or add
 
 @dataclass
 class Trial:
-    """A plan that is tried: `seconds` of its requests and, for each of them, every rank's seconds of computing."""
+    """A plan that is tried: `seconds` of its requests and, for each of them, every rank's seconds of computing; `last`: of its last
+    request, which may have been the one to warm up."""
 
     plan: Plan
     engine: Engine
     seconds: list[float] = field(default_factory=list)
     compute: list[np.ndarray] = field(default_factory=list)
+    last: float | None = None
 
     @property
     def typical(self) -> float:
@@ -123,13 +126,15 @@ def promising(decision: Decision, profile: ClusterProfile, request: Request) -> 
 
 
 def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> None:
-    """Answer batches of requests of `lengths` rows by each of `trials` in turns; all ranks note the same. Collective."""
+    """Answer batches of requests of `lengths` rows by each of `trials` in turns, until two in a row agree or there are enough; all ranks
+    note the same. Collective."""
     world = machine.world
     hidden = trials[0].engine.spec.hidden
     embedded = np.zeros((sum(lengths), hidden), np.float32) if world.rank == 0 else None
+    settled: list[Trial] = []
     for turn in range(1 + REQUESTS):
         for trial in trials:
-            if not turn and trial.seconds:  # it is warm
+            if trial in settled or (not turn and trial.seconds):  # it is warm
                 continue
             engine = trial.engine
             world.barrier()
@@ -138,11 +143,14 @@ def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> No
             engine.run(lengths, embedded)
             seconds = time.perf_counter() - begin
             world.barrier()  # in which ranks without a part sleep: their cores may be another's
+            computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
+            facts = world.gather_all([seconds, float(engine.seconds[computing].sum())])
+            before, trial.last = trial.last, facts[0][0]
             if turn:
-                computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
-                facts = world.gather_all([seconds, float(engine.seconds[computing].sum())])
-                trial.seconds.append(facts[0][0])
+                trial.seconds.append(trial.last)
                 trial.compute.append(np.array([compute for _, compute in facts]))
+                if before is not None and abs(before - trial.last) <= AGREED * trial.last:
+                    settled.append(trial)
     world.barrier()
 
 
