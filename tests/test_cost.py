@@ -257,6 +257,30 @@ def test_uneven_blocks_go_round(kind, wire, rows, ring):
     assert result.wait.max() == pytest.approx(result.wire + start_up)
 
 
+def test_what_came_early_goes_round_while_one_still_computes():
+    """The rank that is late adds its own block only: of 80 rows, 70 pass each link, 40 of them after the last."""
+    rows, profile = (30, 10, 40), replace(cluster((9, 9, 9), mbit=80, latency=1e-9), exchange_seconds=0.0)
+    plan, norms = own_plan(("rows", "rows"), rows, counts=rows), [Op("norm", 0, ("a0",), ("a0",))] * 1000
+    work = Compute((Op("norm", 0, ("x0",), ("a0",)), *norms), "rows", reads=("x0",), writes=("a0",))
+    read = Compute((Op("norm", 0, ("b0",), ("c",)),), "rows", reads=("b0",), writes=("c",))
+    result = Pricer(SPEC, profile, sum(rows)).price((work, *lone("allgatherv"), read), plan)
+    row, late = SPEC.hidden * 4 / (80e6 / 8), result.compute.max()
+    assert late > 100 * row
+    assert 40 * row <= result.seconds - late <= 45 * row + RING_BYTES / 1e7
+
+
+def test_a_late_rank_gets_long_blocks_of_mpi_when_it_asks_for_them():
+    """Emulated boards: who comes last receives everything after that; who came early waits for its block alone."""
+    rows = (30, 30, 4)
+    profile = replace(cluster((9, 9, 0.5), mbit=80), versions={"emulation": "1,1,1"})
+    plan = replace(own_plan(("rows", "rows"), rows, counts=rows), collectives="mpi")
+    program = make_program(SPEC, plan)
+    result = Pricer(SPEC, profile, sum(rows)).price(program, plan)
+    gathers = sum(isinstance(step, Sync) and step.kind == "allgatherv" for step in program)
+    received = 60 * SPEC.hidden * 4 * 2 / (80e6 / 8)  # keys and values of all others' rows
+    assert gathers and result.seconds >= result.compute[2] + gathers * received
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 3])
 @pytest.mark.parametrize("mbit", [5, 100, 5000])
 @pytest.mark.parametrize("pair", OWN_LAYOUTS, ids="/".join)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 BETWEEN = 120e-6  # seconds between two looks at least: each takes a core from those who compute, and messages come in many pieces
-SHORTEST, LONGEST, PART = 0.5e-3, 0.005, 1 / 40  # seconds that one sleeps at most, and of those waited: from the same host come no sockets
+SHORTEST, LONGEST, PART = 0.2e-3, 0.005, 1 / 40  # seconds that one sleeps at most, and of those waited: sending needs looks as well
 AGAIN_SECONDS = 1.0  # between two searches for new connections
 
 Pause = Callable[[float], object]  # of the seconds waited so far

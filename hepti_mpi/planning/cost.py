@@ -15,6 +15,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.collectives import allreduce, broadcast, gather
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.plan import Plan
 from hepti_mpi.planning.program import OUTER, Compute, Op, Program, Step, Sync, distributions, interface
@@ -23,6 +24,7 @@ from hepti_mpi.planning.work import op_work
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
+LINEAR = ("allgatherv", "reduce_scatter", "scatterv", "gatherv")  # every block goes straight to its goal where MPI's waits do not spin
 FEW = 4  # ranks below which Open MPI's Iallreduce goes by trees (libnbc)
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
@@ -62,6 +64,7 @@ class Pricer:
         self.attended: float = rows if attended is None else attended
         requests = requests or max(1, round(rows / self.attended))  # of equal length
         self.lengths = splits.even(rows, requests)
+        self.polite = EMULATION in profile.versions  # emulated boards sleep while they wait for MPI's collectives
         nodes = [*profile.nodes, *(node.alone or node for node in profile.nodes)]  # as places() counts them
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
@@ -117,7 +120,7 @@ class Pricer:
         The profile has the time that the cores worked, not the time that a rank waited for one. Emulated boards sleep so much that
         they do not.
         """
-        if EMULATION in self.profile.versions:
+        if self.polite:
             return np.ones(len(self.profile.nodes))
         wanted: dict[str, int] = {}
         for rank, place in zip(active, self.places(active)):
@@ -209,11 +212,11 @@ class _Walk:
         self.collectives: dict[Kind, tuple[float, int]] = {}
 
     def price(self, steps: list[Walked]) -> Price:
-        own = self.plan.collectives == "own" and len(self.ranks) > 1
+        several, own, polite = len(self.ranks) > 1, self.plan.collectives == "own", self.pricer.polite
         for step, kind, reads, writes in steps:
             if isinstance(step, Compute):
                 self._compute(step, kind, reads, writes)
-            elif own and step.kind != "slice":
+            elif several and step.kind != "slice" and (own or (polite and step.kind in LINEAR)):
                 self._own(step, kind, reads, writes)
             else:
                 self._mpi(step, kind)
@@ -270,16 +273,19 @@ class _Walk:
         self.moved += moved
         begin = begin + starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
-        self.up = leave + out
-        if not len(blocks):  # a ring: nobody is done before all are
+        if not len(blocks):  # a ring: nobody is done before all are, but what came early went round meanwhile
             start_up = self.pricer.exchange + (len(self.ranks) - 2) * (group.latency + RING_BYTES * group.slowest)
+            self.up = self.down = np.full(len(self.ranks), max((leave + into).max(), leave.min() + out.max()))
             done = np.full(len(self.ranks), max((self.up - group.ahead).max(), begin.max()) + start_up)
-            self.down = self.up
         else:
+            self.up = leave + out
             if len(blocks) > 1:
-                sent = np.maximum(begin[:, None], (leave - group.ahead)[:, None] + blocks)
+                each = begin[:, None]
+                if self.plan.collectives == "mpi" and sync.kind != "reduce_scatter":
+                    each = np.maximum(each, begin)  # MPI sends long blocks when the receiver asks for them
+                sent = np.maximum(each, np.maximum(each, leave[:, None]) - group.ahead[:, None] + blocks)
                 last = np.maximum.reduce(sent - never, axis=0, initial=0.0)
-                first = np.minimum.reduce(begin[:, None] + never, axis=0)
+                first = np.minimum.reduce(each + never, axis=0)
                 if group.shared:  # what comes for a rank keeps the link of all of its host busy
                     first = np.where(group.mates, first[None, :], np.inf).min(axis=1)
             else:  # too many ranks to tell blocks apart
@@ -295,7 +301,8 @@ class _Walk:
 
     def _traffic(self, sync: Sync) -> _Traffic:
         group, values = self.group, len(sync.reads)
-        key = (sync.kind, values, self.float, self.tiles[sync.tile], self.plan.heads if sync.kind in ("to_heads", "to_rows") else ())
+        heads = self.plan.heads if sync.kind in ("to_heads", "to_rows") else ()
+        key = (self.plan.collectives, sync.kind, values, self.float, self.tiles[sync.tile], heads)
         if key not in group.exchanges:
             out, into, blocks, moved = self._volumes(sync, values)
             sent = out / np.maximum(group.link if group.link.any() else group.near, 1e-15)
@@ -326,7 +333,8 @@ class _Walk:
             bytes_ = np.outer(self.heads, own)
         elif self._by_ring(sync, own):
             seconds = np.full(count, (own.sum() - own.min()) * size * group.slowest)
-            return seconds, seconds, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
+            lone = own * size * group.slowest if sync.kind == "allgatherv" else seconds  # a sum waits for every rank's term
+            return seconds, lone, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
         else:
             bytes_ = np.outer(own, np.ones(count)) if sync.kind == "allgatherv" else np.outer(np.ones(count), own)
         bytes_ = bytes_ * (1.0 - np.eye(count)) * size
@@ -343,7 +351,8 @@ class _Walk:
     def _by_ring(self, sync: Sync, own: np.ndarray) -> bool:
         """Tell whether blocks go round; sums of short terms do not, since each rank on the way would round again."""
         heavy = (len(own) - 1) * own.max() > RING_GAIN * (own.sum() - own.min())
-        return bool(heavy) and (sync.kind == "allgatherv" or self.float == FLOAT)
+        ours = self.plan.collectives == "own" or sync.kind == "reduce_scatter"
+        return bool(heavy) and ours and (sync.kind == "allgatherv" or self.float == FLOAT)
 
     def _many(self, sync: Sync, own: np.ndarray, size: float) -> tuple[np.ndarray, ...]:
         """Return the same for many ranks by sums alone, as if each block went to another host."""
@@ -377,8 +386,9 @@ class _Walk:
             self.collectives[kind] = self.collective(sync, blocks)
         seconds, data = self.collectives[kind]
         start = self.clock.max()
-        if sync.kind == "allgatherv":  # all blocks leave at once, the first of them on links that have rested
-            seconds = max(seconds - min(self.group.ahead.min(), start - self.up.max()), 0)
+        if sync.kind in ("allgatherv", "allreduce"):  # the first blocks leave on links that have rested; trees use both ways in turn
+            rested = min(self.group.ahead.min(), start - self.up.max()) * (2 if self._by_trees(sync) else 1)
+            seconds = max(seconds - rested, 0)
         seconds = seconds + self.pricer.exchange * (data > 0)
         self.wait = self.wait + (start - self.clock)
         self.clock = np.full(len(self.ranks), start + float(seconds))
@@ -387,27 +397,23 @@ class _Walk:
         self.wire = self.wire + float(seconds)
         self.moved += data
 
-    def collective(self, sync: Sync, blocks: np.ndarray) -> tuple[float, int]:
-        """Return (seconds, bytes on the wire) of a sync over the active ranks; `blocks`: bytes of each rank's rows.
+    def _by_trees(self, sync: Sync) -> bool:
+        """Tell whether a sum goes by two trees, as Open MPI's of few ranks do whose waits do not spin."""
+        return sync.kind == "allreduce" and len(self.ranks) < FEW and self.pricer.polite
 
-        Ring algorithms: an uneven Allgatherv passes the largest block n - 1 times. Source: Thakur, Rabenseifner, Gropp,
-        "Optimization of Collective Communication Operations in MPICH", 2005.
-        """
-        ranks, count, total = self.ranks, len(self.ranks), int(blocks.sum())
+    def collective(self, sync: Sync, blocks: np.ndarray) -> tuple[float, int]:
+        """Return (seconds, bytes on the wire) of a sync over the active ranks; `blocks`: bytes of each rank's rows."""
+        ranks, total = self.ranks, int(blocks.sum())
         others = np.union1d(ranks, [0]) if sync.kind in OUTER else ranks
         if len(others) < 2 or sync.kind == "slice":
             return 0.0, 0
         grid = np.ix_(others, others)
         latency, slowest = float(self.pricer.latency[grid].max()), float(self.pricer.seconds_per_byte[grid].max())
         if sync.kind == "allreduce":
-            if total < 8192:
-                return float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
-            if count < FEW and EMULATION in self.pricer.profile.versions:  # where waits do not spin: two trees
-                return 2 * float(np.ceil(np.log2(count))) * (latency + total * slowest), 2 * (count - 1) * total
-            return 2 * (count - 1) * (latency + total / count * slowest), 2 * (count - 1) * total
+            return allreduce(len(ranks), total, latency, slowest, self._by_trees(sync))
         if sync.kind in ("allgatherv", "reduce_scatter"):
-            return (count - 1) * (latency + float(blocks.max()) * slowest), (count - 1) * total
+            return gather(len(ranks), blocks, latency, slowest)
         if sync.kind == "bcast":
-            return float(np.ceil(np.log2(len(others)))) * (latency + total * slowest), (len(others) - 1) * total
+            return broadcast(len(others), total, latency, slowest)
         moved = total - int(blocks[ranks == 0].sum())
         return (len(others) - 1) * latency + moved * slowest, moved
