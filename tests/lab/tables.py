@@ -1,6 +1,7 @@
-"""Tables of what tables.sh measured, in Markdown: predictions, regret, nearness to the bound.
+"""Tables of what tables.sh and repeat.sh measured, in Markdown: predictions, regret, nearness to the bound.
 
-    python -m tests.lab.tables FOLDER            FOLDER/*.json: documents of `bench --json`, one a file
+    python -m tests.lab.tables FOLDER               FOLDER/*.json: documents of `bench --json`, one a file
+    python -m tests.lab.tables --repeated FOLDER    of the same bench, again and again
 
 Knows the documents of bench; does not know how they were made.
 """
@@ -19,13 +20,18 @@ MOST_LATE = 0.01
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print("error: give the folder with the documents: python -m tests.lab.tables FOLDER", file=sys.stderr)
+    again, folders = sys.argv[1:2] == ["--repeated"], sys.argv[1:]
+    folders = folders[1:] if again else folders
+    if len(folders) != 1:
+        print("error: give the folder with the documents: python -m tests.lab.tables [--repeated] FOLDER", file=sys.stderr)
         return 2
-    documents = read(Path(sys.argv[1]))
+    documents = read(Path(folders[0]))
     if not documents:
-        print(f"error: no documents of bench in {sys.argv[1]}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
+        print(f"error: no documents of bench in {folders[0]}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
         return 2
+    if again:
+        print(repeated(documents))
+        return 0
     print("\n\n".join((latencies(documents), predictions(documents), regrets(documents), nearness(documents), late(documents))))
     return 0
 
@@ -97,6 +103,17 @@ def late(documents: Sequence[Mapping[str, Any]]) -> str:
     total = sum(len(one["methods"]) for one in documents)
     text = _section("Late for more than 1 % of the time", ("cluster", "model", "rows", "method", "late", "overruns"), rows)
     return f"{text}\n\n{len(rows)} of {total}."
+
+
+def repeated(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return the medians of every method in each of the documents, and how far they are from the median of all."""
+    rows = []
+    for name in documents[0]["methods"]:
+        medians = [one["methods"][name]["median_seconds"] for one in documents]
+        away = max(abs(seconds / float(np.median(medians)) - 1) for seconds in medians)
+        rows.append([name, *map(_ms, medians), _percent(away)])
+    numbers = [str(number) for number in range(1, len(documents) + 1)]
+    return _section("The same bench again, milliseconds", ("method", *numbers, "farthest from the median"), rows)
 
 
 def _case(document: Mapping[str, Any]) -> list[str]:

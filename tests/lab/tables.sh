@@ -27,13 +27,17 @@ measure() { # CLUSTER MODEL ROWS METHODS
 for model in bert-large vit-large; do
     [ -e "$folder/$model.h5" ] || python -m hepti_mpi slice "random:$model" "$folder/$model.h5"
 done
-for cluster in even4 mixed4 skewed4 slowlink4 wifi3 pi4x4 pi54 desk3 pair22 pi8; do
-    names=$methods,hybrid
-    [ "$cluster" != pi8 ] || names=$methods # eight ranks with hybrid's weights too would need more than 24 GB
-    measure "$cluster" bert-large 128 "$names"
-    measure "$cluster" vit-large 197 "$names"
+clusters="even4 mixed4 skewed4 slowlink4 wifi3 pi4x4 pi54 desk3 pair22 pi8"
+of() { # CLUSTER: the methods that fit: eight ranks with hybrid's weights too would need more than 24 GB
+    [ "$1" = pi8 ] && echo "$methods" || echo "$methods,hybrid"
+}
+for cluster in $clusters; do
+    measure "$cluster" bert-large 128 "$(of "$cluster")"
 done
-for cluster in even4 mixed4 skewed4 slowlink4 wifi3 pi4x4 pi54 desk3 pair22 pi8; do
+for cluster in $clusters; do
+    measure "$cluster" vit-large 197 "$(of "$cluster")"
+done
+for cluster in $clusters; do
     measure "$cluster" bert-large 64 "$methods"
     measure "$cluster" bert-large 384 "$methods"
 done
