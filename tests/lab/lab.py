@@ -114,6 +114,7 @@ class Lab:
         state.create(self.name)
         try:
             self._write_files()
+            network.carry_first()
             self._start_switch()
             self._start_hosts(self.cluster.hosts)
         except BaseException:

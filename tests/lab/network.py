@@ -3,8 +3,10 @@
 Knows ip and tc. Does not know how the namespaces came about: each is named by the process id of one process in it.
 """
 
+import os
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from .clusters import NETWORK, Host
 from .errors import LabError
@@ -14,8 +16,22 @@ SWITCH = "switch"  # the bridge
 
 
 QUEUE_SECONDS = 0.2  # the longest that a frame waits for its turn
+CARRIERS = 70  # priority of the threads that carry frames, above that of boards
 BURST_BYTES = 128 * 1024
 LEAST_BURST_BYTES = 16 * 1024  # with less, frames are cut and handled one by one, which costs CPU time
+
+
+def carry_first() -> None:
+    """Let the kernel's threads that carry frames go before the computing of boards (hepti_mpi.comm.precedence), as cables do.
+
+    They stay so until the machine starts again.
+    """
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if path.read_text().startswith("ksoftirqd/"):
+                os.sched_setscheduler(int(path.parent.name), os.SCHED_FIFO, os.sched_param(CARRIERS))
+        except OSError:  # it has ended, or this is a container that may not
+            continue
 
 
 def connect(switch: int, host: Host, process: int, burst_seconds: float | None = None) -> None:
