@@ -174,7 +174,7 @@ def _describe(name: str, threads: int | None) -> None:
     with meanwhile("measuring calls of every kind"):
         board, calls = describing.describe(name, title, used, made["date"])
     if used > 1 and before > BUSY:
-        SCREEN.say(f"this machine had other work (load {before:.1f}): with {used} threads its figures are too low")
+        SCREEN.say(f"this machine had other work (load {before:.1f}): with all its threads the figures are too low")
     SCREEN.show(entry(board) + "\n")
     SCREEN.show(call_lines(board, calls, SCREEN.width))
     SCREEN.document(description_document(board, calls))

@@ -72,7 +72,7 @@ def test_one_rank_alone(tmp_path):
     ([HERE[0], HERE[2], HERE[1]], VERSIONS, SHAPE, "its rank 1 is on b, here on c"),
     ([*HERE[:2], ("c", 8, 4, 4)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 4 of 8"),
     ([*HERE[:2], ("c", 4, 1, 1)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 1 of 4"),
-    ([*HERE[:2], ("c", 4, 4, 2)], VERSIONS, SHAPE, "its rank 2 has 4 threads when it computes alone on its host, here 2"),
+    ([*HERE[:2], ("c", 4, 4, 2)], VERSIONS, SHAPE, "its rank 2 has 4 threads alone on its host, here 2"),
     (HERE, {"onnxruntime": "1.3"}, SHAPE, "it was measured with onnxruntime 1.2.3, here 1.3"),
     (HERE, {"blas": "9"}, SHAPE, "it was measured with blas None, here 9"),
     (HERE, VERSIONS, (56, 102), "it was measured at hidden 56 and ffn 101, the model has 56 and 102"),

@@ -69,7 +69,7 @@ def _board(name: str, title: str, threads: int, memory_bytes: int, when: str, ca
     reading = seconds**OVERLAP - (2 * rows * weights / rates["float32"]) ** OVERLAP
     memory = 4 * weights / max(reading, 1e-30) ** (1 / OVERLAP)
     how = {
-        "float32_gflops": f"products of {MANY} to {ROWS[-1]} rows", "int8_gops": "DynamicQuantizeMatMul of as many rows",
+        "float32_gflops": f"products with rows from {MANY} to {ROWS[-1]}", "int8_gops": "DynamicQuantizeMatMul of as many rows",
         "int4_gops": f"MatMulNBits of as many rows, a scale for {BLOCK} weights",
         "memory_gbs": f"products of one row with {4e-6 * weights:.0f} MB of float32 weights", "call_us": "a run of next to nothing",
     }  # fmt: skip
