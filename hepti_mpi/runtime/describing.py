@@ -16,6 +16,7 @@ from hepti_mpi.models.random_models import random_model
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.runtime import graphs
 from hepti_mpi.runtime.graphs import MICROSOFT, Graph, bound, probe
+from hepti_mpi.wording import counted
 
 LIKE = "bert-large"  # whose shapes all are described by, so that entries can be compared
 PASSES, PASS_SECONDS = 8, 0.03  # of each call: what disturbs the machine for a second disturbs a part of each call's times
@@ -73,7 +74,7 @@ def _board(name: str, title: str, threads: int, memory_bytes: int, when: str, ca
         "int4_gops": f"MatMulNBits of as many rows, a scale for {BLOCK} weights",
         "memory_gbs": f"products of one row with {4e-6 * weights:.0f} MB of float32 weights", "call_us": "a run of next to nothing",
     }  # fmt: skip
-    sources = {key: f"measured: on this machine, {threads} thread{'s' * (threads > 1)}, {how[key]}; {when}" for key in FIGURES}
+    sources = {key: f"measured: on this machine, {counted(threads, 'threads')}, {how[key]}; {when}" for key in FIGURES}
     return Board(name, title, threads, memory_bytes, rates["float32"], rates["int8"], rates["int4"], memory, nothing, sources)
 
 
