@@ -86,19 +86,19 @@ def _kernels(spec: ModelSpec, threads: int) -> list[Kernel]:
     timers, hidden = graphs.timers(spec, threads), spec.hidden
     found: list[Kernel] = [(("call", "of next to nothing", Work(), ""), timers.nothing)]
     for rows in ROWS:
-        found.append((("product", f"{rows} rows", Work(((rows, timers.weights),)), "float32"), timers.gemm(rows)))
+        found.append((("product", counted(rows, "rows"), Work(((rows, timers.weights),)), "float32"), timers.gemm(rows)))
     for rows in (row for row in ROWS if row >= MANY):
         work = Work(((rows, 2.0 * hidden * spec.ffn),))
-        found += [(("product", f"{rows} rows", work, kind), _quantised(spec, kind, rows, threads)) for kind in ("int8", "int4")]
+        found += [(("product", counted(rows, "rows"), work, kind), _quantised(spec, kind, rows, threads)) for kind in ("int8", "int4")]
     one = Graph(spec)
     one.node("MultiHeadAttention", ["q", "k", "v"], ["y"], MICROSOFT, num_heads=spec.heads)
     plain = probe(one, ["q", "k", "v"], threads)
     for length in LENGTHS:
         values = np.full((1, length, hidden), 0.01, np.float32)
         call = bound(plain, {name: values.copy() for name in "qkv"}, np.empty_like(values))
-        found.append((("attention", f"{length} rows", _attending(1, length, hidden), ""), call))
+        found.append((("attention", counted(length, "rows"), _attending(1, length, hidden), ""), call))
     for count, length in PACKED:
-        what = f"{count} x {length} rows, packed"
+        what = f"{count} x {counted(length, 'rows')}, packed"
         found.append((("attention", what, _attending(count, length, hidden), ""), timers.attention(count, length)))
     size = timers.rows * hidden
     shape = f"{timers.rows} x {hidden}"
