@@ -9,16 +9,18 @@ cd "$(dirname "$0")/../.."
 [ ! -e .venv/bin/activate ] || . .venv/bin/activate
 python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; install it with: bash jobs/make-venv.sh mpi,pictures" >&2; exit 2; }
 folder=${1:-tables}
-repeat=${REPEAT:-3}
+repeat=${REPEAT:-1} # what is emulated repeats within 1 %; see repeat.sh
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
 
-measure() { # CLUSTER MODEL ROWS METHODS
-    local cluster=$1 model=$2 rows=$3 names=$4 file="$folder/$1-$2-$3.json"
+measure() { # CLUSTER MODEL ROWS METHODS [NAME OPTION...]
+    local cluster=$1 model=$2 rows=$3 names=$4 name=${5:-$1}
+    local file="$folder/$name-$model-$rows.json"
+    shift $(($# < 5 ? 4 : 5))
     [ ! -e "$file" ] || return 0
-    echo "== $model, $rows rows, $cluster"
+    echo "== $model, $rows rows, $name $*"
     python -m tests.lab run --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
-        --cluster "$cluster" --methods "$names" --output "$folder/records.jsonl" --json >"$file.part"
+        --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" >"$file.part"
     tail -n 1 "$file.part" >"$file.last"
     mv "$file.last" "$file"
     rm "$file.part"
@@ -41,6 +43,7 @@ for cluster in $clusters; do
     measure "$cluster" bert-large 64 "$methods"
     measure "$cluster" bert-large 384 "$methods"
 done
+measure mixed4 bert-large 128 hepti,tensor,megatron,galaxy,galaxy-boost mixed4-430M --memory-limit 430M # only tensor fits
 python -m tests.lab.tables "$folder" | tee "$folder/tables.md"
 python -m hepti_mpi report "$folder/records.jsonl" --output "$folder/pictures"
 echo "documents, tables and pictures are in $folder"
