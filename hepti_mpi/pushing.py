@@ -55,7 +55,7 @@ def push(store: Path, hostfile: Path) -> None:
     for path in hashes:
         if store.is_dir() and not path.exists():
             each = f"{hostfile} has {counted(len(hosts), 'hosts')}, a rank on each"
-        raise StoreError(f"{path} not found: {each}; cut as many files with slice --plan")
+            raise StoreError(f"{path} not found: {each}; cut as many files with slice --plan")
         Store(path).close()  # what is no store is not sent around
         hashes[path] = _sha256(path)
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -31,6 +31,7 @@ from hepti_mpi.shards.store import Store
 
 KEPT = 256  # batches whose steps are noted, the last ones
 ORDER_SECONDS = 0.05  # that the batches of one order should take at least: orders are not to be noticed
+WARM_SECONDS = 0.2  # that the first batch may be predicted to take for it to be answered twice: new memory costs as much as a short one
 MOST_AT_ONCE = 64  # batches of one order: what is reported of them is a small message
 Done = Callable[[Sequence[int], Sequence[dict[str, np.ndarray]], float], bool | None]
 
@@ -178,18 +179,30 @@ class _Course:
     def _lengths(self) -> list[int]:
         return [self.every[index] for index in self.parts[self.number % len(self.parts)]]
 
-    def _run(self, lengths: Sequence[int], embedded: np.ndarray | None) -> tuple[np.ndarray | None, float]:
-        """Answer one batch; return the result and the seconds that this rank computed."""
+    def _short(self) -> bool:
+        """Tell whether the first batch is so short that it is answered once more before, to warm up; all ranks tell the same."""
+        plan = self.ready.plan
+        if not self.parts or plan.predicted_seconds is None:
+            return False
+        return plan.predicted_seconds * sum(self._lengths()) / plan.planned_rows <= WARM_SECONDS
+
+    def _run(self) -> float:
+        """Have a part in one batch; return the seconds that this rank computed."""
+        self.ready.engine.run(self._lengths(), None)
+        return self._ran()
+
+    def _ran(self) -> float:
         engine = self.ready.engine
-        hidden = engine.run(lengths, embedded)
         self.steps.append(engine.seconds.copy())
         self.number += 1
-        return hidden, float(engine.seconds[self.computing].sum())
+        return float(engine.seconds[self.computing].sum())
 
     # rank 0
 
     def lead(self, requests: Sequence[Request], beside: Collection[str], done: Done, watch: Watch, keep: bool) -> None:
         outcome, weights = self.outcome, RootWeights(self.ready.store)
+        if self._short():
+            self._answered(requests, self.parts[0], weights, beside)
         pulse = Pulse(self.ready.machine, self.ready.spec)
         while self.number < self.total and not self.enough:
             order = watch.next(self.total - self.number)
@@ -217,16 +230,13 @@ class _Course:
         outcome.decisions = watch.decisions()
 
     def _lead_one(self, requests: Sequence[Request], weights: RootWeights, beside: Collection[str], done: Done, keep: bool) -> float:
-        ready, part, lengths = self.ready, self.parts[self.number % len(self.parts)], self._lengths()
+        part, lengths = self.parts[self.number % len(self.parts)], self._lengths()
         begin = time.perf_counter()
-        batch = [requests[index] for index in part]
-        arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
-        hidden, compute = self._run(lengths, embed(ready.spec, weights, arrays))
-        assert hidden is not None
-        results = apply_head(ready.spec, weights, ready.store.files, hidden, batch, "logits" in beside)
-        for index, at, request, result in zip(part, np.cumsum([0, *lengths]), batch, results):
+        hidden, results = self._answered(requests, part, weights, beside)
+        compute = self._ran()
+        for index, at, result in zip(part, np.cumsum([0, *lengths]), results):
             if "last_hidden_state" in beside:
-                result["last_hidden_state"] = hidden[at : at + request.rows].copy()
+                result["last_hidden_state"] = hidden[at : at + self.every[index]].copy()
             if keep:
                 self.outcome.results[index] = result
         self.outcome.latencies.append(time.perf_counter() - begin)
@@ -234,9 +244,21 @@ class _Course:
         self.enough = bool(done(part, results, self.outcome.latencies[-1])) or self.enough
         return compute
 
+    def _answered(
+        self, requests: Sequence[Request], part: Sequence[int], weights: RootWeights, beside: Collection[str]
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+        """Return the last hidden state of the requests in `part` and their answers."""
+        spec, batch = self.ready.spec, [requests[index] for index in part]
+        arrays = {key: np.concatenate([request.arrays[key] for request in batch]) for key in batch[0].arrays}
+        hidden = self.ready.engine.run([request.rows for request in batch], embed(spec, weights, arrays))
+        assert hidden is not None
+        return hidden, apply_head(spec, weights, self.ready.store.files, hidden, batch, "logits" in beside)
+
     # the others
 
     def follow(self) -> None:
+        if self._short():
+            self.ready.engine.run(self._lengths(), None)
         pulse = Pulse(self.ready.machine, self.ready.spec)
         while True:
             order = self.orders.take(idle=not self.ready.engine.takes_part)
@@ -248,11 +270,11 @@ class _Course:
                 self._links(order)
             elif self.ready.engine.takes_part:
                 first = self.number
-                compute = [self._run(self._lengths(), None)[1] for _ in range(order["count"])]
+                compute = [self._run() for _ in range(order["count"])]
                 self.orders.report({"number": first, "compute": compute})
             else:
                 for _ in range(order["count"]):
-                    self._run(self._lengths(), None)
+                    self._run()
                 if order.get("pulse") and self.ready.engine.rests_alone and pulse.due():
                     self.orders.report({"pulse": pulse.factor()})
         self.orders.close()
