@@ -284,7 +284,7 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
         took, predicted = every["seconds"], every["predicted_seconds"]
         yield (
             f"{counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
-            f"the first, cold, {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
+            f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
         )
     yield from _left_over(record)
     boards = [item["emulated_board"] for item in record["ranks"]]

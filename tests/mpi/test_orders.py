@@ -99,3 +99,20 @@ def test_a_plan_is_the_same_after_its_journey():
     spec = random_model("tiny-bert").spec
     plan = replace(plan_of(spec, "x", (("heads", "rows"),) * spec.layers, SHARES["even"](3), rows=40), predicted_seconds=0.5)
     assert plans.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("predicted, more", [(1e-3, 1), (10.0, 0), (None, 0)])
+def test_a_short_first_batch_is_answered_once_before(machine, folder, monkeypatch, predicted, more):
+    """So that it is not cold; nothing of that is noted, and a long one is not made to wait."""
+    world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
+    requests = read_requests(store.spec, store.files, str(GOLDEN / "bert" / "expected_padded.npz"), None) if world.rank == 0 else None
+    ready = job.load(machine, store, replace(plan, predicted_seconds=predicted), None, {})
+    ran, run = [], ready.engine.run
+    monkeypatch.setattr(ready.engine, "run", lambda lengths, embedded: (ran.append(tuple(lengths)), run(lengths, embedded))[1])
+    noted = []
+    _, outcome = answer(ready, requests, 16, 1, (), lambda places, results, seconds: noted.extend(places))
+    assert len(ran) == len(outcome.latencies) + more if world.rank == 0 else len(ran) > more
+    assert not more or ran[0] == ran[1]
+    if world.rank == 0:
+        assert sorted(noted) == list(range(len(requests)))
