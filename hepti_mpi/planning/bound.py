@@ -29,11 +29,13 @@ class Bound:
 
 
 class _Freely(Pricer):
-    """Prices a program as if its slowest rank's computing, and its busiest link's traffic, were all that takes time."""
+    """Prices a program as if its slowest rank's computing, and the traffic of the busiest way into or out of a rank, were all that takes
+    time."""
 
     def price(self, program: Program, plan: Plan) -> Price:
         price = super().price(program, plan)
-        return replace(price, seconds=max(float(price.compute.max()), price.wire) + self.edges)
+        carried = price.busy - float(self.ahead.max())  # a link that has rested is ahead once: what it saves up is no more than that
+        return replace(price, seconds=max(float(price.compute.max()), carried) + self.edges)
 
 
 def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Bound:

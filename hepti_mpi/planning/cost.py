@@ -35,13 +35,14 @@ Walked = tuple[Step, Kind, tuple[str, ...], tuple[str, ...]]  # a step, its kind
 @dataclass(frozen=True)
 class Price:
     """Predicted `seconds` of one batch, from its input on rank 0 to its answers, and, per rank of the job, how those of the layers divide;
-    `bytes` on the wire in all."""
+    `bytes` on the wire in all; `busy`: seconds that the busiest way, into a rank or out of it, carries."""
 
     seconds: float
     compute: np.ndarray
     wait: np.ndarray
     wire: float
     bytes: int
+    busy: float = 0.0
 
     def extended(self, longer: "Price", times: float) -> "Price":
         """Return this price and `times` the difference to that of a program with more layers."""
@@ -49,9 +50,9 @@ class Price:
         def along(a: Any, b: Any) -> Any:
             return a + times * (b - a)
 
-        names = ("seconds", "compute", "wait", "wire")
-        seconds, compute, wait, wire = (along(getattr(self, name), getattr(longer, name)) for name in names)
-        return Price(seconds, compute, wait, wire, round(along(self.bytes, longer.bytes)))
+        names = ("seconds", "compute", "wait", "wire", "busy")
+        seconds, compute, wait, wire, busy = (along(getattr(self, name), getattr(longer, name)) for name in names)
+        return Price(seconds, compute, wait, wire, round(along(self.bytes, longer.bytes)), busy)
 
 
 class Pricer:
@@ -170,7 +171,7 @@ class _Traffic(NamedTuple):
     moved: int
     never: np.ndarray
     getting: np.ndarray
-    busiest: np.ndarray
+    received: np.ndarray
 
 
 class _Group:
@@ -205,6 +206,7 @@ class _Walk:
         self.float = 2 if plan.wire == "float16" else FLOAT
         zeros = group.zeros
         self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, 0
+        self.sent, self.received = zeros, zeros  # seconds of each way, in all
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there, per rank
         self.segments: dict[Kind, tuple[np.ndarray, np.ndarray]] = {}  # layers repeat: price each kind of step once
@@ -224,7 +226,8 @@ class _Walk:
         spread = [np.zeros(size), np.zeros(size)]
         for target, values_of in zip(spread, (self.compute, self.wait)):
             target[self.ranks] = values_of
-        return Price(float(self.clock.max()) + self.pricer.edges, spread[0], spread[1], float(self.wire.max()), self.moved)
+        busy = float(max(self.sent.max(), self.received.max()))
+        return Price(float(self.clock.max()) + self.pricer.edges, spread[0], spread[1], float(self.wire.max()), self.moved, busy)
 
     def _compute(self, step: Compute, kind: Kind, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         if kind not in self.segments:
@@ -259,13 +262,11 @@ class _Walk:
         for name in names:
             self.ready[name] = np.maximum(self.ready[name], when) if name in self.ready else when
 
-    # our own exchanges
-
     def _own(self, sync: Sync, kind: Kind, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in."""
         if kind not in self.exchanges:
             self.exchanges[kind] = self._traffic(sync)
-        group, (out, into, starting, blocks, moved, never, getting, busiest) = self.group, self.exchanges[kind]
+        group, (out, into, starting, blocks, moved, never, getting, received) = self.group, self.exchanges[kind]
         begin = group.zeros
         for name in reads:
             if name in self.ready:
@@ -294,7 +295,8 @@ class _Walk:
             self.down = np.where(into > 0, np.maximum(first, self.down) + into, self.down)
             done = np.where(getting, np.maximum(np.maximum(first, self.down - group.ahead), last) + self.pricer.exchange, 0)
         done = np.maximum(done, begin)
-        self.wire = self.wire + busiest
+        self.wire = self.wire + np.maximum(out, received)
+        self.sent, self.received = self.sent + out, self.received + received
         self._written(writes, done)
         if sync.kind == "gatherv":
             self.clock = np.maximum(self.clock, done)
@@ -309,7 +311,7 @@ class _Walk:
             starting = (self.pricer.start + self.pricer.start_per_byte * sent) * (sent > 0)
             getting = np.any(blocks > 0, axis=0) if len(blocks) > 1 else into > 0
             never = np.where(blocks > 0, 0.0, np.inf)
-            group.exchanges[key] = _Traffic(out, into, starting, blocks, int(moved), never, getting, np.maximum(out, into))
+            group.exchanges[key] = _Traffic(out, into, starting, blocks, int(moved), never, getting, into if len(blocks) else out)
         return group.exchanges[key]
 
     def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
@@ -377,8 +379,6 @@ class _Walk:
         link = np.maximum(group.link, group.near if not group.link.any() else 0) * size * group.mates.sum(axis=1)
         return out * link, into * link, blocks, np.array(moved)
 
-    # MPI's own collectives
-
     def _mpi(self, sync: Sync, kind: Kind) -> None:
         """All ranks leave together."""
         if kind not in self.collectives:
@@ -395,6 +395,7 @@ class _Walk:
         if data:
             self.up = self.clock
         self.wire = self.wire + float(seconds)
+        self.sent, self.received = self.sent + float(seconds), self.received + float(seconds)
         self.moved += data
 
     def _by_trees(self, sync: Sync) -> bool:
