@@ -115,7 +115,7 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
     with machines.together(world):
         if root:
             where = cluster or path.name.removesuffix(".profile.json")
-            wires = sorted({plan.wire for plan in plans.values()})
+            wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
             bounds = {wire: bound(store.spec, store.source_hash, measured, Request(rows, limits=limits, mode="packed", wires=(wire,)))
                       for wire in wires}  # fmt: skip
             made = machines.made() | {"ranks": world.size, "versions": machines.versions(machine)}

@@ -168,7 +168,7 @@ class Kept:
                 else:
                     self.finished.update(new)
             if self.meter is not None and self.meter.total is None:
-                self.meter.count_from((self.count or 0) - len({*self.finished, *self.before}) + len(new))
+                self.meter.count_from((self.count or 0) - len({*self.finished, *self.before}))
             elif self.meter is not None:
                 self.meter.advance(len(new))
         elif kind == "done":

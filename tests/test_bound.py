@@ -10,6 +10,7 @@ from hepti_mpi import cli
 from hepti_mpi.cluster.boards import board_named, cluster_of
 from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.random_models import random_model
+from hepti_mpi.planning import bound as bounds
 from hepti_mpi.planning.bound import bound
 from hepti_mpi.planning.cost import Pricer
 from hepti_mpi.planning.planner import Request, choose
@@ -92,3 +93,10 @@ def test_plan_says_it(tmp_path):
     told = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).output)
     assert 0 < told["perfect_seconds"] <= told["bound_seconds"] * 1.0001
     assert told["nearness"] == pytest.approx(told["bound_seconds"] / told["candidates"][0]["seconds"], rel=1e-3)
+
+
+def test_equal_boards_are_priced_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(bounds, "choose", lambda *given: asked.append(given) or choose(*given))
+    perfect = bounds.perfect_seconds(SPEC, "hash", made(["pi4"] * 5 + ["pi5"] * 4), REQUEST)
+    assert len(asked) == 2 and perfect < bounds.perfect_seconds(SPEC, "hash", made(["pi4"] * 5 + ["pi5"] * 3), REQUEST)

@@ -131,6 +131,31 @@ def test_what_was_made_up_for_before_anybody_saw_it_was_not_late(clock):
     assert clock.now - 100 == pytest.approx(2 * each, abs=NAP_SECONDS)
 
 
+def test_what_was_late_is_seen_once(clock):
+    """Several messages that leave one after the other are late together; a wait ends that."""
+    emulation, each = Emulation("2"), board_named("2").seconds(WORK)
+    emulation.run(lambda: clock.work(1.5 * each), WORK)
+    for _ in range(3):
+        emulation.show()
+    assert emulation.late_seconds == pytest.approx(0.5 * each, abs=NAP_SECONDS)
+    emulation.go_on(lambda: clock.work(0.75 * each), WORK)  # a quarter is made up for
+    emulation.show()
+    assert emulation.late_seconds == pytest.approx(0.5 * each, abs=2 * NAP_SECONDS)
+    emulation.rest()
+    emulation.go_on(lambda: clock.work(1.25 * each), WORK)
+    emulation.show()
+    assert emulation.late_seconds == pytest.approx(0.75 * each, abs=3 * NAP_SECONDS)
+
+
+def test_a_failure_leaves_nobody_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(precedence.os, "sched_setscheduler", lambda _, policy, parameter: asked.append(policy))
+    emulation = Emulation("2")
+    with pytest.raises(ZeroDivisionError), emulation.in_time():
+        emulation.go_on(lambda: 1 / 0, WORK)
+    assert not emulation.first and asked[-1] == os.sched_getscheduler(0)
+
+
 def test_nothing_is_seen_of_a_board_that_is_none(monkeypatch):
     monkeypatch.delenv("HEPTI_EMULATE_FILE", raising=False)
     emulation = Emulation()

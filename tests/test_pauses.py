@@ -39,3 +39,16 @@ def test_connections_that_come_later_or_go_are_no_trouble(monkeypatch):
                 nap(0.0)
                 assert one.fileno() in pauses._own.sockets.known
             nap(0.0)
+
+
+def test_a_connection_whose_other_side_has_closed_wakes_nobody_again(monkeypatch):
+    monkeypatch.setattr(pauses, "_own", threading.local())
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        other, _ = server.accept()
+        nap(0.0)  # finds it
+        other.close()
+        nap(0.0)  # sees it go
+        begin = time.monotonic()
+        for _ in range(10):
+            nap(1000.0)
+        assert time.monotonic() - begin >= 10 * LONGEST

@@ -34,7 +34,7 @@ class Emulation:
         self.board: Board | None = None
         self.calls = self.overruns = 0
         self.late_seconds = 0.0
-        self.late = 0.0  # seconds by which the last piece ended too late
+        self.late = self.shown = 0.0  # seconds by which the last piece ended too late, and what others have seen of that
         self.first = False  # whether this rank goes before the others
         if given is not None:
             self._be(given, "--emulate")
@@ -69,11 +69,12 @@ class Emulation:
 
     def rest(self) -> None:
         """Note that the board waited for others: what it was late by before is past mending."""
-        self.late = 0.0
+        self.late = self.shown = 0.0
 
     def show(self) -> None:
         """Note that others see now how far this board is: a message leaves, or an answer."""
-        self.late_seconds += max(self.late, 0.0)
+        self.late_seconds += max(self.late - self.shown, 0.0)
+        self.shown = max(self.late, self.shown)
 
     def go_on(self, call: Callable[[], object], work: Work) -> None:
         """Call, and return when what `work` takes on the board has passed since it began, less what the piece before was late by."""
@@ -93,6 +94,7 @@ class Emulation:
         while (left := due - time.perf_counter()) > 0:
             time.sleep(left - NAP_SECONDS if left > NAP_SECONDS else 0)
         self.late = -left
+        self.shown = min(self.shown, max(self.late, 0.0))
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
@@ -101,9 +103,11 @@ class Emulation:
         if not self.on:
             yield
             return
-        with before_others() as self.first:
-            yield
-        self.first = False
+        try:
+            with before_others() as self.first:
+                yield
+        finally:
+            self.first = False
 
     @property
     def overrun_part(self) -> float:

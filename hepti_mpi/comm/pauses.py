@@ -11,10 +11,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 BETWEEN = 120e-6  # seconds between two looks at least: each takes a core from those who compute, and messages come in many pieces
 SHORTEST, LONGEST, PART = 0.2e-3, 0.005, 1 / 40  # seconds that one sleeps at most, and of those waited: sending needs looks as well
 AGAIN_SECONDS = 1.0  # between two searches for new connections
+GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 
 Pause = Callable[[float], object]  # of the seconds waited so far
 
@@ -33,7 +35,10 @@ class _Sockets:
         if now >= self.next:
             self._find()
             self.next = now + AGAIN_SECONDS
-        self.epoll.poll(seconds, 1)
+        for number, events in self.epoll.poll(seconds, 1):
+            if events & GONE:  # its other side has closed: nothing more will come, and it would always seem to
+                with suppress(OSError):
+                    self.epoll.unregister(number)
 
     def _find(self) -> None:
         for name in os.listdir("/proc/self/fd"):
@@ -45,7 +50,7 @@ class _Sockets:
                 self.known[number] = facts.st_ino
                 with socket.socket(fileno=os.dup(number)) as one:
                     if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
-                        self.epoll.register(number, select.EPOLLIN)  # a closed one leaves by itself
+                        self.epoll.register(number, select.EPOLLIN | select.EPOLLRDHUP)  # a closed one leaves by itself
             except OSError:
                 continue  # closed meanwhile
 

@@ -16,10 +16,11 @@ FIRST, PER_OCTAVE = 60, 4  # the priority of a moment, and how much less twice t
 @contextmanager
 def before_others() -> Iterator[bool]:
     """Go before all threads that have not asked for it; yield whether the system allowed it, which it does for root."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield go_first()
     finally:
-        _be(os.SCHED_OTHER, 0)
+        _be(policy, parameter.sched_priority)
 
 
 def go_first(within: float = MOMENT) -> bool:

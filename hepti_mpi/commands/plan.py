@@ -60,8 +60,8 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
     decision = methods.decide(method, spec, source_hash, profile, request)
-    possible = bound(spec, source_hash, profile, request)
     seconds = time.perf_counter() - begin
+    possible = bound(spec, source_hash, profile, request)
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.share_lines(decision, SCREEN.width))

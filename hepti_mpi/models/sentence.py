@@ -128,7 +128,7 @@ def read_sentence(source: Path) -> Sentence | None:
 
 def refuse_remains(source: Path) -> None:
     """Raise ModelError when a folder without modules.json holds files that only count with it: sentence-transformers would skip them."""
-    folders = sorted(path.name for path in source.glob("[0-9]*_[A-Z]*") if path.is_dir())
+    folders = sorted(path.name for path in source.glob("[0-9]_[A-Z]*") if is_file(path / "config.json"))
     found = next((name for name in (SETTINGS, *LIMITS, *folders) if name in folders or is_file(source / name)), None)
     if found is None:
         return

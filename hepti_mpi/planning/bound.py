@@ -5,7 +5,7 @@ Knows prices and the search; does not know what was measured.
 
 from dataclasses import dataclass, replace
 
-from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.cost import Price, Pricer
@@ -56,13 +56,16 @@ def perfect_seconds(spec: ModelSpec, source_hash: str, profile: ClusterProfile, 
     pricer = Pricer(spec, profile, request.rows, request.attended)
     crowding = pricer.crowding(tuple(range(len(profile.nodes))))
     rates: dict[str | int, float] = {}
+    known: dict[NodeProfile, float] = {}  # equal boards take equally long
     alone = replace(request, limits=(1 << 60,) * len(profile.nodes), mode="packed", strategy="auto", layout=None)
     for rank, node in enumerate(profile.nodes):
-        shares = tuple(float(other == rank) for other in range(len(profile.nodes)))
-        try:
-            price = choose(spec, source_hash, profile, replace(alone, shares=shares)).chosen.price
-        except CapacityError:
-            continue
+        like = replace(node, host="", memory_bytes=0)
+        if like not in known:
+            shares = tuple(float(other == rank) for other in range(len(profile.nodes)))
+            try:
+                known[like] = float(choose(spec, source_hash, profile, replace(alone, shares=shares)).chosen.price.compute[rank])
+            except CapacityError:
+                continue
         whose, shared = (rank, crowding[rank]) if node.alone is None else (node.host, 1.0)
-        rates[whose] = max(rates.get(whose, 0.0), 1 / (float(price.compute[rank]) * shared))
+        rates[whose] = max(rates.get(whose, 0.0), 1 / (known[like] * shared))
     return 1 / sum(rates.values()) + pricer.edges

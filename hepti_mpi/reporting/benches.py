@@ -138,17 +138,23 @@ class _Line:
 
     def number(self, name: str) -> float:
         """Return a time, count or factor: finite and not negative."""
-        value = float(self.value(name, "a number", int, float))
+        value = self._float(name)
         if not (math.isfinite(value) and value >= 0):
             raise self.fail(f"has {_shown(value)} for {name!r}, which should be a number of at least 0")
         return value
 
     def difference(self, name: str) -> float:
         """Return a difference of times: finite."""
-        value = float(self.value(name, "a number", int, float))
+        value = self._float(name)
         if not math.isfinite(value):
             raise self.fail(f"has {_shown(value)} for {name!r}, which should be a number")
         return value
+
+    def _float(self, name: str) -> float:
+        try:
+            return float(self.value(name, "a number", int, float))
+        except OverflowError:  # an integer of hundreds of digits
+            return math.inf
 
     def optional(self, name: str) -> float | None:
         return None if self.data.get(name) is None else self.number(name)

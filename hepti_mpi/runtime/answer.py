@@ -9,6 +9,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,12 +143,13 @@ def answer(
         course.lead(requests, beside, done, watch or Steady(), keep)
     outcome = course.outcome
     outcome.seconds = world.gather_matrix(course.last_steps())
+    emulation, before = ready.machine.emulation, course.before
     facts = {
         "host": host_name(),
         "threads": course.ready.engine.threads,
         "emulated_board": ready.machine.emulation.said,
-        "overruns": ready.machine.emulation.overrun_part,
-        "late_seconds": ready.machine.emulation.late_seconds,
+        "overruns": (emulation.overruns - before.overruns) / max(1, emulation.calls - before.calls),
+        "late_seconds": emulation.late_seconds - before.late_seconds,
         "weight_bytes": course.ready.engine.weight_bytes,
         "peak_resident_bytes": peak_resident_bytes(),
     }
@@ -164,6 +166,7 @@ class _Course:
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
         self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
         self.number, self.enough = 0, False
+        self.before = copy(ready.machine.emulation)  # what it counted before the first batch
         self._arrange()
 
     def _arrange(self) -> None:
@@ -203,6 +206,7 @@ class _Course:
         outcome, weights = self.outcome, RootWeights(self.ready.store)
         if self._short():
             self._answered(requests, self.parts[0], weights, beside)
+        self.before = copy(self.ready.machine.emulation)
         pulse = Pulse(self.ready.machine, self.ready.spec)
         while self.number < self.total and not self.enough:
             order = watch.next(self.total - self.number)
@@ -259,6 +263,7 @@ class _Course:
     def follow(self) -> None:
         if self._short():
             self.ready.engine.run(self._lengths(), None)
+        self.before = copy(self.ready.machine.emulation)
         pulse = Pulse(self.ready.machine, self.ready.spec)
         while True:
             order = self.orders.take(idle=not self.ready.engine.takes_part)

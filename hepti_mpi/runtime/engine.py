@@ -130,7 +130,9 @@ class Engine:
         clock = time.perf_counter()
         for place, step in enumerate(self.program):
             self.began[place] = clock
-            if isinstance(step, Sync):
+            if isinstance(step, Sync) and step.kind == "slice":
+                self._collective(place, step, at)
+            elif isinstance(step, Sync):
                 self.emulation.show()
                 self._collective(place, step, at)
                 self.emulation.rest()
@@ -217,6 +219,7 @@ class Engine:
             started = self._depart(place, at)
             if started is not None:
                 self.exchanges.wait([started])
+                self.emulation.rest()
             self._arrive(place, at)
         elif sync.kind == "reduce_scatter":
             self.layers.reduce_scatter(values[reads], values[writes], self._of_active(at))

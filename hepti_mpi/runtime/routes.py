@@ -4,8 +4,8 @@ Knows ranges of rows and columns; does not know how messages are moved (comm.exc
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -33,13 +33,11 @@ class Route:
     after: list[Copy] = field(default_factory=list)
     sums: list[Copy] = field(default_factory=list)  # added after `after`
 
-    @cached_property
-    def begins(self) -> Work:
-        return _copying(self.before)
-
-    @cached_property
-    def ends(self) -> Work:
-        return _copying([*self.after, *self.sums])
+    def __post_init__(self) -> None:
+        self.begins, self.ends = _copying(self.before), _copying([*self.after, *self.sums])
+        self._before = [_copy(target, source) for target, source in self.before]
+        self._after = self._ending()
+        self.ends = replace(self.ends, calls=len(self._after))
 
     def begin(self) -> None:
         for run in self._before:
@@ -49,12 +47,7 @@ class Route:
         for run in self._after:
             run()
 
-    @cached_property
-    def _before(self) -> list[Callable[[], object]]:
-        return [_copy(target, source) for target, source in self.before]
-
-    @cached_property
-    def _after(self) -> list[Callable[[], object]]:
+    def _ending(self) -> list[Callable[[], object]]:
         if self.sums and self.sums[0][1].dtype == np.float16:
             ((target, own),) = self.after
             return [graphs.add_halves(target, own, [term for _, term in self.sums])] if own.size else []
