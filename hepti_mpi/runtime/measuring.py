@@ -63,7 +63,7 @@ def edges_of(spec: ModelSpec) -> Edges:
     weights = {one.name: np.full(one.shape, 0.01, np.float32) for one in outer_weights(like)}
     values, square = np.full((ROWS, hidden), 0.01, np.float32), np.full((hidden, hidden), 0.01, np.float32)
 
-    def batch(requests: int, rows: int) -> float:
+    def batch(requests: int, rows: int) -> Callable[[], object]:
         places = np.arange(rows)
         arrays = {"ids": places * 7 % WORDS, "types": places * 0, "positions": places}
         every = [Request(index, "", arrays, places, rows) for index in range(requests)]
@@ -74,20 +74,22 @@ def edges_of(spec: ModelSpec) -> Edges:
             np.copyto(space, embed(like, weights, joined))
             apply_head(like, weights, {}, space, every, False)
 
-        return _quick(call)
+        return call
 
-    least, longer, more = batch(1, 1), batch(1, ROWS), batch(REQUESTS, 1)
+    least, longer, more, product = _quick(batch(1, 1), batch(1, ROWS), batch(REQUESTS, 1), lambda: values @ square)
     element = max(longer - least, 0.0) / ((ROWS - 1) * hidden)
     request = max((more - least) / (REQUESTS - 1) - hidden * element, 0.0)
-    mac = _quick(lambda: values @ square) / (ROWS * hidden * hidden)
+    mac = product / (ROWS * hidden * hidden)
     return Edges(element, mac, request, max(least - request - hidden * element, 0.0))
 
 
-def _quick(call: Callable[[], object]) -> float:
-    """Return the seconds of a call, of several the lower quartile; emulated boards do this as fast as this machine does."""
-    times = []
+def _quick(*calls: Callable[[], object]) -> list[float]:
+    """Return the seconds of each call, of several in turns the lower quartile: what disturbs a moment disturbs all of them. Emulated boards
+    do this as fast as this machine does."""
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(CALLS):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return sorted(times)[len(times) // 4]
+        for call, found in zip(calls, times):
+            begin = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - begin)
+    return [sorted(found)[len(found) // 4] for found in times]
