@@ -108,8 +108,3 @@ class Emulation:
                 yield
         finally:
             self.first = False
-
-    @property
-    def overrun_part(self) -> float:
-        """The part of the calls, 0 to 1, that took longer than on the board."""
-        return self.overruns / max(1, self.calls)

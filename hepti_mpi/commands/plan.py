@@ -23,7 +23,7 @@ RANDOM = "random:"  # before the name of a model that needs no store to be plann
 
 @click.command()
 @weights_option
-@click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command; left out: the only one in hostfiles/.")
+@click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command; left out: the only one there is.")
 @click.option("--entry", type=click.IntRange(1), help="Which of the profile's measurements for this model; left out: the last.")
 @click.option("--boards", help="Plan for described boards instead, such as pi4,pi4,pi5; a wrong name is answered with the list.")
 @click.option("--mbit", type=click.FloatRange(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")

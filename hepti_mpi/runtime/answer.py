@@ -166,7 +166,6 @@ class _Course:
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
         self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
         self.number, self.enough = 0, False
-        self.before = copy(ready.machine.emulation)  # what it counted before the first batch
         self._arrange()
 
     def _arrange(self) -> None:
@@ -206,7 +205,7 @@ class _Course:
         outcome, weights = self.outcome, RootWeights(self.ready.store)
         if self._short():
             self._answered(requests, self.parts[0], weights, beside)
-        self.before = copy(self.ready.machine.emulation)
+        self.before = copy(self.ready.machine.emulation)  # what it counted before the first batch
         pulse = Pulse(self.ready.machine, self.ready.spec)
         while self.number < self.total and not self.enough:
             order = watch.next(self.total - self.number)

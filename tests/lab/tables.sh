@@ -1,6 +1,6 @@
 #!/bin/bash
 # The full tables: every method on every cluster of the lab, for BERT-Large and ViT-Large, and the pictures of them.
-# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes a bit more than an hour.
+# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes about two hours.
 #   bash tests/lab/tables.sh [FOLDER]        FOLDER: for stores, documents and pictures; default: tables
 # What is there already is not measured again.
 set -euo pipefail
