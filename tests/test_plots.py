@@ -208,6 +208,7 @@ EVENT = ["mlp", "compute", 0.5, 0.25]
     (changed(3, ranks=[{"rank": 0, "events": []}]), 4, "'ranks[0]', has no 'host'"),
     (changed(4, format_version=2), 5, "has format version 2, this program reads 1"),
     (changed(4, rows=True), 5, "has true for 'rows', which should be a number"),
+    (changed(4, rows=10**400), 5, "which should be a"),
     (changed(4, rows=float("nan")), 5, "has NaN for 'rows', which should be a number of at least 0"),
     (without(4, "cluster"), 5, "has no 'cluster'"),
     (changed(4, methods={"hepti": {}}), 5, "'methods', 'hepti', has no 'median_seconds'"),

@@ -16,6 +16,7 @@ from hepti_mpi.models.hf import read_model
 from hepti_mpi.models.inputs import Item
 from hepti_mpi.models.preprocess import text_requests
 from hepti_mpi.models.reference import forward
+from hepti_mpi.models.sentence import refuse_remains
 
 GOLDEN = Path(__file__).parent / "golden"
 T = "sentence_transformers.models."
@@ -249,6 +250,20 @@ def test_a_part_of_a_model_with_modules_is_known_as_such(folder):
         (folder / name).rename(inner / name)
     with pytest.raises(ModelError, match=f"0_Transformer is a part of a sentence-transformers model; name the folder .*: {folder}$"):
         read_model(inner)
+
+
+@pytest.mark.parametrize("name, inside, refused", [
+    ("2024_Results", "table.csv", False), ("1_Notes", "a.txt", False), ("1_Pooling", "config.json", True),
+])  # fmt: skip
+def test_a_folder_of_other_things_is_no_module(tmp_path, name, inside, refused):
+    """Beside the files of a plain model, without modules.json."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / inside).write_text("{}")
+    if refused:
+        with pytest.raises(ModelError, match=f"has {name} of a sentence-transformers model"):
+            refuse_remains(tmp_path)
+    else:
+        refuse_remains(tmp_path)
 
 
 ANY_JSON = st.recursive(
