@@ -20,6 +20,7 @@ from hepti_mpi.comm import channel
 from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
 from hepti_mpi.comm.hosts import Host
 from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.console import Meter
 from hepti_mpi.errors import HeptiError, InputError, PartlyAnswered
 from hepti_mpi.reporting.outputs import finished_answer
 from hepti_mpi.runtime import supervise
@@ -338,6 +339,28 @@ def test_what_was_not_answered_is_counted_in_the_summary(tmp_path, capsys):
         one.write()
     *_, left, summary, _ = capsys.readouterr().out.splitlines()
     assert left.endswith("says why: 1") and summary.startswith("2 of 3 texts answered in 0.") and summary.endswith("a.jsonl")
+
+
+@pytest.mark.parametrize("output", ["a.jsonl", None])
+def test_progress_counts_what_was_left_after_the_first_answers(tmp_path, output):
+    """Neither what was refused, nor what was kept before, nor what two starts answered twice."""
+    begin = {**BEGIN, "requests": 9, "refused": [[3, finished_answer({"input": ""}, "is empty")]]}
+    before = 0
+    if output:
+        first, _ = kept(tmp_path)
+        first.heard({**begin, "refused": []})
+        first.heard(answers(8))
+        first.journal.file.close()
+        before = 1
+    one, _ = kept(tmp_path, output, resume=bool(output))
+    one.meter = Meter("starting", None)
+    counts = []
+    for record in (begin, answers(0, 1), answers(2), begin, answers(2, 4), answers(5, 6, 7), *([] if output else [answers(8)])):
+        one.heard(record)
+        counts.append((one.meter.total, one.meter.done))
+    left = 9 - 1 - before - 2
+    assert counts[0] == (None, 0) and counts[1:] == [(left, done) for done in (0, 1, 1, 2, 5, *([] if output else [6]))]
+    assert counts[-1] == (left, left) and one.meter.label == "answering"
 
 
 def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
