@@ -131,6 +131,37 @@ def test_what_was_made_up_for_before_anybody_saw_it_was_not_late(clock):
     assert clock.now - 100 == pytest.approx(2 * each, abs=NAP_SECONDS)
 
 
+def test_pieces_are_done_as_soon_as_this_machine_can_and_messages_leave_when_the_boards_would(clock):
+    """So a piece that finds the cores taken has the time that those before it left over."""
+    emulation, each = Emulation("2"), board_named("2").seconds(WORK)
+    for taken in (0.25 * each, 1.5 * each):
+        emulation.go_on(lambda: clock.work(taken), WORK)  # noqa: B023
+    assert clock.now - 100 == pytest.approx(1.75 * each) and emulation.now() - 100 == pytest.approx(2 * each)
+    emulation.show()
+    assert clock.now - 100 == pytest.approx(2 * each, abs=NAP_SECONDS) and emulation.late_seconds <= NAP_SECONDS
+    assert (emulation.calls, emulation.overruns) == (2, 1)
+
+
+def test_what_comes_while_a_board_computes_finds_it_computing(clock):
+    emulation, each = Emulation("2"), board_named("2").seconds(WORK)
+    emulation.go_on(lambda: clock.work(0.25 * each), WORK)
+    emulation.rest()  # it came before the board was done
+    emulation.go_on(lambda: clock.work(0.25 * each), WORK)
+    emulation.keep_time()
+    assert clock.now - 100 == pytest.approx(2 * each, abs=NAP_SECONDS)
+
+
+def test_sending_takes_a_board_as_long_as_this_machine(clock):
+    emulation, each = Emulation("2"), board_named("2").seconds(WORK)
+    emulation.go_on(lambda: None, WORK)
+    emulation.show()
+    clock.work(0.5 * each)
+    emulation.took(0.5 * each)
+    emulation.go_on(lambda: None, WORK)
+    emulation.show()
+    assert clock.now - 100 == pytest.approx(2.5 * each, abs=NAP_SECONDS) and emulation.late_seconds <= 2 * NAP_SECONDS
+
+
 def test_what_was_late_is_seen_once(clock):
     """Several messages that leave one after the other are late together; a wait ends that."""
     emulation, each = Emulation("2"), board_named("2").seconds(WORK)
@@ -171,6 +202,7 @@ def test_who_was_late_catches_up_until_it_waits_for_others(clock, rests, expecte
         emulation.go_on(lambda: clock.work(cpu), WORK)  # noqa: B023
         if rests:
             emulation.rest()
+    emulation.keep_time()
     assert clock.now - 100 == pytest.approx(expected * each, abs=4 * NAP_SECONDS)
 
 
@@ -178,6 +210,7 @@ def test_oversleeping_does_not_add_up(clock):
     emulation = Emulation("5")
     for _ in range(1000):
         emulation.go_on(lambda: clock.work(2e-3), WORK)
+        emulation.keep_time()
     assert abs(clock.now - 100 - 1000 * board_named("5").seconds(WORK)) <= 2 * NAP_SECONDS
 
 
@@ -203,6 +236,7 @@ def test_without_the_right_to_go_first_pieces_take_their_time_all_the_same(clock
     emulation = Emulation("2")
     with emulation.in_time():
         emulation.go_on(lambda: clock.work(1e-3), WORK)
+        emulation.keep_time()
     assert clock.now - 100 == pytest.approx(board_named("2").seconds(WORK), abs=NAP_SECONDS)
 
 

@@ -3,8 +3,10 @@
 That time follows from the piece's work and the board's description, whatever this machine took, so that results are the same on every
 machine that is fast enough. Only computing is emulated; messages take the time that they take. Knows boards and clocks, no model.
 
-The ranks of all boards share this machine's cores, so that a short piece may find them taken by long ones of others. Hence short pieces,
-and waits, go first where the system allows it, and who was late all the same catches up with the pieces that follow without a pause.
+The ranks of all boards share this machine's cores, so that a short piece may find them taken by long ones of others. Hence every rank
+keeps its board's own clock: pieces that follow each other without a message in between are computed as soon as this machine can, and it
+waits for its board only before others, or the order of what comes next, can tell. Short pieces, and waits, go first where the system
+allows it. Who was late all the same catches up with the pieces that follow without a pause.
 What others see of a board is when its messages leave: how much later than from the board is what a result may be wrong by.
 """
 
@@ -24,7 +26,7 @@ class Emulation:
     """The board that this rank pretends to be: given, or in the file that HEPTI_EMULATE_FILE names, read again for every request.
 
     `said`: its description as given; `calls` of pieces and those `overruns` among them that took longer than on the board;
-    `late_seconds`: by which messages left later than from there, in all.
+    `late_seconds`: by which messages left later than from there, in all; `due`: when the board has done what this rank has.
     """
 
     def __init__(self, given: str | None = None) -> None:
@@ -34,7 +36,7 @@ class Emulation:
         self.board: Board | None = None
         self.calls = self.overruns = 0
         self.late_seconds = 0.0
-        self.late = self.shown = 0.0  # seconds by which the last piece ended too late, and what others have seen of that
+        self.due, self.shown = time.perf_counter(), 0.0  # `shown`: seconds of being late that others have seen
         self.first = False  # whether this rank goes before the others
         if given is not None:
             self._be(given, "--emulate")
@@ -62,39 +64,53 @@ class Emulation:
         except ProfileError as error:
             raise PlanError(f"{where}: {error}") from None
 
+    def now(self) -> float:
+        """Return what the board's clock says, which is ahead of this machine's where a piece was done sooner than there."""
+        return max(self.due, time.perf_counter()) if self.board is not None else time.perf_counter()
+
     def run(self, call: Callable[[], object], work: Work) -> None:
         """Call, and return when what `work` takes on the board has passed since it began."""
         self.rest()
         self.go_on(call, work)
+        self.keep_time()
 
     def rest(self) -> None:
         """Note that the board waited for others: what it was late by before is past mending."""
-        self.late = self.shown = 0.0
+        self.due, self.shown = self.now(), 0.0
+
+    def keep_time(self) -> None:
+        """Wait for the board, where this rank is ahead of it."""
+        while (left := self.due - time.perf_counter()) > 0:
+            time.sleep(left - NAP_SECONDS if left > NAP_SECONDS else 0)
 
     def show(self) -> None:
-        """Note that others see now how far this board is: a message leaves, or an answer."""
-        self.late_seconds += max(self.late - self.shown, 0.0)
-        self.shown = max(self.late, self.shown)
+        """Let others see how far this board is, once it is there: a message leaves, or an answer."""
+        if self.board is None:
+            return
+        self.keep_time()
+        late = time.perf_counter() - self.due
+        self.late_seconds += max(late - self.shown, 0.0)
+        self.shown = late
+
+    def took(self, seconds: float) -> None:
+        """Note what took as long on the board as here."""
+        self.due += seconds
 
     def go_on(self, call: Callable[[], object], work: Work) -> None:
-        """Call, and return when what `work` takes on the board has passed since it began, less what the piece before was late by."""
+        """Call; on the board that takes what `work` does there, and begins when the piece before is done."""
         if self.board is None:
             call()
             return
         seconds, begin = self.board.seconds(work), time.perf_counter()
         if self.first and seconds > MOMENT:
-            go_first(seconds)
+            go_first(max(self.due - begin, 0.0) + seconds)
             call()
             go_first()
         else:
             call()
         self.calls += 1
         self.overruns += time.perf_counter() > begin + seconds
-        due = begin + seconds - self.late
-        while (left := due - time.perf_counter()) > 0:
-            time.sleep(left - NAP_SECONDS if left > NAP_SECONDS else 0)
-        self.late = -left
-        self.shown = min(self.shown, max(self.late, 0.0))
+        self.due += seconds
 
     @contextmanager
     def in_time(self) -> Iterator[None]:

@@ -77,7 +77,7 @@ class Engine:
         self.capacity = 0
         self.geometries: OrderedDict[tuple[int, ...], _Geometry] = OrderedDict()
         self.seconds = np.zeros(len(program))  # of the last request, per step: computing, or waiting for an exchange
-        self.began = np.zeros(len(program))  # when, by time.perf_counter()
+        self.began = np.zeros(len(program))  # when, by the board's clock
 
     def run(self, lengths: Sequence[int], embedded: np.ndarray | None) -> np.ndarray | None:
         """Return the last hidden state [rows, hidden] on rank 0, None elsewhere; `embedded` [rows, hidden] is rank 0's.
@@ -96,6 +96,7 @@ class Engine:
                 self._in_order(geometry)
             else:
                 self._by_dependencies(geometry)
+            self.emulation.show() if self.rank == 0 else self.emulation.keep_time()
         return geometry.values.get(RESULT)
 
     def prepare(self, batches: Iterable[Sequence[int]]) -> None:
@@ -127,7 +128,7 @@ class Engine:
 
     def _in_order(self, at: _Geometry) -> None:
         """Do step after step; every exchange is MPI's own and is waited for."""
-        clock = time.perf_counter()
+        clock = self.emulation.now()
         for place, step in enumerate(self.program):
             self.began[place] = clock
             if isinstance(step, Sync) and step.kind == "slice":
@@ -138,7 +139,7 @@ class Engine:
                 self.emulation.rest()
             elif self.is_active:
                 self._compute(place, at)
-            now = time.perf_counter()
+            now = self.emulation.now()
             self.seconds[place], clock = now - clock, now
 
     def _by_dependencies(self, at: _Geometry) -> None:
@@ -157,22 +158,24 @@ class Engine:
                     heapq.heappush(ready, place)
                 else:
                     flying[place] = self._depart(place, at, aside=bool(ready))
+            if any(flying.values()):
+                self.emulation.keep_time()  # what has come by then decides what is next
             arrived = [place for place, done in flying.items() if done is None or done.is_set()]
             if not arrived and ready:
                 place = heapq.heappop(ready)
-                begin = self.began[place] = time.perf_counter()
+                begin = self.began[place] = self.emulation.now()
                 if self.is_active:
                     self._compute(place, at)
-                self.seconds[place] = time.perf_counter() - begin
+                self.seconds[place] = self.emulation.now() - begin
                 arrived = [place]
             elif not arrived:
-                begin = time.perf_counter()
+                begin = self.emulation.now()
                 self.exchanges.wait([done for done in flying.values() if done is not None])
                 self.emulation.rest()
                 place = min(flying)  # the exchange that is waited for
                 if not self.seconds[place]:
                     self.began[place] = begin
-                self.seconds[place] += time.perf_counter() - begin
+                self.seconds[place] += self.emulation.now() - begin
                 continue
             for place in arrived:
                 if place in flying:
@@ -194,12 +197,16 @@ class Engine:
     def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
         """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
         route = at.routes[place]
-        self.began[place] = time.perf_counter()
+        self.began[place] = self.emulation.now()
         if route.before:
             self.emulation.go_on(route.begin, route.begins)
-        if route.transfer is not None:
-            self.emulation.show()
-        return None if route.transfer is None else self.exchanges.start(route.transfer, aside)
+        if route.transfer is None:
+            return None
+        self.emulation.show()
+        begin = time.perf_counter()
+        started = self.exchanges.start(route.transfer, aside)
+        self.emulation.took(time.perf_counter() - begin)
+        return started
 
     def _arrive(self, place: int, at: _Geometry) -> None:
         route = at.routes[place]
