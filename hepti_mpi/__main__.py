@@ -18,6 +18,8 @@ def main() -> None:
     local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
     # NumPy's products (embedding, head) must not start more threads than a rank has cores; read when NumPy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    # and those threads must not spin after a product, which they do for some 25 ms: the layers that come next want the cores. 2 ** 4 ticks
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's letters cannot say is spelled out
             stream.reconfigure(errors="backslashreplace")
