@@ -26,9 +26,9 @@ def main() -> None:
     channel.tell_place()  # before anything can fail on this host
     import click
 
-    from hepti_mpi import cli
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank, ranks
+    from hepti_mpi.commands import main
     from hepti_mpi.errors import HeptiError, RankError
 
     rank = launched_rank()
@@ -38,7 +38,7 @@ def main() -> None:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
 
     try:
-        done = cli.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
+        done = main.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
         code = done if isinstance(done, int) else 0
     except click.ClickException as error:  # every rank has the same words on its command line: one of them tells
         if rank == 0:
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _tell(sentence: str) -> None:
-    from hepti_mpi.console import SCREEN
+    from hepti_mpi.commands.screen import SCREEN
 
     SCREEN.warn(sentence)
     channel.tell_trouble("error", sentence.removeprefix("error: ").removeprefix("error "))
@@ -83,7 +83,7 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
-    from hepti_mpi.console import SCREEN, end_meter
+    from hepti_mpi.commands.screen import SCREEN, end_meter
 
     end_meter()
     if not tell_past_launcher(SCREEN.folded(sentence)):

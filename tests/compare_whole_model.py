@@ -17,11 +17,12 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.runtime import answer, fetching, job
-from hepti_mpi.runtime import machine as machines
-from hepti_mpi.shards.slicing import Slice
-from hepti_mpi.shards.store import Store
+from hepti_mpi.engine import fetching, loading
+from hepti_mpi.engine import machine as machines
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.serving import loop
+from hepti_mpi.weights.slices import Slice
+from hepti_mpi.weights.store import Store
 
 MICROSOFT = "com.microsoft"
 
@@ -98,7 +99,7 @@ def main() -> None:
     machine = machines.start(wanted.threads)
     store = fetching.open_store(machine, wanted.store)
     spec = store.spec
-    before = answer.anonymous_bytes()
+    before = loop.anonymous_bytes()
     plan = Plan(
         spec.name,
         store.source_hash,
@@ -109,8 +110,8 @@ def main() -> None:
         ("here",),
         ("packed",),
     )
-    ready = job.load(machine, store, plan, None, {})
-    anonymous = answer.anonymous_bytes()
+    ready = loading.load(machine, store, plan, None, {})
+    anonymous = loop.anonymous_bytes()
     session = whole_model(store)
     x = np.random.default_rng(0).standard_normal((wanted.rows, spec.hidden), dtype=np.float32)
     times: dict[str, list[float]] = {"hepti": [], "whole": []}

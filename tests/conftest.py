@@ -2,7 +2,7 @@
 
 import pytest
 
-from hepti_mpi.console import SCREEN
+from hepti_mpi.commands.screen import SCREEN
 
 
 @pytest.fixture(scope="session", autouse=True)

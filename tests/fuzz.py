@@ -29,20 +29,20 @@ import numpy as np
 from PIL import Image
 
 from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.hosts import read_hosts
 from hepti_mpi.comm.channel import told
-from hepti_mpi.comm.hosts import read_hosts
 from hepti_mpi.errors import HeptiError
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.inputs import Reading
-from hepti_mpi.models.preprocess import read_requests
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning import plan as plans
-from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import read_requests
+from hepti_mpi.models.inputs.text import Reading
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program import plan as plans
 from hepti_mpi.reporting.benches import read_benches
-from hepti_mpi.reporting.journal import Journal, journal_path
-from hepti_mpi.reporting.outputs import finished_answer
-from hepti_mpi.runtime.progress import State, read_state
-from hepti_mpi.shards import store as stores
+from hepti_mpi.serving.journal import Journal, journal_path
+from hepti_mpi.serving.outputs import finished_answer
+from hepti_mpi.supervisor.progress import State, read_state
+from hepti_mpi.weights import store as stores
 
 GOLDEN = Path(__file__).with_name("golden")
 MEMORY, SECONDS = 256 << 20, 10

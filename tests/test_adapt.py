@@ -8,15 +8,15 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.cluster.profile import scaled
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning import plan as plans
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import make_program
-from hepti_mpi.runtime import adapt
-from hepti_mpi.runtime.adapt import Adapter
-from hepti_mpi.runtime.advising import Advice, Question, advise
-from hepti_mpi.runtime.job import batches
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.build import make_program
+from hepti_mpi.serving.scheduler import batches
+from hepti_mpi.tuning import adapt
+from hepti_mpi.tuning.adapt import Adapter
+from hepti_mpi.tuning.advising import Advice, Question, advise
 
 SPEC = replace(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ffn=3072)
 ROWS = 128

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi import cli
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.shards import store as stores
+from hepti_mpi.commands import main
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 SECONDS = 60  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
@@ -59,7 +59,7 @@ def planned(store, tmp_path_factory) -> tuple[Path, Path]:
     profile, plan = folder / "p.json", folder / "plan.json"
     assert launch(folder, "profile", "--weights", store, "--output", profile).returncode == 0
     arguments = ["plan", "--weights", store, "--profile", profile, "--shares", "2,1,1", "--output", plan]
-    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    done = CliRunner().invoke(main.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     return profile, plan
 
@@ -106,7 +106,7 @@ def test_flipped_bit(store, tmp_path):
 def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
     _, plan = planned
     arguments = ["slice", "random:tiny-bert", tmp_path / "tiny-bert.h5", "--plan", plan, "--ranks", tmp_path / "parts"]
-    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    done = CliRunner().invoke(main.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     part = tmp_path / "parts" / "rank02.h5"
     with h5py.File(part) as file:
@@ -276,14 +276,13 @@ def test_forced_shares_and_limits(store, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("place", ["graphs.build", "answer.answer", "probe.measure", "job.load"])
+@pytest.mark.parametrize("place", ["engine.sessions.build", "serving.loop.answer", "cluster.probe.measure", "engine.loading.load"])
 def test_a_rank_that_raises_anywhere_ends_all(store, planned, tmp_path, victim, place):
     """A fault of the program itself, planted in one rank by a sitecustomize of its own."""
-    module, name = place.split(".")
-    folder = {"graphs": "runtime", "job": "runtime", "answer": "runtime", "probe": "cluster"}[module]
+    module, _, name = place.rpartition(".")
     (tmp_path / "faulty.py").write_text(f"""
 import os, sys
-import hepti_mpi.{folder}.{module} as target
+import hepti_mpi.{module} as target
 def fail(*_, **__):
     raise ZeroDivisionError("planted")
 if os.environ["OMPI_COMM_WORLD_RANK"] == "{victim}":
@@ -292,7 +291,7 @@ from hepti_mpi.__main__ import main
 sys.argv[0] = "hepti_mpi"
 main()
 """)
-    speeds = ["--fresh"] if module in ("graphs", "probe") else ["--profile", planned[0]]  # the others come after measuring
+    speeds = ["--fresh"] if name in ("build", "measure") else ["--profile", planned[0]]  # the others come after measuring
     command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", store, "--shares", "1,1,1", *speeds]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
     refused(result, f"(rank {victim})", "planted")

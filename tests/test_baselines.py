@@ -10,12 +10,12 @@ from clusters import GIB, cluster
 
 from hepti_mpi import splits
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.baselines import NAMES, Case, baseline, boosted, least_makespan, overflowed
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.plan import check
-from hepti_mpi.planning.program import make_program
-from hepti_mpi.shards.slicing import layer_slices
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import check
+from hepti_mpi.weights.slices import layer_slices
 
 LARGE = random_model("bert-large").spec
 BASE = random_model("bert-base").spec

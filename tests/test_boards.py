@@ -5,9 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi import cli
 from hepti_mpi.cluster.boards import BOARDS, FIGURES, ROWS, SOURCES, cluster_of, read_boards
 from hepti_mpi.cluster.profile import from_json
+from hepti_mpi.commands import main
 from hepti_mpi.errors import ProfileError
 
 GOOD = """[b]
@@ -82,7 +82,7 @@ def test_an_unknown_board_is_answered_with_the_list():
 
 
 def plan(*words):
-    result = CliRunner().invoke(cli.main, ["plan", "--weights", "random:bert-large", *words], standalone_mode=False)
+    result = CliRunner().invoke(main.main, ["plan", "--weights", "random:bert-large", *words], standalone_mode=False)
     if result.exception is not None:
         raise result.exception
     return result.output

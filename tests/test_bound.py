@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi import cli
 from hepti_mpi.cluster.boards import board_named, cluster_of
 from hepti_mpi.cluster.profile import Edges
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.commands import main
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import bound as bounds
 from hepti_mpi.planning.bound import bound
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import Compute, make_program
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.search import Request, choose
 from hepti_mpi.planning.work import step_work
+from hepti_mpi.program.build import Compute, make_program
 
 SPEC = replace(random_model("minilm").spec, layers=3)
 REQUEST = Request(64, mode="packed")
@@ -88,9 +88,9 @@ def test_ranks_that_share_all_cores_of_a_host_are_one_in_the_perfect_division():
 
 def test_plan_says_it(tmp_path):
     arguments = ["plan", "--weights", "random:minilm", "--boards", "pi5,pi4", "--rows", "64"]
-    shown = CliRunner().invoke(cli.main, arguments)
+    shown = CliRunner().invoke(main.main, arguments)
     assert shown.exit_code == 0 and "nearness" in shown.output and "perfect division" in shown.output
-    told = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).output)
+    told = json.loads(CliRunner().invoke(main.main, [*arguments, "--json"]).output)
     assert 0 < told["perfect_seconds"] <= told["bound_seconds"] * 1.0001
     assert told["nearness"] == pytest.approx(told["bound_seconds"] / told["candidates"][0]["seconds"], rel=1e-3)
 

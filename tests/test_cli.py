@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from clusters import cluster
 
-from hepti_mpi import cli
+from hepti_mpi.commands import main
+from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES
 from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
-from hepti_mpi.options import BASELINES, LAYOUT_NAMES
 from hepti_mpi.planning.baselines import baseline
-from hepti_mpi.planning.plan import check, load
-from hepti_mpi.shards.slicing import rank_slices
-from hepti_mpi.shards.store import Store, whole_slices
+from hepti_mpi.program.plan import check, load
+from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.store import Store, whole_slices
 
 PLAN = ("plan", "--weights", "tiny-bert.h5", "--profile", "three.json")
 
@@ -29,7 +29,7 @@ def made(tmp_path_factory):
     """A folder with two stores and profiles of 1 and 3 ranks."""
     folder = tmp_path_factory.mktemp("made")
     for name in ("tiny-bert", "tiny-vit"):
-        result = CliRunner().invoke(cli.main, ["slice", f"random:{name}", str(folder / f"{name}.h5")])
+        result = CliRunner().invoke(main.main, ["slice", f"random:{name}", str(folder / f"{name}.h5")])
         assert result.exit_code == 0, result.exception
     cluster((9, 7, 8)).save(folder / "three.json")
     cluster((9,)).save(folder / "one.json")
@@ -46,7 +46,7 @@ def run(made, monkeypatch):
     monkeypatch.chdir(made)
 
     def command(*words):
-        result = CliRunner().invoke(cli.main, [str(word) for word in words], standalone_mode=False)
+        result = CliRunner().invoke(main.main, [str(word) for word in words], standalone_mode=False)
         if result.exception is not None:
             raise result.exception
         return result.output
@@ -65,26 +65,26 @@ def sentence(error):
 # all commands
 
 
-@pytest.mark.parametrize("name", sorted(cli.main.commands))
+@pytest.mark.parametrize("name", sorted(main.main.commands))
 def test_help_has_an_example(name):
-    command = cli.main.commands[name]
-    text = CliRunner().invoke(cli.main, [name, "--help"]).output
+    command = main.main.commands[name]
+    text = CliRunner().invoke(main.main, [name, "--help"]).output
     assert "Example" in text and f"python -m hepti_mpi {name}" in text
     for parameter in command.params:
         assert isinstance(parameter, click.Argument) or parameter.help, f"{name}: {parameter.name} has no help"
-    assert CliRunner().invoke(cli.main, [name, "-h"]).output == text
+    assert CliRunner().invoke(main.main, [name, "-h"]).output == text
 
 
 def test_help_and_version():
-    result = CliRunner().invoke(cli.main, ["--help"])
-    assert result.exit_code == 0 and all(name in result.output for name in cli.main.commands) and "Example" in result.output
-    assert set(cli.main.commands) == {"slice", "inspect", "plan", "profile", "run", "bench", "report", "doctor", "push", "supervise"}
-    assert "hepti_mpi" in CliRunner().invoke(cli.main, ["--version"]).output
+    result = CliRunner().invoke(main.main, ["--help"])
+    assert result.exit_code == 0 and all(name in result.output for name in main.main.commands) and "Example" in result.output
+    assert set(main.main.commands) == {"slice", "inspect", "plan", "profile", "run", "bench", "report", "doctor", "push", "supervise"}
+    assert "hepti_mpi" in CliRunner().invoke(main.main, ["--version"]).output
 
 
 @pytest.mark.parametrize("name", ["run", "bench"])
 def test_help_needs_neither_mpi_nor_onnxruntime(name):
-    code = f"import sys\nfrom hepti_mpi import cli\ntry:\n    cli.main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
+    code = f"import sys\nfrom hepti_mpi import cli\ntry:\n    main.main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
     code += "sys.exit(any(name in sys.modules for name in ('mpi4py', 'onnxruntime', 'onnx', 'h5py', 'numpy', 'scipy', 'matplotlib')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=os.environ, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
@@ -92,10 +92,10 @@ def test_help_needs_neither_mpi_nor_onnxruntime(name):
 
 def test_inspect_takes_the_only_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli.main, ["inspect"])
+    result = CliRunner().invoke(main.main, ["inspect"])
     assert "there is no store in weights/" in str(result.exception)
-    assert CliRunner().invoke(cli.main, ["slice", "random:tiny-bert", "weights/only.h5"]).exit_code == 0
-    assert CliRunner().invoke(cli.main, ["inspect"]).output.startswith("weights/only.h5: bert only")
+    assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", "weights/only.h5"]).exit_code == 0
+    assert CliRunner().invoke(main.main, ["inspect"]).output.startswith("weights/only.h5: bert only")
 
 
 @pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan", "--boards", "pi4", "--profile", "x"],
@@ -103,7 +103,7 @@ def test_inspect_takes_the_only_store(tmp_path, monkeypatch):
                                    ["plan", "--profile", "x", "--layout", "a/b"],
                                    ["plan", "--profile", "x", "--strategy", "best"], ["run", "--repeat", "0"]])  # fmt: skip
 def test_usage_errors(words):
-    result = CliRunner().invoke(cli.main, words)
+    result = CliRunner().invoke(main.main, words)
     assert result.exit_code == 2 and "Error" in result.output and "Traceback" not in result.output
 
 
@@ -149,7 +149,7 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_mpi_starts(words, expected):
     """One sentence after the usage, exit code 2."""
-    result = CliRunner().invoke(cli.main, words)
+    result = CliRunner().invoke(main.main, words)
     told = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert result.exit_code == 2 and len(told) == 1 and expected in told[0], result.output
     assert "Traceback" not in result.output

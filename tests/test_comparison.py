@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from clusters import cluster
 
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.bound import Bound
-from hepti_mpi.planning.plan import kind_of
-from hepti_mpi.planning.planner import Request
-from hepti_mpi.planning.program import Compute, make_program
-from hepti_mpi.reporting import comparison
+from hepti_mpi.planning.search import Request
+from hepti_mpi.program.build import Compute, make_program
+from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.benches import read_benches
-from hepti_mpi.runtime.bench import Samples
+from hepti_mpi.tuning import comparison
+from hepti_mpi.tuning.bench import Samples
 
 SPEC = random_model("tiny-bert").spec
 PROFILE = cluster((9, 7, 8), mbit=1000)

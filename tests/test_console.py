@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from clusters import cluster
 from terminals import ESCAPE, on_a_terminal
 
-from hepti_mpi import cli, console
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.shards import store as stores
+from hepti_mpi.commands import main, screen
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +34,20 @@ def words(folder, name):
 
 @pytest.mark.parametrize("name", ["inspect", "plan"])
 def test_plain_where_there_is_no_terminal(made, name):
-    result = CliRunner().invoke(cli.main, words(made, name))
+    result = CliRunner().invoke(main.main, words(made, name))
     assert result.exit_code == 0 and not ESCAPE.search(result.output)
 
 
 @pytest.mark.parametrize("name", ["inspect", "plan"])
 def test_json_is_one_document_and_nothing_else(made, name):
-    result = CliRunner().invoke(cli.main, [*words(made, name), "--json"])
+    result = CliRunner().invoke(main.main, [*words(made, name), "--json"])
     data = json.loads(result.stdout)
     assert data["format_version"] == 1 and data["format"] == {"inspect": "hepti-inspection", "plan": "hepti-decision"}[name]
     if name == "plan":
         assert data["plan"]["format"] == "hepti-plan" and len(data["candidates"][0]["compute_seconds"]) == 3
     else:
         assert data["spec"]["hidden"] == random_model("tiny-bert").spec.hidden and data["fullest_rank_bytes"]["tensor"]["2"] > 0
-    assert CliRunner().invoke(cli.main, [*words(made, name), "--quiet"]).output == ""
+    assert CliRunner().invoke(main.main, [*words(made, name), "--quiet"]).output == ""
 
 
 def test_a_run_in_json_and_quietly(made):
@@ -75,14 +75,14 @@ def test_a_plan_is_drawn_on_a_terminal(made, columns):
         return
     heads = [int(line.split()[4]) for line in text.splitlines() if re.match(r"rank \d+ on \S+ +\d+ +█", line)]
     assert sum(heads) == random_model("tiny-bert").spec.heads, text
-    plain = CliRunner().invoke(cli.main, words(made, "plan")).output
+    plain = CliRunner().invoke(main.main, words(made, "plan")).output
     assert "█" not in plain and "rank 2 on" in plain
 
 
 def test_what_is_chosen_for_a_supervised_run_is_kept(made):
     for chosen in (("--json",), ()):
-        result = CliRunner().invoke(cli.main, ["supervise", *chosen, str(made / "nowhere.txt"), "--", "run"])
-        assert "nowhere.txt cannot be read" in str(result.exception) and console.SCREEN.json == bool(chosen)
+        result = CliRunner().invoke(main.main, ["supervise", *chosen, str(made / "nowhere.txt"), "--", "run"])
+        assert "nowhere.txt cannot be read" in str(result.exception) and screen.SCREEN.json == bool(chosen)
 
 
 def test_an_error_on_a_terminal_breaks_no_word(made):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from hepti_mpi.cluster.probe import may_use
-from hepti_mpi.runtime.cores import Cores
+from hepti_mpi.engine.cores import Cores
 
 HOSTS = ["a", "a", "b", "a", "c", "c"]
 HERE = sorted(os.sched_getaffinity(0))

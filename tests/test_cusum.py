@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hepti_mpi.planning.cusum import AGREE, BETWEEN, Chart, Level, Recent
+from hepti_mpi.tuning.cusum import AGREE, BETWEEN, Chart, Level, Recent
 
 MANY = 20_000  # values of a made-up series
 

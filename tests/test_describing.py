@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi import cli
 from hepti_mpi.cluster.boards import ROWS, Work, entry, read_boards
+from hepti_mpi.commands import main
+from hepti_mpi.engine import describing
+from hepti_mpi.engine.describing import Call
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.reporting import inspection
-from hepti_mpi.runtime import describing
-from hepti_mpi.runtime.describing import Call
 
 PI = read_boards()["pi5"]
 WEIGHTS = 16e6
@@ -64,10 +64,10 @@ def test_calls_of_every_kind_of_work_are_measured(monkeypatch):
 
 @pytest.mark.parametrize("more", [["--fresh"], ["--emulate", "pi4"], ["--output", "here.json"]])
 def test_what_does_not_go_together_is_refused(more):
-    done = CliRunner().invoke(cli.main, ["profile", "--describe", "here", *more])
+    done = CliRunner().invoke(main.main, ["profile", "--describe", "here", *more])
     assert done.exit_code == 2 and "--describe measures this machine" in done.output
 
 
 def test_a_name_that_no_board_can_have_is_refused_before_anything_is_measured():
-    done = CliRunner().invoke(cli.main, ["profile", "--describe", "Not A Name"])
+    done = CliRunner().invoke(main.main, ["profile", "--describe", "Not A Name"])
     assert isinstance(done.exception, ProfileError) and "is no name for a board" in str(done.exception)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi import cli, doctoring
-from hepti_mpi.reporting.findings import Asking, carrier, finding_lines, findings, host_lines, hostfile_finding, network, recommended
+from hepti_mpi.commands import doctor, main
+from hepti_mpi.doctor import facts as own
+from hepti_mpi.doctor.findings import Asking, carrier, finding_lines, findings, host_lines, hostfile_finding, network, recommended
 from hepti_mpi.reporting.tables import folded
-from hepti_mpi.runtime import facts as own
 
 PYTHON = "/home/pi/hepti/.venv/bin/python"
 ASKING = Asking(PYTHON, "/home/pi/hepti", launched=False)
@@ -147,9 +147,9 @@ def test_a_line_that_mpirun_reads_otherwise():
 
 
 def test_a_faulty_line_is_one_finding(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctoring, "_ask_hosts", lambda hosts, weights: {hosts[0].login: cluster()["pi4-2"]})
+    monkeypatch.setattr(doctor, "_ask_hosts", lambda hosts, weights: {hosts[0].login: cluster()["pi4-2"]})
     (tmp_path / "h.txt").write_text("127.0.1.1:2 user=me\n")
-    told = json.loads(CliRunner().invoke(cli.main, ["doctor", str(tmp_path / "h.txt"), "--json"]).stdout)["findings"]
+    told = json.loads(CliRunner().invoke(main.main, ["doctor", str(tmp_path / "h.txt"), "--json"]).stdout)["findings"]
     [found] = [one for one in told if "line 1" in one["what"]]
     assert found["mend"].startswith("write the line: localhost slots=2 username=me")
 
@@ -210,12 +210,12 @@ def test_the_command(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-m", "hepti_mpi", "slice", "random:tiny-bert", store], check=True, capture_output=True)
     hostfile, folder = tmp_path / "hosts.txt", tmp_path / "written"
     hostfile.write_text("localhost slots=1\n")
-    done = CliRunner().invoke(cli.main, ["doctor", str(hostfile), "--weights", str(store), "--write", str(folder), "--json"])
+    done = CliRunner().invoke(main.main, ["doctor", str(hostfile), "--weights", str(store), "--write", str(folder), "--json"])
     told = json.loads(done.stdout)
     assert not [one for one in told["findings"] if "store" in one["what"]] and len(told["hosts"]["localhost"]["store"]["hash"]) == 64
     assert done.exit_code == (2 if told["findings"] else 0) and (folder / "run.sbatch").read_text().endswith('"$@"\n')
-    done = CliRunner().invoke(cli.main, ["doctor", "--weights", str(tmp_path / "gone.h5")])
+    done = CliRunner().invoke(main.main, ["doctor", "--weights", str(tmp_path / "gone.h5")])
     assert done.exit_code == 2 and "gone.h5: not found" in done.output and "to start a job:" in done.output
     hostfile.write_text("nobody.invalid slots=1\n")
-    done = CliRunner().invoke(cli.main, ["doctor", str(hostfile), "--weights", str(store)])
+    done = CliRunner().invoke(main.main, ["doctor", str(hostfile), "--weights", str(store)])
     assert done.exit_code == 2 and "nobody.invalid: cannot be asked" in done.output

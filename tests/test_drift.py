@@ -7,11 +7,11 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.cluster.profile import scaled
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.drift import Expectation, Links, Speeds, Waits, bucket_of, promised, worth
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import make_program
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.build import make_program
+from hepti_mpi.tuning.drift import Expectation, Links, Speeds, Waits, bucket_of, promised, worth
 
 SPEC = random_model("tiny-bert").spec
 PROFILE = cluster((1.0, 0.5, 0.25, 0.1))

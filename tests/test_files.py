@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from hepti_mpi.files import whole_file
+from hepti_mpi.documents import whole_file
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

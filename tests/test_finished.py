@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.reporting import outputs
-from hepti_mpi.reporting.finished import NOTE, check_not_less, finished_output, nothing_left, sign
+from hepti_mpi.serving import outputs
+from hepti_mpi.serving.finished import NOTE, check_not_less, finished_output, nothing_left, sign
 
 HEAD = {"requests": 2, "model": "m", "source_hash": "s", "input_hash": "i"}
 RECORDS = [{"input": "a", "embedding": [1.0]}, {"input": "b", "error": "it is empty"}]

@@ -6,11 +6,11 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.cluster.profile import Edges
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.cost import Pricer
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.forecast import MOST_PRICES, Forecast, compared
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.build import make_program
 
 SPEC = replace(random_model("bert-base").spec, layers=3)
 PROFILE = replace(cluster((9, 7)), edges=Edges(1e-9, 1e-11, 1e-5, 1e-4))

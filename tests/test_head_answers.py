@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.heads import answers, apply_head, embed, fault
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.preprocess import read_requests
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.reference import forward
+from hepti_mpi.models.tasks.heads import answers, apply_head, embed, fault
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "heads.json").read_text())

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.heads import answers, apply_head, embed
-from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import Request, read_requests
 from hepti_mpi.models.numerics import sigmoid, softmax
-from hepti_mpi.models.preprocess import Request, read_requests
-from hepti_mpi.models.random_models import random_model
 from hepti_mpi.models.reference import forward
+from hepti_mpi.models.tasks.heads import answers, apply_head, embed
 
 GOLDEN = Path(__file__).parent / "golden"
 

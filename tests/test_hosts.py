@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from hepti_mpi.cluster.hosts import Host, read_hosts
 from hepti_mpi.comm import names
-from hepti_mpi.comm.hosts import Host, read_hosts
 from hepti_mpi.errors import HeptiError
 
 KNOWN = {  # to the resolver

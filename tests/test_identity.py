@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hepti_mpi.models import hf
-from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.checkpoints import hf
+from hepti_mpi.models.checkpoints.hf import read_model
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.images import find_pictures, formats, open_image
+from hepti_mpi.models.inputs.images import find_pictures, formats, open_image
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (11, 14, 3)).astype(np.uint8)
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs import Item, Reading, read_texts
+from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 
 
 def read(tmp_path, name, content, **how):

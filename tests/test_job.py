@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hepti_mpi.planning.memory import PADDED_SCORES
-from hepti_mpi.runtime.job import batches
+from hepti_mpi.serving.scheduler import batches
 
 
 @given(st.lists(st.integers(1, 512), max_size=60), st.integers(1, 700), st.integers(1, 1024))

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.reporting import lock
-from hepti_mpi.reporting.journal import Journal, finished_places, input_hash, journal_path
-from hepti_mpi.reporting.outputs import decoded, encoded, finished_answer, finished_arrays
+from hepti_mpi.serving import lock
+from hepti_mpi.serving.journal import Journal, finished_places, input_hash, journal_path
+from hepti_mpi.serving.outputs import decoded, encoded, finished_answer, finished_arrays
 
 HEAD = {"model": "bert", "source_hash": "ab", "input_hash": "cd"}
 ASKED = SimpleNamespace(width=5, keep=np.array([0, 2, 4]), id=None, truncated=False)

@@ -10,8 +10,8 @@ from lab import check
 from lab.jobs import CHECKOUT, mpirun
 from lab.lab import Lab
 
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.shards import store as stores
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -100,7 +100,7 @@ def test_a_host_by_address_that_is_no_good_is_left_out(place):
     lab, folder = place
     bad = lab.cluster.hosts[2]
     (folder / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
-    there = CHECKOUT / "hepti_mpi/cli.py"
+    there = CHECKOUT / "hepti_mpi/commands/main.py"
     assert lab.ssh(bad.name, [f"hostname raspberrypi && mount --bind {folder}/killed.py {there}"]).returncode == 0
     (folder / "hosts.txt").write_text("".join(f"{host.address} slots=1\n" for host in lab.cluster.hosts[:3]))
     run = ["run", "--weights", folder / "tiny.h5", "--input", folder / "in.txt", "--output", folder / "out.jsonl"]

@@ -10,8 +10,8 @@ import pytest
 from lab import check, jobs
 from lab.lab import Lab
 
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.shards import store as stores
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()

@@ -6,16 +6,16 @@ import pytest
 from clusters import GIB, cluster
 
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import baselines
-from hepti_mpi.planning.cost import Pricer
 from hepti_mpi.planning.methods import BOOST, NAMES, OURS, decide
-from hepti_mpi.planning.plan import Plan, check
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import left_out
 from hepti_mpi.planning.refine import TILES
 from hepti_mpi.planning.scale import by_ranks
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan, check
 
 BASE = replace(random_model("bert-base").spec, layers=4)
 TINY = random_model("tiny-vit").spec

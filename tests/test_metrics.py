@@ -5,10 +5,10 @@ from clusters import cluster
 from prometheus_client.parser import text_string_to_metric_families
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.reporting import metrics
-from hepti_mpi.runtime.answer import Steady
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.serving import metrics
+from hepti_mpi.tuning.watch import Steady
 
 SPEC = random_model("tiny-bert").spec
 PLANS = [choose(SPEC, "hash", cluster(speeds, mbit=100_000), Request(97)).chosen.plan for speeds in ((9, 7, 8), (9, 1, 8))]

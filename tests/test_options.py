@@ -1,10 +1,10 @@
 import click
 import pytest
 
-from hepti_mpi.options import BASELINES, LAYOUT_NAMES, OURS, SHARES, Boards, Size
+from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES, OURS, SHARES, Boards, Size
 from hepti_mpi.planning import baselines, methods
-from hepti_mpi.planning.plan import LAYOUTS, Plan
-from hepti_mpi.planning.planner import LEANER
+from hepti_mpi.planning.search import LEANER
+from hepti_mpi.program.plan import LAYOUTS, Plan
 
 
 @pytest.mark.parametrize("text, expected", [

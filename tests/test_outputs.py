@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError, PartlyAnswered
-from hepti_mpi.reporting import outputs
+from hepti_mpi.serving import outputs
 
 
 @dataclass

@@ -3,7 +3,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from hepti_mpi.runtime.packing import pack
+from hepti_mpi.engine.packing import pack
 
 LENGTHS = [(9,), (1,), (4, 1, 7), (1, 1, 1), (7, 8, 9), (3, 3)]
 

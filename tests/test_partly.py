@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from test_bad_input import SECONDS, launch, launch_environment
 
-from hepti_mpi.models.hf import ModelFiles
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.shards import store as stores
+from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
 
 GOOD, BAD = ["the cat", "sat on the mat"], ["line 2 of in.txt is empty", "line 4 of in.txt has 602 tokens, the model takes 512; shorten it"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hepti_mpi.comm import launcher
-from hepti_mpi.paths import no_model, no_store, profile_path, the_profile
+from hepti_mpi.commands.paths import no_model, no_store, profile_path, the_profile
 
 
 def folder(path):

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from hepti_mpi.errors import PlanError
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.plan import Plan, check, granules_fit, load
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.program.plan import Plan, check, granules_fit, load
 
 SPEC = replace(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
 TENSOR, SEQUENCE, LEFT, RIGHT = ("heads", "columns"), ("rows", "rows"), ("heads", "rows"), ("rows", "columns")

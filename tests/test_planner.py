@@ -12,17 +12,16 @@ from clusters import GIB, cluster
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning import planner
-from hepti_mpi.planning.cost import Pricer
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.memory import activation_widths
-from hepti_mpi.planning.plan import Plan, check, kind_of
-from hepti_mpi.planning.planner import LEANER, Exchange, Request, again, choose
-from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
+from hepti_mpi.planning.search import LEANER, Exchange, Request, _Search, again, choose
 from hepti_mpi.planning.sharing import preference
-from hepti_mpi.shards.slicing import layer_slices
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan, check, kind_of
+from hepti_mpi.weights.slices import layer_slices
 
 LARGE = random_model("bert-large").spec
 BASE = random_model("bert-base").spec
@@ -207,7 +206,7 @@ def some_plans(seed, head_start=0.0):
     ranks, spec = int(random.integers(2, 6)), (BASE, LARGE)[seed % 2]
     profile = cluster(tuple(random.uniform(2, 40, ranks)), float(10 ** random.uniform(1.6, 4)), float(10 ** random.uniform(-5, -3)))
     profile = replace(profile, nodes=tuple(replace(node, head_start_bytes=head_start) for node in profile.nodes))
-    search = planner._Search(spec, "hash", profile, Request(int(random.integers(16, 200)), mode="packed"))
+    search = _Search(spec, "hash", profile, Request(int(random.integers(16, 200)), mode="packed"))
     refinement = Refinement(spec, search.priced, search.fits)
     plans = []
     for layout in LAYOUTS:
@@ -259,7 +258,7 @@ def test_again_goes_on_from_a_plan():
     found = again(SHORT, "hash", after, Request(128, layout=("alltoall", "rows")), plan)
     check(found.plan, SHORT, "hash", 3)
     assert found.plan.layers == plan.layers and found.plan.rows[1] > found.plan.rows[0] > found.plan.rows[2]
-    stale = planner._Search(SHORT, "hash", after, Request(128, mode="packed")).priced(plan)
+    stale = _Search(SHORT, "hash", after, Request(128, mode="packed")).priced(plan)
     assert found.price.seconds < stale.price.seconds
     assert again(SHORT, "hash", before, Request(128), plan).price.seconds <= plan.predicted_seconds * (1 + 1e-3)
 
@@ -326,7 +325,7 @@ def test_less_memory_goes_from_sequence_over_mixes_to_tensor_and_then_refuses():
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7, 0.9])
 def test_a_mix_holds_as_many_rich_layers_as_fit(fraction):
     limit = int(layer_bytes(BASE) * fraction) + 14_000_000
-    search = planner._Search(BASE, "hash", cluster((12,) * 4, mbit=100), Request(128, limits=(limit,) * 4, mode="packed"))
+    search = _Search(BASE, "hash", cluster((12,) * 4, mbit=100), Request(128, limits=(limit,) * 4, mode="packed"))
     mixes = [layers for layers in search.layer_choices((0, 1, 2, 3)) if len(set(layers)) > 1]
     assert mixes
     for layers in mixes:

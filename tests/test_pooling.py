@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.pooling import embedding
-from hepti_mpi.models.preprocess import token_request
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import token_request
 from hepti_mpi.models.spec import ModelSpec, module_weights
+from hepti_mpi.models.tasks.pooling import embedding
 
 HIDDEN = np.array([[0, 4], [2, -4], [4, 0]], np.float32)
 

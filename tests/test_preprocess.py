@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hepti_mpi.errors import HeptiError, InputError, ModelError
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.inputs import Reading
-from hepti_mpi.models.preprocess import left_out, pixel_request, read_requests
-from hepti_mpi.models.random_models import CONFIGS, random_model
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
+from hepti_mpi.models.inputs.requests import left_out, pixel_request, read_requests
+from hepti_mpi.models.inputs.text import Reading
 
 GOLDEN = Path(__file__).parent / "golden"
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from hepti_mpi.errors import InputError, ModelError
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.images import center_crop, open_image, pixel_values
-from hepti_mpi.models.preprocessors import KINDS, read_preprocessor
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.inputs.images import center_crop, open_image, pixel_values
+from hepti_mpi.models.inputs.preprocessors import KINDS, read_preprocessor
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "preprocessors" / "cases.json").read_text())

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from hepti_mpi import splits
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.numerics import activate, layer_norm, softmax
-from hepti_mpi.models.random_models import random_model
 from hepti_mpi.models.reference import forward
-from hepti_mpi.planning.plan import Plan, check
-from hepti_mpi.planning.program import (
+from hepti_mpi.program.build import (
     CASTS,
     EMBEDDED,
     OF_HEADS,
@@ -37,7 +36,8 @@ from hepti_mpi.planning.program import (
     make_program,
     named,
 )
-from hepti_mpi.shards.slicing import Slicer, layer_slices
+from hepti_mpi.program.plan import Plan, check
+from hepti_mpi.weights.slices import Slicer, layer_slices
 
 ROWS = 9
 MODELS = ("tiny-bert", "tiny-vit")  # post-norm, pre-norm

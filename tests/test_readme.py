@@ -1,4 +1,4 @@
-"""The pages against the program: commands that exist, paths that exist, a tree that is complete."""
+"""The pages against the program: commands that exist, paths that exist."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ import pytest
 from lab.__main__ import _parser as lab_parser
 from lab.clusters import read_clusters
 
-from hepti_mpi import cli
+from hepti_mpi.commands import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,8 +37,8 @@ def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Parse a command without running it; one without arguments names a verb only. Raises click's errors."""
-    with click.Context(cli.main, info_name="hepti_mpi", **cli.main.context_settings) as context:
-        _, verb, rest = cli.main.resolve_command(context, words)
+    with click.Context(main.main, info_name="hepti_mpi", **main.main.context_settings) as context:
+        _, verb, rest = main.main.resolve_command(context, words)
         assert verb is not None
         if rest:
             verb.make_context(verb.name, rest, parent=context)
@@ -89,46 +89,12 @@ def test_clusters_of_the_lab():
 
 
 def test_options_are_those_of_the_program():
-    options = [option for verb in cli.main.commands.values() for option in verb.params if not getattr(option, "hidden", False)]
+    options = [option for verb in main.main.commands.values() for option in verb.params if not getattr(option, "hidden", False)]
     known = {name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
     known |= lab_options()
     assert not known - set(re.findall(r"--[a-z][a-z-]*", README)), "options that README.md does not mention"
     code = "\n".join(re.findall(r"```\w*\n.*?```|`[^`\n]+`", README, re.DOTALL))
     assert not set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", code)) - known - FOREIGN, "options that do not exist"
-
-
-def tree_paths() -> dict[str, bool]:
-    """Return the paths in the tree of README.md and whether each is a folder."""
-    block = re.search(r"^## The tree\n\n```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    assert block is not None
-    folders: list[str] = []
-    paths = {}
-    for line in block[1].splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders[depth:] = [name]
-        paths["".join(folders)] = name.endswith("/")
-    return paths
-
-
-def test_the_tree_names_what_exists():
-    for path, is_folder in tree_paths().items():
-        assert (ROOT / path).is_dir() if is_folder else (ROOT / path).is_file(), path
-
-
-def test_the_tree_is_complete():
-    listed = {path.rstrip("/") for path in tree_paths()}
-    modules = [path for path in (ROOT / "hepti_mpi").rglob("*.py") if path.name != "__init__.py"]
-    expected = {str(path.relative_to(ROOT)) for module in modules for path in (module, module.parent)}
-    folders = ("jobs", "hostfiles", "tests/lab")
-    expected |= {f"{folder}/{path.name}" for folder in folders for path in (ROOT / folder).iterdir() if _is_kept(path)}
-    assert not expected - listed
-
-
-def _is_kept(path: Path) -> bool:
-    """Say whether a file belongs into the tree; jobs leave hostfiles and measurements of their own."""
-    made = path.name.startswith(("slurm-", "pbs-", ".")) or path.name.endswith((".profile.json", ".part"))
-    return path.is_file() and not made and path.name != "__init__.py"
 
 
 def test_links_and_paths_lead_somewhere():

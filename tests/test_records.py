@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from clusters import cluster
 
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import Compute, Sync
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.build import Compute, Sync
 from hepti_mpi.reporting import records, tables
 
 SPEC = random_model("tiny-bert").spec

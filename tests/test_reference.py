@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hepti_mpi.models.heads import apply_head, embed
-from hepti_mpi.models.hf import read_model
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.numerics import activate, erf, layer_norm, softmax
-from hepti_mpi.models.preprocess import read_requests
-from hepti_mpi.models.random_models import random_model
 from hepti_mpi.models.reference import forward
+from hepti_mpi.models.tasks.heads import apply_head, embed
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(p for p in GOLDEN.glob("*/expected*.npz") if p.name != "expected_images.npz" and (p.parent / "config.json").exists())

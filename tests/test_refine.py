@@ -8,11 +8,11 @@ from clusters import cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.cost import Price
-from hepti_mpi.planning.plan import Plan, check
-from hepti_mpi.planning.planner import LEANER, MPI, Exchange, Request, _Search
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.price import Price
 from hepti_mpi.planning.refine import MOST_IMPROVED, MOST_PRICES, PRICES, TILES, Candidate, Refinement, moved, order, with_cells
+from hepti_mpi.planning.search import LEANER, MPI, Exchange, Request, _Search
+from hepti_mpi.program.plan import Plan, check
 
 BASE = random_model("bert-base").spec
 ODD = replace(BASE, layers=3, hidden=72, heads=9, ffn=203)

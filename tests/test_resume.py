@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from test_bad_input import MPIRUN, SECONDS, launch, launch_environment, refused
 
-from hepti_mpi.models.preprocess import read_requests
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.reporting.journal import Journal, input_hash, journal_path
-from hepti_mpi.reporting.lock import open_locked
-from hepti_mpi.reporting.outputs import finished_answer
-from hepti_mpi.shards import store as stores
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import read_requests
+from hepti_mpi.serving.journal import Journal, input_hash, journal_path
+from hepti_mpi.serving.lock import open_locked
+from hepti_mpi.serving.outputs import finished_answer
+from hepti_mpi.weights import store as stores
 
 REQUESTS, ROWS = 400, 12
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
 
-from hepti_mpi.planning.plan import WIRES
-from hepti_mpi.planning.program import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
-from hepti_mpi.runtime import graphs
-from hepti_mpi.runtime.routes import TAGS, Route, Router, Rows
+from hepti_mpi.engine import sessions
+from hepti_mpi.engine.routes import TAGS, Route, Router, Rows
+from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
+from hepti_mpi.program.plan import WIRES
 
 OWN = [("reduce_scatter", "own", tiles, wire) for tiles in TILES for wire in WIRES]
 SPEC, _ = model_of(MODELS[0])
@@ -178,8 +178,8 @@ def test_float16_terms_are_made_and_summed_as_numpy_would(rows):
     terms = [(random.standard_normal((rows, 9)) * 10.0 ** random.integers(-9, 5, (rows, 9))).astype(np.float32) for _ in range(4)]
     halves = [np.empty((rows, 9), np.float16) for _ in terms[1:]]
     for half, term in zip(halves, terms[1:]):
-        graphs.halve(half, term)()
+        sessions.halve(half, term)()
         np.testing.assert_array_equal(half, term.astype(np.float16))
     found = np.full((rows, 9), np.nan, np.float32)
-    graphs.add_halves(found, terms[0], halves)()
+    sessions.add_halves(found, terms[0], halves)()
     np.testing.assert_array_equal(found, terms[0] + halves[0] + halves[1] + halves[2])

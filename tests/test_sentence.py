@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.heads import apply_head, embed
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.inputs import Item
-from hepti_mpi.models.preprocess import text_requests
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.sentence import refuse_remains
+from hepti_mpi.models.inputs.requests import text_requests
+from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.reference import forward
-from hepti_mpi.models.sentence import refuse_remains
+from hepti_mpi.models.tasks.heads import apply_head, embed
 
 GOLDEN = Path(__file__).parent / "golden"
 T = "sentence_transformers.models."

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from clusters import cluster
 
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import make_program
-from hepti_mpi.runtime.settle import CLOSE, FINALISTS, MOST_LATE, TRUST, Trial, learned, promising
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.build import make_program
+from hepti_mpi.tuning.settle import CLOSE, FINALISTS, MOST_LATE, TRUST, Trial, learned, promising
 
 SPEC = replace(random_model("bert-base").spec, layers=4)
 REQUEST = Request(96, mode="packed")

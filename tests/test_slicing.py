@@ -4,11 +4,11 @@ from itertools import product
 import pytest
 
 from hepti_mpi import splits
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import named_weights
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import Op, make_program
-from hepti_mpi.shards.slicing import Slice, Slicer, all_weights, granule, layer_slices, rank_slices, root_slices
+from hepti_mpi.program.build import Op, make_program
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.weights.slices import Slice, Slicer, all_weights, granule, layer_slices, rank_slices, root_slices
 
 BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
 LAYOUTS = list(product(("heads", "rows", "alltoall", "recompute"), ("columns", "rows")))

@@ -15,13 +15,13 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.errors import ModelError, StoreError
-from hepti_mpi.models.hf import ModelFiles
-from hepti_mpi.models.random_models import CONFIGS, make_spec, random_weight
+from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_weight
 from hepti_mpi.models.spec import named_weights
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.shards import store as stores
-from hepti_mpi.shards.slicing import Slice, granule, rank_slices
-from hepti_mpi.shards.store import Store, whole_slices
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.weights import store as stores
+from hepti_mpi.weights.slices import Slice, granule, rank_slices
+from hepti_mpi.weights.store import Store, whole_slices
 
 SIZES = {"vocab_size": 9, "max_position_embeddings": 7, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
 SPEC = make_spec("odd", CONFIGS["tiny-bert"] | SIZES | {"intermediate_size": 131})  # 131 columns in granules of 2

@@ -14,20 +14,20 @@ import pytest
 from click.testing import CliRunner
 from clusters import cluster
 
-from hepti_mpi import cli
 from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.hosts import Host
 from hepti_mpi.comm import channel
 from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
-from hepti_mpi.comm.hosts import Host
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.console import Meter
+from hepti_mpi.commands import main
+from hepti_mpi.commands.screen import Meter
+from hepti_mpi.commands.supervise import Kept
 from hepti_mpi.errors import HeptiError, InputError, PartlyAnswered
-from hepti_mpi.reporting.outputs import finished_answer
-from hepti_mpi.runtime import supervise
-from hepti_mpi.runtime.blame import Troubles
-from hepti_mpi.runtime.progress import State, read_state
-from hepti_mpi.runtime.supervise import SWEEP, GivenUp, Supervisor
-from hepti_mpi.supervising import Kept
+from hepti_mpi.serving.outputs import finished_answer
+from hepti_mpi.supervisor import supervise
+from hepti_mpi.supervisor.blame import Troubles
+from hepti_mpi.supervisor.progress import State, read_state
+from hepti_mpi.supervisor.supervise import SWEEP, GivenUp, Supervisor
 
 
 def test_records_among_lines(capsys):
@@ -429,5 +429,5 @@ def test_another_input_on_the_next_first_host(tmp_path):
 def test_what_cannot_be_supervised(tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "h.txt").write_text("localhost\n")
-    result = CliRunner().invoke(cli.main, ["supervise", *words])
+    result = CliRunner().invoke(main.main, ["supervise", *words])
     assert result.exit_code != 0 and sentence in result.output + str(result.exception), result.output

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models import sidefiles
-from hepti_mpi.models.tokenizing import FILES, KINDS, build_tokenizer
-from hepti_mpi.models.tokens import Tokens
+from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models.checkpoints.tokenizing import FILES, KINDS, build_tokenizer
+from hepti_mpi.models.inputs.tokens import Tokens
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizers.json").read_text(encoding="utf-8"))
 

@@ -183,3 +183,14 @@ def _board(name: str, table: Any, place: str) -> Board:
     float32, int8, int4, memory, call = (table[key] for key in FIGURES)
     return Board(name, table["title"], table["cores"], int(table["memory_gib"] * (1 << 30)), float32 * 1e9, int8 * 1e9, int4 * 1e9,
                  memory * 1e9, call * 1e-6, dict(source))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Call:
+    """A real call: its kind, what of it, the work that it is, what it took. `weights`: type of those of a product."""
+
+    kind: str
+    what: str
+    work: Work
+    seconds: float
+    weights: str = "float32"

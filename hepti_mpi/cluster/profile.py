@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hepti_mpi.documents import read_document, write_document
 from hepti_mpi.errors import ProfileError
-from hepti_mpi.files import read_document, write_document
 from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-profile", 4

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.console import SCREEN, words_options
-from hepti_mpi.options import FILE, planning_method, planning_options, planning_request, weights_option
-from hepti_mpi.paths import store_path, the_profile
+from hepti_mpi.commands.options import FILE, planning_method, planning_options, planning_request, weights_option
+from hepti_mpi.commands.paths import store_path, the_profile
+from hepti_mpi.commands.screen import SCREEN, words_options
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
 
 def _model(weights: Path | None) -> "tuple[ModelSpec, str]":
     """Return the spec of the model that is meant, and the hash of what it was made from."""
-    from hepti_mpi.models.random_models import random_model
-    from hepti_mpi.shards.store import Store
+    from hepti_mpi.models.checkpoints.random import random_model
+    from hepti_mpi.weights.store import Store
 
     if str(weights).startswith(RANDOM):
         model = random_model(str(weights))

@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
-from hepti_mpi.asking import Asked, Question
-from hepti_mpi.console import SCREEN, meanwhile, say, words_options
-from hepti_mpi.options import (
+from hepti_mpi.commands.asking import Asked, Question
+from hepti_mpi.commands.options import (
     FILE,
     OURS,
     asking_options,
@@ -23,7 +22,8 @@ from hepti_mpi.options import (
     planning_request,
     weights_option,
 )
-from hepti_mpi.paths import agreed_store_path, profile_path
+from hepti_mpi.commands.paths import agreed_store_path, profile_path
+from hepti_mpi.commands.screen import SCREEN, meanwhile, say, words_options
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
@@ -67,12 +67,16 @@ def run(
     """
     from hepti_mpi.comm import channel, interrupts
     from hepti_mpi.comm.launcher import host_name
-    from hepti_mpi.planning import plan as plans
+    from hepti_mpi.engine import fetching, loading
+    from hepti_mpi.engine import machine as machines
     from hepti_mpi.planning.forecast import Forecast
-    from hepti_mpi.runtime import adapt as adapting
-    from hepti_mpi.runtime import fetching, job, progress
-    from hepti_mpi.runtime import machine as machines
-    from hepti_mpi.runtime.answer import Steady, Watch, answer
+    from hepti_mpi.program import plan as plans
+    from hepti_mpi.serving import scheduler
+    from hepti_mpi.serving.loop import answer
+    from hepti_mpi.supervisor import progress
+    from hepti_mpi.tuning import adapt as adapting
+    from hepti_mpi.tuning.prepare import prepared
+    from hepti_mpi.tuning.watch import Steady, Watch
 
     question = Question.taken(options)
     narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
@@ -99,11 +103,11 @@ def run(
             if asked.left_out:
                 tell(asked.left_out)
             if metrics is not None:
-                from hepti_mpi.reporting.metrics import Metered, check_path
+                from hepti_mpi.serving.metrics import Metered, check_path
 
                 check_path(metrics)
             chosen = plans.load(plan_file) if plan_file else None
-            typical = job.typical_rows(asked.left, batch_rows, store.spec.hidden) if asked.left else None
+            typical = scheduler.typical_rows(asked.left, batch_rows, store.spec.hidden) if asked.left else None
     typical = world.from_root(typical if root else None)
     if typical is None:
         with world.patience.slower(), machines.together(world):
@@ -113,7 +117,8 @@ def run(
 
     startup: dict[str, float] = {}
     request, wire_error, measured = planning_request(typical, options, world.size), 0.0, None
-    batches = world.from_root(asked and question.repeat * len(job.batches([one.rows for one in asked.left], batch_rows, store.spec.hidden)))
+    lengths = [one.rows for one in asked.left] if asked else []
+    batches = world.from_root(asked and question.repeat * len(scheduler.batches(lengths, batch_rows, store.spec.hidden)))
     with meanwhile("measuring", shown=root) as meter:
         if plan_file is None:
             begin = time.perf_counter()
@@ -126,7 +131,7 @@ def run(
                 known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
                 channel.tell("measured", method=method, request=asdict(request), **known)
             settling = batches >= SETTLE_FROM and not state.finished
-            ready, measured, wire_error = job.prepared(
+            ready, measured, wire_error = prepared(
                 machine, store, measured, method, request, options["tolerance"], world.from_root(settling), startup, tell, meter.at
             )
         else:
@@ -135,8 +140,8 @@ def run(
             if hosts != the_plan.hosts:
                 tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
             meter.at("loading weights")
-            ready = job.load(machine, store, the_plan, None, startup)
-            wire_error = job.wire_error(ready, typical["rows"])
+            ready = loading.load(machine, store, the_plan, None, startup)
+            wire_error = loading.wire_error(ready, typical["rows"])
     if root:
         _show_plan(ready)
     watch: Watch | None = None

@@ -16,11 +16,11 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_weights
 from hepti_mpi.planning.capacity import check_limits
-from hepti_mpi.planning.cost import FLOAT, Pricer
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import Op, make_program
+from hepti_mpi.planning.price import FLOAT, Pricer
+from hepti_mpi.program.build import Op, make_program
+from hepti_mpi.program.plan import Plan
 
 TENSOR, SEQUENCE = ("heads", "columns"), ("rows", "rows")
 FIRST, REST = ("project",), ("mix", "out", "tail", "mlp", "tail")  # a layer before and after its K and V travel

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.cost import Price, Pricer
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.planner import Request, choose
-from hepti_mpi.planning.program import Program
+from hepti_mpi.planning.price import Price, Pricer
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.build import Program
+from hepti_mpi.program.plan import Plan
 
 
 @dataclass(frozen=True)

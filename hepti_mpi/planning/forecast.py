@@ -7,9 +7,9 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan
 
 MOST_PRICES = 64  # of different shapes; others are taken from the nearest, in proportion to their rows
 

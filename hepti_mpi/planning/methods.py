@@ -5,12 +5,12 @@ from dataclasses import replace
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning import baselines, planner
-from hepti_mpi.planning.cost import Pricer
-from hepti_mpi.planning.planner import Decision, Request
-from hepti_mpi.planning.program import make_program
+from hepti_mpi.planning import baselines, search
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import ruled_out
 from hepti_mpi.planning.refine import TILES, Candidate
+from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.program.build import make_program
 
 OURS = {
     "hepti": {"strategy": "auto"},  # and the wires that the request allows
@@ -49,7 +49,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     Raises: CapacityError when it does not fit into memory, PlanError for an unknown name.
     """
     if name in OURS:
-        decision = planner.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
+        decision = search.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
         return replace(decision, ruled_out=ruled_out(name, True, profile, request, decision))
     if request.layout is not None or request.shares is not None:
         raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.cost import Price
-from hepti_mpi.planning.plan import Plan, granules_fit
+from hepti_mpi.planning.price import Price
+from hepti_mpi.program.plan import Plan, granules_fit
 
 ROW_STEPS = (8, 4, 2, 1)
 COLUMN_STEPS = (16, 4, 1)  # granules

@@ -2,7 +2,7 @@
 
 They share its caches, its memory and its cores with whatever runs there, and wait for each other: the price knows none of that. One rank
 with all cores has nobody to wait for, so the others must promise far more than the noise of two measurements.
-A job that is long enough tries both (runtime/settle.py).
+A job that is long enough tries both (tuning/settle.py).
 """
 
 from collections.abc import Iterable, Sequence

@@ -8,8 +8,8 @@ from typing import Any
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.program import CASTS, Compute, Op
+from hepti_mpi.program.build import CASTS, Compute, Op
+from hepti_mpi.program.plan import Plan
 
 MATRICES_OF = {"project": 3, "project_q": 1, "project_kv": 2, "out": 1, "project_heads": 3, "out_heads": 1}
 SUMMED = ("attention", "arranged", "elements", "activations", "casts")

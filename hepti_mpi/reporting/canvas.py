@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.documents import whole_file
 from hepti_mpi.errors import InputError
-from hepti_mpi.files import whole_file
 from hepti_mpi.reporting.benches import Bench
 from hepti_mpi.wording import counted
 

@@ -4,7 +4,7 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from hepti_mpi.planning.plan import Plan, kind_of
+from hepti_mpi.program.plan import Plan, kind_of
 from hepti_mpi.reporting.records import share_word
 from hepti_mpi.wording import counted
 

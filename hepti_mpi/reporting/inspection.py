@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from hepti_mpi import splits
-from hepti_mpi.cluster.boards import FIGURES, Board, cluster_of, read_boards
+from hepti_mpi.cluster.boards import FIGURES, Board, Call, cluster_of, read_boards
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.planning.planner import Request, choose
+from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
-from hepti_mpi.runtime.describing import Call
-from hepti_mpi.shards.slicing import rank_slices, root_slices
-from hepti_mpi.shards.store import Store, whole_slices
+from hepti_mpi.weights.slices import rank_slices, root_slices
+from hepti_mpi.weights.store import Store, whole_slices
 from hepti_mpi.wording import counted
 
 RANK_COUNTS = (1, 2, 3, 4, 8)

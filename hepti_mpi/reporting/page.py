@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from hepti_mpi import __version__
+from hepti_mpi.documents import whole_file
 from hepti_mpi.errors import InputError
-from hepti_mpi.files import whole_file
 from hepti_mpi.planning.methods import OURS, meaning
 from hepti_mpi.reporting.above import meant, ordered
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes

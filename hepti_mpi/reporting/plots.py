@@ -15,7 +15,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.reporting import above_plot
 from hepti_mpi.reporting.benches import Bench, Lane, Method, read_benches, trace
-from hepti_mpi.reporting.canvas import (
+from hepti_mpi.reporting.canvas import (  # fmt: skip
     SMALL,
     WIDTH,
     Axes,
@@ -36,7 +36,7 @@ from hepti_mpi.reporting.canvas import (
     what,
     withStroke,
     write,
-)  # fmt: skip
+)
 from hepti_mpi.wording import counted
 
 # P. Tol, "Colour schemes", 2021: high-contrast, which keeps its order in grey print and for the colour-blind

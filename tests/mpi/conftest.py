@@ -11,8 +11,8 @@ import pytest
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.comm.launcher import abort_all, host_name
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.runtime.cores import Cores
-from hepti_mpi.runtime.machine import Machine, machine_of
+from hepti_mpi.engine.cores import Cores
+from hepti_mpi.engine.machine import Machine, machine_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
 WORLD = Comm.world()

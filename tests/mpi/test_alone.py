@@ -8,10 +8,10 @@ import pytest
 from test_answers import opened
 
 from hepti_mpi.cluster.profile import scaled
-from hepti_mpi.planning.planner import Request
-from hepti_mpi.runtime import job
-from hepti_mpi.runtime.machine import measured_profile
-from hepti_mpi.runtime.settle import settle
+from hepti_mpi.engine import loading
+from hepti_mpi.engine.machine import measured_profile
+from hepti_mpi.planning.search import Request
+from hepti_mpi.tuning.settle import settle
 
 ROWS = 24
 
@@ -41,8 +41,8 @@ def test_it_is_measured(machine, measured):
 def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
     store, profile = measured
     request = Request(ROWS, mode="packed")
-    plan, decision = job.decide(machine, store, faster_alone(profile, 50), "hepti", request)
-    ready = job.load(machine, store, plan, decision, {})
+    plan, decision = loading.decide(machine, store, faster_alone(profile, 50), "hepti", request)
+    ready = loading.load(machine, store, plan, decision, {})
     assert plan.active == (0,)
     alone = machine.world.size > 1
     assert machine.world.gather_all(ready.engine.threads) == [1 + alone, *[1] * (machine.world.size - 1)]
@@ -51,7 +51,7 @@ def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
     assert os.sched_getaffinity(0) == set(machine.cores.whole)
     beside = replace(plan, layers=(("rows", "rows"),) * store.spec.layers, heads=(0,) * plan.ranks, columns=(0,) * plan.ranks,
                      rows=tuple(ROWS // plan.ranks + (rank < ROWS % plan.ranks) for rank in range(plan.ranks)))  # fmt: skip
-    other = job.load(machine, store, beside, None, {})
+    other = loading.load(machine, store, beside, None, {})
     assert set(machine.world.gather_all(other.engine.threads)) == {1}
     expected = other.engine.run((ROWS,), values if machine.world.rank == 0 else None)
     machine.world.barrier()
@@ -63,7 +63,7 @@ def test_it_is_tried_when_the_ranks_settle(machine, measured):
     store, profile = measured
     request = Request(ROWS, mode="packed")
     near = faster_alone(profile, 1.0)
-    plan, decision = job.decide(machine, store, near, "hepti", request)
-    ready = job.load(machine, store, plan, decision, {})
+    plan, decision = loading.decide(machine, store, near, "hepti", request)
+    ready = loading.load(machine, store, plan, decision, {})
     settled = settle(machine, store.spec, store.source_hash, ready.segments, near, request, decision)
     assert len(set(machine.world.gather_all(settled.plan.hash))) == 1 and settled.profile.edges == profile.edges

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from hepti_mpi import splits
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.preprocess import read_requests
-from hepti_mpi.models.random_models import random_model
+from hepti_mpi.engine import fetching, loading
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.reference import forward
-from hepti_mpi.planning.plan import Plan
-from hepti_mpi.reporting import outputs
-from hepti_mpi.runtime import fetching, job
-from hepti_mpi.runtime.answer import answer
-from hepti_mpi.shards import store as stores
-from hepti_mpi.shards.slicing import rank_slices
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.serving import outputs
+from hepti_mpi.serving.loop import answer
+from hepti_mpi.weights import store as stores
+from hepti_mpi.weights.slices import rank_slices
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
@@ -70,7 +70,7 @@ def answered(ready, source, batch_rows=1 << 20, repeat=1):
 
 
 def compare(machine, store, plan, path, batch_rows=1 << 20):
-    check(job.load(machine, store, plan, None, {}), path, batch_rows)
+    check(loading.load(machine, store, plan, None, {}), path, batch_rows)
 
 
 def check(ready, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_output", "logits", "embedding"), tolerance=TOLERANCE):
@@ -97,7 +97,7 @@ def check(ready, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_o
 def test_every_strategy_and_share(machine, folder, case, layout, shares):
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size))
-    ready = job.load(machine, store, plan, None, {})
+    ready = loading.load(machine, store, plan, None, {})
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
         check(ready, path, names=names)
@@ -108,7 +108,7 @@ def test_input_gathered_by_mpi_and_keys_computed_everywhere(machine, folder, cas
     """As Voltage may be run: recompute with MPI's collectives."""
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("recompute", ROWS),) * store.spec.layers, SHARES["uneven"](machine.world.size))
-    ready = job.load(machine, store, plan, None, {})
+    ready = loading.load(machine, store, plan, None, {})
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         check(ready, path, names=("last_hidden_state",))
 
@@ -120,7 +120,7 @@ def test_whole_requests_on_a_rank(machine, folder):
         for shares in ("even", "uneven", "with nothing"):
             layers = (("local", ROWS),) * store.spec.layers
             plan = plan_of(store.spec, store.source_hash, layers, SHARES[shares](size), collectives="own", rows=23)
-            ready = job.load(machine, store, plan, None, {})
+            ready = loading.load(machine, store, plan, None, {})
             for path in sorted((GOLDEN / case).glob("expected*.npz")):
                 names = ("last_hidden_state", "logits")
                 check(ready, path, names=names)
@@ -147,7 +147,7 @@ def test_own_exchanges_and_tiles(machine, folder, case, layout, tiles):
             store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](size),
             reduction="reduce_scatter", collectives="own", tiles=TILES[tiles](size), rows=23,
         )  # fmt: skip
-        ready = job.load(machine, store, plan, None, {})
+        ready = loading.load(machine, store, plan, None, {})
         for path in sorted((GOLDEN / case).glob("expected*.npz")):
             names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
             check(ready, path, names=names)
@@ -163,7 +163,7 @@ def test_a_short_wire_rounds(machine, folder, case, layout):
         wire="float16", tiles=TILES["two tiles"](size), rows=23,
     )  # fmt: skip
     path = next((GOLDEN / case).glob("expected*.npz"))
-    ready = job.load(machine, store, plan, None, {})
+    ready = loading.load(machine, store, plan, None, {})
     check(ready, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else 0.05)
 
 
@@ -230,7 +230,7 @@ def test_batching_changes_nothing(machine, folder, batch_rows):
 def test_same_bits_in_every_run(machine, folder, layout):
     store = opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
-    runs = [answered(job.load(machine, store, plan, None, {}), GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
+    runs = [answered(loading.load(machine, store, plan, None, {}), GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
     if machine.world.rank == 0:
         first, *others = [run.results[0]["last_hidden_state"].tobytes() for run in runs]
         assert all(other == first for other in others)
@@ -243,7 +243,7 @@ def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
     weights = dict(random_model(case).weights())
     for layout in LAYOUTS:
         plan = plan_of(spec, store.source_hash, (layout,) * spec.layers, SHARES["even"](machine.world.size))
-        ready = job.load(machine, store, plan, None, {})
+        ready = loading.load(machine, store, plan, None, {})
         lengths = (5, 1, 7)
         embedded = np.random.default_rng(3).standard_normal((13, spec.hidden), dtype=np.float32)
         got = ready.engine.run(lengths, embedded if machine.world.rank == 0 else None)

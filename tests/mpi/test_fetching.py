@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_answers import GOLDEN, SHARES, compare, opened, plan_of
 
+from hepti_mpi.engine import fetching
 from hepti_mpi.errors import HeptiError
-from hepti_mpi.runtime import fetching
-from hepti_mpi.shards.cache import CachedStore
-from hepti_mpi.shards.slicing import rank_slices
+from hepti_mpi.weights.cache import CachedStore
+from hepti_mpi.weights.slices import rank_slices
 
 EXPECTED = GOLDEN / "bert" / "expected_padded.npz"
 

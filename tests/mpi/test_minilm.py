@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_answers import LAYOUTS, SHARES, plan_of
 
-from hepti_mpi.models.hf import read_model
-from hepti_mpi.models.preprocess import read_requests
-from hepti_mpi.runtime import job
-from hepti_mpi.runtime.answer import answer
-from hepti_mpi.shards import store as stores
+from hepti_mpi.engine import loading
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.inputs.requests import read_requests
+from hepti_mpi.serving.loop import answer
+from hepti_mpi.weights import store as stores
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "minilm" / "expected_text.json"
 COSINE = 0.99999
@@ -33,7 +33,7 @@ def store(machine, folder):
 def test_embeddings_of_real_sentences(machine, folder, store, layout):
     golden, source = json.loads(GOLDEN.read_text()), folder / "texts.jsonl"
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
-    ready = job.load(machine, store, plan, None, {})
+    ready = loading.load(machine, store, plan, None, {})
     requests = None
     if machine.world.rank == 0:
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in golden["texts"]))

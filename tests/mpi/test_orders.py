@@ -9,11 +9,12 @@ from test_answers import GOLDEN, SHARES, opened, plan_of
 
 from hepti_mpi.cluster import probe
 from hepti_mpi.comm.orders import Orders
-from hepti_mpi.models.preprocess import read_requests
-from hepti_mpi.models.random_models import random_model
-from hepti_mpi.planning import plan as plans
-from hepti_mpi.runtime import job
-from hepti_mpi.runtime.answer import Steady, answer
+from hepti_mpi.engine import loading
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import read_requests
+from hepti_mpi.program import plan as plans
+from hepti_mpi.serving.loop import answer
+from hepti_mpi.tuning.watch import Steady
 
 COUNT = 50
 
@@ -79,7 +80,7 @@ def test_plans_change_between_batches(machine, folder, shares):
     requests = read_requests(store.spec, store.files, str(GOLDEN / "bert" / "expected_padded.npz"), None) if world.rank == 0 else None
     results = []
     for watch in (Steady(), Restless(made, world.size)):
-        ready = job.load(machine, store, made[0], None, {})
+        ready = loading.load(machine, store, made[0], None, {})
         noted, beside = [], ("logits", "last_hidden_state")
         ready, outcome = answer(ready, requests, 16, 12, beside, lambda places, results, seconds, noted=noted: noted.extend(places), watch)
         results.append(outcome.results)
@@ -107,7 +108,7 @@ def test_a_short_first_batch_is_answered_once_before(machine, folder, monkeypatc
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
     requests = read_requests(store.spec, store.files, str(GOLDEN / "bert" / "expected_padded.npz"), None) if world.rank == 0 else None
-    ready = job.load(machine, store, replace(plan, predicted_seconds=predicted), None, {})
+    ready = loading.load(machine, store, replace(plan, predicted_seconds=predicted), None, {})
     ran, run = [], ready.engine.run
     monkeypatch.setattr(ready.engine, "run", lambda lengths, embedded: (ran.append(tuple(lengths)), run(lengths, embedded))[1])
     noted = []

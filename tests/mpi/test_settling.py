@@ -7,9 +7,9 @@ import pytest
 from clusters import cluster
 from test_answers import SHARES, opened, plan_of
 
-from hepti_mpi.planning.planner import Request
-from hepti_mpi.runtime import job
-from hepti_mpi.runtime.settle import settle
+from hepti_mpi.engine import loading
+from hepti_mpi.planning.search import Request
+from hepti_mpi.tuning.settle import settle
 
 ROWS = 23
 
@@ -26,8 +26,8 @@ def test_all_ranks_settle_on_one_plan(machine, folder, strategy):
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
     profile = cluster(tuple(0.02 / (1 + rank) for rank in range(world.size)))
     request = Request(ROWS, strategy=strategy, mode="packed")
-    plan, decision = job.decide(machine, store, profile, "hepti" if strategy == "auto" else strategy, request)
-    ready = job.load(machine, store, plan, decision, {})
+    plan, decision = loading.decide(machine, store, profile, "hepti" if strategy == "auto" else strategy, request)
+    ready = loading.load(machine, store, plan, decision, {})
     expected = result(ready, machine)
     settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, request, decision)
     assert len(set(world.gather_all(settled.plan.hash))) == 1
@@ -35,7 +35,7 @@ def test_all_ranks_settle_on_one_plan(machine, folder, strategy):
     if world.size > 1:
         assert len(plan.active) > 1
         assert any(one != other for one, other in zip(settled.profile.nodes, profile.nodes))
-    ready = job.swap(ready, settled.plan, settled.price)
+    ready = loading.swap(ready, settled.plan, settled.price)
     assert (ready.decision is None) == (world.rank > 0)
     assert ready.decision is None or ready.decision.chosen.price is settled.price
     got = result(ready, machine)
@@ -49,9 +49,9 @@ def test_the_error_of_a_short_wire_is_told_to_all(machine, folder):
     layers = (("alltoall", "rows"),) * store.spec.layers
     shares, own = SHARES["uneven"](world.size), {"reduction": "reduce_scatter", "collectives": "own"}
     plan = plan_of(store.spec, store.source_hash, layers, shares, rows=ROWS, **own)
-    ready = job.load(machine, store, replace(plan, wire="float16"), None, {})
-    error = job.wire_error(ready, ROWS)
+    ready = loading.load(machine, store, replace(plan, wire="float16"), None, {})
+    error = loading.wire_error(ready, ROWS)
     assert world.gather_all(error) == [error] * world.size
     assert (0 < error < 0.05) if world.size > 1 else error == 0
-    exact = job.swap(ready, plan)
-    assert job.wire_error(exact, ROWS) == 0
+    exact = loading.swap(ready, plan)
+    assert loading.wire_error(exact, ROWS) == 0

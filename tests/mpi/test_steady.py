@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_answers import HEADS, ROWS, SHARES, TILES, opened, plan_of
 
-from hepti_mpi.runtime import job
+from hepti_mpi.engine import loading
 
 REQUESTS = 500
 
@@ -25,7 +25,7 @@ def test_nothing_grows(machine, folder, layout, collectives):
     store, size = opened(folder, "tiny-bert", machine.world.rank, machine.world), machine.world.size
     own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES["two tiles"](size)} if collectives == "own" else {}
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), rows=23, **own)
-    engine = job.load(machine, store, plan, None, {}).engine
+    engine = loading.load(machine, store, plan, None, {}).engine
     embedded = np.random.default_rng(3).standard_normal((23, store.spec.hidden), np.float32) if machine.world.rank == 0 else None
 
     def answers(count):

@@ -1,0 +1,154 @@
+"""The command that looks for what would keep a cluster from working, or from working fast."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hepti_mpi.commands.options import FILE, weights_option
+from hepti_mpi.commands.paths import DEFAULT_STORE, WEIGHTS, store_path
+from hepti_mpi.commands.screen import SCREEN, words_options
+
+if TYPE_CHECKING:
+    from hepti_mpi.cluster.hosts import Host
+    from hepti_mpi.comm.ranks import Comm
+
+ASK_SECONDS = 30.0
+
+
+@click.command()
+@click.argument("hostfile", type=FILE, required=False)
+@weights_option
+@click.option("--write", "folder", type=FILE, help="Also write the recommended hostfile, settings and batch script into this folder.")
+@words_options()
+@click.pass_context
+def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, folder: Path | None) -> None:
+    """Look at all hosts for what would keep them from working, or from working fast.
+
+    \b
+    Examples, first over ssh, then as mpirun starts the ranks (their cores and links too):
+      python -m hepti_mpi doctor hostfiles/pi4.txt
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
+    """
+    from hepti_mpi.cluster.hosts import Host, read_hosts
+    from hepti_mpi.comm.launcher import host_name, launched, launcher_hostfile
+    from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, recommended
+    from hepti_mpi.errors import HeptiError
+
+    if weights is None:
+        weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
+    named = str(hostfile or launcher_hostfile() or "HOSTFILE")
+    asking, unread = Asking(sys.executable, os.getcwd(), launched()), []
+    if launched():
+        from hepti_mpi.comm.ranks import Comm
+
+        if hostfile is not None:
+            raise click.UsageError("mpirun knows the hosts: leave HOSTFILE out, or mpirun")
+        from hepti_mpi.doctor.facts import facts
+
+        own = facts({"store": str(weights), "hosts": []})  # before MPI is started: it can change which cores are used
+        hosts = _ask_ranks(Comm.world(ASK_SECONDS), own)
+        if hosts is None:
+            return
+    else:
+        listed = read_hosts(hostfile) if hostfile else [Host(host_name())]
+        faulty = [host for host in listed if host.foreign]
+        unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, host.line) for host in faulty]
+        hosts = _ask_hosts(listed, str(weights))
+    found = [*unread, *findings(asking, hosts)]
+    line, files = recommended(asking, hosts, named)
+    if folder is not None:
+        line, files = recommended(asking, hosts, str(folder / "hosts.txt"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in files.items():
+                (folder / name).write_text(text)
+        except OSError as error:
+            raise HeptiError(f"{folder} cannot be written: {error.strerror or error}") from None
+    SCREEN.show(host_lines(hosts, SCREEN.width) + "\n")
+    SCREEN.result(finding_lines(found, len(hosts)))
+    SCREEN.show(f"\nto start a job:\n  {line}")
+    if folder is not None:
+        SCREEN.show(f"written to {folder}: {', '.join(files)}")
+    told = [asdict(one) for one in found]
+    SCREEN.document({"format": "hepti-doctor", "format_version": 1, "hosts": hosts, "findings": told, "line": line})
+    if found:
+        context.exit(2)
+
+
+def _ask_ranks(world: "Comm", own: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the facts of the hosts of all ranks on rank 0. Collective."""
+    from hepti_mpi.cluster import probe
+    from hepti_mpi.doctor.facts import ways
+
+    names = world.gather_all(own["host"])
+    own["ways"] = ways(sorted(set(names) - {own["host"]}))
+    _, rates, _ = probe.links(world)
+    others = [rate for rate, name in zip(rates, names) if name != own["host"]]
+    own["bytes_per_second"] = max(others, default=None)
+    begin = time.time()
+    world.quick_barrier()
+    own["clock"] = time.time()
+    every = world.gather_all(own)
+    end = time.time()
+    if world.rank:
+        return None
+    hosts: dict[str, Any] = {}
+    for rank, facts in enumerate(every):
+        here = [name for name, other in hosts.items() if other["host"] == facts["host"] and other["interfaces"] == facts["interfaces"]]
+        if here:
+            hosts[here[0]]["ranks"] += 1
+            continue
+        name = facts["host"] if facts["host"] not in hosts else f"{facts['host']} (rank {rank})"
+        hosts[name] = facts | {"ranks": 1, "skew": _skew(facts["clock"], begin, end)}
+    return hosts
+
+
+def _ask_hosts(hosts: "Sequence[Host]", weights: str) -> dict[str, Any]:
+    """Return the facts of each of the hosts, or why it cannot be asked."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = [host.name for host in hosts]
+    questions = [json.dumps({"store": weights, "hosts": [name for name in names if name != own]}) for own in names]
+    with ThreadPoolExecutor(min(32, len(hosts))) as pool:
+        return {host.login: found for host, found in zip(hosts, pool.map(_ask, hosts, questions))}
+
+
+def _ask(host: "Host", question: str) -> dict[str, Any] | str:
+    """Run doctor/facts.py on a host, with the interpreter of this one where it is there, else with python3."""
+    import shlex
+    import subprocess
+
+    from hepti_mpi.cluster.hosts import shell
+    from hepti_mpi.doctor import facts
+
+    text = Path(facts.__file__).read_text()
+    program, asked = shlex.quote(sys.executable), shlex.quote(question)
+    line = f"cd {shlex.quote(os.getcwd())} 2>/dev/null; if [ -x {program} ]; then exec {program} - {asked}; else exec python3 - {asked}; fi"
+    begin = time.time()
+    try:
+        done = shell(host, line, input=text, capture_output=True, text=True, timeout=ASK_SECONDS)
+    except OSError as error:
+        return f"ssh cannot be called: {error.strerror or error}"
+    except subprocess.TimeoutExpired:
+        return f"it did not answer within {ASK_SECONDS:.0f} s"
+    end = time.time()
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+        found["settings"] |= facts.handed_on()
+        line = replace(host, slots=1, most=None).line
+        return found | {"skew": _skew(found["clock"], begin, end), "starts": host.here, "line": line, "port": host.port}
+    except (IndexError, ValueError, KeyError, TypeError):
+        said = " ".join((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].split())
+        return said[:300]
+
+
+def _skew(clock: float, begin: float, end: float) -> float:
+    """Return by how many seconds at least a clock is ahead that was looked at between two moments of another."""
+    return clock - end if clock > end else clock - begin if clock < begin else 0.0

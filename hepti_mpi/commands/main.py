@@ -1,0 +1,40 @@
+"""All commands: parse, call, print. Only this room prints, picks paths and reads options; it computes nothing.
+
+MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is instant and a usage error costs nothing.
+"""
+
+import click
+
+from hepti_mpi import __version__
+from hepti_mpi.commands.bench import bench
+from hepti_mpi.commands.doctor import doctor
+from hepti_mpi.commands.inspect import inspect
+from hepti_mpi.commands.plan import plan
+from hepti_mpi.commands.profile import profile
+from hepti_mpi.commands.push import push
+from hepti_mpi.commands.report import report
+from hepti_mpi.commands.run import run
+from hepti_mpi.commands.slice import slice_command
+from hepti_mpi.commands.supervise import supervise
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hepti_mpi")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Run one transformer inference across several unequal machines.
+
+    \b
+    Example, from a model folder to answers on the boards of a hostfile:
+      python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
+    """
+    if context.invoked_subcommand in ("slice", "inspect", "plan", "report", "push"):
+        from hepti_mpi.comm.launcher import launched_rank
+
+        if launched_rank():
+            context.exit()  # these need one process: under mpirun the first does it
+
+
+for command in (bench, doctor, inspect, plan, profile, push, report, run, slice_command, supervise):
+    main.add_command(command)

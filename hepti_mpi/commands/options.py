@@ -1,0 +1,188 @@
+"""Option types and the options that several commands share. Knows click and words on a command line, not what is done with them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hepti_mpi.planning.search import Request
+
+DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
+LAYOUT_NAMES = (*DIVIDED, "local/rows")
+OURS = ("tensor", "hybrid", "sequence")
+BASELINES = ("megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single")
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Size(click.ParamType):
+    """Bytes: 500M, 1.5GiB, 200000; a list gives one per rank."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        sizes = []
+        for word in str(value).lower().split(","):
+            number = word.strip().removesuffix("ib").removesuffix("b")
+            unit = number[-1:] if number[-1:].isalpha() else ""
+            try:
+                size = float(number.removesuffix(unit)) * UNITS[unit]
+                if not 0 < size < 1 << 60:
+                    raise ValueError
+            except (ValueError, KeyError):
+                self.fail(f"{word!r} is not a size such as 500M or 1.5GiB", param, ctx)
+            sizes.append(int(size))
+        return tuple(sizes)
+
+
+FILE = click.Path(path_type=Path)
+
+
+class Numbers(click.ParamType):
+    """One number per rank, between `least` and `most` and not all 0: 2.5,3.5,6,9."""
+
+    def __init__(self, name: str, least: float, most: float, meant: str) -> None:
+        self.name, self.least, self.most, self.meant = name, least, most, meant
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(word) for word in str(value).split(","))
+            if not all(self.least <= number <= self.most for number in numbers) or not any(numbers):
+                raise ValueError
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers {self.meant}", param, ctx)
+        return numbers
+
+
+SHARES = Numbers("shares", 0, 1e9, "such as 5,1,1,1, at least one above 0")
+
+
+class Boards(click.ParamType):
+    """One board per rank, by its name in boards.toml or a factor of the lab's: pi5,pi4,pi4*1.5 or 2.5,3.5,6,9."""
+
+    name = "boards"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        from hepti_mpi.cluster.boards import board_named
+        from hepti_mpi.errors import ProfileError
+
+        if isinstance(value, tuple):
+            return value
+        names = tuple(word.strip() for word in str(value).split(","))
+        try:
+            for name in names:
+                board_named(name)
+        except ProfileError as error:
+            self.fail(str(error), param, ctx)
+        return names
+
+
+
+def machine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what says how a rank computes."""
+    threads = "Threads per rank; left out: the host's cores divided among its ranks."
+    deadline = "Seconds that a rank waits for another before the job ends and says for whom; 0 waits for ever."
+    for option in (
+        click.option("--deadline", type=click.FloatRange(0, 1e6), default=60.0, show_default=True, help=deadline),
+        click.option("--emulate", type=Boards(), help="Be as slow as these boards, one a rank, such as pi5,pi4,pi4: what would they do?"),
+        click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
+    ):
+        command = option(command)
+    return command
+
+
+def asking_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what a run is asked and where the answers go: the fields of asking.Question."""
+    source = "Text (.txt, .jsonl, .csv, .tsv), images, arrays (.npz), or - for standard input; left out: built-in examples."
+    resume = "Go on with the run that was cut off: what is in OUTPUT.journal is not answered again."
+    field = "Where the text is in .jsonl, .csv or .tsv; left out: in text, and its pair, if any, in text_pair."
+    repeat = "Answer the input this many times, for measuring."
+    for option in (
+        click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help=repeat),
+        click.option("--hidden", is_flag=True, help="Also write last_hidden_state, all rows of it, into a .npz output."),
+        click.option("--strict", is_flag=True, help="End at the first input that cannot be answered, and write nothing."),
+        click.option("--pair", help="Where the text is that each text is paired with, in .jsonl, .csv or .tsv."),
+        click.option("--field", help=field),
+        click.option("--resume", is_flag=True, help=resume),
+        click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen."),
+        click.option("--input", "source", help=source),
+    ):
+        command = option(command)
+    return command
+
+
+def weights_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
+
+
+def planning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what narrows the planner's search."""
+    for option in (
+        click.option(
+            "--weights-mode",
+            type=click.Choice(["packed", "mapped", "auto"]),
+            default="auto",
+            show_default=True,
+            help="Copy weights into the kernels' order, or page them from the file.",
+        ),
+        click.option(
+            "--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."
+        ),
+        click.option("--shares", type=SHARES, help="Force the proportions of the ranks, such as 5,1,1,1."),
+        click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
+        click.option(
+            "--strategy",
+            type=click.Choice(["auto", *OURS, *BASELINES]),
+            default="auto",
+            show_default=True,
+            help="Consider only plans of this strategy, or divide as another system does.",
+        ),
+        click.option("--boost", is_flag=True, help="Give another system's division our exchanges, which travel while ranks compute."),
+        click.option(
+            "--tolerance",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            show_default=True,
+            help="Allow float16 on the wire if no value of the result changes by more; 0 is exact.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
+    """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest."""
+    from hepti_mpi.planning.search import Request
+
+    limits = options["memory_limit"]
+    if limits is not None and len(limits) == 1:
+        limits = limits * ranks
+    layout = tuple(options["layout"].split("/")) if options["layout"] else None
+    return Request(
+        sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
+        options["strategy"], layout, options["shares"], limits, options["weights_mode"],
+        ("float32", "float16") if options["tolerance"] else ("float32",),
+    )  # fmt: skip
+
+
+def planning_method(options: dict[str, Any]) -> str:
+    """Return the method of planning.methods that the options mean. Raises UsageError when they do not go together."""
+    from hepti_mpi.planning.methods import BOOST
+
+    strategy = options["strategy"]
+    if options["layout"] and strategy != "auto":
+        raise click.UsageError("use just one of --layout and --strategy: a layout is a strategy")
+    if options["boost"] and strategy not in BASELINES:
+        raise click.UsageError(f"--boost is for the other systems' strategies: {', '.join(BASELINES)}")
+    if strategy in BASELINES:
+        for name, value, why in (("shares", None, "divides by its own rule"), ("tolerance", 0, "sends float32")):
+            if options[name] != value:
+                raise click.UsageError(f"strategy {strategy} {why}: leave out --{name}")
+        if options["weights_mode"] == "mapped":
+            raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
+    return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]

@@ -1,0 +1,74 @@
+"""The profile command: speed, links and memory of all ranks, or a description of this machine as a board."""
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from hepti_mpi.commands.options import FILE, machine_options, weights_option
+from hepti_mpi.commands.paths import agreed_store_path, profile_path
+from hepti_mpi.commands.screen import SCREEN, meanwhile, say, words_options
+
+BUSY = 0.5  # load from which a machine is measured too slow
+
+
+@click.command()
+@weights_option
+@click.option("--output", type=FILE, help="Where to keep the profile; left out: beside the hostfile.")
+@click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
+@click.option("--describe", metavar="NAME", help="Print an entry of boards.toml for this machine instead, and how well it describes it.")
+@machine_options
+@words_options()
+def profile(weights: Path | None, output: Path | None, fresh: bool, describe: str | None, threads: int | None,
+            emulate: tuple[str, ...] | None, deadline: float) -> None:  # fmt: skip
+    """Measure the speed, links and memory of all ranks.
+
+    \b
+    Examples:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi profile --weights weights/bert-large.h5
+      python -m hepti_mpi profile --describe my-pi5
+    """
+    from hepti_mpi.engine import fetching
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.reporting.inspection import profile_lines
+
+    if describe is not None:
+        if weights is not None or output is not None or fresh or emulate is not None:
+            raise click.UsageError("--describe measures this machine and prints: leave out --weights, --output, --fresh and --emulate")
+        _describe(describe, threads)
+        return
+    machine = machines.start(threads, emulate, deadline)
+    store = fetching.open_store(machine, agreed_store_path(machine, weights))
+    path = output or profile_path(machine)
+    begin = time.perf_counter()
+    measured = machines.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
+    if machine.world.rank == 0:
+        SCREEN.show(profile_lines(measured, SCREEN.width))
+        SCREEN.document(measured.to_json())
+        SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
+
+
+def _describe(name: str, threads: int | None) -> None:
+    """Describe this machine as a board, and show real calls beside what that says."""
+    from hepti_mpi.cluster.boards import check_name, entry
+    from hepti_mpi.engine import describing
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.errors import PlanError
+    from hepti_mpi.reporting.inspection import call_lines, description_document
+
+    check_name(name, "--describe")
+    machine = machines.start(threads)
+    with machines.together(machine.world):
+        if machine.world.size > 1:
+            raise PlanError(f"--describe is for one rank and this job has {machine.world.size}; start it without mpirun")
+    before = os.getloadavg()[0]
+    used, made = machine.cores.threads, machines.made()
+    title = machines.processor() + f", {used} of them" * (used < len(machine.cores.whole))
+    with meanwhile("measuring calls of every kind"):
+        board, calls = describing.describe(name, title, used, made["date"])
+    if used > 1 and before > BUSY:
+        SCREEN.say(f"this machine had other work (load {before:.1f}): with all its threads the figures are too low")
+    SCREEN.show(entry(board) + "\n")
+    SCREEN.show(call_lines(board, calls, SCREEN.width))
+    SCREEN.document(description_document(board, calls))

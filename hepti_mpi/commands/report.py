@@ -1,0 +1,34 @@
+"""The report command: a page and pictures of what bench recorded. Needs one process; no MPI."""
+
+from pathlib import Path
+
+import click
+
+from hepti_mpi.commands.options import FILE
+from hepti_mpi.commands.screen import SCREEN, words_options
+
+
+@click.command()
+@click.argument("records", type=FILE)
+@click.option("--output", type=FILE, required=True, help="Folder for the page and the pictures.")
+@words_options(has_document=False)
+def report(records: Path, output: Path) -> None:
+    """Show what the bench command recorded, as a page and as pictures: latency, one request across ranks, predicted against measured.
+
+    \b
+    Example:
+      python -m hepti_mpi report records.jsonl --output pictures
+    """
+    from hepti_mpi.errors import InputError
+    from hepti_mpi.reporting.benches import read_benches
+    from hepti_mpi.reporting.page import write_page
+
+    write_page(output / "report.html", records.name, read_benches(records))
+    SCREEN.show(str(output / "report.html"))
+    try:
+        from hepti_mpi.reporting import plots
+    except InputError as error:  # the page needs no more than this package does
+        SCREEN.say(str(error))
+        return
+    for path in plots.write_report(records, output):
+        SCREEN.show(str(path))

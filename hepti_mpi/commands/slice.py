@@ -1,0 +1,58 @@
+"""The slice command: from a model folder to a weight store, and to one file per rank. Needs one process; no MPI."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from hepti_mpi.commands.options import FILE
+from hepti_mpi.commands.paths import no_model
+from hepti_mpi.commands.screen import SCREEN, meanwhile, words_options
+
+
+@click.command("slice")
+@click.argument("source")
+@click.argument("store", type=FILE)
+@click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
+@click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
+@words_options(has_document=False)
+def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None) -> None:
+    """Turn a Hugging Face model folder, or random:NAME, into a weight store.
+
+    \b
+    Examples:
+      python -m hepti_mpi slice ~/models/all-MiniLM-L6-v2 weights/all-MiniLM-L6-v2.h5
+      python -m hepti_mpi slice random:bert-large weights/bert-large.h5
+      python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
+    """
+    from hepti_mpi.errors import ModelError
+    from hepti_mpi.models.checkpoints.hf import read_model
+    from hepti_mpi.models.checkpoints.random import random_model
+    from hepti_mpi.program import plan as plans
+    from hepti_mpi.reporting.tables import size
+    from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights.slices import rank_slices
+
+    if (plan_file is None) != (folder is None):
+        raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
+    plan = plans.load(plan_file) if plan_file else None
+    begin = time.perf_counter()
+    what = None if source.startswith("random:") else no_model(Path(source))
+    if what is not None:
+        raise ModelError(what)
+    model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
+    model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
+    if plan is not None:
+        plans.check(plan, model.spec, model.source_hash, plan.ranks)
+    total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
+    with meanwhile(f"writing {store}", total, count=size) as meter:
+        stores.write(store, model, meter.advance)
+    SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    if plan is None or folder is None:
+        return
+    with stores.Store(store) as whole:
+        for rank in range(plan.ranks):
+            path = folder / f"rank{rank:02d}.h5"
+            stores.write_part(path, whole, rank_slices(whole.spec, plan, rank))
+            SCREEN.show(f"{path}: {size(path.stat().st_size)}")

@@ -1,0 +1,327 @@
+"""Do the steps of a program on one rank: run segments, exchange values, note the time of each step.
+
+Knows buffers and steps; does not know where requests come from, what the model means or how the plan was found.
+"""
+
+import heapq
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hepti_mpi.cluster.boards import Work
+from hepti_mpi.engine import sessions
+from hepti_mpi.engine.machine import Machine
+from hepti_mpi.engine.packing import Packing, pack
+from hepti_mpi.engine.routes import TAGS, Route, Router, Rows
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.work import step_work
+from hepti_mpi.program import build as programs
+from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.weights.slices import Slicer, layer_slices
+
+GEOMETRIES = 16  # prepared batch shapes that are kept
+
+
+@dataclass
+class _Geometry:
+    """All that is fixed for batches of the same request lengths: where rows lie, views of the buffers, bindings, routes."""
+
+    rows: int
+    places: Rows
+    values: dict[str, np.ndarray]
+    runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
+    works: dict[int, Work] = field(default_factory=dict)  # of the runs
+    zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    routes: dict[int, Route] = field(default_factory=dict)
+    packings: dict[tuple[str, int | None], Packing] = field(default_factory=dict)  # the bindings point into them
+
+
+class Engine:
+    """The layers of one model on one rank of a plan."""
+
+    def __init__(self, machine: Machine, spec: ModelSpec, plan: Plan, program: Program, segments: sessions.Segments) -> None:
+        """Build sessions and communicators. Collective; every rank of the job calls it, also those the plan leaves out."""
+        world = machine.world
+        self.spec, self.plan, self.program, self.rank = spec, plan, program, world.rank
+        self.exchanges, self.emulation, self.cores = machine.exchanges, machine.emulation, machine.cores
+        self.active = plan.active
+        self.is_active = world.rank in self.active
+        self.rests_alone = not self.cores.host_computes(self.active)  # else who computes there says how fast its host is
+        self.alone = self.cores.has_host(self.active)  # then it has the cores of the ranks that rest
+        self.threads = self.cores.use(self.alone)
+        self.takes_part = self.is_active or world.rank == 0  # the root has the input and wants the result
+        self.in_order = plan.collectives == "mpi"
+        self.layers = world.subset(self.active) if self.in_order else None  # those who compute
+        self.outer = world.subset(sorted({0, *self.active})) if self.in_order else None
+        self.segments: dict[int, sessions.Segment] = {}
+        if self.is_active:
+            slicer = Slicer(spec, plan, world.rank)
+            for place, step in enumerate(program):
+                if isinstance(step, Compute):
+                    self.segments[place] = segments.get(step, slicer, plan.weights_mode[world.rank], self.threads)
+        self.weight_bytes = sum(piece.bytes for piece in layer_slices(spec, plan, program, world.rank))
+        self.values, self.numbers = programs.distributions(program), programs.buffers(program)
+        self.interfaces = [programs.interface(self.values, step) for step in program]
+        needed = programs.dependencies(program)
+        self.missing = [len(places) for places in needed]
+        self.followers: list[list[int]] = [[] for _ in program]
+        for place, places in enumerate(needed):
+            for earlier in places:
+                self.followers[earlier].append(place)
+        self.memory: dict[int, np.ndarray] = {}
+        self.capacity = 0
+        self.geometries: OrderedDict[tuple[int, ...], _Geometry] = OrderedDict()
+        self.seconds = np.zeros(len(program))  # of the last request, per step: computing, or waiting for an exchange
+        self.began = np.zeros(len(program))  # when, by the board's clock
+
+    def run(self, lengths: Sequence[int], embedded: np.ndarray | None) -> np.ndarray | None:
+        """Return the last hidden state [rows, hidden] on rank 0, None elsewhere; `embedded` [rows, hidden] is rank 0's.
+
+        `lengths`: rows of each request of the batch. The result is a buffer that the next call overwrites.
+        """
+        if not self.takes_part:
+            return None
+        geometry = self._geometry(tuple(lengths))
+        self.cores.use(self.alone)
+        self.emulation.refresh()
+        if embedded is not None:
+            np.copyto(geometry.values[EMBEDDED], embedded)
+        with self.emulation.in_time():
+            if self.in_order:
+                self._in_order(geometry)
+            else:
+                self._by_dependencies(geometry)
+            self.emulation.show() if self.rank == 0 else self.emulation.keep_time()
+        return geometry.values.get(RESULT)
+
+    def prepare(self, batches: Iterable[Sequence[int]]) -> None:
+        """Make buffers and bindings for batches of these request lengths, as many as are kept, before they are timed."""
+        if self.takes_part:
+            shapes = list(dict.fromkeys(map(tuple, batches)))
+            for lengths in sorted(shapes[:GEOMETRIES], key=sum, reverse=True):  # the largest first: it sizes the buffers
+                self._geometry(lengths)
+
+    def warm_up(self) -> None:
+        """Answer a few rows of zeros, so that connections, threads and pages are there before the first request. Collective."""
+        rows = min(self.plan.planned_rows, 4 * len(self.active))
+        self.run((rows,), np.zeros((rows, self.spec.hidden), np.float32) if self.rank == 0 else None)
+
+    def close(self) -> None:
+        """Give up buffers and what MPI holds for the exchanges; the next request makes them again."""
+        for geometry in self.geometries.values():
+            self._free(geometry)
+        self.geometries.clear()
+        self.memory.clear()
+
+    @staticmethod
+    def _free(geometry: _Geometry) -> None:
+        for route in geometry.routes.values():
+            if route.transfer is not None:
+                route.transfer.free()
+
+    # a request
+
+    def _in_order(self, at: _Geometry) -> None:
+        """Do step after step; every exchange is MPI's own and is waited for."""
+        clock = self.emulation.now()
+        for place, step in enumerate(self.program):
+            self.began[place] = clock
+            if isinstance(step, Sync) and step.kind == "slice":
+                self._collective(place, step, at)
+            elif isinstance(step, Sync):
+                self.emulation.show()
+                self._collective(place, step, at)
+                self.emulation.rest()
+            elif self.is_active:
+                self._compute(place, at)
+            now = self.emulation.now()
+            self.seconds[place], clock = now - clock, now
+
+    def _by_dependencies(self, at: _Geometry) -> None:
+        """Start every exchange as soon as its input is there, and compute whatever can be computed, the earliest step first."""
+        missing = self.missing.copy()
+        ready: list[int] = []
+        flying: dict[int, threading.Event | None] = {}
+        self.seconds[:] = 0
+        left = len(self.program)
+        new = [place for place, count in enumerate(missing) if not count]
+        while left:
+            new.sort(key=lambda place: (isinstance(self.program[place], Compute), -place))  # what can be computed is known first
+            while new:
+                place = new.pop()
+                if isinstance(self.program[place], Compute):
+                    heapq.heappush(ready, place)
+                else:
+                    flying[place] = self._depart(place, at, aside=bool(ready))
+            if any(flying.values()):
+                self.emulation.keep_time()  # what has come by then decides what is next
+            arrived = [place for place, done in flying.items() if done is None or done.is_set()]
+            if not arrived and ready:
+                place = heapq.heappop(ready)
+                begin = self.began[place] = self.emulation.now()
+                if self.is_active:
+                    self._compute(place, at)
+                self.seconds[place] = self.emulation.now() - begin
+                arrived = [place]
+            elif not arrived:
+                begin = self.emulation.now()
+                self.exchanges.wait([done for done in flying.values() if done is not None])
+                self.emulation.rest()
+                place = min(flying)  # the exchange that is waited for
+                if not self.seconds[place]:
+                    self.began[place] = begin
+                self.seconds[place] += self.emulation.now() - begin
+                continue
+            for place in arrived:
+                if place in flying:
+                    del flying[place]
+                    self._arrive(place, at)
+                left -= 1
+                for follower in self.followers[place]:
+                    missing[follower] -= 1
+                    if not missing[follower]:
+                        new.append(follower)
+
+    def _compute(self, place: int, at: _Geometry) -> None:
+        for value in at.zeros[place]:
+            value.fill(0)
+        run = at.runs[place]
+        if run is not None:
+            self.emulation.go_on(run, at.works[place])
+
+    def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
+        """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
+        route = at.routes[place]
+        self.began[place] = self.emulation.now()
+        if route.before:
+            self.emulation.go_on(route.begin, route.begins)
+        if route.transfer is None:
+            return None
+        self.emulation.show()
+        begin = time.perf_counter()
+        started = self.exchanges.start(route.transfer, aside)
+        self.emulation.took(time.perf_counter() - begin)
+        return started
+
+    def _arrive(self, place: int, at: _Geometry) -> None:
+        route = at.routes[place]
+        if route.after or route.sums:
+            self.emulation.go_on(route.end, route.ends)
+
+    def _collective(self, place: int, sync: Sync, at: _Geometry) -> None:
+        (reads, *more), (writes, *goals) = self.interfaces[place]
+        values = at.values
+        if sync.kind in OUTER:
+            self._outer(sync, reads, writes, at)
+        elif self.layers is None:
+            return
+        elif sync.kind == "allreduce":
+            self.layers.allreduce(values[reads], values[writes])
+        elif sync.kind == "reduce_scatter" and self.layers.polite:  # MPI's that does not spin sums all on one rank first
+            started = self._depart(place, at)
+            if started is not None:
+                self.exchanges.wait([started])
+                self.emulation.rest()
+            self._arrive(place, at)
+        elif sync.kind == "reduce_scatter":
+            self.layers.reduce_scatter(values[reads], values[writes], self._of_active(at))
+        elif sync.kind == "allgatherv":
+            for name, goal in zip((reads, *more), (writes, *goals)):
+                self.layers.allgather_rows(values[name], values[goal], self._of_active(at))
+        else:
+            np.copyto(values[writes], values[reads][at.places.own(0, self.rank)])
+
+    def _outer(self, sync: Sync, reads: str, writes: str, at: _Geometry) -> None:
+        """Bring the embedding from the root to the active ranks, or the result back."""
+        assert self.outer is not None
+        values, members = at.values, sorted({0, *self.active})
+        counts = [at.places.counts[0][rank] for rank in members]
+        if sync.kind == "bcast":
+            if self.rank == 0:
+                np.copyto(values[writes], values[EMBEDDED])
+            self.outer.broadcast(values[writes])
+        elif sync.kind == "scatterv":
+            self.outer.scatter_rows(values.get(EMBEDDED), values[writes], counts)
+        else:
+            mine = values[reads] if self.is_active else np.empty((0, self.spec.hidden), np.float32)
+            self.outer.gather_rows(mine, values.get(RESULT), counts)
+
+    def _of_active(self, at: _Geometry) -> list[int]:
+        return [at.places.counts[0][rank] for rank in self.active]
+
+    # preparation: nothing below runs for a batch shape that was seen before
+
+    def _geometry(self, lengths: tuple[int, ...]) -> _Geometry:
+        known = self.geometries.get(lengths)
+        if known is not None:
+            self.geometries.move_to_end(lengths)
+            return known
+        rows = sum(lengths)
+        if rows > self.capacity:
+            self.close()
+            self.capacity = rows
+        made = self._prepare(lengths, rows)
+        self.geometries[lengths] = made
+        if len(self.geometries) > GEOMETRIES:
+            self._free(self.geometries.popitem(last=False)[1])
+        return made
+
+    def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
+        places = Rows(self.plan, lengths)
+        values: dict[str, np.ndarray] = {}
+        for name, value in self.values.items():
+            if value.rows == "root":
+                if self.rank == 0:
+                    values[name] = np.empty((rows, self.spec.hidden), np.float32)
+            elif self.takes_part:
+                values[name] = self._view(self.numbers[name], *self._shape(value, places), np.float16 if value.half else np.float32)
+        geometry = _Geometry(rows, places, values)
+        router = Router(self.exchanges, self.spec, self.plan, places, values)
+        for place, step in enumerate(self.program):
+            if isinstance(step, Compute):
+                if self.is_active:
+                    self._bind(place, step, geometry, lengths)
+            elif not self.in_order or step.kind == "reduce_scatter":
+                geometry.routes[place] = router.route(step, *self.interfaces[place], tag=place * TAGS)
+        return geometry
+
+    def _shape(self, value: Value, places: Rows) -> tuple[int, int]:
+        width = self.plan.heads[self.rank] * self.spec.head_dim if value.columns == "heads" and len(self.active) > 1 else self.spec.hidden
+        if value.rows == "full":
+            rows = places.tile(value.tile)
+        else:
+            assert value.tile is not None
+            rows = places.own(value.tile, self.rank)
+        return rows.stop - rows.start, width
+
+    def _bind(self, place: int, step: Compute, at: _Geometry, lengths: Sequence[int]) -> None:
+        """Tie the segment of a step to the rows of its tile."""
+        segment = self.segments[place]
+        rows = at.places.tile(step.tile)
+        if step.distribution == "rows":
+            assert step.tile is not None
+            rows = at.places.own(step.tile, self.rank)
+        which = (step.distribution, step.tile)
+        if which not in at.packings:
+            whole = any(attention == "local" for attention, _ in self.plan.layers) and step.distribution == "rows"
+            at.packings[which] = pack(lengths, rows.start, rows.stop, first_key=rows.start if whole else 0)
+        found: dict[str, np.ndarray] = dict(vars(at.packings[which]))
+        for name in step.reads:
+            found[name] = at.values[programs.named(self.values, name, step.tile)]
+        for name in step.writes:
+            value = at.values[programs.named(self.values, name, step.tile)]
+            found[name] = value[rows] if name in self.values and step.tile is not None else value
+        at.zeros[place] = [found[name] for name in segment.zeros]
+        at.runs[place] = segment.bind(found, len(lengths) == 1) if rows.stop > rows.start else None
+        at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, at.packings[which].pairs)
+
+    def _view(self, number: int, rows: int, width: int, kind: type) -> np.ndarray:
+        """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""
+        if number not in self.memory or self.memory[number].size < rows * width:
+            self.memory[number] = np.empty(max(rows, self.capacity) * width, kind)
+        return self.memory[number][: rows * width].reshape(rows, width)

@@ -1,0 +1,140 @@
+"""One job on every rank until it can answer: plan and load; and going on with another one.
+
+Returns data; prints nothing. How it answers is serving's business.
+
+Every stage ends with all ranks agreeing that it worked, so that an error on one rank ends all of them, and is told once.
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hepti_mpi.cluster import probe
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.engine import sessions
+from hepti_mpi.engine.engine import Engine
+from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import methods, search
+from hepti_mpi.planning.price import Price
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.build import Program, make_program
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.store import Store
+
+ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
+
+
+@dataclass
+class Ready:
+    """A job that can answer: what was decided (rank 0 knows from what; nobody where the plan was given) and the engine."""
+
+    machine: Machine
+    store: Store
+    spec: ModelSpec
+    plan: Plan
+    program: Program
+    engine: Engine
+    segments: sessions.Segments
+    decision: search.Decision | None
+    startup_seconds: dict[str, float]
+
+
+@patiently
+def decide(
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: search.Request
+) -> tuple[Plan, search.Decision | None]:
+    """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective.
+
+    Raises: CapacityError, on every rank, when no plan fits.
+    """
+    decision: search.Decision | None = None
+    refusal: str | None = None
+    with together(machine.world):
+        if machine.world.rank == 0:
+            try:
+                decision = methods.decide(method, store.spec, store.source_hash, profile, request)
+            except CapacityError as error:
+                refusal = str(error)
+    document, refusal = machine.world.from_root([decision.chosen.plan.to_json() if decision else None, refusal])
+    if refusal is not None:
+        raise CapacityError(refusal)
+    return plans.from_json(document), decision
+
+
+@patiently
+def load(
+    machine: Machine, store: Store, plan: Plan, decision: search.Decision | None, startup: dict[str, float],
+    segments: sessions.Segments | None = None,
+) -> Ready:  # fmt: skip
+    """Check the plan, read and verify this rank's slices, and build the engine. Collective.
+
+    `segments`: sessions that other engines of this process use too.
+    """
+    world, begin = machine.world, time.perf_counter()
+    with together(world):
+        plans.check(plan, store.spec, store.source_hash, world.size)
+    hashes = world.gather_all(plan.hash)
+    with together(world):
+        if hashes[world.rank] != hashes[0]:
+            raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
+    program = make_program(store.spec, plan)
+    if fetch(machine, store, rank_slices(store.spec, plan, world.rank)):
+        startup = startup | {"fetch": time.perf_counter() - begin}
+        begin = time.perf_counter()
+    with together(world):
+        store.verify(rank_slices(store.spec, plan, world.rank))
+    segments = segments or sessions.Segments(store.spec, store)
+    engine = Engine(machine, store.spec, plan, program, segments)
+    engine.warm_up()
+    world.barrier()
+    startup = startup | {"load": time.perf_counter() - begin}
+    return Ready(machine, store, store.spec, plan, program, engine, segments, decision, startup)
+
+
+def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool = False) -> Ready:
+    """Go on with another plan, for which `price` was predicted; sessions that it has in common with what is loaded are kept. Collective.
+
+    `make_room`: give up what is loaded first, where memory would not hold both. What was ready cannot be used then.
+    """
+    decision = None
+    if ready.decision is not None and price is not None:
+        decision = replace(ready.decision, chosen=replace(ready.decision.chosen, plan=plan, price=price))
+    if plan == ready.plan:
+        return replace(ready, plan=plan, decision=decision)
+    machine, spec = ready.machine, ready.spec
+    fetch(machine, ready.store, rank_slices(spec, plan, machine.world.rank))
+    with together(machine.world):
+        ready.store.verify(rank_slices(spec, plan, machine.world.rank))
+    program = make_program(spec, plan)
+    machine.world.barrier()
+    ready.engine.close()
+    wanted = sum(piece.bytes for piece in rank_slices(spec, plan, machine.world.rank))
+    if make_room and probe.usable_memory(1) < ROOM * wanted:
+        ready.engine.segments.clear()
+    engine = Engine(machine, spec, plan, program, ready.segments)
+    return replace(ready, plan=plan, program=program, engine=engine, decision=decision)
+
+
+def wire_error(ready: Ready, rows: int) -> float:
+    """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective.
+
+    The input is random, of the magnitude that LayerNorm gives.
+    """
+    world, spec = ready.machine.world, ready.spec
+    if ready.plan.wire == "float32":
+        return 0.0
+    exact = swap(ready, replace(ready.plan, wire="float32"))
+    embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
+    results = []
+    for engine in (ready.engine, exact.engine):
+        hidden = engine.run((rows,), embedded)
+        results.append(None if hidden is None else hidden.copy())
+    world.barrier()
+    exact.engine.close()
+    one, other = results
+    return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))

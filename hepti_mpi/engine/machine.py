@@ -1,0 +1,173 @@
+"""This rank's place among the others: MPI, cores and threads, and what was measured of all of them.
+
+Knows ranks, hosts and profiles; does not know models or plans. Every stage ends with all ranks agreeing that it worked, so that an error
+on one rank ends all of them, and is told once.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from hepti_mpi import __version__
+from hepti_mpi.cluster import probe
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.emulation import Emulation
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.exchange import Exchanges
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.engine import measuring, sessions
+from hepti_mpi.engine.cores import Cores
+from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.wording import counted
+
+Say = Callable[[str], None]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Machine:
+    """This rank's place: the `cores` of its host and how many it computes with, how it exchanges, and the board it pretends to be."""
+
+    world: Comm
+    cores: Cores
+    exchanges: Exchanges
+    emulation: Emulation
+    boards: list[str | None]  # that all ranks pretended to be when the job began
+
+
+@contextmanager
+def together(world: Comm) -> Iterator[None]:
+    """Run a stage on every rank and end it everywhere when it failed anywhere. The stage itself must not exchange data."""
+    error: HeptiError | None = None
+    try:
+        yield
+    except HeptiError as failure:
+        error = failure
+    except (OSError, MemoryError) as failure:
+        error = HostError(str(failure) or "out of memory")
+    world.agree(error)
+
+
+def patiently(stage: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+    """Let ranks wait longer for each other in a stage that may take long on some of them: measuring, planning, reading weights."""
+
+    @wraps(stage)
+    def patient(machine: Machine, *args: P.args, **options: P.kwargs) -> R:
+        with machine.world.patience.slower():
+            return stage(machine, *args, **options)
+
+    return patient
+
+
+def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: float = 0.0) -> Machine:
+    """Start MPI, divide each host's cores among its ranks and fix the number of threads. Collective.
+
+    `emulate`: per rank, the board that it shall pretend to be; `deadline`: seconds that a rank waits for another.
+    """
+    world, emulations = Comm.world(deadline), []
+    with together(world):
+        if emulate is not None and len(emulate) != world.size:
+            raise PlanError(f"--emulate has {counted(len(emulate), 'entries')}, the job has {counted(world.size, 'ranks')}")
+        emulations.append(Emulation(None if emulate is None else emulate[world.rank]))
+    emulation = emulations[0]
+    threads = threads or (1 if emulation.on else None)
+    whole, part, own = probe.widen_affinity(world, divide=threads is None)
+    with together(world):
+        if threads is not None and threads > len(whole):
+            raise PlanError(f"--threads {threads} is more than the {counted(len(whole), 'cores')} of {host_name()}")
+    hosts = world.gather_all(host_name())
+    alone = threads or own  # who sets the threads means them
+    if threads is None and hosts.count(host_name()) > 1 and probe.may_use(whole):
+        alone = len(whole)
+    return machine_of(world, Cores(world.rank, hosts, part, whole, threads or own, alone), emulation)
+
+
+def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
+    """Configure this process to compute with its threads and to wait as suits the host. Collective."""
+    sessions.configure(cores.threads, one_pool=not cores.two_ways)
+    crowd = sum(wanted for host, wanted in world.gather_all([host_name(), cores.threads]) if host == host_name())
+    world.polite = emulation.on
+    exchanges = Exchanges(world, "sleep" if emulation.on else "yield" if crowd > len(cores.whole) else "spin")
+    return Machine(world, cores, exchanges, emulation, world.gather_all(emulation.said))
+
+
+def versions(machine: Machine) -> dict[str, str]:
+    """Return what a profile must have been measured with to be of use again."""
+    emulated = {profiles.EMULATION: ",".join(str(board) for board in machine.boards)} if any(machine.boards) else {}
+    return {"hepti_mpi": __version__, "mpi": Comm.library(), **sessions.versions(), **emulated}
+
+
+def processor() -> str:
+    """Return what kind of processor this host has, and how many cores."""
+    words = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    known = {name.strip().lower(): " ".join(value.split()) for name, value in words.items()}
+    kind = known.get("model") if "hardware" in known or "revision" in known else known.get("model name")  # a Raspberry Pi has both
+    return f"{kind or platform.machine()}, {counted(os.cpu_count() or 1, 'cores')}"
+
+
+def made() -> dict[str, str]:
+    """Return the date and what this host is, for what is recorded."""
+    return {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": f"{host_name()}, {processor()}"}
+
+
+@patiently
+def measured_profile(
+    machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say, known: Sequence[ClusterProfile] = ()
+) -> ClusterProfile:  # fmt: skip
+    """Return the saved profile where it still matches this job, else measure and save. Collective.
+
+    `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
+    `known`: on rank 0, those that were measured before, of these hosts and maybe more.
+    """
+    world = machine.world
+    cores = machine.cores
+    nodes = [tuple(own) for own in world.gather_all([host_name(), len(cores.whole), cores.threads, cores.alone_threads])]
+    shape = (spec.hidden, spec.ffn)
+    saved: list[ClusterProfile | None] = [None]
+    with together(world):
+        parts = [part for one in known if (part := profiles.of_hosts(one, [host for host, *_ in nodes])) is not None]
+        if parts:
+            saved[0], _ = profiles.matching(parts, nodes, versions(machine), shape)
+        if saved[0] is None and world.rank == 0 and path is not None and not fresh and (path.exists() or required):
+            saved[0] = _usable(path, nodes, versions(machine), shape, required, say)
+    content = world.from_root(None if saved[0] is None else saved[0].to_json())
+    if content is not None:
+        return profiles.from_json(content)
+    say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
+    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, versions(machine))
+    if world.rank == 0 and path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            profile.save(path)
+        except (OSError, ProfileError) as error:  # the run can do without; the next one measures again
+            say(f"the profile is not kept: {error}")
+    return profile
+
+
+def _usable(
+    path: Path, nodes: list[tuple[str, int, int, int]], using: dict[str, str], shape: tuple[int, int], required: bool, say: Say
+) -> ClusterProfile | None:  # fmt: skip
+    try:
+        profile, reason = profiles.matching(profiles.load_all(path), nodes, using, shape)
+    except ProfileError as error:
+        if required:
+            raise
+        say(str(error))
+        return None
+    if profile is None and required:
+        again = "measure again with: mpirun -hostfile FILE python -m hepti_mpi profile --fresh"
+        raise ProfileError(f"profile {path} is of other hosts or settings: {reason}; {again}")
+    if profile is None:
+        say(f"profile {path} does not match: {reason}")
+    return profile
+
+

@@ -1,0 +1,98 @@
+"""The side files of a cross-encoder: a classifier of pairs of texts that sentence-transformers reads and scores.
+
+Does what CrossEncoder(folder).predict(pairs) does. Knows the files and their keys; a classifier that nothing says to be a
+cross-encoder is scored as transformers' pipelines do (families.py).
+Source: sentence-transformers 6.2, cross_encoder/model.py.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models.checkpoints.sentence import (
+    LIMITS,
+    MODULES,
+    SETTINGS,
+    Sentence,
+    call_of,
+    check_outputs,
+    module_kind,
+    read_json,
+    read_lower_case,
+    read_prompt,
+    settings_name,
+    tokenizer_changes,
+)
+from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, plain_name, read_small, shown
+from hepti_mpi.models.families.tables import class_labels
+
+CONFIG = "config.json"
+SAID, SAID_BEFORE = "sentence_transformers", "sbert_ce_default_activation_function"  # keys of config.json, the newer one first
+SCORES = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh"}
+ACTIVATIONS = {f"torch.nn.{name}": kind for name, kind in SCORES.items()}
+ACTIVATIONS |= {f"torch.nn.modules.{'linear' if name == 'Identity' else 'activation'}.{name}": kind for name, kind in SCORES.items()}
+
+
+def read_cross_encoder(source: Path) -> Sentence | None:
+    """Return what sentence-transformers adds to the classifier in `source`, None if nothing says that it is a cross-encoder.
+
+    Raises ModelError for files that are damaged or ask for what is not supported.
+    """
+    settings = read_json(source, SETTINGS)
+    saved = is_file(source / MODULES)  # by versions that save modules; before, all was in config.json
+    config = read_json(source, CONFIG)
+    if settings.get("model_type") != "CrossEncoder" and (saved or not is_marked(config)):
+        return None
+    base, own, name = source, {}, LIMITS[0]
+    if saved:
+        sidefiles.check(SETTINGS, settings)
+        base = source / transformer_path(source)
+        config, name = read_json(base, CONFIG), settings_name(base)
+        own = read_json(base, name)
+        sidefiles.check(name, {"transformer_task": None} | own, sidefiles.CROSS_ENCODER)  # it is for hidden states where it says nothing
+        check_outputs(own, name, "logits", "scores")
+    call = call_of(own, name)
+    if call.get("truncation") == "only_first":
+        raise ModelError(f"{name}: truncation only_first is not supported for pairs; supported: longest_first")
+    labels = class_labels(config)
+    options = {
+        "scores": read_activation(settings, config) or ("sigmoid" if len(labels) == 1 else "none"),
+        "prompt": read_prompt(settings, ()),
+        "lower_case": read_lower_case(own, name),
+    }
+    return Sentence(base, options, [], tokenizer_changes(own, name), call, include_prompt=True)
+
+
+def is_marked(config: Mapping[str, Any]) -> bool:
+    """Return whether config.json describes a classifier and says that it is a cross-encoder."""
+    listed = config.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return str(first).endswith("ForSequenceClassification") and (config.get(SAID) is not None or config.get(SAID_BEFORE) is not None)
+
+
+def transformer_path(source: Path) -> str:
+    """Return the folder of the one module, the transformer. Raises ModelError."""
+    modules = parse_json(read_small(source / MODULES), MODULES, list)
+    if len(modules) != 1 or not isinstance(modules[0], dict) or not isinstance(modules[0].get("type"), str):
+        raise ModelError(f"{MODULES}: a cross-encoder of {len(modules)} modules is not supported; supported: one Transformer")
+    sidefiles.check(MODULES, modules[0])
+    path = modules[0].get("path", "")
+    if module_kind(modules[0]["type"]) != "Transformer" or not (path == "" or plain_name(path)):
+        raise ModelError(f"{MODULES}: module {shown(modules[0], 100)} is not supported in a cross-encoder; supported: one Transformer")
+    return str(path)
+
+
+def read_activation(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """Return what becomes of logits: "none", "sigmoid", "softmax" or "tanh"; None where no file says. Raises ModelError."""
+    newer = config.get(SAID)
+    if newer is not None and not isinstance(newer, dict):
+        raise ModelError(f"{CONFIG}: {SAID} is {newer!r:.60}, expected an object")
+    older = newer["activation_fn"] if newer and "activation_fn" in newer else config.get(SAID_BEFORE)
+    said, name = (older, CONFIG) if settings.get("activation_fn") is None else (settings["activation_fn"], SETTINGS)
+    if said is None:
+        return None
+    if not isinstance(said, str) or said not in ACTIVATIONS:
+        raise ModelError(f"{name}: activation {shown(repr(said), 100)} is not supported; supported: {', '.join(SCORES)} of torch.nn")
+    return ACTIVATIONS[said]

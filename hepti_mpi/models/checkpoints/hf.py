@@ -1,0 +1,162 @@
+"""Read a Hugging Face model folder: config.json, tokenizer or preprocessor files, and weights in the shapes of the store.
+
+Knows which files make up a model; knows no tensor name (families.py), nothing of sentence-transformers (sentence.py), no store file
+and no plan.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
+from hepti_mpi.models.checkpoints.safetensors import TensorFiles
+from hepti_mpi.models.checkpoints.sentence import read_sentence
+from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
+from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
+from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, read_small, shown
+from hepti_mpi.models.families.tables import (
+    FAMILIES,
+    Family,
+    check_untied,
+    choose_head,
+    class_labels,
+    match,
+    plain_names,
+    score_kind,
+    stored,
+)
+from hepti_mpi.models.identity import source_hash
+from hepti_mpi.models.inputs.preprocessors import read_preprocessor
+from hepti_mpi.models.spec import ModelSpec, named_weights
+
+KEPT_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that can be written into a store.
+
+    `files`: the small files that a run needs, by name. `source_hash`: of all that decides an answer, see identity.py.
+    """
+
+    spec: ModelSpec
+    files: dict[str, bytes]
+    source_hash: str
+    stream: Callable[[], Iterator[tuple[str, np.ndarray]]] = field(repr=False)
+
+    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, float32 C-contiguous array) of every weight in the order of the store, one in memory at a time."""
+        return self.stream()
+
+
+def read_model(source: Path) -> ModelFiles:
+    """Return the model in the folder `source`; its weights are read when they are asked for.
+
+    Raises ModelError when a file is missing, damaged, hostile, or describes a model that is not supported.
+    """
+    source = Path(source)
+    if not os.path.isdir(source):
+        said = "is not a folder" if os.path.exists(source) else "not found"
+        raise ModelError(f"{source} {said}; expected a folder with config.json and model.safetensors")
+    sentence = read_sentence(source) or read_cross_encoder(source)
+    base = source if sentence is None else sentence.base
+    files = {name: read_small(base / name) for name in KEPT_FILES if is_file(base / name)}
+    if "config.json" not in files:
+        raise ModelError(f"{base} has no config.json")
+    config = parse_json(files["config.json"], "config.json")
+    family = family_of(config)
+    sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None})
+    texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
+    built = build_tokenizer(texts, config, sentence.changes if sentence else None)
+    files |= built.files
+    refuse_adapters(base)
+    tensors = TensorFiles(base)
+    plain = plain_names(family, tensors.shapes)
+    added = partial(sentence.finish, built) if sentence else None
+    spec = make_spec(source.resolve().name, family, config, added, plain, tensors)
+    if spec.embedding == "patches":
+        read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with
+    imports = match(family, spec, {short: tensors.shapes[name] for short, name in plain.items()})
+    tensors.check_types(plain[tensor] for one in imports for tensor in one.tensors)
+    modules = sentence.tensors(spec) if sentence else {}
+    by_name = {one.name: one for one in imports}
+
+    def stream() -> Iterator[tuple[str, np.ndarray]]:
+        for name, _ in named_weights(spec):
+            if name in modules:
+                yield name, modules[name][0].read(modules[name][1])
+            else:
+                one = by_name[name]
+                yield name, stored(one.transform, [tensors.read(plain[tensor]) for tensor in one.tensors], one.shape)
+
+    opened = {id(found): found for found in (tensors, *(found for found, _ in modules.values()))}.values()
+    hashes = chain.from_iterable(found.hashes() for found in opened)
+    derived = (f"{one.name}: {one.transform} of {', '.join(one.tensors)}" for one in imports)
+    return ModelFiles(spec, files, source_hash(spec, files, [*derived, *hashes]), stream)
+
+
+def refuse_adapters(source: Path) -> None:
+    """Raise ModelError when the folder holds an adapter: transformers would add it to the weights."""
+    found = sorted(path.name for path in source.glob("adapter_*"))
+    if found:
+        hint = "merge it into the weights first (peft: merge_and_unload, then save_pretrained), or move it away to go without it"
+        raise ModelError(f"{source} has {shown(found[0])}: an adapter, which is not added here; {hint}")
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family that config.json names. Raises ModelError."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        said = "has no model_type" if kind is None else f"has model_type {kind!r:.60}, which is not supported"
+        raise ModelError(f"config.json {said}; supported: {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def make_spec(
+    name: str,
+    family: Family,
+    config: Mapping[str, Any],
+    sentence: Callable[[int], Mapping[str, Any]] | None,
+    plain: Mapping[str, str],
+    tensors: TensorFiles,
+) -> ModelSpec:
+    """Return the spec of a model; `sentence` gives the options that sentence-transformers adds to so many positions, if it is
+    such a model. Raises ModelError."""
+    fields = family.fields(config)
+    added = sentence(fields["positions"]) if sentence else {}
+    head, pooler = ("sentence", False) if "pooling" in added else choose_head(family, config, plain)
+    labels = class_labels(config) if head.endswith("-classes") else ()
+    options = fields.pop("options") | {"pooler": pooler}
+    if head in ("sequence-classes", "image-classes"):
+        options["scores"] = score_kind(config, labels)
+    if added and fields["embedding"] != "tokens":
+        raise ModelError("modules.json: only text models are supported as sentence-transformers models")
+    if "scores" in added and head != "sequence-classes":
+        named = f"config.json has architectures {config.get('architectures')!r:.60}"
+        raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
+    options |= added
+    if head == "masked-words":
+        if not config.get("tie_word_embeddings", True):
+            check_untied(family, plain)
+        options["tied"] = is_tied(family, config, plain, tensors)
+    return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options, **fields)
+
+
+def is_tied(family: Family, config: Mapping[str, Any], plain: Mapping[str, str], tensors: TensorFiles) -> bool:
+    """Return whether the output words are the input words: absent, or the same numbers. Raises ModelError."""
+    assert family.tied is not None
+    copy, original = family.tied
+    if copy not in plain or original not in plain:
+        return bool(config.get("tie_word_embeddings", True))
+    if tensors.shapes[plain[copy]] != tensors.shapes[plain[original]]:
+        return False
+    tensors.check_types((plain[copy], plain[original]))
+    return np.array_equal(tensors.read(plain[copy]), tensors.read(plain[original]))

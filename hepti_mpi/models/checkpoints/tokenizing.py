@@ -1,0 +1,349 @@
+"""The tokenizer files of a checkpoint's folder to the one tokenizer.json that a run uses.
+
+Does what AutoTokenizer of transformers 5 does for a BERT: which class tokenizer_class stands for, what that class takes from
+tokenizer.json and what it builds anew, and which tokens the other files add. Knows these files; knows no model and no text.
+Source: transformers 5.23, models/auto/tokenization_auto.py, tokenization_utils_base.py (_from_pretrained),
+tokenization_utils_tokenizers.py (TokenizersBackend), models/bert/tokenization_bert.py, models/xlm_roberta/tokenization_xlm_roberta.py.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models.checkpoints.untrusted import parse_json
+from hepti_mpi.models.inputs.tokens import guarded
+
+JSON, CONFIG, MAP, ADDED, VOCAB = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"
+FILES = (JSON, CONFIG, MAP, ADDED, VOCAB)
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TYPED = ["input_ids", "token_type_ids", "attention_mask"]
+UNTYPED = ["input_ids", "attention_mask"]
+BERT_MARKS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+XLM_MARKS = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>"}
+XLM_MARKS |= {"pad_token": "<pad>", "mask_token": "<mask>"}
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One class of tokenizers.
+
+    `model`: the model of tokenizer.json that it is made for, None for any. `marks`: its special tokens by default.
+    `inputs`: what it gives the model by default. `build`: makes the tokenizer without added tokens, given settings and files.
+    `frame`: sets what is put around texts, last of all.
+    """
+
+    model: str | None
+    marks: Mapping[str, str]
+    inputs: list[str]
+    build: Callable[[Settings, Mapping[str, bytes]], Tokenizer]
+    frame: Callable[[Tokenizer, Settings], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The tokenizer of a folder: the `files` that a run reads, and the `special` ids that never stand for text."""
+
+    files: dict[str, bytes]
+    special: frozenset[int]
+
+
+def build_tokenizer(files: Mapping[str, bytes], config: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Built:
+    """Return the tokenizer that the `files` of a folder make, no files if they make none.
+
+    `config`: config.json. `changes`: settings that go before those of tokenizer_config.json.
+    Raises ModelError for files that are damaged or that ask for what is not supported.
+    """
+    if JSON not in files and VOCAB not in files:
+        return Built({}, frozenset())
+    settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
+    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or config.get("tokenizer_class"), JSON in files)
+    sidefiles.check(CONFIG, settings)
+    settings |= changes or {}
+    given = read_tokens(settings, files, changes or {})
+    for key, mark in kind.marks.items():
+        settings.setdefault(key, mark)
+    broken = ModelError("the tokenizer cannot be made of its files")
+    tokenizer = guarded(lambda: kind.build(settings, files), broken)
+    guarded(lambda: add_tokens(tokenizer, settings, given), broken)
+    guarded(lambda: kind.frame(tokenizer, settings), broken)
+    guarded(tokenizer.no_padding, broken)
+    guarded(tokenizer.no_truncation, broken)
+    named = [settings.get(key) for key in NAMED] + list(settings["own_tokens"].values()) + list(settings["extra_special_tokens"])
+    special = frozenset(number for token in named if token and (number := tokenizer.token_to_id(str(token))) is not None)
+    document = guarded(lambda: tokenizer.to_str(), broken)
+    return Built({JSON: document.encode(), CONFIG: run_settings(settings, kind)}, special)
+
+
+def run_settings(settings: Settings, kind: Kind) -> bytes:
+    """Return the tokenizer_config.json of a store: what tokenizer.json cannot say. Raises ModelError."""
+    kept = {"mask_token": str(settings["mask_token"]) if settings.get("mask_token") else None}
+    kept |= {"model_input_names": settings.get("model_input_names", kind.inputs)}
+    kept |= {"truncation_side": settings.get("truncation_side", "right"), "padding_side": settings.get("padding_side", "right")}
+    kept |= {"split_special_tokens": settings.get("split_special_tokens", False)}
+    kept |= {"model_max_length": settings.get("model_max_length", settings.get("max_len"))}
+    for key in ("truncation_side", "padding_side"):
+        if kept[key] not in ("left", "right"):
+            raise ModelError(f"{CONFIG}: {key} is {kept[key]!r:.60}, expected left or right")
+    if not isinstance(kept["split_special_tokens"], bool):
+        raise ModelError(f"{CONFIG}: split_special_tokens is {kept['split_special_tokens']!r:.60}, expected true or false")
+    names = kept["model_input_names"]
+    if not isinstance(names, list) or not {"input_ids"} <= set(map(str, names)) <= set(TYPED):
+        raise ModelError(f"{CONFIG}: model_input_names is {names!r:.100}, expected some of {', '.join(TYPED)}")
+    return json.dumps(kept).encode()
+
+
+# ---- which class
+
+
+def tokenizer_kind(name: object, whole: bool) -> Kind:
+    """Return the kind that a tokenizer_class stands for; `whole`: there is a tokenizer.json. Raises ModelError."""
+    if name is not None and not isinstance(name, str):
+        raise ModelError(f"{CONFIG}: tokenizer_class is {name!r:.60}, expected a name")
+    plain = "BertTokenizer" if name is None else name.removesuffix("Fast") if name in KINDS or name[:-4] in KINDS else name
+    if plain not in KINDS:
+        hint = "load the folder with transformers and see what it makes of a text before another class is written there"
+        raise ModelError(f"{CONFIG}: tokenizer_class {name!r:.60} is not supported; supported: {', '.join(KINDS)}; {hint}")
+    if not whole and KINDS[plain].model != "WordPiece":
+        raise ModelError(f"tokenizer_class {plain} needs a {JSON}; load the folder with transformers' AutoTokenizer and save it")
+    return KINDS[plain]
+
+
+def document_of(files: Mapping[str, bytes], model: str, name: str) -> dict[str, Any]:
+    """Return tokenizer.json, whose model must be a `model`. Raises ModelError."""
+    document = parse_json(files[JSON], JSON)
+    found = document.get("model")
+    said = found.get("type", "WordPiece" if isinstance(found.get("vocab"), dict) else None) if isinstance(found, dict) else None
+    if said != model:
+        raise ModelError(f"{JSON} holds a {said} model, {name} is for {model}; set tokenizer_class in {CONFIG} to what it is made for")
+    return document
+
+
+def read_document(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return the tokenizer that tokenizer.json holds, as it is."""
+    tokenizer = Tokenizer.from_str(files[JSON].decode("utf-8"))
+    take_over(settings, tokenizer)
+    return tokenizer
+
+
+def take_over(settings: Settings, tokenizer: Tokenizer) -> None:
+    """Take the side of truncation and the pad token from tokenizer.json where the settings do not say."""
+    if tokenizer.truncation is not None:
+        settings.setdefault("truncation_side", tokenizer.truncation["direction"])
+    if tokenizer.padding is not None:
+        settings.setdefault("pad_token", tokenizer.padding["pad_token"])
+        settings.setdefault("padding_side", tokenizer.padding["direction"])
+
+
+def word_piece(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return BERT's tokenizer: only the vocabulary is taken over, normalizer and the rest follow the settings."""
+    if JSON in files:
+        document = document_of(files, "WordPiece", "BertTokenizer")
+        vocabulary = document["model"]["vocab"]
+        empty = document | {"model": document["model"] | {"vocab": {}}, "added_tokens": []}
+        take_over(settings, Tokenizer.from_str(json.dumps(empty)))
+    else:
+        lines = files[VOCAB].decode("utf-8").split("\n")
+        vocabulary = {line.rstrip(): number for number, line in enumerate(lines[:-1] if not lines[-1] else lines)}
+    for key in ("unk_token", "cls_token", "sep_token"):
+        if settings[key] is None:
+            raise ModelError(f"{CONFIG}: {key} is null, a BertTokenizer needs one")
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=str(settings["unk_token"])))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def frame_bert(tokenizer: Tokenizer, settings: Settings) -> None:
+    first, last = str(settings["cls_token"]), str(settings["sep_token"])
+    ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {last}:0", pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1", special_tokens=ends
+    )
+
+
+def unigram(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return XLM-R's tokenizer: vocabulary and character map are taken over, the rest follows the settings."""
+    document = document_of(files, "Unigram", "XLMRobertaTokenizer")
+    take_over(settings, Tokenizer.from_str(files[JSON].decode("utf-8")))
+    tokenizer = Tokenizer(models.Unigram([tuple(piece) for piece in document["model"]["vocab"]], unk_id=3, byte_fallback=False))
+    steps = document.get("normalizer") or {}
+    steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps]
+    chars = next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), None)
+    if chars is not None:
+        tokenizer.normalizer = normalizers.Precompiled(base64.b64decode(chars))
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    return tokenizer
+
+
+def frame_xlm(tokenizer: Tokenizer, settings: Settings) -> None:
+    first, last = str(settings["bos_token"]), str(settings["eos_token"])
+    ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
+    pair = [first, "$A", last, last, "$B", last]
+    tokenizer.post_processor = processors.TemplateProcessing(single=[first, "$A", last], pair=pair, special_tokens=ends)
+
+
+def frame_none(tokenizer: Tokenizer, settings: Settings) -> None:
+    """Leave what tokenizer.json puts around texts; without, a pair still has two types."""
+    if tokenizer.post_processor is None:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+
+
+BERT = Kind("WordPiece", BERT_MARKS, TYPED, word_piece, frame_bert)
+ANY = Kind(None, {}, UNTYPED, read_document, frame_none)
+KINDS = {
+    **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "ConvBertTokenizer"), BERT),
+    "DistilBertTokenizer": Kind("WordPiece", BERT_MARKS, UNTYPED, word_piece, frame_bert),
+    "XLMRobertaTokenizer": Kind("Unigram", XLM_MARKS, UNTYPED, unigram, frame_xlm),
+    **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
+}
+
+
+# ---- the tokens that are added
+
+
+def added(token: Mapping[str, Any], special: bool | None = None) -> AddedToken:
+    """Return the added token that a JSON object describes. Raises ModelError."""
+    token = {key: value for key, value in token.items() if key not in ("__type", "id")}
+    token |= {} if special is None else {"special": special}
+    if not isinstance(token.get("content"), str):
+        raise ModelError(f"an added token is {token!r:.100}, which has no content")
+    return guarded(lambda: AddedToken(**token), ModelError(f"added token {token['content']!r:.60} cannot be used"))
+
+
+def typed(value: Any) -> Any:
+    """Return `value` with every {"__type": "AddedToken"} in it as a token."""
+    if isinstance(value, dict) and value.get("__type") == "AddedToken":
+        return added(value)
+    if isinstance(value, list):
+        return [typed(one) for one in value]
+    return {key: typed(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def read_tokens(settings: Settings, files: Mapping[str, bytes], changes: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Return the added tokens by number; settle in `settings` the special ones, and those of names of their own as own_tokens.
+
+    Raises ModelError.
+    """
+    if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
+        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+    own = [key for key in settings if key.endswith("_token") and key not in NAMED]
+    settings["own_tokens"] = {key: settings.pop(key) for key in own if isinstance(settings[key], str)}
+    name_extra(settings)
+    given: dict[int, AddedToken] = {}
+    table = parse_json(files.get(MAP, b"{}"), MAP)
+    sidefiles.check(MAP, table)
+    if "added_tokens_decoder" in settings:
+        given = {number_of(key): added(token) for key, token in objects(settings["added_tokens_decoder"]).items()}
+    else:
+        legacy_map(settings, {key: value for key, value in table.items() if not changes.get(key)})
+        given = legacy_tokens(settings, files)
+    settings |= typed({key: value for key, value in settings.items() if key != "added_tokens_decoder"})
+    late = {key: value for key, value in settings.items() if key.endswith("_token") and key not in NAMED}
+    settings["own_tokens"] = {key: value for key, value in late.items() if isinstance(value, (str, AddedToken))} | settings["own_tokens"]
+    by_text = {token.content: token for token in given.values()}
+    for key in NAMED:
+        if settings.get(key) is not None:
+            settings[key] = by_text.get(text_of(settings[key], key), settings[key])
+    if "additional_special_tokens" in settings:
+        settings.setdefault("extra_special_tokens", settings["additional_special_tokens"])
+    name_extra(settings)
+    extra = settings.get("extra_special_tokens") or []
+    for key, token in (*settings["own_tokens"].items(), *(("extra_special_tokens", token) for token in extra)):
+        text_of(token, key)
+    settings["extra_special_tokens"] = extra
+    return given
+
+
+def name_extra(settings: Settings) -> None:
+    """Take extra_special_tokens that have names to own_tokens. Raises ModelError."""
+    extra = settings.get("extra_special_tokens")
+    if extra is not None and not isinstance(extra, (dict, list)):
+        raise ModelError(f"{CONFIG}: extra_special_tokens is {extra!r:.100}, expected a list of tokens")
+    if isinstance(extra, dict):
+        settings["own_tokens"] |= settings.pop("extra_special_tokens")
+
+
+def legacy_map(settings: Settings, table: Mapping[str, Any]) -> None:
+    """Let what special_tokens_map.json says replace the settings. Raises ModelError."""
+    for key, value in table.items():
+        if isinstance(value, dict) and key != "extra_special_tokens":
+            value = added(value, special=True)
+        elif key == "extra_special_tokens" and isinstance(value, list):
+            there = list(settings.get(key) or [])
+            fresh = [added(token, special=True) if isinstance(token, dict) else token for token in value]
+            value = there + [token for token in fresh if token not in there]
+        settings[key] = value
+    name_extra(settings)
+
+
+def legacy_tokens(settings: Settings, files: Mapping[str, bytes]) -> dict[int, AddedToken]:
+    """Return the tokens of added_tokens.json and of tokenizer.json. Raises ModelError."""
+    special = {str(settings[key]) for key in NAMED if settings.get(key)}
+    special |= {str(token) for token in settings.get("extra_special_tokens") or ()}
+    given: dict[int, AddedToken] = {}
+    for text, number in parse_json(files.get(ADDED, b"{}"), ADDED).items():
+        given[number_of(number)] = added({"content": text, "normalized": text not in special, "special": text in special})
+    listed = parse_json(files[JSON], JSON).get("added_tokens", []) if JSON in files else []
+    if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
+        raise ModelError(f"{JSON}: added_tokens is no list of tokens")
+    return given | {number_of(token.get("id")): added(token) for token in listed}
+
+
+def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, AddedToken]) -> None:
+    """Add every token that the tokenizer lacks, in the order of transformers: it decides their numbers."""
+    there = tokenizer.get_added_tokens_decoder()
+    same = {repr(token) for token in there.values()}
+    fresh: list[Any] = [token for _, token in sorted(given.items()) if repr(token) not in same]
+    texts = {token.content for token in there.values()} | {text_of(token, "") for token in fresh}
+    named = [token for key in NAMED if (token := settings.get(key)) is not None] + list(settings["own_tokens"].values())
+    for token in (*named, *settings["extra_special_tokens"]):
+        if text_of(token, "") not in texts and token not in fresh:
+            fresh.append(token)
+    marks = {text_of(token, "") for token in named if token}
+    for place, token in enumerate(fresh):
+        if isinstance(token, str):
+            fresh[place] = AddedToken(token, special=True)
+        elif not token.special and token.content in marks:
+            token.special = True
+    tokenizer.add_tokens(fresh)
+    every = (*named, *settings["extra_special_tokens"])  # those too that tokenizer.json takes for words
+    plain = {token: AddedToken(token, special=True, normalized=False) for token in every if isinstance(token, str)}
+    tokenizer.add_special_tokens([plain[token] if isinstance(token, str) else token for token in every])
+
+
+def text_of(token: Any, key: str) -> str:
+    """Return the text of a token. Raises ModelError when it is none."""
+    if isinstance(token, AddedToken):
+        return str(token.content)
+    if not isinstance(token, str):
+        raise ModelError(f"{CONFIG}: {key} is {token!r:.100}, expected a token")
+    return token
+
+
+def number_of(value: object) -> int:
+    """Return the number of a token, which JSON keys hold as text. Raises ModelError."""
+    try:
+        return int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ModelError(f"an added token has the number {value!r:.60}") from None
+
+
+def objects(value: object) -> dict[str, dict[str, Any]]:
+    """Return a JSON object of objects. Raises ModelError."""
+    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+        raise ModelError(f"{CONFIG}: added_tokens_decoder is no object of tokens")
+    return value

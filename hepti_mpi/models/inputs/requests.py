@@ -1,0 +1,294 @@
+"""From what the user gives (text, images, arrays) to requests. Knows what a model accepts; knows no weight, nor how texts lie in files.
+
+Sources: None (built-in inputs), "-" (standard input), a file of texts (text.py), an image, a folder of images, or a .npz file
+with input_ids or pixel_values. An input that cannot be answered becomes a request that says why.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.checkpoints.untrusted import shown
+from hepti_mpi.models.inputs.arrays import read_npz
+from hepti_mpi.models.inputs.images import TAKEN, built_in_images, check_kind, find_pictures, modes, open_image, pixel_values
+from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
+from hepti_mpi.models.inputs.text import Item, Reading, read_texts
+from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.wording import counted
+
+SENTENCES = (
+    "the cat sat on the mat",
+    "a small boat crossed the wide river at night",
+    "good morning",
+    "how many people live in the old town?",
+    "she opened the book and began to read",
+    "the train to the north leaves at seven",
+    "water boils at one hundred degrees",
+    "after the rain, the children ran out into the garden and played until it was dark",
+)
+MASKED_SENTENCES = (
+    "the cat sat on the {}",
+    "a small {} crossed the wide river at night",
+    "good {}",
+    "how many {} live in the old town?",
+    "she opened the {} and began to read",
+    "the train to the {} leaves at seven",
+    "{} boils at one hundred degrees",
+    "after the rain, the {} ran out into the garden and played until it was dark",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One input, ready to be embedded.
+
+    `index`: its place in the input. `origin`: where it came from, such as "line 3 of x.txt".
+    `arrays`: "ids", "types" and "positions", int64 [rows]; or "patches", float32 [rows, channels * patch * patch], with zeros in
+    row 0 for the class token, and "positions". `keep`: int64 [rows], where each row lies among the `width` positions of the
+    padded input. `text`, `pair`, `id`: as in inputs.Item. `truncated`: whether tokens were cut off, because the checkpoint says so.
+    `added`: bool [rows], the tokens that are not of the text but were put around it. `error`: why it cannot be answered; then it has
+    no rows.
+    """
+
+    index: int
+    origin: str
+    arrays: dict[str, np.ndarray] = field(repr=False)
+    keep: np.ndarray = field(repr=False)
+    width: int
+    text: str | None = None
+    pair: str | None = None
+    id: Any = None
+    truncated: bool = False
+    added: np.ndarray | None = field(default=None, repr=False)
+    error: str | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.keep)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given, for its record: {"id"} if it has one, and {"input"}, its text, both texts of a pair, or where it came from."""
+        both = self.text if self.pair is None else [self.text, self.pair]
+        return ({} if self.id is None else {"id": self.id}) | {"input": self.origin if self.text is None else both}
+
+
+def read_requests(
+    spec: ModelSpec, files: Mapping[str, bytes], source: str | None, stdin: IO[Any] | None = None, reading: Reading | None = None
+) -> list[Request]:
+    """Return the requests in `source`, in order; at least one. Those that this model cannot answer have an `error`.
+
+    Raises InputError when nothing can be read or, where `reading` is strict, naming the first line, image or array that cannot be
+    answered, and ModelError when its tokenizer.json or preprocessor_config.json is damaged.
+    """
+    reading = reading or Reading()
+    path = None if source is None or source == "-" else Path(source)
+    if path is not None and not os.path.exists(path):
+        raise InputError(f"input {path} not found")
+    if (reading.field or reading.pair) and (spec.embedding == "patches" or source is None or path and path.suffix.lower() == ".npz"):
+        raise InputError("--field and --pair are for texts in .jsonl, .csv and .tsv files")
+    if path is not None and path.suffix.lower() == ".npz":
+        return array_requests(spec, path, reading.strict)
+    if spec.embedding == "patches":
+        if source == "-":
+            raise InputError(f"pictures are not read from standard input; {TAKEN}")
+        return image_requests(spec, files, source, reading.strict)
+    return text_requests(spec, files, None if source is None else read_texts(source, stdin, reading), reading.strict)
+
+
+def each_request(items: Iterable[tuple[Item, Callable[[int], Request]]], strict: bool) -> list[Request]:
+    """Return the request of each item, which its call makes of its index, or one with the error where that raises an InputError.
+
+    Raises InputError for the first of these when `strict`.
+    """
+    requests = []
+    for index, (item, make) in enumerate(items):
+        try:
+            if item.error is not None:
+                raise InputError(item.error)
+            requests.append(make(index))
+        except InputError as error:
+            if strict:
+                raise
+            nothing = Request(index, item.origin, {}, np.zeros(0, np.int64), 0, error=str(error))
+            requests.append(replace(nothing, text=item.text, pair=item.pair, id=item.id))
+    return requests
+
+
+# ---- text
+
+
+def built_in_texts(spec: ModelSpec, tokens: Tokens) -> list[Item]:
+    """Return the built-in sentences, each with a mask for a model that fills masks."""
+    masked = spec.head == "masked-words" and tokens.mask_token is not None
+    texts = [text.format(tokens.mask_token) for text in MASKED_SENTENCES] if masked else SENTENCES
+    return [Item(f"built-in sentence {number}", text) for number, text in enumerate(texts, 1)]
+
+
+def text_requests(spec: ModelSpec, files: Mapping[str, bytes], items: Sequence[Item] | None, strict: bool) -> list[Request]:
+    """Return one request per item; None stands for the built-in sentences. Raises InputError."""
+    tokens = Tokens(files)
+    limit = spec.options.get("max_tokens")  # sentence-transformers cuts long texts off, others do not
+    if limit:
+        tokens.truncate(limit)
+    if spec.options.get("lower_case"):
+        tokens.lower_case()
+    items = built_in_texts(spec, tokens) if items is None else items
+    return each_request(((item, partial(text_request, spec, tokens, item)) for item in items), strict)
+
+
+def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Request:
+    """Return the request of a text or pair of texts. Raises InputError when the model does not take it."""
+    full = [spec.options.get("prompt", "") + (item.text or ""), *([] if item.pair is None else [item.pair])]
+    encoded = tokens.encode(full, item.origin)
+    ids, types = encoded.ids, encoded.types
+    if not ids:
+        raise InputError(f"{item.origin} has no tokens")
+    if len(ids) > spec.positions:
+        raise InputError(f"{item.origin} has {counted(len(ids), 'tokens')}, the model takes {spec.positions}; shorten it")
+    for what, largest, count in (("token id", max(ids), "vocabulary"), ("token type", max(types), "types")):
+        if largest >= spec.options[count]:
+            raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {spec.options[count]}")
+    made = token_request(index, item.origin, np.array(ids), np.array(types), np.arange(len(ids)), len(ids))
+    return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated, added=np.array(encoded.added, bool))
+
+
+def token_request(index: int, origin: str, ids: np.ndarray, types: np.ndarray, keep: np.ndarray, width: int) -> Request:
+    """Return the request of token rows that lie at `keep` among `width` positions; all [rows]."""
+    arrays = {"ids": ids.astype(np.int64), "types": types.astype(np.int64), "positions": keep.astype(np.int64)}
+    return Request(index, origin, arrays, keep.astype(np.int64), width)
+
+
+# ---- images
+
+
+def image_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool) -> list[Request]:
+    """Return a request per image in a file or folder; None stands for the built-in images. Raises InputError."""
+    channels = spec.options["channels"]
+    modes(channels)  # refuses channels that are no image before any image is opened
+    steps = read_preprocessor(files, channels)
+    if steps is None:
+        raise InputError(f"the model has no {NAME}, so it takes no images; give a .npz file with pixel_values instead")
+    if source is None:
+        opened = [(f"built-in image {i}", partial(lambda one: one, image)) for i, image in enumerate(built_in_images(channels), 1)]
+    else:
+        opened = [(f"image {path.name}", partial(open_image, path, channels)) for path in image_paths(Path(source))]
+    items = ((Item(origin), partial(image_request, spec, steps, origin, image)) for origin, image in opened)
+    return each_request(items, strict)
+
+
+def image_request(spec: ModelSpec, steps: Preprocessor, origin: str, image: Callable[[], Any], index: int) -> Request:
+    """Return the request of the image that `image` opens. Raises InputError."""
+    return checked(spec, steps, index, origin, pixel_values(steps, image()))
+
+
+def image_paths(path: Path) -> list[Path]:
+    """Return the picture files at `path`, a file or a folder, sorted by name. Raises InputError."""
+    if not os.path.isdir(path):
+        check_kind(path)
+        return [path]
+    found, others = find_pictures(path)
+    if not found:
+        raise InputError(f"folder {path} holds no pictures{f'; it holds {named(others)}' if others else ''}")
+    return found
+
+
+def left_out(spec: ModelSpec, source: str | None) -> str | None:
+    """Return a sentence on what is in a folder of pictures and is none, None if all is taken. Raises InputError."""
+    if spec.embedding != "patches" or source is None or not os.path.isdir(source):
+        return None
+    _, others = find_pictures(Path(source))
+    return f"of {source} are left out, for they are no pictures: {named(others)}" if others else None
+
+
+def named(paths: Sequence[Path]) -> str:
+    """Return the names of the first of some files and folders, and how many more there are."""
+    names = [shown(path.name, 60) + "/" * path.is_dir() for path in paths[:3]]
+    return ", ".join(names) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def checked(spec: ModelSpec, steps: Preprocessor, index: int, origin: str, pixels: np.ndarray) -> Request:
+    """Return the request of preprocessed pixels [channels, height, width]. Raises InputError when the size is not the model's."""
+    side = spec.options["image_size"]
+    if pixels.shape[1:] != (side, side):
+        hint = "set size or crop_size there to the model's" if steps.size or steps.crops else "resize it"
+        raise InputError(f"{origin} is {pixels.shape[1]} x {pixels.shape[2]} after {NAME}, the model takes {side} x {side}; {hint}")
+    return pixel_request(spec, index, origin, pixels)
+
+
+def pixel_request(spec: ModelSpec, index: int, origin: str, pixels: np.ndarray) -> Request:
+    """Return the request of pixel values [channels, side, side]."""
+    channels, patch = spec.options["channels"], spec.options["patch_size"]
+    grid = spec.options["image_size"] // patch
+    inner = pixels[:, : grid * patch, : grid * patch].reshape(channels, grid, patch, grid, patch)
+    patches = np.zeros((spec.positions, channels * patch * patch), np.float32)  # [1 + grid * grid, channels * patch * patch]
+    patches[1:] = inner.transpose(1, 3, 0, 2, 4).reshape(grid * grid, -1)  # in the order of the convolution kernel
+    positions = np.arange(spec.positions, dtype=np.int64)
+    return Request(index, origin, {"patches": patches, "positions": positions}, positions, spec.positions)
+
+
+# ---- arrays
+
+
+def array_requests(spec: ModelSpec, path: Path, strict: bool) -> list[Request]:
+    """Return a request per row of the arrays in a .npz file. Raises InputError."""
+    if spec.embedding == "patches":
+        pixels = read_npz(path, ("pixel_values",))["pixel_values"]
+        side, channels = spec.options["image_size"], spec.options["channels"]
+        if pixels.dtype.kind != "f" or pixels.ndim != 4 or pixels.shape[1:] != (channels, side, side) or not len(pixels):
+            expected = f"floats of shape [images, {channels}, {side}, {side}]"
+            raise InputError(f"{path}: pixel_values is {pixels.dtype} of shape {list(pixels.shape)}, the model takes {expected}")
+        with np.errstate(over="ignore"):
+            pixels = pixels.astype(np.float32)
+        items = [Item(f"array {i} of {path.name}") for i in range(1, len(pixels) + 1)]
+        return each_request(((item, partial(finite_pixels, spec, item.origin, one)) for item, one in zip(items, pixels)), strict)
+    return each_request(token_rows(spec, path), strict)
+
+
+def finite_pixels(spec: ModelSpec, origin: str, pixels: np.ndarray, index: int) -> Request:
+    """Return the request of pixel values [channels, side, side]. Raises InputError."""
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{origin}: pixel_values holds values that are not finite in float32")
+    return pixel_request(spec, index, origin, pixels)
+
+
+def token_rows(spec: ModelSpec, path: Path) -> Iterator[tuple[Item, Callable[[int], Request]]]:
+    """Yield each row of input_ids and what makes its request. Raises InputError for arrays that do not go together."""
+    found = read_npz(path, ("input_ids", "attention_mask", "token_type_ids"))
+    if "input_ids" not in found:
+        raise InputError(f"{path} has no input_ids, only {', '.join(found)}")
+    ids = found["input_ids"]
+    mask, types = found.get("attention_mask", np.ones_like(ids)), found.get("token_type_ids", np.zeros_like(ids))
+    for name, array, kinds in (("input_ids", ids, "iu"), ("attention_mask", mask, "iub"), ("token_type_ids", types, "iu")):
+        if array.dtype.kind not in kinds or array.ndim != 2 or array.shape != ids.shape or not array.size:
+            shape = "[inputs, positions]" if name == "input_ids" else str(list(ids.shape))
+            raise InputError(f"{path}: {name} is {array.dtype} of shape {list(array.shape)}, expected integers of shape {shape}")
+    width = ids.shape[1]
+    if width > spec.positions:
+        raise InputError(f"{path}: input_ids has {counted(width, 'positions')}, the model takes {spec.positions}")
+    if not np.isin(mask, (0, 1)).all():
+        raise InputError(f"{path}: attention_mask holds numbers other than 0 and 1")
+    for index in range(len(ids)):
+        origin = f"array {index + 1} of {path.name}"
+        yield Item(origin), partial(row_request, spec, origin, ids[index], mask[index], types[index])
+
+
+def row_request(spec: ModelSpec, origin: str, ids: np.ndarray, mask: np.ndarray, types: np.ndarray, index: int) -> Request:
+    """Return the request of a row [positions], without the positions that its mask leaves out. Raises InputError."""
+    keep = np.flatnonzero(mask)
+    if not len(keep):
+        raise InputError(f"{origin}: attention_mask leaves no position")
+    if keep[0] and spec.head == "sequence-classes":
+        raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
+    for name, row, size in (("input_ids", ids[keep], "vocabulary"), ("token_type_ids", types[keep], "types")):
+        if row.min() < 0 or row.max() >= spec.options[size]:
+            odd = int(row.min() if row.min() < 0 else row.max())
+            raise InputError(f"{origin}: {name} holds {odd}, the model takes 0 to {spec.options[size] - 1}")
+    return token_request(index, origin, ids[keep], types[keep], keep, len(ids))

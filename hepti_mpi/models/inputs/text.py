@@ -1,0 +1,279 @@
+"""What the user gives as texts: lines, JSON lines and tables become items, each with its place and, where it is of no use, why.
+
+Knows files and how texts lie in them; knows no model, no token and no array.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.checkpoints.untrusted import is_file, shown
+
+TEXT_LIMIT = 1 << 28  # bytes of one text file
+TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named
+PARTNERS = ("text2", "text_2", "text_b", "second_text", "sentence2", "sentence_2", "hypothesis")  # what others call text_pair
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".txt", ".jsonl", *DELIMITERS)
+TAKEN = f"the model takes texts: {', '.join(SUFFIXES)}, .npz with input_ids, or - for standard input"
+OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
+          b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8"}  # fmt: skip
+BEGIN = 8000  # bytes of a file by which Git, too, tells whether it is text: no byte of a text is 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How inputs are read.
+
+    `field`, `pair`: the field of an object, or the column of a table, that holds the text, and the one that holds the text it is paired
+    with; None: "text" and, where there is one, "text_pair". `strict`: the first input that cannot be answered ends the job.
+    """
+
+    field: str | None = None
+    pair: str | None = None
+    strict: bool = False
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The fields that must be there."""
+        return (self.field or TEXT, *([self.pair] if self.pair else []))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input as it was given. `origin`: where it came from, such as "line 3 of x.txt". `text`: None where it holds none. `pair`: the
+    text that it is paired with. `id`: what it was called there. `error`: why it cannot be answered."""
+
+    origin: str
+    text: str | None = None
+    pair: str | None = None
+    id: Any = None
+    error: str | None = None
+
+
+def read_texts(source: str, stdin: IO[Any] | None, reading: Reading) -> list[Item]:
+    """Return the texts in a file or, where `source` is "-", on standard input, in their order; at least one.
+
+    Raises InputError when there is none, when all lack the field, and for a file that holds no text.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if source == "-":
+        name, content, suffix = "standard input", _read_stream(stdin), ".jsonl" if reading.field else ".txt"
+    elif suffix in SUFFIXES and is_file(path):
+        name, content = path.name, _read_file(path)
+    else:
+        raise InputError(f"input {path} is not supported; {TAKEN}")
+    if suffix == ".txt" and (reading.field or reading.pair):
+        raise InputError(f"{name} is a text per line: --field and --pair are for .jsonl, .csv and .tsv")
+    what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), None)
+    if what is not None:
+        raise InputError(f"{name} is {what}, then give it again")
+    _check_text(content, name)
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    if suffix in DELIMITERS:
+        items = list(_table(text, name, DELIMITERS[suffix], reading))
+    else:
+        lines = _lines(text, name)
+        items = _objects(lines, name, reading) if suffix == ".jsonl" else [_of_line(line, where) for where, line in lines]
+    if not items:
+        raise InputError(f"{name} is empty; expected a text per line" if suffix not in DELIMITERS else f"{name} has no rows below its head")
+    return items
+
+
+def _check_text(content: bytes, name: str) -> None:
+    """Raise InputError for a picture or another file that is no text as a whole."""
+    if b"\0" in content[:BEGIN]:
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{name} holds no text; {TAKEN}") from None
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            few = min(os.fstat(file.fileno()).st_size, TEXT_LIMIT) + 1  # read() takes memory for all that it is asked for
+            data = file.read(few)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > TEXT_LIMIT:
+        raise InputError(f"{path} is larger than {TEXT_LIMIT >> 20} MiB; give it in parts")
+    return data
+
+
+def _read_stream(stdin: IO[Any] | None) -> bytes:
+    """Return everything on a text or binary stream."""
+    try:
+        data = b"" if stdin is None else stdin.read(TEXT_LIMIT + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"standard input cannot be read: {error}") from None
+    data = data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape")
+    if len(data) > TEXT_LIMIT:
+        raise InputError(f"standard input is larger than {TEXT_LIMIT >> 20} MiB; give it in parts")
+    return data
+
+
+def _lines(text: str, name: str) -> list[tuple[str, str]]:
+    """Return (origin, line) of lines that end in CR, LF or CRLF; str.splitlines would also end them at characters of a text."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if not lines[-1].strip():
+        lines.pop()  # what follows the last line end
+    return [(f"line {number} of {name}", line) for number, line in enumerate(lines, 1)]
+
+
+def _bad_byte(text: str, where: str) -> str | None:
+    """Return what is wrong with bytes that are no UTF-8, which were decoded to lone surrogates."""
+    try:
+        text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"{where} is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}"
+    return None
+
+
+def _of_line(line: str, where: str) -> Item:
+    wrong = _bad_byte(line, where)
+    return Item(where, error=wrong) if wrong else _of_text(line, where)
+
+
+def _of_text(text: str, where: str) -> Item:
+    return Item(where, text, error=_half_character(text, where) if text.strip() else f"{where} is empty")
+
+
+def _half_character(text: str, where: str) -> str | None:
+    """Return what is wrong with a text that holds half of a pair of surrogates, which JSON can say and no tokenizer takes."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    return None if half is None else f"{where} holds {json.dumps(half)}, which is half a character"
+
+
+# ---- fields
+
+
+def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> list[Item]:
+    """Return the items of JSON lines. Raises InputError when there are objects and none has the fields."""
+    items, keys = [], dict[str, None]()
+    found = None
+    for where, line in lines:
+        wrong = _bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
+        try:
+            value = None if wrong else json.loads(line, parse_constant=_no_constant, parse_float=_finite)
+        except (ValueError, RecursionError):
+            wrong = f"{where} is not valid JSON"
+        if wrong is not None:
+            items.append(Item(where, error=wrong))
+        elif isinstance(value, list) and len(value) == 2 and reading.field is None and reading.pair is None:
+            found = True
+            items.append(_of_fields({TEXT: value}, where, reading))
+        elif isinstance(value, dict):
+            keys |= dict.fromkeys(list(value)[:20])
+            found = found or set(reading.named) <= value.keys()
+            items.append(_of_fields(value, where, reading))
+        elif isinstance(value, str) and reading.field is None and reading.pair is None:
+            found = True
+            items.append(_of_text(value, where))
+        else:
+            items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"))
+    _refuse_partner(keys, name, reading)
+    if keys and not found:
+        raise _lacking(name, reading, list(keys), "field")
+    return items
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    """Return the number of JSON that `word` is; 1e999 would be written as Infinity, which is no JSON."""
+    if not math.isfinite(value := float(word)):
+        raise ValueError(f"{word} is too large a number")
+    return value
+
+
+def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[Item]:
+    """Yield the items of a table whose first row names its columns; blank lines are none of its rows."""
+    head: list[str] | None = None
+    for number, row in _rows(list(io.StringIO(text, newline="")), delimiter):
+        where = f"line {number} of {name}"
+        if isinstance(row, csv.Error):
+            why = f"{where} is no row of a table: {row}; close each quote, and double those inside a quoted text"
+            if head is None:
+                raise InputError(why)
+            yield Item(where, error=why)
+        elif head is None and row:
+            head = [cell.strip() for cell in row]
+            _check_head(head, name, reading)
+        elif head is not None and row:
+            wrong = _bad_byte(delimiter.join(row), where)
+            if len(row) > len(head):
+                quote = f"quote a text that holds a {json.dumps(delimiter)}"
+                wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
+            yield Item(where, error=wrong) if wrong else _of_fields(dict(zip(head, row)), where, reading)
+
+
+def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield the number of the first line of each row and the row, or what is wrong with it; the next row then begins in the next line, so
+    that a quote that is not closed costs its own line only."""
+    csv.field_size_limit(TEXT_LIMIT)
+    first = 0
+    while first < len(lines):
+        reader = csv.reader((lines[at] for at in range(first, len(lines))), delimiter=delimiter, strict=True)
+        begin = first
+        try:
+            for row in reader:
+                yield first + 1, row
+                first = begin + reader.line_num
+        except csv.Error as error:
+            yield first + 1, error
+            first += 1
+
+
+def _check_head(head: Sequence[str], name: str, reading: Reading) -> None:
+    """Raise InputError when the table has no such columns, or two of the same name."""
+    _refuse_partner(head, name, reading)
+    if not set(reading.named) <= set(head):
+        raise _lacking(name, reading, head, "column")
+    twice = next((column for column in reading.named if head.count(column) > 1), None)
+    if twice is not None:
+        raise InputError(f"{name} has {head.count(twice)} columns {json.dumps(twice)}; name them apart")
+
+
+def _refuse_partner(keys: Iterable[str], name: str, reading: Reading) -> None:
+    """Raise InputError where texts look like pairs and nobody said whether they are."""
+    partner = next((key for key in keys if key in PARTNERS), None)
+    if partner is not None and reading.field is None and reading.pair is None:
+        raise InputError(f'{name} has "{partner}": give --pair {partner} if each text is paired with it, --field {TEXT} if not')
+
+
+def _lacking(name: str, reading: Reading, there: Sequence[str], kind: str) -> InputError:
+    lacks = next((one for one in reading.named if one not in there), reading.named[0])
+    option = "--pair" if lacks == reading.pair else "--field"
+    known = ", ".join(shown(key, 60) for key in there[:10]) + ", ..." * (len(there) > 10)
+    return InputError(f"{name} has no {kind} {json.dumps(lacks)[:100]}; it has: {known}; name one of them with {option}")
+
+
+def _of_fields(values: Mapping[str, Any], where: str, reading: Reading) -> Item:
+    """Return the item that an object or a row of a table holds."""
+    name, second = reading.field or TEXT, reading.pair or (PAIR if reading.field is None else "")
+    wanted = [(name, values.get(name))]
+    if isinstance(wanted[0][1], list) and len(wanted[0][1]) == 2 and second not in values:
+        wanted = [(name, each) for each in values[name]]
+    elif reading.pair or values.get(second) is not None:
+        wanted.append((second, values.get(second)))
+    texts, wrong = list[str](), None
+    for key, value in wanted:
+        if not isinstance(value, str):
+            what = "has something else than text as" if key in values else "has no"
+            wrong = wrong or f"{where} {what} {json.dumps(key)[:100]}"
+        elif not value.strip():
+            wrong = wrong or f"{where} is empty" + f": {json.dumps(key)[:100]} is" * (len(wanted) > 1)
+        else:
+            wrong = wrong or _half_character(value, where)
+        texts.append(value if isinstance(value, str) else "")
+    return Item(where, texts[0], texts[1] if len(texts) == 2 else None, values.get(ID), wrong)

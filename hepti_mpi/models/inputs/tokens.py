@@ -1,0 +1,115 @@
+"""Text to token ids and back.
+
+Knows the tokenizer.json of a store and what its tokenizer_config.json adds; knows no model, no request and no array.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models.checkpoints.untrusted import shown
+from hepti_mpi.wording import counted
+
+T = TypeVar("T")
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def guarded(call: Callable[[], T], error: Exception) -> T:
+    """Return `call()`; raise `error` with the reason added when the library raises or panics.
+
+    A panic of the Rust library arrives as a PanicException, which is no Exception.
+    """
+    try:
+        return call()
+    except BaseException as reason:
+        if isinstance(reason, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        raise type(error)(f"{error}: {shown(reason)}") from None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and type ids, [tokens] each; `added`: 1 for a token that is not of the text but was put around it; `truncated`: whether
+    others were cut off."""
+
+    ids: list[int]
+    types: list[int]
+    added: list[int]
+    truncated: bool
+
+
+class Tokens:
+    """A tokenizer without padding; `mask_token` is the text that stands for a masked word, None if it has none."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Read tokenizer.json and, for what it cannot say, tokenizer_config.json.
+
+        Raises InputError without a tokenizer.json, ModelError if one of them is damaged.
+        """
+        if "tokenizer.json" not in files:
+            raise InputError("the model has no tokenizer.json, so it takes no text; give a .npz file with input_ids instead")
+        broken = ModelError("tokenizer.json cannot be used")
+        self._tokenizer = guarded(lambda: Tokenizer.from_str(files["tokenizer.json"].decode("utf-8")), broken)
+        guarded(self._tokenizer.no_padding, broken)
+        guarded(self._tokenizer.no_truncation, broken)
+        try:
+            said: Any = json.loads(files.get("tokenizer_config.json", b"{}"))
+        except (ValueError, RecursionError):
+            raise ModelError("tokenizer_config.json is not valid JSON") from None
+        said = said if isinstance(said, dict) else {}
+        self.mask_token = self._special(said.get("mask_token", "[MASK]"))
+        self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
+        self._side = "left" if said.get("truncation_side") == "left" else "right"
+        self._typed = "token_type_ids" in (said.get("model_input_names") or ["token_type_ids"])
+        self._tokenizer.encode_special_tokens = said.get("split_special_tokens") is True
+
+    def _special(self, said: Any) -> str | None:
+        """Return the text of a special token, None if there is none or the vocabulary lacks it."""
+        text = said.get("content") if isinstance(said, dict) else said
+        return text if isinstance(text, str) and self._tokenizer.token_to_id(text) is not None else None
+
+    def truncate(self, limit: int) -> None:
+        """Cut every text down to `limit` tokens, special tokens included, at the side that the tokenizer says."""
+        error = ModelError(f"tokenizer.json cannot cut texts at {counted(limit, 'tokens')}")
+        guarded(lambda: self._tokenizer.enable_truncation(limit, direction=self._side), error)
+
+    def lower_case(self) -> None:
+        """Lower-case texts, but not the special tokens in them.
+
+        Source: sentence-transformers, Transformer.__init__: a Lowercase before the other normalizers, unless there is one.
+        """
+        there = self._tokenizer.normalizer
+        many: Any = there if isinstance(there, normalizers.Sequence) else [] if there is None else [there]
+        steps = list(many)
+        if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+            self._tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+    def encode(self, texts: Sequence[str], where: str) -> Encoded:
+        """Return the tokens of a text or a pair of texts. Raises InputError naming `where`."""
+        text, pair = (*texts, None)[:2]
+        encoding = guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised"))
+        types = encoding.type_ids if self._typed else [0] * len(encoding.ids)
+        return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing))
+
+    def piece(self, number: int) -> str:
+        """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""
+        text = self._tokenizer.id_to_token(number)
+        return str(number) if text is None else text
+
+
+def word_piece_json(words: Iterable[str]) -> bytes:
+    """Return a tokenizer.json for lower-case WordPiece over `words`, which must start with SPECIALS."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer.to_str().encode()

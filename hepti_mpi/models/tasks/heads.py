@@ -1,0 +1,194 @@
+"""What comes before and after the layers: embedding, head and the answers for the user, in NumPy.
+
+Knows the names of the outer weights; knows no layer, no rank and no file. Tables may be memory-mapped: only the rows that are
+needed are read, except for the word table of a masked-words head.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, sigmoid, softmax
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.tasks.pooling import embedding
+
+TOP = 5
+
+Weights = Mapping[str, np.ndarray]
+Result = dict[str, np.ndarray]
+
+
+def embed(spec: ModelSpec, weights: Weights, arrays: Mapping[str, np.ndarray]) -> Array:
+    """Return the embedded rows, float32 [rows, hidden]; `arrays` are those of one or several requests, end to end."""
+    positions = as_type(weights["embedding.positions"][arrays["positions"]], np.float32)  # [rows, hidden]
+    if spec.embedding == "patches":
+        kernel = as_type(weights["embedding.patches"], np.float32)  # [hidden, channels * patch * patch]
+        return as_type(arrays["patches"], np.float32) @ kernel.T + positions  # [rows, hidden]
+    words = as_type(weights["embedding.words"][arrays["ids"]], np.float32)  # [rows, hidden]
+    types = as_type(weights["embedding.types"][arrays["types"]], np.float32)  # [rows, hidden]
+    return norm(spec, weights, "embedding.norm", words + types + positions)
+
+
+def norm(spec: ModelSpec, weights: Weights, name: str, x: Array) -> Array:
+    """Return LayerNorm `name` of `x` [rows, hidden] in float32."""
+    weight, bias = (as_type(weights[f"{name}.{part}"], np.float32) for part in ("weight", "bias"))  # [hidden]
+    return layer_norm(as_type(x, np.float32), weight, bias, spec.norm_eps)
+
+
+def linear(weights: Weights, name: str, x: Array) -> Array:
+    """Return `x` [rows, inner] times weight [out, inner], plus bias: float32 [rows, out]."""
+    weight, bias = (as_type(weights[f"{name}.{part}"], np.float32) for part in ("weight", "bias"))
+    return as_type(x, np.float32) @ weight.T + bias
+
+
+def apply_head(
+    spec: ModelSpec, weights: Weights, files: Mapping[str, bytes], hidden: Array, requests: Sequence[Request], full_logits: bool
+) -> list[Result]:
+    """Return what the head makes of the last hidden state [rows, hidden] of the `requests`, one dict for each, float32.
+
+    Keys by `spec.head`:
+    "none": class_row [hidden], the row at position 0. "pooler": pooler_output [hidden]. Neither is there for a request whose mask
+    leaves out position 0: no row of it was computed.
+    "sequence-classes", "image-classes": logits [labels]. "token-classes": logits [rows, labels].
+    "masked-words": mask_positions [m], mask_ids [m, 5] and mask_probabilities [m, 5] of the m masks, most likely first;
+    with `full_logits` also logits [rows, vocabulary]. "sentence": embedding [size].
+    """
+    if sum(request.rows for request in requests) != len(hidden):
+        raise ValueError(f"requests have {sum(request.rows for request in requests)} rows, hidden has {len(hidden)}")
+    bounds = np.cumsum([0, *(request.rows for request in requests)])
+    pieces = [hidden[start:stop] for start, stop in zip(bounds[:-1], bounds[1:])]  # [own rows, hidden] each
+    if spec.head == "masked-words":
+        return fill_masks(spec, weights, mask_number(files), pieces, requests, full_logits)
+    return [one_head(spec, weights, piece, request) for piece, request in zip(pieces, requests)]
+
+
+def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request) -> Result:
+    """Return the result of one request, `hidden` [own rows, hidden], for every head but masked-words."""
+    if spec.head == "token-classes":
+        return {"logits": linear(weights, "head.classes", hidden)}  # [rows, labels]
+    if spec.head == "sentence":
+        return {"embedding": embedding(spec, weights, as_type(hidden, np.float32), request)}  # [size]
+    if request.keep[0]:
+        if spec.head in ("none", "pooler"):
+            return {}
+        raise InputError(f"{request.origin}: attention_mask leaves out position 0, which the head of this model reads")
+    row = as_type(hidden[:1], np.float32)  # [1, hidden]
+    if spec.options.get("pooler"):
+        row = np.tanh(linear(weights, "head.pooler", row))  # [1, hidden]
+    if spec.head in ("sequence-classes", "image-classes"):
+        return {"logits": linear(weights, "head.classes", row)[0]}  # [labels]
+    return {"pooler_output" if spec.options.get("pooler") else "class_row": row[0]}  # [hidden]
+
+
+def _tokens(files: Mapping[str, bytes]) -> Tokens:
+    """Return the tokenizer, read once: batch after batch asks for it."""
+    return _read_tokens(files["tokenizer.json"], files.get("tokenizer_config.json", b"{}"))
+
+
+@lru_cache(maxsize=2)
+def _read_tokens(tokenizer: bytes, config: bytes) -> Tokens:
+    return Tokens({"tokenizer.json": tokenizer, "tokenizer_config.json": config})
+
+
+def mask_number(files: Mapping[str, bytes]) -> int | None:
+    """Return the token id of the mask, None when the model comes without a tokenizer."""
+    return _tokens(files).mask_id if "tokenizer.json" in files else None
+
+
+def fill_masks(
+    spec: ModelSpec, weights: Weights, mask: int | None, pieces: Sequence[Array], requests: Sequence[Request], full_logits: bool
+) -> list[Result]:
+    """Return the most likely words at every mask of every request; `pieces` are [own rows, hidden]."""
+    table = weights["embedding.words" if spec.options["tied"] else "head.words.weight"]  # [vocabulary, hidden]
+    table, bias = as_type(table, np.float32), as_type(weights["head.words.bias"], np.float32)  # [vocabulary]
+    results = []
+    for piece, request in zip(pieces, requests):
+        masks = np.flatnonzero(request.arrays["ids"] == mask) if mask is not None else np.zeros(0, np.int64)
+        rows = piece if full_logits else piece[masks]  # [rows or m, hidden]
+        turned = activate(spec.activation, linear(weights, "head.transform", rows))  # [rows or m, hidden]
+        logits = norm(spec, weights, "head.norm", turned) @ table.T + bias  # [rows or m, vocabulary]
+        chances = softmax(logits[masks] if full_logits else logits)  # [m, vocabulary]
+        best = np.argsort(-chances, axis=1, kind="stable")[:, :TOP]  # [m, 5]
+        result = {"mask_positions": request.keep[masks], "mask_ids": best}
+        result["mask_probabilities"] = np.take_along_axis(chances, best, axis=1)  # [m, 5]
+        results.append(result | ({"logits": logits} if full_logits else {}))
+    return results
+
+
+# ---- answers
+
+
+def fault(spec: ModelSpec, request: Request, result: Mapping[str, np.ndarray]) -> str | None:
+    """Return why a result is no answer, None where it is one."""
+    if not all(np.isfinite(values).all() for values in result.values()):
+        return f"{request.origin}: the result is not finite: numbers became too large on the way"
+    if spec.head in ("none", "pooler") and request.keep[0]:
+        return f"{request.origin}: attention_mask leaves out position 0, which the head of this model reads"
+    if spec.head == "masked-words" and not len(result["mask_ids"]) and "logits" not in result:
+        return f"{request.origin} holds no mask, so there is no word to fill in; write its tokenizer's mask_token there, such as [MASK]"
+    return None
+
+
+def answers(
+    spec: ModelSpec, files: Mapping[str, bytes], requests: Sequence[Request], results: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Return one JSON-ready record per request.
+
+    Each has "id" (if the input has one), "input" (the text, or where it came from), "truncated" (if it was) and by `spec.head`:
+    "class_row" or "pooler_output" (numbers; see `apply_head`), "embedding", "labels" (the five best {"label", "score"}),
+    "tokens" ({"token", "label", "score"} per token of the text: those that were put around it are left out, as in transformers'
+    pipeline, and labels that mean nothing, such as O, are not), or "masks" ({"position", "tokens": [{"token", "score"}]} per mask).
+    """
+    tokens = _tokens(files) if spec.head in ("token-classes", "masked-words") and "tokenizer.json" in files else None
+    records = []
+    for request, result in zip(requests, results):
+        record: dict[str, Any] = request.given | ({"truncated": True} if request.truncated else {})
+        if spec.head in ("sequence-classes", "image-classes"):
+            record["labels"] = best_labels(spec, result["logits"])
+        elif spec.head == "token-classes":
+            record["tokens"] = token_labels(spec, tokens, request, result["logits"])
+        elif spec.head == "masked-words":
+            filled = zip(result["mask_positions"], result["mask_ids"], result["mask_probabilities"])
+            record["masks"] = [{"position": int(at), "tokens": scored(tokens, ids, chances)} for at, ids, chances in filled]
+        else:
+            record |= {key: numbers(result[key]) for key in ("embedding", "pooler_output", "class_row") if key in result}
+        records.append(record)
+    return records
+
+
+def numbers(values: Iterable[np.floating]) -> list[float]:
+    """Return floats with the shortest decimals that give the same float32 again."""
+    return [float(str(np.float32(value))) for value in values]
+
+
+def piece(tokens: Tokens | None, number: int) -> str:
+    """Return the text of a token, its number without a tokenizer."""
+    return str(number) if tokens is None else tokens.piece(number)
+
+
+def scored(tokens: Tokens | None, ids: np.ndarray, chances: np.ndarray) -> list[dict[str, Any]]:
+    """Return {"token", "score"} for `ids` and `chances`, both [n]."""
+    return [{"token": piece(tokens, int(number)), "score": score} for number, score in zip(ids, numbers(chances))]
+
+
+def best_labels(spec: ModelSpec, logits: Array) -> list[dict[str, Any]]:
+    """Return the five best {"label", "score"} for `logits` [labels]."""
+    kind = spec.options.get("scores", "softmax")
+    functions: dict[str, Callable[[Array], Array]] = {"softmax": softmax, "sigmoid": sigmoid, "tanh": np.tanh, "none": np.asarray}
+    scores = functions[kind](logits)
+    best = np.argsort(-scores, kind="stable")[:TOP]
+    return [{"label": spec.labels[i], "score": score} for i, score in zip(best, numbers(scores[best]))]
+
+
+def token_labels(spec: ModelSpec, tokens: Tokens | None, request: Request, logits: Array) -> list[dict[str, Any]]:
+    """Return {"token", "label", "score"} of every token of the text, for `logits` [rows, labels]."""
+    scores = softmax(logits)
+    best = scores.argmax(axis=1)  # [rows]
+    of_text = np.arange(len(best)) if request.added is None else np.flatnonzero(~request.added)
+    found = zip(request.arrays["ids"][of_text], best[of_text], numbers(scores[of_text, best[of_text]]))
+    return [{"token": piece(tokens, int(number)), "label": spec.labels[label], "score": score} for number, label, score in found]

@@ -1,0 +1,420 @@
+"""Find the plan that answers soonest within each rank's memory. Pure: searches and prices, measures nothing.
+
+Searched: layouts of attention and MLP (mixed over the layers where memory lies in between) x subsets of ranks, down to one, x uneven
+counts x ways to exchange. Every candidate is priced by the very steps the engine will walk; how the best get better is in refine.py.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from hepti_mpi import splits
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import capacity
+from hepti_mpi.planning.division import common_lack, divide, fill, most
+from hepti_mpi.planning.memory import activation_bytes, activation_widths
+from hepti_mpi.planning.price import FLOAT, Pricer
+from hepti_mpi.planning.refine import Candidate, Refinement, order
+from hepti_mpi.planning.sharing import keep_soonest, preference
+from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
+from hepti_mpi.program.build import Program, make_program
+from hepti_mpi.program.plan import Plan, kind_of
+from hepti_mpi.wording import counted
+
+Layers = tuple[tuple[str, str], ...]
+Counts = Sequence[int] | np.ndarray
+LEANER = (  # most memory first
+    ("local", "rows"), ("alltoall", "rows"), ("rows", "rows"), ("recompute", "rows"), ("heads", "rows"),
+    ("alltoall", "columns"), ("rows", "columns"), ("recompute", "columns"), ("heads", "columns"),
+)  # fmt: skip
+MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
+MOST_REFINED = 16  # ranks
+STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is wanted for. `rows`: of the batch that is priced; `attended`: rows that each row attends to, as a rule.
+    `largest`, `longest`: rows of the largest batch and of the longest request that memory must hold; None: `rows`.
+    `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
+
+    `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
+    `wires`: types that may travel between layers.
+    """
+
+    rows: int
+    attended: int | None = None
+    largest: int | None = None
+    longest: int | None = None
+    strategy: str = "auto"
+    layout: tuple[str, str] | None = None
+    shares: tuple[float, ...] | None = None
+    limits: tuple[int, ...] | None = None
+    mode: str = "auto"
+    wires: tuple[str, ...] = ("float32",)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How values travel: plan.reduction, plan.collectives and plan.wire."""
+
+    reduction: str
+    collectives: str
+    wire: str = "float32"
+
+
+MPI = Exchange("allreduce", "mpi")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
+
+    `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
+    `by_ranks`: seconds of the best for each number of ranks. `close`: what its climb led to as well, cut into tiles in another way.
+    `ruled_out`: of ranks that no plan could give a part, why.
+    """
+
+    chosen: Candidate
+    others: tuple[Candidate, ...]
+    unfit: tuple[str, ...]
+    notes: tuple[str, ...]
+    with_rank: dict[int, float]
+    close: tuple[Candidate, ...] = ()
+    by_ranks: dict[int, float] = field(default_factory=dict)
+    ruled_out: dict[int, str] = field(default_factory=dict)
+
+
+def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:
+    """Return the best plan, `by` its prices, and what it was chosen from.
+
+    Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
+    """
+    if request.mode == "auto" and request.limits is None:
+        packed = _Search(spec, source_hash, profile, replace(request, mode="packed"), by)
+        try:
+            return packed.decide()
+        except CapacityError:
+            decision = _Search(spec, source_hash, profile, replace(request, mode="mapped"), by).decide()
+        chosen = packed.eased(decision.chosen)
+        ranks = ", ".join(str(rank) for rank, mode in enumerate(chosen.plan.weights_mode) if mode == "mapped")
+        note = f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower"
+        return replace(decision, chosen=chosen, notes=(*decision.notes, note))
+    mode = "packed" if request.mode == "auto" else request.mode
+    return _Search(spec, source_hash, profile, replace(request, mode=mode), by).decide()
+
+
+def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan) -> Candidate:
+    """Return the best plan with the layouts of `plan`, from there on, for a profile that is known better now."""
+    mode = "mapped" if "mapped" in plan.weights_mode else "packed"
+    search = _Search(spec, source_hash, profile, replace(request, mode=mode))
+    return search.improved([search.priced(plan)])[0][0]
+
+
+class _Search:
+    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> None:
+        self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
+        self.ranks = len(profile.nodes)
+        self.largest, self.longest = request.largest or request.rows, request.longest or request.rows
+        self.pricer = by(spec, profile, request.rows, request.attended)
+        self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
+        whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
+        self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
+        self.attention_bytes = (4 * spec.hidden + 3) * spec.hidden * FLOAT
+        self.mlp_bytes = (2 * spec.hidden + 1) * spec.ffn * FLOAT
+        if request.mode == "mapped":  # evictable pages of a file do not count
+            self.attention_bytes = self.mlp_bytes = 0
+        self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
+        self.prices: dict[Plan, Candidate] = {}
+        self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
+        self.check_request()
+
+    def check_request(self) -> None:
+        shares, limits = self.request.shares, self.request.limits
+        if shares is not None and (len(shares) != self.ranks or min(shares) < 0 or not sum(shares)):
+            given = f"{counted(len(shares), 'entries')}, the job has {counted(self.ranks, 'ranks')}"
+            raise PlanError(f"--shares has {given}; shares are at least 0 and not all 0")
+        capacity.check_limits(limits, self.ranks)
+
+    def decide(self) -> Decision:
+        best: dict[str, Candidate] = {}
+        sorting = partial(preference, self.profile)
+        fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
+        for subset in self.subsets():
+            for layers in self.layer_choices(subset):
+                for exchange in self.exchange_choices(layers, subset):
+                    candidate = self.candidate(layers, subset, exchange)
+                    if candidate is None or not self.fits(candidate):
+                        continue
+                    fits.add(layers[0] if len(set(layers)) == 1 else "mix")
+                    keep_soonest(with_rank, candidate.plan.active, candidate.price.seconds)
+                    keep_soonest(by_ranks, [len(subset)], candidate.price.seconds)
+                    kind = (kind_of(candidate.plan) if len(set(layers)) == 1 else "mix") + " " + exchange.collectives * (len(subset) > 1)
+                    if kind not in best or sorting([candidate]) < sorting([best[kind]]):
+                        best[kind] = candidate
+        if not best:
+            raise self.refusal()
+        found, whole = sorted(self.improved(best.values()), key=sorting), set[Plan]()
+        while found[0][0].plan not in whole:  # what is chosen is priced by all of its layers
+            found[0] = sorted((self.priced(one.plan, whole=True) for one in found[0]), key=order)
+            whole.update(one.plan for one in found[0])
+            found.sort(key=sorting)
+        (chosen, *close), *others = found
+        several = any(len(subset) > 1 for subset in self.subsets())  # on one all layouts are the same
+        unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]
+        for ones in found:
+            keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
+        return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
+
+    def improved(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+        """Return each candidate, the promising ones improved, with what else it led to; soonest first."""
+        if self.request.shares is not None or self.ranks > MOST_REFINED:
+            return [[one] for one in sorted(candidates, key=order)]
+        return Refinement(self.spec, self.priced, self.fits).improve_best(candidates)
+
+    def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:
+        """Return the ways to exchange that are worth a price for these layouts."""
+        if len(subset) == 1:
+            return [Exchange("reduce_scatter", "own") if layers[0][0] == "alltoall" else MPI]  # MPI has no such layout
+        own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
+        plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= EVERY_SUBSET * 2
+        return [*own, MPI] if plain else own
+
+    def layouts(self) -> list[tuple[str, str]]:
+        """Return the uniform layouts that the request allows, most memory first."""
+        if self.request.layout is not None:
+            return [self.request.layout]
+        several = len(self.pricer.lengths) > 1  # requests, which may go to different ranks
+        return [pair for pair in LEANER if self.request.strategy in ("auto", Plan.strategy_of(pair)) and (several or pair[0] != "local")]
+
+    def subsets(self) -> Iterator[tuple[int, ...]]:
+        everyone = tuple(range(self.ranks))
+        if self.request.shares is not None:
+            yield tuple(rank for rank in everyone if self.request.shares[rank] > 0)
+            return
+        forced = self.request.strategy != "auto" or self.request.layout is not None
+        seconds = self.pricer.gemm[: self.ranks, -1] * self.pricer.crowding(everyone)
+        scarce = self.limits.min() < 2 * self.spec.layers * (self.attention_bytes + self.mlp_bytes)
+        links, smallest = self.pricer.seconds_per_byte.max(axis=1), 2 if forced else 1
+        yield from subsets(seconds, links, self.limits if scarce else None, smallest)
+        at = self.pricer.places(lone := np.array(firsts(self.profile.hosts)))  # one rank of each host, with all of its cores
+        for subset in subsets(self.pricer.gemm[at, -1], links[lone], self.all_limits[at] if scarce else None, smallest):
+            if len(lone) < self.ranks > EVERY_SUBSET and len(subset) >= smallest:
+                yield tuple(int(rank) for rank in lone[list(subset)])
+
+    def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
+        """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
+        uniform = self.layouts() if len(subset) > 1 else self.layouts()[-1:]  # on one rank all layouts are the same
+        if len(subset) > MANY:
+            uniform = [layout for layout in uniform if layout in (LEANER[0], *MIXED)] or uniform
+        for layout in uniform:
+            yield (layout,) * self.spec.layers
+        forced = self.request.strategy != "auto" or self.request.layout is not None
+        if forced or len(subset) == 1 or len(subset) > MANY or self.request.mode == "mapped":
+            return
+        for number, rich in enumerate(MIXED):
+            for lean in MIXED[number + 1 :]:
+                count = self.most_layers(rich, lean, subset)
+                if 0 < count < self.spec.layers:
+                    yield (rich,) * count + (lean,) * (self.spec.layers - count)
+
+    def most_layers(self, rich: tuple[str, str], lean: tuple[str, str], subset: tuple[int, ...]) -> int:
+        """Return how many layers of `rich` fit, by bisection, when the rest is `lean` and every rank of the subset takes part."""
+        low, high = 0, self.spec.layers
+        if self.counts((rich,) * high, subset, strict=True) is not None:
+            return high
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if self.counts((rich,) * middle + (lean,) * (self.spec.layers - middle), subset, strict=True) is None:
+                high = middle
+            else:
+                low = middle
+        return low
+
+    # counts for one choice
+
+    def candidate(self, layers: Layers, subset: tuple[int, ...], exchange: Exchange) -> Candidate | None:
+        counts = self.counts(layers, subset)
+        return None if counts is None else self.priced(self.plan(layers, exchange, *counts))
+
+    def plan(self, layers: Layers, exchange: Exchange, heads: Counts, columns: Counts, rows: Counts) -> Plan:
+        h, c, r = (tuple(map(int, counts)) for counts in (heads, columns, rows))
+        modes = (self.request.mode,) * self.ranks
+        return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *astuple(exchange))
+
+    def priced(self, plan: Plan, whole: bool = False) -> Candidate:
+        """Price a plan; one whose layers are alike by a few of them, unless it is to be as a `whole`."""
+        if plan in self.prices and not whole:
+            return self.prices[plan]
+        programs = (make_program(self.spec, plan),) if whole else self.program(plan)[0]
+        prices = [self.pricer.price(program, plan) for program in programs]
+        price = prices[0] if len(prices) == 1 else prices[0].extended(prices[1], (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0]))
+        self.prices[plan] = Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
+        return self.prices[plan]
+
+    def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
+        """Return the steps of `plan`, or of two shorter models with the same layers, and the widths of their buffers. They depend on
+        the shares only in whether one rank has all."""
+        key = plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
+        if key not in self.programs:
+            depths = STEADY if len(set(plan.layers)) == 1 and self.spec.layers > STEADY[1] else (self.spec.layers,)
+            shorter = [(replace(self.spec, layers=depth), replace(plan, layers=plan.layers[:depth])) for depth in depths]
+            programs = tuple(make_program(spec, part) for spec, part in shorter)
+            self.programs[key] = programs, activation_widths(self.spec, programs[-1])
+        return self.programs[key]
+
+    def memory(self, plan: Plan) -> tuple[int, ...]:
+        heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
+        by_heads = [a for a, _ in plan.layers].count("heads")
+        active = np.isin(np.arange(self.ranks), plan.active)
+        if len(plan.active) == 1:
+            weights = np.full(self.ranks, float(self.spec.layers * (self.attention_bytes + self.mlp_bytes)))
+        else:
+            mlp = [m for _, m in plan.layers].count("columns")
+            weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
+            weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
+        scale = self.largest / self.request.rows
+        part = heads / self.spec.heads if heads.any() else np.zeros(self.ranks)
+        if by_heads < self.spec.layers and not any(a == "alltoall" for a, _ in plan.layers):
+            part = np.maximum(part, rows / self.request.rows)
+        widths = self.program(plan)[1]
+        values = activation_bytes(self.spec, widths, self.largest, self.longest, np.ceil(rows * scale), part)
+        return tuple(int(b) for b in np.ceil((weights + self.norm_bytes + values) * active))
+
+    def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit.
+
+        `strict`: every rank of the subset must be able to hold rows; otherwise a small one may hold heads or columns only.
+        """
+        spec, members = self.spec, np.array(subset)
+        by_heads, by_columns = [a for a, _ in layers].count("heads"), [m for _, m in layers].count("columns")
+        by_rows = (spec.layers - by_heads) * self.attention_bytes + (spec.layers - by_columns) * self.mlp_bytes
+        room = self.room(layers, subset)
+        if len(subset) == 1:
+            fits = room[0] >= spec.layers * (self.attention_bytes + self.mlp_bytes)
+            whole = np.zeros((3, self.ranks), np.int64)
+            by_heads += [a for a, _ in layers].count("alltoall")
+            whole[:, members[0]] = spec.heads if by_heads else 0, spec.ffn if by_columns else 0, self.request.rows
+            return (whole[0], whole[1], whole[2]) if fits else None
+        can_rows = room >= by_rows
+        if not can_rows.any() or (strict and not can_rows.all()):
+            return None
+        if self.request.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
+            return None
+        rows = self.divide_rows(layers, members, can_rows)
+        if layers[0][0] == "local":
+            rows = np.array(splits.cut(self.pricer.lengths, rows))
+        room = room - by_rows * (rows > 0)
+        heads, columns = self.divide_weights(members, room, by_heads, by_columns)
+        if heads is None or columns is None:
+            return None
+        if not by_heads and any(a == "alltoall" for a, _ in layers):  # as the rows: what a rank keeps does not travel
+            heads = np.array(splits.split(spec.heads, rows))
+        result = np.zeros((3, self.ranks), np.int64)
+        result[:, members] = heads, columns, rows
+        return result[0], result[1], result[2]
+
+    def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
+        """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
+        members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
+        exchange = Exchange("reduce_scatter", "own") if len(subset) > 1 else MPI
+        plan = self.plan(layers, exchange, members, members, members)
+        plans = [plan] if len(subset) == 1 else [plan, replace(plan, tiles=(plan.rows, plan.rows))]  # which may be cut into tiles later
+        widths = tuple(map(max, zip(*(self.program(one)[1] for one in plans))))
+        every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
+        values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
+        return self.all_limits[self.pricer.places(subset)] - self.norm_bytes - values
+
+    def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """Divide the rows so that the slowest rank is done soonest."""
+        spec, rows = self.spec, self.request.rows
+        if self.request.shares is not None:
+            return np.array(splits.split(rows, np.array(self.request.shares)[members]))
+        attention = 1 - [a for a, _ in layers].count("heads") / len(layers)  # the part of the layers that is computed by rows
+        mlp = [m for _, m in layers].count("rows") / len(layers)
+        hidden = spec.hidden
+        crowding = self.pricer.crowding(tuple(members))[members]
+        weights = 4 * hidden * hidden * attention + 2 * hidden * spec.ffn * mlp
+        at = self.pricer.places(members)
+        per_row = self.pricer.attention[at] * 2.0 * self.pricer.attended + self.pricer.arrange[at]
+        slope = self.pricer.element[at] * 2 * hidden + self.pricer.activation[at] * spec.ffn * mlp + per_row * hidden * attention
+        # sending its rows to the others is part of what a row costs a rank: K and V, or the block's input
+        exchanged = FLOAT * hidden * (1 + attention)
+        slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
+        table = (self.pricer.gemm[at] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
+        table[~allowed, 1:] = np.inf
+        return fill(table, rows)
+
+    def divide_weights(
+        self, members: np.ndarray, room: np.ndarray, by_heads: int, by_columns: int
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
+        spec, pricer, rows = self.spec, self.pricer, self.request.rows
+        shares = None if self.request.shares is None else np.array(self.request.shares)[members]
+        crowding = pricer.crowding(tuple(members))[members]
+        at = pricer.places(members)
+        gemm = pricer.gemm[at, rows]
+        head_bytes = by_heads * self.attention_bytes / spec.heads
+        column_bytes = by_columns * self.mlp_bytes / spec.ffn
+        whole = by_heads * self.attention_bytes + by_columns * self.mlp_bytes
+        fraction = np.clip(room / whole, 0, 1) if whole else np.ones(len(members))
+        heads: np.ndarray | None = np.zeros(len(members), np.int64)
+        columns: np.ndarray | None = np.zeros(len(members), np.int64)
+        granule, granules = spec.column_granule, -(-spec.ffn // spec.column_granule)
+        for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
+            if by_heads:
+                limit = np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads))
+                cost = (gemm * 4 * spec.hidden + (pricer.attention[at] * 2.0 * pricer.attended + pricer.arrange[at]) * rows)
+                cost = cost * spec.head_dim * crowding
+                heads = divide(cost, spec.heads, limit, shares)
+            if heads is not None and by_columns:
+                limit = most(room - heads * head_bytes, column_bytes * granule, granules)
+                cost = (gemm * 2 * spec.hidden + pricer.activation[at] * rows) * granule * crowding
+                units = divide(cost, granules, limit, shares)
+                columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
+            if heads is not None and columns is not None:
+                return heads, columns
+        return None, None
+
+    def eased(self, mapped: Candidate) -> Candidate:
+        """Return the mapped candidate with weights packed on the ranks that have room for that."""
+        needs = self.memory(mapped.plan)
+        modes = tuple("packed" if need <= limit else "mapped" for need, limit in zip(needs, self.limits_of(mapped.plan)))
+        memory = tuple(need if mode == "packed" else own for need, own, mode in zip(needs, mapped.memory, modes))
+        return replace(mapped, plan=replace(mapped.plan, weights_mode=modes), memory=memory)
+
+    def fits(self, candidate: Candidate) -> bool:
+        return all(need <= limit for need, limit in zip(candidate.memory, self.limits_of(candidate.plan)))
+
+    def limits_of(self, plan: Plan) -> np.ndarray:
+        """Return the bytes of every rank: one that alone computes on its host has all of them."""
+        at = np.arange(self.ranks)
+        at[list(plan.active)] = self.pricer.places(plan.active)
+        return self.all_limits[at]
+
+    def refusal(self) -> CapacityError:
+        """Say which rank lacks how many bytes under the leanest plan that was allowed."""
+        layout = self.layouts()[-1]
+        layers = (layout,) * self.spec.layers
+        everyone = tuple(range(self.ranks)) if self.request.shares is None else next(self.subsets())
+        room = self.room(layers, everyone)
+        whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)
+        split = self.spec.layers * (self.attention_bytes * (layout[0] == "heads") + self.mlp_bytes * (layout[1] == "columns"))
+        shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
+        lack = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split) - room
+        others = self.request.shares is None and layout == ("heads", "columns") and len(everyone) > 1  # divided by memory
+        if others:
+            lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.heads)  # at the least one head of one layer
+        worst = int(np.argmin(room) if others else np.argmax(lack))
+        rank, name = everyone[worst], "single" if len(everyone) == 1 else Plan.strategy_of(layout)
+        found = capacity.Lack(name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others)
+
+        def room_of(count: int) -> float:
+            fewer = replace(self.request, rows=min(count, self.request.rows), largest=count, longest=min(count, self.longest))
+            return float(_Search(self.spec, self.source_hash, self.profile, fewer).room(layers, everyone)[worst])
+
+        return capacity.refusal(found, room_of, self.largest, self.longest)

@@ -1,0 +1,206 @@
+"""Who does what: the plan, its file and its hash. Knows no time and no cost; how one is found is planning's business."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi import splits
+from hepti_mpi.documents import read_document, write_document
+from hepti_mpi.errors import PlanError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.wording import counted
+
+FORMAT, FORMAT_VERSION = "hepti-plan", 1
+AGAIN = "make it with: python -m hepti_mpi plan"
+LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "mlp": ("columns", "rows")}
+REDUCTIONS = ("allreduce", "reduce_scatter")
+COLLECTIVES = ("mpi", "own")
+WIRES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The division of one model over the ranks of a job.
+
+    `layers`: per layer its (attention, mlp) layout, of LAYOUTS.
+    `heads`, `columns`: per rank, how many it holds; each sums to the model's count or, where no layer is so divided, is all 0.
+    `rows`: per rank, its rows of a request of `planned_rows`; other requests are divided in the same proportion.
+    `weights_mode`: per rank "packed" or "mapped".
+    `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
+    `collectives`: "mpi": MPI's own, each waited for before the next step; "own": messages that travel while ranks compute.
+    `wire`: what travels between layers: "float32", or "float16", which halves the bytes and rounds.
+    `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
+
+    Attention by "rows" gathers K and V, "alltoall" exchanges rows for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023,
+    arXiv 2309.14509), "recompute" gathers the block's input and computes K and V of all rows everywhere, "local" keeps whole
+    requests on one rank. All four hold the block's whole weights.
+    """
+
+    model: str
+    source_hash: str
+    layers: tuple[tuple[str, str], ...]
+    heads: tuple[int, ...]
+    columns: tuple[int, ...]
+    rows: tuple[int, ...]
+    hosts: tuple[str, ...]
+    weights_mode: tuple[str, ...]
+    reduction: str = "allreduce"
+    collectives: str = "mpi"
+    wire: str = "float32"
+    tiles: tuple[tuple[int, ...], ...] = ()
+    predicted_seconds: float | None = field(default=None, compare=False)
+
+    @property
+    def ranks(self) -> int:
+        return len(self.hosts)
+
+    @property
+    def planned_rows(self) -> int:
+        return sum(self.rows)
+
+    @cached_property
+    def active(self) -> tuple[int, ...]:
+        """The ranks that hold a part of the layers."""
+        return tuple(r for r in range(self.ranks) if self.heads[r] or self.columns[r] or self.rows[r])
+
+    @property
+    def strategy(self) -> str:
+        if len(self.active) == 1:
+            return "single"
+        kinds = {self.strategy_of(layout) for layout in self.layers}
+        return kinds.pop() if len(kinds) == 1 else "mix"
+
+    @staticmethod
+    def strategy_of(layout: tuple[str, str]) -> str:
+        by_weights = (layout[0] == "heads") + (layout[1] == "columns")
+        return ("sequence", "hybrid", "tensor")[by_weights]
+
+    def layout(self, layer: int, kind: str) -> str:
+        return self.layers[layer][0 if kind == "attention" else 1]
+
+    def tile_counts(self, rows: int) -> tuple[tuple[int, ...], ...]:
+        """Divide a request of `rows` rows: [tiles][ranks] counts, tile after tile in the order of the rows."""
+        tiles = self.tiles or (self.rows,)
+        if rows == self.planned_rows:
+            return tiles
+        flat = splits.split(rows, [count for tile in tiles for count in tile])
+        return tuple(flat[at : at + self.ranks] for at in range(0, len(flat), self.ranks))
+
+    def counts(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Divide a batch of requests of `lengths` rows, [tiles][ranks] counts; whole requests where attention is local."""
+        if any(attention == "local" for attention, _ in self.layers):
+            return (splits.cut(lengths, self.rows),)
+        return self.tile_counts(sum(lengths))
+
+    def row_counts(self, rows: int) -> tuple[int, ...]:
+        """Return the rows of each rank for a request of `rows` rows."""
+        return tuple(map(sum, zip(*self.tile_counts(rows))))
+
+    @property
+    def hash(self) -> str:
+        """Identify what is done: everything but the prediction."""
+        data = {key: value for key, value in asdict(self).items() if key != "predicted_seconds"}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "strategy": self.strategy, "hash": self.hash, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        """Write the plan's file, whole or not at all. Raises PlanError."""
+        write_document(path, self.to_json(), PlanError)
+
+
+def kind_of(plan: Plan) -> str:
+    """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
+    if len(plan.active) == 1:
+        return "single"
+    runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
+    layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
+    tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
+    wire = ", float16 wire" if plan.wire == "float16" else ""
+    return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
+
+
+def load(path: Path) -> Plan:
+    """Read a plan file. Raises PlanError when it is missing, damaged, edited by hand or of another format."""
+    data = read_document(path, FORMAT, FORMAT_VERSION, PlanError, AGAIN)
+    try:
+        plan = from_json(data)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PlanError(f"plan {path} is damaged: {error!r}") from None
+    if plan.hash != data.get("hash"):
+        raise PlanError(f"plan {path} does not match its own hash (it says {data.get('hash')}, its content gives {plan.hash}); {AGAIN}")
+    return plan
+
+
+def from_json(data: dict[str, Any]) -> Plan:
+    """Rebuild a plan. Raises KeyError, TypeError or ValueError when something is missing or of the wrong kind."""
+    return Plan(
+        model=str(data["model"]), source_hash=str(data["source_hash"]),
+        layers=tuple((str(a), str(m)) for a, m in data["layers"]),
+        heads=_counts(data["heads"]), columns=_counts(data["columns"]), rows=_counts(data["rows"]),
+        hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
+        reduction=str(data["reduction"]), collectives=str(data["collectives"]), wire=str(data["wire"]),
+        tiles=tuple(_counts(tile) for tile in data["tiles"]), predicted_seconds=_seconds(data.get("predicted_seconds")),
+    )
+
+
+def _seconds(value: Any) -> float | None:
+    if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+        raise ValueError(f"predicted_seconds {value!r} is not a number")
+    return value
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+        raise ValueError(f"counts {values!r} are not non-negative integers")
+    return tuple(values)
+
+
+def granules_fit(columns: Sequence[int], granule: int) -> bool:
+    """Tell whether every part that is not empty starts at a multiple of `granule`."""
+    return not any(start % granule for start, count in zip(splits.starts(columns), columns) if count)
+
+
+def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
+    """Refuse a plan that is not one for this model and this number of ranks. Raises PlanError naming both numbers."""
+    if plan.source_hash != source_hash:
+        held = f"{spec.name} with {source_hash[:12]}"
+        raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {held}")
+    if plan.ranks != ranks:
+        raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
+    if len(plan.layers) != spec.layers:
+        raise PlanError(f"the plan has {counted(len(plan.layers), 'layers')}, model {spec.name} has {spec.layers}")
+    for attention, mlp in plan.layers:
+        if attention not in LAYOUTS["attention"] or mlp not in LAYOUTS["mlp"]:
+            raise PlanError(f"the plan has an unknown layout {attention}/{mlp}")
+    if not len(plan.heads) == len(plan.columns) == len(plan.rows) == len(plan.weights_mode) == plan.ranks:
+        raise PlanError(f"the plan's lists have different lengths, expected {counted(plan.ranks, 'entries')} each")
+    used = {layout for pair in plan.layers for layout in pair}
+    by_heads, by_columns = used & {"heads", "alltoall"}, "columns" in used
+    for what, wanted, counts, total in (("heads", by_heads, plan.heads, spec.heads), ("columns", by_columns, plan.columns, spec.ffn)):
+        if sum(counts) != (total if wanted else 0):
+            raise PlanError(f"the plan has {sum(counts)} {what}, model {spec.name} has {total}")
+    if not granules_fit(plan.columns, spec.column_granule):
+        raise PlanError(f"the plan's columns do not start at multiples of {spec.column_granule}")
+    if plan.planned_rows < 1:
+        raise PlanError("the plan has no rows")
+    for what, known in (("reduction", REDUCTIONS), ("collectives", COLLECTIVES), ("wire", WIRES)):
+        value = getattr(plan, what)
+        if value not in known:
+            raise PlanError(f"the plan has {what} {value!r}, expected {' or '.join(known)}")
+    if plan.tiles and (any(len(tile) != ranks for tile in plan.tiles) or plan.row_counts(plan.planned_rows) != plan.rows):
+        raise PlanError("the plan's tiles do not add up to its rows")
+    if "local" in used and ({attention for attention, _ in plan.layers} != {"local"} or len(plan.tiles) > 1):
+        raise PlanError("the plan keeps requests whole in some layers only, or cuts them into tiles")
+    if plan.collectives == "mpi" and (len(plan.tiles) > 1 or plan.wire != "float32" or "alltoall" in used):
+        raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")
+    if plan.collectives == "own" and plan.reduction == "allreduce" and used & {"heads", "columns"}:
+        raise PlanError("the plan has collectives 'own', which reduce with 'reduce_scatter'")
+    if not set(plan.weights_mode) <= {"packed", "mapped"}:
+        raise PlanError(f"the plan has weights modes {plan.weights_mode}, expected packed or mapped")

@@ -1,0 +1,130 @@
+"""What a long run does, as a file for Prometheus (its node exporter's textfile collector). The only user of prometheus_client.
+
+Hears what rank 0's watch hears and hands it on; decides nothing. Counters begin again when a supervised run is started again, which
+Prometheus takes for a reset.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, write_to_textfile
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.tuning.watch import Watch
+
+EVERY_SECONDS = 5.0
+BUCKETS = tuple(step * 10.0**power for power in range(-3, 2) for step in (1, 2, 5))
+SHARES = ("heads", "columns", "rows")
+
+
+def check_path(path: Path) -> None:
+    """Refuse a file that the collector would not read or that could not be written. Raises InputError."""
+    if path.suffix != ".prom":
+        raise InputError(f"metrics {path} does not end in .prom: the textfile collector reads no others")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"metrics {path}: folder {path.parent} does not exist or cannot be written")
+
+
+class Metered:
+    """A watch that is told the same as `watch`, and writes what it hears to `path` every few seconds."""
+
+    def __init__(self, watch: Watch, path: Path, model: str, plan: Plan, say: Callable[[str], None]) -> None:
+        """Raises InputError when the file cannot be written."""
+        check_path(path)
+        self.watch, self.path, self.model, self.say = watch, path, model, say
+        disable_created_metrics()
+        registry = self.registry = CollectorRegistry()
+        self.batches = Counter("hepti_batches", "Batches answered.", registry=registry)
+        self.rows = Counter("hepti_rows", "Rows (tokens, patches) of the requests answered.", registry=registry)
+        self.requests = Counter("hepti_requests", "Requests answered.", registry=registry)
+        self.switches = Counter("hepti_plan_switches", "Changes of the plan.", registry=registry)
+        self.seconds = Histogram("hepti_batch_seconds", "Latency of a batch.", buckets=BUCKETS, registry=registry)
+        self.predicted = Gauge("hepti_batch_predicted_seconds", "What the plan promises, for the rows it was made for.", registry=registry)
+        self.left = Gauge("hepti_batches_left", "Batches not yet answered.", registry=registry)
+        self.last = Gauge("hepti_last_answer_timestamp_seconds", "When the last batch was answered.", registry=registry)
+        self.running = Gauge("hepti_running", "1 while the run answers, 0 when it has ended.", registry=registry)
+        self.info = Gauge("hepti_plan_info", "The plan in use: 1.", ["model", "strategy", "hash"], registry=registry)
+        self.compute = Gauge("hepti_rank_compute_seconds", "What a rank computed in its last batch.", ["rank", "host"], registry=registry)
+        self.shares = [Gauge(f"hepti_rank_{name}", f"The part of the {name} that a rank has.", ["rank", "host"], registry=registry)
+                       for name in SHARES]  # fmt: skip
+        self.written = float("-inf")
+        self.running.set(1)
+        self._planned(plan)
+        self._write(now=True)
+
+    def _planned(self, plan: Plan) -> None:
+        self.hosts, self.order = plan.hosts, plan
+        self.info.clear()
+        self.compute.clear()  # ranks that are left out now compute nothing
+        self.info.labels(self.model, plan.strategy, plan.hash).set(1)
+        self.predicted.set(plan.predicted_seconds or float("nan"))
+        for name, gauge in zip(SHARES, self.shares):
+            for rank, count in enumerate(getattr(plan, name)):
+                gauge.labels(rank, plan.hosts[rank]).set(count)
+
+    def _write(self, now: bool = False) -> None:
+        if not now and time.monotonic() < self.written + EVERY_SECONDS:
+            return
+        self.written = time.monotonic()
+        try:
+            write_to_textfile(str(self.path), self.registry)
+        except OSError as error:
+            if self.written < float("inf"):
+                self.say(f"metrics {self.path} cannot be written any more: {error.strerror or error}")
+            self.written = float("inf")  # answers are worth more than numbers about them
+
+    def answered_requests(self, count: int) -> None:
+        self.requests.inc(count)
+
+    def __enter__(self) -> "Metered":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write the last state of a run that has ended."""
+        self.running.set(0)
+        if kind is None:
+            self.left.set(0)
+        self._write(now=True)
+
+    # what a watch hears
+
+    def next(self, left: int) -> dict[str, Any]:
+        self.left.set(left)
+        self._write()
+        order = self.watch.next(left)
+        if order["do"] == "swap":
+            self.order = plans.from_json(order["plan"])
+        return order
+
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        self.batches.inc(len(seconds))
+        self.rows.inc(sum(map(sum, lengths)))
+        for latency in seconds:
+            self.seconds.observe(latency)
+        self.last.set_to_current_time()
+        self._computed(0, compute)
+        self.watch.answered(number, lengths, seconds, compute)
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        self._computed(rank, facts.get("compute", ()))
+        self.watch.heard(rank, facts)
+
+    def _computed(self, rank: int, compute: Sequence[float]) -> None:
+        if compute:
+            self.compute.labels(rank, self.hosts[rank]).set(compute[-1])
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        self.switches.inc()
+        self._planned(self.order)
+        self.watch.swapped(seconds, load_seconds)
+
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
+        self.watch.linked(bytes_per_second, seconds)
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return self.watch.decisions()

@@ -1,0 +1,379 @@
+"""Keep a run going when hosts are lost: start mpirun, watch, end what is left of it everywhere, start again without the lost host.
+
+Knows hosts, ssh and processes; starts no MPI itself and does not know what is computed. What a run has finished it tells in records
+(progress.py); whoever uses this module keeps them.
+"""
+
+import json
+import math
+import os
+import queue
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from hepti_mpi.cluster.hosts import Host, answers, door_of
+from hepti_mpi.comm import names
+from hepti_mpi.comm.channel import STATE, told, untangled
+from hepti_mpi.comm.patience import SLOWER
+from hepti_mpi.errors import HeptiError
+from hepti_mpi.supervisor.blame import Troubles
+from hepti_mpi.supervisor.progress import State
+
+JOB = "HEPTI_JOB"  # environment variable of every rank: by it they are found again
+HANDED_ON = ("HEPTI_", "OMP_", "OPENBLAS_")  # of the environment, besides what mpirun itself hands on
+BEAT_SECONDS, MISSED = 1.0, 3  # between looks at a host; looks in a row that it may miss
+ASK_SECONDS = 15  # between two looks at whether a host that is back is worth a restart
+AT_ONCE = 64  # hosts that are asked together
+SSH_SECONDS = 20  # to clean up on a host that answers
+END_SECONDS = 3  # for mpirun to end when it is asked to
+BARREN = 3  # starts in a row that end without one more answer
+BLAMED = 2  # of those, for which one host is blamed and left out although it answers
+BEGIN_SECONDS = 120  # for the ranks to find each other
+SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
+MOST_LOSSES = 3  # of one host, after which it is not taken back
+# ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; run with python -c on each host
+SWEEP = """
+import os, sys, time
+path, *marks = sys.argv[1:]
+marks, end = [mark.encode() for mark in marks], time.time() + 5
+def read(number, name):
+    try:
+        with open(f"/proc/{number}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+def mine(number):
+    if int(number) in (os.getpid(), os.getppid()):
+        return False
+    words = read(number, "environ").split(b"\\0") + read(number, "cmdline").split(b"\\0")
+    if b"HEPTI_SWEEP=1" in words:  # the supervisor's own ssh
+        return False
+    daemon = read(number, "comm").strip() in (b"prted", b"orted", b"ssh")
+    return any(mark in words or daemon and any(mark in word for word in words) for mark in marks)
+while True:
+    left = [number for number in os.listdir("/proc") if number.isdigit() and mine(number)]
+    for number in left:
+        try:
+            os.kill(int(number), 9)
+        except OSError:
+            pass
+    if not left or time.time() > end:
+        break
+    time.sleep(0.02)
+content = sys.stdin.buffer.read()
+if content:
+    part = f"{path}.{os.getpid()}"
+    with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(content)
+    os.replace(part, path)
+elif os.path.exists(path):
+    os.unlink(path)
+print(os.uname().nodename)
+"""
+
+
+class GivenUp(HeptiError):
+    """The job cannot go on; the sentence says with what it was tried."""
+
+    exit_code = 3
+
+
+class Interrupted(BaseException):
+    """Somebody wants this to end: `code` as a shell says it."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+@dataclass
+class Attempt:
+    """One start of mpirun."""
+
+    process: "subprocess.Popen[bytes]"
+    lines: "queue.Queue[str | None]" = field(default_factory=queue.Queue)
+    troubles: Troubles = field(default_factory=Troubles)
+    listener: threading.Thread | None = None
+
+
+class Supervisor:
+    """Runs `arguments` of hepti_mpi on the hosts of a hostfile until it is done."""
+
+    def __init__(
+        self, hosts: Sequence[Host], mpirun: Sequence[str], arguments: Sequence[str], state: Callable[[], State],
+        heard: Callable[[dict[str, Any]], None], gains: Callable[[Sequence[str], Sequence[str]], float | None], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """`state`: what a start need not do again; `heard` is told each record; `gains(with, without)` returns how many seconds the rest
+        of the job would take less on the hosts `with` than it does on those `without`, None where that is not known."""
+        self.hosts, self.mpirun, self.arguments = list(hosts), list(mpirun), list(arguments)
+        self.state, self.heard, self.gains, self.say = state, heard, gains, say
+        self.job = secrets.token_hex(8)
+        self.marks = [f"{JOB}={self.job}"]
+        self.path = Path("/tmp") / f"hepti-{os.getuid()}-{self.job}.json"  # on every host: TMPDIR may be this one's
+        self.restart_seconds = 10.0
+        self.returning: tuple[Host, ...] = ()
+        self.blames = Counter[str]()
+        self.make_room: Callable[[], None] = lambda: None  # for words of ranks
+        self.going = False  # whether anything was answered, ever
+        self.ended = threading.Event()
+        self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
+
+    def run(self) -> None:
+        """Run to the end. Raises: GivenUp, and HeptiError for bad input."""
+        self._find()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        barren, ended = 0, time.monotonic()
+        try:
+            while True:
+                if self._sweep(self.state()):
+                    barren = 0
+                live = [host for host in self.hosts if not host.lost]
+                if not live:
+                    raise GivenUp(f"no host of the hostfile answers: {', '.join(host.name for host in self.hosts)}")
+                self._tell_apart(live)
+                live = [host for host in live if not host.lost]
+                attempt = self._start(live)
+                why, answers = self._watch(attempt, live, ended)
+                ended = time.monotonic()
+                if why is None:
+                    return
+                barren = 0 if answers else barren + 1
+                bad = self._blamed(attempt, live, answers)
+                if bad is not None:
+                    bad.lost, bad.losses, barren = True, MOST_LOSSES + 1, 0  # nothing would tell that it is well again
+                    why = f"{why}, as before; {bad.name} is left out, though it answers"
+                if barren >= BARREN:
+                    said = attempt.troubles.said or "no rank said why"
+                    raise GivenUp(f"started {barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
+                self.say(f"{why}; starting again")
+        finally:
+            self.ended.set()
+            self._sweep(None)
+            for left in self.folder.iterdir():
+                left.unlink()
+            self.folder.rmdir()
+
+    # one start
+
+    def _start(self, live: Sequence[Host]) -> Attempt:
+        hostfile = self.folder / "hosts.txt"
+        hostfile.write_text("".join(host.line + "\n" for host in live))
+        environment = os.environ | {JOB: self.job, STATE: str(self.path)}
+        handed = [name for name in environment if name.startswith(HANDED_ON) or name in ("PATH", "PYTHONPATH")]
+        exports = [word for name in sorted(handed) for word in ("-x", name)]
+        program = [sys.executable, "-m", "hepti_mpi", *self.arguments]
+        command = [self.mpirun[0], "-hostfile", str(hostfile), *self.mpirun[1:], *exports, *program]
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
+            )
+        except OSError as error:
+            raise GivenUp(f"{command[0]} cannot be started: {error.strerror or error}") from None
+        self.marks.append(f"prterun-{socket.gethostname()}-{process.pid}@")  # the daemons of this mpirun carry it
+        attempt = Attempt(process)
+        assert process.stdout is not None and process.stderr is not None
+        threading.Thread(target=self._read, args=(process.stdout, attempt.lines), daemon=True).start()
+        attempt.listener = threading.Thread(target=self._pass_on, args=(process.stderr, attempt), daemon=True)
+        attempt.listener.start()
+        return attempt
+
+    @staticmethod
+    def _read(stream: IO[bytes], lines: "queue.Queue[str | None]") -> None:
+        for line in untangled(line.decode(errors="replace") for line in stream):
+            lines.put(line)
+        lines.put(None)
+
+    def _pass_on(self, stream: IO[bytes], attempt: Attempt) -> None:
+        for line in stream:
+            text = line.decode(errors="replace")
+            self.make_room()
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            attempt.troubles.hear(text)
+
+    def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
+        """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
+        answered = over = False
+        heard, patience = time.monotonic(), float(BEGIN_SECONDS)
+        late = f"the ranks did not find each other within {BEGIN_SECONDS} s"
+        done: float | None = None  # when it said so
+        why = None
+        try:
+            while why is None and not over and (done is None or time.monotonic() < done + END_SECONDS):
+                try:
+                    line = attempt.lines.get(timeout=0.1)
+                except queue.Empty:
+                    line = ""
+                if line is None:
+                    over = True
+                elif line:
+                    record = told(line)
+                    if record is None:
+                        self.make_room()
+                        sys.stdout.write(line)
+                        attempt.troubles.hear(line)
+                        continue
+                    attempt.troubles.take(record)
+                    self.heard(record)
+                    heard = time.monotonic()
+                    if record["kind"] == "here":
+                        patience = SILENCE * float(record["deadline"]) or math.inf
+                        late = f"nothing was heard for {patience:g} s"
+                    if record["kind"] == "done":
+                        done = time.monotonic()
+                    if record["kind"] == "answers":
+                        if not answered:
+                            self.restart_seconds = time.monotonic() - ended
+                        answered = self.going = True
+                silent = [host for host in live if host.missed >= MISSED]
+                if done is None and time.monotonic() > heard + patience:
+                    why = late
+                elif silent and done is None:
+                    why = f"{_names(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
+                elif self.returning and done is None:
+                    back, self.returning = self.returning, ()
+                    for host in back:
+                        host.lost = False
+                    why = f"{_names(back)} {'is' if len(back) == 1 else 'are'} back"
+        finally:
+            code = self._end(attempt, over)
+        if done is not None:
+            return None, answered
+        if why is not None:
+            return why, answered
+        if code == 2:  # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
+            said = attempt.troubles.said or "no rank said why"
+            bad = attempt.troubles.host(live)
+            if self.going and bad is not None and bad is not live[0]:  # the others could go on, and rank 0 has read the input
+                bad.lost, bad.losses = True, MOST_LOSSES + 1
+                return f"{said.removeprefix('error ')}; {bad.name} is left out", answered
+            gone = [host.name for host in self.hosts if host.lost]
+            if not gone:
+                raise HeptiError(f"the run cannot begin: {said.removeprefix('error ')}")
+            left = f"{len(live)} of {len(self.hosts)} hosts are left ({', '.join(gone)} lost)"
+            raise GivenUp(f"the run cannot go on, {left}: {said.removeprefix('error ')}")
+        return f"the run ended with code {code} before it was done", answered
+
+    @staticmethod
+    def _end(attempt: Attempt, over: bool) -> int:
+        """End mpirun with its ssh processes, and return its exit code."""
+        if over:
+            try:
+                attempt.process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(attempt.process.pid, signal.SIGKILL)  # ranks and daemons are swept
+        except ProcessLookupError:
+            pass
+        if attempt.listener is not None:
+            attempt.listener.join(0.5)  # what was said last
+        return attempt.process.wait()
+
+    def _blamed(self, attempt: Attempt, live: Sequence[Host], answers: bool) -> Host | None:
+        """Return the host that this start failed for, as the one before it did, without one more answer."""
+        if answers:
+            self.blames.clear()
+        bad = attempt.troubles.host(live) if len(live) > 1 else None
+        self.blames.update([bad.name] if bad else [])
+        return bad if bad and not answers and self.blames[bad.name] >= BLAMED else None
+
+    # hosts
+
+    def _find(self) -> None:
+        """Find out where ssh would go for each host."""
+        with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
+            for host, door in zip(self.hosts, pool.map(door_of, self.hosts)):
+                host.door = door
+        names.look_up(host.door[0] for host in self.hosts if host.door)
+
+    def _sweep(self, state: State | None) -> bool:
+        """End what is left of the job on all hosts and leave `state` there, with the name that the host has here, by which its ranks say
+        where they are; hosts that do not answer are lost. Tell whether one is."""
+        before = [host for host in self.hosts if host.lost]
+        here = next((host for host in self.hosts if host.here), None)
+        # here first: mpirun's ssh processes, which are told from those to the other hosts by being there before
+        subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=_content(state, here), capture_output=True)
+        with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
+            answers = list(pool.map(lambda host: host.here or self._sweep_one(host, _content(state, host)), self.hosts))
+        for host, answer in zip(self.hosts, answers):
+            if not host.lost and not answer:
+                host.lost, host.missed = True, MISSED
+                host.losses += 1
+            # one that was lost and answers now is taken back by _beat, if that is worth it
+        now = [host for host in self.hosts if host.lost and host not in before]
+        if now:
+            self.say(f"{_names(now)} {'is' if len(now) == 1 else 'are'} left out")
+        return bool(now)
+
+    def _sweep_one(self, host: Host, content: bytes) -> bool:
+        if host.missed >= MISSED or not (answers(host) or answers(host)):
+            return False
+        words = [*host.ssh(), shlex.join([sys.executable, "-c", SWEEP, str(self.path), *self.marks])]
+        try:
+            done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode:
+            said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+            self.say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
+            return False
+        host.own = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].partition(".")[0] or host.own
+        return True
+
+    def _tell_apart(self, live: Sequence[Host]) -> None:
+        """Leave out the second of two hosts that mpirun, which cuts names at their first dot, would take for one. Raises HeptiError where
+        that can be mended before anything has been answered."""
+        seen: dict[str, Host] = {}
+        for host in live:
+            for name in {host.own} | (set() if host.here else {names.short(host.name)}):
+                other = seen.setdefault(name, host)
+                if other is host:
+                    continue
+                why = f"{other.name} and {host.name} are both {name} to mpirun"
+                if not self.going:
+                    raise HeptiError(f"{why}: if they are one machine, give it one line with slots=N, else name it by its address, or "
+                                     f"rename it with: ssh {host.login} sudo hostnamectl set-hostname NAME")  # fmt: skip
+                host.lost, host.losses = True, MOST_LOSSES + 1
+                self.say(f"{why}: {host.name} is left out")
+
+    def _beat(self) -> None:
+        """Look at all hosts now and then, until all is done."""
+        asked = 0.0
+        with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
+            while not self.ended.is_set():
+                begin = time.monotonic()
+                for host, answer in zip(self.hosts, pool.map(answers, self.hosts)):
+                    host.missed = 0 if answer else host.missed + 1
+                back = [host for host in self.hosts if host.lost and not host.missed and host.losses <= MOST_LOSSES]
+                if back and not self.returning and begin > asked + ASK_SECONDS:
+                    asked = begin
+                    threading.Thread(target=self._weigh, args=(back,), name="weigh", daemon=True).start()
+                self.ended.wait(max(0.0, BEAT_SECONDS - (time.monotonic() - begin)))
+
+    def _weigh(self, back: Sequence[Host]) -> None:
+        """Take hosts back that answer again, if the rest of the job gains more than a restart costs."""
+        present = [host.own for host in self.hosts if not host.lost]
+        gained = self.gains([*present, *(host.own for host in back)], present)
+        if gained is not None and gained > 1.5 * self.restart_seconds:
+            self.returning = tuple(back)
+
+
+def _names(hosts: Sequence[Host]) -> str:
+    return ", ".join(host.name for host in hosts)
+
+
+def _content(state: State | None, host: Host | None) -> bytes:
+    return b"" if state is None else json.dumps(state.to_json() | {"host": host.name if host else None}).encode()

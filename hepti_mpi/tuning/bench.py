@@ -1,0 +1,107 @@
+"""Measure methods against each other: all loaded in one job, answering the same request in turns.
+
+Knows engines and clocks; does not know how a method divides the work (planning.methods) or how results are shown (reporting).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.engine import loading
+from hepti_mpi.engine.loading import Ready
+from hepti_mpi.engine.machine import Machine
+from hepti_mpi.engine.sessions import Segments
+from hepti_mpi.planning.price import Price, Pricer
+from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.tuning.settle import settle
+from hepti_mpi.weights.store import Store
+
+SETTLED = ("hepti", "hepti-float16")
+WARM_UP = 1  # round, besides what loading and settling answer
+
+
+@dataclass
+class Samples:
+    """What one method did: `seconds` per request and, on rank 0, its `price` and [ranks, requests, steps] of seconds and beginnings."""
+
+    ready: Ready
+    price: Price | None
+    seconds: list[float] = field(default_factory=list)
+    steps: list[np.ndarray] = field(default_factory=list)
+    began: np.ndarray | None = None
+    every: np.ndarray | None = None
+    timeline: np.ndarray | None = None
+    error: float | None = None  # largest difference to the first method's answer
+    calls: int = 0  # of computing, on this rank, and those that took longer than on the emulated board
+    overruns: int = 0
+    late_seconds: float = 0.0  # by which this rank's messages left later than from there
+    overrun_part: float = 0.0  # of all ranks' calls, 0 to 1
+    late_part: float = 0.0  # the latest rank's late seconds, of the seconds of the requests: ranks are late side by side
+    held: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(
+    machine: Machine, store: Store, profile: ClusterProfile, plans: Mapping[str, Plan], decisions: Mapping[str, Decision],
+    request: Request, repeat: int, progress: Callable[[int], None],
+) -> dict[str, Samples]:  # fmt: skip
+    """Answer one request by every plan, `repeat` times in turns; the plans chosen among all are settled on by trying, and what that
+    taught about the ranks' speeds is what all are priced by. Collective.
+
+    A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
+    """
+    world, spec, rows = machine.world, store.spec, request.rows
+    segments = Segments(spec, store)
+    embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
+    all_samples: dict[str, Samples] = {}
+    known = profile
+    for name, plan in plans.items():
+        decision = decisions.get(name)
+        ready, price = loading.load(machine, store, plan, None, {}, segments), decision.chosen.price if decision else None
+        if name in SETTLED:
+            settled = settle(machine, spec, store.source_hash, segments, profile, request, decision)
+            ready, price, known = loading.swap(ready, settled.plan), settled.price, settled.profile
+        all_samples[name] = Samples(ready, price)
+    pricer = Pricer(spec, known, rows, request.attended)
+    for name, samples in all_samples.items():
+        if name not in SETTLED and samples.price is not None:
+            samples.price = pricer.price(samples.ready.program, samples.ready.plan)
+    answers: dict[str, np.ndarray] = {}
+    for turn in range(-WARM_UP, repeat):
+        names = list(all_samples)
+        np.random.default_rng(WARM_UP + turn).shuffle(names)  # nobody always comes after the same one
+        for name in names:
+            samples = all_samples[name]
+            engine = samples.ready.engine
+            world.barrier()
+            world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
+            before = copy(machine.emulation)
+            begin = time.perf_counter()
+            hidden = engine.run((rows,), embedded)
+            seconds = time.perf_counter() - begin
+            if turn >= 0:
+                samples.calls += machine.emulation.calls - before.calls
+                samples.overruns += machine.emulation.overruns - before.overruns
+                samples.late_seconds += machine.emulation.late_seconds - before.late_seconds
+                samples.seconds.append(seconds)
+                samples.steps.append(engine.seconds.copy())
+                samples.began = engine.began - begin
+            elif hidden is not None:
+                answers[name] = hidden.copy()
+        progress(1)
+    world.barrier()
+    for name, samples in all_samples.items():
+        samples.every = world.gather_matrix(np.array(samples.steps))
+        samples.timeline = world.gather_matrix(np.array(samples.began))
+        samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
+        calls, overruns, late = zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds]))
+        samples.overrun_part, samples.late_part = sum(overruns) / max(1, sum(calls)), max(late) / sum(samples.seconds)
+        if world.rank == 0:
+            samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
+    return all_samples

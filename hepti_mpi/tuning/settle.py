@@ -1,0 +1,170 @@
+"""Settle on a plan by trying: answer a few requests by the best candidates, learn how fast each rank really is, plan again.
+
+Knows engines and predictions; does not search itself (planning.search does). Candidates answer in turns, since a machine that is
+disturbed for a second would otherwise decide by when it was.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hepti_mpi.cluster.profile import ClusterProfile, Edges, scaled
+from hepti_mpi.engine.engine import Engine
+from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.machine import Machine, patiently
+from hepti_mpi.engine.sessions import Segments
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import search
+from hepti_mpi.planning.price import Price, Pricer
+from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.build import Compute, Sync, make_program
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.weights.slices import rank_slices
+
+ROUNDS = 3
+REQUESTS = 3  # per plan that is tried, after one to warm up
+AGREED = 0.01  # by how much two requests of a plan may differ, after which another one tells nothing new
+FINALISTS = 3  # which answer as often again
+LONE = 2.0  # times its price that one rank alone may have: what many ranks on few cores take is the least certain
+CLOSE = 1.06  # times the price of the chosen plan that another kind of plan may have
+MOST_LATE = 0.003  # seconds that an exchange may seem to take; more is a disturbance
+TRUST = 0.25  # of a rank's speed that one round may take away or add
+
+
+@dataclass
+class Trial:
+    """A plan that is tried: `seconds` of its requests and, for each of them, every rank's seconds of computing; `last`: of its last
+    request, which may have been the one to warm up."""
+
+    plan: Plan
+    engine: Engine
+    seconds: list[float] = field(default_factory=list)
+    compute: list[np.ndarray] = field(default_factory=list)
+    last: float | None = None
+
+    @property
+    def typical(self) -> float:
+        """Mean of the sooner half of its requests: what disturbs only makes them longer."""
+        return float(np.mean(sorted(self.seconds)[: (len(self.seconds) + 1) // 2]))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The plan that answered soonest and its price by `profile`, whose speeds are those that were measured while it did."""
+
+    plan: Plan
+    price: Price
+    profile: ClusterProfile
+
+
+@patiently
+def settle(
+    machine: Machine, spec: ModelSpec, source_hash: str, segments: Segments, profile: ClusterProfile, request: Request,
+    decision: Decision | None,
+) -> Settled:  # fmt: skip
+    """Return what answered soonest of the chosen plan, those that promise nearly as much, and what the measured speeds suggest.
+    Collective; `decision` is rank 0's.
+    """
+    world, edges = machine.world, profile.edges
+    profile = replace(profile, edges=Edges())  # what is asked here is without
+
+    def opened(plan: Plan) -> Trial:
+        program = make_program(spec, plan)
+        fetch(machine, segments.store, rank_slices(spec, plan, world.rank))
+        return Trial(plan, Engine(machine, spec, plan, program, segments))
+
+    documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
+    trials = [opened(plans.from_json(document)) for document in documents]
+    known = [trial.plan for trial in trials]
+    pricer = Pricer(spec, profile, request.rows, request.attended)
+    ask(machine, trials, pricer.lengths)
+    for _ in range(ROUNDS):
+        best = min(trials, key=lambda trial: trial.typical)
+        profile = learned(pricer, spec, best)
+        pricer = Pricer(spec, profile, request.rows, request.attended)
+        suggestion = search.again(spec, source_hash, profile, request, best.plan).plan if world.rank == 0 else best.plan
+        suggestion = plans.from_json(world.from_root(suggestion.to_json()))
+        if suggestion in known:
+            break
+        if len(trials) > 1:  # no more at once than memory was found to hold
+            slowest = max(trials, key=lambda trial: trial.typical)
+            slowest.engine.close()
+            trials.remove(slowest)
+        elif any(attention == "heads" or mlp == "columns" for attention, mlp in suggestion.layers):
+            break  # other slices of the weights, for which there may be no room
+        known.append(suggestion)
+        trials.append(opened(suggestion))
+        ask(machine, [best, trials[-1]], pricer.lengths)
+    finalists = sorted(trials, key=lambda trial: trial.typical)[:FINALISTS]
+    ask(machine, finalists, pricer.lengths)
+    best = min(finalists, key=lambda trial: trial.typical)
+    for trial in trials:
+        trial.engine.close()
+    profile = replace(learned(pricer, spec, best), edges=edges)
+    price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
+    return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
+
+
+def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
+    """Return the chosen plan, the same with float32 on the wire, what else its search led to, and other kinds of nearly the same price,
+    as many as memory holds beside each other: the weights that they share are not taken off, so it is rather too few."""
+    chosen, plans = decision.chosen, [decision.chosen.plan]
+    if chosen.plan.wire != "float32":  # converting can cost more than it saves
+        plans.append(replace(chosen.plan, wire="float32"))
+    left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
+    others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds][:FINALISTS]
+    lone = [other for other in decision.others if other not in others and len(other.plan.active) == 1]
+    lone = [other for other in lone if other.price.seconds <= LONE * chosen.price.seconds and profile.nodes[other.plan.active[0]].alone]
+    for other in (*decision.close, *others, *lone):
+        if (left >= other.memory).all():
+            left = left - other.memory
+            plans.append(other.plan)
+    return plans
+
+
+def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> None:
+    """Answer batches of requests of `lengths` rows by each of `trials` in turns, until two in a row agree or there are enough; all ranks
+    note the same. Collective."""
+    world = machine.world
+    hidden = trials[0].engine.spec.hidden
+    embedded = np.zeros((sum(lengths), hidden), np.float32) if world.rank == 0 else None
+    settled: list[Trial] = []
+    for turn in range(1 + REQUESTS):
+        for trial in trials:
+            if trial in settled or (not turn and trial.seconds):  # it is warm
+                continue
+            engine = trial.engine
+            world.barrier()
+            world.quick_barrier()
+            begin = time.perf_counter()
+            engine.run(lengths, embedded)
+            seconds = time.perf_counter() - begin
+            world.barrier()  # in which ranks without a part sleep: their cores may be another's
+            computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
+            facts = world.gather_all([seconds, float(engine.seconds[computing].sum())])
+            before, trial.last = trial.last, facts[0][0]
+            if turn:
+                trial.seconds.append(trial.last)
+                trial.compute.append(np.array([compute for _, compute in facts]))
+                if before is not None and abs(before - trial.last) <= AGREED * trial.last:
+                    settled.append(trial)
+    world.barrier()
+
+
+def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> ClusterProfile:
+    """Return the profile of `pricer` with what a trial taught: how many times longer each rank computes than was predicted, within
+    TRUST, and how much longer an exchange takes, which is for the most part waiting for whoever is late this time.
+    """
+    program = make_program(spec, trial.plan)
+    predicted = pricer.price(program, trial.plan).compute
+    ratios = np.divide(np.median(trial.compute, axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
+    profile = scaled(pricer.profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
+    exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
+    if len(trial.plan.active) == 1 or not exchanges:
+        return profile
+    seconds = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan).seconds
+    late = (float(np.median(trial.seconds)) - seconds) / exchanges
+    return replace(profile, exchange_seconds=min(max(profile.exchange_seconds + late, 0.0), MOST_LATE))

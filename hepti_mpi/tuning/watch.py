@@ -1,0 +1,59 @@
+"""What is asked between batches: how many to answer next, or to go on with another plan. Knows orders; does not decide (adapt.py)."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+ORDER_SECONDS = 0.05  # that the batches of one order should take at least: orders are not to be noticed
+MOST_AT_ONCE = 64  # batches of one order: what is reported of them is a small message
+
+
+class Watch(Protocol):
+    """What rank 0 asks between batches what to do next, and tells what came of it."""
+
+    def next(self, left: int) -> dict[str, Any]:
+        """Return an order; `left`: how many batches are left, at least one."""
+
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        """Hear of batches from `number` on: the rows of each request, latencies, and rank 0's seconds of computing."""
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        """Hear what a rank reports of such batches, which may be some time later."""
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it."""
+
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
+        """Hear what the links that the last order named carry, per rank, by the other rank's number; it took `seconds` to find out."""
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Return what was decided and why, for the record."""
+
+
+class Steady:
+    """The watch of a run that keeps its plan."""
+
+    def __init__(self) -> None:
+        self.seconds = ORDER_SECONDS
+
+    def next(self, left: int) -> dict[str, Any]:
+        return {"do": "answer", "count": at_once(self.seconds, left)}
+
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        self.seconds = min(seconds)
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        pass
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        pass
+
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
+        pass
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return []
+
+
+def at_once(seconds: float, left: int) -> int:
+    """Return how many of the batches that are `left` one order should be for, where one takes `seconds`."""
+    return max(1, min(left, MOST_AT_ONCE, round(ORDER_SECONDS / max(seconds, 1e-6))))

@@ -1,0 +1,112 @@
+"""Which weights a rank needs. Pure: turns the operations of a program into ranges of store tensors; opens no file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from hepti_mpi import splits
+from hepti_mpi.models.spec import ModelSpec, Weight, layer_weights, named_weights, outer_weights
+from hepti_mpi.program.build import Compute, Op, Program, make_program
+from hepti_mpi.program.plan import Plan
+
+FLOAT = 4  # bytes
+# per operation: its block, the matrices that it multiplies by, and whether a rank holds its part of them or all
+MATRICES: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "project": ("attention", ("q", "k", "v"), False),
+    "project_q": ("attention", ("q",), False),
+    "project_kv": ("attention", ("k", "v"), False),
+    "out": ("attention", ("o",), False),
+    "project_heads": ("attention", ("q", "k", "v"), True),
+    "out_heads": ("attention", ("o",), True),
+    "mlp": ("mlp", ("up", "down"), False),
+    "mlp_columns": ("mlp", ("up", "down"), True),
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Entries [first, first + count) along dim 0 of the store tensor `name`; `shape` is that of the slice."""
+
+    name: str
+    first: int
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * FLOAT
+
+
+def all_weights(spec: ModelSpec) -> tuple[Weight, ...]:
+    """Return every tensor of the model's store under its full name, in the order in which it is written."""
+    return tuple(Weight(name, weight.part, weight.split, weight.shape) for name, weight in named_weights(spec))
+
+
+def granule(spec: ModelSpec, weight: Weight) -> int:
+    """Return how many entries along dim 0 share one checksum: a head, a granule of columns, or all."""
+    return {"heads": 1, "columns": spec.column_granule}.get(weight.split or "", weight.shape[0])
+
+
+class Slicer:
+    """Answers, for one rank of a plan, what each operation reads from the store."""
+
+    def __init__(self, spec: ModelSpec, plan: Plan, rank: int) -> None:
+        self.spec, self.rank = spec, rank
+        single = len(plan.active) == 1
+        self.parts = {"heads": (0, spec.heads) if single else splits.bounds(plan.heads, rank),
+                      "columns": (0, spec.ffn) if single else splits.bounds(plan.columns, rank)}
+        self.heads = self.parts["heads"][1] - self.parts["heads"][0]
+        self.holds_rows = single or plan.rows[rank] > 0
+        self.weights = {weight.name: weight for weight in layer_weights(spec)}
+
+    def takes_part(self, op: Op, distribution: str) -> bool:
+        """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""
+        if op.kind.endswith("_heads"):
+            return self.heads > 0
+        if op.kind == "mlp_columns":
+            return self.parts["columns"][1] > self.parts["columns"][0]
+        return self.holds_rows or (distribution == "full" and op.kind in ("norm", "tail", "single"))
+
+    def op(self, op: Op, distribution: str) -> dict[str, Slice]:
+        """Return {short name: slice} for `op`, e.g. {"q.weight": ...}."""
+        result: dict[str, Slice] = {}
+        if not self.takes_part(op, distribution):
+            return result
+        for short, name in (("norm", op.norm), ("bias", op.bias)):
+            if name is None:
+                continue
+            for suffix in (".weight", ".bias") if short == "norm" else ("",):
+                result[short + suffix] = Slice(name + suffix, 0, (self.spec.hidden,))
+        block, matrices, divided = MATRICES.get(op.kind, ("", (), False))
+        for matrix in matrices:
+            for suffix in ("weight", "bias"):
+                weight = self.weights.get(f"layers.{{}}.{block}.{matrix}.{suffix}")
+                if weight is None or weight.split is None:  # the bias of o and of down is added once, by the tail
+                    continue
+                start, stop = self.parts[weight.split] if divided else (0, weight.shape[0])
+                result[f"{matrix}.{suffix}"] = Slice(weight.name.format(op.layer), start, (stop - start, *weight.shape[1:]))
+        return result
+
+
+def layer_slices(spec: ModelSpec, plan: Plan, program: Program, rank: int) -> tuple[Slice, ...]:
+    """Return what `rank` reads for the layers, each slice once, in program order."""
+    if rank not in plan.active:
+        return ()
+    slicer = Slicer(spec, plan, rank)
+    found: dict[Slice, None] = {}
+    for step in program:
+        if isinstance(step, Compute):
+            for op in step.ops:
+                found.update(dict.fromkeys(slicer.op(op, step.distribution).values()))
+    return tuple(found)
+
+
+def root_slices(spec: ModelSpec) -> tuple[Slice, ...]:
+    """Return what rank 0 reads besides: the embedding and the head."""
+    return tuple(Slice(w.name, 0, w.shape) for w in outer_weights(spec) if w.part in ("embedding", "head"))
+
+
+def rank_slices(spec: ModelSpec, plan: Plan, rank: int) -> Iterator[Slice]:
+    """Yield all that `rank` reads from the store."""
+    yield from layer_slices(spec, plan, make_program(spec, plan), rank)
+    if rank == 0:
+        yield from root_slices(spec)

@@ -1,0 +1,315 @@
+"""The weight store: one HDF5 file that holds a model, or one rank's part of it. The only user of h5py.
+
+Knows where each tensor lies in the file and whether its bytes are those that were written; does not know which rank needs
+which. Every dataset is contiguous, so a slice along dim 0 is one byte range, which ONNX Runtime maps from this very file.
+The layout is described in weights/README.md.
+"""
+
+import errno
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+
+from hepti_mpi import __version__
+from hepti_mpi.errors import StoreError
+from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.weights.slices import FLOAT, Slice, all_weights, granule
+
+FORMAT, FORMAT_VERSION = "hepti-store", 1
+TENSOR_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a tensor of usual size
+MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
+AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
+Progress = Callable[[int], None]
+
+
+def whole_slices(spec: ModelSpec) -> tuple[Slice, ...]:
+    """Return every tensor of a model, whole."""
+    return tuple(Slice(weight.name, 0, weight.shape) for weight in all_weights(spec))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a slice lies in the file."""
+
+    offset: int
+    bytes: int
+    shape: tuple[int, ...]
+
+
+@contextmanager
+def _new_file(path: Path, slices: Sequence[Slice]) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that takes the name `path` when all went well and leaves nothing behind otherwise.
+
+    That there is room for `slices` is checked before: HDF5 may end the process when a disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        system, size = os.statvfs(path.parent), sum(piece.bytes + TENSOR_ROOM for piece in slices)
+        if system.f_bavail * system.f_frsize < size:
+            raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
+        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1, alignment_interval=64) as file:
+            yield file
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):  # whatever kept it from being made has been told
+            temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def write(path: Path, model: ModelFiles, progress: Progress = lambda written: None) -> None:
+    """Write the store of `model`, tensor by tensor; `progress` is told the bytes of each as they are written.
+
+    Raises: StoreError when the file cannot be written, ModelError from the model's reader.
+    """
+    expected = {weight.name: weight for weight in all_weights(model.spec)}
+    with _new_file(path, whole_slices(model.spec)) as file:
+        _write_head(file, model.spec, model.files, model.source_hash)
+        for name, values in model.weights():
+            weight = expected.pop(name, None)
+            if weight is None or values.shape != weight.shape or values.dtype != np.float32:
+                raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
+            _write_tensor(file, name, values, granule(model.spec, weight), 0, weight.shape[0])
+            progress(values.nbytes)
+        if expected:
+            raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
+
+
+def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
+    """Return one slice per tensor that covers all of `slices`: a rank may hold its heads or columns, or all where a layer is computed
+    by rows."""
+    weights = {weight.name: weight for weight in all_weights(spec)}
+    ranges: dict[str, tuple[int, int]] = {}
+    for piece in slices:
+        first, stop = ranges.get(piece.name, (piece.first, piece.first))
+        ranges[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
+    return [Slice(name, first, (stop - first, *weights[name].shape[1:])) for name, (first, stop) in ranges.items()]
+
+
+class Whole(Protocol):
+    """What a part is cut out of: a Store, or what stands in for one."""
+
+    spec: ModelSpec
+    files: dict[str, bytes]
+    source_hash: str
+
+    def array(self, piece: Slice) -> np.ndarray: ...
+
+    def verify(self, slices: Iterable[Slice]) -> int: ...
+
+
+def write_part(path: Path, whole: Whole, slices: Iterable[Slice], progress: Progress = lambda written: None) -> None:
+    """Cut one rank's slices out of `whole` into a store of their own. Raises: StoreError."""
+    weights, pieces = {weight.name: weight for weight in all_weights(whole.spec)}, joined(whole.spec, slices)
+    with _new_file(path, pieces) as file:
+        _write_head(file, whole.spec, whole.files, whole.source_hash)
+        for piece in pieces:
+            weight = weights[piece.name]
+            whole.verify([piece])
+            _write_tensor(file, piece.name, np.asarray(whole.array(piece)), granule(whole.spec, weight), piece.first, weight.shape[0])
+            progress(piece.bytes)
+
+
+def _write_head(file: h5py.File, spec: ModelSpec, files: dict[str, bytes], source_hash: str) -> None:
+    text = json.dumps(spec.to_json())
+    file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, spec=text, source_hash=source_hash, made_by=f"hepti_mpi {__version__}")
+    file.attrs["checksum"] = np.uint32(_head_checksum(text, source_hash, files))
+    for name, content in files.items():
+        file.create_dataset(f"files/{name}", data=np.frombuffer(content, np.uint8))
+
+
+def _head_checksum(spec: str, source_hash: str, files: dict[str, bytes]) -> int:
+    value = zlib.crc32(f"{spec}\n{source_hash}".encode())
+    for name in sorted(files):
+        value = zlib.crc32(name.encode() + b"\n" + files[name], value)
+    return value
+
+
+def _write_tensor(file: h5py.File, name: str, values: np.ndarray, step: int, first: int, whole: int) -> None:
+    dataset = file.create_dataset(f"weights/{name}", data=np.ascontiguousarray(values, "<f4"))
+    dataset.attrs.update(first=first, whole=whole)
+    sums = [zlib.crc32(np.ascontiguousarray(values[at : at + step]).data) for at in range(0, len(values), step)]
+    file.create_dataset(f"checksums/{name}", data=np.array(sums, np.uint32))
+
+
+class Store:
+    """An open store. Reads only what it is asked for; usable as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` and read its description. Raises StoreError when it is missing, damaged or of another format."""
+        self.path = path
+        if not path.is_file():
+            raise StoreError(f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}")
+        try:
+            self._file = h5py.File(path, "r", locking=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            if "already open for write" in str(error) or "unable to lock file" in str(error):
+                raise StoreError(f"{path} is being written; wait for that, or where nobody writes it any more {AGAIN}") from None
+            raise StoreError(f"{path} is not a weight store or is damaged ({_short(error)}); {AGAIN}") from None
+        self._size = path.stat().st_size
+        self._descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what other ranks hold
+        self._maps: np.memmap | None = None
+        self._sound: set[tuple[str, int]] = set()  # checksums that held: (tensor, number)
+        self._datasets: dict[str, tuple[int, Any, Any, Any]] = {}
+        self._sums: dict[str, np.ndarray] = {}  # all checksums of a tensor
+        try:
+            self._read_head()
+        except StoreError:
+            self.close()
+            raise
+        except Exception as error:  # h5py raises almost anything on damaged metadata
+            self.close()
+            raise StoreError(f"{path} is damaged ({_short(error)}); {AGAIN}") from None
+
+    def _read_head(self) -> None:
+        attributes = self._file.attrs
+        if attributes.get("format") != FORMAT:
+            raise StoreError(f"{self.path} is an HDF5 file but not a weight store of hepti_mpi")
+        version = int(attributes["format_version"])
+        if version != FORMAT_VERSION:
+            raise StoreError(f"{self.path} has store format {version}, this program reads {FORMAT_VERSION}; {AGAIN}")
+        text, self.source_hash = str(attributes["spec"]), str(attributes["source_hash"])
+        self.files: dict[str, bytes] = {}
+        found: list[tuple[str, Any]] = []  # a file's name may have a folder in it
+        if "files" in self._file:
+            self._file["files"].visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
+        for name, dataset in found:
+            if dataset.dtype != np.uint8 or dataset.nbytes > self._size:
+                raise StoreError(f"{self.path}: file {name} in it is damaged; {AGAIN}")
+            self.files[name] = dataset[()].tobytes()
+        if _head_checksum(text, self.source_hash, self.files) != int(attributes["checksum"]):
+            raise StoreError(f"{self.path}: the checksum of its description fails; {AGAIN}")
+        self.spec = ModelSpec.from_json(json.loads(text))
+        if self.spec.layers > MOST_LAYERS:
+            raise StoreError(f"{self.path} describes {self.spec.layers} layers, more than {MOST_LAYERS}; {AGAIN}")
+        self.weights = {weight.name: weight for weight in all_weights(self.spec)}
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        os.close(self._descriptor)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._file["weights"]) if "weights" in self._file else ()
+
+    def piece(self, name: str) -> Slice | None:
+        """Return what the file holds of a tensor, None where that is none of the model's or damaged."""
+        try:
+            first, _, shape, _ = self._stored(name)
+            held = Slice(name, first, shape)
+            self.region(held)
+            return held
+        except Exception:  # h5py raises almost anything on damaged metadata
+            return None
+
+    def region(self, piece: Slice) -> Region:
+        """Return the byte range of a slice. Raises StoreError when the file does not hold it."""
+        weight = self.weights.get(piece.name)
+        try:
+            first, offset, shape, kind = self._stored(piece.name)
+        except KeyError:
+            raise StoreError(f"{self.path} has no tensor {piece.name}; a file cut for another rank or plan") from None
+        except Exception as error:
+            raise StoreError(f"{self.path}: tensor {piece.name} is damaged ({_short(error)}); {AGAIN}") from None
+        fits = weight is not None and shape is not None and len(shape) == len(weight.shape) and shape[1:] == weight.shape[1:]
+        if not fits or kind != np.dtype("<f4") or offset is None:
+            raise StoreError(f"{self.path}: tensor {piece.name} is {kind} {shape}, expected float32 {weight and weight.shape}; {AGAIN}")
+        start, stop = piece.first - first, piece.first - first + piece.shape[0]
+        if start < 0 or stop > shape[0]:
+            held, wanted = f"{first} to {first + shape[0]}", f"{piece.first} to {piece.first + piece.shape[0]}"
+            raise StoreError(f"{self.path} holds {held} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
+        row = prod(shape[1:]) * FLOAT
+        end = offset + shape[0] * row
+        if end > self._size:
+            raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {end}: it is truncated; {AGAIN}")
+        return Region(offset + start * row, piece.shape[0] * row, piece.shape)
+
+    def _stored(self, name: str) -> tuple[int, Any, Any, Any]:
+        """Return (first row, byte offset, shape, type) of a tensor's dataset: read once, since every plan asks for every tensor."""
+        if name not in self._datasets:
+            dataset = self._file[f"weights/{name}"]
+            self._datasets[name] = int(dataset.attrs["first"]), dataset.id.get_offset(), dataset.shape, dataset.dtype
+        return self._datasets[name]
+
+    def array(self, piece: Slice) -> np.ndarray:
+        """Return a slice as a read-only array mapped from the file."""
+        region = self.region(piece)
+        if self._maps is None:
+            self._maps = np.memmap(self.path, np.uint8, "r")
+        return self._maps[region.offset : region.offset + region.bytes].view("<f4").reshape(region.shape)
+
+    def _checksums(self, piece: Slice, step: int) -> tuple[int, list[int]]:
+        """Return the number of a slice's first checksum and all of them. Raises StoreError."""
+        try:
+            begin = piece.first - self._stored(piece.name)[0]
+            first, stop = begin // step, -(-(begin + piece.shape[0]) // step)
+            if piece.name not in self._sums:  # read once, since every plan asks for them
+                dataset = self._file[f"checksums/{piece.name}"]
+                if dataset.dtype == np.uint32 and dataset.ndim == 1 and dataset.nbytes <= self._size:
+                    self._sums[piece.name] = dataset[()]
+            if piece.name in self._sums and stop <= len(self._sums[piece.name]):
+                return first, self._sums[piece.name][first:stop].tolist()
+        except Exception as error:
+            raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged ({_short(error)}); {AGAIN}") from None
+        raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged; {AGAIN}")
+
+    def verify(self, slices: Iterable[Slice]) -> int:
+        """Read each slice that was not found sound before, and compare its checksums; return the bytes of all.
+
+        Raises: StoreError naming the first bad one.
+        """
+        done = 0
+        for piece in dict.fromkeys(slices):
+            region, weight = self.region(piece), self.weights[piece.name]
+            step = granule(self.spec, weight)
+            number, sums = self._checksums(piece, step)
+            row = region.bytes // piece.shape[0]
+            if {(piece.name, number + at) for at in range(len(sums))} <= self._sound:
+                done += region.bytes
+                continue
+            os.posix_fadvise(self._descriptor, region.offset, region.bytes, os.POSIX_FADV_WILLNEED)
+            for at, expected in zip(range(0, piece.shape[0], step), sums):
+                want = min(step, piece.shape[0] - at) * row
+                done += want
+                if (piece.name, number + at // step) in self._sound:
+                    continue
+                content = os.pread(self._descriptor, want, region.offset + at * row)
+                if len(content) != want or zlib.crc32(content) != expected:
+                    where = f"checksum {number + at // step} of tensor {piece.name} fails at byte {region.offset + at * row}"
+                    raise StoreError(f"{self.path}: {where}; {AGAIN}")
+                self._sound.add((piece.name, number + at // step))
+        return done
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
