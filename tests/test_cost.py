@@ -10,6 +10,7 @@ from clusters import cluster, node, square
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning import price as prices
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import FLOAT, RING_BYTES, Price, Pricer
 from hepti_mpi.program.build import Compute, Op, Sync, buffers, distributions, make_program
@@ -357,7 +358,7 @@ def test_many_ranks_are_priced_by_sums(kind, rows, monkeypatch):
     read = Compute((Op("norm", 0, ("b0",), ("c",)),), "rows", reads=("b0",), writes=("c",))
     program = lone(kind) if kind == "gatherv" else (*lone(kind), read)
     exact = pricer.price(program, plan)
-    monkeypatch.setattr(price, "FAIR", 4)
+    monkeypatch.setattr(prices, "FAIR", 4)
     rough = pricer.price(program, plan)
     assert (rough.bytes, rough.wire) == (pytest.approx(exact.bytes, abs=1), pytest.approx(exact.wire))
     assert rough.seconds == pytest.approx(exact.seconds, rel=0.1)

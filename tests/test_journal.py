@@ -182,7 +182,7 @@ def test_a_running_job_holds_its_journal(tmp_path, monkeypatch):
 
 def test_a_process_that_is_killed_holds_nothing(tmp_path):
     path = tmp_path / "a.jsonl.journal"
-    program = f"from hepti_mpi.reporting.lock import open_locked\nfrom pathlib import Path\nfile = open_locked(Path({str(path)!r}))\n"
+    program = f"from hepti_mpi.serving.lock import open_locked\nfrom pathlib import Path\nfile = open_locked(Path({str(path)!r}))\n"
     other = subprocess.Popen([sys.executable, "-c", program + "print(1, flush=True)\nimport time\ntime.sleep(99)"], stdout=subprocess.PIPE)
     assert other.stdout.read(1) == b"1"
     with pytest.raises(InputError, match=rf"process {other.pid}"):

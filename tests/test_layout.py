@@ -96,8 +96,8 @@ def test_there_are_modules():
 
 
 @pytest.mark.parametrize("place, source, wrong", [
-    ("planning/price.py", "from hepti_mpi.planning.plan import Plan\nfrom hepti_mpi.models import spec\nimport numpy", 0),
-    ("planning/price.py", "from hepti_mpi.shards.store import Store", 1),
+    ("planning/price.py", "from hepti_mpi.program.plan import Plan\nfrom hepti_mpi.models import spec\nimport numpy", 0),
+    ("planning/price.py", "from hepti_mpi.engine.engine import Engine", 1),
     ("planning/price.py", "from hepti_mpi import comm, cli", 1),
     ("models/spec.py", "def f():\n    import hepti_mpi.cluster.profile", 1),
     ("splits.py", "from hepti_mpi.models import spec", 1),
