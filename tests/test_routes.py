@@ -95,26 +95,30 @@ class Job:
         wholes = []
         for read, write in zip(reads, writes):
             terms = self.random.integers(-99, 99, (len(active), *shape)).astype(np.float32)  # whole numbers: float16 holds them
-            wholes.append(terms.sum(axis=0) if step.kind == "reduce_scatter" else terms[0])
+            is_sum = step.kind in ("reduce_scatter", "allreduce")
+            wholes.append(terms.sum(axis=0) if is_sum else terms[0])
             for number, rank in enumerate(active):
-                held[rank][read] = self.cut(terms[number if step.kind == "reduce_scatter" else 0], read, rank)
+                held[rank][read] = self.cut(terms[number if is_sum else 0], read, rank)
                 held[rank][write] = self.cut(np.full(shape, np.nan, np.float32), write, rank)
             for name, content in ((EMBEDDED, terms[0]), (RESULT, np.full(shape, np.nan, np.float32))):
                 for rank in ranks:  # which only the root has
                     held[rank].pop(name, None)
                 held[0][name] = content
         routers = [Router(FakeExchanges(rank), SPEC, self.plan, self.rows, held[rank]) for rank in ranks]
-        routes = [router.route(step, reads, writes, place * TAGS) for router in routers]
-        for rank, route in enumerate(routes):
-            assert rank in members or route == Route()
-            route.begin()
-        made = [dict(zip(members, some)) for some in zip(*(transfers(routes[rank]) for rank in members), strict=True)]
+        turns = [router.in_turn(step, reads, writes, place * TAGS) for router in routers]
+        assert all(rank in members or turns[rank] in ((), (Route(),)) for rank in ranks)
+        made = []
+        for routes in zip(*(turns[rank] for rank in members), strict=True):
+            for route in routes:
+                route.begin()
+            together = [dict(zip(members, some)) for some in zip(*map(transfers, routes), strict=True)]
+            for some in together:
+                move(some)
+            for route in routes:
+                route.end()
+            made += together
         tags = [some[members[0]].tag for some in made]
         assert len(set(tags)) == len(tags) and all(place * TAGS <= tag < (place + 1) * TAGS for tag in tags)
-        for some in made:
-            move(some)
-        for route in routes:
-            route.end()
         tile = self.rows.tile(step.tile)
         for (write, whole), rank in product(zip(writes, wholes), (0,) if step.kind == "gatherv" else active):
             expected = np.full(shape, np.nan, np.float32)  # what is of other tiles is left alone
@@ -135,6 +139,19 @@ def test_every_exchange_brings_what_is_there(pair, mode):
                 moved = [block for parts in every for kind in ("sends", "receives") for _, block in parts.get(kind, ())]
                 moved += [block for parts in every for block in parts.get("blocks", ())]
                 assert {block.dtype.name for block in moved} <= {"float32" if step.kind in OUTER else mode[3]}
+
+
+@pytest.mark.parametrize("pair", [("heads", "columns"), ("heads", "rows"), ("rows", "columns"), ("rows", "rows")], ids="/".join)
+def test_emulated_boards_bring_by_messages_what_collectives_do(pair):
+    """Straight from who has a block to who needs it, however uneven; a whole sum in two turns."""
+    kinds = set()
+    for shares, lengths in product(SHARES[:10], [(ROWS,), (4, 3), (1,)]):
+        job = Job(plan_of(SPEC, (pair,) * SPEC.layers, shares, shares[::-1], shares, ("allreduce", "mpi", "none", "float32"), ROWS), lengths)
+        for place, step in enumerate(job.program):
+            if isinstance(step, Sync) and step.kind != "slice":
+                kinds.update((step.kind, one.kind) for some in job.check(place, step) for one in some.values())
+    assert {way for _, way in kinds} == {"direct"}
+    assert (("allreduce", "direct") in kinds) == (pair == ("heads", "columns"))
 
 
 @pytest.mark.parametrize("rows, wire, gather, reduce", [

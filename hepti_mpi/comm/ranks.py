@@ -26,10 +26,7 @@ PART_BYTES = 48 << 10
 
 
 class Comm:
-    """A group of ranks. `rank` and `size` as in MPI; `polite`: its collectives sleep while they wait, instead of spinning;
-    `patience` watches over all waits."""
-
-    polite = False
+    """A group of ranks. `rank` and `size` as in MPI; `patience` watches over all waits."""
 
     def __init__(self, communicator: Any, patience: Patience) -> None:
         self.mpi, self.patience = communicator, patience
@@ -83,9 +80,7 @@ class Comm:
             made = self.mpi.Split(0 if self.rank in ranks else MPI.UNDEFINED, self.rank)
         if made == MPI.COMM_NULL:
             return None
-        group = Comm(made, self.patience)
-        group.polite = self.polite
-        return group
+        return Comm(made, self.patience)
 
     # control data
 
@@ -148,32 +143,32 @@ class Comm:
 
     def broadcast(self, values: np.ndarray) -> None:
         with self.patience.waiting():
-            self._done(self.mpi.Ibcast(values)) if self.polite else self.mpi.Bcast(values)
+            self.mpi.Bcast(values)
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         with self.patience.waiting():
-            self._done(self.mpi.Iallreduce(values, result)) if self.polite else self.mpi.Allreduce(values, result)
+            self.mpi.Allreduce(values, result)
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
         with self.patience.waiting():
-            self._done(self.mpi.Ireduce_scatter(values, result, sizes)) if self.polite else self.mpi.Reduce_scatter(values, result, sizes)
+            self.mpi.Reduce_scatter(values, result, sizes)
 
     def allgather_rows(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         into = self._rows(result, counts)
         with self.patience.waiting():
-            self._done(self.mpi.Iallgatherv(values, into)) if self.polite else self.mpi.Allgatherv(values, into)
+            self.mpi.Allgatherv(values, into)
 
     def scatter_rows(self, values: np.ndarray | None, result: np.ndarray, counts: Sequence[int]) -> None:
         parts = None if values is None else self._rows(values, counts)
         with self.patience.waiting():
-            self._done(self.mpi.Iscatterv(parts, result)) if self.polite else self.mpi.Scatterv(parts, result)
+            self.mpi.Scatterv(parts, result)
 
     def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
         """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
         with self.patience.waiting():
             request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
-            if self.polite or (result is not None and not counts[0]):
+            if result is not None and not counts[0]:
                 self._done(request)
             else:
                 request.Wait()

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class _Geometry:
     runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
     works: dict[int, Work] = field(default_factory=dict)  # of the runs
     zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    routes: dict[int, Route] = field(default_factory=dict)
+    routes: dict[int, tuple[Route, ...]] = field(default_factory=dict)  # one after the other
     packings: dict[tuple[str, int | None], Packing] = field(default_factory=dict)  # the bindings point into them
 
 
@@ -56,8 +57,9 @@ class Engine:
         self.threads = self.cores.use(self.alone)
         self.takes_part = self.is_active or world.rank == 0  # the root has the input and wants the result
         self.in_order = plan.collectives == "mpi"
-        self.layers = world.subset(self.active) if self.in_order else None  # those who compute
-        self.outer = world.subset(sorted({0, *self.active})) if self.in_order else None
+        by_mpi = self.in_order and not self.emulation.on  # who waits there spins, and would take the cores of emulated boards
+        self.layers = world.subset(self.active) if by_mpi else None  # those who compute
+        self.outer = world.subset(sorted({0, *self.active})) if by_mpi else None
         self.segments: dict[int, sessions.Segment] = {}
         if self.is_active:
             slicer = Slicer(spec, plan, world.rank)
@@ -120,23 +122,21 @@ class Engine:
 
     @staticmethod
     def _free(geometry: _Geometry) -> None:
-        for route in geometry.routes.values():
+        for route in chain.from_iterable(geometry.routes.values()):
             if route.transfer is not None:
                 route.transfer.free()
 
     # a request
 
     def _in_order(self, at: _Geometry) -> None:
-        """Do step after step; every exchange is MPI's own and is waited for."""
+        """Do step after step; every exchange is waited for, and is MPI's own where no board is emulated."""
         clock = self.emulation.now()
         for place, step in enumerate(self.program):
             self.began[place] = clock
-            if isinstance(step, Sync) and step.kind == "slice":
-                self._collective(place, step, at)
+            if place in at.routes:
+                self._in_turn(place, at)
             elif isinstance(step, Sync):
-                self.emulation.show()
                 self._collective(place, step, at)
-                self.emulation.rest()
             elif self.is_active:
                 self._compute(place, at)
             now = self.emulation.now()
@@ -180,7 +180,7 @@ class Engine:
             for place in arrived:
                 if place in flying:
                     del flying[place]
-                    self._arrive(place, at)
+                    self._end(at.routes[place][0])
                 left -= 1
                 for follower in self.followers[place]:
                     missing[follower] -= 1
@@ -196,8 +196,10 @@ class Engine:
 
     def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
         """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
-        route = at.routes[place]
         self.began[place] = self.emulation.now()
+        return self._begin(at.routes[place][0], aside)
+
+    def _begin(self, route: Route, aside: bool = False) -> threading.Event | None:
         if route.before:
             self.emulation.go_on(route.begin, route.begins)
         if route.transfer is None:
@@ -208,10 +210,18 @@ class Engine:
         self.emulation.took(time.perf_counter() - begin)
         return started
 
-    def _arrive(self, place: int, at: _Geometry) -> None:
-        route = at.routes[place]
+    def _end(self, route: Route) -> None:
         if route.after or route.sums:
             self.emulation.go_on(route.end, route.ends)
+
+    def _in_turn(self, place: int, at: _Geometry) -> None:
+        """Do an exchange and wait until it is done."""
+        for route in at.routes[place]:
+            started = self._begin(route)
+            if started is not None:
+                self.exchanges.wait([started])
+                self.emulation.rest()
+            self._end(route)
 
     def _collective(self, place: int, sync: Sync, at: _Geometry) -> None:
         (reads, *more), (writes, *goals) = self.interfaces[place]
@@ -222,12 +232,6 @@ class Engine:
             return
         elif sync.kind == "allreduce":
             self.layers.allreduce(values[reads], values[writes])
-        elif sync.kind == "reduce_scatter" and self.layers.polite:  # MPI's that does not spin sums all on one rank first
-            started = self._depart(place, at)
-            if started is not None:
-                self.exchanges.wait([started])
-                self.emulation.rest()
-            self._arrive(place, at)
         elif sync.kind == "reduce_scatter":
             self.layers.reduce_scatter(values[reads], values[writes], self._of_active(at))
         elif sync.kind == "allgatherv":
@@ -286,8 +290,8 @@ class Engine:
             if isinstance(step, Compute):
                 if self.is_active:
                     self._bind(place, step, geometry, lengths)
-            elif not self.in_order or step.kind == "reduce_scatter":
-                geometry.routes[place] = router.route(step, *self.interfaces[place], tag=place * TAGS)
+            elif not self.in_order or self.emulation.on:
+                geometry.routes[place] = router.in_turn(step, *self.interfaces[place], tag=place * TAGS)
         return geometry
 
     def _shape(self, value: Value, places: Rows) -> tuple[int, int]:

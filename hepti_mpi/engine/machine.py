@@ -95,7 +95,6 @@ def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
     """Configure this process to compute with its threads and to wait as suits the host. Collective."""
     sessions.configure(cores.threads, one_pool=not cores.two_ways)
     crowd = sum(wanted for host, wanted in world.gather_all([host_name(), cores.threads]) if host == host_name())
-    world.polite = emulation.on
     exchanges = Exchanges(world, "sleep" if emulation.on else "yield" if crowd > len(cores.whole) else "spin")
     return Machine(world, cores, exchanges, emulation, world.gather_all(emulation.said))
 

@@ -3,7 +3,7 @@
 Knows ranges of rows and columns; does not know how messages are moved (comm.exchange) or when (engine).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -109,9 +109,9 @@ class Router:
             start = self.rows.tile(tile).start
             return Route(before=[(self.values[writes[0]], self.values[reads[0]][mine.start - start : mine.stop - start])])
         if sync.kind == "reduce_scatter":
-            return self._reduce(self.values[reads[0]], self.values[writes[0]], tile, tag)
+            return self._reduce(self.values[reads[0]], self.values[writes[0]], self._spans(tile), tag)
         if sync.kind == "allgatherv":
-            return self._gather([(self.values[r], self._part(w, tile)) for r, w in zip(reads, writes)], tile, tag)
+            return self._gather([(self.values[r], self._part(w, tile)) for r, w in zip(reads, writes)], self._spans(tile), tag)
         sends: list[Block] = []
         receives: list[Block] = []
         copies: list[Copy] = []
@@ -126,6 +126,32 @@ class Router:
                 sends.append((peer, out))
                 receives.append((peer, into))
         return self._direct(sends, receives, copies, tag)
+
+    def in_turn(self, sync: Sync, reads: Sequence[str], writes: Sequence[str], tag: int) -> tuple[Route, ...]:
+        """Return routes that together do `sync` as MPI's collectives would: a whole sum is one of even blocks, which are gathered then.
+
+        Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004.
+        """
+        if sync.kind != "allreduce":
+            return (self.route(sync, reads, writes, tag),)
+        if self.rank not in self.members:
+            return ()
+        terms, result = self.values[reads[0]], self.values[writes[0]]
+        counts = splits.even(len(terms), len(self.members))
+        spans = {rank: slice(*splits.bounds(counts, place)) for place, rank in enumerate(self.members)}
+        own = result[spans[self.rank]]
+        return self._reduce(terms, own, spans, tag), self._gather([(own, result)], spans, tag + 1)
+
+    def _spans(self, tile: int) -> dict[int, slice]:
+        """Return each member's rows within a tile."""
+        first = self.rows.tile(tile).start
+        owned = {rank: self.rows.own(tile, rank) for rank in self.members}
+        return {rank: slice(own.start - first, own.stop - first) for rank, own in owned.items()}
+
+    def _round(self, spans: Mapping[int, slice]) -> bool:
+        """Tell whether blocks go round, for that puts less on the busiest link; MPI's collectives do not look at their sizes."""
+        counts = [span.stop - span.start for span in spans.values()]
+        return self.plan.collectives == "own" and (len(counts) - 1) * max(counts) > RING_GAIN * (sum(counts) - min(counts))
 
     def _part(self, name: str, tile: int) -> np.ndarray:
         """Return the rows of a tile of a value that all ranks hold, be it of this tile or of all."""
@@ -151,13 +177,10 @@ class Router:
     def _direct(self, sends: list[Block], receives: list[Block], copies: list[Copy], tag: int) -> Route:
         return Route(self.exchanges.direct(sends, receives, tag), copies)
 
-    def _gather(self, pairs: list[tuple[np.ndarray, np.ndarray]], tile: int, tag: int) -> Route:
-        """Fill each target (all rows of the tile) with the ranks' own rows."""
-        first, counts = self.rows.tile(tile).start, [self.rows.counts[tile][rank] for rank in self.members]
-        spans = {rank: slice(self.rows.own(tile, rank).start - first, self.rows.own(tile, rank).stop - first) for rank in self.members}
-        copies = [(target[spans[self.rank]], source) for source, target in pairs]
-        heaviest = (len(counts) - 1) * max(counts)  # rows that the busiest link sends or receives
-        if heaviest <= RING_GAIN * (sum(counts) - min(counts)):
+    def _gather(self, pairs: list[tuple[np.ndarray, np.ndarray]], spans: Mapping[int, slice], tag: int) -> Route:
+        """Fill each target with the ranks' own rows, which lie at `spans`."""
+        copies = [(target[spans[self.rank]], source) for source, target in pairs if not np.shares_memory(source, target)]
+        if not self._round(spans):
             sends = [(peer, source) for source, _ in pairs for peer in self.peers]
             receives = [(peer, target[spans[peer]]) for _, target in pairs for peer in self.peers]
             return self._direct(sends, receives, copies, tag)
@@ -165,12 +188,9 @@ class Router:
         rings = [self.exchanges.ring_gather(blocks, self.members, tag + number) for number, blocks in enumerate(parts)]
         return Route(_Together(rings), copies)
 
-    def _reduce(self, terms: np.ndarray, result: np.ndarray, tile: int, tag: int) -> Route:
+    def _reduce(self, terms: np.ndarray, result: np.ndarray, spans: Mapping[int, slice], tag: int) -> Route:
         """Leave the sum of the ranks' terms of the own rows in `result`: own term first, then the others in rank order."""
-        first = self.rows.tile(tile).start
-        spans = {rank: slice(self.rows.own(tile, rank).start - first, self.rows.own(tile, rank).stop - first) for rank in self.members}
-        counts = [span.stop - span.start for span in spans.values()]
-        if not self.half and (len(counts) - 1) * max(counts) > RING_GAIN * (sum(counts) - min(counts)):
+        if not self.half and self._round(spans):
             return Route(self.exchanges.ring_reduce([terms[spans[rank]] for rank in self.members], result, self.members, tag))
         kind = np.float16 if self.half else np.float32
         came = [(peer, np.empty(result.shape, kind)) for peer in self.peers]

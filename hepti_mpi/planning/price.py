@@ -2,12 +2,12 @@
 
 Times are arrays over the active ranks. A Compute advances each rank's clock. With MPI's own collectives a Sync starts when the last
 rank arrives and all leave together. With our own, each rank's blocks leave when they are made, queue on its link behind what it sent
-before, and a Compute waits for what it reads only.
+before, and a Compute waits for what it reads only. Emulated boards send the blocks of MPI's collectives so, but wait for each.
 """
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.collectives import allreduce, broadcast, gather
+from hepti_mpi.planning.collectives import collective
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.work import op_work
 from hepti_mpi.program.build import OUTER, Compute, Op, Program, Step, Sync, distributions, interface
@@ -24,8 +24,7 @@ from hepti_mpi.program.plan import Plan
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
-LINEAR = ("allgatherv", "reduce_scatter", "scatterv", "gatherv")  # every block goes straight to its goal where MPI's waits do not spin
-FEW = 4  # ranks below which Open MPI's Iallreduce goes by trees (libnbc)
+EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: runtime.routes.in_turn
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
 Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers that take as long
@@ -65,7 +64,7 @@ class Pricer:
         self.attended: float = rows if attended is None else attended
         requests = requests or max(1, round(rows / self.attended))  # of equal length
         self.lengths = splits.even(rows, requests)
-        self.polite = EMULATION in profile.versions  # emulated boards sleep while they wait for MPI's collectives
+        self.emulated = EMULATION in profile.versions
         nodes = [*profile.nodes, *(node.alone or node for node in profile.nodes)]  # as places() counts them
         self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
         self.element = np.array([node.element_seconds for node in nodes])
@@ -121,7 +120,7 @@ class Pricer:
         The profile has the time that the cores worked, not the time that a rank waited for one. Emulated boards sleep so much that
         they do not.
         """
-        if self.polite:
+        if self.emulated:
             return np.ones(len(self.profile.nodes))
         wanted: dict[str, int] = {}
         for rank, place in zip(active, self.places(active)):
@@ -150,8 +149,15 @@ class Pricer:
         """Return each step with its kind, what it reads and what it writes: worked out once, since a program is priced for many plans."""
         if id(program) not in self.known:
             values = distributions(program)
-            self.known[id(program)] = program, [(step, _kind(step), *interface(values, step)) for step in program]
+            steps = [(part, step) for step in program for part in (_in_turn(step) if self.emulated else (step,))]
+            self.known[id(program)] = program, [(part, _kind(part), *interface(values, step)) for part, step in steps]
         return self.known[id(program)][1]
+
+
+def _in_turn(step: Step) -> tuple[Step, ...]:
+    if isinstance(step, Sync) and step.kind == "allreduce":
+        return tuple(replace(step, kind=kind) for kind in EVENLY)
+    return (step,)
 
 
 def _kind(step: Step) -> Kind:
@@ -214,14 +220,14 @@ class _Walk:
         self.collectives: dict[Kind, tuple[float, int]] = {}
 
     def price(self, steps: list[Walked]) -> Price:
-        several, own, polite = len(self.ranks) > 1, self.plan.collectives == "own", self.pricer.polite
+        by_messages = len(self.ranks) > 1 and (self.plan.collectives == "own" or self.pricer.emulated)
         for step, kind, reads, writes in steps:
             if isinstance(step, Compute):
                 self._compute(step, kind, reads, writes)
-            elif several and step.kind != "slice" and (own or (polite and step.kind in LINEAR)):
-                self._own(step, kind, reads, writes)
-            else:
+            elif not by_messages or step.kind == "slice":
                 self._mpi(step, kind)
+            else:
+                self._own(step, kind, reads, writes)
         size = self.plan.ranks
         spread = [np.zeros(size), np.zeros(size)]
         for target, values_of in zip(spread, (self.compute, self.wait)):
@@ -267,10 +273,12 @@ class _Walk:
         if kind not in self.exchanges:
             self.exchanges[kind] = self._traffic(sync)
         group, (out, into, starting, blocks, moved, never, getting, received) = self.group, self.exchanges[kind]
-        begin = group.zeros
+        begin, in_turn = group.zeros, self.plan.collectives == "mpi"
         for name in reads:
             if name in self.ready:
                 begin = np.maximum(begin, self.ready[name])
+        if in_turn:
+            begin = np.maximum(begin, self.clock)
         self.moved += moved
         begin = begin + starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
@@ -282,8 +290,6 @@ class _Walk:
             self.up = leave + out
             if len(blocks) > 1:
                 each = begin[:, None]
-                if self.plan.collectives == "mpi" and sync.kind != "reduce_scatter":
-                    each = np.maximum(each, begin)  # MPI sends long blocks when the receiver asks for them
                 sent = np.maximum(each, np.maximum(each, leave[:, None]) - group.ahead[:, None] + blocks)
                 last = np.maximum.reduce(sent - never, axis=0, initial=0.0)
                 first = np.minimum.reduce(each + never, axis=0)
@@ -298,7 +304,9 @@ class _Walk:
         self.wire = self.wire + np.maximum(out, received)
         self.sent, self.received = self.sent + out, self.received + received
         self._written(writes, done)
-        if sync.kind == "gatherv":
+        if in_turn:
+            self.wait = self.wait + done - self.clock
+        if in_turn or sync.kind == "gatherv":
             self.clock = np.maximum(self.clock, done)
 
     def _traffic(self, sync: Sync) -> _Traffic:
@@ -317,13 +325,15 @@ class _Walk:
     def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
         """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
         group, hidden, own = self.group, self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
-        size, count = self.float * hidden * values, len(self.ranks)
+        size, count, gathered = self.float * hidden * values, len(self.ranks), sync.kind in ("allgatherv", "even_gather")
+        if sync.kind in EVENLY:
+            own = np.array(splits.even(int(own.sum()), count), dtype=np.float64)
         if sync.kind in OUTER and self.ranks[0]:  # the root is none of them: its link is the way
             total = own.sum() * (count if sync.kind == "bcast" else 1) * FLOAT * hidden
             seconds = np.full(count, total * self.pricer.seconds_per_byte[0, self.ranks].max())
             return seconds, seconds, np.outer(np.ones(count), seconds), np.array(total)
         if count > FAIR:
-            return self._many(sync, own, size)
+            return self._many(sync, own, size, gathered)
         root = (self.ranks == 0).astype(np.float64)
         if sync.kind in OUTER:
             size = FLOAT * hidden
@@ -338,7 +348,7 @@ class _Walk:
             lone = own * size * group.slowest if sync.kind == "allgatherv" else seconds  # a sum waits for every rank's term
             return seconds, lone, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
         else:
-            bytes_ = np.outer(own, np.ones(count)) if sync.kind == "allgatherv" else np.outer(np.ones(count), own)
+            bytes_ = np.outer(own, np.ones(count)) if gathered else np.outer(np.ones(count), own)
         bytes_ = bytes_ * (1.0 - np.eye(count)) * size
         far, near = bytes_ * ~group.mates, bytes_ * group.mates
         out, into = far.sum(axis=1), far.sum(axis=0)
@@ -353,10 +363,9 @@ class _Walk:
     def _by_ring(self, sync: Sync, own: np.ndarray) -> bool:
         """Tell whether blocks go round; sums of short terms do not, since each rank on the way would round again."""
         heavy = (len(own) - 1) * own.max() > RING_GAIN * (own.sum() - own.min())
-        ours = self.plan.collectives == "own" or sync.kind == "reduce_scatter"
-        return bool(heavy) and ours and (sync.kind == "allgatherv" or self.float == FLOAT)
+        return bool(heavy) and self.plan.collectives == "own" and (sync.kind == "allgatherv" or self.float == FLOAT)
 
-    def _many(self, sync: Sync, own: np.ndarray, size: float) -> tuple[np.ndarray, ...]:
+    def _many(self, sync: Sync, own: np.ndarray, size: float, gathered: bool) -> tuple[np.ndarray, ...]:
         """Return the same for many ranks by sums alone, as if each block went to another host."""
         group, count, total, root = self.group, len(own), own.sum(), (self.ranks == 0).astype(np.float64)
         if sync.kind in ("bcast", "scatterv", "gatherv"):
@@ -370,7 +379,7 @@ class _Walk:
                 out, into = into, out
         else:
             out, into = own * (count - 1), total - own
-            if sync.kind == "reduce_scatter":
+            if not gathered:
                 out, into = into, out
         moved, blocks = out.sum() * size, np.zeros((1, 1))
         if sync.kind in ("allgatherv", "reduce_scatter") and self._by_ring(sync, own):
@@ -383,12 +392,11 @@ class _Walk:
         """All ranks leave together."""
         if kind not in self.collectives:
             blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
-            self.collectives[kind] = self.collective(sync, blocks)
+            self.collectives[kind] = collective(sync.kind, self.ranks, blocks, self.pricer.latency, self.pricer.seconds_per_byte)
         seconds, data = self.collectives[kind]
         start = self.clock.max()
-        if sync.kind in ("allgatherv", "allreduce"):  # the first blocks leave on links that have rested; trees use both ways in turn
-            rested = min(self.group.ahead.min(), start - self.up.max()) * (2 if self._by_trees(sync) else 1)
-            seconds = max(seconds - rested, 0)
+        if sync.kind in ("allgatherv", "allreduce"):  # the first blocks leave on links that have rested
+            seconds = max(seconds - min(self.group.ahead.min(), start - self.up.max()), 0)
         seconds = seconds + self.pricer.exchange * (data > 0)
         self.wait = self.wait + (start - self.clock)
         self.clock = np.full(len(self.ranks), start + float(seconds))
@@ -397,24 +405,3 @@ class _Walk:
         self.wire = self.wire + float(seconds)
         self.sent, self.received = self.sent + float(seconds), self.received + float(seconds)
         self.moved += data
-
-    def _by_trees(self, sync: Sync) -> bool:
-        """Tell whether a sum goes by two trees, as Open MPI's of few ranks do whose waits do not spin."""
-        return sync.kind == "allreduce" and len(self.ranks) < FEW and self.pricer.polite
-
-    def collective(self, sync: Sync, blocks: np.ndarray) -> tuple[float, int]:
-        """Return (seconds, bytes on the wire) of a sync over the active ranks; `blocks`: bytes of each rank's rows."""
-        ranks, total = self.ranks, int(blocks.sum())
-        others = np.union1d(ranks, [0]) if sync.kind in OUTER else ranks
-        if len(others) < 2 or sync.kind == "slice":
-            return 0.0, 0
-        grid = np.ix_(others, others)
-        latency, slowest = float(self.pricer.latency[grid].max()), float(self.pricer.seconds_per_byte[grid].max())
-        if sync.kind == "allreduce":
-            return allreduce(len(ranks), total, latency, slowest, self._by_trees(sync))
-        if sync.kind in ("allgatherv", "reduce_scatter"):
-            return gather(len(ranks), blocks, latency, slowest)
-        if sync.kind == "bcast":
-            return broadcast(len(others), total, latency, slowest)
-        moved = total - int(blocks[ranks == 0].sum())
-        return (len(others) - 1) * latency + moved * slowest, moved

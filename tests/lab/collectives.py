@@ -26,7 +26,6 @@ def main() -> None:
     given = dict(enumerate(sys.argv[1:]))
     size, mbit = float(given.get(0, 1 << 20)), float(given.get(1, 200))
     world = Comm.world()
-    world.polite = True
     exchanges = Exchanges(world, "sleep")
     members = list(range(world.size))
     counts = splits.split(round(size / 4 / WIDTH), (SPEEDS * world.size)[: world.size])
