@@ -280,7 +280,7 @@ def test_emulated_boards_wait_for_each_collective(ranks):
     sums = sum(isinstance(step, Sync) and step.kind == "allreduce" for step in program)
     block = (ranks - 1) * 30 * SPEC.hidden * 4 / (80e6 / 8)
     wire = block * (2 * sums + 1 + 1 + ranks)  # the last sum is scattered, then gathered by the root, which sent the input to each
-    assert sums == 5 and result.seconds == pytest.approx(result.compute.max() + wire, rel=1e-3)
+    assert sums == 5 and result.seconds == pytest.approx(result.compute.max() + wire, rel=1e-2)
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3])

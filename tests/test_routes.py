@@ -146,7 +146,8 @@ def test_emulated_boards_bring_by_messages_what_collectives_do(pair):
     """Straight from who has a block to who needs it, however uneven; a whole sum in two turns."""
     kinds = set()
     for shares, lengths in product(SHARES[:10], [(ROWS,), (4, 3), (1,)]):
-        job = Job(plan_of(SPEC, (pair,) * SPEC.layers, shares, shares[::-1], shares, ("allreduce", "mpi", "none", "float32"), ROWS), lengths)
+        mode = ("allreduce", "mpi", "none", "float32")
+        job = Job(plan_of(SPEC, (pair,) * SPEC.layers, shares, shares[::-1], shares, mode, ROWS), lengths)
         for place, step in enumerate(job.program):
             if isinstance(step, Sync) and step.kind != "slice":
                 kinds.update((step.kind, one.kind) for some in job.check(place, step) for one in some.values())

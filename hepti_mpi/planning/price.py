@@ -24,7 +24,7 @@ from hepti_mpi.program.plan import Plan
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
-EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: runtime.routes.in_turn
+EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: engine.routes.in_turn
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
 Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers that take as long
