@@ -253,12 +253,12 @@ def test_uneven_blocks_go_round(kind, wire, rows, ring):
     heaviest = sum(rows) - min(rows) if ring else (len(rows) - 1) * max(rows)
     assert result.wire == pytest.approx(heaviest * width / 1e7)
     assert result.bytes == pytest.approx((len(rows) - 1) * sum(rows) * width)
-    start_up = 1e-3 + ((len(rows) - 2) * (1e-4 + RING_BYTES / 1e7) if ring else 0)
-    assert result.wait.max() == pytest.approx(result.wire + start_up)
+    waited, start_up = result.wait.max(), 1e-3 + ((len(rows) - 2) * (1e-4 + RING_BYTES / 1e7) if ring else 0)
+    assert waited == pytest.approx(result.wire + start_up, abs=5 * width / 1e7 if ring else 1e-9)  # the large block is passed on last
 
 
 def test_what_came_early_goes_round_while_one_still_computes():
-    """The rank that is late adds its own block only: of 80 rows, 70 pass each link, 40 of them after the last."""
+    """Of 80 rows, 70 pass the busiest link; a late rank begins late to pass on what came: 50 go from rank 2 to rank 0 after that."""
     rows, profile = (30, 10, 40), replace(cluster((9, 9, 9), mbit=80, latency=1e-9), exchange_seconds=0.0)
     plan, norms = own_plan(("rows", "rows"), rows, counts=rows), [Op("norm", 0, ("a0",), ("a0",))] * 1000
     work = Compute((Op("norm", 0, ("x0",), ("a0",)), *norms), "rows", reads=("x0",), writes=("a0",))
@@ -266,7 +266,7 @@ def test_what_came_early_goes_round_while_one_still_computes():
     result = Pricer(SPEC, profile, sum(rows)).price((work, *lone("allgatherv"), read), plan)
     row, late = SPEC.hidden * 4 / (80e6 / 8), result.compute.max()
     assert late > 100 * row
-    assert 40 * row <= result.seconds - late <= 45 * row + RING_BYTES / 1e7
+    assert 50 * row <= result.seconds - late <= 50 * row + 2 * RING_BYTES / 1e7
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -17,6 +17,7 @@ from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.collectives import collective
 from hepti_mpi.planning.edges import edge_seconds
+from hepti_mpi.planning.rings import around
 from hepti_mpi.planning.work import op_work
 from hepti_mpi.program.build import OUTER, Compute, Op, Program, Step, Sync, distributions, interface
 from hepti_mpi.program.plan import Plan
@@ -168,7 +169,8 @@ def _kind(step: Step) -> Kind:
 
 class _Traffic(NamedTuple):
     """An exchange: per rank, seconds that its link sends, receives, and that starting takes; [from, to], seconds after leaving until
-    each block is out (none: a ring; one: too many ranks to tell them apart); bytes in all. `never`: per block that there is not, inf."""
+    each block is out (none: a ring, in which each sends `into` bytes first; one: too many ranks to tell them apart); bytes in all.
+    `never`: per block that there is not, inf."""
 
     out: np.ndarray
     into: np.ndarray
@@ -193,6 +195,7 @@ class _Group:
         self.link, self.near = pricer.link[self.ranks], pricer.near[self.ranks]
         self.latency = float(pricer.latency[grid].max()) if len(self.ranks) > 1 else 0.0
         self.slowest = float(pricer.seconds_per_byte[grid].max())
+        self.hop = np.full(len(self.ranks), self.slowest) if self.shared else np.maximum(self.link, np.roll(self.link, -1))  # round a ring
         self.ahead = pricer.ahead[self.ranks]
         self.zeros = np.zeros(len(self.ranks))
         self.segments: dict[Kind, tuple[np.ndarray, np.ndarray]] = {}
@@ -282,10 +285,11 @@ class _Walk:
         self.moved += moved
         begin = begin + starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
-        if not len(blocks):  # a ring: nobody is done before all are, but what came early went round meanwhile
-            start_up = self.pricer.exchange + (len(self.ranks) - 2) * (group.latency + RING_BYTES * group.slowest)
-            self.up = self.down = np.full(len(self.ranks), max((leave + into).max(), leave.min() + out.max()))
-            done = np.full(len(self.ranks), max((self.up - group.ahead).max(), begin.max()) + start_up)
+        if not len(blocks):  # a ring
+            piece = group.latency + RING_BYTES * group.hop
+            self.up = np.full(len(leave), (leave + out).max()) if blocks.shape[1] else around(leave, into, group.hop, piece)
+            self.down = np.roll(self.up, 1)
+            done = np.maximum(np.roll(self.up - group.ahead, 1), begin) + self.pricer.exchange
         else:
             self.up = leave + out
             if len(blocks) > 1:
@@ -319,7 +323,8 @@ class _Walk:
             starting = (self.pricer.start + self.pricer.start_per_byte * sent) * (sent > 0)
             getting = np.any(blocks > 0, axis=0) if len(blocks) > 1 else into > 0
             never = np.where(blocks > 0, 0.0, np.inf)
-            group.exchanges[key] = _Traffic(out, into, starting, blocks, int(moved), never, getting, into if len(blocks) else out)
+            received = into if len(blocks) else np.roll(out, 1)
+            group.exchanges[key] = _Traffic(out, into, starting, blocks, int(moved), never, getting, received)
         return group.exchanges[key]
 
     def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
@@ -344,9 +349,8 @@ class _Walk:
         elif sync.kind == "to_rows":
             bytes_ = np.outer(self.heads, own)
         elif self._by_ring(sync, own):
-            seconds = np.full(count, (own.sum() - own.min()) * size * group.slowest)
-            lone = own * size * group.slowest if sync.kind == "allgatherv" else seconds  # a sum waits for every rank's term
-            return seconds, lone, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
+            own = own if gathered else np.roll(own, 1)  # what each rank sends first
+            return (own.sum() - np.roll(own, -1)) * size * group.hop, own * size, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
         else:
             bytes_ = np.outer(own, np.ones(count)) if gathered else np.outer(np.ones(count), own)
         bytes_ = bytes_ * (1.0 - np.eye(count)) * size
@@ -383,7 +387,7 @@ class _Walk:
                 out, into = into, out
         moved, blocks = out.sum() * size, np.zeros((1, 1))
         if sync.kind in ("allgatherv", "reduce_scatter") and self._by_ring(sync, own):
-            out, blocks = np.full(count, total - own.min()), np.empty((0, 0))
+            out, blocks = np.full(count, total - own.min()), np.empty((0, 1))
             into = out
         link = np.maximum(group.link, group.near if not group.link.any() else 0) * size * group.mates.sum(axis=1)
         return out * link, into * link, blocks, np.array(moved)
