@@ -29,7 +29,8 @@ PAUSE_SECONDS = 0.03  # for a link to come to rest
 @dataclass(frozen=True)
 class Timers:
     """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights; `attention(requests, length)` does that
-    of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden` elements; `nothing` has next to nothing to do."""
+    of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden` elements; `nothing` has next to nothing to do.
+    `between` multiplies by some weights, as the engine does between two others of these: they find its caches then, not their own."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -40,6 +41,7 @@ class Timers:
     rows: int
     hidden: int
     nothing: Callable[[], None]
+    between: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,11 @@ def speeds_of(timers: Timers, rows: Sequence[int], positions: int, emulation: Em
     times: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
     for _ in range(passes):
-        for (call, work), found in zip(calls, times):
+        for place, ((call, work), found) in enumerate(zip(calls, times)):
+            before = timers.between if place >= len(rows) and not emulation.on else None  # the chain of products has its own weights
             begin()
             with emulation.in_time():
-                _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found)
+                _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found, before)
     part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine
     *curve, short, long, elements, activations, casts, nothing = (sorted(found)[int(part * len(found))] for found in times)
     mac, arrange = _attention((short, long), shapes, timers.hidden)
@@ -216,12 +219,16 @@ def _rising(curve: list[float]) -> list[float]:
     return [max(curve[: place + 1]) for place in range(len(curve))]
 
 
-def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float]) -> None:
-    """Add to `times` the times of `call` by `clock` over about `seconds`, of at least one call; the very first warms up."""
+def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float],
+          before: Callable[[], None] | None = None) -> None:
+    """Add to `times` the times of `call` by `clock` over about `seconds`, of at least one call; the very first warms up. `before`: is
+    called before each, and not timed."""
     if not times:
         call()
     more, end = MOST_CALLS, time.perf_counter() + seconds
     while more == MOST_CALLS or (time.perf_counter() < end and more > 0):
+        if before is not None:
+            before()
         begin = clock()
         call()
         times.append(clock() - begin)

@@ -306,12 +306,16 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
     hidden, columns = spec.hidden, -(-spec.ffn // 2)
     blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
     tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
-    chain, value = Graph(spec), "x"
-    for number in range(blocks):
-        first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # of equal weights only one copy would be kept
-        up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
-        value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
-    gemm = probe(chain, ["x"], threads)
+
+    def products(blocks: int) -> onnxruntime.InferenceSession:
+        chain, value = Graph(spec), "x"
+        for number in range(blocks):
+            first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # equal ones would be kept once
+            up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
+            value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
+        return probe(chain, ["x"], threads)
+
+    gemm, between = products(blocks), products(1)
     mixing = Graph(spec)
     attend(mixing, "q", "k", "v", spec.heads, "y")
     attention = probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
@@ -327,6 +331,7 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
     casts = probe(casting, ["x"], threads, TensorProto.FLOAT16)
     rows = min(128, spec.positions)
     some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
+    product = np.empty((rows, hidden), np.float32)  # what the others handle lies where the threads of a product have left it
 
     def of_rows(count: int) -> Callable[[], None]:
         feed = {"x": np.resize(tile, (count, hidden))}
@@ -341,12 +346,13 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
         gemm=of_rows,
         weights=2 * hidden * columns * blocks,
         attention=of_requests,
-        elements=bound(elements, {"x": some[rows], "p": some[rows]}, np.empty((rows, hidden), np.float32)),
-        activations=bound(activations, {"x": some[rows]}, np.empty((rows, hidden), np.float32)),
-        casts=bound(casts, {"x": some[rows]}, np.empty((rows, hidden), np.float16)),
+        elements=bound(elements, {"x": some[rows], "p": product}, np.empty((rows, hidden), np.float32)),
+        activations=bound(activations, {"x": product}, np.empty((rows, hidden), np.float32)),
+        casts=bound(casts, {"x": product}, np.empty((rows, hidden), np.float16)),
         rows=rows,
         hidden=hidden,
         nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
+        between=bound(between, {"x": some[rows]}, product),
     )
 
 
