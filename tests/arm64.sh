@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The package in an arm64 Debian under emulation (QEMU): installed from aarch64 wheels as the README tells a Pi's owner, on 1, 2 and 3
+# The package in an arm64 Debian under emulation (QEMU): installed from aarch64 wheels as hostfiles/README.md tells a Pi's owner, on 1, 2 and 3
 # ranks, in every strategy, compared with this machine's answers; stores and plans of one architecture on the other; a job of both.
 # All of it with a tiny model, and the answers of 2 ranks with a real one, by plans that this machine's profile makes.
 #
@@ -88,7 +88,7 @@ arm() { # COMMAND: run a line in the checkout of the emulated system, with its v
         bash -c "cd $home && { [ ! -e .venv/bin/activate ] || . .venv/bin/activate; } && $1"
 }
 
-# 3. The README's steps for a Pi: the checkout, then jobs/make-venv.sh
+# 3. The steps of hostfiles/README.md for a Pi: the checkout, then jobs/make-venv.sh
 mkdir -p "$root$home"
 rsync -a --delete --exclude .venv --exclude /weights --exclude /tables --exclude '*.profile.json' --exclude '*.egg-info' \
     --exclude __pycache__ --exclude .git ./ "$root$home/"
