@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
     trial.add_argument("name", choices=EXPERIMENTS)
     trial.add_argument("--rounds", type=int, help="of faults; default: 100")
-    trial.add_argument("--requests", type=int, help="default: 120 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak")
+    trial.add_argument("--requests", type=int, help="default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
     stores = "a store; default: random weights, of BERT-Large for drift and quiet, of MiniLM's size for soak, else of a tiny model"
