@@ -238,6 +238,20 @@ def test_a_rank_that_is_slower_than_its_profile_stays_out_until_it_recovers(rank
     assert rank in world.plan.active and len(world.adapter.made) <= made + 2, world.adapter.made
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_board_and_a_link_that_recover_together_are_both_used_soon(seed):
+    world = World(noise=0.01, seed=seed)
+    world.go(20)
+    world.reality = CHANGES["both"](PROFILE)
+    world.go(20)
+    made = len(world.adapter.made)
+    world.reality = PROFILE
+    world.go(9)
+    assert world.now() <= 1.05 * world.best(), world.adapter.made
+    world.go(20)
+    assert len(world.adapter.made) <= made + 2, world.adapter.made
+
+
 SMALL = replace(SPEC, layers=6, hidden=384, ffn=1536)
 
 

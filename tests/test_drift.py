@@ -196,3 +196,12 @@ def test_batches_are_priced_by_their_own_requests():
     expected = Expectation(SPEC, cluster((1.0, 1.0)), plan, 20)
     assert sorted(expected.of([20])[1] > 0) == [False, True] and (expected.of([10, 10])[1] > 0).all()
     assert expected.of([10, 10])[1].sum() > expected.of([5] * 4)[1].sum()
+
+
+def test_the_last_batches_of_a_rank_say_how_fast_it_is_before_they_are_enough_for_an_alarm():
+    """It may be left out just then."""
+    speeds, expected = Speeds(["a", "b", "c"]), 0.5
+    for taken in [0.5] * 10 + [0.5 / 3] * 2:
+        speeds.batch((7, 7), {0: (taken, expected), 1: (0.5, expected), 2: (0.5, expected)})
+    assert speeds.changed() is None
+    assert speeds.last(0) == pytest.approx(1 / 3, rel=0.01) and speeds.last(1) == pytest.approx(1.0)

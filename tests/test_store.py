@@ -83,6 +83,16 @@ def test_what_is_written_is_read(path):
         assert set(store.names) == set(weights())
 
 
+def test_the_first_layers_of_a_store_are_those_of_the_whole(path):
+    with Store(path) as store:
+        shorter = store.shortened(1)
+        assert (shorter.spec, shorter.source_hash) == (replace(store.spec, layers=1), store.source_hash)
+        assert set(shorter.weights) < set(store.weights) and not any(".1." in name for name in shorter.weights)
+        for name, weight in shorter.weights.items():
+            whole = Slice(name, 0, weight.shape)
+            assert shorter.region(whole) == store.region(whole)
+
+
 def test_progress_is_told_every_byte(tmp_path):
     told = []
     stores.write(tmp_path / "new" / "folder" / "m.h5", model(), told.append)

@@ -2,26 +2,55 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepti_mpi.commands.options import FILE, Size, machine_options, weights_option
 from hepti_mpi.commands.paths import agreed_store_path, profile_path
 from hepti_mpi.commands.screen import SCREEN, meanwhile, say, words_options
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
-    from hepti_mpi.planning.search import Decision
+    from hepti_mpi.cluster.profile import ClusterProfile
+    from hepti_mpi.engine.machine import Machine
+    from hepti_mpi.models.spec import ModelSpec
+    from hepti_mpi.planning.search import Decision, Request
     from hepti_mpi.program.plan import Plan
+    from hepti_mpi.tuning.bench import Bench, Samples
+    from hepti_mpi.weights.store import Store
+
+MOST_ROWS = 1 << 20
+OneSize = tuple[int, int | None]  # rows of a request, layers that answer it; None: all
+
+
+class Sizes(click.ParamType):
+    """Sizes of requests: 128,64:6,384:6 are 128 rows, and 64 and 384 rows of the first six layers."""
+
+    name = "rows"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[OneSize, ...]:
+        if isinstance(value, tuple):
+            return value
+        sizes = []
+        for word in str(value).split(","):
+            rows, colon, layers = word.strip().partition(":")
+            if not rows.isdecimal() or not 1 <= int(rows) <= MOST_ROWS or (colon and (not layers.isdecimal() or not int(layers))):
+                self.fail(f"{word!r} is no number of rows from 1 to {MOST_ROWS}, such as 128 or 128:6 (of the first 6 layers)", param, ctx)
+            sizes.append((int(rows), int(layers) if colon else None))
+        return tuple(dict.fromkeys(sizes))
 
 
 @click.command()
 @weights_option
 @click.option("--methods", default="hepti,hepti-float16,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
               show_default=True, help="What to measure; NAME-boost is another system's division with our exchanges.")
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of the request.")
+@click.option("--rows", type=Sizes(), default="128", show_default=True,
+              help="Rows (tokens, patches) of the request. Of a list, such as 128,384:6, each is measured in turn in one job: the first by "
+              "plans that were tried, the others by what that taught; ROWS:N of the first N layers.")
 @click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
 @click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
 @click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
@@ -30,9 +59,9 @@ if TYPE_CHECKING:
 @click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
 @machine_options
 @words_options()
-def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Path | None, cluster: str, profile_file: Path | None,
-          fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None, emulate: tuple[str, ...] | None,
-          deadline: float) -> None:  # fmt: skip
+def bench(weights: Path | None, methods: str, rows: Sequence[OneSize], repeat: int, output: Path | None, cluster: str,
+          profile_file: Path | None, fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None,
+          emulate: tuple[str, ...] | None, deadline: float) -> None:  # fmt: skip
     """Measure ways to divide a model against each other, in turns within one job.
 
     \b
@@ -40,16 +69,14 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
     from hepti_mpi.cluster.profile import Edges
-    from hepti_mpi.engine import fetching, loading
+    from hepti_mpi.engine import fetching
     from hepti_mpi.engine import machine as machines
-    from hepti_mpi.errors import CapacityError
-    from hepti_mpi.planning.bound import bound
+    from hepti_mpi.engine.sessions import Segments
     from hepti_mpi.planning.capacity import check_limits
     from hepti_mpi.planning.methods import BOOST, NAMES, OURS
     from hepti_mpi.planning.search import Request
     from hepti_mpi.serving import outputs
-    from hepti_mpi.tuning import bench as benches
-    from hepti_mpi.tuning import comparison
+    from hepti_mpi.tuning.bench import Bench
 
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
@@ -57,49 +84,88 @@ def bench(weights: Path | None, methods: str, rows: int, repeat: int, output: Pa
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
     begin = time.perf_counter()
     machine = machines.start(threads, emulate, deadline)
-    world, root = machine.world, machine.world.rank == 0
     store = fetching.open_store(machine, agreed_store_path(machine, weights))
     path = profile_file or profile_path(machine)
     measured = machines.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
     measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
-    limits = memory_limit * world.size if memory_limit and len(memory_limit) == 1 else memory_limit
-    plans: dict[str, Plan] = {}
-    decisions: dict[str, Decision] = {}
-    refused: dict[str, str] = {}
-    with machines.together(world):
-        check_limits(limits, world.size)
-        if output is not None and root:
+    limits = memory_limit * machine.world.size if memory_limit and len(memory_limit) == 1 else memory_limit
+    with machines.together(machine.world):
+        check_limits(limits, machine.world.size)
+        if output is not None and machine.world.rank == 0:
             outputs.check_path(output, (".jsonl",))
+        stores = [store if layers is None else store.shortened(checked_layers(store.spec, layers)) for _, layers in rows]
+    segments, known = Segments(store.spec, store), measured
+    for number, ((count, _), part) in enumerate(zip(rows, stores)):
+        request = Request(count, limits=limits, mode="packed")
+        chosen, refused = choose(machine, part, known, names, request)
+        one = Bench(machine, part, segments)
+        with meanwhile("loading and settling on plans", repeat + one.warm_up, machine.world.rank == 0) as meter:
+
+            def done(rounds: int) -> None:
+                meter.at("answering by all methods in turns")  # noqa: B023
+                meter.advance(rounds)  # noqa: B023
+
+            samples, known = one.measure(known, chosen, request, repeat, not number, done)  # kept: the next size has sessions in common
+        with machines.together(machine.world):
+            if machine.world.rank == 0:
+                made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
+                show(one, samples, refused, measured, request, cluster or path.name.removesuffix(".profile.json"), made)
+        begin = time.perf_counter()
+
+
+def checked_layers(spec: "ModelSpec", layers: int) -> int:
+    """Return `layers` where the model has as many. Raises InputError."""
+    from hepti_mpi.errors import InputError
+
+    if layers > spec.layers:
+        raise InputError(f"--rows asks for {counted(layers, 'layers')}, {spec.name} has {spec.layers}")
+    return layers
+
+
+def choose(
+    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request"
+) -> tuple[dict[str, tuple["Plan", "Decision | None"]], dict[str, str]]:
+    """Return the plans of the methods that fit, with rank 0's decisions, and why the others do not. Collective.
+
+    Raises: CapacityError when none fits.
+    """
+    from hepti_mpi.engine import loading
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.errors import CapacityError
+
+    chosen: dict[str, tuple[Plan, Decision | None]] = {}
+    refused: dict[str, str] = {}
     for name in names:
         try:
-            request = Request(rows, limits=limits, mode="packed")
-            plans[name], decision = loading.decide(machine, store, measured, name, request)
-            decisions |= {name: decision} if decision else {}
+            chosen[name] = loading.decide(machine, store, profile, name, request)
         except CapacityError as error:  # on every rank
             refused[name] = str(error)
-    with machines.together(world):
-        if not any(name in plans for name in names):
+    with machines.together(machine.world):
+        if not chosen:
             raise CapacityError(refused[names[0]])
-    with meanwhile("loading and settling on plans", repeat + benches.WARM_UP, root) as meter:
+    return chosen, refused
 
-        def done(rounds: int) -> None:
-            meter.at("answering by all methods in turns")
-            meter.advance(rounds)
 
-        samples = benches.measure(machine, store, measured, plans, decisions, Request(rows, limits=limits), repeat, done)
-    with machines.together(world):
-        if root:
-            where = cluster or path.name.removesuffix(".profile.json")
-            wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
-            bounds = {wire: bound(store.spec, store.source_hash, measured, Request(rows, limits=limits, mode="packed", wires=(wire,)))
-                      for wire in wires}  # fmt: skip
-            made = machines.made() | {"ranks": world.size, "versions": machines.versions(machine)}
-            made |= {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
-            above = {name: comparison.above_of(sample, store.spec, measured, rows, bounds) for name, sample in samples.items()}
-            found = comparison.Found(store.spec.name, rows, where, machine.boards, samples, bounds, made, above)
-            records = list(comparison.lines(found))
-            SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
-            SCREEN.document(records[-1], always=True)
-            if output is not None:
-                with open(output, "a") as file:
-                    file.writelines(json.dumps(record) + "\n" for record in records)
+def show(
+    bench: "Bench", samples: dict[str, "Samples"], refused: dict[str, str], profile: "ClusterProfile", request: "Request", where: str,
+    made: dict[str, Any],
+) -> None:  # fmt: skip
+    """Print what a bench found, and append it to the file that `made` names."""
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.planning.bound import bound
+    from hepti_mpi.tuning import comparison
+
+    machine, store = bench.machine, bench.store
+    wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
+    bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,))) for wire in wires}
+    about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine)} | made
+    above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}
+    whole = bench.segments.spec.layers == store.spec.layers
+    model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"
+    found = comparison.Found(model, request.rows, where, machine.boards, samples, bounds, about, above)
+    records = list(comparison.lines(found))
+    SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
+    SCREEN.document(records[-1], always=True)
+    if made["output"] is not None:
+        with open(made["output"], "a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)

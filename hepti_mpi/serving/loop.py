@@ -239,7 +239,7 @@ class _Course:
         with self.ready.machine.world.patience.slower():
             plan: Plan = plans.from_json(order["plan"])
             self.ready = swap(self.ready, plan, make_room=True)
-            loaded = time.perf_counter() - begin
+            loaded = max(self.ready.machine.world.gather_all(time.perf_counter() - begin))
             self._arrange()
             self.ready.machine.world.barrier()
         return time.perf_counter() - begin, loaded

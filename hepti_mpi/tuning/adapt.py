@@ -33,6 +33,7 @@ RECENT = 8  # orders of which it is told what batches take now
 IDLE_PART, SLOW_PART = 0.01, 0.03  # of the time that looking at links of ranks left out may take, and at links that were better once
 TIMED_SECONDS = 0.015  # of a look at one link
 LEAST_TIMED, MOST_TIMED = 192 << 10, 512 << 10  # bytes: systems hand on up to 64 KiB at a time
+FIRST_BATCHES = 2  # after a look: what ranks report of one comes in during the next
 AHEAD = 1.25  # times the bytes that a resting link passes at once
 
 
@@ -74,7 +75,10 @@ class Adapter:
         self.began = 0  # the batch from which on what is the reason was so
         self.pairs: list[tuple[int, int]] = []  # links that are looked at
         self.everything = False  # whether all were
+        self.by_the_way = False  # whether nothing had seemed wrong before the last look
         self.looks = self.looked = 0  # in a row; the batch before which the last was
+        self.active = plan.active
+        self.left_at: dict[int, float] = {}  # how many times longer ranks that are left out computed when they were
         self.anchors: dict[int, float] = {}  # of ranks that are left out: what a pulse of 1 means
         self.spent = self.passed = 0.0
         self.best_rates = np.array(profile.bytes_per_second)
@@ -109,7 +113,7 @@ class Adapter:
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         if "pulse" in facts:
             if rank not in self.plan.active:  # when it was left out it was as fast as its last batches say
-                anchor = self.anchors.setdefault(rank, float(self.speeds.used[rank]) / facts["pulse"])
+                anchor = self.anchors.setdefault(rank, self.left_at.get(rank, float(self.speeds.used[rank])) / facts["pulse"])
                 self.speeds.idle(rank, anchor * facts["pulse"])
             return
         order = self.orders.get(facts["number"])
@@ -128,6 +132,10 @@ class Adapter:
         self.switch |= {"stall_seconds": seconds, "load_seconds": load_seconds}
         self.anchors = {rank: anchor for rank, anchor in self.anchors.items() if rank not in self.plan.active}
         self.history.clear()
+        left = [rank for rank in self.active if rank not in self.plan.active]
+        self.left_at = {rank: one for rank, one in self.left_at.items() if rank not in self.plan.active}
+        self.left_at |= {rank: self.speeds.last(rank) for rank in left}  # it may have changed just before
+        self.active = self.plan.active
         self.speeds.restart(self.plan.active)
         self.waits.restart()
         self._expect()
@@ -137,6 +145,7 @@ class Adapter:
         for one, other in self.pairs:
             found[one, other] = min(bytes_per_second[one][str(other)], bytes_per_second[other][str(one)])
         odd = self.waits.changed
+        self.by_the_way = not odd
         self.links.looked(found, self.base)
         self.spent += 0 if odd else seconds
         self.looks += 1
@@ -163,7 +172,7 @@ class Adapter:
 
     def _go_on(self, left: int) -> dict[str, Any]:
         reasons, since = [reason for reason in (self.reason, self.speeds.changed()) if reason is not None], self.speeds.since()
-        both = self.speeds.unsure() and self.number < self.looked + AGREE if self.reason else self.waits.unsure and since <= 2 * AGREE
+        both = self._may_be_more() if self.reason else self.waits.unsure and since <= 2 * AGREE
         if reasons and not both and (self.reason is not None or not self.adviser.busy):  # else both a board and a link, it seems: one plan
             self.began = min(self.began, self._back(since)) if self.reason is not None else self._back(since)
             self.reason, self.switch_reason, self.held = None, "; ".join(reasons), None  # what was advised was for another state
@@ -172,6 +181,10 @@ class Adapter:
             self._expect()
             self.adviser.ask(Question(self.method, self.spec, self.source_hash, self.expected.profile, self.request, self.plan))
         return {"do": "answer", "count": at_once(self.seconds, left), "pulse": len(self.plan.active) < self.plan.ranks}
+
+    def _may_be_more(self) -> bool:
+        """Tell whether a board may have changed beside a link: batches tell that follow a look to which none of them led."""
+        return self.number < self.looked + (AGREE if self.speeds.unsure() else FIRST_BATCHES * self.by_the_way)
 
     def _back(self, orders: int) -> int:
         """Return the number of the batch with which the last `orders` began."""

@@ -47,61 +47,86 @@ class Samples:
     held: list[dict[str, Any]] = field(default_factory=list)
 
 
-def measure(
-    machine: Machine, store: Store, profile: ClusterProfile, plans: Mapping[str, Plan], decisions: Mapping[str, Decision],
-    request: Request, repeat: int, progress: Callable[[int], None],
-) -> dict[str, Samples]:  # fmt: skip
-    """Answer one request by every plan, `repeat` times in turns; the plans chosen among all are settled on by trying, and what that
-    taught about the ranks' speeds is what all are priced by. Collective.
+@dataclass(frozen=True)
+class Bench:
+    """Where methods are measured. `segments`: sessions that all of them use, also those of fewer layers of the same store."""
 
-    A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
-    """
-    world, spec, rows = machine.world, store.spec, request.rows
-    segments = Segments(spec, store)
-    embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
-    all_samples: dict[str, Samples] = {}
-    known = profile
-    for name, plan in plans.items():
-        decision = decisions.get(name)
-        ready, price = loading.load(machine, store, plan, None, {}, segments), decision.chosen.price if decision else None
-        if name in SETTLED:
-            settled = settle(machine, spec, store.source_hash, segments, profile, request, decision)
-            ready, price, known = loading.swap(ready, settled.plan), settled.price, settled.profile
-        all_samples[name] = Samples(ready, price)
-    pricer = Pricer(spec, known, rows, request.attended)
-    for name, samples in all_samples.items():
-        if name not in SETTLED and samples.price is not None:
-            samples.price = pricer.price(samples.ready.program, samples.ready.plan)
-    answers: dict[str, np.ndarray] = {}
-    for turn in range(-WARM_UP, repeat):
-        names = list(all_samples)
-        np.random.default_rng(WARM_UP + turn).shuffle(names)  # nobody always comes after the same one
-        for name in names:
-            samples = all_samples[name]
-            engine = samples.ready.engine
-            world.barrier()
-            world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
-            before = copy(machine.emulation)
-            begin = time.perf_counter()
-            hidden = engine.run((rows,), embedded)
-            seconds = time.perf_counter() - begin
-            if turn >= 0:
-                samples.calls += machine.emulation.calls - before.calls
-                samples.overruns += machine.emulation.overruns - before.overruns
-                samples.late_seconds += machine.emulation.late_seconds - before.late_seconds
-                samples.seconds.append(seconds)
-                samples.steps.append(engine.seconds.copy())
-                samples.began = engine.began - begin
-            elif hidden is not None:
-                answers[name] = hidden.copy()
-        progress(1)
-    world.barrier()
-    for name, samples in all_samples.items():
+    machine: Machine
+    store: Store
+    segments: Segments
+
+    @property
+    def warm_up(self) -> int:
+        """How many rounds come before those that count: none on emulated boards, whose time is their own from the first request on."""
+        return 0 if self.machine.emulation.on else WARM_UP
+
+    def measure(
+        self, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request, repeat: int, trying: bool,
+        progress: Callable[[int], None],
+    ) -> tuple[dict[str, Samples], ClusterProfile]:  # fmt: skip
+        """Answer one request by every plan, `repeat` times in turns. Collective; `chosen` holds rank 0's decisions.
+
+        `trying`: settle on the plans that are chosen among all by trying; what that taught about the ranks' speeds is what all are
+        priced by, and is returned. A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
+        """
+        machine, spec, known = self.machine, self.store.spec, profile
+        all_samples: dict[str, Samples] = {}
+        for name, (plan, decision) in chosen.items():
+            ready, price = loading.load(machine, self.store, plan, None, {}, self.segments), decision.chosen.price if decision else None
+            if trying and name in SETTLED:
+                settled = settle(machine, spec, self.store.source_hash, self.segments, known, request, decision)
+                ready, price, known = loading.swap(ready, settled.plan), settled.price, settled.profile
+            all_samples[name] = Samples(ready, price)
+        pricer = Pricer(spec, known, request.rows, request.attended)
+        for name, samples in all_samples.items():
+            if name not in SETTLED and samples.price is not None:
+                samples.price = pricer.price(samples.ready.program, samples.ready.plan)
+        answers = self._in_turns(all_samples, request.rows, repeat, progress)
+        for name, samples in all_samples.items():
+            self._gathered(samples)
+            if machine.world.rank == 0:
+                samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
+            samples.ready.engine.close()
+        return all_samples, known
+
+    def _in_turns(self, all_samples: dict[str, Samples], rows: int, repeat: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
+        """Answer a request of `rows` rows by each method in turns; return, on rank 0, their answers."""
+        world, emulation = self.machine.world, self.machine.emulation
+        hidden_size = self.store.spec.hidden
+        embedded = np.random.default_rng(0).standard_normal((rows, hidden_size), np.float32) if world.rank == 0 else None
+        answers: dict[str, np.ndarray] = {}
+        for samples in all_samples.values():
+            samples.ready.engine.prepare([(rows,)])
+        for turn in range(-self.warm_up, repeat):
+            names = list(all_samples)
+            np.random.default_rng(WARM_UP + turn).shuffle(names)  # nobody always comes after the same one
+            for name in names:
+                samples = all_samples[name]
+                engine = samples.ready.engine
+                world.barrier()
+                world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
+                before = copy(emulation)
+                begin = time.perf_counter()
+                hidden = engine.run((rows,), embedded)
+                seconds = time.perf_counter() - begin
+                if turn >= 0:
+                    samples.calls += emulation.calls - before.calls
+                    samples.overruns += emulation.overruns - before.overruns
+                    samples.late_seconds += emulation.late_seconds - before.late_seconds
+                    samples.seconds.append(seconds)
+                    samples.steps.append(engine.seconds.copy())
+                    samples.began = engine.began - begin
+                if hidden is not None and name not in answers:
+                    answers[name] = hidden.copy()
+            progress(1)
+        world.barrier()
+        return answers
+
+    def _gathered(self, samples: Samples) -> None:
+        """Bring what every rank noted of a method together."""
+        world = self.machine.world
         samples.every = world.gather_matrix(np.array(samples.steps))
         samples.timeline = world.gather_matrix(np.array(samples.began))
         samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
         calls, overruns, late = zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds]))
         samples.overrun_part, samples.late_part = sum(overruns) / max(1, sum(calls)), max(late) / sum(samples.seconds)
-        if world.rank == 0:
-            samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
-    return all_samples

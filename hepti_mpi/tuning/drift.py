@@ -22,7 +22,7 @@ from hepti_mpi.tuning.cusum import TAIL, Chart, Level, Recent, weighted_median
 
 TICK = 1e-3  # seconds by which any measurement may be wrong
 LINK_SCATTER = 0.2  # of the rate of a link that is looked at, to begin with: looks are short
-MARGIN = 0.1  # of a batch's time that another plan must promise to save
+MARGIN = 0.05  # of a batch's time that another plan must promise to save
 PAYS_BACK = 2.0  # times what a switch costs that it must save in the batches that are left
 PRICES = 1024  # batches whose prices are kept
 
@@ -78,6 +78,12 @@ class Speeds:
         value = math.log(factor / self.used[rank])
         self.charts[rank].add(value)
         self.recent[rank].add(value)
+
+    def last(self, rank: int) -> float:
+        """Return the factor of a rank as its last batches say, be it few of them."""
+        chart = self.charts[rank]
+        level = self.recent[rank].level(chart.since) if chart.unsure or chart.alarm else None
+        return float(self.used[rank]) * math.exp(level or 0.0)
 
     def now(self) -> np.ndarray:
         """Return the factors as they are since something changed, where something did, else as they are used, [ranks]."""

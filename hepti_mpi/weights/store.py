@@ -12,7 +12,8 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,6 +208,13 @@ class Store:
         if self.spec.layers > MOST_LAYERS:
             raise StoreError(f"{self.path} describes {self.spec.layers} layers, more than {MOST_LAYERS}; {AGAIN}")
         self.weights = {weight.name: weight for weight in all_weights(self.spec)}
+
+    def shortened(self, layers: int) -> "Store":
+        """Return this store as if the model had only its first `layers` layers. Closing either closes both."""
+        shorter = copy(self)
+        shorter.spec = replace(self.spec, layers=layers)
+        shorter.weights = {weight.name: weight for weight in all_weights(shorter.spec)}
+        return shorter
 
     def __enter__(self) -> "Store":
         return self

@@ -1,6 +1,6 @@
 """Tables of what tables.sh and repeat.sh measured, in Markdown: predictions, regret, nearness to the bound.
 
-    python -m tests.lab.tables FOLDER               FOLDER/*.json: documents of `bench --json`, one a file
+    python -m tests.lab.tables FOLDER               FOLDER/*.json: documents of `bench --json`, one a line
     python -m tests.lab.tables --repeated FOLDER    of the same bench, again and again
 
 Knows the documents of bench; does not know how they were made.
@@ -37,8 +37,8 @@ def main() -> int:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the documents of bench in a folder, in the order of their names."""
-    every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Return the documents of bench in a folder, in the order of their names and lines."""
+    every = [json.loads(line) for path in sorted(folder.glob("*.json")) for line in path.read_text().splitlines()]
     return [one for one in every if one.get("format") == FORMAT]
 
 
