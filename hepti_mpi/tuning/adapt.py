@@ -33,7 +33,7 @@ RECENT = 8  # orders of which it is told what batches take now
 IDLE_PART, SLOW_PART = 0.01, 0.03  # of the time that looking at links of ranks left out may take, and at links that were better once
 TIMED_SECONDS = 0.015  # of a look at one link
 LEAST_TIMED, MOST_TIMED = 192 << 10, 512 << 10  # bytes: systems hand on up to 64 KiB at a time
-FIRST_BATCHES = 2  # after a look: what ranks report of one comes in during the next
+TOLD_LATE = 2  # orders after which all ranks have told what they computed for one
 AHEAD = 1.25  # times the bytes that a resting link passes at once
 
 
@@ -76,7 +76,8 @@ class Adapter:
         self.pairs: list[tuple[int, int]] = []  # links that are looked at
         self.everything = False  # whether all were
         self.by_the_way = False  # whether nothing had seemed wrong before the last look
-        self.looks = self.looked = 0  # in a row; the batch before which the last was
+        self.learned = -TOLD_LATE  # the batch before which speeds were last taken for new ones
+        self.looks = self.looked = self.looked_before = 0  # in a row; the batches before which the last was, and the one before that
         self.active = plan.active
         self.left_at: dict[int, float] = {}  # how many times longer ranks that are left out computed when they were
         self.anchors: dict[int, float] = {}  # of ranks that are left out: what a pulse of 1 means
@@ -145,18 +146,19 @@ class Adapter:
         for one, other in self.pairs:
             found[one, other] = min(bytes_per_second[one][str(other)], bytes_per_second[other][str(one)])
         odd = self.waits.changed
-        self.by_the_way = not odd
+        self.by_the_way = not odd and self.number > self.learned + TOLD_LATE
         self.links.looked(found, self.base)
         self.spent += 0 if odd else seconds
         self.looks += 1
-        last, self.looked = self.looked, self.number
+        if self.looked != self.number:  # several looks in a row are one
+            self.looked_before, self.looked = self.looked, self.number
         if self.looks < LOOKS and (self.links.unsure() or (self.links.changed and not self.everything)):
             return  # the next look tells, how far it goes too
         self.everything = False
         self.base, what = self.links.use(self.base)
         if what is not None:
             since = self.waits.since if odd else 0
-            self.reason, self.began = what, self._back(since) if since else last
+            self.reason, self.began = what, self._back(since) if since else self.looked_before
         if odd:  # it has been found, or is none of the links' business
             self.waits.accept(explained=what is not None)
 
@@ -177,6 +179,7 @@ class Adapter:
             self.began = min(self.began, self._back(since)) if self.reason is not None else self._back(since)
             self.reason, self.switch_reason, self.held = None, "; ".join(reasons), None  # what was advised was for another state
             self.refused.clear()
+            self.learned = self.number if self.speeds.changed() else self.learned
             self.speeds.use()
             self._expect()
             self.adviser.ask(Question(self.method, self.spec, self.source_hash, self.expected.profile, self.request, self.plan))
@@ -184,7 +187,7 @@ class Adapter:
 
     def _may_be_more(self) -> bool:
         """Tell whether a board may have changed beside a link: batches tell that follow a look to which none of them led."""
-        return self.number < self.looked + (AGREE if self.speeds.unsure() else FIRST_BATCHES * self.by_the_way)
+        return self.number < self.looked + AGREE * self.speeds.unsure() + TOLD_LATE * self.by_the_way
 
     def _back(self, orders: int) -> int:
         """Return the number of the batch with which the last `orders` began."""
