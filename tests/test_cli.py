@@ -141,7 +141,7 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["bench", "--methods", "megatron-boost-boost"], "there is no method"),
     (["bench", "--methods", ""], "there is no method ''"),
     (["bench", "--methods", "hepti,,tensor"], "there is no method ''"),
-    (["bench", "--rows", "0"], "not in the range"),
+    (["bench", "--rows", "0"], "is no number of rows from 1 to"),
     (["bench", "--repeat", "0"], "not in the range"),
     (["bench", "--memory-limit", "much"], "not a size"),
     (["report"], "Missing argument 'RECORDS'"),
