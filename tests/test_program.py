@@ -36,6 +36,7 @@ from hepti_mpi.program.build import (
     make_program,
     named,
 )
+from hepti_mpi.program.ownership import Holding, division, moves
 from hepti_mpi.program.plan import Plan, check
 from hepti_mpi.weights.slices import Slicer, layer_slices
 
@@ -200,7 +201,8 @@ class Job:
         spec, weights = model_of(name)
         spec = replace(spec, layers=len(plan.layers))
         self.program = make_program(spec, plan)
-        held = distributions(self.program), buffers(self.program)
+        self.values, self.division = distributions(self.program), division(plan, lengths, spec.head_dim, spec.hidden)
+        held = self.values, buffers(self.program)
         self.ranks = {rank: Rank(spec, weights, plan, *held, rank, lengths) for rank in sorted({0, *plan.active})}
 
     def compare(self, number=0, **order):
@@ -273,40 +275,29 @@ class Job:
             return False
         for target, *_ in blocks:
             target.fill(0)
-        for target, sender, which, rows, columns in blocks:
+        for target, sender, part, which in blocks:
             values = sent[sender] if sent[sender] is not None else self.reads(place, sender)
-            assert values[which][rows, columns].shape == target.shape
-            target += values[which][rows, columns]
+            assert values[which][part].shape == target.shape
+            target += values[which][part]
         if sent[number] is None:
             sent[number] = self.reads(place, number)  # nobody can take them later
         return True
 
     def blocks(self, sync, number):
-        """What a rank receives in an exchange: (where to, from whom, of which value, its rows, its columns); the sum counts."""
-        rank, active, every = self.ranks[number], self.plan.active, slice(None)
-        if sync.kind not in OUTER and not rank.active:
-            return []
-        own, first = rank.own[sync.tile], rank.tiles[sync.tile].start
-        near = [slice(span.start - first, span.stop - first) for span in own]  # among the rows of the tile
-        if sync.kind == "gatherv":
-            return [(rank.root[RESULT][own[peer]], peer, 0, every, every) for peer in active] if number == 0 else []
-        if sync.kind in ("bcast", "scatterv"):
-            rows = own[number] if sync.kind == "scatterv" else every
-            return [(rank.part(sync.writes[0], sync.tile), 0, 0, rows, every)] if rank.active else []
-        result = []
-        for which, name in enumerate(sync.writes):
-            target, whole = rank.part(name, sync.tile), rank.get(name, sync.tile)
-            for peer in [number] if sync.kind == "slice" else active:
-                if sync.kind == "to_heads":
-                    result.append((whole[own[peer]], peer, which, every, rank.columns))
-                elif sync.kind == "to_rows":
-                    result.append((whole[:, self.ranks[peer].columns], peer, which, own[number], every))
-                elif sync.kind == "allgatherv":
-                    result.append((target[near[peer]], peer, which, every, every))
-                else:
-                    assert sync.kind in ("allreduce", "reduce_scatter", "slice")
-                    result.append((target, peer, which, every if sync.kind == "allreduce" else near[number], every))
-        return result
+        """What a rank receives in an exchange: (where to, from whom, which part of what is sent, of which value); the sum counts."""
+        have, want = (self.division.held(holding, sync.tile) for holding in (sync.have, sync.want))
+        return [
+            (self.view(number, write, sync.tile, box), giver, self.place(giver, read, sync.tile, box), which)
+            for which, (read, write) in enumerate(zip(sync.reads, sync.writes)) for giver, taker, box in moves(have, want) if taker == number
+        ]  # fmt: skip
+
+    def place(self, number, name, tile, box):
+        """Where a box lies in what a rank keeps of a value."""
+        value = self.values[named(self.values, name, tile)]
+        return box.inside(self.division.held(Holding(value.rows, value.columns), value.tile).box(number))
+
+    def view(self, number, name, tile, box):
+        return self.ranks[number].get(name, tile)[self.place(number, name, tile, box)]
 
 
 def compare(name, plan, lengths=(ROWS,)):

@@ -7,8 +7,9 @@ import pytest
 from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
 
 from hepti_mpi.engine import sessions
-from hepti_mpi.engine.routes import TAGS, Route, Router, Rows
+from hepti_mpi.engine.routes import TAGS, Route, Router
 from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
+from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import WIRES
 
 OWN = [("reduce_scatter", "own", tiles, wire) for tiles in TILES for wire in WIRES]
@@ -75,16 +76,16 @@ class Job:
     """The values of every rank of a plan as the engine keeps them, each in memory of its own."""
 
     def __init__(self, plan, lengths):
-        self.plan, self.rows, self.random = plan, Rows(plan, lengths), np.random.default_rng(lengths)
+        self.plan, self.random = plan, np.random.default_rng(lengths)
+        self.rows = division(plan, lengths, SPEC.head_dim, SPEC.hidden)
         self.program = make_program(SPEC, plan)
         self.values = distributions(self.program)
 
     def cut(self, whole, name, rank):
         """What a rank holds of the value `name`, which is `whole` [rows, hidden]."""
-        value, first = self.values[name], sum(self.plan.heads[:rank]) * SPEC.head_dim
-        rows = {"rows": lambda: self.rows.own(value.tile, rank), "full": lambda: self.rows.tile(value.tile), "root": lambda: slice(None)}
-        columns = slice(first, first + self.plan.heads[rank] * SPEC.head_dim) if value.columns == "heads" else slice(None)
-        return whole[rows[value.rows](), columns].astype(np.float16 if value.half else np.float32)
+        value = self.values[name]
+        box = self.rows.held(Holding(value.rows, value.columns), value.tile).box(rank)
+        return whole[box.rows, box.columns].astype(np.float16 if value.half else np.float32)
 
     def check(self, place, step):
         """Route one exchange on every rank, move its blocks, and compare with where they come from. Returns the transfers."""
@@ -104,9 +105,9 @@ class Job:
                 for rank in ranks:  # which only the root has
                     held[rank].pop(name, None)
                 held[0][name] = content
-        routers = [Router(FakeExchanges(rank), SPEC, self.plan, self.rows, held[rank]) for rank in ranks]
+        routers = [Router(FakeExchanges(rank), self.plan, self.rows, self.values, held[rank]) for rank in ranks]
         turns = [router.in_turn(step, reads, writes, place * TAGS) for router in routers]
-        assert all(rank in members or turns[rank] in ((), (Route(),)) for rank in ranks)
+        assert all(rank in members or route == Route() for rank in ranks for route in turns[rank])
         made = []
         for routes in zip(*(turns[rank] for rank in members), strict=True):
             for route in routes:
@@ -178,7 +179,7 @@ def test_rows_lie_tile_after_tile_and_rank_after_rank(tiles, shares, lengths):
     pair = ("local", "rows") if tiles == "whole requests" else PAIRS[0]
     mode = ("reduce_scatter", "own", "none" if tiles == "whole requests" else tiles, "float32")
     plan = plan_of(SPEC, (pair,) * SPEC.layers, shares, shares, shares, mode, ROWS)
-    places, numbers = Rows(plan, lengths), np.arange(sum(lengths))
+    places, numbers = division(plan, lengths, SPEC.head_dim, SPEC.hidden), np.arange(sum(lengths))
     own = [[numbers[places.own(tile, rank)].tolist() for rank in range(plan.ranks)] for tile in range(len(places.counts))]
     assert sum((part for tile in own for part in tile), []) == numbers.tolist() == numbers[places.tile(None)].tolist()
     assert [sum(tile, []) for tile in own] == [numbers[places.tile(tile)].tolist() for tile in range(len(own))]

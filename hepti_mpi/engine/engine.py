@@ -17,11 +17,12 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.packing import Packing, pack
-from hepti_mpi.engine.routes import TAGS, Route, Router, Rows
+from hepti_mpi.engine.routes import TAGS, Route, Router
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program import build as programs
 from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
+from hepti_mpi.program.ownership import Division, Holding, division
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.weights.slices import Slicer, layer_slices
 
@@ -32,8 +33,7 @@ GEOMETRIES = 16  # prepared batch shapes that are kept
 class _Geometry:
     """All that is fixed for batches of the same request lengths: where rows lie, views of the buffers, bindings, routes."""
 
-    rows: int
-    places: Rows
+    places: Division
     values: dict[str, np.ndarray]
     runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
     works: dict[int, Work] = field(default_factory=dict)  # of the runs
@@ -245,15 +245,15 @@ class Engine:
         assert self.outer is not None
         values, members = at.values, sorted({0, *self.active})
         counts = [at.places.counts[0][rank] for rank in members]
+        none = np.empty((0, self.spec.hidden), np.float32)  # what a root that computes nothing holds of the layers
         if sync.kind == "bcast":
-            if self.rank == 0:
+            self.outer.broadcast(values[EMBEDDED if self.rank == 0 else writes])
+            if self.rank == 0 and self.is_active:
                 np.copyto(values[writes], values[EMBEDDED])
-            self.outer.broadcast(values[writes])
         elif sync.kind == "scatterv":
-            self.outer.scatter_rows(values.get(EMBEDDED), values[writes], counts)
+            self.outer.scatter_rows(values.get(EMBEDDED), values[writes] if self.is_active else none, counts)
         else:
-            mine = values[reads] if self.is_active else np.empty((0, self.spec.hidden), np.float32)
-            self.outer.gather_rows(mine, values.get(RESULT), counts)
+            self.outer.gather_rows(values[reads] if self.is_active else none, values.get(RESULT), counts)
 
     def _of_active(self, at: _Geometry) -> list[int]:
         return [at.places.counts[0][rank] for rank in self.active]
@@ -276,7 +276,7 @@ class Engine:
         return made
 
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
-        places = Rows(self.plan, lengths)
+        places = division(self.plan, lengths, self.spec.head_dim, self.spec.hidden)
         values: dict[str, np.ndarray] = {}
         for name, value in self.values.items():
             if value.rows == "root":
@@ -284,8 +284,8 @@ class Engine:
                     values[name] = np.empty((rows, self.spec.hidden), np.float32)
             elif self.takes_part:
                 values[name] = self._view(self.numbers[name], *self._shape(value, places), np.float16 if value.half else np.float32)
-        geometry = _Geometry(rows, places, values)
-        router = Router(self.exchanges, self.spec, self.plan, places, values)
+        geometry = _Geometry(places, values)
+        router = Router(self.exchanges, self.plan, places, self.values, values)
         for place, step in enumerate(self.program):
             if isinstance(step, Compute):
                 if self.is_active:
@@ -294,14 +294,9 @@ class Engine:
                 geometry.routes[place] = router.in_turn(step, *self.interfaces[place], tag=place * TAGS)
         return geometry
 
-    def _shape(self, value: Value, places: Rows) -> tuple[int, int]:
-        width = self.plan.heads[self.rank] * self.spec.head_dim if value.columns == "heads" and len(self.active) > 1 else self.spec.hidden
-        if value.rows == "full":
-            rows = places.tile(value.tile)
-        else:
-            assert value.tile is not None
-            rows = places.own(value.tile, self.rank)
-        return rows.stop - rows.start, width
+    def _shape(self, value: Value, places: Division) -> tuple[int, int]:
+        box = places.held(Holding(value.rows, value.columns), value.tile).box(self.rank)
+        return box.bottom - box.top, box.right - box.left
 
     def _bind(self, place: int, step: Compute, at: _Geometry, lengths: Sequence[int]) -> None:
         """Tie the segment of a step to the rows of its tile."""

@@ -1,6 +1,6 @@
-"""Which blocks of which values go where in each exchange of a program, for one rank and one division of the rows.
+"""Each exchange of a program on one rank: the arrays that a move's boxes are, and the transfer that carries them.
 
-Knows ranges of rows and columns; does not know how messages are moved (comm.exchange) or when (engine).
+Knows arrays and which transfer is the sooner; does not know how messages are moved (comm.exchange) or when (engine).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +9,12 @@ from functools import partial
 
 import numpy as np
 
-from hepti_mpi import splits
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
 from hepti_mpi.engine import sessions
-from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import RING_GAIN
-from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Sync
+from hepti_mpi.program.build import Sync, Value
+from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding, moves
 from hepti_mpi.program.plan import Plan
 
 TAGS = 4  # of one exchange: one per ring
@@ -69,138 +68,87 @@ def _copying(copies: Sequence[Copy]) -> Work:
     return Work(casts=casts, copied=sum(target.nbytes + source.nbytes for target, source in copies), calls=len(copies))
 
 
-class Rows:
-    """Where the rows of a batch lie: tile after tile, in each tile rank after rank."""
-
-    def __init__(self, plan: Plan, lengths: Sequence[int]) -> None:
-        self.counts = plan.counts(lengths)
-        if len(plan.active) == 1:  # its value is full, whatever the row shares say
-            self.counts = (tuple(sum(lengths) * (rank in plan.active) for rank in range(plan.ranks)),)
-        flat = splits.starts([count for tile in self.counts for count in tile])
-        self.starts = [flat[at : at + plan.ranks] for at in range(0, len(flat), plan.ranks)]
-
-    def own(self, tile: int, rank: int) -> slice:
-        return slice(self.starts[tile][rank], self.starts[tile][rank] + self.counts[tile][rank])
-
-    def tile(self, tile: int | None) -> slice:
-        """Return the rows of a tile of all ranks; of all tiles for None."""
-        first, last = (0, len(self.counts) - 1) if tile is None else (tile, tile)
-        return slice(self.starts[first][0], self.starts[last][-1] + self.counts[last][-1])
-
-
 class Router:
-    """Makes the routes of one rank. `values`: the arrays by key, of which `whole` span all tiles."""
+    """Makes the routes of one rank. `arrays`: what it keeps of each value, which `values` describes, by key."""
 
-    def __init__(self, exchanges: Exchanges, spec: ModelSpec, plan: Plan, rows: Rows, values: dict[str, np.ndarray]) -> None:
-        self.exchanges, self.spec, self.plan, self.rows, self.values = exchanges, spec, plan, rows, values
-        self.rank, self.members = exchanges.rank, plan.active
+    def __init__(
+        self, exchanges: Exchanges, plan: Plan, division: Division, values: Mapping[str, Value], arrays: Mapping[str, np.ndarray]
+    ) -> None:  # fmt: skip
+        self.exchanges, self.division, self.values, self.arrays = exchanges, division, values, arrays
+        self.half, self.rings = plan.wire == "float16", plan.collectives == "own"  # MPI's collectives do not look at the blocks' sizes
+        self.rank, self.members = exchanges.rank, division.active
         self.peers = [rank for rank in self.members if rank != self.rank]
-        self.half = plan.wire == "float16"
-        self.columns = [slice(*(at * spec.head_dim for at in splits.bounds(plan.heads, rank))) for rank in range(plan.ranks)]
 
     def route(self, sync: Sync, reads: Sequence[str], writes: Sequence[str], tag: int) -> Route:
         """Return the route of `sync`; empty on a rank without a part in it. It uses tags [tag, tag + TAGS)."""
-        if sync.kind in OUTER:
-            return self._outer(sync, reads[0], writes[0], tag) if self.rank in (0, *self.members) else Route()
-        if self.rank not in self.members:
-            return Route()
-        tile, mine = sync.tile, self.rows.own(sync.tile, self.rank)
-        if sync.kind == "slice":
-            start = self.rows.tile(tile).start
-            return Route(before=[(self.values[writes[0]], self.values[reads[0]][mine.start - start : mine.stop - start])])
-        if sync.kind == "reduce_scatter":
-            return self._reduce(self.values[reads[0]], self.values[writes[0]], self._spans(tile), tag)
-        if sync.kind == "allgatherv":
-            return self._gather([(self.values[r], self._part(w, tile)) for r, w in zip(reads, writes)], self._spans(tile), tag)
-        sends: list[Block] = []
-        receives: list[Block] = []
-        copies: list[Copy] = []
-        for name, target in zip(reads, writes):
-            source, goal = self.values[name], self.values[target]
-            for peer in self.members:
-                theirs, columns = self.rows.own(tile, peer), self.columns[peer]
-                out, into = (source[:, columns], goal[theirs]) if sync.kind == "to_heads" else (source[theirs], goal[:, columns])
-                if peer == self.rank:
-                    copies.append((into, out))
-                    continue
-                sends.append((peer, out))
-                receives.append((peer, into))
-        return self._direct(sends, receives, copies, tag)
+        return self._route((sync.have, sync.want), sync.tile, reads, writes, tag)
 
     def in_turn(self, sync: Sync, reads: Sequence[str], writes: Sequence[str], tag: int) -> tuple[Route, ...]:
         """Return routes that together do `sync` as MPI's collectives would: a whole sum is one of even blocks, which are gathered then.
 
         Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004.
         """
-        if sync.kind != "allreduce":
+        if (sync.have, sync.want) != (TERMS, FULL):
             return (self.route(sync, reads, writes, tag),)
-        if self.rank not in self.members:
-            return ()
-        terms, result = self.values[reads[0]], self.values[writes[0]]
-        counts = splits.even(len(terms), len(self.members))
-        spans = {rank: slice(*splits.bounds(counts, place)) for place, rank in enumerate(self.members)}
-        own = result[spans[self.rank]]
-        return self._reduce(terms, own, spans, tag), self._gather([(own, result)], spans, tag + 1)
+        summed = self._route((TERMS, EVEN), sync.tile, reads, writes, tag)
+        return summed, self._route((EVEN, FULL), sync.tile, writes, writes, tag + 1)
 
-    def _spans(self, tile: int) -> dict[int, slice]:
-        """Return each member's rows within a tile."""
-        first = self.rows.tile(tile).start
-        owned = {rank: self.rows.own(tile, rank) for rank in self.members}
-        return {rank: slice(own.start - first, own.stop - first) for rank, own in owned.items()}
+    def _route(self, holdings: tuple[Holding, Holding], tile: int, reads: Sequence[str], writes: Sequence[str], tag: int) -> Route:
+        have, want = (self.division.held(holding, tile) for holding in holdings)
+        if self.rank not in self.members and not (self.rank == 0 and ROOT in holdings):
+            return Route()
+        if have.terms:
+            return self._reduce(reads[0], writes[0], have, want, tag)
+        if holdings == (ROWS, FULL) and self._uneven(have):
+            return self._ring_gather(reads, writes, have, tag)
+        sends: list[Block] = []
+        receives: list[Block] = []
+        copies: list[Copy] = []
+        for read, write in zip(reads, writes):
+            for giver, taker, box in moves(have, want):
+                if giver == taker == self.rank:
+                    copies += [(self._part(write, box), self._part(read, box))] * (read != write)
+                elif giver == self.rank:
+                    sends.append((taker, self._part(read, box)))
+                elif taker == self.rank:
+                    receives.append((giver, self._part(write, box)))
+        moving = holdings[0] != FULL  # else every rank has what it wants
+        return Route(self.exchanges.direct(sends, receives, tag) if moving else None, copies)
 
-    def _round(self, spans: Mapping[int, slice]) -> bool:
-        """Tell whether blocks go round, for that puts less on the busiest link; MPI's collectives do not look at their sizes."""
-        counts = [span.stop - span.start for span in spans.values()]
-        return self.plan.collectives == "own" and (len(counts) - 1) * max(counts) > RING_GAIN * (sum(counts) - min(counts))
+    def _part(self, name: str, box: Box) -> np.ndarray:
+        """Return the view of a box of a value, in what this rank keeps of it."""
+        value = self.values[name]
+        kept = self.division.held(Holding(value.rows, value.columns), value.tile).box(self.rank)
+        return self.arrays[name][box.inside(kept)]
 
-    def _part(self, name: str, tile: int) -> np.ndarray:
-        """Return the rows of a tile of a value that all ranks hold, be it of this tile or of all."""
-        value, rows = self.values[name], self.rows.tile(tile)
-        return value[rows] if len(value) > rows.stop - rows.start else value
+    def _uneven(self, held: Held) -> bool:
+        """Tell whether blocks that everybody sends to everybody go round: what the busiest link carries then is less."""
+        sizes = held.sizes[list(self.members)]
+        return bool(self.rings and (len(sizes) - 1) * sizes.max() > RING_GAIN * (sizes.sum() - sizes.min()))
 
-    def _outer(self, sync: Sync, read: str, write: str, tag: int) -> Route:
-        """Bring the embedding from the root to the active ranks, or the result back."""
-        everything = self.rows.tile(sync.tile)
-        if sync.kind == "gatherv":
-            if self.rank != 0:
-                return self._direct([(0, self.values[read])], [], [], tag)
-            result = self.values[RESULT]
-            copies = [(result[self.rows.own(sync.tile, 0)], self.values[read])] if 0 in self.members else []
-            return self._direct([], [(peer, result[self.rows.own(sync.tile, peer)]) for peer in self.peers], copies, tag)
-        if self.rank != 0:
-            return self._direct([], [(0, self.values[write])], [], tag)
-        source = self.values[EMBEDDED]
-        parts = {rank: everything if sync.kind == "bcast" else self.rows.own(sync.tile, rank) for rank in self.members}
-        copies = [(self.values[write], source[parts[0]])] if 0 in parts else []
-        return self._direct([(peer, source[parts[peer]]) for peer in self.peers], [], copies, tag)
-
-    def _direct(self, sends: list[Block], receives: list[Block], copies: list[Copy], tag: int) -> Route:
-        return Route(self.exchanges.direct(sends, receives, tag), copies)
-
-    def _gather(self, pairs: list[tuple[np.ndarray, np.ndarray]], spans: Mapping[int, slice], tag: int) -> Route:
-        """Fill each target with the ranks' own rows, which lie at `spans`."""
-        copies = [(target[spans[self.rank]], source) for source, target in pairs if not np.shares_memory(source, target)]
-        if not self._round(spans):
-            sends = [(peer, source) for source, _ in pairs for peer in self.peers]
-            receives = [(peer, target[spans[peer]]) for _, target in pairs for peer in self.peers]
-            return self._direct(sends, receives, copies, tag)
-        parts = [[target[spans[rank]] for rank in self.members] for _, target in pairs]
+    def _ring_gather(self, reads: Sequence[str], writes: Sequence[str], have: Held, tag: int) -> Route:
+        """Fill each target with the ranks' own rows."""
+        mine = have.box(self.rank)
+        copies = [(self._part(write, mine), self._part(read, mine)) for read, write in zip(reads, writes)]
+        parts = [[self._part(write, have.box(rank)) for rank in self.members] for write in writes]
         rings = [self.exchanges.ring_gather(blocks, self.members, tag + number) for number, blocks in enumerate(parts)]
         return Route(_Together(rings), copies)
 
-    def _reduce(self, terms: np.ndarray, result: np.ndarray, spans: Mapping[int, slice], tag: int) -> Route:
-        """Leave the sum of the ranks' terms of the own rows in `result`: own term first, then the others in rank order."""
-        if not self.half and self._round(spans):
-            return Route(self.exchanges.ring_reduce([terms[spans[rank]] for rank in self.members], result, self.members, tag))
-        kind = np.float16 if self.half else np.float32
+    def _reduce(self, read: str, write: str, have: Held, want: Held, tag: int) -> Route:
+        """Leave the sum of the ranks' terms of what each wants there: own term first, then the others in rank order."""
+        if not self.half and self._uneven(want):
+            terms = [self._part(read, want.box(rank)) for rank in self.members]
+            return Route(self.exchanges.ring_reduce(terms, self._part(write, want.box(self.rank)), self.members, tag))
+        kind, mine = np.float16 if self.half else np.float32, want.box(self.rank)
+        result = self._part(write, mine)
         came = [(peer, np.empty(result.shape, kind)) for peer in self.peers]
-        sends, before = [(peer, terms[spans[peer]]) for peer in self.peers], []
+        sends, before = [(peer, self._part(read, want.box(peer))) for peer in self.peers], []
         if self.half:
             staged = [(peer, np.empty(block.shape, kind)) for peer, block in sends]
             before = [(stage, block) for (_, stage), (_, block) in zip(staged, sends)]
             sends = staged
         sums = [(result, block) for _, block in came]
-        return Route(self.exchanges.direct(sends, came, tag), before, [(result, terms[spans[self.rank]])], sums)
+        return Route(self.exchanges.direct(sends, came, tag), before, [(result, self._part(read, mine))], sums)
 
 
 class _Together:

@@ -15,6 +15,7 @@ the next is computed. The order of the steps is one in which they can be done; `
 from dataclasses import dataclass, replace
 
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.program.ownership import EXCHANGES, ROOT, Holding
 from hepti_mpi.program.plan import Plan
 
 EMBEDDED = "embedded"  # [rows, hidden] on the root: what the layers start from
@@ -57,15 +58,25 @@ class Compute:
 class Sync:
     """An exchange between ranks that turns `reads` into `writes`, one for one.
 
-    `kind`: bcast and scatterv bring the embedding from the root; allreduce (partial to full), reduce_scatter (partial to rows),
-    allgatherv (rows to full), to_heads (rows of all heads to all rows of the own heads) and to_rows (back);
-    gatherv takes the result to the root; slice (full to rows) moves nothing.
+    `kind`: what the move is called, of EXCHANGES: bcast and scatterv bring the embedding from the root; allreduce (partial to full),
+    reduce_scatter (partial to rows), allgatherv (rows to full), to_heads (rows of all heads to all rows of the own heads) and to_rows
+    (back); gatherv takes the result to the root; slice (full to rows) moves nothing.
     """
 
     kind: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     tile: int = 0
+
+    @property
+    def have(self) -> Holding:
+        """How ranks hold what it reads."""
+        return EXCHANGES[self.kind][0]
+
+    @property
+    def want(self) -> Holding:
+        """How ranks hold what it writes."""
+        return EXCHANGES[self.kind][1]
 
 
 @dataclass(frozen=True)
@@ -317,12 +328,10 @@ def distributions(program: Program) -> dict[str, Value]:
                 tile = None if name in whole else step.tile
                 columns = "heads" if name in own else "hidden"
                 result[key(name, tile)] = Value(step.distribution, columns, tile, name.startswith(HALF))
-        elif step.kind != "gatherv":
+        elif step.want != ROOT:
             for name in step.writes:
                 tile = None if name in whole else step.tile
-                rows = "full" if step.kind in ("bcast", "allreduce", "allgatherv", "to_heads") else "rows"
-                columns = "heads" if step.kind == "to_heads" else "hidden"
-                result[key(name, tile)] = Value(rows, columns, tile, name.startswith(HALF))
+                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, name.startswith(HALF))
     return result
 
 
