@@ -288,7 +288,8 @@ class Job:
         have, want = (self.division.held(holding, sync.tile) for holding in (sync.have, sync.want))
         return [
             (self.view(number, write, sync.tile, box), giver, self.place(giver, read, sync.tile, box), which)
-            for which, (read, write) in enumerate(zip(sync.reads, sync.writes)) for giver, taker, box in moves(have, want) if taker == number
+            for which, (read, write) in enumerate(zip(sync.reads, sync.writes))
+            for giver, taker, box in moves(have, want) if taker == number
         ]  # fmt: skip
 
     def place(self, number, name, tile, box):

@@ -19,7 +19,8 @@ from hepti_mpi.planning.collectives import collective
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.rings import around
 from hepti_mpi.planning.work import op_work
-from hepti_mpi.program.build import OUTER, Compute, Op, Program, Step, Sync, distributions, interface
+from hepti_mpi.program.build import Compute, Op, Program, Step, Sync, distributions, interface
+from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Division, cells
 from hepti_mpi.program.plan import Plan
 
 FLOAT = 4  # bytes
@@ -211,7 +212,7 @@ class _Walk:
         self.counts = np.array(self.tiles, dtype=np.int64)[:, self.ranks]
         if len(self.ranks) == 1:
             self.tiles, self.counts = ((self.pricer.rows,),), np.array([[self.pricer.rows]])
-        self.heads = np.array(plan.heads)[self.ranks] / max(1, self.pricer.spec.heads)
+        self.columns = np.array(plan.heads)[self.ranks] * self.pricer.spec.head_dim
         self.float = 2 if plan.wire == "float16" else FLOAT
         zeros = group.zeros
         self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, 0
@@ -329,68 +330,45 @@ class _Walk:
 
     def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
         """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
-        group, hidden, own = self.group, self.pricer.spec.hidden, self.counts[sync.tile].astype(np.float64)
-        size, count, gathered = self.float * hidden * values, len(self.ranks), sync.kind in ("allgatherv", "even_gather")
-        if sync.kind in EVENLY:
-            own = np.array(splits.even(int(own.sum()), count), dtype=np.float64)
-        if sync.kind in OUTER and self.ranks[0]:  # the root is none of them: its link is the way
-            total = own.sum() * (count if sync.kind == "bcast" else 1) * FLOAT * hidden
+        group, hidden, outer, count = self.group, self.pricer.spec.hidden, ROOT in (sync.have, sync.want), len(self.ranks)
+        size = (FLOAT if outer else self.float) * values  # bytes of a number of every value
+        if outer and self.ranks[0]:  # the root is none of them: its link is the way
+            total = self.counts[sync.tile].sum() * (count if sync.want == FULL else 1) * size * hidden
             seconds = np.full(count, total * self.pricer.seconds_per_byte[0, self.ranks].max())
             return seconds, seconds, np.outer(np.ones(count), seconds), np.array(total)
-        if count > FAIR:
-            return self._many(sync, own, size, gathered)
-        root = (self.ranks == 0).astype(np.float64)
-        if sync.kind in OUTER:
-            size = FLOAT * hidden
-            parts = np.full(count, own.sum()) if sync.kind == "bcast" else own
-            bytes_ = np.outer(root, parts) if sync.kind != "gatherv" else np.outer(parts, root)
-        elif sync.kind == "to_heads":
-            bytes_ = np.outer(own, self.heads)
-        elif sync.kind == "to_rows":
-            bytes_ = np.outer(self.heads, own)
-        elif self._by_ring(sync, own):
-            own = own if gathered else np.roll(own, 1)  # what each rank sends first
-            return (own.sum() - np.roll(own, -1)) * size * group.hop, own * size, np.empty((0, 0)), np.array((count - 1) * own.sum() * size)
-        else:
-            bytes_ = np.outer(own, np.ones(count)) if gathered else np.outer(np.ones(count), own)
-        bytes_ = bytes_ * (1.0 - np.eye(count)) * size
+        division = Division(self.counts, self.columns, hidden)
+        have, want = (division.held(holding, sync.tile) for holding in (sync.have, sync.want))
+        blocks = want.sizes if have.terms else have.sizes  # of each rank, in numbers
+        if self._by_ring(sync, blocks):
+            return self._round(blocks * float(size), sync.have.terms)
+        bytes_ = cells(have, want) * (1.0 - np.eye(count)) * size
         far, near = bytes_ * ~group.mates, bytes_ * group.mates
         out, into = far.sum(axis=1), far.sum(axis=0)
         if group.shared:  # ranks of a host share its link
             out, into = group.mates @ out, group.mates @ into
         out, into = out * group.link + near.sum(axis=1) * group.near, into * group.link + near.sum(axis=0) * group.near
+        if count > FAIR:
+            return out, into, np.zeros((1, 1)), np.array(bytes_.sum())
         # blocks to several ranks leave side by side: small ones are out first
         blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
         blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None]
         return out, into, blocks * (bytes_ > 0), np.array(bytes_.sum())
 
-    def _by_ring(self, sync: Sync, own: np.ndarray) -> bool:
-        """Tell whether blocks go round; sums of short terms do not, since each rank on the way would round again."""
-        heavy = (len(own) - 1) * own.max() > RING_GAIN * (own.sum() - own.min())
-        return bool(heavy) and self.plan.collectives == "own" and (sync.kind == "allgatherv" or self.float == FLOAT)
+    def _round(self, blocks: np.ndarray, terms: bool) -> tuple[np.ndarray, ...]:
+        """Return the same of blocks, in bytes, that go round a ring."""
+        group, total, count = self.group, blocks.sum(), len(blocks)
+        if count > FAIR:
+            link = np.maximum(group.link, group.near if not group.link.any() else 0) * group.mates.sum(axis=1)
+            out = (total - blocks.min()) * link
+            return out, out, np.empty((0, 1)), np.array((count - 1) * total)
+        own = np.roll(blocks, 1) if terms else blocks  # what each rank sends first
+        return (total - np.roll(own, -1)) * group.hop, own, np.empty((0, 0)), np.array((count - 1) * total)
 
-    def _many(self, sync: Sync, own: np.ndarray, size: float, gathered: bool) -> tuple[np.ndarray, ...]:
-        """Return the same for many ranks by sums alone, as if each block went to another host."""
-        group, count, total, root = self.group, len(own), own.sum(), (self.ranks == 0).astype(np.float64)
-        if sync.kind in ("bcast", "scatterv", "gatherv"):
-            size = FLOAT * self.pricer.spec.hidden
-            out, into = root * (total * (count - 1) if sync.kind == "bcast" else total - own), own * (1 - root)
-            if sync.kind == "gatherv":
-                out, into = into, out
-        elif sync.kind in ("to_heads", "to_rows"):
-            out, into = own * (1 - self.heads), self.heads * (total - own)
-            if sync.kind == "to_rows":
-                out, into = into, out
-        else:
-            out, into = own * (count - 1), total - own
-            if not gathered:
-                out, into = into, out
-        moved, blocks = out.sum() * size, np.zeros((1, 1))
-        if sync.kind in ("allgatherv", "reduce_scatter") and self._by_ring(sync, own):
-            out, blocks = np.full(count, total - own.min()), np.empty((0, 1))
-            into = out
-        link = np.maximum(group.link, group.near if not group.link.any() else 0) * size * group.mates.sum(axis=1)
-        return out * link, into * link, blocks, np.array(moved)
+    def _by_ring(self, sync: Sync, blocks: np.ndarray) -> bool:
+        """Tell whether blocks go round; sums of short terms do not, since each rank on the way would round again."""
+        round_ = (sync.have, sync.want) == (ROWS, FULL) or (sync.have.terms and self.float == FLOAT)
+        heavy = (len(blocks) - 1) * blocks.max() > RING_GAIN * (blocks.sum() - blocks.min())
+        return bool(heavy) and round_ and self.plan.collectives == "own"
 
     def _mpi(self, sync: Sync, kind: Kind) -> None:
         """All ranks leave together."""

@@ -14,6 +14,8 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.program.plan import Plan
 
+Counts = Sequence[Sequence[int]] | np.ndarray
+
 
 class Box(NamedTuple):
     """Rows [top, bottom) and columns [left, right) of a value."""
@@ -132,6 +134,7 @@ TERMS = Holding("full", terms=True)
 EXCHANGES = {  # what a move between two holdings is called, where it has a name
     "bcast": (ROOT, FULL), "scatterv": (ROOT, ROWS), "gatherv": (ROWS, ROOT), "allgatherv": (ROWS, FULL), "slice": (FULL, ROWS),
     "allreduce": (TERMS, FULL), "reduce_scatter": (TERMS, ROWS), "to_heads": (ROWS, HEADS), "to_rows": (HEADS, ROWS),
+    "even_reduce": (TERMS, EVEN), "even_gather": (EVEN, FULL),  # a whole sum in two exchanges
 }  # fmt: skip
 
 
@@ -142,8 +145,9 @@ class Division:
     (None: everybody). Where one rank does, it holds all.
     """
 
-    def __init__(self, counts: Sequence[Sequence[int]], heads: Sequence[int], width: int, active: Sequence[int] | None = None) -> None:
-        self.counts, self.width, self.ranks = tuple(map(tuple, counts)), width, len(heads)
+    def __init__(self, counts: Counts, heads: Sequence[int] | np.ndarray, width: int, active: Sequence[int] | None = None) -> None:
+        self.counts: tuple[tuple[int, ...], ...] = tuple(map(tuple, counts))
+        self.width, self.ranks = width, len(heads)
         self.active = tuple(range(self.ranks)) if active is None else tuple(active)
         flat = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
         self.starts = flat[:-1].reshape(-1, self.ranks)
