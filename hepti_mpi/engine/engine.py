@@ -158,8 +158,8 @@ class Engine:
                     heapq.heappush(ready, place)
                 else:
                     flying[place] = self._depart(place, at, aside=bool(ready))
-            if any(flying.values()):
-                self.emulation.keep_time()  # what has come by then decides what is next
+            if ready and any(done is not None and place < ready[0] for place, done in flying.items()):
+                self.emulation.keep_time()  # what has come by then goes before what is ready
             arrived = [place for place, done in flying.items() if done is None or done.is_set()]
             if not arrived and ready:
                 place = heapq.heappop(ready)

@@ -1,7 +1,8 @@
 #!/bin/bash
 # The full tables: every method on every cluster of the lab, for BERT-Large and ViT-Large, and the pictures of them.
-# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes about two hours.
+# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes about an hour and a quarter.
 #   bash tests/lab/tables.sh [FOLDER]        FOLDER: for stores, documents and pictures; default: tables
+#   CLUSTERS="even4 pi54" bash tests/lab/tables.sh   of these clusters only
 # What is there already is not measured again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,21 +10,20 @@ cd "$(dirname "$0")/../.."
 [ ! -e .venv/bin/activate ] || . .venv/bin/activate
 python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; install it with: bash jobs/make-venv.sh mpi,pictures" >&2; exit 2; }
 folder=${1:-tables}
-repeat=${REPEAT:-1} # what is emulated repeats within 1 %; see repeat.sh
+repeat=${REPEAT:-1} # what is emulated repeats within 2 %; see repeat.sh
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
 
 measure() { # CLUSTER MODEL ROWS METHODS [NAME OPTION...]
-    local cluster=$1 model=$2 rows=$3 names=$4 name=${5:-$1}
-    local file="$folder/$name-$model-$rows.json"
+    local cluster=$1 model=$2 rows=$3 names=$4 name=${5:-$1} begin=$SECONDS
+    local file="$folder/$name-$model.json"
     shift $(($# < 5 ? 4 : 5))
     [ ! -e "$file" ] || return 0
     echo "== $model, $rows rows, $name $*"
     python -m tests.lab run --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
-        --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" >"$file.part"
-    tail -n 1 "$file.part" >"$file.last"
-    mv "$file.last" "$file"
-    rm "$file.part"
+        --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" | grep '^{' >"$file.part"
+    mv "$file.part" "$file"
+    echo "took $((SECONDS - begin)) s"
 }
 
 for model in bert-large vit-large; do
@@ -33,15 +33,12 @@ clusters="even4 mixed4 skewed4 slowlink4 wifi3 pi4x4 pi54 desk3 pair22 pi8"
 of() { # CLUSTER: the methods that fit: eight ranks with hybrid's weights too would need more than 24 GB
     [ "$1" = pi8 ] && echo "$methods" || echo "$methods,hybrid"
 }
-for cluster in $clusters; do
-    measure "$cluster" bert-large 128 "$(of "$cluster")"
+# other sizes by a quarter of the layers: every layer takes as long as every other
+for cluster in ${CLUSTERS:-$clusters}; do
+    measure "$cluster" bert-large 128,64:6,384:6 "$(of "$cluster")"
 done
-for cluster in $clusters; do
-    measure "$cluster" vit-large 197 "$(of "$cluster")"
-done
-for cluster in $clusters; do
-    measure "$cluster" bert-large 64 "$methods"
-    measure "$cluster" bert-large 384 "$methods"
+for cluster in ${CLUSTERS:-$clusters}; do
+    measure "$cluster" vit-large 197,64:6,384:6 "$(of "$cluster")"
 done
 measure mixed4 bert-large 128 hepti,tensor,megatron,galaxy,galaxy-boost mixed4-430M --memory-limit 430M # only tensor fits
 python -m tests.lab.tables "$folder" | tee "$folder/tables.md"
