@@ -69,6 +69,14 @@ def test_a_board_by_its_name(file, text, name, times):
     assert Emulation().board == board_named(name).slower(times)
 
 
+@pytest.mark.parametrize("text, board, latency", [("pi4*2 300us\n", "pi4*2", 300e-6), ("2.5 0.5us", "2.5", 5e-7), ("pi4", "pi4", 0.0)])
+def test_a_board_may_have_a_link_with_a_latency(file, text, board, latency):
+    file.write_text(text)
+    emulation = Emulation()
+    assert (emulation.board, emulation.said) == (board_named(board), text.strip())
+    assert emulation.latency_seconds == pytest.approx(latency)
+
+
 def test_the_file_is_read_again(file):
     file.write_text("2")
     emulation = Emulation()

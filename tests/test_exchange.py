@@ -75,8 +75,10 @@ class Communicator:
         return Request(self.network, (peer, self.rank, tag), buffer, False)
 
 
-def exchanges_of(network, rank, size, **options):
-    comm = SimpleNamespace(rank=rank, size=size, mpi=Communicator(network, rank), patience=Patience(0.0, rank, size))
+def exchanges_of(network, rank, size, latencies=(), **options):
+    comm = SimpleNamespace(
+        rank=rank, size=size, mpi=Communicator(network, rank), patience=Patience(0.0, rank, size), latencies=latencies
+    )  # fmt: skip
     return Exchanges(comm, **{"wait": "spin", "thread": False, **options})
 
 
@@ -122,6 +124,41 @@ def test_a_ring_brings_every_block_to_everyone(members, counts, kind, seed):
         assert network.moved[rank, members[right]] == 3 * size * (sum(counts) - counts[right])
     assert not any(network.sent.values()) and not any(network.posted.values())
     assert len(network.moved) <= len(members)
+
+
+@pytest.mark.parametrize("members, counts, hops", [((0, 1), (50, 70), 1), ((0, 1, 2), (90, 30, 40), 2), ((0, 1, 2, 3), (20, 0, 70, 1), 3)])
+def test_what_comes_over_a_link_with_a_latency_is_seen_so_much_later(members, counts, hops):
+    """Pieces that follow each other are late together, not one after the other; a ring has the latency of every link on the way."""
+    network, random, late = Network(0), np.random.default_rng(0), 0.03
+    exchanges = {rank: exchanges_of(network, rank, 4, [late] * 4) for rank in members}
+    arrays = {rank: np.zeros((sum(counts), WIDTH), np.float32) for rank in members}
+    spans = [slice(start, start + count) for start, count in zip(splits.starts(counts), counts)]
+    rings = {rank: exchanges[rank].ring_gather([arrays[rank][span] for span in spans], members, 3) for rank in members}
+    for _ in range(2):
+        for place, (rank, span) in enumerate(zip(members, spans)):
+            arrays[rank][:] = -1
+            arrays[rank][span] = place
+        begin = time.perf_counter()
+        done = {rank: exchanges[rank].start(ring) for rank, ring in rings.items()}
+        while not all(event.is_set() for event in done.values()):
+            exchanges[int(random.choice(members))].poll()
+        assert hops * late <= time.perf_counter() - begin <= (hops + 1) * late + 0.2
+        assert all((arrays[rank][span] == place).all() for rank in members for place, span in enumerate(spans))
+
+
+def test_a_block_over_a_link_with_a_latency_is_seen_so_much_later():
+    network, late = Network(0), 0.03
+    exchanges = {rank: exchanges_of(network, rank, 2, [late, 10 * late]) for rank in range(2)}
+    mine, theirs = np.ones((4, 8), np.float32), [np.zeros((4, 8), np.float32) for _ in range(2)]
+    transfers = {rank: exchanges[rank].direct([(1 - rank, mine)], [(1 - rank, theirs[rank])], 1) for rank in range(2)}
+    begin, took = time.perf_counter(), {}
+    done = {rank: exchanges[rank].start(transfer) for rank, transfer in transfers.items()}
+    while len(took) < 2:
+        for rank in done:
+            exchanges[rank].poll()
+            if done[rank].is_set():
+                took.setdefault(rank, time.perf_counter() - begin)
+    assert took[0] >= 10 * late > took[1] >= late and all((one == 1).all() for one in theirs)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -51,10 +51,18 @@ def test_the_clusters_of_the_file(name, boards, rates):
     assert len({host.address for host in hosts}) == len({host.port for host in hosts}) == len(hosts)
 
 
+def test_a_link_may_have_a_latency(tmp_path):
+    file = tmp_path / "clusters.toml"
+    file.write_text("[a]\nmbit = 5\nlatency_us = 300\n[a.board]\nx = 1\ny = 2\n[b]\nmbit = 5\n[b.board]\nx = 1\n"
+                    "[c]\nmbit = 5\n[c.latency_us]\nx = 0\ny = 50.5\n[c.board]\nx = 1\ny = 2\n")  # fmt: skip
+    found = {name: [host.latency_us for host in one.hosts] for name, one in read_clusters(file).items()}
+    assert found == {"a": [300, 300], "b": [0], "c": [0, 50.5]}
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("[a]\nmbit = 5\n", "clusters.toml, cluster a: wants `mbit` and a table `board`"),
+        ("[a]\nmbit = 5\n", "clusters.toml, cluster a: wants `mbit`, a table `board`"),
         ("[a]\nmbit = 5\ncolour = 1\n[a.board]\nx = 1\n", "and nothing else"),
         ("[a]\nmbit = 5\nboard = 2\n", "`board` is not a table"),
         ("[a]\nmbit = 5\n[a.board]\n", "cluster a has 0 hosts"),
@@ -64,6 +72,8 @@ def test_the_clusters_of_the_file(name, boards, rates):
         ("[a]\nmbit = 0\n[a.board]\nx = 1\n", "the rate of x in Mbit/s is 0"),
         ("[a]\nmbit = 5\n[a.board]\n'x y' = 1\n", "'x y' is no name for a host"),
         ("[a.board]\nx = 1\ny = 1\n[a.mbit]\nx = 1\nz = 1\n", "name different hosts: y, z"),
+        ("[a]\nmbit = 5\nlatency_us = -1\n[a.board]\nx = 1\n", "the latency of x in microseconds is -1"),
+        ("[a]\nmbit = 5\n[a.latency_us]\ny = 1\n[a.board]\nx = 1\n", "`board` and `latency_us` name different hosts: x, y"),
         ("[a\n", "cannot read"),
     ],
 )

@@ -11,6 +11,7 @@ What others see of a board is when its messages leave: how much later than from 
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from hepti_mpi.cluster.boards import Board, Work, board_named
 from hepti_mpi.comm.precedence import MOMENT, before_others, go_first
 from hepti_mpi.errors import PlanError, ProfileError
 
+LATENCY = re.compile(r"(?P<board>\S+) (?P<latency>\d{1,7}(\.\d{1,3})?)us")  # a board and what its link takes longer
 NAP_SECONDS = 60e-6  # what a sleep lasts longer than asked for; the rest is spent yielding
 
 
@@ -34,6 +36,7 @@ class Emulation:
         self.path = None if given is not None else os.environ.get("HEPTI_EMULATE_FILE")
         self.said = given
         self.board: Board | None = None
+        self.latency_seconds = 0.0  # of the board's link, one way
         self.calls = self.overruns = 0
         self.late_seconds = 0.0
         self.due, self.shown = time.perf_counter(), 0.0  # `shown`: seconds of being late that others have seen
@@ -60,7 +63,9 @@ class Emulation:
 
     def _be(self, said: str, where: str) -> None:
         try:
-            self.said, self.board = said, board_named(said)
+            words = LATENCY.fullmatch(said)
+            self.said, self.board = said, board_named(words["board"] if words else said)
+            self.latency_seconds = float(words["latency"]) * 1e-6 if words else 0.0
         except ProfileError as error:
             raise PlanError(f"{where}: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hepti_mpi.comm.latency import Late
 from hepti_mpi.comm.pauses import PAUSES, nap
 from hepti_mpi.comm.precedence import go_first
 from hepti_mpi.comm.ranks import Comm
@@ -49,12 +50,18 @@ class Direct:
 
         self.peers = list(peers)
         self.requests, self.startall, self.testall = list(requests), MPI.Prequest.Startall, MPI.Request.Testall
+        self.late = any(isinstance(request, Late) for request in self.requests)
 
     def start(self) -> None:
-        if self.requests:
+        if self.late:
+            for request in self.requests:
+                request.Start()
+        elif self.requests:
             self.startall(self.requests)
 
     def progress(self) -> bool:
+        if self.late:
+            return all([request.Test() for request in self.requests])
         return not self.requests or bool(self.testall(self.requests))
 
     def missing(self) -> list[int]:
@@ -87,6 +94,9 @@ class RingGather:
         """Handle what has just come in; a gather passes it on as it is."""
 
     def progress(self) -> bool:
+        for request in self.receives[self.place :]:
+            if isinstance(request, Late):
+                request.Test()  # it notes when the message came, also behind others that are not to be seen yet
         while self.place < len(self.receives) and self.receives[self.place].Test():
             self.arrived(self.place)
             forward = self.forwards[self.place]
@@ -127,7 +137,7 @@ class Exchanges:
         """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep", where many emulated boards
         share the cores and messages must not wait for any."""
         self.first = wait == "sleep"
-        self.rank, self.patience = comm.rank, comm.patience
+        self.rank, self.patience, self.latencies = comm.rank, comm.patience, comm.latencies
         with comm.patience.waiting():
             self.mpi = comm.mpi.Dup()
         self.pause = PAUSES[wait]
@@ -228,7 +238,7 @@ class Exchanges:
         """Return the transfer that sends blocks and receives others. Blocks between two ranks match in order and shape."""
         coming = [(peer, part) for peer, block in receives for part in self._pieces(block)]
         going = [(peer, part) for peer, block in sends for part in self._pieces(block)]
-        requests = [self.mpi.Recv_init(part, peer, tag) for peer, part in coming]
+        requests = [self._receive(part, peer, tag) for peer, part in coming]
         requests += [self.mpi.Send_init(part, peer, tag) for peer, part in going]
         return Direct(requests, [peer for peer, _ in (*coming, *going)])
 
@@ -240,7 +250,7 @@ class Exchanges:
         receives, forwards = [], []
         for step in range(1, count):
             for part in _segments(blocks[place - step]):
-                receives.append(self.mpi.Recv_init(part, left, tag))
+                receives.append(self._receive(part, left, tag))
                 forwards.append(self.mpi.Send_init(part, right, tag) if step < count - 1 else None)
         return RingGather(own, receives, forwards, (left, right))
 
@@ -255,10 +265,14 @@ class Exchanges:
             term = terms[(place - step) % count]
             came = np.empty_like(term)
             for part, own_part, target in zip(_segments(came), _segments(term), _segments(result if last else came)):
-                receives.append(self.mpi.Recv_init(part, left, tag))
+                receives.append(self._receive(part, left, tag))
                 forwards.append(None if last else self.mpi.Send_init(target, right, tag))
                 sums.append((part, own_part, target))
         return RingReduce(own, receives, forwards, (left, right), sums)
+
+    def _receive(self, part: Any, peer: int, tag: int) -> Any:
+        request = self.mpi.Recv_init(part, peer, tag)
+        return Late(request, self.latencies[peer]) if self.latencies and self.latencies[peer] else request
 
     def _pieces(self, block: np.ndarray) -> list[Any]:
         """Cut [r, w] into runs of rows of at most PIECE_BYTES, as MPI buffers; columns of a wider array go by a vector type."""

@@ -30,6 +30,7 @@ class Comm:
 
     def __init__(self, communicator: Any, patience: Patience) -> None:
         self.mpi, self.patience = communicator, patience
+        self.latencies: Sequence[float] = ()  # seconds by which what each rank sends is seen later than it comes in; empty: at once
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
 
@@ -201,6 +202,7 @@ class Comm:
         `pause`: seconds of silence before each.
         """
         buffer, reply, times = np.zeros(size, np.uint8), np.zeros(1, np.uint8), []
+        late = self.latencies[peer] if self.latencies else 0.0
         for turn in range(2 * (repeat + 1)):
             time.sleep(pause)
             with self.patience.waiting(lambda: [peer]):
@@ -208,9 +210,11 @@ class Comm:
                 if (self.rank < peer) == (turn % 2 == 0):
                     self.mpi.Send(buffer, peer)
                     self.mpi.Recv(reply, peer)
+                    time.sleep(late)
                     times.append(time.perf_counter() - begin)
                 else:
                     self.mpi.Recv(buffer, peer)
+                    time.sleep(late)
                     self.mpi.Send(reply, peer)
         return min(times[1:])
 

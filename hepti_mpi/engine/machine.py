@@ -95,6 +95,10 @@ def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
     """Configure this process to compute with its threads and to wait as suits the host. Collective."""
     sessions.configure(cores.threads, one_pool=not cores.two_ways)
     crowd = sum(wanted for host, wanted in world.gather_all([host_name(), cores.threads]) if host == host_name())
+    latencies = world.gather_all(emulation.latency_seconds)  # of each one's link: a message travels on two
+    if any(latencies):
+        own = latencies[world.rank]
+        world.latencies = [0.0 if host == host_name() else one + own for host, one in zip(cores.hosts, latencies)]
     exchanges = Exchanges(world, "sleep" if emulation.on else "yield" if crowd > len(cores.whole) else "spin")
     return Machine(world, cores, exchanges, emulation, world.gather_all(emulation.said))
 

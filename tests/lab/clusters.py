@@ -27,6 +27,7 @@ class Host:
     board: str
     mbit: float
     number: int  # from 1, in the order of the ranks
+    latency_us: float = 0.0  # of its link, one way, at the side that receives
 
     @property
     def address(self) -> str:
@@ -58,6 +59,7 @@ class Cluster:
         for host in self.hosts:
             checked_board(host.board, host.name)
             checked_rate(host.mbit, host.name)
+            _checked(host.latency_us, 0, 1_000_000, f"the latency of {host.name} in microseconds")
 
     def host(self, name: str) -> Host:
         """Return the board called `name`. Raises LabError for any other name."""
@@ -111,17 +113,18 @@ def read_clusters(file: Path = FILE) -> dict[str, Cluster]:
 
 def _cluster(name: str, table: Any, file: str) -> Cluster:
     place = f"{file}, cluster {name}"
-    if not isinstance(table, dict) or set(table) != {"board", "mbit"}:
-        raise LabError(f"{place}: wants `mbit` and a table `board`, and nothing else")
-    boards, rates = table["board"], table["mbit"]
+    if not isinstance(table, dict) or set(table) - {"latency_us"} != {"board", "mbit"}:
+        raise LabError(f"{place}: wants `mbit`, a table `board` and, if need be, `latency_us`, and nothing else")
+    boards, rates, latencies = table["board"], table["mbit"], table.get("latency_us", 0.0)
     if not isinstance(boards, dict):
         raise LabError(f"{place}: `board` is not a table with one line a host")
-    if not isinstance(rates, dict):
-        rates = dict.fromkeys(boards, rates)
-    if set(rates) != set(boards):
-        raise LabError(f"{place}: `board` and `mbit` name different hosts: {', '.join(sorted(set(rates) ^ set(boards)))}")
+    rates, latencies = (one if isinstance(one, dict) else dict.fromkeys(boards, one) for one in (rates, latencies))
+    for what, one in (("mbit", rates), ("latency_us", latencies)):
+        if set(one) != set(boards):
+            raise LabError(f"{place}: `board` and `{what}` name different hosts: {', '.join(sorted(set(one) ^ set(boards)))}")
     try:
-        hosts = (Host(host, checked_board(boards[host], host), rates[host], number) for number, host in enumerate(boards, 1))
-        return Cluster(name, tuple(hosts))
+        return Cluster(name, tuple(
+            Host(host, checked_board(boards[host], host), rates[host], number, latencies[host]) for number, host in enumerate(boards, 1)
+        ))  # fmt: skip
     except LabError as problem:
         raise LabError(f"{file}: {problem}") from None

@@ -298,12 +298,13 @@ class Lab:
 
     def _write_board(self, host: str, board: str) -> None:
         path = self._board_file(host)
-        path.with_name("emulate.part").write_text(f"{board}\n")
+        latency = self.cluster.host(host).latency_us
+        path.with_name("emulate.part").write_text(f"{board} {latency:g}us\n" if latency else f"{board}\n")
         path.with_name("emulate.part").replace(path)  # a reader sees the old or the new one
 
     def board(self, host: str) -> str:
         """Return the board that a host is at present."""
-        return self._board_file(host).read_text().strip()
+        return self._board_file(host).read_text().split()[0]
 
     def _board_file(self, host: str) -> Path:
         return self._board(host) / "run" / Path(jobs.EMULATE_FILE).relative_to("/run")
