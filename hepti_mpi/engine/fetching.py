@@ -80,7 +80,10 @@ def fetch(machine: Machine, store: Store, wanted: Iterable[Slice]) -> int:
             pieces = store.lacking(wanted)
     said = world.gather_all([isinstance(store, CachedStore), [[piece.name, piece.first, list(piece.shape)] for piece in pieces]])
     holders = [rank for rank, (cached, _) in enumerate(said) if not cached]
-    asked = {rank: [Slice(name, first, tuple(shape)) for name, first, shape in every] for rank, (_, every) in enumerate(said) if every}
+    asked = {
+        rank: [Slice(name, first, tuple(shape), store.weights[name].format) for name, first, shape in every]
+        for rank, (_, every) in enumerate(said) if every
+    }  # fmt: skip
     serving = {rank: holders[number % len(holders)] for number, rank in enumerate(asked)}
     mine = {rank: asked[rank] for rank, holder in serving.items() if holder == world.rank}
     with together(world):
@@ -107,7 +110,7 @@ def _take(machine: Machine, store: Store, pieces: list[Slice], holder: int) -> N
         values, checksum = machine.world.receive(holder, piece.bytes), machine.world.receive(holder, 4).view(np.uint32)
         if zlib.crc32(values.data) != checksum[0]:
             raise StoreError(f"{piece.name} from rank {holder} was damaged on its way; run again")
-        return values.view("<f4").reshape(piece.shape)
+        return values.view(piece.format.dtype).reshape(piece.shape)
 
     try:
         store.take(pieces, arrived)

@@ -121,7 +121,7 @@ class Graph:
         tensor = TensorProto(name=piece.name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", store.path.name), ("offset", region.offset), ("length", region.bytes)):
             tensor.external_data.add(key=key, value=str(value))
-        assert prod(shape) * 4 == region.bytes
+        assert piece.format.bytes(shape) == region.bytes
         self.initializers[piece.name] = tensor
         return piece.name
 

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+DIVIDED = ("heads", "columns")  # axes that ranks divide among themselves
 
 
 @dataclass(frozen=True)
@@ -16,14 +18,24 @@ class Weight:
 
     `name`: its name in the store, with `{}` for the layer number when it belongs to a layer.
     `part`: "embedding", "attention", "mlp", "norm" or "head"; says which ranks need it.
-    `split`: the axis that ranks divide, always dim 0: "heads", "columns", or None when it is held whole.
-    `shape`: stored shape.
+    `axes`: what its dimensions are, the first of them "heads" or "columns" where ranks divide it along that one.
+    `shape`: numbers along each of `axes`.
     """
 
     name: str
     part: str
-    split: str | None
+    axes: tuple[str, ...]
     shape: tuple[int, ...]
+    format: Format = F32
+
+    @property
+    def split(self) -> str | None:
+        """The axis along which ranks divide it, None when it is held whole."""
+        return self.axes[0] if self.axes[0] in DIVIDED else None
+
+    @property
+    def bytes(self) -> int:
+        return self.format.bytes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -96,12 +108,20 @@ def layer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     one contiguous range. `attention.o` and `mlp.down` are therefore the transposes of what PyTorch stores.
     """
     heads, dim, hidden, ffn = spec.heads, spec.head_dim, spec.hidden, spec.ffn
-    attention = [Weight(f"layers.{{}}.attention.{m}.weight", "attention", "heads", (heads, dim, hidden)) for m in "qkvo"]
-    attention += [Weight(f"layers.{{}}.attention.{m}.bias", "attention", "heads", (heads, dim)) for m in "qkv"]
-    mlp = [Weight(f"layers.{{}}.mlp.{m}.weight", "mlp", "columns", (ffn, hidden)) for m in ("up", "down")]
-    mlp += [Weight("layers.{}.mlp.up.bias", "mlp", "columns", (ffn,))]
+    attention = [Weight(f"layers.{{}}.attention.{m}.weight", "attention", ("heads", "dim", "hidden"), (heads, dim, hidden)) for m in "qkvo"]
+    attention += [Weight(f"layers.{{}}.attention.{m}.bias", "attention", ("heads", "dim"), (heads, dim)) for m in "qkv"]
+    mlp = [Weight(f"layers.{{}}.mlp.{m}.weight", "mlp", ("columns", "hidden"), (ffn, hidden)) for m in ("up", "down")]
+    mlp += [Weight("layers.{}.mlp.up.bias", "mlp", ("columns",), (ffn,))]
     whole = ("attention.o.bias", "mlp.down.bias", "attention.norm.weight", "attention.norm.bias", "mlp.norm.weight", "mlp.norm.bias")
-    return (*attention, *mlp, *(Weight(f"layers.{{}}.{name}", "norm", None, (hidden,)) for name in whole))
+    return (*attention, *mlp, *(Weight(f"layers.{{}}.{name}", "norm", ("hidden",), (hidden,)) for name in whole))
+
+
+def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
+    """Return the bytes of one layer's weights by the axis along which ranks divide them; None: those that are held whole."""
+    result: dict[str | None, int] = {"heads": 0, "columns": 0, None: 0}
+    for weight in layer_weights(spec):
+        result[weight.split] += weight.bytes
+    return result
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
@@ -109,19 +129,20 @@ def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     hidden, options = spec.hidden, spec.options
 
     def pair(name: str, part: str, out: int, inner: int) -> list[Weight]:
-        return [Weight(f"{name}.weight", part, None, (out, inner)), Weight(f"{name}.bias", part, None, (out,))]
+        return [Weight(f"{name}.weight", part, ("out", "in"), (out, inner)), Weight(f"{name}.bias", part, ("out",), (out,))]
 
     def norm(name: str, part: str) -> list[Weight]:
-        return [Weight(f"{name}.weight", part, None, (hidden,)), Weight(f"{name}.bias", part, None, (hidden,))]
+        return [Weight(f"{name}.{kind}", part, ("hidden",), (hidden,)) for kind in ("weight", "bias")]
 
     weights: list[Weight] = []
     if spec.embedding == "tokens":
         for table, size in (("words", options["vocabulary"]), ("positions", spec.positions), ("types", options["types"])):
-            weights.append(Weight(f"embedding.{table}", "embedding", None, (size, hidden)))
+            weights.append(Weight(f"embedding.{table}", "embedding", (table, "hidden"), (size, hidden)))
         weights += norm("embedding.norm", "embedding")
     else:  # row 0 of positions holds the class token, the others the bias of the patch projection: one addition at run time
-        weights.append(Weight("embedding.patches", "embedding", None, (hidden, options["channels"] * options["patch_size"] ** 2)))
-        weights.append(Weight("embedding.positions", "embedding", None, (spec.positions, hidden)))
+        pixels = options["channels"] * options["patch_size"] ** 2
+        weights.append(Weight("embedding.patches", "embedding", ("hidden", "pixels"), (hidden, pixels)))
+        weights.append(Weight("embedding.positions", "embedding", ("positions", "hidden"), (spec.positions, hidden)))
     if spec.norm == "pre":
         weights += norm("final.norm", "norm")
     if options.get("pooler"):
@@ -131,8 +152,8 @@ def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     if spec.head == "masked-words":
         weights += pair("head.transform", "head", hidden, hidden) + norm("head.norm", "head")
         if not options["tied"]:
-            weights.append(Weight("head.words.weight", "head", None, (options["vocabulary"], hidden)))
-        weights.append(Weight("head.words.bias", "head", None, (options["vocabulary"],)))
+            weights.append(Weight("head.words.weight", "head", ("words", "hidden"), (options["vocabulary"], hidden)))
+        weights.append(Weight("head.words.bias", "head", ("words",), (options["vocabulary"],)))
     return (*weights, *module_weights(spec))
 
 
@@ -142,13 +163,13 @@ def module_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     for number, step in enumerate(spec.options.get("modules", ())):
         name = f"head.modules.{number}"
         if step["kind"] == "dense":
-            weights.append(Weight(f"{name}.weight", "head", None, (step["out"], step["in"])))
+            weights.append(Weight(f"{name}.weight", "head", ("out", "in"), (step["out"], step["in"])))
             if step["bias"]:
-                weights.append(Weight(f"{name}.bias", "head", None, (step["out"],)))
+                weights.append(Weight(f"{name}.bias", "head", ("out",), (step["out"],)))
             if step["residual"] and step["in"] != step["out"]:
-                weights.append(Weight(f"{name}.residual.weight", "head", None, (step["out"], step["in"])))
+                weights.append(Weight(f"{name}.residual.weight", "head", ("out", "in"), (step["out"], step["in"])))
         if step["kind"] == "layer_norm":
-            weights += [Weight(f"{name}.{part}", "head", None, (step["size"],)) for part in ("weight", "bias")]
+            weights += [Weight(f"{name}.{part}", "head", ("size",), (step["size"],)) for part in ("weight", "bias")]
     return tuple(weights)
 
 

@@ -7,14 +7,13 @@ partition alone can be compared. A rule that gives a rank more than it can hold 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.spec import ModelSpec, layer_weights
+from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
@@ -69,10 +68,7 @@ class Case:
         self.limits = np.array([node.memory_bytes for node in profile.nodes] if limits is None else limits, dtype=np.int64)
         self.pricer = Pricer(spec, profile, rows)
         self.everyone = profile.hosts, ("packed",) * self.ranks
-        self.attention_bytes, self.mlp_bytes, self.norm_bytes = (
-            spec.layers * sum(prod(weight.shape) * FLOAT for weight in layer_weights(spec) if weight.part == part)
-            for part in ("attention", "mlp", "norm")
-        )
+        self.attention_bytes, self.mlp_bytes, self.norm_bytes = (spec.layers * bytes_ for bytes_ in layer_bytes(spec).values())
 
     def tensor(self, heads: Sequence[int], columns: Sequence[int], reduction: str) -> Plan:
         """Return a plan with these heads and columns in all layers, and even rows where something is done by rows."""

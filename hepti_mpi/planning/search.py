@@ -13,7 +13,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning import capacity
 from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
@@ -124,11 +124,11 @@ class _Search:
         self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
         whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
-        self.attention_bytes = (4 * spec.hidden + 3) * spec.hidden * FLOAT
-        self.mlp_bytes = (2 * spec.hidden + 1) * spec.ffn * FLOAT
+        held = layer_bytes(spec)
+        self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
         if request.mode == "mapped":  # evictable pages of a file do not count
             self.attention_bytes = self.mlp_bytes = 0
-        self.norm_bytes = spec.layers * 6 * spec.hidden * FLOAT
+        self.norm_bytes = spec.layers * held[None]
         self.prices: dict[Plan, Candidate] = {}
         self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
         self.check_request()

@@ -27,12 +27,14 @@ STRATEGIES = {
 def inspection_lines(store: Store, width: int | None = None) -> str:
     """Return the model's description, and the bytes of the fullest rank per strategy for even plans of some rank counts."""
     spec = store.spec
-    parameters = sum(piece.bytes // 4 for piece in whole_slices(spec))
+    slices = whole_slices(spec)
+    parameters = sum(piece.numbers for piece in slices)
     lines = [
         f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {counted(len(spec.labels), 'labels')}" if spec.labels else ""),
         f"{counted(spec.layers, 'layers')}, hidden {spec.hidden}, {counted(spec.heads, 'heads')} of {spec.head_dim}, ffn {spec.ffn}, "
         f"at most {counted(spec.positions, 'rows')}, {spec.norm}-norm, {spec.activation}",
-        f"{parameters:,} parameters, {size(4 * parameters)}; source {store.source_hash[:12]}; files: {', '.join(store.files) or 'none'}",
+        f"{parameters:,} parameters, {size(sum(piece.bytes for piece in slices))}; source {store.source_hash[:12]}; "
+        f"files: {', '.join(store.files) or 'none'}",
     ]
     if len(store.names) < len(store.weights):
         lines.append(f"a rank's part: {len(store.names)} of {len(store.weights)} tensors")
@@ -56,7 +58,7 @@ def inspection_document(store: Store) -> dict[str, Any]:
         "source_hash": store.source_hash,
         "spec": store.spec.to_json(),
         "files": sorted(store.files),
-        "parameters": sum(piece.bytes // 4 for piece in whole_slices(store.spec)),
+        "parameters": sum(piece.numbers for piece in whole_slices(store.spec)),
         "outer_bytes": sum(piece.bytes for piece in root_slices(store.spec)),
         "fullest_rank_bytes": bytes_,
         "board_rows": min(BOARD_ROWS, store.spec.positions),

@@ -29,7 +29,7 @@ from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.scheduler import batches
 from hepti_mpi.tuning.heartbeat import Pulse
 from hepti_mpi.tuning.watch import Steady, Watch
-from hepti_mpi.weights.slices import Slice
+from hepti_mpi.weights.slices import span
 from hepti_mpi.weights.store import Store
 
 KEPT = 256  # batches whose steps are noted, the last ones
@@ -60,7 +60,7 @@ class RootWeights(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         weight: Weight = self.names[name]
-        return self.store.array(Slice(name, 0, weight.shape))
+        return self.store.array(span(weight))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

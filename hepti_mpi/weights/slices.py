@@ -1,15 +1,15 @@
 """Which weights a rank needs. Pure: turns the operations of a program into ranges of store tensors; opens no file."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from hepti_mpi import splits
+from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.models.spec import ModelSpec, Weight, layer_weights, named_weights, outer_weights
 from hepti_mpi.program.build import Compute, Op, Program, make_program
 from hepti_mpi.program.plan import Plan
 
-FLOAT = 4  # bytes
 # per operation: its block, the matrices that it multiplies by, and whether a rank holds its part of them or all
 MATRICES: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "project": ("attention", ("q", "k", "v"), False),
@@ -25,25 +25,36 @@ MATRICES: dict[str, tuple[str, tuple[str, ...], bool]] = {
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries [first, first + count) along dim 0 of the store tensor `name`; `shape` is that of the slice."""
+    """Entries [first, first + count) along the first axis of the store tensor `name`; `shape` is that of the slice."""
 
     name: str
     first: int
     shape: tuple[int, ...]
+    format: Format = F32
+
+    @property
+    def numbers(self) -> int:
+        return prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * FLOAT
+        return self.format.bytes(self.shape)
 
 
 def all_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     """Return every tensor of the model's store under its full name, in the order in which it is written."""
-    return tuple(Weight(name, weight.part, weight.split, weight.shape) for name, weight in named_weights(spec))
+    return tuple(replace(weight, name=name) for name, weight in named_weights(spec))
 
 
 def granule(spec: ModelSpec, weight: Weight) -> int:
     """Return how many entries along dim 0 share one checksum: a head, a granule of columns, or all."""
     return {"heads": 1, "columns": spec.column_granule}.get(weight.split or "", weight.shape[0])
+
+
+def span(weight: Weight, first: int = 0, stop: int | None = None) -> Slice:
+    """Return entries [first, stop) of a weight; all of them when they are left out."""
+    stop = weight.shape[0] if stop is None else stop
+    return Slice(weight.name, first, (stop - first, *weight.shape[1:]), weight.format)
 
 
 class Slicer:
@@ -83,7 +94,7 @@ class Slicer:
                 if weight is None or weight.split is None:  # the bias of o and of down is added once, by the tail
                     continue
                 start, stop = self.parts[weight.split] if divided else (0, weight.shape[0])
-                result[f"{matrix}.{suffix}"] = Slice(weight.name.format(op.layer), start, (stop - start, *weight.shape[1:]))
+                result[f"{matrix}.{suffix}"] = Slice(weight.name.format(op.layer), start, (stop - start, *weight.shape[1:]), weight.format)
         return result
 
 
@@ -102,7 +113,7 @@ def layer_slices(spec: ModelSpec, plan: Plan, program: Program, rank: int) -> tu
 
 def root_slices(spec: ModelSpec) -> tuple[Slice, ...]:
     """Return what rank 0 reads besides: the embedding and the head."""
-    return tuple(Slice(w.name, 0, w.shape) for w in outer_weights(spec) if w.part in ("embedding", "head"))
+    return tuple(span(w) for w in outer_weights(spec) if w.part in ("embedding", "head"))
 
 
 def rank_slices(spec: ModelSpec, plan: Plan, rank: int) -> Iterator[Slice]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +23,8 @@ import numpy as np
 from hepti_mpi import __version__
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.hf import ModelFiles
-from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.weights.slices import FLOAT, Slice, all_weights, granule
+from hepti_mpi.models.spec import ModelSpec, Weight
+from hepti_mpi.weights.slices import Slice, all_weights, granule, span
 
 FORMAT, FORMAT_VERSION = "hepti-store", 1
 TENSOR_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a tensor of usual size
@@ -36,7 +35,7 @@ Progress = Callable[[int], None]
 
 def whole_slices(spec: ModelSpec) -> tuple[Slice, ...]:
     """Return every tensor of a model, whole."""
-    return tuple(Slice(weight.name, 0, weight.shape) for weight in all_weights(spec))
+    return tuple(span(weight) for weight in all_weights(spec))
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             weight = expected.pop(name, None)
             if weight is None or values.shape != weight.shape or values.dtype != np.float32:
                 raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
-            _write_tensor(file, name, values, granule(model.spec, weight), 0, weight.shape[0])
+            _write_tensor(file, weight, weight.format.encode(values), granule(model.spec, weight), 0)
             progress(values.nbytes)
         if expected:
             raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
@@ -107,7 +106,7 @@ def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
     for piece in slices:
         first, stop = ranges.get(piece.name, (piece.first, piece.first))
         ranges[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
-    return [Slice(name, first, (stop - first, *weights[name].shape[1:])) for name, (first, stop) in ranges.items()]
+    return [span(weights[name], *bounds) for name, bounds in ranges.items()]
 
 
 class Whole(Protocol):
@@ -130,7 +129,7 @@ def write_part(path: Path, whole: Whole, slices: Iterable[Slice], progress: Prog
         for piece in pieces:
             weight = weights[piece.name]
             whole.verify([piece])
-            _write_tensor(file, piece.name, np.asarray(whole.array(piece)), granule(whole.spec, weight), piece.first, weight.shape[0])
+            _write_tensor(file, weight, {"values": np.asarray(whole.array(piece))}, granule(whole.spec, weight), piece.first)
             progress(piece.bytes)
 
 
@@ -149,11 +148,13 @@ def _head_checksum(spec: str, source_hash: str, files: dict[str, bytes]) -> int:
     return value
 
 
-def _write_tensor(file: h5py.File, name: str, values: np.ndarray, step: int, first: int, whole: int) -> None:
-    dataset = file.create_dataset(f"weights/{name}", data=np.ascontiguousarray(values, "<f4"))
-    dataset.attrs.update(first=first, whole=whole)
+def _write_tensor(file: h5py.File, weight: Weight, parts: dict[str, np.ndarray], step: int, first: int) -> None:
+    """Write the entries of a weight from `first` on, as its format keeps them, with a checksum for every `step` of them."""
+    (values,) = parts.values()
+    dataset = file.create_dataset(f"weights/{weight.name}", data=values)
+    dataset.attrs.update(first=first, whole=weight.shape[0])
     sums = [zlib.crc32(np.ascontiguousarray(values[at : at + step]).data) for at in range(0, len(values), step)]
-    file.create_dataset(f"checksums/{name}", data=np.array(sums, np.uint32))
+    file.create_dataset(f"checksums/{weight.name}", data=np.array(sums, np.uint32))
 
 
 class Store:
@@ -234,7 +235,7 @@ class Store:
         """Return what the file holds of a tensor, None where that is none of the model's or damaged."""
         try:
             first, _, shape, _ = self._stored(name)
-            held = Slice(name, first, shape)
+            held = Slice(name, first, shape, self.weights[name].format)
             self.region(held)
             return held
         except Exception:  # h5py raises almost anything on damaged metadata
@@ -250,13 +251,14 @@ class Store:
         except Exception as error:
             raise StoreError(f"{self.path}: tensor {piece.name} is damaged ({_short(error)}); {AGAIN}") from None
         fits = weight is not None and shape is not None and len(shape) == len(weight.shape) and shape[1:] == weight.shape[1:]
-        if not fits or kind != np.dtype("<f4") or offset is None:
-            raise StoreError(f"{self.path}: tensor {piece.name} is {kind} {shape}, expected float32 {weight and weight.shape}; {AGAIN}")
+        if not fits or kind != np.dtype(piece.format.dtype) or offset is None:
+            expected = f"{np.dtype(piece.format.dtype)} {weight and weight.shape}"
+            raise StoreError(f"{self.path}: tensor {piece.name} is {kind} {shape}, expected {expected}; {AGAIN}")
         start, stop = piece.first - first, piece.first - first + piece.shape[0]
         if start < 0 or stop > shape[0]:
             held, wanted = f"{first} to {first + shape[0]}", f"{piece.first} to {piece.first + piece.shape[0]}"
             raise StoreError(f"{self.path} holds {held} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
-        row = prod(shape[1:]) * FLOAT
+        row = piece.format.bytes(shape[1:])
         end = offset + shape[0] * row
         if end > self._size:
             raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {end}: it is truncated; {AGAIN}")
@@ -274,7 +276,7 @@ class Store:
         region = self.region(piece)
         if self._maps is None:
             self._maps = np.memmap(self.path, np.uint8, "r")
-        return self._maps[region.offset : region.offset + region.bytes].view("<f4").reshape(region.shape)
+        return self._maps[region.offset : region.offset + region.bytes].view(piece.format.dtype).reshape(region.shape)
 
     def _checksums(self, piece: Slice, step: int) -> tuple[int, list[int]]:
         """Return the number of a slice's first checksum and all of them. Raises StoreError."""
