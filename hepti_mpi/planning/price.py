@@ -27,6 +27,7 @@ FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: engine.routes.in_turn
+BOTH_WAYS = 0.5  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
 Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers that take as long
@@ -278,6 +279,7 @@ class _Walk:
             self.exchanges[kind] = self._traffic(sync)
         group, (out, into, starting, blocks, moved, never, getting, received) = self.group, self.exchanges[kind]
         begin, in_turn = group.zeros, self.plan.collectives == "mpi"
+        ahead = group.ahead * (BOTH_WAYS if in_turn else 1)
         for name in reads:
             if name in self.ready:
                 begin = np.maximum(begin, self.ready[name])
@@ -290,12 +292,12 @@ class _Walk:
             piece = group.latency + RING_BYTES * group.hop
             self.up = np.full(len(leave), (leave + out).max()) if blocks.shape[1] else around(leave, into, group.hop, piece)
             self.down = np.roll(self.up, 1)
-            done = np.maximum(np.roll(self.up - group.ahead, 1), begin) + self.pricer.exchange
+            done = np.maximum(np.roll(self.up - ahead, 1), begin) + self.pricer.exchange
         else:
             self.up = leave + out
             if len(blocks) > 1:
                 each = begin[:, None]
-                sent = np.maximum(each, np.maximum(each, leave[:, None]) - group.ahead[:, None] + blocks)
+                sent = np.maximum(each, np.maximum(each, leave[:, None]) - ahead[:, None] + blocks)
                 last = np.maximum.reduce(sent - never, axis=0, initial=0.0)
                 first = np.minimum.reduce(each + never, axis=0)
                 if group.shared:  # what comes for a rank keeps the link of all of its host busy
@@ -304,7 +306,7 @@ class _Walk:
                 last = np.full(len(self.ranks), self.up.max(where=out > 0, initial=0))
                 first = np.full(len(self.ranks), begin.min(where=out > 0, initial=np.inf))
             self.down = np.where(into > 0, np.maximum(first, self.down) + into, self.down)
-            done = np.where(getting, np.maximum(np.maximum(first, self.down - group.ahead), last) + self.pricer.exchange, 0)
+            done = np.where(getting, np.maximum(np.maximum(first, self.down - ahead), last) + self.pricer.exchange, 0)
         done = np.maximum(done, begin)
         self.wire = self.wire + np.maximum(out, received)
         self.sent, self.received = self.sent + out, self.received + received
