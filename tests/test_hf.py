@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
-from hepti_mpi.models.families.tables import FAMILIES, stored
+from hepti_mpi.models.families.imports import stored
+from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,7 +1,7 @@
 """The side files of a cross-encoder: a classifier of pairs of texts that sentence-transformers reads and scores.
 
 Does what CrossEncoder(folder).predict(pairs) does. Knows the files and their keys; a classifier that nothing says to be a
-cross-encoder is scored as transformers' pipelines do (families.py).
+cross-encoder is scored as transformers' pipelines do (families).
 Source: sentence-transformers 6.2, cross_encoder/model.py.
 """
 
@@ -26,7 +26,7 @@ from hepti_mpi.models.checkpoints.sentence import (
     tokenizer_changes,
 )
 from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, plain_name, read_small, shown
-from hepti_mpi.models.families.tables import class_labels
+from hepti_mpi.models.families.family import class_labels
 
 CONFIG = "config.json"
 SAID, SAID_BEFORE = "sentence_transformers", "sbert_ce_default_activation_function"  # keys of config.json, the newer one first

@@ -1,6 +1,6 @@
 """Read a Hugging Face model folder: config.json, tokenizer or preprocessor files, and weights in the shapes of the store.
 
-Knows which files make up a model; knows no tensor name (families.py), nothing of sentence-transformers (sentence.py), no store file
+Knows which files make up a model; knows no tensor name (families/), nothing of sentence-transformers (sentence.py), no store file
 and no plan.
 """
 
@@ -22,17 +22,9 @@ from hepti_mpi.models.checkpoints.sentence import read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
 from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
 from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, read_small, shown
-from hepti_mpi.models.families.tables import (
-    FAMILIES,
-    Family,
-    check_untied,
-    choose_head,
-    class_labels,
-    match,
-    plain_names,
-    score_kind,
-    stored,
-)
+from hepti_mpi.models.families.family import Family, class_labels, score_kind
+from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
+from hepti_mpi.models.families.registry import FAMILIES, choose_head
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.inputs.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec, named_weights

@@ -13,7 +13,8 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.hf import ModelFiles
-from hepti_mpi.models.families.tables import FAMILIES, class_labels
+from hepti_mpi.models.families.family import class_labels
+from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
 from hepti_mpi.models.spec import ModelSpec, named_weights

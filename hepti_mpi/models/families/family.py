@@ -1,0 +1,143 @@
+"""What a family's file says: what Hugging Face calls its config.json keys, architectures and tensors. Knows names; reads no file.
+
+A family is added by one file beside this one, with a Family for each of its model types in MODEL_TYPES (registry.py finds it).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+
+LABEL_LIMIT = 1 << 17
+ACTIVATION_NAMES = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "gelu_python": "gelu",  # the same functions, written in Python
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a weight of the store comes from.
+
+    `transform`: "as is"; "heads" (the first two stored dims are one in the source); "transpose" (the last stored dim comes
+    first in the source); "patches" (a convolution kernel); "positions" (position table, class token and patch bias in one).
+    `names`: tensor names with `{}` for the layer; more than one only for "positions".
+    `option`: the weight is zero, and must be absent from the source, if this entry of `spec.options` is false.
+    """
+
+    transform: str
+    names: tuple[str, ...]
+    option: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """The tables of one family. Tensor names are plain: without what wraps the model, `prefixes` stripped and `renames` applied.
+
+    `fields`: turns config.json into the ModelSpec fields except name, head and labels.
+    `architectures`: architecture -> head; "pooler" becomes "none" when the pooler weights are absent.
+    `pooler_heads`: the heads that read the pooler.
+    `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose, if no source uses it.
+    `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
+    `instead`: a tensor -> the one that it is read instead of, where both are there.
+    """
+
+    name: str
+    fields: Callable[[Mapping[str, Any]], dict[str, Any]]
+    prefixes: tuple[str, ...]
+    architectures: Mapping[str, str]
+    pooler_heads: tuple[str, ...]
+    sources: Mapping[str, Source]
+    renames: tuple[tuple[str, str], ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    tied: tuple[str, str] | None = None
+    instead: Mapping[str, str] = field(default_factory=dict)
+
+
+def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return a positive integer of config.json. Raises ModelError."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected a positive integer")
+    return value
+
+
+def square(config: Mapping[str, Any], key: str, default: int) -> int:
+    """Return a side length that is given as one integer or as two equal ones. Raises ModelError."""
+    value = config.get(key, default)
+    if isinstance(value, list) and len(value) == 2:
+        if value[0] != value[1]:
+            raise ModelError(f"config.json: {key} is {value!r:.60}, only squares are supported")
+        value = value[0]
+    return integer({key: value}, key)
+
+
+def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields that every family reads alike. Raises ModelError."""
+    activation, eps = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
+    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
+        raise ModelError(f"config.json: hidden_act {activation!r:.60} is not supported; supported: {', '.join(ACTIVATION_NAMES)}")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise ModelError(f"config.json: layer_norm_eps is {eps!r:.60}, expected a small positive number")
+    for key in ("is_decoder", "add_cross_attention"):
+        if config.get(key, False):
+            raise ModelError(f"config.json: {key} is set, only encoders are supported")
+    return {
+        "layers": integer(config, "num_hidden_layers", 12),
+        "hidden": integer(config, "hidden_size", 768),
+        "heads": integer(config, "num_attention_heads", 12),
+        "ffn": integer(config, "intermediate_size", 3072),
+        "activation": ACTIVATION_NAMES[activation],
+        "norm_eps": float(eps),
+    }
+
+
+def pair(store: str, source: str, transform: str = "as is", option: str | None = None) -> dict[str, Source]:
+    """Return the sources of a weight and its bias."""
+    bias = "heads" if transform == "heads" else "as is"
+    return {
+        f"{store}.weight": Source(transform, (f"{source}.weight",)),
+        f"{store}.bias": Source(bias, (f"{source}.bias",), option),
+    }
+
+
+LEFT_OVER = {r"(classifier|qa_outputs)\.(weight|bias)": "the head of a task that the architecture is not for"}
+
+
+def class_labels(config: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return the labels in the order of the classes. Raises ModelError when they are not numbered 0, 1, ..."""
+    named = config.get("id2label")
+    if named is None:
+        count = integer(config, "num_labels", 2)
+        if count > LABEL_LIMIT:
+            raise ModelError(f"config.json: num_labels is {count}, more than the limit of {LABEL_LIMIT}")
+        return tuple(f"LABEL_{i}" for i in range(count))
+    if not named:
+        raise ModelError("config.json: id2label holds no labels")
+    try:
+        numbered = {int(number): label for number, label in named.items()}
+        labels = tuple(numbered[i] for i in range(len(named)))
+    except (AttributeError, KeyError, ValueError, TypeError):
+        raise ModelError("config.json: id2label does not number its labels 0, 1, 2 and so on") from None
+    odd = [label for label in labels if isinstance(label, bool) or not isinstance(label, (str, int))]
+    if odd:
+        raise ModelError(f"config.json: id2label holds {odd[0]!r:.60}, expected the names of labels")
+    return labels
+
+
+def score_kind(config: Mapping[str, Any], labels: Sequence[str | int]) -> str:
+    """Return how logits become scores: "softmax", "sigmoid" or "none", as the pipelines of transformers choose. Raises ModelError."""
+    problem = config.get("problem_type")
+    if problem == "single_label_classification" and len(labels) == 1:
+        raise ModelError("config.json: problem_type is single_label_classification, which takes two labels or more; id2label holds 1")
+    if problem == "regression":
+        return "none"
+    return "sigmoid" if problem == "multi_label_classification" or len(labels) == 1 else "softmax"

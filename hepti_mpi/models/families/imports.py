@@ -1,0 +1,126 @@
+"""From the tensors of a checkpoint to the weights of the store, by a family's table. Knows names, shapes and the few transforms between
+the two layouts; reads no file."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints.untrusted import shown
+from hepti_mpi.models.families.family import Family
+from hepti_mpi.models.spec import ModelSpec, module_weights, named_weights
+from hepti_mpi.wording import counted
+
+
+@dataclass(frozen=True)
+class Import:
+    """One weight of the store and the tensors (by plain name) it is made of; no tensors: it is zero."""
+
+    name: str
+    shape: tuple[int, ...]
+    transform: str
+    tensors: tuple[str, ...]
+
+
+def plain_names(family: Family, names: Iterable[str]) -> dict[str, str]:
+    """Return plain name -> name in the file. Raises ModelError when two names mean the same tensor."""
+    plain: dict[str, str] = {}
+    names = list(names)
+    outer = wrapper(family, names)
+    for name in names:
+        short = name.removeprefix(outer)
+        short = next((short.removeprefix(p) for p in family.prefixes if short.startswith(p)), short)
+        for pattern, replacement in family.renames:
+            short = re.sub(pattern, replacement, short)
+        if short in plain:
+            raise ModelError(f"tensors {shown(plain[short], 100)} and {shown(name, 100)} are two names of the same weight")
+        plain[short] = name
+    for name, reason in family.refused.items():
+        if name in plain:
+            raise ModelError(f"the model has the tensor {plain[name]}: {reason}")
+    for name, other in family.instead.items():
+        if name in plain:
+            plain[other] = plain.pop(name)
+    return plain
+
+
+def check_untied(family: Family, plain: Mapping[str, str]) -> None:
+    """Raise ModelError when output words that are not the input words come without the bias that is theirs."""
+    for name, other in family.instead.items():
+        if other in plain and not plain[other].endswith(name):
+            lacks = f"tie_word_embeddings is false, so the bias of the words is {name}, which is missing (transformers takes zeros)"
+            raise ModelError(f"config.json: {lacks}; if {shown(plain[other], 100)} is meant, save it under that name as well")
+
+
+def wrapper(family: Family, names: Iterable[str]) -> str:
+    """Return what stands before all names of the model because it was saved inside another module, such as "module."; "" if nothing."""
+    anchor = family.sources["embedding.positions"].names[0]
+    found = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
+    outer = {next((before.removesuffix(p) for p in family.prefixes if before.endswith(p)), before) for before in found}
+    return outer.pop() if len(outer) == 1 else ""
+
+
+def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes that the tensors of a source must have for a stored `shape`."""
+    if transform == "heads":
+        return [(shape[0] * shape[1], *shape[2:])]
+    if transform == "transpose":
+        return [(shape[-1], math.prod(shape[:-1]))]
+    if transform == "patches":
+        return [(shape[0], spec.options["channels"], spec.options["patch_size"], spec.options["patch_size"])]
+    if transform == "positions":
+        return [(1, *shape), (1, 1, shape[1]), (shape[1],)]
+    return [shape]
+
+
+def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Return the stored weight, float32 and C-contiguous, made of float32 source tensors; no tensors: zeros."""
+    if not tensors:
+        return np.zeros(shape, np.float32)
+    if transform == "transpose":
+        return np.ascontiguousarray(tensors[0].T).reshape(shape)  # [hidden, columns] -> [columns, hidden]
+    if transform == "positions":
+        table, token, bias = tensors  # [1, positions, hidden], [1, 1, hidden], [hidden]
+        table = table[0] + np.concatenate([token[0], np.broadcast_to(bias, (shape[0] - 1, shape[1]))])
+        return np.ascontiguousarray(table, dtype=np.float32)
+    return np.ascontiguousarray(tensors[0]).reshape(shape)
+
+
+def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[Import]:
+    """Return how each weight of the store is made, in its order, from tensors of these plain names and shapes.
+
+    Raises ModelError that names missing, unknown and wrongly shaped tensors.
+    """
+    if spec.layers > len(shapes):
+        raise ModelError(f"config.json says {counted(spec.layers, 'layers')}, the files hold {len(shapes)} tensors in all")
+    own = module_weights(spec)  # of sentence-transformers, in files of their own
+    imports: list[Import] = []
+    missing: list[str] = []
+    for name, weight in named_weights(spec):
+        if weight in own:
+            continue
+        layer = name.split(".")[1] if weight.name != name else ""
+        source = family.sources[weight.name]
+        absent = source.option is not None and not spec.options[source.option]
+        tensors = () if absent else tuple(tensor.format(layer) for tensor in source.names)
+        missing += [tensor for tensor in tensors if tensor not in shapes]
+        imports.append(Import(name, weight.shape, source.transform, tensors))
+    if missing:
+        raise ModelError(f"{len(missing)} of the tensors that config.json asks for are missing: {few(missing)}")
+    used = {tensor for one in imports for tensor in one.tensors}
+    unknown = [name for name in shapes if name not in used and not any(re.fullmatch(p, name) for p in family.dropped)]
+    if unknown:
+        raise ModelError(f"{len(unknown)} tensors do not belong to the model that config.json describes: {few(unknown)}")
+    for one in imports:
+        for tensor, expected in zip(one.tensors, source_shapes(one.transform, spec, one.shape)):
+            if shapes[tensor] != expected:
+                raise ModelError(f"tensor {tensor} has shape {list(shapes[tensor])}, config.json asks for {list(expected)}")
+    return imports
+
+
+def few(names: Sequence[str], count: int = 3) -> str:
+    """Return the first few names for an error message."""
+    return ", ".join(shown(name, 100) for name in names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
