@@ -15,7 +15,7 @@ from hepti_mpi.program import plan as plans
 from hepti_mpi.program.build import make_program
 from hepti_mpi.serving.scheduler import batches
 from hepti_mpi.tuning import adapt
-from hepti_mpi.tuning.adapt import Adapter
+from hepti_mpi.tuning.adapt import Adapter, Start
 from hepti_mpi.tuning.advising import Advice, Question, advise
 
 SPEC = replace(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ffn=3072)
@@ -63,7 +63,7 @@ class World:
         self.ranks = len(profile.nodes)
         plan = chosen(profile).plan
         self.said = []
-        self.adapter = Adapter(SPEC, "x", profile, method, REQUEST, plan, 0.5, self.said.append)
+        self.adapter = Adapter(Start(SPEC, "x", profile, method, REQUEST, plan), 0.5, self.said.append)
         self.adapter.adviser = Now()
         self.plan, self.number, self.seconds, self.late = plan, 0, [], []
         self.looks = 0
@@ -267,7 +267,7 @@ def test_an_ordinary_job_on_an_unchanged_cluster_keeps_its_plan(hosts):
     plan = choose(SMALL, "x", profile, request).chosen.plan
     program, pricer, own = make_program(SMALL, plan), Pricer(SMALL, profile, 256), draw.normal(0, 0.05, ranks)
     assert len(plan.active) > 1 and min(pricer.of_batch(parts[0]).price(program, plan).compute) == 0
-    adapter, number, looks = Adapter(SMALL, "x", profile, "hepti", request, plan, 0.4, print), 0, 0
+    adapter, number, looks = Adapter(Start(SMALL, "x", profile, "hepti", request, plan), 0.4, print), 0, 0
     adapter.adviser, late = Now(), []
     while number < len(parts):
         order = adapter.next(len(parts) - number)

@@ -18,10 +18,10 @@ LEVELS = [
     ("planning",),
     ("reporting",),
     ("doctor",),
-    ("supervisor",),
     ("engine",),
     ("tuning",),
     ("serving",),
+    ("supervisor",),
     ("commands",),
     ("__main__",),
 ]

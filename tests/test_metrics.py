@@ -1,5 +1,7 @@
 """The file for Prometheus, read back by Prometheus' own parser."""
 
+from types import SimpleNamespace
+
 import pytest
 from clusters import cluster
 from prometheus_client.parser import text_string_to_metric_families
@@ -39,7 +41,7 @@ def test_a_run_is_told(metered):
     assert read(path)["hepti_running",] == 1 and read(path)["hepti_requests_total",] == 0
     watch.next(7)
     watch.answered(0, [[10], [12, 8]], [0.1, 0.3], [0.01, 0.02])
-    watch.answered_requests(5)
+    watch.event(SimpleNamespace(requests=range(5)))
     watch.heard(2, {"number": 0, "compute": [0.03, 0.04]})
     watch.heard(1, {"pulse": 1.5})
     watch.next(6)

@@ -79,7 +79,7 @@ def test_what_a_reader_must_know(boards, late, wire, expected):
 def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):
     facts = [{"host": f"pi{rank}", "threads": 4, "weight_bytes": 7 + rank, "peak_resident_bytes": 9 + rank} for rank in range(plan.ranks)]
     spent = records.Spent(*(np.arange(plan.ranks) + base for base in (0.123456789, 1, 2)))
-    return records.run_record("tiny", "bert", plan, latencies, rows, 9, {"plan": 0.5}, facts, spent)
+    return records.run_record(SPEC, plan, records.Measured(latencies, rows, 9, facts, spent), {"plan": 0.5})
 
 
 def test_the_record_of_a_run():
@@ -93,7 +93,7 @@ def test_the_record_of_a_run():
     )
     assert record["latency_seconds"] == {"median": 0.2, "p90": pytest.approx(0.28), "min": 0.1, "max": 0.3}
     assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "fetch": 0.0, "load": 0.0, "settle": 0.0}
-    assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny", "bert")
+    assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny-bert", "bert")
     assert record["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
     assert [item["rank"] for item in record["ranks"]] == [0, 1, 2]
     assert record["ranks"][2] == {

@@ -21,11 +21,12 @@ from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.commands import main
 from hepti_mpi.commands.screen import Meter
-from hepti_mpi.commands.supervise import Kept
+from hepti_mpi.commands.supervise import finish
 from hepti_mpi.errors import HeptiError, InputError, PartlyAnswered
 from hepti_mpi.serving.outputs import finished_answer
 from hepti_mpi.supervisor import supervise
 from hepti_mpi.supervisor.blame import Troubles
+from hepti_mpi.supervisor.kept import Kept
 from hepti_mpi.supervisor.progress import State, read_state
 from hepti_mpi.supervisor.supervise import SWEEP, GivenUp, Supervisor
 
@@ -320,7 +321,7 @@ def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     for record in (BEGIN, answers(2), answers(0), BEGIN, answers(2, 1), DONE_RECORD):
         one.heard(record)
     assert one.state().finished == [0, 1, 2]
-    one.write()
+    finish(one)
     assert (tmp_path / "a.jsonl").read_text() == '{"input": "0"}\n{"input": "1"}\n{"input": "2"}\n'
     *_, summary, document = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"3 texts answered in 0.\d\d s, with 2 starts; answers in {tmp_path / 'a.jsonl'}", summary), summary
@@ -336,7 +337,7 @@ def test_what_was_not_answered_is_counted_in_the_summary(tmp_path, capsys):
     for record in (bad, answers(0, 2), DONE_RECORD):
         one.heard(record)
     with pytest.raises(PartlyAnswered, match="1 of 3 inputs could not be answered"):
-        one.write()
+        finish(one)
     *_, left, summary, _ = capsys.readouterr().out.splitlines()
     assert left.endswith("says why: 1") and summary.startswith("2 of 3 texts answered in 0.") and summary.endswith("a.jsonl")
 
@@ -373,20 +374,20 @@ def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
     again.heard(BEGIN)
     again.heard(answers(0))
     with pytest.raises(InputError, match="1 of 3 answers are missing"):
-        again.write()
+        finish(again)
 
 
 def test_a_finished_output_is_left_as_it_is(tmp_path, capsys):
     one, said = kept(tmp_path)
     for record in (BEGIN, answers(0, 1, 2), DONE_RECORD):
         one.heard(record)
-    one.write()
+    finish(one)
     before = (tmp_path / "a.jsonl").stat()
     again, said = kept(tmp_path, resume=True)
     assert again.state().finished == [0, 1, 2] and not said
     for record in (BEGIN, DONE_RECORD):
         again.heard(record)
-    again.write()
+    finish(again)
     assert (tmp_path / "a.jsonl").stat().st_mtime_ns == before.st_mtime_ns and len(list(tmp_path.iterdir())) == 1
     other, _ = kept(tmp_path, resume=True)
     with pytest.raises(InputError, match="a.jsonl holds the answers of another run: it has source_hash 's', this run 't'"):

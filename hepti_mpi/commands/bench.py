@@ -3,19 +3,21 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.options import FILE, Size, machine_options, weights_option
-from hepti_mpi.commands.paths import agreed_store_path, profile_path
-from hepti_mpi.commands.screen import SCREEN, meanwhile, say, words_options
+from hepti_mpi.commands import session as sessions
+from hepti_mpi.commands.options import FILE, Machinery, Size, grouped, machine_options, weights_option
+from hepti_mpi.commands.paths import profile_path
+from hepti_mpi.commands.screen import SCREEN, meanwhile, words_options
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
+    from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.models.spec import ModelSpec
     from hepti_mpi.planning.search import Decision, Request
@@ -44,6 +46,19 @@ class Sizes(click.ParamType):
         return tuple(dict.fromkeys(sizes))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is measured and where that goes: the options that are the command's own."""
+
+    rows: tuple[OneSize, ...]
+    repeat: int
+    output: Path | None
+    cluster: str
+    profile_file: Path | None
+    fresh: bool
+    memory_limit: tuple[int, ...] | None
+
+
 @click.command()
 @weights_option
 @click.option("--methods", default="hepti,hepti-float16,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
@@ -59,9 +74,7 @@ class Sizes(click.ParamType):
 @click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
 @machine_options
 @words_options()
-def bench(weights: Path | None, methods: str, rows: Sequence[OneSize], repeat: int, output: Path | None, cluster: str,
-          profile_file: Path | None, fresh: bool, memory_limit: tuple[int, ...] | None, threads: int | None,
-          emulate: tuple[str, ...] | None, deadline: float) -> None:  # fmt: skip
+def bench(weights: Path | None, methods: str, **options: Any) -> None:
     """Measure ways to divide a model against each other, in turns within one job.
 
     \b
@@ -69,48 +82,64 @@ def bench(weights: Path | None, methods: str, rows: Sequence[OneSize], repeat: i
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
     from hepti_mpi.cluster.profile import Edges
-    from hepti_mpi.engine import fetching
-    from hepti_mpi.engine import machine as machines
-    from hepti_mpi.engine.sessions import Segments
+    from hepti_mpi.engine.machine import together
     from hepti_mpi.planning.capacity import check_limits
-    from hepti_mpi.planning.methods import BOOST, NAMES, OURS
-    from hepti_mpi.planning.search import Request
     from hepti_mpi.serving import outputs
+
+    names, choice, begin = named(methods), grouped(Choice, options), time.perf_counter()
+    session = sessions.opened(grouped(Machinery, options), weights)
+    store, file, limits = session.store, choice.profile_file, choice.memory_limit
+    path = file or profile_path(session.machine)
+    measured = session.measured(path, choice.fresh, required=file is not None)
+    measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
+    limits = limits * session.world.size if limits and len(limits) == 1 else limits
+    with together(session.world):
+        check_limits(limits, session.world.size)
+        if choice.output is not None and session.root:
+            outputs.check_path(choice.output, (".jsonl",))
+        stores = [store if layers is None else store.shortened(checked_layers(store.spec, layers)) for _, layers in choice.rows]
+    measure(session, choice, measured, names, limits, stores, choice.cluster or path.name.removesuffix(".profile.json"), begin)
+
+
+def measure(
+    session: "Session", choice: Choice, measured: "ClusterProfile", names: Sequence[str], limits: tuple[int, ...] | None,
+    stores: "Sequence[Store]", where: str, begin: float,
+) -> None:  # fmt: skip
+    """Measure requests of each size in turn, and show what was found. `stores`: by size; `where`: the cluster; `begin`: when all began."""
+    from hepti_mpi.engine.machine import together
+    from hepti_mpi.engine.sessions import Segments
+    from hepti_mpi.planning.search import Request
     from hepti_mpi.tuning.bench import Bench
 
-    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
-    for name in names:
-        if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
-            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
-    begin = time.perf_counter()
-    machine = machines.start(threads, emulate, deadline)
-    store = fetching.open_store(machine, agreed_store_path(machine, weights))
-    path = profile_file or profile_path(machine)
-    measured = machines.measured_profile(machine, store.spec, path, fresh, required=profile_file is not None, say=say(machine))
-    measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
-    limits = memory_limit * machine.world.size if memory_limit and len(memory_limit) == 1 else memory_limit
-    with machines.together(machine.world):
-        check_limits(limits, machine.world.size)
-        if output is not None and machine.world.rank == 0:
-            outputs.check_path(output, (".jsonl",))
-        stores = [store if layers is None else store.shortened(checked_layers(store.spec, layers)) for _, layers in rows]
-    segments, known = Segments(store.spec, store), measured
-    for number, ((count, _), part) in enumerate(zip(rows, stores)):
+    segments, known, output = Segments(session.store.spec, session.store), measured, choice.output
+    for number, ((count, _), part) in enumerate(zip(choice.rows, stores)):
         request = Request(count, limits=limits, mode="packed")
-        chosen, refused = choose(machine, part, known, names, request)
-        one = Bench(machine, part, segments)
-        with meanwhile("loading and settling on plans", repeat + one.warm_up, machine.world.rank == 0) as meter:
+        chosen, refused = choose(session.machine, part, known, names, request)
+        one = Bench(session.machine, part, segments)
+        with meanwhile("loading and settling on plans", choice.repeat + one.warm_up, session.root) as meter:
 
             def done(rounds: int) -> None:
                 meter.at("answering by all methods in turns")  # noqa: B023
                 meter.advance(rounds)  # noqa: B023
 
-            samples, known = one.measure(known, chosen, request, repeat, not number, done)  # kept: the next size has sessions in common
-        with machines.together(machine.world):
-            if machine.world.rank == 0:
+            # kept: the next size has sessions in common
+            samples, known = one.measure(known, chosen, request, choice.repeat, not number, done)
+        with together(session.world):
+            if session.root:
                 made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
-                show(one, samples, refused, measured, request, cluster or path.name.removesuffix(".profile.json"), made)
+                show(one, samples, refused, measured, request, where, made)
         begin = time.perf_counter()
+
+
+def named(methods: str) -> list[str]:
+    """Return the methods of a list. Raises UsageError for one that there is not."""
+    from hepti_mpi.planning.methods import BOOST, NAMES, OURS
+
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
+    for name in names:
+        if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
+            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
+    return names
 
 
 def checked_layers(spec: "ModelSpec", layers: int) -> int:

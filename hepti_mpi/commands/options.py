@@ -1,13 +1,17 @@
 """Option types and the options that several commands share. Knows click and words on a command line, not what is done with them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from hepti_mpi.planning.search import Request
+    from hepti_mpi.serving.request import Question
+
+Group = TypeVar("Group")
 
 DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
 LAYOUT_NAMES = (*DIVIDED, "local/rows")
@@ -83,6 +87,20 @@ class Boards(click.ParamType):
 
 
 
+@dataclass(frozen=True)
+class Machinery:
+    """How a rank computes: the values of machine_options."""
+
+    threads: int | None
+    emulate: tuple[str, ...] | None
+    deadline: float
+
+
+def grouped(kind: type[Group], options: dict[str, Any]) -> Group:
+    """Take the fields of a dataclass out of what a command was given."""
+    return kind(**{one.name: options.pop(one.name) for one in fields(kind)})  # type: ignore[arg-type]
+
+
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how a rank computes."""
     threads = "Threads per rank; left out: the host's cores divided among its ranks."
@@ -97,7 +115,7 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def asking_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what a run is asked and where the answers go: the fields of asking.Question."""
+    """Add what a run is asked and where the answers go: the fields of serving.request.Question."""
     source = "Text (.txt, .jsonl, .csv, .tsv), images, arrays (.npz), or - for standard input; left out: built-in examples."
     resume = "Go on with the run that was cut off: what is in OUTPUT.journal is not answered again."
     field = "Where the text is in .jsonl, .csv or .tsv; left out: in text, and its pair, if any, in text_pair."
@@ -114,6 +132,18 @@ def asking_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def asked(options: dict[str, Any]) -> "Question":
+    """Take what a run is asked out of what it was given. Raises UsageError when it does not go together."""
+    from hepti_mpi.serving.request import Question
+
+    question = grouped(Question, options)
+    if question.resume and (question.output is None or question.repeat > 1):
+        raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
+    if question.hidden and not question.arrays:
+        raise click.UsageError("--hidden is for an --output that ends in .npz: it adds last_hidden_state to it")
+    return question
 
 
 def weights_option(command: Callable[..., None]) -> Callable[..., None]:

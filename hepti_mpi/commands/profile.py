@@ -3,12 +3,14 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-from hepti_mpi.commands.options import FILE, machine_options, weights_option
-from hepti_mpi.commands.paths import agreed_store_path, profile_path
-from hepti_mpi.commands.screen import SCREEN, meanwhile, say, words_options
+from hepti_mpi.commands import session as sessions
+from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, weights_option
+from hepti_mpi.commands.paths import profile_path
+from hepti_mpi.commands.screen import SCREEN, meanwhile, words_options
 
 BUSY = 0.5  # load from which a machine is measured too slow
 
@@ -20,8 +22,7 @@ BUSY = 0.5  # load from which a machine is measured too slow
 @click.option("--describe", metavar="NAME", help="Print an entry of boards.toml for this machine instead, and how well it describes it.")
 @machine_options
 @words_options()
-def profile(weights: Path | None, output: Path | None, fresh: bool, describe: str | None, threads: int | None,
-            emulate: tuple[str, ...] | None, deadline: float) -> None:  # fmt: skip
+def profile(weights: Path | None, output: Path | None, fresh: bool, describe: str | None, **options: Any) -> None:
     """Measure the speed, links and memory of all ranks.
 
     \b
@@ -29,21 +30,19 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi profile --weights weights/bert-large.h5
       python -m hepti_mpi profile --describe my-pi5
     """
-    from hepti_mpi.engine import fetching
-    from hepti_mpi.engine import machine as machines
     from hepti_mpi.reporting.inspection import profile_lines
 
+    machinery = grouped(Machinery, options)
     if describe is not None:
-        if weights is not None or output is not None or fresh or emulate is not None:
+        if weights is not None or output is not None or fresh or machinery.emulate is not None:
             raise click.UsageError("--describe measures this machine and prints: leave out --weights, --output, --fresh and --emulate")
-        _describe(describe, threads)
+        _describe(describe, machinery.threads)
         return
-    machine = machines.start(threads, emulate, deadline)
-    store = fetching.open_store(machine, agreed_store_path(machine, weights))
-    path = output or profile_path(machine)
+    session = sessions.opened(machinery, weights)
+    path = output or profile_path(session.machine)
     begin = time.perf_counter()
-    measured = machines.measured_profile(machine, store.spec, path, fresh, required=False, say=say(machine))
-    if machine.world.rank == 0:
+    measured = session.measured(path, fresh, required=False)
+    if session.root:
         SCREEN.show(profile_lines(measured, SCREEN.width))
         SCREEN.document(measured.to_json())
         SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")

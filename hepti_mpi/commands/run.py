@@ -4,29 +4,98 @@ Knows the command's options and in which order a run goes; does not know how a p
 """
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.asking import Asked, Question
+from hepti_mpi.commands import session as sessions
 from hepti_mpi.commands.options import (
     FILE,
     OURS,
+    Machinery,
+    asked,
     asking_options,
+    grouped,
     machine_options,
     planning_method,
     planning_options,
     planning_request,
     weights_option,
 )
-from hepti_mpi.commands.paths import agreed_store_path, profile_path
-from hepti_mpi.commands.screen import SCREEN, meanwhile, say, words_options
+from hepti_mpi.commands.paths import profile_path
+from hepti_mpi.commands.screen import SCREEN, Meter, meanwhile, words_options
+
+if TYPE_CHECKING:
+    from hepti_mpi.cluster.profile import ClusterProfile
+    from hepti_mpi.commands.session import Session
+    from hepti_mpi.engine.loading import Ready
+    from hepti_mpi.planning.forecast import Forecast
+    from hepti_mpi.planning.search import Request
+    from hepti_mpi.program.plan import Plan
+    from hepti_mpi.serving.loop import Desk, Outcome
+    from hepti_mpi.serving.metrics import Metered
+    from hepti_mpi.serving.outputs import Tally
+    from hepti_mpi.serving.request import Question
+    from hepti_mpi.serving.sink import Listener, Sink
+    from hepti_mpi.serving.source import Input
+    from hepti_mpi.supervisor.progress import State
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run goes about it: the options that are its own."""
+
+    plan_file: Path | None
+    profile_file: Path | None
+    fresh: bool
+    adapt: bool | None
+    batch_rows: int
+    weights_cache: Path | None
+    metrics: Path | None
+
+
+@dataclass
+class Asked:
+    """What rank 0 is asked: the whole input, where its answers go, and what is on the desk."""
+
+    input: "Input"
+    sink: "Sink"
+    desk: "Desk"
+    requests: int  # to be answered, the repeated ones too
+    plan: "Plan | None"  # that was given
+
+
+@dataclass
+class Work:
+    """What there is to do. `asked`: on rank 0. `typical`: what a plan is made for, None where nothing is left; `state`: of a supervised
+    run."""
+
+    session: "Session"
+    question: "Question"
+    choice: Choice
+    state: "State"
+    supervised: bool
+    asked: Asked | None
+    typical: dict[str, int] | None
+    batches: int
+
+
+@dataclass
+class Job:
+    """What can answer: by which method it was planned for what, what was measured of the ranks, and what the wire's type changes."""
+
+    ready: "Ready"
+    method: str
+    request: "Request"
+    measured: "ClusterProfile | None" = None
+    wire_error: float = 0.0
 
 
 @click.command()
@@ -44,20 +113,7 @@ ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again w
 @machine_options
 @planning_options
 @words_options()
-def run(
-    weights: Path | None,
-    plan_file: Path | None,
-    profile_file: Path | None,
-    fresh: bool,
-    adapt: bool | None,
-    threads: int | None,
-    emulate: tuple[str, ...] | None,
-    deadline: float,
-    batch_rows: int,
-    weights_cache: Path | None,
-    metrics: Path | None,
-    **options: Any,
-) -> None:
+def run(weights: Path | None, **options: Any) -> None:
     """Answer inputs on all ranks together.
 
     \b
@@ -65,156 +121,221 @@ def run(
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
       mpirun -hostfile hostfiles/mixed.txt python -m hepti_mpi run --weights weights/vit.h5 --input photos/ --output labels.jsonl
     """
-    from hepti_mpi.comm import channel, interrupts
-    from hepti_mpi.comm.launcher import host_name
-    from hepti_mpi.engine import fetching, loading
-    from hepti_mpi.engine import machine as machines
-    from hepti_mpi.planning.forecast import Forecast
-    from hepti_mpi.program import plan as plans
-    from hepti_mpi.serving import scheduler
-    from hepti_mpi.serving.loop import answer
-    from hepti_mpi.supervisor import progress
-    from hepti_mpi.tuning import adapt as adapting
-    from hepti_mpi.tuning.prepare import prepared
-    from hepti_mpi.tuning.watch import Steady, Watch
+    from hepti_mpi.comm import channel
+    from hepti_mpi.engine.machine import together
 
-    question = Question.taken(options)
+    question, choice, machinery = asked(options), grouped(Choice, options), grouped(Machinery, options)
+    adaptable, method = _adaptable(choice, weights, options), planning_method(options)
+    session = sessions.opened(machinery, weights, choice.weights_cache)
+    if channel.state_path() and session.root:
+        channel.tell("here", deadline=machinery.deadline)
+    work = _taken_in(session, question, choice)
+    if work.typical is not None:
+        job = _prepared(work, method, planning_request(work.typical, options, session.world.size), options["tolerance"])
+        _answer(work, job, adaptable and (choice.adapt is not None or method in ADAPTING))
+        return
+    with session.world.patience.slower(), together(session.world):
+        if work.asked is not None:
+            _finish_nothing(work, work.asked)
+
+
+def _adaptable(choice: Choice, weights: Path | None, options: dict[str, Any]) -> bool:
+    """Tell whether another plan may be used on the way. Raises UsageError for options that do not go together."""
     narrowing = [name for name, value in options.items() if value not in (None, "auto", False, 0)]
-    narrowing += ["profile"] * (profile_file is not None) + ["fresh"] * fresh + ["adapt"] * (adapt is True)
-    if plan_file is not None and narrowing:
+    narrowing += ["profile"] * (choice.profile_file is not None) + ["fresh"] * choice.fresh + ["adapt"] * (choice.adapt is True)
+    if choice.plan_file is not None and narrowing:
         raise click.UsageError(f"--plan says who does what; it cannot be used with --{narrowing[0].replace('_', '-')}")
     cut = weights is not None and weights.is_dir()
-    if adapt and (cut or options["shares"] is not None):
+    if choice.adapt and (cut or options["shares"] is not None):
         why = f"{weights} was cut for one plan: it" if cut else "--shares say who does what: they"
         raise click.UsageError(f"{why} cannot be used with --adapt")
-    method = planning_method(options)
-    machine = machines.start(threads, emulate, deadline)
-    world, tell, root, state_file = machine.world, say(machine), machine.world.rank == 0, channel.state_path()
-    if state_file and root:
-        channel.tell("here", deadline=deadline)
-    store = fetching.open_store(machine, agreed_store_path(machine, weights, weights_cache is not None), weights_cache)
-    asked, chosen, typical = None, None, None
-    state = progress.State()
-    with world.patience.slower(), machines.together(world):
-        if root:
-            state = progress.read_state(state_file) if state_file else state
-            asked = Asked(store, question, state if state_file else None)
-            interrupts.say(asked.interrupted)
-            if asked.left_out:
-                tell(asked.left_out)
-            if metrics is not None:
-                from hepti_mpi.serving.metrics import Metered, check_path
+    return options["shares"] is None and not cut
 
-                check_path(metrics)
-            chosen = plans.load(plan_file) if plan_file else None
-            typical = scheduler.typical_rows(asked.left, batch_rows, store.spec.hidden) if asked.left else None
-    typical = world.from_root(typical if root else None)
-    if typical is None:
-        with world.patience.slower(), machines.together(world):
-            if asked is not None:
-                _finish_nothing(store, asked, tell)
-        return
 
-    startup: dict[str, float] = {}
-    request, wire_error, measured = planning_request(typical, options, world.size), 0.0, None
-    lengths = [one.rows for one in asked.left] if asked else []
-    batches = world.from_root(asked and question.repeat * len(scheduler.batches(lengths, batch_rows, store.spec.hidden)))
-    with meanwhile("measuring", shown=root) as meter:
-        if plan_file is None:
-            begin = time.perf_counter()
-            path = profile_file or profile_path(machine)
-            measured = machines.measured_profile(
-                machine, store.spec, path, fresh, required=profile_file is not None, say=tell, known=state.profiles
-            )
-            startup["profile"] = time.perf_counter() - begin
-            if state_file and root:
-                known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
-                channel.tell("measured", method=method, request=asdict(request), **known)
-            settling = batches >= SETTLE_FROM and not state.finished
-            ready, measured, wire_error = prepared(
-                machine, store, measured, method, request, options["tolerance"], world.from_root(settling), startup, tell, meter.at
-            )
-        else:
-            the_plan = plans.from_json(world.from_root(chosen.to_json() if chosen else None))
-            hosts = tuple(world.gather_all(host_name()))
-            if hosts != the_plan.hosts:
-                tell(f"plan {plan_file} was made for {', '.join(the_plan.hosts)}, here are {', '.join(hosts)}: its shares may be wrong")
-            meter.at("loading weights")
-            ready = loading.load(machine, store, the_plan, None, startup)
-            wire_error = loading.wire_error(ready, typical["rows"])
-    if root:
-        _show_plan(ready)
-    watch: Watch | None = None
-    if adapt is None:
-        adapt = method in ADAPTING and batches >= adapting.FROM and options["shares"] is None and not cut
-    if root and adapt and measured is not None:
-        watch = adapting.Adapter(
-            store.spec, store.source_hash, measured, method, request, ready.plan, ready.startup_seconds["load"], tell
-        )  # fmt: skip
-    forecast = Forecast(store.spec, measured, ready.plan) if root and measured is not None else None
-    metered = None
-    if root and metrics is not None:
-        metered = watch = Metered(watch or Steady(), metrics, store.spec.name, ready.plan, tell)
+def _taken_in(session: "Session", question: "Question", choice: Choice) -> Work:
+    """Read the input and get ready to keep its answers, on rank 0; all ranks know what a plan is made for. Collective."""
+    from hepti_mpi.comm import channel
+    from hepti_mpi.engine.machine import together
+    from hepti_mpi.serving.scheduler import typical_rows
+    from hepti_mpi.supervisor.progress import State, read_state
+
+    world, state_file = session.world, channel.state_path()
+    state, found = State(), None
+    with world.patience.slower(), together(world):
+        if session.root:
+            state = read_state(state_file) if state_file else state
+            found = _asked(session, question, choice, state if state_file else None)
+    shapes = found.desk.scheduler.shapes if found is not None else []
+    typical, batches = world.from_root([typical_rows(shapes) if shapes else None, question.repeat * len(shapes)])
+    return Work(session, question, choice, state, state_file is not None, found, typical, batches)
+
+
+def _asked(session: "Session", question: "Question", choice: Choice, state: "State | None") -> Asked:
+    """Read the input. `state`: of a supervised run, whose supervisor keeps the answers. Raises InputError."""
+    from hepti_mpi.comm import interrupts
+    from hepti_mpi.program import plan as plans
+    from hepti_mpi.serving.loop import Desk
+    from hepti_mpi.serving.request import Answerer
+    from hepti_mpi.serving.scheduler import Scheduler
+    from hepti_mpi.serving.sink import Filed, Shown, Sink
+    from hepti_mpi.serving.source import Input
+    from hepti_mpi.supervisor.progress import Told
+
+    sink: Sink = Told(state) if state else Shown(SCREEN) if question.output is None else Filed(question, SCREEN.say)
+    read, answerer = Input(session.store, question), Answerer(session.store, question)
+    sink.begin(read.head, len(read.every), {one.index: answerer.refused(one, one.error or "") for one in read.refused})
+    source, scheduler = read.without(sink.known), Scheduler(answerer, choice.batch_rows, question.repeat)
+    requests = question.repeat * len(source.left)
+    interrupts.say(lambda: sink.interrupted(requests))
+    if read.left_out:
+        session.tell(read.left_out)
+    if choice.metrics is not None:
+        from hepti_mpi.serving.metrics import check_path
+
+        check_path(choice.metrics)
+    plan = plans.load(choice.plan_file) if choice.plan_file else None  # whatever is wrong with it is told before ranks are measured
+    scheduler.add(source.take(0.0))
+    return Asked(read, sink, Desk(source, scheduler, answerer, sink), requests, plan)
+
+
+def _prepared(work: Work, method: str, request: "Request", tolerance: float) -> Job:
+    """Measure, plan and load, or load the plan that was given. Collective."""
+    from hepti_mpi.comm import channel
+    from hepti_mpi.tuning.prepare import Goal, prepared
+
+    session, choice, startup = work.session, work.choice, dict[str, float]()
+    with meanwhile("measuring", shown=session.root) as meter:
+        if choice.plan_file is not None:
+            return _given(work, method, request, meter)
+        begin, file = time.perf_counter(), choice.profile_file
+        path = file or profile_path(session.machine)
+        measured = session.measured(path, choice.fresh, required=file is not None, known=work.state.profiles)
+        startup["profile"] = time.perf_counter() - begin
+        store = session.store
+        if work.supervised and session.root:
+            known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
+            channel.tell("measured", method=method, request=asdict(request), **known)
+        many = session.world.from_root(work.batches >= SETTLE_FROM and not work.state.finished)
+        goal = Goal(method, request, measured, tolerance, many)
+        ready, measured, error = prepared(session.machine, store, goal, startup, session.tell, meter.at)
+        return Job(ready, method, request, measured, error)
+
+
+def _given(work: Work, method: str, request: "Request", meter: Meter) -> Job:
+    """Load the plan that was given. Collective."""
+    from hepti_mpi.comm.launcher import host_name
+    from hepti_mpi.engine import loading
+    from hepti_mpi.program import plan as plans
+
+    session, chosen = work.session, work.asked.plan if work.asked else None
+    plan = plans.from_json(session.world.from_root(chosen.to_json() if chosen else None))
+    hosts = tuple(session.world.gather_all(host_name()))
+    if hosts != plan.hosts:
+        made, file = ", ".join(plan.hosts), work.choice.plan_file
+        session.tell(f"plan {file} was made for {made}, here are {', '.join(hosts)}: its shares may be wrong")
+    meter.at("loading weights")
+    ready = loading.load(session.machine, session.store, plan, None, {})
+    return Job(ready, method, request, wire_error=loading.wire_error(ready, request.rows))
+
+
+def _answer(work: Work, job: Job, adaptable: bool) -> None:
+    """Answer all that is asked, and put the answers out. Collective. Raises PartlyAnswered."""
+    from hepti_mpi.engine.machine import together
+    from hepti_mpi.planning.forecast import Forecast
+    from hepti_mpi.serving.loop import answer
+
+    asked, world, spec = work.asked, work.session.world, work.session.store.spec
+    if asked is None:
+        job.ready, _ = answer(job.ready, None)
+        with world.patience.slower(), together(world):
+            return
+    _show_plan(job.ready)
+    metered = _watched(work, job, asked.desk, adaptable)
+    forecast = Forecast(spec, job.measured, job.ready.plan) if job.measured is not None else None
     begin = time.perf_counter()
-    with metered or nullcontext(), meanwhile("answering", asked.asked if asked else 0, root and not state_file) as meter:
-
-        def done(part: Any, results: Any, seconds: float) -> bool:
-            if asked is not None:
-                asked.note(part, results, seconds)
-            meter.advance(len(part))
-            if metered is not None:
-                metered.answered_requests(len(part))
-            return asked is not None and not asked.is_wanted
-
-        requests, keep = (asked.left, asked.keeps_nothing) if asked else (None, True)
-        ready, outcome = answer(ready, requests, batch_rows, question.repeat, question.beside, done, watch, keep)
-    with world.patience.slower(), machines.together(world):
-        if asked is not None:
-            _finish(ready, outcome, asked, wire_error, forecast, begin)
+    with metered or nullcontext(), meanwhile("answering", asked.requests, not work.supervised) as meter:
+        outcome = _led(job, asked, [asked.sink, meter, *([metered] if metered else [])])
+    with world.patience.slower(), together(world):
+        _finish(work, job, asked, outcome, forecast, begin)
 
 
-def _finish(ready: Any, outcome: Any, asked: Asked, wire_error: float, forecast: Any, begin: float) -> None:
+def _watched(work: Work, job: Job, desk: "Desk", adaptable: bool) -> "Metered | None":
+    """Put a watch over the plan where it may be changed; return what keeps counters, where they are wanted."""
+    from hepti_mpi.tuning import adapt as adapting
+
+    session, store, choice = work.session, work.session.store, work.choice
+    adapt = adaptable and work.batches >= adapting.FROM if choice.adapt is None else choice.adapt
+    if adapt and job.measured is not None:
+        start = adapting.Start(store.spec, store.source_hash, job.measured, job.method, job.request, job.ready.plan)
+        desk.watch = adapting.Adapter(start, job.ready.startup_seconds["load"], session.tell)
+    if choice.metrics is None:
+        return None
+    from hepti_mpi.serving.metrics import Metered
+
+    desk.watch = metered = Metered(desk.watch, choice.metrics, store.spec.name, job.ready.plan, session.tell)
+    return metered
+
+
+def _led(job: Job, asked: Asked, listeners: Sequence["Listener"]) -> "Outcome":
+    """Answer on rank 0, while another thread writes."""
+    from hepti_mpi.comm import interrupts
+    from hepti_mpi.serving.loop import answer
+    from hepti_mpi.serving.sink import Beside
+
+    def interrupted() -> str | None:
+        beside.stop()
+        return asked.sink.interrupted(asked.requests)
+
+    with Beside(*listeners) as beside:
+        interrupts.say(interrupted)
+        asked.desk.sink = beside
+        job.ready, outcome = answer(job.ready, asked.desk)
+    return outcome
+
+
+def _finish(work: Work, job: Job, asked: Asked, outcome: "Outcome", forecast: "Forecast | None", begin: float) -> None:
     """Put the answers out and print the summary; where there is no terminal the last line is the run's JSON document. `begin`: when
     answering began. Raises PartlyAnswered."""
-    from hepti_mpi.comm import channel
     from hepti_mpi.planning.forecast import compared
     from hepti_mpi.reporting import records
 
-    tally = asked.write(outcome.results)
-    seconds, output = time.perf_counter() - begin, asked.question.output
-    spec, plan = ready.spec, ready.plan
-    spent = records.divide_time(ready.program, plan.active, outcome.seconds)
+    assert outcome.seconds is not None
+    tally, output, ready = asked.sink.write(), work.question.output, job.ready
+    seconds = time.perf_counter() - begin
+    spent = records.divide_time(ready.program, ready.plan.active, outcome.seconds)
+    measured = records.Measured(outcome.latencies, outcome.rows, outcome.answered, outcome.facts, spent, seconds)
     record = records.run_record(
-        spec.name, spec.family, plan, outcome.latencies, outcome.rows, asked.answered, ready.startup_seconds, outcome.facts, spent,
-        wire_error, outcome.decisions, seconds, None if output is None else str(output),
-    )  # fmt: skip
+        ready.spec, ready.plan, measured, ready.startup_seconds, job.wire_error, outcome.decisions, None if output is None else str(output)
+    )
     if forecast is not None:
         record |= compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
+    _put_record(record, tally, lambda: SCREEN.show("\n" + records.run_lines(record, ready.decision, SCREEN.width)))
+
+
+def _finish_nothing(work: Work, asked: Asked) -> None:
+    """Put the answers out where none was left to be found. Raises PartlyAnswered."""
+    from hepti_mpi.reporting import records
+
+    tally, spec = asked.sink.write(), work.session.store.spec
+    if len(asked.input.refused) < len(asked.input.every):
+        work.session.tell(f"all of {work.question.output or 'the input'} had been answered already: nothing is left")
+    _put_record(records.idle_record(spec.name, spec.family), tally)
+
+
+def _put_record(record: dict[str, Any], tally: "Tally | None", show: Callable[[], None] = lambda: None) -> None:
+    """Print a run's record, or tell the supervisor, who knows what became of all inputs. Raises PartlyAnswered."""
+    from hepti_mpi.comm import channel
+
     if tally is None:
         channel.tell("done", record=record)
         return
     record |= tally.numbers
-    SCREEN.show("\n" + records.run_lines(record, ready.decision, SCREEN.width))
+    show()
     SCREEN.document(record, always=True)
     tally.check()
 
 
-def _finish_nothing(store: Any, asked: Asked, tell: Any) -> None:
-    """Put the answers out where none was left to be found. Raises PartlyAnswered."""
-    from hepti_mpi.comm import channel
-    from hepti_mpi.reporting import records
-
-    tally, record = asked.write(), records.idle_record(store.spec.name, store.spec.family)
-    if len(asked.refused) < len(asked.every):
-        tell(f"all of {asked.question.output or 'the input'} had been answered already: nothing is left")
-    if tally is None:
-        channel.tell("done", record=record)
-        return
-    SCREEN.document(record | tally.numbers, always=True)
-    tally.check()
-
-
-def _show_plan(ready: Any) -> None:
+def _show_plan(ready: "Ready") -> None:
     from hepti_mpi.planning.reasons import reasons
 
     SCREEN.draw(ready.plan)

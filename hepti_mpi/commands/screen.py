@@ -10,9 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.program.plan import Plan
-    from hepti_mpi.serving.outputs import Tally
+    from hepti_mpi.serving.request import Answered
 
 OUT, ERR = 1, 2  # descriptors
 COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which a supervisor shows what its ranks print
@@ -215,42 +215,6 @@ def say(machine: "Machine") -> Callable[[str], None]:
     return SCREEN.say if machine.world.rank == 0 else lambda sentence: None
 
 
-def put_out(output: Path | None, finished: Sequence[dict[str, Any]], head: Mapping[str, Any]) -> None:
-    """Write the answers to all requests (outputs.Finished) of the run of `head` to `output`, or print them. Raises InputError."""
-    from hepti_mpi.serving import outputs
-    from hepti_mpi.serving.finished import sign
-
-    if output is not None:
-        outputs.write_finished(output, finished, partial(sign, head=head, tally=outputs.Tally.of(finished)))
-    else:
-        SCREEN.answers([item["answer"] for item in finished])
-
-
-class InOrder:
-    """Answers on the screen, each as soon as those to all inputs before it are known."""
-
-    def __init__(self, refused: Mapping[int, dict[str, Any]]) -> None:
-        """`refused`: answers (outputs.Finished) that are known before all others, by the place of their input."""
-        self.next, self.waiting = 0, dict(refused)
-        self.told: list[dict[str, Any]] = []  # what counts of those that were shown
-
-    def add(self, places: Sequence[int], finished: Sequence[dict[str, Any]], seconds: float = 0.0) -> None:
-        """Take answers in by the place of their input; what was shown already is not shown again."""
-        self.waiting.update((place, item) for place, item in zip(places, finished) if place >= self.next)
-        while self.next in self.waiting:
-            item = self.waiting.pop(self.next)
-            SCREEN.answers([item["answer"]])
-            self.told.append({"truncated": item["answer"].get("truncated")} | ({"error": item["error"]} if "error" in item else {}))
-            self.next += 1
-
-    def rest(self) -> "Tally":
-        """Show what is left and return what became of all."""
-        from hepti_mpi.serving.outputs import Tally
-
-        self.add((), ())
-        return Tally.of(self.told)
-
-
 class Meter:
     """How far something is that takes long: a line that is drawn again and again on a terminal, else a new one every ten seconds."""
 
@@ -265,6 +229,10 @@ class Meter:
         self.done += amount
         if self.terminal and time.monotonic() > self.drawn + DRAWN_SECONDS:
             self._draw()
+
+    def event(self, event: "Answered") -> None:
+        """Count answers (serving.sink.Listener)."""
+        self.advance(len(event.requests))
 
     def at(self, label: str) -> None:
         """Name what is done now."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.refine import Candidate
@@ -57,16 +58,26 @@ def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) 
     return compute, wire, wait
 
 
-def run_record(
-    name: str, family: str, plan: Plan, latencies: Sequence[float], rows: Sequence[int], requests: int, startup: dict[str, float],
-    facts: Sequence[dict[str, Any]], spent: Spent, wire_error: float = 0.0,
-    decisions: Sequence[dict[str, Any]] = (), seconds: float | None = None, output: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the JSON document of a run, format hepti-run.
+@dataclass
+class Measured:
+    """What was measured of a run: the latency and rows of each batch, how many `requests` were answered, a row of facts per rank, and
+    how all ranks spent their time. `seconds`: from the first batch to the last answer; left out: the batches' own."""
 
-    `rows`: of each batch. `seconds`: from the first batch to the last answer; left out: the batches' own. `output`: where the answers are.
-    """
-    seconds = max(float(np.sum(latencies)) if seconds is None else seconds, 1e-9)
+    latencies: Sequence[float]
+    rows: Sequence[int]
+    requests: int
+    facts: Sequence[dict[str, Any]]
+    spent: Spent
+    seconds: float | None = None
+
+
+def run_record(
+    spec: ModelSpec, plan: Plan, measured: Measured, startup: dict[str, float], wire_error: float = 0.0,
+    decisions: Sequence[dict[str, Any]] = (), output: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the JSON document of a run, format hepti-run. `output`: where the answers are."""
+    latencies, rows, requests, spent = measured.latencies, measured.rows, measured.requests, measured.spent
+    seconds = max(float(np.sum(latencies)) if measured.seconds is None else measured.seconds, 1e-9)
     values = np.array(latencies)
     latency = {"median": np.median(values), "p90": np.quantile(values, 0.9), "min": values.min(), "max": values.max()}
     ranks = [
@@ -76,13 +87,13 @@ def run_record(
         | {"heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank]}
         | {f"{what}_seconds": _short(getattr(spent, what)[rank]) for what in ("compute", "wire", "wait")}
         | {"weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
-        for rank, fact in enumerate(facts)
+        for rank, fact in enumerate(measured.facts)
     ]
     return {
         "format": RUN_FORMAT,
         "format_version": RUN_VERSION,
-        "model": name,
-        "family": family,
+        "model": spec.name,
+        "family": spec.family,
         "strategy": plan.strategy,
         "requests": requests,
         "seconds": _short(seconds),

@@ -6,8 +6,9 @@ answers or beside them. Where a file system keeps none, or a copy has lost it, t
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.serving.journal import journal_path
 from hepti_mpi.serving.lock import check_free
-from hepti_mpi.serving.outputs import Tally
+from hepti_mpi.serving.outputs import Finished as Answer
+from hepti_mpi.serving.outputs import Tally, write_finished
 from hepti_mpi.wording import counted
 
 NOTE = "user.hepti_mpi.run"
@@ -50,6 +52,11 @@ def sign(file: IO[bytes], head: Mapping[str, Any], tally: Tally) -> None:
         os.setxattr(file.fileno(), NOTE, json.dumps(note).encode())
     except OSError:  # no room for it, or no such attributes here
         pass
+
+
+def write_signed(output: Path, finished: Sequence[Answer], head: Mapping[str, Any]) -> None:
+    """Write the answers to all requests of the run of `head`, with the note on it. Raises InputError."""
+    write_finished(output, finished, partial(sign, head=head, tally=Tally.of(finished)))
 
 
 def finished_output(path: Path) -> Finished | None:

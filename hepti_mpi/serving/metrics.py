@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from hepti_mpi.errors import InputError
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.serving.request import Answered
 from hepti_mpi.tuning.watch import Watch
 
 EVERY_SECONDS = 5.0
@@ -78,8 +79,9 @@ class Metered:
                 self.say(f"metrics {self.path} cannot be written any more: {error.strerror or error}")
             self.written = float("inf")  # answers are worth more than numbers about them
 
-    def answered_requests(self, count: int) -> None:
-        self.requests.inc(count)
+    def event(self, event: Answered) -> None:
+        """Hear of answers (sink.Listener)."""
+        self.requests.inc(len(event.requests))
 
     def __enter__(self) -> "Metered":
         return self

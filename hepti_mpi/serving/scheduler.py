@@ -1,10 +1,69 @@
-"""Which requests are answered together. Knows rows; does not know what is in them, nor how they are answered."""
+"""What is answered next, and together with what. Knows requests and their rows; does not know how they are answered.
+
+Requests that wait are put together when there is nothing else to answer: all of a file at once, of a source without an end what has come.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.planning.memory import PADDED_SCORES
+from hepti_mpi.serving.request import Answered, Answerer
+
+Lengths = tuple[int, ...]  # rows of the requests that are answered together
+
+
+@dataclass(frozen=True)
+class Step:
+    """Requests that are answered together."""
+
+    requests: tuple[Request, ...]
+
+    @property
+    def lengths(self) -> Lengths:
+        return tuple(request.rows for request in self.requests)
+
+
+class Scheduler:
+    """Makes steps of at most `most_rows` rows, of layers of `hidden` columns, of the requests that are added: each `repeat` times."""
+
+    def __init__(self, answerer: Answerer, most_rows: int, repeat: int = 1) -> None:
+        self.answerer, self.most_rows, self.repeat = answerer, most_rows, repeat
+        self.waiting: list[Request] = []
+        self.steps: list[Step] = []  # of one round
+        self.given = 0  # of all rounds
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Take in requests, which wait until what was added before is answered."""
+        self.waiting += requests
+        if self.given == self.repeat * len(self.steps) and self.waiting:
+            lengths = [request.rows for request in self.waiting]
+            parts = batches(lengths, self.most_rows, self.answerer.spec.hidden)
+            self.steps = [Step(tuple(self.waiting[place] for place in part)) for part in parts]
+            self.waiting, self.given = [], 0
+
+    @property
+    def left(self) -> int:
+        """How many steps are to come, of what is known."""
+        return self.repeat * len(self.steps) - self.given
+
+    @property
+    def shapes(self) -> list[Lengths]:
+        """The lengths of each step of a round."""
+        return [step.lengths for step in self.steps]
+
+    def next(self) -> Step | None:
+        """Return what is to be answered next, None when that is nothing."""
+        if not self.left:
+            return None
+        self.given += 1
+        return self.steps[(self.given - 1) % len(self.steps)]
+
+    def done(self, step: Step, results: Sequence[Result], seconds: float) -> Answered:
+        """Return the event that a step, which took `seconds`, is for those that wait for its answers."""
+        return Answered(step.requests, results, seconds, self.answerer)
 
 
 def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[int]]:
@@ -29,11 +88,10 @@ def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[in
     return result
 
 
-def typical_rows(requests: Sequence[Request], batch_rows: int, hidden: int) -> dict[str, int]:
-    """Return what the plan is made for, under the names of planning.search.Request: rows of the median batch and the median request,
-    which are priced, and of the largest batch and the longest request, which memory must hold."""
-    lengths = sorted(request.rows for request in requests)
-    sizes = sorted(sum(lengths[index] for index in part) for part in batches(lengths, batch_rows, hidden))
+def typical_rows(shapes: Sequence[Lengths]) -> dict[str, int]:
+    """Return what the plan for steps of these shapes is made for, under the names of planning.search.Request: rows of the median batch
+    and the median request, which are priced, and of the largest batch and the longest request, which memory must hold."""
+    lengths, sizes = sorted(length for shape in shapes for length in shape), sorted(map(sum, shapes))
     if not sizes:
         raise InputError("the input is empty: there is nothing to answer")
     return {"rows": sizes[len(sizes) // 2], "attended": lengths[len(lengths) // 2], "largest": sizes[-1], "longest": lengths[-1]}

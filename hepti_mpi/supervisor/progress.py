@@ -3,7 +3,7 @@
 Knows their form; does not know what is done with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.channel import tell
 from hepti_mpi.documents import read_document
 from hepti_mpi.errors import InputError
+from hepti_mpi.serving.outputs import Finished
+from hepti_mpi.serving.request import Answered
 
 FORMAT, FORMAT_VERSION = "hepti-state", 1
 
@@ -42,11 +44,23 @@ def read_state(path: Path) -> State:
         raise InputError(f"{path} is damaged: {error!r}; run the supervise command again") from None
 
 
-class Reported:
-    """Stands where a run keeps its journal: the supervisor keeps it. `finished`: what it has of before, without the answers."""
+class Told:
+    """Stands where a run keeps its answers (serving.sink): its supervisor keeps them. `known`: what it has of before."""
+
+    wanted = True
 
     def __init__(self, state: State) -> None:
-        self.finished: dict[int, dict[str, Any]] = {place: {} for place in state.finished}
+        self.state = state
+        self.known: Collection[int] = set(state.finished)
 
-    def add(self, places: Sequence[int], finished: Sequence[dict[str, Any]], seconds: float) -> None:
-        tell("answers", places=list(places), finished=list(finished), seconds=seconds)
+    def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
+        tell("begin", requests=count, head=head, refused=list(refused.items()))
+
+    def event(self, event: Answered) -> None:
+        tell("answers", places=event.places, finished=event.finished, seconds=event.seconds)
+
+    def write(self) -> None:
+        """The supervisor writes, and knows what became of all inputs."""
+
+    def interrupted(self, asked: int) -> None:
+        """The supervisor says that."""

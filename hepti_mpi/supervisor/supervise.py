@@ -212,21 +212,9 @@ class Supervisor:
         why = None
         try:
             while why is None and not over and (done is None or time.monotonic() < done + END_SECONDS):
-                try:
-                    line = attempt.lines.get(timeout=0.1)
-                except queue.Empty:
-                    line = ""
-                if line is None:
-                    over = True
-                elif line:
-                    record = told(line)
-                    if record is None:
-                        self.make_room()
-                        sys.stdout.write(line)
-                        attempt.troubles.hear(line)
-                        continue
-                    attempt.troubles.take(record)
-                    self.heard(record)
+                line, record = self._next_line(attempt)
+                over = line is None
+                if record is not None:
                     heard = time.monotonic()
                     if record["kind"] == "here":
                         patience = SILENCE * float(record["deadline"]) or math.inf
@@ -237,34 +225,58 @@ class Supervisor:
                         if not answered:
                             self.restart_seconds = time.monotonic() - ended
                         answered = self.going = True
-                silent = [host for host in live if host.missed >= MISSED]
-                if done is None and time.monotonic() > heard + patience:
-                    why = late
-                elif silent and done is None:
-                    why = f"{_names(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
-                elif self.returning and done is None:
-                    back, self.returning = self.returning, ()
-                    for host in back:
-                        host.lost = False
-                    why = f"{_names(back)} {'is' if len(back) == 1 else 'are'} back"
+                if done is None:
+                    why = late if time.monotonic() > heard + patience else self._hosts_changed(live)
         finally:
             code = self._end(attempt, over)
         if done is not None:
             return None, answered
-        if why is not None:
-            return why, answered
-        if code == 2:  # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
-            said = attempt.troubles.said or "no rank said why"
-            bad = attempt.troubles.host(live)
-            if self.going and bad is not None and bad is not live[0]:  # the others could go on, and rank 0 has read the input
-                bad.lost, bad.losses = True, MOST_LOSSES + 1
-                return f"{said.removeprefix('error ')}; {bad.name} is left out", answered
-            gone = [host.name for host in self.hosts if host.lost]
-            if not gone:
-                raise HeptiError(f"the run cannot begin: {said.removeprefix('error ')}")
-            left = f"{len(live)} of {len(self.hosts)} hosts are left ({', '.join(gone)} lost)"
-            raise GivenUp(f"the run cannot go on, {left}: {said.removeprefix('error ')}")
-        return f"the run ended with code {code} before it was done", answered
+        return why or self._why_ended(attempt, live, code), answered
+
+    def _next_line(self, attempt: Attempt) -> tuple[str | None, dict[str, Any] | None]:
+        """Return the next line, "" where none has come and None where none will come, and the record that it is, which is taken in;
+        other lines are shown."""
+        try:
+            line = attempt.lines.get(timeout=0.1)
+        except queue.Empty:
+            return "", None
+        record = told(line) if line is not None else None
+        if record is not None:
+            attempt.troubles.take(record)
+            self.heard(record)
+        elif line is not None:
+            self.make_room()
+            sys.stdout.write(line)
+            attempt.troubles.hear(line)
+        return line, record
+
+    def _hosts_changed(self, live: Sequence[Host]) -> str | None:
+        """Return why hosts are a reason to start again, if they are: some do not answer, or some are back."""
+        silent = [host for host in live if host.missed >= MISSED]
+        if silent:
+            return f"{_names(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
+        if not self.returning:
+            return None
+        back, self.returning = self.returning, ()
+        for host in back:
+            host.lost = False
+        return f"{_names(back)} {'is' if len(back) == 1 else 'are'} back"
+
+    def _why_ended(self, attempt: Attempt, live: Sequence[Host], code: int) -> str:
+        """Return why a run that ended by itself before it was done is to be started again. Raises HeptiError where that would not help."""
+        if code != 2:
+            return f"the run ended with code {code} before it was done"
+        # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
+        said = (attempt.troubles.said or "no rank said why").removeprefix("error ")
+        bad = attempt.troubles.host(live)
+        if self.going and bad is not None and bad is not live[0]:  # the others could go on, and rank 0 has read the input
+            bad.lost, bad.losses = True, MOST_LOSSES + 1
+            return f"{said}; {bad.name} is left out"
+        gone = [host.name for host in self.hosts if host.lost]
+        if not gone:
+            raise HeptiError(f"the run cannot begin: {said}")
+        left = f"{len(live)} of {len(self.hosts)} hosts are left ({', '.join(gone)} lost)"
+        raise GivenUp(f"the run cannot go on, {left}: {said}")
 
     @staticmethod
     def _end(attempt: Attempt, over: bool) -> int:

@@ -52,15 +52,25 @@ class _Order:
     computed: dict[int, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a watched job begins with: the model, and the plan that a method found for a request by what was measured of the ranks."""
+
+    spec: ModelSpec
+    source_hash: str
+    profile: ClusterProfile
+    method: str
+    request: Request
+    plan: Plan
+
+
 class Adapter:
     """Rank 0's watch (watch.Watch) over a job whose plan follows what changes."""
 
-    def __init__(
-        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, method: str, request: Request, plan: Plan, load_seconds: float,
-        say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self.spec, self.source_hash, self.method, self.plan, self.say = spec, source_hash, method, plan, say
-        self.request = replace(request, wires=tuple(dict.fromkeys(("float32", plan.wire))))  # another was not tried on this model
+    def __init__(self, start: Start, load_seconds: float, say: Callable[[str], None]) -> None:
+        self.spec, self.source_hash, self.method, self.plan, self.say = start.spec, start.source_hash, start.method, start.plan, say
+        profile, plan = start.profile, start.plan
+        self.request = replace(start.request, wires=tuple(dict.fromkeys(("float32", plan.wire))))  # another was not tried on this model
         self.base = profile  # with links as they are now and speeds as they were in the beginning
         self.speeds, self.links, self.waits = Speeds(plan.hosts), Links(plan.hosts), Waits()
         self.cost = load_seconds

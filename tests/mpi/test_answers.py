@@ -15,7 +15,10 @@ from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.reference import forward
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving import outputs
-from hepti_mpi.serving.loop import answer
+from hepti_mpi.serving.loop import Desk, answer
+from hepti_mpi.serving.request import Answerer, Question
+from hepti_mpi.serving.scheduler import Scheduler
+from hepti_mpi.serving.source import Given
 from hepti_mpi.weights import store as stores
 from hepti_mpi.weights.slices import rank_slices
 
@@ -62,11 +65,36 @@ def opened(folder: Path, case: str, rank: int, make) -> stores.Store:
     return stores.Store(path)
 
 
+EVERYTHING = Question(output=Path("x.npz"), hidden=True)  # what the head can make, and the last hidden state
+
+
+class Noted(list):
+    """A sink that notes results by the place of their request, and the places in order."""
+
+    def __init__(self, count):
+        super().__init__([{}] * count)
+        self.places = []
+
+    def event(self, event):
+        self.places += event.places
+        for place, result in zip(event.places, event.results):
+            self[place] = result
+
+
+def desk_of(ready, source, batch_rows=1 << 20, repeat=1, question=EVERYTHING, **more):
+    """Return (requests, desk) on rank 0, which notes results, and (None, None) elsewhere."""
+    if ready.machine.world.rank:
+        return None, None
+    requests = read_requests(ready.spec, ready.store.files, str(source), None)
+    answerer = Answerer(ready.store, question)
+    return requests, Desk(Given(requests), Scheduler(answerer, batch_rows, repeat), answerer, Noted(len(requests)), **more)
+
+
 def answered(ready, source, batch_rows=1 << 20, repeat=1):
-    """Return (requests, outcome) on rank 0 and (None, outcome) elsewhere."""
-    requests = read_requests(ready.spec, ready.store.files, str(source), None) if ready.machine.world.rank == 0 else None
-    beside = ("logits", "last_hidden_state")
-    return requests, answer(ready, requests, batch_rows, repeat, beside, done=lambda places, results, seconds: None)[1]
+    """Return (requests, results) on rank 0 and (None, None) elsewhere."""
+    requests, desk = desk_of(ready, source, batch_rows, repeat)
+    answer(ready, desk)
+    return requests, desk and desk.sink
 
 
 def compare(machine, store, plan, path, batch_rows=1 << 20):
@@ -75,14 +103,14 @@ def compare(machine, store, plan, path, batch_rows=1 << 20):
 
 def check(ready, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_output", "logits", "embedding"), tolerance=TOLERANCE):
     """Compare the answers of what is loaded; it may answer one file after the other."""
-    requests, outcome = answered(ready, path, batch_rows)
+    requests, results = answered(ready, path, batch_rows)
     if requests is None:
         return
     expected = np.load(path)
     compared = 0
     for name in names:
-        if f"expected_{name}" in expected and all(name in result for result in outcome.results):
-            got = outputs.stacked(name, requests, [result[name] for result in outcome.results])
+        if f"expected_{name}" in expected and all(name in result for result in results):
+            got = outputs.stacked(name, requests, [result[name] for result in results])
             want = expected[f"expected_{name}"]
             assert got.shape == want.shape, (name, got.shape, want.shape)
             assert np.isfinite(got).all()
@@ -232,7 +260,7 @@ def test_same_bits_in_every_run(machine, folder, layout):
     plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
     runs = [answered(loading.load(machine, store, plan, None, {}), GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
     if machine.world.rank == 0:
-        first, *others = [run.results[0]["last_hidden_state"].tobytes() for run in runs]
+        first, *others = [run[0]["last_hidden_state"].tobytes() for run in runs]
         assert all(other == first for other in others)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_answers import LAYOUTS, SHARES, plan_of
+from test_answers import LAYOUTS, SHARES, desk_of, plan_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.hf import read_model
-from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.serving.loop import answer
+from hepti_mpi.serving.request import Question
 from hepti_mpi.weights import store as stores
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "minilm" / "expected_text.json"
@@ -34,14 +34,13 @@ def test_embeddings_of_real_sentences(machine, folder, store, layout):
     golden, source = json.loads(GOLDEN.read_text()), folder / "texts.jsonl"
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
     ready = loading.load(machine, store, plan, None, {})
-    requests = None
     if machine.world.rank == 0:
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in golden["texts"]))
-        requests = read_requests(store.spec, store.files, str(source), None)
-        assert [request.arrays["ids"].tolist() for request in requests] == golden["input_ids"]
-    _, outcome = answer(ready, requests, 256, 1, (), done=lambda places, results, seconds: None)
+    requests, desk = desk_of(ready, source, 256, question=Question())
+    answer(ready, desk)
     if machine.world.rank == 0:
-        got = np.array([result["embedding"] for result in outcome.results])  # [texts, hidden], unit length
+        assert [request.arrays["ids"].tolist() for request in requests] == golden["input_ids"]
+        got = np.array([result["embedding"] for result in desk.sink])  # [texts, hidden], unit length
         want = np.array(golden["embeddings"])
         cosines = (got * want).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
         assert len(got) == len(golden["texts"]) and cosines.min() >= COSINE

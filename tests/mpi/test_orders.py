@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_answers import GOLDEN, SHARES, opened, plan_of
+from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
 
 from hepti_mpi.cluster import probe
 from hepti_mpi.comm.orders import Orders
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.program import plan as plans
 from hepti_mpi.serving.loop import answer
 from hepti_mpi.tuning.watch import Steady
@@ -77,16 +76,15 @@ def test_plans_change_between_batches(machine, folder, shares):
     layouts = (("alltoall", "rows"), ("heads", "columns"), ("rows", "rows"))
     made = [plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[share](world.size), rows=40, **own)
             for layout in layouts for share in shares]  # fmt: skip
-    requests = read_requests(store.spec, store.files, str(GOLDEN / "bert" / "expected_padded.npz"), None) if world.rank == 0 else None
-    results = []
+    results, source = [], GOLDEN / "bert" / "expected_padded.npz"
     for watch in (Steady(), Restless(made, world.size)):
         ready = loading.load(machine, store, made[0], None, {})
-        noted, beside = [], ("logits", "last_hidden_state")
-        ready, outcome = answer(ready, requests, 16, 12, beside, lambda places, results, seconds, noted=noted: noted.extend(places), watch)
-        results.append(outcome.results)
+        requests, desk = desk_of(ready, source, 16, 12, watch=watch)
+        ready, outcome = answer(ready, desk)
+        results.append(desk and desk.sink)
         assert len({plan for plan in world.gather_all(ready.plan.hash)}) == 1
         if world.rank == 0:
-            assert sorted(noted) == sorted([*range(len(requests))] * 12) and len(outcome.latencies) == len(outcome.rows)
+            assert sorted(desk.sink.places) == sorted([*range(len(requests))] * 12) and len(outcome.latencies) == len(outcome.rows)
     if world.rank == 0:
         assert watch.swaps > 3 and outcome.seconds.shape[0] == world.size
         for one, other in zip(*results):
@@ -107,13 +105,12 @@ def test_a_short_first_batch_is_answered_once_before(machine, folder, monkeypatc
     """So that it is not cold; nothing of that is noted, and a long one is not made to wait."""
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
-    requests = read_requests(store.spec, store.files, str(GOLDEN / "bert" / "expected_padded.npz"), None) if world.rank == 0 else None
     ready = loading.load(machine, store, replace(plan, predicted_seconds=predicted), None, {})
     ran, run = [], ready.engine.run
     monkeypatch.setattr(ready.engine, "run", lambda lengths, embedded: (ran.append(tuple(lengths)), run(lengths, embedded))[1])
-    noted = []
-    _, outcome = answer(ready, requests, 16, 1, (), lambda places, results, seconds: noted.extend(places))
+    requests, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16)
+    _, outcome = answer(ready, desk)
     assert len(ran) == len(outcome.latencies) + more if world.rank == 0 else len(ran) > more
     assert not more or ran[0] == ran[1]
     if world.rank == 0:
-        assert sorted(noted) == list(range(len(requests)))
+        assert sorted(desk.sink.places) == list(range(len(requests)))

@@ -1,0 +1,122 @@
+"""The life of a request: asked, read, embedded, answered, kept. The only place that asks what comes before and after the layers.
+
+Knows what a request becomes at each station; does not know how requests are put together, nor where answers go.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.spec import Weight
+from hepti_mpi.models.tasks.heads import Result, answers, apply_head, embed, fault
+from hepti_mpi.serving.outputs import Finished, finished_answer, finished_arrays
+from hepti_mpi.weights.slices import span
+from hepti_mpi.weights.store import Store
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a run is asked: which input, how it is read, and where the answers go."""
+
+    source: str | None = None
+    output: Path | None = None
+    resume: bool = False
+    field: str | None = None
+    pair: str | None = None
+    strict: bool = False
+    hidden: bool = False
+    repeat: int = 1
+
+    @property
+    def arrays(self) -> bool:
+        """Whether the answers are arrays."""
+        return self.output is not None and self.output.suffix == ".npz"
+
+
+class Answerer:
+    """Brings the requests of one question from arrays to what is kept of their answers."""
+
+    def __init__(self, store: Store, question: Question) -> None:
+        self.store, self.spec, self.question = store, store.spec, question
+        self.weights = OuterWeights(store)
+
+    def embedded(self, requests: Sequence[Request]) -> np.ndarray:
+        """Return what the layers begin with, float32 [rows of all, hidden]."""
+        arrays = {key: np.concatenate([request.arrays[key] for request in requests]) for key in requests[0].arrays}
+        return embed(self.spec, self.weights, arrays)
+
+    def results(self, requests: Sequence[Request], hidden: np.ndarray) -> list[Result]:
+        """Return what the head makes of the last hidden state [rows of all, hidden]; nothing of it lies in that buffer."""
+        results = apply_head(self.spec, self.weights, self.store.files, hidden, requests, self.question.arrays)
+        bounds = np.cumsum([0, *(request.rows for request in requests)])
+        for result, first, last in zip(results, bounds, bounds[1:]):
+            for name, values in result.items():
+                if np.may_share_memory(values, hidden):
+                    result[name] = values.copy()
+            if self.question.hidden:
+                result["last_hidden_state"] = hidden[first:last].copy()
+        return results
+
+    def finished(self, requests: Sequence[Request], results: Sequence[Result]) -> list[Finished]:
+        """Return what is kept of results. Raises InputError when one is no answer, if strict."""
+        return [self._finished(request, result) for request, result in zip(requests, results)]
+
+    def _finished(self, request: Request, result: Result) -> Finished:
+        why = fault(self.spec, request, result)
+        if why is not None:
+            if self.question.strict:
+                raise InputError(why)
+            return self.refused(request, why, result)
+        if self.question.arrays:
+            return finished_arrays(request, result)
+        return finished_answer(answers(self.spec, self.store.files, [request], [result])[0])
+
+    def refused(self, request: Request, why: str, result: Mapping[str, np.ndarray] | None = None) -> Finished:
+        """Return what stands for an answer that there is not."""
+        if self.question.arrays:
+            sound = {name: values for name, values in (result or {}).items() if np.isfinite(values).all()}
+            return finished_arrays(request, sound, why)
+        return finished_answer(request.given, why)
+
+
+@dataclass
+class Answered:
+    """The event that requests were answered together, in `seconds`."""
+
+    requests: Sequence[Request]
+    results: Sequence[Result]
+    seconds: float
+    answerer: Answerer
+
+    @property
+    def places(self) -> list[int]:
+        """Where they stand in the input."""
+        return [request.index for request in self.requests]
+
+    @cached_property
+    def finished(self) -> list[Finished]:
+        """What is kept of them, found when it is asked for first. Raises InputError when one is no answer, if strict."""
+        return self.answerer.finished(self.requests, self.results)
+
+
+class OuterWeights(Mapping[str, np.ndarray]):
+    """The embedding and head tensors of a store, mapped from its file when asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weight: Weight = self.names[name]
+        return self.store.array(span(weight))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

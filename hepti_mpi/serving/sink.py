@@ -1,0 +1,206 @@
+"""Where answers go: a journal while a run lasts and then its output, or a screen at once. Rank 0's only.
+
+Knows answers and what keeps them; does not know how they were found. What turns results into text and writes it works beside the
+engine, in a thread of its own.
+"""
+
+import queue
+import shlex
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+from hepti_mpi.comm.launcher import command_line
+from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
+from hepti_mpi.serving.journal import Journal, journal_path
+from hepti_mpi.serving.outputs import Finished, Tally, check_apart, check_path
+from hepti_mpi.serving.request import Answered, Question
+
+WAITING = 16  # batches that may be answered and not yet written: a disk that is slower than that is waited for
+STOP_SECONDS = 0.2
+
+
+class Screen(Protocol):
+    """What shows answers to people or programs."""
+
+    @property
+    def is_read(self) -> bool: ...
+
+    def answers(self, answers: Sequence[dict[str, Any]]) -> None: ...
+
+
+class Listener(Protocol):
+    """What hears of answers."""
+
+    def event(self, event: Answered) -> None: ...
+
+
+class Sink(Listener, Protocol):
+    """What keeps the answers of one run. `known`: places of requests that need no answer."""
+
+    known: Collection[int]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody will see the answers to come."""
+
+    def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
+        """Get ready for the `count` requests of the run of `head`, of which some are refused. Raises InputError."""
+
+    def write(self) -> Tally | None:
+        """Put out what was kept; return what became of all inputs, None where somebody else knows. Raises InputError."""
+
+    def interrupted(self, asked: int) -> str | None:
+        """Say what is kept of a run of so many answers that is interrupted now, and what goes on with it."""
+
+
+class Shown:
+    """Answers on a screen, each as soon as those to all inputs before it are known."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self.known: Collection[int] = ()
+        self.next, self.waiting, self.answered = 0, dict[int, Finished](), 0
+        self.told: list[Finished] = []  # what counts of those that were shown
+
+    @property
+    def wanted(self) -> bool:
+        return self.screen.is_read
+
+    def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
+        self.waiting.update(refused)
+
+    def event(self, event: Answered) -> None:
+        self.answered += len(event.requests)
+        if any(place >= self.next and place not in self.waiting for place in event.places):  # else it was asked again, to measure
+            self.waiting.update((place, item) for place, item in zip(event.places, event.finished) if place >= self.next)
+        self._show()
+
+    def _show(self) -> None:
+        while self.next in self.waiting:
+            item = self.waiting.pop(self.next)
+            self.screen.answers([item["answer"]])
+            self.told.append({"truncated": item["answer"].get("truncated")} | ({"error": item["error"]} if "error" in item else {}))
+            self.next += 1
+
+    def write(self) -> Tally:
+        self._show()
+        return Tally.of(self.told)
+
+    def interrupted(self, asked: int) -> str:
+        return f"interrupted after {self.answered} of {asked} answers; nothing is kept without --output FILE"
+
+
+class Filed:
+    """Answers in an output when all are there, until then in a journal, or in memory where the input is answered many times."""
+
+    def __init__(self, question: Question, say: Any) -> None:
+        """Raises InputError when the output could not be written; `say` is told when one is going to be replaced."""
+        assert question.output is not None
+        self.output, self.question, self.wanted = question.output, question, True
+        check_apart(self.output, question.source)
+        check_path(self.output)
+        self.already = nothing_left(self.output, question.resume, say)  # the finished output, where there is one to be resumed
+        self.known: Collection[int] = ()
+        self.journal: Journal | None = None
+        self.held: dict[tuple[int, ...], Answered] = {}
+        self.answered = 0
+
+    def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
+        self.head, self.count, self.refused = {"requests": count, **head}, count, refused
+        if self.already is not None:
+            self.already.check(self.head)
+            self.known = range(count)
+        elif self.question.repeat == 1:
+            if self.question.resume:
+                check_not_less(self.output, count)
+            self.journal = Journal(journal_path(self.output), head, count, self.question.resume)
+            self.known = self.journal.finished
+
+    def event(self, event: Answered) -> None:
+        self.answered += len(event.requests)
+        if self.journal is not None:
+            self.journal.add(event.places, event.finished, event.seconds)
+        else:
+            self.held[tuple(event.places)] = event
+
+    def write(self) -> Tally:
+        if self.already is not None:
+            return self.already.tally
+        whole = dict(self.refused)
+        for event in self.held.values():
+            whole.update(zip(event.places, event.finished))
+        if self.journal is not None:
+            whole |= self.journal.finished
+        finished = [whole[place] for place in range(self.count)]
+        write_signed(self.output, finished, self.head)
+        if self.journal is not None:
+            self.journal.remove()
+        return Tally.of(finished)
+
+    def interrupted(self, asked: int) -> str:
+        if self.journal is None:
+            return f"interrupted after {self.answered} of {asked} answers; nothing is kept with --repeat"
+        kept = len(self.journal.finished)
+        if not kept:
+            return f"interrupted before the first of {self.count} answers"
+        return f"interrupted; {kept} of {self.count} answers are kept in {self.journal.path}; {going_on()}"
+
+
+class Beside:
+    """Hands events to those that listen in a thread of its own, in order; what one of them raises is raised by the next call here."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+        self.error: BaseException | None = None
+        self.waiting: queue.Queue[Answered | None] = queue.Queue(WAITING)
+        self.lock, self.stopped = threading.Lock(), False
+        self.thread = threading.Thread(target=self._work, name="answers", daemon=True)
+
+    def event(self, event: Answered) -> None:
+        """Hand on an event as soon as there is room for it."""
+        self.waiting.put(event)
+        self._check()
+
+    def stop(self) -> None:
+        """Hand on nothing any more; wait a moment for what is being handed on."""
+        self.stopped = True
+        if self.lock.acquire(timeout=STOP_SECONDS):
+            self.lock.release()
+
+    def __enter__(self) -> "Beside":
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Wait until all is handed on, unless something went wrong."""
+        if kind is not None:
+            self.stopped = True
+            return
+        self.waiting.put(None)
+        self.thread.join()
+        self._check()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _work(self) -> None:
+        while (event := self.waiting.get()) is not None:
+            with self.lock:
+                if self.stopped:
+                    continue
+                try:
+                    for listener in self.listeners:
+                        listener.event(event)
+                except BaseException as error:  # noqa: BLE001  whoever gives the events raises it
+                    self.error, self.stopped = error, True
+
+
+def going_on() -> str:
+    """Say with which command a run that was cut off goes on: the one that was typed, with --resume."""
+    words = command_line()
+    if not words:
+        return "go on with the same command and --resume"
+    return f"go on with: {shlex.join(words + ['--resume'] * ('--resume' not in words))}"

@@ -1,0 +1,184 @@
+"""What a supervised run has told: answers, in a journal where there is an output; and what was measured, beside the hostfile.
+
+Knows records of the channel and what is kept of them; does not know how a run is started or watched.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import HeptiError, InputError, ProfileError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import methods
+from hepti_mpi.planning.search import Request
+from hepti_mpi.serving.finished import Finished as Output
+from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
+from hepti_mpi.serving.journal import Journal, finished_places, journal_path
+from hepti_mpi.serving.outputs import Finished, Tally, check_path, checked
+from hepti_mpi.serving.sink import going_on
+from hepti_mpi.supervisor.progress import State
+from hepti_mpi.wording import counted
+
+UNKNOWN_GAIN = 0.1  # of the rest of a job, that a host is taken to bring of which nothing is known
+
+
+class Meter(Protocol):
+    """What shows how far the run is."""
+
+    total: int | None
+
+    def count_from(self, total: int) -> None: ...
+
+    def advance(self, amount: int) -> None: ...
+
+
+class Kept:
+    """What a supervised run has told: answers, in a journal where there is an output; and what was measured, beside the hostfile."""
+
+    def __init__(self, saved: Path, output: Path | None, resume: bool, say: Callable[[str], None], fresh: bool = False) -> None:
+        """Raises: InputError when the output could not be written."""
+        self.saved, self.output, self.resume, self.say = saved, output, resume, say
+        self.profile: ClusterProfile | None = None  # of as many hosts as were measured
+        self.profiles: list[ClusterProfile] = []  # all that are known
+        try:
+            self.profiles = profiles.load_all(saved) if saved.exists() and not fresh else []
+        except ProfileError as error:
+            say(str(error))
+        self.journal: Journal | None = None
+        self.finished: dict[int, Finished] = {}
+        self.count: int | None = None
+        self.measured: dict[str, Any] | None = None
+        self.meter: Meter | None = None
+        self.record: dict[str, Any] | None = None
+        self.since: float | None = None  # the first answer of this start
+        self.answers = 0  # after it
+        self.starts = 0
+        self.begin = time.monotonic()
+        self.before: list[int] = []
+        self.already: Output | None = None  # the finished output, where there is one to be resumed
+        self.lock = threading.Lock()
+        if output is not None:
+            check_path(output)
+            self.already = nothing_left(output, resume, say)
+            self.before = finished_places(journal_path(output)) if resume else []
+            if self.already is not None:
+                self.before = list(range(self.already.tally.inputs))
+
+    def state(self) -> State:
+        """Return what the next start need not do again."""
+        return State(sorted({*self.before, *self.finished}), list(self.profiles))
+
+    def heard(self, record: dict[str, Any]) -> None:
+        """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
+        kind = record["kind"]
+        if kind == "begin":
+            self._begin(record)
+        elif kind == "measured":
+            self._learn(record)
+        elif kind == "answers":
+            self._keep(record)
+        elif kind == "done":
+            self.record = record["record"]
+
+    def _begin(self, record: dict[str, Any]) -> None:
+        """Open the journal when ranks begin for the first time; later starts must be of the same input."""
+        head = {"requests": record["requests"], **record["head"]}
+        if self.count is None:
+            self.count, self.head = record["requests"], head
+            if self.already is not None:
+                self.already.check(head)
+            elif self.output is not None:
+                if self.resume:
+                    check_not_less(self.output, self.count)
+                self.journal = Journal(journal_path(self.output), record["head"], record["requests"], self.resume)
+                self.finished = self.journal.finished
+        elif head != self.head:
+            differs = next(key for key in head if head[key] != self.head.get(key))
+            raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
+                             "give all hosts the same input and store")  # fmt: skip
+        self.finished.update((place, checked(item)) for place, item in record["refused"])
+        self.since, self.answers, self.starts = None, 0, self.starts + 1
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Keep answers that are new."""
+        with self.lock:
+            new = [(place, checked(item)) for place, item in zip(record["places"], record["finished"]) if place not in self.finished]
+            if self.since is None:
+                self.since = time.monotonic()
+            else:
+                self.answers += len(new)
+            if self.journal is not None:
+                self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"])
+            else:
+                self.finished.update(new)
+        if self.meter is not None and self.meter.total is None:
+            self.meter.count_from((self.count or 0) - len({*self.finished, *self.before}))
+        elif self.meter is not None:
+            self.meter.advance(len(new))
+
+    def _learn(self, record: dict[str, Any]) -> None:
+        """Take in what was measured, unless it is a part of what is known."""
+        profile = profiles.from_json(record["profile"])
+        with self.lock:
+            self.measured = record
+            for known in self.profiles:
+                if profiles.of_hosts(known, profile.hosts) == profile:
+                    self.profile = known
+                    return
+            self.profile = profile
+            self.profiles.append(profile)
+        try:
+            profile.save(self.saved)
+        except ProfileError as error:  # the next job measures again
+            self.say(f"the profile is not kept: {error}")
+
+    def gains(self, more: Sequence[str], present: Sequence[str]) -> float | None:
+        """Return the seconds that the rest of the job takes less on the hosts `more` than on those that are `present`."""
+        with self.lock:
+            measured, profile, answers, since = self.measured, self.profile, self.answers, self.since
+            left = (self.count or 0) - len(self.finished)
+        if measured is None or profile is None or since is None or not answers:
+            return None
+        seconds = (time.monotonic() - since) / answers * left
+        asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}
+        spec, request = ModelSpec.from_json(measured["spec"]), replace(Request(**asked), limits=None)
+        prices = []
+        for hosts in (more, present):
+            part = profiles.of_hosts(profile, hosts)
+            if part is None:  # one that was never measured
+                return UNKNOWN_GAIN * seconds
+            try:
+                chosen = methods.decide(measured["method"], spec, measured["source_hash"], part, request).chosen
+            except HeptiError:
+                return None
+            prices.append(chosen.price.seconds)
+        return seconds * (1 - prices[0] / prices[1])
+
+    def interrupted(self) -> str:
+        """Say what is kept of a run that is interrupted now, and what goes on with it."""
+        if self.journal is None or not self.finished:
+            return f"interrupted after {counted(len(self.finished), 'answers')}; nothing is kept"
+        return f"interrupted; {len(self.finished)} of {self.count} answers are kept in {self.journal.path}; {going_on()}"
+
+    def write(self) -> Tally:
+        """Write the output, where there is one; return what became of all inputs. Raises InputError when answers are missing."""
+        if self.already is not None:
+            return self.already.tally
+        missing = (self.count or 0) - len(self.finished)
+        if missing:
+            raise InputError(f"{missing} of {self.count} answers are missing; go on with run --resume")
+        finished = self.in_order()
+        if self.output is not None:
+            write_signed(self.output, finished, self.head)
+        if self.journal is not None:
+            self.journal.remove()
+        return Tally.of(finished)
+
+    def in_order(self) -> list[Finished]:
+        """Return the answers to all inputs."""
+        return [self.finished[place] for place in range(self.count or 0)]
