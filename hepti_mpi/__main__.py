@@ -15,11 +15,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a fault of the program, 2 bad input or usage, 130 interrupted; comm.patience has 3, errors.py 4 and 5.
     """
-    local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
-    # NumPy's products (embedding, head) must not start more threads than a rank has cores; read when NumPy is imported
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
-    # and those threads must not spin after a product, which they do for some 25 ms: the layers that come next want the cores. 2 ** 4 ticks
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    _set_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's letters cannot say is spelled out
             stream.reconfigure(errors="backslashreplace")
@@ -74,6 +70,15 @@ def main() -> None:
     sys.exit(code)
 
 
+def _set_threads() -> None:
+    """Tell NumPy what it reads when it is imported."""
+    local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
+    # its products (embedding, head) must not start more threads than a rank has cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    # and those threads must not spin after a product, which they do for some 25 ms: the layers that come next want the cores. 2 ** 4 ticks
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
+
 def _tell(sentence: str) -> None:
     from hepti_mpi.commands.screen import SCREEN
 
@@ -83,9 +88,10 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
-    from hepti_mpi.commands.screen import SCREEN, end_meter
+    from hepti_mpi.commands.meter import end_meters
+    from hepti_mpi.commands.screen import SCREEN
 
-    end_meter()
+    end_meters()
     if not tell_past_launcher(SCREEN.folded(sentence)):
         _tell(sentence)
 

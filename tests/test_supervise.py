@@ -20,7 +20,7 @@ from hepti_mpi.comm import channel
 from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.commands import main
-from hepti_mpi.commands.screen import Meter
+from hepti_mpi.commands.meter import Meter
 from hepti_mpi.commands.supervise import finish
 from hepti_mpi.errors import HeptiError, InputError, PartlyAnswered
 from hepti_mpi.serving.outputs import finished_answer

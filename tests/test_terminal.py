@@ -12,7 +12,8 @@ import pytest
 from clusters import cluster
 from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
 
-from hepti_mpi.commands import screen
+from hepti_mpi.commands import meter as meters
+from hepti_mpi.commands import terminal
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import store as stores
 
@@ -99,8 +100,8 @@ def test_a_reader_that_has_seen_enough(made, words):
 
 
 def test_progress_without_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(screen, "TOLD_SECONDS", 0.05)
-    with screen.meanwhile("answering", 8) as meter:
+    monkeypatch.setattr(meters, "TOLD_SECONDS", 0.05)
+    with meters.meanwhile("answering", 8) as meter:
         meter.advance(2)
         time.sleep(0.4)
     told = capsys.readouterr().err.splitlines()
@@ -108,26 +109,26 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
 
 
 def test_the_line_of_progress_is_wiped_where_the_terminal_is_that_of_mpirun(monkeypatch, capsys):
-    monkeypatch.setattr(screen, "_terminal", lambda descriptor: "/nowhere")  # and standard error is a pipe
-    screen._console.cache_clear()
-    with screen.meanwhile("answering", 8) as meter:
+    monkeypatch.setattr(terminal, "path", lambda descriptor: "/nowhere")  # and standard error is a pipe
+    terminal.console.cache_clear()
+    with meters.meanwhile("answering", 8) as meter:
         meter.advance(2)
-    screen._console.cache_clear()
+    terminal.console.cache_clear()
     told = capsys.readouterr().err
-    assert "answering: 2 of 8" in told and told.endswith(screen.CLEAR), told
+    assert "answering: 2 of 8" in told and told.endswith(terminal.CLEAR), told
 
 
 def test_a_meter_that_has_ended_draws_no_more(monkeypatch, capsys):
-    monkeypatch.setattr(screen, "_terminal", lambda descriptor: "/nowhere")
-    screen._console.cache_clear()
-    with screen.meanwhile("answering", 8) as meter:
+    monkeypatch.setattr(terminal, "path", lambda descriptor: "/nowhere")
+    terminal.console.cache_clear()
+    with meters.meanwhile("answering", 8) as meter:
         meter.advance(2)
-        screen.end_meter()
-        assert capsys.readouterr().err.endswith(screen.CLEAR)
+        meters.end_meters()
+        assert capsys.readouterr().err.endswith(terminal.CLEAR)
         meter.advance(2)
         meter._draw()
         assert capsys.readouterr().err == ""
-    screen._console.cache_clear()
+    terminal.console.cache_clear()
 
 
 def test_nothing_is_drawn_over_what_ctrl_c_says(made):
@@ -150,7 +151,7 @@ def test_nothing_is_drawn_over_what_ctrl_c_says(made):
     before, found, after = shown.decode().rpartition("interrupted")
     last = before.rpartition("\n")[2]
     assert found and "answering" not in after, shown[-2000:]
-    assert ESCAPE.sub("", last.rpartition(screen.CLEAR[1:])[2]) == "", last
+    assert ESCAPE.sub("", last.rpartition(terminal.CLEAR[1:])[2]) == "", last
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands.options import FILE, Machinery, Size, grouped, machine_options, weights_option
+from hepti_mpi.commands.meter import meanwhile
+from hepti_mpi.commands.options import FILE, Machinery, Size, grouped, machine_options, weights_option, words_options
 from hepti_mpi.commands.paths import profile_path
-from hepti_mpi.commands.screen import SCREEN, meanwhile, words_options
+from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:

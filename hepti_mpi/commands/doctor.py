@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.options import FILE, weights_option
+from hepti_mpi.commands.options import FILE, weights_option, words_options
 from hepti_mpi.commands.paths import DEFAULT_STORE, WEIGHTS, store_path
-from hepti_mpi.commands.screen import SCREEN, words_options
+from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.hosts import Host

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hepti_mpi.commands.screen import SCREEN
+
 if TYPE_CHECKING:
     from hepti_mpi.planning.search import Request
     from hepti_mpi.serving.request import Question
@@ -144,6 +146,26 @@ def asked(options: dict[str, Any]) -> "Question":
     if question.hidden and not question.arrays:
         raise click.UsageError("--hidden is for an --output that ends in .npz: it adds last_hidden_state to it")
     return question
+
+
+def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add --quiet and, for a command that `has_document`, --json."""
+
+    def choose(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+        def chosen(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+            if value or context.parent is None or context.parent.parent is None:  # a run that is supervised adds to what is chosen
+                setattr(SCREEN, name, value)
+
+        return chosen
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        if has_document:
+            told = "Standard output is JSON lines only: of run without --output one of kind answer per input; last one document."
+            command = click.option("--json", is_flag=True, expose_value=False, callback=choose("json"), help=told)(command)
+        told = "Print answers and errors only."
+        return click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=choose("quiet"), help=told)(command)
+
+    return add
 
 
 def weights_option(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,14 +4,15 @@ Knows the command's options and what it prints; does not know how a plan is foun
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.options import FILE, planning_method, planning_options, planning_request, weights_option
+from hepti_mpi.commands.options import FILE, grouped, planning_method, planning_options, planning_request, weights_option, words_options
 from hepti_mpi.commands.paths import store_path, the_profile
-from hepti_mpi.commands.screen import SCREEN, words_options
+from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -19,6 +20,25 @@ if TYPE_CHECKING:
     from hepti_mpi.models.spec import ModelSpec
 
 RANDOM = "random:"  # before the name of a model that needs no store to be planned for
+
+
+@dataclass(frozen=True)
+class Described:
+    """Boards that are described instead of measured."""
+
+    boards: str | None
+    mbit: float
+    latency_us: float
+
+    def profile(self, spec: "ModelSpec") -> "ClusterProfile":
+        """Return the profile that they would have, and show what is known of them."""
+        from hepti_mpi.cluster.boards import cluster_of
+        from hepti_mpi.reporting.inspection import board_lines
+
+        names = [name.strip() for name in (self.boards or "").split(",")]
+        profile = cluster_of(names, self.mbit, self.latency_us * 1e-6, (spec.hidden, spec.ffn))
+        SCREEN.show(board_lines(names, self.mbit, self.latency_us) + "\n")
+        return profile
 
 
 @click.command()
@@ -34,8 +54,8 @@ RANDOM = "random:"  # before the name of a model that needs no store to be plann
 @click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
 @planning_options
 @words_options()
-def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boards: str | None, mbit: float, latency_us: float, rows: int,
-         output: Path | None, scale: Path | None, **options: Any) -> None:  # fmt: skip
+def plan(weights: Path | None, profile_file: Path | None, entry: int | None, output: Path | None, scale: Path | None, rows: int,
+         **options: Any) -> None:  # fmt: skip
     """Find the best division of a model over ranks or boards; needs no MPI.
 
     \b
@@ -47,16 +67,14 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, boa
     from hepti_mpi.planning.bound import bound
     from hepti_mpi.reporting import records
 
+    described = grouped(Described, options)
     method = planning_method(options)
-    if boards is not None and (profile_file is not None or entry is not None):
+    if described.boards is not None and (profile_file is not None or entry is not None):
         raise click.UsageError("--profile and --entry are of ranks that were measured, --boards of described ones: leave one out")
     if scale is not None and options["shares"] is not None:
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
     spec, source_hash = _model(weights)
-    if boards is not None:
-        profile = _described(boards, mbit, latency_us, spec)
-    else:
-        profile = _measured(profile_file or the_profile(), entry, spec)
+    profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
     decision = methods.decide(method, spec, source_hash, profile, request)
@@ -123,16 +141,6 @@ def _ranks(profile: "ClusterProfile") -> str:
 
 def _entries(found: "list[ClusterProfile]") -> str:
     return "; ".join(f"{number}: {_ranks(profile)}" for number, profile in enumerate(found, 1))
-
-
-def _described(boards: str, mbit: float, latency_us: float, spec: "ModelSpec") -> "ClusterProfile":
-    from hepti_mpi.cluster.boards import cluster_of
-    from hepti_mpi.reporting.inspection import board_lines
-
-    names = [name.strip() for name in boards.split(",")]
-    profile = cluster_of(names, mbit, latency_us * 1e-6, (spec.hidden, spec.ffn))
-    SCREEN.show(board_lines(names, mbit, latency_us) + "\n")
-    return profile
 
 
 def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", request: Any, picture: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, weights_option
+from hepti_mpi.commands.meter import meanwhile
+from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, weights_option, words_options
 from hepti_mpi.commands.paths import profile_path
-from hepti_mpi.commands.screen import SCREEN, meanwhile, words_options
+from hepti_mpi.commands.screen import SCREEN
 
 BUSY = 0.5  # load from which a machine is measured too slow
 

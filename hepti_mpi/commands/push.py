@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hepti_mpi.commands.options import FILE
-from hepti_mpi.commands.screen import SCREEN, words_options
+from hepti_mpi.commands.options import FILE, words_options
+from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:

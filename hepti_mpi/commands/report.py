@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from hepti_mpi.commands.options import FILE
-from hepti_mpi.commands.screen import SCREEN, words_options
+from hepti_mpi.commands.options import FILE, words_options
+from hepti_mpi.commands.screen import SCREEN
 
 
 @click.command()

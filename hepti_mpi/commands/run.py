@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi.commands import session as sessions
+from hepti_mpi.commands.meter import Meter, meanwhile
 from hepti_mpi.commands.options import (
     FILE,
     OURS,
@@ -25,9 +26,10 @@ from hepti_mpi.commands.options import (
     planning_options,
     planning_request,
     weights_option,
+    words_options,
 )
 from hepti_mpi.commands.paths import profile_path
-from hepti_mpi.commands.screen import SCREEN, Meter, meanwhile, words_options
+from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile

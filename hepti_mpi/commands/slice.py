@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from hepti_mpi.commands.options import FILE
+from hepti_mpi.commands.meter import meanwhile
+from hepti_mpi.commands.options import FILE, words_options
 from hepti_mpi.commands.paths import no_model
-from hepti_mpi.commands.screen import SCREEN, meanwhile, words_options
+from hepti_mpi.commands.screen import SCREEN
 
 
 @click.command("slice")

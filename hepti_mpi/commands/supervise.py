@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.options import FILE
-from hepti_mpi.commands.screen import COLUMNS, SCREEN, make_room, meanwhile, words_options
+from hepti_mpi.commands.meter import meanwhile
+from hepti_mpi.commands.options import FILE, words_options
+from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.terminal import COLUMNS, make_room
 
 if TYPE_CHECKING:
     from hepti_mpi.supervisor.kept import Kept

@@ -1,0 +1,116 @@
+"""How far something is that takes long. Knows counts and seconds; does not know of what."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from hepti_mpi.commands import terminal
+from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.terminal import CLEAR, ERR
+
+if TYPE_CHECKING:
+    from hepti_mpi.serving.request import Answered
+
+DRAWN_SECONDS = 0.5  # between two looks of a meter on a terminal
+TOLD_SECONDS = 10.0  # between two lines about how far something is, elsewhere
+WIDEST_BAR, NARROWEST_BAR = 30, 8  # characters
+
+
+class Meter:
+    """How far something is that takes long: a line that is drawn again and again on a terminal, else a new one every ten seconds."""
+
+    def __init__(self, label: str, total: int | None, count: Callable[[int], str] = str) -> None:
+        """`count` says so many of what is counted."""
+        self.label, self.total, self.done, self.count = label, total, 0, count
+        self.terminal = terminal.path(ERR) is not None
+        self.begin, self.drawn, self.is_drawn = time.monotonic(), float("-inf"), False
+        self.ended, self.lock = threading.Event(), threading.RLock()
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        if self.terminal and time.monotonic() > self.drawn + DRAWN_SECONDS:
+            self._draw()
+
+    def event(self, event: "Answered") -> None:
+        """Count answers (serving.sink.Listener)."""
+        self.advance(len(event.requests))
+
+    def at(self, label: str) -> None:
+        """Name what is done now."""
+        self.label = label
+
+    def count_from(self, total: int) -> None:
+        """Begin to count answers now."""
+        self.label, self.total, self.done, self.begin = "answering", total, 0, time.monotonic()
+
+    def wipe(self) -> None:
+        """Make room for something else; it is drawn again when it is looked at next."""
+        with self.lock:
+            if self.is_drawn:
+                self.is_drawn, self.drawn = False, float("-inf")
+                click.echo(CLEAR, err=True, nl=False, color=True)
+
+    def watch(self) -> None:
+        """Draw or tell now and then, until it has ended. No thread draws while something is counted: that would take time from it."""
+        while not self.ended.wait(TOLD_SECONDS if not self.terminal else DRAWN_SECONDS):
+            if not self.terminal:
+                terminal.write(ERR, self.words())
+            elif self.total is None or not self.done:
+                self._draw()
+
+    def words(self) -> str:
+        from hepti_mpi.reporting.tables import duration
+
+        passed = time.monotonic() - self.begin
+        if not self.total or not self.done:
+            return f"{self.label}: {duration(passed)}"
+        left = duration(passed * (self.total - self.done) / self.done)
+        return f"{self.label}: {self.count(self.done)} of {self.count(self.total)} in {duration(passed)}, about {left} left"
+
+    def _draw(self) -> None:
+        with self.lock:
+            if self.ended.is_set():
+                return
+            self.is_drawn, self.drawn = True, time.monotonic()
+            text = self.words()
+            room = terminal.console(ERR).width - len(text) - 3
+            if self.total and room >= NARROWEST_BAR:
+                bar = min(room, WIDEST_BAR)
+                full = bar * min(self.done, self.total) // self.total
+                text += "  " + "━" * full + "╌" * (bar - full)
+            # the cursor stays in front: what another rank prints begins where this line does
+            click.echo(CLEAR + text[: terminal.console(ERR).width - 1] + "\r", err=True, nl=False, color=True)
+
+
+METERS: list[Meter] = []  # what is drawn now
+
+
+def end_meters() -> None:
+    """Draw no meter any more: what is said now is the last."""
+    for meter in METERS:
+        meter.ended.set()
+        meter.wipe()
+
+
+@contextmanager
+def meanwhile(label: str, total: int | None = None, shown: bool = True, count: Callable[[int], str] = str) -> Iterator[Meter]:
+    """Show on standard error how far something is; `shown`: only where so."""
+    meter = Meter(label, total, count)
+    if not shown or SCREEN.quiet:
+        meter.terminal, meter.drawn = False, float("inf")
+        yield meter
+        return
+    terminal.drawn.append(meter.wipe)
+    METERS.append(meter)
+    threading.Thread(target=meter.watch, name="meter", daemon=True).start()
+    try:
+        yield meter
+    finally:
+        meter.ended.set()
+        meter.wipe()
+        METERS.remove(meter)
+        terminal.drawn.remove(meter.wipe)

@@ -1,0 +1,102 @@
+"""The terminal that people see what is printed on, if there is one. Knows descriptors and letters; does not know what is said.
+
+Under mpirun the terminal is mpirun's: a rank has none of its own, or one that nobody looks at. What nobody reads any more (a pipe to
+`head`) is not an error: nothing more is printed there.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OUT, ERR = 1, 2  # descriptors
+COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which a supervisor shows what its ranks print
+CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click takes it out of what goes to a pipe: under mpirun
+
+closed: set[int] = set()  # descriptors that nobody reads
+drawn: list[Callable[[], None]] = []  # wipes what is drawn where something else is to be printed now
+
+
+def path(descriptor: int) -> str | None:
+    """Return the terminal that people see this descriptor on, or None: under mpirun that of mpirun."""
+    from hepti_mpi.comm.launcher import LAUNCHERS, launched
+
+    if (sys.stdout, sys.stderr)[descriptor == ERR] is not (sys.__stdout__, sys.__stderr__)[descriptor == ERR]:
+        return None  # somebody collects what is printed
+    try:
+        if launched() and Path(f"/proc/{os.getppid()}/comm").read_text().strip() not in LAUNCHERS:
+            return None  # a script between mpirun and this rank: its terminal may be one that mpirun made
+        found = os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
+    except OSError:
+        return None
+    return found if found.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+@cache
+def console(descriptor: int) -> "Console":
+    from rich.console import Console
+    from rich.highlighter import RegexHighlighter
+    from rich.theme import Theme
+
+    class Words(RegexHighlighter):
+        base_style = "hepti."
+        highlights = [
+            r"(?P<good>\bchosen\b)", r"(?P<faint>\bleft out\b|-> | \| )", r"(?m)^(?P<bad>error\b)", r"(?m)(?P<name>^[\w.-]+(?=: ))",
+            r"(?m)(?P<number>(?<![\w.])[-+]?\d[\d,]*\.?\d*(?= |$|[],;)%]))", r"(?m)(?P<head>^ {6,}\S.*$|^(candidate|method|host) .*$)",
+        ]  # fmt: skip
+
+    theme = Theme({"hepti.good": "bold green", "hepti.faint": "dim", "hepti.bad": "bold red", "hepti.name": "bold",
+                   "hepti.number": "cyan", "hepti.head": "bold"})  # fmt: skip
+    place, columns = path(descriptor), None
+    if place is not None:
+        try:
+            with open(place, "rb") as file:
+                columns = os.get_terminal_size(file.fileno()).columns or None
+        except OSError:
+            pass
+    return Console(file=sys.stdout if descriptor == OUT else sys.stderr, force_terminal=place is not None, width=columns,
+                   highlighter=Words(), theme=theme, markup=False, emoji=False, soft_wrap=True)  # fmt: skip
+
+
+def width(descriptor: int) -> int | None:
+    if path(descriptor) is not None:
+        return console(descriptor).width
+    told = os.environ.get(COLUMNS, "")
+    return int(told) if told.isdecimal() and int(told) else None
+
+
+def write(descriptor: int, text: Any, plain: bool = False) -> None:
+    """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs."""
+    if descriptor in closed:
+        return
+    make_room()
+    try:
+        if plain or path(descriptor) is None:
+            click.echo(text, err=descriptor == ERR)
+        else:
+            if descriptor == ERR:
+                click.echo(CLEAR, err=True, nl=False, color=True)  # another rank may have drawn there
+            console(descriptor).print(text, crop=False)
+    except BrokenPipeError:
+        close(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Print nothing more there, neither when Python writes out what is left at the end."""
+    closed.add(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def make_room() -> None:
+    """Wipe what is drawn, which is drawn again: something else is shown there now."""
+    for wipe in list(drawn):
+        wipe()
