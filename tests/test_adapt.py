@@ -252,6 +252,17 @@ def test_a_board_and_a_link_that_recover_together_are_both_used_soon(seed):
     assert len(world.adapter.made) <= made + 2, world.adapter.made
 
 
+def test_changes_that_follow_each_other_are_all_followed():
+    """Two switches for one change, a plan that is found soon and a better one, are no reason to wait with the next change."""
+    boards = cluster((32, 22.9, 13.3, 8.9), mbit=191)
+    world, slow = World(noise=0.003, profile=boards), scaled(boards, [3.2, 1, 1, 1])
+    world.go(20)
+    for reality in (slow, thin(slow, 1, 0.1), boards):
+        world.reality = reality
+        world.go(20)
+        assert world.now() <= 1.05 * world.best(), world.adapter.made
+
+
 SMALL = replace(SPEC, layers=6, hidden=384, ffn=1536)
 
 

@@ -98,7 +98,8 @@ class Adapter:
         self.refused: set[str] = set()
         self.held: Advice | None = None
         self.made: list[dict[str, Any]] = []
-        self.switches: list[int] = []  # before which batches
+        self.asked = 0  # how often plans were asked for
+        self.switches: list[tuple[int, int]] = []  # before which batches, and by the answer to which question: a soon and a better plan
         self.kept = [1.0]  # parts of what switches promised that they gave
         self._expect()
 
@@ -192,6 +193,7 @@ class Adapter:
             self.learned = self.number if self.speeds.changed() else self.learned
             self.speeds.use()
             self._expect()
+            self.asked += 1
             self.adviser.ask(Question(self.method, self.spec, self.source_hash, self.expected.profile, self.request, self.plan))
         return {"do": "answer", "count": at_once(self.seconds, left), "pulse": len(self.plan.active) < self.plan.ranks}
 
@@ -227,11 +229,11 @@ class Adapter:
 
     def _cooling(self) -> bool:
         """Tell whether there were so many switches lately that the next has to wait: what comes and goes is not worth following."""
-        lately = sum(number > self.number - LATELY for number in self.switches)
-        return lately >= CALM and self.number < self.switches[-1] + 2**lately
+        lately = len({asked for number, asked in self.switches if number > self.number - LATELY})
+        return lately >= CALM and self.number < self.switches[-1][0] + 2**lately
 
     def _swap(self, plan: Plan) -> dict[str, Any]:
-        self.switches.append(self.number)
+        self.switches.append((self.number, self.asked))
         self.plan, self.held = replace(plan, hosts=self.plan.hosts), None
         return {"do": "swap", "plan": self.plan.to_json()}
 
