@@ -36,7 +36,7 @@ from hepti_mpi.program.build import (
     make_program,
     named,
 )
-from hepti_mpi.program.ownership import Holding, division, moves
+from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import Plan, check
 from hepti_mpi.weights.slices import Slicer, layer_slices
 
@@ -285,11 +285,11 @@ class Job:
 
     def blocks(self, sync, number):
         """What a rank receives in an exchange: (where to, from whom, which part of what is sent, of which value); the sum counts."""
-        have, want = (self.division.held(holding, sync.tile) for holding in (sync.have, sync.want))
+        found = self.division.moves(sync.have, sync.want, sync.tile)
         return [
             (self.view(number, write, sync.tile, box), giver, self.place(giver, read, sync.tile, box), which)
             for which, (read, write) in enumerate(zip(sync.reads, sync.writes))
-            for giver, taker, box in moves(have, want) if taker == number
+            for giver, taker, box in found if taker == number
         ]  # fmt: skip
 
     def place(self, number, name, tile, box):

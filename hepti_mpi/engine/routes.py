@@ -14,7 +14,7 @@ from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
 from hepti_mpi.engine import sessions
 from hepti_mpi.planning.price import RING_GAIN
 from hepti_mpi.program.build import Sync, Value
-from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding, moves
+from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
 from hepti_mpi.program.plan import Plan
 
 TAGS = 4  # of one exchange: one per ring
@@ -105,7 +105,7 @@ class Router:
         receives: list[Block] = []
         copies: list[Copy] = []
         for read, write in zip(reads, writes):
-            for giver, taker, box in moves(have, want):
+            for giver, taker, box in self.division.moves(*holdings, tile):
                 if giver == taker == self.rank:
                     copies += [(self._part(write, box), self._part(read, box))] * (read != write)
                 elif giver == self.rank:

@@ -155,12 +155,19 @@ class Division:
         ends = np.cumsum(np.asarray(heads, np.int64))
         self.columns = np.stack([ends - heads, ends], axis=1) if len(self.active) > 1 else np.array([[0, width]] * self.ranks)
         self.known: dict[tuple[Holding, int | None], Held] = {}
+        self.moving: dict[tuple[Holding, Holding, int], tuple[Move, ...]] = {}
 
     def held(self, holding: Holding, tile: int | None) -> Held:
         """Return who holds what of a value, or of a tile of it; None: of all tiles."""
         if (holding, tile) not in self.known:
             self.known[holding, tile] = self._held(holding, tile)
         return self.known[holding, tile]
+
+    def moves(self, have: Holding, want: Holding, tile: int) -> tuple[Move, ...]:
+        """Return what moves for the tile of a value to be held in another way."""
+        if (have, want, tile) not in self.moving:
+            self.moving[have, want, tile] = tuple(moves(self.held(have, tile), self.held(want, tile)))
+        return self.moving[have, want, tile]
 
     def _held(self, holding: Holding, tile: int | None) -> Held:
         rows = self.tile(tile)
