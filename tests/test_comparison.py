@@ -106,6 +106,7 @@ def test_it_says_how_long_it_took_and_where_the_records_are(samples):
 
 def test_without_ours_the_soonest_is_compared_with(samples):
     table = table_of({name: samples[name] for name in ("single", "megatron")})
+    assert "x megatron" in table
     assert [cell.strip() for cell in cells(table, "megatron") if cell.strip()][3] == "1.00"
     assert [cell.strip() for cell in cells(table, "single") if cell.strip()][3] == "1.25"
 

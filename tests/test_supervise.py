@@ -364,6 +364,17 @@ def test_progress_counts_what_was_left_after_the_first_answers(tmp_path, output)
     assert counts[-1] == (left, left) and one.meter.label == "answering"
 
 
+def test_what_a_start_does_is_shown_until_it_answers(tmp_path):
+    one, _ = kept(tmp_path)
+    one.heard({"kind": "doing", "what": "measuring"})  # nothing is shown yet
+    one.meter = Meter("starting", None)
+    labels = []
+    for record in (BEGIN, {"kind": "doing", "what": "measuring"}, answers(0), answers(1), {"kind": "doing", "what": "loading weights"}):
+        one.heard(record)
+        labels.append(one.meter.label)
+    assert labels == ["starting", "measuring", "answering", "answering", "answering"]
+
+
 def test_what_was_kept_before_is_told_to_the_first_start(tmp_path):
     first, _ = kept(tmp_path)
     first.heard(BEGIN)

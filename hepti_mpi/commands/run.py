@@ -206,7 +206,14 @@ def _prepared(work: Work, method: str, request: "Request", tolerance: float) -> 
     from hepti_mpi.tuning.prepare import Goal, prepared
 
     session, choice, startup = work.session, work.choice, dict[str, float]()
-    with meanwhile("measuring", shown=session.root) as meter:
+    with meanwhile("measuring", shown=session.root and not work.supervised) as meter:
+
+        def at(what: str) -> None:
+            meter.at(what)
+            if work.supervised and session.root:  # whose supervisor shows it
+                channel.tell("doing", what=what)
+
+        at(meter.label)
         if choice.plan_file is not None:
             return _given(work, method, request, meter)
         begin, file = time.perf_counter(), choice.profile_file
@@ -219,7 +226,7 @@ def _prepared(work: Work, method: str, request: "Request", tolerance: float) -> 
             channel.tell("measured", method=method, request=asdict(request), **known)
         many = session.world.from_root(work.batches >= SETTLE_FROM and not work.state.finished)
         goal = Goal(method, request, measured, tolerance, many)
-        ready, measured, error = prepared(session.machine, store, goal, startup, session.tell, meter.at)
+        ready, measured, error = prepared(session.machine, store, goal, startup, session.tell, at)
         return Job(ready, method, request, measured, error)
 
 

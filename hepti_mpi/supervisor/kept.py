@@ -32,6 +32,8 @@ class Meter(Protocol):
 
     total: int | None
 
+    def at(self, label: str) -> None: ...
+
     def count_from(self, total: int) -> None: ...
 
     def advance(self, amount: int) -> None: ...
@@ -78,6 +80,9 @@ class Kept:
         kind = record["kind"]
         if kind == "begin":
             self._begin(record)
+        elif kind == "doing":
+            if self.meter is not None and self.meter.total is None:
+                self.meter.at(record["what"])
         elif kind == "measured":
             self._learn(record)
         elif kind == "answers":

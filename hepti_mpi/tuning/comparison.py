@@ -104,7 +104,8 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
     """Return the table of a bench, soonest first, and what is possible."""
     samples = found.samples
     names = sorted(samples, key=lambda name: np.median(samples[name].seconds))
-    reference = float(np.median(samples["hepti" if "hepti" in samples else names[0]].seconds))
+    compared = "hepti" if "hepti" in samples else names[0]
+    reference = float(np.median(samples[compared].seconds))
     rows = []
     for name in names:
         sample, price = samples[name], samples[name].price
@@ -117,7 +118,7 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
         times = (milliseconds(median), spread, f"{median / reference:.2f}", milliseconds(price.seconds), error)
         cells = (*times, rate(1 / median), rate(found.rows / median), f"{found.nearness(name):.2f}", size(price.bytes), held)
         rows.append((name, *cells, f"{sample.error:.1g}", kind_of(sample.ready.plan)))
-    head = ("method", "median ms", "10 - 90 %", "x hepti", "predicted", "error", "requests/s", "rows/s", "nearness", "sent",
+    head = ("method", "median ms", "10 - 90 %", f"x {compared}", "predicted", "error", "requests/s", "rows/s", "nearness", "sent",
             "most weights", "difference", "layout")  # fmt: skip
     text = [table(head, rows, width)]
     text += [f"{name}: {why}" for name, why in refused.items()]
