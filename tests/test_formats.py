@@ -29,7 +29,7 @@ def test_the_bytes_of_a_layer_are_those_of_its_slices(name):
     by_axis = layer_bytes(spec)
     hidden, ffn = spec.hidden, spec.ffn
     assert by_axis == {"heads": (4 * hidden + 3) * hidden * 4, "columns": (2 * hidden + 1) * ffn * 4, None: 6 * hidden * 4}
-    assert sum(by_axis.values()) == sum(span(weight).bytes for weight in layer_weights(spec))
+    assert sum(by_axis.values()) == sum(span(weight).bytes for weight in layer_weights(spec, 0))
     assert [piece.name for piece in whole_slices(spec)] == [name for name, _ in named_weights(spec)]
 
 

@@ -87,7 +87,7 @@ def test_spec_and_weights(case):
         assert array.dtype == np.float32 and array.flags.c_contiguous
         read.append((name, array.shape))
     assert read == expected
-    assert len(expected) == len(outer_weights(model.spec)) + model.spec.layers * len(layer_weights(model.spec))
+    assert len(expected) == len(outer_weights(model.spec)) + model.spec.layers * len(layer_weights(model.spec, 0))
 
 
 def test_layout_of_the_store():

@@ -4,12 +4,14 @@ Knows the mathematics of a model and packed requests; knows no rank, no plan, no
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hepti_mpi.models.blocks import KINDS, Mlp, Norm
 from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, softmax
-from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.spec import ModelSpec, layer_weights
 
 
 def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, lengths: Sequence[int], dtype: DTypeLike = np.float64) -> Array:
@@ -22,29 +24,23 @@ def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, length
         raise ValueError(f"lengths add up to {sum(lengths)}, x has {len(x)} rows")
 
     x = as_type(x, dtype)  # [rows, hidden]
-    for layer in range(spec.layers):
-        own = {name: as_type(weights[f"layers.{layer}.{name}"], dtype) for name in LAYER_NAMES}
-        if spec.norm == "post":
-            x = norm(spec, own, "attention.norm", x + attend(own, x, lengths))  # [rows, hidden]
-            x = norm(spec, own, "mlp.norm", x + mlp(spec, own, x))  # [rows, hidden]
-        else:
-            x = x + attend(own, norm(spec, own, "attention.norm", x), lengths)  # [rows, hidden]
-            x = x + mlp(spec, own, norm(spec, own, "mlp.norm", x))  # [rows, hidden]
-    if spec.norm == "pre":
-        x = norm(spec, {name: as_type(weights[name], dtype) for name in FINAL_NAMES}, "final.norm", x)  # [rows, hidden]
-    return x
+    for number in range(spec.layers):
+        layer = spec.layer(number)
+        own = {weight.name: as_type(weights[weight.name], dtype) for weight in layer_weights(spec, number)}
+        for kind in KINDS:
+            name = f"layers.{number}.{kind}"
+            block = partial(attend, lengths=lengths) if kind == "attention" else partial(mlp, layer.mlp)
+            part = {role: own[weight.name] for role, weight in layer.block(kind).weights(name).items()}
+            y = norm(layer.norm_before(kind), own, f"{name}.norm", x)  # [rows, hidden]
+            x = norm(layer.norm_after(kind), own, f"{name}.norm", x + block(part, y))  # [rows, hidden]
+    last = spec.final_norm
+    own = {weight.name: as_type(weights[weight.name], dtype) for weight in (last.weights("final.norm").values() if last else ())}
+    return norm(last, own, "final.norm", x)  # [rows, hidden]
 
 
-LAYER_NAMES = (
-    *(f"attention.{m}.{part}" for m in ("q", "k", "v", "o", "norm") for part in ("weight", "bias")),
-    *(f"mlp.{m}.{part}" for m in ("up", "down", "norm") for part in ("weight", "bias")),
-)
-FINAL_NAMES = ("final.norm.weight", "final.norm.bias")
-
-
-def norm(spec: ModelSpec, own: Mapping[str, Array], name: str, x: Array) -> Array:
-    """Return LayerNorm `name` of `x` [rows, hidden]."""
-    return layer_norm(x, own[f"{name}.weight"], own[f"{name}.bias"], spec.norm_eps)  # [rows, hidden]
+def norm(block: Norm | None, own: Mapping[str, Array], name: str, x: Array) -> Array:
+    """Return LayerNorm `name` of `x` [rows, hidden]; `x` where there is none."""
+    return x if block is None else layer_norm(x, own[f"{name}.weight"], own[f"{name}.bias"], block.eps)  # [rows, hidden]
 
 
 def attend(own: Mapping[str, Array], x: Array, lengths: Sequence[int]) -> Array:
@@ -53,8 +49,8 @@ def attend(own: Mapping[str, Array], x: Array, lengths: Sequence[int]) -> Array:
     Source: Vaswani et al., Attention is all you need, arXiv:1706.03762, equation 1 and section 3.2.2.
     """
     q, k, v = (
-        np.einsum("rh,ndh->nrd", x, own[f"attention.{m}.weight"], optimize=True)  # [rows, hidden] -> [heads, rows, dim]
-        + own[f"attention.{m}.bias"][:, None, :]  # [heads, 1, dim]
+        np.einsum("rh,ndh->nrd", x, own[f"{m}.weight"], optimize=True)  # [rows, hidden] -> [heads, rows, dim]
+        + own[f"{m}.bias"][:, None, :]  # [heads, 1, dim]
         for m in "qkv"
     )
     out = np.zeros_like(q)  # [heads, rows, dim]
@@ -64,11 +60,11 @@ def attend(own: Mapping[str, Array], x: Array, lengths: Sequence[int]) -> Array:
         scores = q[:, mine] @ k[:, mine].transpose(0, 2, 1) / np.sqrt(q.dtype.type(q.shape[2]))  # [heads, length, length]
         out[:, mine] = softmax(scores) @ v[:, mine]  # [heads, length, dim]
         start += length
-    merged: Array = np.einsum("nrd,ndh->rh", out, own["attention.o.weight"], optimize=True)  # [rows, hidden]
-    return merged + own["attention.o.bias"]  # [rows, hidden]
+    merged: Array = np.einsum("nrd,ndh->rh", out, own["o.weight"], optimize=True)  # [rows, hidden]
+    return merged + own["o.bias"]  # [rows, hidden]
 
 
-def mlp(spec: ModelSpec, own: Mapping[str, Array], x: Array) -> Array:
+def mlp(block: Mlp, own: Mapping[str, Array], x: Array) -> Array:
     """Return the two-matrix MLP of `x` [rows, hidden]."""
-    inner = x @ own["mlp.up.weight"].T + own["mlp.up.bias"]  # [rows, ffn]
-    return activate(spec.activation, inner) @ own["mlp.down.weight"] + own["mlp.down.bias"]  # [rows, hidden]
+    inner = x @ own["up.weight"].T + own["up.bias"]  # [rows, ffn]
+    return activate(block.activation, inner) @ own["down.weight"] + own["down.bias"]  # [rows, hidden]

@@ -2,40 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.formats import F32, Format
+from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight
 from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
-DIVIDED = ("heads", "columns")  # axes that ranks divide among themselves
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of the store.
-
-    `name`: its name in the store, with `{}` for the layer number when it belongs to a layer.
-    `part`: "embedding", "attention", "mlp", "norm" or "head"; says which ranks need it.
-    `axes`: what its dimensions are, the first of them "heads" or "columns" where ranks divide it along that one.
-    `shape`: numbers along each of `axes`.
-    """
-
-    name: str
-    part: str
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-    format: Format = F32
-
-    @property
-    def split(self) -> str | None:
-        """The axis along which ranks divide it, None when it is held whole."""
-        return self.axes[0] if self.axes[0] in DIVIDED else None
-
-    @property
-    def bytes(self) -> int:
-        return self.format.bytes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -89,6 +63,27 @@ class ModelSpec:
             granule *= 2
         return granule
 
+    @cached_property
+    def final_norm(self) -> Norm | None:
+        """The norm `final.norm` behind the last layer, if there is one."""
+        return self._norm if self.norm == "pre" else None
+
+    def layer(self, number: int) -> Layer:
+        """Return what layer `number` is."""
+        if not 0 <= number < self.layers:
+            raise IndexError(f"layer {number} of {self.layers}")
+        return self._layer
+
+    @cached_property
+    def _norm(self) -> Norm:
+        return Norm(self.hidden, self.norm_eps)
+
+    @cached_property
+    def _layer(self) -> Layer:
+        """All layers of the families so far are alike."""
+        norms = {"before" if self.norm == "pre" else "after": (self._norm, self._norm)}
+        return Layer(Attention(self.hidden, self.heads, self.head_dim), Mlp(self.hidden, self.ffn, self.activation), **norms)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"labels": list(self.labels)}
 
@@ -101,25 +96,15 @@ class ModelSpec:
             raise ModelError(f"model description is damaged: {error}") from None
 
 
-def layer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
-    """Return the weights of one layer, the same for every family (names contain `{}` for the layer number).
-
-    Q, K, V, O are [heads, head_dim, hidden] and both MLP matrices [ffn, hidden], so that what a rank holds of each is
-    one contiguous range. `attention.o` and `mlp.down` are therefore the transposes of what PyTorch stores.
-    """
-    heads, dim, hidden, ffn = spec.heads, spec.head_dim, spec.hidden, spec.ffn
-    attention = [Weight(f"layers.{{}}.attention.{m}.weight", "attention", ("heads", "dim", "hidden"), (heads, dim, hidden)) for m in "qkvo"]
-    attention += [Weight(f"layers.{{}}.attention.{m}.bias", "attention", ("heads", "dim"), (heads, dim)) for m in "qkv"]
-    mlp = [Weight(f"layers.{{}}.mlp.{m}.weight", "mlp", ("columns", "hidden"), (ffn, hidden)) for m in ("up", "down")]
-    mlp += [Weight("layers.{}.mlp.up.bias", "mlp", ("columns",), (ffn,))]
-    whole = ("attention.o.bias", "mlp.down.bias", "attention.norm.weight", "attention.norm.bias", "mlp.norm.weight", "mlp.norm.bias")
-    return (*attention, *mlp, *(Weight(f"layers.{{}}.{name}", "norm", ("hidden",), (hidden,)) for name in whole))
+def layer_weights(spec: ModelSpec, number: int) -> tuple[Weight, ...]:
+    """Return the weights of layer `number` under their full names, in the order of the store."""
+    return spec.layer(number).weights(f"layers.{number}")
 
 
 def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
-    """Return the bytes of one layer's weights by the axis along which ranks divide them; None: those that are held whole."""
+    """Return the bytes of a layer's weights by the axis along which ranks divide them; None: those that are held whole."""
     result: dict[str | None, int] = {"heads": 0, "columns": 0, None: 0}
-    for weight in layer_weights(spec):
+    for weight in layer_weights(spec, 0):
         result[weight.split] += weight.bytes
     return result
 
@@ -143,8 +128,8 @@ def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
         pixels = options["channels"] * options["patch_size"] ** 2
         weights.append(Weight("embedding.patches", "embedding", ("hidden", "pixels"), (hidden, pixels)))
         weights.append(Weight("embedding.positions", "embedding", ("positions", "hidden"), (spec.positions, hidden)))
-    if spec.norm == "pre":
-        weights += norm("final.norm", "norm")
+    if spec.final_norm:
+        weights += spec.final_norm.weights("final.norm").values()
     if options.get("pooler"):
         weights += pair("head.pooler", "head", hidden, hidden)
     if spec.head in ("sequence-classes", "token-classes", "image-classes"):
@@ -174,9 +159,12 @@ def module_weights(spec: ModelSpec) -> tuple[Weight, ...]:
 
 
 def named_weights(spec: ModelSpec) -> Iterator[tuple[str, Weight]]:
-    """Yield (full name, weight) of every tensor in the order of the store: the outer ones, then layer after layer."""
+    """Yield (full name, weight) of every tensor in the order of the store: the outer ones, then layer after layer.
+
+    The weights of a layer are called the same in all of them: with `{}` for its number.
+    """
     for weight in outer_weights(spec):
         yield weight.name, weight
-    for layer in range(spec.layers):
-        for weight in layer_weights(spec):
-            yield weight.name.format(layer), weight
+    for number in range(spec.layers):
+        for weight in spec.layer(number).weights("layers.{}"):
+            yield weight.name.format(number), weight

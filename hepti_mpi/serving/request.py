@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.models.spec import Weight
 from hepti_mpi.models.tasks.heads import Result, answers, apply_head, embed, fault
 from hepti_mpi.serving.outputs import Finished, finished_answer, finished_arrays
 from hepti_mpi.weights.slices import span

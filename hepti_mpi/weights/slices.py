@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from hepti_mpi import splits
+from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.formats import F32, Format
-from hepti_mpi.models.spec import ModelSpec, Weight, layer_weights, named_weights, outer_weights
+from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
 from hepti_mpi.program.build import Compute, Op, Program, make_program
 from hepti_mpi.program.plan import Plan
 
@@ -67,7 +68,7 @@ class Slicer:
                       "columns": (0, spec.ffn) if single else splits.bounds(plan.columns, rank)}
         self.heads = self.parts["heads"][1] - self.parts["heads"][0]
         self.holds_rows = single or plan.rows[rank] > 0
-        self.weights = {weight.name: weight for weight in layer_weights(spec)}
+        self.weights = {weight.name: weight for weight in spec.layer(0).weights("layers.{}")}
 
     def takes_part(self, op: Op, distribution: str) -> bool:
         """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""

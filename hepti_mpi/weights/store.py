@@ -22,8 +22,9 @@ import numpy as np
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import StoreError
+from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.hf import ModelFiles
-from hepti_mpi.models.spec import ModelSpec, Weight
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice, all_weights, granule, span
 
 FORMAT, FORMAT_VERSION = "hepti-store", 1
