@@ -118,7 +118,7 @@ CHANGES = {
     "a rank nearly stands still": lambda profile: scaled(profile, [1, 40, 1]),
     "a link becomes thin": lambda profile: thin(profile, 1, 0.05),
     "the root's link becomes thin": lambda profile: thin(profile, 0, 0.05),
-    "both": lambda profile: thin(scaled(profile, [3.2, 1, 1]), 2, 0.05),
+    "both": lambda profile: thin(scaled(profile, [3.2, 1, 1]), 2, 0.02),
 }
 
 
