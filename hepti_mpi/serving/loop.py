@@ -179,7 +179,7 @@ def lead(course: Course, desk: Desk) -> None:
             if desk.source.ended:
                 break
             continue
-        order = watch.next(scheduler.left)
+        order = watch.next(scheduler.left if desk.source.ended else None)
         if order["do"] == "swap":
             course.orders.give(order)
             watch.swapped(*course.swap(order))

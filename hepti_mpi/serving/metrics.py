@@ -95,8 +95,8 @@ class Metered:
 
     # what a watch hears
 
-    def next(self, left: int) -> dict[str, Any]:
-        self.left.set(left)
+    def next(self, left: int | None) -> dict[str, Any]:
+        self.left.set(float("nan") if left is None else left)
         self._write()
         order = self.watch.next(left)
         if order["do"] == "swap":

@@ -180,10 +180,10 @@ class Adapter:
 
     # what to do
 
-    def next(self, left: int) -> dict[str, Any]:
-        return self._by_advice(left) or self._judge() or self._look() or self._go_on(left)
+    def next(self, left: int | None) -> dict[str, Any]:
+        return self._by_advice(left) or self._judge() or self._look() or self._go_on()
 
-    def _go_on(self, left: int) -> dict[str, Any]:
+    def _go_on(self) -> dict[str, Any]:
         reasons, since = [reason for reason in (self.reason, self.speeds.changed()) if reason is not None], self.speeds.since()
         both = self._may_be_more() if self.reason else self.waits.unsure and since <= 2 * AGREE
         if reasons and not both and (self.reason is not None or not self.adviser.busy):  # else both a board and a link, it seems: one plan
@@ -195,7 +195,7 @@ class Adapter:
             self._expect()
             self.asked += 1
             self.adviser.ask(Question(self.method, self.spec, self.source_hash, self.expected.profile, self.request, self.plan))
-        return {"do": "answer", "count": at_once(self.seconds, left), "pulse": len(self.plan.active) < self.plan.ranks}
+        return {"do": "answer", "count": at_once(self.seconds), "pulse": len(self.plan.active) < self.plan.ranks}
 
     def _may_be_more(self) -> bool:
         """Tell whether a board may have changed beside a link: batches tell that follow a look to which none of them led."""
@@ -206,7 +206,7 @@ class Adapter:
         known = [order.number for order in self.history]
         return known[-min(orders, len(known))] if orders and known else self.number
 
-    def _by_advice(self, left: int) -> dict[str, Any] | None:
+    def _by_advice(self, left: int | None) -> dict[str, Any] | None:
         """Return the order to switch to what the planning process found, if that is worth it."""
         advice, recent = self.adviser.advice() or self.held, list(self.late)[-RECENT:]
         self.held = None if recent else advice  # until a batch has shown what predictions are worth

@@ -248,15 +248,15 @@ def promised(advised: float, present: float, measured: float) -> float:
     return advised * min(measured / present, 1.0) + max(measured - present, 0.0)
 
 
-def worth(before: float, after: float, left: int, lasted: int, cost: float) -> bool:
+def worth(before: float, after: float, left: int | None, lasted: int, cost: float) -> bool:
     """Tell whether a plan that promises batches of `after` instead of `before` seconds is worth a switch that costs `cost` seconds.
 
-    `left`: batches to come; `lasted`: batches since what makes it better. It must have lost as much as the switch costs: who waits that
-    long never pays more than twice what was possible, however soon it is over (the ski rental problem; Karlin, Manasse, Rudolph, Sleator,
-    "Competitive snoopy caching", Algorithmica 3, 1988).
+    `left`: batches to come, None where nobody knows; `lasted`: batches since what makes it better. It must have lost as much as the switch
+    costs: who waits that long never pays more than twice what was possible, however soon it is over (the ski rental problem; Karlin,
+    Manasse, Rudolph, Sleator, "Competitive snoopy caching", Algorithmica 3, 1988).
     """
     gain = before - after
-    return after < (1 - MARGIN) * before and gain * left > PAYS_BACK * cost and gain * lasted >= cost
+    return after < (1 - MARGIN) * before and (left is None or gain * left > PAYS_BACK * cost) and gain * lasted >= cost
 
 
 class Expectation:

@@ -10,8 +10,8 @@ MOST_AT_ONCE = 64  # batches of one order: what is reported of them is a small m
 class Watch(Protocol):
     """What rank 0 asks between batches what to do next, and tells what came of it."""
 
-    def next(self, left: int) -> dict[str, Any]:
-        """Return an order; `left`: how many batches are left, at least one."""
+    def next(self, left: int | None) -> dict[str, Any]:
+        """Return an order. `left`: how many batches are to come, None where nobody knows; at least one is there."""
 
     def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
         """Hear of batches from `number` on: the rows of each request, latencies, and rank 0's seconds of computing."""
@@ -35,8 +35,8 @@ class Steady:
     def __init__(self) -> None:
         self.seconds = ORDER_SECONDS
 
-    def next(self, left: int) -> dict[str, Any]:
-        return {"do": "answer", "count": at_once(self.seconds, left)}
+    def next(self, left: int | None) -> dict[str, Any]:
+        return {"do": "answer", "count": at_once(self.seconds)}
 
     def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
         self.seconds = min(seconds)
@@ -54,6 +54,6 @@ class Steady:
         return []
 
 
-def at_once(seconds: float, left: int) -> int:
-    """Return how many of the batches that are `left` one order should be for, where one takes `seconds`."""
-    return max(1, min(left, MOST_AT_ONCE, round(ORDER_SECONDS / max(seconds, 1e-6))))
+def at_once(seconds: float) -> int:
+    """Return how many batches one order should be for at most, where one takes `seconds`."""
+    return max(1, min(MOST_AT_ONCE, round(ORDER_SECONDS / max(seconds, 1e-6))))

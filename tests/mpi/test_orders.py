@@ -94,6 +94,39 @@ def test_plans_change_between_batches(machine, folder, shares):
             assert {kind for _, *kinds in watch.heard_of for kind in kinds} >= {"number", "compute"}
 
 
+class Arriving:
+    """A source whose requests come one after the other, after looks at which none is there."""
+
+    def __init__(self, requests):
+        self.requests, self.looks = list(requests), 0
+
+    @property
+    def ended(self):
+        return not self.requests
+
+    def take(self, timeout):
+        self.looks += 1
+        return [self.requests.pop(0)] if self.looks % 3 == 2 and self.requests else []
+
+
+def test_requests_may_come_while_others_are_answered(machine, folder):
+    """Of shapes that no rank has prepared; the answers are those of a source that is known from the beginning."""
+    world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
+    plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
+    results = []
+    for arriving in (False, True):
+        ready = loading.load(machine, store, plan, None, {})
+        requests, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16)
+        if arriving and desk is not None:
+            desk.source = Arriving(requests)
+        _, outcome = answer(ready, desk)
+        results.append(desk and desk.sink)
+    if world.rank == 0:
+        assert len(outcome.latencies) == len(requests) and sorted(desk.sink.places) == list(range(len(requests)))
+        for one, other in zip(*results):
+            assert set(one) == set(other) and all(np.abs(one[name] - other[name]).max() < 1e-4 for name in one)
+
+
 def test_a_plan_is_the_same_after_its_journey():
     spec = random_model("tiny-bert").spec
     plan = replace(plan_of(spec, "x", (("heads", "rows"),) * spec.layers, SHARES["even"](3), rows=40), predicted_seconds=0.5)
