@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh
 #   RANKS="2 3" bash tests/run.sh                     other rank counts
+#   STRICT=1 bash tests/run.sh                        a test that is skipped counts as failed
 #
 # Makes .venv if need be. Goes on after a failure; exits with 1 when anything failed.
 set -euo pipefail
@@ -43,14 +44,14 @@ busy() { # what keeps one core busy
 # These wait most of the time, for deadlines and for hosts that come back: beside them there is room for what needs one core
 waiting=(tests/test_lab_deadline.py tests/test_lab_faults.py)
 busy >"$failures/busy" 2>&1 &
-check 900 python -m pytest -q "${waiting[@]}"
+check 900 python -m pytest -q -rs "${waiting[@]}"
 wait
 cat "$failures/busy"
-check 1800 python -m pytest -q -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
-check 1800 python -m pytest -q tests/test_lab*.py "${waiting[@]/#/--deselect=}" # these need both cores
+check 1800 python -m pytest -q -rs --durations=8 -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
+check 1800 python -m pytest -q -rs --durations=8 tests/test_lab*.py "${waiting[@]/#/--deselect=}" # these need both cores
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
-    check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -p no:cacheprovider tests/mpi
+    check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi
 done
 
 if [ -s "$failures/all" ]; then
