@@ -109,9 +109,9 @@ cat >"$work/several.py" <<'END'
 """Run the commands in a file, a line each, one after the other in this process."""
 import sys
 from pathlib import Path
-from hepti_mpi import cli
+from hepti_mpi.commands.main import main
 for line in Path(sys.argv[1]).read_text().splitlines():
-    cli.main(line.split(), standalone_mode=False)
+    main(line.split(), standalone_mode=False)
 END
 cp "$work/several.py" "$there/"
 several="python -m mpi4py $here/several.py $here/commands" # mpi4py: a rank that fails ends the others
