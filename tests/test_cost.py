@@ -6,14 +6,17 @@ from itertools import product
 import numpy as np
 import pytest
 from clusters import cluster, node, square
+from operations import operations
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.models import blocks
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import price as prices
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import FLOAT, RING_BYTES, Price, Pricer
-from hepti_mpi.program.build import Compute, Op, Sync, buffers, distributions, make_program
+from hepti_mpi.program.build import Compute, Sync, buffers, distributions, make_program
+from hepti_mpi.program.ops import Cast, Norm
 from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
 from hepti_mpi.program.plan import Plan
 
@@ -55,6 +58,10 @@ def with_head_start(profile, amount):
     return replace(profile, nodes=tuple(replace(one, head_start_bytes=float(amount)) for one in profile.nodes))
 
 
+def norm(read, write):
+    return Norm(0, (read,), (write,), blocks.Norm(SPEC.hidden, 1e-12), "")
+
+
 def lone(kind, values=1):
     """A program of one exchange."""
     return (Sync(kind, tuple(f"a{n}" for n in range(values)), tuple(f"b{n}" for n in range(values))),)
@@ -64,10 +71,10 @@ def lone(kind, values=1):
 
 
 @pytest.mark.parametrize("kind, weights, attention, elements", [
-    ("project_heads", 3 * 72 * 40, 0, 0),  # 5 of 9 heads of 8
+    ("project_qkv_heads", 3 * 72 * 40, 0, 0),  # 5 of 9 heads of 8
     ("mix_heads", 0, 2 * 9 * 40, 0),
     ("out_heads", 72 * 40, 0, 0),
-    ("project", 3 * 72 * 72, 0, 0),
+    ("project_qkv", 3 * 72 * 72, 0, 0),
     ("project_q", 72 * 72, 0, 0),
     ("project_kv", 2 * 72 * 72, 0, 0),
     ("mix", 0, 2 * 9 * 72, 0),
@@ -75,15 +82,15 @@ def lone(kind, values=1):
     ("mlp_columns", 2 * 72 * 102, 0, 102),
     ("mlp", 2 * 72 * 203, 0, 203),
     ("norm", 0, 0, 72),
-    ("tail", 0, 0, 72),
-    ("half", 0, 0, 2 * 72 * 0.5),
-    ("half_heads", 0, 0, 2 * 40 * 0.5),
+    ("add_norm", 0, 0, 72),
+    ("to_float16", 0, 0, 2 * 72 * 0.5),
+    ("to_float16_heads", 0, 0, 2 * 40 * 0.5),
 ])  # fmt: skip
 def test_an_operation(kind, weights, attention, elements):
     """Rank 0 has 5 of 9 heads and 102 of 203 columns; 7 rows that attend to 9; a cast of two values."""
     plan = plan_of(("heads", "columns"), (1, 1))
     pricer = Pricer(SPEC, simple(), ROWS, attended=9)
-    seconds = pricer.op_seconds(Op(kind, 0, ("a", "b"), ()), np.array([7, 7]), plan, np.array([0, 1]))
+    seconds = pricer.op_seconds(operations(SPEC)[kind], np.array([7, 7]), plan, np.array([0, 1]))
     assert seconds[0] == pytest.approx(7 * (weights * 1e-9 + attention * 2e-9 + elements * 3e-9))
 
 
@@ -92,10 +99,9 @@ def test_every_cast_is_priced_by_what_it_casts():
     plan = own_plan(("alltoall", "rows"), (1, 1), wire="float16")
     profile = simple(2)
     free = replace(profile, nodes=tuple(replace(one, cast_seconds=0.0) for one in profile.nodes))
-    casts = sum(len(op.reads) for step in make_program(SPEC, plan) if isinstance(step, Compute) for op in step.ops if op.kind == "half")
-    headed = [op for step in make_program(SPEC, plan) if isinstance(step, Compute) for op in step.ops if op.kind.endswith("_heads")]
-    there = sum(len(op.reads) for op in headed if op.kind == "single_heads")
-    back = sum(len(op.reads) for op in headed if op.kind == "half_heads")
+    every = [op for step in make_program(SPEC, plan) if isinstance(step, Compute) for op in step.ops if isinstance(op, Cast)]
+    casts, there, back = (sum(len(op.reads) for op in every if (op.dtype, op.axis) == kind)
+                          for kind in (("float16", None), ("float32", "heads"), ("float16", "heads")))  # fmt: skip
     assert (casts, there, back) == (3 * SPEC.layers, 3 * SPEC.layers, SPEC.layers)
     rows, wide = plan.rows[0], plan.heads[0] * SPEC.head_dim
     elements = rows * SPEC.hidden * (casts + back) + ROWS * wide * (there + back)
@@ -248,7 +254,7 @@ def test_uneven_blocks_go_round(kind, wire, rows, ring):
     """Directly the busiest link carries the largest block once for each other rank; round it carries each but the smallest once."""
     plan = own_plan(("rows", "rows"), rows, counts=rows, wire=wire)
     width, profile = SPEC.hidden * (2 if wire == "float16" else 4), simple(len(rows), exchange=1e-3)
-    read = Compute((Op("norm", 0, ("b0",), ("c",)),), "rows", reads=("b0",), writes=("c",))
+    read = Compute((norm("b0", "c"),), "rows", reads=("b0",), writes=("c",))
     result = Pricer(SPEC, profile, sum(rows)).price((*lone(kind), read), plan)
     heaviest = sum(rows) - min(rows) if ring else (len(rows) - 1) * max(rows)
     assert result.wire == pytest.approx(heaviest * width / 1e7)
@@ -260,9 +266,9 @@ def test_uneven_blocks_go_round(kind, wire, rows, ring):
 def test_what_came_early_goes_round_while_one_still_computes():
     """Of 80 rows, 70 pass the busiest link; a late rank begins late to pass on what came: 50 go from rank 2 to rank 0 after that."""
     rows, profile = (30, 10, 40), replace(cluster((9, 9, 9), mbit=80, latency=1e-9), exchange_seconds=0.0)
-    plan, norms = own_plan(("rows", "rows"), rows, counts=rows), [Op("norm", 0, ("a0",), ("a0",))] * 1000
-    work = Compute((Op("norm", 0, ("x0",), ("a0",)), *norms), "rows", reads=("x0",), writes=("a0",))
-    read = Compute((Op("norm", 0, ("b0",), ("c",)),), "rows", reads=("b0",), writes=("c",))
+    plan, norms = own_plan(("rows", "rows"), rows, counts=rows), [norm("a0", "a0")] * 1000
+    work = Compute((norm("x0", "a0"), *norms), "rows", reads=("x0",), writes=("a0",))
+    read = Compute((norm("b0", "c"),), "rows", reads=("b0",), writes=("c",))
     result = Pricer(SPEC, profile, sum(rows)).price((work, *lone("allgatherv"), read), plan)
     row, late = SPEC.hidden * 4 / (80e6 / 8), result.compute.max()
     assert late > 100 * row
@@ -330,7 +336,7 @@ def test_a_head_start_helps_but_does_not_make_a_link_faster(pair):
 def test_what_fits_into_the_head_start_is_there_at_once():
     rows = (30, 30, 30)
     plan = own_plan(("rows", "rows"), rows, counts=rows)
-    read = Compute((Op("norm", 0, ("b0",), ("c",)),), "rows", reads=("b0",), writes=("c",))
+    read = Compute((norm("b0", "c"),), "rows", reads=("b0",), writes=("c",))
     waits = []
     for amount in (0, 2 * 30 * 288 - 1000, 2 * 30 * 288):
         profile = with_head_start(simple(3, exchange=1e-3), amount)
@@ -342,7 +348,7 @@ def test_starting_an_exchange_keeps_a_rank_busy():
     """30 us a start and 1 ns a byte that is sent, before anything travels."""
     rows = (40, 40, 40)
     plan = own_plan(("rows", "rows"), (1, 1, 1), counts=rows)
-    read = Compute((Op("norm", 0, ("b0",), ("c",)),), "full", reads=("b0",), writes=("c",))
+    read = Compute((norm("b0", "c"),), "full", reads=("b0",), writes=("c",))
     free = simple(3)
     busy = replace(free, start_seconds=30e-6, start_seconds_per_byte=1e-9)
     before, after = (Pricer(SPEC, profile, 120).price((*lone("allgatherv"), read), plan) for profile in (free, busy))
@@ -364,7 +370,7 @@ def test_the_link_of_a_root_without_a_part_counts():
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_ranks_are_priced_by_sums(kind, rows, monkeypatch):
     plan, pricer = own_plan(("alltoall", "rows"), rows, counts=rows), Pricer(SPEC, simple(8, exchange=1e-3), 64)
-    read = Compute((Op("norm", 0, ("b0",), ("c",)),), "rows", reads=("b0",), writes=("c",))
+    read = Compute((norm("b0", "c"),), "rows", reads=("b0",), writes=("c",))
     program = lone(kind) if kind == "gatherv" else (*lone(kind), read)
     exact = pricer.price(program, plan)
     monkeypatch.setattr(prices, "FAIR", 4)

@@ -15,17 +15,12 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.numerics import activate, layer_norm, softmax
 from hepti_mpi.models.reference import forward
 from hepti_mpi.program.build import (
-    CASTS,
     EMBEDDED,
-    OF_HEADS,
     OUTER,
     RESULT,
-    WEIGHTLESS,
     Compute,
-    Op,
     Sync,
     Value,
     buffers,
@@ -36,8 +31,10 @@ from hepti_mpi.program.build import (
     make_program,
     named,
 )
+from hepti_mpi.program.ops import Cast, Mix
 from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import Plan, check
+from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.weights.slices import Slicer, layer_slices
 
 ROWS = 9
@@ -154,43 +151,21 @@ class Rank:
             own = {short: self.weights[piece.name][piece.first : piece.first + piece.shape[0]] for short, piece in slices.items()}
             assert all(own[short].shape == piece.shape for short, piece in slices.items())
             if self.slicer.takes_part(op, step.distribution):
-                assert not zeros & set(op.reads), f"{op.kind} of layer {op.layer} reads what this rank has no part in"
+                assert not zeros & set(op.reads), f"{op.label} of layer {op.layer} reads what this rank has no part in"
                 inside |= zip(op.writes, self.run(op, own, [inside[name] for name in op.reads], rows), strict=True)
             else:
-                width = self.slicer.heads * self.spec.head_dim if op.kind in OF_HEADS else self.spec.hidden
+                width = self.slicer.heads * self.spec.head_dim if op.gives().axis == "heads" else self.spec.hidden
                 inside |= {name: np.zeros((rows.stop - rows.start, width)) for name in op.writes}
                 zeros.update(op.writes)
         for name, target in targets.items():
             assert inside[name].shape == target.shape, name
             target[...] = inside[name]
 
-    def run(self, op: Op, w, reads, rows):
-        x, hidden = reads[0], self.spec.hidden
-        if op.kind in CASTS:  # not rounded but marked, so that a value without its cast, or with two of them, gives a wrong answer
-            return [values * (2 if op.kind.startswith("half") else 0.5) for values in reads]
-        if op.kind == "norm":
-            return [layer_norm(x, w["norm.weight"], w["norm.bias"], self.spec.norm_eps)]
-        if op.kind == "tail":
-            total = x + reads[1] + w["bias"]
-            after = layer_norm(total, w["norm.weight"], w["norm.bias"], self.spec.norm_eps)
-            return [after] if len(op.writes) == 1 else [total, after]
-        if op.kind in ("mlp", "mlp_columns"):
-            return [activate(self.spec.activation, x @ w["up.weight"].T + w["up.bias"]) @ w["down.weight"]]
-        if op.kind in ("mix", "mix_heads"):
-            keys = rows if len(reads[1]) < len(self.request) else slice(None)  # those of whole requests are at hand alone
-            return [self.attend(*reads, self.request[rows], self.request[keys]) if len(x) else x]
-        if op.kind in ("out", "out_heads"):
-            return [x @ w["o.weight"].reshape(-1, hidden)]
-        letters = {"project": "qkv", "project_heads": "qkv", "project_q": "q", "project_kv": "kv"}[op.kind]
-        return [x @ w[f"{m}.weight"].reshape(-1, hidden).T + w[f"{m}.bias"].ravel() for m in letters]
-
-    def attend(self, q, k, v, request, of_keys):
-        """Rows attend to the rows of their own request; q [r, heads * dim], k and v [n, heads * dim]."""
-        dim = self.spec.head_dim
-        q, k, v = (a.reshape(len(a), a.shape[1] // dim, dim).swapaxes(0, 1) for a in (q, k, v))
-        scores = q @ k.swapaxes(1, 2) / np.sqrt(dim)
-        scores = np.where(request[:, None] == of_keys, scores, -np.inf)
-        return (softmax(scores) @ v).swapaxes(0, 1).reshape(q.shape[1], len(q) * dim)
+    def run(self, op, w, reads, rows):
+        if isinstance(op, Cast):  # not rounded but marked, so that a value without its cast, or with two of them, gives a wrong answer
+            return [values * (2 if op.dtype == "float16" else 0.5) for values in reads]
+        keys = rows if len(reads[-1]) < len(self.request) else slice(None)  # those of whole requests are at hand alone
+        return REFERENCES[type(op)](op, w, reads, Where(self.request[rows], self.request[keys]))
 
 
 class Job:
@@ -460,7 +435,7 @@ def test_a_tile_leaves_before_the_next_is_computed(pair, mode):
     for place, step in enumerate(program):
         if isinstance(step, Sync) and step.tile == 0:
             twin = program.index(replace(step, tile=1))
-            made = [p for p in before[twin] if isinstance(program[p], Compute) and not {op.kind for op in program[p].ops} <= {*CASTS}]
+            made = [p for p in before[twin] if isinstance(program[p], Compute) and not all(isinstance(op, Cast) for op in program[p].ops)]
             if made and program[max(made)].tile == 1:
                 assert place < max(made)
                 inner += 1
@@ -533,12 +508,12 @@ def test_no_step_too_many(pair, norm, expected):
 
 
 SHORT_LAYER = [  # (attention, mlp), all operations and exchanges of a post-norm model of one layer with a short wire
-    (("heads", "columns"), "scatterv half allgatherv single project_heads+mix_heads+out_heads reduce_scatter tail half allgatherv single "
-                           "mlp_columns reduce_scatter tail gatherv"),
-    (("rows", "rows"), "scatterv project_kv half allgatherv2 single project_q mix out+tail+mlp+tail gatherv"),
-    (("alltoall", "rows"), "scatterv project_kv half to_heads2 single_heads project_q half to_heads single_heads+mix_heads+half_heads "
-                           "to_rows single out+tail+mlp+tail gatherv"),
-    (("recompute", "rows"), "scatterv half allgatherv single project_q project_kv mix out+tail+mlp+tail gatherv"),
+    (("heads", "columns"), "scatterv to_float16 allgatherv to_float32 project_qkv_heads+mix_heads+out_heads reduce_scatter add_norm "
+                           "to_float16 allgatherv to_float32 mlp_columns reduce_scatter add_norm gatherv"),
+    (("rows", "rows"), "scatterv project_kv to_float16 allgatherv2 to_float32 project_q mix out+add_norm+mlp+add_norm gatherv"),
+    (("alltoall", "rows"), "scatterv project_kv to_float16 to_heads2 to_float32_heads project_q to_float16 to_heads "
+                           "to_float32_heads+mix_heads+to_float16_heads to_rows to_float32 out+add_norm+mlp+add_norm gatherv"),
+    (("recompute", "rows"), "scatterv to_float16 allgatherv to_float32 project_q project_kv mix out+add_norm+mlp+add_norm gatherv"),
 ]  # fmt: skip
 
 
@@ -546,7 +521,7 @@ SHORT_LAYER = [  # (attention, mlp), all operations and exchanges of a post-norm
 def test_where_a_short_wire_casts(pair, expected):
     spec = replace(model_of("tiny-bert")[0], layers=1)
     program = make_program(spec, plan_of(spec, (pair,), (2, 1), (2, 1), (2, 1), MODES[5]))
-    kinds = ["+".join(op.kind for op in step.ops) if isinstance(step, Compute) else kind for step, kind in zip(program, steps(program))]
+    kinds = ["+".join(op.label for op in step.ops) if isinstance(step, Compute) else kind for step, kind in zip(program, steps(program))]
     assert " ".join(kinds) == expected
 
 
@@ -560,7 +535,7 @@ def test_a_short_wire_is_for_all_inner_values_and_has_the_segments_of_an_exact_o
             values = distributions(program)
             moved = [sum(interface(values, s), ()) for s in program if isinstance(s, Sync) and s.kind not in (*OUTER, "reduce_scatter")]
             assert moved and {values[key].half for keys in moved for key in keys} == {half}
-        heavy = [[s for s in p if isinstance(s, Compute) and not {op.kind for op in s.ops} <= {*WEIGHTLESS}] for p in programs]
+        heavy = [[s for s in p if isinstance(s, Compute) and any(op.weights() for op in s.ops)] for p in programs]
         assert heavy[0] == heavy[1]
 
 
@@ -601,8 +576,9 @@ def test_no_two_segments_without_a_reason_between():
             moving = [step for step in program if not isinstance(step, Sync) or step.kind != "slice"]
             for one, other in zip(moving, moving[1:]):
                 if isinstance(one, Compute) and isinstance(other, Compute) and one.distribution == other.distribution:
-                    kinds = (one.ops[-1].kind, other.ops[0].kind)
-                    assert "mix" in kinds or sum(kind in CASTS for kind in kinds) == 1, kinds
+                    both = (one.ops[-1], other.ops[0])
+                    mixes = any(isinstance(op, Mix) and not op.axis for op in both)
+                    assert mixes or sum(isinstance(op, Cast) for op in both) == 1, both
             assert program[-1].writes == (RESULT,)
 
 

@@ -2,11 +2,12 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from operations import operations
 
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import named_weights
-from hepti_mpi.program.build import Op, make_program
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.weights.slices import Slice, Slicer, all_weights, granule, layer_slices, rank_slices, root_slices
 
@@ -48,9 +49,9 @@ def test_granule(ffn, name, expected):
 QKV_PART = {**{f"{m}.weight": (3, (2, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (3, (2, 8)) for m in "qkv"}}
 QKV = {**{f"{m}.weight": (0, (7, 8, 56)) for m in "qkv"}, **{f"{m}.bias": (0, (7, 8)) for m in "qkv"}}
 OPS = [  # (kind, distribution) and the first and count of each slice for rank 1 of 3, which has 2 of 7 heads and 31 of 101 columns
-    ("project_heads", "full", QKV_PART),
+    ("project_qkv_heads", "full", QKV_PART),
     ("out_heads", "full", {"o.weight": (3, (2, 8, 56))}),
-    ("project", "rows", QKV),
+    ("project_qkv", "rows", QKV),
     ("project_q", "rows", {name: at for name, at in QKV.items() if name[0] == "q"}),
     ("project_kv", "full", {name: at for name, at in QKV.items() if name[0] != "q"}),
     ("out", "rows", {"o.weight": (0, (7, 8, 56))}),
@@ -64,22 +65,22 @@ OPS = [  # (kind, distribution) and the first and count of each slice for rank 1
 @pytest.mark.parametrize("kind, distribution, expected", OPS)
 def test_an_operation(kind, distribution, expected):
     plan = Plan("m", "h", (LAYOUTS[0],) * 3, (3, 2, 2), (40, 31, 30), (4, 4, 1), ("a",) * 3, ("packed",) * 3)
-    found = Slicer(BERT, plan, 1).op(Op(kind, 2, (), ()), distribution)
+    found = Slicer(BERT, plan, 1).op(operations(BERT, 2)[kind], distribution)
     block = "mlp" if kind.startswith("mlp") else "attention"
     assert found == {short: Slice(f"layers.2.{block}.{short}", *at) for short, at in expected.items()}
 
 
 def test_norms_and_tails():
     slicer = Slicer(BERT, plan_of(BERT, [LAYOUTS[0]] * 3, (1, 1)), 0)
-    tail = Op("tail", 1, (), (), norm="layers.1.mlp.norm", bias="layers.1.mlp.down.bias")
+    tail = operations(BERT, 1)["add_norm"]
     names = {"norm.weight": "layers.1.mlp.norm.weight", "norm.bias": "layers.1.mlp.norm.bias", "bias": "layers.1.mlp.down.bias"}
     assert slicer.op(tail, "full") == {short: Slice(name, 0, (56,)) for short, name in names.items()}
-    assert set(slicer.op(Op("norm", -1, (), (), norm="final.norm"), "full")) == {"norm.weight", "norm.bias"}
+    assert set(slicer.op(operations(BERT)["norm"], "full")) == {"norm.weight", "norm.bias"}
 
 
-HEADS, COLUMNS = ("project_heads", "mix_heads", "out_heads", "half_heads", "single_heads"), ("mlp_columns",)
-WHOLE, MINE = ("project", "project_q", "project_kv", "mix", "out", "mlp", "half"), ("norm", "tail", "single")
-WEIGHTLESS = ("mix", "mix_heads", "half", "half_heads", "single", "single_heads")
+HEADS, COLUMNS = ("project_qkv_heads", "mix_heads", "out_heads", "to_float16_heads", "to_float32_heads"), ("mlp_columns",)
+WHOLE, MINE = ("project_qkv", "project_q", "project_kv", "mix", "out", "mlp"), ("norm", "add_norm", "to_float16", "to_float32")
+WEIGHTLESS = ("mix", "mix_heads", "to_float16", "to_float16_heads", "to_float32", "to_float32_heads")
 TAKES_PART = [  # per rank of a plan where each has another thing: (distribution, operations that it does anything of)
     (0, "full", HEADS + MINE), (1, "full", COLUMNS + MINE), (2, "full", WHOLE + MINE), (3, "full", MINE),
     (0, "rows", HEADS), (1, "rows", COLUMNS), (2, "rows", WHOLE + MINE), (3, "rows", ()),
@@ -91,7 +92,7 @@ def test_who_takes_part(rank, distribution, expected):
     plan = Plan("m", "h", (LAYOUTS[0], LAYOUTS[3], LAYOUTS[0]), (7, 0, 0, 0), (0, 101, 0, 0), (0, 0, 9, 0), ("a",) * 4, ("packed",) * 4)
     slicer = Slicer(BERT, plan, rank)
     for kind in HEADS + COLUMNS + WHOLE + MINE:
-        op = Op(kind, 0, (), (), norm="n" if kind in ("norm", "tail") else None, bias="b" if kind == "tail" else None)
+        op = operations(BERT)[kind]
         assert slicer.takes_part(op, distribution) == (kind in expected), kind
         assert bool(slicer.op(op, distribution)) == (kind in expected and kind not in WEIGHTLESS), kind
 
@@ -100,8 +101,8 @@ def test_one_active_rank_has_all():
     """Whatever its shares say: a layout that divides no heads leaves them 0."""
     plan = Plan("m", "h", (LAYOUTS[3],) * 3, (0, 0), (0, 0), (0, 9), ("a",) * 2, ("packed",) * 2)
     slicer = Slicer(BERT, plan, 1)
-    assert all(slicer.takes_part(Op(kind, 0, (), ()), "full") for kind in HEADS + COLUMNS + WHOLE + MINE)
-    assert slicer.heads == 7 and slicer.op(Op("mlp_columns", 0, (), ()), "full")["up.weight"].shape == (101, 56)
+    assert all(slicer.takes_part(operations(BERT)[kind], "full") for kind in HEADS + COLUMNS + WHOLE + MINE)
+    assert slicer.heads == 7 and slicer.op(operations(BERT)["mlp_columns"], "full")["up.weight"].shape == (101, 56)
 
 
 def test_a_rank_without_a_part_reads_nothing():

@@ -112,7 +112,7 @@ def measure(
     from hepti_mpi.planning.search import Request
     from hepti_mpi.tuning.bench import Bench
 
-    segments, known, output = Segments(session.store.spec, session.store), measured, choice.output
+    segments, known, output = Segments(session.store), measured, choice.output
     for number, ((count, _), part) in enumerate(zip(choice.rows, stores)):
         request = Request(count, limits=limits, mode="packed")
         chosen, refused = choose(session.machine, part, known, names, request)
@@ -190,7 +190,7 @@ def show(
     bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,))) for wire in wires}
     about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine)} | made
     above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}
-    whole = bench.segments.spec.layers == store.spec.layers
+    whole = bench.segments.store.spec.layers == store.spec.layers
     model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"
     found = comparison.Found(model, request.rows, where, machine.boards, samples, bounds, about, above)
     records = list(comparison.lines(found))

@@ -12,7 +12,9 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import FIGURES, OVERLAP, ROWS, Board, Call, Work
 from hepti_mpi.engine import sessions
-from hepti_mpi.engine.sessions import MICROSOFT, Graph, bound, probe
+from hepti_mpi.engine.kernels import MICROSOFT, Graph
+from hepti_mpi.engine.sessions import bound
+from hepti_mpi.engine.timing import probe, timers
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.wording import counted
@@ -71,14 +73,14 @@ Kernel = tuple[tuple[str, str, Work, str], Callable[[], object]]
 
 def _kernels(spec: ModelSpec, threads: int) -> list[Kernel]:
     """Return a call of every kind of work, as the engine does it."""
-    timers, hidden = sessions.timers(spec, threads), spec.hidden
-    found: list[Kernel] = [(("call", "of next to nothing", Work(), ""), timers.nothing)]
+    kernels, hidden = timers(spec, threads), spec.hidden
+    found: list[Kernel] = [(("call", "of next to nothing", Work(), ""), kernels.nothing)]
     for rows in ROWS:
-        found.append((("product", counted(rows, "rows"), Work(((rows, timers.weights),)), "float32"), timers.gemm(rows)))
+        found.append((("product", counted(rows, "rows"), Work(((rows, kernels.weights),)), "float32"), kernels.gemm(rows)))
     for rows in (row for row in ROWS if row >= MANY):
         work = Work(((rows, 2.0 * hidden * spec.ffn),))
         found += [(("product", counted(rows, "rows"), work, kind), _quantised(spec, kind, rows, threads)) for kind in ("int8", "int4")]
-    one = Graph(spec)
+    one = Graph()
     one.node("MultiHeadAttention", ["q", "k", "v"], ["y"], MICROSOFT, num_heads=spec.heads)
     plain = probe(one, ["q", "k", "v"], threads)
     for length in LENGTHS:
@@ -87,15 +89,15 @@ def _kernels(spec: ModelSpec, threads: int) -> list[Kernel]:
         found.append((("attention", counted(length, "rows"), _attending(1, length, hidden), ""), call))
     for count, length in PACKED:
         what = f"{count} x {counted(length, 'rows')}, packed"
-        found.append((("attention", what, _attending(count, length, hidden), ""), timers.attention(count, length)))
-    size = timers.rows * hidden
-    shape = f"{timers.rows} x {hidden}"
+        found.append((("attention", what, _attending(count, length, hidden), ""), kernels.attention(count, length)))
+    size = kernels.rows * hidden
+    shape = f"{kernels.rows} x {hidden}"
     found += [
-        (("elements", shape, Work(elements=size), ""), timers.elements),
-        (("activations", shape, Work(activations=size), ""), timers.activations),
-        (("casts", shape, Work(casts=size), ""), timers.casts),
+        (("elements", shape, Work(elements=size), ""), kernels.elements),
+        (("activations", shape, Work(activations=size), ""), kernels.activations),
+        (("casts", shape, Work(casts=size), ""), kernels.casts),
     ]
-    return found + _copies(timers.rows, hidden)
+    return found + _copies(kernels.rows, hidden)
 
 
 def _attending(count: int, length: int, hidden: int) -> Work:
@@ -118,7 +120,7 @@ def _copies(rows: int, hidden: int) -> list[Kernel]:
 
 def _quantised(spec: ModelSpec, kind: str, rows: int, threads: int) -> Callable[[], None]:
     """Return a call of ONNX Runtime's products of float32 rows with int8 or 4-bit weights: both of an MLP."""
-    graph, value = Graph(spec), "x"
+    graph, value = Graph(), "x"
     for number, (inner, outer) in enumerate(((spec.hidden, spec.ffn), (spec.ffn, spec.hidden))):
         output = ["y"] if number else None
         if kind == "int8":

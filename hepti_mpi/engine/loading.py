@@ -88,7 +88,7 @@ def load(
         begin = time.perf_counter()
     with together(world):
         store.verify(rank_slices(store.spec, plan, world.rank))
-    segments = segments or sessions.Segments(store.spec, store)
+    segments = segments or sessions.Segments(store)
     engine = Engine(machine, store.spec, plan, program, segments)
     engine.warm_up()
     world.barrier()

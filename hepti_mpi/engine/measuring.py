@@ -15,8 +15,8 @@ from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile, Edges
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.engine import sessions
 from hepti_mpi.engine.cores import Cores
+from hepti_mpi.engine.timing import timers
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec, outer_weights
 from hepti_mpi.models.tasks.heads import apply_head, embed
@@ -37,12 +37,11 @@ def measured(
     alone_clock = clock
     if crowd > len(cores.whole) and not emulation.on:  # both by the same kind of clock: what else the machine does must not decide
         clock, alone_clock = partial(_cpu_time, cores.threads), partial(_cpu_time, cores.alone_threads)
-    speeds = probe.speeds_of(sessions.timers(spec, cores.threads), rows, spec.positions, emulation, clock, world.barrier)
+    speeds = probe.speeds_of(timers(spec, cores.threads), rows, spec.positions, emulation, clock, world.barrier)
     alone, edges = None, Edges()
     world.barrier()  # the others rest while one has all cores
     if cores.leads and cores.two_ways:
-        timers = sessions.timers(spec, cores.use(alone=True))
-        alone = probe.speeds_of(timers, rows, spec.positions, emulation, alone_clock, lambda: None)
+        alone = probe.speeds_of(timers(spec, cores.use(alone=True)), rows, spec.positions, emulation, alone_clock, lambda: None)
     if world.rank == 0:
         edges = edges_of(spec)
     cores.use(alone=False)

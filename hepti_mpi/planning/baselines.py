@@ -18,11 +18,12 @@ from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import FLOAT, Pricer
-from hepti_mpi.program.build import Op, make_program
+from hepti_mpi.program import ops
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.ops import Op
 from hepti_mpi.program.plan import Plan
 
 TENSOR, SEQUENCE = ("heads", "columns"), ("rows", "rows")
-FIRST, REST = ("project",), ("mix", "out", "tail", "mlp", "tail")  # a layer before and after its K and V travel
 Limits = Sequence[int] | None
 
 
@@ -68,6 +69,12 @@ class Case:
         self.limits = np.array([node.memory_bytes for node in profile.nodes] if limits is None else limits, dtype=np.int64)
         self.pricer = Pricer(spec, profile, rows)
         self.everyone = profile.hosts, ("packed",) * self.ranks
+        layer = spec.layer(0)
+        norm = layer.norm_before("mlp") or layer.norm_after("mlp")
+        assert norm
+        tail = ops.AddNorm(0, (), (), norm, "", "")
+        self.first = (ops.Project(0, (), (), layer.attention, "qkv"),)  # of a layer, before its K and V travel; the others behind
+        self.rest = (ops.Mix(0, (), (), layer.attention), ops.Out(0, (), (), layer.attention), tail, ops.Mlp(0, (), (), layer.mlp), tail)
         self.attention_bytes, self.mlp_bytes, self.norm_bytes = (spec.layers * bytes_ for bytes_ in layer_bytes(spec).values())
 
     def tensor(self, heads: Sequence[int], columns: Sequence[int], reduction: str) -> Plan:
@@ -98,10 +105,10 @@ class Case:
         need = self.attention_bytes * heads + self.mlp_bytes * columns + self.norm_bytes + self.activations(plan, part)
         return np.where(np.isin(np.arange(self.ranks), plan.active), np.ceil(need), 0).astype(np.int64)
 
-    def seconds(self, kinds: Sequence[str] = FIRST + REST) -> np.ndarray:
-        """Return, per rank, what the operations `kinds` of one layer take it on all rows: measured on the machine, with no network."""
+    def seconds(self, operations: Sequence[Op] | None = None) -> np.ndarray:
+        """Return, per rank, what `operations`, or those of a layer, take it on all rows: measured on the machine, with no network."""
         ranks, rows, plan = np.arange(self.ranks), np.full(self.ranks, self.rows), voltage(self)
-        took = [self.pricer.op_seconds(Op(kind, 0, (), ()), rows, plan, ranks) for kind in kinds]
+        took = [self.pricer.op_seconds(op, rows, plan, ranks) for op in operations or (*self.first, *self.rest)]
         return np.sum(took, axis=0) * self.pricer.crowding(tuple(ranks))
 
     def travel(self) -> np.ndarray:
@@ -196,7 +203,7 @@ def edgeflow(case: Case) -> Plan:
     Simplified: it divides each layer anew and a rank waits for the rows that it needs; here attention needs K and V of all rows, so
     all wait for the last, and a share leaves once, at the rate of its rank's link. Divisions that take turns, not settling, are averaged.
     """
-    first, rest = case.seconds(FIRST) + case.travel(), case.seconds(REST)
+    first, rest = case.seconds(case.first) + case.travel(), case.seconds(case.rest)
     ready, last, shares = np.zeros((3, case.ranks))
     for _ in range(max(2, case.spec.layers)):
         last, shares = shares, least_makespan(ready, first, rest)

@@ -18,8 +18,8 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.collectives import collective
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.rings import around
-from hepti_mpi.planning.work import op_work
-from hepti_mpi.program.build import Compute, Op, Program, Step, Sync, distributions, interface
+from hepti_mpi.program.build import Compute, Program, Step, Sync, distributions, interface
+from hepti_mpi.program.ops import Op, Share
 from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Division, cells
 from hepti_mpi.program.plan import Plan
 
@@ -90,6 +90,7 @@ class Pricer:
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
+        self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
         self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
         self.groups: dict[tuple[int, ...], _Group] = {}  # by active ranks
 
@@ -138,7 +139,7 @@ class Pricer:
         alone = len(ranks) == 1
         heads = np.array([self.spec.hidden]) if alone else np.array(plan.heads)[ranks] * self.spec.head_dim
         columns = np.array([self.spec.ffn]) if alone else np.array(plan.columns)[ranks]
-        work = op_work(self.spec, op, rows, rows * self.attended, heads, columns)
+        work = op.work(Share(rows, rows * self.attended, heads, columns))
         spent = self.gemm[at, rows] * work.weights + self.attention[at] * work.attention + self.arrange[at] * work.arranged
         return spent + self.element[at] * work.elements + self.activation[at] * work.activations + self.cast[at] * work.casts
 
@@ -153,20 +154,19 @@ class Pricer:
         if id(program) not in self.known:
             values = distributions(program)
             steps = [(part, step) for step in program for part in (_in_turn(step) if self.emulated else (step,))]
-            self.known[id(program)] = program, [(part, _kind(part), *interface(values, step)) for part, step in steps]
+            self.known[id(program)] = program, [(part, self._kind(part), *interface(values, step)) for part, step in steps]
         return self.known[id(program)][1]
+
+    def _kind(self, step: Step) -> Kind:
+        if isinstance(step, Sync):
+            return step.kind, step.tile, len(step.reads)
+        return step.distribution, step.tile, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
 
 
 def _in_turn(step: Step) -> tuple[Step, ...]:
     if isinstance(step, Sync) and step.kind == "allreduce":
         return tuple(replace(step, kind=kind) for kind in EVENLY)
     return (step,)
-
-
-def _kind(step: Step) -> Kind:
-    if isinstance(step, Sync):
-        return step.kind, step.tile, len(step.reads)
-    return step.distribution, step.tile, *((op.kind, len(op.reads)) for op in step.ops)
 
 
 class _Traffic(NamedTuple):
@@ -257,10 +257,9 @@ class _Walk:
     def _segment(self, step: Compute, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
         """Return, per rank, the seconds that a step takes, and whether it has any part in it."""
         at, group, plan = min(step.tile or 0, len(self.tiles) - 1), self.group, self.plan
-        by_heads = any(op.kind.endswith("_heads") for op in step.ops)
-        by_columns = any(op.kind == "mlp_columns" for op in step.ops)
+        axes = {op.axis for op in step.ops}
         tiles = self.tiles if step.tile is None else self.tiles[at]
-        key = (kind[0], kind[2:], tiles, plan.heads if by_heads else (), plan.columns if by_columns else ())
+        key = (kind[0], kind[2:], tiles, plan.heads if "heads" in axes else (), plan.columns if "columns" in axes else ())
         if key not in group.segments:
             counts = self.counts if step.tile is None else self.counts[[at]]
             rows = counts.sum(axis=0) if step.distribution == "rows" else np.full(len(self.ranks), counts.sum())

@@ -14,30 +14,15 @@ the next is computed. The order of the steps is one in which they can be done; `
 
 from dataclasses import dataclass, replace
 
+from hepti_mpi.models.blocks import KINDS, Norm
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.program import ops
+from hepti_mpi.program.ops import Op
 from hepti_mpi.program.ownership import EXCHANGES, ROOT, Holding
 from hepti_mpi.program.plan import Plan
 
 EMBEDDED = "embedded"  # [rows, hidden] on the root: what the layers start from
 RESULT = "result"  # [rows, hidden] on the root: the last hidden state
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation inside a Compute. `kind` is one of
-
-    norm: y = LayerNorm(x); tail: x = x + p + bias, y = LayerNorm(x), with the weights of block `block` and of norm `norm`;
-    project, project_q, project_kv: q, k, v of the rows, by the whole weights; mix: softmax(q k^T) v of all heads; out: p = c O;
-    project_heads, mix_heads, out_heads: the same for the rank's own heads; mlp: p = the block on the rank's rows;
-    mlp_columns: p = the term of the rank's columns; half, single: to float16, in which values travel on a short wire, and back.
-    """
-
-    kind: str
-    layer: int
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    norm: str | None = None  # name of the norm's weights, without ".weight"
-    bias: str | None = None  # name of the bias that a tail adds
 
 
 @dataclass(frozen=True)
@@ -93,20 +78,17 @@ class Value:
 Step = Compute | Sync
 Program = tuple[Step, ...]
 OUTER = ("bcast", "scatterv", "gatherv")
-CASTS = ("half", "single", "half_heads", "single_heads")
-WEIGHTLESS = (*CASTS, "mix", "mix_heads")
-OF_HEADS = ("project_heads", "mix_heads", "half_heads", "single_heads")  # whose results have the columns of the own heads
 REST = 4  # steps per tile that a buffer rests
-HALF = "half"  # what names of float16 values begin with
+FINAL = "final.norm"  # the weights of the norm behind the last layer
 
 
 def make_program(spec: ModelSpec, plan: Plan) -> Program:
     """Return the steps of `plan` for a model of `spec`; with one active rank the layers are a single Compute."""
     builder = _Builder(spec, plan)
     builder.start()
-    blocks = [(layer, kind) for layer in range(spec.layers) for kind in ("attention", "mlp")]
-    for place, (layer, kind) in enumerate(blocks):
-        following = blocks[place + 1] if place + 1 < len(blocks) else None
+    every = [(layer, kind) for layer in range(spec.layers) for kind in KINDS]
+    for place, (layer, kind) in enumerate(every):
+        following = every[place + 1] if place + 1 < len(every) else None
         if kind == "attention":
             builder.attention(layer)
         else:
@@ -144,8 +126,8 @@ class _Builder:
         """
         last = self.steps[-1] if self.steps else None
         if isinstance(last, Compute):
-            kinds = (last.ops[-1].kind, op.kind)
-            self.fenced |= any(kind in CASTS for kind in kinds) and any(kind not in WEIGHTLESS for kind in kinds)
+            both = (last.ops[-1], op)
+            self.fenced |= any(isinstance(one, ops.Cast) for one in both) and any(one.weights() for one in both)
         if isinstance(last, Compute) and (last.distribution, last.tile) == (distribution, tile) and not self.fenced:
             self.steps[-1] = replace(last, ops=(*last.ops, op))
         else:
@@ -167,18 +149,22 @@ class _Builder:
 
     def short(self, kind: str, values: tuple[str, ...], roles: str) -> tuple[str, ...]:
         """Exchange in float16."""
-        cut, came = (tuple(self.new(HALF) for _ in values) for _ in range(2))
+        cut, came = (tuple(self.new("half") for _ in values) for _ in range(2))
         targets = tuple(map(self.new, roles))
         if kind == "to_rows":
-            self.compute(Op("half_heads", -1, values, cut), "full", tile=None)
+            self.cast(values, cut, "float16", "full", "heads")
         else:
-            self.compute(Op("half", -1, values, cut), "rows")
+            self.cast(values, cut, "float16", "rows")
         self.steps.append(Sync(kind, cut, came))
         if kind == "to_heads":
-            self.compute(Op("single_heads", -1, came, targets), "full", tile=None)
+            self.cast(came, targets, "float32", "full", "heads")
         else:
-            self.compute(Op("single", -1, came, targets), "rows" if kind == "to_rows" else "full")
+            self.cast(came, targets, "float32", "rows" if kind == "to_rows" else "full")
         return targets
+
+    def cast(self, values: tuple[str, ...], targets: tuple[str, ...], dtype: str, at: str, axis: str | None = None) -> None:
+        """Append a cast: of all tiles at once where it is one of the own heads."""
+        self.compute(ops.Cast(-1, values, targets, self.spec.hidden, dtype, axis=axis), at, tile=None if axis else 0)
 
     def start(self) -> None:
         first = self.needs(0, "attention")
@@ -186,48 +172,65 @@ class _Builder:
         (self.x,) = self.sync("scatterv" if by_rows else "bcast", (EMBEDDED,), "x")
         self.y, self.x_at = self.x, "rows" if by_rows else "full"
         self.y_at = self.x_at
-        if self.spec.norm == "pre":
-            self.norm("layers.0.attention.norm")
+        self.norm((0, KINDS[0]))
         if self.y_at != first:
             (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), first
 
-    def norm(self, name: str) -> None:
-        self.y, self.y_at = self.new("y"), self.x_at
-        self.compute(Op("norm", -1, (self.x,), (self.y,), norm=name), self.x_at)
+    def norm(self, following: tuple[int, str]) -> None:
+        """Append the norm of what the block that follows reads, if it has one."""
+        norm, name = self.norm_before(following)
+        if norm:
+            self.y, self.y_at = self.new("y"), self.x_at
+            self.compute(ops.Norm(-1, (self.x,), (self.y,), norm, name), self.x_at)
+
+    def norm_before(self, following: tuple[int, str] | None) -> tuple[Norm | None, str]:
+        """Return the norm in front of a block, or behind the last one, and what its weights are called."""
+        if following is None:
+            return self.spec.final_norm, FINAL
+        layer, kind = following
+        return self.spec.layer(layer).norm_before(kind), f"layers.{layer}.{kind}.norm"
 
     def attention(self, layer: int) -> None:
-        at = self.needs(layer, "attention")
+        """Append an attention, up to the term that the tail adds."""
+        at, block = self.needs(layer, "attention"), self.spec.layer(layer).attention
         layout = "heads" if at == "full" else self.plan.layout(layer, "attention")
+        axis = "heads" if at == "full" else None
         q, k, v = map(self.new, "qkv")
         if layout == "recompute":
             (whole,) = self.sync("allgatherv", (self.y,), "y")
-            self.compute(Op("project_q", layer, (self.y,), (q,)), "rows")
-            self.compute(Op("project_kv", layer, (whole,), (k, v)), "full")
+            self.compute(ops.Project(layer, (self.y,), (q,), block, "q"), "rows")
+            self.compute(ops.Project(layer, (whole,), (k, v), block, "kv"), "full")
         elif layout in ("rows", "alltoall"):  # Q is computed while K and V travel
-            self.compute(Op("project_kv", layer, (self.y,), (k, v)), at)
+            self.compute(ops.Project(layer, (self.y,), (k, v), block, "kv"), at)
             k, v = self.sync("allgatherv" if layout == "rows" else "to_heads", (k, v), "kv")
-            self.compute(Op("project_q", layer, (self.y,), (q,)), at)
+            self.compute(ops.Project(layer, (self.y,), (q,), block, "q"), at)
             if layout == "alltoall":
                 (q,) = self.sync("to_heads", (q,), "q")
         else:
-            self.compute(Op("project_heads" if at == "full" else "project", layer, (self.y,), (q, k, v)), at)
+            self.compute(ops.Project(layer, (self.y,), (q, k, v), block, "qkv", axis=axis), at)
         if layout in ("rows", "recompute") or self.tiles > 1:
             self.fence()
-        c, self.p = self.new("c"), self.new("p")
+        c = self.new("c")
         if layout == "alltoall":
-            self.compute(Op("mix_heads", layer, (q, k, v), (c,)), "full", tile=None)
+            self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis="heads"), "full", tile=None)
             (c,) = self.sync("to_rows", (c,), "c")
         else:
-            self.compute(Op("mix_heads" if at == "full" else "mix", layer, (q, k, v), (c,)), at)
+            self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis=axis), at)
             if layout in ("rows", "recompute"):
                 self.fence()
-        self.compute(Op("out_heads" if at == "full" else "out", layer, (c,), (self.p,)), at)
-        self.p_at = "rows" if at == "rows" else "full" if self.single else "partial"
+        self.p = self.new("p")
+        self.term(ops.Out(layer, (c,), (self.p,), block, axis=axis), at)
 
     def mlp(self, layer: int) -> None:
+        """Append an MLP, up to the term that the tail adds."""
         at, self.p = self.needs(layer, "mlp"), self.new("p")
-        self.compute(Op("mlp_columns" if at == "full" else "mlp", layer, (self.y,), (self.p,)), at)
-        self.p_at = "rows" if at == "rows" else "full" if self.single else "partial"
+        axis = "columns" if at == "full" else None
+        self.term(ops.Mlp(layer, (self.y,), (self.p,), self.spec.layer(layer).mlp, axis=axis), at)
+
+    def term(self, op: Op, at: str) -> None:
+        """Append the last operation of a block."""
+        self.compute(op, at)
+        self.p_at = "partial" if op.gives().term and not self.single else at
 
     def tail(self, layer: int, kind: str, following: tuple[int, str] | None) -> None:
         """Append the residual sum and LayerNorm after a block, where the plan says that they are computed."""
@@ -237,35 +240,33 @@ class _Builder:
             (self.p,) = self.sync("allreduce" if place == "full" else "reduce_scatter", (self.p,), "p")
         if self.x_at == "full" and place == "rows":
             (self.x,) = self.sync("slice", (self.x,), "x")
-        layer_name = f"layers.{layer}.{kind}"
-        if self.spec.norm == "post":
-            norm = f"{layer_name}.norm"
-        else:
-            norm = f"layers.{following[0]}.{following[1]}.norm" if following else "final.norm"
-        bias = f"{layer_name}.{'o' if kind == 'attention' else 'down'}.bias"
+        here = self.spec.layer(layer)
+        after, name = here.norm_after(kind), f"layers.{layer}.{kind}"
+        norm, norm_name = (after, f"{name}.norm") if after else self.norm_before(following)
+        assert norm, f"nothing follows {name}"
         reads, self.x, self.y = (self.x, self.p), self.new("x"), self.new("y")
-        if self.spec.norm == "post":
+        if after:
             self.x = self.y
         self.x_at = self.y_at = place
         writes = (self.y,) if self.x == self.y else (self.x, self.y)
-        self.compute(Op("tail", layer, reads, writes, norm=norm, bias=bias), place)
+        self.compute(ops.AddNorm(layer, reads, writes, norm, norm_name, here.block(kind).bias(name)), place)
         if place == "rows" and wanted == "full":
-            self.gather(following, norm)
+            self.gather(following)
 
-    def gather(self, following: tuple[int, str] | None, norm: str) -> None:
+    def gather(self, following: tuple[int, str] | None) -> None:
         """Bring the rows together for a block that needs all; the residual too where the next tail will be computed on all rows."""
         assert following is not None
         after = (following[0], "mlp") if following[1] == "attention" else (following[0] + 1, "attention")
         next_needs = self.needs(*after) if after[0] < self.spec.layers else "rows"
         residual_on_all = self.plan.reduction == "allreduce" and next_needs == "full"
-        if self.spec.norm == "post":
+        if self.x == self.y:
             (whole,) = self.sync("allgatherv", (self.y,), "y")
             self.y, self.y_at = whole, "full"
             if residual_on_all:
                 self.x, self.x_at = whole, "full"
         elif residual_on_all:
             (self.x,), self.x_at = self.sync("allgatherv", (self.x,), "x"), "full"
-            self.norm(norm)
+            self.norm(following)
         else:
             (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), "full"
 
@@ -303,7 +304,7 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
     result: list[Step] = []
     stage: list[Step] = []
     for step in [*steps, None]:
-        cast = isinstance(step, Compute) and all(op.kind.startswith(HALF) for op in step.ops)  # goes with what it casts
+        cast = isinstance(step, Compute) and all(op.gives().dtype == "float16" for op in step.ops)  # goes with what it casts
         if step is None or (isinstance(step, Compute) and not cast):
             for tile in range(tiles):
                 result += [replace(s, tile=tile) if s.tile is not None else s for s in stage if s.tile is not None or tile == 0]
@@ -315,23 +316,26 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
 
 def distributions(program: Program) -> dict[str, Value]:
     """Return what a rank holds of each value that outlives its Compute."""
-    whole: set[str] = set()  # read by a step that sees all tiles, or read by mix as keys and values
+    whole: set[str] = set()  # read by a step that sees all tiles, or by an operation that needs all of its rows
     for step in program:
         if isinstance(step, Compute):
-            mixed = {name for op in step.ops if op.kind.startswith("mix") for name in op.reads[1:]}
-            whole.update(name for name in (*step.reads, *step.writes) if step.tile is None or name in mixed)
+            all_rows = {name for op in step.ops for name in op.whole()}
+            whole.update(name for name in (*step.reads, *step.writes) if step.tile is None or name in all_rows)
+    short: set[str] = set()  # of float16
     result = {EMBEDDED: Value("root", "hidden", None), RESULT: Value("root", "hidden", None)}
     for step in program:
         if isinstance(step, Compute):
-            own = {name for op in step.ops if op.kind in OF_HEADS for name in op.writes}
+            forms = {name: op.gives() for op in step.ops for name in op.writes}
+            short.update(name for name in step.writes if forms[name].dtype == "float16")
             for name in step.writes:
-                tile = None if name in whole else step.tile
-                columns = "heads" if name in own else "hidden"
-                result[key(name, tile)] = Value(step.distribution, columns, tile, name.startswith(HALF))
+                tile, form = None if name in whole else step.tile, forms[name]
+                result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, name in short)
         elif step.want != ROOT:
-            for name in step.writes:
+            for read, name in zip(step.reads, step.writes):
                 tile = None if name in whole else step.tile
-                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, name.startswith(HALF))
+                if read in short:  # what travels comes as it went
+                    short.add(name)
+                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, name in short)
     return result
 
 

@@ -94,7 +94,7 @@ def _timeline(sample: Samples, boards: Sequence[str | None]) -> Iterator[dict[st
         for place, step in enumerate(program):
             seconds, begin = sample.every[rank, -1, place], sample.timeline[rank, place]
             if seconds > 0:
-                label = "+".join(op.kind for op in step.ops) if isinstance(step, Compute) else step.kind
+                label = "+".join(op.label for op in step.ops) if isinstance(step, Compute) else step.kind
                 what = "compute" if isinstance(step, Compute) else "wire"
                 events.append([label, what, float(f"{begin:.6g}"), float(f"{begin + seconds:.6g}")])
         yield {"rank": rank, "host": fact["host"], "board": boards[rank], "events": sorted(events, key=lambda event: event[2])}

@@ -8,20 +8,9 @@ from hepti_mpi import splits
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
-from hepti_mpi.program.build import Compute, Op, Program, make_program
+from hepti_mpi.program.build import Compute, Program, make_program
+from hepti_mpi.program.ops import Op
 from hepti_mpi.program.plan import Plan
-
-# per operation: its block, the matrices that it multiplies by, and whether a rank holds its part of them or all
-MATRICES: dict[str, tuple[str, tuple[str, ...], bool]] = {
-    "project": ("attention", ("q", "k", "v"), False),
-    "project_q": ("attention", ("q",), False),
-    "project_kv": ("attention", ("k", "v"), False),
-    "out": ("attention", ("o",), False),
-    "project_heads": ("attention", ("q", "k", "v"), True),
-    "out_heads": ("attention", ("o",), True),
-    "mlp": ("mlp", ("up", "down"), False),
-    "mlp_columns": ("mlp", ("up", "down"), True),
-}
 
 
 @dataclass(frozen=True)
@@ -68,34 +57,21 @@ class Slicer:
                       "columns": (0, spec.ffn) if single else splits.bounds(plan.columns, rank)}
         self.heads = self.parts["heads"][1] - self.parts["heads"][0]
         self.holds_rows = single or plan.rows[rank] > 0
-        self.weights = {weight.name: weight for weight in spec.layer(0).weights("layers.{}")}
 
     def takes_part(self, op: Op, distribution: str) -> bool:
         """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""
-        if op.kind.endswith("_heads"):
-            return self.heads > 0
-        if op.kind == "mlp_columns":
-            return self.parts["columns"][1] > self.parts["columns"][0]
-        return self.holds_rows or (distribution == "full" and op.kind in ("norm", "tail", "single"))
+        if op.axis:
+            start, stop = self.parts[op.axis]
+            return stop > start
+        return self.holds_rows or (distribution == "full" and op.everywhere)
 
     def op(self, op: Op, distribution: str) -> dict[str, Slice]:
-        """Return {short name: slice} for `op`, e.g. {"q.weight": ...}."""
+        """Return the slices for `op` by what each is to it, e.g. {"q.weight": ...}."""
         result: dict[str, Slice] = {}
         if not self.takes_part(op, distribution):
             return result
-        for short, name in (("norm", op.norm), ("bias", op.bias)):
-            if name is None:
-                continue
-            for suffix in (".weight", ".bias") if short == "norm" else ("",):
-                result[short + suffix] = Slice(name + suffix, 0, (self.spec.hidden,))
-        block, matrices, divided = MATRICES.get(op.kind, ("", (), False))
-        for matrix in matrices:
-            for suffix in ("weight", "bias"):
-                weight = self.weights.get(f"layers.{{}}.{block}.{matrix}.{suffix}")
-                if weight is None or weight.split is None:  # the bias of o and of down is added once, by the tail
-                    continue
-                start, stop = self.parts[weight.split] if divided else (0, weight.shape[0])
-                result[f"{matrix}.{suffix}"] = Slice(weight.name.format(op.layer), start, (stop - start, *weight.shape[1:]), weight.format)
+        for role, (weight, axis) in op.weights().items():
+            result[role] = span(weight, *self.parts[axis]) if axis else span(weight)
         return result
 
 

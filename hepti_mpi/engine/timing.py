@@ -1,0 +1,81 @@
+"""The kernels that a probe of the machine's speed times, as the engine runs its own. Knows no store, no plan and no exchange."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper
+
+from hepti_mpi.cluster.probe import Timers
+from hepti_mpi.engine.kernels import INDEXES, Graph, activate, attend
+from hepti_mpi.engine.packing import pack
+from hepti_mpi.engine.sessions import bound, session
+from hepti_mpi.models.spec import ModelSpec
+
+PROBE_BYTES = 64 << 20
+
+
+def timers(spec: ModelSpec, threads: int) -> Timers:
+    """Return the kernels that the cluster's probe times, at the shapes of `spec`: chains of MLP products that are larger than
+    most caches, as the layers of a model are, attention among packed requests, one LayerNorm with residual, and one activation."""
+    hidden, columns = spec.hidden, -(-spec.ffn // 2)
+    blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
+    tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
+
+    def products(blocks: int) -> onnxruntime.InferenceSession:
+        chain, value = Graph(), "x"
+        for number in range(blocks):
+            first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # equal ones would be kept once
+            up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
+            value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
+        return probe(chain, ["x"], threads)
+
+    gemm, between = products(blocks), products(1)
+    mixing = Graph()
+    block = spec.layer(0).attention
+    attend(mixing, "q", "k", "v", block.heads, block.width, "y")
+    attention = probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
+    norm = Graph()
+    one = norm.constant("one", np.ones(hidden, np.float32))
+    norm.node("LayerNormalization", [norm.node("Add", ["x", norm.node("Add", ["p", one])]), one, one], ["y"], axis=-1)
+    elements = probe(norm, ["x", "p"], threads)
+    turning = Graph()
+    activate(turning, spec.layer(0).mlp.activation, "x", turning.constant("one", np.ones(hidden, np.float32)), "y")
+    activations = probe(turning, ["x"], threads)
+    casting = Graph()
+    casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
+    casts = probe(casting, ["x"], threads, TensorProto.FLOAT16)
+    rows = min(128, spec.positions)
+    some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
+    product = np.empty((rows, hidden), np.float32)  # what the others handle lies where the threads of a product have left it
+
+    def of_rows(count: int) -> Callable[[], None]:
+        feed = {"x": np.resize(tile, (count, hidden))}
+        return lambda: gemm.run(None, feed)
+
+    def of_requests(count: int, length: int) -> Callable[[], None]:
+        values = np.resize(tile, (count * length, hidden))
+        feed = {"q": values, "k": values, "v": values, **vars(pack([length] * count, 0, count * length))}
+        return bound(attention, feed, np.empty_like(values))
+
+    return Timers(
+        gemm=of_rows,
+        weights=2 * hidden * columns * blocks,
+        attention=of_requests,
+        elements=bound(elements, {"x": some[rows], "p": product}, np.empty((rows, hidden), np.float32)),
+        activations=bound(activations, {"x": product}, np.empty((rows, hidden), np.float32)),
+        casts=bound(casts, {"x": product}, np.empty((rows, hidden), np.float16)),
+        rows=rows,
+        hidden=hidden,
+        nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
+        between=bound(between, {"x": some[rows]}, product),
+    )
+
+
+def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
+    """Return the session of a graph that writes `y`, of the ONNX type `kind`."""
+    infos = [helper.make_tensor_value_info(name, INDEXES.get(name, TensorProto.FLOAT), None) for name in inputs]
+    result = helper.make_tensor_value_info("y", kind, None)
+    made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
+    return session(made, Path("."), "packed", threads)

@@ -1,0 +1,230 @@
+"""The operations: one class for each, with all that must be said of it. Pure: knows no time, rank, file or ONNX.
+
+An operation says which values it reads and writes, its weights and the axis that ranks divide them along, what it needs and gives,
+and how much work it is. How it is computed is registered for its class: as ONNX nodes in engine/kernels.py, in NumPy in
+program/reference.py.
+
+`axis` is what a rank has a part of: "heads" or "columns", its own ones; None, all of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hepti_mpi.models import blocks
+from hepti_mpi.models.blocks import Weight
+
+Roles = Mapping[str, tuple[Weight, str | None]]  # what a weight is to an operation: the weight and the axis that it is divided along
+
+
+@dataclass(frozen=True)
+class OpWork:
+    """The work of one operation: `weights` of matrices by which each of its rows is multiplied, and, of all rows, `attention`
+    multiply-adds and the elements that it lays out (`arranged`), `elements` of norms and residual sums, `activations`, `casts`.
+    Numbers, or arrays of one per rank."""
+
+    weights: Any = 0
+    attention: Any = 0
+    arranged: Any = 0
+    elements: Any = 0
+    activations: Any = 0
+    casts: Any = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank does an operation on. `rows`: of the step; `pairs`: of a query and a key that these rows attend to; `heads`: numbers in
+    a row of the own heads; `columns`: the own ones. Numbers, or arrays of one per rank."""
+
+    rows: Any
+    pairs: Any
+    heads: Any
+    columns: Any
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a value is like, apart from its rows. `axis`: "heads" where it has the columns of the own heads; `dtype`: of its numbers;
+    `term`: whether it must be summed over the ranks."""
+
+    axis: str | None = None
+    dtype: str = "float32"
+    term: bool = False
+
+
+@dataclass(frozen=True)
+class Op(ABC):
+    """One operation inside a Compute: of layer `layer`, or -1 where it belongs to none."""
+
+    layer: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    axis: str | None = field(default=None, kw_only=True)
+    everywhere: ClassVar[bool] = False  # whether ranks without rows of their own do it too, on the rows that all have
+
+    def weights(self) -> Roles:
+        """Return the weights that it needs, by what each is to it."""
+        return {}
+
+    def needs(self) -> Form:
+        """Return what the values are like that it reads."""
+        return Form()
+
+    def gives(self) -> Form:
+        """Return what the values are like that it writes."""
+        return Form()
+
+    def whole(self) -> tuple[str, ...]:
+        """Return those of its reads of which it needs the rows of all tiles."""
+        return ()
+
+    @abstractmethod
+    def work(self, share: Share) -> OpWork:
+        """Return how much work it is."""
+
+    def sort(self) -> tuple[object, ...]:
+        """Return what it has in common with the operations that are as much work."""
+        left_out = ("layer", "reads", "writes", "name", "bias")
+        return type(self), len(self.reads), *(value for name, value in vars(self).items() if name not in left_out)
+
+    @property
+    def label(self) -> str:
+        """What people read of it."""
+        return "_".join((type(self).__name__.lower(), *([self.axis] if self.axis else [])))
+
+
+@dataclass(frozen=True)
+class Norm(Op):
+    """y = norm(x), with the weights `name`."""
+
+    norm: blocks.Norm
+    name: str
+    everywhere: ClassVar[bool] = True
+
+    def weights(self) -> Roles:
+        return {f"norm.{role}": (weight, None) for role, weight in self.norm.weights(self.name).items()}
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(elements=share.rows * self.norm.width)
+
+
+@dataclass(frozen=True)
+class AddNorm(Norm):
+    """What follows a block: x = x + p + bias, y = norm(x). Reads x and p; writes x and y, or y alone."""
+
+    bias: str
+
+    def weights(self) -> Roles:
+        return {**super().weights(), "bias": (Weight(self.bias, "norm", ("hidden",), (self.norm.width,)), None)}
+
+    @property
+    def label(self) -> str:
+        return "add_norm"
+
+
+@dataclass(frozen=True)
+class Project(Op):
+    """Rows times `matrices`, "qkv", "q" or "kv": y [r, hidden] -> q, k, v [r, width]."""
+
+    block: blocks.Attention
+    matrices: str
+
+    def weights(self) -> Roles:
+        found = self.block.weights(f"layers.{self.layer}.attention")
+        return {role: (found[role], self.axis) for m in self.matrices for role in (f"{m}.weight", f"{m}.bias")}
+
+    def gives(self) -> Form:
+        return Form(self.axis)
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(weights=len(self.matrices) * self.block.hidden * _width(self, share))
+
+    @property
+    def label(self) -> str:
+        return "_".join(("project", self.matrices, *([self.axis] if self.axis else [])))
+
+
+@dataclass(frozen=True)
+class Mix(Op):
+    """softmax(q k^T) v of the rows of each request: q [r, width], k and v [n, width] -> c [r, width]."""
+
+    block: blocks.Attention
+
+    def needs(self) -> Form:
+        return Form(self.axis)
+
+    def gives(self) -> Form:
+        return Form(self.axis)
+
+    def whole(self) -> tuple[str, ...]:
+        return self.reads[1:]
+
+    def work(self, share: Share) -> OpWork:
+        width = _width(self, share)
+        return OpWork(attention=2.0 * share.pairs * width, arranged=share.rows * width)
+
+
+@dataclass(frozen=True)
+class Out(Op):
+    """What the heads found, times the output matrix: c [r, width] -> p [r, hidden], a term where heads are divided."""
+
+    block: blocks.Attention
+
+    def weights(self) -> Roles:
+        return {"o.weight": (self.block.weights(f"layers.{self.layer}.attention")["o.weight"], self.axis)}
+
+    def needs(self) -> Form:
+        return Form(self.axis)
+
+    def gives(self) -> Form:
+        return Form(term=self.axis is not None)
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(weights=self.block.hidden * _width(self, share))
+
+
+@dataclass(frozen=True)
+class Mlp(Op):
+    """Two products with an activation between: y [r, hidden] -> p [r, hidden], a term where columns are divided."""
+
+    block: blocks.Mlp
+
+    def weights(self) -> Roles:
+        found = self.block.weights(f"layers.{self.layer}.mlp")
+        return {role: (found[role], self.axis) for role in ("up.weight", "up.bias", "down.weight")}
+
+    def gives(self) -> Form:
+        return Form(term=self.axis is not None)
+
+    def work(self, share: Share) -> OpWork:
+        units = share.columns if self.axis else self.block.width
+        return OpWork(weights=2.0 * self.block.hidden * units, activations=share.rows * units)
+
+
+@dataclass(frozen=True)
+class Cast(Op):
+    """To `dtype`: "float16", in which values travel on a short wire, or "float32", and back. `width`: numbers in a row of all heads."""
+
+    width: int
+    dtype: str
+    everywhere: ClassVar[bool] = True
+
+    def needs(self) -> Form:
+        return Form(self.axis, "float32" if self.dtype == "float16" else "float16")
+
+    def gives(self) -> Form:
+        return Form(self.axis, self.dtype)
+
+    def work(self, share: Share) -> OpWork:
+        width = share.heads if self.axis else self.width
+        return OpWork(casts=share.rows * width * len(self.reads))
+
+    @property
+    def label(self) -> str:
+        return "_".join((f"to_{self.dtype}", *([self.axis] if self.axis else [])))
+
+
+def _width(op: Project | Mix | Out, share: Share) -> Any:
+    """Return the numbers in a row of the heads that `op` computes."""
+    return share.heads if op.axis else op.block.width

@@ -1,0 +1,18 @@
+"""One operation of each kind, for tests of what is said about them."""
+
+from hepti_mpi.program import ops
+
+
+def operations(spec, layer=0, reads=("a", "b"), writes=("c",)):
+    """By what people read of it, every operation that a layer of `spec` may have, on values of the same names."""
+    block = spec.layer(layer)
+    norm = block.norm_before("mlp") or block.norm_after("mlp")
+    at = (layer, reads, writes)
+    name = f"layers.{layer}.mlp"
+    made = [ops.Norm(*at, norm, f"{name}.norm"), ops.AddNorm(*at, norm, f"{name}.norm", f"{name}.down.bias"),
+            *(ops.Project(*at, block.attention, matrices) for matrices in ("qkv", "q", "kv")),
+            *(ops.Cast(*at, spec.hidden, dtype, axis=axis) for dtype in ("float16", "float32") for axis in (None, "heads")),
+            *(kind(*at, block.attention, axis=axis) for kind in (ops.Mix, ops.Out) for axis in (None, "heads")),
+            *(ops.Mlp(*at, block.mlp, axis=axis) for axis in (None, "columns")),
+            ops.Project(*at, block.attention, "qkv", axis="heads")]  # fmt: skip
+    return {op.label: op for op in made}

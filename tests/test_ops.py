@@ -1,0 +1,57 @@
+"""The table of operations: each class has a kernel and a reference, and all that is said of it fits together."""
+
+import inspect
+
+import numpy as np
+import pytest
+from operations import operations
+
+from hepti_mpi.engine.kernels import KERNELS
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.program import ops
+from hepti_mpi.program.reference import REFERENCES, Where
+
+SPEC = random_model("tiny-bert").spec
+OPERATIONS = operations(SPEC)
+
+
+def classes():
+    found = [value for value in vars(ops).values() if inspect.isclass(value) and issubclass(value, ops.Op)]
+    return [kind for kind in found if not inspect.isabstract(kind)]
+
+
+def test_every_operation_has_a_kernel_and_a_reference():
+    assert len(classes()) >= 7
+    assert [kind.__name__ for kind in classes() if kind not in KERNELS] == []
+    assert [kind.__name__ for kind in classes() if kind not in REFERENCES] == []
+    assert {type(op) for op in OPERATIONS.values()} == set(classes())
+
+
+def test_one_without_a_kernel_would_be_seen(monkeypatch):
+    class Rotate(ops.Norm):
+        pass
+
+    monkeypatch.setattr(ops, "Rotate", Rotate, raising=False)
+    assert [kind for kind in classes() if kind not in KERNELS] == [Rotate]
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_weights_are_divided_along_the_axis_of_the_operation(label):
+    op = OPERATIONS[label]
+    for weight, axis in op.weights().values():
+        assert axis == (op.axis if weight.split else None)
+        assert axis in (None, weight.axes[0])
+    assert op.sort() == OPERATIONS[label].sort() and sum(other.sort() == op.sort() for other in OPERATIONS.values()) == 1
+
+
+def test_operations_of_other_layers_are_as_much_work():
+    for one, other in zip(OPERATIONS.values(), operations(SPEC, 2, ("d", "e"), ("f",)).values()):
+        assert one != other and one.sort() == other.sort()
+
+
+def test_a_cast_rounds():
+    cast = OPERATIONS["to_float16"]
+    where = Where(np.zeros(1), np.zeros(1))
+    (short,) = REFERENCES[ops.Cast](cast, {}, [np.array([[1.0001]])], where)
+    assert short.dtype == np.float16 and short[0, 0] == 1
+    assert (cast.needs().dtype, cast.gives().dtype) == ("float32", "float16")
