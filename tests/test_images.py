@@ -35,7 +35,7 @@ def writable():
                 yield suffix, mode
 
 
-@pytest.mark.parametrize("suffix, mode", writable())
+@pytest.mark.parametrize("suffix, mode", list(writable()))
 def test_every_mode_of_every_format(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(PIXELS).convert(mode).save(path)
