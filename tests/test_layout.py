@@ -93,6 +93,33 @@ def test_functions_are_short_and_take_little(path):
         assert len(own) <= PARAMETERS, f"{where} takes {len(own)}: put what belongs together into a class"
 
 
+ROOMS_OF_MODELS = ("inputs", "tasks", "families", "checkpoints")  # what they share lies beside them; each may use those before it
+
+
+def test_rooms_of_models():
+    for path in (ROOT / "models").rglob("*.py"):
+        place = path.relative_to(ROOT / "models").parts
+        own = ROOMS_OF_MODELS.index(place[0]) if len(place) > 1 else -1
+        for name in imports(ast.parse(path.read_text())):
+            parts = name.split(".")
+            if parts[:2] == ["hepti_mpi", "models"] and len(parts) > 3 and parts[2] in ROOMS_OF_MODELS:
+                assert ROOMS_OF_MODELS.index(parts[2]) <= own, f"{place} imports {name}, which is not above it"
+
+
+def test_no_circle():
+    """No module imports itself by way of others, at its beginning."""
+    known = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in MODULES}
+    uses = {}
+    for name, path in known.items():
+        body = ast.Module([item for item in ast.parse(path.read_text()).body if isinstance(item, (ast.Import, ast.ImportFrom))], [])
+        found = {part for wanted in imports(body) for part in (wanted, wanted.rpartition(".")[0])}
+        uses[name] = (found & set(known)) - {name}
+    while uses:
+        free = {name for name, others in uses.items() if not others & set(uses)}
+        assert free, f"these import each other: {', '.join(sorted(uses))}"
+        uses = {name: others for name, others in uses.items() if name not in free}
+
+
 def test_one_module_reads_safetensors():
     users = [
         path.relative_to(ROOT).as_posix()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.tokenizing import FILES, KINDS, build_tokenizer
 from hepti_mpi.models.inputs.tokens import Tokens
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.sentence import (
     LIMITS,
     MODULES,
@@ -25,8 +25,8 @@ from hepti_mpi.models.checkpoints.sentence import (
     settings_name,
     tokenizer_changes,
 )
-from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, plain_name, read_small, shown
 from hepti_mpi.models.families.family import class_labels
+from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
 
 CONFIG = "config.json"
 SAID, SAID_BEFORE = "sentence_transformers", "sbert_ce_default_activation_function"  # keys of config.json, the newer one first

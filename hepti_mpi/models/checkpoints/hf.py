@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
 from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
-from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, read_small, shown
 from hepti_mpi.models.families.family import Family, class_labels, score_kind
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_head
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.inputs.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec, named_weights
+from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 KEPT_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 

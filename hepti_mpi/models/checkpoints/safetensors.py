@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
+from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
 from hepti_mpi.wording import counted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

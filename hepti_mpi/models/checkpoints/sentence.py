@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints import sidefiles
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.tokenizing import Built
-from hepti_mpi.models.checkpoints.untrusted import is_file, parse_json, plain_name, read_small, shown
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec, module_weights
+from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 LIMITS = tuple(f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"))

@@ -15,9 +15,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints import sidefiles
-from hepti_mpi.models.checkpoints.untrusted import parse_json
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.inputs.tokens import guarded
+from hepti_mpi.models.untrusted import parse_json
 
 JSON, CONFIG, MAP, ADDED, VOCAB = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"
 FILES = (JSON, CONFIG, MAP, ADDED, VOCAB)

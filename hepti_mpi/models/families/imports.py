@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints.untrusted import shown
 from hepti_mpi.models.families.family import Family
 from hepti_mpi.models.spec import ModelSpec, module_weights, named_weights
+from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.checkpoints.untrusted import shown
+from hepti_mpi.models.untrusted import shown
 
 SIZE_LIMIT = 1 << 30  # bytes of one array
 UNPACKED, TIMES = 32 << 20, 100  # bytes that any file may unpack to, and times its own size

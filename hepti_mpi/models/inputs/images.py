@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.checkpoints.untrusted import is_file, shown
 from hepti_mpi.models.inputs.preprocessors import SIDE_LIMIT, Preprocessor
+from hepti_mpi.models.untrusted import is_file, shown
 
 CLOSED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow has no decoder of its own for these, or starts another program
 ELSEWHERE = (".heic", ".heif", ".jxl", ".svg")  # pictures too, though Pillow reads none of them

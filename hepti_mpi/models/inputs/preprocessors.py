@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints import sidefiles
-from hepti_mpi.models.checkpoints.untrusted import parse_json, shown
+from hepti_mpi.models import sidefiles
+from hepti_mpi.models.untrusted import parse_json, shown
 from hepti_mpi.wording import counted
 
 NAME, OUTER = "preprocessor_config.json", "processor_config.json"

@@ -14,13 +14,13 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.checkpoints.untrusted import shown
 from hepti_mpi.models.inputs.arrays import read_npz
 from hepti_mpi.models.inputs.images import TAKEN, built_in_images, check_kind, find_pictures, modes, open_image, pixel_values
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 SENTENCES = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.checkpoints.untrusted import is_file, shown
+from hepti_mpi.models.untrusted import is_file, shown
 
 TEXT_LIMIT = 1 << 28  # bytes of one text file
 TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from hepti_mpi.errors import InputError, ModelError
-from hepti_mpi.models.checkpoints.untrusted import shown
+from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 T = TypeVar("T")

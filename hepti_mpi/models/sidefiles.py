@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints.untrusted import shown
+from hepti_mpi.models.untrusted import shown
 
 HONOURED, WITHOUT, REFUSED = "honoured", "without influence", "refused"
 
