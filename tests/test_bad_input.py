@@ -215,6 +215,16 @@ def test_boards_that_can_not_be_emulated(store, tmp_path):
     assert not list(tmp_path.rglob("*.profile.json"))
 
 
+def test_boards_for_some_ranks_only(store, tmp_path):
+    """Ranks that pretend and ranks that do not would measure and exchange in different ways, and wait for each other for ever."""
+    (tmp_path / "board").write_text("pi4")
+    line = f"[ $OMPI_COMM_WORLD_RANK = 1 ] && export HEPTI_EMULATE_FILE=board; exec '{sys.executable}' -m hepti_mpi run --weights '{store}'"
+    command = [str(MPIRUN), "-n", "3", "bash", "-c", line]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
+    refused(result, "no board is given for rank 0", "and 1 more of 3 ranks", "HEPTI_EMULATE_FILE")
+    assert not list(tmp_path.rglob("*.profile.json"))
+
+
 def test_emulated_boards_and_the_division_of_others(store, tmp_path):
     """A profile of emulated boards is not one of this machine, and the other way round."""
     profile = tmp_path / "p.json"

@@ -79,6 +79,7 @@ def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: f
             raise PlanError(f"--emulate has {counted(len(emulate), 'entries')}, the job has {counted(world.size, 'ranks')}")
         emulations.append(Emulation(None if emulate is None else emulate[world.rank]))
     emulation = emulations[0]
+    _all_or_none(world, emulation)
     threads = threads or (1 if emulation.on else None)
     whole, part, own = probe.widen_affinity(world, divide=threads is None)
     with together(world):
@@ -89,6 +90,16 @@ def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: f
     if threads is None and hosts.count(host_name()) > 1 and probe.may_use(whole):
         alone = len(whole)
     return machine_of(world, Cores(world.rank, hosts, part, whole, threads or own, alone), emulation)
+
+
+def _all_or_none(world: Comm, emulation: Emulation) -> None:
+    """Refuse a job in which only some ranks pretend to be boards: how ranks measure, exchange and take turns goes by it."""
+    told = world.gather_all([host_name(), emulation.on])
+    bare = [f"rank {rank} on {host}" for rank, (host, on) in enumerate(told) if not on]
+    with together(world):
+        if world.rank == 0 and 0 < len(bare) < world.size:
+            said = f"{bare[0]}{f' and {len(bare) - 1} more' if len(bare) > 1 else ''} of {counted(world.size, 'ranks')}"
+            raise PlanError(f"no board is given for {said}; set HEPTI_EMULATE_FILE for all of them, or --emulate, or neither")
 
 
 def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
