@@ -15,7 +15,8 @@ from hepti_mpi.planning.bound import bound
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.search import Request, choose
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program.build import Compute, make_program
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.steps import Compute
 
 SPEC = replace(random_model("minilm").spec, layers=3)
 REQUEST = Request(64, mode="packed")

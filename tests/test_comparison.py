@@ -12,8 +12,9 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.search import Request
-from hepti_mpi.program.build import Compute, make_program
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import kind_of
+from hepti_mpi.program.steps import Compute
 from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.tuning import comparison
 from hepti_mpi.tuning.bench import Samples

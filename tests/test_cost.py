@@ -15,10 +15,12 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import price as prices
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import FLOAT, RING_BYTES, Price, Pricer
-from hepti_mpi.program.build import Compute, Sync, buffers, distributions, make_program
+from hepti_mpi.program.buffers import buffers, distributions
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Cast, Norm
 from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute, Sync
 
 SPEC = replace(random_model("bert-base").spec, layers=3, hidden=72, heads=9, ffn=203)
 ROWS = 97

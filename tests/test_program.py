@@ -16,25 +16,13 @@ import pytest
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.reference import forward
-from hepti_mpi.program.build import (
-    EMBEDDED,
-    OUTER,
-    RESULT,
-    Compute,
-    Sync,
-    Value,
-    buffers,
-    dependencies,
-    distributions,
-    interface,
-    key,
-    make_program,
-    named,
-)
+from hepti_mpi.program.buffers import buffers, dependencies, distributions, interface, key, named
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Cast, Mix
 from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import Plan, check
 from hepti_mpi.program.reference import REFERENCES, Where
+from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Value
 from hepti_mpi.weights.slices import Slicer, layer_slices
 
 ROWS = 9

@@ -8,7 +8,7 @@ from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.search import Request, choose
-from hepti_mpi.program.build import Compute, Sync
+from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.reporting import records, tables
 
 SPEC = random_model("tiny-bert").spec

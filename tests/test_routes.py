@@ -8,9 +8,11 @@ from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
 
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.routes import TAGS, Route, Router
-from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Sync, distributions, interface, make_program
+from hepti_mpi.program.buffers import distributions, interface
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import WIRES
+from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Sync
 
 OWN = [("reduce_scatter", "own", tiles, wire) for tiles in TILES for wire in WIRES]
 SPEC, _ = model_of(MODELS[0])

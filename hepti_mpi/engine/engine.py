@@ -20,10 +20,10 @@ from hepti_mpi.engine.packing import Packing, pack
 from hepti_mpi.engine.routes import TAGS, Route, Router
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program import build as programs
-from hepti_mpi.program.build import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
+from hepti_mpi.program.buffers import buffers, dependencies, distributions, interface, named
 from hepti_mpi.program.ownership import Division, Holding, division
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
 from hepti_mpi.weights.slices import Slicer, layer_slices
 
 GEOMETRIES = 16  # prepared batch shapes that are kept
@@ -67,9 +67,9 @@ class Engine:
                 if isinstance(step, Compute):
                     self.segments[place] = segments.get(step, slicer, plan.weights_mode[world.rank], self.threads)
         self.weight_bytes = sum(piece.bytes for piece in layer_slices(spec, plan, program, world.rank))
-        self.values, self.numbers = programs.distributions(program), programs.buffers(program)
-        self.interfaces = [programs.interface(self.values, step) for step in program]
-        needed = programs.dependencies(program)
+        self.values, self.numbers = distributions(program), buffers(program)
+        self.interfaces = [interface(self.values, step) for step in program]
+        needed = dependencies(program)
         self.missing = [len(places) for places in needed]
         self.followers: list[list[int]] = [[] for _ in program]
         for place, places in enumerate(needed):
@@ -311,9 +311,9 @@ class Engine:
             at.packings[which] = pack(lengths, rows.start, rows.stop, first_key=rows.start if whole else 0)
         found: dict[str, np.ndarray] = dict(vars(at.packings[which]))
         for name in step.reads:
-            found[name] = at.values[programs.named(self.values, name, step.tile)]
+            found[name] = at.values[named(self.values, name, step.tile)]
         for name in step.writes:
-            value = at.values[programs.named(self.values, name, step.tile)]
+            value = at.values[named(self.values, name, step.tile)]
             found[name] = value[rows] if name in self.values and step.tile is not None else value
         at.zeros[place] = [found[name] for name in segment.zeros]
         at.runs[place] = segment.bind(found, len(lengths) == 1) if rows.stop > rows.start else None

@@ -21,8 +21,9 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, search
 from hepti_mpi.planning.price import Price
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.build import Program, make_program
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Program
 from hepti_mpi.weights.slices import rank_slices
 from hepti_mpi.weights.store import Store
 

@@ -13,9 +13,9 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
 from hepti_mpi.engine import sessions
 from hepti_mpi.planning.price import RING_GAIN
-from hepti_mpi.program.build import Sync, Value
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Sync, Value
 
 TAGS = 4  # of one exchange: one per ring
 

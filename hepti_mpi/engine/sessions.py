@@ -15,8 +15,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine.kernels import DTYPES, INDEXES, KERNELS, MICROSOFT, Graph, Writing
-from hepti_mpi.program.build import Compute
 from hepti_mpi.program.ops import Op
+from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Slicer
 from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted

@@ -10,8 +10,8 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import Price, Pricer
 from hepti_mpi.planning.search import Request, choose
-from hepti_mpi.program.build import Program
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Program
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Source: Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication O
 
 import numpy as np
 
-from hepti_mpi.program.build import OUTER
+from hepti_mpi.program.steps import OUTER
 
 SHORT = 8192  # bytes of a sum that go by recursive doubling
 

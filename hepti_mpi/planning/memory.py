@@ -4,7 +4,8 @@ import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import FLOAT
-from hepti_mpi.program.build import Program, buffers, distributions
+from hepti_mpi.program.buffers import buffers, distributions
+from hepti_mpi.program.steps import Program
 
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 

@@ -18,10 +18,11 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.collectives import collective
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.rings import around
-from hepti_mpi.program.build import Compute, Program, Step, Sync, distributions, interface
+from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.ops import Op, Share
 from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Division, cells
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute, Program, Step, Sync
 
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on

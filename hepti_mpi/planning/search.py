@@ -21,8 +21,9 @@ from hepti_mpi.planning.price import FLOAT, Pricer
 from hepti_mpi.planning.refine import Candidate, Refinement, order
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
-from hepti_mpi.program.build import Program, make_program
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, kind_of
+from hepti_mpi.program.steps import Program
 from hepti_mpi.wording import counted
 
 Layers = tuple[tuple[str, str], ...]
@@ -398,8 +399,7 @@ class _Search:
 
     def refusal(self) -> CapacityError:
         """Say which rank lacks how many bytes under the leanest plan that was allowed."""
-        layout = self.layouts()[-1]
-        layers = (layout,) * self.spec.layers
+        layers = (layout := self.layouts()[-1],) * self.spec.layers
         everyone = tuple(range(self.ranks)) if self.request.shares is None else next(self.subsets())
         room = self.room(layers, everyone)
         whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)

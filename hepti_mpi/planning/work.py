@@ -6,9 +6,9 @@ count alike.
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.program.build import Compute
 from hepti_mpi.program.ops import Share
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute
 
 SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 

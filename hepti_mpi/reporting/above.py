@@ -12,8 +12,8 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.program.build import OUTER, Compute, Program, Sync
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import OUTER, Compute, Program, Sync
 
 MEANT = {
     "share": "this rank's part of the work, as fast as it does that of many rows, less the bound: it has more to do than where the bound "

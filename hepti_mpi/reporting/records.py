@@ -16,8 +16,8 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.refine import Candidate
 from hepti_mpi.planning.search import Decision
-from hepti_mpi.program.build import OUTER, Program, Sync
 from hepti_mpi.program.plan import Plan, kind_of
+from hepti_mpi.program.steps import OUTER, Program, Sync
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, size, table
 from hepti_mpi.wording import counted
 

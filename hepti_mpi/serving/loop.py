@@ -22,8 +22,8 @@ from hepti_mpi.comm.orders import Orders
 from hepti_mpi.engine.loading import Ready, swap
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.build import Compute
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute
 from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Lengths, Scheduler, Step
 from hepti_mpi.serving.sink import Listener

@@ -9,8 +9,8 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.bound import Bound
-from hepti_mpi.program.build import Compute
 from hepti_mpi.program.plan import kind_of
+from hepti_mpi.program.steps import Compute
 from hepti_mpi.reporting.above import Above, Measured, above_bound
 from hepti_mpi.reporting.records import MOST_LATE, time_by_batch
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table

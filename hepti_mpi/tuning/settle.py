@@ -20,8 +20,9 @@ from hepti_mpi.planning import search
 from hepti_mpi.planning.price import Price, Pricer
 from hepti_mpi.planning.search import Decision, Request
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.build import Compute, Sync, make_program
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.weights.slices import rank_slices
 
 ROUNDS = 3

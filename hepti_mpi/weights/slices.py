@@ -8,9 +8,10 @@ from hepti_mpi import splits
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
-from hepti_mpi.program.build import Compute, Program, make_program
+from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute, Program
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Where the values of a program live and what each step must wait for. Pure: knows steps and names of values; no sizes, no MPI."""
+
+from hepti_mpi.program.ownership import ROOT
+from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Value
+
+REST = 4  # steps per tile that a buffer rests
+
+
+def distributions(program: Program) -> dict[str, Value]:
+    """Return what a rank holds of each value that outlives its Compute."""
+    whole: set[str] = set()  # read by a step that sees all tiles, or by an operation that needs all of its rows
+    for step in program:
+        if isinstance(step, Compute):
+            all_rows = {name for op in step.ops for name in op.whole()}
+            whole.update(name for name in (*step.reads, *step.writes) if step.tile is None or name in all_rows)
+    short: set[str] = set()  # of float16
+    result = {EMBEDDED: Value("root", "hidden", None), RESULT: Value("root", "hidden", None)}
+    for step in program:
+        if isinstance(step, Compute):
+            forms = {name: op.gives() for op in step.ops for name in op.writes}
+            short.update(name for name in step.writes if forms[name].dtype == "float16")
+            for name in step.writes:
+                tile, form = None if name in whole else step.tile, forms[name]
+                result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, name in short)
+        elif step.want != ROOT:
+            for read, name in zip(step.reads, step.writes):
+                tile = None if name in whole else step.tile
+                if read in short:  # what travels comes as it went
+                    short.add(name)
+                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, name in short)
+    return result
+
+
+def key(name: str, tile: int | None) -> str:
+    """Return what a tile of a value is called; the value itself where it spans all tiles."""
+    return name if tile is None else f"{name}.{tile}"
+
+
+def named(values: dict[str, Value], name: str, tile: int | None) -> str:
+    """Return the key under which a step of `tile` finds `name`."""
+    return name if name in values else key(name, tile)
+
+
+def interface(values: dict[str, Value], step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the keys of what a step reads and of what it writes, or writes a part of."""
+    reads, writes = (tuple(named(values, name, step.tile) for name in names) for names in (step.reads, step.writes))
+    return reads, writes
+
+
+def dependencies(program: Program) -> tuple[frozenset[int], ...]:
+    """Return, per step, the earlier steps that must be done before it: those that write what it reads, and those that use a buffer
+    that it overwrites. Several tiles fill a value together, so they do not wait for each other."""
+    values, numbers = distributions(program), buffers(program)
+    writers: dict[str, set[int]] = {}
+    occupant: dict[int, str] = {}  # per buffer the value in it
+    users: dict[str, set[int]] = {}
+    freed: dict[str, set[int]] = {}  # per value, the users of the value whose buffer it took
+    result = []
+    for place, step in enumerate(program):
+        reads, writes = interface(values, step)
+        needed: set[int] = set().union(*(writers.get(name, set()) for name in reads))
+        for name in writes:
+            number = numbers.get(name)
+            if number is not None and occupant.get(number) != name:
+                freed[name] = users.get(occupant.get(number, ""), set())
+                occupant[number] = name
+            needed |= freed.get(name, set())
+        for name in (*reads, *writes):
+            users.setdefault(name, set()).add(place)
+        for name in writes:
+            writers.setdefault(name, set()).add(place)
+        result.append(frozenset(needed))
+    return tuple(result)
+
+
+def buffers(program: Program) -> dict[str, int]:
+    """Assign every value a buffer number such that no two values that live at once share one, by a linear scan.
+
+    The embedding and the result are the root's and get no number. A buffer rests a while before it is used again, since what takes
+    it over must wait for what still travels out of it.
+    """
+    values = distributions(program)
+    rest = REST * (1 + max(step.tile or 0 for step in program))
+    last: dict[str, int] = {}
+    for place, step in enumerate(program):
+        for names in interface(values, step):
+            last |= dict.fromkeys(names, place)
+    ends: dict[int, list[str]] = {}
+    for name, place in last.items():
+        ends.setdefault(place + rest, []).append(name)
+    numbers: dict[str, int] = {}
+    free: dict[Value, list[int]] = {}
+    count = 0
+    for place, step in enumerate(program):
+        for name in interface(values, step)[1]:
+            if name in (EMBEDDED, RESULT) or name in numbers:
+                continue
+            pool = free.setdefault(values[name], [])
+            if pool:
+                numbers[name] = pool.pop()
+            else:
+                numbers[name] = count
+                count += 1
+        for name in ends.get(place, ()):
+            if name in numbers:
+                free.setdefault(values[name], []).append(numbers[name])
+    return numbers

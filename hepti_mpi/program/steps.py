@@ -1,0 +1,76 @@
+"""The steps of one inference: what is computed between which exchanges. Pure: knows no time, file, MPI or ONNX.
+
+A **program** is one flat tuple of `Compute` and `Sync` steps, the same for every rank: ranks differ only in how many heads,
+columns and rows they hold (`Plan`). The cost model prices it, slicing lists its weights, the graph builder makes one ONNX
+segment of each Compute and the engine walks it, so these four cannot disagree about what is done.
+
+Every value is [rows, width] and has one of three distributions: `full` (every rank holds all rows), `rows` (rank i holds its own
+rows) or `partial` (all rows of a term; the sum over ranks is the value). A block of a layer is computed by heads or
+columns (needs full, gives partial) or by rows (needs rows, gives rows). After each block comes its tail: residual sum and LayerNorm.
+
+The rows of a request may be cut into tiles, each divided among the ranks: a step is then done per tile, and while one tile travels
+the next is computed. The order of the steps is one in which they can be done; `dependencies` says which must wait for which.
+"""
+
+from dataclasses import dataclass
+
+from hepti_mpi.program.ops import Op
+from hepti_mpi.program.ownership import EXCHANGES, Holding
+
+EMBEDDED = "embedded"  # [rows, hidden] on the root: what the layers start from
+RESULT = "result"  # [rows, hidden] on the root: the last hidden state
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A run of operations without an exchange: one ONNX segment, the same for all tiles.
+
+    All its rows are in one distribution, `full` or `rows`, and in tile `tile`, or in all tiles where that is None.
+    """
+
+    ops: tuple[Op, ...]
+    distribution: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    tile: int | None = None
+
+
+@dataclass(frozen=True)
+class Sync:
+    """An exchange between ranks that turns `reads` into `writes`, one for one.
+
+    `kind`: what the move is called, of EXCHANGES: bcast and scatterv bring the embedding from the root; allreduce (partial to full),
+    reduce_scatter (partial to rows), allgatherv (rows to full), to_heads (rows of all heads to all rows of the own heads) and to_rows
+    (back); gatherv takes the result to the root; slice (full to rows) moves nothing.
+    """
+
+    kind: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    tile: int = 0
+
+    @property
+    def have(self) -> Holding:
+        """How ranks hold what it reads."""
+        return EXCHANGES[self.kind][0]
+
+    @property
+    def want(self) -> Holding:
+        """How ranks hold what it writes."""
+        return EXCHANGES[self.kind][1]
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a rank holds of a value that outlives its Compute. `rows`: "full", "rows" (its own) or "root" (all, on rank 0 alone);
+    `columns`: "hidden" or "heads" (those of its own heads); `tile`: None where it spans all tiles; `half`: whether it is float16."""
+
+    rows: str
+    columns: str
+    tile: int | None
+    half: bool = False
+
+
+Step = Compute | Sync
+Program = tuple[Step, ...]
+OUTER = ("bcast", "scatterv", "gatherv")
