@@ -1,6 +1,7 @@
 """The rules of the tree: who may import whom, one owner per library, a docstring and a bounded length for each module."""
 
 import ast
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_no_circle():
         free = {name for name, others in uses.items() if not others & set(uses)}
         assert free, f"these import each other: {', '.join(sorted(uses))}"
         uses = {name: others for name, others in uses.items() if name not in free}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_name_modules_that_are_there(path):
+    rooms = "|".join(room.name for room in ROOT.iterdir() if room.is_dir())
+    for item in ast.walk(ast.parse(path.read_text())):
+        if isinstance(item, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            for room, name, file in re.findall(rf"(?<![\w./])({rooms})(?:\.([a-z_]+)|/([a-z_]+)\.py)", ast.get_docstring(item) or ""):
+                place = ROOT / room / (name or file)
+                assert place.is_dir() or place.with_suffix(".py").exists(), f"there is no {room}.{name or file}"
 
 
 def test_one_module_reads_safetensors():

@@ -76,7 +76,7 @@ class Screen:
             terminal.write(OUT, bars)
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
-        """Print answers, records of models.heads.answers: they are the result."""
+        """Print answers, records of models.tasks.heads.answers: they are the result."""
         from hepti_mpi.reporting.records import answer_line
 
         for answer in answers:

@@ -42,7 +42,7 @@ def finished_places(path: Path) -> list[int]:
 
 
 def input_hash(requests: Iterable[Any]) -> str:
-    """Return a hash of what the requests (models.preprocess.Request) ask, and what their answers say of it, in their order."""
+    """Return a hash of what the requests (models.inputs.requests.Request) ask, and what their answers say of it, in their order."""
     found = hashlib.sha256()
     for request in requests:
         found.update(json.dumps([request.given, request.error is None]).encode())

@@ -27,7 +27,7 @@ Sign = Callable[[IO[bytes]], None]
 
 
 class Placed(Protocol):
-    """Where the rows of a request lie: models.preprocess.Request."""
+    """Where the rows of a request lie: models.inputs.requests.Request."""
 
     @property
     def keep(self) -> np.ndarray: ...
@@ -108,7 +108,7 @@ def stacked(name: str, requests: Sequence[Placed], values: Sequence[np.ndarray |
 
 
 def finished_answer(answer: dict[str, Any], error: str | None = None) -> Finished:
-    """Return a record of models.heads.answers as it is kept; with an `error` it is what was given."""
+    """Return a record of models.tasks.heads.answers as it is kept; with an `error` it is what was given."""
     return {"answer": answer} if error is None else {"answer": answer | {"error": error}, "error": error}
 
 

@@ -2,7 +2,7 @@
 
 What ranks report of their batches says how fast each computes; what a batch takes beyond that, when links are to be looked at. The search
 runs in a process of its own and requests go on meanwhile. Every switch must promise more than a margin and pay back what it costs, and
-is undone when it does not help. Knows orders and when to give them; what has changed is planning.drift's business.
+is undone when it does not help. Knows orders and when to give them; what has changed is tuning.drift's business.
 """
 
 from collections import deque
