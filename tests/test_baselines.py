@@ -15,7 +15,7 @@ from hepti_mpi.planning.baselines import NAMES, Case, baseline, boosted, least_m
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import check
-from hepti_mpi.weights.slices import layer_slices
+from hepti_mpi.weights.slices import Part
 
 LARGE = random_model("bert-large").spec
 BASE = random_model("bert-base").spec
@@ -318,12 +318,12 @@ def test_single_counts_the_way_from_and_to_the_root():
 def test_memory_is_that_of_the_weights_that_are_loaded(name, spec):
     profile = cluster((16, 11, 6, 4))
     plan, case = made(name, spec, profile), Case(spec, "hash", profile, 128, None)
-    program, tensor = make_program(spec, plan), plan.strategy == "tensor"
+    tensor = plan.strategy == "tensor"
     part = np.array(plan.heads) / spec.heads if tensor else np.array(plan.rows) / 128
     without = case.memory(plan) - case.activations(plan, part)
     final = 2 * spec.hidden * 4 * (spec.norm == "pre")  # of the norm after the last layer
     for rank in plan.active:
-        held = sum(piece.bytes for piece in layer_slices(spec, plan, program, rank))
+        held = sum(piece.bytes for piece in Part(spec, plan, rank).of_layers)
         assert -final <= without[rank] - held <= 1
     assert all(case.memory(plan)[rank] == 0 for rank in range(4) if rank not in plan.active)
 

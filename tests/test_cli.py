@@ -18,7 +18,7 @@ from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES
 from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
 from hepti_mpi.planning.baselines import baseline
 from hepti_mpi.program.plan import check, load
-from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store, whole_slices
 
 PLAN = ("plan", "--weights", "tiny-bert.h5", "--profile", "three.json")
@@ -376,7 +376,7 @@ def test_rank_files_of_a_plan(run, made):
     for rank in range(3):
         assert f"parts/rank{rank:02d}.h5" in said
         with Store(made / "parts" / f"rank{rank:02d}.h5") as store:
-            assert store.verify(rank_slices(store.spec, plan, rank)) > 0
+            assert store.verify(Part(store.spec, plan, rank).slices) > 0
     said = run("inspect", "parts/rank01.h5")
     assert "a rank's part" in said
 

@@ -21,7 +21,7 @@ from hepti_mpi.planning.search import LEANER, Exchange, Request, _Search, again,
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, check, kind_of
-from hepti_mpi.weights.slices import layer_slices
+from hepti_mpi.weights.slices import Part
 
 LARGE = random_model("bert-large").spec
 BASE = random_model("bert-base").spec
@@ -137,9 +137,8 @@ def test_any_cluster(seed):
     except CapacityError:
         assert sum(node.memory_bytes for node in profile.nodes) < 1.5 * layer_bytes(ODD) + 12e6 * len(profile.nodes)
         return
-    program = make_program(ODD, decision.chosen.plan)
     for rank, need in enumerate(decision.chosen.memory):
-        held = sum(piece.bytes for piece in layer_slices(ODD, decision.chosen.plan, program, rank))
+        held = sum(piece.bytes for piece in Part(ODD, decision.chosen.plan, rank).of_layers)
         assert held <= need <= profile.nodes[rank].memory_bytes
     for rank, node in enumerate(profile.nodes):
         if node.memory_bytes >= layer_bytes(ODD) * 1.01 + 6e6:

@@ -1,7 +1,7 @@
 """Programs, walked by a small NumPy interpreter over simulated ranks and compared with the plain forward pass.
 
 The interpreter keeps values in the numbered buffers of `buffers`, spoils what a step is going to write before the step reads, and
-multiplies by nothing but the slices that `Slicer` names: a wrong step, a wrong slice, a buffer that is used twice and a step that
+multiplies by nothing but the slices that `Part` names: a wrong step, a wrong slice, a buffer that is used twice and a step that
 does not wait for another all end in a wrong answer.
 """
 
@@ -23,7 +23,7 @@ from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import Plan, check
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Value
-from hepti_mpi.weights.slices import Slicer, layer_slices
+from hepti_mpi.weights.slices import Part
 
 ROWS = 9
 MODELS = ("tiny-bert", "tiny-vit")  # post-norm, pre-norm
@@ -102,21 +102,21 @@ class Rank:
 
     def __init__(self, spec, weights, plan, values, numbers, rank, lengths):
         self.spec, self.weights, self.rank, self.active = spec, weights, rank, rank in plan.active
-        self.slicer, self.values, self.numbers = Slicer(spec, plan, rank), values, numbers
+        self.mine, self.values, self.numbers = Part(spec, plan, rank), values, numbers
         self.request = np.repeat(np.arange(len(lengths)), lengths)
         rows = sum(lengths)
         counts = plan.counts(lengths) if len(plan.active) > 1 else (tuple(rows * (r in plan.active) for r in range(plan.ranks)),)
         ends = np.cumsum(counts).reshape(len(counts), -1)
         self.own = [[slice(end - count, end) for end, count in zip(*pair)] for pair in zip(ends, counts)]  # [tiles][ranks]
         self.tiles = {tile: slice(own[0].start, own[-1].stop) for tile, own in enumerate(self.own)} | {None: slice(0, rows)}
-        self.columns = slice(*(at * spec.head_dim for at in self.slicer.parts["heads"]))
+        self.columns = slice(*(at * spec.head_dim for at in self.mine.bounds["heads"]))
         self.memory = {self.numbers[name]: np.full(self.shape(self.values[name]), np.nan) for name in self.numbers if self.active}
         self.root = {}
         self.used = set()
 
     def shape(self, value):
         rows = self.tiles[value.tile] if value.rows == "full" else self.own[value.tile][self.rank]
-        return rows.stop - rows.start, self.spec.hidden if value.columns == "hidden" else self.slicer.heads * self.spec.head_dim
+        return rows.stop - rows.start, self.spec.hidden if value.columns == "hidden" else self.mine.heads * self.spec.head_dim
 
     def get(self, name, tile):
         place = named(self.values, name, tile)
@@ -134,15 +134,15 @@ class Rank:
         for target in targets.values():
             target.fill(np.nan)
         for op in step.ops:
-            slices = self.slicer.op(op, step.distribution)
+            slices = self.mine.op(op, step.distribution)
             self.used.update(slices.values())
             own = {short: self.weights[piece.name][piece.first : piece.first + piece.shape[0]] for short, piece in slices.items()}
             assert all(own[short].shape == piece.shape for short, piece in slices.items())
-            if self.slicer.takes_part(op, step.distribution):
+            if self.mine.takes_part(op, step.distribution):
                 assert not zeros & set(op.reads), f"{op.label} of layer {op.layer} reads what this rank has no part in"
                 inside |= zip(op.writes, self.run(op, own, [inside[name] for name in op.reads], rows), strict=True)
             else:
-                width = self.slicer.heads * self.spec.head_dim if op.gives().axis == "heads" else self.spec.hidden
+                width = self.mine.heads * self.spec.head_dim if op.gives().axis == "heads" else self.spec.hidden
                 inside |= {name: np.zeros((rows.stop - rows.start, width)) for name in op.writes}
                 zeros.update(op.writes)
         for name, target in targets.items():
@@ -268,8 +268,7 @@ def compare(name, plan, lengths=(ROWS,)):
     job = Job(name, plan, lengths)
     job.compare()
     for number in plan.active:
-        spec = model_of(name)[0]
-        assert job.ranks[number].used == set(layer_slices(spec, plan, job.program, number))
+        assert job.ranks[number].used == set(job.ranks[number].mine.of_layers)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)

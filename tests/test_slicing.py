@@ -7,9 +7,8 @@ from operations import operations
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import named_weights
-from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.weights.slices import Slice, Slicer, all_weights, granule, layer_slices, rank_slices, root_slices
+from hepti_mpi.weights.slices import Part, Slice, all_weights, granule, root_slices
 
 BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
 LAYOUTS = list(product(("heads", "rows", "alltoall", "recompute"), ("columns", "rows")))
@@ -65,17 +64,17 @@ OPS = [  # (kind, distribution) and the first and count of each slice for rank 1
 @pytest.mark.parametrize("kind, distribution, expected", OPS)
 def test_an_operation(kind, distribution, expected):
     plan = Plan("m", "h", (LAYOUTS[0],) * 3, (3, 2, 2), (40, 31, 30), (4, 4, 1), ("a",) * 3, ("packed",) * 3)
-    found = Slicer(BERT, plan, 1).op(operations(BERT, 2)[kind], distribution)
+    found = Part(BERT, plan, 1).op(operations(BERT, 2)[kind], distribution)
     block = "mlp" if kind.startswith("mlp") else "attention"
     assert found == {short: Slice(f"layers.2.{block}.{short}", *at) for short, at in expected.items()}
 
 
 def test_norms_and_tails():
-    slicer = Slicer(BERT, plan_of(BERT, [LAYOUTS[0]] * 3, (1, 1)), 0)
+    part = Part(BERT, plan_of(BERT, [LAYOUTS[0]] * 3, (1, 1)), 0)
     tail = operations(BERT, 1)["add_norm"]
     names = {"norm.weight": "layers.1.mlp.norm.weight", "norm.bias": "layers.1.mlp.norm.bias", "bias": "layers.1.mlp.down.bias"}
-    assert slicer.op(tail, "full") == {short: Slice(name, 0, (56,)) for short, name in names.items()}
-    assert set(slicer.op(operations(BERT)["norm"], "full")) == {"norm.weight", "norm.bias"}
+    assert part.op(tail, "full") == {short: Slice(name, 0, (56,)) for short, name in names.items()}
+    assert set(part.op(operations(BERT)["norm"], "full")) == {"norm.weight", "norm.bias"}
 
 
 HEADS, COLUMNS = ("project_qkv_heads", "mix_heads", "out_heads", "to_float16_heads", "to_float32_heads"), ("mlp_columns",)
@@ -90,24 +89,24 @@ TAKES_PART = [  # per rank of a plan where each has another thing: (distribution
 @pytest.mark.parametrize("rank, distribution, expected", TAKES_PART)
 def test_who_takes_part(rank, distribution, expected):
     plan = Plan("m", "h", (LAYOUTS[0], LAYOUTS[3], LAYOUTS[0]), (7, 0, 0, 0), (0, 101, 0, 0), (0, 0, 9, 0), ("a",) * 4, ("packed",) * 4)
-    slicer = Slicer(BERT, plan, rank)
+    part = Part(BERT, plan, rank)
     for kind in HEADS + COLUMNS + WHOLE + MINE:
         op = operations(BERT)[kind]
-        assert slicer.takes_part(op, distribution) == (kind in expected), kind
-        assert bool(slicer.op(op, distribution)) == (kind in expected and kind not in WEIGHTLESS), kind
+        assert part.takes_part(op, distribution) == (kind in expected), kind
+        assert bool(part.op(op, distribution)) == (kind in expected and kind not in WEIGHTLESS), kind
 
 
 def test_one_active_rank_has_all():
     """Whatever its shares say: a layout that divides no heads leaves them 0."""
     plan = Plan("m", "h", (LAYOUTS[3],) * 3, (0, 0), (0, 0), (0, 9), ("a",) * 2, ("packed",) * 2)
-    slicer = Slicer(BERT, plan, 1)
-    assert all(slicer.takes_part(operations(BERT)[kind], "full") for kind in HEADS + COLUMNS + WHOLE + MINE)
-    assert slicer.heads == 7 and slicer.op(operations(BERT)["mlp_columns"], "full")["up.weight"].shape == (101, 56)
+    part = Part(BERT, plan, 1)
+    assert all(part.takes_part(operations(BERT)[kind], "full") for kind in HEADS + COLUMNS + WHOLE + MINE)
+    assert part.heads == 7 and part.op(operations(BERT)["mlp_columns"], "full")["up.weight"].shape == (101, 56)
 
 
 def test_a_rank_without_a_part_reads_nothing():
     plan = Plan("m", "h", (LAYOUTS[0],) * 3, (7, 0, 0), (0, 101, 0), (9, 0, 0), ("a",) * 3, ("packed",) * 3)
-    assert list(rank_slices(BERT, plan, 2)) == []
+    assert list(Part(BERT, plan, 2).slices) == []
 
 
 @pytest.mark.parametrize("shares", SHARES)
@@ -117,9 +116,9 @@ def test_all_ranks_together_hold_every_weight(spec, shares):
     whole = {weight.name: weight for weight in all_weights(spec)}
     for layers in product(LAYOUTS, repeat=2):
         plan = plan_of(spec, (*layers, layers[0]), shares)
-        program, held = make_program(spec, plan), {}
+        held = {}
         for rank in range(plan.ranks):
-            pieces = layer_slices(spec, plan, program, rank)
+            pieces = Part(spec, plan, rank).of_layers
             assert len(set(pieces)) == len(pieces) and bool(pieces) == (rank in plan.active)
             for piece in pieces:
                 assert 0 <= piece.first and piece.first + piece.shape[0] <= whole[piece.name].shape[0]
@@ -141,6 +140,6 @@ def test_all_ranks_together_hold_every_weight(spec, shares):
 @pytest.mark.parametrize("spec", [BERT, VIT], ids=lambda spec: spec.name)
 def test_the_root_reads_embedding_and_head_besides(spec):
     plan = plan_of(spec, [LAYOUTS[0]] * 3, (0, 1, 1))
-    assert set(rank_slices(spec, plan, 0)) == set(root_slices(spec))
+    assert set(Part(spec, plan, 0).slices) == set(root_slices(spec))
     assert {piece.name for piece in root_slices(spec)} == {w.name for w in all_weights(spec) if w.part in ("embedding", "head")}
-    assert not set(rank_slices(spec, plan, 1)) & set(root_slices(spec))
+    assert not set(Part(spec, plan, 1).slices) & set(root_slices(spec))

@@ -20,7 +20,7 @@ from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_weigh
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.weights import store as stores
-from hepti_mpi.weights.slices import Slice, granule, rank_slices
+from hepti_mpi.weights.slices import Part, Slice, granule
 from hepti_mpi.weights.store import Store, whole_slices
 
 SIZES = {"vocab_size": 9, "max_position_embeddings": 7, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -426,7 +426,7 @@ PLANS = [
 def test_rank_files(path, tmp_path, plan):
     with Store(path) as whole:
         for rank in range(plan.ranks):
-            part, slices = tmp_path / "parts" / f"rank{rank:02d}.h5", tuple(rank_slices(SPEC, plan, rank))
+            part, slices = tmp_path / "parts" / f"rank{rank:02d}.h5", tuple(Part(SPEC, plan, rank).slices)
             stores.write_part(part, whole, slices)
             with Store(part) as store:
                 assert (store.spec, store.files, store.source_hash) == (whole.spec, whole.files, whole.source_hash)
@@ -439,7 +439,7 @@ def test_rank_files(path, tmp_path, plan):
 
 def test_a_rank_file_of_another_rank_is_refused(path, tmp_path):
     plan = plan_of([LAYOUTS[0]] * 2, (1, 2), (1, 2), (1, 2))
-    one, other = (tuple(rank_slices(SPEC, plan, rank)) for rank in (0, 1))
+    one, other = (tuple(Part(SPEC, plan, rank).slices) for rank in (0, 1))
     with Store(path) as whole:
         stores.write_part(tmp_path / "rank01.h5", whole, other)
     refuse(tmp_path / "rank01.h5", "holds 1 to 3 of layers.0.attention.q.weight, this rank needs 0 to 1; it was cut for another plan",
@@ -450,7 +450,7 @@ def test_a_rank_file_of_another_rank_is_refused(path, tmp_path):
 
 def test_a_flipped_bit_in_a_rank_file(path, tmp_path):
     plan = plan_of([LAYOUTS[0]] * 2, (1, 2), (1, 2), (1, 2))
-    slices, part = tuple(rank_slices(SPEC, plan, 1)), tmp_path / "rank01.h5"
+    slices, part = tuple(Part(SPEC, plan, 1).slices), tmp_path / "rank01.h5"
     with Store(path) as whole:
         stores.write_part(part, whole, slices)
     good = part.read_bytes()
@@ -470,7 +470,7 @@ def test_no_rank_file_is_cut_from_a_damaged_store(path, tmp_path, content):
     damaged[offset] ^= 1
     path.write_bytes(damaged)
     with Store(path) as whole, pytest.raises(StoreError, match="checksum 2 of tensor layers.1.attention.k.weight"):
-        stores.write_part(tmp_path / "parts" / "rank00.h5", whole, rank_slices(SPEC, PLANS[0], 0))
+        stores.write_part(tmp_path / "parts" / "rank00.h5", whole, Part(SPEC, PLANS[0], 0).slices)
         stores.write_part(tmp_path / "parts" / "rank03.h5", whole, whole_slices(SPEC))
     assert "rank03.h5" not in entries(tmp_path / "parts") and not any(name.startswith(".") for name in entries(tmp_path / "parts"))
 
@@ -480,7 +480,7 @@ def test_slices_cover_whole_granules():
     kinds = {name: weight for name, weight in named_weights(SPEC)}
     for plan in PLANS:
         for rank in range(plan.ranks):
-            for piece in rank_slices(SPEC, plan, rank):
+            for piece in Part(SPEC, plan, rank).slices:
                 step = granule(SPEC, replace(kinds[piece.name], name=piece.name))
                 stop = piece.first + piece.shape[0]
                 assert piece.first % step == 0 and (stop % step == 0 or stop == kinds[piece.name].shape[0])

@@ -33,7 +33,7 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     from hepti_mpi.program import plan as plans
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.weights import store as stores
-    from hepti_mpi.weights.slices import rank_slices
+    from hepti_mpi.weights.slices import Part
 
     if (plan_file is None) != (folder is None):
         raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
@@ -55,5 +55,5 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     with stores.Store(store) as whole:
         for rank in range(plan.ranks):
             path = folder / f"rank{rank:02d}.h5"
-            stores.write_part(path, whole, rank_slices(whole.spec, plan, rank))
+            stores.write_part(path, whole, Part(whole.spec, plan, rank).slices)
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")

@@ -18,13 +18,11 @@ from hepti_mpi.engine import sessions
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.packing import Packing, pack
 from hepti_mpi.engine.routes import TAGS, Route, Router
-from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.buffers import buffers, dependencies, distributions, interface, named
 from hepti_mpi.program.ownership import Division, Holding, division
-from hepti_mpi.program.plan import Plan
-from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Program, Sync, Value
-from hepti_mpi.weights.slices import Slicer, layer_slices
+from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Value
+from hepti_mpi.weights.slices import Part
 
 GEOMETRIES = 16  # prepared batch shapes that are kept
 
@@ -45,9 +43,9 @@ class _Geometry:
 class Engine:
     """The layers of one model on one rank of a plan."""
 
-    def __init__(self, machine: Machine, spec: ModelSpec, plan: Plan, program: Program, segments: sessions.Segments) -> None:
+    def __init__(self, machine: Machine, part: Part, segments: sessions.Segments) -> None:
         """Build sessions and communicators. Collective; every rank of the job calls it, also those the plan leaves out."""
-        world = machine.world
+        world, (spec, plan, program) = machine.world, (part.spec, part.plan, part.program)
         self.spec, self.plan, self.program, self.rank = spec, plan, program, world.rank
         self.exchanges, self.emulation, self.cores = machine.exchanges, machine.emulation, machine.cores
         self.active = plan.active
@@ -62,11 +60,10 @@ class Engine:
         self.outer = world.subset(sorted({0, *self.active})) if by_mpi else None
         self.segments: dict[int, sessions.Segment] = {}
         if self.is_active:
-            slicer = Slicer(spec, plan, world.rank)
             for place, step in enumerate(program):
                 if isinstance(step, Compute):
-                    self.segments[place] = segments.get(step, slicer, plan.weights_mode[world.rank], self.threads)
-        self.weight_bytes = sum(piece.bytes for piece in layer_slices(spec, plan, program, world.rank))
+                    self.segments[place] = segments.get(step, part, plan.weights_mode[world.rank], self.threads)
+        self.weight_bytes = sum(piece.bytes for piece in part.of_layers)
         self.values, self.numbers = distributions(program), buffers(program)
         self.interfaces = [interface(self.values, step) for step in program]
         needed = dependencies(program)

@@ -21,10 +21,9 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, search
 from hepti_mpi.planning.price import Price
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
-from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
 ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
@@ -36,13 +35,23 @@ class Ready:
 
     machine: Machine
     store: Store
-    spec: ModelSpec
-    plan: Plan
-    program: Program
+    part: Part
     engine: Engine
     segments: sessions.Segments
     decision: search.Decision | None
     startup_seconds: dict[str, float]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.part.spec
+
+    @property
+    def plan(self) -> Plan:
+        return self.part.plan
+
+    @property
+    def program(self) -> Program:
+        return self.part.program
 
 
 @patiently
@@ -83,18 +92,18 @@ def load(
     with together(world):
         if hashes[world.rank] != hashes[0]:
             raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
-    program = make_program(store.spec, plan)
-    if fetch(machine, store, rank_slices(store.spec, plan, world.rank)):
+    part = Part(store.spec, plan, world.rank)
+    if fetch(machine, store, part.slices):
         startup = startup | {"fetch": time.perf_counter() - begin}
         begin = time.perf_counter()
     with together(world):
-        store.verify(rank_slices(store.spec, plan, world.rank))
+        store.verify(part.slices)
     segments = segments or sessions.Segments(store)
-    engine = Engine(machine, store.spec, plan, program, segments)
+    engine = Engine(machine, part, segments)
     engine.warm_up()
     world.barrier()
     startup = startup | {"load": time.perf_counter() - begin}
-    return Ready(machine, store, store.spec, plan, program, engine, segments, decision, startup)
+    return Ready(machine, store, part, engine, segments, decision, startup)
 
 
 def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool = False) -> Ready:
@@ -106,19 +115,17 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool =
     if ready.decision is not None and price is not None:
         decision = replace(ready.decision, chosen=replace(ready.decision.chosen, plan=plan, price=price))
     if plan == ready.plan:
-        return replace(ready, plan=plan, decision=decision)
-    machine, spec = ready.machine, ready.spec
-    fetch(machine, ready.store, rank_slices(spec, plan, machine.world.rank))
+        return replace(ready, part=replace(ready.part, plan=plan), decision=decision)
+    machine, part = ready.machine, replace(ready.part, plan=plan)
+    fetch(machine, ready.store, part.slices)
     with together(machine.world):
-        ready.store.verify(rank_slices(spec, plan, machine.world.rank))
-    program = make_program(spec, plan)
+        ready.store.verify(part.slices)
     machine.world.barrier()
     ready.engine.close()
-    wanted = sum(piece.bytes for piece in rank_slices(spec, plan, machine.world.rank))
+    wanted = sum(piece.bytes for piece in part.slices)
     if make_room and probe.usable_memory(1) < ROOM * wanted:
         ready.engine.segments.clear()
-    engine = Engine(machine, spec, plan, program, ready.segments)
-    return replace(ready, plan=plan, program=program, engine=engine, decision=decision)
+    return replace(ready, part=part, engine=Engine(machine, part, ready.segments), decision=decision)
 
 
 def wire_error(ready: Ready, rows: int) -> float:

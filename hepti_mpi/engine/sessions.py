@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from hepti_mpi.engine.kernels import DTYPES, INDEXES, KERNELS, MICROSOFT, Graph, Writing
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights.slices import Slicer
+from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted
 
@@ -94,20 +94,20 @@ class Segments:
         self.store = store
         self.made: WeakValueDictionary[tuple[object, ...], Segment] = WeakValueDictionary()  # as long as an engine uses it
 
-    def get(self, compute: Compute, slicer: Slicer, mode: str, threads: int) -> Segment:
-        pieces = tuple((slicer.takes_part(op, compute.distribution), *slicer.op(op, compute.distribution).values()) for op in compute.ops)
-        heads = slicer.heads if any(op.axis == "heads" for op in compute.ops) else 0
+    def get(self, compute: Compute, part: Part, mode: str, threads: int) -> Segment:
+        pieces = tuple((part.takes_part(op, compute.distribution), *part.op(op, compute.distribution).values()) for op in compute.ops)
+        heads = part.heads if any(op.axis == "heads" for op in compute.ops) else 0
         key = (compute.ops, compute.reads, compute.writes, compute.distribution, heads, pieces, mode, threads)
         segment = self.made.get(key)
         if segment is None:
-            segment = self.made[key] = build(compute, self.store, slicer, mode, threads)
+            segment = self.made[key] = build(compute, self.store, part, mode, threads)
         return segment
 
 
-def build(compute: Compute, store: Store, slicer: Slicer, mode: str, threads: int) -> Segment:
-    """Return the session of one Compute for the rank of `slicer`. `mode`: "packed" copies weights into the kernels' own
+def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> Segment:
+    """Return the session of one Compute for the rank of `part`. `mode`: "packed" copies weights into the kernels' own
     order, "mapped" leaves them in the file's pages, which the kernel may evict."""
-    done = [op for op in compute.ops if slicer.takes_part(op, compute.distribution)]
+    done = [op for op in compute.ops if part.takes_part(op, compute.distribution)]
     zero = {name for op in compute.ops if op not in done for name in op.writes}
     for op in done:
         if not zero.isdisjoint(op.reads):
@@ -122,18 +122,18 @@ def build(compute: Compute, store: Store, slicer: Slicer, mode: str, threads: in
     def session_of(graph: Graph, dims: int) -> onnxruntime.InferenceSession:
         return session(_proto(graph, done, inputs, outputs, dims), store.path.parent, mode, threads)
 
-    graph = _written(done, compute.distribution, store, slicer)
+    graph = _written(done, compute.distribution, store, part)
     plain = None
     if graph.indexes and not any(op.weights() for op in done):
-        plain = session_of(_written(done, compute.distribution, store, slicer, plain=True), 3)
+        plain = session_of(_written(done, compute.distribution, store, part, plain=True), 3)
     return Segment(session_of(graph, 2), (*inputs, *graph.indexes), outputs, zeros, plain)
 
 
-def _written(done: Sequence[Op], distribution: str, store: Store, slicer: Slicer, plain: bool = False) -> Graph:
+def _written(done: Sequence[Op], distribution: str, store: Store, part: Part, plain: bool = False) -> Graph:
     """Return the nodes of operations."""
-    writing = Writing(Graph(), store, slicer.heads, plain)
+    writing = Writing(Graph(), store, part.heads, plain)
     for op in done:
-        KERNELS[type(op)](writing, op, slicer.op(op, distribution))
+        KERNELS[type(op)](writing, op, part.op(op, distribution))
     return writing.graph
 
 

@@ -1,7 +1,7 @@
 """The steps of one inference: what is computed between which exchanges. Pure: knows no time, file, MPI or ONNX.
 
 A **program** is one flat tuple of `Compute` and `Sync` steps, the same for every rank: ranks differ only in how many heads,
-columns and rows they hold (`Plan`). The cost model prices it, slicing lists its weights, the graph builder makes one ONNX
+columns and rows they hold (`Plan`). The cost model prices it, `Part` lists the weights of a rank, the graph builder makes one ONNX
 segment of each Compute and the engine walks it, so these four cannot disagree about what is done.
 
 Every value is [rows, width] and has one of three distributions: `full` (every rank holds all rows), `rows` (rank i holds its own

@@ -10,7 +10,7 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.planning.search import Request, choose
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
-from hepti_mpi.weights.slices import rank_slices, root_slices
+from hepti_mpi.weights.slices import Part, root_slices
 from hepti_mpi.weights.store import Store, whole_slices
 from hepti_mpi.wording import counted
 
@@ -73,7 +73,7 @@ def _fullest(store: Store, layout: tuple[str, str], ranks: int) -> int:
     columns = splits.split(spec.ffn if layout[1] == "columns" else 0, (1,) * ranks, spec.column_granule)
     rows = splits.even(max(ranks, 128), ranks)
     plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, heads, columns, rows, ("",) * ranks, ("packed",) * ranks)
-    return max(sum(piece.bytes for piece in set(rank_slices(spec, plan, rank)) - set(root_slices(spec))) for rank in range(ranks))
+    return max(sum(piece.bytes for piece in set(Part(spec, plan, rank).slices) - set(root_slices(spec))) for rank in range(ranks))
 
 
 def profile_lines(profile: ClusterProfile, width: int | None = None) -> str:

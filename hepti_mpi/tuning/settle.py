@@ -23,7 +23,7 @@ from hepti_mpi.program import plan as plans
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Sync
-from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.slices import Part
 
 ROUNDS = 3
 REQUESTS = 3  # per plan that is tried, after one to warm up
@@ -73,9 +73,9 @@ def settle(
     profile = replace(profile, edges=Edges())  # what is asked here is without
 
     def opened(plan: Plan) -> Trial:
-        program = make_program(spec, plan)
-        fetch(machine, segments.store, rank_slices(spec, plan, world.rank))
-        return Trial(plan, Engine(machine, spec, plan, program, segments))
+        part = Part(spec, plan, world.rank)
+        fetch(machine, segments.store, part.slices)
+        return Trial(plan, Engine(machine, part, segments))
 
     documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
     trials = [opened(plans.from_json(document)) for document in documents]

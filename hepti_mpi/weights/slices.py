@@ -1,7 +1,8 @@
 """Which weights a rank needs. Pure: turns the operations of a program into ranges of store tensors; opens no file."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from math import prod
 
 from hepti_mpi import splits
@@ -48,21 +49,39 @@ def span(weight: Weight, first: int = 0, stop: int | None = None) -> Slice:
     return Slice(weight.name, first, (stop - first, *weight.shape[1:]), weight.format)
 
 
-class Slicer:
-    """Answers, for one rank of a plan, what each operation reads from the store."""
+@dataclass(frozen=True)
+class Part:
+    """One rank's part of a model under a plan: the steps that are done and the slices of weights that it needs for them. Made once and
+    handed down, to whoever reads weights, makes sessions or does the steps."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, rank: int) -> None:
-        self.spec, self.rank = spec, rank
-        single = len(plan.active) == 1
-        self.parts = {"heads": (0, spec.heads) if single else splits.bounds(plan.heads, rank),
-                      "columns": (0, spec.ffn) if single else splits.bounds(plan.columns, rank)}
-        self.heads = self.parts["heads"][1] - self.parts["heads"][0]
-        self.holds_rows = single or plan.rows[rank] > 0
+    spec: ModelSpec
+    plan: Plan
+    rank: int
+
+    @cached_property
+    def program(self) -> Program:
+        return make_program(self.spec, self.plan)
+
+    @cached_property
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """The (start, stop) of its heads and of its columns."""
+        if len(self.plan.active) == 1:
+            return {"heads": (0, self.spec.heads), "columns": (0, self.spec.ffn)}
+        return {"heads": splits.bounds(self.plan.heads, self.rank), "columns": splits.bounds(self.plan.columns, self.rank)}
+
+    @property
+    def heads(self) -> int:
+        start, stop = self.bounds["heads"]
+        return stop - start
+
+    @cached_property
+    def holds_rows(self) -> bool:
+        return len(self.plan.active) == 1 or self.plan.rows[self.rank] > 0
 
     def takes_part(self, op: Op, distribution: str) -> bool:
         """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""
         if op.axis:
-            start, stop = self.parts[op.axis]
+            start, stop = self.bounds[op.axis]
             return stop > start
         return self.holds_rows or (distribution == "full" and op.everywhere)
 
@@ -72,30 +91,24 @@ class Slicer:
         if not self.takes_part(op, distribution):
             return result
         for role, (weight, axis) in op.weights().items():
-            result[role] = span(weight, *self.parts[axis]) if axis else span(weight)
+            result[role] = span(weight, *self.bounds[axis]) if axis else span(weight)
         return result
 
+    @cached_property
+    def of_layers(self) -> tuple[Slice, ...]:
+        """What it reads for the layers, each slice once, in the order of the program."""
+        if self.rank not in self.plan.active:
+            return ()
+        computes = (step for step in self.program if isinstance(step, Compute))
+        found = (self.op(op, step.distribution).values() for step in computes for op in step.ops)
+        return tuple(dict.fromkeys(chain.from_iterable(found)))
 
-def layer_slices(spec: ModelSpec, plan: Plan, program: Program, rank: int) -> tuple[Slice, ...]:
-    """Return what `rank` reads for the layers, each slice once, in program order."""
-    if rank not in plan.active:
-        return ()
-    slicer = Slicer(spec, plan, rank)
-    found: dict[Slice, None] = {}
-    for step in program:
-        if isinstance(step, Compute):
-            for op in step.ops:
-                found.update(dict.fromkeys(slicer.op(op, step.distribution).values()))
-    return tuple(found)
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All that it reads from the store."""
+        return (*self.of_layers, *(root_slices(self.spec) if self.rank == 0 else ()))
 
 
 def root_slices(spec: ModelSpec) -> tuple[Slice, ...]:
     """Return what rank 0 reads besides: the embedding and the head."""
     return tuple(span(w) for w in outer_weights(spec) if w.part in ("embedding", "head"))
-
-
-def rank_slices(spec: ModelSpec, plan: Plan, rank: int) -> Iterator[Slice]:
-    """Yield all that `rank` reads from the store."""
-    yield from layer_slices(spec, plan, make_program(spec, plan), rank)
-    if rank == 0:
-        yield from root_slices(spec)

@@ -20,7 +20,7 @@ from hepti_mpi.serving.request import Answerer, Question
 from hepti_mpi.serving.scheduler import Scheduler
 from hepti_mpi.serving.source import Given
 from hepti_mpi.weights import store as stores
-from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.slices import Part
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
@@ -287,7 +287,7 @@ def test_rank_files_hold_what_a_rank_needs(machine, folder):
         parts = folder / f"parts{number}"
         if world.rank == 0:
             for rank in range(world.size):
-                stores.write_part(parts / f"rank{rank:02d}.h5", whole, rank_slices(whole.spec, plan, rank))
+                stores.write_part(parts / f"rank{rank:02d}.h5", whole, Part(whole.spec, plan, rank).slices)
         world.barrier()
         compare(machine, fetching.open_store(machine, parts), plan, GOLDEN / "bert" / "expected_padded.npz")
 
@@ -296,11 +296,11 @@ def test_loading_reads_only_the_own_slices(machine, folder):
     """Bytes that verify() reads by pread are the rank's slices and nothing else, by the kernel's own count."""
     store = opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (LAYOUTS[0],) * 3, SHARES["uneven"](machine.world.size))
-    own = sum(piece.bytes for piece in rank_slices(store.spec, plan, machine.world.rank))
+    own = sum(piece.bytes for piece in Part(store.spec, plan, machine.world.rank).slices)
     opened(folder, "bert", machine.world.rank, machine.world)
     store = stores.Store(store.path)  # one that has verified nothing yet
     before = _read_by_calls()
-    assert store.verify(rank_slices(store.spec, plan, machine.world.rank)) == own
+    assert store.verify(Part(store.spec, plan, machine.world.rank).slices) == own
     cost_of_looking = _read_by_calls() - (after := _read_by_calls())
     assert own <= after - before <= own + 4096 * 4 + abs(cost_of_looking) + 40_000  # HDF5 reads its index of checksums too
 

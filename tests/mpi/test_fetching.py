@@ -7,7 +7,7 @@ from test_answers import GOLDEN, SHARES, compare, opened, plan_of
 from hepti_mpi.engine import fetching
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.weights.cache import CachedStore
-from hepti_mpi.weights.slices import rank_slices
+from hepti_mpi.weights.slices import Part
 
 EXPECTED = GOLDEN / "bert" / "expected_padded.npz"
 
@@ -20,7 +20,7 @@ def start(machine, folder, holders):
 
 
 def needs(store, plan, rank):
-    return list(rank_slices(store.spec, plan, rank))
+    return list(Part(store.spec, plan, rank).slices)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["the first has it", "all but the first"])
