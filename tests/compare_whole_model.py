@@ -20,11 +20,18 @@ from onnx import TensorProto, helper
 from hepti_mpi.engine import fetching, loading
 from hepti_mpi.engine import machine as machines
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.serving import loop
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
 MICROSOFT = "com.microsoft"
+
+
+def anonymous_bytes() -> int:
+    """Return the anonymous memory of this process: what cannot be dropped and read from a file again."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def whole_model(store: Store) -> onnxruntime.InferenceSession:
@@ -99,7 +106,7 @@ def main() -> None:
     machine = machines.start(wanted.threads)
     store = fetching.open_store(machine, wanted.store)
     spec = store.spec
-    before = loop.anonymous_bytes()
+    before = anonymous_bytes()
     plan = Plan(
         spec.name,
         store.source_hash,
@@ -111,7 +118,7 @@ def main() -> None:
         ("packed",),
     )
     ready = loading.load(machine, store, plan, None, {})
-    anonymous = loop.anonymous_bytes()
+    anonymous = anonymous_bytes()
     session = whole_model(store)
     x = np.random.default_rng(0).standard_normal((wanted.rows, spec.hidden), dtype=np.float32)
     times: dict[str, list[float]] = {"hepti": [], "whole": []}

@@ -36,7 +36,8 @@ from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.text import Reading
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.program import plan as plans
 from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.serving.journal import Journal, journal_path

@@ -13,7 +13,8 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import bound as bounds
 from hepti_mpi.planning.bound import bound
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute

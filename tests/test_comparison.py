@@ -11,7 +11,7 @@ from clusters import cluster
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.bound import Bound
-from hepti_mpi.planning.search import Request
+from hepti_mpi.planning.request import Request
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.program.steps import Compute

@@ -8,7 +8,8 @@ from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.edges import SORTED, edge_seconds
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 
 BERT, VIT = (random_model(name).spec for name in ("tiny-bert", "tiny-vit"))
 ONES = Edges(element=1e-9, mac=1e-11, request=1e-5, batch=1e-4)

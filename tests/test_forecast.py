@@ -9,7 +9,8 @@ from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.forecast import MOST_PRICES, Forecast, compared
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 
 SPEC = replace(random_model("bert-base").spec, layers=3)

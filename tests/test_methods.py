@@ -12,8 +12,9 @@ from hepti_mpi.planning.methods import BOOST, NAMES, OURS, decide
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import left_out
 from hepti_mpi.planning.refine import TILES
+from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.scale import by_ranks
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, check
 

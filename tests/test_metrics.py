@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.serving import metrics
 from hepti_mpi.tuning.watch import Steady
 

@@ -17,7 +17,8 @@ from hepti_mpi.planning.memory import activation_widths
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
-from hepti_mpi.planning.search import LEANER, Exchange, Request, _Search, again, choose
+from hepti_mpi.planning.request import Exchange, Request
+from hepti_mpi.planning.search import LEANER, _Search, again, choose
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, check, kind_of

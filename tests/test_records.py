@@ -7,7 +7,8 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.reporting import records, tables
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.price import Price
 from hepti_mpi.planning.refine import MOST_IMPROVED, MOST_PRICES, PRICES, TILES, Candidate, Refinement, moved, order, with_cells
-from hepti_mpi.planning.search import LEANER, MPI, Exchange, Request, _Search
+from hepti_mpi.planning.request import MPI, Exchange, Request
+from hepti_mpi.planning.search import LEANER, _Search
 from hepti_mpi.program.plan import Plan, check
 
 BASE = random_model("bert-base").spec

@@ -8,7 +8,8 @@ from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 from hepti_mpi.tuning.settle import CLOSE, FINALISTS, MOST_LATE, TRUST, Trial, learned, promising
 

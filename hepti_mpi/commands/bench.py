@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.models.spec import ModelSpec
-    from hepti_mpi.planning.search import Decision, Request
+    from hepti_mpi.planning.request import Decision, Request
     from hepti_mpi.program.plan import Plan
     from hepti_mpi.tuning.bench import Bench, Samples
     from hepti_mpi.weights.store import Store
@@ -109,7 +109,7 @@ def measure(
     """Measure requests of each size in turn, and show what was found. `stores`: by size; `where`: the cluster; `begin`: when all began."""
     from hepti_mpi.engine.machine import together
     from hepti_mpi.engine.sessions import Segments
-    from hepti_mpi.planning.search import Request
+    from hepti_mpi.planning.request import Request
     from hepti_mpi.tuning.bench import Bench
 
     segments, known, output = Segments(session.store), measured, choice.output

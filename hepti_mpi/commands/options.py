@@ -10,7 +10,7 @@ import click
 from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
-    from hepti_mpi.planning.search import Request
+    from hepti_mpi.planning.request import Request
     from hepti_mpi.serving.request import Question
 
 Group = TypeVar("Group")
@@ -209,7 +209,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
     """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest."""
-    from hepti_mpi.planning.search import Request
+    from hepti_mpi.planning.request import Request
 
     limits = options["memory_limit"]
     if limits is not None and len(limits) == 1:

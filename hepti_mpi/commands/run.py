@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.loading import Ready
     from hepti_mpi.planning.forecast import Forecast
-    from hepti_mpi.planning.search import Request
+    from hepti_mpi.planning.request import Request
     from hepti_mpi.program.plan import Plan
     from hepti_mpi.serving.loop import Desk, Outcome
     from hepti_mpi.serving.metrics import Metered

@@ -18,8 +18,9 @@ from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning import methods, search
+from hepti_mpi.planning import methods
 from hepti_mpi.planning.price import Price
+from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
@@ -38,7 +39,7 @@ class Ready:
     part: Part
     engine: Engine
     segments: sessions.Segments
-    decision: search.Decision | None
+    decision: Decision | None
     startup_seconds: dict[str, float]
 
     @property
@@ -56,13 +57,13 @@ class Ready:
 
 @patiently
 def decide(
-    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: search.Request
-) -> tuple[Plan, search.Decision | None]:
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request
+) -> tuple[Plan, Decision | None]:
     """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective.
 
     Raises: CapacityError, on every rank, when no plan fits.
     """
-    decision: search.Decision | None = None
+    decision: Decision | None = None
     refusal: str | None = None
     with together(machine.world):
         if machine.world.rank == 0:
@@ -78,7 +79,7 @@ def decide(
 
 @patiently
 def load(
-    machine: Machine, store: Store, plan: Plan, decision: search.Decision | None, startup: dict[str, float],
+    machine: Machine, store: Store, plan: Plan, decision: Decision | None, startup: dict[str, float],
     segments: sessions.Segments | None = None,
 ) -> Ready:  # fmt: skip
     """Check the plan, read and verify this rank's slices, and build the engine. Collective.

@@ -9,7 +9,7 @@ from hepti_mpi.planning import baselines, search
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import ruled_out
 from hepti_mpi.planning.refine import TILES, Candidate
-from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.build import make_program
 
 OURS = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.wording import counted
 
 SAME = 1.02  # times the predicted time that is no difference

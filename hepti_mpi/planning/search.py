@@ -5,7 +5,7 @@ counts x ways to exchange. Every candidate is priced by the very steps the engin
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import FLOAT, Pricer
 from hepti_mpi.planning.refine import Candidate, Refinement, order
+from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 from hepti_mpi.program.build import make_program
@@ -35,59 +36,6 @@ LEANER = (  # most memory first
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 MOST_REFINED = 16  # ranks
 STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a plan is wanted for. `rows`: of the batch that is priced; `attended`: rows that each row attends to, as a rule.
-    `largest`, `longest`: rows of the largest batch and of the longest request that memory must hold; None: `rows`.
-    `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
-
-    `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
-    `wires`: types that may travel between layers.
-    """
-
-    rows: int
-    attended: int | None = None
-    largest: int | None = None
-    longest: int | None = None
-    strategy: str = "auto"
-    layout: tuple[str, str] | None = None
-    shares: tuple[float, ...] | None = None
-    limits: tuple[int, ...] | None = None
-    mode: str = "auto"
-    wires: tuple[str, ...] = ("float32",)
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """How values travel: plan.reduction, plan.collectives and plan.wire."""
-
-    reduction: str
-    collectives: str
-    wire: str = "float32"
-
-
-MPI = Exchange("allreduce", "mpi")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
-
-    `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
-    `by_ranks`: seconds of the best for each number of ranks. `close`: what its climb led to as well, cut into tiles in another way.
-    `ruled_out`: of ranks that no plan could give a part, why.
-    """
-
-    chosen: Candidate
-    others: tuple[Candidate, ...]
-    unfit: tuple[str, ...]
-    notes: tuple[str, ...]
-    with_rank: dict[int, float]
-    close: tuple[Candidate, ...] = ()
-    by_ranks: dict[int, float] = field(default_factory=dict)
-    ruled_out: dict[int, str] = field(default_factory=dict)
 
 
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:

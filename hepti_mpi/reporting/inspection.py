@@ -7,7 +7,8 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.boards import FIGURES, Board, Call, cluster_of, read_boards
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
-from hepti_mpi.planning.search import Request, choose
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.search import choose
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.weights.slices import Part, root_slices

@@ -4,14 +4,12 @@ to look at the links; they follow, and report how long they computed.
 Knows steps, orders and what a rank notes of them; does not know why a plan is changed (adapt.py decides).
 """
 
-import os
 import resource
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -264,11 +262,3 @@ def _follow_some(course: Course, order: Mapping[str, Any], pulse: Pulse) -> None
 
 def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def anonymous_bytes() -> int:
-    """Return the anonymous memory of this process: what cannot be dropped and read from a file again."""
-    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -89,7 +89,7 @@ def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[in
 
 
 def typical_rows(shapes: Sequence[Lengths]) -> dict[str, int]:
-    """Return what the plan for steps of these shapes is made for, under the names of planning.search.Request: rows of the median batch
+    """Return what the plan for steps of these shapes is made for, under the names of planning.Request: rows of the median batch
     and the median request, which are priced, and of the largest batch and the longest request, which memory must hold."""
     lengths, sizes = sorted(length for shape in shapes for length in shape), sorted(map(sum, shapes))
     if not sizes:

@@ -15,7 +15,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import HeptiError, InputError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
-from hepti_mpi.planning.search import Request
+from hepti_mpi.planning.request import Request
 from hepti_mpi.serving.finished import Finished as Output
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Journal, finished_places, journal_path

@@ -17,7 +17,7 @@ from hepti_mpi.cluster.profile import ClusterProfile, scaled
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.search import Request
+from hepti_mpi.planning.request import Request
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.tuning.advising import Advice, Adviser, Question
 from hepti_mpi.tuning.cusum import AGREE

@@ -12,7 +12,7 @@ from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, search
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.search import Request
+from hepti_mpi.planning.request import Request
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 

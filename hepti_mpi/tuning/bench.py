@@ -18,7 +18,7 @@ from hepti_mpi.engine.loading import Ready
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.sessions import Segments
 from hepti_mpi.planning.price import Price, Pricer
-from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.tuning.settle import settle
 from hepti_mpi.weights.store import Store

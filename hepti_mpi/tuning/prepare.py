@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine.loading import Ready, decide, load, swap, wire_error
 from hepti_mpi.engine.machine import Machine, Say, together
-from hepti_mpi.planning import methods, search
+from hepti_mpi.planning import methods
+from hepti_mpi.planning.request import Request
 from hepti_mpi.tuning.settle import settle
 from hepti_mpi.weights.store import Store
 
@@ -18,7 +19,7 @@ class Goal:
     whether there are so `many` requests that plans are worth to be tried."""
 
     method: str
-    request: search.Request
+    request: Request
     profile: ClusterProfile
     tolerance: float
     many: bool

@@ -18,7 +18,7 @@ from hepti_mpi.engine.sessions import Segments
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
 from hepti_mpi.planning.price import Price, Pricer
-from hepti_mpi.planning.search import Decision, Request
+from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan

@@ -10,7 +10,7 @@ from test_answers import opened
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.machine import measured_profile
-from hepti_mpi.planning.search import Request
+from hepti_mpi.planning.request import Request
 from hepti_mpi.tuning.settle import settle
 
 ROWS = 24

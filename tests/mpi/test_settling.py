@@ -8,7 +8,7 @@ from clusters import cluster
 from test_answers import SHARES, opened, plan_of
 
 from hepti_mpi.engine import loading
-from hepti_mpi.planning.search import Request
+from hepti_mpi.planning.request import Request
 from hepti_mpi.tuning.settle import settle
 
 ROWS = 23

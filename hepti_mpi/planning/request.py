@@ -1,0 +1,58 @@
+"""What a plan is wanted for, and what the search answers. Knows no search and no price of its own."""
+
+from dataclasses import dataclass, field
+
+from hepti_mpi.planning.refine import Candidate
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is wanted for. `rows`: of the batch that is priced; `attended`: rows that each row attends to, as a rule.
+    `largest`, `longest`: rows of the largest batch and of the longest request that memory must hold; None: `rows`.
+    `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
+
+    `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
+    `wires`: types that may travel between layers.
+    """
+
+    rows: int
+    attended: int | None = None
+    largest: int | None = None
+    longest: int | None = None
+    strategy: str = "auto"
+    layout: tuple[str, str] | None = None
+    shares: tuple[float, ...] | None = None
+    limits: tuple[int, ...] | None = None
+    mode: str = "auto"
+    wires: tuple[str, ...] = ("float32",)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How values travel: plan.reduction, plan.collectives and plan.wire."""
+
+    reduction: str
+    collectives: str
+    wire: str = "float32"
+
+
+MPI = Exchange("allreduce", "mpi")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
+
+    `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
+    `by_ranks`: seconds of the best for each number of ranks. `close`: what its climb led to as well, cut into tiles in another way.
+    `ruled_out`: of ranks that no plan could give a part, why.
+    """
+
+    chosen: Candidate
+    others: tuple[Candidate, ...]
+    unfit: tuple[str, ...]
+    notes: tuple[str, ...]
+    with_rank: dict[int, float]
+    close: tuple[Candidate, ...] = ()
+    by_ranks: dict[int, float] = field(default_factory=dict)
+    ruled_out: dict[int, str] = field(default_factory=dict)
