@@ -7,7 +7,7 @@ Knows steps, orders and what a rank notes of them; does not know why a plan is c
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,8 @@ from hepti_mpi.tuning.watch import Steady, Watch
 KEPT = 256  # batches whose steps are noted, the last ones
 WARM_SECONDS = 0.2  # that the first batch may be predicted to take for it to be answered twice: new memory costs as much as a short one
 WAIT_SECONDS = 0.05  # for requests, where none is there
+REST_SECONDS = 0.2  # without any, after which the others sleep between two looks for an order
+BEAT_SECONDS = 1.0  # between two words to those that rest: whoever hears nothing for long takes rank 0 for lost
 
 
 @dataclass
@@ -49,8 +51,9 @@ class Desk:
 
 @dataclass
 class Outcome:
-    """What happened: how many requests were answered, latencies and rows per batch, the `lengths` of the batches of the first round and,
-    on rank 0, seconds [ranks, batches, steps] of the last batches of the last plan and one row of facts per rank."""
+    """What happened: how many requests were answered, latencies and rows per batch where the source has an end, the `lengths` of the
+    batches of the first round and, on rank 0, seconds [ranks, batches, steps] of the last batches of the last plan and one row of facts
+    per rank."""
 
     answered: int = 0
     latencies: list[float] = field(default_factory=list)
@@ -93,7 +96,8 @@ def answer(ready: Ready, desk: Desk | None) -> tuple[Ready, Outcome]:
 
 
 class Course:
-    """What a rank does in the steps of one job, and where that stands. All ranks know the `shapes` of its steps, by number."""
+    """What a rank does in the steps of one job, and where that stands. All ranks know the `shapes` of the steps of the beginning, by
+    number; of others the order itself says them."""
 
     def __init__(self, ready: Ready, shapes: list[Lengths]) -> None:
         self.ready, self.shapes = ready, list(dict.fromkeys(shapes))
@@ -102,6 +106,7 @@ class Course:
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
         self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
         self.number = 0  # of the next batch
+        self.resting, self.told = False, time.monotonic()  # whether the last order was to rest, and when it was
         self.before = copy(self.ready.machine.emulation)  # what it counted before the first batch
         self._arrange()
 
@@ -117,12 +122,23 @@ class Course:
         self.before = copy(self.ready.machine.emulation)
         return Pulse(self.ready.machine, self.ready.spec)
 
-    def number_of(self, lengths: Lengths) -> int:
-        """Return the number of a shape, which all ranks get to know with the next order."""
-        if lengths not in self.numbers:
-            self.numbers[lengths] = len(self.shapes)
-            self.shapes.append(lengths)
-        return self.numbers[lengths]
+    def named(self, lengths: Lengths) -> int | Lengths:
+        """Return the number of a shape that all ranks know, else the shape itself."""
+        return self.numbers.get(lengths, lengths)
+
+    def shape(self, name: int | Sequence[int]) -> Lengths:
+        """Return the shape that an order names."""
+        return self.shapes[name] if isinstance(name, int) else tuple(name)
+
+    def give(self, order: dict[str, Any]) -> None:
+        """Give an order to the other ranks."""
+        self.orders.give(order)
+        self.resting, self.told = order["do"] == "rest", time.monotonic()
+
+    def rest(self) -> None:
+        """Let the other ranks rest where there has been nothing to do for a while; tell them now and then that rank 0 is there."""
+        if time.monotonic() >= self.told + (BEAT_SECONDS if self.resting else REST_SECONDS):
+            self.give({"do": "rest"})
 
     def last_steps(self) -> np.ndarray:
         return np.array(self.steps) if self.steps else np.zeros((0, len(self.ready.program)))
@@ -176,13 +192,14 @@ def lead(course: Course, desk: Desk) -> None:
         if not scheduler.left:
             if desk.source.ended:
                 break
+            course.rest()
             continue
         order = watch.next(scheduler.left if desk.source.ended else None)
         if order["do"] == "swap":
-            course.orders.give(order)
+            course.give(order)
             watch.swapped(*course.swap(order))
         elif order["do"] == "links":
-            course.orders.give(order)
+            course.give(order)
             begin = time.perf_counter()
             found = course.links(order)
             watch.linked(found, time.perf_counter() - begin)
@@ -193,31 +210,27 @@ def lead(course: Course, desk: Desk) -> None:
                 watch.heard(0, {"pulse": pulse.factor()})
         for rank, facts in course.orders.reports():
             watch.heard(rank, facts)
-    course.orders.give({"do": "end"})
+    course.give({"do": "end"})
     course.orders.close()
     course.outcome.decisions = watch.decisions()
 
 
 def _lead_some(course: Course, desk: Desk, order: Mapping[str, Any]) -> None:
     """Answer as many steps as the order of the watch says."""
-    first, known = course.number, len(course.shapes)
+    first, seconds, compute = course.number, list[float](), list[float]()
     steps = [step for _ in range(order["count"]) if (step := desk.scheduler.next()) is not None]
-    numbers = [course.number_of(step.lengths) for step in steps]
-    course.orders.give({**order, "steps": numbers, "shapes": course.shapes[known:]})
-    compute = [_lead_one(course, desk, step) for step in steps]
-    desk.watch.answered(first, [step.lengths for step in steps], course.outcome.latencies[first:], compute)
-
-
-def _lead_one(course: Course, desk: Desk, step: Step) -> float:
-    """Answer a step and hand the event on; return the seconds that this rank computed."""
-    begin = time.perf_counter()
-    results = _results(course, desk, step)
-    compute, seconds = course.ran(), time.perf_counter() - begin
-    course.outcome.latencies.append(seconds)
-    course.outcome.rows.append(sum(step.lengths))
-    course.outcome.answered += len(step.requests)
-    desk.sink.event(desk.scheduler.done(step, results, seconds))
-    return compute
+    course.give({**order, "steps": [course.named(step.lengths) for step in steps]})
+    for step in steps:
+        begin = time.perf_counter()
+        results = _results(course, desk, step)
+        compute.append(course.ran())
+        seconds.append(time.perf_counter() - begin)
+        course.outcome.answered += len(step.requests)
+        desk.sink.event(desk.scheduler.done(step, results, seconds[-1]))
+    if desk.source.ended:
+        course.outcome.latencies += seconds
+        course.outcome.rows += [sum(step.lengths) for step in steps]
+    desk.watch.answered(first, [step.lengths for step in steps], seconds, compute)
 
 
 def _results(course: Course, desk: Desk, step: Step) -> list[Result]:
@@ -235,9 +248,12 @@ def follow(course: Course) -> None:
         course.ready.engine.run(course.shapes[0], None)
     pulse = course.begin()
     while True:
-        order = course.orders.take(idle=not course.ready.engine.takes_part)
+        order = course.orders.take(idle=course.resting or not course.ready.engine.takes_part)
+        course.resting = order["do"] == "rest"
         if order["do"] == "end":
             break
+        if course.resting:
+            continue
         if order["do"] == "swap":
             course.swap(order)
         elif order["do"] == "links":
@@ -249,10 +265,9 @@ def follow(course: Course) -> None:
 
 def _follow_some(course: Course, order: Mapping[str, Any], pulse: Pulse) -> None:
     """Have a part in the steps of an order, and report what they took or, without a part, how fast this rank is now."""
-    course.shapes += [tuple(lengths) for lengths in order["shapes"]]
     first, compute = course.number, []
-    for number in order["steps"]:
-        course.ready.engine.run(course.shapes[number], None)
+    for name in order["steps"]:
+        course.ready.engine.run(course.shape(name), None)
         compute.append(course.ran())
     if course.ready.engine.takes_part:
         course.orders.report({"number": first, "compute": compute})

@@ -12,6 +12,7 @@ from hepti_mpi.comm.orders import Orders
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program import plan as plans
+from hepti_mpi.serving import loop
 from hepti_mpi.serving.loop import answer
 from hepti_mpi.tuning.watch import Steady
 
@@ -109,8 +110,11 @@ class Arriving:
         return [self.requests.pop(0)] if self.looks % 3 == 2 and self.requests else []
 
 
-def test_requests_may_come_while_others_are_answered(machine, folder):
-    """Of shapes that no rank has prepared; the answers are those of a source that is known from the beginning."""
+@pytest.mark.parametrize("beat", [0.0, 60.0])
+def test_requests_may_come_while_others_are_answered(machine, folder, monkeypatch, beat):
+    """Of shapes that no rank has prepared, also to ranks that rest; the answers are those of a source that is known from the beginning."""
+    monkeypatch.setattr(loop, "REST_SECONDS", beat)
+    monkeypatch.setattr(loop, "BEAT_SECONDS", beat)
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
     results = []
@@ -122,7 +126,7 @@ def test_requests_may_come_while_others_are_answered(machine, folder):
         _, outcome = answer(ready, desk)
         results.append(desk and desk.sink)
     if world.rank == 0:
-        assert len(outcome.latencies) == len(requests) and sorted(desk.sink.places) == list(range(len(requests)))
+        assert outcome.answered == len(requests) and sorted(desk.sink.places) == list(range(len(requests)))
         for one, other in zip(*results):
             assert set(one) == set(other) and all(np.abs(one[name] - other[name]).max() < 1e-4 for name in one)
 

@@ -75,43 +75,51 @@ def is_picture(path: Path) -> bool:
 
 
 def open_image(path: Path, channels: int) -> Image.Image:
-    """Return the picture in a file, the first if it moves, turned as its camera says, in RGB or, if it has no colours, in gray.
+    """Return the picture in a file, as `picture` does. Raises InputError."""
+    try:
+        content = path.read_bytes()  # from a file Pillow would ask for as many bytes as a chunk says that it has
+    except OSError as error:
+        raise InputError(f"image {path} cannot be read: {shown(error)}") from None
+    return picture(content, str(path), channels)
 
-    A model of 1 channel takes only the latter. Raises InputError.
+
+def picture(content: bytes, name: str, channels: int) -> Image.Image:
+    """Return a picture, the first if it moves, turned as its camera says, in RGB or, if it has no colours, in gray.
+
+    A model of 1 channel takes only the latter. Raises InputError, in which the picture is called `name`.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # of a picture in a picture; outer ones are refused below
-            content = path.read_bytes()  # from a file Pillow would ask for as many bytes as a chunk says that it has
             with Image.open(io.BytesIO(content), formats=formats()) as image:
-                check_size(path, image, len(content))
+                check_size(name, image, len(content))
                 ImageOps.exif_transpose(image, in_place=True)
-                return plain(path, image, channels)
+                return plain(name, image, channels)
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path} is no picture that can be read; {TAKEN}") from None
+        raise InputError(f"{name} is no picture that can be read; {TAKEN}") from None
     except Exception as error:  # Pillow's decoders raise nearly every kind
-        raise InputError(f"image {path} cannot be read: {shown(error)}") from None
+        raise InputError(f"image {name} cannot be read: {shown(error)}") from None
 
 
-def check_size(path: Path, image: Image.Image, size: int) -> None:
+def check_size(name: str, image: Image.Image, size: int) -> None:
     """Raise InputError when a picture, in a file of `size` bytes, would unpack to more than can be meant."""
     pixels, each = image.width * image.height, HELD.get(image.mode, 8)
     limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * size) // each)
     if pixels > limit:
         of = "" if limit == PIXEL_LIMIT else " for a file of its size"
-        raise InputError(f"image {path} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
+        raise InputError(f"image {name} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
 
 
-def plain(path: Path, image: Image.Image, channels: int) -> Image.Image:
+def plain(name: str, image: Image.Image, channels: int) -> Image.Image:
     """Return a picture in mode RGB, or L if it has no colours. Raises InputError where that would lose what is in it."""
     if image.mode.startswith(DEEP):
         gray, values = image.convert("L"), np.asarray(image)
         if not np.array_equal(values, np.asarray(gray)):
             least, most, taken = values.min(), values.max(), "and whole ones from 0 to 255 are taken; save it with 8 bits first"
-            raise InputError(f"image {path} has gray values from {least:g} to {most:g}, {taken}")
+            raise InputError(f"image {name} has gray values from {least:g} to {most:g}, {taken}")
         return gray
     if image.mode in GRAY:
         return image if image.mode == "L" else image.convert("L")
@@ -119,7 +127,7 @@ def plain(path: Path, image: Image.Image, channels: int) -> Image.Image:
     if channels == 1:
         red, green, blue = (np.asarray(band) for band in image.split())
         if not (np.array_equal(red, green) and np.array_equal(red, blue)):
-            raise InputError(f"image {path} has colours, the model takes gray pictures; save it in gray first")
+            raise InputError(f"image {name} has colours, the model takes gray pictures; save it in gray first")
         return image.convert("L")
     return image
 

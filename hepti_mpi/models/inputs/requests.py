@@ -134,14 +134,20 @@ def built_in_texts(spec: ModelSpec, tokens: Tokens) -> list[Item]:
 
 def text_requests(spec: ModelSpec, files: Mapping[str, bytes], items: Sequence[Item] | None, strict: bool) -> list[Request]:
     """Return one request per item; None stands for the built-in sentences. Raises InputError."""
+    tokens = text_tokens(spec, files)
+    items = built_in_texts(spec, tokens) if items is None else items
+    return each_request(((item, partial(text_request, spec, tokens, item)) for item in items), strict)
+
+
+def text_tokens(spec: ModelSpec, files: Mapping[str, bytes]) -> Tokens:
+    """Return the tokenizer as this model's texts go through it. Raises ModelError, and InputError for a model without one."""
     tokens = Tokens(files)
     limit = spec.options.get("max_tokens")  # sentence-transformers cuts long texts off, others do not
     if limit:
         tokens.truncate(limit)
     if spec.options.get("lower_case"):
         tokens.lower_case()
-    items = built_in_texts(spec, tokens) if items is None else items
-    return each_request(((item, partial(text_request, spec, tokens, item)) for item in items), strict)
+    return tokens
 
 
 def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Request:
