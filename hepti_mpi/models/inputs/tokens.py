@@ -95,6 +95,16 @@ class Tokens:
         types = encoding.type_ids if self._typed else [0] * len(encoding.ids)
         return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        broken = ModelError("tokens cannot be turned into text")
+        return guarded(lambda: str(self._tokenizer.decode(list(ids), skip_special_tokens=True)), broken)
+
+    def plain(self, text: str, where: str) -> list[int]:
+        """Return the tokens of a text with nothing put around it; special tokens in it are taken as such. Raises InputError."""
+        encoding = guarded(lambda: self._tokenizer.encode(text, add_special_tokens=False), InputError(f"{where} cannot be tokenised"))
+        return list(encoding.ids)
+
     def piece(self, number: int) -> str:
         """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""
         text = self._tokenizer.id_to_token(number)

@@ -1,0 +1,248 @@
+"""What a GGUF file says of its model, in the words of a Hugging Face folder: config.json, names and order of tensors, special tokens.
+
+Knows what llama.cpp calls things, and what its converter changes: rows of Q and K of arch llama are permuted, Gemma's norms have 1 added.
+Knows no store and no family's table. Source: convert_hf_to_gguf.py, gguf-py/gguf/constants.py and src/llama-model.cpp of llama.cpp.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints.gguf import GgufFile
+from hepti_mpi.models.untrusted import shown
+
+# what llama.cpp calls tensors: in front of and behind the layers, and in layer {}
+OUTER = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+BLOCK = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+SANDWICH = BLOCK | {
+    "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}  # fmt: skip
+FUSED = BLOCK | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+GPT2 = {"attn_norm": "ln_1", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_norm": "ln_2", "ffn_up": "mlp.c_fc"}
+GPT2 |= {"ffn_down": "mlp.c_proj"}
+GPT2_OUTER = {"token_embd.weight": "wte.weight", "position_embd.weight": "wpe.weight", "output.weight": "lm_head.weight"}
+GPT2_OUTER |= {"output_norm.weight": "ln_f.weight", "output_norm.bias": "ln_f.bias"}
+FREQUENCIES = "rope_freqs.weight"  # by which each frequency of Llama 3 is divided
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as in all of its models; factor and the original length are found out
+LENGTHS = (8192, 4096, 16384)
+
+# keys below the architecture's own name; what is in neither list is refused
+READ = """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count attention.head_count_kv
+attention.key_length attention.value_length attention.layer_norm_rms_epsilon attention.layer_norm_epsilon attention.sliding_window
+attn_logit_softcapping final_logit_softcapping rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor
+rope.scaling.original_context_length rope.scaling.attn_factor rope.freq_base_swa attention.sliding_window_pattern expert_count
+rope.scale_linear""".split()
+PLAIN = ("rope.scaling.finetuned", "expert_used_count", "attention.causal", "use_parallel_residual")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `general.architecture`: the model_type and class that Hugging Face has for it, `outer` and `block` names of tensors.
+
+    `permuted`: rows of Q and K are; `added`: norms have 1 added; `transposed`: matrices of layers are, beside what PyTorch stores there.
+    """
+
+    model_type: str
+    name: str
+    outer: Mapping[str, str]
+    block: Mapping[str, str]
+    permuted: bool = False
+    added: bool = False
+    transposed: bool = False
+    prefix: str = "model.layers."
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", "LlamaForCausalLM", OUTER, BLOCK, permuted=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", OUTER, BLOCK),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", OUTER, BLOCK),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", OUTER, SANDWICH, added=True),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", OUTER, SANDWICH, added=True),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", OUTER, FUSED),
+    "gpt2": Architecture("gpt2", "GPT2LMHeadModel", GPT2_OUTER, GPT2, transposed=True, prefix="h."),
+}
+
+
+class GgufModel:
+    """A GGUF file as if it were a folder: `config` as config.json would say it, `shapes` of the tensors by their names there."""
+
+    def __init__(self, file: GgufFile) -> None:
+        """Raises ModelError for an architecture, a key or a tensor that is not supported."""
+        self.file = file
+        found = file.metadata.get("general.architecture")
+        if not isinstance(found, str) or found not in ARCHITECTURES:
+            raise ModelError(f"{file.path} has architecture {found!r:.60}, which is not supported; supported: {', '.join(ARCHITECTURES)}")
+        self.key, self.kind = found, ARCHITECTURES[found]
+        self._refuse_unknown()
+        self._names = {self._plain(name): name for name in file.shapes if name != FREQUENCIES}
+        self.config = self._config()
+        self.heads = {"attn_q": self.config["num_attention_heads"], "attn_k": self.config["num_key_value_heads"]}
+        flip = self._flipped
+        self.shapes = {plain: shape[::-1] if flip(name) else shape for plain, name in self._names.items() for shape in [file.shapes[name]]}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor as Hugging Face stores it, float32. Raises ModelError."""
+        own = self._names[name]
+        values = self.file.read(own)
+        part = own.split(".")[2] if own.startswith("blk.") else ""
+        if self.kind.permuted and part in self.heads:
+            return _unpermuted(values, self.heads[part])
+        if self.kind.added and "norm" in own:
+            return values - 1
+        return np.ascontiguousarray(values.T) if self._flipped(own) else values
+
+    def _flipped(self, own: str) -> bool:
+        return self.kind.transposed and own.startswith("blk.") and len(self.file.shapes[own]) == 2
+
+    def _plain(self, name: str) -> str:
+        """Return what Hugging Face calls a tensor. Raises ModelError for one that is not known."""
+        if name in self.kind.outer:
+            return self.kind.outer[name]
+        parts = name.split(".")
+        if len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in self.kind.block and parts[3] in ("weight", "bias"):
+            return f"{self.kind.prefix}{parts[1]}.{self.kind.block[parts[2]]}.{parts[3]}"
+        raise ModelError(f"{self.file.path}: tensor {shown(name, 100)} does not belong to a {self.key}, as far as is known here")
+
+    def _refuse_unknown(self) -> None:
+        for key, value in self.file.metadata.items():
+            part = key.removeprefix(f"{self.key}.")
+            if key != part and not any(fnmatchcase(part, known) for known in (*READ, *PLAIN)):
+                raise ModelError(f"{self.file.path}: key {shown(key, 100)} = {shown(value, 60)} is not known: it may change answers")
+        if self._get("expert_count", 0):
+            raise ModelError(f"{self.file.path} is a mixture of experts, which is not supported yet")
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        return self.file.metadata.get(f"{self.key}.{key}", default)
+
+    def _integer(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
+            raise ModelError(f"{self.file.path}: {self.key}.{key} is {shown(value, 60)!r}, expected one positive integer")
+        return value
+
+    def _number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ModelError(f"{self.file.path}: {self.key}.{key} is {shown(value, 60)!r}, expected a number")
+        return float(f"{value:.7g}")  # a float32 that JSON says in fewer digits
+
+    def _config(self) -> dict[str, Any]:
+        """Return config.json: what the families read of it, whatever the architecture calls it."""
+        hidden, heads = self._integer("embedding_length"), self._integer("attention.head_count")
+        words = self.file.shapes.get("token_embd.weight", (0,))[0]
+        config: dict[str, Any] = {
+            "model_type": self.kind.model_type, "architectures": [self.kind.name], "vocab_size": words,
+            "hidden_size": hidden, "num_hidden_layers": self._integer("block_count"), "num_attention_heads": heads,
+            "num_key_value_heads": self._integer("attention.head_count_kv", heads),
+            "head_dim": self._integer("attention.key_length", hidden // heads),
+            "intermediate_size": self._integer("feed_forward_length"),
+            "max_position_embeddings": self._integer("context_length"),
+            "tie_word_embeddings": "output.weight" not in self.file.shapes,
+        }  # fmt: skip
+        if self._integer("attention.value_length", config["head_dim"]) != config["head_dim"]:
+            raise ModelError(f"{self.file.path}: keys and values have different widths, which is not supported")
+        return config | EXTRAS[self.key](self)
+
+    # what the architectures add
+
+    def llama(self) -> dict[str, Any]:
+        width = self._get("attention.key_length") or self._integer("embedding_length") // self._integer("attention.head_count")
+        config: dict[str, Any] = {
+            "hidden_act": "silu", "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._number("rope.freq_base", 10000.0), "rope_scaling": self._scaling(width),
+            "attention_bias": "blk.0.attn_q.bias" in self.file.shapes, "mlp_bias": "blk.0.ffn_up.bias" in self.file.shapes,
+        }  # fmt: skip
+        turned = self._integer("rope.dimension_count", width)
+        if turned != width:
+            config["partial_rotary_factor"] = turned / width
+        return config
+
+    def qwen(self) -> dict[str, Any]:
+        left_out = ("attention_bias", "mlp_bias") if self.key == "qwen2" else ("mlp_bias",)
+        return {key: value for key, value in self.llama().items() if key not in left_out}
+
+    def gemma(self) -> dict[str, Any]:
+        config = {key: value for key, value in self.llama().items() if key not in ("hidden_act", "attention_bias", "mlp_bias")}
+        config |= {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": self._integer("attention.sliding_window")}
+        width = self._get("attention.key_length", 256)
+        config["query_pre_attn_scalar"] = width  # but of the 27B models: hidden / heads
+        if (self.key, config_layers := self._integer("block_count")) in (("gemma2", 46), ("gemma3", 62)):
+            config["query_pre_attn_scalar"] = self._integer("embedding_length") // self._integer("attention.head_count")
+        if self.key == "gemma2":
+            caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+            return config | {key: self._number(key, default) for key, default in caps.items()} | _alternating(config_layers, 2)
+        config["rope_local_base_freq"] = self._number("rope.freq_base_swa", 10000.0)
+        return config | {"rope_theta": self._number("rope.freq_base", 1e6)} | _alternating(config_layers, 6)
+
+    def phi(self) -> dict[str, Any]:
+        if "rope_factors_long.weight" in self.file.shapes:
+            raise ModelError(f"{self.file.path} scales positions by longrope, which is not supported")
+        config = {key: value for key, value in self.llama().items() if key not in ("attention_bias", "mlp_bias")}
+        return config | {"sliding_window": self._get("attention.sliding_window") or None}
+
+    def gpt2(self) -> dict[str, Any]:
+        return {
+            "activation_function": "gelu_new", "layer_norm_epsilon": self._number("attention.layer_norm_epsilon"),
+            "n_embd": self._integer("embedding_length"), "n_layer": self._integer("block_count"),
+            "n_head": self._integer("attention.head_count"), "n_positions": self._integer("context_length"),
+            "n_inner": self._integer("feed_forward_length"),
+        }  # fmt: skip
+
+    def _scaling(self, width: int) -> dict[str, Any] | None:
+        """Return rope_scaling of config.json. Raises ModelError for a kind that is not supported."""
+        kind, factor = self._get("rope.scaling.type", "none"), self._get("rope.scaling.factor", 1.0)
+        if FREQUENCIES in self.file.shapes:
+            return self._llama3(width)
+        if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+            factor = self._get("rope.scale_linear", 1.0)
+            return None if factor in (0.0, 1.0) else {"rope_type": "linear", "factor": factor}
+        if kind == "linear":
+            return {"rope_type": "linear", "factor": self._number("rope.scaling.factor")}
+        if kind == "yarn" and self._get("rope.scaling.attn_factor", 1.0) in (0.0, 1.0):
+            original = self._integer("rope.scaling.original_context_length")
+            return {"rope_type": "yarn", "factor": self._number("rope.scaling.factor"), "original_max_position_embeddings": original}
+        raise ModelError(f"{self.file.path}: positions are scaled by {kind!r:.60}, which is not supported; supported: linear, yarn, llama3")
+
+    def _llama3(self, width: int) -> dict[str, Any]:
+        """Return the scaling of Llama 3 that gives the factors in the file. Raises ModelError when none does."""
+        factors = self.file.read(FREQUENCIES)
+        theta = self._number("rope.freq_base", 10000.0)
+        for length in LENGTHS:
+            scaling = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA3, "original_max_position_embeddings": length}
+            if factors.shape == (width // 2,) and np.allclose(llama3_factors(width, theta, scaling), factors, rtol=1e-4):
+                return scaling
+        raise ModelError(f"{self.file.path}: the factors in {FREQUENCIES} are not those of Llama 3, which alone are supported")
+
+
+EXTRAS: dict[str, Callable[[GgufModel], dict[str, Any]]] = {
+    "llama": GgufModel.llama, "qwen2": GgufModel.qwen, "qwen3": GgufModel.qwen, "gemma2": GgufModel.gemma, "gemma3": GgufModel.gemma,
+    "phi3": GgufModel.phi, "gpt2": GgufModel.gpt2,
+}  # fmt: skip
+
+
+def _alternating(layers: int, period: int) -> dict[str, Any]:
+    """Return the kinds of layers of which each `period`th sees all rows."""
+    return {"layer_types": ["full_attention" if (number + 1) % period == 0 else "sliding_attention" for number in range(layers)]}
+
+
+def llama3_factors(width: int, theta: float, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Return by what each of width / 2 frequencies is divided. Source: _compute_llama3_parameters, transformers 5."""
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, width, 2) / width)
+    low, high, original = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["original_max_position_embeddings"]
+    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / scaling["factor"] + smooth)
+
+
+def _unpermuted(values: np.ndarray, heads: int) -> np.ndarray:
+    """Return the rows of Q or K, [heads * dim, ...], with the halves of each head apart, where llama.cpp has them pairwise."""
+    halves = values.reshape(heads, -1, 2, *values.shape[1:])  # [heads, dim / 2, 2, ...]
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)

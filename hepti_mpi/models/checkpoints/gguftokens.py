@@ -1,0 +1,121 @@
+"""The tokenizer of a GGUF file as a tokenizer.json: byte-level BPE made of its vocabulary, its merges and the name of its splitting rule.
+
+Knows the keys tokenizer.* of the file and the rules that models use under these names; knows no tensor and no text.
+Source: src/llama-vocab.cpp of llama.cpp for the rules, and each model's tokenizer.json for how they are written.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.inputs.tokens import guarded
+from hepti_mpi.models.untrusted import shown
+
+KEY = "tokenizer.ggml."
+CONTROL, USER = 3, 4  # types of tokens that are taken whole
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "</s>")  # of an answer, beside eos
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How texts are split before merging. `pattern`: None for GPT-2's own; `digits`: each by itself; `whole`: words that are tokens are
+    not merged anew."""
+
+    pattern: str | None = None
+    digits: bool = False
+    whole: bool = False
+    composed: bool = False
+
+
+RULES = {
+    "gpt-2": Rule(),
+    "smollm": Rule(digits=True),
+    "llama-bpe": Rule(WORDS % "{1,3}", whole=True),
+    "llama3": Rule(WORDS % "{1,3}", whole=True),
+    "qwen2": Rule(WORDS % "", composed=True),
+}
+
+
+@dataclass(frozen=True)
+class GgufTokens:
+    """What a run reads of the tokenizer: `files` by name; `first`: the id that a text begins with, if any; `ends`: those that end an
+    answer."""
+
+    files: dict[str, bytes]
+    first: int | None
+    ends: tuple[int, ...]
+
+
+def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTokens:
+    """Return the tokenizer in `metadata`; `own`: the tokenizer.json that lies beside the file, which is taken instead.
+
+    Raises ModelError for one that is damaged or of another kind.
+    """
+    texts = metadata.get(f"{KEY}tokens")
+    if not isinstance(texts, list) or not texts:
+        raise ModelError("the GGUF file has no tokenizer.ggml.tokens")
+    bos, eos = (_id(metadata, name, len(texts)) for name in ("bos_token_id", "eos_token_id"))
+    types = metadata.get(f"{KEY}token_type")
+    if not isinstance(types, np.ndarray) or len(types) != len(texts):
+        types = np.ones(len(texts), np.int64)
+    control = _of_type(texts, types, CONTROL)
+    ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id"))]
+    ends += [texts.index(text) for text in ENDS if text in control]
+    if own is None:
+        tokenizer = guarded(lambda: _bpe(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
+        own = guarded(lambda: tokenizer.to_str(), ModelError("the tokenizer of the GGUF file cannot be written")).encode()
+    first = bos if metadata.get(f"{KEY}add_bos_token", False) is True else None
+    said = {"mask_token": None, "model_input_names": ["input_ids", "attention_mask"], "truncation_side": "right", "padding_side": "left"}
+    said |= {name: texts[number] for name, number in (("bos_token", bos), ("eos_token", eos)) if number is not None}
+    files = {"tokenizer.json": own, "tokenizer_config.json": json.dumps(said).encode()}
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        files["chat_template.jinja"] = template.encode()
+    return GgufTokens(files, first, tuple(dict.fromkeys(number for number in ends if number is not None)))
+
+
+def _of_type(texts: Sequence[str], types: np.ndarray, kind: int) -> list[str]:
+    return [texts[place] for place in np.flatnonzero(types == kind).tolist()]
+
+
+def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
+    value = metadata.get(f"{KEY}{name}")
+    if value is None or value in (-1, 0xFFFFFFFF):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise ModelError(f"the GGUF file's {KEY}{name} is {shown(value, 60)}, its vocabulary has {count} tokens")
+    return value
+
+
+def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -> Tokenizer:
+    kind, name = metadata.get(f"{KEY}model"), metadata.get(f"{KEY}pre")
+    instead = "put the model's tokenizer.json beside the file"
+    if kind != "gpt2" or name not in RULES:
+        said = f"{kind!r:.60}" if kind != "gpt2" else f"{name!r:.60} for byte-level BPE"
+        raise ModelError(f"its kind is {said}; supported: byte-level BPE of {', '.join(RULES)}; {instead}")
+    rule, merges = RULES[name], metadata.get(f"{KEY}merges")
+    if not isinstance(merges, list):
+        raise ModelError(f"it has no {KEY}merges")
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    tokenizer = Tokenizer(models.BPE({text: number for number, text in enumerate(texts)}, pairs, ignore_merges=rule.whole))
+    if rule.composed:
+        tokenizer.normalizer = normalizers.NFC()
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
+    if rule.pattern is not None:
+        steps.append(pre_tokenizers.Split(Regex(rule.pattern), "isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.pattern is None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    for kind, special in ((CONTROL, True), (USER, False)):
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in _of_type(texts, types, kind)])
+    bos = metadata.get(f"{KEY}bos_token_id")
+    if metadata.get(f"{KEY}add_bos_token", False) is True and isinstance(bos, int):
+        mark = texts[bos]
+        tokenizer.post_processor = processors.TemplateProcessing(single=[mark, "$A"], pair=[mark, "$A", "$B"], special_tokens=[(mark, bos)])
+    return tokenizer

@@ -1,0 +1,188 @@
+"""From logits to the next token: what is asked of it, and the choice. Pure: the same logits and the same seed give the same tokens.
+
+Knows numbers and token ids; knows no text, no model, no rank and no clock. Penalties come first, then temperature, top-k, top-p and min-p,
+in the order of transformers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.numerics import Array
+
+CANDIDATES = 64  # largest logits of each part of the vocabulary that are enough for greedy choice and for any top_k up to it
+MOST_LOGPROBS = 20
+RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 1 << 24), "temperature": (0, 100), "top_k": (0, 1 << 24), "top_p": (0, 1), "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100), "presence_penalty": (-100, 100), "frequency_penalty": (-100, 100), "logprobs": (0, MOST_LOGPROBS),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is asked of an answer.
+
+    `temperature` 0: always the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 leave all tokens. `seed` None: another answer each time.
+    `stop`: texts before which the answer ends. `logprobs`: how many likeliest tokens are told for each, beside the chosen one's; None: not
+    even that. `ignore_end`: go on behind the token that ends an answer, for measuring.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    ignore_end: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for what is no number or out of range."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "logprobs":
+                continue
+            whole = name in ("max_tokens", "top_k", "logprobs")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not least <= value <= most:
+                raise InputError(f"{name} is {value!r:.60}, expected {'a whole number' if whole else 'a number'} from {least} to {most}")
+        if self.top_p == 0:
+            raise InputError("top_p is 0, which leaves no token; give temperature 0 for the likeliest")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise InputError(f"seed is {self.seed!r:.60}, expected a whole number")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise InputError("stop holds what is no text, or an empty one")
+        for token, bias in self.logit_bias.items():
+            if not isinstance(token, int) or token < 0 or isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+                raise InputError(f"logit_bias has {token!r:.60}: {bias!r:.60}, expected token ids and numbers")
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether the choice needs the logits of all tokens, not only the largest CANDIDATES of each part of the vocabulary."""
+        plain = self.repetition_penalty == 1 and not self.presence_penalty and not self.frequency_penalty and not self.logit_bias
+        return not plain or (self.temperature > 0 and not 0 < self.top_k <= CANDIDATES)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits of one place: of tokens `ids`, [n] each; `total`: the logarithm of the sum of exp of all logits."""
+
+    ids: Array
+    logits: Array
+    total: float
+
+    @classmethod
+    def of_all(cls, logits: Array) -> "Scores":
+        """Return the scores of all tokens of a vocabulary."""
+        return cls(np.arange(len(logits)), logits, log_sum(logits))
+
+    @classmethod
+    def joined(cls, parts: Iterable["Scores"]) -> "Scores":
+        """Return the scores of several parts of a vocabulary."""
+        every = list(parts)
+        ids, logits = (np.concatenate([getattr(one, name) for one in every]) for name in ("ids", "logits"))
+        return cls(ids, logits, log_sum(np.array([one.total for one in every])))
+
+
+def log_sum(values: Array) -> float:
+    """Return the logarithm of the sum of exp, without overflow; -inf of nothing."""
+    if not len(values):
+        return -math.inf
+    top = float(values.max())
+    return top if math.isinf(top) else top + math.log(float(np.exp(values.astype(np.float64) - top).sum()))
+
+
+def largest(ids: Array, logits: Array, count: int) -> tuple[Array, Array]:
+    """Return the `count` largest logits and their ids; of equal ones those with the lower ids, so that every plan chooses alike."""
+    if count < len(logits):
+        border = np.partition(logits, len(logits) - count)[len(logits) - count]
+        kept = np.flatnonzero(logits >= border)
+        ids, logits = ids[kept], logits[kept]
+    order = np.lexsort((ids, -logits))[:count]
+    return ids[order], logits[order]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token and, where they are asked for, its log-probability and those of the likeliest tokens."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one answer, one after the other."""
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
+        self.sampling = sampling
+        self.seen, self.made = set(prompt), Counter[int]()
+        self.random = np.random.Generator(np.random.PCG64(None if sampling.seed is None else sampling.seed % (1 << 64)))
+
+    def choose(self, scores: Scores) -> Chosen:
+        """Return the next token; `scores` must be of all tokens where `sampling.needs_all`."""
+        asked = self.sampling
+        ids, logits = scores.ids, self._changed(scores)
+        if not np.isfinite(logits.max()):
+            raise InputError("the model gave logits that are not finite")
+        token = int(largest(ids, logits, 1)[0][0]) if asked.temperature == 0 else self._drawn(ids, logits)
+        self.made[token] += 1
+        self.seen.add(token)
+        if asked.logprobs is None:
+            return Chosen(token)
+        own = float(scores.logits[np.flatnonzero(ids == token)[0]]) - scores.total
+        found = largest(ids, scores.logits, asked.logprobs) if asked.logprobs else ((), ())
+        return Chosen(token, own, tuple((int(one), float(value) - scores.total) for one, value in zip(*found)))
+
+    def _changed(self, scores: Scores) -> Array:
+        """Return the logits after penalties. Source: Keskar et al., CTRL, arXiv:1909.05858, section 4.1; OpenAI's API reference."""
+        asked, logits = self.sampling, scores.logits
+        if asked.repetition_penalty == 1 and not (asked.presence_penalty or asked.frequency_penalty or asked.logit_bias):
+            return logits
+        logits = logits.astype(np.float64)
+        seen = np.array(sorted(one for one in self.seen if one < len(logits)), np.int64)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / asked.repetition_penalty, logits[seen] * asked.repetition_penalty)
+        for token, count in self.made.items():
+            logits[token] -= asked.presence_penalty + asked.frequency_penalty * count
+        for token, bias in asked.logit_bias.items():
+            if token < len(logits):
+                logits[token] += bias
+        return logits
+
+    def _drawn(self, ids: Array, logits: Array) -> int:
+        asked = self.sampling
+        ids, logits = largest(ids, logits / asked.temperature, asked.top_k or len(logits))  # the likeliest first
+        weights = np.exp(logits.astype(np.float64) - float(logits[0]))
+        weights /= weights.sum()
+        if asked.top_p < 1:
+            weights = weights[: int(np.searchsorted(np.cumsum(weights), asked.top_p)) + 1]
+        if asked.min_p > 0:
+            weights = weights[: max(1, int((weights >= asked.min_p * weights[0]).sum()))]
+        place = int(np.searchsorted(np.cumsum(weights / weights.sum()), self.random.random(), side="right"))
+        return int(ids[min(place, len(weights) - 1)])
+
+
+def sampling_of(asked: Mapping[str, Any], default: Sampling) -> Sampling:
+    """Return `default` with what a request asks for itself. Raises InputError."""
+    known = {name: asked[name] for name in Sampling.__dataclass_fields__ if asked.get(name) is not None}
+    if isinstance(known.get("stop"), str):
+        known["stop"] = (known["stop"],)
+    elif "stop" in known:
+        if not isinstance(known["stop"], list | tuple):
+            raise InputError(f"stop is {known['stop']!r:.60}, expected a text or a list of texts")
+        known["stop"] = tuple(known["stop"])
+    if "logit_bias" in known:
+        try:
+            known["logit_bias"] = {int(token): bias for token, bias in known["logit_bias"].items()}
+        except (AttributeError, TypeError, ValueError):
+            raise InputError(f"logit_bias is {known['logit_bias']!r:.60}, expected an object of token ids and numbers") from None
+    return Sampling(**{name: getattr(default, name) for name in Sampling.__dataclass_fields__} | known)

@@ -1,0 +1,55 @@
+"""The text of an answer as it grows: token by token, with what may still change held back.
+
+Knows how tokens become text and where a stop text begins; knows no model and no rank.
+"""
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not yet a letter
+
+
+class Streamed:
+    """Text of tokens that come one by one. `stopped`: whether a stop text came; what is behind it is no more part of the text."""
+
+    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
+        self.decode, self.stop = decode, tuple(stop)
+        self.ids: list[int] = []
+        self.text, self.sent, self.stopped = "", 0, False
+        self.begin = self.done = 0  # tokens before `begin` are text for good; those up to `done` are its last context
+
+    def add(self, token: int) -> str:
+        """Take the next token; return what is sure to be text since the last call."""
+        self.ids.append(token)
+        before, after = self.decode(self.ids[self.begin : self.done]), self.decode(self.ids[self.begin :])
+        if len(after) > len(before) and not after.endswith(UNFINISHED):
+            self.text += after[len(before) :]
+            self.begin, self.done = self.done, len(self.ids)
+        return self._safe()
+
+    def end(self) -> str:
+        """Return the rest when no more tokens come."""
+        if not self.stopped:
+            before, after = self.decode(self.ids[self.begin : self.done]), self.decode(self.ids[self.begin :])
+            self.text += after[len(before) :]
+            self.begin = self.done = len(self.ids)
+            self._stop()
+        found, self.sent = self.text[self.sent :], len(self.text)
+        return found
+
+    def _safe(self) -> str:
+        self._stop()
+        held = 0 if self.stopped else max((_overlap(self.text, stop) for stop in self.stop), default=0)
+        until = max(self.sent, len(self.text) - held)
+        found, self.sent = self.text[self.sent : until], until
+        return found
+
+    def _stop(self) -> None:
+        places = [place for stop in self.stop if (place := self.text.find(stop, max(0, self.sent - len(stop)))) >= 0]
+        if places:
+            self.text, self.stopped = self.text[: min(places)], True
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many letters at the end of `text` may be the beginning of `stop`."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

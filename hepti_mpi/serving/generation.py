@@ -1,0 +1,163 @@
+"""Answers that grow token by token: many at once, on the same steps. Rank 0's only; what a step computes is the Stepper's business.
+
+A Generator is driven by whoever has the ranks: `submit` takes a prompt at any time between steps, `step` does one step of all that is
+under way and returns what came of it, `busy` tells whether there is anything left to do. It waits for nothing and starts no thread: a
+server calls `step` in the thread that leads the ranks, and hands events on to its clients.
+
+Knows slots, prompts and when an answer ends; does not know how ranks divide a model, nor what a text is.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.sampling import Chosen, Sampler, Sampling, Scores
+from hepti_mpi.models.tasks.streaming import Decode, Streamed
+from hepti_mpi.wording import counted
+
+CHUNK = 128  # rows of a prompt that are taken in at once: a longer one would make the answers under way wait
+
+
+class Stepper(Protocol):
+    """What does steps: the ranks of a job, or a test's stand-in."""
+
+    @property
+    def slots(self) -> int:
+        """How many answers may be under way at once."""
+
+    @property
+    def positions(self) -> int:
+        """Rows that a slot has room for."""
+
+    def prefill(self, slot: int, ids: Sequence[int], first: int, scored: bool, needs_all: bool) -> Scores | None:
+        """Take rows `first` and on of the sequence in `slot`; return the scores behind the last one if they are `scored`."""
+
+    def decode(self, ids: Sequence[tuple[int, int, int]], needs_all: bool) -> list[Scores]:
+        """Take one row for each of some (slot, token, position), by slot; return the scores behind each."""
+
+
+@dataclass
+class Answer:
+    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length" or "cancelled"."""
+
+    prompt: list[int]
+    sampling: Sampling
+    streamed: Streamed | None
+    tokens: list[int] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
+    finish_reason: str | None = None
+    submitted: float = 0.0  # by the clock of perf_counter
+    first_token: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The text so far, without what may still change."""
+        return "" if self.streamed is None else self.streamed.text[: self.streamed.sent]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one step did to an answer: `token`, the next one, None when it only ended; `text`: what was added to its text."""
+
+    answer: Answer
+    token: int | None
+    text: str
+
+
+@dataclass
+class _Running:
+    answer: Answer
+    slot: int
+    sampler: Sampler
+    taken: int = 0  # rows of prompt and tokens that are in the cache
+
+
+class Generator:
+    """Makes answers to prompts."""
+
+    def __init__(self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None) -> None:
+        """`ends`: tokens behind which an answer ends; `decode`: turns tokens into text, where answers are texts."""
+        self.stepper, self.ends, self.decode = stepper, frozenset(ends), decode
+        self.waiting: deque[Answer] = deque()
+        self.running: list[_Running] = []
+        self.free = list(range(stepper.slots - 1, -1, -1))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.waiting or self.running)
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Answer:
+        """Take a prompt; its answer begins as soon as there is a slot. Raises InputError when it can have no answer."""
+        room = self.stepper.positions
+        if not len(prompt):
+            raise InputError("the prompt has no tokens")
+        if len(prompt) >= room:
+            raise InputError(f"the prompt has {counted(len(prompt), 'tokens')}, there is room for {room} with its answer; shorten it")
+        if sampling.stop and self.decode is None:
+            raise InputError("stop texts need a tokenizer, which the model lacks")
+        streamed = None if self.decode is None else Streamed(self.decode, sampling.stop)
+        answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter())
+        self.waiting.append(answer)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer that nobody wants any more."""
+        if answer.finish_reason is None:
+            answer.finish_reason = "cancelled"
+            self.waiting = deque(one for one in self.waiting if one is not answer)
+            for one in [one for one in self.running if one.answer is answer]:
+                self._leave(one)
+
+    def step(self) -> list[Event]:
+        """Take in a part of the first prompt that is not in yet, and let every other answer grow by a token."""
+        while self.waiting and self.free:
+            answer = self.waiting.popleft()
+            self.running.append(_Running(answer, self.free.pop(), Sampler(answer.sampling, answer.prompt)))
+        events: list[Event] = []
+        growing = sorted((one for one in self.running if one.answer.tokens), key=lambda one: one.slot)
+        coming = next((one for one in self.running if not one.answer.tokens), None)
+        if coming is not None:
+            events += self._prefill(coming)
+        if growing:
+            rows = [(one.slot, one.answer.tokens[-1], one.taken) for one in growing]
+            found = self.stepper.decode(rows, any(one.answer.sampling.needs_all for one in growing))
+            for one, scores in zip(growing, found):
+                one.taken += 1
+                events.append(self._grown(one, scores))
+        return events
+
+    def _prefill(self, one: _Running) -> list[Event]:
+        prompt = one.answer.prompt
+        part = prompt[one.taken : one.taken + CHUNK]
+        last = one.taken + len(part) == len(prompt)
+        scores = self.stepper.prefill(one.slot, part, one.taken, last, one.answer.sampling.needs_all)
+        one.taken += len(part)
+        return [self._grown(one, scores)] if scores is not None else []
+
+    def _grown(self, one: _Running, scores: Scores) -> Event:
+        """Add the next token to an answer, and end it where that ends it."""
+        answer, chosen = one.answer, one.sampler.choose(scores)
+        answer.first_token = answer.first_token or time.perf_counter()
+        ends = chosen.token in self.ends and not answer.sampling.ignore_end
+        answer.tokens.append(chosen.token)
+        answer.chosen.append(chosen)
+        text = "" if answer.streamed is None or ends else answer.streamed.add(chosen.token)
+        if ends or (answer.streamed is not None and answer.streamed.stopped):
+            answer.finish_reason = "stop"
+        elif len(answer.tokens) >= answer.sampling.max_tokens or one.taken + 1 >= self.stepper.positions:
+            answer.finish_reason = "length"
+        if answer.finish_reason is not None:
+            text += "" if answer.streamed is None else answer.streamed.end()
+            self._leave(one)
+        return Event(answer, chosen.token, text)
+
+    def _leave(self, one: _Running) -> None:
+        one.answer.ended = time.perf_counter()
+        self.running.remove(one)
+        self.free.append(one.slot)
+        self.free.sort(reverse=True)  # low slots first: a step takes all slots up to the last one in use

@@ -1,0 +1,49 @@
+"""Chat templates."""
+
+import pytest
+
+from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
+
+CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+TALK = [{"role": "user", "content": "Hi"}]
+
+
+def text(source, messages=TALK, **more):
+    return ChatTemplate(source, {"bos_token": "<s>"}).text(messages, **more)
+
+
+def test_a_talk():
+    assert text(CHATML) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text(CHATML, answer=False) == "<|im_start|>user\nHi<|im_end|>\n"
+
+
+def test_what_templates_use():
+    assert text("{{ bos_token }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}") == "<s>Hi"
+    assert text("{{ {'a': 'é'} | tojson }}{{ strftime_now('%Y') | length }}") == '{"a": "é"}4'
+    assert text("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
+    assert text("  {% if true %}\n  x{% endif %}") == "  x"
+
+
+@pytest.mark.parametrize("source", [
+    "{{ raise_exception('no system message') }}", "{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}", "{{ messages[5].content.x.y }}",
+    "{{ 'x' * 19999999 }}", "{% for i in range(10 ** 9) %}{% endfor %}", "{{ 1 / 0 }}", "{{ messages | sum }}",
+])  # fmt: skip
+def test_what_is_refused_when_it_runs(source):
+    with pytest.raises(InputError):
+        text(source)
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x", "{% include 'a' %}{% unknown %}", "x" * (1 << 21)])
+def test_what_cannot_be_read(source):
+    with pytest.raises(ModelError):
+        ChatTemplate(source, {})
+
+
+def test_messages():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert checked_messages([{"role": "user", "content": parts}])[0]["content"] == "ab"
+    for wrong in (None, [], "x", [1], [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": [{"type": "image_url"}]}]):
+        with pytest.raises(InputError):
+            checked_messages(wrong)

@@ -1,0 +1,93 @@
+"""Answers under way: slots, chunks, ends."""
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.sampling import Sampling, Scores
+from hepti_mpi.serving.generation import CHUNK, Generator
+
+VOCABULARY, END = 50, 0
+
+
+class Counting:
+    """Stands in for ranks: what follows a token is the next number, by what is in the slot."""
+
+    def __init__(self, slots=2, positions=300):
+        self.slots, self.positions, self.cache, self.steps = slots, positions, {}, []
+
+    def scores(self, slot):
+        logits = np.zeros(VOCABULARY, np.float32)
+        logits[(self.cache[slot][-1] + 1) % VOCABULARY] = 1
+        return Scores.of_all(logits)
+
+    def prefill(self, slot, ids, first, scored, needs_all):
+        self.steps.append(("prefill", slot, len(ids)))
+        self.cache[slot] = [*(self.cache[slot] if first else []), *ids]
+        assert first + len(ids) == len(self.cache[slot])
+        return self.scores(slot) if scored else None
+
+    def decode(self, ids, needs_all):
+        self.steps.append(("decode", [slot for slot, _, _ in ids]))
+        for slot, token, place in ids:
+            assert place == len(self.cache[slot])
+            self.cache[slot].append(token)
+        return [self.scores(slot) for slot, _, _ in ids]
+
+
+def finished(generator):
+    while generator.busy:
+        yield from generator.step()
+
+
+def test_many_answers_on_two_slots():
+    generator = Generator(Counting(), [END], lambda ids: "".join(chr(97 + one % 26) for one in ids))
+    answers = [generator.submit([start], Sampling(max_tokens=most)) for start, most in ((3, 4), (47, 9), (10, 1), (20, 2))]
+    events = list(finished(generator))
+    assert [answer.tokens for answer in answers] == [[4, 5, 6, 7], [48, 49, 0], [11], [21, 22]]
+    assert [answer.finish_reason for answer in answers] == ["length", "stop", "length", "length"]
+    assert [answer.text for answer in answers] == ["efgh", "wx", "l", "vw"]
+    for answer in answers:
+        assert "".join(event.text for event in events if event.answer is answer) == answer.text
+
+
+def test_long_prompts_come_in_chunks_while_others_grow():
+    stepper = Counting()
+    generator = Generator(stepper, [END])
+    first = generator.submit([5], Sampling(max_tokens=10))
+    second = generator.submit(list(range(40)) * 7, Sampling(max_tokens=2))
+    list(finished(generator))
+    chunks = [step[2] for step in stepper.steps if step[0] == "prefill" and step[1] == 1]
+    assert chunks == [CHUNK, CHUNK, 280 - 2 * CHUNK] and len(first.tokens) == 10 and second.tokens == [40, 41]
+    assert stepper.steps[1:4] == [("prefill", 1, CHUNK), ("decode", [0]), ("prefill", 1, CHUNK)]
+
+
+def test_stop_texts():
+    generator = Generator(Counting(), [END], lambda ids: "".join(chr(97 + one % 26) for one in ids))
+    answer = generator.submit([0], Sampling(stop=("de",)))
+    list(finished(generator))
+    assert (answer.text, answer.finish_reason, answer.tokens) == ("bc", "stop", [1, 2, 3, 4])
+
+
+def test_room_ends_an_answer():
+    generator = Generator(Counting(positions=8), [END])
+    answer = generator.submit([1, 2, 3, 4, 5], Sampling(max_tokens=50))
+    list(finished(generator))
+    assert answer.finish_reason == "length" and len(answer.tokens) == 3
+
+
+def test_cancelled():
+    generator = Generator(Counting(1), [END])
+    first, second = (generator.submit([1], Sampling(max_tokens=40)) for _ in range(2))
+    generator.step()
+    generator.cancel(first)
+    generator.step()
+    generator.cancel(second)
+    assert not generator.busy and [one.finish_reason for one in (first, second)] == ["cancelled"] * 2
+
+
+def test_refusals():
+    generator = Generator(Counting(positions=8), [END])
+    for prompt, sampling in (([], Sampling()), (range(8), Sampling()), ([1], Sampling(stop=("x",)))):
+        with pytest.raises(InputError):
+            generator.submit(prompt, sampling)

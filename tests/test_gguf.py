@@ -1,0 +1,199 @@
+"""GGUF files: what is in them, and hostile ones."""
+
+import struct
+
+import numpy as np
+import pytest
+from gguf_files import gguf
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints.ggml import TYPES
+from hepti_mpi.models.checkpoints.gguf import GgufFile
+from hepti_mpi.models.checkpoints.ggufmodel import GgufModel, llama3_factors
+from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
+
+NUMBERS = np.arange(64, dtype=np.float32).reshape(2, 32)
+LLAMA = {
+    "general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 64, "llama.embedding_length": 32,
+    "llama.feed_forward_length": 64, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 1e4,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def opened(content):
+        path = tmp_path / "x.gguf"
+        path.write_bytes(content)
+        return GgufFile(path)
+
+    return opened
+
+
+def half(value):
+    return np.float16(value).tobytes()
+
+
+# what a block stands for, worked out by hand from its description in ggml-common.h
+BLOCKS = {
+    2: (half(0.5) + bytes([0x3A] * 16), [(10 - 8) * 0.5] * 16 + [(3 - 8) * 0.5] * 16),
+    3: (half(0.5) + half(-1) + bytes([0x3A] * 16), [10 * 0.5 - 1] * 16 + [3 * 0.5 - 1] * 16),
+    6: (half(0.5) + bytes([1, 0, 2, 0]) + bytes([0x3A] * 16), [5.0] + [-3.0] * 15 + [-6.5, 1.5 - 0.0] + [-6.5] * 14),
+    7: (half(0.5) + half(-1) + bytes([1, 0, 2, 0]) + bytes([0x3A] * 16), [12.0] + [4.0] * 15 + [0.5, 8.5] + [0.5] * 14),
+    8: (half(0.25) + bytes(range(246, 256)) + bytes(22), [0.25 * (number - 10) for number in range(10)] + [0.0] * 22),
+    12: (half(2) + half(1) + bytes([1] * 4 + [3] * 4 + [0x21] * 4) + bytes([0x52] * 128),
+         ([2 * 1 * 2 - 3] * 32 + [2 * 5 - 3] * 32) * 2
+         + ([2 * 1 * 2 - 2] * 32 + [2 * 5 - 2] * 32) * 2),
+    13: (half(2) + half(1) + bytes([1] * 4 + [3] * 4 + [0x21] * 4) + bytes([1] * 32) + bytes([0x52] * 128),
+         [2 * 18 - 3] * 32 + [2 * 5 - 3] * 32
+         + [2 * 2 - 3] * 32 + [2 * 5 - 3] * 32 + ([2 * 2 - 2] * 32 + [2 * 5 - 2] * 32) * 2),
+    14: (bytes([0x52] * 128) + bytes([0x1B] * 64) + bytes([1] * 8 + [255] * 8) + half(2),
+         [2 * (2 + 48 - 32)] * 32 + [2 * (2 + 32 - 32)] * 32
+         + [2 * (5 + 16 - 32)] * 32 + [2 * (5 - 32)] * 32 + [-2 * 18] * 32 + [-2 * 2] * 32 + [2 * 11] * 32 + [2 * 27] * 32),
+    30: (np.array([1.5], "<f4").tobytes()[2:], [1.5]),
+    1: (half(1.5), [1.5]),
+    0: (np.array([1.5], "<f4").tobytes(), [1.5]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", TYPES)
+def test_what_blocks_stand_for(opened, number):
+    content, values = BLOCKS[number]
+    assert len(content) == TYPES[number].bytes
+    file = opened(gguf({}, {"w": (number, (2, len(values)), content * 2)}))
+    assert file.read("w").tolist() == [values] * 2 and file.read("w").dtype == np.float32
+
+
+def test_metadata(opened):
+    said = {"a": "é", "b": 7, "c": 0.5, "d": True, "e": ["x", "yz"], "f": [1, 2], "general.alignment": 64}
+    file = opened(gguf(said, {"one": NUMBERS, "two": NUMBERS.T}, align=64))
+    assert {**file.metadata, "f": list(file.metadata["f"])} == said
+    assert file.shapes == {"one": (2, 32), "two": (32, 2)} and (file.read("two") == NUMBERS.T).all() and file.kinds == {"F32": 2}
+
+
+WHOLE = gguf({"a": "b", "c": ["x", "y"], "d": [1, 2]}, {"w": NUMBERS})
+
+
+def test_every_cut_is_seen(opened):
+    for size in range(1, len(WHOLE) - 1):
+        with pytest.raises(ModelError, match="not a sound GGUF file"):
+            opened(WHOLE[:size])
+
+
+def test_every_changed_byte_is_read_or_refused(opened):
+    for place in range(len(WHOLE) - NUMBERS.nbytes):
+        for other in (0, 0x7F, 0xFF):
+            changed = WHOLE[:place] + bytes([other]) + WHOLE[place + 1 :]
+            try:
+                file = opened(changed)
+                for name in file.shapes:
+                    file.read(name)
+            except ModelError:
+                pass
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "tensors, the limit"),
+    (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "keys, the limit"),
+    (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "little-endian"),
+    (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62), "the limit"),
+    (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 8, 1 << 61), "the limit"),
+    (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 4, 1 << 61), "the limit"),
+    (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 9, 1), "not read"),
+    (gguf({}, {"w": (10, (1, 256), bytes(84))}), "Q2_K; supported"),
+    (gguf({}, {"w": (2, (2, 33), bytes(84))}), "blocks are of 32"),
+    (gguf({}, {"w": (0, (1 << 30, 1 << 30), bytes(84))}), "cannot be"),
+    (gguf({}, {"w": (0, (1 << 20, 4), bytes(84))}), "truncated"),
+    (gguf({"general.alignment": 3}, {}), "power of two"),
+    (b"\x89HDF" + bytes(99), "begin with GGUF"),
+    (b"", "not a sound"),
+])  # fmt: skip
+def test_hostile_files(opened, content, words):
+    with pytest.raises(ModelError, match=words):
+        opened(content)
+
+
+def test_values_that_are_no_numbers(opened):
+    with pytest.raises(ModelError, match="1 value not finite"):
+        opened(gguf({}, {"w": np.array([1, np.inf], np.float32)})).read("w")
+
+
+# ---- what a model is called
+
+
+def model(opened, more=(), tensors=()):
+    rng = np.random.default_rng(0)
+    shapes = {"token_embd.weight": (48, 32), "output_norm.weight": (32,), "blk.0.attn_q.weight": (32, 32), "blk.0.attn_k.weight": (16, 32)}
+    every = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} | dict(tensors)
+    return GgufModel(opened(gguf(LLAMA | dict(more), every)))
+
+
+def test_a_llama(opened):
+    found = model(opened)
+    assert found.config["head_dim"] == 8 and found.config["tie_word_embeddings"] and found.config["vocab_size"] == 48
+    assert found.config["rms_norm_eps"] == 1e-5 and found.config["rope_scaling"] is None
+    own, plain = found.file.read("blk.0.attn_k.weight"), found.read("model.layers.0.self_attn.k_proj.weight")
+    # llama.cpp's converter puts row i of the first half of a head, and row i of its second half, beside each other
+    again = plain.reshape(2, 2, 4, 32).swapaxes(1, 2).reshape(16, 32)
+    assert (again == own).all() and (plain[1] == own[2]).all() and (plain[4] == own[1]).all()
+
+
+def test_scaled_positions(opened):
+    said = {"factor": 32.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+    factors = llama3_factors(8, 5e5, said)
+    found = model(opened, {"llama.rope.freq_base": 5e5}, {"rope_freqs.weight": factors.astype(np.float32)})
+    assert found.config["rope_scaling"]["factor"] == 32 and found.config["rope_scaling"]["rope_type"] == "llama3"
+    assert model(opened, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}).config["rope_scaling"]["factor"] == 4
+    with pytest.raises(ModelError, match="not those of Llama 3"):
+        model(opened, tensors={"rope_freqs.weight": factors.astype(np.float32)[::-1] + 1})
+    with pytest.raises(ModelError, match="longrope"):
+        model(opened, {"llama.rope.scaling.type": "longrope"})
+
+
+@pytest.mark.parametrize("more, tensors, words", [
+    ({"llama.expert_count": 8}, {}, "mixture of experts"),
+    ({"llama.rope.magic": 8}, {}, "not known"),
+    ({"general.architecture": "mamba"}, {}, "supported: llama"),
+    ({"llama.attention.head_count": [4, 2]}, {}, "one positive integer"),
+    ({"llama.block_count": 0}, {}, "one positive integer"),
+    ({}, {"blk.0.ssm.weight": NUMBERS}, "does not belong"),
+])  # fmt: skip
+def test_models_that_are_refused(opened, more, tensors, words):
+    with pytest.raises(ModelError, match=words):
+        model(opened, more, tensors)
+
+
+# ---- tokens
+
+LETTERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh123Ġ", "ab", "Ġab", "Ġc"]
+TOKENS = {
+    "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": LETTERS, "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.merges": ["a b", "Ġ ab", "Ġ c"], "tokenizer.chat_template": "{{ messages }}",
+}  # fmt: skip
+
+
+def tokens(**more):
+    types = np.array([3] * 3 + [1] * (len(LETTERS) - 3))
+    return gguf_tokens(TOKENS | {"tokenizer.ggml.token_type": types} | {f"tokenizer.ggml.{key}": one for key, one in more.items()})
+
+
+def test_a_tokenizer():
+    from hepti_mpi.models.inputs.tokens import Tokens
+
+    made = tokens()
+    words = Tokens(made.files)
+    ids = words.plain("ab ab 12<|im_end|>c", "x")
+    assert [LETTERS[one] for one in ids] == ["ab", "Ġab", "Ġ", "1", "2", "<|im_end|>", "c"]
+    assert words.decode(ids) == "ab ab 12c" and made.first is None and made.ends == (2, 0)
+    assert made.files["chat_template.jinja"] == b"{{ messages }}"
+    begun = tokens(add_bos_token=True)
+    assert begun.first == 1 and Tokens(begun.files).encode(["ab"], "x").ids[0] == 1
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"pre": "other"}, "beside the file"), ({"model": "llama"}, "beside the file"), ({"merges": ["a zz"]}, "cannot be made"),
+    ({"eos_token_id": 99}, "vocabulary has"), ({"tokens": 3}, "no tokenizer.ggml.tokens"),
+])  # fmt: skip
+def test_tokenizers_that_are_refused(more, words):
+    with pytest.raises(ModelError, match=words):
+        tokens(**more)

@@ -1,0 +1,114 @@
+"""The choice of the next token."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.sampling import Sampler, Sampling, Scores, largest, sampling_of
+
+LOGITS = np.array([0.5, 3.0, 1.0, 3.0, -2.0, 2.5], np.float32)
+
+
+def choose(**asked):
+    return Sampler(Sampling(**asked), [0, 5]).choose(Scores.of_all(LOGITS))
+
+
+def shares(count=4000, **asked):
+    """How often each token is drawn."""
+    sampler = Sampler(Sampling(seed=1, **asked), [])
+    drawn = [sampler.choose(Scores.of_all(LOGITS)).token for _ in range(count)]
+    return np.bincount(drawn, minlength=len(LOGITS)) / count
+
+
+def softmax(logits):
+    grown = np.exp(logits - logits.max())
+    return grown / grown.sum()
+
+
+def test_greedy_takes_the_lower_of_equal_ones():
+    assert choose().token == 1
+    assert [list(part) for part in largest(np.arange(6), LOGITS, 3)] == [[1, 3, 5], [3.0, 3.0, 2.5]]
+
+
+def test_drawing_follows_the_distribution():
+    np.testing.assert_allclose(shares(temperature=1.0), softmax(LOGITS), atol=0.03)
+    np.testing.assert_allclose(shares(temperature=2.0), softmax(LOGITS / 2), atol=0.03)
+
+
+@pytest.mark.parametrize("asked, left", [
+    ({"top_k": 2}, {1, 3}), ({"top_k": 3}, {1, 3, 5}), ({"top_p": 0.5}, {1, 3}), ({"top_p": 0.9}, {1, 3, 5}), ({"top_p": 0.01}, {1}),
+    ({"min_p": 0.9}, {1, 3}), ({"min_p": 0.5}, {1, 3, 5}), ({"min_p": 1.0}, {1, 3}), ({"top_k": 5, "top_p": 0.3}, {1}),
+])  # fmt: skip
+def test_what_is_left_to_draw_from(asked, left):
+    assert set(np.flatnonzero(shares(300, temperature=1.0, **asked))) == left
+
+
+def test_seeds():
+    def drawn(seed):
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed), [])
+        return [sampler.choose(Scores.of_all(LOGITS)).token for _ in range(20)]
+
+    assert drawn(7) == drawn(7) != drawn(8) and drawn(-1) == drawn(-1)
+    assert drawn(None) != drawn(None)
+
+
+def test_penalties():
+    assert choose(logit_bias={1: -100, 3: -100}).token == 5
+    assert Sampler(Sampling(repetition_penalty=2.0), [1, 3]).choose(Scores.of_all(LOGITS)).token == 5
+    assert Sampler(Sampling(presence_penalty=2.0), [1, 3]).choose(Scores.of_all(LOGITS)).token == 1  # not of the prompt
+    sampler = Sampler(Sampling(frequency_penalty=0.4), [])
+    assert [sampler.choose(Scores.of_all(LOGITS)).token for _ in range(5)] == [1, 3, 1, 3, 5]
+
+
+def test_candidates_of_parts_choose_as_all_do():
+    logits = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    parts = [np.arange(0, 300), np.arange(300, 301), np.arange(301, 1000)]
+    joined = Scores.joined([Scores(*largest(part, logits[part], 64), Scores.of_all(logits[part]).total) for part in parts])
+    for asked in ({"logprobs": 5}, {"temperature": 0.8, "top_k": 40, "seed": 3, "logprobs": 5}):
+        sampling = Sampling(**asked)
+        assert not sampling.needs_all
+        one, other = (Sampler(sampling, []).choose(scores) for scores in (Scores.of_all(logits), joined))
+        assert one.token == other.token and one.logprob == pytest.approx(other.logprob)
+        assert [token for token, _ in one.top] == [token for token, _ in other.top]
+    assert joined.total == pytest.approx(math.log(np.exp(logits.astype(float)).sum()))
+
+
+def test_log_probabilities():
+    chosen = choose(logprobs=2)
+    assert chosen.logprob == pytest.approx(math.log(softmax(LOGITS)[1]), abs=1e-6)
+    assert [token for token, _ in chosen.top] == [1, 3] and choose(logprobs=0).top == ()
+
+
+NEED_ALL = [{"temperature": 0.5}, {"temperature": 1.0, "top_k": 65}, {"presence_penalty": 1.0}, {"logit_bias": {1: 2.0}}]
+
+
+@pytest.mark.parametrize("asked", NEED_ALL)
+def test_what_needs_all_logits(asked):
+    assert Sampling(**asked).needs_all
+
+
+@pytest.mark.parametrize("asked", [
+    {"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_p": 2}, {"max_tokens": 0}, {"max_tokens": 1.5}, {"top_k": -1},
+    {"stop": ("",)}, {"seed": "x"}, {"logit_bias": {-1: 1}}, {"repetition_penalty": 0}, {"temperature": True}, {"logprobs": 21},
+])  # fmt: skip
+def test_refusals(asked):
+    with pytest.raises(InputError):
+        Sampling(**asked)
+
+
+def test_what_a_request_asks_for_itself():
+    default = Sampling(temperature=0.7, stop=("a",))
+    assert sampling_of({"prompt": "x"}, default) == default
+    assert sampling_of({"stop": "b", "max_tokens": 3, "logit_bias": {"5": 1}}, default) == Sampling(
+        temperature=0.7, stop=("b",), max_tokens=3, logit_bias={5: 1}
+    )
+    for wrong in ({"stop": 3}, {"logit_bias": {"x": 1}}, {"logit_bias": [1]}):
+        with pytest.raises(InputError):
+            sampling_of(wrong, default)
+
+
+def test_logits_that_are_no_numbers():
+    with pytest.raises(InputError, match="not finite"):
+        Sampler(Sampling(), []).choose(Scores.of_all(np.full(5, np.nan, np.float32)))
