@@ -16,7 +16,7 @@ from hepti_mpi.engine.machine import Machine, together
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.cache import CachedStore
-from hepti_mpi.weights.slices import Slice
+from hepti_mpi.weights.slices import Slice, span
 from hepti_mpi.weights.store import Store
 
 
@@ -81,7 +81,7 @@ def fetch(machine: Machine, store: Store, wanted: Iterable[Slice]) -> int:
     said = world.gather_all([isinstance(store, CachedStore), [[piece.name, piece.first, list(piece.shape)] for piece in pieces]])
     holders = [rank for rank, (cached, _) in enumerate(said) if not cached]
     asked = {
-        rank: [Slice(name, first, tuple(shape), store.weights[name].format) for name, first, shape in every]
+        rank: [span(store.weights[name], first, first + shape[0]) for name, first, shape in every]
         for rank, (_, every) in enumerate(said) if every
     }  # fmt: skip
     serving = {rank: holders[number % len(holders)] for number, rank in enumerate(asked)}
@@ -92,9 +92,10 @@ def fetch(machine: Machine, store: Store, wanted: Iterable[Slice]) -> int:
     with world.patience.slower(), together(world):
         for rank, each in mine.items():
             for piece in each:
-                values = np.ascontiguousarray(store.array(piece)).view(np.uint8).reshape(-1)
-                world.send(rank, values)
-                world.send(rank, np.array([zlib.crc32(values.data)], np.uint32).view(np.uint8))
+                for array in store.parts(piece).values():
+                    values = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+                    world.send(rank, values)
+                    world.send(rank, np.array([zlib.crc32(values.data)], np.uint32).view(np.uint8))
         if pieces:
             _take(machine, store, pieces, serving[world.rank])
     return sum(piece.bytes for every in asked.values() for piece in every)
@@ -103,18 +104,22 @@ def fetch(machine: Machine, store: Store, wanted: Iterable[Slice]) -> int:
 def _take(machine: Machine, store: Store, pieces: list[Slice], holder: int) -> None:
     """Take what `holder` sends; all of it, whatever goes wrong here."""
     assert isinstance(store, CachedStore)
-    left = deque(pieces)
+    left = deque((piece, part) for piece in pieces for part in piece.parts)
 
-    def arrived(piece: Slice) -> np.ndarray:
-        assert left.popleft() == piece
-        values, checksum = machine.world.receive(holder, piece.bytes), machine.world.receive(holder, 4).view(np.uint32)
+    def arrived(piece: Slice) -> dict[str, np.ndarray]:
+        return {part: array_of(piece, part) for part in piece.parts}
+
+    def array_of(piece: Slice, part: str) -> np.ndarray:
+        assert left.popleft() == (piece, part)
+        array = piece.parts[part]
+        values, checksum = machine.world.receive(holder, array.bytes), machine.world.receive(holder, 4).view(np.uint32)
         if zlib.crc32(values.data) != checksum[0]:
             raise StoreError(f"{piece.name} from rank {holder} was damaged on its way; run again")
-        return values.view(piece.format.dtype).reshape(piece.shape)
+        return values.view(array.kind).reshape(array.shape)
 
     try:
         store.take(pieces, arrived)
     finally:
         while left:
-            piece = left.popleft()
-            machine.world.receive(holder, piece.bytes), machine.world.receive(holder, 4)
+            piece, part = left.popleft()
+            machine.world.receive(holder, piece.parts[part].bytes), machine.world.receive(holder, 4)

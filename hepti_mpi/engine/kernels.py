@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from hepti_mpi.errors import StoreError
+from hepti_mpi.models.formats import F32
 from hepti_mpi.program import ops
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Region, Store
@@ -39,12 +41,14 @@ class Graph:
         return name
 
     def weight(self, store: Store, piece: Slice, shape: tuple[int, ...]) -> str:
-        """Declare a slice of the store, viewed as `shape`, as an initializer that lives in the store's file."""
+        """Declare a slice of the store, viewed as `shape`, as an initializer that lives in the store's file. Raises StoreError."""
+        if piece.format is not F32:
+            raise StoreError(f"{store.path}: {piece.name} is stored as {piece.format.name}, which no product reads yet")
         region: Region = store.region(piece)
         tensor = TensorProto(name=piece.name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", store.path.name), ("offset", region.offset), ("length", region.bytes)):
             tensor.external_data.add(key=key, value=str(value))
-        assert piece.format.bytes(shape) == region.bytes
+        assert 4 * prod(shape) == region.bytes
         self.initializers[piece.name] = tensor
         return piece.name
 

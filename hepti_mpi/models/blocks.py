@@ -19,12 +19,15 @@ class Weight:
     `part`: "embedding", "attention", "mlp", "norm" or "head"; says which ranks need it.
     `axes`: what its dimensions are, the first of them "heads" or "columns" where ranks divide it along that one.
     `shape`: numbers along each of `axes`.
+    `inner`: what a product of rows with it sums over: 1, its last axis; 0, all the others; None where it is no matrix of a product.
+    `format`: how its numbers are stored; as the blocks make it, plain (ModelSpec.stored).
     """
 
     name: str
     part: str
     axes: tuple[str, ...]
     shape: tuple[int, ...]
+    inner: int | None = None
     format: Format = F32
 
     @property
@@ -34,7 +37,12 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        return self.format.bytes(self.shape)
+        return self.format.bytes(self.shape, self.inner or 0)
+
+    @property
+    def held(self) -> int:
+        """The bytes of it in memory, when it is computed with."""
+        return self.format.held(self.shape, self.inner or 0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Attention:
         PyTorch stores.
         """
         axes, shape = ("heads", "dim", "hidden"), (self.heads, self.dim, self.hidden)
-        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "attention", axes, shape) for m in "qkvo"}
+        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "attention", axes, shape, int(m != "o")) for m in "qkvo"}
         found |= {f"{m}.bias": Weight(f"{name}.{m}.bias", "attention", axes[:2], shape[:2]) for m in "qkv"}
         return found | {"o.bias": Weight(f"{name}.o.bias", "norm", ("hidden",), (self.hidden,))}  # the tail adds it
 
@@ -92,7 +100,7 @@ class Mlp:
         Both matrices are [width, hidden]: the second is the transpose of what PyTorch stores.
         """
         axes, shape = ("columns", "hidden"), (self.width, self.hidden)
-        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "mlp", axes, shape) for m in ("up", "down")}
+        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "mlp", axes, shape, inner) for m, inner in (("up", 1), ("down", 0))}
         found["up.bias"] = Weight(f"{name}.up.bias", "mlp", axes[:1], shape[:1])
         return found | {"down.bias": Weight(f"{name}.down.bias", "norm", ("hidden",), (self.hidden,))}  # the tail adds it
 

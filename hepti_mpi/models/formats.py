@@ -2,44 +2,202 @@
 
 The only place that says how many bytes a weight takes: planner, baselines, store, cache and inspect ask here. Knows types and shapes;
 knows no weight by name, no rank and no file.
+
+A tensor of a product is a matrix [all axes but the last, the last], and `inner` says which of these two the product sums over: 1, the
+last (Q, K, V, up) or 0, the first (O, down). Ranks cut tensors along their first axis, in both cases, and what a rank holds of each part
+is one contiguous range of it: along the sum, blocks lie in the file one after the other, each with all outputs.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 
 import numpy as np
 
-Parts = dict[str, tuple[np.dtype, tuple[int, ...]]]
+from hepti_mpi.errors import ModelError
+
+VALUES, SCALES, CHANNELS = "values", "scales", "channels"  # the parts of tensors; every format has the first
+BLOCK = 32  # weights along the sum that share a scale, where they do
+
+
+@dataclass(frozen=True)
+class Array:
+    """One part of a tensor. `per`: entries of the tensor's first axis for each entry of its own first axis; 0: it is held whole."""
+
+    kind: np.dtype
+    shape: tuple[int, ...]
+    per: int = 1
+
+    @property
+    def bytes(self) -> int:
+        return self.kind.itemsize * prod(self.shape)
+
+    def cut(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the range along its first axis that belongs to entries [first, stop) of the tensor's."""
+        return (first // self.per, -(-stop // self.per)) if self.per else (0, self.shape[0])
+
+    def entries(self, count: int) -> int:
+        """Return how many of its entries belong to `count` of the tensor's, a multiple of `per`; all where it is held whole."""
+        return count // self.per if self.per else max(self.shape[0], 1)
+
+
+Parts = dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Format:
-    """Plain numbers of one type, in C order. `dtype`: NumPy's name of it, little-endian."""
+    """Plain numbers of one type, in C order. `dtype`: NumPy's name of it, little-endian. `bits`: of a number.
+
+    Only float32 can be left in a file's pages while it is computed with; anything else is unpacked or packed into memory.
+    """
 
     name: str
     dtype: str
+    bits: float
 
-    def parts(self, shape: Sequence[int]) -> Parts:
-        """Return the type and shape of each array that holds a tensor of `shape`."""
-        return {"values": (np.dtype(self.dtype), tuple(shape))}
+    def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
+        """Return each array that holds a tensor of `shape`."""
+        return {VALUES: Array(np.dtype(self.dtype), tuple(shape))}
 
-    def granule(self, axis: int) -> int:
-        """Return the least count that may be cut off along `axis`: any, since each number stands by itself."""
+    def granule(self, shape: Sequence[int], inner: int = 1) -> int:
+        """Return the least count that may be cut off along the first axis."""
         return 1
 
-    def bytes(self, shape: Sequence[int]) -> int:
-        """Return the bytes of a tensor of `shape`."""
-        return sum(kind.itemsize * prod(dims) for kind, dims in self.parts(shape).values())
+    def bytes(self, shape: Sequence[int], inner: int = 1) -> int:
+        """Return the bytes of a tensor of `shape` in a file."""
+        return sum(array.bytes for array in self.parts(shape, inner).values())
 
-    def encode(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the parts that hold `values`."""
-        return {"values": np.ascontiguousarray(values, self.dtype)}
+    def held(self, shape: Sequence[int], inner: int = 1) -> int:
+        """Return the bytes of it in memory, when it is computed with."""
+        return max(self.bytes(shape, inner), 4 * prod(shape))
 
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return the parts that hold float32 `values`. `channels`: numbers along the sum, by which what the weights are multiplied with
+        is multiplied before, as a format keeps them that rounds that too."""
+        return {VALUES: np.ascontiguousarray(values, self.dtype)}
+
+    def decode(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int = 1) -> np.ndarray:
         """Return the float32 values that `parts` hold; without a copy where they are such."""
-        return np.asarray(parts["values"], np.float32)
+        return np.asarray(parts[VALUES], np.float32)
 
 
-F32 = Format("f32", "<f4")
-FORMATS = {one.name: one for one in (F32,)}
+@dataclass(frozen=True)
+class Columns(Format):
+    """8-bit integers with a scale for each output of the product, for products that round the other side, per row, to 8 bits too.
+
+    `channels` make its columns more alike, so that rounding them costs less: y = ((x * channels) rounded) (values * scales).
+    Source: Xiao et al., SmoothQuant, arXiv:2211.10438.
+    """
+
+    def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
+        first, last, number = tuple(shape[:-1]), (shape[-1],), np.dtype("<f4")
+        outputs, inputs = (Array(number, first), Array(number, last, 0))[:: 1 if inner else -1]
+        return {VALUES: Array(np.dtype("i1"), tuple(shape)), SCALES: outputs, CHANNELS: inputs}
+
+    def held(self, shape: Sequence[int], inner: int = 1) -> int:
+        return self.bytes(shape, inner)
+
+    def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        matrix, parts = values.reshape(-1, values.shape[-1]), self.parts(values.shape, inner)
+        factors = np.ones(matrix.shape[inner], np.float32) if channels is None else channels.astype(np.float32)
+        smooth = matrix / np.expand_dims(factors, 1 - inner)
+        scales = _scale(np.abs(smooth).max(axis=inner, initial=0), 127)
+        whole = np.rint(smooth / np.expand_dims(scales, inner)).astype(np.int8)
+        found = {VALUES: whole, SCALES: scales, CHANNELS: factors}
+        return {name: found[name].reshape(array.shape) for name, array in parts.items()}
+
+    def decode(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int = 1) -> np.ndarray:
+        matrix = parts[VALUES].reshape(-1, shape[-1]).astype(np.float32) * np.expand_dims(parts[SCALES].reshape(-1), inner)
+        return (matrix * np.expand_dims(parts[CHANNELS].reshape(-1), 1 - inner)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Blocks(Format):
+    """Integers of `bits` bits with a scale for each block of 32 along the sum, symmetric: 0 is stored as the middle. What is left of the
+    last block is 0. A scale is a float16; as in GGUF's Q4_0 and Q8_0, whose blocks are these, in another order.
+
+    Source: ggml-quants.c, quantize_row_q4_0_ref, whose rounding this is: the number farthest from 0 gets the value farthest from it.
+    """
+
+    def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
+        packed = BLOCK * int(self.bits) // 8
+        if inner:
+            blocks = (*shape[:-1], -(-shape[-1] // BLOCK))
+            return {VALUES: Array(np.dtype("u1"), (*blocks, packed)), SCALES: Array(np.dtype("<f2"), blocks)}
+        each, per = prod(shape[1:-1]), self.granule(shape, inner)
+        blocks = (-(-shape[0] // per), per * each // BLOCK, shape[-1])  # [granules, blocks in one, outputs]
+        return {VALUES: Array(np.dtype("u1"), (*blocks, packed), per), SCALES: Array(np.dtype("<f2"), blocks, per)}
+
+    def granule(self, shape: Sequence[int], inner: int = 1) -> int:
+        each = prod(shape[1:-1])
+        return 1 if inner or not each else lcm(each, BLOCK) // each
+
+    def held(self, shape: Sequence[int], inner: int = 1) -> int:
+        return sum(array.bytes * (2 if name == SCALES else 1) for name, array in self.parts(shape, inner).items())
+
+    def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        if channels is not None:
+            raise ValueError(f"{self.name} keeps no channels")
+        parts, middle = self.parts(values.shape, inner), 1 << (int(self.bits) - 1)
+        blocks = self._blocks(values, inner)  # [outputs, blocks, 32]
+        farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
+        least = np.float32(6e-8)  # of float16
+        scales = (farthest / -middle if self.bits == 4 else np.abs(farthest) / (middle - 1)).astype("<f2")
+        divisors = np.where(np.abs(scales) < least, np.inf, scales).astype(np.float32)
+        whole = np.clip(np.rint(blocks / divisors) + middle, 0, 2 * middle - 1).astype(np.uint8)
+        return self.pack(whole, scales[..., 0], inner, parts)
+
+    def pack(self, whole: np.ndarray, scales: np.ndarray, inner: int, parts: Parts) -> dict[str, np.ndarray]:
+        """Return `parts` of integers from 0, [outputs, blocks, 32], and their scales, [outputs, blocks]."""
+        if self.bits == 4:
+            whole = whole[..., 0::2] | whole[..., 1::2] << 4
+        if inner:
+            found = {VALUES: whole, SCALES: scales}
+        else:  # block after block: [blocks, outputs, ...], the last granule filled up
+            lacking = prod(parts[SCALES].shape[:2]) - scales.shape[1]
+            found = {VALUES: np.pad(whole.swapaxes(0, 1), ((0, lacking), (0, 0), (0, 0))), SCALES: np.pad(scales.T, ((0, lacking), (0, 0)))}
+        return {name: np.ascontiguousarray(found[name].reshape(array.shape), array.kind) for name, array in parts.items()}
+
+    def decode(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int = 1) -> np.ndarray:
+        whole, scales = self.unpacked(parts, shape, inner)
+        if self.bits == 4:
+            whole = np.stack([whole & 15, whole >> 4], axis=3).reshape(*scales.shape, BLOCK)  # two in a byte, the lower bits first
+        size = shape[-1] if inner else prod(shape[:-1])
+        values = (whole.astype(np.float32) - (1 << (int(self.bits) - 1))) * scales.astype(np.float32)[..., None]
+        matrix = values.reshape(len(scales), values.shape[1] * BLOCK)[:, :size]  # [outputs, sum]
+        return np.ascontiguousarray(matrix if inner else matrix.T).reshape(shape)
+
+    def unpacked(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return bytes, [outputs, blocks, bytes of one], and scales, [outputs, blocks], as a product takes them; parts that lie so are
+        not copied."""
+        values, scales = parts[VALUES], parts[SCALES]
+        if inner:
+            return values.reshape(-1, *values.shape[-2:]), scales.reshape(-1, scales.shape[-1])
+        count = -(-prod(shape[:-1]) // BLOCK)
+        values, scales = values.reshape(-1, *values.shape[2:])[:count], scales.reshape(-1, shape[-1])[:count]
+        return np.ascontiguousarray(values.swapaxes(0, 1)), np.ascontiguousarray(scales.T)
+
+    def _blocks(self, values: np.ndarray, inner: int) -> np.ndarray:
+        matrix = values.reshape(-1, values.shape[-1]) if inner else values.reshape(-1, values.shape[-1]).T
+        lacking = -matrix.shape[1] % BLOCK
+        return np.pad(matrix, ((0, 0), (0, lacking))).reshape(len(matrix), (matrix.shape[1] + lacking) // BLOCK, BLOCK)
+
+
+def _scale(largest: np.ndarray, steps: int) -> np.ndarray:
+    """Return what a step is worth where `steps` reach `largest`; 1 where all is 0."""
+    return np.where(largest > 0, largest / steps, 1).astype(np.float32)
+
+
+F32 = Format("f32", "<f4", 32)
+F16 = Format("f16", "<f2", 16)
+Q8 = Columns("q8", "i1", 8)
+Q8_BLOCKS = Blocks("q8-blocks", "u1", 8)
+Q4 = Blocks("q4", "u1", 4)
+FORMATS = {one.name: one for one in (F32, F16, Q8, Q8_BLOCKS, Q4)}
+
+
+def format_named(name: object) -> Format:
+    """Return the format of that name. Raises ModelError when there is none."""
+    if not isinstance(name, str) or name not in FORMATS:
+        raise ModelError(f"no format of weights is called {name!r:.40}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -1,12 +1,14 @@
 """What a model is: its sizes, its options and the weights it is made of. Knows no file format, no rank and no plan."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import lcm
 from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight
+from hepti_mpi.models.formats import BLOCK, format_named
 from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
@@ -22,6 +24,8 @@ class ModelSpec:
     `embedding`: "tokens" or "patches".
     `head`: what follows the layers: "none", "pooler", "sequence-classes", "token-classes", "masked-words",
     "image-classes" or "sentence".
+    `formats`: how products' weights are stored, by their names or beginnings of names up to a dot, "" for all: the longest one decides;
+    float32 where none is given.
     `options`: family specific plain values (vocabulary, image_size, patch_size, channels, pooling, modules, ...).
     """
 
@@ -39,6 +43,7 @@ class ModelSpec:
     head: str
     labels: tuple[str | int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what in ("layers", "hidden", "heads", "ffn", "positions"):
@@ -51,17 +56,21 @@ class ModelSpec:
             raise ModelError(f"model {self.name}: activation {self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
         if self.norm not in ("pre", "post"):
             raise ModelError(f"model {self.name}: norm {self.norm!r} is neither pre nor post")
+        for name in self.formats.values():
+            format_named(name)
 
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
-    @property
+    @cached_property
     def column_granule(self) -> int:
+        every = (weight for number in range(self.layers) for weight in layer_weights(self, number)) if self.formats else ()
+        blocks = {weight.format.granule(weight.shape, 0) for weight in every if weight.split == "columns" and weight.inner == 0}
         granule = 1
         while granule < 16 and granule * 2 * 64 <= self.ffn:
             granule *= 2
-        return granule
+        return lcm(granule, *blocks)
 
     @cached_property
     def final_norm(self) -> Norm | None:
@@ -84,6 +93,19 @@ class ModelSpec:
         norms = {"before" if self.norm == "pre" else "after": (self._norm, self._norm)}
         return Layer(Attention(self.hidden, self.heads, self.head_dim), Mlp(self.hidden, self.ffn, self.activation), **norms)
 
+    def stored(self, weight: Weight) -> Weight:
+        """Return a weight, under its full name, with the format in which it is stored. Raises ModelError where ranks could not cut it."""
+        name, found = weight.name, None
+        while weight.inner is not None and self.formats:
+            found = self.formats.get(name)
+            if found is not None or not name:
+                break
+            name = name.rpartition(".")[0]
+        kind = weight.format if found is None else format_named(found)
+        if weight.split == "heads" and kind.granule(weight.shape, weight.inner or 0) != 1:
+            raise ModelError(f"{weight.name} cannot be {kind.name}: ranks divide its heads of {weight.shape[1]}, no multiple of {BLOCK}")
+        return replace(weight, format=kind)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"labels": list(self.labels)}
 
@@ -98,15 +120,18 @@ class ModelSpec:
 
 def layer_weights(spec: ModelSpec, number: int) -> tuple[Weight, ...]:
     """Return the weights of layer `number` under their full names, in the order of the store."""
-    return spec.layer(number).weights(f"layers.{number}")
+    return tuple(map(spec.stored, spec.layer(number).weights(f"layers.{number}")))
 
 
 def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
-    """Return the bytes of a layer's weights by the axis along which ranks divide them; None: those that are held whole."""
-    result: dict[str | None, int] = {"heads": 0, "columns": 0, None: 0}
-    for weight in layer_weights(spec, 0):
-        result[weight.split] += weight.bytes
-    return result
+    """Return the bytes that a layer's weights take in memory by the axis along which ranks divide them; None: those that are held whole.
+
+    Where layers are stored in different formats, the mean of all."""
+    numbers, result = range(spec.layers if spec.formats else 1), dict[str | None, int]({"heads": 0, "columns": 0, None: 0})
+    for number in numbers:
+        for weight in layer_weights(spec, number):
+            result[weight.split] += weight.held
+    return {axis: -(-total // len(numbers)) for axis, total in result.items()}
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:

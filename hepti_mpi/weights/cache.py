@@ -2,7 +2,7 @@
 how the bytes come.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store, joined, write_part
 
-Fetch = Callable[[Slice], np.ndarray]
+Fetch = Callable[[Slice], Mapping[str, np.ndarray]]
 
 
 class Source:
@@ -22,7 +22,7 @@ class Source:
     def __init__(self, spec: ModelSpec, files: dict[str, bytes], source_hash: str, fetch: Fetch) -> None:
         self.spec, self.files, self.source_hash, self.fetch = spec, files, source_hash, fetch
 
-    def array(self, piece: Slice) -> np.ndarray:
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]:
         return self.fetch(piece)
 
     def verify(self, slices: Iterable[Slice]) -> int:
@@ -77,13 +77,13 @@ class CachedStore(Store):
         coming = {piece.name for piece in pieces}
         kept = [piece for piece in self.held() if piece.name not in coming and not self.lacking([piece])]
 
-        def array(piece: Slice) -> np.ndarray:
-            return fetch(piece) if piece.name in coming else self.array(piece)
+        def parts(piece: Slice) -> Mapping[str, np.ndarray]:
+            return fetch(piece) if piece.name in coming else self.parts(piece)
 
-        write_part(self.path, Source(self.spec, self.files, self.source_hash, array), [*kept, *pieces])
+        write_part(self.path, Source(self.spec, self.files, self.source_hash, parts), [*kept, *pieces])
         self.close()
         Store.__init__(self, self.path)
 
 
-def _nothing(piece: Slice) -> np.ndarray:
+def _nothing(piece: Slice) -> Mapping[str, np.ndarray]:
     raise StoreError(f"nobody has {piece.name}")

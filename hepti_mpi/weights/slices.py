@@ -1,13 +1,16 @@
 """Which weights a rank needs. Pure: turns the operations of a program into ranges of store tensors; opens no file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from math import prod
 
+import numpy as np
+
 from hepti_mpi import splits
 from hepti_mpi.models.blocks import Weight
-from hepti_mpi.models.formats import F32, Format
+from hepti_mpi.models.formats import F32, Format, Parts
 from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Op
@@ -17,25 +20,38 @@ from hepti_mpi.program.steps import Compute, Program
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries [first, first + count) along the first axis of the store tensor `name`; `shape` is that of the slice."""
+    """Entries [first, first + count) along the first axis of the store tensor `name`; `shape` is that of the slice, `inner` as a Weight's.
+
+    Slices begin at a granule of their format, and end at one or with the tensor.
+    """
 
     name: str
     first: int
     shape: tuple[int, ...]
     format: Format = F32
+    inner: int = 0
 
     @property
     def numbers(self) -> int:
         return prod(self.shape)
 
     @property
+    def parts(self) -> Parts:
+        """The arrays that hold it."""
+        return self.format.parts(self.shape, self.inner)
+
+    @property
     def bytes(self) -> int:
-        return self.format.bytes(self.shape)
+        return self.format.bytes(self.shape, self.inner)
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the float32 values of its parts."""
+        return self.format.decode(parts, self.shape, self.inner)
 
 
 def all_weights(spec: ModelSpec) -> tuple[Weight, ...]:
-    """Return every tensor of the model's store under its full name, in the order in which it is written."""
-    return tuple(replace(weight, name=name) for name, weight in named_weights(spec))
+    """Return every tensor of the model's store under its full name and in its format, in the order in which it is written."""
+    return tuple(spec.stored(replace(weight, name=name)) for name, weight in named_weights(spec))
 
 
 def granule(spec: ModelSpec, weight: Weight) -> int:
@@ -46,7 +62,7 @@ def granule(spec: ModelSpec, weight: Weight) -> int:
 def span(weight: Weight, first: int = 0, stop: int | None = None) -> Slice:
     """Return entries [first, stop) of a weight; all of them when they are left out."""
     stop = weight.shape[0] if stop is None else stop
-    return Slice(weight.name, first, (stop - first, *weight.shape[1:]), weight.format)
+    return Slice(weight.name, first, (stop - first, *weight.shape[1:]), weight.format, weight.inner or 0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ class Part:
         if not self.takes_part(op, distribution):
             return result
         for role, (weight, axis) in op.weights().items():
-            result[role] = span(weight, *self.bounds[axis]) if axis else span(weight)
+            result[role] = span(self.spec.stored(weight), *(self.bounds[axis] if axis else ()))
         return result
 
     @cached_property

@@ -1,6 +1,6 @@
 """The weight store: one HDF5 file that holds a model, or one rank's part of it. The only user of h5py.
 
-Knows where each tensor lies in the file and whether its bytes are those that were written; does not know which rank needs
+Knows where each part of a tensor lies in the file and whether its bytes are those that were written; does not know which rank needs
 which. Every dataset is contiguous, so a slice along dim 0 is one byte range, which ONNX Runtime maps from this very file.
 The layout is described in weights/README.md.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -24,11 +24,13 @@ from hepti_mpi import __version__
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.formats import VALUES
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice, all_weights, granule, span
 
-FORMAT, FORMAT_VERSION = "hepti-store", 1
-TENSOR_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a tensor of usual size
+FORMAT, FORMAT_VERSION = "hepti-store", 2
+READ = (1, 2)  # versions; the first knows float32 only
+PART_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a part of a usual tensor
 MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
 Progress = Callable[[int], None]
@@ -57,7 +59,7 @@ def _new_file(path: Path, slices: Sequence[Slice]) -> Iterator[h5py.File]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        system, size = os.statvfs(path.parent), sum(piece.bytes + TENSOR_ROOM for piece in slices)
+        system, size = os.statvfs(path.parent), sum(piece.bytes + PART_ROOM * len(piece.parts) for piece in slices)
         if system.f_bavail * system.f_frsize < size:
             raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -93,8 +95,9 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             weight = expected.pop(name, None)
             if weight is None or values.shape != weight.shape or values.dtype != np.float32:
                 raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
-            _write_tensor(file, weight, weight.format.encode(values), granule(model.spec, weight), 0)
-            progress(values.nbytes)
+            piece = span(weight)
+            _write_tensor(file, piece, weight, weight.format.encode(values, weight.inner or 0), granule(model.spec, weight))
+            progress(piece.bytes)
         if expected:
             raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
 
@@ -117,7 +120,7 @@ class Whole(Protocol):
     files: dict[str, bytes]
     source_hash: str
 
-    def array(self, piece: Slice) -> np.ndarray: ...
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]: ...
 
     def verify(self, slices: Iterable[Slice]) -> int: ...
 
@@ -130,7 +133,7 @@ def write_part(path: Path, whole: Whole, slices: Iterable[Slice], progress: Prog
         for piece in pieces:
             weight = weights[piece.name]
             whole.verify([piece])
-            _write_tensor(file, weight, {"values": np.asarray(whole.array(piece))}, granule(whole.spec, weight), piece.first)
+            _write_tensor(file, piece, weight, whole.parts(piece), granule(whole.spec, weight))
             progress(piece.bytes)
 
 
@@ -149,13 +152,23 @@ def _head_checksum(spec: str, source_hash: str, files: dict[str, bytes]) -> int:
     return value
 
 
-def _write_tensor(file: h5py.File, weight: Weight, parts: dict[str, np.ndarray], step: int, first: int) -> None:
-    """Write the entries of a weight from `first` on, as its format keeps them, with a checksum for every `step` of them."""
-    (values,) = parts.values()
-    dataset = file.create_dataset(f"weights/{weight.name}", data=values)
-    dataset.attrs.update(first=first, whole=weight.shape[0])
-    sums = [zlib.crc32(np.ascontiguousarray(values[at : at + step]).data) for at in range(0, len(values), step)]
-    file.create_dataset(f"checksums/{weight.name}", data=np.array(sums, np.uint32))
+def _write_tensor(file: h5py.File, piece: Slice, weight: Weight, parts: Mapping[str, np.ndarray], step: int) -> None:
+    """Write a slice of a weight, part by part, with a checksum for what belongs to every `step` of its entries."""
+    for part, array in piece.parts.items():
+        values, at = np.asarray(parts[part]), _place(weight.name, part)
+        if (values.dtype, values.shape) != (array.kind, array.shape):
+            raise StoreError(f"{part} of tensor {weight.name} are {values.dtype} {values.shape}, expected {array.kind} {array.shape}")
+        dataset = file.create_dataset(at, data=values)
+        if part == VALUES:
+            dataset.attrs.update(first=piece.first, count=piece.shape[0], whole=weight.shape[0])
+        size = array.entries(step)
+        sums = [zlib.crc32(np.ascontiguousarray(values[begin : begin + size]).data) for begin in range(0, len(values), size)]
+        file.create_dataset(f"checksums/{at}" if part != VALUES else f"checksums/{weight.name}", data=np.array(sums, np.uint32))
+
+
+def _place(name: str, part: str) -> str:
+    """Return where the file has a part of a tensor."""
+    return f"weights/{name}" if part == VALUES else f"{part}/{name}"
 
 
 class Store:
@@ -176,9 +189,10 @@ class Store:
         self._descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what other ranks hold
         self._maps: np.memmap | None = None
-        self._sound: set[tuple[str, int]] = set()  # checksums that held: (tensor, number)
-        self._datasets: dict[str, tuple[int, Any, Any, Any]] = {}
-        self._sums: dict[str, np.ndarray] = {}  # all checksums of a tensor
+        self._sound: set[tuple[str, int]] = set()  # checksums that held: (place of a part, number)
+        self._held: dict[str, Slice] = {}  # what the file says that it has of a tensor
+        self._datasets: dict[str, tuple[Any, Any, Any]] = {}
+        self._sums: dict[str, np.ndarray] = {}  # all checksums of a part
         try:
             self._read_head()
         except StoreError:
@@ -193,8 +207,8 @@ class Store:
         if attributes.get("format") != FORMAT:
             raise StoreError(f"{self.path} is an HDF5 file but not a weight store of hepti_mpi")
         version = int(attributes["format_version"])
-        if version != FORMAT_VERSION:
-            raise StoreError(f"{self.path} has store format {version}, this program reads {FORMAT_VERSION}; {AGAIN}")
+        if version not in READ:
+            raise StoreError(f"{self.path} has store format {version}, this program reads {' and '.join(map(str, READ))}; {AGAIN}")
         text, self.source_hash = str(attributes["spec"]), str(attributes["source_hash"])
         self.files: dict[str, bytes] = {}
         found: list[tuple[str, Any]] = []  # a file's name may have a folder in it
@@ -235,61 +249,76 @@ class Store:
     def piece(self, name: str) -> Slice | None:
         """Return what the file holds of a tensor, None where that is none of the model's or damaged."""
         try:
-            first, _, shape, _ = self._stored(name)
-            held = Slice(name, first, shape, self.weights[name].format)
-            self.region(held)
+            held = self._piece(name)
+            for part in held.parts:
+                self.region(held, part)
             return held
         except Exception:  # h5py raises almost anything on damaged metadata
             return None
 
-    def region(self, piece: Slice) -> Region:
-        """Return the byte range of a slice. Raises StoreError when the file does not hold it."""
-        weight = self.weights.get(piece.name)
+    def _piece(self, name: str) -> Slice:
+        """Return what the file says that it has of a tensor: read once, since every plan asks for every tensor."""
+        if name not in self._held:
+            dataset, weight = self._file[_place(name, VALUES)], self.weights[name]
+            entries = dataset.shape[0] if dataset.shape else weight.shape[0]  # of a store of version 1
+            first, count = int(dataset.attrs["first"]), int(dataset.attrs.get("count", entries))
+            self._held[name] = span(weight, first, first + count)
+        return self._held[name]
+
+    def region(self, piece: Slice, part: str = VALUES) -> Region:
+        """Return the byte range of a part of a slice. Raises StoreError when the file does not hold it."""
         try:
-            first, offset, shape, kind = self._stored(piece.name)
+            held, (offset, shape, kind) = self._piece(piece.name), self._stored(piece.name, part)
         except KeyError:
             raise StoreError(f"{self.path} has no tensor {piece.name}; a file cut for another rank or plan") from None
         except Exception as error:
             raise StoreError(f"{self.path}: tensor {piece.name} is damaged ({_short(error)}); {AGAIN}") from None
-        fits = weight is not None and shape is not None and len(shape) == len(weight.shape) and shape[1:] == weight.shape[1:]
-        if not fits or kind != np.dtype(piece.format.dtype) or offset is None:
-            expected = f"{np.dtype(piece.format.dtype)} {weight and weight.shape}"
-            raise StoreError(f"{self.path}: tensor {piece.name} is {kind} {shape}, expected {expected}; {AGAIN}")
-        start, stop = piece.first - first, piece.first - first + piece.shape[0]
-        if start < 0 or stop > shape[0]:
-            held, wanted = f"{first} to {first + shape[0]}", f"{piece.first} to {piece.first + piece.shape[0]}"
-            raise StoreError(f"{self.path} holds {held} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
-        row = piece.format.bytes(shape[1:])
-        end = offset + shape[0] * row
+        array = held.parts[part]
+        if (kind, shape) != (array.kind, array.shape) or offset is None or (held.format, held.shape[1:]) != (piece.format, piece.shape[1:]):
+            expected = f"{array.kind} {array.shape}"
+            what = f"{part} of " * (part != VALUES) + f"tensor {piece.name}"
+            raise StoreError(f"{self.path}: {what}: {kind} {shape}, expected {expected}; {AGAIN}")
+        begin, count = piece.first - held.first, piece.shape[0]
+        if begin < 0 or begin + count > held.shape[0]:
+            has, wanted = f"{held.first} to {held.first + held.shape[0]}", f"{piece.first} to {piece.first + count}"
+            raise StoreError(f"{self.path} holds {has} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
+        start, stop = array.cut(begin, begin + count)
+        row = array.bytes // max(shape[0], 1)
+        end = offset + array.bytes
         if end > self._size:
             raise StoreError(f"{self.path} ends at {self._size} bytes, tensor {piece.name} at {end}: it is truncated; {AGAIN}")
-        return Region(offset + start * row, piece.shape[0] * row, piece.shape)
+        return Region(offset + start * row, (stop - start) * row, (stop - start, *shape[1:]))
 
-    def _stored(self, name: str) -> tuple[int, Any, Any, Any]:
-        """Return (first row, byte offset, shape, type) of a tensor's dataset: read once, since every plan asks for every tensor."""
-        if name not in self._datasets:
-            dataset = self._file[f"weights/{name}"]
-            self._datasets[name] = int(dataset.attrs["first"]), dataset.id.get_offset(), dataset.shape, dataset.dtype
-        return self._datasets[name]
+    def _stored(self, name: str, part: str) -> tuple[Any, Any, Any]:
+        """Return (byte offset, shape, type) of a part's dataset."""
+        at = _place(name, part)
+        if at not in self._datasets:
+            dataset = self._file[at]
+            self._datasets[at] = dataset.id.get_offset(), dataset.shape, dataset.dtype
+        return self._datasets[at]
 
-    def array(self, piece: Slice) -> np.ndarray:
-        """Return a slice as a read-only array mapped from the file."""
-        region = self.region(piece)
+    def array(self, piece: Slice, part: str = VALUES) -> np.ndarray:
+        """Return a part of a slice as a read-only array mapped from the file."""
+        region = self.region(piece, part)
         if self._maps is None:
             self._maps = np.memmap(self.path, np.uint8, "r")
-        return self._maps[region.offset : region.offset + region.bytes].view(piece.format.dtype).reshape(region.shape)
+        return self._maps[region.offset : region.offset + region.bytes].view(piece.parts[part].kind).reshape(region.shape)
 
-    def _checksums(self, piece: Slice, step: int) -> tuple[int, list[int]]:
-        """Return the number of a slice's first checksum and all of them. Raises StoreError."""
+    def parts(self, piece: Slice) -> dict[str, np.ndarray]:
+        """Return all parts of a slice."""
+        return {part: self.array(piece, part) for part in piece.parts}
+
+    def _checksums(self, piece: Slice, part: str, begin: int, stop: int) -> list[int]:
+        """Return checksums [begin, stop) of a part. Raises StoreError."""
+        at = _place(piece.name, part)
         try:
-            begin = piece.first - self._stored(piece.name)[0]
-            first, stop = begin // step, -(-(begin + piece.shape[0]) // step)
-            if piece.name not in self._sums:  # read once, since every plan asks for them
-                dataset = self._file[f"checksums/{piece.name}"]
+            if at not in self._sums:  # read once, since every plan asks for them
+                dataset = self._file[f"checksums/{at}" if part != VALUES else f"checksums/{piece.name}"]
                 if dataset.dtype == np.uint32 and dataset.ndim == 1 and dataset.nbytes <= self._size:
-                    self._sums[piece.name] = dataset[()]
-            if piece.name in self._sums and stop <= len(self._sums[piece.name]):
-                return first, self._sums[piece.name][first:stop].tolist()
+                    self._sums[at] = dataset[()]
+            if at in self._sums and stop <= len(self._sums[at]):
+                found: list[int] = self._sums[at][begin:stop].tolist()
+                return found
         except Exception as error:
             raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged ({_short(error)}); {AGAIN}") from None
         raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged; {AGAIN}")
@@ -299,27 +328,29 @@ class Store:
 
         Raises: StoreError naming the first bad one.
         """
-        done = 0
-        for piece in dict.fromkeys(slices):
-            region, weight = self.region(piece), self.weights[piece.name]
-            step = granule(self.spec, weight)
-            number, sums = self._checksums(piece, step)
-            row = region.bytes // piece.shape[0]
-            if {(piece.name, number + at) for at in range(len(sums))} <= self._sound:
-                done += region.bytes
+        return sum(self._verify(piece, part) for piece in dict.fromkeys(slices) for part in piece.parts)
+
+    def _verify(self, piece: Slice, part: str) -> int:
+        """Verify a part of a slice; return its bytes."""
+        region, at = self.region(piece, part), _place(piece.name, part)
+        array, step = piece.parts[part], piece.parts[part].entries(granule(self.spec, self.weights[piece.name]))
+        begin = array.cut(piece.first - self._piece(piece.name).first, 0)[0]
+        count, row = region.shape[0], region.bytes // max(region.shape[0], 1)
+        sums = self._checksums(piece, part, begin // step, -(-(begin + count) // step))
+        if {(at, begin // step + number) for number in range(len(sums))} <= self._sound:
+            return region.bytes
+        os.posix_fadvise(self._descriptor, region.offset, region.bytes, os.POSIX_FADV_WILLNEED)
+        for number, (first, expected) in enumerate(zip(range(0, count, step), sums), begin // step):
+            want = min(step, count - first) * row
+            if (at, number) in self._sound:
                 continue
-            os.posix_fadvise(self._descriptor, region.offset, region.bytes, os.POSIX_FADV_WILLNEED)
-            for at, expected in zip(range(0, piece.shape[0], step), sums):
-                want = min(step, piece.shape[0] - at) * row
-                done += want
-                if (piece.name, number + at // step) in self._sound:
-                    continue
-                content = os.pread(self._descriptor, want, region.offset + at * row)
-                if len(content) != want or zlib.crc32(content) != expected:
-                    where = f"checksum {number + at // step} of tensor {piece.name} fails at byte {region.offset + at * row}"
-                    raise StoreError(f"{self.path}: {where}; {AGAIN}")
-                self._sound.add((piece.name, number + at // step))
-        return done
+            content = os.pread(self._descriptor, want, region.offset + first * row)
+            if len(content) != want or zlib.crc32(content) != expected:
+                what = f"{part} of " * (part != VALUES) + f"tensor {piece.name}"
+                where = f"checksum {number} of {what} fails at byte {region.offset + first * row}"
+                raise StoreError(f"{self.path}: {where}; {AGAIN}")
+            self._sound.add((at, number))
+        return region.bytes
 
 
 def _short(error: Exception) -> str:
