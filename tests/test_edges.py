@@ -6,6 +6,7 @@ import pytest
 
 from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.steps import Dense, LayerNorm, Normalize, Words
 from hepti_mpi.planning.edges import SORTED, edge_seconds
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
@@ -16,26 +17,29 @@ ONES = Edges(element=1e-9, mac=1e-11, request=1e-5, batch=1e-4)
 LENGTHS = (3, 9, 4)
 
 
-@pytest.mark.parametrize("fields, macs, elements", [
-    ({"head": "sentence"}, 0, 0),
-    ({"head": "none"}, 0, 0),
-    ({"head": "sequence-classes", "labels": ("a", "b", "c")}, 3 * 3, 0),
-    ({"head": "token-classes", "labels": ("a", "b", "c")}, 16 * 3, 0),
-    ({"head": "masked-words"}, "words", SORTED),
+HIDDEN, WORDS = BERT.hidden, BERT.numbers("ids")
+POOLER, CLASSES = Dense("head.pooler", HIDDEN, HIDDEN, "tanh"), Dense("head.classes", HIDDEN, 3)
+TRANSFORM = (Dense("head.transform", HIDDEN, HIDDEN, "gelu"), LayerNorm("head.norm", HIDDEN, 1e-12))
+
+
+@pytest.mark.parametrize("head, back, macs, elements", [
+    ("sentence", (Normalize("head.modules.0"),), 0, 0),
+    ("sentence", (Dense("head.modules.0", HIDDEN, 5, residual=True),), 3 * 2 * 5 * HIDDEN, 0),
+    ("none", (), 0, 0),
+    ("pooler", (POOLER,), 3 * HIDDEN * HIDDEN, 0),
+    ("sequence-classes", (POOLER, CLASSES), 3 * HIDDEN * (HIDDEN + 3), 0),
+    ("token-classes", (CLASSES,), 16 * 3 * HIDDEN, 0),
+    ("masked-words", (*TRANSFORM, Words("head.words", WORDS, HIDDEN, tied=True)), 3 * HIDDEN * (HIDDEN + WORDS), SORTED),
 ])  # fmt: skip
-@pytest.mark.parametrize("pooler", [False, True])
-def test_heads_of_tokens(fields, macs, elements, pooler):
-    spec = replace(BERT, options=BERT.options | {"pooler": pooler}, **fields)
-    hidden, words = spec.hidden, spec.options["vocabulary"]
-    counted = 3 * hidden * (hidden + words) if macs == "words" else macs * hidden
-    counted += 3 * hidden * hidden * pooler
-    expected = 1e-4 + 3e-5 + 16 * hidden * 1e-9 + counted * 1e-11 + 3 * words * elements * 1e-9
+def test_heads_of_tokens(head, back, macs, elements):
+    spec = replace(BERT, head=head, back=back)
+    expected = 1e-4 + 3e-5 + 16 * HIDDEN * 1e-9 + macs * 1e-11 + 3 * WORDS * elements * 1e-9
     assert edge_seconds(spec, ONES, LENGTHS) == pytest.approx(expected)
 
 
 def test_patches_are_a_product():
     hidden, inner = VIT.hidden, VIT.options["channels"] * VIT.options["patch_size"] ** 2
-    spec = replace(VIT, head="none", options=VIT.options | {"pooler": False})
+    spec = replace(VIT, head="none", back=())
     assert edge_seconds(spec, ONES, (5,)) == pytest.approx(1e-4 + 1e-5 + 5 * hidden * 1e-9 + 5 * hidden * inner * 1e-11)
 
 

@@ -103,7 +103,7 @@ def test_position_0_masked():
 
 def test_no_head_gives_the_class_row():
     model = random_model("tiny-bert")
-    spec = replace(model.spec, head="none", options=model.spec.options | {"pooler": False})
+    spec = replace(model.spec, head="none", back=())
     hidden = np.arange(112, dtype=np.float32).reshape(2, 56)
     [one, two] = apply_head(spec, {}, {}, hidden, [request(1), request(1, index=1)], False)
     np.testing.assert_array_equal(two["class_row"], hidden[1])

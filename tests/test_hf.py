@@ -78,7 +78,7 @@ HEADS = {
 @pytest.mark.parametrize("case", HEADS)
 def test_spec_and_weights(case):
     model = read_model(GOLDEN / case)
-    assert (model.spec.family, model.spec.head, model.spec.options["pooler"]) == HEADS[case]
+    assert (model.spec.family, model.spec.head, "head.pooler" in [step.name for step in model.spec.back]) == HEADS[case]
     assert model.spec.name == case
     assert ModelSpec.from_json(json.loads(json.dumps(model.spec.to_json()))) == model.spec
     expected = [(name, weight.shape) for name, weight in named_weights(model.spec)]
@@ -219,7 +219,7 @@ def test_dropped_on_purpose(bert):
 def test_no_pooler_means_no_head(bert):
     edit_tensors(bert, lambda t: [t.pop(f"pooler.dense.{part}") for part in ("weight", "bias")])
     spec = read_model(bert).spec
-    assert (spec.head, spec.options["pooler"]) == ("none", False)
+    assert (spec.head, spec.back) == ("none", ())
 
 
 @pytest.mark.parametrize("offset, tied", [(0.0, True), (1.0, False)])
@@ -232,7 +232,7 @@ def test_tied_only_when_equal(tmp_path, offset, tied):
 
     edit_tensors(folder, repeat)
     model = read_model(folder)
-    assert model.spec.options["tied"] is tied
+    assert model.spec.back[-1].tied is tied
     assert ("head.words.weight" in dict(model.weights())) is not tied
 
 
@@ -503,11 +503,10 @@ def test_any_value_in_config(bert, key, value, head):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_tables_cover_every_weight(kind):
     family = FAMILIES[kind]
-    for head in family.architectures.values():
+    for task in family.architectures.values():
         for tied in (True, False):
             fields = family.fields({})
-            options = fields.pop("options") | {"pooler": True, "tied": tied}
-            spec = ModelSpec(family=family.name, name="x", head=head, labels=("a",), options=options, **fields)
+            spec = ModelSpec(family=family.name, name="x", head=task.head, labels=("a",), back=task.steps(fields, ("a",), tied), **fields)
             assert {weight.name for _, weight in named_weights(spec)} <= family.sources.keys()
 
 
@@ -535,7 +534,7 @@ def test_random_sizes():
     large = specs["bert-large"]
     assert (large.layers, large.hidden, large.heads, large.ffn, large.positions, large.head) == (24, 1024, 16, 4096, 512, "pooler")
     assert (specs["vit-base"].positions, len(specs["vit-base"].labels), specs["vit-base"].labels[7]) == (197, 1000, "LABEL_7")
-    assert (specs["tiny-vit"].positions, len(specs["tiny-vit"].labels), specs["tiny-bert"].options["vocabulary"]) == (26, 5, 120)
+    assert (specs["tiny-vit"].positions, len(specs["tiny-vit"].labels), specs["tiny-bert"].numbers("ids")) == (26, 5, 120)
 
 
 def test_unknown_random_model():

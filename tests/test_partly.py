@@ -111,7 +111,7 @@ def test_a_result_that_is_not_finite(folder):
     model = random_model("tiny-bert")
     stores.write(folder / "large.h5", overflowing(model))
     ids = np.full((3, 4), 7)
-    ids[1, 2] = model.spec.options["vocabulary"] - 1
+    ids[1, 2] = model.spec.numbers("ids") - 1
     np.savez(folder / "ids.npz", input_ids=ids)
     words = ["run", "--weights", "large.h5", "--input", "ids.npz", "--output"]
     result = alone(folder, *words, "large.jsonl")

@@ -1,27 +1,30 @@
 """The arithmetic behind the last hidden states, on numbers that can be checked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import token_request
-from hepti_mpi.models.spec import ModelSpec, module_weights
-from hepti_mpi.models.tasks.pooling import embedding
+from hepti_mpi.models.spec import ModelSpec, outer_weights
+from hepti_mpi.models.steps import Dense, LayerNorm, Normalize
+from hepti_mpi.models.tasks.heads import apply_head
 
 HIDDEN = np.array([[0, 4], [2, -4], [4, 0]], np.float32)
 
 
-def spec(**options) -> ModelSpec:
-    made = random_model("tiny-bert").spec.to_json() | {"hidden": 2, "heads": 1, "head": "sentence"}
-    return ModelSpec.from_json(made | {"options": {"pooling": "mean"} | options})
+def spec(back=(), **options) -> ModelSpec:
+    made = random_model("tiny-bert").spec
+    return replace(made, hidden=2, heads=1, head="sentence", back=tuple(back), options={"pooling": "mean"} | options)
 
 
-def embedded(keep=(0, 1, 2), weights=None, text="a text", hidden=HIDDEN, **options):
-    keep = np.array(keep)
-    request = token_request(0, "line 1", np.zeros(len(keep)), np.zeros(len(keep)), keep, 9)
-    object.__setattr__(request, "text", text)
-    return embedding(spec(**options), weights or {}, hidden, request)
+def embedded(keep=(0, 1, 2), weights=None, text="a text", hidden=HIDDEN, back=(), **options):
+    model, ids = spec(back, **options), np.zeros(9, np.int64)
+    request = replace(token_request(model, 0, "line 1", (ids, ids), np.array(keep)), text=text)
+    [result] = apply_head(model, weights or {}, {}, hidden, [request], False)
+    return result["embedding"]
 
 
 POOLED = [
@@ -57,21 +60,15 @@ def test_rows_of_the_prompt_do_not_count():
         embedded(prompt_rows=3)
 
 
-def test_older_stores_say_whether_to_normalise():
-    np.testing.assert_allclose(embedded(normalize=True), [1, 0])
-    np.testing.assert_allclose(embedded(normalize=False), [2, 0])
-
-
-def test_modules_one_after_the_other():
-    dense = {"kind": "dense", "in": 2, "out": 3, "bias": True, "activation": "relu", "residual": False}
-    steps = [{"kind": "normalize"}, dense, {"kind": "layer_norm", "size": 3}]
-    assert [w.shape for w in module_weights(spec(modules=steps))] == [(3, 2), (3,), (3,), (3,)]
-    weights = {"head.modules.1.weight": np.array([[1, 0], [-1, 0], [3, 1]]), "head.modules.1.bias": np.array([0, 0, 1])}
-    weights |= {"head.modules.2.weight": np.array([1, 1, 2]), "head.modules.2.bias": np.array([0, 1, 0])}
+def test_steps_one_after_the_other():
+    steps = Normalize("zero"), Dense("one", 2, 3, "relu"), LayerNorm("two", 3, 1e-5)
+    assert [w.shape for w in outer_weights(spec(steps)) if w.part == "head"] == [(3, 2), (3,), (3,), (3,)]
+    weights = {"one.weight": np.array([[1, 0], [-1, 0], [3, 1]]), "one.bias": np.array([0, 0, 1])}
+    weights |= {"two.weight": np.array([1, 1, 2]), "two.bias": np.array([0, 1, 0])}
     turned = np.array([1, 0, 4])  # of the mean [2, 0], normalised to [1, 0]
     normed = (turned - turned.mean()) / np.sqrt(turned.var() + 1e-5) * [1, 1, 2] + [0, 1, 0]
-    np.testing.assert_allclose(embedded(weights=weights, modules=steps), normed, rtol=1e-5)
-    np.testing.assert_allclose(embedded(weights=weights, modules=steps, truncate_dim=2), normed[:2], rtol=1e-5)
+    np.testing.assert_allclose(embedded(weights=weights, back=steps), normed, rtol=1e-5)
+    np.testing.assert_allclose(embedded(weights=weights, back=steps, truncate_dim=2), normed[:2], rtol=1e-5)
 
 
 ACTIVATED = {"identity": [2, -1], "relu": [2, 0], "tanh": np.tanh([2, -1]), "sigmoid": 1 / (1 + np.exp([-2.0, 1]))}
@@ -80,8 +77,11 @@ ACTIVATED |= {"silu": [2 / (1 + np.exp(-2)), -1 / (1 + np.e)], "gelu": [1.954499
 
 @pytest.mark.parametrize("name", ACTIVATED)
 def test_residual_and_activations(name):
-    step = {"kind": "dense", "in": 2, "out": 2, "bias": False, "activation": name, "residual": True}
-    weights = {"head.modules.0.weight": np.array([[1, 0], [-0.5, 0]])}
-    np.testing.assert_allclose(embedded(weights=weights, modules=[step]), np.array(ACTIVATED[name]) + [2, 0], rtol=1e-6)
-    wider = step | {"out": 3}
-    assert [w.name for w in module_weights(spec(modules=[wider]))] == ["head.modules.0.weight", "head.modules.0.residual.weight"]
+    weights = {"one.weight": np.array([[1, 0], [-0.5, 0]])}
+    step = Dense("one", 2, 2, name, bias=False, residual=True)
+    np.testing.assert_allclose(embedded(weights=weights, back=[step]), np.array(ACTIVATED[name]) + [2, 0], rtol=1e-6)
+    wider = Dense("one", 2, 3, name, bias=False, residual=True)
+    assert [w.name for w in wider.weights("head")] == ["one.weight", "one.residual.weight"]
+    weights |= {"one.weight": np.zeros((3, 2)), "one.residual.weight": np.array([[1, 0], [0, 1], [1, 1]])}
+    zero = {"sigmoid": 0.5}.get(name, 0)
+    np.testing.assert_allclose(embedded(weights=weights, back=[wider]), np.array([2, 0, 2]) + zero, rtol=1e-6)

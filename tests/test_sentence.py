@@ -30,11 +30,12 @@ def folder(tmp_path):
 
 
 def options(folder, **files):
-    """The options of the model with these side files."""
+    """The options of the model with these side files, and the steps behind the pooling."""
     for name, value in files.items():
         path = folder / {"modules": "modules.json", "limits": LIMITS, "settings": SETTINGS, "pooling": "1_Pooling/config.json"}[name]
         path.write_text(json.dumps(value))
-    return read_model(folder).spec.options
+    spec = read_model(folder).spec
+    return spec.options | {"steps": [step.kind for step in spec.back]}
 
 
 EXPECTED = json.loads((GOLDEN / "sentences.json").read_text(encoding="utf-8"))
@@ -70,7 +71,7 @@ def test_golden_embeddings(folder, case):
 
 def test_what_is_read(folder):
     found = options(folder)
-    wanted = {"pooling": "mean", "modules": [{"kind": "normalize"}], "max_tokens": 16, "prompt": "", "lower_case": False}
+    wanted = {"pooling": "mean", "steps": ["normalize"], "max_tokens": 16, "prompt": "", "lower_case": False}
     assert {key: found.get(key) for key in wanted} == wanted
     assert not found.keys() & {"prompt_rows", "truncate_dim"}
 
@@ -106,7 +107,7 @@ def test_refused_modules(folder, modules, words):
 ])  # fmt: skip
 def test_full_names_of_every_version(folder, prefix):
     transformer = TRANSFORMER | {"type": "sentence_transformers.base.modules.transformer.Transformer"}
-    assert options(folder, modules=[transformer, POOLING | {"type": prefix + "Pooling"}])["modules"] == []
+    assert options(folder, modules=[transformer, POOLING | {"type": prefix + "Pooling"}])["steps"] == []
 
 
 def test_a_pooling_that_nothing_describes(folder):
@@ -203,7 +204,7 @@ def test_dense(folder):
     np.testing.assert_array_equal(stored["head.modules.0.bias"], bias)
     assert dense(folder, linear_weight=weight + 1, linear_bias=bias).source_hash != model.source_hash
     identity = {"activation_function": "torch.nn.modules.linear.Identity", "bias": False}
-    assert dense(folder, identity, linear_weight=weight).spec.options["modules"][0]["activation"] == "identity"
+    assert dense(folder, identity, linear_weight=weight).spec.back[0].activation == "identity"
     for tensors in ({"linear_weight": weight}, {"linear_weight": weight.T.copy(), "linear_bias": bias}):
         with pytest.raises(ModelError, match="tensor linear.* is .*, its config.json asks for"):
             dense(folder, **tensors)
@@ -225,7 +226,7 @@ def test_the_transformer_in_a_folder_of_its_own(folder):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", LIMITS):
         (folder / name).rename(folder / "0_Transformer" / name)
     modules = [TRANSFORMER | {"path": "0_Transformer"}, POOLING, {"type": T + "Normalize", "path": "2_Normalize", "name": "2"}]
-    assert options(folder, modules=modules) == plain.spec.options
+    assert options(folder, modules=modules) == plain.spec.options | {"steps": ["normalize"]}
     assert read_model(folder).files == plain.files
 
 

@@ -311,6 +311,16 @@ def edit(path, change):
         change(file)
 
 
+LOOKUP = {"kind": "lookup", "name": "x", "by": "ids", "size": 3, "width": 4}
+
+
+def sealed_without(file, key):
+    """Give the store a spec that lacks a key, with a checksum that is right."""
+    text = json.dumps({name: value for name, value in json.loads(file.attrs["spec"]).items() if name != key})
+    file.attrs["spec"] = text
+    file.attrs["checksum"] = np.uint32(stores._head_checksum(text, "5" * 64, FILES))
+
+
 def sealed(file, **fields):
     """Give the store another spec with a checksum that is right."""
     text = json.dumps(json.loads(file.attrs["spec"]) | fields)
@@ -348,7 +358,14 @@ HOSTILE = [
     ("spec of sizes", lambda f: sealed(f, hidden=-12), "hidden"),
     ("spec of words", lambda f: sealed(f, ffn="many"), "ffn"),
     ("a key too many", lambda f: sealed(f, more=1), "damaged"),
-    ("no vocabulary", lambda f: sealed(f, options={}), "damaged"),
+    ("no options", lambda f: sealed(f, options=None), "options is None"),
+    ("an older one without vocabulary", lambda f: sealed_without(f, "front"), "damaged"),
+    ("a step of another program", lambda f: sealed(f, back=[{"kind": "convolve"}]), "step 'convolve', which is none of"),
+    ("a step that is none", lambda f: sealed(f, back=[3]), "damaged"),
+    ("a step without width", lambda f: sealed(f, front=[{"kind": "lookup", "name": "x", "by": "ids", "size": 3}]), "damaged"),
+    ("a step of no size", lambda f: sealed(f, back=[LOOKUP | {"size": 0}]), "size 0"),
+    ("a step of too much", lambda f: sealed(f, back=[LOOKUP | {"size": 1 << 40}]), "size 1099511627776"),
+    ("a step by many names", lambda f: sealed(f, back=[LOOKUP | {"name": ["x"]}]), "name \\['x'\\]"),
     ("millions of layers", lambda f: sealed(f, layers=1 << 23), "layers"),
     ("another width", lambda f: sealed(f, hidden=15), "tensor"),
     ("no weights", lambda f: f.pop("weights"), "has no tensor"),

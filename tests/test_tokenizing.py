@@ -22,7 +22,7 @@ def built(changes):
         else:
             files[name] = change if isinstance(change, str) else files.get(name, {}) | change
     data = {name: (value if isinstance(value, str) else json.dumps(value)).encode() for name, value in files.items() if name in FILES}
-    return build_tokenizer(data, files["config.json"])
+    return build_tokenizer(data, files["config.json"].get("tokenizer_class"))
 
 
 def said(case):
@@ -98,13 +98,13 @@ def test_special_tokens_that_are_split(said, is_special, mask, ids):
     document = json.loads((folder / "tokenizer.json").read_text())
     document["added_tokens"] = [token | {"special": is_special} for token in document["added_tokens"]]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True} | said
-    tokens = Tokens(build_tokenizer({"tokenizer.json": json.dumps(document).encode(), CONFIG: json.dumps(settings).encode()}, {}).files)
+    tokens = Tokens(build_tokenizer({"tokenizer.json": json.dumps(document).encode(), CONFIG: json.dumps(settings).encode()}, None).files)
     assert tokens.mask_id == mask and tokens.encode(["the cat [MASK] on the [M] mat [SEP] x"], "x").ids == ids
 
 
 def test_settings_that_go_before():
     data = {name: json.dumps(value).encode() for name, value in GOLDEN["base"].items() if name in FILES}
-    made = build_tokenizer(data, {}, {"do_lower_case": False, "model_max_length": 7})
+    made = build_tokenizer(data, None, {"do_lower_case": False, "model_max_length": 7})
     cased = Tokens(built({CONFIG: {"do_lower_case": False}}).files)
     assert Tokens(made.files).encode(["Hello"], "x").ids == cased.encode(["Hello"], "x").ids
     assert json.loads(made.files[CONFIG])["model_max_length"] == 7

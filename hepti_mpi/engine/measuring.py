@@ -6,6 +6,7 @@ Knows kernels, cores and clocks; does not know profile files.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.timing import timers
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec, outer_weights
+from hepti_mpi.models.steps import LayerNorm, Lookup, Normalize, Step
 from hepti_mpi.models.tasks.heads import apply_head, embed
 
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
@@ -58,8 +60,10 @@ def _cpu_time(threads: int) -> float:
 def edges_of(spec: ModelSpec) -> Edges:
     """Return what a batch takes around its layers, told from batches of sentences that differ in rows and in number."""
     hidden = spec.hidden
-    options = {"vocabulary": WORDS, "types": 2, "pooling": "mean", "normalize": True}
-    like = ModelSpec("bert", "like", 1, hidden, 1, 1, "post", 1e-12, "gelu", ROWS, "tokens", "sentence", options=options)
+    front: list[Step] = [Lookup(by, by, size, hidden) for by, size in (("ids", WORDS), ("types", 2), ("positions", ROWS))]
+    front.append(LayerNorm("norm", hidden, 1e-12))
+    like = ModelSpec("bert", "like", 1, hidden, 1, 1, "post", 1e-12, "gelu", ROWS, "tokens", "sentence", options={"pooling": "mean"})
+    like = replace(like, front=tuple(front), back=(Normalize("normalize"),))
     weights = {one.name: np.full(one.shape, 0.01, np.float32) for one in outer_weights(like)}
     values, square = np.full((ROWS, hidden), 0.01, np.float32), np.full((hidden, hidden), 0.01, np.float32)
 

@@ -9,6 +9,8 @@ from typing import Any
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight
 from hepti_mpi.models.formats import BLOCK, format_named
+from hepti_mpi.models.older import back_of, front_of
+from hepti_mpi.models.steps import Lookup, Step, read_steps
 from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
@@ -21,12 +23,12 @@ class ModelSpec:
     `norm`: "post" (BERT: LayerNorm after each residual sum) or "pre" (ViT: before each block, and once at the end).
     `positions`: the largest number of rows of one request.
     `column_granule`: ranks divide the `ffn` columns in multiples of this; checksums are per head and per column granule.
-    `embedding`: "tokens" or "patches".
-    `head`: what follows the layers: "none", "pooler", "sequence-classes", "token-classes", "masked-words",
-    "image-classes" or "sentence".
+    `embedding`: what a request is made of: "tokens" or "patches".
+    `head`: what is answered: "none", "pooler", "sequence-classes", "token-classes", "masked-words", "image-classes" or "sentence".
     `formats`: how products' weights are stored, by their names or beginnings of names up to a dot, "" for all: the longest one decides;
     float32 where none is given.
-    `options`: family specific plain values (vocabulary, image_size, patch_size, channels, pooling, modules, ...).
+    `front`, `back`: the steps that lead to what the first layer reads, and from the rows that the head reads to its answer.
+    `options`: plain values for what is done with inputs and answers (image_size, patch_size, channels, pooling, scores, prompt, ...).
     """
 
     family: str
@@ -44,6 +46,8 @@ class ModelSpec:
     labels: tuple[str | int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
+    front: tuple[Step, ...] = ()
+    back: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         for what in ("layers", "hidden", "heads", "ffn", "positions"):
@@ -54,6 +58,8 @@ class ModelSpec:
             raise ModelError(f"model {self.name}: hidden {self.hidden} is not a multiple of its {counted(self.heads, 'heads')}")
         if self.activation not in ACTIVATIONS:
             raise ModelError(f"model {self.name}: activation {self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+        if not isinstance(self.options, dict):
+            raise ModelError(f"model {self.name}: options is {self.options!r:.60}, expected an object")
         if self.norm not in ("pre", "post"):
             raise ModelError(f"model {self.name}: norm {self.norm!r} is neither pre nor post")
         for name in self.formats.values():
@@ -71,6 +77,20 @@ class ModelSpec:
         while granule < 16 and granule * 2 * 64 <= self.ffn:
             granule *= 2
         return lcm(granule, *blocks)
+
+    def numbers(self, by: str) -> int:
+        """Return how many different numbers there are of a kind that rows are looked up by, such as "ids"; 0: the model has none."""
+        return next((step.size for step in self.front if isinstance(step, Lookup) and step.by == by), 0)
+
+    @property
+    def reads_each(self) -> bool:
+        """Whether the head answers for rows one by one; else it reads one row that is made of them, as `pooling` says."""
+        return self.head in ("token-classes", "masked-words")
+
+    @property
+    def pooling(self) -> str:
+        """How the one row is made that the head reads: a mode, or several joined by "+", see tasks/pooling.py."""
+        return str(self.options.get("pooling", "cls"))
 
     @cached_property
     def final_norm(self) -> Norm | None:
@@ -113,7 +133,8 @@ class ModelSpec:
     def from_json(cls, data: Any) -> "ModelSpec":
         """Rebuild a spec. Raises ModelError when a key is missing, unknown or of the wrong kind."""
         try:
-            return cls(**(data | {"labels": tuple(data["labels"])}))
+            steps = {key: read_steps(data[key]) if key in data else of(data) for key, of in (("front", front_of), ("back", back_of))}
+            return cls(**(data | steps | {"labels": tuple(data["labels"])}))
         except (TypeError, KeyError) as error:
             raise ModelError(f"model description is damaged: {error}") from None
 
@@ -135,52 +156,11 @@ def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
-    """Return the weights outside the layers: embedding, final norm and head, as `spec.embedding` and `spec.head` say."""
-    hidden, options = spec.hidden, spec.options
-
-    def pair(name: str, part: str, out: int, inner: int) -> list[Weight]:
-        return [Weight(f"{name}.weight", part, ("out", "in"), (out, inner)), Weight(f"{name}.bias", part, ("out",), (out,))]
-
-    def norm(name: str, part: str) -> list[Weight]:
-        return [Weight(f"{name}.{kind}", part, ("hidden",), (hidden,)) for kind in ("weight", "bias")]
-
-    weights: list[Weight] = []
-    if spec.embedding == "tokens":
-        for table, size in (("words", options["vocabulary"]), ("positions", spec.positions), ("types", options["types"])):
-            weights.append(Weight(f"embedding.{table}", "embedding", (table, "hidden"), (size, hidden)))
-        weights += norm("embedding.norm", "embedding")
-    else:  # row 0 of positions holds the class token, the others the bias of the patch projection: one addition at run time
-        pixels = options["channels"] * options["patch_size"] ** 2
-        weights.append(Weight("embedding.patches", "embedding", ("hidden", "pixels"), (hidden, pixels)))
-        weights.append(Weight("embedding.positions", "embedding", ("positions", "hidden"), (spec.positions, hidden)))
-    if spec.final_norm:
-        weights += spec.final_norm.weights("final.norm").values()
-    if options.get("pooler"):
-        weights += pair("head.pooler", "head", hidden, hidden)
-    if spec.head in ("sequence-classes", "token-classes", "image-classes"):
-        weights += pair("head.classes", "head", len(spec.labels), hidden)
-    if spec.head == "masked-words":
-        weights += pair("head.transform", "head", hidden, hidden) + norm("head.norm", "head")
-        if not options["tied"]:
-            weights.append(Weight("head.words.weight", "head", ("words", "hidden"), (options["vocabulary"], hidden)))
-        weights.append(Weight("head.words.bias", "head", ("words",), (options["vocabulary"],)))
-    return (*weights, *module_weights(spec))
-
-
-def module_weights(spec: ModelSpec) -> tuple[Weight, ...]:
-    """Return the weights of the modules that a sentence-transformers model has behind its pooling."""
-    weights: list[Weight] = []
-    for number, step in enumerate(spec.options.get("modules", ())):
-        name = f"head.modules.{number}"
-        if step["kind"] == "dense":
-            weights.append(Weight(f"{name}.weight", "head", ("out", "in"), (step["out"], step["in"])))
-            if step["bias"]:
-                weights.append(Weight(f"{name}.bias", "head", ("out",), (step["out"],)))
-            if step["residual"] and step["in"] != step["out"]:
-                weights.append(Weight(f"{name}.residual.weight", "head", ("out", "in"), (step["out"], step["in"])))
-        if step["kind"] == "layer_norm":
-            weights += [Weight(f"{name}.{part}", "head", ("size",), (step["size"],)) for part in ("weight", "bias")]
-    return tuple(weights)
+    """Return the weights outside the layers: those of the front, the final norm and those of the back."""
+    final = spec.final_norm.weights("final.norm").values() if spec.final_norm else ()
+    front = (weight for step in spec.front for weight in step.weights("embedding"))
+    back = (weight for step in spec.back for weight in step.weights("head"))
+    return (*front, *final, *back)
 
 
 def named_weights(spec: ModelSpec) -> Iterator[tuple[str, Weight]]:

@@ -15,14 +15,8 @@ def edge_seconds(spec: ModelSpec, edges: Edges, lengths: Sequence[int]) -> float
     """Return the seconds for a batch of requests of `lengths` rows; one that fills masks is taken to have one mask."""
     rows, requests, hidden = sum(lengths), len(lengths), spec.hidden
     seconds = edges.batch + requests * edges.request + rows * hidden * edges.element
-    macs = 0.0
-    if spec.embedding == "patches":
-        macs += rows * hidden * spec.options["channels"] * spec.options["patch_size"] ** 2
-    if spec.options.get("pooler"):
-        macs += requests * hidden * hidden
-    if spec.head in ("sequence-classes", "image-classes", "token-classes"):
-        macs += (rows if spec.head == "token-classes" else requests) * hidden * len(spec.labels)
+    answered = rows if spec.reads_each and spec.head != "masked-words" else requests
+    macs = rows * sum(step.macs for step in spec.front) + answered * sum(step.macs for step in spec.back)
     if spec.head == "masked-words":
-        macs += requests * hidden * (hidden + spec.options["vocabulary"])
-        seconds += requests * spec.options["vocabulary"] * SORTED * edges.element
+        seconds += requests * spec.numbers("ids") * SORTED * edges.element
     return seconds + macs * edges.mac

@@ -62,7 +62,7 @@ def read_cross_encoder(source: Path) -> Sentence | None:
         "prompt": read_prompt(settings, ()),
         "lower_case": read_lower_case(own, name),
     }
-    return Sentence(base, options, [], tokenizer_changes(own, name), call, include_prompt=True)
+    return Sentence(base, options, (), [], tokenizer_changes(own, name), call, include_prompt=True)
 
 
 def is_marked(config: Mapping[str, Any]) -> bool:

@@ -7,7 +7,6 @@ and no plan.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
-from hepti_mpi.models.checkpoints.sentence import read_sentence
+from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
-from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
-from hepti_mpi.models.families.family import Family, class_labels, score_kind
+from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
+from hepti_mpi.models.families.family import Family, Task, class_labels, score_kind
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
-from hepti_mpi.models.families.registry import FAMILIES, choose_head
+from hepti_mpi.models.families.registry import FAMILIES, choose_task
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.inputs.preprocessors import read_preprocessor
 from hepti_mpi.models.spec import ModelSpec, named_weights
@@ -65,20 +64,20 @@ def read_model(source: Path) -> ModelFiles:
         raise ModelError(f"{base} has no config.json")
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
-    sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None})
+    sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None}, {**sidefiles.CONFIG, **family.keys})
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
-    built = build_tokenizer(texts, config, sentence.changes if sentence else None)
+    kind = config.get("tokenizer_class") or family.tokenizer
+    built = build_tokenizer(texts, kind, sentence.changes if sentence else None)
     files |= built.files
     refuse_adapters(base)
     tensors = TensorFiles(base)
     plain = plain_names(family, tensors.shapes)
-    added = partial(sentence.finish, built) if sentence else None
-    spec = make_spec(source.resolve().name, family, config, added, plain, tensors)
+    spec = make_spec(source.resolve().name, family, config, (sentence, built), plain, tensors)
     if spec.embedding == "patches":
         read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with
     imports = match(family, spec, {short: tensors.shapes[name] for short, name in plain.items()})
     tensors.check_types(plain[tensor] for one in imports for tensor in one.tensors)
-    modules = sentence.tensors(spec) if sentence else {}
+    modules = sentence.tensors() if sentence else {}
     by_name = {one.name: one for one in imports}
 
     def stream() -> Iterator[tuple[str, np.ndarray]]:
@@ -116,30 +115,39 @@ def make_spec(
     name: str,
     family: Family,
     config: Mapping[str, Any],
-    sentence: Callable[[int], Mapping[str, Any]] | None,
+    texts: tuple[Sentence | None, Built],
     plain: Mapping[str, str],
     tensors: TensorFiles,
 ) -> ModelSpec:
-    """Return the spec of a model; `sentence` gives the options that sentence-transformers adds to so many positions, if it is
-    such a model. Raises ModelError."""
-    fields = family.fields(config)
-    added = sentence(fields["positions"]) if sentence else {}
-    head, pooler = ("sentence", False) if "pooling" in added else choose_head(family, config, plain)
-    labels = class_labels(config) if head.endswith("-classes") else ()
-    options = fields.pop("options") | {"pooler": pooler}
+    """Return the spec of a model; `texts` are what sentence-transformers adds, if it is such a model, and the tokenizer.
+
+    Raises ModelError.
+    """
+    fields, (sentence, built) = family.fields(config), texts
+    added = sentence.finish(built, fields["positions"]) if sentence else {}
+    task = Task("sentence") if "pooling" in added else choose_task(family, config, plain)
+    head = task.head
+    labels = (task.labels or class_labels(config)) if head.endswith("-classes") else ()
+    options = fields.pop("options", {})
     if head in ("sequence-classes", "image-classes"):
         options["scores"] = score_kind(config, labels)
+    if task.labels:
+        options["scores"] = "sigmoid"
     if added and fields["embedding"] != "tokens":
         raise ModelError("modules.json: only text models are supported as sentence-transformers models")
     if "scores" in added and head != "sequence-classes":
         named = f"config.json has architectures {config.get('architectures')!r:.60}"
         raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
-    options |= added
-    if head == "masked-words":
-        if not config.get("tie_word_embeddings", True):
-            check_untied(family, plain)
-        options["tied"] = is_tied(family, config, plain, tensors)
-    return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options, **fields)
+    tied = head == "masked-words" and words_tied(family, config, plain, tensors)
+    back = sentence.steps if sentence and head == "sentence" else task.steps(fields, labels, tied)
+    return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options | added, back=back, **fields)
+
+
+def words_tied(family: Family, config: Mapping[str, Any], plain: Mapping[str, str], tensors: TensorFiles) -> bool:
+    """Return whether the output words are the input words. Raises ModelError."""
+    if not config.get("tie_word_embeddings", True):
+        check_untied(family, plain)
+    return is_tied(family, config, plain, tensors)
 
 
 def is_tied(family: Family, config: Mapping[str, Any], plain: Mapping[str, str], tensors: TensorFiles) -> bool:

@@ -81,12 +81,11 @@ def make_spec(name: str, config: dict[str, Any]) -> ModelSpec:
     """Return the spec: a text model ends in a pooler, an image model in classes."""
     family = FAMILIES[config["model_type"]]
     fields = family.fields(config)
-    head = family.architectures[config["architectures"][0]]
-    options = fields.pop("options") | {"pooler": head == "pooler"}
-    if head == "image-classes":
-        options["scores"] = "softmax"
-    labels = class_labels(config) if head == "image-classes" else ()
-    return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options, **fields)
+    task = family.architectures[config["architectures"][0]]
+    options = fields.pop("options", {}) | ({"scores": "softmax"} if task.head == "image-classes" else {})
+    labels = class_labels(config) if task.head == "image-classes" else ()
+    back = task.steps(fields, labels, tied=True)
+    return ModelSpec(family=family.name, name=name, head=task.head, labels=labels, options=options, back=back, **fields)
 
 
 def random_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -104,7 +103,7 @@ def tokenizer_file(spec: ModelSpec) -> dict[str, bytes]:
     singles = string.ascii_lowercase + string.digits
     vocabulary = [*SPECIALS, *singles, *(f"##{c}" for c in singles), *string.punctuation]
     vocabulary += [word for word in dict.fromkeys(WORDS) if word not in singles]
-    return {"tokenizer.json": word_piece_json(vocabulary[: spec.options["vocabulary"]])}
+    return {"tokenizer.json": word_piece_json(vocabulary[: spec.numbers("ids")])}
 
 
 def preprocessor_file(spec: ModelSpec) -> dict[str, bytes]:

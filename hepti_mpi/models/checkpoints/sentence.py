@@ -15,7 +15,7 @@ from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.tokens import Tokens
-from hepti_mpi.models.spec import ModelSpec, module_weights
+from hepti_mpi.models.steps import Dense, LayerNorm, Normalize, Step
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
@@ -41,6 +41,7 @@ PLACES = {  # where each module may come from: under its name in any version's f
     "Dropout": "sentence_transformer.modules",
 }
 FILE_NAMES = {"LayerNorm": "layer_norm"}
+NORM_EPS = 1e-5  # of torch.nn.LayerNorm
 UNLIMITED = 10**20  # transformers takes a larger model_max_length for none
 
 
@@ -48,13 +49,14 @@ UNLIMITED = 10**20  # transformers takes a larger model_max_length for none
 class Sentence:
     """What sentence-transformers adds to a model.
 
-    `base`: the folder with the transformer. `options`: of the ModelSpec. `folders`: of the modules in options["modules"].
+    `base`: the folder with the transformer. `options`: of the ModelSpec. `steps`: the modules behind the pooling, `folders`: of each.
     `changes`: settings of the tokenizer that replace those of tokenizer_config.json. `call`: how the tokenizer is called.
     `include_prompt`: whether the rows of the prompt count in the pooling.
     """
 
     base: Path
     options: dict[str, Any]
+    steps: tuple[Step, ...]
     folders: list[Path]
     changes: dict[str, Any]
     call: dict[str, Any]
@@ -73,18 +75,18 @@ class Sentence:
         ids = tokens.encode([options["prompt"]], f"the prompt of {SETTINGS}").ids
         return options | {"prompt_rows": len(ids) - (bool(ids) and ids[-1] in built.special)}
 
-    def tensors(self, spec: ModelSpec) -> dict[str, tuple[TensorFiles, str]]:
+    def tensors(self) -> dict[str, tuple[TensorFiles, str]]:
         """Return where each weight of the modules is found: store name -> files and name there. Raises ModelError."""
         found: dict[str, tuple[TensorFiles, str]] = {}
         opened: dict[Path, TensorFiles] = {}
-        for weight in module_weights(spec):
-            number, part = weight.name.removeprefix("head.modules.").split(".", 1)
-            folder, kind = self.folders[int(number)], spec.options["modules"][int(number)]["kind"]
+        weights = [(one, at, weight) for one, at in zip(self.steps, self.folders) for weight in one.weights("head")]
+        for step, folder, weight in weights:
+            part = weight.name.removeprefix(f"{step.name}.")
             if not is_file(folder / "model.safetensors"):
                 hint = "load the model with sentence_transformers and save it: that writes model.safetensors"
                 raise ModelError(f"{folder} has no model.safetensors; {hint}")
             tensors = opened.setdefault(folder, TensorFiles(folder))
-            name = part if part.startswith("residual") else f"{'linear' if kind == 'dense' else 'norm'}.{part}"
+            name = part if part.startswith("residual") else f"{'linear' if isinstance(step, Dense) else 'norm'}.{part}"
             if tensors.shapes.get(name) != weight.shape:
                 raise ModelError(f"{folder}: tensor {name} is {tensors.shapes.get(name)}, its config.json asks for {weight.shape}")
             found[weight.name] = (tensors, name)
@@ -118,12 +120,12 @@ def read_sentence(source: Path) -> Sentence | None:
     sidefiles.check(name, own, sidefiles.FILES[LIMITS[0]])
     check_outputs(own, name, "last_hidden_state", "token_embeddings")
     mode, include_prompt, steps, folders = read_steps(source, modules[1:])
-    options: dict[str, Any] = {"pooling": mode, "modules": steps, "prompt": read_prompt(settings)}
+    options: dict[str, Any] = {"pooling": mode, "prompt": read_prompt(settings)}
     options["lower_case"] = read_lower_case(own, name)
     size = settings.get("truncate_dim")
     if size is not None:
         options["truncate_dim"] = whole_number(size, SETTINGS, "truncate_dim")
-    return Sentence(base, options, folders, tokenizer_changes(own, name), call_of(own, name), include_prompt)
+    return Sentence(base, options, tuple(steps), folders, tokenizer_changes(own, name), call_of(own, name), include_prompt)
 
 
 def refuse_remains(source: Path) -> None:
@@ -191,10 +193,10 @@ def module_kind(said: str) -> str:
     raise ModelError(f"{MODULES}: module {shown(said, 100)} is not supported; supported: {known} of sentence_transformers")
 
 
-def read_steps(source: Path, modules: list[dict[str, Any]]) -> tuple[str, bool, list[dict[str, Any]], list[Path]]:
+def read_steps(source: Path, modules: list[dict[str, Any]]) -> tuple[str, bool, list[Step], list[Path]]:
     """Return pooling, whether the prompt counts in it, what follows it, and the folder of each that follows. Raises ModelError."""
     mode, include_prompt = "", True
-    steps: list[dict[str, Any]] = []
+    steps: list[Step] = []
     folders: list[Path] = []
     for module in modules:
         folder, name = source / module["path"], f"{module['path']}/config.json"
@@ -210,28 +212,27 @@ def read_steps(source: Path, modules: list[dict[str, Any]]) -> tuple[str, bool, 
             if not isinstance(include_prompt, bool):
                 raise ModelError(f"{name}: include_prompt is {include_prompt!r:.60}, expected true or false")
         elif mode and module["kind"] != "Dropout":  # dropout is for training
-            steps.append(read_step(module["kind"], config, name))
+            steps.append(read_step(module["kind"], config, name, f"head.modules.{len(steps)}"))
             folders.append(folder)
     return mode, include_prompt, steps, folders
 
 
-def read_step(kind: str, config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the plain description of a module after the pooling, as pooling.py takes it. Raises ModelError."""
+def read_step(kind: str, config: Mapping[str, Any], name: str, store: str) -> Step:
+    """Return a module after the pooling, called `store` in stores; `config` is its file `name`. Raises ModelError."""
     if kind == "Normalize":
-        return {"kind": "normalize"}
+        return Normalize(store)
     if kind == "LayerNorm":
-        return {"kind": "layer_norm", "size": whole_number(config.get("dimension"), name, "dimension")}
-    step: dict[str, Any] = {"kind": "dense"}
-    step |= {short: whole_number(config.get(key), name, key) for short, key in (("in", "in_features"), ("out", "out_features"))}
-    for key, short, default in (("bias", "bias", True), ("use_residual", "residual", False)):
-        step[short] = config.get(key, default)
-        if not isinstance(step[short], bool):
-            raise ModelError(f"{name}: {key} is {step[short]!r:.60}, expected true or false")
+        return LayerNorm(store, whole_number(config.get("dimension"), name, "dimension"), NORM_EPS)
+    inner, out = (whole_number(config.get(key), name, key) for key in ("in_features", "out_features"))
+    switches = [config.get(key, default) for key, default in (("bias", True), ("use_residual", False))]
+    for key, value in zip(("bias", "use_residual"), switches):
+        if not isinstance(value, bool):
+            raise ModelError(f"{name}: {key} is {value!r:.60}, expected true or false")
     said = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(said, str) or said not in ACTIVATIONS:
         known = ", ".join(sorted(set(ACTIVATIONS.values())))
         raise ModelError(f"{name}: activation_function {said!r:.100} is not supported; supported: {known} of torch.nn")
-    return step | {"activation": ACTIVATIONS[said]}
+    return Dense(store, inner, out, ACTIVATIONS[said], *switches)
 
 
 def pooling_modes(config: Mapping[str, Any], name: str) -> str:

@@ -54,16 +54,16 @@ class Built:
     special: frozenset[int]
 
 
-def build_tokenizer(files: Mapping[str, bytes], config: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Built:
+def build_tokenizer(files: Mapping[str, bytes], default: object, changes: Mapping[str, Any] | None = None) -> Built:
     """Return the tokenizer that the `files` of a folder make, no files if they make none.
 
-    `config`: config.json. `changes`: settings that go before those of tokenizer_config.json.
+    `default`: the class where tokenizer_config.json names none. `changes`: settings that go before those of tokenizer_config.json.
     Raises ModelError for files that are damaged or that ask for what is not supported.
     """
     if JSON not in files and VOCAB not in files:
         return Built({}, frozenset())
     settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
-    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or config.get("tokenizer_class"), JSON in files)
+    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or default, JSON in files)
     sidefiles.check(CONFIG, settings)
     settings |= changes or {}
     given = read_tokens(settings, files, changes or {})

@@ -4,7 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.families.family import LEFT_OVER, Family, Source, integer, pair, shared_fields
+from hepti_mpi.models.families.family import (
+    CLASSES,
+    LEFT_OVER,
+    POOLER,
+    Family,
+    Source,
+    Task,
+    dense,
+    integer,
+    norm,
+    pair,
+    shared_fields,
+    token_front,
+    words,
+)
 
 
 def bert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -12,9 +26,10 @@ def bert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise ModelError(f"config.json: position_embedding_type {kind!r:.60} is not supported; supported: absolute")
-    options = {"vocabulary": integer(config, "vocab_size", 30522), "types": integer(config, "type_vocab_size", 2)}
-    positions = integer(config, "max_position_embeddings", 512)
-    return shared_fields(config) | {"norm": "post", "embedding": "tokens", "positions": positions, "options": options}
+    shared, positions = shared_fields(config), integer(config, "max_position_embeddings", 512)
+    vocabulary, types = integer(config, "vocab_size", 30522), integer(config, "type_vocab_size", 2)
+    front = token_front(vocabulary, positions, types, shared["hidden"], shared["norm_eps"])
+    return shared | {"norm": "post", "embedding": "tokens", "positions": positions, "front": front}
 
 
 BERT_SOURCES = {
@@ -37,18 +52,18 @@ BERT_SOURCES = {
     "head.words.weight": Source("as is", ("cls.predictions.decoder.weight",)),
     "head.words.bias": Source("as is", ("cls.predictions.bias",)),
 }
+MASKED_WORDS = (dense("head.transform", "own"), norm("head.norm"), words())
 BERT = Family(
     name="bert",
     fields=bert_fields,
     prefixes=("bert.",),
     architectures={
-        "BertModel": "pooler",
-        "BertForMaskedLM": "masked-words",
-        "BertForPreTraining": "masked-words",
-        "BertForSequenceClassification": "sequence-classes",
-        "BertForTokenClassification": "token-classes",
+        "BertModel": Task("pooler", (POOLER,)),
+        "BertForMaskedLM": Task("masked-words", MASKED_WORDS),
+        "BertForPreTraining": Task("masked-words", MASKED_WORDS),
+        "BertForSequenceClassification": Task("sequence-classes", (POOLER, CLASSES)),
+        "BertForTokenClassification": Task("token-classes", (CLASSES,)),
     },
-    pooler_heads=("pooler", "sequence-classes"),
     sources=BERT_SOURCES,
     renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     dropped={

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.sidefiles import Table
+from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Step, Words
+
+Sizes = Mapping[str, Any]  # the fields and options of a model, with "labels" and "tied"
+Make = Callable[[Sizes], Step]
 
 LABEL_LIMIT = 1 << 17
 ACTIVATION_NAMES = {
@@ -38,12 +43,30 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What an architecture is for: the `head` of a ModelSpec and what makes the steps behind the layers, given the sizes.
+
+    `labels`: of the classes, where they are not those of config.json.
+    """
+
+    head: str
+    back: tuple[Make, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def steps(self, fields: Mapping[str, Any], labels: Sequence[object], tied: bool) -> tuple[Step, ...]:
+        """Return the steps behind the layers of a model with these ModelSpec fields; `tied`: its output words are its input words."""
+        vocabulary = next((step.size for step in fields["front"] if isinstance(step, Lookup) and step.by == "ids"), 0)
+        sizes = {**fields, "vocabulary": vocabulary, "labels": len(labels), "tied": tied}
+        return tuple(make(sizes) for make in self.back)
+
+
+@dataclass(frozen=True)
 class Family:
     """The tables of one family. Tensor names are plain: without what wraps the model, `prefixes` stripped and `renames` applied.
 
-    `fields`: turns config.json into the ModelSpec fields except name, head and labels.
-    `architectures`: architecture -> head; "pooler" becomes "none" when the pooler weights are absent.
-    `pooler_heads`: the heads that read the pooler.
+    `fields`: turns config.json into the ModelSpec fields except name, head, labels and back.
+    `architectures`: by name, the bare model first; "pooler" becomes "none" when the pooler weights are absent.
+    `keys`: what config.json may say that other families' do not. `tokenizer`: the class where no file names one.
     `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose, if no source uses it.
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
     `instead`: a tensor -> the one that it is read instead of, where both are there.
@@ -52,14 +75,15 @@ class Family:
     name: str
     fields: Callable[[Mapping[str, Any]], dict[str, Any]]
     prefixes: tuple[str, ...]
-    architectures: Mapping[str, str]
-    pooler_heads: tuple[str, ...]
+    architectures: Mapping[str, Task]
     sources: Mapping[str, Source]
     renames: tuple[tuple[str, str], ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     tied: tuple[str, str] | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
+    keys: Table = field(default_factory=dict)
+    tokenizer: str = "BertTokenizer"
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -107,6 +131,31 @@ def pair(store: str, source: str, transform: str = "as is", option: str | None =
         f"{store}.weight": Source(transform, (f"{source}.weight",)),
         f"{store}.bias": Source(bias, (f"{source}.bias",), option),
     }
+
+
+def dense(name: str, activation: str = "identity", out: str = "hidden", inner: str = "hidden") -> Make:
+    """Return what makes a Dense step; `out` and `inner` are names of sizes, `activation` of one or "own" for the model's."""
+    return lambda sizes: Dense(name, sizes[inner], sizes[out], sizes["activation"] if activation == "own" else activation)
+
+
+def norm(name: str, width: str = "hidden") -> Make:
+    """Return what makes a LayerNorm step of a width that is called so."""
+    return lambda sizes: LayerNorm(name, sizes[width], sizes["norm_eps"])
+
+
+def words(width: str = "hidden") -> Make:
+    """Return what makes the step from rows of a width that is called so to words."""
+    return lambda sizes: Words("head.words", sizes["vocabulary"], sizes[width], sizes["tied"])
+
+
+POOLER, CLASSES = dense("head.pooler", "tanh"), dense("head.classes", out="labels")
+
+
+def token_front(vocabulary: int, positions: int, types: int, width: int, eps: float) -> tuple[Step, ...]:
+    """Return the steps of a sum of words, types and positions with a norm behind it; no types: there is no table of them."""
+    sizes = {"words": ("ids", vocabulary), "types": ("types", types), "positions": ("positions", positions)}
+    tables = (Lookup(f"embedding.{name}", by, size, width) for name, (by, size) in sizes.items() if size)
+    return (*tables, LayerNorm("embedding.norm", width, eps))
 
 
 LEFT_OVER = {r"(classifier|qa_outputs)\.(weight|bias)": "the head of a task that the architecture is not for"}

@@ -10,9 +10,11 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.families.family import Family
-from hepti_mpi.models.spec import ModelSpec, module_weights, named_weights
+from hepti_mpi.models.spec import ModelSpec, named_weights
 from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
+
+MODULES = "head.modules."  # weights of sentence-transformers' modules, which are in files of their own
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,10 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     """
     if spec.layers > len(shapes):
         raise ModelError(f"config.json says {counted(spec.layers, 'layers')}, the files hold {len(shapes)} tensors in all")
-    own = module_weights(spec)  # of sentence-transformers, in files of their own
     imports: list[Import] = []
     missing: list[str] = []
     for name, weight in named_weights(spec):
-        if weight in own:
+        if name.startswith(MODULES):
             continue
         layer = name.split(".")[1] if weight.name != name else ""
         source = family.sources[weight.name]

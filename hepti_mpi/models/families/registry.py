@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.families.family import Family
+from hepti_mpi.models.families.family import Family, Task
 
 
 def _found() -> dict[str, Family]:
@@ -20,14 +20,14 @@ def _found() -> dict[str, Family]:
 FAMILIES = _found()  # by model_type
 
 
-def choose_head(family: Family, config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, bool]:
-    """Return the head, and whether it reads the pooler. Raises ModelError for an architecture without a table entry."""
+def choose_task(family: Family, config: Mapping[str, Any], names: Iterable[str]) -> Task:
+    """Return what the model is for. Raises ModelError for an architecture without a table entry."""
     listed = config.get("architectures")
     default = next(iter(family.architectures))  # the bare model
     architecture = listed[0] if isinstance(listed, list) and listed else default
     if not isinstance(architecture, str) or architecture not in family.architectures:
         raise ModelError(f"architecture {architecture!r:.60} is not supported; supported: {', '.join(family.architectures)}")
-    head = family.architectures[architecture]
-    if head == "pooler" and "pooler.dense.weight" not in set(names):
-        head = "none"
-    return head, head in family.pooler_heads
+    task = family.architectures[architecture]
+    if task.head == "pooler" and "pooler.dense.weight" not in set(names):
+        return Task("none")
+    return task

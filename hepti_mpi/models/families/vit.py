@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.families.family import LEFT_OVER, Family, Source, integer, pair, shared_fields, square
+from hepti_mpi.models.families.family import CLASSES, LEFT_OVER, POOLER, Family, Source, Task, integer, pair, shared_fields, square
+from hepti_mpi.models.steps import Lookup, Patches
 from hepti_mpi.wording import counted
 
 
@@ -22,9 +23,11 @@ def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("head_dim", shared["hidden"] // shared["heads"]) != shared["hidden"] // shared["heads"]:
         whole = f"hidden_size {shared['hidden']} in {counted(shared['heads'], 'heads')}"
         raise ModelError(f"config.json: head_dim is {config['head_dim']!r:.60}, only {whole} is supported")
-    options = {"image_size": image, "patch_size": patch, "channels": integer(config, "num_channels", 3), "qkv_bias": qkv_bias}
-    positions = (image // patch) ** 2 + 1
-    return shared | {"norm": "pre", "embedding": "patches", "positions": positions, "options": options}
+    channels, positions, hidden = integer(config, "num_channels", 3), (image // patch) ** 2 + 1, shared["hidden"]
+    options = {"image_size": image, "patch_size": patch, "channels": channels, "qkv_bias": qkv_bias}
+    # row 0 of positions holds the class token, the others the bias of the patch projection: one addition at run time
+    tables = Patches("embedding.patches", channels * patch**2, hidden), Lookup("embedding.positions", "positions", positions, hidden)
+    return shared | {"norm": "pre", "embedding": "patches", "positions": positions, "options": options, "front": tables}
 
 
 VIT_SOURCES = {
@@ -59,8 +62,7 @@ VIT = Family(
     name="vit",
     fields=vit_fields,
     prefixes=("vit.",),
-    architectures={"ViTModel": "pooler", "ViTForImageClassification": "image-classes"},
-    pooler_heads=("pooler",),
+    architectures={"ViTModel": Task("pooler", (POOLER,)), "ViTForImageClassification": Task("image-classes", (CLASSES,))},
     sources=VIT_SOURCES,
     renames=VIT_RENAMES,
     dropped={
@@ -74,8 +76,7 @@ DEIT = Family(
     name="vit",
     fields=vit_fields,
     prefixes=("deit.", "vit."),
-    architectures={"DeiTModel": "pooler", "DeiTForImageClassification": "image-classes"} | dict(VIT.architectures),
-    pooler_heads=VIT.pooler_heads,
+    architectures={name.replace("ViT", "DeiT"): task for name, task in VIT.architectures.items()} | dict(VIT.architectures),
     sources=VIT_SOURCES,
     renames=VIT_RENAMES,
     dropped=VIT.dropped,

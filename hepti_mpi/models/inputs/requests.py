@@ -159,17 +159,31 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
         raise InputError(f"{item.origin} has no tokens")
     if len(ids) > spec.positions:
         raise InputError(f"{item.origin} has {counted(len(ids), 'tokens')}, the model takes {spec.positions}; shorten it")
-    for what, largest, count in (("token id", max(ids), "vocabulary"), ("token type", max(types), "types")):
-        if largest >= spec.options[count]:
-            raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {spec.options[count]}")
-    made = token_request(index, item.origin, np.array(ids), np.array(types), np.arange(len(ids)), len(ids))
+    for what, largest, count in (("token id", max(ids), spec.numbers("ids")), ("token type", max(types), spec.numbers("types"))):
+        if count and largest >= count:
+            raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {count}")
+    made = token_request(spec, index, item.origin, (np.array(ids), np.array(types)), np.arange(len(ids)))
     return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated, added=np.array(encoded.added, bool))
 
 
-def token_request(index: int, origin: str, ids: np.ndarray, types: np.ndarray, keep: np.ndarray, width: int) -> Request:
-    """Return the request of token rows that lie at `keep` among `width` positions; all [rows]."""
-    arrays = {"ids": ids.astype(np.int64), "types": types.astype(np.int64), "positions": keep.astype(np.int64)}
-    return Request(index, origin, arrays, keep.astype(np.int64), width)
+def token_request(spec: ModelSpec, index: int, origin: str, row: tuple[np.ndarray, np.ndarray], keep: np.ndarray) -> Request:
+    """Return the request of the tokens at `keep` [rows] of a padded `row`: ids and types, [positions] each."""
+    ids, types = row
+    keep = keep.astype(np.int64)
+    arrays = {"ids": ids[keep].astype(np.int64), "types": types[keep].astype(np.int64), "positions": numbered(spec, ids)[keep]}
+    return Request(index, origin, arrays, keep, len(ids))
+
+
+def numbered(spec: ModelSpec, ids: np.ndarray) -> np.ndarray:
+    """Return the number of each position [positions] of a padded row of `ids`: from 0, or in order of the tokens that are no padding.
+
+    Source: create_position_ids_from_input_ids of transformers' RoBERTa: these begin behind the id of the padding, which has its own.
+    """
+    padding = spec.options.get("padding_id")
+    if padding is None:
+        return np.arange(len(ids), dtype=np.int64)
+    there = (ids != padding).astype(np.int64)
+    return np.cumsum(there) * there + padding
 
 
 # ---- images
@@ -291,10 +305,10 @@ def row_request(spec: ModelSpec, origin: str, ids: np.ndarray, mask: np.ndarray,
     keep = np.flatnonzero(mask)
     if not len(keep):
         raise InputError(f"{origin}: attention_mask leaves no position")
-    if keep[0] and spec.head == "sequence-classes":
+    if keep[0] and spec.head == "sequence-classes" and spec.pooling == "cls":
         raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
-    for name, row, size in (("input_ids", ids[keep], "vocabulary"), ("token_type_ids", types[keep], "types")):
-        if row.min() < 0 or row.max() >= spec.options[size]:
+    for name, row, size in (("input_ids", ids[keep], spec.numbers("ids")), ("token_type_ids", types[keep], spec.numbers("types"))):
+        if size and (row.min() < 0 or row.max() >= size):
             odd = int(row.min() if row.min() < 0 else row.max())
-            raise InputError(f"{origin}: {name} holds {odd}, the model takes 0 to {spec.options[size] - 1}")
-    return token_request(index, origin, ids[keep], types[keep], keep, len(ids))
+            raise InputError(f"{origin}: {name} holds {odd}, the model takes 0 to {size - 1}")
+    return token_request(spec, index, origin, (ids, types), keep)

@@ -1,7 +1,7 @@
 """What comes before and after the layers: embedding, head and the answers for the user, in NumPy.
 
-Knows the names of the outer weights; knows no layer, no rank and no file. Tables may be memory-mapped: only the rows that are
-needed are read, except for the word table of a masked-words head.
+Knows which rows a head reads and what its numbers mean; what is done with them is said by the model's steps (stepping.py). Knows no
+layer, no weight, no rank and no file.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,37 +13,20 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.inputs.tokens import Tokens
-from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, sigmoid, softmax
+from hepti_mpi.models.numerics import Array, as_type, sigmoid, softmax
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.models.tasks.pooling import embedding
+from hepti_mpi.models.tasks.pooling import pooled_row
+from hepti_mpi.models.tasks.stepping import Weights, apply_steps
 
 TOP = 5
+NAMES = {"none": "class_row", "pooler": "pooler_output", "sentence": "embedding"}  # of results that are no logits
 
-Weights = Mapping[str, np.ndarray]
 Result = dict[str, np.ndarray]
 
 
 def embed(spec: ModelSpec, weights: Weights, arrays: Mapping[str, np.ndarray]) -> Array:
     """Return the embedded rows, float32 [rows, hidden]; `arrays` are those of one or several requests, end to end."""
-    positions = as_type(weights["embedding.positions"][arrays["positions"]], np.float32)  # [rows, hidden]
-    if spec.embedding == "patches":
-        kernel = as_type(weights["embedding.patches"], np.float32)  # [hidden, channels * patch * patch]
-        return as_type(arrays["patches"], np.float32) @ kernel.T + positions  # [rows, hidden]
-    words = as_type(weights["embedding.words"][arrays["ids"]], np.float32)  # [rows, hidden]
-    types = as_type(weights["embedding.types"][arrays["types"]], np.float32)  # [rows, hidden]
-    return norm(spec, weights, "embedding.norm", words + types + positions)
-
-
-def norm(spec: ModelSpec, weights: Weights, name: str, x: Array) -> Array:
-    """Return LayerNorm `name` of `x` [rows, hidden] in float32."""
-    weight, bias = (as_type(weights[f"{name}.{part}"], np.float32) for part in ("weight", "bias"))  # [hidden]
-    return layer_norm(as_type(x, np.float32), weight, bias, spec.norm_eps)
-
-
-def linear(weights: Weights, name: str, x: Array) -> Array:
-    """Return `x` [rows, inner] times weight [out, inner], plus bias: float32 [rows, out]."""
-    weight, bias = (as_type(weights[f"{name}.{part}"], np.float32) for part in ("weight", "bias"))
-    return as_type(x, np.float32) @ weight.T + bias
+    return apply_steps(spec.front, weights, np.zeros((0, 0), np.float32), arrays)
 
 
 def apply_head(
@@ -69,20 +52,15 @@ def apply_head(
 
 def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request) -> Result:
     """Return the result of one request, `hidden` [own rows, hidden], for every head but masked-words."""
-    if spec.head == "token-classes":
-        return {"logits": linear(weights, "head.classes", hidden)}  # [rows, labels]
-    if spec.head == "sentence":
-        return {"embedding": embedding(spec, weights, as_type(hidden, np.float32), request)}  # [size]
-    if request.keep[0]:
+    hidden = as_type(hidden, np.float32)
+    if spec.reads_each:
+        return {"logits": apply_steps(spec.back, weights, hidden)}  # [rows, labels]
+    if request.keep[0] and spec.pooling == "cls" and spec.head != "sentence":  # sentence-transformers takes the first that is there
         if spec.head in ("none", "pooler"):
             return {}
         raise InputError(f"{request.origin}: attention_mask leaves out position 0, which the head of this model reads")
-    row = as_type(hidden[:1], np.float32)  # [1, hidden]
-    if spec.options.get("pooler"):
-        row = np.tanh(linear(weights, "head.pooler", row))  # [1, hidden]
-    if spec.head in ("sequence-classes", "image-classes"):
-        return {"logits": linear(weights, "head.classes", row)[0]}  # [labels]
-    return {"pooler_output" if spec.options.get("pooler") else "class_row": row[0]}  # [hidden]
+    row = apply_steps(spec.back, weights, pooled_row(spec, hidden, request)[None])[0]  # [size]
+    return {NAMES.get(spec.head, "logits"): row[: spec.options.get("truncate_dim")]}
 
 
 def _tokens(files: Mapping[str, bytes]) -> Tokens:
@@ -104,14 +82,11 @@ def fill_masks(
     spec: ModelSpec, weights: Weights, mask: int | None, pieces: Sequence[Array], requests: Sequence[Request], full_logits: bool
 ) -> list[Result]:
     """Return the most likely words at every mask of every request; `pieces` are [own rows, hidden]."""
-    table = weights["embedding.words" if spec.options["tied"] else "head.words.weight"]  # [vocabulary, hidden]
-    table, bias = as_type(table, np.float32), as_type(weights["head.words.bias"], np.float32)  # [vocabulary]
     results = []
     for piece, request in zip(pieces, requests):
         masks = np.flatnonzero(request.arrays["ids"] == mask) if mask is not None else np.zeros(0, np.int64)
         rows = piece if full_logits else piece[masks]  # [rows or m, hidden]
-        turned = activate(spec.activation, linear(weights, "head.transform", rows))  # [rows or m, hidden]
-        logits = norm(spec, weights, "head.norm", turned) @ table.T + bias  # [rows or m, vocabulary]
+        logits = apply_steps(spec.back, weights, rows)  # [rows or m, vocabulary]
         chances = softmax(logits[masks] if full_logits else logits)  # [m, vocabulary]
         best = np.argsort(-chances, axis=1, kind="stable")[:, :TOP]  # [m, 5]
         result = {"mask_positions": request.keep[masks], "mask_ids": best}
@@ -176,18 +151,22 @@ def scored(tokens: Tokens | None, ids: np.ndarray, chances: np.ndarray) -> list[
     return [{"token": piece(tokens, int(number)), "score": score} for number, score in zip(ids, numbers(chances))]
 
 
+def scores_of(spec: ModelSpec, logits: Array) -> Array:
+    """Return the scores of logits [..., labels], of the same shape."""
+    functions: dict[str, Callable[[Array], Array]] = {"softmax": softmax, "sigmoid": sigmoid, "tanh": np.tanh, "none": np.asarray}
+    return functions[spec.options.get("scores", "softmax")](logits)
+
+
 def best_labels(spec: ModelSpec, logits: Array) -> list[dict[str, Any]]:
     """Return the five best {"label", "score"} for `logits` [labels]."""
-    kind = spec.options.get("scores", "softmax")
-    functions: dict[str, Callable[[Array], Array]] = {"softmax": softmax, "sigmoid": sigmoid, "tanh": np.tanh, "none": np.asarray}
-    scores = functions[kind](logits)
+    scores = scores_of(spec, logits)
     best = np.argsort(-scores, kind="stable")[:TOP]
     return [{"label": spec.labels[i], "score": score} for i, score in zip(best, numbers(scores[best]))]
 
 
 def token_labels(spec: ModelSpec, tokens: Tokens | None, request: Request, logits: Array) -> list[dict[str, Any]]:
     """Return {"token", "label", "score"} of every token of the text, for `logits` [rows, labels]."""
-    scores = softmax(logits)
+    scores = scores_of(spec, logits)
     best = scores.argmax(axis=1)  # [rows]
     of_text = np.arange(len(best)) if request.added is None else np.flatnonzero(~request.added)
     found = zip(request.arrays["ids"][of_text], best[of_text], numbers(scores[of_text, best[of_text]]))
