@@ -39,7 +39,7 @@ from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.text import Reading
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
-from hepti_mpi.program import plan as plans
+from hepti_mpi.program import placement as placements
 from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.serving.journal import Journal, journal_path
 from hepti_mpi.serving.outputs import finished_answer
@@ -146,7 +146,7 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("tokenizer", bert, built_in, "tokenizer.json"),
         Kind("image config", vit, lambda path: read_model(path.parent), "config.json"),
         Kind("preprocessor", vit, built_in, "preprocessor_config.json"),
-        Kind("plan", {"p.json": json.dumps(choice.to_json()).encode()}, plans.load),
+        Kind("plan", {"p.json": json.dumps(placements.whole(choice).to_json()).encode()}, placements.load),
         Kind("profile", {"p.json": json.dumps(profile.to_json()).encode()}, profiles.load),
         Kind("state", {"s.json": json.dumps(State([1, 2], [profile]).to_json()).encode()}, read_state),
         Kind("journal", {"j.jsonl.journal": journal.path.read_bytes()}, lambda path: Journal(path, head, 3, True).file.close()),

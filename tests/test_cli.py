@@ -17,7 +17,8 @@ from hepti_mpi.commands import main
 from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES
 from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
 from hepti_mpi.planning.baselines import baseline
-from hepti_mpi.program.plan import check, load
+from hepti_mpi.program import placement as placements
+from hepti_mpi.program.plan import check
 from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store, whole_slices
 
@@ -272,7 +273,7 @@ def test_plan_finds_the_only_profile_and_says_what_it_is_of(run, made):
 
 def test_plan_prints_and_writes(run, made):
     said = run("plan", "--weights", "tiny-vit.h5", "--profile", "three.json", "--rows", 26, "--output", "plan.json")
-    plan = load(made / "plan.json")
+    plan = placements.load(made / "plan.json").together
     with Store(made / "tiny-vit.h5") as store:
         check(plan, store.spec, store.source_hash, 3)
     assert plan.planned_rows == 26 and plan.hash in said and "chosen" in said and "plan written to plan.json" in said
@@ -287,7 +288,7 @@ def test_plan_prints_and_writes(run, made):
 ])  # fmt: skip
 def test_plan_options(run, made, words, expected):
     run(*PLAN, "--rows", 9, "--output", "plan.json", *words)
-    plan = load(made / "plan.json")
+    plan = placements.load(made / "plan.json").together
     assert plan.strategy in expected
     assert plan.weights_mode == (("mapped" if "mapped" in words else "packed"),) * 3
     if "5,1,0" in words:
@@ -298,7 +299,7 @@ def test_plan_options(run, made, words, expected):
 @pytest.mark.parametrize("name", BASELINES)
 def test_plan_divides_as_others_do(run, made, name, boost):
     said = run(*PLAN, "--rows", 26, "--strategy", name, "--output", "other.json", *(["--boost"] if boost else []))
-    plan = load(made / "other.json")
+    plan = placements.load(made / "other.json").together
     with Store(made / "tiny-bert.h5") as store:
         check(plan, store.spec, store.source_hash, 3)
         published = baseline(name, store.spec, store.source_hash, cluster((9, 7, 8)), 26)
@@ -313,16 +314,23 @@ def test_plan_with_a_tolerance(run, made):
     data = cluster((9, 7, 8), mbit=5).to_json()
     (made / "slow.json").write_text(json.dumps(data))
     words = ("plan", "--weights", "tiny-bert.h5", "--profile", "slow.json", "--rows", 97, "--layout", "rows/rows", "--output", "wire.json")
-    assert "float16" not in run(*words) and load(made / "wire.json").wire == "float32"
+    assert "float16" not in run(*words) and placements.load(made / "wire.json").together.wire == "float32"
     said = run(*words, "--tolerance", "0.01")
-    assert "float16 wire" in said and load(made / "wire.json").wire == "float16"
+    assert "float16 wire" in said and placements.load(made / "wire.json").together.wire == "float16"
     assert "float16 wire" in run(*words[:7], "--strategy", "sequence", "--tolerance", "0.01")
 
 
-@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_plan_of_teams(run, made):
+    said = run(*PLAN, "--rows", 26, "--objective", "throughput", "--output", "teams.json")
+    assert said.count("alone") == 3 and "rows a second" in said and len(placements.load(made / "teams.json").teams) == 3
+    said = run(*PLAN, "--rows", 26, "--layout", "pipeline", "--output", "teams.json")
+    assert "stages of 1 + 1 + 1 layers" in said and len(placements.load(made / "teams.json").stages) == 3
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUT_NAMES if name != "pipeline"])
 def test_plan_of_every_layout(run, made, layout):
     run(*PLAN, "--rows", 26, "--layout", layout, "--output", "layout.json")
-    plan = load(made / "layout.json")
+    plan = placements.load(made / "layout.json").together
     assert {"/".join(pair) for pair in plan.layers} == {layout}
     with Store(made / "tiny-bert.h5") as store:
         check(plan, store.spec, store.source_hash, 3)
@@ -372,7 +380,7 @@ def test_rank_files_of_a_plan(run, made):
         "tensor.json",
     )
     said = run("slice", "random:tiny-bert", "cut.h5", "--plan", "tensor.json", "--ranks", "parts")
-    plan = load(made / "tensor.json")
+    plan = placements.load(made / "tensor.json").together
     for rank in range(3):
         assert f"parts/rank{rank:02d}.h5" in said
         with Store(made / "parts" / f"rank{rank:02d}.h5") as store:

@@ -77,7 +77,8 @@ class Communicator:
 
 def exchanges_of(network, rank, size, latencies=(), **options):
     comm = SimpleNamespace(
-        rank=rank, size=size, mpi=Communicator(network, rank), patience=Patience(0.0, rank, size), latencies=latencies
+        rank=rank, size=size, mpi=Communicator(network, rank), patience=Patience(0.0, rank, size), latencies=latencies,
+        turn=threading.RLock(),
     )  # fmt: skip
     return Exchanges(comm, **{"wait": "spin", "thread": False, **options})
 

@@ -28,7 +28,7 @@ LEVELS = [
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 OWNERS = {
-    "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/orders.py"},
+    "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/mail.py", "comm/orders.py"},
     "h5py": {"weights/store.py"},
     "onnx": {"engine/kernels.py", "engine/sessions.py", "engine/timing.py"},
     "onnxruntime": {"engine/sessions.py", "engine/timing.py"},

@@ -1,11 +1,10 @@
-import json
 from dataclasses import replace
 
 import pytest
 
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.program.plan import Plan, check, granules_fit, load
+from hepti_mpi.program.plan import Plan, check, granules_fit
 
 SPEC = replace(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
 TENSOR, SEQUENCE, LEFT, RIGHT = ("heads", "columns"), ("rows", "rows"), ("heads", "rows"), ("rows", "columns")
@@ -69,72 +68,6 @@ def test_whole_requests(lengths, expected):
 def test_the_hash_is_of_all_that_is_done(change):
     assert replace(PLAN, **change).hash != PLAN.hash
     assert replace(PLAN, predicted_seconds=7.0).hash == PLAN.hash == replace(PLAN).hash
-
-
-@pytest.mark.parametrize("plan", [PLAN, TILED])
-def test_a_saved_plan_is_the_same(tmp_path, plan):
-    path = tmp_path / "plan.json"
-    plan.save(path)
-    loaded = load(path)
-    assert loaded == plan and loaded.predicted_seconds == 0.25 and loaded.hash == plan.hash
-    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
-    data = json.loads(path.read_text())
-    assert (data["format"], data["format_version"], data["strategy"], data["hash"]) == ("hepti-plan", 1, "tensor", plan.hash)
-
-
-def test_a_plan_that_cannot_be_saved(tmp_path):
-    with pytest.raises(PlanError, match="no/plan.json cannot be written"):
-        PLAN.save(tmp_path / "no" / "plan.json")
-
-
-def edited(**fields):
-    return json.dumps(PLAN.to_json() | fields)
-
-
-DAMAGED = [
-    ("", "not JSON"),
-    ("{", "not JSON"),
-    ("[" * 100_000, "not JSON"),
-    (b"\xff\xfe\x00", "not JSON"),
-    ("[]", "not a plan"),
-    ("7", "not a plan"),
-    ('{"format": "hepti-profile"}', "not a plan"),
-    (edited(format_version=0), "format version 0, this program reads 1"),
-    (edited(format_version=None), "format version None"),
-    (edited(heads=[3, 1, 3]), "does not match its own hash"),
-    (edited(reduction="reduce_scatter"), "does not match its own hash"),
-    (edited(hash="0" * 16), "does not match its own hash"),
-    (edited(heads=[4, 0, 3.0]), "damaged"),
-    (edited(heads=[4, 0, True]), "damaged"),
-    (edited(heads=[4, -1, 4]), "damaged"),
-    (edited(heads="403"), "damaged"),
-    (edited(heads=None), "damaged"),
-    (edited(layers=[["heads"]]), "damaged"),
-    (edited(layers=7), "damaged"),
-    (edited(tiles=[[5, 0, 4.0]]), "damaged"),
-    (edited(tiles=[5, 0, 4]), "damaged"),
-    (edited(tiles=[[5, 0, 4]]), "does not match its own hash"),
-    (edited(wire="float16"), "does not match its own hash"),
-    *((json.dumps({key: value for key, value in PLAN.to_json().items() if key != missing}), "damaged")
-      for missing in ("columns", "collectives", "wire", "tiles")),
-    (edited(predicted_seconds="soon"), "damaged"),
-    (edited(predicted_seconds=float("inf")), "damaged"),
-]
-
-
-@pytest.mark.parametrize("text, words", DAMAGED)
-def test_damaged_plans(tmp_path, text, words):
-    path = tmp_path / "plan.json"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(PlanError, match=words) as error:
-        load(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_no_plan_and_a_folder(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(PlanError, match="cannot be read"):
-            load(path)
 
 
 def test_check_accepts():

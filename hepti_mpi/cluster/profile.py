@@ -152,15 +152,16 @@ def of_hosts(profile: ClusterProfile, hosts: Sequence[str]) -> ClusterProfile | 
     if not set(hosts) <= set(profile.hosts):
         return None
     ranks = [rank for rank, host in enumerate(profile.hosts) if host in hosts]
-    return _part(profile, ranks)
+    return of_ranks(profile, ranks)
 
 
 def first_ranks(profile: ClusterProfile, count: int) -> ClusterProfile:
     """Return the profile of a cluster of the first `count` ranks."""
-    return _part(profile, range(count))
+    return of_ranks(profile, range(count))
 
 
-def _part(profile: ClusterProfile, ranks: Sequence[int]) -> ClusterProfile:
+def of_ranks(profile: ClusterProfile, ranks: Sequence[int]) -> ClusterProfile:
+    """Return the profile of some ranks, which are counted from 0 then, in their order."""
     links = (profile.latency_seconds, profile.bytes_per_second)
     latency, bandwidth = (tuple(tuple(rows[one][other] for other in ranks) for one in ranks) for rows in links)
     nodes, versions = tuple(profile.nodes[rank] for rank in ranks), dict(profile.versions)

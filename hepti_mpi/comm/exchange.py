@@ -136,12 +136,12 @@ class Exchanges:
     def __init__(self, comm: Comm, wait: str = "sleep", thread: bool = True) -> None:
         """Collective. `wait`: what a waiting rank does between two looks: "spin", "yield" its core or "sleep", where many emulated boards
         share the cores and messages must not wait for any."""
-        self.first = wait == "sleep"
+        self.first, self.way = wait == "sleep", wait
         self.rank, self.patience, self.latencies = comm.rank, comm.patience, comm.latencies
         with comm.patience.waiting():
             self.mpi = comm.mpi.Dup()
         self.pause = PAUSES[wait]
-        self.lock = threading.Lock()
+        self.lock = comm.turn
         self.watched = False  # whether the main thread looks itself
         self.pending: list[tuple[Transfer, threading.Event]] = []
         self.awake = threading.Event()

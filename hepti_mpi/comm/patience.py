@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Patience:
         self.addresses: dict[str, Sequence[str]] = {}
         self.factor = 1
         self.since: float | None = None
+        self.told = False  # that some are overdue
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
         self.everyone = self.whom
         if seconds > 0 and size > 1:
@@ -94,6 +95,17 @@ class Patience:
             yield
         finally:
             self.factor = before
+
+    def overdue(self, ranks: Sequence[int]) -> None:
+        """Note for which ranks somebody who does not wait here has waited too long; none: they have come."""
+        if ranks:
+            self.whom, self.since, self.told = lambda: ranks, time.monotonic() - 2 * self.seconds * self.factor, True
+        elif self.told:
+            self.since, self.told = None, False
+
+    def among(self, ranks: Sequence[int]) -> "Among":
+        """Return the same watch for waits of some ranks for each other, who count themselves from 0."""
+        return Among(self, ranks)
 
     def left(self) -> float | None:
         """Return the seconds until the wait under way has lasted too long; None when nothing is waited for."""
@@ -138,6 +150,22 @@ class Patience:
             silent = list(pool.map(is_silent, [one for _, one in doors]))
         heard = {host for (host, _), one in zip(doors, silent, strict=True) if not one}
         return {host for host, _ in doors} - heard
+
+
+class Among:
+    """The waits of some ranks for each other, under the watch of their job's patience. `ranks`: their numbers in the job."""
+
+    def __init__(self, patience: Patience, ranks: Sequence[int]) -> None:
+        self.patience, self.ranks = patience, tuple(ranks)
+        self.seconds, self.slower = patience.seconds, patience.slower
+
+    def among(self, ranks: Sequence[int]) -> "Among":
+        return Among(self.patience, [self.ranks[rank] for rank in ranks])
+
+    def waiting(self, whom: Whom | None = None) -> AbstractContextManager[None]:
+        """Watch over what is waited for inside; `whom` tells, when asked, which of these ranks have not come; None: any of them."""
+        others = [rank for rank in self.ranks if rank != self.patience.rank]
+        return self.patience.waiting(lambda: [self.ranks[rank] for rank in whom()] if whom else others)
 
 
 def is_silent(address: str) -> bool:

@@ -7,6 +7,7 @@ nothing received is ever unpickled.
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
 from hepti_mpi.comm.names import own_addresses
-from hepti_mpi.comm.patience import Patience, starting
+from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import nap
 from hepti_mpi.errors import HeptiError, RankError
 
@@ -26,10 +27,11 @@ PART_BYTES = 48 << 10
 
 
 class Comm:
-    """A group of ranks. `rank` and `size` as in MPI; `patience` watches over all waits."""
+    """A group of ranks. `rank` and `size` as in MPI; `patience` watches over all waits; `turn`: who holds it may call MPI, where several
+    threads of this rank do."""
 
-    def __init__(self, communicator: Any, patience: Patience) -> None:
-        self.mpi, self.patience = communicator, patience
+    def __init__(self, communicator: Any, patience: Patience | Among, turn: Any = None) -> None:
+        self.mpi, self.patience, self.turn = communicator, patience, turn or threading.RLock()
         self.latencies: Sequence[float] = ()  # seconds by which what each rank sends is seen later than it comes in; empty: at once
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
@@ -60,10 +62,11 @@ class Comm:
                 )
             alone.agreed = True
             raise alone
-        world = cls(comm, Patience(deadline, comm.Get_rank(), comm.Get_size()))
-        world.patience.hear_signals()
+        patience = Patience(deadline, comm.Get_rank(), comm.Get_size())
+        world = cls(comm, patience)
+        patience.hear_signals()
         every = world.gather_all([host_name(), own_addresses()])
-        world.patience.hosts, world.patience.addresses = [host for host, _ in every], dict(every)
+        patience.hosts, patience.addresses = [host for host, _ in every], dict(every)
         return world
 
     @staticmethod
@@ -81,7 +84,21 @@ class Comm:
             made = self.mpi.Split(0 if self.rank in ranks else MPI.UNDEFINED, self.rank)
         if made == MPI.COMM_NULL:
             return None
-        return Comm(made, self.patience)
+        return Comm(made, self.patience, self.turn)
+
+    def parted(self, groups: Sequence[Sequence[int]]) -> "Comm | None":
+        """Return the communicator of this rank's group, whose ranks count in the order of the group; None outside of all. Collective."""
+        from mpi4py import MPI
+
+        own = next((number for number, ranks in enumerate(groups) if self.rank in ranks), None)
+        place = self.rank if own is None else list(groups[own]).index(self.rank)
+        with self.patience.waiting():
+            made = self.mpi.Split(MPI.UNDEFINED if own is None else own, place)
+        if own is None:
+            return None
+        part = Comm(made, self.patience.among(groups[own]), self.turn)
+        part.latencies = [self.latencies[rank] for rank in groups[own]] if self.latencies else ()
+        return part
 
     # control data
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Group = TypeVar("Group")
 
 DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
-LAYOUT_NAMES = (*DIVIDED, "local/rows")
+PIPELINE = "pipeline"  # a run of layers on each rank
+LAYOUT_NAMES = (*DIVIDED, "local/rows", PIPELINE)
 OURS = ("tensor", "hybrid", "sequence")
 BASELINES = ("megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -186,7 +187,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
             "--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."
         ),
         click.option("--shares", type=SHARES, help="Force the proportions of the ranks, such as 5,1,1,1."),
-        click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided."),
+        click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided, or layers."),
         click.option(
             "--strategy",
             type=click.Choice(["auto", *OURS, *BASELINES]),
@@ -214,7 +215,7 @@ def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int)
     limits = options["memory_limit"]
     if limits is not None and len(limits) == 1:
         limits = limits * ranks
-    layout = tuple(options["layout"].split("/")) if options["layout"] else None
+    layout = tuple(options["layout"].split("/")) if options["layout"] and options["layout"] != PIPELINE else None
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
         options["strategy"], layout, options["shares"], limits, options["weights_mode"],

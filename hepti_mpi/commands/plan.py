@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.options import FILE, grouped, planning_method, planning_options, planning_request, weights_option, words_options
+from hepti_mpi.commands import teams
+from hepti_mpi.commands.options import (
+    FILE,
+    PIPELINE,
+    grouped,
+    planning_method,
+    planning_options,
+    planning_request,
+    weights_option,
+    words_options,
+)
 from hepti_mpi.commands.paths import store_path, the_profile
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
@@ -18,6 +28,8 @@ from hepti_mpi.wording import counted
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.models.spec import ModelSpec
+    from hepti_mpi.planning.request import Request
+    from hepti_mpi.program.placement import Placement
 
 RANDOM = "random:"  # before the name of a model that needs no store to be planned for
 
@@ -51,11 +63,13 @@ class Described:
               help="Microseconds that a message between --boards takes.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
 @click.option("--output", type=FILE, help="Write the plan to this file.")
+@click.option("--objective", type=click.Choice(["latency", "throughput"]),
+              help="What counts: how soon all ranks answer a batch (left out), or how many batches teams of them do.")  # fmt: skip
 @click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
 @planning_options
 @words_options()
 def plan(weights: Path | None, profile_file: Path | None, entry: int | None, output: Path | None, scale: Path | None, rows: int,
-         **options: Any) -> None:  # fmt: skip
+         objective: str | None, **options: Any) -> None:  # fmt: skip
     """Find the best division of a model over ranks or boards; needs no MPI.
 
     \b
@@ -65,6 +79,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     """
     from hepti_mpi.planning import methods
     from hepti_mpi.planning.bound import bound
+    from hepti_mpi.program import placement as placements
     from hepti_mpi.reporting import records
 
     described = grouped(Described, options)
@@ -73,10 +88,17 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         raise click.UsageError("--profile and --entry are of ranks that were measured, --boards of described ones: leave one out")
     if scale is not None and options["shares"] is not None:
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
+    if scale is not None and objective == "throughput":
+        raise click.UsageError("--scale draws how soon a batch is answered: leave out --objective throughput")
+    teams.check(options, objective or "auto", False, None)
     spec, source_hash = _model(weights)
     profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
+    if objective == "throughput" or options["layout"] == PIPELINE:
+        placement = _arranged(spec, source_hash, profile, request, options["layout"] == PIPELINE)
+        _keep(placement, output)
+        return
     decision = methods.decide(method, spec, source_hash, profile, request)
     seconds = time.perf_counter() - begin
     possible = bound(spec, source_hash, profile, request)
@@ -86,11 +108,30 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     SCREEN.show(records.bound_line(decision, possible))
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
     SCREEN.document(records.decision_document(decision) | records.bound_document(decision, possible))
-    if output is not None:
-        decision.chosen.plan.save(output)
-        SCREEN.say(f"plan written to {output}")
+    _keep(placements.whole(decision.chosen.plan), output)
     if scale is not None:
         _draw_scale(method, spec, source_hash, profile, request, scale)
+
+
+def _arranged(
+    spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", request: "Request", pipeline: bool
+) -> "Placement":  # fmt: skip
+    """Find teams, and show them."""
+    from hepti_mpi.planning.teams import arranged
+    from hepti_mpi.reporting.teams import arrangement_document, arrangement_lines
+
+    begin = time.perf_counter()
+    found = arranged(spec, source_hash, profile, request, pipeline)
+    SCREEN.show(arrangement_lines(found, request.rows, profile.hosts, SCREEN.width))
+    SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {time.perf_counter() - begin:.2f} s")
+    SCREEN.document(arrangement_document(found, request.rows))
+    return found.placement
+
+
+def _keep(placement: "Placement", output: Path | None) -> None:
+    if output is not None:
+        placement.save(output)
+        SCREEN.say(f"plan written to {output}")
 
 
 def _model(weights: Path | None) -> "tuple[ModelSpec, str]":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi.commands import session as sessions
+from hepti_mpi.commands import teams
 from hepti_mpi.commands.meter import Meter, meanwhile
 from hepti_mpi.commands.options import (
     FILE,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from hepti_mpi.engine.loading import Ready
     from hepti_mpi.planning.forecast import Forecast
     from hepti_mpi.planning.request import Request
-    from hepti_mpi.program.plan import Plan
+    from hepti_mpi.program.placement import Placement
     from hepti_mpi.serving.loop import Desk, Outcome
     from hepti_mpi.serving.metrics import Metered
     from hepti_mpi.serving.outputs import Tally
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from hepti_mpi.serving.sink import Listener, Sink
     from hepti_mpi.serving.source import Input
     from hepti_mpi.supervisor.progress import State
+    from hepti_mpi.tuning.teaming import Teamed, Teaming
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
@@ -60,6 +62,7 @@ class Choice:
     adapt: bool | None
     batch_rows: int
     weights_cache: Path | None
+    objective: str
     metrics: Path | None
 
 
@@ -71,7 +74,7 @@ class Asked:
     sink: "Sink"
     desk: "Desk"
     requests: int  # to be answered, the repeated ones too
-    plan: "Plan | None"  # that was given
+    plan: "Placement | None"  # that was given
 
 
 @dataclass
@@ -111,6 +114,10 @@ class Job:
     "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
 )
 @click.option("--weights-cache", type=FILE, help="Where a host without the store keeps what other ranks send it of the weights.")
+@click.option(
+    "--objective", type=click.Choice(["auto", "latency", "throughput"]), default="auto", show_default=True,
+    help="What counts: how soon a batch is answered by all ranks, or how many are, by teams; auto: teams for long jobs that gain by it.",
+)  # fmt: skip
 @click.option("--metrics", type=FILE, help="Keep counters and times in this .prom file, for the textfile collector of Prometheus.")
 @machine_options
 @planning_options
@@ -127,14 +134,19 @@ def run(weights: Path | None, **options: Any) -> None:
     from hepti_mpi.engine.machine import together
 
     question, choice, machinery = asked(options), grouped(Choice, options), grouped(Machinery, options)
+    teams.check(options, choice.objective, choice.plan_file is not None or choice.adapt is True, weights)
     adaptable, method = _adaptable(choice, weights, options), planning_method(options)
     session = sessions.opened(machinery, weights, choice.weights_cache)
     if channel.state_path() and session.root:
         channel.tell("here", deadline=machinery.deadline)
     work = _taken_in(session, question, choice)
     if work.typical is not None:
-        job = _prepared(work, method, planning_request(work.typical, options, session.world.size), options["tolerance"])
-        _answer(work, job, adaptable and (choice.adapt is not None or method in ADAPTING))
+        request = planning_request(work.typical, options, session.world.size)
+        job = _prepared(work, method, request, options["tolerance"], teams.wanted(options, choice, adaptable, method, work.batches))
+        if isinstance(job, Job):
+            _answer(work, job, adaptable and (choice.adapt is not None or method in ADAPTING))
+        else:
+            teams.answer(work, job)
         return
     with session.world.patience.slower(), together(session.world):
         if work.asked is not None:
@@ -175,7 +187,7 @@ def _taken_in(session: "Session", question: "Question", choice: Choice) -> Work:
 def _asked(session: "Session", question: "Question", choice: Choice, state: "State | None") -> Asked:
     """Read the input. `state`: of a supervised run, whose supervisor keeps the answers. Raises InputError."""
     from hepti_mpi.comm import interrupts
-    from hepti_mpi.program import plan as plans
+    from hepti_mpi.program import placement as placements
     from hepti_mpi.serving.loop import Desk
     from hepti_mpi.serving.request import Answerer
     from hepti_mpi.serving.scheduler import Scheduler
@@ -195,15 +207,16 @@ def _asked(session: "Session", question: "Question", choice: Choice, state: "Sta
         from hepti_mpi.serving.metrics import check_path
 
         check_path(choice.metrics)
-    plan = plans.load(choice.plan_file) if choice.plan_file else None  # whatever is wrong with it is told before ranks are measured
+    plan = placements.load(choice.plan_file) if choice.plan_file else None  # whatever is wrong with it is told before ranks are measured
     scheduler.add(source.take(0.0))
     return Asked(read, sink, Desk(source, scheduler, answerer, sink), requests, plan)
 
 
-def _prepared(work: Work, method: str, request: "Request", tolerance: float) -> Job:
-    """Measure, plan and load, or load the plan that was given. Collective."""
+def _prepared(work: Work, method: str, request: "Request", tolerance: float, teaming: "Teaming | None") -> "Job | Teamed":
+    """Measure, plan and load, or load the plan that was given. `teaming`: how teams are wanted, None: not. Collective."""
     from hepti_mpi.comm import channel
     from hepti_mpi.tuning.prepare import Goal, prepared
+    from hepti_mpi.tuning.teaming import teamed
 
     session, choice, startup = work.session, work.choice, dict[str, float]()
     with meanwhile("measuring", shown=session.root and not work.supervised) as meter:
@@ -226,24 +239,30 @@ def _prepared(work: Work, method: str, request: "Request", tolerance: float) -> 
             channel.tell("measured", method=method, request=asdict(request), **known)
         many = session.world.from_root(work.batches >= SETTLE_FROM and not work.state.finished)
         goal = Goal(method, request, measured, tolerance, many)
+        if teaming is not None and (found := teamed(session.machine, store, goal, teaming, startup, at)) is not None:
+            return found
         ready, measured, error = prepared(session.machine, store, goal, startup, session.tell, at)
         return Job(ready, method, request, measured, error)
 
 
-def _given(work: Work, method: str, request: "Request", meter: Meter) -> Job:
+def _given(work: Work, method: str, request: "Request", meter: Meter) -> "Job | Teamed":
     """Load the plan that was given. Collective."""
     from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.engine import loading
-    from hepti_mpi.program import plan as plans
+    from hepti_mpi.program import placement as placements
+    from hepti_mpi.tuning.teaming import given
 
     session, chosen = work.session, work.asked.plan if work.asked else None
-    plan = plans.from_json(session.world.from_root(chosen.to_json() if chosen else None))
+    placement = placements.from_json(session.world.from_root(chosen.to_json() if chosen else None))
     hosts = tuple(session.world.gather_all(host_name()))
-    if hosts != plan.hosts:
-        made, file = ", ".join(plan.hosts), work.choice.plan_file
+    meant = placement.hosts
+    if any(rank < len(hosts) and hosts[rank] != host for rank, host in meant.items()):
+        made, file = ", ".join(dict.fromkeys(meant.values())), work.choice.plan_file
         session.tell(f"plan {file} was made for {made}, here are {', '.join(hosts)}: its shares may be wrong")
     meter.at("loading weights")
-    ready = loading.load(session.machine, session.store, plan, None, {})
+    if placement.together is None:
+        return given(session.machine, session.store, placement)
+    ready = loading.load(session.machine, session.store, placement.together, None, {})
     return Job(ready, method, request, wire_error=loading.wire_error(ready, request.rows))
 
 
@@ -318,7 +337,7 @@ def _finish(work: Work, job: Job, asked: Asked, outcome: "Outcome", forecast: "F
     )
     if forecast is not None:
         record |= compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
-    _put_record(record, tally, lambda: SCREEN.show("\n" + records.run_lines(record, ready.decision, SCREEN.width)))
+    put_record(record, tally, lambda: SCREEN.show("\n" + records.run_lines(record, ready.decision, SCREEN.width)))
 
 
 def _finish_nothing(work: Work, asked: Asked) -> None:
@@ -328,10 +347,10 @@ def _finish_nothing(work: Work, asked: Asked) -> None:
     tally, spec = asked.sink.write(), work.session.store.spec
     if len(asked.input.refused) < len(asked.input.every):
         work.session.tell(f"all of {work.question.output or 'the input'} had been answered already: nothing is left")
-    _put_record(records.idle_record(spec.name, spec.family), tally)
+    put_record(records.idle_record(spec.name, spec.family), tally)
 
 
-def _put_record(record: dict[str, Any], tally: "Tally | None", show: Callable[[], None] = lambda: None) -> None:
+def put_record(record: dict[str, Any], tally: "Tally | None", show: Callable[[], None] = lambda: None) -> None:
     """Print a run's record, or tell the supervisor, who knows what became of all inputs. Raises PartlyAnswered."""
     from hepti_mpi.comm import channel
 

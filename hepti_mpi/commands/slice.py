@@ -30,14 +30,14 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     from hepti_mpi.errors import ModelError
     from hepti_mpi.models.checkpoints.hf import read_model
     from hepti_mpi.models.checkpoints.random import random_model
-    from hepti_mpi.program import plan as plans
+    from hepti_mpi.program import placement as placements
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.weights import store as stores
     from hepti_mpi.weights.slices import Part
 
     if (plan_file is None) != (folder is None):
         raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
-    plan = plans.load(plan_file) if plan_file else None
+    plan = placements.load(plan_file) if plan_file else None
     begin = time.perf_counter()
     what = None if source.startswith("random:") else no_model(Path(source))
     if what is not None:
@@ -45,7 +45,7 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
     if plan is not None:
-        plans.check(plan, model.spec, model.source_hash, plan.ranks)
+        placements.check(plan, model.spec, model.source_hash, plan.ranks)
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
     with meanwhile(f"writing {store}", total, count=size) as meter:
         stores.write(store, model, meter.advance)
@@ -55,5 +55,6 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     with stores.Store(store) as whole:
         for rank in range(plan.ranks):
             path = folder / f"rank{rank:02d}.h5"
-            stores.write_part(path, whole, Part(whole.spec, plan, rank).slices)
+            own = plan.plan_of(rank)
+            stores.write_part(path, whole, Part(whole.spec, *own).slices if own else ())
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")

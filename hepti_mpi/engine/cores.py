@@ -5,8 +5,8 @@ made after `use` compute where it said.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass
@@ -14,6 +14,7 @@ class Cores:
     """The cores of rank `rank`: `part` of them are its own, `whole` are its host's. `hosts`: of all ranks.
 
     `threads`: with which it computes beside others; `alone_threads`: where no other rank of its host does, as is so now if `alone`.
+    `crowded`: ranks compute there that are not among these.
     """
 
     rank: int
@@ -23,6 +24,13 @@ class Cores:
     threads: int
     alone_threads: int
     alone: bool = False
+    crowded: bool = False
+
+    def of(self, members: Sequence[int], computing: Collection[int]) -> "Cores":
+        """Return the same for a group of ranks, which count themselves from 0, while `computing` ranks of the job compute."""
+        beside = [rank for rank in computing if rank not in members and self.hosts[rank] == self.hosts[self.rank]]
+        hosts = [self.hosts[rank] for rank in members]
+        return replace(self, rank=list(members).index(self.rank), hosts=hosts, crowded=bool(beside))
 
     @property
     def two_ways(self) -> bool:
@@ -36,7 +44,7 @@ class Cores:
 
     def has_host(self, active: Sequence[int]) -> bool:
         """Tell whether of the ranks that are `active` only this one is on its host."""
-        return [rank for rank in active if self.hosts[rank] == self.hosts[self.rank]] == [self.rank]
+        return not self.crowded and [rank for rank in active if self.hosts[rank] == self.hosts[self.rank]] == [self.rank]
 
     def host_computes(self, active: Sequence[int]) -> bool:
         """Tell whether any of the ranks that are `active`, this one or another, is on its host."""

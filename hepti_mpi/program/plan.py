@@ -1,4 +1,4 @@
-"""Who does what: the plan, its file and its hash. Knows no time and no cost; how one is found is planning's business."""
+"""Who does what of the layers: the plan and its hash. Knows no time and no cost; how one is found is planning's business."""
 
 import hashlib
 import json
@@ -6,17 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from hepti_mpi import splits
-from hepti_mpi.documents import read_document, write_document
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.wording import counted
 
-FORMAT, FORMAT_VERSION = "hepti-plan", 1
-AGAIN = "make it with: python -m hepti_mpi plan"
 LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "mlp": ("columns", "rows")}
 REDUCTIONS = ("allreduce", "reduce_scatter")
 COLLECTIVES = ("mpi", "own")
@@ -25,9 +21,9 @@ WIRES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Plan:
-    """The division of one model over the ranks of a job.
+    """The division of a run of a model's layers over the ranks of a job or, as a part of a placement, over those of a stage.
 
-    `layers`: per layer its (attention, mlp) layout, of LAYOUTS.
+    `layers`: per layer its (attention, mlp) layout, of LAYOUTS. `first`: the number of the first of them.
     `heads`, `columns`: per rank, how many it holds; each sums to the model's count or, where no layer is so divided, is all 0.
     `rows`: per rank, its rows of a request of `planned_rows`; other requests are divided in the same proportion.
     `weights_mode`: per rank "packed" or "mapped".
@@ -53,7 +49,13 @@ class Plan:
     collectives: str = "mpi"
     wire: str = "float32"
     tiles: tuple[tuple[int, ...], ...] = ()
+    first: int = 0
     predicted_seconds: float | None = field(default=None, compare=False)
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of its layers in the model."""
+        return range(self.first, self.first + len(self.layers))
 
     @property
     def ranks(self) -> int:
@@ -81,7 +83,7 @@ class Plan:
         return ("sequence", "hybrid", "tensor")[by_weights]
 
     def layout(self, layer: int, kind: str) -> str:
-        return self.layers[layer][0 if kind == "attention" else 1]
+        return self.layers[layer - self.first][0 if kind == "attention" else 1]
 
     def tile_counts(self, rows: int) -> tuple[tuple[int, ...], ...]:
         """Divide a request of `rows` rows: [tiles][ranks] counts, tile after tile in the order of the rows."""
@@ -108,11 +110,7 @@ class Plan:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, "strategy": self.strategy, "hash": self.hash, **asdict(self)}
-
-    def save(self, path: Path) -> None:
-        """Write the plan's file, whole or not at all. Raises PlanError."""
-        write_document(path, self.to_json(), PlanError)
+        return {"strategy": self.strategy, "hash": self.hash, **asdict(self)}
 
 
 def kind_of(plan: Plan) -> str:
@@ -126,18 +124,6 @@ def kind_of(plan: Plan) -> str:
     return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
 
 
-def load(path: Path) -> Plan:
-    """Read a plan file. Raises PlanError when it is missing, damaged, edited by hand or of another format."""
-    data = read_document(path, FORMAT, FORMAT_VERSION, PlanError, AGAIN)
-    try:
-        plan = from_json(data)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PlanError(f"plan {path} is damaged: {error!r}") from None
-    if plan.hash != data.get("hash"):
-        raise PlanError(f"plan {path} does not match its own hash (it says {data.get('hash')}, its content gives {plan.hash}); {AGAIN}")
-    return plan
-
-
 def from_json(data: dict[str, Any]) -> Plan:
     """Rebuild a plan. Raises KeyError, TypeError or ValueError when something is missing or of the wrong kind."""
     return Plan(
@@ -146,7 +132,8 @@ def from_json(data: dict[str, Any]) -> Plan:
         heads=_counts(data["heads"]), columns=_counts(data["columns"]), rows=_counts(data["rows"]),
         hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
         reduction=str(data["reduction"]), collectives=str(data["collectives"]), wire=str(data["wire"]),
-        tiles=tuple(_counts(tile) for tile in data["tiles"]), predicted_seconds=_seconds(data.get("predicted_seconds")),
+        tiles=tuple(_counts(tile) for tile in data["tiles"]), first=_counts([data["first"]])[0],
+        predicted_seconds=_seconds(data.get("predicted_seconds")),
     )
 
 
@@ -167,15 +154,17 @@ def granules_fit(columns: Sequence[int], granule: int) -> bool:
     return not any(start % granule for start, count in zip(splits.starts(columns), columns) if count)
 
 
-def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int) -> None:
-    """Refuse a plan that is not one for this model and this number of ranks. Raises PlanError naming both numbers."""
+def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool = False) -> None:
+    """Refuse a plan that is not one for this model and this number of ranks; `part`: for a run of its layers. Raises PlanError naming both
+    numbers."""
     if plan.source_hash != source_hash:
         held = f"{spec.name} with {source_hash[:12]}"
         raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {held}")
     if plan.ranks != ranks:
         raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
-    if len(plan.layers) != spec.layers:
-        raise PlanError(f"the plan has {counted(len(plan.layers), 'layers')}, model {spec.name} has {spec.layers}")
+    if not plan.layers or plan.numbers.stop > spec.layers or not (part or len(plan.layers) == spec.layers):
+        there = f"layers {plan.first} to {plan.numbers.stop - 1}" if plan.first else counted(len(plan.layers), "layers")
+        raise PlanError(f"the plan has {there}, model {spec.name} has {spec.layers}")
     for attention, mlp in plan.layers:
         if attention not in LAYOUTS["attention"] or mlp not in LAYOUTS["mlp"]:
             raise PlanError(f"the plan has an unknown layout {attention}/{mlp}")

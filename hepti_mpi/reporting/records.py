@@ -83,9 +83,9 @@ def run_record(
     ranks = [
         {"rank": rank, "host": fact["host"], "threads": fact["threads"]}
         | {"emulated_board": fact.get("emulated_board"), "overruns": fact.get("overruns", 0.0)}
-        | {"late": _short(fact.get("late_seconds", 0.0) / max(float(values.sum()), 1e-9))}
+        | {"late": short(fact.get("late_seconds", 0.0) / max(float(values.sum()), 1e-9))}
         | {"heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank]}
-        | {f"{what}_seconds": _short(getattr(spent, what)[rank]) for what in ("compute", "wire", "wait")}
+        | {f"{what}_seconds": short(getattr(spent, what)[rank]) for what in ("compute", "wire", "wait")}
         | {"weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
         for rank, fact in enumerate(measured.facts)
     ]
@@ -96,18 +96,18 @@ def run_record(
         "family": spec.family,
         "strategy": plan.strategy,
         "requests": requests,
-        "seconds": _short(seconds),
-        "requests_per_second": _short(requests / seconds),
-        "rows_per_second": _short(float(np.sum(rows)) / seconds),
+        "seconds": short(seconds),
+        "requests_per_second": short(requests / seconds),
+        "rows_per_second": short(float(np.sum(rows)) / seconds),
         "output": output,
         "rows": int(np.median(rows)),
-        "latency_seconds": {key: _short(value) for key, value in latency.items()},
-        "predicted_seconds": None if plan.predicted_seconds is None else _short(plan.predicted_seconds),
-        "startup_seconds": {key: _short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},
+        "latency_seconds": {key: short(value) for key, value in latency.items()},
+        "predicted_seconds": None if plan.predicted_seconds is None else short(plan.predicted_seconds),
+        "startup_seconds": {key: short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},
         "plan_hash": plan.hash,
         "wire": plan.wire,
-        "wire_error": _short(wire_error),
-        "decisions": [{key: _short(value) if isinstance(value, float) else value for key, value in item.items()} for item in decisions],
+        "wire_error": short(wire_error),
+        "decisions": [{key: short(value) if isinstance(value, float) else value for key, value in item.items()} for item in decisions],
         "ranks": ranks,
     }
 
@@ -117,7 +117,8 @@ def idle_record(name: str, family: str) -> dict[str, Any]:
     return {"format": RUN_FORMAT, "format_version": RUN_VERSION, "model": name, "family": family, "requests": 0}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """Return a number with six digits."""
     return float(f"{value:.6g}")
 
 
@@ -184,9 +185,9 @@ def decision_document(decision: Decision) -> dict[str, Any]:
         "format_version": 1,
         "plan": decision.chosen.plan.to_json(),
         "candidates": [
-            {"layout": kind_of(item.plan), "ranks": len(item.plan.active), "seconds": _short(item.price.seconds),
-             "compute_seconds": [_short(seconds) for seconds in item.price.compute], "wire_seconds": _short(item.price.wire),
-             "wait_seconds": [_short(seconds) for seconds in item.price.wait], "wire_bytes": item.price.bytes,
+            {"layout": kind_of(item.plan), "ranks": len(item.plan.active), "seconds": short(item.price.seconds),
+             "compute_seconds": [short(seconds) for seconds in item.price.compute], "wire_seconds": short(item.price.wire),
+             "wait_seconds": [short(seconds) for seconds in item.price.wait], "wire_bytes": item.price.bytes,
              "memory_bytes": list(item.memory)}
             for item in (decision.chosen, *decision.others)
         ],
@@ -208,7 +209,7 @@ def bound_document(decision: Decision, possible: Bound) -> dict[str, float]:
     """Return the same for a JSON document."""
     nearness = possible.nearness(decision.chosen.price.seconds)
     found = {"bound_seconds": possible.seconds, "perfect_seconds": possible.perfect, "nearness": nearness}
-    return {name: _short(value) for name, value in found.items()}
+    return {name: short(value) for name, value in found.items()}
 
 
 def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
@@ -279,7 +280,7 @@ def supervised_lines(record: dict[str, Any], output: str | None) -> str:
     answered = every["inputs"] - record["errors"]
     told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"
     again = f", with {counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
-    return "\n".join([*_left_over(record), f"{told} answered in {duration(every['seconds'])}{again}{where}"])
+    return "\n".join([*left_over(record), f"{told} answered in {duration(every['seconds'])}{again}{where}"])
 
 
 def _decision_line(item: dict[str, Any]) -> str:
@@ -297,7 +298,7 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
             f"{counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
             f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
         )
-    yield from _left_over(record)
+    yield from left_over(record)
     boards = [item["emulated_board"] for item in record["ranks"]]
     if any(board is not None for board in boards):
         late = max(item["late"] for item in record["ranks"])
@@ -307,7 +308,7 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
         yield f"{record['wire']} on the wire: results differ from the exact ones by up to {record['wire_error']:.2g}"
 
 
-def _left_over(record: dict[str, Any]) -> Iterator[str]:
+def left_over(record: dict[str, Any]) -> Iterator[str]:
     """Yield what became of inputs that were not answered as they are."""
     if record.get("errors"):
         yield f"not answered, the place of each says why: {record['errors']}"

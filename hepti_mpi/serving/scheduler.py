@@ -50,6 +50,12 @@ class Scheduler:
         return self.repeat * len(self.steps) - self.given
 
     @property
+    def rows_left(self) -> list[int]:
+        """The rows of each step that is to come, of what is known."""
+        places = range(self.given, self.repeat * len(self.steps))
+        return [sum(self.steps[place % len(self.steps)].lengths) for place in places]
+
+    @property
     def shapes(self) -> list[Lengths]:
         """The lengths of each step of a round."""
         return [step.lengths for step in self.steps]

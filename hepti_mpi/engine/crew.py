@@ -1,0 +1,94 @@
+"""This rank's place in a team: the ranks of its stage, as a machine of their own, and the engine of their layers.
+
+Knows placements, ranks and engines; does not know where batches come from.
+"""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from hepti_mpi.comm.exchange import Exchanges
+from hepti_mpi.comm.orders import Orders
+from hepti_mpi.engine import sessions
+from hepti_mpi.engine.engine import Engine
+from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.errors import PlanError
+from hepti_mpi.program import placement as placements
+from hepti_mpi.program.placement import Placement, Stage, Team
+from hepti_mpi.weights.slices import Part
+from hepti_mpi.weights.store import Store
+
+
+@dataclass
+class Crew:
+    """What a rank of a team has: its `team`, the number of its `stage` there, and the engine that it shares with the members of that.
+    `orders`: from the first of them to the others."""
+
+    team: Team
+    stage: int
+    machine: Machine
+    engine: Engine
+    orders: Orders
+
+    @property
+    def leads(self) -> bool:
+        """Tell whether this rank has the stage's input and its result."""
+        return self.machine.world.rank == 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == len(self.team.stages) - 1
+
+    @property
+    def heir(self) -> int:
+        """The rank that takes over what this stage has done."""
+        return self.team.stages[self.stage + 1].lead
+
+
+@patiently
+def load(machine: Machine, store: Store, placement: Placement, startup: dict[str, float]) -> Crew | None:
+    """Check the placement, read and verify this rank's slices, and build the engine of its stage; None on a rank that rests. Collective.
+
+    Raises: PlanError when it is none for this model and job.
+    """
+    world, begin = machine.world, time.perf_counter()
+    with together(world):
+        placements.check(placement, store.spec, store.source_hash, world.size)
+    hashes = world.gather_all(placement.hash)
+    with together(world):
+        if hashes[world.rank] != hashes[0]:
+            raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
+    place = placement.place(world.rank)
+    stage = None if place is None else placement.teams[place[0]].stages[place[1]]
+    part = None if stage is None else Part(store.spec, stage.plan, stage.members.index(world.rank))
+    slices = () if part is None else part.slices
+    if fetch(machine, store, slices):
+        startup["fetch"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+    with together(world):
+        store.verify(slices)
+    group = world.parted([one.members for one in placement.stages])
+    crew = None
+    if place is not None and stage is not None and part is not None:
+        assert group is not None
+        computing = [rank for one in placement.stages for rank in one.computing]
+        own = _machine(machine, stage, replace(machine, world=group), computing)
+        engine = Engine(own, part, sessions.Segments(store))
+        engine.warm_up()
+        crew = Crew(placement.teams[place[0]], place[1], own, engine, Orders(group, own.exchanges.pause))
+    world.barrier()
+    startup["load"] = time.perf_counter() - begin
+    return crew
+
+
+def _machine(whole: Machine, stage: Stage, own: Machine, computing: Collection[int]) -> Machine:
+    """Return the machine of the members of a stage, of whose job the ranks `computing` compute. Collective among them."""
+    way = whole.exchanges.way
+    exchanges = Exchanges(own.world, "yield" if way == "spin" else way, thread=own.world.size > 1)
+    boards = [whole.boards[rank] for rank in stage.members]
+    return replace(own, cores=whole.cores.of(stage.members, computing), exchanges=exchanges, boards=boards)

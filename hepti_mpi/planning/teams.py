@@ -1,0 +1,266 @@
+"""Which teams answer the most batches a second. Pure: searches and prices, measures nothing.
+
+Knows ranks, memory and prices of stages; how the layers of one stage are divided is search.py's. A rank that can hold the model alone
+exchanges nothing and loses nothing; ranks that cannot make a pipeline, each with as many layers as it computes in the time of the others,
+or divide each layer among them where that is sooner.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import CapacityError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import search
+from hepti_mpi.planning.price import FLOAT, Pricer
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.subsets import firsts
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.placement import Placement, Stage, Team
+from hepti_mpi.program.plan import Plan
+
+MOST_PARTED = 8  # ranks, of which all ways to make teams are tried
+MOST_DIVIDED = 4  # ranks of a team that divides layers
+ENOUGH = 0.9  # of the rate that its ranks would have together: a pipeline that reaches it is not compared with divided layers
+STEADY = (1, 2)  # layers whose prices say what one more costs
+GAIN = 1.03  # times the batches a second that teams must promise more than all ranks together
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A team, and the `seconds` between two of its answers when it always has something to do."""
+
+    team: Team
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return 1 / self.seconds
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The teams that were chosen. `alone`: seconds of a batch on each rank that can hold the model; `others`: batches a second of other
+    ways, by what they are."""
+
+    choices: tuple[Choice, ...]
+    alone: dict[int, float]
+    others: dict[str, float]
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(tuple(choice.team for choice in self.choices))
+
+    @property
+    def rate(self) -> float:
+        """Batches a second."""
+        return sum(choice.rate for choice in self.choices)
+
+    def seconds(self, batches: int) -> float:
+        """Return the seconds that so many batches take: each goes to the team that will have answered it first."""
+        intervals = np.array([choice.seconds for choice in self.choices])
+        done = np.zeros(len(intervals))
+        for _ in range(batches):
+            done[np.argmin(done + intervals)] += intervals[np.argmin(done + intervals)]
+        return float(done.max(initial=0.0))
+
+
+def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, pipeline: bool = False) -> Arrangement:
+    """Return the teams that answer the most batches of `request` a second; `pipeline`: all ranks as stages of one team.
+
+    Raises: CapacityError when no team can hold the model.
+    """
+    crowds = [tuple(range(len(profile.nodes)))]
+    lone = tuple(firsts(profile.hosts))  # one rank of each host, with all of its cores
+    if lone != crowds[0]:
+        crowds.append(lone)
+    modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
+    found: list[Arrangement] = []
+    for mode in modes:
+        narrowed = replace(request, mode=mode)
+        every = (_Teams(spec, source_hash, profile, narrowed, crowd).best(pipeline) for crowd in crowds) if not found else ()
+        found += [arrangement for arrangement in every if arrangement]
+    if not found:
+        search.choose(spec, source_hash, profile, narrowed)  # says what it lacks
+        raise CapacityError("no team of ranks can hold the model in stages; leave out --layout")
+    chosen = max(found, key=lambda one: one.rate)
+    beside = {f"{len(one.choices)} teams of {sum(len(c.team.members) for c in one.choices)} ranks": one.rate for one in found}
+    return replace(chosen, others={**beside, **chosen.others})
+
+
+class _Teams:
+    """Teams of the ranks of one `crowd`, all of which compute at once."""
+
+    def __init__(
+        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, crowd: tuple[int, ...]
+    ) -> None:  # fmt: skip
+        self.spec, self.source_hash, self.request, self.crowd = spec, source_hash, request, crowd
+        self.profile = _crowded(profile, crowd)
+        self.bytes_per_second = np.array(profile.bytes_per_second)
+        self.runs: dict[tuple[int, int], Plan] = {}
+        self.pace = {rank: pace for rank in crowd if (pace := self._pace(rank)) is not None}
+
+    def best(self, pipeline: bool) -> Arrangement | None:
+        """Return the best teams, None when none can hold the model."""
+        if pipeline:
+            choice = self._pipeline(self.crowd)
+            return Arrangement((choice,), self.alone, {}) if choice else None
+        if len(self.crowd) > MOST_PARTED:
+            return self._greedy()
+        best: dict[int, tuple[float, tuple[Choice, ...]]] = {0: (0.0, ())}
+        teams = {mask: self._team(tuple(self.crowd[at] for at in _bits(mask))) for mask in range(1, 1 << len(self.crowd))}
+        for mask in range(1, 1 << len(self.crowd)):
+            lowest = mask & -mask
+            best[mask] = best[mask ^ lowest]  # its first rank rests
+            for part in _parts(mask):
+                choice = teams[part]
+                if part & lowest and choice is not None and best[mask ^ part][0] + choice.rate > best[mask][0]:
+                    best[mask] = best[mask ^ part][0] + choice.rate, (choice, *best[mask ^ part][1])
+        _, choices = best[(1 << len(self.crowd)) - 1]
+        return Arrangement(_sorted(choices), self.alone, {}) if choices else None
+
+    def _greedy(self) -> Arrangement | None:
+        """Every rank that can is a team; of the others, the fewest with the most memory that hold the model together, again and again."""
+        choices = [choice for rank in self.crowd if (choice := self._team((rank,)))]
+        left = sorted((rank for rank in self.crowd if rank not in self.alone and rank in self.pace), key=lambda rank: -self.pace[rank].most)
+        while left:
+            count = next((n for n in range(1, len(left) + 1) if sum(self.pace[rank].most for rank in left[:n]) >= self.spec.layers), None)
+            choice = None if count is None else self._pipeline(tuple(left[:count]))
+            if choice is None:
+                break
+            choices.append(choice)
+            left = left[count:]
+        return Arrangement(_sorted(choices), self.alone, {}) if choices else None
+
+    # one team
+
+    @cached_property
+    def alone(self) -> dict[int, float]:
+        """Seconds of a batch on each rank that can hold the model alone."""
+        return {rank: pace.of(self.spec.layers) for rank, pace in self.pace.items() if pace.most >= self.spec.layers}
+
+    def _team(self, ranks: tuple[int, ...]) -> Choice | None:
+        """Return the best team of just these ranks."""
+        if len(ranks) == 1:
+            if ranks[0] not in self.alone:
+                return None
+            plan = self._whole(ranks)
+            return Choice(Team((Stage(ranks, plan),)), self.alone[ranks[0]]) if plan else None
+        if set(ranks) <= self.alone.keys():
+            return None  # who can hold the model alone gains nothing by dividing it
+        pipeline = self._pipeline(ranks)
+        together = sum(1 / self.pace[rank].of(self.spec.layers) for rank in ranks if rank in self.pace)
+        if len(ranks) > MOST_DIVIDED or (pipeline and pipeline.rate >= ENOUGH * together):
+            return pipeline
+        plan = self._whole(ranks)
+        if plan is None or plan.predicted_seconds is None or (pipeline and pipeline.seconds <= plan.predicted_seconds):
+            return pipeline
+        return Choice(Team((Stage(ranks, plan),)), plan.predicted_seconds)
+
+    def _whole(self, ranks: tuple[int, ...]) -> Plan | None:
+        """Return the plan by which ranks divide all layers, None where they have no room."""
+        return self._plan(ranks, self.spec)
+
+    def _plan(self, ranks: tuple[int, ...], spec: ModelSpec, roomy: bool = False) -> Plan | None:
+        """Return the plan by which ranks divide the layers of `spec`; `roomy`: as if they had memory for any."""
+        limits = self.request.limits
+        limits = None if limits is None else tuple(limits[rank] for rank in ranks)
+        request = replace(self.request, limits=(1 << 60,) * len(ranks) if roomy else limits)
+        profile = profiles.of_ranks(self.profile, ranks)
+        try:
+            plan = search.choose(spec, self.source_hash, profile, request).chosen.plan
+        except CapacityError:
+            return None
+        if plan.collectives == "mpi":  # which only one thread of a rank may call, and letters come meanwhile
+            plan = replace(plan, collectives="own", reduction="reduce_scatter")
+            pricer = Pricer(spec, profile, request.rows, request.attended)
+            plan = replace(plan, predicted_seconds=pricer.price(make_program(spec, plan), plan).seconds)
+        return plan
+
+    def _pace(self, rank: int) -> "_Pace | None":
+        """Return what layers take on a rank, and how many fit; None where none does."""
+        one, two = (self._plan((rank,), replace(self.spec, layers=count), roomy=True) for count in STEADY)
+        assert one and two and one.predicted_seconds and two.predicted_seconds
+        each = two.predicted_seconds - one.predicted_seconds
+        low, high = 0, self.spec.layers + 1
+        while low + 1 < high:  # as many as fit, by bisection, the whole model first
+            middle = self.spec.layers if high > self.spec.layers else (low + high) // 2
+            if self._plan((rank,), replace(self.spec, layers=middle)) is not None:
+                low = middle
+            else:
+                high = middle
+        return _Pace(one.predicted_seconds - each, each, low) if low else None
+
+    def _pipeline(self, ranks: tuple[int, ...]) -> Choice | None:
+        """Return the team of ranks that each do a run of layers, the fastest first."""
+        if not all(rank in self.pace for rank in ranks) or sum(self.pace[rank].most for rank in ranks) < self.spec.layers:
+            return None
+        if len(ranks) > self.spec.layers:
+            return None
+        ordered = sorted(ranks, key=lambda rank: (self.pace[rank].each, rank))
+        counts = dict.fromkeys(ordered, 1)
+        for _ in range(self.spec.layers - len(ordered)):
+            able = [rank for rank in ordered if counts[rank] < self.pace[rank].most]
+            counts[min(able, key=lambda rank: self.pace[rank].of(counts[rank] + 1))] += 1
+        stages, first, seconds = [], 0, []
+        for place, rank in enumerate(ordered):
+            stages.append(Stage((rank,), replace(self._run(rank, counts[rank]), first=first)))
+            first += counts[rank]
+            seconds.append(self.pace[rank].of(counts[rank]))
+            if place + 1 < len(ordered):  # what it hands on travels while it computes the next
+                wide = self.bytes_per_second[rank, ordered[place + 1]]
+                seconds.append(self.request.rows * self.spec.hidden * FLOAT / wide if wide else 0.0)
+        return Choice(Team(tuple(stages)), max(seconds))
+
+    def _run(self, rank: int, layers: int) -> Plan:
+        """Return the plan of a rank that does so many layers alone, which fit."""
+        if (rank, layers) not in self.runs:
+            plan = self._plan((rank,), replace(self.spec, layers=layers))
+            assert plan, "fewer layers than fit do not fit"
+            self.runs[rank, layers] = plan
+        return self.runs[rank, layers]
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What a rank takes alone: `fixed` seconds of a batch and `each` for every layer; `most` layers fit."""
+
+    fixed: float
+    each: float
+    most: int
+
+    def of(self, layers: int) -> float:
+        return self.fixed + layers * self.each
+
+
+def _crowded(profile: ClusterProfile, crowd: Sequence[int]) -> ClusterProfile:
+    """Return the profile when all ranks of `crowd` compute at once: those of one host share its cores."""
+    shared = [sum(profile.hosts[other] == host for other in crowd) > 1 for host in profile.hosts]
+    nodes = [replace(node, alone=None) if both else node for node, both in zip(profile.nodes, shared)]
+    factors = [1.0] * len(nodes)
+    if not profile.emulated:  # else ranks sleep so much that they share nothing
+        wanted = {rank: (nodes[rank].alone or nodes[rank]).threads for rank in crowd}
+        for rank in crowd:
+            beside = sum(threads for other, threads in wanted.items() if profile.hosts[other] == profile.hosts[rank])
+            factors[rank] = max(1.0, beside / nodes[rank].cores)
+    return profiles.scaled(replace(profile, nodes=tuple(nodes)), factors)
+
+
+def _sorted(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    return tuple(sorted(choices, key=lambda choice: (choice.seconds, choice.team.lead)))
+
+
+def _bits(mask: int) -> list[int]:
+    return [at for at in range(mask.bit_length()) if mask >> at & 1]
+
+
+def _parts(mask: int) -> Iterator[int]:
+    """Yield the parts of a set that are not empty."""
+    part = mask
+    while part:
+        yield part
+        part = (part - 1) & mask

@@ -1,0 +1,158 @@
+"""Which ranks answer which batches: teams, each of which answers batches of its own, of stages, each of which does a run of layers.
+
+Knows plans and ranks of a job, and the file of a plan; knows no time and no cost. How the layers of a stage are divided over its members
+is its own plan.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.documents import read_document, write_document
+from hepti_mpi.errors import PlanError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.plan import Plan
+
+FORMAT, FORMAT_VERSION = "hepti-plan", 2
+AGAIN = "make it with: python -m hepti_mpi plan"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of layers on some ranks. `members`: ranks of the job, in the order in which `plan` counts them; the first of them has the
+    stage's input and its result."""
+
+    members: tuple[int, ...]
+    plan: Plan
+
+    @property
+    def lead(self) -> int:
+        return self.members[0]
+
+    @property
+    def computing(self) -> tuple[int, ...]:
+        """Those of its members that hold a part of the layers."""
+        return tuple(self.members[rank] for rank in self.plan.active)
+
+
+@dataclass(frozen=True)
+class Team:
+    """Ranks that answer a batch together: stage after stage, each on its way to the next while another comes in behind it."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def lead(self) -> int:
+        return self.stages[0].lead
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return tuple(rank for stage in self.stages for rank in stage.members)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The teams of a job; ranks that are in none rest."""
+
+    teams: tuple[Team, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages, team after team."""
+        return tuple(stage for team in self.teams for stage in team.stages)
+
+    def place(self, rank: int) -> tuple[int, int] | None:
+        """Return the number of a rank's team and that of its stage in it, None where it is in none."""
+        found = ((t, s) for t, team in enumerate(self.teams) for s, stage in enumerate(team.stages) if rank in stage.members)
+        return next(found, None)
+
+    @property
+    def leads(self) -> tuple[int, ...]:
+        """The first ranks of all stages."""
+        return tuple(stage.lead for stage in self.stages)
+
+    @property
+    def hash(self) -> str:
+        """Identify what is done."""
+        data = [[[stage.members, stage.plan.hash] for stage in team.stages] for team in self.teams]
+        return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+    @property
+    def together(self) -> Plan | None:
+        """The plan by which all ranks do all layers together, None where there are several teams or stages."""
+        (stage, *others) = self.stages
+        return stage.plan if not others and stage.members == tuple(range(stage.plan.ranks)) else None
+
+    @property
+    def ranks(self) -> int:
+        """The ranks of a job that it can be for."""
+        return 1 + max(rank for stage in self.stages for rank in stage.members)
+
+    @property
+    def hosts(self) -> dict[int, str]:
+        """The hosts that it was made for, by the ranks of its teams."""
+        return {rank: host for stage in self.stages for rank, host in zip(stage.members, stage.plan.hosts)}
+
+    def plan_of(self, rank: int) -> tuple[Plan, int] | None:
+        """Return the plan of a rank's stage and its number there, None where it is in none."""
+        place = self.place(rank)
+        if place is None:
+            return None
+        stage = self.teams[place[0]].stages[place[1]]
+        return stage.plan, stage.members.index(rank)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raises PlanError."""
+        write_document(path, self.to_json(), PlanError)
+
+    def to_json(self) -> dict[str, Any]:
+        teams = [[{"members": stage.members, "plan": stage.plan.to_json()} for stage in team.stages] for team in self.teams]
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "hash": self.hash, "teams": teams}
+
+
+def whole(plan: Plan) -> Placement:
+    """Return the placement of a plan by which all ranks of a job do all layers together."""
+    return Placement((Team((Stage(tuple(range(plan.ranks)), plan),)),))
+
+
+def load(path: Path) -> Placement:
+    """Read a file. Raises PlanError when it is missing, damaged, edited by hand or of another format."""
+    data = read_document(path, FORMAT, FORMAT_VERSION, PlanError, AGAIN)
+    try:
+        found = from_json(data)
+        if not all(team.stages for team in found.teams) or not found.teams:
+            raise ValueError("it has a team without a stage, or none")
+        told = {stage["plan"].get("hash"): plans.from_json(stage["plan"]).hash for team in data["teams"] for stage in team}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise PlanError(f"plan {path} is damaged: {error!r}") from None
+    for said, own in ((data.get("hash"), found.hash), *told.items()):
+        if said != own:
+            raise PlanError(f"plan {path} does not match its own hash (it says {said}, its content gives {own}); {AGAIN}")
+    return found
+
+
+def from_json(data: dict[str, Any]) -> Placement:
+    """Rebuild a placement. Raises KeyError, TypeError or ValueError when something is missing or of the wrong kind."""
+    return Placement(tuple(Team(tuple(_stages(team))) for team in data["teams"]))
+
+
+def _stages(team: Any) -> Iterator[Stage]:
+    for stage in team:
+        yield Stage(tuple(int(rank) for rank in stage["members"]), plans.from_json(stage["plan"]))
+
+
+def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int) -> None:
+    """Refuse a placement that is not one for this model and this number of ranks. Raises PlanError."""
+    every = [rank for stage in placement.stages for rank in stage.members]
+    if not placement.teams or len(set(every)) != len(every) or not set(every) <= set(range(ranks)):
+        raise PlanError(f"the plan's teams are of ranks {every}, this job has {ranks}, each of which may be in one team")
+    for number, team in enumerate(placement.teams):
+        layers = [layer for stage in team.stages for layer in stage.plan.numbers]
+        if layers != list(range(spec.layers)):
+            raise PlanError(f"team {number} of the plan has layers {layers}, model {spec.name} has {spec.layers}, each of them once")
+        for stage in team.stages:
+            plans.check(stage.plan, spec, source_hash, len(stage.members), part=True)

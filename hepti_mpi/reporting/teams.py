@@ -1,0 +1,106 @@
+"""What teams did, as numbers and text. Pure: reads what a job returned, prints nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.teams import Arrangement
+from hepti_mpi.program.placement import Placement, Stage, Team
+from hepti_mpi.program.plan import kind_of
+from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION, left_over, short
+from hepti_mpi.reporting.tables import duration, milliseconds, rate, table
+from hepti_mpi.wording import counted
+
+
+def described(team: Team) -> str:
+    """Say what a team does: all layers alone, divided, or in stages."""
+    if len(team.stages) > 1:
+        return "stages of " + " + ".join(str(len(stage.plan.layers)) for stage in team.stages) + " layers"
+    return "alone" if len(team.members) == 1 else kind_of(team.stages[0].plan)
+
+
+def teams_record(
+    spec: ModelSpec, placement: Placement, work: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, Any]], seconds: float,
+    startup: Mapping[str, float], output: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the JSON document of a run in teams, format hepti-run.
+
+    `work`: of each team, what it has done (serving.teams.Work) and what was predicted; `facts`: of each rank; `seconds`: from
+    the first batch to the last answer.
+    """
+    seconds, requests, rows = max(seconds, 1e-9), sum(one["requests"] for one in work), sum(one["rows"] for one in work)
+    predicted = [float(one["predicted_rows_per_second"]) for one in work]
+    places = [placement.place(rank) or (None, None) for rank in range(len(facts))]
+    ranks = [{"rank": rank, "team": places[rank][0], "stage": places[rank][1], **fact} for rank, fact in enumerate(facts)]
+    return {
+        "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": spec.name, "family": spec.family, "strategy": "teams",
+        "objective": "throughput", "requests": requests, "seconds": short(seconds), "requests_per_second": short(requests / seconds),
+        "rows_per_second": short(rows / seconds), "output": output,
+        "predicted_rows_per_second": short(sum(predicted)),
+        "startup_seconds": {key: short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},
+        "plan_hash": placement.hash,
+        "teams": [
+            {"members": list(team.members), "does": described(team), "stages": [_stage(stage) for stage in team.stages]}
+            | {key: one[key] for key in ("batches", "requests", "rows")}
+            | {"requests_per_second": short(one["requests"] / seconds), "rows_per_second": short(one["rows"] / seconds)}
+            | {"predicted_rows_per_second": short(one["predicted_rows_per_second"]), "busy": short(min(one["seconds"] / seconds, 1.0))}
+            for team, one in zip(placement.teams, work)
+        ],
+        "ranks": ranks,
+    }  # fmt: skip
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    return {"members": list(stage.members), "first_layer": stage.plan.first, "layers": len(stage.plan.layers)}
+
+
+def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None = None) -> str:
+    """Return the summary of a run in teams for people: what each did and how busy it was, then how much was answered how soon."""
+    asked, rows = ("images", "patches") if record["family"] == "vit" else ("texts", "tokens")
+    lines = []
+    for team in record["teams"]:
+        who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in team["members"])
+        predicted = team["predicted_rows_per_second"]
+        done = rate(team["rows_per_second"]) + (f" / {rate(predicted)}" if predicted else "")
+        busy = f"{100 * team['busy']:.0f} %"
+        lines.append((who, team["does"], str(team["batches"]), str(team["requests"]), rate(team["requests_per_second"]), done, busy))
+    resting = [f"rank {item['rank']} on {hosts[item['rank']]}" for item in record["ranks"] if item["team"] is None]
+    startup = record["startup_seconds"]
+    parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
+    where = f"; answers in {record['output']}" if record["output"] else ""
+    return "\n".join([
+        table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s / predicted", "busy"), lines, width),
+        *([f"at rest: {', '.join(resting)}"] if resting else []),
+        *left_over(record),
+        f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else ""),
+        f"{counted(record['requests'], asked)} by {counted(len(record['teams']), 'teams')} in {duration(record['seconds'])}: "
+        f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}",
+    ])
+
+
+def arrangement_document(found: Arrangement, rows: int) -> dict[str, Any]:
+    """Return the JSON document of teams that were planned for batches of so many rows."""
+    teams = [
+        {"members": list(choice.team.members), "does": described(choice.team), "seconds": short(choice.seconds),
+         "rows_per_second": short(rows / choice.seconds), "stages": [_stage(stage) for stage in choice.team.stages]}
+        for choice in found.choices
+    ]  # fmt: skip
+    alone = {str(rank): short(seconds) for rank, seconds in found.alone.items()}
+    return {"objective": "throughput", "rows": rows, "rows_per_second": short(rows * found.rate), "alone_seconds": alone, "teams": teams}
+
+
+def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width: int | None = None) -> str:
+    """Return which teams were chosen, and from what."""
+    lines = []
+    for choice in found.choices:
+        who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in choice.team.members)
+        lines.append((who, described(choice.team), milliseconds(choice.seconds), rate(rows / choice.seconds)))
+    alone = [f"rank {rank} {milliseconds(seconds)} ms" for rank, seconds in found.alone.items()]
+    resting = sorted(set(range(len(hosts))) - {rank for choice in found.choices for rank in choice.team.members})
+    return "\n".join([
+        table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),
+        "the whole model fits on: " + (", ".join(alone) if alone else "no rank alone, so ranks hold it together"),
+        *([f"at rest, since that is sooner: {', '.join(f'rank {rank} on {hosts[rank]}' for rank in resting)}"] if resting else []),
+        f"together {rate(rows * found.rate)} rows a second; considered: "
+        + ", ".join(f"{name}: {rate(rows * value)}" for name, value in found.others.items()),
+    ])

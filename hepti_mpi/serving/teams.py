@@ -1,0 +1,227 @@
+"""Answer batches by teams: each batch goes to the team that will have answered it first.
+
+Rank 0 has a thread, the front, that hands out batches and takes results, whatever that rank computes itself; the first rank of each
+stage takes a batch, lets its members do their layers, and hands it on to the next stage or back to the front. A few batches wait at each
+team, so that none waits for the front. Knows batches, teams and letters; does not know how layers are divided, nor where answers go.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.mail import Letter, Mail
+from hepti_mpi.engine.crew import Crew
+from hepti_mpi.engine.machine import Machine
+from hepti_mpi.program.placement import Placement
+from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
+from hepti_mpi.serving.loop import WAIT_SECONDS, Desk, peak_resident_bytes
+from hepti_mpi.serving.request import Answerer
+from hepti_mpi.serving.scheduler import Step
+
+FRONT, WORK = "front", "work"  # boxes
+AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
+LEARNED = 0.25  # of what is known of a team that one batch may change
+FAR = 8  # batches for each team that must be left for it to get one whatever it takes
+BEAT_SECONDS = 5.0  # after which a stage's members hear that their first rank is there
+
+
+@dataclass
+class Work:
+    """What one team has done, and how fast it is: `pace`, seconds for each row, between two of its answers."""
+
+    pace: float
+    under_way: dict[int, float] = field(default_factory=dict)  # by ticket: its rows
+    batches: int = 0
+    requests: int = 0
+    rows: int = 0
+    seconds: float = 0.0  # that its slowest stage was busy
+
+    @property
+    def waits(self) -> float:
+        """Seconds until it has answered all that it was given."""
+        return self.pace * sum(self.under_way.values())
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learn from a batch, and count it."""
+        self.pace += LEARNED * (seconds / rows - self.pace)
+        self.batches, self.rows, self.seconds = self.batches + 1, self.rows + rows, self.seconds + seconds
+
+
+@dataclass
+class Outcome:
+    """What happened: what each team did, latencies and rows per batch, in the order of the answers, and how many requests were answered."""
+
+    teams: list[Work]
+    latencies: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    answered: int = 0
+
+
+class Front:
+    """Hands out the batches of a desk to teams and takes their results, in a thread of rank 0."""
+
+    def __init__(self, desk: Desk, mail: Mail, placement: Placement, paces: Sequence[float]) -> None:
+        """`paces`: seconds for each row that each team is thought to take."""
+        self.desk, self.mail, self.placement = desk, mail, placement
+        self.outcome = Outcome([Work(pace) for pace in paces])
+        self.steps: dict[int, tuple[int, Step, float]] = {}  # by ticket: whose, what, since when
+        self.ticket = 0
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._work, name="front", daemon=True)
+
+    def _work(self) -> None:
+        try:
+            self._hand_out_all()
+        except BaseException as error:  # noqa: BLE001  rank 0 raises it
+            self.error = error
+        finally:
+            for lead in self.placement.leads:
+                self.mail.send(lead, WORK, {"do": "end"})
+
+    def _hand_out_all(self) -> None:
+        desk, wanted = self.desk, True
+        while wanted:
+            if not desk.source.ended:
+                desk.scheduler.add(desk.source.take(0.0 if self.steps or desk.scheduler.left else WAIT_SECONDS))
+            self._hand_out()
+            if not self.steps and desk.source.ended:
+                break
+            letter = self.mail.take(FRONT, None if desk.source.ended else WAIT_SECONDS) if self.steps else None
+            if letter is not None:
+                self._answered(letter)
+                wanted = desk.wanted()
+
+    def _hand_out(self) -> None:
+        """Give teams that have room what they will have answered first, one batch each in turns, the fastest first."""
+        order = sorted(range(len(self.outcome.teams)), key=lambda number: self.outcome.teams[number].pace)
+        for room in range(max(len(team.stages) for team in self.placement.teams) + AHEAD - 1):
+            for number in order:
+                most = len(self.placement.teams[number].stages) + AHEAD - 1
+                if len(self.outcome.teams[number].under_way) <= min(room, most - 1) and self._is_due(number):
+                    step = self.desk.scheduler.next()
+                    if step is None:
+                        return
+                    self._give(number, step)
+
+    def _is_due(self, number: int) -> bool:
+        """Tell whether a team would get any of the batches that are left if each went to who will have answered it first."""
+        left = self.desk.scheduler.rows_left
+        if len(left) >= FAR * len(self.outcome.teams) or not self.desk.source.ended:
+            return True
+        paces = np.array([team.pace for team in self.outcome.teams])
+        done = np.array([team.waits for team in self.outcome.teams])
+        for rows in left:
+            first = int(np.argmin(done + rows * paces))
+            if first == number:
+                return True
+            done[first] += rows * paces[first]
+        return False
+
+    def _give(self, number: int, step: Step) -> None:
+        facts, arrays = packed(step.requests)
+        self.steps[self.ticket] = number, step, time.perf_counter()
+        self.outcome.teams[number].under_way[self.ticket] = sum(step.lengths)
+        self.mail.send(self.placement.teams[number].lead, WORK, {"do": "step", "ticket": self.ticket, "spent": [], **facts}, arrays)
+        self.ticket += 1
+
+    def _answered(self, letter: Letter) -> None:
+        number, step, begin = self.steps.pop(letter.facts["ticket"])
+        seconds, rows, team = time.perf_counter() - begin, sum(step.lengths), self.outcome.teams[number]
+        del team.under_way[letter.facts["ticket"]]
+        team.took(rows, max(letter.facts["spent"]))
+        team.requests += len(step.requests)
+        self.outcome.latencies.append(seconds)
+        self.outcome.rows.append(rows)
+        self.outcome.answered += len(step.requests)
+        results = unpacked_results(len(step.requests), letter.arrays)
+        self.desk.sink.event(self.desk.scheduler.done(step, results, seconds))
+
+
+def partners(placement: Placement, rank: int) -> set[int]:
+    """Return the ranks that a rank exchanges letters with."""
+    leads = placement.leads
+    if rank == 0:
+        return {0, *leads}
+    if rank not in leads:
+        return set()
+    team, stage = placement.place(rank) or (0, 0)
+    neighbours = placement.teams[team].stages[max(stage - 1, 0) : stage + 2]
+    return {0, *(one.lead for one in neighbours)}
+
+
+def answer(crew: Crew | None, mail: Mail, answerer: Answerer, front: Front | None) -> None:
+    """Do this rank's part until all is answered. `front`: rank 0's. Raises what went wrong in the front."""
+    if front is not None:
+        front.thread.start()
+    if crew is not None and crew.leads:
+        _lead(crew, mail, answerer)
+    elif crew is not None:
+        _follow(crew)
+    if front is not None:
+        front.thread.join()
+        if front.error is not None:
+            raise front.error
+
+
+def facts(machine: Machine, crew: Crew | None) -> dict[str, Any]:
+    """Return what is recorded of this rank."""
+    emulation = machine.emulation
+    return {
+        "host": host_name(), "threads": machine.cores.threads if crew is None else crew.engine.threads,
+        "emulated_board": emulation.said, "overruns": emulation.overruns / max(1, emulation.calls),
+        "late_seconds": emulation.late_seconds, "weight_bytes": 0 if crew is None else crew.engine.weight_bytes,
+        "peak_resident_bytes": peak_resident_bytes(),
+    }  # fmt: skip
+
+
+def _lead(crew: Crew, mail: Mail, answerer: Answerer) -> None:
+    """Take batches, do them with the members of the stage, and hand them on."""
+    alone = crew.machine.world.size == 1
+    while True:
+        letter = mail.take(WORK, None if alone else BEAT_SECONDS)
+        order: dict[str, Any] = {"do": "wait"} if letter is None else {"do": letter.facts["do"]}
+        if letter is None or order["do"] == "end":
+            _tell(crew, order)
+            if letter is None:
+                continue
+            break
+        _do(crew, mail, answerer, letter)
+
+
+def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
+    begin = time.perf_counter()
+    requests = unpacked(letter.facts, letter.arrays)
+    lengths = [request.rows for request in requests]
+    rows = answerer.embedded(requests) if crew.is_first else letter.arrays["hidden"]
+    _tell(crew, {"do": "step", "lengths": lengths})
+    hidden = crew.engine.run(lengths, rows)
+    assert hidden is not None
+    if crew.is_last:
+        arrays = packed_results(answerer.results(requests, hidden))
+    else:
+        arrays = packed(requests, embedded=True)[1] | {"hidden": hidden.copy()}
+    spent = [*letter.facts["spent"], time.perf_counter() - begin]
+    facts = {"do": "step", "ticket": letter.facts["ticket"], "spent": spent}
+    if crew.is_last:
+        mail.send(0, FRONT, facts, arrays)
+    else:
+        mail.send(crew.heir, WORK, {**facts, "requests": letter.facts["requests"]}, arrays)
+
+
+def _tell(crew: Crew, order: dict[str, Any]) -> None:
+    """Tell the other members of the stage."""
+    if crew.machine.world.size > 1:
+        with crew.machine.world.turn:  # letters come meanwhile
+            crew.orders.give(order)
+
+
+def _follow(crew: Crew) -> None:
+    """Do what the first rank of the stage says, until the end."""
+    while (order := crew.orders.take(idle=not crew.engine.takes_part))["do"] != "end":
+        if order["do"] == "step":
+            crew.engine.run(order["lengths"], None)

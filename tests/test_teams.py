@@ -1,0 +1,225 @@
+"""Which teams are made, and which batch goes to whom. What real ranks answer in teams: tests/mpi/test_teams.py."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from clusters import GIB, cluster
+
+from hepti_mpi.comm.mail import Letter
+from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.planning import teams
+from hepti_mpi.planning.request import Request as Wanted
+from hepti_mpi.program import placement as placements
+from hepti_mpi.program.placement import Placement, Stage, Team
+from hepti_mpi.reporting.teams import arrangement_lines, described
+from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
+from hepti_mpi.serving.scheduler import Scheduler
+from hepti_mpi.serving.teams import FRONT, WORK, Front, partners
+from hepti_mpi.tuning.teaming import worth
+
+SPEC = random_model("random:bert-large").spec
+LAYER = 4 * (4 * 1024 * 1024 + 2 * 1024 * 4096)  # bytes
+
+
+def arranged(speeds, memory=8 * GIB, mbit=200.0, pipeline=False, **more):
+    return teams.arranged(SPEC, "x", cluster(speeds, mbit, memory=memory, **more), Wanted(128, 32), pipeline)
+
+
+def members(found):
+    return [choice.team.members for choice in found.choices]
+
+
+def test_who_can_hold_the_model_is_a_team_and_exchanges_nothing():
+    found = arranged((32, 9, 13, 22))
+    assert members(found) == [(0,), (3,), (2,), (1,)] and list(found.alone) == [0, 1, 2, 3]
+    assert found.rate == pytest.approx(sum(1 / seconds for seconds in found.alone.values()))
+    assert all(stage.plan.collectives == "own" for stage in found.placement.stages), "MPI's own calls are for one thread"
+
+
+def test_who_cannot_makes_a_pipeline_in_proportion_to_speed():
+    found = arranged((30, 20, 10), memory=18 * LAYER)
+    (choice,) = found.choices
+    layers = [len(stage.plan.layers) for stage in choice.team.stages]
+    assert choice.team.members == (0, 1, 2) and layers == [12, 8, 4] and not found.alone
+    assert [stage.plan.first for stage in choice.team.stages] == [0, 12, 20]
+    placements.check(found.placement, SPEC, "x", 3)
+
+
+def test_memory_decides_where_it_is_short():
+    found = arranged((30, 20, 10), memory=[8 * LAYER, 18 * LAYER, 18 * LAYER], pipeline=True)
+    counts = {stage.lead: len(stage.plan.layers) for stage in found.placement.stages}
+    assert counts[0] <= 7 and sum(counts.values()) == 24
+
+
+def test_a_board_that_is_too_small_joins_another_and_is_not_left_over():
+    found = arranged((32, 22, 9), memory=[2 * GIB, 2 * GIB, 18 * LAYER])
+    assert sorted(rank for team in members(found) for rank in team) == [0, 1, 2] and len(found.choices) == 2
+
+
+def test_five_boards_of_which_two_hold_a_model_make_two_teams():
+    found = arranged((32, 22, 13, 9, 9), memory=[16 * LAYER] * 5)
+    assert sorted(len(team) for team in members(found)) == [2, 3]
+    assert "no rank alone" in arrangement_lines(found, 128, [f"pi{rank}" for rank in range(5)])
+
+
+def test_many_boards_are_not_tried_in_all_ways():
+    found = arranged((13,) * 12, memory=[8 * GIB] * 8 + [14 * LAYER] * 4, mbit=1000)
+    assert len(found.choices) == 10 and sorted(map(len, members(found))) == [1] * 8 + [2] * 2
+
+
+def test_what_no_team_can_hold_is_refused_with_numbers():
+    with pytest.raises(CapacityError, match="bytes|GB|MB"):
+        teams.arranged(SPEC, "x", cluster((30, 20)), Wanted(128, 32, limits=(3 * LAYER,) * 2))
+    assert all(set(stage.plan.weights_mode) == {"mapped"} for stage in arranged((30, 20), memory=3 * LAYER).placement.stages)
+
+
+def test_all_ranks_as_stages():
+    found = arranged((30, 20, 10), pipeline=True)
+    assert len(found.choices) == 1 and described(found.choices[0].team) == "stages of 12 + 8 + 4 layers"
+
+
+def test_ranks_of_one_host_share_its_cores():
+    apart, shared = arranged((20, 20)), arranged((20, 20), hosts=["pi0", "pi0"])
+    assert shared.rate < 0.6 * apart.rate
+
+
+def test_when_teams_are_worth_it():
+    found = arranged((32, 22, 13, 9))
+    assert worth(found, 1.2 / found.rate, 100) and not worth(found, 0.9 / found.rate, 100)
+    assert not worth(found, found.alone[0] * 0.9, 1), "one batch is sooner on all of them"
+    assert found.seconds(1) == pytest.approx(min(found.alone.values())) and found.seconds(100) >= 100 / found.rate
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda t: Placement((t[0], t[0])), "each of which may be in one team"),
+    (lambda t: Placement((Team((Stage((7,), t[0].stages[0].plan),)),)), "this job has 4"),
+    (lambda t: Placement(()), "the plan's teams"),
+    (lambda t: Placement((Team(t[0].stages * 2),)), "each of which may be in one team"),
+])  # fmt: skip
+def test_placements_that_are_none(change, words):
+    every = arranged((32, 22, 13, 9)).placement.teams
+    with pytest.raises(PlanError, match=words):
+        placements.check(change(every), SPEC, "x", 4)
+
+
+def test_layers_that_are_missing_are_refused():
+    (team,) = arranged((30, 20, 10), pipeline=True).placement.teams
+    with pytest.raises(PlanError, match="team 0 of the plan has layers"):
+        placements.check(Placement((Team(team.stages[:2]),)), SPEC, "x", 3)
+
+
+def test_a_placement_is_the_same_after_its_way_to_other_ranks():
+    found = arranged((30, 20, 10), memory=18 * LAYER).placement
+    again = placements.from_json(found.to_json())
+    assert again == found and again.hash == found.hash and found.place(1) == (0, 1) and found.place(9) is None
+
+
+# batches and letters
+
+
+def requests(*rows):
+    made = []
+    for index, count in enumerate(rows):
+        arrays = {"ids": np.arange(count), "types": np.zeros(count, np.int64)}
+        made.append(Request(index, f"line {index + 1}", arrays, np.arange(count), count + 1))
+    return made
+
+
+def test_a_batch_and_its_results_survive_the_way():
+    given = requests(3, 1, 5)
+    facts, arrays = packed(given)
+    for one, other in zip(unpacked(facts, arrays), given, strict=True):
+        assert (one.index, one.origin, one.width, one.rows) == (other.index, other.origin, other.width, other.rows)
+        assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in other.arrays)
+    assert set(packed(given, embedded=True)[1]) == {"in.ids", "keep"}
+    results = [{"logits": np.ones(2)}, {}, {"logits": np.zeros(2), "mask_ids": np.arange(3)}]
+    again = unpacked_results(3, packed_results(results))
+    assert [sorted(result) for result in again] == [["logits"], [], ["logits", "mask_ids"]] and again[2]["mask_ids"].tolist() == [0, 1, 2]
+
+
+class Simulated:
+    """Mail whose teams answer as fast as they are said to, by a clock of their own."""
+
+    def __init__(self, seconds):
+        self.seconds, self.free, self.now, self.waiting = seconds, dict.fromkeys(seconds, 0.0), 0.0, []
+        self.count, self.ended = dict.fromkeys(seconds, 0), []
+
+    def send(self, peer, box, facts, arrays=None):
+        assert box == WORK
+        if facts["do"] == "end":
+            self.ended.append(peer)
+            return
+        rows = sum(rows for *_, rows in facts["requests"])
+        self.free[peer] = max(self.free[peer], self.now) + rows * self.seconds[peer]
+        self.waiting.append((self.free[peer], peer, facts["ticket"], rows, len(facts["requests"])))
+
+    def take(self, box, timeout=None):
+        assert box == FRONT
+        first = min(self.waiting)
+        self.waiting.remove(first)
+        self.now, peer, ticket, rows, count = first
+        self.count[peer] += 1
+        spent = [rows * self.seconds[peer]]
+        return Letter(peer, {"ticket": ticket, "spent": spent}, packed_results([{"x": np.array([peer])}] * count))
+
+
+def front_of(mail, count, paces, rows=10):
+    source = SimpleNamespace(ended=True)
+    events = []
+    scheduler = Scheduler(SimpleNamespace(spec=SimpleNamespace(hidden=1000)), rows)
+    scheduler.add(requests(*[rows] * count))
+    sink = SimpleNamespace(event=events.append)
+    placement = Placement(tuple(Team((Stage((rank,), None),)) for rank in mail.seconds))
+    return Front(SimpleNamespace(source=source, scheduler=scheduler, sink=sink, wanted=lambda: True), mail, placement, paces), events
+
+
+@pytest.mark.parametrize("speeds", [(1, 1, 1), (8, 4, 2, 1), (20, 1)])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "thought alike"])
+def test_batches_go_to_whoever_will_have_answered_first(speeds, known):
+    mail = Simulated({rank: 0.01 / speed for rank, speed in enumerate(speeds)})
+    paces = list(mail.seconds.values()) if known else [0.01] * len(speeds)
+    front, events = front_of(mail, 200, paces)
+    front._work()
+    assert front.error is None and sorted(place for event in events for place in event.places) == list(range(200))
+    least = 200 * 10 / sum(1 / seconds for seconds in mail.seconds.values())
+    assert mail.now <= 1.05 * least + 10 * max(mail.seconds.values()) * (not known)
+    assert sorted(mail.ended) == list(mail.seconds) and front.outcome.answered == 200
+    assert [team.batches for team in front.outcome.teams] == list(mail.count.values())
+
+
+def test_a_team_that_becomes_slow_gets_less():
+    mail = Simulated({0: 0.001, 1: 0.001})
+    front, events = front_of(mail, 100, [0.001, 0.001])
+    real = mail.take
+
+    def take(box, timeout=None):
+        letter = real(box, timeout)
+        if sum(mail.count.values()) == 20:
+            mail.seconds[1] = 0.01
+        return letter
+
+    mail.take = take
+    front._work()
+    assert mail.count[0] > 2 * mail.count[1] and len(events) == 100
+
+
+def test_a_sink_that_fails_ends_all_teams():
+    mail = Simulated({0: 0.001, 1: 0.001})
+    front, _ = front_of(mail, 20, [0.001, 0.001])
+
+    def full(event):
+        raise OSError("no space left")
+
+    front.desk.sink.event = full
+    front._work()
+    assert isinstance(front.error, OSError) and sorted(mail.ended) == [0, 1]
+
+
+def test_who_writes_to_whom():
+    placement = arranged((30, 20, 10), pipeline=True).placement
+    assert partners(placement, 0) == {0, 1, 2} and partners(placement, 1) == {0, 1, 2} and partners(placement, 2) == {0, 1, 2}
+    alone = arranged((30, 20, 10)).placement
+    assert partners(alone, 2) == {0, 2} and partners(alone, 0) == {0, 1, 2}
