@@ -134,7 +134,8 @@ def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
     data = json.loads(plan.read_text())
     (tmp_path / "older.json").write_text(json.dumps(data | {"format_version": 7}))
     refused(launch(tmp_path, "run", "--weights", store, "--plan", "older.json"), "format version 7")
-    (tmp_path / "edited.json").write_text(json.dumps(data | {"heads": [7, 0, 0]}))
+    data["teams"][0][0]["plan"]["heads"] = [7, 0, 0]
+    (tmp_path / "edited.json").write_text(json.dumps(data))
     refused(launch(tmp_path, "run", "--weights", store, "--plan", "edited.json"), "hash")
     refused(launch(tmp_path, "run", "--weights", store, "--plan", "no.json"), "no.json cannot be read")
 

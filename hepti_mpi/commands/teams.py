@@ -44,7 +44,7 @@ def wanted(options: dict[str, Any], choice: "Choice", adaptable: bool, method: s
     pipeline = options["layout"] == PIPELINE
     if choice.objective == "throughput" or pipeline:
         return Teaming(batches, forced=True, pipeline=pipeline)
-    free = choice.objective == "auto" and choice.plan_file is None and choice.adapt is not True and choice.metrics is None
+    free = choice.objective == "auto" and choice.plan_file is None and choice.adapt is None and choice.metrics is None
     if free and adaptable and method == "hepti" and options["layout"] is None and batches >= FROM:
         return Teaming(batches)
     return None
