@@ -66,7 +66,7 @@ def norm(read, write):
 
 def lone(kind, values=1):
     """A program of one exchange."""
-    return (Sync(kind, tuple(f"a{n}" for n in range(values)), tuple(f"b{n}" for n in range(values))),)
+    return (Sync(kind, tuple(f"a{n}" for n in range(values)), tuple(f"b{n}" for n in range(values)), width=SPEC.hidden),)
 
 
 # computing

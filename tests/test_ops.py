@@ -51,7 +51,7 @@ def test_operations_of_other_layers_are_as_much_work():
 
 def test_a_cast_rounds():
     cast = OPERATIONS["to_float16"]
-    where = Where(np.zeros(1), np.zeros(1))
+    where = Where(*[np.zeros(1)] * 4)
     (short,) = REFERENCES[ops.Cast](cast, {}, [np.array([[1.0001]])], where)
     assert short.dtype == np.float16 and short[0, 0] == 1
     assert (cast.needs().dtype, cast.gives().dtype) == ("float32", "float16")

@@ -12,6 +12,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from layers import MADE, odd_model
 
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
@@ -26,7 +27,7 @@ from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Valu
 from hepti_mpi.weights.slices import Part
 
 ROWS = 9
-MODELS = ("tiny-bert", "tiny-vit")  # post-norm, pre-norm
+MODELS = ("tiny-bert", "tiny-vit")  # post-norm, pre-norm; others are in MADE
 PAIRS = tuple(product(("heads", "rows", "alltoall", "recompute"), ("columns", "rows")))
 TILES = {  # per tile, the shares of the ranks in it, from their shares of all rows
     "none": lambda shares: (),
@@ -65,6 +66,9 @@ def possible(layers, mode):
 @cache
 def model_of(name):
     """The spec and float64 weights, large enough that a missing term, bias or norm shows."""
+    if name in MADE:
+        model = odd_model(name)
+        return model.spec, {weight: values.astype(np.float64) for weight, values in model.weights()}
     model = random_model(name)
     random = np.random.default_rng(7)
     weights = {}
@@ -103,20 +107,19 @@ class Rank:
     def __init__(self, spec, weights, plan, values, numbers, rank, lengths):
         self.spec, self.weights, self.rank, self.active = spec, weights, rank, rank in plan.active
         self.mine, self.values, self.numbers = Part(spec, plan, rank), values, numbers
-        self.request = np.repeat(np.arange(len(lengths)), lengths)
+        self.request, self.at = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
         rows = sum(lengths)
         counts = plan.counts(lengths) if len(plan.active) > 1 else (tuple(rows * (r in plan.active) for r in range(plan.ranks)),)
         ends = np.cumsum(counts).reshape(len(counts), -1)
         self.own = [[slice(end - count, end) for end, count in zip(*pair)] for pair in zip(ends, counts)]  # [tiles][ranks]
         self.tiles = {tile: slice(own[0].start, own[-1].stop) for tile, own in enumerate(self.own)} | {None: slice(0, rows)}
-        self.columns = slice(*(at * spec.head_dim for at in self.mine.bounds["heads"]))
         self.memory = {self.numbers[name]: np.full(self.shape(self.values[name]), np.nan) for name in self.numbers if self.active}
         self.root = {}
         self.used = set()
 
     def shape(self, value):
         rows = self.tiles[value.tile] if value.rows == "full" else self.own[value.tile][self.rank]
-        return rows.stop - rows.start, self.spec.hidden if value.columns == "hidden" else self.mine.heads * self.spec.head_dim
+        return rows.stop - rows.start, value.width if value.columns == "hidden" else self.mine.heads * value.width // self.spec.heads
 
     def get(self, name, tile):
         place = named(self.values, name, tile)
@@ -142,8 +145,9 @@ class Rank:
                 assert not zeros & set(op.reads), f"{op.label} of layer {op.layer} reads what this rank has no part in"
                 inside |= zip(op.writes, self.run(op, own, [inside[name] for name in op.reads], rows), strict=True)
             else:
-                width = self.mine.heads * self.spec.head_dim if op.gives().axis == "heads" else self.spec.hidden
-                inside |= {name: np.zeros((rows.stop - rows.start, width)) for name in op.writes}
+                own, all_ = (self.mine.heads, self.spec.heads) if op.gives().axis == "heads" else (1, 1)
+                shapes = {name: (rows.stop - rows.start, width * own // all_) for name, width in zip(op.writes, op.widths())}
+                inside |= {name: np.zeros(shape) for name, shape in shapes.items()}
                 zeros.update(op.writes)
         for name, target in targets.items():
             assert inside[name].shape == target.shape, name
@@ -153,7 +157,7 @@ class Rank:
         if isinstance(op, Cast):  # not rounded but marked, so that a value without its cast, or with two of them, gives a wrong answer
             return [values * (2 if op.dtype == "float16" else 0.5) for values in reads]
         keys = rows if len(reads[-1]) < len(self.request) else slice(None)  # those of whole requests are at hand alone
-        return REFERENCES[type(op)](op, w, reads, Where(self.request[rows], self.request[keys]))
+        return REFERENCES[type(op)](op, w, reads, Where(self.request[rows], self.request[keys], self.at[rows], self.at[keys]))
 
 
 class Job:
@@ -164,7 +168,7 @@ class Job:
         spec, weights = model_of(name)
         spec = replace(spec, layers=len(plan.layers))
         self.program = make_program(spec, plan)
-        self.values, self.division = distributions(self.program), division(plan, lengths, spec.head_dim, spec.hidden)
+        self.values, self.division = distributions(self.program), division(plan, lengths, 1, spec.heads)
         held = self.values, buffers(self.program)
         self.ranks = {rank: Rank(spec, weights, plan, *held, rank, lengths) for rank in sorted({0, *plan.active})}
 
@@ -248,7 +252,7 @@ class Job:
 
     def blocks(self, sync, number):
         """What a rank receives in an exchange: (where to, from whom, which part of what is sent, of which value); the sum counts."""
-        found = self.division.moves(sync.have, sync.want, sync.tile)
+        found = self.division.of(sync.width).moves(sync.have, sync.want, sync.tile)
         return [
             (self.view(number, write, sync.tile, box), giver, self.place(giver, read, sync.tile, box), which)
             for which, (read, write) in enumerate(zip(sync.reads, sync.writes))
@@ -258,7 +262,7 @@ class Job:
     def place(self, number, name, tile, box):
         """Where a box lies in what a rank keeps of a value."""
         value = self.values[named(self.values, name, tile)]
-        return box.inside(self.division.held(Holding(value.rows, value.columns), value.tile).box(number))
+        return box.inside(self.division.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(number))
 
     def view(self, number, name, tile, box):
         return self.ranks[number].get(name, tile)[self.place(number, name, tile, box)]
@@ -313,6 +317,18 @@ def test_requests_of_other_sizes_and_packed_requests(lengths):
         for layers in ((PAIRS[0], PAIRS[3], PAIRS[1]), (PAIRS[2], PAIRS[4], PAIRS[7]), *((pair,) * 3 for pair in PAIRS[2:])):
             if possible(layers, mode):
                 compare(name, plan_of(spec, layers, (1, 0, 3), (2, 2, 3), (3, 1, 1), mode), lengths)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_layers_of_all_kinds(name):
+    """Requests that are cut in the middle, in tiles too, and ranks without heads, columns or rows."""
+    spec, _ = model_of(name)
+    every = product(MODES, (*PAIRS, ("local", "rows")), (((1,),) * 3, ((0, 1, 1), (5, 0, 2), (1, 1, 0))))
+    for mode, pair, (heads, columns, rows) in list(every)[:: 1 if name == "grouped" else 7]:
+        other = PAIRS[(PAIRS.index(pair) + 3) % len(PAIRS)] if pair in PAIRS else pair
+        for layers, lengths in (((pair,) * 3, (ROWS,)), ((pair, other, pair), (4, 1, 7))):
+            if possible(layers, mode) and (pair in PAIRS or mode[2] == "none"):
+                compare(name, plan_of(spec, layers, heads, columns, rows, mode), lengths)
 
 
 @pytest.mark.parametrize("pair", [("local", "rows"), ("local", "columns")], ids="/".join)

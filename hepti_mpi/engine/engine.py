@@ -16,7 +16,7 @@ import numpy as np
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.machine import Machine
-from hepti_mpi.engine.packing import Packing, pack
+from hepti_mpi.engine.packing import Rows
 from hepti_mpi.engine.routes import TAGS, Route, Router
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.buffers import buffers, dependencies, distributions, interface, named
@@ -37,7 +37,7 @@ class _Geometry:
     works: dict[int, Work] = field(default_factory=dict)  # of the runs
     zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
     routes: dict[int, tuple[Route, ...]] = field(default_factory=dict)  # one after the other
-    packings: dict[tuple[str, int | None], Packing] = field(default_factory=dict)  # the bindings point into them
+    packings: dict[tuple[str, int | None], Rows] = field(default_factory=dict)  # the bindings point into them
 
 
 class Engine:
@@ -274,7 +274,7 @@ class Engine:
         return made
 
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
-        places = division(self.plan, lengths, self.spec.head_dim, self.spec.hidden)
+        places = division(self.plan, lengths, 1, self.spec.heads)
         values: dict[str, np.ndarray] = {}
         for name, value in self.values.items():
             if value.rows == "root":
@@ -293,7 +293,7 @@ class Engine:
         return geometry
 
     def _shape(self, value: Value, places: Division) -> tuple[int, int]:
-        box = places.held(Holding(value.rows, value.columns), value.tile).box(self.rank)
+        box = places.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(self.rank)
         return box.bottom - box.top, box.right - box.left
 
     def _bind(self, place: int, step: Compute, at: _Geometry, lengths: Sequence[int]) -> None:
@@ -306,8 +306,10 @@ class Engine:
         which = (step.distribution, step.tile)
         if which not in at.packings:
             whole = any(attention == "local" for attention, _ in self.plan.layers) and step.distribution == "rows"
-            at.packings[which] = pack(lengths, rows.start, rows.stop, first_key=rows.start if whole else 0)
-        found: dict[str, np.ndarray] = dict(vars(at.packings[which]))
+            at.packings[which] = Rows(tuple(lengths), rows.start, rows.stop, rows.start if whole else 0)
+        found: dict[str, np.ndarray] = {}
+        for op in step.ops:
+            found |= at.packings[which].inputs(op)
         for name in step.reads:
             found[name] = at.values[named(self.values, name, step.tile)]
         for name in step.writes:

@@ -1,15 +1,21 @@
-"""How requests of different lengths lie in one packed batch, seen from one rank. Pure index arithmetic.
+"""How requests of different lengths lie in one packed batch, seen from one rank, and what segments ask about that. Pure arithmetic.
 
 The rows of all requests follow each other without padding; every matrix product runs on those. Only the small attention
 operator wants [requests, positions], so a rank gathers the rows of its queries and of all keys into that shape and back.
+What depends on where a row lies in its request (rotary angles, masks, buckets of distances) is data of the batch as well.
 """
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from hepti_mpi import splits
+from hepti_mpi.models.attention import angles, bucket, within
+from hepti_mpi.models.blocks import Attention
+from hepti_mpi.program import ops
+from hepti_mpi.program.ops import Op
 
 
 @dataclass(frozen=True)
@@ -31,16 +37,21 @@ class Packing:
         return self.q_index.shape[0] * self.q_index.shape[1] * self.kv_index.shape[1]
 
 
-def pack(lengths: Sequence[int], start: int, stop: int, first_key: int = 0) -> Packing:
+def pack(
+    lengths: Sequence[int], start: int, stop: int, first_key: int = 0, piece: tuple[int, int, int] | None = None
+) -> Packing:  # fmt: skip
     """Return the packing of rows [start, stop) of requests with `lengths` rows; only requests with a row in it take part.
 
-    `first_key`: the row that the keys at hand begin with.
+    `first_key`: the row that the keys at hand begin with. `piece`: as `Attention.piece`: requests are cut into such pieces.
     """
-    parts = []  # (first own row, own rows, first row of the request, its length)
+    parts = []  # (first own row, own rows, first row that they attend to, how many)
     for begin, length in zip(splits.starts(lengths), lengths):
         first, last = max(start, begin), min(stop, begin + length)
-        if last > first:
-            parts.append((first - start, last - first, begin, length))
+        before, rows, behind = piece or (length, length, length)
+        for top in range(first, last, rows):
+            bottom = min(top + rows, last)
+            key, keys_end = max(begin, top - before), min(begin + length, bottom + behind)
+            parts.append((top - start, bottom - top, key, keys_end - key))
     q_width = max((own for _, own, _, _ in parts), default=0)
     kv_width = max((length for *_, length in parts), default=0)
     q_index = np.zeros((len(parts), q_width), np.int64)
@@ -51,3 +62,61 @@ def pack(lengths: Sequence[int], start: int, stop: int, first_key: int = 0) -> P
         kv_index[number, :length] = np.arange(begin, begin + length) - first_key
         unpad[first : first + own] = number * q_width + np.arange(own)
     return Packing(q_index, kv_index, np.array([length for *_, length in parts], np.int32), unpad)
+
+
+def asked(kind: str, of: object = None) -> str:
+    """Return what the input `kind` of segments is called, for what the model says of it (`of`)."""
+    return kind if of is None else f"{kind}_{zlib.crc32(repr(of).encode()):08x}"
+
+
+def reach(block: Attention) -> tuple[object, ...] | None:
+    """Return what the rows depend on that a row attends to; None: all of its request."""
+    return None if block.plain else ("reach", block.causal, block.window)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows [start, stop) of a packed batch of requests of `lengths` rows; the keys at hand begin with row `first_key`."""
+
+    lengths: tuple[int, ...]
+    start: int
+    stop: int
+    first_key: int = 0
+    known: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a query and a key are computed where rows attend to all of their request, padding among them."""
+        return pack(self.lengths, self.start, self.stop).pairs
+
+    def inputs(self, op: Op) -> dict[str, np.ndarray]:
+        """Return what the segment of an operation asks, by what it is called there."""
+        if isinstance(op, ops.Rotate) and op.block.rotary:
+            names = asked("cos", op.block.rotary), asked("sin", op.block.rotary)
+            if names[0] not in self.known:
+                at = np.concatenate([np.arange(length) for length in self.lengths])[self.start : self.stop]
+                self.known.update(zip(names, angles(op.block.rotary, at)))
+            return {name: self.known[name] for name in names}
+        return self._of_attention(op.block) if isinstance(op, ops.Mix) else {}
+
+    def _of_attention(self, block: Attention) -> dict[str, np.ndarray]:
+        of = reach(block)
+        names = {kind: asked(kind, of) for kind in ("q_index", "kv_index", "kv_lengths", "unpad")}
+        if of is not None:
+            names["mask"] = asked("mask", of)
+        if block.relative:
+            names["buckets"] = asked("buckets", (of, block.relative))
+        if not all(name in self.known for name in names.values()):
+            packing = pack(self.lengths, self.start, self.stop, self.first_key, block.piece)
+            queries, keys = packing.q_index + self.start, packing.kv_index + self.first_key
+            distance = queries[:, :, None] - keys[:, None, :]  # [pieces, q, kv]
+            found = dict(vars(packing))
+            if of is not None:
+                there = np.arange(keys.shape[1]) < packing.kv_lengths[:, None]  # [pieces, kv]
+                seen = within(block, distance) & there[:, None, :]
+                seen |= ~seen.any(axis=2, keepdims=True)  # padding attends to something, so that its numbers are finite
+                found["mask"] = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+            if block.relative:
+                found["buckets"] = bucket(block.relative, distance)
+            self.known.update((name, found[kind]) for kind, name in names.items())
+        return {name: self.known[name] for name in names.values()}

@@ -94,7 +94,8 @@ class Router:
         return summed, self._route((EVEN, FULL), sync.tile, writes, writes, tag + 1)
 
     def _route(self, holdings: tuple[Holding, Holding], tile: int, reads: Sequence[str], writes: Sequence[str], tag: int) -> Route:
-        have, want = (self.division.held(holding, tile) for holding in holdings)
+        division = self.division.of(self.values[reads[0]].width)
+        have, want = (division.held(holding, tile) for holding in holdings)
         if self.rank not in self.members and not (self.rank == 0 and ROOT in holdings):
             return Route()
         if have.terms:
@@ -105,7 +106,7 @@ class Router:
         receives: list[Block] = []
         copies: list[Copy] = []
         for read, write in zip(reads, writes):
-            for giver, taker, box in self.division.moves(*holdings, tile):
+            for giver, taker, box in division.moves(*holdings, tile):
                 if giver == taker == self.rank:
                     copies += [(self._part(write, box), self._part(read, box))] * (read != write)
                 elif giver == self.rank:
@@ -118,7 +119,7 @@ class Router:
     def _part(self, name: str, box: Box) -> np.ndarray:
         """Return the view of a box of a value, in what this rank keeps of it."""
         value = self.values[name]
-        kept = self.division.held(Holding(value.rows, value.columns), value.tile).box(self.rank)
+        kept = self.division.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(self.rank)
         return self.arrays[name][box.inside(kept)]
 
     def _uneven(self, held: Held) -> bool:

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from hepti_mpi.engine.kernels import DTYPES, INDEXES, KERNELS, MICROSOFT, Graph, Writing
+from hepti_mpi.engine.kernels import ASKED, DTYPES, KERNELS, MICROSOFT, Graph, Writing, lone
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part
@@ -27,6 +27,7 @@ ELEMENT = {
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.int32): TensorProto.INT32,
 }
+OPSETS = {"Attention": 23}  # of nodes that are younger than the others
 _configured: list[tuple[int, bool]] = []
 
 
@@ -56,7 +57,8 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One session: `inputs` and `outputs` in order; `zeros` are values this rank has no part in, which are to be filled with 0.
+    """One session: `inputs` and `outputs` in order, and the inputs `asked` about the rows of a batch; `zeros` are values this rank has no
+    part in, which are to be filled with 0.
 
     `plain`: the same for a single request, whose rows need no rearranging; None where weights would be held twice.
     """
@@ -65,6 +67,7 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     zeros: tuple[str, ...]
+    asked: tuple[str, ...] = ()
     plain: "onnxruntime.InferenceSession | None" = None
 
     def bind(self, values: Mapping[str, np.ndarray], lone: bool) -> Callable[[], None] | None:
@@ -76,10 +79,9 @@ class Segment:
             return None
         session = self.plain if lone and self.plain is not None else self.session
         binding = session.io_binding()
-        for names, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+        asked = () if session is self.plain else self.asked
+        for names, bind in (((*self.inputs, *asked), binding.bind_input), (self.outputs, binding.bind_output)):
             for name in names:
-                if session is self.plain and name in INDEXES:
-                    continue
                 array = values[name]
                 shape = (1, *array.shape) if session is self.plain else array.shape
                 bind(name, "cpu", 0, ELEMENT[array.dtype], shape, array.ctypes.data)
@@ -124,9 +126,9 @@ def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -
 
     graph = _written(done, compute.distribution, store, part)
     plain = None
-    if graph.indexes and not any(op.weights() for op in done):
+    if graph.indexes and not any(op.weights() for op in done) and all(map(lone, done)):
         plain = session_of(_written(done, compute.distribution, store, part, plain=True), 3)
-    return Segment(session_of(graph, 2), (*inputs, *graph.indexes), outputs, zeros, plain)
+    return Segment(session_of(graph, 2), inputs, outputs, zeros, tuple(graph.indexes), plain)
 
 
 def _written(done: Sequence[Op], distribution: str, store: Store, part: Part, plain: bool = False) -> Graph:
@@ -143,15 +145,16 @@ def _proto(graph: Graph, done: Sequence[Op], inputs: Sequence[str], outputs: Seq
     def value(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, DTYPES[dtypes[name]], [None] * dims)
 
-    ranks = {"q_index": [None, None], "kv_index": [None, None], "kv_lengths": [None], "unpad": [None]}
     infos = [value(name) for name in inputs]
-    infos += [helper.make_tensor_value_info(name, INDEXES[name], ranks[name]) for name in graph.indexes]
+    for name, kind in graph.indexes.items():
+        dtype, rank = ASKED[kind]
+        infos.append(helper.make_tensor_value_info(name, dtype, [None] * rank))
     return helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
 
 
 def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
     """Return the session of a graph whose weights are in `folder`; `mode` as in `build`."""
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
+    opsets = [helper.make_opsetid("", max(OPSETS.get(node.op_type, 18) for node in graph.node)), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = not (_configured and _configured[0][1])

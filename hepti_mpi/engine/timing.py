@@ -8,9 +8,10 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.probe import Timers
-from hepti_mpi.engine.kernels import INDEXES, Graph, activate, attend
+from hepti_mpi.engine.kernels import ASKED, Graph, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.sessions import bound, session
+from hepti_mpi.models.blocks import Attention
 from hepti_mpi.models.spec import ModelSpec
 
 PROBE_BYTES = 64 << 20
@@ -33,8 +34,9 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
 
     gemm, between = products(blocks), products(1)
     mixing = Graph()
-    block = spec.layer(0).attention
-    attend(mixing, "q", "k", "v", block.heads, block.width, "y")
+    dim = spec.layer(0).attention.dim
+    plain = Attention(hidden, hidden // dim, dim)
+    attend(mixing, plain, "qkv", "y", plain.heads)
     attention = probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
     norm = Graph()
     one = norm.constant("one", np.ones(hidden, np.float32))
@@ -55,7 +57,7 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
         return lambda: gemm.run(None, feed)
 
     def of_requests(count: int, length: int) -> Callable[[], None]:
-        values = np.resize(tile, (count * length, hidden))
+        values = np.resize(tile, (count * length, plain.width))
         feed = {"q": values, "k": values, "v": values, **vars(pack([length] * count, 0, count * length))}
         return bound(attention, feed, np.empty_like(values))
 
@@ -75,7 +77,7 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
 
 def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
     """Return the session of a graph that writes `y`, of the ONNX type `kind`."""
-    infos = [helper.make_tensor_value_info(name, INDEXES.get(name, TensorProto.FLOAT), None) for name in inputs]
+    infos = [helper.make_tensor_value_info(name, ASKED.get(name, (TensorProto.FLOAT, 2))[0], None) for name in inputs]
     result = helper.make_tensor_value_info("y", kind, None)
     made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
     return session(made, Path("."), "packed", threads)

@@ -3,7 +3,9 @@
 Knows neither the layer's number nor what the model is called: layers that are alike have equal blocks. Knows no rank and no plan.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hepti_mpi.models.formats import F32, Format
 
@@ -47,79 +49,209 @@ class Weight:
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm of rows of `width` numbers."""
+    """The norm of rows of `width` numbers. `kind`: "layer" (LayerNorm) or "rms" (RMSNorm, which has no bias).
+
+    A family whose norm multiplies by 1 + weight (Gemma) adds the 1 when it is imported.
+    """
 
     width: int
     eps: float
+    kind: str = "layer"
+    bias: bool = True
 
     def weights(self, name: str) -> dict[str, Weight]:
         """Return the weights of the norm `name` by what each is to it."""
-        return {part: Weight(f"{name}.{part}", "norm", ("hidden",), (self.width,)) for part in ("weight", "bias")}
+        parts = ("weight", "bias") if self.bias and self.kind == "layer" else ("weight",)
+        return {part: Weight(f"{name}.{part}", "norm", ("hidden",), (self.width,)) for part in parts}
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: pairs of the first numbers of a head are turned by the row's position times the pair's frequency.
+
+    `frequencies`: of each pair, in radians a row, scaled as the family scales them; `interleaved`: pairs are neighbours, else the first
+    half of the numbers goes with the second; `factor`: what the turned numbers are multiplied by.
+    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, arXiv:2104.09864.
+    """
+
+    frequencies: tuple[float, ...]
+    interleaved: bool = False
+    factor: float = 1.0
+
+    @property
+    def dims(self) -> int:
+        """Numbers of a head that are turned."""
+        return 2 * len(self.frequencies)
+
+
+def rotary(dims: int, base: float, interleaved: bool = False) -> Rotary:
+    """Return rotary positions of `dims` numbers of a head, whose frequencies fall from 1 towards 1 / base."""
+    return Rotary(tuple(base ** (-2 * pair / dims) for pair in range(dims // 2)), interleaved)
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A learned number per head that is added to scores by how far the key is from the query; all layers share the table.
+
+    `buckets` of distances: half of them, or all where `both_ways` is false, lie behind the query; beyond `distance` all are one.
+    Source: Raffel et al., "Exploring the Limits of Transfer Learning", 2020, arXiv:1910.10683, section 2.1.
+    """
+
+    buckets: int
+    distance: int
+    both_ways: bool = True
+
+
+SHARED = "relative.weight"  # the table of Relative in the store
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Self-attention of rows of `hidden` numbers: `heads` heads of `dim` numbers each; Q, K, V and the output have biases."""
+    """Self-attention of rows of `hidden` numbers: `heads` heads of `dim` numbers each.
+
+    `kv_heads`: heads of K and V, each read by `group` heads of Q that follow each other; 0: as many as of Q. Ranks divide these: a
+    granule of heads is one of K and V with those that read it.
+    `biases`: which of "qkvo" have one. `causal`: a row attends to itself and those before it only; `window`: to those at most so far
+    away only. `q_norm`, `k_norm`: of each head, before `rotary`. `scale`: of the scores, 1 / sqrt(dim) for None; `softcap`: they become
+    softcap x tanh(score / softcap), 0: as they are.
+    """
 
     hidden: int
     heads: int
     dim: int
+    kv_heads: int = 0
+    biases: str = "qkvo"
+    causal: bool = False
+    window: int | None = None
+    rotary: Rotary | None = None
+    relative: Relative | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    scale: float | None = None
+    softcap: float = 0.0
+
+    @property
+    def granules(self) -> int:
+        """In how many parts ranks divide it at the most."""
+        return self.kv_heads or self.heads
+
+    @property
+    def group(self) -> int:
+        """Heads of Q that read one of K and V."""
+        return self.heads // self.granules
 
     @property
     def width(self) -> int:
-        """Numbers in a row of all heads."""
+        """Numbers in a row of all heads of Q."""
         return self.heads * self.dim
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers in a row of all heads of K, and of V."""
+        return self.granules * self.dim
+
+    def width_of(self, matrix: str) -> int:
+        """Return the numbers in a row of what one of "qkv" gives."""
+        return self.width if matrix == "q" else self.kv_width
+
+    @property
+    def multiplier(self) -> float:
+        """What scores are multiplied by."""
+        return self.dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def plain(self) -> bool:
+        """Whether every row attends to all of its request by its scores alone, with as many heads of K and V as of Q."""
+        return self.group == 1 and not (self.causal or self.window is not None or self.relative or self.softcap)
+
+    @property
+    def piece(self) -> tuple[int, int, int] | None:
+        """In a window attention is computed piece by piece: rows before it that a piece attends to, its own rows, and those behind it."""
+        if self.window is None:
+            return None
+        return self.window, max(self.window, 1), 0 if self.causal else self.window
+
+    def head_norm(self, matrix: str) -> Norm | None:
+        """Return the norm of each head of what one of "qkv" gives."""
+        return {"q": self.q_norm, "k": self.k_norm}.get(matrix)
 
     def weights(self, name: str) -> dict[str, Weight]:
         """Return the weights of the block `name` by what each is to it, in the order of the store.
 
-        Q, K, V, O are [heads, dim, hidden], so that what a rank holds of each is one contiguous range: O is the transpose of what
-        PyTorch stores.
+        Q, K, V, O are [granules, numbers of their heads, hidden], so that what a rank holds of each is one contiguous range: O is the
+        transpose of what PyTorch stores.
         """
-        axes, shape = ("heads", "dim", "hidden"), (self.heads, self.dim, self.hidden)
-        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "attention", axes, shape, int(m != "o")) for m in "qkvo"}
-        found |= {f"{m}.bias": Weight(f"{name}.{m}.bias", "attention", axes[:2], shape[:2]) for m in "qkv"}
-        return found | {"o.bias": Weight(f"{name}.o.bias", "norm", ("hidden",), (self.hidden,))}  # the tail adds it
+        axes = ("heads", "dim", "hidden")
+        shapes = {m: (self.granules, self.dim * (self.group if m in "qo" else 1), self.hidden) for m in "qkvo"}
+        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "attention", axes, shapes[m], int(m != "o")) for m in "qkvo"}
+        found |= {f"{m}.bias": Weight(f"{name}.{m}.bias", "attention", axes[:2], shapes[m][:2]) for m in "qkv" if m in self.biases}
+        for m in "qk":
+            norm = self.head_norm(m)
+            found |= {f"{m}.norm.{role}": one for role, one in norm.weights(f"{name}.{m}.norm").items()} if norm else {}
+        return found | self.tail(name)
 
-    def bias(self, name: str) -> str:
-        """Return the name of the bias that is added once to what the block gives."""
-        return f"{name}.o.bias"
+    def tail(self, name: str) -> dict[str, Weight]:
+        """Return the bias that is added once to what the block gives, if there is one."""
+        return {"o.bias": Weight(f"{name}.o.bias", "norm", ("hidden",), (self.hidden,))} if "o" in self.biases else {}
+
+    def shared(self) -> dict[str, Weight]:
+        """Return the weights that it shares with other layers."""
+        if self.relative is None:
+            return {}
+        return {"relative": Weight(SHARED, "attention", ("heads", "buckets"), (self.heads, self.relative.buckets))}
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Two products with `activation` between, from rows of `hidden` numbers to `width` columns and back; both have biases."""
+    """Two products with `activation` between, from rows of `hidden` numbers to `width` columns and back.
+
+    `gated`: what `gate` gives is activated and multiplied by what `up` gives (GLU). `bias`: whether the products have biases.
+    """
 
     hidden: int
     width: int
     activation: str
+    gated: bool = False
+    bias: bool = True
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The matrices from rows to columns."""
+        return ("up", "gate") if self.gated else ("up",)
 
     def weights(self, name: str) -> dict[str, Weight]:
         """Return the weights of the block `name` by what each is to it, in the order of the store.
 
-        Both matrices are [width, hidden]: the second is the transpose of what PyTorch stores.
+        All matrices are [width, hidden]: the last is the transpose of what PyTorch stores.
         """
         axes, shape = ("columns", "hidden"), (self.width, self.hidden)
-        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "mlp", axes, shape, inner) for m, inner in (("up", 1), ("down", 0))}
-        found["up.bias"] = Weight(f"{name}.up.bias", "mlp", axes[:1], shape[:1])
-        return found | {"down.bias": Weight(f"{name}.down.bias", "norm", ("hidden",), (self.hidden,))}  # the tail adds it
+        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "mlp", axes, shape, int(m != "down")) for m in (*self.inner, "down")}
+        found |= {f"{m}.bias": Weight(f"{name}.{m}.bias", "mlp", axes[:1], shape[:1]) for m in self.inner if self.bias}
+        return found | self.tail(name)
 
-    def bias(self, name: str) -> str:
-        """Return the name of the bias that is added once to what the block gives."""
-        return f"{name}.down.bias"
+    def tail(self, name: str) -> dict[str, Weight]:
+        """Return the bias that is added once to what the block gives, if there is one."""
+        return {"down.bias": Weight(f"{name}.down.bias", "norm", ("hidden",), (self.hidden,))} if self.bias else {}
+
+
+Norms = tuple[Norm | None, Norm | None]  # one per kind of block
 
 
 @dataclass(frozen=True)
 class Layer:
     """Blocks that each add something to the residual, one after the other.
 
-    `before`, `after`: per kind of block, the norm of what the block reads, and that of the residual sum behind it; None: there is none.
+    Per kind of block, None: there is none: `before`: the norm of what the block reads; `given`: that of what it gives, before it is added
+    (Gemma's sandwich); `after`: that of the residual sum behind it. `scaled`: what a block gives is multiplied by a weight, number by
+    number, before it is added.
     """
 
     attention: Attention
     mlp: Mlp
-    before: tuple[Norm | None, Norm | None] = (None, None)
-    after: tuple[Norm | None, Norm | None] = (None, None)
+    before: Norms = (None, None)
+    after: Norms = (None, None)
+    given: Norms = (None, None)
+    scaled: bool = False
 
     def block(self, kind: str) -> Attention | Mlp:
         """Return the block of a kind of KINDS."""
@@ -133,10 +265,44 @@ class Layer:
         """Return the norm of the residual sum behind a block."""
         return self.after[KINDS.index(kind)]
 
+    def norm_given(self, kind: str) -> Norm | None:
+        """Return the norm of what a block gives."""
+        return self.given[KINDS.index(kind)]
+
+    def tail(self, name: str, kind: str) -> dict[str, Weight]:
+        """Return the weights, by what each is, with which the layer `name` adds what a block gives to the residual."""
+        block = f"{name}.{kind}"
+        found = dict(zip(("bias",), self.block(kind).tail(block).values()))
+        norm = self.norm_given(kind)
+        if norm:
+            found |= {f"given.{role}": weight for role, weight in norm.weights(f"{block}.given").items()}
+        if self.scaled:
+            found["scale"] = Weight(f"{block}.scale", "norm", ("hidden",), (self.block(kind).hidden,))
+        return found
+
     def weights(self, name: str) -> tuple[Weight, ...]:
         """Return the weights of the layer `name` in the order of the store: those that ranks divide come first."""
         found = [weight for kind in KINDS for weight in self.block(kind).weights(f"{name}.{kind}").values()]
         for kind in KINDS:
             norm = self.norm_before(kind) or self.norm_after(kind)
             found += norm.weights(f"{name}.{kind}.norm").values() if norm else ()
+        for kind in KINDS:
+            found += (weight for role, weight in self.tail(name, kind).items() if role != "bias")
         return tuple(sorted(found, key=lambda weight: weight.split is None))
+
+
+def layer_from_json(data: Mapping[str, Any]) -> Layer:
+    """Rebuild a layer from what dataclasses.asdict gives. Raises KeyError or TypeError when something is missing or unknown."""
+
+    def norm(one: Mapping[str, Any] | None) -> Norm | None:
+        return None if one is None else Norm(**one)
+
+    attention = dict(data["attention"])
+    for key in ("q_norm", "k_norm"):
+        attention[key] = norm(attention[key])
+    if attention["rotary"] is not None:
+        attention["rotary"] = Rotary(**attention["rotary"] | {"frequencies": tuple(attention["rotary"]["frequencies"])})
+    if attention["relative"] is not None:
+        attention["relative"] = Relative(**attention["relative"])
+    norms = {key: (norm(data[key][0]), norm(data[key][1])) for key in ("before", "after", "given")}
+    return Layer(**dict(data) | {"attention": Attention(**attention), "mlp": Mlp(**data["mlp"])} | norms)

@@ -1,4 +1,4 @@
-"""LayerNorm, activations and softmax on NumPy arrays. Knows formulas; knows no model, no file and no rank."""
+"""Norms, activations and softmax on NumPy arrays. Knows formulas; knows no model, no file and no rank."""
 
 import math
 from typing import Any
@@ -34,12 +34,14 @@ def erf(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def activate(name: str, x: Array) -> Array:
-    """Return the activation `name` ("gelu", "gelu_tanh" or "relu") of every element, in the type of `x`.
+    """Return the activation `name` ("gelu", "gelu_tanh", "relu" or "silu") of every element, in the type of `x`.
 
-    Source: Hendrycks and Gimpel, Gaussian error linear units, arXiv:1606.08415, the exact form and the tanh form.
+    Source: Hendrycks and Gimpel, Gaussian error linear units, arXiv:1606.08415, the exact form, the tanh form and, in section 5, silu.
     """
     if name == "relu":
         return np.maximum(x, 0)
+    if name == "silu":
+        return x * sigmoid(x)
     if name == "gelu_tanh":
         approximate: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
         return approximate
@@ -47,14 +49,23 @@ def activate(name: str, x: Array) -> Array:
     return exact.astype(x.dtype)
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """Return LayerNorm over the last axis, in the type of `x`.
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """Return LayerNorm over the last axis, in the type of `x`; without a bias for None.
 
     Source: Ba, Kiros and Hinton, Layer normalization, arXiv:1607.06450, equation 4.
     """
     centred = x - x.mean(axis=-1, keepdims=True)  # [rows, hidden]
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # [rows, 1]
-    result: Array = centred / np.sqrt(variance + eps) * weight + bias  # [rows, hidden]
+    result: Array = centred / np.sqrt(variance + eps) * weight  # [rows, hidden]
+    return result if bias is None else result + bias
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Return RMSNorm over the last axis, in the type of `x`.
+
+    Source: Zhang and Sennrich, Root mean square layer normalization, arXiv:1910.07467, equation 4.
+    """
+    result: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
     return result
 
 

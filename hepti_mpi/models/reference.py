@@ -4,14 +4,14 @@ Knows the mathematics of a model and packed requests; knows no rank, no plan, no
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hepti_mpi.models.blocks import KINDS, Mlp, Norm
-from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, softmax
-from hepti_mpi.models.spec import ModelSpec, layer_weights
+from hepti_mpi.models.attention import mixed, turned
+from hepti_mpi.models.blocks import KINDS, Attention, Layer, Mlp, Norm, Weight
+from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, rms_norm
+from hepti_mpi.models.spec import ModelSpec
 
 
 def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, lengths: Sequence[int], dtype: DTypeLike = np.float64) -> Array:
@@ -24,47 +24,71 @@ def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, length
         raise ValueError(f"lengths add up to {sum(lengths)}, x has {len(x)} rows")
 
     x = as_type(x, dtype)  # [rows, hidden]
-    for number in range(spec.layers):
-        layer = spec.layer(number)
-        own = {weight.name: as_type(weights[weight.name], dtype) for weight in layer_weights(spec, number)}
+
+    def read(found: Mapping[str, Weight]) -> dict[str, Array]:
+        return {role: as_type(weights[weight.name], dtype) for role, weight in found.items()}
+
+    for number, layer in enumerate(spec.each()):
+        name = f"layers.{number}"
         for kind in KINDS:
-            name = f"layers.{number}.{kind}"
-            block = partial(attend, lengths=lengths) if kind == "attention" else partial(mlp, layer.mlp)
-            part = {role: own[weight.name] for role, weight in layer.block(kind).weights(name).items()}
-            y = norm(layer.norm_before(kind), own, f"{name}.norm", x)  # [rows, hidden]
-            x = norm(layer.norm_after(kind), own, f"{name}.norm", x + block(part, y))  # [rows, hidden]
+            own = read(layer.block(kind).weights(f"{name}.{kind}") | layer.attention.shared())
+            before, after = layer.norm_before(kind), layer.norm_after(kind)
+            either = before or after
+            of_norm = read(either.weights(f"{name}.{kind}.norm") if either else {})
+            y = norm(before, of_norm, x)  # [rows, hidden]
+            given = attend(layer.attention, own, y, lengths) if kind == "attention" else mlp(layer.mlp, own, y)  # [rows, hidden]
+            x = norm(after, of_norm, x + added(layer, kind, read(layer.tail(name, kind)), given))  # [rows, hidden]
     last = spec.final_norm
-    own = {weight.name: as_type(weights[weight.name], dtype) for weight in (last.weights("final.norm").values() if last else ())}
-    return norm(last, own, "final.norm", x)  # [rows, hidden]
+    return norm(last, read(last.weights("final.norm") if last else {}), x)  # [rows, hidden]
 
 
-def norm(block: Norm | None, own: Mapping[str, Array], name: str, x: Array) -> Array:
-    """Return LayerNorm `name` of `x` [rows, hidden]; `x` where there is none."""
-    return x if block is None else layer_norm(x, own[f"{name}.weight"], own[f"{name}.bias"], block.eps)  # [rows, hidden]
+def norm(block: Norm | None, own: Mapping[str, Array], x: Array) -> Array:
+    """Return the norm of `x` [rows, width]; `x` where there is none."""
+    if block is None:
+        return x
+    if block.kind == "rms":
+        return rms_norm(x, own["weight"], block.eps)
+    return layer_norm(x, own["weight"], own.get("bias"), block.eps)
 
 
-def attend(own: Mapping[str, Array], x: Array, lengths: Sequence[int]) -> Array:
-    """Return self-attention of every request in `x` [rows, hidden], after the output projection.
+def added(layer: Layer, kind: str, own: Mapping[str, Array], given: Array) -> Array:
+    """Return what is added to the residual of what a block gives [rows, hidden]: with its bias, its norm and its scale."""
+    given = given + own.get("bias", 0)
+    given = norm(layer.norm_given(kind), {role.removeprefix("given."): values for role, values in own.items()}, given)
+    return given * own.get("scale", 1)
 
-    Source: Vaswani et al., Attention is all you need, arXiv:1706.03762, equation 1 and section 3.2.2.
-    """
-    q, k, v = (
-        np.einsum("rh,ndh->nrd", x, own[f"{m}.weight"], optimize=True)  # [rows, hidden] -> [heads, rows, dim]
-        + own[f"{m}.bias"][:, None, :]  # [heads, 1, dim]
-        for m in "qkv"
-    )
-    out = np.zeros_like(q)  # [heads, rows, dim]
+
+def attend(block: Attention, own: Mapping[str, Array], x: Array, lengths: Sequence[int]) -> Array:
+    """Return self-attention of every request in `x` [rows, hidden], after the output matrix."""
+    q, k, v = (project(own, m, x) for m in "qkv")
+    mixture = np.zeros_like(q)
     start = 0
     for length in lengths:
-        mine = slice(start, start + length)
-        scores = q[:, mine] @ k[:, mine].transpose(0, 2, 1) / np.sqrt(q.dtype.type(q.shape[2]))  # [heads, length, length]
-        out[:, mine] = softmax(scores) @ v[:, mine]  # [heads, length, dim]
+        mine, at = slice(start, start + length), np.arange(length)
+        ready, keys = (heads(block, m, own, values[mine], at) for m, values in zip("qk", (q, k)))
+        mixture[mine] = mixed(block, ready, keys, v[mine], at[:, None] - at, table=own.get("relative"))
         start += length
-    merged: Array = np.einsum("nrd,ndh->rh", out, own["o.weight"], optimize=True)  # [rows, hidden]
-    return merged + own["o.bias"]  # [rows, hidden]
+    result: Array = mixture @ own["o.weight"].reshape(-1, x.shape[1])  # [rows, hidden]
+    return result
+
+
+def project(own: Mapping[str, Array], matrix: str, x: Array) -> Array:
+    """Return the rows `x` [rows, hidden] times one of "qkv", with its bias: [rows, width]."""
+    result: Array = x @ own[f"{matrix}.weight"].reshape(-1, x.shape[1]).T
+    return result + own[f"{matrix}.bias"].ravel() if f"{matrix}.bias" in own else result
+
+
+def heads(block: Attention, matrix: str, own: Mapping[str, Array], x: Array, positions: Array) -> Array:
+    """Return the heads of Q or K, [rows, width], normed and turned by the `positions` of their rows as the block says."""
+    split = x.reshape(len(x), x.shape[1] // block.dim, block.dim)  # [rows, heads, dim]
+    prefix = f"{matrix}.norm."
+    split = norm(block.head_norm(matrix), {role.removeprefix(prefix): one for role, one in own.items() if role.startswith(prefix)}, split)
+    return (turned(block.rotary, split, positions) if block.rotary else split).reshape(x.shape)
 
 
 def mlp(block: Mlp, own: Mapping[str, Array], x: Array) -> Array:
-    """Return the two-matrix MLP of `x` [rows, hidden]."""
-    inner = x @ own["up.weight"].T + own["up.bias"]  # [rows, ffn]
-    return activate(block.activation, inner) @ own["down.weight"] + own["down.bias"]  # [rows, hidden]
+    """Return the MLP of `x` [rows, hidden], without the bias that is added to what it gives."""
+    up, *gate = (x @ own[f"{m}.weight"].T + own.get(f"{m}.bias", 0) for m in block.inner)  # [rows, ffn]
+    inner = activate(block.activation, gate[0]) * up if gate else activate(block.activation, up)
+    result: Array = inner @ own["down.weight"]  # [rows, hidden]
+    return result

@@ -7,20 +7,25 @@ from math import lcm
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight
+from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight, layer_from_json
 from hepti_mpi.models.formats import BLOCK, format_named
 from hepti_mpi.models.older import back_of, front_of
 from hepti_mpi.models.steps import Lookup, Step, read_steps
 from hepti_mpi.wording import counted
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+LISTED = ("kinds", "order", "last")  # what only models say whose layers are not plain
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """The sizes and options that fix what is computed.
 
-    `norm`: "post" (BERT: LayerNorm after each residual sum) or "pre" (ViT: before each block, and once at the end).
+    `heads`, `ffn`: in how many granules and columns ranks divide an attention and an MLP, the same in all layers.
+    `norm`: "post" (BERT: LayerNorm after each residual sum) or "pre" (ViT: before each block, and once at the end). With `norm_eps` and
+    `activation` it says what plain layers are, with all biases and `heads` heads; those of other models are listed:
+    `kinds`: the few layers that differ; `order`: per layer which of them it is, and maybe of more layers than there are;
+    `last`: the norm behind the last layer. () and None: the layers are plain.
     `positions`: the largest number of rows of one request.
     `column_granule`: ranks divide the `ffn` columns in multiples of this; checksums are per head and per column granule.
     `embedding`: what a request is made of: "tokens" or "patches".
@@ -48,13 +53,16 @@ class ModelSpec:
     formats: dict[str, str] = field(default_factory=dict)
     front: tuple[Step, ...] = ()
     back: tuple[Step, ...] = ()
+    kinds: tuple[Layer, ...] = ()
+    order: tuple[int, ...] = ()
+    last: Norm | None = None
 
     def __post_init__(self) -> None:
         for what in ("layers", "hidden", "heads", "ffn", "positions"):
             value = getattr(self, what)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
                 raise ModelError(f"model {self.name}: {what} is {value!r}, expected a positive integer")
-        if self.hidden % self.heads:
+        if not self.kinds and self.hidden % self.heads:
             raise ModelError(f"model {self.name}: hidden {self.hidden} is not a multiple of its {counted(self.heads, 'heads')}")
         if self.activation not in ACTIVATIONS:
             raise ModelError(f"model {self.name}: activation {self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
@@ -64,10 +72,26 @@ class ModelSpec:
             raise ModelError(f"model {self.name}: norm {self.norm!r} is neither pre nor post")
         for name in self.formats.values():
             format_named(name)
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """Raise ModelError unless the layers that are listed fit the sizes that all have in common."""
+        if self.kinds and (len(self.order) < self.layers or not set(self.order) <= set(range(len(self.kinds)))):
+            raise ModelError(f"model {self.name}: it has {counted(self.layers, 'layers')}, {len(self.order)} are described")
+        for layer in self.kinds:
+            attention, mlp = layer.attention, layer.mlp
+            sizes = {"hidden": self.hidden, "heads": self.heads, "ffn": self.ffn}
+            found = {"hidden": attention.hidden, "heads": attention.granules, "ffn": mlp.width}
+            if found != sizes or mlp.hidden != self.hidden or attention.heads % self.heads or attention.dim < 1:
+                raise ModelError(f"model {self.name}: a layer of it has {found} and {attention.heads} heads, the model {sizes}")
+            if mlp.activation not in ACTIVATIONS:
+                raise ModelError(f"model {self.name}: activation {mlp.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
 
     @property
     def head_dim(self) -> int:
-        return self.hidden // self.heads
+        """Numbers in a row of the queries of a granule of heads."""
+        attention = self.layer(0).attention
+        return attention.group * attention.dim
 
     @cached_property
     def column_granule(self) -> int:
@@ -95,13 +119,17 @@ class ModelSpec:
     @cached_property
     def final_norm(self) -> Norm | None:
         """The norm `final.norm` behind the last layer, if there is one."""
-        return self._norm if self.norm == "pre" else None
+        return self.last if self.kinds else self._norm if self.norm == "pre" else None
 
     def layer(self, number: int) -> Layer:
         """Return what layer `number` is."""
         if not 0 <= number < self.layers:
             raise IndexError(f"layer {number} of {self.layers}")
-        return self._layer
+        return self.kinds[self.order[number]] if self.kinds else self._layer
+
+    def each(self) -> Iterator[Layer]:
+        """Yield what the layers are, the first one first."""
+        return map(self.layer, range(self.layers))
 
     @cached_property
     def _norm(self) -> Norm:
@@ -109,9 +137,10 @@ class ModelSpec:
 
     @cached_property
     def _layer(self) -> Layer:
-        """All layers of the families so far are alike."""
-        norms = {"before" if self.norm == "pre" else "after": (self._norm, self._norm)}
-        return Layer(Attention(self.hidden, self.heads, self.head_dim), Mlp(self.hidden, self.ffn, self.activation), **norms)
+        """What plain layers are."""
+        attention, mlp = Attention(self.hidden, self.heads, self.hidden // self.heads), Mlp(self.hidden, self.ffn, self.activation)
+        norms = (self._norm, self._norm)
+        return Layer(attention, mlp, before=norms) if self.norm == "pre" else Layer(attention, mlp, after=norms)
 
     def stored(self, weight: Weight) -> Weight:
         """Return a weight, under its full name, with the format in which it is stored. Raises ModelError where ranks could not cut it."""
@@ -127,15 +156,18 @@ class ModelSpec:
         return replace(weight, format=kind)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"labels": list(self.labels)}
+        data = asdict(self) | {"labels": list(self.labels)}
+        return {key: value for key, value in data.items() if value or key not in LISTED}
 
     @classmethod
     def from_json(cls, data: Any) -> "ModelSpec":
         """Rebuild a spec. Raises ModelError when a key is missing, unknown or of the wrong kind."""
         try:
             steps = {key: read_steps(data[key]) if key in data else of(data) for key, of in (("front", front_of), ("back", back_of))}
-            return cls(**(data | steps | {"labels": tuple(data["labels"])}))
-        except (TypeError, KeyError) as error:
+            listed = {"kinds": tuple(map(layer_from_json, data.get("kinds", ()))), "order": tuple(data.get("order", ()))}
+            last = None if data.get("last") is None else Norm(**data["last"])
+            return cls(**(data | steps | listed | {"labels": tuple(data["labels"]), "last": last}))
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise ModelError(f"model description is damaged: {error}") from None
 
 
@@ -147,12 +179,18 @@ def layer_weights(spec: ModelSpec, number: int) -> tuple[Weight, ...]:
 def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
     """Return the bytes that a layer's weights take in memory by the axis along which ranks divide them; None: those that are held whole.
 
-    Where layers are stored in different formats, the mean of all."""
-    numbers, result = range(spec.layers if spec.formats else 1), dict[str | None, int]({"heads": 0, "columns": 0, None: 0})
+    Where layers differ, or are stored in different formats, the mean of all."""
+    alike = not spec.formats and len(spec.kinds) < 2
+    numbers, result = range(1 if alike else spec.layers), dict[str | None, int]({"heads": 0, "columns": 0, None: 0})
     for number in numbers:
         for weight in layer_weights(spec, number):
             result[weight.split] += weight.held
     return {axis: -(-total // len(numbers)) for axis, total in result.items()}
+
+
+def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:
+    """Return the weights that several layers share, each once."""
+    return tuple(dict.fromkeys(weight for layer in dict.fromkeys(spec.each()) for weight in layer.attention.shared().values()))
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
@@ -169,6 +207,8 @@ def named_weights(spec: ModelSpec) -> Iterator[tuple[str, Weight]]:
     The weights of a layer are called the same in all of them: with `{}` for its number.
     """
     for weight in outer_weights(spec):
+        yield weight.name, weight
+    for weight in shared_weights(spec):
         yield weight.name, weight
     for number in range(spec.layers):
         for weight in spec.layer(number).weights("layers.{}"):

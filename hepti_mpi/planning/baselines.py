@@ -70,9 +70,7 @@ class Case:
         self.pricer = Pricer(spec, profile, rows)
         self.everyone = profile.hosts, ("packed",) * self.ranks
         layer = spec.layer(0)
-        norm = layer.norm_before("mlp") or layer.norm_after("mlp")
-        assert norm
-        tail = ops.AddNorm(0, (), (), norm, "", "")
+        tail = ops.AddNorm(0, (), (), layer, "mlp", layer.norm_before("mlp") or layer.norm_after("mlp"), "")
         self.first = (ops.Project(0, (), (), layer.attention, "qkv"),)  # of a layer, before its K and V travel; the others behind
         self.rest = (ops.Mix(0, (), (), layer.attention), ops.Out(0, (), (), layer.attention), tail, ops.Mlp(0, (), (), layer.mlp), tail)
         self.attention_bytes, self.mlp_bytes, self.norm_bytes = (spec.layers * bytes_ for bytes_ in layer_bytes(spec).values())

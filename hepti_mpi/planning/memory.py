@@ -18,8 +18,8 @@ def activation_widths(spec: ModelSpec, program: Program) -> tuple[float, float]:
     full, own = 0.0, 0.0
     for value in held.values():
         part = 1.0 if value.tile is None else 1 / tiles
-        full, own = full + part * (value.rows == "full"), own + part * (value.rows == "rows")
-    return full * spec.hidden, own * spec.hidden
+        full, own = full + part * value.width * (value.rows == "full"), own + part * value.width * (value.rows == "rows")
+    return full, own
 
 
 def activation_bytes(
@@ -30,5 +30,5 @@ def activation_bytes(
     `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
     """
     padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
-    scores = 2 * spec.heads * (rows * longest + padded)
+    scores = 2 * max(layer.attention.heads for layer in spec.each()) * (rows * longest + padded)
     return (widths[0] * rows + widths[1] * own + rows * max(spec.ffn, 6 * spec.hidden) + scores * part) * FLOAT

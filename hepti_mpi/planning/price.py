@@ -138,7 +138,7 @@ class Pricer:
         """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run. `places`: of their speeds."""
         at = ranks if places is None else places
         alone = len(ranks) == 1
-        heads = np.array([self.spec.hidden]) if alone else np.array(plan.heads)[ranks] * self.spec.head_dim
+        heads = np.array([self.spec.heads]) if alone else np.array(plan.heads)[ranks]
         columns = np.array([self.spec.ffn]) if alone else np.array(plan.columns)[ranks]
         work = op.work(Share(rows, rows * self.attended, heads, columns))
         spent = self.gemm[at, rows] * work.weights + self.attention[at] * work.attention + self.arrange[at] * work.arranged
@@ -160,7 +160,7 @@ class Pricer:
 
     def _kind(self, step: Step) -> Kind:
         if isinstance(step, Sync):
-            return step.kind, step.tile, len(step.reads)
+            return step.kind, step.tile, len(step.reads), step.width
         return step.distribution, step.tile, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
 
 
@@ -214,7 +214,7 @@ class _Walk:
         self.counts = np.array(self.tiles, dtype=np.int64)[:, self.ranks]
         if len(self.ranks) == 1:
             self.tiles, self.counts = ((self.pricer.rows,),), np.array([[self.pricer.rows]])
-        self.columns = np.array(plan.heads)[self.ranks] * self.pricer.spec.head_dim
+        self.heads = np.array(plan.heads)[self.ranks]
         self.float = 2 if plan.wire == "float16" else FLOAT
         zeros = group.zeros
         self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, 0
@@ -319,7 +319,7 @@ class _Walk:
     def _traffic(self, sync: Sync) -> _Traffic:
         group, values = self.group, len(sync.reads)
         heads = self.plan.heads if sync.kind in ("to_heads", "to_rows") else ()
-        key = (self.plan.collectives, sync.kind, values, self.float, self.tiles[sync.tile], heads)
+        key = (self.plan.collectives, sync.kind, values, sync.width, self.float, self.tiles[sync.tile], heads)
         if key not in group.exchanges:
             out, into, blocks, moved = self._volumes(sync, values)
             sent = out / np.maximum(group.link if group.link.any() else group.near, 1e-15)
@@ -332,13 +332,13 @@ class _Walk:
 
     def _volumes(self, sync: Sync, values: int) -> tuple[np.ndarray, ...]:
         """Return seconds that each rank's link sends and receives, seconds after leaving until each block is out, and bytes."""
-        group, hidden, outer, count = self.group, self.pricer.spec.hidden, ROOT in (sync.have, sync.want), len(self.ranks)
+        group, outer, count = self.group, ROOT in (sync.have, sync.want), len(self.ranks)
         size = (FLOAT if outer else self.float) * values  # bytes of a number of every value
         if outer and self.ranks[0]:  # the root is none of them: its link is the way
-            total = self.counts[sync.tile].sum() * (count if sync.want == FULL else 1) * size * hidden
+            total = self.counts[sync.tile].sum() * (count if sync.want == FULL else 1) * size * sync.width
             seconds = np.full(count, total * self.pricer.seconds_per_byte[0, self.ranks].max())
             return seconds, seconds, np.outer(np.ones(count), seconds), np.array(total)
-        division = Division(self.counts, self.columns, hidden)
+        division = Division(self.counts, self.heads, self.pricer.spec.heads).of(sync.width)
         have, want = (division.held(holding, sync.tile) for holding in (sync.have, sync.want))
         blocks = want.sizes if have.terms else have.sizes  # of each rank, in numbers
         if self._by_ring(sync, blocks):
@@ -375,7 +375,7 @@ class _Walk:
     def _mpi(self, sync: Sync, kind: Kind) -> None:
         """All ranks leave together."""
         if kind not in self.collectives:
-            blocks = self.counts[0] * (self.pricer.spec.hidden * FLOAT * len(sync.reads))
+            blocks = self.counts[0] * (sync.width * FLOAT * len(sync.reads))
             self.collectives[kind] = collective(sync.kind, self.ranks, blocks, self.pricer.latency, self.pricer.seconds_per_byte)
         seconds, data = self.collectives[kind]
         start = self.clock.max()

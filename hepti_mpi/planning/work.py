@@ -16,7 +16,7 @@ SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, pairs: float) -> Work:
     """Return the work of a step on one rank: `rows` rows of it, which attend to keys in `pairs` pairs."""
     alone = len(plan.active) == 1
-    heads = spec.hidden if alone else plan.heads[rank] * spec.head_dim
+    heads = spec.heads if alone else plan.heads[rank]
     columns = spec.ffn if alone else plan.columns[rank]
     share = Share(rows, pairs, heads, columns)
     parts = [op.work(share) for op in step.ops]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hepti_mpi.models.blocks import KINDS, Norm
+from hepti_mpi.models.blocks import KINDS, Attention, Norm
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program import ops
 from hepti_mpi.program.ops import Op
@@ -70,33 +70,35 @@ class _Builder:
         """Begin a new segment: what follows reads the other tiles too, or is to be shared with other plans."""
         self.fenced = True
 
-    def sync(self, kind: str, values: tuple[str, ...], roles: str) -> tuple[str, ...]:
+    def sync(self, kind: str, values: tuple[str, ...], roles: str, width: int | None = None) -> tuple[str, ...]:
+        """Append an exchange of values of `width` numbers in a row, None: as many as the residual has; return what comes of it."""
+        width = width or self.spec.hidden
         if self.single and kind not in ("bcast", "gatherv"):
             return values
         if kind in ("allgatherv", "to_heads", "to_rows") and self.plan.wire == "float16":
-            return self.short(kind, values, roles)
+            return self.short(kind, values, roles, width)
         targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
-        self.steps.append(Sync(kind, values, targets))
+        self.steps.append(Sync(kind, values, targets, width=width))
         return targets
 
-    def short(self, kind: str, values: tuple[str, ...], roles: str) -> tuple[str, ...]:
+    def short(self, kind: str, values: tuple[str, ...], roles: str, width: int) -> tuple[str, ...]:
         """Exchange in float16."""
         cut, came = (tuple(self.new("half") for _ in values) for _ in range(2))
         targets = tuple(map(self.new, roles))
         if kind == "to_rows":
-            self.cast(values, cut, "float16", "full", "heads")
+            self.cast(ops.Cast(-1, values, cut, width, self.spec.heads, "float16", axis="heads"), "full")
         else:
-            self.cast(values, cut, "float16", "rows")
-        self.steps.append(Sync(kind, cut, came))
+            self.cast(ops.Cast(-1, values, cut, width, self.spec.heads, "float16"), "rows")
+        self.steps.append(Sync(kind, cut, came, width=width))
         if kind == "to_heads":
-            self.cast(came, targets, "float32", "full", "heads")
+            self.cast(ops.Cast(-1, came, targets, width, self.spec.heads, "float32", axis="heads"), "full")
         else:
-            self.cast(came, targets, "float32", "rows" if kind == "to_rows" else "full")
+            self.cast(ops.Cast(-1, came, targets, width, self.spec.heads, "float32"), "rows" if kind == "to_rows" else "full")
         return targets
 
-    def cast(self, values: tuple[str, ...], targets: tuple[str, ...], dtype: str, at: str, axis: str | None = None) -> None:
+    def cast(self, op: ops.Cast, at: str) -> None:
         """Append a cast: of all tiles at once where it is one of the own heads."""
-        self.compute(ops.Cast(-1, values, targets, self.spec.hidden, dtype, axis=axis), at, tile=None if axis else 0)
+        self.compute(op, at, tile=None if op.axis else 0)
 
     def start(self) -> None:
         first = self.needs(self.plan.first, "attention")
@@ -127,31 +129,42 @@ class _Builder:
         at, block = self.needs(layer, "attention"), self.spec.layer(layer).attention
         layout = "heads" if at == "full" else self.plan.layout(layer, "attention")
         axis = "heads" if at == "full" else None
-        q, k, v = map(self.new, "qkv")
         if layout == "recompute":
             (whole,) = self.sync("allgatherv", (self.y,), "y")
-            self.compute(ops.Project(layer, (self.y,), (q,), block, "q"), "rows")
-            self.compute(ops.Project(layer, (whole,), (k, v), block, "kv"), "full")
+            (q,) = self.project(layer, self.y, "q", block, "rows")
+            k, v = self.project(layer, whole, "kv", block, "full")
         elif layout in ("rows", "alltoall"):  # Q is computed while K and V travel
-            self.compute(ops.Project(layer, (self.y,), (k, v), block, "kv"), at)
-            k, v = self.sync("allgatherv" if layout == "rows" else "to_heads", (k, v), "kv")
-            self.compute(ops.Project(layer, (self.y,), (q,), block, "q"), at)
+            k, v = self.project(layer, self.y, "kv", block, at)
+            k, v = self.sync("allgatherv" if layout == "rows" else "to_heads", (k, v), "kv", block.kv_width)
+            (q,) = self.project(layer, self.y, "q", block, at)
             if layout == "alltoall":
-                (q,) = self.sync("to_heads", (q,), "q")
+                (q,) = self.sync("to_heads", (q,), "q", block.width)
         else:
-            self.compute(ops.Project(layer, (self.y,), (q, k, v), block, "qkv", axis=axis), at)
+            q, k, v = self.project(layer, self.y, "qkv", block, at, axis)
         if layout in ("rows", "recompute") or self.tiles > 1:
             self.fence()
         c = self.new("c")
         if layout == "alltoall":
             self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis="heads"), "full", tile=None)
-            (c,) = self.sync("to_rows", (c,), "c")
+            (c,) = self.sync("to_rows", (c,), "c", block.width)
         else:
             self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis=axis), at)
             if layout in ("rows", "recompute"):
                 self.fence()
         self.p = self.new("p")
         self.term(ops.Out(layer, (c,), (self.p,), block, axis=axis), at)
+
+    def project(self, layer: int, y: str, matrices: str, block: Attention, at: str, axis: str | None = None) -> list[str]:
+        """Append the product of rows with some of "qkv", and what is done with its heads where the rows are; return what comes of it."""
+        made = dict(zip(matrices, map(self.new, matrices)))
+        self.compute(ops.Project(layer, (y,), tuple(made.values()), block, matrices, axis=axis), at)
+        normed = "".join(m for m in matrices if block.head_norm(m))
+        turned = "".join(m for m in matrices if m != "v" and block.rotary)
+        for kind, some in ((ops.HeadNorm, normed), (ops.Rotate, turned)):
+            if some:
+                reads, made = tuple(made[m] for m in some), made | {m: self.new(m) for m in some}
+                self.compute(kind(layer, reads, tuple(made[m] for m in some), block, some, axis=axis), at)
+        return list(made.values())
 
     def mlp(self, layer: int) -> None:
         """Append an MLP, up to the term that the tail adds."""
@@ -175,13 +188,12 @@ class _Builder:
         here = self.spec.layer(layer)
         after, name = here.norm_after(kind), f"layers.{layer}.{kind}"
         norm, norm_name = (after, f"{name}.norm") if after else self.norm_before(following or self.beyond)
-        assert norm, f"nothing follows {name}"
         reads, self.x, self.y = (self.x, self.p), self.new("x"), self.new("y")
-        if after:
+        if after or norm is None:
             self.x = self.y
         self.x_at = self.y_at = place
         writes = (self.y,) if self.x == self.y else (self.x, self.y)
-        self.compute(ops.AddNorm(layer, reads, writes, norm, norm_name, here.block(kind).bias(name)), place)
+        self.compute(ops.AddNorm(layer, reads, writes, here, kind, norm, norm_name), place)
         if place == "rows" and wanted == "full":
             self.gather(following)
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from hepti_mpi.models import blocks
 from hepti_mpi.models.blocks import Weight
 
@@ -34,8 +36,8 @@ class OpWork:
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank does an operation on. `rows`: of the step; `pairs`: of a query and a key that these rows attend to; `heads`: numbers in
-    a row of the own heads; `columns`: the own ones. Numbers, or arrays of one per rank."""
+    """What a rank does an operation on. `rows`: of the step; `pairs`: of a query and a key that these rows attend to where they attend to
+    all of their request; `heads`: its own granules of heads; `columns`: the own ones. Numbers, or arrays of one per rank."""
 
     rows: Any
     pairs: Any
@@ -75,6 +77,10 @@ class Op(ABC):
         """Return what the values are like that it writes."""
         return Form()
 
+    @abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Return the numbers in a row of each value that it writes, of all heads."""
+
     def whole(self) -> tuple[str, ...]:
         """Return those of its reads of which it needs the rows of all tiles."""
         return ()
@@ -85,7 +91,7 @@ class Op(ABC):
 
     def sort(self) -> tuple[object, ...]:
         """Return what it has in common with the operations that are as much work."""
-        left_out = ("layer", "reads", "writes", "name", "bias")
+        left_out = ("layer", "reads", "writes", "name")
         return type(self), len(self.reads), *(value for name, value in vars(self).items() if name not in left_out)
 
     @property
@@ -105,18 +111,40 @@ class Norm(Op):
     def weights(self) -> Roles:
         return {f"norm.{role}": (weight, None) for role, weight in self.norm.weights(self.name).items()}
 
+    def widths(self) -> tuple[int, ...]:
+        return (self.norm.width,)
+
     def work(self, share: Share) -> OpWork:
         return OpWork(elements=share.rows * self.norm.width)
 
 
 @dataclass(frozen=True)
-class AddNorm(Norm):
-    """What follows a block: x = x + p + bias, y = norm(x). Reads x and p; writes x and y, or y alone."""
+class AddNorm(Op):
+    """What follows the block `kind` of a layer: x = x + what the block gave, with its bias, norm and scale; y = norm(x), with the weights
+    `name`. Reads x and p; writes x and y, or y alone; x alone where there is no norm."""
 
-    bias: str
+    block: blocks.Layer
+    kind: str
+    norm: blocks.Norm | None
+    name: str
+    everywhere: ClassVar[bool] = True
 
     def weights(self) -> Roles:
-        return {**super().weights(), "bias": (Weight(self.bias, "norm", ("hidden",), (self.norm.width,)), None)}
+        found = self.block.tail(f"layers.{self.layer}", self.kind)
+        if self.norm:
+            found |= {f"norm.{role}": weight for role, weight in self.norm.weights(self.name).items()}
+        return {role: (weight, None) for role, weight in found.items()}
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row of the residual."""
+        return self.block.block(self.kind).hidden
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,) * len(self.writes)
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(elements=share.rows * self.width * (1 + bool(self.block.norm_given(self.kind))))
 
     @property
     def label(self) -> str:
@@ -125,20 +153,24 @@ class AddNorm(Norm):
 
 @dataclass(frozen=True)
 class Project(Op):
-    """Rows times `matrices`, "qkv", "q" or "kv": y [r, hidden] -> q, k, v [r, width]."""
+    """Rows times `matrices`, "qkv", "q" or "kv": y [r, hidden] -> q [r, width], k, v [r, kv width]."""
 
     block: blocks.Attention
     matrices: str
 
     def weights(self) -> Roles:
         found = self.block.weights(f"layers.{self.layer}.attention")
-        return {role: (found[role], self.axis) for m in self.matrices for role in (f"{m}.weight", f"{m}.bias")}
+        roles = (role for m in self.matrices for role in (f"{m}.weight", f"{m}.bias") if role in found)
+        return {role: (found[role], self.axis) for role in roles}
 
     def gives(self) -> Form:
         return Form(self.axis)
 
+    def widths(self) -> tuple[int, ...]:
+        return tuple(map(self.block.width_of, self.matrices))
+
     def work(self, share: Share) -> OpWork:
-        return OpWork(weights=len(self.matrices) * self.block.hidden * _width(self, share))
+        return OpWork(weights=self.block.hidden * sum(_width(self, share, m) for m in self.matrices))
 
     @property
     def label(self) -> str:
@@ -146,10 +178,11 @@ class Project(Op):
 
 
 @dataclass(frozen=True)
-class Mix(Op):
-    """softmax(q k^T) v of the rows of each request: q [r, width], k and v [n, width] -> c [r, width]."""
+class _OfHeads(Op):
+    """What is done with each head of what some of "qk" gave: [r, width] -> [r, width]."""
 
     block: blocks.Attention
+    matrices: str
 
     def needs(self) -> Form:
         return Form(self.axis)
@@ -157,12 +190,64 @@ class Mix(Op):
     def gives(self) -> Form:
         return Form(self.axis)
 
+    def widths(self) -> tuple[int, ...]:
+        return tuple(map(self.block.width_of, self.matrices))
+
+    def elements(self, share: Share) -> Any:
+        """Return the numbers in its values."""
+        return share.rows * sum(_width(self, share, m) for m in self.matrices)
+
+    @property
+    def label(self) -> str:
+        return "_".join((type(self).__name__.lower(), self.matrices, *([self.axis] if self.axis else [])))
+
+
+@dataclass(frozen=True)
+class HeadNorm(_OfHeads):
+    """The norm of each head."""
+
+    def weights(self) -> Roles:
+        found = self.block.weights(f"layers.{self.layer}.attention")
+        return {role: (weight, None) for role, weight in found.items() if role.startswith(tuple(f"{m}.norm." for m in self.matrices))}
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(elements=self.elements(share))
+
+
+@dataclass(frozen=True)
+class Rotate(_OfHeads):
+    """Heads turned by the positions of their rows."""
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(elements=self.elements(share))
+
+
+@dataclass(frozen=True)
+class Mix(Op):
+    """softmax(q k^T) v of the rows of each request: q [r, width], k and v [n, kv width] -> c [r, width]."""
+
+    block: blocks.Attention
+
+    def weights(self) -> Roles:
+        return {role: (weight, self.axis) for role, weight in self.block.shared().items()}
+
+    def needs(self) -> Form:
+        return Form(self.axis)
+
+    def gives(self) -> Form:
+        return Form(self.axis)
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.block.width,)
+
     def whole(self) -> tuple[str, ...]:
         return self.reads[1:]
 
     def work(self, share: Share) -> OpWork:
         width = _width(self, share)
-        return OpWork(attention=2.0 * share.pairs * width, arranged=share.rows * width)
+        before, rows, behind = self.block.piece or (0, 0, 0)
+        pairs = np.minimum(share.pairs, share.rows * (before + rows + behind)) if rows else share.pairs
+        return OpWork(attention=2.0 * pairs * width, arranged=share.rows * width)
 
 
 @dataclass(frozen=True)
@@ -180,35 +265,47 @@ class Out(Op):
     def gives(self) -> Form:
         return Form(term=self.axis is not None)
 
+    def widths(self) -> tuple[int, ...]:
+        return (self.block.hidden,)
+
     def work(self, share: Share) -> OpWork:
         return OpWork(weights=self.block.hidden * _width(self, share))
 
 
 @dataclass(frozen=True)
 class Mlp(Op):
-    """Two products with an activation between: y [r, hidden] -> p [r, hidden], a term where columns are divided."""
+    """Two products with an activation between, maybe a gate: y [r, hidden] -> p [r, hidden], a term where columns are divided."""
 
     block: blocks.Mlp
 
     def weights(self) -> Roles:
         found = self.block.weights(f"layers.{self.layer}.mlp")
-        return {role: (found[role], self.axis) for role in ("up.weight", "up.bias", "down.weight")}
+        return {role: (weight, self.axis) for role, weight in found.items() if weight.split}
 
     def gives(self) -> Form:
         return Form(term=self.axis is not None)
 
+    def widths(self) -> tuple[int, ...]:
+        return (self.block.hidden,)
+
     def work(self, share: Share) -> OpWork:
         units = share.columns if self.axis else self.block.width
-        return OpWork(weights=2.0 * self.block.hidden * units, activations=share.rows * units)
+        weights = (2.0 + self.block.gated) * self.block.hidden * units
+        return OpWork(weights=weights, activations=share.rows * units, elements=share.rows * units * self.block.gated)
 
 
 @dataclass(frozen=True)
 class Cast(Op):
-    """To `dtype`: "float16", in which values travel on a short wire, or "float32", and back. `width`: numbers in a row of all heads."""
+    """To `dtype`: "float16", in which values travel on a short wire, or "float32", and back. `width`: numbers in a row of all `granules` of
+    heads."""
 
     width: int
+    granules: int
     dtype: str
     everywhere: ClassVar[bool] = True
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,) * len(self.writes)
 
     def needs(self) -> Form:
         return Form(self.axis, "float32" if self.dtype == "float16" else "float16")
@@ -217,7 +314,7 @@ class Cast(Op):
         return Form(self.axis, self.dtype)
 
     def work(self, share: Share) -> OpWork:
-        width = share.heads if self.axis else self.width
+        width = share.heads * self.width / self.granules if self.axis else self.width
         return OpWork(casts=share.rows * width * len(self.reads))
 
     @property
@@ -225,6 +322,7 @@ class Cast(Op):
         return "_".join((f"to_{self.dtype}", *([self.axis] if self.axis else [])))
 
 
-def _width(op: Project | Mix | Out, share: Share) -> Any:
-    """Return the numbers in a row of the heads that `op` computes."""
-    return share.heads if op.axis else op.block.width
+def _width(op: Project | _OfHeads | Mix | Out, share: Share, matrix: str = "q") -> Any:
+    """Return the numbers in a row of what `op` computes of one of "qkv"."""
+    whole = op.block.width_of(matrix)
+    return share.heads * (whole // op.block.granules) if op.axis else whole

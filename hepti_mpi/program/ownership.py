@@ -154,8 +154,16 @@ class Division:
         self.ends = flat[1:].reshape(-1, self.ranks)
         ends = np.cumsum(np.asarray(heads, np.int64))
         self.columns = np.stack([ends - heads, ends], axis=1) if len(self.active) > 1 else np.array([[0, width]] * self.ranks)
+        self.others: dict[int, Division] = {width: self}
         self.known: dict[tuple[Holding, int | None], Held] = {}
         self.moving: dict[tuple[Holding, Holding, int], tuple[Move, ...]] = {}
+
+    def of(self, width: int) -> "Division":
+        """Return the same of a value with `width` columns, as many for each head as for the others."""
+        if width not in self.others:
+            columns = self.columns * width // self.width
+            self.others[width] = Division(self.counts, columns[:, 1] - columns[:, 0], width, self.active)
+        return self.others[width]
 
     def held(self, holding: Holding, tile: int | None) -> Held:
         """Return who holds what of a value, or of a tile of it; None: of all tiles."""

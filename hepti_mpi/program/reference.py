@@ -1,12 +1,12 @@
 """How each operation is computed, in plain NumPy: what a program is checked with. Knows no rank, no exchange and no ONNX."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
-
-from hepti_mpi.models.numerics import Array, activate, layer_norm, softmax
+from hepti_mpi.models import reference as formulas
+from hepti_mpi.models.attention import mixed
+from hepti_mpi.models.numerics import Array
 from hepti_mpi.program import ops
 
 Own = Mapping[str, Array]  # by what each is to the operation: the rank's slices of its weights
@@ -14,10 +14,12 @@ Own = Mapping[str, Array]  # by what each is to the operation: the rank's slices
 
 @dataclass(frozen=True)
 class Where:
-    """Of which request each row is, [rows], and each row of what they attend to, [keys]."""
+    """Of which request each row is, [rows], and each row of what they attend to, [keys]; and at which position in it each of them is."""
 
     rows: Array
     keys: Array
+    rows_at: Array
+    keys_at: Array
 
 
 Reference = Callable[[Any, Own, Sequence[Array], Where], list[Array]]  # the operation, its weights, what it reads -> what it writes
@@ -38,29 +40,47 @@ def of(kind: type[ops.Op]) -> Callable[[Written], Written]:
 @of(ops.Norm)
 def norm(op: ops.Norm, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
     """[r, h] -> [r, h]"""
-    return [layer_norm(reads[0], w["norm.weight"], w["norm.bias"], op.norm.eps)]
+    return [formulas.norm(op.norm, of_norm(w), reads[0])]
+
+
+def of_norm(w: Own) -> dict[str, Array]:
+    """Return the weights of the norm that is last."""
+    return {role.removeprefix("norm."): values for role, values in w.items() if role.startswith("norm.")}
 
 
 @of(ops.AddNorm)
 def add_norm(op: ops.AddNorm, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
-    """x, p [r, h] -> x + p + bias, unless nobody reads it, and its norm"""
-    total = reads[0] + reads[1] + w["bias"]
-    return [total, *norm(op, w, [total], where)][-len(op.writes) :]
+    """x, p [r, h] -> x + p with its bias, norm and scale, unless nobody reads it, and its norm, if there is one"""
+    total = reads[0] + formulas.added(op.block, op.kind, w, reads[1])
+    return [total, formulas.norm(op.norm, of_norm(w), total)][-len(op.writes) :]
 
 
 @of(ops.Project)
 def project(op: ops.Project, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
     """y [r, h] -> [r, w] by each matrix"""
-    return [reads[0] @ w[f"{m}.weight"].reshape(-1, op.block.hidden).T + w[f"{m}.bias"].ravel() for m in op.matrices]
+    return [formulas.project(w, m, reads[0]) for m in op.matrices]
+
+
+@of(ops.HeadNorm)
+def head_norm(op: ops.HeadNorm, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
+    """[r, w] -> [r, w]"""
+    plain = replace(op.block, rotary=None)
+    return [formulas.heads(plain, m, w, values, where.rows_at) for m, values in zip(op.matrices, reads, strict=True)]
+
+
+@of(ops.Rotate)
+def rotate(op: ops.Rotate, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
+    """[r, w] -> [r, w]"""
+    plain = replace(op.block, q_norm=None, k_norm=None)
+    return [formulas.heads(plain, m, w, values, where.rows_at) for m, values in zip(op.matrices, reads, strict=True)]
 
 
 @of(ops.Mix)
 def mix(op: ops.Mix, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
     """q [r, w], k and v [n, w] -> [r, w]: rows attend to the rows of their own request"""
-    dim = op.block.dim
-    q, k, v = (values.reshape(len(values), values.shape[1] // dim, dim).swapaxes(0, 1) for values in reads)  # [heads, r or n, dim]
-    scores = np.where(where.rows[:, None] == where.keys, q @ k.swapaxes(1, 2) / np.sqrt(dim), -np.inf)  # [heads, r, n]
-    return [(softmax(scores) @ v).swapaxes(0, 1).reshape(reads[0].shape) if len(reads[0]) else reads[0]]
+    q, k, v = reads
+    distance, same = where.rows_at[:, None] - where.keys_at, where.rows[:, None] == where.keys
+    return [mixed(op.block, q, k, v, distance, same, w.get("relative")) if len(q) else q]
 
 
 @of(ops.Out)
@@ -72,7 +92,7 @@ def out(op: ops.Out, w: Own, reads: Sequence[Array], where: Where) -> list[Array
 @of(ops.Mlp)
 def mlp(op: ops.Mlp, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
     """y [r, h] -> p [r, h]"""
-    return [activate(op.block.activation, reads[0] @ w["up.weight"].T + w["up.bias"]) @ w["down.weight"]]
+    return [formulas.mlp(op.block, w, reads[0])]
 
 
 @of(ops.Cast)

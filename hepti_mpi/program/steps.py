@@ -41,13 +41,14 @@ class Sync:
 
     `kind`: what the move is called, of EXCHANGES: bcast and scatterv bring the embedding from the root; allreduce (partial to full),
     reduce_scatter (partial to rows), allgatherv (rows to full), to_heads (rows of all heads to all rows of the own heads) and to_rows
-    (back); gatherv takes the result to the root; slice (full to rows) moves nothing.
+    (back); gatherv takes the result to the root; slice (full to rows) moves nothing. `width`: numbers in a row of each value, of all heads.
     """
 
     kind: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     tile: int = 0
+    width: int = 0
 
     @property
     def have(self) -> Holding:
@@ -63,12 +64,14 @@ class Sync:
 @dataclass(frozen=True)
 class Value:
     """What a rank holds of a value that outlives its Compute. `rows`: "full", "rows" (its own) or "root" (all, on rank 0 alone);
-    `columns`: "hidden" or "heads" (those of its own heads); `tile`: None where it spans all tiles; `half`: whether it is float16."""
+    `columns`: "hidden" (all) or "heads" (those of its own heads); `tile`: None where it spans all tiles; `half`: whether it is float16;
+    `width`: numbers in a row, of all heads."""
 
     rows: str
     columns: str
     tile: int | None
     half: bool = False
+    width: int = 0
 
 
 Step = Compute | Sync

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layers import MADE, odd_model
 
 from hepti_mpi import splits
 from hepti_mpi.engine import fetching, loading
@@ -57,11 +58,12 @@ def plan_of(spec, source_hash, layers, shares, mode="packed", reduction="allredu
 
 
 @cache
-def opened(folder: Path, case: str, rank: int, make) -> stores.Store:
+def opened(folder: Path, case: str, rank: int, world) -> stores.Store:
     path = folder / f"{case}.h5"
     if rank == 0 and not path.exists():
-        stores.write(path, random_model(case) if case.startswith("tiny") else read_model(GOLDEN / case))
-    make.barrier()
+        make = random_model if case.startswith("tiny") else odd_model if case in MADE else lambda name: read_model(GOLDEN / name)
+        stores.write(path, make(case))
+    world.barrier()
     return stores.Store(path)
 
 
@@ -268,13 +270,17 @@ def test_same_bits_in_every_run(machine, folder, layout):
         assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize("case", ["tiny-bert", "tiny-vit"])
+@pytest.mark.parametrize("case", ["tiny-bert", "tiny-vit", *MADE])
 def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
     store = opened(folder, case, machine.world.rank, machine.world)
-    spec = store.spec
-    weights = dict(random_model(case).weights())
-    for layout in LAYOUTS:
-        plan = plan_of(spec, store.source_hash, (layout,) * spec.layers, SHARES["even"](machine.world.size))
+    spec, size = store.spec, machine.world.size
+    weights = dict((odd_model if case in MADE else random_model)(case).weights())
+    ways = [(layout, {}) for layout in LAYOUTS]
+    if case in MADE and size > 1:
+        own = {"reduction": "reduce_scatter", "collectives": "own"}
+        ways += [(("alltoall", COLUMNS), own), (("recompute", ROWS), own | {"tiles": ((1,) * size, (2,) * size)})]
+    for layout, more in ways:
+        plan = plan_of(spec, store.source_hash, (layout,) * spec.layers, SHARES["even"](size), rows=13, **more)
         ready = loading.load(machine, store, plan, None, {})
         lengths = (5, 1, 7)
         embedded = np.random.default_rng(3).standard_normal((13, spec.hidden), dtype=np.float32)
