@@ -16,7 +16,7 @@ from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
 from hepti_mpi.models.families.imports import stored
 from hepti_mpi.models.families.registry import FAMILIES
-from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights
+from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights, shared_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,6 +72,10 @@ HEADS = {
     "vit": ("vit", "pooler", True),
     "vit_cls": ("vit", "image-classes", False),
     "deit": ("vit", "image-classes", False),
+    "modernbert": ("modernbert", "masked-words", False),
+    "modernbert_seqcls": ("modernbert", "sequence-classes", False),
+    "nomicbert": ("nomic_bert", "masked-words", False),
+    "nomicbert_seqcls": ("nomic_bert", "sequence-classes", True),
 }
 
 
@@ -87,7 +91,8 @@ def test_spec_and_weights(case):
         assert array.dtype == np.float32 and array.flags.c_contiguous
         read.append((name, array.shape))
     assert read == expected
-    assert len(expected) == len(outer_weights(model.spec)) + model.spec.layers * len(layer_weights(model.spec, 0))
+    of_layers = sum(len(layer_weights(model.spec, number)) for number in range(model.spec.layers))
+    assert len(expected) == len(outer_weights(model.spec)) + len(shared_weights(model.spec)) + of_layers
 
 
 def test_layout_of_the_store():
@@ -261,7 +266,7 @@ CONFIG_CASES = [
     ({"model_type": "gpt2"}, "'gpt2'", "bert, vit, deit"),
     ({"model_type": ...}, "has no model_type"),
     ({"model_type": ["bert"]}, "supported"),
-    ({"hidden_act": "silu"}, "'silu'", "gelu, gelu_new"),
+    ({"hidden_act": "mish"}, "'mish'", "gelu, gelu_new"),
     ({"hidden_act": None}, "hidden_act None"),
     ({"hidden_size": 0}, "hidden_size is 0"),
     ({"hidden_size": True}, "hidden_size is True"),

@@ -2,10 +2,14 @@
 
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 
 
@@ -146,3 +150,15 @@ def test_what_is_no_text_as_a_whole_is_refused_as_a_whole(tmp_path, begin):
     with pytest.raises(InputError, match="standard input holds no text; the model takes texts"):
         read_texts("-", io.BytesIO(begin), Reading())
     assert given(read(tmp_path, "x.txt", "a\0b\nc")) == ["a\0b", "c"]
+
+
+def test_masks_with_gaps_are_refused_where_distances_count(tmp_path):
+    """Padding on either side is none; a BERT, whose positions are numbers in a table, takes gaps."""
+    golden = Path(__file__).parent / "golden"
+    mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 0, 1, 1, 1]])
+    np.savez(tmp_path / "in.npz", input_ids=np.full((3, 6), 7), attention_mask=mask)
+    model = read_model(golden / "modernbert")
+    requests = read_requests(model.spec, model.files, str(tmp_path / "in.npz"))
+    assert [bool(request.error) for request in requests] == [False, False, True] and "array 3 of in.npz" in requests[2].error
+    model = read_model(golden / "bert")
+    assert not any(request.error for request in read_requests(model.spec, model.files, str(tmp_path / "in.npz")))

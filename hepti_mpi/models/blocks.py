@@ -160,6 +160,11 @@ class Attention:
         return self.dim**-0.5 if self.scale is None else self.scale
 
     @property
+    def counts_rows(self) -> bool:
+        """Whether it matters how far apart two rows are."""
+        return self.causal or self.window is not None or self.rotary is not None or self.relative is not None
+
+    @property
     def plain(self) -> bool:
         """Whether every row attends to all of its request by its scores alone, with as many heads of K and V as of Q."""
         return self.group == 1 and not (self.causal or self.window is not None or self.relative or self.softcap)

@@ -252,6 +252,25 @@ def test_every_head_and_source(machine, folder, case, layout):
     compare(machine, store, plan, GOLDEN / case / "expected.npz")
 
 
+OTHERS = ["modernbert", "modernbert_seqcls", "nomicbert"]  # families whose layers are not BERT's
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_layers_in_every_strategy_and_in_mixes(machine, folder, case):
+    world = machine.world
+    store = opened(folder, case, world.rank, world)
+    own = {"reduction": "reduce_scatter", "collectives": "own"} if world.size > 1 else {}
+    every = [(layout,) for layout in LAYOUTS] + [LAYOUTS[1:3], LAYOUTS[::3]]
+    ways = [(layers, {}) for layers in every]
+    if own:
+        tiled = own | {"tiles": ((1,) * world.size, (2,) * world.size)}
+        ways += [([("alltoall", COLUMNS), ("recompute", ROWS)], own), ([(ROWS, COLUMNS)], tiled)]
+    for number, (layers, more) in enumerate(ways):
+        shares = SHARES[list(SHARES)[number % 3]](world.size)
+        layers = (tuple(layers) * store.spec.layers)[: store.spec.layers]
+        compare(machine, store, plan_of(store.spec, store.source_hash, layers, shares, rows=39, **more), GOLDEN / case / "expected.npz")
+
+
 @pytest.mark.parametrize("batch_rows", [1, 14, 1000])
 def test_batching_changes_nothing(machine, folder, batch_rows):
     store = opened(folder, "bert", machine.world.rank, machine.world)

@@ -86,12 +86,11 @@ def read_model(source: Path) -> ModelFiles:
                 yield name, modules[name][0].read(modules[name][1])
             else:
                 one = by_name[name]
-                yield name, stored(one.transform, [tensors.read(plain[tensor]) for tensor in one.tensors], one.shape)
+                yield name, stored(one.transform, [tensors.read(plain[tensor]) for tensor in one.tensors], one.shape, one.part)
 
     opened = {id(found): found for found in (tensors, *(found for found, _ in modules.values()))}.values()
     hashes = chain.from_iterable(found.hashes() for found in opened)
-    derived = (f"{one.name}: {one.transform} of {', '.join(one.tensors)}" for one in imports)
-    return ModelFiles(spec, files, source_hash(spec, files, [*derived, *hashes]), stream)
+    return ModelFiles(spec, files, source_hash(spec, files, [*(one.derived for one in imports), *hashes]), stream)
 
 
 def refuse_adapters(source: Path) -> None:
@@ -139,7 +138,7 @@ def make_spec(
         named = f"config.json has architectures {config.get('architectures')!r:.60}"
         raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
     tied = head == "masked-words" and words_tied(family, config, plain, tensors)
-    back = sentence.steps if sentence and head == "sentence" else task.steps(fields, labels, tied)
+    back = sentence.steps if sentence and head == "sentence" else task.steps(fields | {"config": config}, labels, tied)
     return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options | added, back=back, **fields)
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.blocks import Layer
 from hepti_mpi.models.sidefiles import Table
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Step, Words
 
-Sizes = Mapping[str, Any]  # the fields and options of a model, with "labels" and "tied"
+Sizes = Mapping[str, Any]  # the fields and options of a model, with "config" (config.json), "labels" and "tied"
 Make = Callable[[Sizes], Step]
 
 LABEL_LIMIT = 1 << 17
@@ -24,6 +25,8 @@ ACTIVATION_NAMES = {
     "gelu_python": "gelu",  # the same functions, written in Python
     "gelu_python_tanh": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
 }
 
 
@@ -35,11 +38,13 @@ class Source:
     first in the source); "patches" (a convolution kernel); "positions" (position table, class token and patch bias in one).
     `names`: tensor names with `{}` for the layer; more than one only for "positions".
     `option`: the weight is zero, and must be absent from the source, if this entry of `spec.options` is false.
+    `part`: (i, n): it is part i of n equal ones along the first dim of the tensor, which holds several matrices.
     """
 
     transform: str
     names: tuple[str, ...]
     option: str | None = None
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Task:
     def steps(self, fields: Mapping[str, Any], labels: Sequence[object], tied: bool) -> tuple[Step, ...]:
         """Return the steps behind the layers of a model with these ModelSpec fields; `tied`: its output words are its input words."""
         vocabulary = next((step.size for step in fields["front"] if isinstance(step, Lookup) and step.by == "ids"), 0)
-        sizes = {**fields, "vocabulary": vocabulary, "labels": len(labels), "tied": tied}
+        sizes = {"config": {}, **fields, "vocabulary": vocabulary, "labels": len(labels), "tied": tied}
         return tuple(make(sizes) for make in self.back)
 
 
@@ -104,11 +109,33 @@ def square(config: Mapping[str, Any], key: str, default: int) -> int:
     return integer({key: value}, key)
 
 
+def yes(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """Return a value of config.json that is true or false. Raises ModelError."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected true or false")
+    return value
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a positive number of config.json. Raises ModelError."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected a positive number")
+    return float(value)
+
+
+def named_activation(config: Mapping[str, Any], key: str, default: str) -> str:
+    """Return the activation that config.json names. Raises ModelError."""
+    value = config.get(key, default)
+    if not isinstance(value, str) or value not in ACTIVATION_NAMES:
+        raise ModelError(f"config.json: {key} {value!r:.60} is not supported; supported: {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[value]
+
+
 def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields that every family reads alike. Raises ModelError."""
-    activation, eps = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
-    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
-        raise ModelError(f"config.json: hidden_act {activation!r:.60} is not supported; supported: {', '.join(ACTIVATION_NAMES)}")
+    activation, eps = named_activation(config, "hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
         raise ModelError(f"config.json: layer_norm_eps is {eps!r:.60}, expected a small positive number")
     for key in ("is_decoder", "add_cross_attention"):
@@ -119,18 +146,26 @@ def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden": integer(config, "hidden_size", 768),
         "heads": integer(config, "num_attention_heads", 12),
         "ffn": integer(config, "intermediate_size", 3072),
-        "activation": ACTIVATION_NAMES[activation],
+        "activation": activation,
         "norm_eps": float(eps),
     }
 
 
-def pair(store: str, source: str, transform: str = "as is", option: str | None = None) -> dict[str, Source]:
+def pair(
+    store: str, source: str, transform: str = "as is", option: str | None = None, part: tuple[int, int] = (0, 1)
+) -> dict[str, Source]:  # fmt: skip
     """Return the sources of a weight and its bias."""
     bias = "heads" if transform == "heads" else "as is"
     return {
-        f"{store}.weight": Source(transform, (f"{source}.weight",)),
-        f"{store}.bias": Source(bias, (f"{source}.bias",), option),
+        f"{store}.weight": Source(transform, (f"{source}.weight",), part=part),
+        f"{store}.bias": Source(bias, (f"{source}.bias",), option, part),
     }
+
+
+def listed(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the ModelSpec fields of layers that are not plain: the few kinds that there are of them, and which each is."""
+    kinds = tuple(dict.fromkeys(layers))
+    return {"kinds": kinds, "order": tuple(map(kinds.index, layers))}
 
 
 def dense(name: str, activation: str = "identity", out: str = "hidden", inner: str = "hidden") -> Make:

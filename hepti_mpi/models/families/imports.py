@@ -25,6 +25,13 @@ class Import:
     shape: tuple[int, ...]
     transform: str
     tensors: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def derived(self) -> str:
+        """What decides its numbers besides those of the tensors."""
+        part = "" if self.part == (0, 1) else f" part {self.part[0]} of {self.part[1]},"
+        return f"{self.name}:{part} {self.transform} of {', '.join(self.tensors)}"
 
 
 def plain_names(family: Family, names: Iterable[str]) -> dict[str, str]:
@@ -59,7 +66,7 @@ def check_untied(family: Family, plain: Mapping[str, str]) -> None:
 
 def wrapper(family: Family, names: Iterable[str]) -> str:
     """Return what stands before all names of the model because it was saved inside another module, such as "module."; "" if nothing."""
-    anchor = family.sources["embedding.positions"].names[0]
+    anchor = next(iter(family.sources.values())).names[0]
     found = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
     outer = {next((before.removesuffix(p) for p in family.prefixes if before.endswith(p)), before) for before in found}
     return outer.pop() if len(outer) == 1 else ""
@@ -78,10 +85,13 @@ def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> li
     return [shape]
 
 
-def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Return the stored weight, float32 and C-contiguous, made of float32 source tensors; no tensors: zeros."""
+def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...], part: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """Return the stored weight, float32 and C-contiguous, made of float32 source tensors, or a part of one; no tensors: zeros."""
     if not tensors:
         return np.zeros(shape, np.float32)
+    if part != (0, 1):
+        (whole,), rows = tensors, len(tensors[0]) // part[1]
+        tensors = [whole[part[0] * rows : (part[0] + 1) * rows]]
     if transform == "transpose":
         return np.ascontiguousarray(tensors[0].T).reshape(shape)  # [hidden, columns] -> [columns, hidden]
     if transform == "positions":
@@ -108,7 +118,7 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
         absent = source.option is not None and not spec.options[source.option]
         tensors = () if absent else tuple(tensor.format(layer) for tensor in source.names)
         missing += [tensor for tensor in tensors if tensor not in shapes]
-        imports.append(Import(name, weight.shape, source.transform, tensors))
+        imports.append(Import(name, weight.shape, source.transform, tensors, source.part))
     if missing:
         raise ModelError(f"{len(missing)} of the tensors that config.json asks for are missing: {few(missing)}")
     used = {tensor for one in imports for tensor in one.tensors}
@@ -117,6 +127,7 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
         raise ModelError(f"{len(unknown)} tensors do not belong to the model that config.json describes: {few(unknown)}")
     for one in imports:
         for tensor, expected in zip(one.tensors, source_shapes(one.transform, spec, one.shape)):
+            expected = (expected[0] * one.part[1], *expected[1:])
             if shapes[tensor] != expected:
                 raise ModelError(f"tensor {tensor} has shape {list(shapes[tensor])}, config.json asks for {list(expected)}")
     return imports

@@ -305,6 +305,8 @@ def row_request(spec: ModelSpec, origin: str, ids: np.ndarray, mask: np.ndarray,
     keep = np.flatnonzero(mask)
     if not len(keep):
         raise InputError(f"{origin}: attention_mask leaves no position")
+    if keep[-1] - keep[0] >= len(keep) and any(layer.attention.counts_rows for layer in spec.each()):
+        raise InputError(f"{origin}: attention_mask leaves out positions between others; this model's layers go by how far apart they are")
     if keep[0] and spec.head == "sequence-classes" and spec.pooling == "cls":
         raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
     for name, row, size in (("input_ids", ids[keep], spec.numbers("ids")), ("token_type_ids", types[keep], spec.numbers("types"))):
