@@ -109,7 +109,7 @@ class Rank:
         self.mine, self.values, self.numbers = Part(spec, plan, rank), values, numbers
         self.request, self.at = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
         rows = sum(lengths)
-        counts = plan.counts(lengths) if len(plan.active) > 1 else (tuple(rows * (r in plan.active) for r in range(plan.ranks)),)
+        counts = plan.counts(lengths)
         ends = np.cumsum(counts).reshape(len(counts), -1)
         self.own = [[slice(end - count, end) for end, count in zip(*pair)] for pair in zip(ends, counts)]  # [tiles][ranks]
         self.tiles = {tile: slice(own[0].start, own[-1].stop) for tile, own in enumerate(self.own)} | {None: slice(0, rows)}
@@ -560,12 +560,12 @@ def test_what_is_done_per_tile(pair, expected):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_active_rank_is_one_segment_between_bcast_and_gatherv(name):
+def test_one_active_rank_is_one_segment_between_scatterv_and_gatherv(name):
     spec, _ = model_of(name)
     for pair, mode in product(PAIRS, MODES):
         if possible([pair], mode):
             plan = plan_of(spec, (pair,) * spec.layers, (0, 1, 0), (0, 1, 0), (0, 1, 0), mode)
-            assert steps(make_program(spec, plan)) == ["bcast", "-", "gatherv"]
+            assert steps(make_program(spec, plan)) == ["scatterv", "-", "gatherv"]
 
 
 def test_no_two_segments_without_a_reason_between():

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import product
+from operator import attrgetter
 
 import pytest
 from operations import operations
@@ -8,7 +9,7 @@ from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.weights.slices import Part, Slice, all_weights, granule, root_slices
+from hepti_mpi.weights.slices import Part, Slice, all_weights, granule, root_slices, span
 
 BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
 LAYOUTS = list(product(("heads", "rows", "alltoall", "recompute"), ("columns", "rows")))
@@ -97,12 +98,13 @@ def test_who_takes_part(rank, distribution, expected):
         assert bool(part.op(op, distribution)) == (kind in expected and kind not in WEIGHTLESS), kind
 
 
-def test_one_active_rank_has_all():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_active_rank_has_all(layout):
     """Whatever its shares say: a layout that divides no heads leaves them 0."""
-    plan = Plan("m", "h", (LAYOUTS[3],) * 3, (0, 0), (0, 0), (0, 9), ("a",) * 2, ("packed",) * 2)
-    part = Part(BERT, plan, 1)
-    assert all(part.takes_part(operations(BERT)[kind], "full") for kind in HEADS + COLUMNS + WHOLE + MINE)
-    assert part.heads == 7 and part.op(operations(BERT)["mlp_columns"], "full")["up.weight"].shape == (101, 56)
+    heads, columns = (0, 7 * (layout[0] in ("heads", "alltoall"))), (0, 101 * (layout[1] == "columns"))
+    part = Part(BERT, Plan("m", "h", (layout,) * 3, heads, columns, (0, 9), ("a",) * 2, ("packed",) * 2), 1)
+    whole = [span(weight) for weight in all_weights(BERT) if weight.name.startswith("layers.")]
+    assert sorted(part.of_layers, key=attrgetter("name")) == sorted(whole, key=attrgetter("name"))
 
 
 def test_a_rank_without_a_part_reads_nothing():

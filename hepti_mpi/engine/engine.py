@@ -305,7 +305,7 @@ class Engine:
             rows = at.places.own(step.tile, self.rank)
         which = (step.distribution, step.tile)
         if which not in at.packings:
-            whole = any(attention == "local" for attention, _ in self.plan.layers) and step.distribution == "rows"
+            whole = self.plan.keeps_requests and step.distribution == "rows"
             at.packings[which] = Rows(tuple(lengths), rows.start, rows.stop, rows.start if whole else 0)
         found: dict[str, np.ndarray] = {}
         for op in step.ops:

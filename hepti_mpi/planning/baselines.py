@@ -53,9 +53,9 @@ def baseline(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfi
 def boosted(plan: Plan, tiles: int = 2) -> Plan:
     """Return the same partition with our own exchanges and every rank's rows cut into `tiles` tiles as evenly as integers allow.
 
-    Tiles without rows are left out, and a rank alone has one: nothing of it travels.
+    Tiles without rows are left out, and where requests stay whole there is one: nothing of it travels.
     """
-    parts = zip(*(splits.even(count, tiles) for count in plan.rows)) if len(plan.active) > 1 else ()
+    parts = zip(*(splits.even(count, tiles) for count in plan.rows)) if not plan.keeps_requests else ()
     cut = tuple(tile for tile in parts if sum(tile))
     return replace(plan, collectives="own", reduction="reduce_scatter", tiles=cut if len(cut) > 1 else (), predicted_seconds=None)
 

@@ -59,7 +59,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     pricer = Pricer(spec, profile, request.rows, request.attended)
     case = baselines.Case(spec, source_hash, profile, request.rows, request.limits)
     plans = [plan]
-    if name.endswith(BOOST) and len(plan.active) > 1:
+    if name.endswith(BOOST) and not plan.keeps_requests:
         every = [baselines.boosted(plan, tiles) for tiles in (1, *TILES)]
         plans = [plan for plan in every if (case.memory(plan) <= case.limits).all()]
         if not plans:

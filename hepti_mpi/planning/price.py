@@ -137,9 +137,7 @@ class Pricer:
     def op_seconds(self, op: Op, rows: np.ndarray, plan: Plan, ranks: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
         """Return seconds per rank of `ranks` for `op` on `rows` rows each, without the fixed cost of the run. `places`: of their speeds."""
         at = ranks if places is None else places
-        alone = len(ranks) == 1
-        heads = np.array([self.spec.heads]) if alone else np.array(plan.heads)[ranks]
-        columns = np.array([self.spec.ffn]) if alone else np.array(plan.columns)[ranks]
+        heads, columns = np.array(plan.heads)[ranks], np.array(plan.columns)[ranks]
         work = op.work(Share(rows, rows * self.attended, heads, columns))
         spent = self.gemm[at, rows] * work.weights + self.attention[at] * work.attention + self.arrange[at] * work.arranged
         return spent + self.element[at] * work.elements + self.activation[at] * work.activations + self.cast[at] * work.casts
@@ -212,8 +210,6 @@ class _Walk:
         self.group, self.pricer, self.ranks, self.plan = group, group.pricer, group.ranks, plan
         self.tiles = plan.counts(self.pricer.lengths)
         self.counts = np.array(self.tiles, dtype=np.int64)[:, self.ranks]
-        if len(self.ranks) == 1:
-            self.tiles, self.counts = ((self.pricer.rows,),), np.array([[self.pricer.rows]])
         self.heads = np.array(plan.heads)[self.ranks]
         self.float = 2 if plan.wire == "float16" else FLOAT
         zeros = group.zeros

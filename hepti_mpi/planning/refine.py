@@ -64,7 +64,7 @@ class Refinement:
 
     def improve(self, candidate: Candidate) -> list[Candidate]:
         """Return the best plans that are reached from `candidate`, as it is cut into tiles and otherwise, the better one first."""
-        if len(candidate.plan.active) == 1 or candidate.plan.layers[0][0] == "local":  # whole requests do not move row by row
+        if candidate.plan.keeps_requests:  # whole requests do not move row by row
             return [candidate]
         best = self.climb(candidate)
         found = [best]
@@ -79,7 +79,7 @@ class Refinement:
     @staticmethod
     def divisible(plan: Plan) -> bool:
         """Tell whether it may be cut into tiles."""
-        return plan.collectives == "own" and len(plan.active) > 1 and plan.layers[0][0] != "local"
+        return plan.collectives == "own" and not plan.keeps_requests
 
     def climb(self, candidate: Candidate) -> Candidate:
         """Take every move that helps, larger ones first, until none does."""

@@ -92,17 +92,19 @@ class _Search:
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}
         sorting = partial(preference, self.profile)
-        fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
+        tried, fits = set[tuple[str, str]](), set[tuple[str, str] | str]()
+        with_rank, by_ranks = dict[int, float](), dict[int, float]()
         for subset in self.subsets():
-            for layers in self.layer_choices(subset):
-                for exchange in self.exchange_choices(layers, subset):
+            for layers, exchanges in self.choices(subset):
+                tried.add(layers[0])
+                for exchange in exchanges:
                     candidate = self.candidate(layers, subset, exchange)
                     if candidate is None or not self.fits(candidate):
                         continue
                     fits.add(layers[0] if len(set(layers)) == 1 else "mix")
                     keep_soonest(with_rank, candidate.plan.active, candidate.price.seconds)
                     keep_soonest(by_ranks, [len(subset)], candidate.price.seconds)
-                    kind = (kind_of(candidate.plan) if len(set(layers)) == 1 else "mix") + " " + exchange.collectives * (len(subset) > 1)
+                    kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
                     if kind not in best or sorting([candidate]) < sorting([best[kind]]):
                         best[kind] = candidate
         if not best:
@@ -113,8 +115,7 @@ class _Search:
             whole.update(one.plan for one in found[0])
             found.sort(key=sorting)
         (chosen, *close), *others = found
-        several = any(len(subset) > 1 for subset in self.subsets())  # on one all layouts are the same
-        unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if several and layout not in fits]
+        unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
@@ -125,10 +126,16 @@ class _Search:
             return [[one] for one in sorted(candidates, key=order)]
         return Refinement(self.spec, self.priced, self.fits).improve_best(candidates)
 
+    def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
+        """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
+        if len(subset) == 1:  # on which all layouts are the same, and MPI's collectives the simplest way; they have no alltoall
+            layout = self.layouts()[-1]
+            yield (layout,) * self.spec.layers, [Exchange("reduce_scatter", "own") if layout[0] == "alltoall" else MPI]
+            return
+        for layers in self.layer_choices(subset):
+            yield layers, self.exchange_choices(layers, subset)
+
     def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:
-        """Return the ways to exchange that are worth a price for these layouts."""
-        if len(subset) == 1:
-            return [Exchange("reduce_scatter", "own") if layers[0][0] == "alltoall" else MPI]  # MPI has no such layout
         own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
         plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= EVERY_SUBSET * 2
         return [*own, MPI] if plain else own
@@ -157,13 +164,13 @@ class _Search:
 
     def layer_choices(self, subset: tuple[int, ...]) -> Iterator[Layers]:
         """Yield the layouts per layer to try: uniform ones, and where a faster-travelling one does not fit, as many layers of it as do."""
-        uniform = self.layouts() if len(subset) > 1 else self.layouts()[-1:]  # on one rank all layouts are the same
+        uniform = self.layouts()
         if len(subset) > MANY:
             uniform = [layout for layout in uniform if layout in (LEANER[0], *MIXED)] or uniform
         for layout in uniform:
             yield (layout,) * self.spec.layers
         forced = self.request.strategy != "auto" or self.request.layout is not None
-        if forced or len(subset) == 1 or len(subset) > MANY or self.request.mode == "mapped":
+        if forced or len(subset) > MANY or self.request.mode == "mapped":
             return
         for number, rich in enumerate(MIXED):
             for lean in MIXED[number + 1 :]:
@@ -208,7 +215,7 @@ class _Search:
     def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
         """Return the steps of `plan`, or of two shorter models with the same layers, and the widths of their buffers. They depend on
         the shares only in whether one rank has all."""
-        key = plan.layers, len(plan.active) == 1, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
+        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
         if key not in self.programs:
             depths = STEADY if len(set(plan.layers)) == 1 and self.spec.layers > STEADY[1] else (self.spec.layers,)
             shorter = [(replace(self.spec, layers=depth), replace(plan, layers=plan.layers[:depth])) for depth in depths]
@@ -218,20 +225,15 @@ class _Search:
 
     def memory(self, plan: Plan) -> tuple[int, ...]:
         heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
-        by_heads = [a for a, _ in plan.layers].count("heads")
+        by_heads, mlp = [a for a, _ in plan.layouts].count("heads"), [m for _, m in plan.layouts].count("columns")
         active = np.isin(np.arange(self.ranks), plan.active)
-        if len(plan.active) == 1:
-            weights = np.full(self.ranks, float(self.spec.layers * (self.attention_bytes + self.mlp_bytes)))
-        else:
-            mlp = [m for _, m in plan.layers].count("columns")
-            weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
-            weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
-        scale = self.largest / self.request.rows
+        weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
+        weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
         part = heads / self.spec.heads if heads.any() else np.zeros(self.ranks)
-        if by_heads < self.spec.layers and not any(a == "alltoall" for a, _ in plan.layers):
+        if by_heads < self.spec.layers and not any(a == "alltoall" for a, _ in plan.layouts):
             part = np.maximum(part, rows / self.request.rows)
         widths = self.program(plan)[1]
-        values = activation_bytes(self.spec, widths, self.largest, self.longest, np.ceil(rows * scale), part)
+        values = activation_bytes(self.spec, widths, self.largest, self.longest, -(-rows * self.largest // self.request.rows), part)
         return tuple(int(b) for b in np.ceil((weights + self.norm_bytes + values) * active))
 
     def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -243,12 +245,6 @@ class _Search:
         by_heads, by_columns = [a for a, _ in layers].count("heads"), [m for _, m in layers].count("columns")
         by_rows = (spec.layers - by_heads) * self.attention_bytes + (spec.layers - by_columns) * self.mlp_bytes
         room = self.room(layers, subset)
-        if len(subset) == 1:
-            fits = room[0] >= spec.layers * (self.attention_bytes + self.mlp_bytes)
-            whole = np.zeros((3, self.ranks), np.int64)
-            by_heads += [a for a, _ in layers].count("alltoall")
-            whole[:, members[0]] = spec.heads if by_heads else 0, spec.ffn if by_columns else 0, self.request.rows
-            return (whole[0], whole[1], whole[2]) if fits else None
         can_rows = room >= by_rows
         if not can_rows.any() or (strict and not can_rows.all()):
             return None
@@ -270,9 +266,8 @@ class _Search:
     def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
         """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
         members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
-        exchange = Exchange("reduce_scatter", "own") if len(subset) > 1 else MPI
-        plan = self.plan(layers, exchange, members, members, members)
-        plans = [plan] if len(subset) == 1 else [plan, replace(plan, tiles=(plan.rows, plan.rows))]  # which may be cut into tiles later
+        plan = self.plan(layers, Exchange("reduce_scatter", "own"), members, members, members)
+        plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later
         widths = tuple(map(max, zip(*(self.program(one)[1] for one in plans))))
         every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
         values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
@@ -353,12 +348,13 @@ class _Search:
         whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)
         split = self.spec.layers * (self.attention_bytes * (layout[0] == "heads") + self.mlp_bytes * (layout[1] == "columns"))
         shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
-        lack = (whole - split) + (split * shares / shares.sum() if len(everyone) > 1 else split) - room
-        others = self.request.shares is None and layout == ("heads", "columns") and len(everyone) > 1  # divided by memory
+        lack = (whole - split) + split * shares / shares.sum() - room
+        name = self.plan(layers, MPI, *[np.isin(np.arange(self.ranks), everyone)] * 3).strategy
+        others = self.request.shares is None and name == "tensor"  # divided by memory
         if others:
             lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.heads)  # at the least one head of one layer
         worst = int(np.argmin(room) if others else np.argmax(lack))
-        rank, name = everyone[worst], "single" if len(everyone) == 1 else Plan.strategy_of(layout)
+        rank = everyone[worst]
         found = capacity.Lack(name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others)
 
         def room_of(count: int) -> float:

@@ -15,10 +15,7 @@ SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 
 def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, pairs: float) -> Work:
     """Return the work of a step on one rank: `rows` rows of it, which attend to keys in `pairs` pairs."""
-    alone = len(plan.active) == 1
-    heads = spec.heads if alone else plan.heads[rank]
-    columns = spec.ffn if alone else plan.columns[rank]
-    share = Share(rows, pairs, heads, columns)
+    share = Share(rows, pairs, plan.heads[rank], plan.columns[rank])
     parts = [op.work(share) for op in step.ops]
     sums = {name: float(sum(getattr(part, name) for part in parts)) for name in SUMMED}
     return Work(tuple((rows, part.weights) for part in parts if part.weights), **sums)

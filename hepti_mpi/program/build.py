@@ -13,7 +13,7 @@ FINAL = "final.norm"  # the weights of the norm behind the last layer
 
 
 def make_program(spec: ModelSpec, plan: Plan) -> Program:
-    """Return the steps of `plan` for a model of `spec`; with one active rank the layers are a single Compute."""
+    """Return the steps of `plan` for a model of `spec`; where requests stay whole on a rank, its layers are a single Compute."""
     builder = _Builder(spec, plan)
     builder.start()
     every = [(layer, kind) for layer in plan.numbers for kind in KINDS]
@@ -34,8 +34,7 @@ class _Builder:
 
     def __init__(self, spec: ModelSpec, plan: Plan) -> None:
         self.spec, self.plan = spec, plan
-        self.single = len(plan.active) == 1
-        self.tiles = 1 if self.single else max(1, len(plan.tiles))
+        self.tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
         behind = plan.numbers.stop  # the layer that follows the last one of the plan, where the model has one
         self.beyond = (behind, KINDS[0]) if behind < spec.layers else None
         self.steps: list[Step] = []
@@ -49,7 +48,7 @@ class _Builder:
         return f"{role}{self.versions[role]}"
 
     def needs(self, layer: int, kind: str) -> str:
-        return "full" if self.single or self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
+        return "full" if self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
 
     def compute(self, op: Op, distribution: str, tile: int | None = 0) -> None:
         """Append `op`, to the segment under way where it has the same distribution and nothing forbids it.
@@ -73,8 +72,6 @@ class _Builder:
     def sync(self, kind: str, values: tuple[str, ...], roles: str, width: int | None = None) -> tuple[str, ...]:
         """Append an exchange of values of `width` numbers in a row, None: as many as the residual has; return what comes of it."""
         width = width or self.spec.hidden
-        if self.single and kind not in ("bcast", "gatherv"):
-            return values
         if kind in ("allgatherv", "to_heads", "to_rows") and self.plan.wire == "float16":
             return self.short(kind, values, roles, width)
         targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
@@ -102,7 +99,7 @@ class _Builder:
 
     def start(self) -> None:
         first = self.needs(self.plan.first, "attention")
-        by_rows = first == "rows" or (self.plan.reduction == "reduce_scatter" and not self.single)
+        by_rows = first == "rows" or self.plan.reduction == "reduce_scatter"
         (self.x,) = self.sync("scatterv" if by_rows else "bcast", (EMBEDDED,), "x")
         self.y, self.x_at = self.x, "rows" if by_rows else "full"
         self.y_at = self.x_at
@@ -175,12 +172,12 @@ class _Builder:
     def term(self, op: Op, at: str) -> None:
         """Append the last operation of a block."""
         self.compute(op, at)
-        self.p_at = "partial" if op.gives().term and not self.single else at
+        self.p_at = "partial" if op.gives().term else at
 
     def tail(self, layer: int, kind: str, following: tuple[int, str] | None) -> None:
         """Append the residual sum and LayerNorm after a block, where the plan says that they are computed."""
-        wanted = self.needs(*following) if following else "full" if self.single else "rows"
-        place = wanted if self.single or (self.p_at == "partial" and self.plan.reduction == "allreduce") else "rows"
+        wanted = self.needs(*following) if following else "rows"
+        place = wanted if self.p_at == "partial" and self.plan.reduction == "allreduce" else "rows"
         if self.p_at == "partial":
             (self.p,) = self.sync("allreduce" if place == "full" else "reduce_scatter", (self.p,), "p")
         if self.x_at == "full" and place == "rows":

@@ -142,7 +142,7 @@ class Division:
     """Where the rows of a batch lie, tile after tile and in each tile rank after rank, and the columns of each rank's heads.
 
     `counts` [tiles][ranks]: rows; `heads`: columns that each rank's heads have; `width`: columns of a value; `active`: who holds a part
-    (None: everybody). Where one rank does, it holds all.
+    (None: everybody).
     """
 
     def __init__(self, counts: Counts, heads: Sequence[int] | np.ndarray, width: int, active: Sequence[int] | None = None) -> None:
@@ -153,7 +153,7 @@ class Division:
         self.starts = flat[:-1].reshape(-1, self.ranks)
         self.ends = flat[1:].reshape(-1, self.ranks)
         ends = np.cumsum(np.asarray(heads, np.int64))
-        self.columns = np.stack([ends - heads, ends], axis=1) if len(self.active) > 1 else np.array([[0, width]] * self.ranks)
+        self.columns = np.stack([ends - heads, ends], axis=1)
         self.others: dict[int, Division] = {width: self}
         self.known: dict[tuple[Holding, int | None], Held] = {}
         self.moving: dict[tuple[Holding, Holding, int], tuple[Move, ...]] = {}
@@ -207,8 +207,5 @@ class Division:
 
 def division(plan: Plan, lengths: Sequence[int], head_dim: int, width: int) -> Division:
     """Return how `plan` divides a batch of requests of `lengths` rows."""
-    counts = plan.counts(lengths)
-    if len(plan.active) == 1:  # its value is full, whatever the row shares say
-        counts = (tuple(sum(lengths) * (rank in plan.active) for rank in range(plan.ranks)),)
-    return Division(counts, [heads * head_dim for heads in plan.heads], width, plan.active)
+    return Division(plan.counts(lengths), [heads * head_dim for heads in plan.heads], width, plan.active)
 

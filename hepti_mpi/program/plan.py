@@ -17,6 +17,7 @@ LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "ml
 REDUCTIONS = ("allreduce", "reduce_scatter")
 COLLECTIVES = ("mpi", "own")
 WIRES = ("float32", "float16")
+WHOLE = ("local", "rows")  # the layout in which nothing travels
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ class Plan:
         """The ranks that hold a part of the layers."""
         return tuple(r for r in range(self.ranks) if self.heads[r] or self.columns[r] or self.rows[r])
 
+    @cached_property
+    def layouts(self) -> tuple[tuple[str, str], ...]:
+        """The layouts that its layers come to: a rank that has nobody to divide them with keeps requests whole, whatever `layers` says."""
+        return (WHOLE,) * len(self.layers) if self.strategy == "single" else self.layers
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether each request stays on one rank: then nothing travels between the layers, and rows are not cut into tiles."""
+        return any(attention == "local" for attention, _ in self.layouts)
+
     @property
     def strategy(self) -> str:
         if len(self.active) == 1:
@@ -83,7 +94,8 @@ class Plan:
         return ("sequence", "hybrid", "tensor")[by_weights]
 
     def layout(self, layer: int, kind: str) -> str:
-        return self.layers[layer - self.first][0 if kind == "attention" else 1]
+        """Return how a block of a layer is divided."""
+        return self.layouts[layer - self.first][0 if kind == "attention" else 1]
 
     def tile_counts(self, rows: int) -> tuple[tuple[int, ...], ...]:
         """Divide a request of `rows` rows: [tiles][ranks] counts, tile after tile in the order of the rows."""
@@ -95,7 +107,7 @@ class Plan:
 
     def counts(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Divide a batch of requests of `lengths` rows, [tiles][ranks] counts; whole requests where attention is local."""
-        if any(attention == "local" for attention, _ in self.layers):
+        if self.keeps_requests:
             return (splits.cut(lengths, self.rows),)
         return self.tile_counts(sum(lengths))
 
@@ -115,7 +127,7 @@ class Plan:
 
 def kind_of(plan: Plan) -> str:
     """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
-    if len(plan.active) == 1:
+    if plan.strategy == "single":
         return "single"
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
     layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())

@@ -117,7 +117,7 @@ def promising(decision: Decision, profile: ClusterProfile, request: Request) -> 
         plans.append(replace(chosen.plan, wire="float32"))
     left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
     others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds][:FINALISTS]
-    lone = [other for other in decision.others if other not in others and len(other.plan.active) == 1]
+    lone = [other for other in decision.others if other not in others and other.plan.strategy == "single"]
     lone = [other for other in lone if other.price.seconds <= LONE * chosen.price.seconds and profile.nodes[other.plan.active[0]].alone]
     for other in (*decision.close, *others, *lone):
         if (left >= other.memory).all():
@@ -163,9 +163,9 @@ def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> ClusterProfile:
     predicted = pricer.price(program, trial.plan).compute
     ratios = np.divide(np.median(trial.compute, axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
     profile = scaled(pricer.profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
-    exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
-    if len(trial.plan.active) == 1 or not exchanges:
+    price = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan)
+    if not price.bytes:
         return profile
-    seconds = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan).seconds
-    late = (float(np.median(trial.seconds)) - seconds) / exchanges
+    exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
+    late = (float(np.median(trial.seconds)) - price.seconds) / exchanges
     return replace(profile, exchange_seconds=min(max(profile.exchange_seconds + late, 0.0), MOST_LATE))

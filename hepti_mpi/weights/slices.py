@@ -81,8 +81,6 @@ class Part:
     @cached_property
     def bounds(self) -> dict[str, tuple[int, int]]:
         """The (start, stop) of its heads and of its columns."""
-        if len(self.plan.active) == 1:
-            return {"heads": (0, self.spec.heads), "columns": (0, self.spec.ffn)}
         return {"heads": splits.bounds(self.plan.heads, self.rank), "columns": splits.bounds(self.plan.columns, self.rank)}
 
     @property
@@ -92,7 +90,7 @@ class Part:
 
     @cached_property
     def holds_rows(self) -> bool:
-        return len(self.plan.active) == 1 or self.plan.rows[self.rank] > 0
+        return self.plan.rows[self.rank] > 0
 
     def takes_part(self, op: Op, distribution: str) -> bool:
         """Tell whether this rank computes anything of `op`: some have no weights to tell it by."""
