@@ -17,13 +17,14 @@ from hepti_mpi.cluster.profile import ClusterProfile, Edges
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
-from hepti_mpi.engine.timing import timers
+from hepti_mpi.engine.timing import chained, products, timers
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec, outer_weights
 from hepti_mpi.models.steps import LayerNorm, Lookup, Normalize, Step
 from hepti_mpi.models.tasks.heads import apply_head, embed
 
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
+GLANCE, GLANCES = 2, 6  # which of the curve's numbers of rows is looked at, and how often
 ROWS, REQUESTS, WORDS, CALLS = 128, 32, 1000, 15  # of a batch that only rank 0 handles
 
 
@@ -51,6 +52,30 @@ def measured(
     who = {"host": host, "cores": len(cores.whole), "threads": cores.threads, "memory_bytes": memory, "gemm_rows": rows}
     with emulation.in_time():  # else links would seem the slower the more this machine does beside
         return probe.measure(world, exchanges, who, speeds, alone, edges, versions, (spec.hidden, spec.ffn))
+
+
+def sooner(world: Comm, emulation: Emulation, cores: Cores, spec: ModelSpec, profile: ClusterProfile) -> list[float]:
+    """Return how many times as fast each rank is now as its profile says, by some products of few rows. Collective; takes a moment.
+
+    A machine with other work can only be slower: much faster than the profile means that it had other work when that was measured.
+    """
+    if emulation.on:
+        return [1.0] * world.size
+    node = profile.nodes[world.rank]
+    place = min(GLANCE, len(node.gemm_rows) - 1)
+    chain, (tile, weights) = products(spec, cores.threads), chained(spec)
+    rows = {"x": np.resize(tile, (node.gemm_rows[place], spec.hidden))}
+    clock = time.perf_counter
+    crowd = sum(threads for other, threads in world.gather_all([node.host, cores.threads]) if other == node.host)
+    if crowd > len(cores.whole):  # as the profile was measured
+        clock = partial(_cpu_time, cores.threads)
+    times = []
+    for _ in range(GLANCES):
+        begin = clock()
+        chain.run(None, rows)
+        times.append(clock() - begin)
+    then = node.gemm_seconds_per_weight[place] * weights
+    return [float(ratio) for ratio in world.gather_all(then / max(min(times[1:]), 1e-9))]
 
 
 def _cpu_time(threads: int) -> float:

@@ -20,19 +20,8 @@ PROBE_BYTES = 64 << 20
 def timers(spec: ModelSpec, threads: int) -> Timers:
     """Return the kernels that the cluster's probe times, at the shapes of `spec`: chains of MLP products that are larger than
     most caches, as the layers of a model are, attention among packed requests, one LayerNorm with residual, and one activation."""
-    hidden, columns = spec.hidden, -(-spec.ffn // 2)
-    blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
-    tile = np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden))
-
-    def products(blocks: int) -> onnxruntime.InferenceSession:
-        chain, value = Graph(), "x"
-        for number in range(blocks):
-            first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # equal ones would be kept once
-            up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
-            value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == blocks - 1 else None)
-        return probe(chain, ["x"], threads)
-
-    gemm, between = products(blocks), products(1)
+    hidden, (tile, weights) = spec.hidden, chained(spec)
+    gemm, between = products(spec, threads), products(spec, threads, 1)
     mixing = Graph()
     dim = spec.layer(0).attention.dim
     plain = Attention(hidden, hidden // dim, dim)
@@ -63,7 +52,7 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
 
     return Timers(
         gemm=of_rows,
-        weights=2 * hidden * columns * blocks,
+        weights=weights,
         attention=of_requests,
         elements=bound(elements, {"x": some[rows], "p": product}, np.empty((rows, hidden), np.float32)),
         activations=bound(activations, {"x": product}, np.empty((rows, hidden), np.float32)),
@@ -73,6 +62,24 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
         nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
         between=bound(between, {"x": some[rows]}, product),
     )
+
+
+def chained(spec: ModelSpec) -> tuple[np.ndarray, int]:
+    """Return the matrix that chains of products are made of, [columns, hidden], and the weights of a whole chain."""
+    hidden, columns = spec.hidden, -(-spec.ffn // 2)
+    blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
+    return np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden)), 2 * hidden * columns * blocks
+
+
+def products(spec: ModelSpec, threads: int, blocks: int | None = None) -> onnxruntime.InferenceSession:
+    """Return a chain of MLP products x [r, hidden] -> y [r, hidden]; `blocks`: pairs of them, None: as many as outdo most caches."""
+    tile, weights = chained(spec)
+    chain, value, count = Graph(), "x", weights // (2 * tile.size) if blocks is None else blocks
+    for number in range(count):
+        first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # equal ones would be kept once
+        up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
+        value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == count - 1 else None)
+    return probe(chain, ["x"], threads)
 
 
 def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:

@@ -49,7 +49,8 @@ def teamed(
     """
     at("planning teams")
     begin = time.perf_counter()
-    placement, arrangement = _chosen(machine, store, goal, teaming)
+    with together(machine.world):  # one rank tells why nothing fits
+        placement, arrangement = _chosen(machine, store, goal, teaming)
     if placement is None:
         return None
     startup = startup | {"plan": time.perf_counter() - begin}

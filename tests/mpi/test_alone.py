@@ -38,6 +38,27 @@ def test_it_is_measured(machine, measured):
     assert len({str(other) for other in machine.world.gather_all(profile.to_json())}) == 1
 
 
+def test_a_profile_of_a_busy_machine_is_measured_again(machine, measured, tmp_path):
+    store, profile = measured
+    path, root = tmp_path / "p.json", machine.world.rank == 0
+    said = []
+
+    def saved(by, required=False):
+        said.clear()
+        if root:
+            scaled(profile, [by] * len(profile.nodes)).save(path)
+        machine.world.barrier()
+        return measured_profile(machine, store.spec, path if root else None, False, required, said.append)
+
+    saved(10.0)
+    assert "had other work when that was measured" in said[0] and said[1].startswith("measuring ")
+    quick = saved(0.2).nodes[0].gemm_seconds_per_weight  # now it has other work, which says nothing of then
+    assert not said and quick == scaled(profile, [0.2] * len(profile.nodes)).nodes[0].gemm_seconds_per_weight
+    if machine.world.size == 1:
+        saved(10.0, required=True)
+        assert not said, "who names a profile means it"
+
+
 def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
     store, profile = measured
     request = Request(ROWS, mode="packed")
