@@ -76,6 +76,10 @@ HEADS = {
     "modernbert_seqcls": ("modernbert", "sequence-classes", False),
     "nomicbert": ("nomic_bert", "masked-words", False),
     "nomicbert_seqcls": ("nomic_bert", "sequence-classes", True),
+    "mpnet": ("mpnet", "masked-words", False),
+    "mpnet_seqcls": ("mpnet", "sequence-classes", False),
+    "dinov2": ("dinov2", "image-classes", False),
+    "dinov2_registers": ("dinov2", "none", False),
 }
 
 

@@ -252,7 +252,7 @@ def test_every_head_and_source(machine, folder, case, layout):
     compare(machine, store, plan, GOLDEN / case / "expected.npz")
 
 
-OTHERS = ["modernbert", "modernbert_seqcls", "nomicbert"]  # families whose layers are not BERT's
+OTHERS = ["modernbert", "modernbert_seqcls", "nomicbert", "mpnet", "dinov2", "dinov2_registers"]  # families whose layers are not BERT's
 
 
 @pytest.mark.parametrize("case", OTHERS)

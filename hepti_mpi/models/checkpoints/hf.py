@@ -20,7 +20,7 @@ from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
 from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
-from hepti_mpi.models.families.family import Family, Task, class_labels, score_kind
+from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
 from hepti_mpi.models.identity import source_hash
@@ -65,6 +65,8 @@ def read_model(source: Path) -> ModelFiles:
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
     sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None}, {**sidefiles.CONFIG, **family.keys})
+    if family.resized:
+        config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
     kind = config.get("tokenizer_class") or family.tokenizer
     built = build_tokenizer(texts, kind, sentence.changes if sentence else None)
@@ -91,6 +93,14 @@ def read_model(source: Path) -> ModelFiles:
     opened = {id(found): found for found in (tensors, *(found for found, _ in modules.values()))}.values()
     hashes = chain.from_iterable(found.hashes() for found in opened)
     return ModelFiles(spec, files, source_hash(spec, files, [*(one.derived for one in imports), *hashes]), stream)
+
+
+def sized(config: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return config.json with the size of the preprocessor's pictures as image_size, where they have one, and table_size: its own."""
+    steps, image = read_preprocessor(files, integer(config, "num_channels", 3)), config.get("image_size", 224)
+    size = (*([steps.size] if isinstance(steps.size, tuple) else []), *steps.crops)[-1:] if steps else ()
+    side = size[0][0] if size and size[0][0] == size[0][1] else image
+    return {**config, "image_size": side, "table_size": image}
 
 
 def refuse_adapters(source: Path) -> None:

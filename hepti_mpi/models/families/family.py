@@ -3,7 +3,7 @@
 A family is added by one file beside this one, with a Family for each of its model types in MODEL_TYPES (registry.py finds it).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,16 +35,23 @@ class Source:
     """Where a weight of the store comes from.
 
     `transform`: "as is"; "heads" (the first two stored dims are one in the source); "transpose" (the last stored dim comes
-    first in the source); "patches" (a convolution kernel); "positions" (position table, class token and patch bias in one).
-    `names`: tensor names with `{}` for the layer; more than one only for "positions".
+    first in the source); "patches" (a convolution kernel); "positions" (position table, class token, patch bias and maybe registers in
+    one), where the table may be resized "bicubic", or "smooth": as Pillow resizes.
+    `names`: tensor names with `{}` for the layer; more than one only for positions.
     `option`: the weight is zero, and must be absent from the source, if this entry of `spec.options` is false.
     `part`: (i, n): it is part i of n equal ones along the first dim of the tensor, which holds several matrices.
+    `other`: where it comes from in models that have no tensor of the first name.
     """
 
     transform: str
     names: tuple[str, ...]
     option: str | None = None
     part: tuple[int, int] = (0, 1)
+    other: "Source | None" = None
+
+    def of(self, layer: str, names: Container[str]) -> "Source":
+        """Return the source of a layer's weight in a model that has tensors of these names."""
+        return self.other if self.other and self.names[0].format(layer) not in names else self
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Family:
     `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose, if no source uses it.
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
     `instead`: a tensor -> the one that it is read instead of, where both are there.
+    `resized`: whether the table of positions follows the size of the preprocessor's pictures; image_size and table_size tell both then.
     """
 
     name: str
@@ -89,6 +97,7 @@ class Family:
     instead: Mapping[str, str] = field(default_factory=dict)
     keys: Table = field(default_factory=dict)
     tokenizer: str = "BertTokenizer"
+    resized: bool = False
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -152,13 +161,14 @@ def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pair(
-    store: str, source: str, transform: str = "as is", option: str | None = None, part: tuple[int, int] = (0, 1)
+    store: str, source: str, transform: str = "as is", option: str | None = None, part: tuple[int, int] = (0, 1),
+    other: Mapping[str, Source] | None = None,
 ) -> dict[str, Source]:  # fmt: skip
-    """Return the sources of a weight and its bias."""
-    bias = "heads" if transform == "heads" else "as is"
+    """Return the sources of a weight and its bias; `other`: a pair too, where the first is not there."""
+    bias, (weight, beside) = "heads" if transform == "heads" else "as is", other.values() if other else (None, None)
     return {
-        f"{store}.weight": Source(transform, (f"{source}.weight",), part=part),
-        f"{store}.bias": Source(bias, (f"{source}.bias",), option, part),
+        f"{store}.weight": Source(transform, (f"{source}.weight",), part=part, other=weight),
+        f"{store}.bias": Source(bias, (f"{source}.bias",), option, part, beside),
     }
 
 

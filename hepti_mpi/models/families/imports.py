@@ -80,8 +80,10 @@ def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> li
         return [(shape[-1], math.prod(shape[:-1]))]
     if transform == "patches":
         return [(shape[0], spec.options["channels"], spec.options["patch_size"], spec.options["patch_size"])]
-    if transform == "positions":
-        return [(1, *shape), (1, 1, shape[1]), (shape[1],)]
+    if transform.startswith("positions"):
+        registers = spec.options.get("registers", 0)
+        rows = 1 + spec.options["table"] ** 2 if "table" in spec.options else shape[0]
+        return [(1, rows, shape[1]), (1, 1, shape[1]), (shape[1],), (1, registers, shape[1])]
     return [shape]
 
 
@@ -94,11 +96,39 @@ def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...]
         tensors = [whole[part[0] * rows : (part[0] + 1) * rows]]
     if transform == "transpose":
         return np.ascontiguousarray(tensors[0].T).reshape(shape)  # [hidden, columns] -> [columns, hidden]
-    if transform == "positions":
-        table, token, bias = tensors  # [1, positions, hidden], [1, 1, hidden], [hidden]
-        table = table[0] + np.concatenate([token[0], np.broadcast_to(bias, (shape[0] - 1, shape[1]))])
-        return np.ascontiguousarray(table, dtype=np.float32)
+    if transform.startswith("positions"):
+        table, token, bias, *registers = tensors  # [1, positions, hidden], [1, 1, hidden], [hidden], [1, registers, hidden]
+        more = registers[0][0] if registers else np.zeros((0, shape[1]), np.float32)
+        patches = resized(table[0, 1:], math.isqrt(shape[0] - 1 - len(more)), transform.endswith("smooth"))
+        return np.ascontiguousarray(np.concatenate([table[0, :1] + token[0], more, patches + bias]), np.float32)
     return np.ascontiguousarray(tensors[0]).reshape(shape)
+
+
+def resized(table: np.ndarray, side: int, smooth: bool) -> np.ndarray:
+    """Return a square of rows [old side ** 2, width] with another `side`, by cubic splines.
+
+    Source: interpolate of PyTorch, mode bicubic: Keys' splines with a = -0.75 or, `smooth` (antialias), -0.5 over all rows that a new
+    one covers.
+    """
+    old = math.isqrt(len(table))
+    if old == side:
+        return table
+    scale = old / side
+    spread, a = (max(scale, 1.0), -0.5) if smooth else (1.0, -0.75)
+    centres = (np.arange(side) + 0.5) * scale - 0.5
+    first = np.floor(centres).astype(int)
+    weights = np.zeros((side, old))
+    reach = math.ceil(2 * spread) + 1
+    for offset in range(-reach, reach + 1):
+        at = first + offset
+        x = np.abs(at - centres) / spread
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((x - 5) * x + 8) * x * a - 4 * a
+        share = np.where(x <= 1, near, np.where(x < 2, far, 0))
+        inside = (at >= 0) & (at < old) | (not smooth)
+        np.add.at(weights, (np.arange(side), np.clip(at, 0, old - 1)), np.where(inside, share, 0))
+    weights /= weights.sum(axis=1, keepdims=True)
+    square = table.reshape(old, old, -1)
+    return np.einsum("ai,bj,ijw->abw", weights, weights, square, optimize=True).reshape(side * side, -1)
 
 
 def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[Import]:
@@ -114,7 +144,7 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
         if name.startswith(MODULES):
             continue
         layer = name.split(".")[1] if weight.name != name else ""
-        source = family.sources[weight.name]
+        source = family.sources[weight.name].of(layer, shapes)
         absent = source.option is not None and not spec.options[source.option]
         tensors = () if absent else tuple(tensor.format(layer) for tensor in source.names)
         missing += [tensor for tensor in tensors if tensor not in shapes]

@@ -248,8 +248,9 @@ def pixel_request(spec: ModelSpec, index: int, origin: str, pixels: np.ndarray) 
     channels, patch = spec.options["channels"], spec.options["patch_size"]
     grid = spec.options["image_size"] // patch
     inner = pixels[:, : grid * patch, : grid * patch].reshape(channels, grid, patch, grid, patch)
-    patches = np.zeros((spec.positions, channels * patch * patch), np.float32)  # [1 + grid * grid, channels * patch * patch]
-    patches[1:] = inner.transpose(1, 3, 0, 2, 4).reshape(grid * grid, -1)  # in the order of the convolution kernel
+    patches = np.zeros((spec.positions, channels * patch * patch), np.float32)  # [1 + registers + grid * grid, pixels of a patch]
+    # in the order of the convolution kernel
+    patches[spec.positions - grid * grid :] = inner.transpose(1, 3, 0, 2, 4).reshape(grid * grid, -1)
     positions = np.arange(spec.positions, dtype=np.int64)
     return Request(index, origin, {"patches": patches, "positions": positions}, positions, spec.positions)
 

@@ -22,11 +22,13 @@ def pooled_row(spec: ModelSpec, hidden: Array, request: Request) -> Array:
         raise InputError(f"{request.origin} has no token behind the prompt")
     places = request.keep - request.keep[0]  # [own rows]
     rows, places = hidden[skipped:], places[skipped:].astype(np.float32)  # [counting rows, hidden], [counting rows]
-    return np.concatenate([pooled(mode, rows, places) for mode in spec.pooling.split("+")])
+    return np.concatenate([pooled(mode, rows, places, 1 + spec.options.get("registers", 0)) for mode in spec.pooling.split("+")])
 
 
-def pooled(mode: str, rows: Array, places: Array) -> Array:
-    """Return [hidden], made of `rows` [n, hidden] at the `places` [n], float32 from 0."""
+def pooled(mode: str, rows: Array, places: Array, first: int = 1) -> Array:
+    """Return [hidden], made of `rows` [n, hidden] at the `places` [n], float32 from 0; those of a picture's patches begin with `first`."""
+    if mode == "patches":
+        return np.asarray(rows[first:].mean(axis=0))
     if mode == "cls":
         return rows[0]
     if mode == "lasttoken":
