@@ -49,3 +49,21 @@ class HostError(HeptiError):
 
 class RankError(HeptiError):
     """A rank other than this one failed; that rank has already said why."""
+
+
+class ServiceError(HeptiError):
+    """A service cannot answer this; `retry_after`: seconds after which it may, None where asking again is of no use."""
+
+    exit_code = 3
+
+    def __init__(self, sentence: str, retry_after: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class NotReady(ServiceError):
+    """The model is being loaded, or the service is ending."""
+
+
+class Busy(ServiceError):
+    """Too much waits already."""

@@ -38,7 +38,10 @@ OWNERS = {
     "PIL": {"models/inputs/images.py"},
     "scipy": {"planning/baselines.py"},
     "matplotlib": {"reporting/canvas.py"},
-    "prometheus_client": {"serving/metrics.py"},
+    "prometheus_client": {"serving/metrics.py", "serving/http/meters.py"},
+    "starlette": {"serving/http/app.py"},
+    "uvicorn": {"serving/http/server.py"},
+    "h11": {"serving/http/server.py"},
     "rich": {"commands/terminal.py", "reporting/drawing.py"},
 }
 LINES = 400

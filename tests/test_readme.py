@@ -14,7 +14,7 @@ from test_layout import LEVELS
 from hepti_mpi.commands import main
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("commands", "comm", "planning", "supervisor")
+ROOMS = ("commands", "comm", "planning", "serving", "supervisor")
 READMES = [
     "README.md",
     *(f"{folder}/README.md" for folder in ("hepti_mpi", *(f"hepti_mpi/{room}" for room in ROOMS), "hostfiles", "jobs", "weights")),
@@ -111,7 +111,8 @@ def test_tables_of_options_are_current():
     page = options_tables.PAGE.read_text()
     assert options_tables.filled(page) == page, "make them anew: python tests/options_tables.py"
     shown = {place[2] for place in options_tables.PLACE.finditer(page)}
-    assert {verb for verb in main.main.commands if options_tables.table(verb) != options_tables.HEAD} == shown, "commands with a table"
+    verbs = [name for name, verb in main.main.commands.items() if not verb.hidden]
+    assert {verb for verb in verbs if options_tables.table(verb) != options_tables.HEAD} == shown, "commands with a table"
 
 
 def anchors(page: Path) -> set[str]:

@@ -6,6 +6,7 @@ MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is i
 import click
 
 from hepti_mpi import __version__
+from hepti_mpi.commands.answer import answer
 from hepti_mpi.commands.bench import bench
 from hepti_mpi.commands.doctor import doctor
 from hepti_mpi.commands.inspect import inspect
@@ -14,6 +15,7 @@ from hepti_mpi.commands.profile import profile
 from hepti_mpi.commands.push import push
 from hepti_mpi.commands.report import report
 from hepti_mpi.commands.run import run
+from hepti_mpi.commands.serve import serve
 from hepti_mpi.commands.slice import slice_command
 from hepti_mpi.commands.supervise import supervise
 
@@ -29,12 +31,12 @@ def main(context: click.Context) -> None:
       python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
     """
-    if context.invoked_subcommand in ("slice", "inspect", "plan", "report", "push"):
+    if context.invoked_subcommand in ("slice", "inspect", "plan", "report", "push", "serve"):
         from hepti_mpi.comm.launcher import launched_rank
 
         if launched_rank():
             context.exit()  # these need one process: under mpirun the first does it
 
 
-for command in (bench, doctor, inspect, plan, profile, push, report, run, slice_command, supervise):
+for command in (answer, bench, doctor, inspect, plan, profile, push, report, run, serve, slice_command, supervise):
     main.add_command(command)

@@ -173,6 +173,20 @@ def weights_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
 
 
+def answering_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what says how ranks go about what they are asked."""
+    adapt = "Plan again when boards or links change; left out: where there are enough requests."
+    cache = "Where a host without the store keeps what other ranks send it of the weights."
+    pack = "Pack requests together up to this many rows."
+    for option in (
+        click.option("--weights-cache", type=FILE, help=cache),
+        click.option("--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help=pack),
+        click.option("--adapt/--no-adapt", default=None, help=adapt),
+    ):
+        command = option(command)
+    return command
+
+
 def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what narrows the planner's search."""
     for option in (

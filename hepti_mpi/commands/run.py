@@ -19,6 +19,7 @@ from hepti_mpi.commands.options import (
     FILE,
     OURS,
     Machinery,
+    answering_options,
     asked,
     asking_options,
     grouped,
@@ -109,11 +110,7 @@ class Job:
 @click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
-@click.option("--adapt/--no-adapt", default=None, help="Plan again when boards or links change; left out: where there are enough requests.")
-@click.option(
-    "--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Pack requests together up to this many rows."
-)
-@click.option("--weights-cache", type=FILE, help="Where a host without the store keeps what other ranks send it of the weights.")
+@answering_options
 @click.option(
     "--objective", type=click.Choice(["auto", "latency", "throughput"]), default="auto", show_default=True,
     help="What counts: how soon a batch is answered by all ranks, or how many are, by teams; auto: teams for long jobs that gain by it.",

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.planning.memory import PADDED_SCORES
 from hepti_mpi.serving.request import Answered, Answerer
 
+USUAL_ROWS = 32  # of a text of a service, of which nobody knows what it will be asked
 Lengths = tuple[int, ...]  # rows of the requests that are answered together
 
 
@@ -101,3 +103,11 @@ def typical_rows(shapes: Sequence[Lengths]) -> dict[str, int]:
     if not sizes:
         raise InputError("the input is empty: there is nothing to answer")
     return {"rows": sizes[len(sizes) // 2], "attended": lengths[len(lengths) // 2], "largest": sizes[-1], "longest": lengths[-1]}
+
+
+def service_rows(spec: ModelSpec, batch_rows: int) -> dict[str, int]:
+    """Return what the plan of a service is made for, as `typical_rows` does: batches that are full, of texts of usual length or of
+    pictures, of which all have as many rows; memory must hold the longest request."""
+    usual = spec.positions if spec.embedding == "patches" else min(spec.positions, USUAL_ROWS)
+    largest = max(batch_rows, spec.positions)
+    return {"rows": usual * max(1, batch_rows // usual), "attended": usual, "largest": largest, "longest": spec.positions}

@@ -39,22 +39,67 @@ class Meter(Protocol):
     def advance(self, amount: int) -> None: ...
 
 
+class Known:
+    """What was measured of hosts: in this job and before, beside the hostfile where there is one."""
+
+    def __init__(self, saved: Path | None, fresh: bool, say: Callable[[str], None]) -> None:
+        self.saved, self.say, self.lock = saved, say, threading.Lock()
+        self.profile: ClusterProfile | None = None  # of as many hosts as were measured
+        self.profiles: list[ClusterProfile] = []  # all that are known
+        self.measured: dict[str, Any] | None = None
+        try:
+            self.profiles = profiles.load_all(saved) if saved is not None and saved.exists() and not fresh else []
+        except ProfileError as error:
+            say(str(error))
+
+    def learn(self, record: dict[str, Any]) -> None:
+        """Take in what was measured, unless it is a part of what is known."""
+        profile = profiles.from_json(record["profile"])
+        with self.lock:
+            self.measured = record
+            for known in self.profiles:
+                if profiles.of_hosts(known, profile.hosts) == profile:
+                    self.profile = known
+                    return
+            self.profile = profile
+            self.profiles.append(profile)
+        try:
+            if self.saved is not None:
+                profile.save(self.saved)
+        except ProfileError as error:  # the next job measures again
+            self.say(f"the profile is not kept: {error}")
+
+    def gain(self, more: Sequence[str], present: Sequence[str]) -> float | None:
+        """Return which part of its time a batch takes less on the hosts `more` than on those that are `present`; None: nobody knows."""
+        with self.lock:
+            measured, profile = self.measured, self.profile
+        if measured is None or profile is None:
+            return None
+        asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}
+        spec, request = ModelSpec.from_json(measured["spec"]), replace(Request(**asked), limits=None)
+        prices = []
+        for hosts in (more, present):
+            part = profiles.of_hosts(profile, hosts)
+            if part is None:  # one that was never measured
+                return UNKNOWN_GAIN
+            try:
+                chosen = methods.decide(measured["method"], spec, measured["source_hash"], part, request).chosen
+            except HeptiError:
+                return None
+            prices.append(chosen.price.seconds)
+        return 1 - prices[0] / prices[1]
+
+
 class Kept:
     """What a supervised run has told: answers, in a journal where there is an output; and what was measured, beside the hostfile."""
 
     def __init__(self, saved: Path, output: Path | None, resume: bool, say: Callable[[str], None], fresh: bool = False) -> None:
         """Raises: InputError when the output could not be written."""
-        self.saved, self.output, self.resume, self.say = saved, output, resume, say
-        self.profile: ClusterProfile | None = None  # of as many hosts as were measured
-        self.profiles: list[ClusterProfile] = []  # all that are known
-        try:
-            self.profiles = profiles.load_all(saved) if saved.exists() and not fresh else []
-        except ProfileError as error:
-            say(str(error))
+        self.output, self.resume, self.say = output, resume, say
+        self.known = Known(saved, fresh, say)
         self.journal: Journal | None = None
         self.finished: dict[int, Finished] = {}
         self.count: int | None = None
-        self.measured: dict[str, Any] | None = None
         self.meter: Meter | None = None
         self.record: dict[str, Any] | None = None
         self.since: float | None = None  # the first answer of this start
@@ -73,7 +118,7 @@ class Kept:
 
     def state(self) -> State:
         """Return what the next start need not do again."""
-        return State(sorted({*self.before, *self.finished}), list(self.profiles))
+        return State(sorted({*self.before, *self.finished}), list(self.known.profiles))
 
     def heard(self, record: dict[str, Any]) -> None:
         """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
@@ -84,7 +129,7 @@ class Kept:
             if self.meter is not None and self.meter.total is None:
                 self.meter.at(record["what"])
         elif kind == "measured":
-            self._learn(record)
+            self.known.learn(record)
         elif kind == "answers":
             self._keep(record)
         elif kind == "done":
@@ -126,43 +171,12 @@ class Kept:
         elif self.meter is not None:
             self.meter.advance(len(new))
 
-    def _learn(self, record: dict[str, Any]) -> None:
-        """Take in what was measured, unless it is a part of what is known."""
-        profile = profiles.from_json(record["profile"])
-        with self.lock:
-            self.measured = record
-            for known in self.profiles:
-                if profiles.of_hosts(known, profile.hosts) == profile:
-                    self.profile = known
-                    return
-            self.profile = profile
-            self.profiles.append(profile)
-        try:
-            profile.save(self.saved)
-        except ProfileError as error:  # the next job measures again
-            self.say(f"the profile is not kept: {error}")
-
     def gains(self, more: Sequence[str], present: Sequence[str]) -> float | None:
         """Return the seconds that the rest of the job takes less on the hosts `more` than on those that are `present`."""
         with self.lock:
-            measured, profile, answers, since = self.measured, self.profile, self.answers, self.since
-            left = (self.count or 0) - len(self.finished)
-        if measured is None or profile is None or since is None or not answers:
-            return None
-        seconds = (time.monotonic() - since) / answers * left
-        asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}
-        spec, request = ModelSpec.from_json(measured["spec"]), replace(Request(**asked), limits=None)
-        prices = []
-        for hosts in (more, present):
-            part = profiles.of_hosts(profile, hosts)
-            if part is None:  # one that was never measured
-                return UNKNOWN_GAIN * seconds
-            try:
-                chosen = methods.decide(measured["method"], spec, measured["source_hash"], part, request).chosen
-            except HeptiError:
-                return None
-            prices.append(chosen.price.seconds)
-        return seconds * (1 - prices[0] / prices[1])
+            answers, since, left = self.answers, self.since, (self.count or 0) - len(self.finished)
+        part = self.known.gain(more, present) if since is not None and answers else None
+        return None if part is None or since is None else (time.monotonic() - since) / answers * left * part
 
     def interrupted(self) -> str:
         """Say what is kept of a run that is interrupted now, and what goes on with it."""

@@ -21,14 +21,18 @@ FORMAT, FORMAT_VERSION = "hepti-state", 1
 
 @dataclass
 class State:
-    """What a supervised run need not do again: requests that are `finished`, and measuring the hosts of `profiles`."""
+    """What a supervised run need not do again: requests that are `finished`, and measuring the hosts of `profiles`. Of a service also
+    where its `front` is (serving.front), and whether this is a start `again`, which is to be short."""
 
     finished: list[int] = field(default_factory=list)
     profiles: list[ClusterProfile] = field(default_factory=list)
+    front: dict[str, Any] | None = None
+    again: bool = False
 
     def to_json(self) -> dict[str, Any]:
         known = [profile.to_json() for profile in self.profiles]
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profiles": known}
+        service = {} if self.front is None else {"front": self.front, "again": self.again}
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profiles": known, **service}
 
 
 def read_state(path: Path) -> State:
@@ -39,7 +43,8 @@ def read_state(path: Path) -> State:
     try:
         if not all(isinstance(place, int) for place in data["finished"]):
             raise ValueError("places are no numbers")
-        return State(data["finished"], [profiles.from_json(profile) for profile in data["profiles"]])
+        known = [profiles.from_json(profile) for profile in data["profiles"]]
+        return State(data["finished"], known, data.get("front"), bool(data.get("again")))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is damaged: {error!r}; run the supervise command again") from None
 

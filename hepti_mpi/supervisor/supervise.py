@@ -115,7 +115,8 @@ class Supervisor:
         self, hosts: Sequence[Host], mpirun: Sequence[str], arguments: Sequence[str], state: Callable[[], State],
         heard: Callable[[dict[str, Any]], None], gains: Callable[[Sequence[str], Sequence[str]], float | None], say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """`state`: what a start need not do again; `heard` is told each record; `gains(with, without)` returns how many seconds the rest
+        """`mpirun`: its words; none: the one host is this machine, and needs no mpirun. `state`: what a start need not do again; `heard` is
+        told each record; `gains(with, without)` returns how many seconds the rest
         of the job would take less on the hosts `with` than it does on those `without`, None where that is not known."""
         self.hosts, self.mpirun, self.arguments = list(hosts), list(mpirun), list(arguments)
         self.state, self.heard, self.gains, self.say = state, heard, gains, say
@@ -128,6 +129,7 @@ class Supervisor:
         self.make_room: Callable[[], None] = lambda: None  # for words of ranks
         self.going = False  # whether anything was answered, ever
         self.ended = threading.Event()
+        self.unwanted = threading.Event()  # set by whoever wants it to end at once
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
 
     def run(self) -> None:
@@ -174,7 +176,7 @@ class Supervisor:
         handed = [name for name in environment if name.startswith(HANDED_ON) or name in ("PATH", "PYTHONPATH")]
         exports = [word for name in sorted(handed) for word in ("-x", name)]
         program = [sys.executable, "-m", "hepti_mpi", *self.arguments]
-        command = [self.mpirun[0], "-hostfile", str(hostfile), *self.mpirun[1:], *exports, *program]
+        command = [self.mpirun[0], "-hostfile", str(hostfile), *self.mpirun[1:], *exports, *program] if self.mpirun else program
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
@@ -211,7 +213,7 @@ class Supervisor:
         done: float | None = None  # when it said so
         why = None
         try:
-            while why is None and not over and (done is None or time.monotonic() < done + END_SECONDS):
+            while why is None and not over and not self.unwanted.is_set() and (done is None or time.monotonic() < done + END_SECONDS):
                 line, record = self._next_line(attempt)
                 over = line is None
                 if record is not None:
@@ -221,7 +223,7 @@ class Supervisor:
                         late = f"nothing was heard for {patience:g} s"
                     if record["kind"] == "done":
                         done = time.monotonic()
-                    if record["kind"] == "answers":
+                    if record["kind"] in ("answers", "idle"):  # who has nothing to do is well
                         if not answered:
                             self.restart_seconds = time.monotonic() - ended
                         answered = self.going = True
@@ -229,7 +231,7 @@ class Supervisor:
                     why = late if time.monotonic() > heard + patience else self._hosts_changed(live)
         finally:
             code = self._end(attempt, over)
-        if done is not None:
+        if done is not None or self.unwanted.is_set():
             return None, answered
         return why or self._why_ended(attempt, live, code), answered
 

@@ -1,0 +1,149 @@
+"""From what a client gives, in memory, to requests of the model, and from results to what is answered. Knows the model's tokenizer and
+heads; knows neither engine nor protocol, and no weight.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.images import modes, picture
+from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
+from hepti_mpi.models.inputs.requests import Request, image_request, text_request, text_tokens, token_request
+from hepti_mpi.models.inputs.text import Item
+from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.numerics import sigmoid
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.tasks.heads import Result, answers, fault
+from hepti_mpi.wording import counted
+
+Text = str | tuple[str, str]  # or a pair
+GIVES = {  # what the heads make, for sentences
+    "sentence": "embeddings", "sequence-classes": "classes", "image-classes": "classes of pictures", "token-classes": "classes of tokens",
+    "masked-words": "words for masks", "pooler": "pooler outputs", "none": "hidden states",
+}  # fmt: skip
+
+
+class Model:
+    """What is known of a model beside its weights: how it is asked and what its answers mean. Usable by several threads."""
+
+    def __init__(self, spec: ModelSpec, files: Mapping[str, bytes], source_hash: str) -> None:
+        self.spec, self.files, self.source_hash = spec, files, source_hash
+        self.lock = threading.Lock()
+
+    @property
+    def takes_pictures(self) -> bool:
+        return self.spec.embedding == "patches"
+
+    @property
+    def gives(self) -> str:
+        """What it answers with, in words."""
+        return GIVES.get(self.spec.head, self.spec.head)
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        return text_tokens(self.spec, self.files)
+
+    @property
+    def tokens(self) -> Tokens:
+        with self.lock:
+            return self._tokens
+
+    @cached_property
+    def _preprocessor(self) -> Any:
+        channels = self.spec.options["channels"]
+        modes(channels)
+        steps = read_preprocessor(self.files, channels)
+        if steps is None:
+            raise InputError(f"the model has no {NAME}, so it takes no pictures")
+        return steps
+
+    # requests
+
+    def texts(self, texts: Sequence[Text]) -> list[Request]:
+        """Return the requests of texts or pairs of texts. Raises InputError for the first that the model does not take."""
+        if self.takes_pictures:
+            raise InputError(f"model {self.spec.name} takes pictures, not texts")
+        tokens = self.tokens
+        return [text_request(self.spec, tokens, _item(index, text), index) for index, text in enumerate(texts)]
+
+    def ids(self, lists: Sequence[Sequence[int]]) -> list[Request]:
+        """Return the requests of token ids of this model, taken as they are: with the special tokens that are among them. Raises
+        InputError for the first that the model does not take."""
+        if self.takes_pictures:
+            raise InputError(f"model {self.spec.name} takes pictures, not tokens")
+        requests, words = [], self.spec.options["vocabulary"]
+        most = self.spec.options.get("max_tokens") or self.spec.positions
+        for index, own in enumerate(lists):
+            if not own or len(own) > most:
+                raise InputError(f"input {index + 1} has {counted(len(own), 'tokens')}, the model takes 1 to {most}")
+            if not 0 <= min(own) <= max(own) < words:
+                why = "they are of another tokenizer: ask with texts"
+                raise InputError(f"input {index + 1} has token ids from {min(own)} to {max(own)}, the model has {words}; {why}")
+            array = np.array(own, np.int64)
+            requests.append(token_request(index, f"input {index + 1}", array, np.zeros_like(array), np.arange(len(own)), len(own)))
+        return requests
+
+    def pictures(self, contents: Sequence[bytes]) -> list[Request]:
+        """Return the requests of pictures, each as the bytes of its file. Raises InputError for the first that the model does not take."""
+        if not self.takes_pictures:
+            raise InputError(f"model {self.spec.name} takes texts, not pictures")
+        channels, steps = self.spec.options["channels"], self._preprocessor
+        names = [f"input {index + 1}" for index in range(len(contents))]
+        opened = [partial(picture, content, name, channels) for content, name in zip(contents, names)]
+        return [image_request(self.spec, steps, name, image, index) for index, (name, image) in enumerate(zip(names, opened))]
+
+    # answers
+
+    def records(self, requests: Sequence[Request], results: Sequence[Result]) -> list[dict[str, Any]]:
+        """Return what `run` answers with (models.tasks.heads.answers). Raises InputError for the first result that is none."""
+        self._sound(requests, results)
+        return answers(self.spec, self.files, requests, results)
+
+    def embeddings(self, requests: Sequence[Request], results: Sequence[Result]) -> np.ndarray:
+        """Return float32 [requests, size]. Raises InputError for the first result that is none."""
+        self._sound(requests, results)
+        return np.array([result["embedding"] for result in results], np.float32)
+
+    def scores(self, requests: Sequence[Request], results: Sequence[Result], raw: bool = False) -> np.ndarray:
+        """Return how well each text of a pair goes with the other, float32 [requests]; `raw`: as the model gives it, before the function
+        that it names for that. Raises InputError for the first result that is none."""
+        self._sound(requests, results)
+        logits = np.array([result["logits"][0] for result in results], np.float32)  # [requests]
+        kind = self.spec.options.get("scores", "softmax")
+        if raw or kind == "none":
+            return logits
+        return np.asarray(np.tanh(logits) if kind == "tanh" else sigmoid(logits))  # a softmax of one label would say nothing
+
+    def _sound(self, requests: Sequence[Request], results: Sequence[Result]) -> None:
+        for request, result in zip(requests, results):
+            why = fault(self.spec, request, result)
+            if why is not None:
+                raise InputError(why)
+
+    # what it is for
+
+    def check_embeds(self) -> None:
+        """Raise InputError for a model that makes no embeddings."""
+        if self.spec.head != "sentence":
+            how = "ask for them with /predict, or slice a sentence-transformers folder"
+            raise InputError(f"model {self.spec.name} gives {self.gives}, not embeddings; {how}")
+
+    def check_ranks(self) -> None:
+        """Raise InputError for a model that is no reranker: one that gives a pair of texts one score."""
+        if self.spec.head != "sequence-classes" or len(self.spec.labels) != 1:
+            raise InputError(f"model {self.spec.name} gives {self.gives}, not one score for a pair of texts: it is no reranker")
+
+    def check_classifies(self) -> None:
+        """Raise InputError for a model that gives no classes."""
+        if self.spec.head not in ("sequence-classes", "image-classes", "token-classes"):
+            raise InputError(f"model {self.spec.name} gives {self.gives}, not classes")
+
+
+def _item(index: int, text: Text) -> Item:
+    if isinstance(text, str):
+        return Item(f"input {index + 1}", text)
+    return Item(f"input {index + 1}", text[0], text[1])

@@ -1,0 +1,326 @@
+"""The front of a service: what is asked waits here, is handed to rank 0 a little at a time, and is asked again after a failure.
+
+Knows requests, clients and the one connection to rank 0; does not know how requests are made, nor what starts the job. Nothing is lost: a
+request leaves when it is answered, given up by who asked, or was under way in too many failures of the job.
+"""
+
+import itertools
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from typing import Any
+
+from hepti_mpi.comm.names import own_addresses
+from hepti_mpi.errors import Busy, HeptiError, InputError, NotReady, ServiceError
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.serving import frames
+from hepti_mpi.serving.fair import Fair
+
+QUEUE_SECONDS = 30.0  # that what waits may take, at the speed of the last batches; who comes then is asked to come again
+LEAST_BATCHES = 16  # that may wait however slow they are
+STEPS = 2  # batches that rank 0 has: one that is answered, and the next
+ALONE = 2  # failures of the job that a request was under way in, after which it goes alone: if it is the reason, no other is to suffer
+GIVEN_UP = 4  # such failures after which it is refused
+DOORS = 8  # connections that have not shown that they are rank 0's; for one more the first has to leave
+LARGEST_MESSAGE = 1 << 30
+
+
+@dataclass(eq=False)
+class Call:
+    """What one client asks at once. `future`: the result of each request, in their order."""
+
+    client: str
+    requests: Sequence[Request]
+    future: "Future[list[Result]]" = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+    begun: float | None = None  # when the first of it was handed to rank 0
+
+    def __post_init__(self) -> None:
+        self.results: list[Result | None] = [None] * len(self.requests)
+        self.left = len(self.requests)
+        if not self.left:
+            self.future.set_result([])
+
+    @property
+    def rows(self) -> int:
+        return sum(request.rows for request in self.requests)
+
+    @property
+    def queued_seconds(self) -> float:
+        """How long it waited until it was begun."""
+        return (self.begun or time.monotonic()) - self.since
+
+    def fail(self, error: HeptiError) -> None:
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+@dataclass(eq=False)
+class Piece:
+    """One request of a call. `tries`: failures of the job that it was under way in."""
+
+    call: Call
+    at: int
+    tries: int = 0
+
+    @property
+    def request(self) -> Request:
+        return self.call.requests[self.at]
+
+
+class Front:
+    """Where a service's requests wait and come back. Its methods may be called by any thread."""
+
+    def __init__(self, source_hash: str, near: bool, heard: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+        """`near`: all hosts are this machine. `heard` is told what rank 0 tells besides answers."""
+        self.source_hash, self.near, self.heard = source_hash, near, heard
+        self.key = secrets.token_bytes(32)
+        self.listener = Listener(("127.0.0.1" if near else "0.0.0.0", 0), "AF_INET", backlog=DOORS)
+        self.strangers: deque[Connection] = deque()
+        self.queue: Fair[Piece] = Fair(LEAST_BATCHES * 256)
+        self.again: deque[Piece] = deque()  # what was under way when a job failed
+        self.flying: dict[int, Piece] = {}
+        self.flying_rows = 0
+        self.places = itertools.count()
+        self.connection: Connection | None = None
+        self.window, self.starts = 0, 0
+        self.rows_per_second: float | None = None
+        self.answered = self.answered_rows = 0
+        self.error: HeptiError | None = None
+        self.changed = threading.Condition()
+        self.closed = self.draining = False
+        for work in (self._accept, self._feed):
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+
+    def address(self) -> dict[str, Any]:
+        """Return how rank 0 finds this, for a file that only its user reads."""
+        port = self.listener.address[1]
+        return {"addresses": ["127.0.0.1", *([] if self.near else own_addresses())], "port": port, "key": self.key.hex()}
+
+    # what clients do
+
+    def ask(self, client: str, requests: Sequence[Request]) -> Call:
+        """Let requests wait for their answers. Raises NotReady before the first job is ready, Busy when too much waits, InputError for
+        one that cannot be answered."""
+        for request in requests:
+            if request.error is not None:
+                raise InputError(request.error)
+        call = Call(client, requests)
+        with self.changed:
+            self.check(client)
+            self.queue.add(client, call, [(request.rows, Piece(call, at)) for at, request in enumerate(requests)])
+            self.changed.notify_all()
+        return call
+
+    def check(self, client: str) -> None:
+        """Raise what `ask` would raise whatever is asked now."""
+        if self.error is not None:
+            raise self.error
+        if self.closed or self.draining:
+            raise NotReady("the service is ending; ask again when it is back", 10)
+        if not self.starts:
+            raise NotReady("the model is being loaded; ask again in some seconds", 5)
+        if self.queue.is_full(client):
+            seconds = max(1, round(self.queue.rows / (self.rows_per_second or self.queue.rows)))
+            raise Busy(f"{self.queue.count} inputs wait already, which takes about {seconds} s; ask again then", seconds)
+
+    def cancel(self, call: Call) -> None:
+        """Forget a call; what of it is under way is not waited for."""
+        call.future.cancel()
+        with self.changed:
+            self.queue.drop(call.client, call)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is under way."""
+        return not (self.flying or self.again or self.queue.count)
+
+    def fail(self, error: HeptiError) -> None:
+        """Answer no more: whoever waits hears why."""
+        with self.changed:
+            self.error = self.error or error
+            waiting = [*self.flying.values(), *self.again, *self.queue.take(1 << 62)]
+            self.flying.clear()
+            self.again.clear()
+            self.changed.notify_all()
+        for piece in waiting:
+            piece.call.fail(error)
+
+    def drain(self) -> None:
+        """Take nothing more."""
+        self.draining = True
+
+    def end(self) -> None:
+        """Tell the job that nothing more will come."""
+        with self.changed:
+            self.closed, connection = True, self.connection
+            self.changed.notify_all()
+        with suppress(OSError):
+            if connection is not None:
+                connection.send_bytes(frames.packed({"kind": "end"}))
+        with suppress(OSError):
+            self.listener.close()
+
+    # rank 0
+
+    def _accept(self) -> None:
+        while not self.closed:
+            try:
+                connection = self.listener.accept()
+            except OSError:
+                if self.closed:
+                    return
+                time.sleep(0.1)  # too many files are open
+                continue
+            with self.changed:
+                self.strangers.append(connection)
+                first = self.strangers.popleft() if len(self.strangers) > DOORS else None
+            if first is not None:  # who says nothing keeps nobody out
+                _shut(first)
+            threading.Thread(target=self._show, args=(connection,), name="rank 0", daemon=True).start()
+
+    def _show(self, connection: Connection) -> None:
+        """Listen to a connection once it has shown that it is rank 0's."""
+        try:
+            deliver_challenge(connection, self.key)
+            answer_challenge(connection, self.key)
+        except (OSError, EOFError, AuthenticationError, ValueError):
+            connection.close()
+            return
+        finally:
+            with self.changed, suppress(ValueError):
+                self.strangers.remove(connection)
+        try:
+            while True:
+                self._hear(connection, *frames.unpacked(connection.recv_bytes(LARGEST_MESSAGE)))
+        except (OSError, EOFError, InputError):
+            pass
+        finally:
+            self._lost(connection)
+            with suppress(OSError):
+                connection.close()
+
+    def _hear(self, connection: Connection, head: frames.Head, arrays: Sequence[Any]) -> None:
+        if head["kind"] == "answered":
+            self._answered(head, frames.results_of(head, arrays))
+        elif head["kind"] == "ready":
+            self._ready(connection, head)
+        self.heard(head)
+
+    def _ready(self, connection: Connection, head: frames.Head) -> None:
+        if head["source_hash"] != self.source_hash:
+            self.fail(ServiceError("the first host has another store under this path than the machine that serves: give both the same"))
+            return
+        with self.changed:
+            self.connection, self.starts = connection, self.starts + 1
+            self.window = STEPS * head["batch_rows"] * head.get("teams", 1)
+            self.rows_per_second = self.rows_per_second or head["rows_per_second"]
+            self._limit()
+            self.changed.notify_all()
+
+    def _limit(self) -> None:
+        self.queue.limit = max(LEAST_BATCHES * self.window // STEPS, round(QUEUE_SECONDS * (self.rows_per_second or 0)))
+
+    def _answered(self, head: frames.Head, results: Sequence[tuple[int, Result]]) -> None:
+        whole, refused = [], []
+        with self.changed:
+            rows = 0
+            for place, result in results:
+                piece = self.flying.pop(place, None)
+                if piece is None:  # of a job before this one
+                    continue
+                rows += piece.request.rows
+                if str(place) in head["errors"]:
+                    refused.append((piece.call, InputError(head["errors"][str(place)])))
+                    continue
+                piece.call.results[piece.at] = result
+                piece.call.left -= 1
+                if not piece.call.left:
+                    whole.append(piece.call)
+            self.flying_rows -= rows
+            self.answered += len(results)
+            self.answered_rows += rows
+            if rows and head["seconds"] > 0:
+                now = rows / head["seconds"]
+                self.rows_per_second = now if self.rows_per_second is None else 0.9 * self.rows_per_second + 0.1 * now
+                self._limit()
+            self.changed.notify_all()
+        for call in whole:
+            with suppress(InvalidStateError):
+                call.future.set_result([result for result in call.results if result is not None])
+        for call, error in refused:
+            call.fail(error)
+
+    def _lost(self, connection: Connection) -> None:
+        """Ask again what was under way, when the next job is ready."""
+        with self.changed:
+            if connection is not self.connection:
+                return
+            self.connection = None
+            pieces = [piece for _, piece in sorted(self.flying.items())]
+            self.flying.clear()
+            self.flying_rows = 0
+            for piece in pieces:
+                piece.tries += 1
+            bad = [piece for piece in pieces if piece.tries >= GIVEN_UP]
+            self.again.extendleft(reversed([piece for piece in pieces if piece.tries < GIVEN_UP]))
+        for piece in bad:
+            when = f"each of {piece.tries} times that the job failed, the last times alone"
+            piece.call.fail(ServiceError(f"input {piece.at + 1} was under way {when}: it is not tried again"))
+
+    def _feed(self) -> None:
+        """Hand requests to rank 0 as long as it has room."""
+        while True:
+            with self.changed:
+                pieces = self._next()
+                if not pieces:
+                    if self.error is not None:
+                        return
+                    self.changed.wait()
+                    continue
+                connection, now = self.connection, time.monotonic()
+                places = [next(self.places) for _ in pieces]
+                for place, piece in zip(places, pieces):
+                    self.flying[place] = piece
+                    self.flying_rows += piece.request.rows
+                    piece.call.begun = piece.call.begun or now
+            assert connection is not None
+            try:
+                connection.send_bytes(frames.asked([piece.request for piece in pieces], places))
+            except (OSError, ValueError):  # whoever listens to it notices too
+                self._lost(connection)
+
+    def _next(self) -> list[Piece]:
+        """Return what is to be handed to rank 0 now."""
+        room = self.window - self.flying_rows
+        if self.connection is None or room <= 0 or any(piece.tries >= ALONE for piece in self.flying.values()):
+            return []
+        taken = list[Piece]()
+        while self.again and room > 0:
+            piece = self.again[0]
+            if piece.call.future.done():
+                self.again.popleft()
+                continue
+            if piece.tries >= ALONE:
+                if taken or self.flying:
+                    return taken
+                return [self.again.popleft()]
+            taken.append(self.again.popleft())
+            room -= piece.request.rows
+        return taken or [piece for piece in self.queue.take(room) if not piece.call.future.done()]
+
+
+def _shut(connection: Connection) -> None:
+    """End a connection that another thread waits for."""
+    with suppress(OSError), socket.socket(fileno=connection.fileno()) as one:
+        one.shutdown(socket.SHUT_RDWR)
+        one.detach()

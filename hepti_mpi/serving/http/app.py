@@ -1,0 +1,260 @@
+"""The routes of a service. Knows HTTP by way of Starlette, whose only user it is; does not know what a route asks of the model
+(inquiries.py), nor what answers it (the front).
+"""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from hepti_mpi import __version__
+from hepti_mpi.errors import HeptiError
+from hepti_mpi.serving.asking import Model
+from hepti_mpi.serving.front import Call, Front
+from hepti_mpi.serving.http import inquiries
+from hepti_mpi.serving.http.fields import Fields, parsed
+from hepti_mpi.serving.http.forms import parts
+from hepti_mpi.serving.http.inquiries import Inquiry
+from hepti_mpi.serving.http.meters import Meters
+from hepti_mpi.serving.http.refusals import Refused
+
+LARGEST_BODY = 32 << 20  # bytes of one request
+HELD_BODIES = 256 << 20  # of all that are being read or made into requests
+BODY_SECONDS = 60.0  # for a body to come
+ANSWER_SECONDS = 600.0  # for an answer
+SMALL = 4 << 10  # bytes of a body for which no other thread is worth the way
+OPEN = ("/health", "/")  # that need no key: they tell nothing that a key protects
+Inquire = Callable[[Model, Fields], Inquiry]
+ROUTES: dict[str, Inquire] = {
+    "/v1/embeddings": inquiries.embeddings, "/embeddings": inquiries.embeddings, "/embed": inquiries.embed,
+    "/v1/rerank": inquiries.rerank, "/rerank": inquiries.rerank, "/predict": inquiries.predict, "/classify": inquiries.classify,
+}  # fmt: skip
+LATER = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+class Document(Response):
+    """JSON in one piece, its letters as they are."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(content, ensure_ascii=False).encode(errors="replace"), status, dict(headers or {}))
+
+
+@dataclass
+class Parts:
+    """What the routes need: the `model`, its `front`, the `keys` of which each request needs one (none: it needs none), `status` of the
+    service, and what tells a sentence."""
+
+    model: Model
+    front: Front
+    keys: Sequence[str]
+    status: Callable[[], dict[str, Any]]
+    details: Callable[[], dict[str, Any]]
+    say: Callable[[str], None]
+
+
+class Api:
+    """Answers requests."""
+
+    def __init__(self, own: Parts) -> None:
+        self.own, self.model, self.front = own, own.model, own.front
+        self.meters = Meters(self._look)
+        self.born, self.held = int(time.time()), 0
+        self.page = (files("hepti_mpi.serving.http") / "page.html").read_bytes()
+
+    def _look(self) -> dict[str, float]:
+        status, queue = self.own.status(), self.front.queue
+        lost = [host for host in status["hosts"] if host["state"] == "lost"]
+        ready = status["status"] in ("ready", "degraded")
+        found = {"waiting": queue.count, "waiting_rows": queue.rows, "ready": ready, "starts": status["starts"]}
+        return found | {"lost": len(lost), "hosts": len(status["hosts"])}
+
+    def app(self) -> Starlette:
+        """Return the routes, all guarded."""
+        asking = [self._route(path, self._inquired(inquire), ["POST"]) for path, inquire in ROUTES.items()]
+        plain: list[tuple[str, Callable[[Request], Awaitable[Response]], list[str]]] = [
+            ("/", self._home, ["GET"]), ("/health", self._health, ["GET"]), ("/metrics", self._metrics, ["GET"]),
+            ("/status", self._status, ["GET"]), ("/v1/models", self._models, ["GET"]), ("/models", self._models, ["GET"]),
+            ("/v1/models/{name:path}", self._one_model, ["GET"]), ("/tokenize", self._tokenize, ["POST"]),
+            *((path, self._no_generation, ["POST"]) for path in LATER),
+        ]  # fmt: skip
+        other = {404: self._unknown, 405: self._unknown}
+        return Starlette(routes=[*asking, *(self._route(*one) for one in plain)], exception_handlers=other)
+
+    def _route(self, path: str, work: Callable[[Request], Awaitable[Response]], methods: list[str]) -> Route:
+        async def guarded(request: Request) -> Response:
+            begin, response = time.perf_counter(), None
+            try:
+                if path not in OPEN:
+                    self._check_key(request)
+                response = await work(request)
+            except HeptiError as error:
+                refused = Refused.of(error)
+                response = Document(refused.document(), refused.status, refused.headers())
+            except ClientDisconnect:
+                response = Response(status_code=499)  # nobody reads it
+            except Exception as error:  # a fault of the program: one sentence here, and none of its insides to the client
+                self.own.say(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                response = Document(Refused(500, "the server has a fault; its log says which").document(), 500)
+            finally:
+                self.meters.requests.labels(path, response.status_code if response else 499).inc()
+                self.meters.duration.labels(path).observe(time.perf_counter() - begin)
+            return response
+
+        return Route(path, guarded, methods=methods)
+
+    def _check_key(self, request: Request) -> None:
+        if not self.own.keys:
+            return
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip() if kind.lower() == "bearer" else request.headers.get("api-key", "")
+        if not any([hmac.compare_digest(given.encode(), key.encode()) for key in self.own.keys]):  # all are looked at: time tells nothing
+            raise Refused(401, "this server needs an API key: send it as Authorization: Bearer KEY")
+
+    # requests for answers
+
+    def _inquired(self, inquire: Inquire) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            client = self._client(request)
+            self.front.check(client)  # before anything is read or made of it
+            body = await self._body(request)
+            try:
+                kind = request.headers.get("content-type", "")
+                inquiry = await beside(len(body) > SMALL, lambda: self._inquiry(inquire, kind, body))
+            finally:
+                self.held -= len(body)
+            begin = time.perf_counter()
+            call = self.front.ask(client, inquiry.requests)
+            results = await self._results(request, call)
+            self.meters.queued.observe(call.queued_seconds)
+            document = await beside(len(results) > 8, lambda: inquiry.reply(results))
+            told = {"x-queue-time": f"{1000 * call.queued_seconds:.0f}", "x-total-time": f"{1000 * (time.perf_counter() - begin):.0f}"}
+            return await beside(len(results) > 8, lambda: Document(document, headers=told | inquiry.headers))
+
+        return answer
+
+    def _inquiry(self, inquire: Inquire, kind: str, body: bytes) -> Inquiry:
+        if kind.lower().startswith("multipart/form-data"):
+            if inquire is not inquiries.classify:
+                raise Refused(422, "forms are for pictures, with /classify; send JSON")
+            return inquiries.pictures(self.model, parts(kind, body))
+        return inquire(self.model, parsed(body))
+
+    def _client(self, request: Request) -> str:
+        """Return who asks: between such names the service is fair."""
+        address = request.client.host if request.client else ""
+        return f"{request.headers.get('authorization', '')} {address}"
+
+    async def _body(self, request: Request) -> bytes:
+        """Return the body, which counts as held until the caller says otherwise. Raises Refused."""
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > LARGEST_BODY:
+            raise Refused(413, f"the body has {length} bytes, at most {LARGEST_BODY} are taken")
+        if self.held > HELD_BODIES:
+            raise Refused(429, "the bodies of other requests fill the memory that is for them; ask again in a moment", retry_after=1)
+        pieces = list[bytes]()
+        try:
+            await asyncio.wait_for(self._read(request, pieces), BODY_SECONDS)
+        except BaseException as error:
+            self.held -= sum(map(len, pieces))
+            if isinstance(error, asyncio.TimeoutError):
+                raise Refused(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+            raise
+        return b"".join(pieces)
+
+    async def _read(self, request: Request, pieces: list[bytes]) -> None:
+        size = 0
+        async for piece in request.stream():
+            pieces.append(piece)
+            size += len(piece)
+            self.held += len(piece)
+            if size > LARGEST_BODY:
+                raise Refused(413, f"the body has more than {LARGEST_BODY} bytes, which is the most that is taken")
+
+    async def _results(self, request: Request, call: Call) -> Sequence[Any]:
+        """Wait for the results of a call as long as its client does. Raises Refused, ClientDisconnect and what the call fails with."""
+        answered: asyncio.Future[Any] = asyncio.wrap_future(call.future)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait((answered, gone), timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if answered.done():
+                return answered.result()
+            if gone.done():
+                raise ClientDisconnect
+            raise Refused(504, f"no answer within {ANSWER_SECONDS:g} s", retry_after=10)
+        finally:
+            gone.cancel()
+            if not answered.done():
+                self.front.cancel(call)
+
+    # others
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+        try:
+            return Document(await beside(len(body) > SMALL, lambda: inquiries.tokenize(self.model, parsed(body))))
+        finally:
+            self.held -= len(body)
+
+    async def _models(self, request: Request) -> Response:
+        return Document({"object": "list", "data": [self._described()]})
+
+    async def _one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self.model.spec.name:
+            raise Refused(404, f"model {name[:60]!r} is not served here; served is {self.model.spec.name!r}", "model", "model_not_found")
+        return Document(self._described())
+
+    def _described(self) -> dict[str, Any]:
+        spec = self.model.spec
+        meta = {"gives": self.model.gives, "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "positions": spec.positions}
+        return {"id": spec.name, "object": "model", "created": self.born, "owned_by": "hepti_mpi", "meta": meta}
+
+    async def _health(self, request: Request) -> Response:
+        status = self.own.status()
+        well = status["status"] in ("ready", "degraded", "restarting")  # what is asked while it starts again is answered
+        return Document(status, 200 if well else 503, {} if well else {"Retry-After": "5"})
+
+    async def _status(self, request: Request) -> Response:
+        front, queue = self.front, self.front.queue
+        asked: dict[str, Any] = {"waiting": queue.count, "waiting_rows": queue.rows, "under_way": len(front.flying)}
+        asked |= {"answered": front.answered, "answered_rows": front.answered_rows, "rows_per_second": front.rows_per_second}
+        return Document({"version": __version__, **self.own.status(), "model": self._described(), "queue": asked, **self.own.details()})
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _home(self, request: Request) -> Response:
+        safe = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+        return Response(self.page, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": safe})
+
+    async def _no_generation(self, request: Request) -> Response:
+        raise Refused(501, f"model {self.model.spec.name} gives {self.model.gives}: it writes no text", "model")
+
+    async def _unknown(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = "is not a route of this server" if error.status_code == 404 else f"does not take {request.method}"
+        refused = Refused(error.status_code, f"{request.url.path[:100]} {what}")
+        return Document(refused.document(), refused.status, error.headers)
+
+
+async def _gone(request: Request) -> None:
+    """Return when a client has gone away, whose body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def beside(long: bool, work: Callable[[], Any]) -> Any:
+    """Return what work returns, which is done beside other requests where it is `long`."""
+    return await asyncio.to_thread(work) if long else work()

@@ -1,0 +1,66 @@
+"""What a service counts, as Prometheus reads it. Knows names and numbers; does not know what they are used for."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+BUCKETS = tuple(step * 10.0**power for power in range(-3, 3) for step in (1, 2, 5))
+ROWS = tuple(2.0**power for power in range(13))
+SHARES = ("heads", "columns", "rows")
+
+
+class Meters:
+    """Counters of a front and of the job behind it. `look`: asked for {"waiting", "waiting_rows", "ready", "starts", "lost", "hosts"}."""
+
+    def __init__(self, look: Callable[[], Mapping[str, float]]) -> None:
+        disable_created_metrics()
+        own = self.registry = CollectorRegistry()
+        self.look = look
+        self.requests = Counter("hepti_request_count", "HTTP requests.", ["route", "status"], registry=own)
+        said = "From a request to its answer."
+        self.duration = Histogram("hepti_request_duration_seconds", said, ["route"], buckets=BUCKETS, registry=own)
+        self.queued = Histogram("hepti_request_queue_duration_seconds", "Until it was begun.", buckets=BUCKETS, registry=own)
+        self.inputs = Counter("hepti_inputs", "Inputs answered.", registry=own)
+        self.rows = Counter("hepti_rows", "Rows (tokens, patches) of the inputs answered.", registry=own)
+        self.batches = Histogram("hepti_batch_seconds", "Latency of a batch.", buckets=BUCKETS, registry=own)
+        self.batch_rows = Histogram("hepti_batch_rows", "Rows of a batch.", buckets=ROWS, registry=own)
+        self.switches = Counter("hepti_plan_switches", "Changes of the plan.", registry=own)
+        self.compute = Gauge("hepti_rank_compute_seconds", "What a rank computed in its last batch.", ["rank", "host"], registry=own)
+        self.info = Gauge("hepti_plan_info", "The plan in use: 1.", ["strategy", "hash"], registry=own)
+        self.shares = [Gauge(f"hepti_rank_{name}", f"The part of the {name} that a rank has.", ["rank", "host"], registry=own)
+                       for name in SHARES]  # fmt: skip
+        looks = {"waiting": ("hepti_queue_size", "Inputs that wait."), "waiting_rows": ("hepti_queue_rows", "Rows that wait."),
+                 "ready": ("hepti_ready", "1 while there is a job that answers."), "starts": ("hepti_job_starts", "Starts of the job."),
+                 "lost": ("hepti_hosts_lost", "Hosts that are left out."), "hosts": ("hepti_hosts", "Hosts.")}  # fmt: skip
+        self.looked = {name: Gauge(*words, registry=own) for name, words in looks.items()}
+        self.hosts: list[str] = []
+
+    def heard(self, record: Mapping[str, Any]) -> None:
+        """Count what rank 0 tells (serving.remote)."""
+        if record["kind"] in ("ready", "planned"):
+            self._planned(record["plan"])
+            self.switches.inc(record["kind"] == "planned")
+        elif record["kind"] == "batches":
+            self.inputs.inc(sum(record["requests"]))
+            self.rows.inc(sum(record["rows"]))
+            for rows, seconds in zip(record["rows"], record["seconds"]):
+                self.batches.observe(seconds)
+                self.batch_rows.observe(rows)
+            for rank, seconds in record["computed"].items():
+                self.compute.labels(rank, self.hosts[int(rank)]).set(seconds)
+
+    def _planned(self, plan: Mapping[str, Any]) -> None:
+        self.hosts = list(plan["hosts"])
+        for gauge in (self.info, self.compute, *self.shares):
+            gauge.clear()
+        self.info.labels(plan.get("strategy", ""), plan.get("hash", "")).set(1)
+        for name, gauge in zip(SHARES, self.shares):
+            for rank, count in enumerate(plan.get(name) or ()):
+                gauge.labels(rank, self.hosts[rank]).set(count)
+
+    def page(self) -> bytes:
+        """Return all of it."""
+        for name, value in self.look().items():
+            self.looked[name].set(value)
+        return generate_latest(self.registry)

@@ -1,0 +1,157 @@
+"""Rank 0's end of the connection to the front of a service: a source without an end, and a sink. Knows messages, and when to tell that
+all is well; does not know who asks.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.comm import channel
+from hepti_mpi.errors import HostError, InputError
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.serving import frames
+from hepti_mpi.serving.request import Answered, Answerer, Question
+from hepti_mpi.tuning.watch import Watch
+from hepti_mpi.weights.store import Store
+
+CONNECT_SECONDS = 3.0
+BEAT_SECONDS = 1.0  # between two words to the supervisor that requests are answered
+IDLE_SECONDS = 10.0  # between two that there are none
+
+
+class Remote:
+    """The front, as rank 0 sees it. `ended`: whether nothing more will come (serving.source.Source)."""
+
+    def __init__(self, address: Mapping[str, Any]) -> None:
+        """Connect. `address`: as serving.front tells it. Raises HostError when the front is not there."""
+        self.connection = _connected(address)
+        self.waiting: list[Request] = []
+        self.errors: dict[int, str] = {}  # of requests without an answer
+        self.ended = False
+        self.came = threading.Condition()
+        self.told, self.answered, self.sending = time.monotonic(), 0, threading.Lock()
+        threading.Thread(target=self._read, name="front", daemon=True).start()
+
+    def take(self, timeout: float) -> list[Request]:
+        """Return what has come (serving.source.Source)."""
+        with self.came:
+            if not self.waiting and not self.ended and timeout > 0:
+                self.came.wait(timeout)
+            taken, self.waiting = self.waiting, []
+        if not taken and time.monotonic() > self.told + IDLE_SECONDS:
+            self.told = time.monotonic()
+            channel.tell("idle")
+        return taken
+
+    def event(self, event: Answered) -> None:
+        """Send answers (serving.sink.Listener)."""
+        errors = {str(place): self.errors.pop(place) for place in event.places if place in self.errors}
+        self._send(frames.answered(event.places, event.results, seconds=event.seconds, errors=errors))
+        self.answered += len(event.requests)
+        if time.monotonic() > self.told + BEAT_SECONDS:
+            self.told = time.monotonic()
+            channel.tell("answers", count=self.answered)
+
+    def tell(self, kind: str, **facts: Any) -> None:
+        """Tell the front what is no answer."""
+        self._send(frames.packed({"kind": kind, **facts}))
+
+    def _send(self, message: bytes) -> None:
+        with self.sending, suppress(OSError):  # whoever reads notices that the front is gone
+            self.connection.send_bytes(message)
+
+    def _read(self) -> None:
+        try:
+            while not self.ended:
+                head, arrays = frames.unpacked(self.connection.recv_bytes())
+                with self.came:
+                    if head["kind"] == "asked":
+                        self.waiting += frames.requests_of(head, arrays)
+                    elif head["kind"] == "end":
+                        self.ended = True
+                    self.came.notify_all()
+        except (OSError, EOFError, InputError):  # the front is gone: nobody wants answers any more
+            with self.came:
+                self.ended = True
+                self.came.notify_all()
+
+
+class PatientAnswerer(Answerer):
+    """One for which a request that has no answer is no reason to end: it is noted in `errors`, and its result is empty."""
+
+    def __init__(self, store: Store, errors: dict[int, str]) -> None:
+        super().__init__(store, Question())
+        self.errors = errors
+
+    def results(self, requests: Sequence[Request], hidden: np.ndarray) -> list[Result]:
+        try:
+            return super().results(requests, hidden)
+        except InputError:
+            bounds = np.cumsum([0, *(request.rows for request in requests)])
+            return [self._one(request, hidden[first:last]) for request, first, last in zip(requests, bounds, bounds[1:])]
+
+    def _one(self, request: Request, hidden: np.ndarray) -> Result:
+        try:
+            return super().results([request], hidden)[0]
+        except InputError as error:
+            self.errors[request.index] = str(error)
+            return {}
+
+
+class Watched:
+    """A watch that tells the front what it hears, and decides nothing."""
+
+    def __init__(self, watch: Watch, remote: Remote) -> None:
+        self.watch, self.remote = watch, remote
+        self.order: dict[str, Any] = {}
+        self.computed: dict[int, float] = {}
+
+    def next(self, left: int | None) -> dict[str, Any]:
+        self.order = self.watch.next(left)
+        return self.order
+
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        self.watch.answered(number, lengths, seconds, compute)
+        self._computed(0, compute)
+        rows = [sum(own) for own in lengths]
+        self.remote.tell("batches", rows=rows, requests=[len(own) for own in lengths], seconds=list(seconds), computed=self.computed)
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        self._computed(rank, facts.get("compute", ()))
+        self.watch.heard(rank, facts)
+
+    def _computed(self, rank: int, compute: Sequence[float]) -> None:
+        if compute:
+            self.computed[rank] = compute[-1]
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        self.computed.clear()  # ranks that are left out now compute nothing
+        self.remote.tell("planned", plan=self.order["plan"], seconds=seconds)
+        self.watch.swapped(seconds, load_seconds)
+
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
+        self.watch.linked(bytes_per_second, seconds)
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return self.watch.decisions()
+
+
+def _connected(address: Mapping[str, Any]) -> Connection:
+    """Return a connection to the front by the first of its addresses where it answers."""
+    why = "it says no address"
+    for host in address["addresses"]:
+        place = (str(host), int(address["port"]))
+        try:
+            socket.create_connection(place, CONNECT_SECONDS).close()  # the next waits as long as the system does
+            return Client(place, "AF_INET", authkey=bytes.fromhex(address["key"]))
+        except (OSError, EOFError, AuthenticationError) as error:
+            why = f"{place[0]} port {place[1]}: {error}"
+    raise HostError(f"the machine that serves cannot be reached from the first host ({why}); look at its firewall")

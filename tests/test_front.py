@@ -1,0 +1,181 @@
+"""The front of a service and rank 0's end of it, in one process: what is asked is answered once, whatever becomes of rank 0."""
+
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import Busy, HostError, InputError, NotReady, ServiceError
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.serving import frames, front
+from hepti_mpi.serving.front import Front
+from hepti_mpi.serving.remote import Remote
+
+SOURCE = "0123"
+
+
+def requests(*rows, text=""):
+    return [Request(at, f"line {at}", {"ids": np.full(n, at)}, np.arange(n), n, text) for at, n in enumerate(rows)]
+
+
+def answers(asked):
+    return [{"embedding": np.array([request.rows, request.arrays["ids"][0]], np.float32)} for request in asked]
+
+
+class Rank:
+    """Rank 0, that answers up to `most` requests and then is lost."""
+
+    def __init__(self, own, most=10**9, rows=64, source=SOURCE, poison=None):
+        self.remote, self.most, self.poison = Remote(own.address()), most, poison
+        self.seen = []
+        self.remote.tell("ready", source_hash=source, batch_rows=rows, rows_per_second=1000, plan={"hosts": ["here"]})
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def work(self):
+        while not self.remote.ended:
+            for one in self.remote.take(0.05):
+                if len(self.seen) >= self.most or (self.poison and one.rows == self.poison):
+                    return self.lose()
+                self.seen.append(one)
+                self.remote.event(SimpleNamespace(places=[one.index], requests=[one], results=answers([one]), seconds=0.001))
+
+    def lose(self):
+        front._shut(self.remote.connection)
+
+
+@pytest.fixture
+def own():
+    made = Front(SOURCE, near=True)
+    yield made
+    made.end()
+    made.fail(ServiceError("over"))
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def ready(own, **how):
+    starts, rank = own.starts, Rank(own, **how)
+    until(lambda: own.starts == starts + 1)
+    return rank
+
+
+def test_a_message_comes_back():
+    asked = requests(3, 5) + requests(2, text=None)
+    head, arrays = frames.unpacked(frames.asked(asked, [7, 8, 9]))
+    for one, other, place in zip(asked, frames.requests_of(head, arrays), (7, 8, 9), strict=True):
+        assert (other.index, other.rows, other.width, other.text is None) == (place, one.rows, one.width, one.text is None)
+        np.testing.assert_array_equal(one.arrays["ids"], other.arrays["ids"])
+    head, arrays = frames.unpacked(frames.answered([4], answers(asked[:1]), seconds=0.5))
+    assert head["seconds"] == 0.5 and [place for place, _ in frames.results_of(head, arrays)] == [4]
+
+
+def test_texts_stay_at_the_front():
+    assert b"secret" not in frames.asked(requests(3, text="secret"), [1])
+
+
+@pytest.mark.parametrize("at", range(0, 60, 7))
+def test_a_damaged_message_is_refused(at):
+    whole = frames.packed({"kind": "x"}, [np.arange(3), np.zeros((2, 2), np.float32)])
+    for message in (whole[:at], whole + b"x", b"\xff" * at, whole[:4] + b"[" * 2000):
+        with pytest.raises(InputError, match="is damaged"):
+            frames.unpacked(message)
+
+
+def test_before_it_is_ready_nothing_is_taken(own):
+    with pytest.raises(NotReady, match="being loaded") as refused:
+        own.ask("a", requests(3))
+    assert refused.value.retry_after
+    ready(own)
+    results = own.ask("a", requests(3, 4, 5)).future.result(10)
+    assert [list(result["embedding"]) for result in results] == [[3, 0], [4, 1], [5, 2]]
+    assert own.ask("a", []).future.result(1) == []
+
+
+def test_what_is_under_way_is_asked_again(own):
+    ready(own, most=20)
+    call = own.ask("a", requests(*[4] * 100))
+    until(lambda: own.connection is None)
+    assert not call.future.done() and own.answered == 20
+    other = ready(own)
+    results = call.future.result(10)
+    assert [int(result["embedding"][1]) for result in results] == list(range(100))
+    assert len(other.seen) == 80
+
+
+def test_one_that_makes_the_job_fail_is_given_up_and_no_other(own):
+    ready(own, poison=7)
+    bad, good = own.ask("a", requests(7)), own.ask("b", requests(*[4] * 50))
+    until(lambda: own.connection is None)
+    for _ in range(front.GIVEN_UP - 1):
+        ready(own, poison=7)
+        until(lambda: bad.future.done() or own.connection is None)
+    with pytest.raises(ServiceError, match="under way each of 4 times that the job failed"):
+        bad.future.result(10)
+    ready(own)
+    assert len(good.future.result(10)) == 50
+
+
+def test_too_much_is_refused_with_a_time(own):
+    ready(own, most=0)
+    own.queue.limit = 100
+    own.ask("a", requests(*[10] * 50))
+    for client in ("a", "b"):
+        with pytest.raises(Busy, match="wait already") as refused:
+            own.ask(client, requests(1))
+        assert refused.value.retry_after >= 1
+
+
+def test_a_call_that_is_cancelled_is_forgotten(own):
+    ready(own, rows=8, most=0)
+    call = own.ask("a", requests(*[4] * 50))
+    own.cancel(call)
+    assert own.queue.count == own.queue.rows == 0
+    ready(own)
+    assert len(own.ask("a", requests(3)).future.result(10)) == 1
+    until(lambda: own.idle)
+
+
+def test_a_request_that_has_no_answer_says_why(own):
+    rank = ready(own)
+    rank.remote.errors[0] = "input 1 has no token behind the prompt"
+    with pytest.raises(InputError, match="behind the prompt"):
+        own.ask("a", requests(3)).future.result(10)
+
+
+def test_another_model_behind_it_is_a_failure(own):
+    Rank(own, source="other")
+    until(lambda: own.error)
+    with pytest.raises(ServiceError, match="another store"):
+        own.ask("a", requests(3))
+
+
+def test_only_rank_0_gets_in(own):
+    with pytest.raises(HostError, match="cannot be reached"):
+        Remote(own.address() | {"key": "00" * 32})
+    silent = [socket.create_connection(("127.0.0.1", own.address()["port"])) for _ in range(2 * front.DOORS)]
+    ready(own)
+    assert own.ask("a", requests(3)).future.result(10)
+    for one in silent:
+        one.close()
+
+
+def test_when_all_is_over_who_waits_hears_why(own):
+    ready(own, most=0)
+    call = own.ask("a", requests(*[4] * 50))
+    own.fail(ServiceError("no host is left"))
+    with pytest.raises(ServiceError, match="no host is left"):
+        call.future.result(10)
+
+
+def test_rank_0_ends_when_the_front_does(own):
+    rank = ready(own)
+    own.end()
+    until(lambda: rank.remote.ended)

@@ -1,0 +1,344 @@
+"""A service as its users see it: a process that answers over HTTP, whose ranks are killed meanwhile."""
+
+import base64
+import http.client
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hepti_mpi.commands import main
+from hepti_mpi.commands.serve import handed_on, read_keys
+from hepti_mpi.errors import InputError
+
+pytest.importorskip("starlette", reason="serve is an extra")
+pytest.importorskip("uvicorn", reason="serve is an extra")
+
+ROOT, GOLDEN = Path(__file__).parent.parent, Path(__file__).parent / "golden"
+PAGE = ROOT / "hepti_mpi" / "serving" / "README.md"
+BEGIN_SECONDS = 120
+
+
+class Served:
+    """A `serve` in a process of its own."""
+
+    def __init__(self, folder, model, *options):
+        self.store, self.log = folder / f"{model}.h5", folder / f"{model}.log"
+        if not self.store.exists():
+            slicing = [sys.executable, "-m", "hepti_mpi", "slice", str(GOLDEN / model), str(self.store)]
+            subprocess.run(slicing, check=True, capture_output=True, cwd=ROOT)
+        words = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(self.store), "--port", "0", "--threads", "1", *options]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
+        self.until(lambda: "http://" in self.said)
+        self.port = int(re.search(r"http://127.0.0.1:(\d+)", self.said)[1])
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+    def until(self, condition):
+        end = time.monotonic() + BEGIN_SECONDS
+        while not condition():
+            assert time.monotonic() < end and self.process.poll() is None, self.said
+            time.sleep(0.05)
+
+    def ready(self):
+        self.until(lambda: self.get("/health")[0] == 200)
+        return self
+
+    def call(self, method, path, body=None, headers=None, timeout=60):
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            link.request(method, path, body, headers or {})
+            response = link.getresponse()
+            content = response.read()
+            return response.status, json.loads(content) if "json" in response.headers["content-type"] else content, response.headers
+        finally:
+            link.close()
+
+    def get(self, path, **headers):
+        return self.call("GET", path, headers=headers)
+
+    def post(self, path, document, **headers):
+        return self.call("POST", path, document if isinstance(document, bytes) else json.dumps(document), headers)
+
+    def answer(self, path, document):
+        status, answer, _ = self.post(path, document)
+        assert status == 200, answer
+        return answer
+
+    def refusal(self, path, document):
+        status, answer, headers = self.post(path, document)
+        assert set(answer) == {"error"} and set(answer["error"]) == {"message", "type", "param", "code"}
+        return status, answer["error"]["message"]
+
+    def ranks(self):
+        """The processes of its ranks."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words, parent = path.read_bytes().split(b"\0"), (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+            except OSError:
+                continue
+            if b"answer" in words and str(self.store).encode() in words and int(parent) == self.process.pid:
+                found.append(int(path.parent.name))
+        return found
+
+    def end(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def served(folder, model, *options):
+    own = Served(folder, model, *options)
+    try:
+        yield own.ready()
+    finally:
+        own.process.kill() if own.end() else None
+        assert own.ranks() == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def sentences(folder):
+    with served(folder, "bert_sentence") as own:
+        yield own
+
+
+EXPECTED = json.loads((GOLDEN / "bert_sentence" / "expected_text.json").read_text())
+
+
+def test_embeddings_are_those_of_the_model(sentences):
+    texts = EXPECTED["texts"]
+    floats = sentences.answer("/v1/embeddings", {"input": texts, "model": "bert_sentence", "user": "x", "unknown": {"a": 1}})
+    coded = sentences.answer("/v1/embeddings", {"input": texts, "encoding_format": "base64"})
+    alone = [sentences.answer("/v1/embeddings", {"input": text})["data"][0]["embedding"] for text in texts]
+    assert [one["index"] for one in floats["data"]] == list(range(len(texts))) and floats["object"] == "list"
+    values = np.array([one["embedding"] for one in floats["data"]], np.float32)
+    same = np.array([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]])
+    np.testing.assert_allclose(same, values, atol=1e-6)
+    np.testing.assert_allclose(np.array(alone), values, atol=1e-5)
+    np.testing.assert_allclose(values, np.array(EXPECTED["embeddings"]), atol=1e-4)
+    assert floats["usage"]["total_tokens"] == floats["usage"]["prompt_tokens"] > len(texts)
+
+
+def test_token_ids_are_taken_as_they_are(sentences):
+    (tokens,) = sentences.answer("/tokenize", {"inputs": "the cat sat"})
+    ids = [token["id"] for token in tokens]
+    assert tokens[0]["special"] and tokens[-1]["special"]
+    found = sentences.answer("/tokenize", {"prompt": "the cat sat"})
+    assert found["tokens"] == ids and found["count"] == len(ids) <= found["max_model_len"]
+    one, many = (sentences.answer("/v1/embeddings", {"input": asked})["data"] for asked in (ids, [ids, ids[:3]]))
+    assert one[0] == many[0] and len(one) == 1 and len(many) == 2
+
+
+def test_embed_is_of_length_one(sentences):
+    values = np.array(sentences.answer("/embed", {"inputs": ["good morning", "the cat"]}))
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-5)
+    assert len(sentences.answer("/embed", {"inputs": "x", "dimensions": 5})[0]) == 5
+
+
+@pytest.mark.parametrize("body, status, said", [
+    (b"{", 400, "not JSON"), (b"", 400, "not JSON"), (b"\xff\xfe", 400, "not JSON"), (b"[" * 100_000, 400, "not JSON"),
+    (b"[]", 422, "a list"), ({}, 422, "input is missing"),
+    ({"input": None}, 422, "missing"), ({"input": 3}, 422, "a number"), ({"input": []}, 422, "empty list"),
+    ({"input": ["a", 3]}, 422, "a number"), ({"input": [[]]}, 422, "a list"), ({"input": {"a": 1}}, 422, "an object"),
+    ({"input": [1, 10**9]}, 422, "another tokenizer"), ({"input": [True]}, 422, "true or false"),
+    ({"input": "\ud800"}, 422, "half a character"),
+    ({"input": "a", "model": "gpt-4"}, 404, "served is 'bert_sentence'"), ({"input": "a", "model": 3}, 422, "a number"),
+    ({"input": "a", "dimensions": 10**6}, 422, "dimensions is"), ({"input": "a", "dimensions": 1.5}, 422, "whole number"),
+    ({"input": "a", "dimensions": "x"}, 422, "is text"), ({"input": "a", "encoding_format": "x"}, 422, "float or base64"),
+    ({"input": ["a"] * 2049}, 413, "at most 2048"),
+])  # fmt: skip
+def test_what_is_wrong_is_said(sentences, body, status, said):
+    found, message = sentences.refusal("/v1/embeddings", body)
+    assert found == status and said in message
+
+
+@pytest.mark.parametrize("path, status, said", [
+    ("/v1/chat/completions", 501, "it writes no text"), ("/rerank", 422, "it is no reranker"), ("/classify", 422, "not classes"),
+    ("/nowhere", 404, "not a route"), ("/health", 405, "does not take POST"),
+])  # fmt: skip
+def test_what_the_model_is_not_for_is_said(sentences, path, status, said):
+    found, message = sentences.refusal(path, {"input": "a", "query": "a", "documents": ["b"]})
+    assert found == status and said in message
+
+
+def test_a_body_that_is_too_large_is_not_read(sentences):
+    status, answer, _ = sentences.call("POST", "/v1/embeddings", b"", {"Content-Length": str(1 << 30)})
+    assert status == 413 and "1073741824 bytes" in answer["error"]["message"]
+
+
+def test_models_health_and_metrics(sentences):
+    _, listed, _ = sentences.get("/v1/models")
+    assert [one["id"] for one in listed["data"]] == ["bert_sentence"]
+    assert sentences.get("/v1/models/bert_sentence")[0] == 200 and sentences.get("/v1/models/x")[0] == 404
+    _, health, _ = sentences.get("/health")
+    assert health["status"] == "ready" and health["hosts"] == [{"host": "localhost", "state": "here"}]
+    _, status, _ = sentences.get("/status")
+    assert status["plan"]["hosts"] and status["events"] and status["queue"]["waiting"] == 0
+    metrics = sentences.get("/metrics")[1].decode()
+    for name in ("hepti_ready 1.0", "hepti_job_starts", 'hepti_request_count_total{route="/v1/embeddings"', "hepti_inputs_total"):
+        assert name in metrics
+
+
+def test_silent_and_broken_connections_keep_nobody_out(sentences):
+    links = [socket.create_connection(("127.0.0.1", sentences.port)) for _ in range(200)]
+    try:
+        for number, link in enumerate(links):
+            link.sendall((b"", b"POST /v1/embeddings HTTP/1.1\r\nHo", b"\x16\x03\x01\x02\x00" + b"x" * 300,
+                          b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n{\"in")[number % 4])  # fmt: skip
+        assert sentences.answer("/v1/embeddings", {"input": "good morning"})
+    finally:
+        for link in links:
+            link.close()
+    assert sentences.answer("/v1/embeddings", {"input": "good morning"}) and "Traceback" not in sentences.said
+
+
+def test_many_at_once_are_answered_each_with_its_own(sentences):
+    texts = [f"{word} " * (1 + number % 7) for number, word in enumerate(["cat", "river", "train", "book"] * 50)]
+    whole = sentences.answer("/v1/embeddings", {"input": texts})["data"]
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(lambda text: sentences.answer("/v1/embeddings", {"input": text})["data"][0]["embedding"], texts))
+    for one, other in zip(whole, found, strict=True):
+        np.testing.assert_allclose(one["embedding"], other, atol=1e-5)
+
+
+def test_a_client_that_goes_away_is_forgotten(sentences):
+    link = socket.create_connection(("127.0.0.1", sentences.port))
+    body = json.dumps({"input": ["the cat sat on the mat and slept there for a while"] * 2000}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    link.sendall(head + body)
+    sentences.until(lambda: sentences.get("/status")[1]["queue"]["waiting"] > 0)
+    link.close()
+    sentences.until(lambda: sentences.get("/status")[1]["queue"]["waiting"] == 0)
+    assert sentences.get("/status")[1]["queue"]["answered"] < 100_000
+
+
+def test_nothing_is_lost_when_ranks_are_killed(sentences):
+    texts = [f"cat number {number} sat on the mat near the river" for number in range(2000)]
+    expected = sentences.answer("/v1/embeddings", {"input": texts[:3]})["data"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sentences.answer, "/v1/embeddings", {"input": texts})
+        sentences.until(lambda: sentences.get("/status")[1]["queue"]["under_way"] > 0)
+        (rank,) = sentences.ranks()
+        os.kill(rank, signal.SIGKILL)
+        sentences.until(lambda: sentences.get("/health")[1]["status"] == "restarting" or waiting.done())
+        found = waiting.result(BEGIN_SECONDS)["data"]
+    assert len(found) == 2000 and sentences.get("/health")[1]["starts"] >= 2
+    for one, other in zip(expected, found):
+        np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
+
+
+def test_what_was_asked_is_answered_before_the_end(folder, sentences):
+    own = Served(folder, "bert_sentence").ready()
+    texts = [f"cat number {number} sat on the mat near the river" for number in range(2000)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(own.answer, "/v1/embeddings", {"input": texts})
+        own.until(lambda: own.get("/status")[1]["queue"]["under_way"] > 0)
+        own.process.send_signal(signal.SIGTERM)
+        assert len(waiting.result(BEGIN_SECONDS)["data"]) == 2000
+    assert own.process.wait(60) == 0 and "all that was asked is answered" in own.said and own.ranks() == []
+
+
+def test_keys(folder, tmp_path, sentences):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("# of the kitchen\nsecret-of-one\n\nsecret-of-two\n")
+    own = Served(folder, "bert_sentence", "--api-key-file", str(keys))
+    try:
+        kinds = {"Bearer secret-of-three": 401, "Bearer secret-of-two": 200, "Basic secret-of-two": 401, "Bearer \xe9\xff": 401, "": 401}
+        for given, status in kinds.items():
+            assert own.call("GET", "/v1/models", headers={"Authorization": given})[0] == status
+        assert own.get("/health")[1]["status"] in ("loading", "ready") and own.get("/metrics")[0] == 401
+    finally:
+        assert own.end(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("content, said", [("short\n", "at least 8"), ("# none\n", "no key"), ("two words here\n", "no blank")])
+def test_keys_that_are_none(tmp_path, content, said):
+    (tmp_path / "keys").write_text(content)
+    with pytest.raises(InputError, match=said):
+        read_keys(tmp_path / "keys")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_keys(tmp_path / "nowhere")
+
+
+def test_options_for_the_ranks_are_handed_on(monkeypatch):
+    monkeypatch.setenv("HEPTI_THREADS", "3")
+    verb = main.main.commands["serve"]
+    words = ["hosts.txt", "--port", "1", "--no-adapt", "--batch-rows", "64", "--memory-limit", "500M", "--layout", "heads/columns"]
+    context = verb.make_context("serve", words)
+    found = handed_on(context)
+    options = main.main.commands["answer"].make_context("answer", found).params
+    expected = {"threads": 3, "adapt": False, "batch_rows": 64, "memory_limit": (500 << 20,), "layout": "heads/columns"}
+    assert {name: options[name] for name in expected} == expected and len(found) == 9
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--weights", "nowhere.h5"], "not found"), (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+    (["--emulate", "pi4"], "leave them out"), (["nowhere.txt"], "cannot be read"),
+])  # fmt: skip
+def test_what_keeps_it_from_starting_is_one_sentence(folder, sentences, words, said):
+    given = ["--weights", str(sentences.store)] * ("--weights" not in words)
+    command = [sys.executable, "-m", "hepti_mpi", "serve", "--port", "0", *given, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def curls():
+    """The lines of the page that ask."""
+    return [line for line in PAGE.read_text().splitlines() if line.startswith("curl ")]
+
+
+def asked_by(line):
+    """Return what a line of curl asks: path, body and headers."""
+    words = shlex.split(line)
+    path = next(word for word in words if word.startswith("http://")).partition("8080")[2]
+    given = dict(zip(words[1:], words[2:]))
+    if "-F" in given:
+        picture = (GOLDEN / "vit_cls" / "rgb.png").read_bytes()
+        body = b'--xx\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n\r\n' + picture + b"\r\n--xx--\r\n"
+        return "POST", path, body, {"Content-Type": "multipart/form-data; boundary=xx"}
+    return ("POST", path, given["-d"], {}) if "-d" in given else ("GET", path, None, {})
+
+
+def test_the_lines_of_the_page_are_answered(folder, sentences):
+    lines = curls()
+    assert len(lines) >= 8
+    others = {"/predict": "bert_seqcls", "/classify": "vit_cls", "/rerank": None}
+    for line in lines:
+        method, path, body, headers = asked_by(line)
+        if path not in others:
+            assert sentences.call(method, path, body, headers)[0] == 200, line
+        elif others[path] is not None:
+            with served(folder, others[path]) as own:
+                status, answer, _ = own.call(method, path, body, headers)
+                assert status == 200, (line, answer)
+                labels = answer["data"][0]["labels"] if path == "/classify" else answer
+                assert labels and set(labels[0]) == {"label", "score"}
+
+
+def test_threads_do_not_grow(sentences):
+    for _ in range(3):
+        sentences.answer("/v1/embeddings", {"input": "good morning"})
+    count = len(list(Path(f"/proc/{sentences.process.pid}/task").iterdir()))
+    assert count < 60 and threading.active_count() < 60
