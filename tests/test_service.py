@@ -288,7 +288,7 @@ def test_options_for_the_ranks_are_handed_on(monkeypatch):
     words = ["hosts.txt", "--port", "1", "--no-adapt", "--batch-rows", "64", "--memory-limit", "500M", "--layout", "heads/columns"]
     context = verb.make_context("serve", words)
     found = handed_on(context)
-    options = main.main.commands["answer"].make_context("answer", found).params
+    options = main.main.commands["answer"].make_context("answer", list(found)).params
     expected = {"threads": 3, "adapt": False, "batch_rows": 64, "memory_limit": (500 << 20,), "layout": "heads/columns"}
     assert {name: options[name] for name in expected} == expected and len(found) == 9
 

@@ -75,7 +75,7 @@ class Model:
         InputError for the first that the model does not take."""
         if self.takes_pictures:
             raise InputError(f"model {self.spec.name} takes pictures, not tokens")
-        requests, words = [], self.spec.options["vocabulary"]
+        requests, words = [], self.spec.numbers("ids")
         most = self.spec.options.get("max_tokens") or self.spec.positions
         for index, own in enumerate(lists):
             if not own or len(own) > most:
@@ -84,7 +84,7 @@ class Model:
                 why = "they are of another tokenizer: ask with texts"
                 raise InputError(f"input {index + 1} has token ids from {min(own)} to {max(own)}, the model has {words}; {why}")
             array = np.array(own, np.int64)
-            requests.append(token_request(index, f"input {index + 1}", array, np.zeros_like(array), np.arange(len(own)), len(own)))
+            requests.append(token_request(self.spec, index, f"input {index + 1}", (array, np.zeros_like(array)), np.arange(len(own))))
         return requests
 
     def pictures(self, contents: Sequence[bytes]) -> list[Request]:
