@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 @machine_options
 @planning_options
 def answer(weights: Path | None, batch_rows: int, weights_cache: Path | None, adapt: bool | None, **options: Any) -> None:
-    """Answer what the front of a service asks, on all ranks together; started by serve."""
+    """Answer what the front of a service asks, on all ranks together. It is started by serve, which leaves a file for it on each host.
+
+    \b
+    Example:
+      python -m hepti_mpi serve hostfiles/pi4.txt
+    """
     from hepti_mpi.comm import channel
     from hepti_mpi.commands import session as sessions
     from hepti_mpi.engine.machine import together
