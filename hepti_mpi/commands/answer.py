@@ -43,11 +43,11 @@ def answer(weights: Path | None, batch_rows: int, weights_cache: Path | None, ad
     from hepti_mpi.serving.scheduler import service_rows
     from hepti_mpi.supervisor.progress import State, read_state
 
-    machinery, method = grouped(Machinery, options), planning_method(options)
-    session = sessions.opened(machinery, weights, weights_cache)
     state_file, state, found = channel.state_path(), State(), list[Remote]()
     if state_file is None:
         raise click.UsageError("this is for serve to start: python -m hepti_mpi serve")
+    machinery, method = grouped(Machinery, options), planning_method(options)
+    session = sessions.opened(machinery, weights, weights_cache)
     with session.world.patience.slower(), together(session.world):
         if session.root:
             channel.tell("here", deadline=machinery.deadline)
