@@ -21,6 +21,7 @@ from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
 from .lab import Lab
+from .throughput import throughput
 
 
 def main() -> int:
@@ -114,7 +115,7 @@ def experiment(options: argparse.Namespace) -> int:
         return EXPERIMENTS[options.name](options, Path(folder))
 
 
-EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak}
+EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak, "throughput": throughput}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,8 +152,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
     trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
     trial.add_argument("name", choices=EXPERIMENTS)
+    asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput"
     trial.add_argument("--rounds", type=int, help="of faults; default: 100")
-    trial.add_argument("--requests", type=int, help="default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak")
+    trial.add_argument("--requests", type=int, help=asked)
+    trial.add_argument("--clusters", help="of throughput, such as even4,pi8; default: even4,mixed4,pi8,wifi3")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
     stores = "a store; default: random weights, of BERT-Large for drift and quiet, of MiniLM's size for soak, else of a tiny model"

@@ -1,0 +1,98 @@
+"""How much boards answer in teams, beside what each answers alone: the experiment `throughput`.
+
+Prints a table, a row for each cluster; its last line is a JSON document. Knows labs, jobs and what they print; does not know how hepti_mpi
+does it.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import LabError
+from .lab import Lab
+from .trials import PROGRAM, TOLD, inputs, print_table, records_of, say, sliced
+
+TEXTS = 2000
+SAMPLE = 4  # every how many-th of the texts each board answers alone
+CLUSTERS = "even4,mixed4,pi8,wifi3"
+SLOWED, AS_SLOW = 0, 3.0  # which board becomes how many times slower, when half of the rows are answered
+SETTLING = 0.1  # of the rows after that, in which who hands out batches may learn of it
+GOOD, GOOD_SLOWED = 0.92, 0.95  # of the sum of what the boards answer alone
+
+
+def throughput(options: argparse.Namespace, folder: Path) -> int:
+    """Texts of mixed length: rows a second of all boards in teams, over the sum of what each does alone; then with a board that slows."""
+    draw, count = random.Random(options.seed), options.requests or TEXTS
+    weights = options.weights or sliced("minilm", folder / "minilm.h5")
+    lengths = [max(4, min(250, round(draw.lognormvariate(2.9, 0.75) * 1.4))) for _ in range(count)]
+    whole, sample = inputs(folder / "all.npz", lengths, 30), inputs(folder / "some.npz", lengths[::SAMPLE], 30)
+    found: dict[str, dict[str, Any]] = {}
+    for name in (options.clusters or CLUSTERS).split(","):
+        with Lab(name, share=[folder, weights.parent]) as lab:
+            found[name] = _measured(lab, weights, whole, sample, folder, lengths)
+        say(f"{name}: {json.dumps(found[name])}")
+    head = ("cluster", "each alone, rows/s", "sum", "teams", "of the sum", "one slowed", "of its sum")
+    print_table(head, [
+        (name, " ".join(f"{rate:.0f}" for rate in one["alone"]), f"{one['sum']:.0f}", f"{one['teams']:.0f}", f"{one['part']:.3f}",
+         f"{one['slowed']:.0f}", f"{one['slowed_part']:.3f}")
+        for name, one in found.items()
+    ])  # fmt: skip
+    missed = [f"{name}: {one['part']:.3f} of the sum" for name, one in found.items() if one["part"] < GOOD]
+    missed += [f"{name}, slowed: {one['slowed_part']:.3f}" for name, one in found.items() if one["slowed_part"] < GOOD_SLOWED]
+    for sentence in missed:
+        say(f"missed: {sentence}")
+    print(json.dumps({"format": "hepti-throughput", "requests": count, "weights": weights.name, "clusters": found, "missed": missed}))
+    return 1 if missed else 0
+
+
+def _measured(lab: Lab, weights: Path, whole: Path, sample: Path, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
+    alone = _alone(lab, weights, sample, folder)
+    words = ["run", "--weights", str(weights), "--input", str(whole), "--objective", "throughput"]
+    done = lab.mpirun([*PROGRAM, *words, "--output", str(folder / "out.npz")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise LabError(f"a run ended with code {done.returncode}: {done.stderr[-300:]}")
+    teams = json.loads(done.stdout.splitlines()[-1])["rows_per_second"]
+    slowed = _slowed(lab, words, lengths)
+    rest = sum(alone) - alone[SLOWED] * (1 - 1 / AS_SLOW)
+    return {"alone": alone, "sum": sum(alone), "teams": teams, "part": teams / sum(alone), "slowed": slowed, "slowed_part": slowed / rest}
+
+
+def _alone(lab: Lab, weights: Path, sample: Path, folder: Path) -> list[float]:
+    """Return rows a second of each board alone; emulated ones share nothing, so all are measured at once."""
+    jobs = []
+    for host in lab.hosts:
+        words = ["run", "--weights", str(weights), "--input", str(sample), "--output", str(folder / f"{host}.npz")]
+        jobs.append(lab.start([*PROGRAM, *words], hosts=[host], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    rates = []
+    for job in jobs:
+        told, trouble = job.communicate()
+        if job.returncode:
+            raise LabError(f"a run ended with code {job.returncode}: {trouble[-300:]}")
+        rates.append(json.loads(told.splitlines()[-1])["rows_per_second"])
+    return rates
+
+
+def _slowed(lab: Lab, words: Sequence[str], lengths: Sequence[int]) -> float:
+    """Return rows a second after a board has become slower in the middle, once that is known."""
+    host, half, after, before = lab.hosts[SLOWED], sum(lengths) / 2, 0.0, lab.board(lab.hosts[SLOWED])
+    running = lab.start([*PROGRAM, *words], env=TOLD, stdout=subprocess.PIPE)
+    rows, begin, counted_from, last = 0, 0.0, 0, 0.0
+    for record in records_of(running):
+        if record["kind"] != "answers":
+            continue
+        rows += sum(lengths[place] for place in record["places"])
+        last = time.monotonic()
+        if not after and rows >= half:
+            lab.set_board(host, float(before) * AS_SLOW if before[0].isdigit() else f"{before}*{AS_SLOW:g}")
+            after = half + SETTLING * half
+        elif after and not begin and rows >= after:
+            begin, counted_from = last, rows
+    lab.set_board(host, before)
+    if running.wait() or not begin:
+        raise LabError(f"a run ended after {rows} of {sum(lengths)} rows with code {running.returncode}")
+    return (rows - counted_from) / (last - begin)
