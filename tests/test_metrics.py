@@ -10,6 +10,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
+from hepti_mpi.program.placement import whole
 from hepti_mpi.serving import metrics
 from hepti_mpi.tuning.watch import Steady
 
@@ -55,6 +56,19 @@ def test_a_run_is_told(metered):
     assert ("hepti_rank_compute_seconds", hosts[1], ("rank", "1")) not in samples
     assert samples["hepti_batches_left",] == 6 and samples["hepti_plan_switches_total",] == 0
     assert samples["hepti_rank_rows", hosts[1], ("rank", "1")] == PLANS[0].rows[1] and not said
+
+
+def test_teams_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "EVERY_SECONDS", 0.0)
+    requests = [SimpleNamespace(rows=rows) for rows in (3, 4)]
+    with metrics.MeteredTeams(tmp_path / "hepti.prom", "tiny", whole(PLANS[0]), 2, print) as metered:
+        metered.event(SimpleNamespace(requests=requests, seconds=0.5))
+        found = read(tmp_path / "hepti.prom")
+        assert (found["hepti_requests_total",], found["hepti_rows_total",], found["hepti_batches_total",]) == (2, 7, 1)
+        assert (found["hepti_batches_left",], found["hepti_running",]) == (1, 1)
+        assert any(key[0] == "hepti_plan_info" and ("strategy", "teams") in key for key in found)
+    found = read(tmp_path / "hepti.prom")
+    assert (found["hepti_batches_left",], found["hepti_running",]) == (0, 0)
 
 
 def test_a_switch_is_told(metered):

@@ -4,6 +4,7 @@ Knows options and in which order such a run goes; does not know how teams are ch
 """
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from hepti_mpi.commands.screen import SCREEN
 if TYPE_CHECKING:
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.commands.run import Asked, Choice, Work
+    from hepti_mpi.serving.metrics import MeteredTeams
+    from hepti_mpi.serving.sink import Listener
     from hepti_mpi.serving.teams import Outcome
     from hepti_mpi.tuning.teaming import Teamed, Teaming
 
@@ -44,7 +47,7 @@ def wanted(options: dict[str, Any], choice: "Choice", adaptable: bool, method: s
     pipeline = options["layout"] == PIPELINE
     if choice.objective == "throughput" or pipeline:
         return Teaming(batches, forced=True, pipeline=pipeline)
-    free = choice.objective == "auto" and choice.plan_file is None and choice.adapt is None and choice.metrics is None
+    free = choice.objective == "auto" and choice.plan_file is None and choice.adapt is None
     if free and adaptable and method == "hepti" and options["layout"] is None and batches >= FROM:
         return Teaming(batches)
     return None
@@ -85,13 +88,27 @@ def _led(work: "Work", job: "Teamed", asked: "Asked", mail: "Mail") -> "Outcome"
         beside.stop()
         return asked.sink.interrupted(asked.requests)
 
-    front: Front | None = None
-    with meanwhile("answering", asked.requests, not work.supervised) as meter, Beside(asked.sink, meter) as beside:
+    metered = _metered(work, job)
+    listeners: list[Listener] = [asked.sink, *([metered] if metered else [])]
+    with (
+        metered or nullcontext(),
+        meanwhile("answering", asked.requests, not work.supervised) as meter,
+        Beside(*listeners, meter) as beside,
+    ):
         interrupts.say(interrupted)
         asked.desk.sink = beside
         front = Front(asked.desk, mail, job.placement, job.paces)
         answered(job.crew, mail, asked.desk.answerer, front)
     return front.outcome
+
+
+def _metered(work: "Work", job: "Teamed") -> "MeteredTeams | None":
+    """Return what keeps counters, where they are wanted."""
+    if work.choice.metrics is None:
+        return None
+    from hepti_mpi.serving.metrics import MeteredTeams
+
+    return MeteredTeams(work.choice.metrics, work.session.store.spec.name, job.placement, work.batches, work.session.tell)
 
 
 def _finish(work: "Work", job: "Teamed", asked: "Asked", outcome: "Outcome", facts: list[dict[str, Any]], begin: float) -> None:

@@ -8,15 +8,19 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, write_to_textfile
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.program import plan as plans
+from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.request import Answered
 from hepti_mpi.tuning.watch import Watch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 EVERY_SECONDS = 5.0
 BUCKETS = tuple(step * 10.0**power for power in range(-3, 2) for step in (1, 2, 5))
@@ -31,44 +35,36 @@ def check_path(path: Path) -> None:
         raise InputError(f"metrics {path}: folder {path.parent} does not exist or cannot be written")
 
 
-class Metered:
-    """A watch that is told the same as `watch`, and writes what it hears to `path` every few seconds."""
+class Kept:
+    """What any run counts, in a file at `path` that is written every few seconds."""
 
-    def __init__(self, watch: Watch, path: Path, model: str, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, model: str, say: Callable[[str], None]) -> None:
         """Raises InputError when the file cannot be written."""
         check_path(path)
-        self.watch, self.path, self.model, self.say = watch, path, model, say
+        self.path, self.model, self.say = path, model, say
         disable_created_metrics()
         registry = self.registry = CollectorRegistry()
         self.batches = Counter("hepti_batches", "Batches answered.", registry=registry)
         self.rows = Counter("hepti_rows", "Rows (tokens, patches) of the requests answered.", registry=registry)
         self.requests = Counter("hepti_requests", "Requests answered.", registry=registry)
-        self.switches = Counter("hepti_plan_switches", "Changes of the plan.", registry=registry)
         self.seconds = Histogram("hepti_batch_seconds", "Latency of a batch.", buckets=BUCKETS, registry=registry)
-        self.predicted = Gauge("hepti_batch_predicted_seconds", "What the plan promises, for the rows it was made for.", registry=registry)
         self.left = Gauge("hepti_batches_left", "Batches not yet answered.", registry=registry)
         self.last = Gauge("hepti_last_answer_timestamp_seconds", "When the last batch was answered.", registry=registry)
         self.running = Gauge("hepti_running", "1 while the run answers, 0 when it has ended.", registry=registry)
         self.info = Gauge("hepti_plan_info", "The plan in use: 1.", ["model", "strategy", "hash"], registry=registry)
-        self.compute = Gauge("hepti_rank_compute_seconds", "What a rank computed in its last batch.", ["rank", "host"], registry=registry)
-        self.shares = [Gauge(f"hepti_rank_{name}", f"The part of the {name} that a rank has.", ["rank", "host"], registry=registry)
-                       for name in SHARES]  # fmt: skip
         self.written = float("-inf")
         self.running.set(1)
-        self._planned(plan)
-        self._write(now=True)
 
-    def _planned(self, plan: Plan) -> None:
-        self.hosts, self.order = plan.hosts, plan
-        self.info.clear()
-        self.compute.clear()  # ranks that are left out now compute nothing
-        self.info.labels(self.model, plan.strategy, plan.hash).set(1)
-        self.predicted.set(plan.predicted_seconds or float("nan"))
-        for name, gauge in zip(SHARES, self.shares):
-            for rank, count in enumerate(getattr(plan, name)):
-                gauge.labels(rank, plan.hosts[rank]).set(count)
+    def count(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
+        """Count batches of so many rows that took so long."""
+        self.batches.inc(len(seconds))
+        self.rows.inc(sum(rows))
+        for latency in seconds:
+            self.seconds.observe(latency)
+        self.last.set_to_current_time()
 
-    def _write(self, now: bool = False) -> None:
+    def write(self, now: bool = False) -> None:
+        """Write the file, unless that was a moment ago."""
         if not now and time.monotonic() < self.written + EVERY_SECONDS:
             return
         self.written = time.monotonic()
@@ -83,7 +79,7 @@ class Metered:
         """Hear of answers (sink.Listener)."""
         self.requests.inc(len(event.requests))
 
-    def __enter__(self) -> "Metered":
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -91,24 +87,63 @@ class Metered:
         self.running.set(0)
         if kind is None:
             self.left.set(0)
-        self._write(now=True)
+        self.write(now=True)
+
+
+class MeteredTeams(Kept):
+    """Counts what teams answer; `left`: batches that there are."""
+
+    def __init__(self, path: Path, model: str, placement: Placement, left: int, say: Callable[[str], None]) -> None:
+        """Raises InputError when the file cannot be written."""
+        super().__init__(path, model, say)
+        self.info.labels(model, "teams", placement.hash).set(1)
+        self.left.set(left)
+        self.write(now=True)
+
+    def event(self, event: Answered) -> None:
+        super().event(event)
+        self.count([sum(request.rows for request in event.requests)], [event.seconds])
+        self.left.dec()
+        self.write()
+
+
+class Metered(Kept):
+    """A watch that is told the same as `watch`, and counts what it hears."""
+
+    def __init__(self, watch: Watch, path: Path, model: str, plan: Plan, say: Callable[[str], None]) -> None:
+        """Raises InputError when the file cannot be written."""
+        super().__init__(path, model, say)
+        self.watch, registry = watch, self.registry
+        self.switches = Counter("hepti_plan_switches", "Changes of the plan.", registry=registry)
+        self.predicted = Gauge("hepti_batch_predicted_seconds", "What the plan promises, for the rows it was made for.", registry=registry)
+        self.compute = Gauge("hepti_rank_compute_seconds", "What a rank computed in its last batch.", ["rank", "host"], registry=registry)
+        self.shares = [Gauge(f"hepti_rank_{name}", f"The part of the {name} that a rank has.", ["rank", "host"], registry=registry)
+                       for name in SHARES]  # fmt: skip
+        self._planned(plan)
+        self.write(now=True)
+
+    def _planned(self, plan: Plan) -> None:
+        self.hosts, self.order = plan.hosts, plan
+        self.info.clear()
+        self.compute.clear()  # ranks that are left out now compute nothing
+        self.info.labels(self.model, plan.strategy, plan.hash).set(1)
+        self.predicted.set(plan.predicted_seconds or float("nan"))
+        for name, gauge in zip(SHARES, self.shares):
+            for rank, count in enumerate(getattr(plan, name)):
+                gauge.labels(rank, plan.hosts[rank]).set(count)
 
     # what a watch hears
 
     def next(self, left: int | None) -> dict[str, Any]:
         self.left.set(float("nan") if left is None else left)
-        self._write()
+        self.write()
         order = self.watch.next(left)
         if order["do"] == "swap":
             self.order = plans.from_json(order["plan"])
         return order
 
     def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
-        self.batches.inc(len(seconds))
-        self.rows.inc(sum(map(sum, lengths)))
-        for latency in seconds:
-            self.seconds.observe(latency)
-        self.last.set_to_current_time()
+        self.count(list(map(sum, lengths)), seconds)
         self._computed(0, compute)
         self.watch.answered(number, lengths, seconds, compute)
 
