@@ -6,63 +6,21 @@ from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from hepti_mpi.engine.packing import asked, reach
-from hepti_mpi.errors import StoreError
+from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
+from hepti_mpi.engine.packing import reach
+from hepti_mpi.engine.products import LEAST, Product
 from hepti_mpi.models import blocks
-from hepti_mpi.models.formats import F32
 from hepti_mpi.program import ops
 from hepti_mpi.weights.slices import Slice
-from hepti_mpi.weights.store import Region, Store
+from hepti_mpi.weights.store import Store
 
-MICROSOFT = "com.microsoft"
 ASKED = {  # what segments may ask about the rows of a batch: its type and how many dimensions it has
     "q_index": (TensorProto.INT64, 2), "kv_index": (TensorProto.INT64, 2), "kv_lengths": (TensorProto.INT32, 1),
     "unpad": (TensorProto.INT64, 1), "mask": (TensorProto.FLOAT, 4), "buckets": (TensorProto.INT64, 3),
     "cos": (TensorProto.FLOAT, 2), "sin": (TensorProto.FLOAT, 2),
 }  # fmt: skip
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
-
-
-class Graph:
-    """Collects nodes, initializers and inputs of one segment."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-        self.indexes: dict[str, str] = {}  # what is asked about the rows of a batch: of which kind
-        self.count = 0
-
-    def node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, domain: str = "", **attributes: Any) -> str:
-        if outputs is None:
-            self.count += 1
-            outputs = [f"{kind}_{self.count}"]
-        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **attributes))
-        return outputs[0]
-
-    def ask(self, kind: str, of: object = None) -> str:
-        """Declare an input that says something about the rows of a batch, see packing."""
-        name = asked(kind, of)
-        self.indexes[name] = kind
-        return name
-
-    def weight(self, store: Store, piece: Slice, shape: tuple[int, ...]) -> str:
-        """Declare a slice of the store, viewed as `shape`, as an initializer that lives in the store's file. Raises StoreError."""
-        if piece.format is not F32:
-            raise StoreError(f"{store.path}: {piece.name} is stored as {piece.format.name}, which no product reads yet")
-        region: Region = store.region(piece)
-        tensor = TensorProto(name=piece.name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", store.path.name), ("offset", region.offset), ("length", region.bytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        assert 4 * prod(shape) == region.bytes
-        self.initializers[piece.name] = tensor
-        return piece.name
-
-    def constant(self, name: str, values: np.ndarray) -> str:
-        self.initializers[name] = onnx.numpy_helper.from_array(values, name)
-        return name
 
 
 def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: str, granules: int, table: str | None = None) -> None:
@@ -134,9 +92,9 @@ class Writing:
     def matrix(self, piece: Slice) -> str:
         return self.graph.weight(self.store, piece, (prod(piece.shape[:-1]), piece.shape[-1]))
 
-    def linear(self, x: str, weight: Slice, bias: Slice | None, output: str | None = None) -> str:  # [r, h], [o, h], [o] -> [r, o]
-        inputs = [x, self.matrix(weight), *([self.vector(bias)] if bias else [])]
-        return self.graph.node("Gemm", inputs, [output] if output else None, transB=1)
+    def linear(self, x: str, weight: Slice, bias: Slice | None = None, output: str | None = None, least: float | None = None) -> str:
+        """Write rows [r, K] times a weight, [N.., K] or [K.., N], and its bias -> [r, N]. `least`: below which no number of x is."""
+        return Product(self.graph, self.store, x, weight, least).write(self.vector(bias) if bias else None, output)
 
 
 Own = Mapping[str, Slice]  # by what each is to the operation: the rank's slices of its weights
@@ -225,7 +183,7 @@ def mix(to: Writing, op: ops.Mix, w: Own) -> None:
 @of(ops.Out)
 def out(to: Writing, op: ops.Out, w: Own) -> None:
     """c [r, w] -> p [r, h]"""
-    to.graph.node("Gemm", [op.reads[0], to.matrix(w["o.weight"])], op.writes)
+    to.linear(op.reads[0], w["o.weight"], output=op.writes[0])
 
 
 @of(ops.Mlp)
@@ -237,7 +195,7 @@ def mlp(to: Writing, op: ops.Mlp, w: Own) -> None:
     mixed = activate(to.graph, kind, mixed, None if early or bias is None else to.vector(bias))
     if op.block.gated:
         mixed = to.graph.node("Mul", [mixed, to.linear(op.reads[0], w["up.weight"], w.get("up.bias"))])
-    to.graph.node("Gemm", [mixed, to.matrix(w["down.weight"])], op.writes)
+    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST[kind])
 
 
 @of(ops.Cast)

@@ -14,7 +14,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from hepti_mpi.engine.kernels import ASKED, DTYPES, KERNELS, MICROSOFT, Graph, Writing, lone
+from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
+from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, lone
+from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part
@@ -108,7 +110,7 @@ class Segments:
 
 def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> Segment:
     """Return the session of one Compute for the rank of `part`. `mode`: "packed" copies weights into the kernels' own
-    order, "mapped" leaves them in the file's pages, which the kernel may evict."""
+    order, "mapped" leaves them in the file's pages, which the kernel may evict, where products can read them so: float32 ones."""
     done = [op for op in compute.ops if part.takes_part(op, compute.distribution)]
     zero = {name for op in compute.ops if op not in done for name in op.writes}
     for op in done:
@@ -120,6 +122,9 @@ def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -
         return Segment(None, (), (), zeros)
     reads = {name for op in done for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
+
+    if any(piece.format is not F32 for op in done for piece in part.op(op, compute.distribution).values()):
+        mode = "packed"
 
     def session_of(graph: Graph, dims: int) -> onnxruntime.InferenceSession:
         return session(_proto(graph, done, inputs, outputs, dims), store.path.parent, mode, threads)

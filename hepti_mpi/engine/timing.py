@@ -8,7 +8,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.probe import Timers
-from hepti_mpi.engine.kernels import ASKED, Graph, activate, attend
+from hepti_mpi.engine.graph import Graph
+from hepti_mpi.engine.kernels import ASKED, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.sessions import bound, session
 from hepti_mpi.models.blocks import Attention

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     in a row: what divides is walked on 1 to 7 simulated ranks by tests/test_program.py. WHOLE=1 runs all everywhere."""
     if WORLD.size == ALL_ON or os.environ.get("WHOLE"):
         return
-    grid = [item for item in items if item.path.name == "test_answers.py" and hasattr(item, "callspec")]
+    grid = [item for item in items if item.path.name in ("test_answers.py", "test_formats.py") and hasattr(item, "callspec")]
     left = [item for number, item in enumerate(grid) if (number + WORLD.size) % 3]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in set(left)]

@@ -1,0 +1,113 @@
+"""A product of rows with a weight, as ONNX nodes: one way for each format of weights. Knows no operation, layer or rank.
+
+float16 weights become float32 when a session is made: no kernel multiplies by them. 8-bit columns are multiplied by rows that are rounded
+to 8 bits too, each with a scale of its own, so that it does not matter which rows are together; a rank that holds a part of the sum takes
+the scale of its own part of the row. Blocks are multiplied as MatMulNBits does with 8-bit rows (accuracy level 4: lower ones turn
+8-bit weights into float32 at each call).
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
+from hepti_mpi.models.formats import BLOCK, CHANNELS, F16, F32, SCALES, VALUES, Blocks, Columns
+from hepti_mpi.weights.slices import Slice
+from hepti_mpi.weights.store import Store
+
+LEAST = {"relu": 0.0, "gelu": -0.17, "gelu_tanh": -0.1701, "silu": -0.2785}  # below which an activation gives nothing
+MIDDLE, BELOW = 128, 32  # of 256 whole numbers: those below 0, where values may be anything; where they are hardly below 0
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Product:
+    """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known."""
+
+    graph: Graph
+    store: Store
+    x: str
+    weight: Slice
+    least: float | None = None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return prod(self.weight.shape[:-1]), self.weight.shape[-1]
+
+    @property
+    def inputs(self) -> int:
+        """K"""
+        return self.matrix[self.weight.inner]
+
+    @property
+    def outputs(self) -> int:
+        """N"""
+        return self.matrix[1 - self.weight.inner]
+
+    def part(self, part: str, shape: tuple[int, ...]) -> str:
+        return self.graph.weight(self.store, self.weight, shape, part)
+
+    def write(self, bias: str | None, output: str | None) -> str:
+        """Write it; return what it is called."""
+        if self.weight.format in (F32, F16):
+            return self._plain(bias, output)
+        way = self._columns if isinstance(self.weight.format, Columns) else self._blocks
+        if bias is None:
+            return way(output)
+        return self.graph.node("Add", [way(None), bias], [output] if output else None)
+
+    def _plain(self, bias: str | None, output: str | None) -> str:
+        weight = self.part(VALUES, self.matrix)
+        if self.weight.format is not F32:
+            weight = self.graph.node("Cast", [weight], to=DTYPES["float32"])
+        inputs = [self.x, weight, *([bias] if bias else [])]
+        return self.graph.node("Gemm", inputs, [output] if output else None, transB=self.weight.inner)
+
+    def _columns(self, output: str | None) -> str:
+        graph, size = self.graph, self.outputs
+        whole, scale, zero = self._rounded()
+        one, none = graph.constant("one", np.array(1, np.float32)), graph.constant(f"zeros_{size}", np.zeros(size, np.int8))
+        inputs = [whole, one, zero, self.part(VALUES, self.matrix), self.part(SCALES, (size,)), none]
+        found = graph.node("QGemm", inputs, domain=MICROSOFT, transB=self.weight.inner)
+        return graph.node("Mul", [found, scale], [output] if output else None)
+
+    def _rounded(self) -> tuple[str, str, str]:
+        """Write x * channels as 8-bit whole numbers, once for all products that read it so; return them, what one is worth in each row
+        [r, 1], and which of them is 0."""
+        graph, channels = self.graph, self.store.array(self.weight, CHANNELS).reshape(-1)
+        even = bool((channels == 1).all())
+        least = self.least if even else None
+        below = MIDDLE if least is None else BELOW if least else 0
+        zero = graph.constant(f"from_{below}", np.array(below, np.uint8))
+        key = self.x, None if even else channels.tobytes(), below
+        if key not in graph.rounded:
+            x = self.x if even else graph.node("Mul", [self.x, self.part(CHANNELS, (self.inputs,))])
+            graph.rounded[key] = self._whole(x, least, below)
+        return *graph.rounded[key], zero
+
+    def _whole(self, x: str, least: float | None, below: int) -> tuple[str, str]:
+        graph, above = self.graph, 255 - below
+        axis, steps = graph.constant("rows", np.array([1], np.int64)), graph.constant(f"step_{above}", np.array(1 / above, np.float32))
+        largest = graph.node("ReduceMax", [graph.node("Abs", [x]) if least is None else x, axis], keepdims=1)  # [r, 1]
+        bottom = graph.constant(f"least_{least}", np.array(-least / below if least else TINY, np.float32))
+        scale = graph.node("Max", [graph.node("Mul", [largest, steps]), bottom])
+        flat = graph.node("Reshape", [scale, graph.constant("flat", np.array([-1], np.int64))])  # [r]
+        fill = graph.constant(f"from_{below}", np.array(below, np.uint8))
+        zeros = graph.node("Expand", [fill, graph.node("Shape", [flat])])
+        return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), scale
+
+    def _blocks(self, output: str | None) -> str:
+        graph, kind, name = self.graph, self.weight.format, self.weight.name
+        count, packed = -(-self.inputs // BLOCK), BLOCK * int(kind.bits) // 8
+        if self.weight.inner:
+            values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
+        else:  # from block after block to output after output
+            assert isinstance(kind, Blocks)
+            both = kind.unpacked(self.store.parts(self.weight), self.weight.shape, 0)
+            values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
+        scales = graph.node("Cast", [scales], to=DTYPES["float32"])
+        return graph.node(
+            "MatMulNBits", [self.x, values, scales], [output] if output else None, MICROSOFT, K=self.inputs, N=self.outputs,
+            bits=int(kind.bits), block_size=BLOCK, accuracy_level=4,
+        )  # fmt: skip

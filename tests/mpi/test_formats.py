@@ -1,0 +1,71 @@
+"""Reduced weights on real ranks: however a model is divided, its answers are those of one rank, or as near to float32's as they are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_answers import COLUMNS, HEADS, ROWS, SHARES, plan_of
+
+from hepti_mpi.engine import loading
+from hepti_mpi.engine.alone import last_hidden_state
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
+
+LENGTHS = (5, 1, 9, 8)
+ODD = {f"layers.{number}.attention.o": "q8" for number in range(3)}  # whose heads of 8 numbers no block of 32 divides
+FORMATS = {
+    "f32": {}, "f16": {"": "f16"}, "q8": {"": "q8"}, "q8-blocks": {"": "q8-blocks"} | ODD, "q4": {"": "q4"} | ODD,
+    "some of each": {"": "q8", "layers.1": "q4", "layers.1.attention.o": "f16", "layers.2.mlp.up": "f32"},
+}  # fmt: skip
+WHOLE_SUMS = [(ROWS, ROWS), ("alltoall", ROWS)]  # every rank sums over all there is
+CUT_SUMS = [(HEADS, COLUMNS), (HEADS, ROWS), (ROWS, COLUMNS)]
+
+
+def opened(folder, name, world):
+    """Return the store of a tiny model with weights large enough to matter, and channels that are not alike."""
+    path, model = folder / f"formats-{name.replace(' ', '-')}.h5", random_model("tiny-bert")
+
+    def stream():
+        for called, values in model.weights():
+            large = values * np.float32(5) if called.startswith("layers") and "norm" not in called else values
+            if called.endswith("attention.norm.weight"):  # one channel far above the others, as models have them
+                large[3] = 9
+            yield called, large
+
+    if world.rank == 0 and not path.exists():
+        stores.write(path, replace(model, spec=replace(model.spec, formats=FORMATS[name]), stream=stream))
+    world.barrier()
+    return stores.Store(path)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return np.random.default_rng(0).standard_normal((sum(LENGTHS), 56), np.float32)
+
+
+@pytest.mark.parametrize("layout", [*WHOLE_SUMS, *CUT_SUMS], ids="/".join)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "f32"])
+def test_ranks_answer_as_one_does(machine, folder, embedded, name, layout):
+    world = machine.world
+    store, exact = opened(folder, name, world), opened(folder, "f32", world)
+    own = {"reduction": "reduce_scatter", "collectives": "own"} if layout[0] == "alltoall" else {}
+    for shares in ("uneven", "with nothing"):
+        plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES[shares](world.size), rows=sum(LENGTHS), **own)
+        ready = loading.load(machine, store, plan, None, {})
+        found = ready.engine.run(LENGTHS, embedded if world.rank == 0 else None)
+        if found is None:
+            continue
+        alone, right = last_hidden_state(store, embedded, LENGTHS), last_hidden_state(exact, embedded, LENGTHS)
+        error, least = (np.sqrt(np.square(one - right).mean()) for one in (found, alone))
+        if layout in WHOLE_SUMS or name == "f16":
+            assert np.abs(found - alone).max() <= 1e-4 * np.abs(right).max(), (np.abs(found - alone).max(), least)
+        assert error <= max(1.2 * least, 1e-5), (error, least)
+
+
+def test_what_a_format_costs(machine, folder, embedded):
+    """In the order of their bits; 8 bits are near, 4 are not."""
+    stores_of = {name: opened(folder, name, machine.world) for name in ("f32", "f16", "q8-blocks", "q8", "q4")}
+    states = {name: last_hidden_state(store, embedded, LENGTHS) for name, store in stores_of.items()}
+    errors = {name: float(np.sqrt(np.square(state - states["f32"]).mean())) for name, state in states.items()}
+    assert list(errors.values()) == sorted(errors.values())
+    assert errors["f16"] < 1e-3 and errors["q8"] < 0.05 and errors["q4"] < 0.5
