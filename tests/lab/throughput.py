@@ -22,7 +22,7 @@ SAMPLE = 4  # every how many-th of the texts each board answers alone
 CLUSTERS = "even4,mixed4,pi8,wifi3"
 SLOWED, AS_SLOW = 0, 3.0  # which board becomes how many times slower, when half of the rows are answered
 SETTLING = 0.1  # of the rows after that, in which who hands out batches may learn of it
-GOOD, GOOD_SLOWED = 0.92, 0.95  # of the sum of what the boards answer alone
+GOOD, GOOD_SLOWED, GOOD_AUTO = 0.92, 0.95, 0.97  # of the sum of what the boards answer alone, and of the better objective
 
 
 def throughput(options: argparse.Namespace, folder: Path) -> int:
@@ -36,14 +36,15 @@ def throughput(options: argparse.Namespace, folder: Path) -> int:
         with Lab(name, share=[folder, weights.parent]) as lab:
             found[name] = _measured(lab, weights, whole, sample, folder, lengths)
         say(f"{name}: {json.dumps(found[name])}")
-    head = ("cluster", "each alone, rows/s", "sum", "teams", "of the sum", "one slowed", "of its sum")
+    head = ("cluster", "each alone, rows/s", "sum", "teams", "of the sum", "one slowed", "of its sum", "together", "auto")
     print_table(head, [
         (name, " ".join(f"{rate:.0f}" for rate in one["alone"]), f"{one['sum']:.0f}", f"{one['teams']:.0f}", f"{one['part']:.3f}",
-         f"{one['slowed']:.0f}", f"{one['slowed_part']:.3f}")
+         f"{one['slowed']:.0f}", f"{one['slowed_part']:.3f}", f"{one['together']:.0f}", f"{one['auto']:.0f}")
         for name, one in found.items()
     ])  # fmt: skip
     missed = [f"{name}: {one['part']:.3f} of the sum" for name, one in found.items() if one["part"] < GOOD]
     missed += [f"{name}, slowed: {one['slowed_part']:.3f}" for name, one in found.items() if one["slowed_part"] < GOOD_SLOWED]
+    missed += [f"{name}, auto: {one['auto_part']:.3f} of the better" for name, one in found.items() if one["auto_part"] < GOOD_AUTO]
     for sentence in missed:
         say(f"missed: {sentence}")
     print(json.dumps({"format": "hepti-throughput", "requests": count, "weights": weights.name, "clusters": found, "missed": missed}))
@@ -52,14 +53,20 @@ def throughput(options: argparse.Namespace, folder: Path) -> int:
 
 def _measured(lab: Lab, weights: Path, whole: Path, sample: Path, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
     alone = _alone(lab, weights, sample, folder)
+    rates = {}
+    for objective in ("throughput", "latency", "auto"):
+        words = ["run", "--weights", str(weights), "--input", str(whole), "--objective", objective]
+        done = lab.mpirun([*PROGRAM, *words, "--output", str(folder / "out.npz")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise LabError(f"a run ended with code {done.returncode}: {done.stderr[-300:]}")
+        rates[objective] = json.loads(done.stdout.splitlines()[-1])["rows_per_second"]
+    teams, whole_sum = rates["throughput"], sum(alone)
     words = ["run", "--weights", str(weights), "--input", str(whole), "--objective", "throughput"]
-    done = lab.mpirun([*PROGRAM, *words, "--output", str(folder / "out.npz")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if done.returncode:
-        raise LabError(f"a run ended with code {done.returncode}: {done.stderr[-300:]}")
-    teams = json.loads(done.stdout.splitlines()[-1])["rows_per_second"]
-    slowed = _slowed(lab, words, lengths)
-    rest = sum(alone) - alone[SLOWED] * (1 - 1 / AS_SLOW)
-    return {"alone": alone, "sum": sum(alone), "teams": teams, "part": teams / sum(alone), "slowed": slowed, "slowed_part": slowed / rest}
+    slowed, rest = _slowed(lab, words, lengths), whole_sum - alone[SLOWED] * (1 - 1 / AS_SLOW)
+    return {
+        "alone": alone, "sum": whole_sum, "teams": teams, "part": teams / whole_sum, "slowed": slowed, "slowed_part": slowed / rest,
+        "together": rates["latency"], "auto": rates["auto"], "auto_part": rates["auto"] / max(teams, rates["latency"]),
+    }  # fmt: skip
 
 
 def _alone(lab: Lab, weights: Path, sample: Path, folder: Path) -> list[float]:
