@@ -5,7 +5,7 @@ exchanges nothing and loses nothing; ranks that cannot make a pipeline, each wit
 or divide each layer among them where that is sooner.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,7 +25,8 @@ from hepti_mpi.program.plan import Plan
 
 MOST_PARTED = 8  # ranks, of which all ways to make teams are tried
 MOST_DIVIDED = 4  # ranks of a team that divides layers
-ENOUGH = 0.9  # of the rate that its ranks would have together: a pipeline that reaches it is not compared with divided layers
+ENOUGH = 0.9  # of the rate that ranks would have together: where they reach it otherwise, they are not tried with divided layers
+MOST_TRIED = 6  # sets of ranks that are
 STEADY = (1, 2)  # layers whose prices say what one more costs
 GAIN = 1.03  # times the batches a second that teams must promise more than all ranks together
 
@@ -111,16 +112,16 @@ class _Teams:
             return Arrangement((choice,), self.alone, {}) if choice else None
         if len(self.crowd) > MOST_PARTED:
             return self._greedy()
-        best: dict[int, tuple[float, tuple[Choice, ...]]] = {0: (0.0, ())}
-        teams = {mask: self._team(tuple(self.crowd[at] for at in _bits(mask))) for mask in range(1, 1 << len(self.crowd))}
-        for mask in range(1, 1 << len(self.crowd)):
-            lowest = mask & -mask
-            best[mask] = best[mask ^ lowest]  # its first rank rests
-            for part in _parts(mask):
-                choice = teams[part]
-                if part & lowest and choice is not None and best[mask ^ part][0] + choice.rate > best[mask][0]:
-                    best[mask] = best[mask ^ part][0] + choice.rate, (choice, *best[mask ^ part][1])
-        _, choices = best[(1 << len(self.crowd)) - 1]
+        ranks = {mask: tuple(self.crowd[at] for at in _bits(mask)) for mask in range(1, 1 << len(self.crowd))}
+        teams = {mask: self._team(some) for mask, some in ranks.items()}
+        best = _parted(teams)
+        gains = {mask: self.together(some) - best[mask][0] for mask, some in ranks.items()
+                 if 1 < len(some) <= MOST_DIVIDED and not set(some) <= self.alone.keys()}  # fmt: skip
+        likely = sorted((mask for mask in gains if gains[mask] > (1 - ENOUGH) * self.together(ranks[mask])), key=lambda mask: -gains[mask])
+        for mask in likely[:MOST_TRIED]:
+            divided, other = self._divided(ranks[mask]), teams[mask]
+            teams[mask] = divided if divided and (other is None or divided.rate > other.rate) else other
+        choices = (_parted(teams) if likely else best)[max(ranks)][1]
         return Arrangement(_sorted(choices), self.alone, {}) if choices else None
 
     def _greedy(self) -> Arrangement | None:
@@ -144,7 +145,7 @@ class _Teams:
         return {rank: pace.of(self.spec.layers) for rank, pace in self.pace.items() if pace.most >= self.spec.layers}
 
     def _team(self, ranks: tuple[int, ...]) -> Choice | None:
-        """Return the best team of just these ranks."""
+        """Return the best team of just these ranks that does not divide layers."""
         if len(ranks) == 1:
             if ranks[0] not in self.alone:
                 return None
@@ -152,14 +153,16 @@ class _Teams:
             return Choice(Team((Stage(ranks, plan),)), self.alone[ranks[0]]) if plan else None
         if set(ranks) <= self.alone.keys():
             return None  # who can hold the model alone gains nothing by dividing it
-        pipeline = self._pipeline(ranks)
-        together = sum(1 / self.pace[rank].of(self.spec.layers) for rank in ranks if rank in self.pace)
-        if len(ranks) > MOST_DIVIDED or (pipeline and pipeline.rate >= ENOUGH * together):
-            return pipeline
+        return self._pipeline(ranks)
+
+    def together(self, ranks: tuple[int, ...]) -> float:
+        """Return the batches a second that ranks would answer if they divided all and exchanged nothing."""
+        return sum(1 / self.pace[rank].of(self.spec.layers) for rank in ranks if rank in self.pace)
+
+    def _divided(self, ranks: tuple[int, ...]) -> Choice | None:
+        """Return the team of ranks that divide each layer."""
         plan = self._whole(ranks)
-        if plan is None or plan.predicted_seconds is None or (pipeline and pipeline.seconds <= plan.predicted_seconds):
-            return pipeline
-        return Choice(Team((Stage(ranks, plan),)), plan.predicted_seconds)
+        return None if plan is None or plan.predicted_seconds is None else Choice(Team((Stage(ranks, plan),)), plan.predicted_seconds)
 
     def _whole(self, ranks: tuple[int, ...]) -> Plan | None:
         """Return the plan by which ranks divide all layers, None where they have no room."""
@@ -248,6 +251,19 @@ def _crowded(profile: ClusterProfile, crowd: Sequence[int]) -> ClusterProfile:
             beside = sum(threads for other, threads in wanted.items() if profile.hosts[other] == profile.hosts[rank])
             factors[rank] = max(1.0, beside / nodes[rank].cores)
     return profiles.scaled(replace(profile, nodes=tuple(nodes)), factors)
+
+
+def _parted(teams: Mapping[int, Choice | None]) -> dict[int, tuple[float, tuple[Choice, ...]]]:
+    """Return, for each set of ranks, the batches a second of its best teams, and those; `teams`: by sets, as bits."""
+    best: dict[int, tuple[float, tuple[Choice, ...]]] = {0: (0.0, ())}
+    for mask in teams:
+        lowest = mask & -mask
+        best[mask] = best[mask ^ lowest]  # its first rank rests
+        for part in _parts(mask):
+            choice = teams[part]
+            if part & lowest and choice is not None and best[mask ^ part][0] + choice.rate > best[mask][0]:
+                best[mask] = best[mask ^ part][0] + choice.rate, (choice, *best[mask ^ part][1])
+    return best
 
 
 def _sorted(choices: Sequence[Choice]) -> tuple[Choice, ...]:
