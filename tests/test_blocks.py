@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from clusters import cluster
 from layers import MADE, odd_model
 
 from hepti_mpi import splits
@@ -16,7 +17,12 @@ from hepti_mpi.models.attention import bucket, turned
 from hepti_mpi.models.blocks import Relative, Rotary, rotary
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import ModelSpec, layer_bytes, layer_weights
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.planning import search
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.work import layer_work
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan, check
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights import store as stores
@@ -118,3 +124,26 @@ def test_buckets_of_distances():
     both, behind = Relative(8, 16), Relative(8, 16, both_ways=False)
     assert bucket(both, np.array([0, 1, 2, 5, 6, 99, -1, -2, -99])).tolist() == [0, 1, 2, 2, 3, 3, 5, 6, 7]
     assert bucket(behind, np.array([0, 3, 4, 15, 99, -5])).tolist() == [0, 3, 4, 7, 7, 0]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_plans_of_all_layers(name):
+    spec = replace(odd_model(name).spec, positions=4096)
+    for rows in (9, 512):
+        decision = search.choose(spec, "hash", cluster((12, 40, 5)), Request(rows, mode="packed"))
+        check(decision.chosen.plan, spec, "hash", 3)
+        assert decision.chosen.price.seconds > 0
+
+
+def test_windows_and_grouped_heads_cost_less():
+    def seconds(window):
+        spec = odd_model("local_and_global").spec
+        layer = spec.kinds[-1]
+        spec = replace(spec, kinds=(replace(layer, attention=replace(layer.attention, window=window)),), order=(0,) * 3)
+        plan = part_of(spec, ("heads", "columns")).plan
+        return Pricer(spec, cluster((12, 12), mbit=100), 2000).price(make_program(spec, plan), plan).seconds
+
+    assert seconds(2) < seconds(500) < 0.999 * seconds(None)
+    work = layer_work(odd_model("grouped").spec, 100.0)
+    assert work.attention == 56 * (2 * 90 + 2 * 30) and work.mlp == 3 * 56 * 101 and (work.width, work.kv_width) == (90, 30)
+    assert layer_work(odd_model("sandwich").spec, 100.0).attended == pytest.approx((6 + 100 + 6) / 3)

@@ -114,7 +114,7 @@ class Case:
         rates, hosts = np.array(self.profile.bytes_per_second), np.array(self.profile.hosts)
         away = np.where(hosts[:, None] == hosts[None, :], 0.0, rates).max(axis=1)
         rate = np.where(away > 0, away, rates.max(axis=1))  # 0 for a rank alone
-        return 2 * self.rows * self.spec.hidden * FLOAT / np.where(rate > 0, rate, np.inf)
+        return 2 * self.rows * self.spec.layer(0).attention.kv_width * FLOAT / np.where(rate > 0, rate, np.inf)
 
 
 def megatron(case: Case) -> Plan:

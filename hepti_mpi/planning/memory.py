@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hepti_mpi.models.blocks import Layer
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import FLOAT
 from hepti_mpi.program.buffers import buffers, distributions
@@ -30,5 +31,13 @@ def activation_bytes(
     `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
     """
     padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
-    scores = 2 * max(layer.attention.heads for layer in spec.each()) * (rows * longest + padded)
-    return (widths[0] * rows + widths[1] * own + rows * max(spec.ffn, 6 * spec.hidden) + scores * part) * FLOAT
+    inner, scores = (max(sizes) for sizes in zip(*(_inner(layer, longest) for layer in dict.fromkeys(spec.each()))))
+    return (widths[0] * rows + widths[1] * own + rows * inner + scores * (rows * longest + padded) * part) * FLOAT
+
+
+def _inner(layer: Layer, longest: int) -> tuple[int, float]:
+    """Return the most numbers that a row has inside a segment, and those per pair of rows: scores, and what is added to them."""
+    attention, mlp = layer.attention, layer.mlp
+    within = min(1.0, sum(attention.piece) / longest) if attention.piece else 1.0
+    pairs = attention.heads * (4 if attention.relative else 2) + (not attention.plain)
+    return max(len(mlp.inner) * mlp.width, 2 * (attention.width + 2 * attention.kv_width)), pairs * within

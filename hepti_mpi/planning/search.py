@@ -22,6 +22,7 @@ from hepti_mpi.planning.refine import Candidate, Refinement, order
 from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
+from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, kind_of
 from hepti_mpi.program.steps import Program
@@ -217,7 +218,8 @@ class _Search:
         the shares only in whether one rank has all."""
         key = plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
         if key not in self.programs:
-            depths = STEADY if len(set(plan.layers)) == 1 and self.spec.layers > STEADY[1] else (self.spec.layers,)
+            alike = len(set(plan.layers)) == 1 and len(self.spec.kinds) < 2
+            depths = STEADY if alike and self.spec.layers > STEADY[1] else (self.spec.layers,)
             shorter = [(replace(self.spec, layers=depth), replace(plan, layers=plan.layers[:depth])) for depth in depths]
             programs = tuple(make_program(spec, part) for spec, part in shorter)
             self.programs[key] = programs, activation_widths(self.spec, programs[-1])
@@ -280,14 +282,14 @@ class _Search:
             return np.array(splits.split(rows, np.array(self.request.shares)[members]))
         attention = 1 - [a for a, _ in layers].count("heads") / len(layers)  # the part of the layers that is computed by rows
         mlp = [m for _, m in layers].count("rows") / len(layers)
-        hidden = spec.hidden
+        hidden, each = spec.hidden, layer_work(spec, self.pricer.attended)
         crowding = self.pricer.crowding(tuple(members))[members]
-        weights = 4 * hidden * hidden * attention + 2 * hidden * spec.ffn * mlp
+        weights = each.attention * attention + each.mlp * mlp
         at = self.pricer.places(members)
-        per_row = self.pricer.attention[at] * 2.0 * self.pricer.attended + self.pricer.arrange[at]
-        slope = self.pricer.element[at] * 2 * hidden + self.pricer.activation[at] * spec.ffn * mlp + per_row * hidden * attention
+        per_row = self.pricer.attention[at] * 2.0 * each.attended + self.pricer.arrange[at]
+        slope = self.pricer.element[at] * 2 * hidden + self.pricer.activation[at] * spec.ffn * mlp + per_row * each.width * attention
         # sending its rows to the others is part of what a row costs a rank: K and V, or the block's input
-        exchanged = FLOAT * hidden * (1 + attention)
+        exchanged = FLOAT * (hidden * (1 - attention) + 2 * each.kv_width * attention)
         slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
         table = (self.pricer.gemm[at] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
         table[~allowed, 1:] = np.inf
@@ -301,7 +303,7 @@ class _Search:
         shares = None if self.request.shares is None else np.array(self.request.shares)[members]
         crowding = pricer.crowding(tuple(members))[members]
         at = pricer.places(members)
-        gemm = pricer.gemm[at, rows]
+        gemm, each = pricer.gemm[at, rows], layer_work(spec, pricer.attended)
         head_bytes = by_heads * self.attention_bytes / spec.heads
         column_bytes = by_columns * self.mlp_bytes / spec.ffn
         whole = by_heads * self.attention_bytes + by_columns * self.mlp_bytes
@@ -312,12 +314,12 @@ class _Search:
         for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
             if by_heads:
                 limit = np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads))
-                cost = (gemm * 4 * spec.hidden + (pricer.attention[at] * 2.0 * pricer.attended + pricer.arrange[at]) * rows)
-                cost = cost * spec.head_dim * crowding
+                per_row = (pricer.attention[at] * 2.0 * each.attended + pricer.arrange[at]) * rows
+                cost = (gemm * (each.attention / each.width) + per_row) * (each.width / spec.heads) * crowding
                 heads = divide(cost, spec.heads, limit, shares)
             if heads is not None and by_columns:
                 limit = most(room - heads * head_bytes, column_bytes * granule, granules)
-                cost = (gemm * 2 * spec.hidden + pricer.activation[at] * rows) * granule * crowding
+                cost = (gemm * (each.mlp / spec.ffn) + pricer.activation[at] * rows) * granule * crowding
                 units = divide(cost, granules, limit, shares)
                 columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
             if heads is not None and columns is not None:

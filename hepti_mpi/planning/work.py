@@ -4,11 +4,41 @@ The price multiplies the work of operations by measured speeds, an emulated boar
 count alike.
 """
 
+from typing import NamedTuple
+
+import numpy as np
+
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.program import ops
 from hepti_mpi.program.ops import Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
+
+
+class LayerWork(NamedTuple):
+    """What a row costs a layer, on average over the layers: `attention` and `mlp`: weights of their matrices; `width`, `kv_width`: numbers
+    of Q and of K; `attended`: rows that it attends to."""
+
+    attention: float
+    mlp: float
+    width: float
+    kv_width: float
+    attended: float
+
+
+def layer_work(spec: ModelSpec, attended: float) -> LayerWork:
+    """Return what a row costs a layer of `spec`, whose rows attend to `attended` rows where no window is narrower."""
+    found = []
+    for layer in spec.each() if spec.kinds else (spec.layer(0),):
+        attention, mlp, share = layer.attention, layer.mlp, Share(1, attended, 0, 0)
+        mix = ops.Mix(0, (), (), attention).work(share)
+        products = ops.Project(0, (), (), attention, "qkv"), ops.Out(0, (), (), attention)
+        weights = sum(op.work(share).weights for op in products)
+        widths = attention.width, attention.kv_width
+        found.append((weights, ops.Mlp(0, (), (), mlp).work(share).weights, *widths, mix.attention / (2 * attention.width)))
+    return LayerWork(*map(float, np.mean(found, axis=0)))
+
 
 SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 
