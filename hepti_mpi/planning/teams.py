@@ -82,7 +82,7 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
     modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
     found: list[Arrangement] = []
     for mode in modes:
-        narrowed = replace(request, mode=mode)
+        narrowed = replace(request, mode=mode, wires=("float32",))  # what a short wire changes is checked of one plan only
         every = (_Teams(spec, source_hash, profile, narrowed, crowd).best(pipeline) for crowd in crowds) if not found else ()
         found += [arrangement for arrangement in every if arrangement]
     if not found:
