@@ -23,6 +23,7 @@ LEVELS = [
     ("tuning",),
     ("serving",),
     ("supervisor",),
+    ("api",),
     ("commands",),
     ("__main__",),
 ]

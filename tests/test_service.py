@@ -1,5 +1,6 @@
 """A service as its users see it: a process that answers over HTTP, whose ranks are killed meanwhile."""
 
+import asyncio
 import base64
 import http.client
 import json
@@ -19,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hepti_mpi
 from hepti_mpi.commands import main
 from hepti_mpi.commands.serve import handed_on, read_keys
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, ServiceError, StoreError
 
 pytest.importorskip("starlette", reason="serve is an extra")
 pytest.importorskip("uvicorn", reason="serve is an extra")
@@ -335,6 +337,37 @@ def test_the_lines_of_the_page_are_answered(folder, sentences):
                 assert status == 200, (line, answer)
                 labels = answer["data"][0]["labels"] if path == "/classify" else answer
                 assert labels and set(labels[0]) == {"label", "score"}
+
+
+def test_a_program_asks_as_the_page_says(folder, sentences, capsys):
+    """With a job of its own, and the service that is there."""
+    block = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    exec(block.replace("weights/all-MiniLM-L6-v2.h5", str(sentences.store)), {})  # noqa: S102
+    assert capsys.readouterr().out == "(2, 40) float32\n"
+    with hepti_mpi.Model(f"http://127.0.0.1:{sentences.port}/v1") as model:
+        found = model.embed(EXPECTED["texts"] * 300)
+        np.testing.assert_allclose(found[: len(EXPECTED["texts"])], np.array(EXPECTED["embeddings"]), atol=1e-4)
+        np.testing.assert_array_equal(model.embed(EXPECTED["texts"][0]), asyncio.run(model.embed_async([EXPECTED["texts"][0]]))[0])
+        assert model.embed([]).shape[0] == 0
+        for ask, said in ((lambda: model.classify("a"), "not classes"), (lambda: model.rerank("a", ["b"]), "no reranker"),
+                          (lambda: model.embed([3]), "input 1 is of type int"), (lambda: model.embed("\ud800"), "half a character")):  # fmt: skip
+            with pytest.raises(InputError, match=said):
+                ask()
+
+
+@pytest.mark.parametrize("model, error, said", [
+    ("http://127.0.0.1:1", ServiceError, "cannot be asked"), ("http://", InputError, "is no address"), ("nowhere.h5", StoreError, "not found"),
+])  # fmt: skip
+def test_a_model_that_is_not_there(model, error, said):
+    with pytest.raises(error, match=said):
+        hepti_mpi.Model(model)
+
+
+def test_the_package_alone_imports_nothing_large():
+    code = "import sys, hepti_mpi\nassert not {'numpy', 'mpi4py', 'click'} & set(sys.modules)\nfrom hepti_mpi import Model\n"
+    code += "assert not {'mpi4py', 'onnxruntime', 'click', 'starlette'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_do_not_grow(sentences):

@@ -14,6 +14,7 @@ from hepti_mpi.commands.options import (
     planning_options,
     planning_request,
     weights_option,
+    words_options,
 )
 from hepti_mpi.commands.paths import profile_path
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @answering_options
 @machine_options
 @planning_options
+@words_options(has_document=False)
 def answer(weights: Path | None, batch_rows: int, weights_cache: Path | None, adapt: bool | None, **options: Any) -> None:
     """Answer what the front of a service asks, on all ranks together. It is started by serve, which leaves a file for it on each host.
 

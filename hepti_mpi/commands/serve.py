@@ -21,7 +21,7 @@ from hepti_mpi.errors import HeptiError, InputError
 
 if TYPE_CHECKING:
     from hepti_mpi.serving.http.server import Server
-    from hepti_mpi.supervisor.service import Job, Service
+    from hepti_mpi.supervisor.service import Service
 
 OWN = ("hostfile", "weights", "host", "port", "api_key_file", "mpirun")  # that are not handed on to the ranks
 SHORTEST_KEY = 8
@@ -58,7 +58,7 @@ def serve(context: click.Context, hostfile: Path | None, weights: Path | None, h
     except ImportError as error:
         raise HeptiError(f"{error.name} is not installed, which serve needs; install it with: pip install 'hepti_mpi[serve]'") from None
     from hepti_mpi.serving.asking import Model
-    from hepti_mpi.supervisor.service import Service
+    from hepti_mpi.supervisor.service import Job, Service
     from hepti_mpi.weights.store import Store
 
     path = store_path(weights)
@@ -70,7 +70,7 @@ def serve(context: click.Context, hostfile: Path | None, weights: Path | None, h
     server.make_room()
     listener = server.listening(host, port)
     words = ["answer", "--weights", str(path), *handed_on(context)]
-    service = Service(job_of(hostfile, words, options["mpirun"]), model.source_hash, SCREEN.say)
+    service = Service(Job.on(hostfile, words, options["mpirun"]), model.source_hash, SCREEN.say)
 
     def details() -> dict[str, Any]:
         return {"plan": service.plan, "events": list(service.events)}
@@ -101,18 +101,6 @@ def run(service: "Service", server: "Server", address: str, model: Any) -> None:
     if service.error is not None:
         raise service.error
     SCREEN.say("ended; all that was asked is answered")
-
-
-def job_of(hostfile: Path | None, words: list[str], mpirun: str) -> "Job":
-    """Return what is started: on the hosts of a hostfile, or on this machine without mpirun. Raises HeptiError."""
-    import shlex
-
-    from hepti_mpi.cluster.hosts import Host, read_hosts
-    from hepti_mpi.supervisor.service import Job
-
-    if hostfile is None:
-        return Job(words, [Host("localhost")])
-    return Job(words, read_hosts(hostfile), shlex.split(mpirun), hostfile.with_suffix(".profile.json"))
 
 
 def handed_on(context: click.Context) -> list[str]:

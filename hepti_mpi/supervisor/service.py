@@ -3,6 +3,7 @@
 Knows both and what they tell; does not know who asks (serving.http, the API of the package) nor how the job answers.
 """
 
+import shlex
 import threading
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepti_mpi.cluster.hosts import Host
+from hepti_mpi.cluster.hosts import Host, read_hosts
 from hepti_mpi.errors import HeptiError, ServiceError
 from hepti_mpi.serving.front import Front
 from hepti_mpi.supervisor.kept import Known
@@ -31,6 +32,13 @@ class Job:
     hosts: Sequence[Host]
     mpirun: Sequence[str] = ()
     saved: Path | None = None
+
+    @classmethod
+    def on(cls, hostfile: Path | None, words: Sequence[str], mpirun: str) -> "Job":
+        """Return what is started on the hosts of a hostfile, or on this machine without mpirun. Raises HeptiError."""
+        if hostfile is None:
+            return cls(words, [Host("localhost")])
+        return cls(words, read_hosts(hostfile), shlex.split(mpirun), hostfile.with_suffix(".profile.json"))
 
 
 class Service:
