@@ -349,14 +349,16 @@ def test_a_program_asks_as_the_page_says(folder, sentences, capsys):
         np.testing.assert_allclose(found[: len(EXPECTED["texts"])], np.array(EXPECTED["embeddings"]), atol=1e-4)
         np.testing.assert_array_equal(model.embed(EXPECTED["texts"][0]), asyncio.run(model.embed_async([EXPECTED["texts"][0]]))[0])
         assert model.embed([]).shape[0] == 0
-        for ask, said in ((lambda: model.classify("a"), "not classes"), (lambda: model.rerank("a", ["b"]), "no reranker"),
-                          (lambda: model.embed([3]), "input 1 is of type int"), (lambda: model.embed("\ud800"), "half a character")):  # fmt: skip
+        wrong = {"not classes": lambda: model.classify("a"), "no reranker": lambda: model.rerank("a", ["b"])}
+        wrong |= {"input 1 is of type int": lambda: model.embed([3]), "half a character": lambda: model.embed("\ud800")}
+        for said, ask in wrong.items():
             with pytest.raises(InputError, match=said):
                 ask()
 
 
 @pytest.mark.parametrize("model, error, said", [
-    ("http://127.0.0.1:1", ServiceError, "cannot be asked"), ("http://", InputError, "is no address"), ("nowhere.h5", StoreError, "not found"),
+    ("http://127.0.0.1:1", ServiceError, "cannot be asked"), ("http://", InputError, "is no address"),
+    ("nowhere.h5", StoreError, "not found"),
 ])  # fmt: skip
 def test_a_model_that_is_not_there(model, error, said):
     with pytest.raises(error, match=said):
