@@ -1,13 +1,9 @@
 """Run one transformer inference across several unequal machines. `Model` asks one from Python."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__"]
-
-if TYPE_CHECKING:
-    from hepti_mpi.api import Model
 
 
 def __getattr__(name: str) -> Any:
