@@ -17,22 +17,28 @@ from hepti_mpi.commands.screen import SCREEN
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
+@click.option("--format", "format_name", type=click.Choice(["f32", "f16", "q8", "q4"]), default="f32", show_default=True,
+              help="How the weights of the layers are stored; what that costs is measured and said.")
 @words_options(has_document=False)
-def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None) -> None:
+def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str) -> None:
     """Turn a Hugging Face model folder, or random:NAME, into a weight store.
 
     \b
     Examples:
       python -m hepti_mpi slice ~/models/all-MiniLM-L6-v2 weights/all-MiniLM-L6-v2.h5
       python -m hepti_mpi slice random:bert-large weights/bert-large.h5
+      python -m hepti_mpi slice MODEL weights/m-q8.h5 --format q8
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
+    from hepti_mpi.engine.accuracy import accuracy_of
     from hepti_mpi.errors import ModelError
     from hepti_mpi.models.checkpoints.hf import read_model
     from hepti_mpi.models.checkpoints.random import random_model
     from hepti_mpi.program import placement as placements
+    from hepti_mpi.reporting.inspection import accuracy_line
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights.calibration import Calibration
     from hepti_mpi.weights.slices import Part
 
     if (plan_file is None) != (folder is None):
@@ -43,13 +49,21 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     if what is not None:
         raise ModelError(what)
     model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
-    model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
+    model = replace(model, spec=replace(model.spec, name=store.stem)).in_format(format_name)  # people name the store, not the folder
     if plan is not None:
         placements.check(plan, model.spec, model.source_hash, plan.ranks)
     total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
     with meanwhile(f"writing {store}", total, count=size) as meter:
-        stores.write(store, model, meter.advance)
+        calibration = Calibration.of(model) if model.spec.formats else None
+        stores.write(store, model, meter.advance, calibration)
     SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    if calibration is not None:
+        with stores.Store(store) as written:
+            found = accuracy_of(written, calibration.finished())
+        stores.note_accuracy(store, found)
+        SCREEN.show(accuracy_line(found))
+    elif model.spec.formats:
+        SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
     if plan is None or folder is None:
         return
     with stores.Store(store) as whole:

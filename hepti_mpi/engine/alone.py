@@ -13,11 +13,19 @@ from hepti_mpi.weights.store import Store
 
 
 def last_hidden_state(store: Store, embedded: np.ndarray, lengths: Sequence[int], threads: int = 1) -> np.ndarray:
-    """Return the last hidden state [rows, hidden] of the embedded rows of requests of `lengths` rows. Raises StoreError."""
-    spec = store.spec
-    plan = Plan(spec.name, store.source_hash, (("local", "rows"),) * spec.layers, (0,), (0,), (len(embedded),), ("here",), ("packed",))
-    part, values = Part(spec, plan, 0), {EMBEDDED: np.ascontiguousarray(embedded, np.float32)}
-    rows = Rows(tuple(lengths), 0, len(embedded))
+    """Return the last hidden state [rows, hidden] of the embedded rows of requests of `lengths` rows: layer by layer, so that there is
+    one at a time in memory. Raises StoreError."""
+    hidden = np.ascontiguousarray(embedded, np.float32)
+    for layer in range(store.spec.layers):
+        hidden = one_layer(store, layer, hidden, lengths, threads)
+    return hidden
+
+
+def one_layer(store: Store, layer: int, hidden: np.ndarray, lengths: Sequence[int], threads: int) -> np.ndarray:
+    """Return what a layer makes of rows [rows, hidden]; the last one with the norm behind it."""
+    spec, rows = store.spec, Rows(tuple(lengths), 0, len(hidden))
+    plan = Plan(spec.name, store.source_hash, (("local", "rows"),), (0,), (0,), (len(hidden),), ("here",), ("packed",), first=layer)
+    part, values = Part(spec, plan, 0), {EMBEDDED: hidden}
     for step in part.program:
         if isinstance(step, Sync):
             values.update({into: values[name] for name, into in zip(step.reads, step.writes, strict=True)})
@@ -26,9 +34,9 @@ def last_hidden_state(store: Store, embedded: np.ndarray, lengths: Sequence[int]
         for op in step.ops:
             asked.update(rows.inputs(op))
         widths = {name: width for op in step.ops for name, width in zip(op.writes, op.widths(), strict=True)}
-        made = {name: np.empty((len(embedded), widths[name]), np.float32) for name in step.writes}
+        made = {name: np.empty((len(hidden), widths[name]), np.float32) for name in step.writes}
         run = segment.bind(values | asked | made, False)
-        if run is not None:
-            run()
+        assert run is not None
+        run()
         values.update(made)
     return values[RESULT]

@@ -99,7 +99,7 @@ class Product:
 
     def _blocks(self, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
-        count, packed = -(-self.inputs // BLOCK), BLOCK * int(kind.bits) // 8
+        count, packed = -(-self.inputs // BLOCK), BLOCK * kind.bits // 8
         if self.weight.inner:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
         else:  # from block after block to output after output
@@ -109,5 +109,5 @@ class Product:
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
         return graph.node(
             "MatMulNBits", [self.x, values, scales], [output] if output else None, MICROSOFT, K=self.inputs, N=self.outputs,
-            bits=int(kind.bits), block_size=BLOCK, accuracy_level=4,
+            bits=kind.bits, block_size=BLOCK, accuracy_level=4,
         )  # fmt: skip

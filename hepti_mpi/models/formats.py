@@ -53,7 +53,12 @@ class Format:
 
     name: str
     dtype: str
-    bits: float
+    bits: int
+
+    @property
+    def smooth(self) -> bool:
+        """Whether it keeps channels."""
+        return False
 
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
         """Return each array that holds a tensor of `shape`."""
@@ -89,6 +94,10 @@ class Columns(Format):
     Source: Xiao et al., SmoothQuant, arXiv:2211.10438.
     """
 
+    @property
+    def smooth(self) -> bool:
+        return True
+
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
         first, last, number = tuple(shape[:-1]), (shape[-1],), np.dtype("<f4")
         outputs, inputs = (Array(number, first), Array(number, last, 0))[:: 1 if inner else -1]
@@ -120,7 +129,7 @@ class Blocks(Format):
     """
 
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
-        packed = BLOCK * int(self.bits) // 8
+        packed = BLOCK * self.bits // 8
         if inner:
             blocks = (*shape[:-1], -(-shape[-1] // BLOCK))
             return {VALUES: Array(np.dtype("u1"), (*blocks, packed)), SCALES: Array(np.dtype("<f2"), blocks)}
@@ -138,7 +147,7 @@ class Blocks(Format):
     def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
         if channels is not None:
             raise ValueError(f"{self.name} keeps no channels")
-        parts, middle = self.parts(values.shape, inner), 1 << (int(self.bits) - 1)
+        parts, middle = self.parts(values.shape, inner), 1 << (self.bits - 1)
         blocks = self._blocks(values, inner)  # [outputs, blocks, 32]
         farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
         least = np.float32(6e-8)  # of float16
@@ -163,7 +172,7 @@ class Blocks(Format):
         if self.bits == 4:
             whole = np.stack([whole & 15, whole >> 4], axis=3).reshape(*scales.shape, BLOCK)  # two in a byte, the lower bits first
         size = shape[-1] if inner else prod(shape[:-1])
-        values = (whole.astype(np.float32) - (1 << (int(self.bits) - 1))) * scales.astype(np.float32)[..., None]
+        values = (whole.astype(np.float32) - (1 << (self.bits - 1))) * scales.astype(np.float32)[..., None]
         matrix = values.reshape(len(scales), values.shape[1] * BLOCK)[:, :size]  # [outputs, sum]
         return np.ascontiguousarray(matrix if inner else matrix.T).reshape(shape)
 

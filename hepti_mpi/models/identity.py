@@ -16,3 +16,8 @@ def source_hash(spec: ModelSpec, files: Mapping[str, bytes], weights: Iterable[s
     derived = {key: value for key, value in spec.to_json().items() if key != "name"}
     kept = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return hashlib.sha256(json.dumps([derived, kept, list(weights)], sort_keys=True).encode()).hexdigest()
+
+
+def reduced_hash(whole: str, formats: Mapping[str, str]) -> str:
+    """Return the hash of the model of hash `whole` when its weights are in these formats: it answers otherwise, so it is another one."""
+    return hashlib.sha256(json.dumps([whole, formats], sort_keys=True).encode()).hexdigest() if formats else whole

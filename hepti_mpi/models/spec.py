@@ -8,7 +8,7 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight, layer_from_json
-from hepti_mpi.models.formats import BLOCK, format_named
+from hepti_mpi.models.formats import BLOCK, F32, format_named
 from hepti_mpi.models.older import back_of, front_of
 from hepti_mpi.models.steps import Lookup, Step, read_steps
 from hepti_mpi.wording import counted
@@ -151,7 +151,7 @@ class ModelSpec:
                 break
             name = name.rpartition(".")[0]
         kind = weight.format if found is None else format_named(found)
-        if weight.split == "heads" and kind.granule(weight.shape, weight.inner or 0) != 1:
+        if weight.split == "heads" and weight.inner == 0 and kind.granule(weight.shape, 0) != 1:
             raise ModelError(f"{weight.name} cannot be {kind.name}: ranks divide its heads of {weight.shape[1]}, no multiple of {BLOCK}")
         return replace(weight, format=kind)
 
@@ -191,6 +191,15 @@ def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
 def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     """Return the weights that several layers share, each once."""
     return tuple(dict.fromkeys(weight for layer in dict.fromkeys(spec.each()) for weight in layer.attention.shared().values()))
+
+
+def reduced(spec: ModelSpec, name: str) -> ModelSpec:
+    """Return the spec of the model with all matrices in a format; 8 bits where ranks could not cut one that is stored so. Raises
+    ModelError."""
+    found, kind = replace(spec, formats={"": name}), format_named(name)
+    every = (weight for number in range(spec.layers) for weight in layer_weights(spec, number))
+    uncut = [weight.name for weight in every if weight.split == "heads" and weight.inner == 0 and kind.granule(weight.shape, 0) != 1]
+    return replace(found, formats=found.formats | dict.fromkeys(uncut, "q8")) if kind is not F32 else spec
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:

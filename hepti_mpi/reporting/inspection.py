@@ -1,6 +1,7 @@
 """What a store holds and what a profile says, as text and as JSON. Pure: reads open objects, prints nothing."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from hepti_mpi import splits
@@ -11,6 +12,7 @@ from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
+from hepti_mpi.weights.calibration import Accuracy
 from hepti_mpi.weights.slices import Part, root_slices
 from hepti_mpi.weights.store import Store, whole_slices
 from hepti_mpi.wording import counted
@@ -37,6 +39,9 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
         f"{parameters:,} parameters, {size(sum(piece.bytes for piece in slices))}; source {store.source_hash[:12]}; "
         f"files: {', '.join(store.files) or 'none'}",
     ]
+    if spec.formats:
+        lines.append("formats: " + ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in format_bytes(store).items()))
+        lines.append(accuracy_line(store.accuracy) if store.accuracy else "what the formats cost was not measured")
     if len(store.names) < len(store.weights):
         lines.append(f"a rank's part: {len(store.names)} of {len(store.weights)} tensors")
     rows = [(name, *(size(_fullest(store, layout, ranks)) for ranks in RANK_COUNTS)) for name, layout in STRATEGIES.items()]
@@ -49,6 +54,23 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {store.path} --boards pi4,pi4,pi4,pi4 --mbit 940"])
 
 
+def format_bytes(store: Store) -> dict[str, int]:
+    """Return the bytes of a store's tensors by the format that they are in."""
+    found: dict[str, int] = {}
+    for piece in whole_slices(store.spec):
+        found[piece.format.name] = found.get(piece.format.name, 0) + piece.bytes
+    return found
+
+
+def accuracy_line(found: Accuracy) -> str:
+    """Return what formats cost."""
+    return (
+        f"against float32, on {counted(found.requests, 'built-in inputs')} of {counted(found.rows, 'rows')}: hidden state off by "
+        f"{found.largest:.2g} at most and {found.median:.2g} in the median, where numbers are about {found.usual:.2g}; cosine of what the "
+        f"head reads {found.least_cosine:.5f} at least and {found.median_cosine:.5f} in the median"
+    )
+
+
 def inspection_document(store: Store) -> dict[str, Any]:
     """Return the same as a JSON document, format hepti-inspection."""
     bytes_ = {name: {str(ranks): _fullest(store, layout, ranks) for ranks in RANK_COUNTS} for name, layout in STRATEGIES.items()}
@@ -59,6 +81,8 @@ def inspection_document(store: Store) -> dict[str, Any]:
         "source_hash": store.source_hash,
         "spec": store.spec.to_json(),
         "files": sorted(store.files),
+        "format_bytes": format_bytes(store),
+        "accuracy": asdict(store.accuracy) if store.accuracy else None,
         "parameters": sum(piece.numbers for piece in whole_slices(store.spec)),
         "outer_bytes": sum(piece.bytes for piece in root_slices(store.spec)),
         "fullest_rank_bytes": bytes_,

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.hf import ModelFiles
 from hepti_mpi.models.formats import VALUES
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped, read_accuracy
 from hepti_mpi.weights.slices import Slice, all_weights, granule, span
 
 FORMAT, FORMAT_VERSION = "hepti-store", 2
@@ -83,21 +84,27 @@ def _umask() -> int:
     return mask
 
 
-def write(path: Path, model: ModelFiles, progress: Progress = lambda written: None) -> None:
-    """Write the store of `model`, tensor by tensor; `progress` is told the bytes of each as they are written.
+def write(path: Path, model: ModelFiles, progress: Progress = lambda written: None, calibration: Calibration | None = None) -> None:
+    """Write the store of `model`, layer by layer; `progress` is told the bytes of each tensor as they are written.
 
+    `calibration`: sees all weights pass, and says what those are multiplied with that a format rounds together with its inputs.
     Raises: StoreError when the file cannot be written, ModelError from the model's reader.
     """
     expected = {weight.name: weight for weight in all_weights(model.spec)}
     with _new_file(path, whole_slices(model.spec)) as file:
         _write_head(file, model.spec, model.files, model.source_hash)
-        for name, values in model.weights():
-            weight = expected.pop(name, None)
-            if weight is None or values.shape != weight.shape or values.dtype != np.float32:
-                raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
-            piece = span(weight)
-            _write_tensor(file, piece, weight, weight.format.encode(values, weight.inner or 0), granule(model.spec, weight))
-            progress(piece.bytes)
+        for group in grouped(model.weights()) if calibration else ({name: values} for name, values in model.weights()):
+            for name, values in group.items():
+                weight = expected.get(name)
+                if weight is None or values.shape != weight.shape or values.dtype != np.float32:
+                    raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
+            channels = calibration.take(group) if calibration else {}
+            for name, values in group.items():
+                weight = expected.pop(name)
+                piece, mine = span(weight), channels.get(name) if weight.format.smooth else None
+                parts = weight.format.encode(values, piece.inner, mine)
+                _write_tensor(file, piece, weight, parts, granule(model.spec, weight))
+                progress(piece.bytes)
         if expected:
             raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
 
@@ -111,6 +118,15 @@ def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
         first, stop = ranges.get(piece.name, (piece.first, piece.first))
         ranges[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
     return [span(weights[name], *bounds) for name, bounds in ranges.items()]
+
+
+def note_accuracy(path: Path, found: Accuracy) -> None:
+    """Keep in the store at `path` what its formats cost. Raises: StoreError."""
+    try:
+        with h5py.File(path, "r+", locking=False) as file:
+            file.attrs["accuracy"] = json.dumps(asdict(found))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {_short(error)}") from None
 
 
 class Whole(Protocol):
@@ -224,6 +240,14 @@ class Store:
         if self.spec.layers > MOST_LAYERS:
             raise StoreError(f"{self.path} describes {self.spec.layers} layers, more than {MOST_LAYERS}; {AGAIN}")
         self.weights = {weight.name: weight for weight in all_weights(self.spec)}
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """What its formats cost, as far as somebody has measured it. Raises StoreError."""
+        try:
+            return read_accuracy(json.loads(self._file.attrs["accuracy"])) if "accuracy" in self._file.attrs else None
+        except Exception as error:
+            raise StoreError(f"{self.path}: what it says about its accuracy is damaged ({_short(error)}); {AGAIN}") from None
 
     def shortened(self, layers: int) -> "Store":
         """Return this store as if the model had only its first `layers` layers. Closing either closes both."""

@@ -6,7 +6,7 @@ and no plan.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
 from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
-from hepti_mpi.models.identity import source_hash
+from hepti_mpi.models.identity import reduced_hash, source_hash
 from hepti_mpi.models.inputs.preprocessors import read_preprocessor
-from hepti_mpi.models.spec import ModelSpec, named_weights
+from hepti_mpi.models.spec import ModelSpec, named_weights, reduced
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 KEPT_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -46,6 +46,11 @@ class ModelFiles:
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, float32 C-contiguous array) of every weight in the order of the store, one in memory at a time."""
         return self.stream()
+
+    def in_format(self, name: str) -> "ModelFiles":
+        """Return the model with the weights of its layers in a format. Raises ModelError when there is none of that name."""
+        spec = reduced(self.spec, name)
+        return replace(self, spec=spec, source_hash=reduced_hash(self.source_hash, spec.formats))
 
 
 def read_model(source: Path) -> ModelFiles:

@@ -1,0 +1,166 @@
+"""What built-in inputs show of a model while its weights pass, a layer at a time: how large the numbers are that each product reads, and
+what float32 answers. Knows operations and their formulas; knows no format, no file and no ONNX.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.blocks import Weight
+from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.inputs.requests import Request, read_requests
+from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
+from hepti_mpi.models.tasks.heads import embed
+from hepti_mpi.program import ops
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.ops import Op
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.reference import REFERENCES, Where
+from hepti_mpi.program.steps import EMBEDDED, RESULT, Sync
+
+MOST_ROWS = 256  # of built-in inputs
+EVEN = 0.5  # alpha: how much of the difference between channels goes from what is multiplied into the weights
+Group = dict[str, np.ndarray]  # tensors by their names: those of a layer, or one of the others
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Requests, what the layers begin with, [rows of all, hidden], and what they end with in float32."""
+
+    requests: tuple[Request, ...]
+    embedded: np.ndarray
+    hidden: np.ndarray
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(request.rows for request in self.requests)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far a store's answers are from float32's on so many built-in `requests` of so many `rows` in all.
+
+    `largest`, `median`: differences of numbers of the last hidden state, whose root mean square is `usual`; `least_cosine`,
+    `median_cosine`: of the vectors that the head reads.
+    """
+
+    requests: int
+    rows: int
+    largest: float
+    median: float
+    usual: float
+    least_cosine: float
+    median_cosine: float
+
+
+def read_accuracy(data: Mapping[str, float]) -> Accuracy:
+    """Rebuild it. Raises TypeError or ValueError when something is missing or no number."""
+    found = Accuracy(**data)  # type: ignore[arg-type]  # looked at next
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in vars(found).values()):
+        raise ValueError("a value is no number")
+    return found
+
+
+def grouped(weights: Iterator[tuple[str, np.ndarray]]) -> Iterator[Group]:
+    """Yield the tensors of each layer together, the others one by one."""
+    group, layer = Group(), ""
+    for name, values in weights:
+        own = ".".join(name.split(".")[:2]) if name.startswith("layers.") else ""
+        if group and (own != layer or not own):
+            yield group
+            group = {}
+        group[name], layer = values, own
+    if group:
+        yield group
+
+
+class Calibration:
+    """The forward pass of a model's built-in inputs, as far as the weights have come that it needs."""
+
+    def __init__(self, spec: ModelSpec, requests: Sequence[Request]) -> None:
+        self.spec, self.requests = spec, tuple(requests)
+        lengths = [request.rows for request in requests]
+        plan = Plan(spec.name, "", (("local", "rows"),) * spec.layers, (0,), (0,), (sum(lengths),), ("here",), ("packed",))
+        self.left = deque[Op | Sync]()
+        for step in make_program(spec, plan):
+            self.left += [step] if isinstance(step, Sync) else step.ops
+        of, at = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
+        self.where = Where(of, of, at, at)
+        self.own, self.values = Group(), Group()
+        self.embedded: np.ndarray | None = None
+        self.wanted = {weight.name for weight in (*outer_weights(spec), *shared_weights(spec)) if weight.part != "head"}
+
+    @classmethod
+    def of(cls, model: ModelFiles) -> "Calibration | None":
+        """Return that of a model's built-in inputs, None where it takes none, as a model without a tokenizer."""
+        try:
+            requests = [request for request in read_requests(model.spec, model.files, None) if request.error is None]
+        except InputError:
+            return None
+        ends = np.cumsum([request.rows for request in requests])
+        return cls(model.spec, requests[: max(1, int((ends <= MOST_ROWS).sum()))]) if requests else None
+
+    def take(self, group: Group) -> Group:
+        """Go on with these weights; return, by the name of each matrix of a layer, by what its inputs are best multiplied [K]."""
+        inner = any(name.startswith("layers.") for name in group)
+        self.own |= {name: values for name, values in group.items() if inner or name in self.wanted}
+        if not inner:
+            return {}
+        if self.embedded is None:
+            self._embed()
+        channels = self._advance()
+        self.own = {name: values for name, values in self.own.items() if name not in group or values.ndim == 1}
+        return channels
+
+    def finished(self) -> Inputs:
+        """Return what came of it when all weights have passed."""
+        self._advance()
+        assert self.embedded is not None and not self.left
+        return Inputs(self.requests, self.embedded, self.values[RESULT])
+
+    def _embed(self) -> None:
+        arrays = {key: np.concatenate([request.arrays[key] for request in self.requests]) for key in self.requests[0].arrays}
+        self.embedded = self.values[EMBEDDED] = embed(self.spec, self.own, arrays)
+        self.own = {name: values for name, values in self.own.items() if not name.startswith("embedding.")}
+
+    def _advance(self) -> Group:
+        channels = Group()
+        while self.left:
+            step = self.left[0]
+            if isinstance(step, Sync):
+                self.values.update({into: self.values[name] for name, into in zip(step.reads, step.writes, strict=True)})
+                self.left.popleft()
+                continue
+            weights = {role: weight for role, (weight, _) in step.weights().items()}
+            if not all(weight.name in self.own for weight in weights.values()):
+                break
+            reads = [self.values[name] for name in step.reads]
+            if isinstance(step, ops.Project | ops.Out | ops.Mlp):
+                inner = 0 if isinstance(step, ops.Out) else 1  # what sums over the columns of an MLP reads nothing that is known here
+                channels |= self._channels(reads[0], [weight for weight in weights.values() if weight.inner == inner])
+            own = {role: self.own[weight.name] for role, weight in weights.items()}
+            self.values.update(zip(step.writes, REFERENCES[type(step)](step, own, reads, self.where), strict=True))
+            self.left.popleft()
+        return channels
+
+    def _channels(self, x: np.ndarray, weights: Sequence[Weight]) -> Group:
+        """Return by what x [rows, K] is best multiplied before products with all of these weights.
+
+        Source: Xiao et al., SmoothQuant, arXiv:2211.10438, equation 4.
+        """
+        matrices = [np.moveaxis(self.own[one.name].reshape(-1, one.shape[-1]), one.inner or 0, 1) for one in weights]  # [N, K] each
+        heavy = np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0)
+        found = _spread(heavy, 1 - EVEN) / _spread(np.abs(x).max(axis=0), EVEN)  # [K]
+        found = (found / np.exp(np.log(found).mean())).astype(np.float32)
+        return {one.name: found for one in weights}
+
+
+def _spread(largest: np.ndarray, power: float) -> np.ndarray:
+    """Return numbers above 0 to a power; those that are next to nothing count as a thousandth of the largest."""
+    most = float(largest.max(initial=0)) or 1.0
+    return np.asarray(np.maximum(largest, 1e-3 * most, dtype=np.float64) ** power)
+

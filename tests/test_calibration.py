@@ -1,0 +1,101 @@
+"""Weights in fewer bits: what built-in inputs show while they pass, what it is good for, and what a format costs is told and kept."""
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hepti_mpi.commands import main
+from hepti_mpi.engine.accuracy import accuracy_of
+from hepti_mpi.errors import StoreError
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.formats import CHANNELS
+from hepti_mpi.models.reference import forward
+from hepti_mpi.weights import store as stores
+from hepti_mpi.weights.calibration import Calibration, grouped
+from hepti_mpi.weights.slices import span
+from hepti_mpi.weights.store import Store
+
+
+def uneven(name, format_name):
+    """A tiny model some of whose channels are far above the others, as trained models have them."""
+    model = random_model(name)
+
+    def stream():
+        for called, values in model.weights():
+            large = values * np.float32(5) if called.startswith("layers") and "norm" not in called else values
+            if called.endswith("norm.weight"):
+                large[[3, 20]] = 12, 6
+            yield called, large
+
+    return replace(model, stream=stream).in_format(format_name)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-vit"])
+def test_float32_answers_while_weights_pass(name):
+    model = random_model(name)
+    calibration, groups = Calibration.of(model), list(grouped(model.weights()))
+    assert sum(any(one.startswith("layers.") for one in group) for group in groups) == model.spec.layers
+    channels = {}
+    for group in groups:
+        channels |= calibration.take(group)
+    found = calibration.finished()
+    right = forward(model.spec, dict(model.weights()), found.embedded, found.lengths)
+    np.testing.assert_allclose(found.hidden, right, rtol=0, atol=1e-4)
+    roles = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.up")
+    assert set(channels) == {f"layers.{number}.{role}.weight" for number in range(3) for role in roles}
+    for number in range(3):  # one rounding serves all three
+        q, k, v = (channels[f"layers.{number}.attention.{m}.weight"] for m in "qkv")
+        assert (q == k).all() and (k == v).all() and (q > 0).all() and q.shape == (56,)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-vit"])
+def test_channels_make_8_bits_cost_less(tmp_path, name):
+    model, errors = uneven(name, "q8"), []
+    for smooth in (False, True):
+        calibration = Calibration.of(model)
+        stores.write(tmp_path / f"{smooth}.h5", model, calibration=calibration if smooth else None)
+        if not smooth:
+            for group in grouped(model.weights()):
+                calibration.take(group)
+        with Store(tmp_path / f"{smooth}.h5") as store:
+            assert (store.array(span(store.weights["layers.0.mlp.up.weight"]), CHANNELS) != 1).any() == smooth
+            errors.append(accuracy_of(store, calibration.finished()).median)
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_model_in_another_format_is_another_model():
+    model = random_model("tiny-bert")
+    assert model.in_format("f32") == model
+    hashes = {model.in_format(name).source_hash for name in ("f32", "f16", "q8", "q4")}
+    assert len(hashes) == 4
+    assert model.in_format("q4").spec.formats["layers.0.attention.o.weight"] == "q8"  # no block divides its heads
+    assert random_model("minilm").in_format("q4").spec.formats == {"": "q4"}
+
+
+@pytest.mark.parametrize("name", ["f16", "q8", "q4"])
+def test_slice_tells_what_a_format_costs(tmp_path, name):
+    path = tmp_path / "m.h5"
+    done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(path), "--format", name])
+    assert done.exit_code == 0 and "against float32, on 8 built-in inputs of 234 rows: hidden state off by" in done.output
+    seen = CliRunner().invoke(main.main, ["inspect", str(path)])
+    assert seen.exit_code == 0 and done.output.splitlines()[-1][:60] in seen.output and f"{name} " in seen.output
+    document = json.loads(CliRunner().invoke(main.main, ["inspect", str(path), "--json"]).output)
+    assert document["accuracy"]["rows"] == 234 and document["accuracy"]["least_cosine"] > 0.999
+    assert sum(document["format_bytes"].values()) < 310_000 and document["format_bytes"][name] > 40_000
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"requests": "a"}', "[", json.dumps(dict.fromkeys(
+    ("requests", "rows", "largest", "median", "usual", "least_cosine", "median_cosine"), float("nan"))),
+], ids=range(6))  # fmt: skip
+def test_an_accuracy_that_is_none(tmp_path, text):
+    path = tmp_path / "m.h5"
+    stores.write(path, random_model("tiny-bert").in_format("q8"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["accuracy"] = text
+    with Store(path) as store, pytest.raises(StoreError, match="what it says about its accuracy is damaged") as error:
+        assert store.accuracy
+    assert "\n" not in str(error.value)
