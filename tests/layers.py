@@ -50,7 +50,14 @@ def scaled():
     return 7, (Layer(attention, Mlp(HIDDEN, FFN, "silu"), before=(LAYER, LAYER), scaled=True),), (0, 0, 0), LAYER
 
 
-MADE = {made.__name__: made for made in (local_and_global, grouped, sandwich, relative, scaled)}
+def parallel():
+    """Both blocks read the same residual, in every other layer by the same norm."""
+    attention = Attention(HIDDEN, 7, 8, causal=True, rotary=rotary(4, 100.0))
+    kinds = tuple(Layer(attention, Mlp(HIDDEN, FFN, "gelu"), before=(LAYER, norm), parallel=True) for norm in (LAYER, None))
+    return 7, kinds, (0, 1, 0), LAYER
+
+
+MADE = {made.__name__: made for made in (local_and_global, grouped, sandwich, relative, scaled, parallel)}
 
 
 @cache

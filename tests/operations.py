@@ -15,7 +15,7 @@ def operations(spec, layer=0, reads=("a", "b"), writes=("c",)):
     of_heads = Norm(block.attention.dim, 1e-6, "rms")
     turned = replace(block.attention, rotary=rotary(block.attention.dim, 10000.0), q_norm=of_heads, k_norm=of_heads)
     made = [ops.Norm(*at, norm, f"{name}.norm"), ops.AddNorm(*at, block, "mlp", norm, f"{name}.norm"),
-            *(ops.Project(*at, block.attention, matrices) for matrices in ("qkv", "q", "kv")),
+            ops.Join(*at, spec.hidden, True), *(ops.Project(*at, block.attention, matrices) for matrices in ("qkv", "q", "kv")),
             *(ops.Cast(*at, spec.hidden, spec.heads, dtype, axis=axis) for dtype in ("float16", "float32") for axis in (None, "heads")),
             *(kind(*at, block.attention, axis=axis) for kind in (ops.Mix, ops.Out) for axis in (None, "heads")),
             *(kind(*at, turned, some, axis=axis) for kind in (ops.HeadNorm, ops.Rotate) for some, axis in (("qk", "heads"), ("k", None))),

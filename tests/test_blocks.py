@@ -74,7 +74,7 @@ def test_kernels_compute_what_the_references_say(tmp_path_factory, name, layout)
 def width_of(part, op, read):
     """Numbers in a row of what an operation reads, as the rank has it."""
     kind = type(op).__name__
-    if kind in ("Norm", "AddNorm", "Project", "Mlp"):
+    if kind in ("Norm", "AddNorm", "Project", "Mlp", "Join"):
         return part.spec.hidden
     matrix = {"HeadNorm": op.matrices, "Rotate": op.matrices}[kind][op.reads.index(read)] if kind in ("HeadNorm", "Rotate") else (
         "q" if kind == "Out" else "qkv"[op.reads.index(read)])

@@ -324,7 +324,7 @@ def test_layers_of_all_kinds(name):
     """Requests that are cut in the middle, in tiles too, and ranks without heads, columns or rows."""
     spec, _ = model_of(name)
     every = product(MODES, (*PAIRS, ("local", "rows")), (((1,),) * 3, ((0, 1, 1), (5, 0, 2), (1, 1, 0))))
-    for mode, pair, (heads, columns, rows) in list(every)[:: 1 if name == "grouped" else 7]:
+    for mode, pair, (heads, columns, rows) in list(every)[:: 1 if name in ("grouped", "parallel") else 7]:
         other = PAIRS[(PAIRS.index(pair) + 3) % len(PAIRS)] if pair in PAIRS else pair
         for layers, lengths in (((pair,) * 3, (ROWS,)), ((pair, other, pair), (4, 1, 7))):
             if possible(layers, mode) and (pair in PAIRS or mode[2] == "none"):
@@ -610,7 +610,7 @@ def test_no_two_segments_without_a_reason_between():
 def test_what_a_rank_holds(pair, mode, expected):
     spec, _ = model_of("tiny-vit")
     values = distributions(make_program(spec, plan_of(spec, (pair,) * 3, (1, 2), (1, 2), (1, 2), mode)))
-    assert {name: values.get(name) for name in expected} == expected
+    assert {name: values.get(name) for name in expected} == {name: replace(value, width=56) for name, value in expected.items()}
     for name in expected:
         short, _, tile = name.partition(".")
         assert named(values, short, int(tile or 1)) == name

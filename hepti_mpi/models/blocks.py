@@ -248,7 +248,8 @@ class Layer:
 
     Per kind of block, None: there is none: `before`: the norm of what the block reads; `given`: that of what it gives, before it is added
     (Gemma's sandwich); `after`: that of the residual sum behind it. `scaled`: what a block gives is multiplied by a weight, number by
-    number, before it is added.
+    number, before it is added. `parallel`: both blocks read the same residual, and what they give is added at once; an MLP without a norm
+    of its own reads what the attention reads (GPT-NeoX, GPT-J).
     """
 
     attention: Attention
@@ -257,6 +258,7 @@ class Layer:
     after: Norms = (None, None)
     given: Norms = (None, None)
     scaled: bool = False
+    parallel: bool = False
 
     def block(self, kind: str) -> Attention | Mlp:
         """Return the block of a kind of KINDS."""
@@ -278,6 +280,8 @@ class Layer:
         """Return the weights, by what each is, with which the layer `name` adds what a block gives to the residual."""
         block = f"{name}.{kind}"
         found = dict(zip(("bias",), self.block(kind).tail(block).values()))
+        if self.parallel and kind == "mlp":
+            found |= zip(("beside",), self.attention.tail(f"{name}.attention").values())
         norm = self.norm_given(kind)
         if norm:
             found |= {f"given.{role}": weight for role, weight in norm.weights(f"{block}.given").items()}
@@ -292,7 +296,7 @@ class Layer:
             norm = self.norm_before(kind) or self.norm_after(kind)
             found += norm.weights(f"{name}.{kind}.norm").values() if norm else ()
         for kind in KINDS:
-            found += (weight for role, weight in self.tail(name, kind).items() if role != "bias")
+            found += (weight for role, weight in self.tail(name, kind).items() if role not in ("bias", "beside"))
         return tuple(sorted(found, key=lambda weight: weight.split is None))
 
 

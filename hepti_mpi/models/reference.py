@@ -29,15 +29,16 @@ def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, length
         return {role: as_type(weights[weight.name], dtype) for role, weight in found.items()}
 
     for number, layer in enumerate(spec.each()):
-        name = f"layers.{number}"
+        name, residual, y = f"layers.{number}", x, x
         for kind in KINDS:
             own = read(layer.block(kind).weights(f"{name}.{kind}") | layer.attention.shared())
             before, after = layer.norm_before(kind), layer.norm_after(kind)
             either = before or after
             of_norm = read(either.weights(f"{name}.{kind}.norm") if either else {})
-            y = norm(before, of_norm, x)  # [rows, hidden]
+            y = y if kind == "mlp" and layer.parallel and not before else norm(before, of_norm, residual if layer.parallel else x)
             given = attend(layer.attention, own, y, lengths) if kind == "attention" else mlp(layer.mlp, own, y)  # [rows, hidden]
-            x = norm(after, of_norm, x + added(layer, kind, read(layer.tail(name, kind)), given))  # [rows, hidden]
+            own = {role: values for role, values in read(layer.tail(name, kind)).items() if role != "beside"}
+            x = norm(after, of_norm, x + added(layer, kind, own, given))  # [rows, hidden]
     last = spec.final_norm
     return norm(last, read(last.weights("final.norm") if last else {}), x)  # [rows, hidden]
 
@@ -53,7 +54,7 @@ def norm(block: Norm | None, own: Mapping[str, Array], x: Array) -> Array:
 
 def added(layer: Layer, kind: str, own: Mapping[str, Array], given: Array) -> Array:
     """Return what is added to the residual of what a block gives [rows, hidden]: with its bias, its norm and its scale."""
-    given = given + own.get("bias", 0)
+    given = given + own.get("bias", 0) + own.get("beside", 0)
     given = norm(layer.norm_given(kind), {role.removeprefix("given."): values for role, values in own.items()}, given)
     return given * own.get("scale", 1)
 

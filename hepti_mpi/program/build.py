@@ -19,10 +19,11 @@ def make_program(spec: ModelSpec, plan: Plan) -> Program:
     every = [(layer, kind) for layer in plan.numbers for kind in KINDS]
     for place, (layer, kind) in enumerate(every):
         following = every[place + 1] if place + 1 < len(every) else None
-        if kind == "attention":
-            builder.attention(layer)
-        else:
-            builder.mlp(layer)
+        if not spec.layer(layer).parallel:
+            builder.block(layer, kind)
+        elif kind == "attention":
+            builder.beside(layer)
+            continue
         builder.tail(layer, kind, following)
     builder.finish()
     return _expanded(_with_interfaces(builder.steps), builder.tiles)
@@ -121,6 +122,38 @@ class _Builder:
         layer, kind = following
         return self.spec.layer(layer).norm_before(kind), f"layers.{layer}.{kind}.norm"
 
+    def block(self, layer: int, kind: str) -> None:
+        """Append a block, up to the term that the tail adds."""
+        if kind == "attention":
+            self.attention(layer)
+        else:
+            self.mlp(layer)
+
+    def beside(self, layer: int) -> None:
+        """Append both blocks of a layer that read the same residual, up to the sum of their terms."""
+        x, y, at = self.x, self.y, self.y_at
+        self.attention(layer)
+        one, one_at = self.p, self.p_at
+        norm, wanted = self.spec.layer(layer).norm_before("mlp"), self.needs(layer, "mlp")
+        if norm:
+            y, at = self.new("y"), self.x_at
+            self.compute(ops.Norm(-1, (x,), (y,), norm, f"layers.{layer}.mlp.norm"), at)
+        if at != wanted:
+            (y,) = self.sync("slice" if wanted == "rows" else "allgatherv", (y,), "y")
+        self.y = y
+        self.mlp(layer)
+        parts = [one, self.p]
+        if one_at != self.p_at:
+            for number, part_at in enumerate((one_at, self.p_at)):
+                if part_at == "partial":
+                    (parts[number],) = self.sync("reduce_scatter", (parts[number],), "p")
+            self.p_at = "rows"
+        self.p = self.new("p")
+        self.fence()  # a rank without one of the blocks has zeros to add
+        at = "full" if self.p_at == "partial" else self.p_at
+        self.compute(ops.Join(-1, tuple(parts), (self.p,), self.spec.hidden, self.p_at == "partial"), at)
+        self.fence()
+
     def attention(self, layer: int) -> None:
         """Append an attention, up to the term that the tail adds."""
         at, block = self.needs(layer, "attention"), self.spec.layer(layer).attention
@@ -197,7 +230,8 @@ class _Builder:
     def gather(self, following: tuple[int, str] | None) -> None:
         """Bring the rows together for a block that needs all; the residual too where the next tail will be computed on all rows."""
         assert following is not None
-        after = (following[0], "mlp") if following[1] == "attention" else (following[0] + 1, "attention")
+        one_tail = following[1] == "mlp" or self.spec.layer(following[0]).parallel
+        after = (following[0] + 1, "attention") if one_tail else (following[0], "mlp")
         next_needs = self.needs(*after) if after[0] < self.plan.numbers.stop else "rows"
         residual_on_all = self.plan.reduction == "allreduce" and next_needs == "full"
         if self.x == self.y:

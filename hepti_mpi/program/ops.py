@@ -152,6 +152,24 @@ class AddNorm(Op):
 
 
 @dataclass(frozen=True)
+class Join(Op):
+    """What two blocks gave, added: p, p [r, width] -> p [r, width]; `term`: of terms."""
+
+    width: int
+    term: bool
+    everywhere: ClassVar[bool] = True
+
+    def gives(self) -> Form:
+        return Form(term=self.term)
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    def work(self, share: Share) -> OpWork:
+        return OpWork(elements=share.rows * self.width)
+
+
+@dataclass(frozen=True)
 class Project(Op):
     """Rows times `matrices`, "qkv", "q" or "kv": y [r, hidden] -> q [r, width], k, v [r, kv width]."""
 

@@ -55,6 +55,12 @@ def add_norm(op: ops.AddNorm, w: Own, reads: Sequence[Array], where: Where) -> l
     return [total, formulas.norm(op.norm, of_norm(w), total)][-len(op.writes) :]
 
 
+@of(ops.Join)
+def join(op: ops.Join, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
+    """p, p [r, h] -> [r, h]"""
+    return [reads[0] + reads[1]]
+
+
 @of(ops.Project)
 def project(op: ops.Project, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
     """y [r, h] -> [r, w] by each matrix"""
