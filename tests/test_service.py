@@ -251,6 +251,16 @@ def test_nothing_is_lost_when_ranks_are_killed(sentences):
         np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
 
 
+def test_teams_answer_the_same(folder, sentences):
+    texts = [f"cat number {number} sat on the mat near the river" for number in range(300)]
+    expected = sentences.answer("/v1/embeddings", {"input": texts})["data"]
+    with served(folder, "bert_sentence", "--objective", "throughput", "--batch-rows", "64") as own:
+        found = own.answer("/v1/embeddings", {"input": texts})["data"]
+        assert 'hepti_plan_info{' in own.get("/metrics")[1].decode() and 'strategy="teams"' in own.get("/metrics")[1].decode()
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
+
+
 def test_what_was_asked_is_answered_before_the_end(folder, sentences):
     own = Served(folder, "bert_sentence").ready()
     texts = [f"cat number {number} sat on the mat near the river" for number in range(2000)]

@@ -163,7 +163,7 @@ class Simulated:
         self.now, peer, ticket, rows, count = first
         self.count[peer] += 1
         spent = [rows * self.seconds[peer]]
-        return Letter(peer, {"ticket": ticket, "spent": spent}, packed_results([{"x": np.array([peer])}] * count))
+        return Letter(peer, {"ticket": ticket, "spent": spent, "errors": {}}, packed_results([{"x": np.array([peer])}] * count))
 
 
 def front_of(mail, count, paces, rows=10):
@@ -172,8 +172,10 @@ def front_of(mail, count, paces, rows=10):
     scheduler = Scheduler(SimpleNamespace(spec=SimpleNamespace(hidden=1000)), rows)
     scheduler.add(requests(*[rows] * count))
     sink = SimpleNamespace(event=events.append)
+    answerer = SimpleNamespace(errors={})
+    desk = SimpleNamespace(source=source, scheduler=scheduler, sink=sink, wanted=lambda: True, answerer=answerer)
     placement = Placement(tuple(Team((Stage((rank,), None),)) for rank in mail.seconds))
-    return Front(SimpleNamespace(source=source, scheduler=scheduler, sink=sink, wanted=lambda: True), mail, placement, paces), events
+    return Front(desk, mail, placement, paces), events
 
 
 @pytest.mark.parametrize("speeds", [(1, 1, 1), (8, 4, 2, 1), (20, 1)])

@@ -1,11 +1,13 @@
 """The ranks of a service: what serve starts, on the hosts of its hostfile. Knows in which order they get ready; does not know who asks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepti_mpi.commands.options import (
+    PIPELINE,
     Machinery,
     answering_options,
     grouped,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from hepti_mpi.engine.loading import Ready
     from hepti_mpi.serving.remote import Remote
     from hepti_mpi.supervisor.progress import State
+    from hepti_mpi.tuning.prepare import Goal
 
 
 @click.command(hidden=True)
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 @machine_options
 @planning_options
 @words_options(has_document=False)
-def answer(weights: Path | None, batch_rows: int, weights_cache: Path | None, adapt: bool | None, **options: Any) -> None:
+def answer(
+    weights: Path | None, batch_rows: int, weights_cache: Path | None, adapt: bool | None, objective: str, **options: Any
+) -> None:  # fmt: skip
     """Answer what the front of a service asks, on all ranks together. It is started by serve, which leaves a file for it on each host.
 
     \b
@@ -56,33 +61,77 @@ def answer(weights: Path | None, batch_rows: int, weights_cache: Path | None, ad
             state = read_state(state_file)
             found = [Remote(state.front or {"addresses": []})]
     sizes = service_rows(session.store.spec, batch_rows)
-    ready, watched = _ready(session, state, method, planning_request(sizes, options, session.world.size), options["tolerance"])
-    _answer(session, ready, found[0] if found else None, watched if adapt is not False else None, batch_rows)
+    goal, startup = _goal(session, state, method, planning_request(sizes, options, session.world.size), options["tolerance"])
+    remote = found[0] if found else None
+    if objective == "throughput" or options["layout"] == PIPELINE:
+        _answer_in_teams(session, goal, startup, remote, batch_rows, options["layout"] == PIPELINE)
+    else:
+        ready, watched = _ready(session, goal, startup)
+        _answer(session, ready, remote, watched if adapt is not False else None, batch_rows)
     if session.root:
         channel.tell("done")
 
 
-def _ready(session: "Session", state: "State", method: str, request: Any, tolerance: float) -> tuple["Ready", Any]:
-    """Measure, plan and load. Collective. Return also what a watch over the plan begins with."""
+def _at(session: "Session") -> "Callable[[str], None]":
+    """Return what tells the supervisor what is done now."""
+    from hepti_mpi.comm import channel
+
+    return lambda what: channel.tell("doing", what=what) if session.root else None
+
+
+def _goal(session: "Session", state: "State", method: str, request: Any, tolerance: float) -> tuple["Goal", dict[str, float]]:
+    """Measure. Collective. Return what a plan is made for, and what that took."""
     from dataclasses import asdict
 
     from hepti_mpi.comm import channel
-    from hepti_mpi.tuning import adapt as adapting
-    from hepti_mpi.tuning.prepare import Goal, prepared
-
-    def at(what: str) -> None:
-        if session.root:
-            channel.tell("doing", what=what)
+    from hepti_mpi.tuning.prepare import Goal
 
     startup, store = dict[str, float](), session.store
-    at("measuring")
+    _at(session)("measuring")
     measured = session.measured(profile_path(session.machine), False, required=False, known=state.profiles)
     if session.root:
         known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
         channel.tell("measured", method=method, request=asdict(request), **known)
-    many = session.world.from_root(not state.again)
-    ready, measured, _ = prepared(session.machine, store, Goal(method, request, measured, tolerance, many), startup, session.tell, at)
-    return ready, adapting.Start(store.spec, store.source_hash, measured, method, request, ready.plan)
+    return Goal(method, request, measured, tolerance, session.world.from_root(not state.again)), startup
+
+
+def _ready(session: "Session", goal: "Goal", startup: dict[str, float]) -> tuple["Ready", Any]:
+    """Plan and load. Collective. Return also what a watch over the plan begins with."""
+    from hepti_mpi.tuning import adapt as adapting
+    from hepti_mpi.tuning.prepare import prepared
+
+    store = session.store
+    ready, measured, _ = prepared(session.machine, store, goal, startup, session.tell, _at(session))
+    return ready, adapting.Start(store.spec, store.source_hash, measured, goal.method, goal.request, ready.plan)
+
+
+def _answer_in_teams(
+    session: "Session", goal: "Goal", startup: dict[str, float], remote: "Remote | None", batch_rows: int, pipeline: bool
+) -> None:  # fmt: skip
+    """Answer by teams until nothing more will come. Collective."""
+    from hepti_mpi.comm.mail import Mail
+    from hepti_mpi.serving import teams
+    from hepti_mpi.serving.loop import Desk
+    from hepti_mpi.serving.remote import Counting, PatientAnswerer
+    from hepti_mpi.serving.scheduler import Scheduler
+    from hepti_mpi.serving.sink import Beside
+    from hepti_mpi.tuning.teaming import Teaming, teamed
+
+    job = teamed(session.machine, session.store, goal, Teaming(0, forced=True, pipeline=pipeline), startup, _at(session))
+    assert job is not None, "teams are wanted in any case"
+    mail = Mail(session.world, teams.partners(job.placement, session.world.rank))
+    answerer = PatientAnswerer(session.store, {} if remote is None else remote.errors)
+    if remote is None:
+        teams.answer(job.crew, mail, answerer, None)
+    else:
+        hosts = session.machine.cores.hosts
+        plan = {"strategy": "teams", "hash": job.placement.hash, "hosts": hosts, **job.placement.to_json()}
+        facts = {"source_hash": session.store.source_hash, "batch_rows": batch_rows}
+        remote.tell("ready", plan=plan, why=[], rows_per_second=sum(1 / pace for pace in job.paces), **facts)
+        with Beside(Counting(remote)) as beside:
+            desk = Desk(remote, Scheduler(answerer, batch_rows), answerer, beside)
+            teams.answer(job.crew, mail, answerer, teams.Front(desk, mail, job.placement, job.paces))
+    mail.close()
 
 
 def _answer(session: "Session", ready: "Ready", remote: "Remote | None", watched: Any, batch_rows: int) -> None:

@@ -111,10 +111,6 @@ class Job:
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @answering_options
-@click.option(
-    "--objective", type=click.Choice(["auto", "latency", "throughput"]), default="auto", show_default=True,
-    help="What counts: how soon a batch is answered by all ranks, or how many are, by teams; auto: teams for long jobs that gain by it.",
-)  # fmt: skip
 @click.option("--metrics", type=FILE, help="Keep counters and times in this .prom file, for the textfile collector of Prometheus.")
 @machine_options
 @planning_options

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from hepti_mpi.commands import teams
 from hepti_mpi.commands.options import (
     FILE,
     answering_options,
@@ -50,6 +51,7 @@ def serve(context: click.Context, hostfile: Path | None, weights: Path | None, h
     from hepti_mpi.comm import interrupts
 
     planning_method(options)  # what does not go together is refused before anything is started
+    teams.check(options, options["objective"], options["adapt"] is True, weights)
     if options["emulate"] is not None or options["shares"] is not None or len(options["memory_limit"] or ()) > 1:
         which = "--emulate, --shares and a --memory-limit per rank"
         raise click.UsageError(f"{which} are for one set of hosts, of which a service may lose some: leave them out")

@@ -89,7 +89,7 @@ class PatientAnswerer(Answerer):
 
     def __init__(self, store: Store, errors: dict[int, str]) -> None:
         super().__init__(store, Question())
-        self.errors = errors
+        self.errors = errors  # which whoever sends answers takes out
 
     def results(self, requests: Sequence[Request], hidden: np.ndarray) -> list[Result]:
         try:
@@ -104,6 +104,18 @@ class PatientAnswerer(Answerer):
         except InputError as error:
             self.errors[request.index] = str(error)
             return {}
+
+
+class Counting:
+    """Hands answers on to the front, and tells it how much they were."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+
+    def event(self, event: Answered) -> None:
+        self.remote.event(event)
+        rows = sum(request.rows for request in event.requests)
+        self.remote.tell("batches", rows=[rows], requests=[len(event.requests)], seconds=[event.seconds], computed={})
 
 
 class Watched:

@@ -43,6 +43,7 @@ class Answerer:
 
     def __init__(self, store: Store, question: Question) -> None:
         self.store, self.spec, self.question = store, store.spec, question
+        self.errors: dict[int, str] = {}  # of requests that have no result, by their places: whoever takes results takes these too
         self.weights = OuterWeights(store)
 
     def embedded(self, requests: Sequence[Request]) -> np.ndarray:

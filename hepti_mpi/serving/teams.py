@@ -139,6 +139,7 @@ class Front:
         self.outcome.rows.append(rows)
         self.outcome.answered += len(step.requests)
         results = unpacked_results(len(step.requests), letter.arrays)
+        self.desk.answerer.errors.update({int(place): why for place, why in letter.facts["errors"].items()})
         self.desk.sink.event(self.desk.scheduler.done(step, results, seconds))
 
 
@@ -206,7 +207,8 @@ def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
     else:
         arrays = packed(requests, embedded=True)[1] | {"hidden": hidden.copy()}
     spent = [*letter.facts["spent"], time.perf_counter() - begin]
-    facts = {"do": "step", "ticket": letter.facts["ticket"], "spent": spent}
+    errors = {request.index: answerer.errors.pop(request.index) for request in requests if request.index in answerer.errors}
+    facts = {"do": "step", "ticket": letter.facts["ticket"], "spent": spent, "errors": errors}
     if crew.is_last:
         mail.send(0, FRONT, facts, arrays)
     else:
