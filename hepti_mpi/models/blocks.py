@@ -276,6 +276,25 @@ class Layer:
         """Return the norm of what a block gives."""
         return self.given[KINDS.index(kind)]
 
+    @property
+    def described(self) -> str:
+        """What people read of it."""
+        attention, mlp = self.attention, self.mlp
+        norms = {"before": self.before, "after": self.after, "inside": self.given}
+        said = {
+            f"{attention.heads} heads read {attention.granules} of keys and values": attention.group > 1,
+            "causal": attention.causal,
+            f"a window of {attention.window} rows": attention.window is not None,
+            "rotary positions": attention.rotary is not None,
+            "relative positions": attention.relative is not None,
+            "gated MLP": mlp.gated,
+            "parallel blocks": self.parallel,
+            "scaled blocks": self.scaled,
+        }
+        kinds = {norm.kind for some in norms.values() for norm in some if norm}
+        where = " and ".join(place for place, some in norms.items() if any(some))
+        return ", ".join([f"{' and '.join(sorted(kinds))} norms {where}", *(word for word, there in said.items() if there)])
+
     def tail(self, name: str, kind: str) -> dict[str, Weight]:
         """Return the weights, by what each is, with which the layer `name` adds what a block gives to the residual."""
         block = f"{name}.{kind}"

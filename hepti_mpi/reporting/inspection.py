@@ -1,5 +1,6 @@
 """What a store holds and what a profile says, as text and as JSON. Pure: reads open objects, prints nothing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -35,7 +36,8 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     lines = [
         f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {counted(len(spec.labels), 'labels')}" if spec.labels else ""),
         f"{counted(spec.layers, 'layers')}, hidden {spec.hidden}, {counted(spec.heads, 'heads')} of {spec.head_dim}, ffn {spec.ffn}, "
-        f"at most {counted(spec.positions, 'rows')}, {spec.norm}-norm, {spec.layer(0).mlp.activation}",
+        f"at most {counted(spec.positions, 'rows')}" + ("" if spec.kinds else f", {spec.norm}-norm") + f", {spec.layer(0).mlp.activation}",
+        *(f"{counted(count, 'layers')}: {layer.described}" for layer, count in Counter(spec.each()).items() if spec.kinds),
         f"{parameters:,} parameters, {size(sum(piece.bytes for piece in slices))}; source {store.source_hash[:12]}; "
         f"files: {', '.join(store.files) or 'none'}",
     ]

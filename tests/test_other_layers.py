@@ -1,0 +1,126 @@
+"""Families whose layers are not BERT's, as people have them: configurations as they are published, other prefixes, half precision."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models import sidefiles
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.families.imports import resized
+from hepti_mpi.models.families.registry import FAMILIES
+from hepti_mpi.models.spec import ModelSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = {"modernbert": "model.", "nomicbert": "nomic_bert.", "mpnet": "mpnet.", "dinov2": "dinov2.", "dinov2_registers": ""}
+PUBLISHED = {
+    "answerdotai/ModernBERT-base": """{"architectures": ["ModernBertForMaskedLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": false, "classifier_dropout": 0.0,
+        "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": true, "deterministic_flash_attn": false,
+        "embedding_dropout": 0.0, "eos_token_id": 50282, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+        "gradient_checkpointing": false, "hidden_activation": "gelu", "hidden_size": 768, "initializer_cutoff_factor": 2.0,
+        "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05, "local_attention": 128, "local_rope_theta": 10000.0,
+        "max_position_embeddings": 8192, "mlp_bias": false, "mlp_dropout": 0.0, "model_type": "modernbert", "norm_bias": false,
+        "norm_eps": 1e-05, "num_attention_heads": 12, "num_hidden_layers": 22, "pad_token_id": 50283,
+        "position_embedding_type": "absolute", "repad_logits_with_grad": false, "reference_compile": null, "sep_token_id": 50282,
+        "sparse_pred_ignore_index": -100, "sparse_prediction": false, "tie_word_embeddings": true, "torch_dtype": "float32",
+        "transformers_version": "4.47.0.dev0", "vocab_size": 50368}""",
+    "nomic-ai/nomic-embed-text-v1": """{"activation_function": "swiglu", "architectures": ["NomicBertModel"], "attn_pdrop": 0.0,
+        "auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"}, "bos_token_id": null,
+        "causal": false, "dense_seq_output": true, "embd_pdrop": 0.0, "eos_token_id": null, "fused_bias_fc": true,
+        "fused_dropout_add_ln": true, "initializer_range": 0.02, "layer_norm_epsilon": 1e-12, "max_trained_positions": 2048,
+        "mlp_fc1_bias": false, "mlp_fc2_bias": false, "model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "n_inner": 3072,
+        "n_layer": 12, "n_positions": 8192, "pad_vocab_size_multiple": 64, "parallel_block": false, "parallel_block_tied_norm": false,
+        "prenorm": false, "qkv_proj_bias": false, "reorder_and_upcast_attn": false, "resid_pdrop": 0.0, "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false, "rotary_emb_scale_base": null, "rotary_scaling_factor": 2,
+        "scale_attn_by_inverse_layer_idx": false, "scale_attn_weights": true, "summary_activation": null, "summary_first_dropout": 0.0,
+        "summary_proj_to_labels": true, "summary_type": "cls_index", "summary_use_proj": true, "torch_dtype": "float32",
+        "transformers_version": "4.34.0", "type_vocab_size": 2, "use_cache": true, "use_flash_attn": true, "use_rms_norm": false,
+        "use_xentropy": true, "vocab_size": 30528}""",
+    "facebook/dinov2-base": """{"apply_layernorm": true, "architectures": ["Dinov2Model"], "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 768, "image_size": 518,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-06, "layerscale_value": 1.0, "mlp_ratio": 4, "model_type": "dinov2",
+        "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12, "out_features": ["stage12"], "out_indices": [12],
+        "patch_size": 14, "qkv_bias": true, "reshape_hidden_states": true, "stage_names": ["stem", "stage1"], "torch_dtype": "float32",
+        "transformers_version": "4.32.0.dev0", "use_swiglu_ffn": false}""",
+    "microsoft/mpnet-base": """{"architectures": ["MPNetForMaskedLM"], "attention_probs_dropout_prob": 0.1, "bos_token_id": 0,
+        "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+        "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 514, "model_type": "mpnet",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1, "relative_attention_num_buckets": 32,
+        "vocab_size": 30527}""",
+}  # fmt: skip
+SIZES = {  # layers, kinds of them, heads, columns, rows
+    "answerdotai/ModernBERT-base": (22, 3, 12, 1152, 8192), "nomic-ai/nomic-embed-text-v1": (12, 1, 12, 3072, 2048),
+    "facebook/dinov2-base": (12, 1, 12, 3072, 1370), "microsoft/mpnet-base": (12, 1, 12, 3072, 512),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations(name):
+    config = json.loads(PUBLISHED[name])
+    family = FAMILIES[config["model_type"]]
+    sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None}, {**sidefiles.CONFIG, **family.keys})
+    fields = family.fields(config)
+    task = family.architectures[config["architectures"][0]]
+    spec = ModelSpec(family=family.name, name="x", head=task.head, labels=("a",), back=task.steps(fields, ("a",), True), **fields)
+    assert (spec.layers, len(spec.kinds), spec.heads, spec.ffn, spec.positions) == SIZES[name]
+
+
+def test_layers_of_modernbert():
+    spec = read_model(GOLDEN / "modernbert").spec
+    assert [layer.attention.window for layer in spec.each()] == [None, 3, 3, None]
+    assert [layer.norm_before("attention") is None for layer in spec.each()] == [True, False, False, False]
+    assert spec.layer(0).attention.rotary.frequencies[1] == pytest.approx(160000 ** (-1 / 4))
+    assert spec.layer(1).attention.rotary.frequencies[1] == pytest.approx(10000 ** (-1 / 4))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_prefixes_and_half_precision(case, tmp_path):
+    """Wrapped in another module, saved from the bare model, in float16."""
+    expected = dict(read_model(GOLDEN / case).weights())
+    source = load_file(GOLDEN / case / "model.safetensors")
+    made = {
+        "wrapped": {f"module.{name}": values for name, values in source.items()},
+        "half": {name: values.astype(np.float16) for name, values in source.items()},
+    }
+    for name, tensors in made.items():
+        folder = Path(shutil.copytree(GOLDEN / case, tmp_path / name))
+        save_file(tensors, folder / "model.safetensors")
+        for weight, values in read_model(folder).weights():
+            np.testing.assert_allclose(values, expected[weight], rtol=0, atol=2e-3 if name == "half" else 0, err_msg=weight)
+    bare = {name.removeprefix(CASES[case]): values for name, values in source.items() if name.startswith(CASES[case])}
+    folder = Path(shutil.copytree(GOLDEN / case, tmp_path / "bare"))
+    save_file(bare, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "architectures"}))
+    weights = dict(read_model(folder).weights())
+    assert all(np.array_equal(values, expected[name]) for name, values in weights.items()) and "layers.1.mlp.up.weight" in weights
+
+
+@pytest.mark.parametrize("case, change, word", [
+    ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"), ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "scaled"),
+    ("modernbert", {"mlp_bias": 1}, "mlp_bias"), ("modernbert", {"hidden_activation": "mish"}, "'mish'"),
+    ("nomicbert", {"prenorm": True}, "prenorm"), ("nomicbert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
+    ("nomicbert", {"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"), ("nomicbert", {"is_causal": True}, "is_causal"),
+    ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets"), ("mpnet", {"max_position_embeddings": 2}, "positions"),
+    ("dinov2", {"patch_size": 60}, "patch_size"), ("dinov2", {"use_swiglu_ffn": True}, "tensors"), ("dinov2", {"odd_key": 1}, "odd_key"),
+])  # fmt: skip
+def test_refused(case, change, word, tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / case, tmp_path / case))
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    with pytest.raises(ModelError) as caught:
+        read_model(folder)
+    assert word in str(caught.value) and "\n" not in str(caught.value) and not str(caught.value).endswith(".")
+
+
+def test_resizing_keeps_what_is_even():
+    table = np.full((36, 3), 2.5, np.float32)
+    for smooth in (True, False):
+        np.testing.assert_allclose(resized(table, 4, smooth), 2.5, rtol=1e-6)
+        np.testing.assert_allclose(resized(table, 9, smooth), 2.5, rtol=1e-6)
+    assert resized(table, 6, True) is table
