@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.images import modes, picture
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
 from hepti_mpi.models.inputs.requests import Request, image_request, text_request, text_tokens, token_request
@@ -25,6 +26,10 @@ GIVES = {  # what the heads make, for sentences
     "sentence": "embeddings", "sequence-classes": "classes", "image-classes": "classes of pictures", "token-classes": "classes of tokens",
     "masked-words": "words for masks", "pooler": "pooler outputs", "none": "hidden states",
 }  # fmt: skip
+
+
+class NoText(InputError):
+    """The model writes no text."""
 
 
 class Model:
@@ -51,6 +56,14 @@ class Model:
     def tokens(self) -> Tokens:
         with self.lock:
             return self._tokens
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """What makes one text of a talk. Raises InputError for a model that has none."""
+        found = ChatTemplate.of(self.files)
+        if found is None:
+            raise InputError(f"model {self.spec.name} has no chat template: ask it with /v1/completions")
+        return found
 
     @cached_property
     def _preprocessor(self) -> Any:
@@ -125,6 +138,11 @@ class Model:
                 raise InputError(why)
 
     # what it is for
+
+    def check_writes(self) -> None:
+        """Raise NoText for a model that writes no text."""
+        if not getattr(self.spec, "generates", False):
+            raise NoText(f"model {self.spec.name} gives {self.gives}: it writes no text")
 
     def check_embeds(self) -> None:
         """Raise InputError for a model that makes no embeddings."""

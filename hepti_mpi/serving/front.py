@@ -24,6 +24,8 @@ from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.serving import frames
 from hepti_mpi.serving.fair import Fair
+from hepti_mpi.serving.streams import Growing, Grown, Streams
+from hepti_mpi.wording import counted
 
 QUEUE_SECONDS = 30.0  # that what waits may take, at the speed of the last batches; who comes then is asked to come again
 LEAST_BATCHES = 16  # that may wait however slow they are
@@ -96,6 +98,7 @@ class Front:
         self.rows_per_second: float | None = None
         self.answered = self.answered_rows = 0
         self.error: HeptiError | None = None
+        self.streams = Streams(Fair(1 << 62))
         self.changed = threading.Condition()
         self.closed = self.draining = False
         for work in (self._accept, self._feed):
@@ -133,6 +136,24 @@ class Front:
             seconds = max(1, round(self.queue.rows / (self.rows_per_second or self.queue.rows)))
             raise Busy(f"{self.queue.count} inputs wait already, which takes about {seconds} s; ask again then", seconds)
 
+    def grow(self, growing: Growing) -> None:
+        """Let a prompt wait for its answer. Raises NotReady, Busy, and InputError where there is no room for an answer."""
+        with self.changed:
+            self.check(growing.client)
+            room = self.streams.positions
+            if not growing.prompt:
+                raise InputError("the prompt has no tokens: there is nothing to go on with")
+            if len(growing.prompt) >= room:
+                raise InputError(f"the prompt has {counted(len(growing.prompt), 'tokens')}, there is room for {room} with its answer")
+            self.streams.ask(growing)
+            self.changed.notify_all()
+
+    def stop(self, growing: Growing) -> None:
+        """End an answer that nobody wants any more."""
+        with self.changed:
+            self.streams.cancel(growing)
+            self.changed.notify_all()
+
     def cancel(self, call: Call) -> None:
         """Forget a call; what of it is under way is not waited for."""
         call.future.cancel()
@@ -142,7 +163,7 @@ class Front:
     @property
     def idle(self) -> bool:
         """Whether nothing waits or is under way."""
-        return not (self.flying or self.again or self.queue.count)
+        return not (self.flying or self.again or self.queue.count or self.streams.busy)
 
     def fail(self, error: HeptiError) -> None:
         """Answer no more: whoever waits hears why."""
@@ -151,9 +172,12 @@ class Front:
             waiting = [*self.flying.values(), *self.again, *self.queue.take(1 << 62)]
             self.flying.clear()
             self.again.clear()
+            growing = self.streams.all()
             self.changed.notify_all()
         for piece in waiting:
             piece.call.fail(error)
+        for one in growing:
+            one.tell(Grown("", error=error))
 
     def drain(self) -> None:
         """Take nothing more."""
@@ -214,6 +238,12 @@ class Front:
             self._answered(head, frames.results_of(head, arrays))
         elif head["kind"] == "ready":
             self._ready(connection, head)
+        elif head["kind"] == "grown":
+            with self.changed:
+                found = self.streams.grown(head["events"])
+                self.changed.notify_all()
+            for one, part in found:
+                one.tell(part)
         self.heard(head)
 
     def _ready(self, connection: Connection, head: frames.Head) -> None:
@@ -222,6 +252,7 @@ class Front:
             return
         with self.changed:
             self.connection, self.starts = connection, self.starts + 1
+            self.streams.slots, self.streams.positions = head.get("slots", 0), head.get("positions", 0)
             self.window = STEPS * head["batch_rows"] * head.get("teams", 1)
             self.rows_per_second = self.rows_per_second or head["rows_per_second"]
             self._limit()
@@ -271,31 +302,35 @@ class Front:
             self.flying_rows = 0
             for piece in pieces:
                 piece.tries += 1
-            bad = [piece for piece in pieces if piece.tries >= GIVEN_UP]
+            bad, cut = [piece for piece in pieces if piece.tries >= GIVEN_UP], self.streams.lost()
             self.again.extendleft(reversed([piece for piece in pieces if piece.tries < GIVEN_UP]))
+        for one, part in cut:
+            one.tell(part)
         for piece in bad:
             when = f"each of {piece.tries} times that the job failed, the last times alone"
             piece.call.fail(ServiceError(f"input {piece.at + 1} was under way {when}: it is not tried again"))
 
     def _feed(self) -> None:
-        """Hand requests to rank 0 as long as it has room."""
+        """Hand requests and prompts to rank 0 as long as it has room."""
         while True:
             with self.changed:
-                pieces = self._next()
-                if not pieces:
+                pieces, connection = self._next(), self.connection
+                messages = self.streams.messages() if connection is not None else []
+                if connection is None or not (pieces or messages):
                     if self.error is not None:
                         return
                     self.changed.wait()
                     continue
-                connection, now = self.connection, time.monotonic()
-                places = [next(self.places) for _ in pieces]
+                places, now = [next(self.places) for _ in pieces], time.monotonic()
                 for place, piece in zip(places, pieces):
                     self.flying[place] = piece
                     self.flying_rows += piece.request.rows
                     piece.call.begun = piece.call.begun or now
-            assert connection is not None
+            if pieces:
+                messages.append(frames.asked([piece.request for piece in pieces], places))
             try:
-                connection.send_bytes(frames.asked([piece.request for piece in pieces], places))
+                for message in messages:
+                    connection.send_bytes(message)
             except (OSError, ValueError):  # whoever listens to it notices too
                 self._lost(connection)
 

@@ -17,8 +17,10 @@ from hepti_mpi.comm import channel
 from hepti_mpi.errors import HostError, InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import frames
 from hepti_mpi.serving.request import Answered, Answerer, Question
+from hepti_mpi.serving.streams import sampling_of
 from hepti_mpi.tuning.watch import Watch
 from hepti_mpi.weights.store import Store
 
@@ -34,6 +36,7 @@ class Remote:
         """Connect. `address`: as serving.front tells it. Raises HostError when the front is not there."""
         self.connection = _connected(address)
         self.waiting: list[Request] = []
+        self.prompts: list[tuple[int, list[int], Sampling] | list[int]] = []  # places, tokens and what is asked; or places nobody wants
         self.errors: dict[int, str] = {}  # of requests without an answer
         self.ended = False
         self.came = threading.Condition()
@@ -46,19 +49,40 @@ class Remote:
             if not self.waiting and not self.ended and timeout > 0:
                 self.came.wait(timeout)
             taken, self.waiting = self.waiting, []
-        if not taken and time.monotonic() > self.told + IDLE_SECONDS:
+        self._tell_idle(bool(taken))
+        return taken
+
+    def _tell_idle(self, busy: bool) -> None:
+        if not busy and time.monotonic() > self.told + IDLE_SECONDS:
             self.told = time.monotonic()
             channel.tell("idle")
+
+    def _tell_answers(self) -> None:
+        if time.monotonic() > self.told + BEAT_SECONDS:
+            self.told = time.monotonic()
+            channel.tell("answers", count=self.answered)
+
+    def take_prompts(self, timeout: float) -> "list[tuple[int, list[int], Sampling] | list[int]]":
+        """Return the prompts that have come, each with its place, and lists of places that nobody wants any more, in their order."""
+        with self.came:
+            if not self.prompts and not self.ended and timeout > 0:
+                self.came.wait(timeout)
+            taken, self.prompts = self.prompts, []
+        self._tell_idle(bool(taken) or timeout == 0)
         return taken
+
+    def grown(self, events: Sequence[Sequence[Any]]) -> None:
+        """Send what was added to answers: place, token, its logarithm, the likeliest tokens, and why it ended, of each."""
+        self.tell("grown", events=events)
+        self.answered += len(events)
+        self._tell_answers()
 
     def event(self, event: Answered) -> None:
         """Send answers (serving.sink.Listener)."""
         errors = {str(place): self.errors.pop(place) for place in event.places if place in self.errors}
         self._send(frames.answered(event.places, event.results, seconds=event.seconds, errors=errors))
         self.answered += len(event.requests)
-        if time.monotonic() > self.told + BEAT_SECONDS:
-            self.told = time.monotonic()
-            channel.tell("answers", count=self.answered)
+        self._tell_answers()
 
     def tell(self, kind: str, **facts: Any) -> None:
         """Tell the front what is no answer."""
@@ -75,6 +99,10 @@ class Remote:
                 with self.came:
                     if head["kind"] == "asked":
                         self.waiting += frames.requests_of(head, arrays)
+                    elif head["kind"] == "prompt":
+                        self.prompts.append((head["place"], arrays[0].tolist(), sampling_of(head["sampling"])))
+                    elif head["kind"] == "cancel":
+                        self.prompts.append(head["places"])
                     elif head["kind"] == "end":
                         self.ended = True
                     self.came.notify_all()

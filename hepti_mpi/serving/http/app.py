@@ -14,16 +14,18 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.front import Call, Front
-from hepti_mpi.serving.http import inquiries
+from hepti_mpi.serving.http import generation, inquiries
+from hepti_mpi.serving.http.events import Conversation
 from hepti_mpi.serving.http.fields import Fields, parsed
 from hepti_mpi.serving.http.forms import parts
+from hepti_mpi.serving.http.generation import Wanted
 from hepti_mpi.serving.http.inquiries import Inquiry
 from hepti_mpi.serving.http.meters import Meters
 from hepti_mpi.serving.http.refusals import Refused
@@ -39,7 +41,8 @@ ROUTES: dict[str, Inquire] = {
     "/v1/embeddings": inquiries.embeddings, "/embeddings": inquiries.embeddings, "/embed": inquiries.embed,
     "/v1/rerank": inquiries.rerank, "/rerank": inquiries.rerank, "/predict": inquiries.predict, "/classify": inquiries.classify,
 }  # fmt: skip
-LATER = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+Want = Callable[[Model, Fields, int], Wanted]
+WRITING: dict[str, Want] = {"/v1/chat/completions": generation.chat, "/v1/completions": generation.completion}
 
 
 class Document(Response):
@@ -87,7 +90,7 @@ class Api:
             ("/", self._home, ["GET"]), ("/health", self._health, ["GET"]), ("/metrics", self._metrics, ["GET"]),
             ("/status", self._status, ["GET"]), ("/v1/models", self._models, ["GET"]), ("/models", self._models, ["GET"]),
             ("/v1/models/{name:path}", self._one_model, ["GET"]), ("/tokenize", self._tokenize, ["POST"]),
-            *((path, self._no_generation, ["POST"]) for path in LATER),
+            *((path, self._written(want), ["POST"]) for path, want in WRITING.items()),
         ]  # fmt: skip
         other = {404: self._unknown, 405: self._unknown}
         return Starlette(routes=[*asking, *(self._route(*one) for one in plain)], exception_handlers=other)
@@ -198,6 +201,41 @@ class Api:
             if not answered.done():
                 self.front.cancel(call)
 
+    # answers that grow
+
+    def _written(self, want: Want) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            client = self._client(request)
+            self.model.check_writes()
+            self.front.check(client)
+            body = await self._body(request)
+            try:
+                room = self.front.streams.positions
+                wanted = await beside(len(body) > SMALL, lambda: want(self.model, parsed(body), room))
+            finally:
+                self.held -= len(body)
+            conversation = Conversation(self.model, self.front, client, wanted)
+            if wanted.stream:
+                headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                return StreamingResponse(conversation.stream(), media_type="text/event-stream", headers=headers)
+            return Document(await self._whole(request, conversation))
+
+        return answer
+
+    async def _whole(self, request: Request, conversation: Conversation) -> dict[str, Any]:
+        """Return the whole answer as long as its client waits. Raises ClientDisconnect and what goes wrong."""
+        answered: asyncio.Future[Any] = asyncio.ensure_future(conversation.whole())
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                raise ClientDisconnect
+            found: dict[str, Any] = answered.result()
+            return found
+        finally:
+            gone.cancel()
+            answered.cancel()
+
     # others
 
     async def _tokenize(self, request: Request) -> Response:
@@ -238,9 +276,6 @@ class Api:
     async def _home(self, request: Request) -> Response:
         safe = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
         return Response(self.page, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": safe})
-
-    async def _no_generation(self, request: Request) -> Response:
-        raise Refused(501, f"model {self.model.spec.name} gives {self.model.gives}: it writes no text", "model")
 
     async def _unknown(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hepti_mpi.errors import Busy, HeptiError, InputError, ModelError, NotReady, ServiceError
+from hepti_mpi.serving.asking import NoText
 
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error",
@@ -29,6 +30,8 @@ class Refused(HeptiError):
         if isinstance(error, ServiceError):
             status = 429 if isinstance(error, Busy) else 503 if isinstance(error, NotReady) else 500
             return cls(status, str(error), retry_after=error.retry_after)
+        if isinstance(error, NoText):
+            return cls(501, str(error), "model")
         return cls(422 if isinstance(error, (InputError, ModelError)) else 500, str(error))
 
     def document(self) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Make answers for a service, step after step, on rank 0. Knows the front's end (remote.py) and the generator; does not know how ranks do
+a step.
+"""
+
+from collections.abc import Callable
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.serving.generation import Answer, Event, Generator
+from hepti_mpi.serving.remote import Remote
+
+WAIT_SECONDS = 0.05  # for prompts, where nothing is under way
+
+
+def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None:
+    """Make answers until nothing more will come. `rest` is called when there is nothing to do, again and again."""
+    places: dict[int, Answer] = {}
+    names: dict[int, int] = {}  # place by the answer's identity
+    while not remote.ended or generator.busy:
+        for taken in remote.take_prompts(0.0 if generator.busy else WAIT_SECONDS):
+            if isinstance(taken, list):
+                for place in taken:
+                    if place in places:
+                        generator.cancel(places.pop(place))
+                continue
+            place, prompt, sampling = taken
+            try:
+                places[place] = generator.submit(prompt, sampling)
+                names[id(places[place])] = place
+            except InputError:  # the front has looked at that: nothing is left to be said
+                remote.grown([[place, None, None, (), "length"]])
+        if not generator.busy:
+            rest()
+            continue
+        found = [told(names[id(event.answer)], event) for event in generator.step() if id(event.answer) in names]
+        if found:
+            remote.grown(found)
+        places = {place: answer for place, answer in places.items() if answer.finish_reason is None}
+        names = {id(answer): place for place, answer in places.items()}
+
+
+def told(place: int, event: Event) -> list[object]:
+    """Return an event as the front hears it."""
+    chosen = event.answer.chosen[-1] if event.token is not None and event.answer.chosen else None
+    logprob, top = (chosen.logprob, chosen.top) if chosen is not None else (None, ())
+    return [place, event.token, logprob, [list(one) for one in top], event.answer.finish_reason]

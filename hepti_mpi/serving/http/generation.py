@@ -1,0 +1,213 @@
+"""What chat and completions ask of a model that writes text, and the documents that answer them: OpenAI's, whole and in parts. Pure: knows
+fields, templates and tokens; knows no connection and no engine.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.chat import checked_messages
+from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, Chosen, Sampling
+from hepti_mpi.serving.asking import Model
+from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
+from hepti_mpi.serving.http.inquiries import check_name
+from hepti_mpi.serving.http.refusals import Refused
+from hepti_mpi.serving.streams import Grown
+
+MOST_ANSWERS, MOST_STOPS = 16, 16
+USUAL_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
+
+
+@dataclass
+class Wanted:
+    """Prompts that are to be gone on with, in tokens, each `count` times."""
+
+    chat: bool
+    name: str
+    prompts: list[list[int]]
+    texts: list[str]  # of the prompts
+    count: int
+    sampling: Sampling
+    stream: bool
+    with_usage: bool
+    echo: bool
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def each(self) -> list[tuple[list[int], Sampling]]:
+        """Return the prompt and what is asked of each choice; with a seed, each has another."""
+        seed = self.sampling.seed
+        seeds = [None if seed is None else seed + number for number in range(self.count)]
+        return [(prompt, replace(self.sampling, seed=own)) for prompt in self.prompts for own in seeds]
+
+    @property
+    def head(self) -> dict[str, Any]:
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {"id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}", "object": kind, "created": self.created, "model": self.name}
+
+
+def chat(model: Model, fields: Fields, room: int) -> Wanted:
+    """/v1/chat/completions. `room`: tokens that prompt and answer may have together."""
+    check_name(model, fields)
+    template = model.template
+    tools = fields.values.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise Refused(422, f"tools is {shown(tools)}, expected a list of objects", "tools")
+    if fields.values.get("tool_choice") == "none":
+        tools = None
+    form = fields.values.get("response_format")
+    if form is not None and form != {"type": "text"}:
+        raise Refused(422, f"response_format is {shown(form)}; only text is given: ask for JSON in the messages", "response_format")
+    text = template.text(checked_messages(fields.any("messages")), tools=tools or None)
+    prompt = model.tokens.plain(text, "the messages")
+    told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
+    logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
+    most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
+    return _wanted(model, fields, (True, [prompt], [text]), most, max(1, room - len(prompt)), logprobs)
+
+
+def completion(model: Model, fields: Fields, room: int) -> Wanted:
+    """/v1/completions: of a text, a list of texts, token ids, or a list of those."""
+    check_name(model, fields)
+    if "suffix" in fields:
+        raise Refused(422, "suffix is not supported: texts are gone on with at their end", "suffix")
+    tokens, asked = model.tokens, fields.any("prompt")
+    if is_tokens(asked):
+        asked = [asked]
+    if isinstance(asked, list) and asked and all(map(is_tokens, asked)):
+        prompts = [[int(token) for token in one] for one in listed("prompt", asked)]
+        words = model.spec.numbers("ids")
+        if not all(0 <= token < words for one in prompts for token in one):
+            raise Refused(422, f"prompt has token ids that are not of this model, which has {words}", "prompt")
+        texts = [tokens.decode(one) for one in prompts]
+    else:
+        texts = fields.texts("prompt")[0]
+        prompts = [list(tokens.encode([text], f"prompt {number}").ids) for number, text in enumerate(texts, 1)]
+    told = fields.number("logprobs", 0, MOST_LOGPROBS, whole=True)
+    return _wanted(model, fields, (False, prompts, texts), "max_tokens", USUAL_TOKENS, None if told is None else int(told))
+
+
+Prompts = tuple[bool, list[list[int]], list[str]]  # whether it is a talk, the tokens, and the texts
+
+
+def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int, logprobs: int | None) -> Wanted:
+    is_chat, prompts, texts = asked
+    count = int(fields.number("n", 1, MOST_ANSWERS, whole=True) or 1)
+    if len(prompts) * count > MOST_ANSWERS:
+        many = f"{len(prompts)} prompts with n {count} are {len(prompts) * count} answers"
+        raise Refused(413, f"{many}, at most {MOST_ANSWERS} are given at once")
+    limit = fields.number(most, 1, 1 << 24, whole=True)
+    options: dict[str, Any] = {"max_tokens": usual if limit is None else int(limit), "temperature": 1.0, "logprobs": logprobs}
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        value = fields.number(name, -1e9, 1e9)
+        options |= {} if value is None else {name: value}
+    for name in ("top_k", "seed"):
+        whole = fields.number(name, -(1 << 63), 1 << 63, whole=True)
+        options |= {} if whole is None else {name: max(0, int(whole)) if name == "top_k" else int(whole)}
+    try:
+        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields))
+    except InputError as error:
+        raise Refused(422, str(error)) from None
+    more = fields.values.get("stream_options")
+    with_usage = isinstance(more, dict) and more.get("include_usage") is True
+    stream, echo = fields.flag("stream", False), not is_chat and fields.flag("echo", False)
+    return Wanted(is_chat, model.spec.name, prompts, texts, count, sampling, stream, with_usage, echo)
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    value = fields.values.get("stop", [])
+    many = [value] if isinstance(value, str) else value
+    if not isinstance(many, list) or len(many) > MOST_STOPS:
+        raise Refused(422, f"stop is {shown(value)}, expected a text or a list of at most {MOST_STOPS}", "stop")
+    return tuple(sound("stop", one) for one in many if one != "")
+
+
+def _biases(fields: Fields) -> dict[int, float]:
+    value = fields.values.get("logit_bias", {})
+    try:
+        return {int(token): float(bias) for token, bias in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise Refused(422, f"logit_bias is {shown(value)}, expected an object of token ids and numbers", "logit_bias") from None
+
+
+class Choices:
+    """The choices of an answer, as their parts come."""
+
+    def __init__(self, model: Model, wanted: Wanted) -> None:
+        self.model, self.wanted = model, wanted
+        self.texts = ["" for _ in wanted.each()]
+        self.chosen: list[list[Chosen]] = [[] for _ in self.texts]
+        self.finish: list[str | None] = [None for _ in self.texts]
+        if wanted.echo:
+            self.texts = [text for text in wanted.texts for _ in range(wanted.count)]
+
+    @property
+    def ended(self) -> bool:
+        return all(self.finish)
+
+    def add(self, index: int, part: Grown) -> None:
+        """Take in what was added to a choice. Raises what went wrong."""
+        if part.error is not None:
+            raise part.error
+        self.texts[index] += part.text
+        self.chosen[index] += [part.chosen] if part.chosen is not None else []
+        self.finish[index] = part.finish
+
+    def usage(self) -> dict[str, int]:
+        prompts, made = sum(map(len, self.wanted.prompts)), sum(map(len, self.chosen))
+        return {"prompt_tokens": prompts, "completion_tokens": made, "total_tokens": prompts + made}
+
+    def document(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        choices = []
+        for index, (text, finish) in enumerate(zip(self.texts, self.finish)):
+            own = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.wanted.chat else {"text": text}
+            choices.append({"index": index, **own, "logprobs": self._logprobs(self.chosen[index]), "finish_reason": finish})
+        return self.wanted.head | {"choices": choices, "usage": self.usage()}
+
+    # parts
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Return the first parts: of a talk who speaks, of a completion what is echoed."""
+        if self.wanted.chat:
+            return [self._part(index, {"role": "assistant", "content": ""}, None, None) for index in range(len(self.texts))]
+        return [self._part(index, text, None, None) for index, text in enumerate(self.texts) if text]
+
+    def part(self, index: int, part: Grown) -> dict[str, Any]:
+        """Return a part of a choice."""
+        return self._part(index, {"content": part.text} if self.wanted.chat else part.text, part.chosen, part.finish)
+
+    def _part(self, index: int, content: Any, chosen: Chosen | None, finish: str | None) -> dict[str, Any]:
+        if self.wanted.chat and finish is not None and not content["content"]:
+            content = {}
+        own = {"delta": content} if self.wanted.chat else {"text": content}
+        choice = {"index": index, **own, "logprobs": self._logprobs([] if chosen is None else [chosen]), "finish_reason": finish}
+        return self._chunk([choice]) | ({"usage": None} if self.wanted.with_usage else {})
+
+    def end(self) -> list[dict[str, Any]]:
+        """Return the last parts."""
+        return [self._chunk([]) | {"usage": self.usage()}] if self.wanted.with_usage else []
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        head = self.wanted.head
+        return head | ({"object": "chat.completion.chunk"} if self.wanted.chat else {}) | {"choices": choices}
+
+    def _logprobs(self, chosen: Sequence[Chosen]) -> dict[str, Any] | None:
+        if self.wanted.sampling.logprobs is None or not chosen:
+            return None
+        if self.wanted.chat:
+            return {"content": [self._token(one.token, one.logprob) | {"top_logprobs": [self._token(*top) for top in one.top]}
+                                for one in chosen], "refusal": None}  # fmt: skip
+        pieces = [self._text(one.token) for one in chosen]
+        likeliest = [{self._text(token): value for token, value in one.top} for one in chosen]
+        return {"tokens": pieces, "token_logprobs": [one.logprob for one in chosen], "top_logprobs": likeliest, "text_offset": []}
+
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        text = self._text(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _text(self, token: int) -> str:
+        return self.model.tokens.decode([token]) or self.model.tokens.piece(token)

@@ -1,0 +1,162 @@
+"""Answers that grow, as the front of a service sees them: prompts that wait for a slot, and tokens that become text as they come.
+
+Knows prompts, tokens and clients; does not know what makes the tokens (serving.generation, at rank 0), nor how text reaches a client. When
+a job fails, an answer goes on where it was: its prompt and the tokens so far are what the next job is asked with.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.errors import HeptiError, ServiceError
+from hepti_mpi.models.tasks.sampling import Chosen, Sampling
+from hepti_mpi.models.tasks.streaming import Decode, Streamed
+from hepti_mpi.serving import frames
+from hepti_mpi.serving.fair import Fair
+
+GIVEN_UP = 4  # failures of the job that an answer is under way in, after which it is given up
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What was added to an answer. `finish`: "stop" or "length" with its last part; `error`: why no more will come."""
+
+    text: str
+    chosen: Chosen | None = None
+    finish: str | None = None
+    error: HeptiError | None = None
+
+
+@dataclass(eq=False)
+class Growing:
+    """An answer that grows. `heard` is told each part of it, by any thread; no more after one with `finish` or `error`."""
+
+    client: str
+    prompt: Sequence[int]
+    sampling: Sampling
+    heard: Callable[[Grown], None]
+    streamed: Streamed
+    tokens: list[int] = field(default_factory=list)
+    tries: int = 0
+    over: bool = False
+    since: float = field(default_factory=time.monotonic)
+    begun: float | None = None
+
+    @property
+    def left(self) -> Sampling:
+        """What is asked of the rest; stop texts are looked for here, where text is."""
+        return replace(self.sampling, max_tokens=self.sampling.max_tokens - len(self.tokens), stop=())
+
+    def tell(self, part: Grown) -> None:
+        if not self.over:
+            self.over = part.finish is not None or part.error is not None
+            self.heard(part)
+
+
+class Streams:
+    """The answers of a front that grow. Its methods are called with the front's lock held."""
+
+    def __init__(self, queue: Fair["Growing"]) -> None:
+        self.queue = queue
+        self.again: deque[Growing] = deque()
+        self.flying: dict[int, Growing] = {}
+        self.cancelled: list[int] = []  # of which rank 0 does not know yet
+        self.places = itertools.count()
+        self.slots = self.positions = 0  # that rank 0 has; 0: it makes no text
+        self.tokens = 0  # made so far
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.flying or self.again or self.queue.count)
+
+    def ask(self, growing: Growing) -> None:
+        self.queue.add(growing.client, growing, [(len(growing.prompt), growing)])
+
+    def cancel(self, growing: Growing) -> None:
+        growing.over = True
+        self.queue.drop(growing.client, growing)
+        self.cancelled += [place for place, one in self.flying.items() if one is growing]
+        for place in self.cancelled:
+            self.flying.pop(place, None)
+
+    def messages(self) -> list[bytes]:
+        """Return what rank 0 is to be told now."""
+        found = []
+        if self.cancelled:
+            found.append(frames.packed({"kind": "cancel", "places": self.cancelled}))
+            self.cancelled = []
+        while len(self.flying) < self.slots:
+            one = self.again.popleft() if self.again else next(iter(self.queue.take(1)), None)
+            if one is None:
+                break
+            if one.over:
+                continue
+            place = next(self.places)
+            self.flying[place] = one
+            one.begun = one.begun or time.monotonic()
+            ids = np.array([*one.prompt, *one.tokens], np.int64)
+            found.append(frames.packed({"kind": "prompt", "place": place, "sampling": told(one.left)}, [ids]))
+        return found
+
+    def grown(self, events: Sequence[Sequence[Any]]) -> list[tuple[Growing, Grown]]:
+        """Take in what rank 0 tells; return what is to be told on."""
+        found = []
+        for place, token, logprob, top, finish in events:
+            one = self.flying.get(place)
+            if one is None:
+                continue
+            text, chosen = "", None
+            if token is not None:
+                one.tokens.append(token)
+                self.tokens += 1
+                chosen = Chosen(token, logprob, tuple((int(other), float(value)) for other, value in top))
+                text = "" if finish == "stop" else one.streamed.add(token)  # the last token of an answer that ends is no text
+            if one.streamed.stopped and finish is None:
+                finish = "stop"
+                self.cancelled.append(place)
+            if finish is not None:
+                text += one.streamed.end()
+                finish = "stop" if one.streamed.stopped else finish
+                del self.flying[place]
+            found.append((one, Grown(text, chosen, finish)))
+        return found
+
+    def lost(self) -> list[tuple[Growing, Grown]]:
+        """Let what was under way go on in the next job; return what is to be told to those that cannot."""
+        under_way = [one for _, one in sorted(self.flying.items())]
+        self.flying.clear()
+        self.cancelled.clear()
+        for one in under_way:
+            one.tries += 1
+        bad = [one for one in under_way if one.tries >= GIVEN_UP]
+        self.again.extendleft(reversed([one for one in under_way if one.tries < GIVEN_UP]))
+        why = ServiceError(f"the answer was under way each of {GIVEN_UP} times that the job failed: it is not tried again")
+        return [(one, Grown("", error=why)) for one in bad]
+
+    def all(self) -> list[Growing]:
+        """Forget all answers and return them."""
+        found = [*self.flying.values(), *self.again, *self.queue.take(1 << 62)]
+        self.flying.clear()
+        self.again.clear()
+        return found
+
+
+def told(sampling: Sampling) -> dict[str, Any]:
+    """Return what is asked of an answer as JSON has it."""
+    return asdict(sampling) | {"logit_bias": [[token, bias] for token, bias in sampling.logit_bias.items()]}
+
+
+def sampling_of(document: Mapping[str, Any]) -> Sampling:
+    """Return what `told` told. Raises InputError."""
+    bias = {int(token): float(value) for token, value in document["logit_bias"]}
+    return Sampling(**{**document, "stop": tuple(document["stop"]), "logit_bias": bias})
+
+
+def growing(client: str, prompt: Sequence[int], sampling: Sampling, decode: Decode, heard: Callable[[Grown], None]) -> Growing:
+    """Return an answer that has not begun."""
+    return Growing(client, prompt, sampling, heard, Streamed(decode, sampling.stop))

@@ -1,0 +1,280 @@
+"""Answers that grow: from a prompt to the parts that a client of OpenAI's API gets, with a small stand-in for the ranks."""
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hepti_mpi.errors import InputError, ServiceError
+from hepti_mpi.models.inputs.chat import ChatTemplate
+from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
+from hepti_mpi.models.tasks.sampling import Sampling, Scores
+from hepti_mpi.serving import front, generating, streams
+from hepti_mpi.serving.front import Front
+from hepti_mpi.serving.generation import Generator
+from hepti_mpi.serving.remote import Remote
+
+WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "end"]
+END = WORDS.index("end")
+SOURCE = "0123"
+
+
+class Counting:
+    """Ranks whose next token is always the one after the last, from zero to nine and then the end; `slow`: seconds of a step."""
+
+    slots, positions = 3, 64
+
+    def __init__(self, slow=0.0):
+        self.slow, self.steps = slow, 0
+
+    def _scores(self, token):
+        logits = np.zeros(len(WORDS), np.float32)
+        logits[min(token + 1, END)] = 20
+        return Scores.of_all(logits)
+
+    def prefill(self, slot, ids, first, *how):
+        return self._scores(ids[-1])
+
+    def decode(self, rows, *how):
+        time.sleep(self.slow)
+        self.steps += 1
+        return [self._scores(token) for _, token, _ in rows]
+
+
+class Rank:
+    """Rank 0 with such ranks."""
+
+    def __init__(self, own, slow=0.0):
+        self.stepper = Counting(slow)
+        self.generator, self.remote = Generator(self.stepper, [END]), Remote(own.address())
+        facts = {"batch_rows": 8, "rows_per_second": 100, "plan": {"hosts": ["here"]}, "slots": 3, "positions": 64}
+        starts = own.starts
+        self.remote.tell("ready", source_hash=SOURCE, **facts)
+        self.thread = threading.Thread(target=generating.lead, args=(self.generator, self.remote, lambda: None), daemon=True)
+        self.thread.start()
+        until(lambda: own.starts > starts)
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert condition()
+
+
+TOKENS = Tokens({"tokenizer.json": json.dumps(json.loads(word_piece_json(WORDS)) | {"post_processor": None}).encode()})
+
+
+def grown(own, text, **how):
+    """Ask for an answer; return it and the parts that come."""
+    parts = []
+    one = streams.growing("a", TOKENS.plain(text, "it"), Sampling(**how), TOKENS.decode, parts.append)
+    own.grow(one)
+    return one, parts
+
+
+def ended(parts):
+    until(lambda: parts and (parts[-1].finish or parts[-1].error))
+    return "".join(part.text for part in parts), parts[-1].finish
+
+
+@pytest.fixture
+def own():
+    made = Front(SOURCE, near=True)
+    yield made
+    made.end()
+    made.fail(ServiceError("over"))
+
+
+def test_an_answer_grows_to_its_end(own):
+    Rank(own)
+    one, parts = grown(own, "two")
+    assert ended(parts) == ("three four five six seven eight nine", "stop") and len(parts) == 8
+    assert ended(grown(own, "two", max_tokens=3)[1]) == ("three four five", "length")
+    assert one.over and not own.streams.busy
+
+
+def test_more_than_there_are_slots(own):
+    Rank(own)
+    every = [grown(own, word)[1] for word in ("zero", "three", "six", "eight", "one", "seven")]
+    assert [ended(parts)[0].split()[0] for parts in every] == ["one", "four", "seven", "nine", "two", "eight"]
+
+
+def test_a_stop_text_ends_it_at_the_front(own):
+    rank = Rank(own, slow=0.01)
+    assert ended(grown(own, "two", stop=("six", "x"))[1]) == ("three four five ", "stop")
+    until(lambda: not rank.generator.busy)
+
+
+def test_who_goes_away_frees_the_slot(own):
+    rank = Rank(own, slow=0.05)
+    one, parts = grown(own, "zero")
+    until(lambda: parts)
+    own.stop(one)
+    until(lambda: not rank.generator.busy)
+    assert rank.stepper.steps < 8 and not own.streams.busy and not parts[-1].finish
+
+
+def test_an_answer_goes_on_where_it_was_when_the_job_fails(own):
+    first = Rank(own, slow=0.02)
+    _, parts = grown(own, "zero", max_tokens=9)
+    until(lambda: len(parts) >= 3)
+    front._shut(first.remote.connection)
+    until(lambda: own.connection is None)
+    assert not parts[-1].finish
+    Rank(own)
+    assert ended(parts) == ("one two three four five six seven eight nine", "length")
+
+
+def test_one_that_makes_every_job_fail_is_given_up(own):
+    _, parts = None, None
+    for number in range(streams.GIVEN_UP):
+        rank = Rank(own, slow=0.2)
+        if not number:
+            _, parts = grown(own, "zero")
+        until(lambda: own.streams.flying)  # noqa: B023
+        front._shut(rank.remote.connection)
+        until(lambda: own.connection is None)
+    until(lambda: parts[-1].error)
+    assert "each of 4 times" in str(parts[-1].error)
+
+
+def test_a_prompt_without_room_is_refused(own):
+    Rank(own)
+    with pytest.raises(InputError, match="64 tokens, there is room for 64"):
+        grown(own, "zero " * 64)
+
+
+def test_what_is_asked_comes_back():
+    asked = Sampling(max_tokens=5, temperature=0.5, seed=3, stop=("a",), logit_bias={4: -1.5}, logprobs=2)
+    assert streams.sampling_of(json.loads(json.dumps(streams.told(asked)))) == asked
+
+
+# over HTTP
+
+
+@pytest.fixture(scope="module")
+def port():
+    pytest.importorskip("starlette", reason="serve is an extra")
+    pytest.importorskip("uvicorn", reason="serve is an extra")
+    from hepti_mpi.serving.http import app, server
+
+    own, listener = Front(SOURCE, near=True), server.listening("127.0.0.1", 0)
+    Rank(own, slow=0.02)
+    template = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", {})
+    spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
+    model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None)
+    status = {"status": "ready", "hosts": [], "starts": 1}
+    api = app.Api(app.Parts(model, own, [], lambda: status, dict, print))
+    served = server.Server(api.app(), listener)
+    thread = threading.Thread(target=lambda: asyncio.run(served.server.serve(sockets=[listener])), daemon=True)
+    thread.start()
+    yield listener.getsockname()[1]
+    served.end()
+    own.end()
+    thread.join(10)
+
+
+def post(port, path, document):
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link.request("POST", path, json.dumps(document))
+    response = link.getresponse()
+    content = response.read()
+    link.close()
+    return response.status, content
+
+
+def answer(port, path, **document):
+    status, content = post(port, path, document)
+    assert status == 200, content
+    return json.loads(content)
+
+
+def events(port, path, **document):
+    """The documents of a stream, which has to end as it should."""
+    status, content = post(port, path, document | {"stream": True})
+    assert status == 200 and content.endswith(b"data: [DONE]\n\n"), content
+    lines = content.decode().split("\n\n")
+    assert lines.pop() == "" and all(line.startswith(("data: ", ": ")) for line in lines)
+    return [json.loads(line[6:]) for line in lines[:-1] if line.startswith("data: ")]
+
+
+TALK = [{"role": "system", "content": "zero"}, {"role": "user", "content": [{"type": "text", "text": "five"}]}]
+
+
+def test_a_talk(port):
+    found = answer(port, "/v1/chat/completions", messages=TALK, model="counter", unknown=1)
+    assert found["object"] == "chat.completion" and found["id"].startswith("chatcmpl-")
+    (choice,) = found["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "six seven eight nine", "refusal": None}
+    assert choice["finish_reason"] == "stop" and choice["logprobs"] is None
+    assert found["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+
+
+def test_a_talk_as_a_stream(port):
+    first, *more, usage = events(port, "/v1/chat/completions", messages=TALK, stream_options={"include_usage": True}, max_tokens=3)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""} and first["object"] == "chat.completion.chunk"
+    assert "".join(one["choices"][0]["delta"].get("content", "") for one in more) == "six seven eight"
+    assert [one["choices"][0]["finish_reason"] for one in more] == [None, None, "length"] and {one["usage"] for one in more} == {None}
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 3 and len({one["id"] for one in (first, *more, usage)}) == 1
+
+
+def test_completions(port):
+    found = answer(port, "/v1/completions", prompt=["two", "seven"], max_tokens=2, n=2, echo=True)
+    assert [one["text"] for one in found["choices"]] == ["twothree four"] * 2 + ["seveneight nine"] * 2
+    assert [one["index"] for one in found["choices"]] == [0, 1, 2, 3] and found["choices"][0]["finish_reason"] == "length"
+    ids = TOKENS.plain("zero one", "it")
+    assert answer(port, "/v1/completions", prompt=ids, max_tokens=1, temperature=0)["choices"][0]["text"] == "two"
+    assert "".join(one["choices"][0]["text"] for one in events(port, "/v1/completions", prompt=ids, stop="five")) == "two three four "
+
+
+def test_logprobs(port):
+    found = answer(port, "/v1/chat/completions", messages=TALK, logprobs=True, top_logprobs=2, max_tokens=1)
+    (one,) = found["choices"][0]["logprobs"]["content"]
+    assert one["token"] == "six" and one["bytes"] == list(b"six") and abs(one["logprob"]) < 1e-3 and len(one["top_logprobs"]) == 2
+    found = answer(port, "/v1/completions", prompt="[MASK] five", logprobs=1, max_tokens=1)["choices"][0]["logprobs"]
+    assert found["tokens"] == ["six"] and list(found["top_logprobs"][0]) == ["six"]
+
+
+def test_a_probe_for_tools_is_answered(port):
+    """As Home Assistant asks: three tokens, with tools, plain and as a stream."""
+    tools = [{"type": "function", "function": {"name": "x", "parameters": {"type": "object", "properties": {}}}}]
+    asked = {"messages": TALK, "tools": tools, "max_tokens": 3}
+    assert answer(port, "/v1/chat/completions", **asked)["choices"][0]["finish_reason"] == "length"
+    assert events(port, "/v1/chat/completions", **asked)[-1]["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("path, body, status, said", [
+    ("/v1/chat/completions", {}, 422, "messages is missing"), ("/v1/chat/completions", {"messages": "x"}, 422, "expected a list"),
+    ("/v1/chat/completions", {"messages": TALK, "temperature": "hot"}, 422, "temperature is text"),
+    ("/v1/chat/completions", {"messages": TALK, "temperature": -1}, 422, "temperature is -1"),
+    ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "json_object"}}, 422, "only text"),
+    ("/v1/chat/completions", {"messages": TALK, "n": 99}, 422, "n is 99"), ("/v1/completions", {"prompt": ["a"] * 17}, 413, "17 prompts"),
+    ("/v1/completions", {"prompt": [1, 99]}, 422, "not of this model"), ("/v1/completions", {"prompt": "one", "suffix": "x"}, 422, "suffix"),
+    ("/v1/completions", {"prompt": "one " * 80}, 422, "there is room for 64"),
+    ("/v1/completions", {"prompt": ""}, 422, "has no tokens"),
+    ("/v1/completions", {"prompt": "one", "logit_bias": []}, 422, "logit_bias"),
+    ("/v1/completions", {"prompt": "one", "stop": 3}, 422, "stop is 3"),
+])  # fmt: skip
+def test_what_is_wrong_is_said(port, path, body, status, said):
+    found, content = post(port, path, body)
+    assert found == status and said in json.loads(content)["error"]["message"]
+    assert post(port, path, body | {"stream": True}) == (found, content)
+
+
+def test_a_client_that_goes_away_in_a_stream(port):
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link.request("POST", "/v1/completions", json.dumps({"prompt": "zero", "stream": True, "ignored": 1}))
+    link.getresponse().read(10)
+    link.close()
+    with_all = [threading.Thread(target=answer, args=(port, "/v1/completions"), kwargs={"prompt": "eight"}) for _ in range(6)]
+    for thread in with_all:
+        thread.start()
+    for thread in with_all:
+        thread.join(20)
+        assert not thread.is_alive()
