@@ -7,7 +7,8 @@ import pytest
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
-from hepti_mpi.models.checkpoints.tokenizing import FILES, KINDS, build_tokenizer
+from hepti_mpi.models.checkpoints.tokenizerclasses import KINDS
+from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer
 from hepti_mpi.models.inputs.tokens import Tokens
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizers.json").read_text(encoding="utf-8"))

@@ -45,6 +45,32 @@ SAVED = {  # what CrossEncoder.save_pretrained of 6.2 writes
 }  # fmt: skip
 PROMPT = {"default_prompt_name": "query", "prompts": {"query": "the night "}, "activation_fn": SIGMOID}
 PROMPTED = SAVED | {"config_sentence_transformers.json": SAVED["config_sentence_transformers.json"] | PROMPT}
+FAMILIES = [(base, prefix, head) for base, prefix, own in (
+    ("roberta", "Roberta", "other biases"), ("xlm_roberta", "XLMRoberta", ""), ("camembert", "Camembert", ""),
+    ("distilbert", "DistilBert", "untied"), ("electra", "Electra", "untied"),
+) for head in ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "cross-encoder", own) if head]  # fmt: skip
+OWN = {  # what is odd about a checkpoint of each family
+    "roberta": {"lm_head.decoder.bias": [331]}, "distilbert": {"vocab_projector.weight": [88, 24]},
+    "electra": {"generator_lm_head.weight": [88, 16]},
+}  # fmt: skip
+
+
+def family_case(base, prefix, head):
+    """A case of a folder that holds all heads."""
+    mask = "[MASK]" if base in ("distilbert", "electra") else "<mask>"
+    name = head if head.startswith("For") else "ForSequenceClassification" if head == "cross-encoder" else "ForMaskedLM"
+    case = {"name": f"{base}, {head}", "base": base, "config": {"architectures": [prefix + name], "dtype": "float32"}}
+    if name == "ForMaskedLM":
+        own = {"config": case["config"] | {"tie_word_embeddings": head != "untied"}, "tensors": OWN[base]} if head != name else {}
+        return case | own | {"inputs": [text.replace("[MASK]", mask) for text in MASKED]}
+    if head == "cross-encoder":
+        out = "classifier" if base == "distilbert" else "classifier.out_proj"
+        return case | {"tensors": {f"{out}.weight": [1, 24], f"{out}.bias": [1]}, "inputs": PAIRS, "pairs": True,
+                       "config": case["config"] | ONE_LABEL | {"sentence_transformers": {"activation_fn": IDENTITY}}}  # fmt: skip
+    texts = [text.replace(" [SEP]", ",") for text in TEXTS]
+    return case | {"inputs": texts if name == "ForTokenClassification" else [{"text": a, "text_pair": b} for a, b in PAIRS]}
+
+
 CASES = [
     {"name": "tied, both biases", "base": "bert_mlm", "tensors": DECODER, "inputs": MASKED},
     {"name": "tied, the other bias only", "base": "bert_mlm", "tensors": DECODER | {"cls.predictions.bias": None}, "inputs": MASKED},
@@ -70,6 +96,7 @@ CASES = [
     {"name": "cross-encoder with a prompt", "base": "bert_seqcls", "tensors": ONE, "config": ONE_LABEL, "files": PROMPTED,
      "inputs": PAIRS, "pairs": True},
     {"name": "token classes", "base": "bert_tokencls", "inputs": TEXTS},
+    *(family_case(*one) for one in FAMILIES),
 ]  # fmt: skip
 
 
@@ -100,10 +127,11 @@ def cross_encoder(folder, pairs):
 def answers(case, folder):
     if case.get("pairs"):
         return list(cross_encoder(folder, case["inputs"]))
-    if case["base"] == "bert_mlm":
+    kind = case.get("config", {}).get("architectures", [case["base"]])[0]
+    if kind.endswith(("_mlm", "MaskedLM")):
         pipe = pipeline("fill-mask", model=folder, device="cpu")
         return [[[pipe.tokenizer.convert_ids_to_tokens(x["token"]), x["score"]] for x in pipe(text)] for text in case["inputs"]]
-    if case["base"] == "bert_tokencls":
+    if kind.endswith(("_tokencls", "TokenClassification")):
         pipe = pipeline("token-classification", model=folder, device="cpu", ignore_labels=[])
         return [[[x["word"], x["entity"], float(x["score"])] for x in pipe(text)] for text in case["inputs"]]
     pipe = pipeline("text-classification", model=folder, device="cpu", top_k=None)

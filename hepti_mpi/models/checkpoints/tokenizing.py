@@ -1,49 +1,37 @@
 """The tokenizer files of a checkpoint's folder to the one tokenizer.json that a run uses.
 
-Does what AutoTokenizer of transformers 5 does for a BERT: which class tokenizer_class stands for, what that class takes from
-tokenizer.json and what it builds anew, and which tokens the other files add. Knows these files; knows no model and no text.
+Does what AutoTokenizer of transformers 5 does: which tokens the other files add to what the tokenizer's class (tokenizerclasses.py)
+makes. Knows these files; knows no class, no model and no text.
 Source: transformers 5.23, models/auto/tokenization_auto.py, tokenization_utils_base.py (_from_pretrained),
-tokenization_utils_tokenizers.py (TokenizersBackend), models/bert/tokenization_bert.py, models/xlm_roberta/tokenization_xlm_roberta.py.
+tokenization_utils_tokenizers.py (TokenizersBackend).
 """
 
-import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
+from hepti_mpi.models.checkpoints.tokenizerclasses import (
+    CONFIG,
+    JSON,
+    MERGES,
+    TYPED,
+    VOCAB,
+    WORDS,
+    Kind,
+    Settings,
+    tokenizer_kind,
+)
 from hepti_mpi.models.inputs.tokens import guarded
 from hepti_mpi.models.untrusted import parse_json
 
-JSON, CONFIG, MAP, ADDED, VOCAB = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"
-FILES = (JSON, CONFIG, MAP, ADDED, VOCAB)
+MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
+FILES = (JSON, CONFIG, MAP, ADDED, VOCAB, WORDS, MERGES)
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TYPED = ["input_ids", "token_type_ids", "attention_mask"]
-UNTYPED = ["input_ids", "attention_mask"]
-BERT_MARKS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
-XLM_MARKS = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>"}
-XLM_MARKS |= {"pad_token": "<pad>", "mask_token": "<mask>"}
-Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One class of tokenizers.
-
-    `model`: the model of tokenizer.json that it is made for, None for any. `marks`: its special tokens by default.
-    `inputs`: what it gives the model by default. `build`: makes the tokenizer without added tokens, given settings and files.
-    `frame`: sets what is put around texts, last of all.
-    """
-
-    model: str | None
-    marks: Mapping[str, str]
-    inputs: list[str]
-    build: Callable[[Settings, Mapping[str, bytes]], Tokenizer]
-    frame: Callable[[Tokenizer, Settings], None]
 
 
 @dataclass(frozen=True)
@@ -60,15 +48,16 @@ def build_tokenizer(files: Mapping[str, bytes], default: object, changes: Mappin
     `default`: the class where tokenizer_config.json names none. `changes`: settings that go before those of tokenizer_config.json.
     Raises ModelError for files that are damaged or that ask for what is not supported.
     """
-    if JSON not in files and VOCAB not in files:
+    if not {JSON, VOCAB, WORDS, MERGES} & files.keys():
         return Built({}, frozenset())
     settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
-    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or default, JSON in files)
+    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or default, files)
     sidefiles.check(CONFIG, settings)
     settings |= changes or {}
     given = read_tokens(settings, files, changes or {})
     for key, mark in kind.marks.items():
         settings.setdefault(key, mark)
+    settings["extra_special_tokens"] = settings["extra_special_tokens"] or list(kind.extra)
     broken = ModelError("the tokenizer cannot be made of its files")
     tokenizer = guarded(lambda: kind.build(settings, files), broken)
     guarded(lambda: add_tokens(tokenizer, settings, given), broken)
@@ -97,119 +86,6 @@ def run_settings(settings: Settings, kind: Kind) -> bytes:
     if not isinstance(names, list) or not {"input_ids"} <= set(map(str, names)) <= set(TYPED):
         raise ModelError(f"{CONFIG}: model_input_names is {names!r:.100}, expected some of {', '.join(TYPED)}")
     return json.dumps(kept).encode()
-
-
-# ---- which class
-
-
-def tokenizer_kind(name: object, whole: bool) -> Kind:
-    """Return the kind that a tokenizer_class stands for; `whole`: there is a tokenizer.json. Raises ModelError."""
-    if name is not None and not isinstance(name, str):
-        raise ModelError(f"{CONFIG}: tokenizer_class is {name!r:.60}, expected a name")
-    plain = "BertTokenizer" if name is None else name.removesuffix("Fast") if name in KINDS or name[:-4] in KINDS else name
-    if plain not in KINDS:
-        hint = "load the folder with transformers and see what it makes of a text before another class is written there"
-        raise ModelError(f"{CONFIG}: tokenizer_class {name!r:.60} is not supported; supported: {', '.join(KINDS)}; {hint}")
-    if not whole and KINDS[plain].model != "WordPiece":
-        raise ModelError(f"tokenizer_class {plain} needs a {JSON}; load the folder with transformers' AutoTokenizer and save it")
-    return KINDS[plain]
-
-
-def document_of(files: Mapping[str, bytes], model: str, name: str) -> dict[str, Any]:
-    """Return tokenizer.json, whose model must be a `model`. Raises ModelError."""
-    document = parse_json(files[JSON], JSON)
-    found = document.get("model")
-    said = found.get("type", "WordPiece" if isinstance(found.get("vocab"), dict) else None) if isinstance(found, dict) else None
-    if said != model:
-        raise ModelError(f"{JSON} holds a {said} model, {name} is for {model}; set tokenizer_class in {CONFIG} to what it is made for")
-    return document
-
-
-def read_document(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
-    """Return the tokenizer that tokenizer.json holds, as it is."""
-    tokenizer = Tokenizer.from_str(files[JSON].decode("utf-8"))
-    take_over(settings, tokenizer)
-    return tokenizer
-
-
-def take_over(settings: Settings, tokenizer: Tokenizer) -> None:
-    """Take the side of truncation and the pad token from tokenizer.json where the settings do not say."""
-    if tokenizer.truncation is not None:
-        settings.setdefault("truncation_side", tokenizer.truncation["direction"])
-    if tokenizer.padding is not None:
-        settings.setdefault("pad_token", tokenizer.padding["pad_token"])
-        settings.setdefault("padding_side", tokenizer.padding["direction"])
-
-
-def word_piece(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
-    """Return BERT's tokenizer: only the vocabulary is taken over, normalizer and the rest follow the settings."""
-    if JSON in files:
-        document = document_of(files, "WordPiece", "BertTokenizer")
-        vocabulary = document["model"]["vocab"]
-        empty = document | {"model": document["model"] | {"vocab": {}}, "added_tokens": []}
-        take_over(settings, Tokenizer.from_str(json.dumps(empty)))
-    else:
-        lines = files[VOCAB].decode("utf-8").split("\n")
-        vocabulary = {line.rstrip(): number for number, line in enumerate(lines[:-1] if not lines[-1] else lines)}
-    for key in ("unk_token", "cls_token", "sep_token"):
-        if settings[key] is None:
-            raise ModelError(f"{CONFIG}: {key} is null, a BertTokenizer needs one")
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=str(settings["unk_token"])))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
-def frame_bert(tokenizer: Tokenizer, settings: Settings) -> None:
-    first, last = str(settings["cls_token"]), str(settings["sep_token"])
-    ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first}:0 $A:0 {last}:0", pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1", special_tokens=ends
-    )
-
-
-def unigram(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
-    """Return XLM-R's tokenizer: vocabulary and character map are taken over, the rest follows the settings."""
-    document = document_of(files, "Unigram", "XLMRobertaTokenizer")
-    take_over(settings, Tokenizer.from_str(files[JSON].decode("utf-8")))
-    tokenizer = Tokenizer(models.Unigram([tuple(piece) for piece in document["model"]["vocab"]], unk_id=3, byte_fallback=False))
-    steps = document.get("normalizer") or {}
-    steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps]
-    chars = next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), None)
-    if chars is not None:
-        tokenizer.normalizer = normalizers.Precompiled(base64.b64decode(chars))
-    scheme = "always" if settings.get("add_prefix_space", True) else "never"
-    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
-    return tokenizer
-
-
-def frame_xlm(tokenizer: Tokenizer, settings: Settings) -> None:
-    first, last = str(settings["bos_token"]), str(settings["eos_token"])
-    ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
-    pair = [first, "$A", last, last, "$B", last]
-    tokenizer.post_processor = processors.TemplateProcessing(single=[first, "$A", last], pair=pair, special_tokens=ends)
-
-
-def frame_none(tokenizer: Tokenizer, settings: Settings) -> None:
-    """Leave what tokenizer.json puts around texts; without, a pair still has two types."""
-    if tokenizer.post_processor is None:
-        tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-
-
-BERT = Kind("WordPiece", BERT_MARKS, TYPED, word_piece, frame_bert)
-ANY = Kind(None, {}, UNTYPED, read_document, frame_none)
-KINDS = {
-    **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "ConvBertTokenizer"), BERT),
-    "DistilBertTokenizer": Kind("WordPiece", BERT_MARKS, UNTYPED, word_piece, frame_bert),
-    "XLMRobertaTokenizer": Kind("Unigram", XLM_MARKS, UNTYPED, unigram, frame_xlm),
-    **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
-}
 
 
 # ---- the tokens that are added

@@ -12,7 +12,8 @@ from hepti_mpi.models.blocks import Layer
 from hepti_mpi.models.sidefiles import Table
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Step, Words
 
-Sizes = Mapping[str, Any]  # the fields and options of a model, with "config" (config.json), "labels" and "tied"
+# the fields of a model, with "config" (config.json), "vocabulary", "word" (the width of a word's row), "labels" and "tied"
+Sizes = Mapping[str, Any]
 Make = Callable[[Sizes], Step]
 
 LABEL_LIMIT = 1 << 17
@@ -67,8 +68,9 @@ class Task:
 
     def steps(self, fields: Mapping[str, Any], labels: Sequence[object], tied: bool) -> tuple[Step, ...]:
         """Return the steps behind the layers of a model with these ModelSpec fields; `tied`: its output words are its input words."""
-        vocabulary = next((step.size for step in fields["front"] if isinstance(step, Lookup) and step.by == "ids"), 0)
-        sizes = {"config": {}, **fields, "vocabulary": vocabulary, "labels": len(labels), "tied": tied}
+        table = next((step for step in fields["front"] if isinstance(step, Lookup) and step.by == "ids"), Lookup("", "ids", 0, 0))
+        widths = {"vocabulary": table.size, "word": table.width, "labels": len(labels), "tied": tied}
+        sizes = {"config": {}, **fields, **widths}
         return tuple(make(sizes) for make in self.back)
 
 

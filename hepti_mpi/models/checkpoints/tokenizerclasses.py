@@ -1,0 +1,202 @@
+"""The classes of tokenizers that transformers has: what each takes from tokenizer.json or its older files, and what it builds anew.
+
+Knows the files of each class and its special tokens; knows no other side file, no model and no text.
+Source: transformers 5.23, tokenization_utils_tokenizers.py (TokenizersBackend.convert_to_native_format), and of models/:
+bert/tokenization_bert.py, roberta/tokenization_roberta.py, xlm_roberta/tokenization_xlm_roberta.py, camembert/tokenization_camembert.py.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.untrusted import parse_json
+
+JSON, CONFIG, VOCAB, WORDS, MERGES = "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"
+TYPED = ["input_ids", "token_type_ids", "attention_mask"]
+UNTYPED = ["input_ids", "attention_mask"]
+BERT_MARKS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+XLM_MARKS = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>"}
+XLM_MARKS |= {"pad_token": "<pad>", "mask_token": "<mask>"}
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One class of tokenizers.
+
+    `marks`: its special tokens by default.
+    `inputs`: what it gives the model by default. `build`: makes the tokenizer without added tokens, given settings and files.
+    `frame`: sets what is put around texts, last of all. `files`: those that do without tokenizer.json.
+    `extra`: special tokens besides the marks, where no file names any.
+    """
+
+    marks: Mapping[str, str]
+    inputs: list[str]
+    build: Callable[[Settings, Mapping[str, bytes]], Tokenizer]
+    frame: Callable[[Tokenizer, Settings], None]
+    files: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+
+def tokenizer_kind(name: object, files: Mapping[str, bytes]) -> Kind:
+    """Return the kind that a tokenizer_class stands for. Raises ModelError, also where the `files` are not those that it needs."""
+    if name is not None and not isinstance(name, str):
+        raise ModelError(f"{CONFIG}: tokenizer_class is {name!r:.60}, expected a name")
+    plain = "BertTokenizer" if name is None else name.removesuffix("Fast") if name in KINDS or name[:-4] in KINDS else name
+    if plain not in KINDS:
+        hint = "load the folder with transformers and see what it makes of a text before another class is written there"
+        raise ModelError(f"{CONFIG}: tokenizer_class {name!r:.60} is not supported; supported: {', '.join(KINDS)}; {hint}")
+    kind = KINDS[plain]
+    if JSON not in files and not (kind.files and set(kind.files) <= files.keys()):
+        needed = f"{JSON}, or {' and '.join(kind.files)}" if kind.files else JSON
+        raise ModelError(f"tokenizer_class {plain} needs a {needed}; load the folder with transformers' AutoTokenizer and save it")
+    return kind
+
+
+def document_of(files: Mapping[str, bytes], model: str, name: str) -> dict[str, Any]:
+    """Return tokenizer.json, whose model must be a `model`. Raises ModelError."""
+    document = parse_json(files[JSON], JSON)
+    found = document.get("model")
+    found = found if isinstance(found, dict) else {}
+    untold = "BPE" if "merges" in found else "WordPiece"  # older files do not say
+    said = found.get("type", untold if isinstance(found.get("vocab"), dict) else None)
+    if said != model:
+        raise ModelError(f"{JSON} holds a {said} model, {name} is for {model}; set tokenizer_class in {CONFIG} to what it is made for")
+    return document
+
+
+def read_document(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return the tokenizer that tokenizer.json holds, as it is."""
+    tokenizer = Tokenizer.from_str(files[JSON].decode("utf-8"))
+    take_over(settings, tokenizer)
+    return tokenizer
+
+
+def take_over(settings: Settings, tokenizer: Tokenizer) -> None:
+    """Take the side of truncation and the pad token from tokenizer.json where the settings do not say."""
+    if tokenizer.truncation is not None:
+        settings.setdefault("truncation_side", tokenizer.truncation["direction"])
+    if tokenizer.padding is not None:
+        settings.setdefault("pad_token", tokenizer.padding["pad_token"])
+        settings.setdefault("padding_side", tokenizer.padding["direction"])
+
+
+def word_piece(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return BERT's tokenizer: only the vocabulary is taken over, normalizer and the rest follow the settings."""
+    if JSON in files:
+        document = document_of(files, "WordPiece", "BertTokenizer")
+        vocabulary = document["model"]["vocab"]
+        empty = document | {"model": document["model"] | {"vocab": {}}, "added_tokens": []}
+        take_over(settings, Tokenizer.from_str(json.dumps(empty)))
+    else:
+        lines = files[VOCAB].decode("utf-8").split("\n")
+        vocabulary = {line.rstrip(): number for number, line in enumerate(lines[:-1] if not lines[-1] else lines)}
+    require(settings, "unk_token", "cls_token", "sep_token")
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=str(settings["unk_token"])))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def frame_bert(tokenizer: Tokenizer, settings: Settings) -> None:
+    first, last = str(settings["cls_token"]), str(settings["sep_token"])
+    ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {last}:0", pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1", special_tokens=ends
+    )
+
+
+def require(settings: Settings, *keys: str) -> None:
+    """Raise ModelError where a special token that the class cannot do without is null."""
+    for key in keys:
+        if settings[key] is None:
+            raise ModelError(f"{CONFIG}: {key} is null, a tokenizer of this class needs one")
+
+
+def byte_level(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return RoBERTa's tokenizer: vocabulary and merges are taken over, the rest follows the settings."""
+    if JSON in files:
+        document = document_of(files, "BPE", "RobertaTokenizer")
+        vocabulary, listed = document["model"]["vocab"], document["model"]["merges"]
+        merges = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in listed]
+        empty = document | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
+        take_over(settings, Tokenizer.from_str(json.dumps(empty)))
+    else:
+        vocabulary = parse_json(files[WORDS], WORDS)
+        lines = files[MERGES].decode("utf-8").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
+    require(settings, "cls_token", "sep_token")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
+    return tokenizer
+
+
+def frame_roberta(tokenizer: Tokenizer, settings: Settings) -> None:
+    texts = [str(settings[key]) for key in ("sep_token", "cls_token")]
+    last, first = ((text, tokenizer.token_to_id(text) or 0) for text in texts)  # both are there: they were added
+    tokenizer.post_processor = processors.RobertaProcessing(last, first, True, settings.get("add_prefix_space", False))
+
+
+def unigram(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return XLM-R's tokenizer: vocabulary and character map are taken over, the rest follows the settings."""
+    document = document_of(files, "Unigram", "XLMRobertaTokenizer")
+    return pieces(settings, files, document, 3)
+
+
+def camembert(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return CamemBERT's tokenizer: XLM-R's, with another place of the unknown token and blanks before a mask that are part of it."""
+    document, unknown = document_of(files, "Unigram", "CamembertTokenizer"), str(settings["unk_token"])
+    if isinstance(settings["mask_token"], str):
+        settings["mask_token"] = AddedToken(settings["mask_token"], lstrip=True, special=True)
+    return pieces(settings, files, document, next((at for at, (text, _) in enumerate(document["model"]["vocab"]) if text == unknown), 0))
+
+
+def pieces(settings: Settings, files: Mapping[str, bytes], document: Mapping[str, Any], unknown: int) -> Tokenizer:
+    """Return the tokenizer of the pieces in `document`, tokenizer.json, of which number `unknown` stands for what is in none."""
+    require(settings, "bos_token", "eos_token")
+    take_over(settings, Tokenizer.from_str(files[JSON].decode("utf-8")))
+    tokenizer = Tokenizer(models.Unigram([tuple(piece) for piece in document["model"]["vocab"]], unk_id=unknown, byte_fallback=False))
+    steps = document.get("normalizer") or {}
+    steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps]
+    chars = next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), None)
+    if chars is not None:
+        tokenizer.normalizer = normalizers.Precompiled(base64.b64decode(chars))
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    return tokenizer
+
+
+def frame_xlm(tokenizer: Tokenizer, settings: Settings) -> None:
+    first, last = str(settings["bos_token"]), str(settings["eos_token"])
+    ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
+    pair = [first, "$A", last, last, "$B", last]
+    tokenizer.post_processor = processors.TemplateProcessing(single=[first, "$A", last], pair=pair, special_tokens=ends)
+
+
+def frame_none(tokenizer: Tokenizer, settings: Settings) -> None:
+    """Leave what tokenizer.json puts around texts; without, a pair still has two types."""
+    if tokenizer.post_processor is None:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+
+
+BERT = Kind(BERT_MARKS, TYPED, word_piece, frame_bert, (VOCAB,))
+ANY = Kind({}, UNTYPED, read_document, frame_none)
+KINDS = {
+    **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "ConvBertTokenizer"), BERT),
+    "DistilBertTokenizer": replace(BERT, inputs=UNTYPED),
+    "RobertaTokenizer": Kind(XLM_MARKS, UNTYPED, byte_level, frame_roberta, (WORDS, MERGES)),
+    "XLMRobertaTokenizer": Kind(XLM_MARKS, UNTYPED, unigram, frame_xlm),
+    "CamembertTokenizer": Kind(XLM_MARKS, UNTYPED, camembert, frame_xlm, extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")),
+    **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
+}
