@@ -267,7 +267,7 @@ def test_no_qkv_bias_gives_zeros(tmp_path):
 
 
 CONFIG_CASES = [
-    ({"model_type": "gpt2"}, "'gpt2'", "bert, vit, deit"),
+    ({"model_type": "gpt2"}, "'gpt2'", ", ".join(FAMILIES)),
     ({"model_type": ...}, "has no model_type"),
     ({"model_type": ["bert"]}, "supported"),
     ({"hidden_act": "mish"}, "'mish'", "gelu, gelu_new"),

@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).parent
@@ -106,6 +106,38 @@ def tokenizer_cases():
         yield {"tokenizer.json": unigram(), config: {"tokenizer_class": name, "mask_token": "<mask>"}}
     never = {"tokenizer_class": "XLMRobertaTokenizerFast", "add_prefix_space": False, "mask_token": "<mask>"}
     yield {"tokenizer.json": unigram(), config: never}
+    yield from other_classes()
+
+
+def byte_level():
+    """A byte-level tokenizer.json, as RoBERTas have it."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=275, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    made.train_from_iterator(["hello the cat, the hat and the hello"] * 3, trainer)
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return json.loads(made.to_str())
+
+
+def other_classes():
+    config, bytewise = "tokenizer_config.json", byte_level()
+    vocabulary, merges = bytewise["model"]["vocab"], [m if isinstance(m, str) else " ".join(m) for m in bytewise["model"]["merges"]]
+    for name in ("RobertaTokenizer", "RobertaTokenizerFast", "PreTrainedTokenizerFast"):
+        yield {"tokenizer.json": bytewise, config: {"tokenizer_class": name, "mask_token": "<mask>"}}
+    yield {"tokenizer.json": bytewise, config: {"tokenizer_class": "RobertaTokenizer", "mask_token": "<mask>", "add_prefix_space": True}}
+    older = bytewise | {"model": {"vocab": vocabulary, "merges": merges}, "post_processor": None, "pre_tokenizer": None}
+    yield {"tokenizer.json": older, config: {"tokenizer_class": "RobertaTokenizer", "mask_token": "<mask>", "sep_token": "<mask>"}}
+    for ending in ("\n", "\r\n"):
+        files = {"tokenizer.json": None, "vocab.json": vocabulary, "merges.txt": ending.join(["#version: 0.2", *merges, ""])}
+        yield files | {config: {"tokenizer_class": "RobertaTokenizer", "mask_token": "<mask>"}}
+    french = {"tokenizer_class": "CamembertTokenizer", "mask_token": "<mask>"}
+    yield {"tokenizer.json": unigram(), config: french}
+    yield {"tokenizer.json": unigram(), config: french | {"additional_special_tokens": ["[mask]"], "add_prefix_space": False}}
+    yield {"tokenizer.json": unigram(), config: french | {"mask_token": {"__type": "AddedToken", **token("[MASK]")}, "unk_token": "▁"}}
+    for more in ({}, {"do_lower_case": False}):
+        yield {config: {"tokenizer_class": "MPNetTokenizer", "cls_token": "[CLS]", "sep_token": "[SEP]"} | more}
+    yield {"tokenizer.json": None, "vocab.txt": "\n".join(WORDS), config: {"tokenizer_class": "MPNetTokenizer", "mask_token": "[MASK]"}}
 
 
 def formula(shape):

@@ -108,6 +108,14 @@ def word_piece(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     return tokenizer
 
 
+def mpnet(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return MPNet's tokenizer: BERT's, with marks that may be part of words, and blanks before a mask that are part of it."""
+    for key in XLM_MARKS:
+        if isinstance(settings[key], str):
+            settings[key] = AddedToken(settings[key], lstrip=key == "mask_token")
+    return word_piece(settings, files)
+
+
 def frame_bert(tokenizer: Tokenizer, settings: Settings) -> None:
     first, last = str(settings["cls_token"]), str(settings["sep_token"])
     ends = [(mark, tokenizer.token_to_id(mark)) for mark in (first, last)]
@@ -127,14 +135,15 @@ def byte_level(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     """Return RoBERTa's tokenizer: vocabulary and merges are taken over, the rest follows the settings."""
     if JSON in files:
         document = document_of(files, "BPE", "RobertaTokenizer")
-        vocabulary, listed = document["model"]["vocab"], document["model"]["merges"]
-        merges = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in listed]
+        vocabulary = document["model"]["vocab"]
+        lines = [one.split(" ") if isinstance(one, str) else one for one in document["model"]["merges"]]
         empty = document | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
         take_over(settings, Tokenizer.from_str(json.dumps(empty)))
     else:
         vocabulary = parse_json(files[WORDS], WORDS)
-        lines = files[MERGES].decode("utf-8").splitlines()
-        merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
+        text = files[MERGES].decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
+        lines = [line.split(" ") for line in text.split("\n") if not line.startswith("#version")] if text else []
+    merges = [(first, second) for first, second in lines]
     require(settings, "cls_token", "sep_token")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
@@ -196,6 +205,7 @@ KINDS = {
     **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "ConvBertTokenizer"), BERT),
     "DistilBertTokenizer": replace(BERT, inputs=UNTYPED),
     "RobertaTokenizer": Kind(XLM_MARKS, UNTYPED, byte_level, frame_roberta, (WORDS, MERGES)),
+    "MPNetTokenizer": Kind(XLM_MARKS | {"unk_token": "[UNK]"}, UNTYPED, mpnet, frame_roberta, (VOCAB,)),
     "XLMRobertaTokenizer": Kind(XLM_MARKS, UNTYPED, unigram, frame_xlm),
     "CamembertTokenizer": Kind(XLM_MARKS, UNTYPED, camembert, frame_xlm, extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")),
     **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
