@@ -34,7 +34,10 @@ OWNERS = {
     "onnx": {"engine/graph.py", "engine/kernels.py", "engine/sessions.py", "engine/timing.py"},
     "onnxruntime": {"engine/sessions.py", "engine/timing.py"},
     "click": {"commands/*", "__main__.py"},
-    "tokenizers": {"models/inputs/tokens.py", "models/checkpoints/tokenizing.py", "models/checkpoints/gguftokens.py"},
+    "tokenizers": {
+        "models/inputs/tokens.py", "models/checkpoints/tokenizerclasses.py", "models/checkpoints/tokenizing.py",
+        "models/checkpoints/gguftokens.py",
+    },
     "jinja2": {"models/inputs/chat.py"},
     "PIL": {"models/inputs/images.py"},
     "scipy": {"planning/baselines.py"},
