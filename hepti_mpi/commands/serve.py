@@ -74,10 +74,7 @@ def serve(context: click.Context, hostfile: Path | None, weights: Path | None, h
     words = ["answer", "--weights", str(path), *handed_on(context)]
     service = Service(Job.on(hostfile, words, options["mpirun"]), model.source_hash, SCREEN.say)
 
-    def details() -> dict[str, Any]:
-        return {"plan": service.plan, "events": list(service.events)}
-
-    api = app.Api(app.Parts(model, service.front, keys, service.status, details, SCREEN.warn))
+    api = app.Api(app.Parts(model, service.front, keys, service.status, service.details, SCREEN.warn))
     service.listeners.append(api.meters.heard)
     interrupts.leave()
     run(service, server.Server(api.app(), listener), f"http://{_named(listener.getsockname())}", model)

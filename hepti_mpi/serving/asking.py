@@ -133,7 +133,7 @@ class Model:
 
     def _sound(self, requests: Sequence[Request], results: Sequence[Result]) -> None:
         for request, result in zip(requests, results):
-            why = fault(self.spec, request, result)
+            why = fault(self.spec, request, result) if result else f"{request.origin} has no answer"
             if why is not None:
                 raise InputError(why)
 

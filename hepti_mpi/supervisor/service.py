@@ -50,7 +50,8 @@ class Service:
         self.known = Known(job.saved, False, say)
         self.front = Front(source_hash, all(host.here for host in job.hosts), self._heard_of_rank_0)
         self.supervisor = Supervisor(job.hosts, job.mpirun, job.words, self._state, self._heard, self._gains, self.say)
-        self.doing, self.plan = "starting", dict[str, Any]()
+        self.doing, self.plan, self.why = "starting", dict[str, Any](), list[str]()
+        self.computed: dict[str, float] = {}  # seconds of each rank in its last batch
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.error: HeptiError | None = None
         self.failed, self.ready = threading.Event(), threading.Event()
@@ -82,6 +83,10 @@ class Service:
         doing = self.doing if state in ("loading", "restarting") else None
         return {"status": state, "doing": doing, "hosts": hosts, "starts": front.starts}
 
+    def details(self) -> dict[str, Any]:
+        """Return who does what and why, what ranks computed last, and what happened."""
+        return {"plan": self.plan, "why": self.why, "computed": self.computed, "events": list(self.events)}
+
     def _run(self) -> None:
         try:
             self.supervisor.run()
@@ -107,11 +112,13 @@ class Service:
 
     def _heard_of_rank_0(self, record: dict[str, Any]) -> None:
         if record["kind"] == "ready":
-            self.plan = record["plan"]
+            self.plan, self.why, self.computed = record["plan"], record.get("why", []), {}
             self.say(f"ready on {', '.join(dict.fromkeys(record['plan']['hosts']))}" + " again" * (self.front.starts > 1))
             self.ready.set()
         elif record["kind"] == "planned":
-            self.plan = record["plan"]
+            self.plan, self.why, self.computed = record["plan"], [], {}
+        elif record["kind"] == "batches":
+            self.computed = record["computed"]
         elif record["kind"] == "said":
             self.say(record["what"])
         for listener in self.listeners:

@@ -268,6 +268,7 @@ class Api:
         front, queue = self.front, self.front.queue
         asked: dict[str, Any] = {"waiting": queue.count, "waiting_rows": queue.rows, "under_way": len(front.flying)}
         asked |= {"answered": front.answered, "answered_rows": front.answered_rows, "rows_per_second": front.rows_per_second}
+        asked |= {"tokens": front.streams.tokens, "growing": len(front.streams.flying)}
         return Document({"version": __version__, **self.own.status(), "model": self._described(), "queue": asked, **self.own.details()})
 
     async def _metrics(self, request: Request) -> Response:
