@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.price import Price
-from hepti_mpi.planning.refine import MOST_IMPROVED, MOST_PRICES, PRICES, TILES, Candidate, Refinement, moved, order, with_cells
+from hepti_mpi.planning.candidates import Candidate, Tried, Variants
+from hepti_mpi.planning.price import Price, Prices
+from hepti_mpi.planning.refine import COLUMN_STEPS, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
 from hepti_mpi.planning.request import MPI, Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search
 from hepti_mpi.program.plan import Plan, check
@@ -27,9 +28,13 @@ def search_of(speeds, mbit=100, rows=97, spec=ODD, **options):
 
 def first(search, layout, exchange=OWN, subset=None):
     """The plan that the planner begins with."""
-    found = search.candidate((layout,) * search.spec.layers, subset or tuple(range(search.ranks)), exchange)
-    assert found is not None
-    return found
+    plan = search.planned((layout,) * search.spec.layers, subset or tuple(range(search.ranks)), exchange)
+    assert plan is not None
+    return priced(search, plan)
+
+
+def priced(search, plan):
+    return search.costs.candidates([plan])[0]
 
 
 def sums(plan):
@@ -37,7 +42,7 @@ def sums(plan):
 
 
 def refinement_of(search):
-    return Refinement(search.spec, search.priced, search.fits)
+    return Refinement(search.spec, search.costs.tried)
 
 
 def made_up(rows, price, heads=(5, 4, 0), tiles=()):
@@ -45,10 +50,18 @@ def made_up(rows, price, heads=(5, 4, 0), tiles=()):
     plan = Plan("m", "hash", (("heads", "columns"),) * 3, heads, (96, 96, 11), rows, ("a", "b", "c"), ("packed",) * 3,
                 "reduce_scatter", "own", tiles=tiles)  # fmt: skip
 
-    def priced(plan):
-        return Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
+    def tried(variants):
+        every = [variants.at(number) for number in range(len(variants))]
+        seconds = np.array([price(plan) if max(plan.rows) < 80 else np.inf for plan in every])
+        nothing, each = np.zeros(len(every)), np.zeros((3, len(every)))
+        prices = Prices(seconds, each, each, nothing, nothing, nothing)
+        return Tried(variants, seconds, prices, variants.cells.sum(axis=1), np.arange(3)[:, None])
 
-    return Refinement(ODD, priced, lambda one: max(one.memory) < 80), priced(plan)
+    return Refinement(ODD, tried), Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
+
+
+def every(variants):
+    return [] if variants is None else [variants.at(number) for number in range(len(variants))]
 
 
 # the climb
@@ -67,10 +80,11 @@ def test_what_is_found_is_valid_and_not_slower(speeds, layout, exchange):
     assert found[0].price.seconds <= start.price.seconds
     for one in found:
         check(one.plan, ODD, "hash", len(speeds))
-        assert search.fits(one) and sums(one.plan) == sums(start.plan)
+        assert search.costs.fits(one) and sums(one.plan) == sums(start.plan)
         assert (one.plan.layers, one.plan.collectives, one.plan.wire) == (start.plan.layers, start.plan.collectives, start.plan.wire)
         assert one.plan.tiles == () or exchange is OWN
-        assert one.price.seconds == search.priced(one.plan).price.seconds and one.memory == search.priced(one.plan).memory
+        alone = priced(search, one.plan)
+        assert one.price.seconds == alone.price.seconds and one.memory == alone.memory and one.plan == alone.plan
         assert one.plan.predicted_seconds == one.price.seconds
         assert one.plan.tiles == () or [sum(counts) for counts in zip(*one.plan.tiles)] == list(one.plan.rows)
     again = refinement_of(search_of(speeds)).improve(start)
@@ -82,7 +96,7 @@ def test_a_bad_start_is_left(layout):
     """All rows but one on the slowest rank."""
     search = search_of((30, 30, 3), mbit=1000)
     start = first(search, layout)
-    bad = search.priced(replace(start.plan, rows=(1, 1, 95)))
+    bad = priced(search, replace(start.plan, rows=(1, 1, 95)))
     found = refinement_of(search).improve(bad)[0]
     assert found.price.seconds < bad.price.seconds and (found.plan.rows[2] < 60 or layout == ("heads", "columns"))
 
@@ -91,10 +105,10 @@ def test_memory_is_kept_to():
     """The fast rank would take more, and may not."""
     free = search_of((30, 10, 10), spec=BASE)
     start = first(free, ("heads", "columns"))
-    even = free.priced(replace(start.plan, heads=(4, 4, 4), columns=(1024,) * 3))
+    even = priced(free, replace(start.plan, heads=(4, 4, 4), columns=(1024,) * 3))
     limits = tuple(int(1.02 * need) for need in even.memory)
     bound = search_of((30, 10, 10), spec=BASE, limits=limits)
-    better, best = refinement_of(bound).improve(bound.priced(even.plan))[0], refinement_of(free).improve(even)[0]
+    better, best = refinement_of(bound).improve(priced(bound, even.plan))[0], refinement_of(free).improve(even)[0]
     assert all(need <= limit for need, limit in zip(better.memory, limits))
     assert best.price.seconds < better.price.seconds <= even.price.seconds and any(n > limit for n, limit in zip(best.memory, limits))
 
@@ -134,12 +148,12 @@ def test_too_small_a_gain_is_no_gain():
     assert climbs.climb(start) is start
 
 
-def test_a_climb_ends(monkeypatch):
-    """Where every move helps a little for ever, after so many prices."""
+def test_a_climb_ends():
+    """Where every move helps a little for ever, after so many moves."""
     calls = []
     climbs, start = made_up((60, 30, 7), lambda plan: calls.append(1) or 0.999 ** len(calls))
-    climbs.climb(start)
-    assert len(calls) <= min(3 * PRICES, MOST_PRICES) + 1
+    seconds = climbs.climb(start).price.seconds
+    assert len(calls) <= MOST_MOVES * len(climbs.moves(start)) * 1.5 and seconds < 0.999**MOST_MOVES
 
 
 def test_what_is_promising_is_improved():
@@ -154,7 +168,7 @@ def test_what_is_promising_is_improved():
     best, untouched = found[0][0], [ones[0] for ones in found if any(ones[0] is one for one in starts)]
     assert len(starts) - len(untouched) <= MOST_IMPROVED
     assert best.price.seconds <= min(one.price.seconds for one in starts)
-    assert all(climbs.promise(one) >= best.price.seconds for one in starts)
+    assert all(climbs.promise(one) <= one.price.seconds for one in starts)
     again = climbs.improve_best(starts[::-1])
     assert [order(ones[0]) for ones in again] == [order(ones[0]) for ones in found], "in whatever order they come"
 
@@ -173,26 +187,40 @@ plans = st.tuples(st.lists(st.integers(0, 60), min_size=3, max_size=3).filter(an
 
 
 @settings(max_examples=60, deadline=None)
-@given(plans, st.integers(0, 3))
-def test_moves_keep_sums(case, size):
+@given(plans)
+def test_moves_keep_sums(case):
     rows, tiles, data = case
     cells = [[data.draw(st.integers(0, count)) for count in rows] for _ in range(max(0, tiles - 1))]
     if tiles:
         cells.append([max(0, count - sum(row[rank] for row in cells)) for rank, count in enumerate(rows)])
         rows = [sum(column) for column in zip(*cells)]
     climbs, start = made_up(tuple(rows), lambda plan: 1.0, tiles=tuple(map(tuple, cells)))
-    for plan in climbs.moves(start, size):
+    for plan in every(climbs.moves(start)):
         assert sums(plan) == sums(start.plan) and plan != start.plan
         assert min(plan.heads + plan.columns + plan.rows) >= 0 and len(plan.tiles) == len(start.plan.tiles)
         assert all(min(tile) >= 0 for tile in plan.tiles)
         check(plan, replace(ODD, name="m"), "hash", 3)
+        assert all(after or not before for after, before in zip(plan.rows, start.plan.rows)), "who has rows keeps some"
+
+
+def test_all_moves_are_tried():
+    """Of rows, heads and granules of columns, every step between every two ranks that has as many, and rows between tiles."""
+    climbs, start = made_up((60, 30, 7), lambda plan: 1.0, heads=(4, 3, 2))
+    rows = sum(step < count for count in start.plan.rows for step in ROW_STEPS) * 2
+    columns = [sum(step <= count // ODD.column_granule for step in COLUMN_STEPS) for count in start.plan.columns]
+    whole = [plan for plan in every(climbs.moves(start)) if plan.columns == start.plan.columns]
+    assert len(whole) == len(set(whole)) == rows + 6
+    assert 0 < len(every(climbs.moves(start))) - len(whole) <= 2 * sum(columns)
+    _, cut = made_up((60, 30, 7), lambda plan: 1.0, heads=(9, 0, 0), tiles=((60, 0, 7), (0, 30, 0)))
+    between = [plan for plan in every(climbs.moves(cut)) if plan.rows == cut.plan.rows and plan.tiles != cut.plan.tiles]
+    assert len(between) == sum(step <= count for count in (60, 30, 7) for step in ROW_STEPS)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 90), min_size=3, max_size=3).filter(any), st.sampled_from(TILES))
 def test_tilings_keep_rows(rows, count):
     climbs, start = made_up(tuple(rows), lambda plan: 1.0)
-    tilings = list(climbs.tilings(start.plan, count))
+    tilings = every(climbs.tilings([start.plan], count))
     assert tilings or max(rows) < count or sum(rows) < 40
     for plan in tilings:
         assert len(plan.tiles) == count and all(map(any, plan.tiles))
@@ -201,15 +229,10 @@ def test_tilings_keep_rows(rows, count):
     assert all(max(counts) - min(counts) <= 1 for plan in tilings[:1] for counts in zip(*plan.tiles)), "the first is even"
 
 
-def test_moved():
-    cells = ((5, 0, 2), (1, 9, 9))
-    assert moved(cells, (0, 0), (1, 2), 3) == ((2, 0, 2), (1, 9, 12))
-    assert moved(cells, (0, 0), (0, 1), 5) == ((0, 5, 2), (1, 9, 9))
-    assert cells == ((5, 0, 2), (1, 9, 9))
-
-
-def test_with_cells():
+def test_a_variant_is_a_plan():
     _, start = made_up((60, 30, 7), lambda plan: 1.0)
-    assert with_cells(start.plan, ((10, 20, 30),)).tiles == () and with_cells(start.plan, ((10, 20, 30),)).rows == (10, 20, 30)
-    cut = with_cells(start.plan, ((10, 20, 30), (1, 2, 3)))
-    assert cut.tiles == ((10, 20, 30), (1, 2, 3)) and cut.rows == (11, 22, 33)
+    heads, columns = np.array([[5, 4, 0]] * 2), np.array([[96, 96, 11]] * 2)
+    whole = Variants(start.plan, np.array([[[60, 30, 7]], [[10, 20, 67]]]), heads, columns)
+    assert whole.at(0) == start.plan and (whole.at(1).rows, whole.at(1).tiles) == ((10, 20, 67), ())
+    cut = Variants(start.plan, np.array([[[10, 20, 30], [1, 2, 34]]] * 2), heads, columns).at(1)
+    assert cut.tiles == ((10, 20, 30), (1, 2, 34)) and cut.rows == (11, 22, 64) and cut.heads == (5, 4, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
 from hepti_mpi.engine import sessions
-from hepti_mpi.planning.price import RING_GAIN
+from hepti_mpi.planning.traffic import RING_GAIN
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Sync, Value

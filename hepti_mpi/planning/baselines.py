@@ -17,10 +17,11 @@ from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import FLOAT, Pricer
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program import ops
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.ops import Op, Share
 from hepti_mpi.program.plan import Plan
 
 TENSOR, SEQUENCE = ("heads", "columns"), ("rows", "rows")
@@ -105,9 +106,9 @@ class Case:
 
     def seconds(self, operations: Sequence[Op] | None = None) -> np.ndarray:
         """Return, per rank, what `operations`, or those of a layer, take it on all rows: measured on the machine, with no network."""
-        ranks, rows, plan = np.arange(self.ranks), np.full(self.ranks, self.rows), voltage(self)
-        took = [self.pricer.op_seconds(op, rows, plan, ranks) for op in operations or (*self.first, *self.rest)]
-        return np.sum(took, axis=0) * self.pricer.crowding(tuple(ranks))
+        ranks, share = np.arange(self.ranks), Share(np.full(self.ranks, self.rows), self.rows**2, 0, 0)
+        took = self.pricer.op_seconds(operations or (*self.first, *self.rest), share, ranks)
+        return took * self.pricer.crowding(tuple(ranks))
 
     def travel(self) -> np.ndarray:
         """Return, per rank, the seconds in which K and V of all rows leave it for another host, or another rank where there is one host."""

@@ -5,14 +5,15 @@ Knows prices and the search; does not know what was measured.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Price, Pricer
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
-from hepti_mpi.program.plan import Plan
-from hepti_mpi.program.steps import Program
+from hepti_mpi.planning.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,9 @@ class _Freely(Pricer):
     """Prices a program as if its slowest rank's computing, and the traffic of the busiest way into or out of a rank, were all that takes
     time."""
 
-    def price(self, program: Program, plan: Plan) -> Price:
-        price = super().price(program, plan)
-        carried = price.busy - float(self.ahead.max())  # a link that has rested is ahead once: what it saves up is no more than that
-        return replace(price, seconds=max(float(price.compute.max()), carried) + self.edges)
+    def total(self, walk: Walk) -> np.ndarray:
+        carried = np.maximum(walk.sent, walk.received).max(axis=0) - self.ahead.max()  # a link that rested is ahead once, by no more
+        return np.maximum(walk.compute.max(axis=0), carried) + self.edges
 
 
 def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Bound:

@@ -4,7 +4,7 @@ import numpy as np
 
 from hepti_mpi.models.blocks import Layer
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import FLOAT
+from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import buffers, distributions
 from hepti_mpi.program.steps import Program
 
@@ -31,7 +31,7 @@ def activation_bytes(
     `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
     """
     padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
-    inner, scores = (max(sizes) for sizes in zip(*(_inner(layer, longest) for layer in dict.fromkeys(spec.each()))))
+    inner, scores = (max(sizes) for sizes in zip(*(_inner(layer, longest) for layer in spec.kinds or (spec.layer(0),))))
     return (widths[0] * rows + widths[1] * own + rows * inner + scores * (rows * longest + padded) * part) * FLOAT
 
 

@@ -6,9 +6,10 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import baselines, search
+from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import ruled_out
-from hepti_mpi.planning.refine import TILES, Candidate
+from hepti_mpi.planning.refine import TILES
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.build import make_program
 

@@ -1,39 +1,26 @@
 """Improve a priced plan by small moves while its price falls. Pure: knows counts and prices, not how a first plan is found.
 
 Moved are rows, heads and granules of columns between ranks, and rows between tiles: a rank with few rows is better off with all of
-them in one tile, since small products are bound by reading the weights.
+them in one tile, since small products are bound by reading the weights. All moves from a plan are priced at once, and the best is taken.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Price
+from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.program.plan import Plan, granules_fit
 
-ROW_STEPS = (8, 4, 2, 1)
-COLUMN_STEPS = (16, 4, 1)  # granules
+ROW_STEPS = (16, 8, 4, 2, 1)
+COLUMN_STEPS = (64, 16, 4, 1)  # granules
 TILES = (2, 3, 4)
 PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
 LEAST = 1e-4  # gain that is worth a move
-PRICES = 30  # per rank, asked for in one climb
-MOST_PRICES = 200
+MOST_MOVES = 30  # taken in one climb
 MOST_IMPROVED = 4  # candidates
-HOPE = 1.12  # candidates that seem this much slower than the best may still win
+HOPE = 1.15  # candidates that promise to be this much slower than the best may still win
 WORTH_A_CLIMB = 1.03  # tiles that are this much slower may still win
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A priced plan; `memory`: bytes per rank for weights and activations."""
-
-    plan: Plan
-    price: Price
-    memory: tuple[int, ...]
-
-
-Cells = tuple[tuple[int, ...], ...]  # rows [tiles][ranks]
 
 
 def order(candidate: Candidate) -> tuple[float, int, str]:
@@ -42,10 +29,10 @@ def order(candidate: Candidate) -> tuple[float, int, str]:
 
 
 class Refinement:
-    """A hill climb over plans. `priced` gives a plan its price, `fits` says whether memory holds it."""
+    """A hill climb over plans. `tried` gives variants of a plan their seconds, inf where memory does not hold them."""
 
-    def __init__(self, spec: ModelSpec, priced: Callable[[Plan], Candidate], fits: Callable[[Candidate], bool]) -> None:
-        self.spec, self.priced, self.fits = spec, priced, fits
+    def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried]) -> None:
+        self.spec, self.tried = spec, tried
 
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
@@ -58,9 +45,15 @@ class Refinement:
         return sorted(found, key=lambda ones: order(ones[0]))
 
     def promise(self, candidate: Candidate) -> float:
-        """Return the seconds that the candidate takes as it is, or simply cut in two."""
-        plans = dict.fromkeys(self.tilings(candidate.plan, 2)) if self.divisible(candidate.plan) else ()
-        return min([candidate.price.seconds, *(self.priced(plan).price.seconds for plan in plans)])
+        """Return the seconds that the candidate may come to: as it is, or midway between what it takes when simply cut in two and what it
+        would take if nothing waited for anything."""
+        variants = self.tilings([candidate.plan], 2) if self.divisible(candidate.plan) else None
+        if variants is None:
+            return candidate.price.seconds
+        tried = self.tried(variants)
+        best = int(tried.seconds.argmin())
+        freely = max(tried.prices.compute[:, best].max(), tried.prices.busy[best])
+        return min(candidate.price.seconds, (float(tried.seconds[best]) + float(freely)) / 2)
 
     def improve(self, candidate: Candidate) -> list[Candidate]:
         """Return the best plans that are reached from `candidate`, as it is cut into tiles and otherwise, the better one first."""
@@ -69,11 +62,11 @@ class Refinement:
         best = self.climb(candidate)
         found = [best]
         if self.divisible(candidate.plan):
-            plans = (self.tilings(plan, count) for count in TILES for plan in dict.fromkeys((best.plan, candidate.plan)))
-            tried = sorted(map(self.priced, dict.fromkeys(chain.from_iterable(plans))), key=order)
-            tiled = next((one for one in tried if self.fits(one)), best)
-            if tiled.price.seconds < best.price.seconds * WORTH_A_CLIMB:
-                found.append(self.climb(tiled))
+            tilings = (self.tilings([*dict.fromkeys((best.plan, candidate.plan))], count) for count in TILES)
+            tried = [self.tried(variants) for variants in tilings if variants]
+            soonest = min(tried, key=lambda some: some.seconds.min(), default=None)
+            if soonest and soonest.seconds.min() < best.price.seconds * WORTH_A_CLIMB:
+                found.append(self.climb(soonest.candidate(int(soonest.seconds.argmin()))))
         return sorted(found, key=order)
 
     @staticmethod
@@ -82,41 +75,36 @@ class Refinement:
         return plan.collectives == "own" and not plan.keeps_requests
 
     def climb(self, candidate: Candidate) -> Candidate:
-        """Take every move that helps, larger ones first, until none does."""
-        left = min(PRICES * len(candidate.plan.active), MOST_PRICES)
-        for size in range(len(ROW_STEPS)):
-            moves, place, failed = list(self.moves(candidate, size)), 0, 0
-            while failed < len(moves) and left:
-                tried = self.priced(moves[place % len(moves)])
-                left -= 1
-                if tried.price.seconds < candidate.price.seconds * (1 - LEAST) and self.fits(tried):  # and may help again
-                    candidate, moves, failed = tried, list(self.moves(tried, size)), 0
-                else:
-                    place, failed = place + 1, failed + 1
+        """Take the move that helps most, until none does."""
+        for _ in range(MOST_MOVES):
+            variants = self.moves(candidate)
+            tried = self.tried(variants) if variants else None
+            if tried is None or not tried.seconds.min() < candidate.price.seconds * (1 - LEAST):
+                break
+            candidate = tried.candidate(int(tried.seconds.argmin()))
         return candidate
 
-    def moves(self, candidate: Candidate, size: int) -> Iterator[Plan]:
-        """Yield plans in which one step of something has gone from one rank, or tile, to another."""
+    def moves(self, candidate: Candidate) -> Variants | None:
+        """Return the plans in which some of something has gone from one rank, or tile, to another; None where there are none."""
         plan = candidate.plan
-        pairs = list(self.pairs(candidate))
-        cells = plan.tiles or (plan.rows,)
-        step = ROW_STEPS[size]
-        for tile in range(len(cells)):
-            for one, other in pairs:
-                if cells[tile][one] >= step and sum(t[one] for t in cells) > step:
-                    yield with_cells(plan, moved(cells, (tile, one), (tile, other), step))
-        for rank in plan.active:
-            for tile in range(len(cells)):
-                for goal in range(len(cells)):
-                    if tile != goal and cells[tile][rank] >= step:
-                        yield with_cells(plan, moved(cells, (tile, rank), (goal, rank), step))
-        for what, unit in (("heads", 1), ("columns", self.spec.column_granule * COLUMN_STEPS[min(size, len(COLUMN_STEPS) - 1)])):
-            counts = getattr(plan, what)
-            for one, other in pairs:
-                if counts[one] >= unit and (what != "heads" or size >= 2):
-                    after = moved((counts,), (0, one), (0, other), unit)[0]
-                    if what == "heads" or granules_fit(after, self.spec.column_granule):
-                        yield replace(plan, heads=after) if what == "heads" else replace(plan, columns=after)
+        pairs = np.array(list(self.pairs(candidate)), np.int64).reshape(-1, 2)
+        cells, heads, columns = (np.array(values) for values in (plan.tiles or (plan.rows,), plan.heads, plan.columns))
+        tiles, ranks = cells.shape
+        flat, rows = cells.ravel(), cells.sum(axis=0)
+        between = np.concatenate([tile * ranks + pairs for tile in range(tiles)])
+        kept = np.array([(one * ranks + rank, goal * ranks + rank) for one in range(tiles) for goal in range(tiles) if one != goal
+                         for rank in plan.active], np.int64).reshape(-1, 2)  # fmt: skip
+        of_rows = [_moved(flat, between[rows[between[:, 0] % ranks] > step], step) for step in ROW_STEPS]  # a rank keeps a row
+        of_rows += [_moved(flat, kept, step) for step in ROW_STEPS]
+        granule = self.spec.column_granule
+        of_columns = np.concatenate([_moved(columns, pairs, step * granule) for step in COLUMN_STEPS])
+        of_columns = of_columns[[granules_fit(counts, granule) for counts in of_columns.tolist()]]
+        moved = np.concatenate(of_rows).reshape(-1, tiles, ranks), _moved(heads, pairs, 1), of_columns
+        every = [  # what moves, while the others stay
+            np.concatenate([after if what == moving else np.repeat(one[None], len(after), axis=0) for moving, after in enumerate(moved)])
+            for what, one in enumerate((cells, heads, columns))
+        ]
+        return Variants(plan, *every) if len(every[0]) else None
 
     def pairs(self, candidate: Candidate) -> Iterator[tuple[int, int]]:
         """Yield (from, to); with many ranks only from the busiest and to the idlest few."""
@@ -127,35 +115,32 @@ class Refinement:
                 if one != other:
                     yield one, other
 
-    def tilings(self, plan: Plan, count: int) -> Iterator[Plan]:
-        """Yield ways to cut the rows of each rank into `count` tiles: all ranks alike, or those with few rows in one tile only."""
+    def tilings(self, plans: Sequence[Plan], count: int) -> Variants | None:
+        """Return ways to cut the rows of each rank of `plans`, which differ in shares only, into `count` tiles: all ranks alike, or those
+        with few rows in one tile only; None where there are none."""
+        every = [(cells, plan.heads, plan.columns) for plan in plans for cells in self._cuts(np.array(plan.rows), count)]
+        return Variants(plans[0], *map(np.array, zip(*every))) if every else None
+
+    @staticmethod
+    def _cuts(rows: np.ndarray, count: int) -> Iterator[np.ndarray]:
+        """Yield [count, ranks] rows, no tile without any."""
+        tiles = np.arange(count)[:, None]
         for part in PARTS if count == 2 else (0.0,):
+            first = np.round(rows * part).astype(np.int64)
+            even = np.stack([first, rows - first]) if count == 2 else rows // count + (tiles < rows % count)
             for least in (0, 16, 24, 40):
                 for lone in (0, count - 1):
-                    cells = [[0] * plan.ranks for _ in range(count)]
-                    for rank, rows in enumerate(plan.rows):
-                        if rows < least:
-                            cells[lone][rank] = rows
-                        elif count == 2:
-                            cells[0][rank] = round(rows * part)
-                            cells[1][rank] = rows - cells[0][rank]
-                        else:
-                            for tile in range(count):
-                                cells[tile][rank] = rows // count + (tile < rows % count)
-                    if all(map(any, cells)):
-                        yield with_cells(plan, tuple(map(tuple, cells)))
+                    cells = np.where(rows < least, rows * (tiles == lone), even)
+                    if cells.any(axis=1).all():
+                        yield cells
                     if not least:
                         break
 
 
-def moved(cells: Cells, start: tuple[int, int], goal: tuple[int, int], count: int) -> Cells:
-    """Return `cells` with `count` moved from one (row, column) to another."""
-    result = [list(row) for row in cells]
-    result[start[0]][start[1]] -= count
-    result[goal[0]][goal[1]] += count
-    return tuple(map(tuple, result))
-
-
-def with_cells(plan: Plan, cells: Cells) -> Plan:
-    """Return the plan with its rows divided as in `cells`."""
-    return replace(plan, rows=tuple(map(sum, zip(*cells))), tiles=cells if len(cells) > 1 else ())
+def _moved(counts: np.ndarray, pairs: np.ndarray, step: int) -> np.ndarray:
+    """Return `counts` [parts] with `step` moved from one part to another, for each of `pairs` where the one has as many."""
+    one, other = pairs[counts[pairs[:, 0]] >= step].T
+    after, number = np.repeat(counts[None], len(one), axis=0), np.arange(len(one))
+    after[number, one] -= step
+    after[number, other] += step
+    return after

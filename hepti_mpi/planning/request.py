@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hepti_mpi.planning.refine import Candidate
+from hepti_mpi.planning.candidates import Candidate
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from hepti_mpi.cluster.profile import ClusterProfile, first_ranks
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
-from hepti_mpi.planning.refine import Candidate
+from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.request import Request
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

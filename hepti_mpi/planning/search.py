@@ -13,30 +13,30 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import capacity
+from hepti_mpi.planning.candidates import Candidate, Costs
 from hepti_mpi.planning.division import common_lack, divide, fill, most
-from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import FLOAT, Pricer
-from hepti_mpi.planning.refine import Candidate, Refinement, order
+from hepti_mpi.planning.memory import activation_bytes
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.refine import Refinement, order
 from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
+from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, kind_of
-from hepti_mpi.program.steps import Program
 from hepti_mpi.wording import counted
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
+Division = tuple[np.ndarray, np.ndarray, np.ndarray]  # heads, columns and rows per rank
 LEANER = (  # most memory first
     ("local", "rows"), ("alltoall", "rows"), ("rows", "rows"), ("recompute", "rows"), ("heads", "rows"),
     ("alltoall", "columns"), ("rows", "columns"), ("recompute", "columns"), ("heads", "columns"),
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 MOST_REFINED = 16  # ranks
-STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
 
 
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:
@@ -62,7 +62,7 @@ def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     """Return the best plan with the layouts of `plan`, from there on, for a profile that is known better now."""
     mode = "mapped" if "mapped" in plan.weights_mode else "packed"
     search = _Search(spec, source_hash, profile, replace(request, mode=mode))
-    return search.improved([search.priced(plan)])[0][0]
+    return search.improved(search.costs.candidates([plan]))[0][0]
 
 
 class _Search:
@@ -74,13 +74,11 @@ class _Search:
         self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
         whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
-        held = layer_bytes(spec)
-        self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
-        if request.mode == "mapped":  # evictable pages of a file do not count
-            self.attention_bytes = self.mlp_bytes = 0
-        self.norm_bytes = spec.layers * held[None]
-        self.prices: dict[Plan, Candidate] = {}
-        self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
+        self.costs = Costs(spec, self.pricer, self.largest, self.longest, self.all_limits, request.mode == "mapped")
+        self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
+        self.each = layer_work(spec, self.pricer.attended)
+        self.known: dict[tuple[Layers, tuple[int, ...], bool], Division | None] = {}  # counts
+        self.inner: dict[Layers, float] = {}  # bytes of activations before rows are divided
         self.check_request()
 
     def check_request(self) -> None:
@@ -93,29 +91,27 @@ class _Search:
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}
         sorting = partial(preference, self.profile)
-        tried, fits = set[tuple[str, str]](), set[tuple[str, str] | str]()
-        with_rank, by_ranks = dict[int, float](), dict[int, float]()
-        for subset in self.subsets():
-            for layers, exchanges in self.choices(subset):
-                tried.add(layers[0])
-                for exchange in exchanges:
-                    candidate = self.candidate(layers, subset, exchange)
-                    if candidate is None or not self.fits(candidate):
-                        continue
-                    fits.add(layers[0] if len(set(layers)) == 1 else "mix")
-                    keep_soonest(with_rank, candidate.plan.active, candidate.price.seconds)
-                    keep_soonest(by_ranks, [len(subset)], candidate.price.seconds)
-                    kind = kind_of(candidate.plan) if len(set(layers)) == 1 else "mix"
-                    if kind not in best or sorting([candidate]) < sorting([best[kind]]):
-                        best[kind] = candidate
+        fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
+        choices = [(subset, layers, exchange) for subset in self.subsets() for layers, some in self.choices(subset) for exchange in some]
+        planned = [(subset, plan) for subset, layers, exchange in choices if (plan := self.planned(layers, subset, exchange))]
+        for (subset, plan), candidate in zip(planned, self.costs.candidates([plan for _, plan in planned])):
+            if not self.costs.fits(candidate):
+                continue
+            fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
+            keep_soonest(with_rank, plan.active, candidate.price.seconds)
+            keep_soonest(by_ranks, [len(subset)], candidate.price.seconds)
+            kind = kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
+            if kind not in best or sorting([candidate]) < sorting([best[kind]]):
+                best[kind] = candidate
         if not best:
             raise self.refusal()
         found, whole = sorted(self.improved(best.values()), key=sorting), set[Plan]()
         while found[0][0].plan not in whole:  # what is chosen is priced by all of its layers
-            found[0] = sorted((self.priced(one.plan, whole=True) for one in found[0]), key=order)
+            found[0] = sorted((self.costs.whole(one.plan) for one in found[0]), key=order)
             whole.update(one.plan for one in found[0])
             found.sort(key=sorting)
         (chosen, *close), *others = found
+        tried = {layers[0] for _, layers, _ in choices}
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
@@ -125,7 +121,7 @@ class _Search:
         """Return each candidate, the promising ones improved, with what else it led to; soonest first."""
         if self.request.shares is not None or self.ranks > MOST_REFINED:
             return [[one] for one in sorted(candidates, key=order)]
-        return Refinement(self.spec, self.priced, self.fits).improve_best(candidates)
+        return Refinement(self.spec, self.costs.tried).improve_best(candidates)
 
     def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
         """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
@@ -194,55 +190,27 @@ class _Search:
 
     # counts for one choice
 
-    def candidate(self, layers: Layers, subset: tuple[int, ...], exchange: Exchange) -> Candidate | None:
+    def planned(self, layers: Layers, subset: tuple[int, ...], exchange: Exchange) -> Plan | None:
+        """Return the plan to begin with, None where it does not fit."""
         counts = self.counts(layers, subset)
-        return None if counts is None else self.priced(self.plan(layers, exchange, *counts))
+        return None if counts is None else self.plan(layers, exchange, *counts)
 
     def plan(self, layers: Layers, exchange: Exchange, heads: Counts, columns: Counts, rows: Counts) -> Plan:
         h, c, r = (tuple(map(int, counts)) for counts in (heads, columns, rows))
         modes = (self.request.mode,) * self.ranks
         return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *astuple(exchange))
 
-    def priced(self, plan: Plan, whole: bool = False) -> Candidate:
-        """Price a plan; one whose layers are alike by a few of them, unless it is to be as a `whole`."""
-        if plan in self.prices and not whole:
-            return self.prices[plan]
-        programs = (make_program(self.spec, plan),) if whole else self.program(plan)[0]
-        prices = [self.pricer.price(program, plan) for program in programs]
-        price = prices[0] if len(prices) == 1 else prices[0].extended(prices[1], (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0]))
-        self.prices[plan] = Candidate(replace(plan, predicted_seconds=price.seconds), price, self.memory(plan))
-        return self.prices[plan]
-
-    def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
-        """Return the steps of `plan`, or of two shorter models with the same layers, and the widths of their buffers. They depend on
-        the shares only in whether one rank has all."""
-        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
-        if key not in self.programs:
-            alike = len(set(plan.layers)) == 1 and len(self.spec.kinds) < 2
-            depths = STEADY if alike and self.spec.layers > STEADY[1] else (self.spec.layers,)
-            shorter = [(replace(self.spec, layers=depth), replace(plan, layers=plan.layers[:depth])) for depth in depths]
-            programs = tuple(make_program(spec, part) for spec, part in shorter)
-            self.programs[key] = programs, activation_widths(self.spec, programs[-1])
-        return self.programs[key]
-
-    def memory(self, plan: Plan) -> tuple[int, ...]:
-        heads, columns, rows = np.array(plan.heads), np.array(plan.columns), np.array(plan.rows)
-        by_heads, mlp = [a for a, _ in plan.layouts].count("heads"), [m for _, m in plan.layouts].count("columns")
-        active = np.isin(np.arange(self.ranks), plan.active)
-        weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (self.spec.layers - by_heads) * (rows > 0))
-        weights += self.mlp_bytes * (mlp * columns / self.spec.ffn + (self.spec.layers - mlp) * (rows > 0))
-        part = heads / self.spec.heads if heads.any() else np.zeros(self.ranks)
-        if by_heads < self.spec.layers and not any(a == "alltoall" for a, _ in plan.layouts):
-            part = np.maximum(part, rows / self.request.rows)
-        widths = self.program(plan)[1]
-        values = activation_bytes(self.spec, widths, self.largest, self.longest, -(-rows * self.largest // self.request.rows), part)
-        return tuple(int(b) for b in np.ceil((weights + self.norm_bytes + values) * active))
-
-    def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> Division | None:
         """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit.
 
         `strict`: every rank of the subset must be able to hold rows; otherwise a small one may hold heads or columns only.
         """
+        key = layers, subset, strict
+        if key not in self.known:
+            self.known[key] = self._counts(layers, subset, strict)
+        return self.known[key]
+
+    def _counts(self, layers: Layers, subset: tuple[int, ...], strict: bool) -> Division | None:
         spec, members = self.spec, np.array(subset)
         by_heads, by_columns = [a for a, _ in layers].count("heads"), [m for _, m in layers].count("columns")
         by_rows = (spec.layers - by_heads) * self.attention_bytes + (spec.layers - by_columns) * self.mlp_bytes
@@ -269,11 +237,12 @@ class _Search:
         """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
         members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
         plan = self.plan(layers, Exchange("reduce_scatter", "own"), members, members, members)
-        plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later
-        widths = tuple(map(max, zip(*(self.program(one)[1] for one in plans))))
-        every = np.full(len(subset), self.largest)  # before the rows are divided: as if the rank had all
-        values = activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(len(subset)))
-        return self.all_limits[self.pricer.places(subset)] - self.norm_bytes - values
+        if plan.layouts not in self.inner:
+            plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later
+            widths = tuple(map(max, zip(*(self.costs.program(one)[1] for one in plans))))
+            every = np.array([self.largest])  # as if the rank had all rows
+            self.inner[plan.layouts] = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
+        return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[plan.layouts]
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Divide the rows so that the slowest rank is done soonest."""
@@ -282,10 +251,10 @@ class _Search:
             return np.array(splits.split(rows, np.array(self.request.shares)[members]))
         attention = 1 - [a for a, _ in layers].count("heads") / len(layers)  # the part of the layers that is computed by rows
         mlp = [m for _, m in layers].count("rows") / len(layers)
-        hidden, each = spec.hidden, layer_work(spec, self.pricer.attended)
-        crowding = self.pricer.crowding(tuple(members))[members]
+        hidden, each = spec.hidden, self.each
+        among = self.pricer.members(tuple(members.tolist()))
+        at, crowding = among.places[:, 0], among.crowding[:, 0]
         weights = each.attention * attention + each.mlp * mlp
-        at = self.pricer.places(members)
         per_row = self.pricer.attention[at] * 2.0 * each.attended + self.pricer.arrange[at]
         slope = self.pricer.element[at] * 2 * hidden + self.pricer.activation[at] * spec.ffn * mlp + per_row * each.width * attention
         # sending its rows to the others is part of what a row costs a rank: K and V, or the block's input
@@ -301,9 +270,9 @@ class _Search:
         """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
         spec, pricer, rows = self.spec, self.pricer, self.request.rows
         shares = None if self.request.shares is None else np.array(self.request.shares)[members]
-        crowding = pricer.crowding(tuple(members))[members]
-        at = pricer.places(members)
-        gemm, each = pricer.gemm[at, rows], layer_work(spec, pricer.attended)
+        among = pricer.members(tuple(members.tolist()))
+        at, crowding = among.places[:, 0], among.crowding[:, 0]
+        gemm, each = pricer.gemm[at, rows], self.each
         head_bytes = by_heads * self.attention_bytes / spec.heads
         column_bytes = by_columns * self.mlp_bytes / spec.ffn
         whole = by_heads * self.attention_bytes + by_columns * self.mlp_bytes
@@ -328,19 +297,11 @@ class _Search:
 
     def eased(self, mapped: Candidate) -> Candidate:
         """Return the mapped candidate with weights packed on the ranks that have room for that."""
-        needs = self.memory(mapped.plan)
-        modes = tuple("packed" if need <= limit else "mapped" for need, limit in zip(needs, self.limits_of(mapped.plan)))
+        (packed,) = self.costs.candidates([mapped.plan])
+        needs, limits = packed.memory, self.costs.limits_of(mapped.plan)
+        modes = tuple("packed" if need <= limit else "mapped" for need, limit in zip(needs, limits))
         memory = tuple(need if mode == "packed" else own for need, own, mode in zip(needs, mapped.memory, modes))
         return replace(mapped, plan=replace(mapped.plan, weights_mode=modes), memory=memory)
-
-    def fits(self, candidate: Candidate) -> bool:
-        return all(need <= limit for need, limit in zip(candidate.memory, self.limits_of(candidate.plan)))
-
-    def limits_of(self, plan: Plan) -> np.ndarray:
-        """Return the bytes of every rank: one that alone computes on its host has all of them."""
-        at = np.arange(self.ranks)
-        at[list(plan.active)] = self.pricer.places(plan.active)
-        return self.all_limits[at]
 
     def refusal(self) -> CapacityError:
         """Say which rank lacks how many bytes under the leanest plan that was allowed."""

@@ -8,7 +8,7 @@ A job that is long enough tries both (tuning/settle.py).
 from collections.abc import Iterable, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.planning.refine import Candidate
+from hepti_mpi.planning.candidates import Candidate
 
 WORTH = 2.0  # times as long as priced that plans count whose ranks share a host
 

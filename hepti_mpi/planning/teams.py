@@ -16,9 +16,10 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
-from hepti_mpi.planning.price import FLOAT, Pricer
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
+from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import Plan

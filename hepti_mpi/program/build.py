@@ -61,7 +61,7 @@ class _Builder:
             both = (last.ops[-1], op)
             self.fenced |= any(isinstance(one, ops.Cast) for one in both) and any(one.weights() for one in both)
         if isinstance(last, Compute) and (last.distribution, last.tile) == (distribution, tile) and not self.fenced:
-            self.steps[-1] = replace(last, ops=(*last.ops, op))
+            self.steps[-1] = Compute((*last.ops, op), distribution, tile=tile)
         else:
             self.steps.append(Compute((op,), distribution, tile=tile))
         self.fenced = False
@@ -283,7 +283,7 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
         cast = isinstance(step, Compute) and all(op.gives().dtype == "float16" for op in step.ops)  # goes with what it casts
         if step is None or (isinstance(step, Compute) and not cast):
             for tile in range(tiles):
-                result += [replace(s, tile=tile) if s.tile is not None else s for s in stage if s.tile is not None or tile == 0]
+                result += [replace(s, tile=tile) if s.tile not in (None, tile) else s for s in stage if s.tile is not None or tile == 0]
             stage = []
         if step is not None:
             stage.append(step)

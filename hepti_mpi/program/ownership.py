@@ -7,11 +7,10 @@ two holdings: what travels, what that costs and what the tests expect all come f
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hepti_mpi import splits
 from hepti_mpi.program.plan import Plan
 
 Counts = Sequence[Sequence[int]] | np.ndarray
@@ -44,7 +43,8 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What every rank holds of a value: `boxes` [ranks, 4], one Box each; `terms`: the sum of what the ranks hold is the value."""
+    """What every rank holds of a value: `boxes` [ranks, 4, ...], one Box each, maybe of many divisions at once; `terms`: the sum of what
+    the ranks hold is the value."""
 
     boxes: np.ndarray
     terms: bool = False
@@ -59,7 +59,7 @@ class Held:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Numbers that each rank holds."""
-        top, bottom, left, right = self.boxes.T
+        top, bottom, left, right = (self.boxes[:, side] for side in range(4))
         return np.maximum(bottom - top, 0) * np.maximum(right - left, 0)
 
 
@@ -72,22 +72,29 @@ class Move(NamedTuple):
 
 
 def cells(have: Held, want: Held) -> np.ndarray:
-    """Return [givers, takers], how many numbers each rank gives each other, itself among them, for all to hold what they want.
+    """Return [givers, takers, ...], how many numbers each rank gives each other, itself among them, for all to hold what they want.
 
     Of a sum everybody gives a term. Else a rank takes what it has from itself, and of several that have the same the first gives it.
     Raises: ValueError when nobody has what somebody wants.
     """
-    one, other = have.boxes[:, None, :], want.boxes[None, :, :]  # [givers, 1, 4], [1, takers, 4]
-    rows, columns = (np.minimum(one[..., at + 1], other[..., at + 1]) - np.maximum(one[..., at], other[..., at]) for at in (0, 2))
+    one, other = have.boxes[:, None], want.boxes[None, :]  # [givers, 1, 4, ...], [1, takers, 4, ...]
+    rows, columns = (np.minimum(one[:, :, at + 1], other[:, :, at + 1]) - np.maximum(one[:, :, at], other[:, :, at]) for at in (0, 2))
     shared: np.ndarray = np.maximum(rows, 0) * np.maximum(columns, 0)
     if have.terms:
         return shared
-    lone = np.diag(shared) == want.sizes
-    shared[:, lone] = np.diag(np.diag(shared))[:, lone]
-    for taker in np.nonzero(shared.sum(axis=0) > want.sizes)[0]:
-        _take_once(shared, have, want, int(taker))
-    if (shared.sum(axis=0) != want.sizes).any():
-        raise ValueError(f"nobody holds what rank {int(np.argmax(shared.sum(axis=0) != want.sizes))} wants")
+    ranks, sizes = np.arange(len(shared)), want.sizes
+    own = np.zeros_like(shared)
+    own[ranks, ranks] = shared[ranks, ranks]
+    shared = np.where(own[ranks, ranks] == sizes, own, shared)
+    given = shared.sum(axis=0)
+    if (given == sizes).all():
+        return shared
+    for taker, *at in np.argwhere(given > sizes).tolist():
+        some: tuple[Any, ...] = (slice(None), slice(None), *at)
+        _take_once(shared[some], Held(have.boxes[some]), Held(want.boxes[some]), taker)
+    lacking = np.argwhere(shared.sum(axis=0) != sizes)
+    if len(lacking):
+        raise ValueError(f"nobody holds what rank {lacking[0, 0]} wants")
     return shared
 
 
@@ -138,6 +145,33 @@ EXCHANGES = {  # what a move between two holdings is called, where it has a name
 }  # fmt: skip
 
 
+def boxes(holding: Holding, counts: np.ndarray, tile: int | None, columns: np.ndarray, width: int) -> np.ndarray:
+    """Return what ranks that all have a part hold, [ranks, 4, ...]; of the root the first is told.
+
+    `counts` [tiles, ranks, ...]: rows, which lie tile after tile and in each rank after rank; `tile`: None is all of them; `columns`
+    [ranks, 2, ...]: those of each rank's heads; `width`: of the value.
+    """
+    ranks = counts.shape[1]
+    ends = np.cumsum(counts.reshape(-1, *counts.shape[2:]), axis=0).reshape(counts.shape)
+    first, last = (0, -1) if tile is None else (tile, tile)
+    top, bottom = (ends[first, :1] - counts[first, :1], ends[last, -1:])
+    if holding.rows == "rows":
+        assert tile is not None, "rows of several tiles are no box"
+        top, bottom = ends[tile] - counts[tile], ends[tile]
+    elif holding.rows == "even":
+        each, more = np.divmod(bottom - top, ranks)
+        lengths = each + (np.arange(ranks).reshape(-1, *(1,) * (counts.ndim - 2)) < more)
+        bottom = top + np.cumsum(lengths, axis=0)
+        top = bottom - lengths
+    found = np.zeros((ranks, 4, *counts.shape[2:]), np.int64)
+    found[:, 0], found[:, 1], found[:, 3] = top, bottom, width
+    if holding.columns == "heads":
+        found[:, 2:] = columns
+    if holding.rows == "root":
+        found[1:] = 0
+    return found
+
+
 class Division:
     """Where the rows of a batch lie, tile after tile and in each tile rank after rank, and the columns of each rank's heads.
 
@@ -178,22 +212,10 @@ class Division:
         return self.moving[have, want, tile]
 
     def _held(self, holding: Holding, tile: int | None) -> Held:
-        rows = self.tile(tile)
-        boxes = np.zeros((self.ranks, 4), np.int64)
-        if holding.rows == "root":
-            boxes[0] = rows.start, rows.stop, 0, self.width
-            return Held(boxes)
-        active = list(self.active)
-        if holding.rows == "full":
-            boxes[active, :2] = rows.start, rows.stop
-        elif holding.rows == "even":
-            ends = rows.start + np.cumsum(splits.even(rows.stop - rows.start, len(active)))
-            boxes[active, 0], boxes[active, 1] = np.concatenate([[rows.start], ends[:-1]]), ends
-        else:
-            assert tile is not None, "rows of several tiles are no box"
-            boxes[active, 0], boxes[active, 1] = self.starts[tile, active], self.ends[tile, active]
-        boxes[active, 2:] = self.columns[active] if holding.columns == "heads" else (0, self.width)
-        return Held(boxes, holding.terms)
+        found, counts = np.zeros((self.ranks, 4), np.int64), np.array(self.counts, np.int64)
+        having = [*range(self.ranks)] if holding.rows == "root" else [*self.active]
+        found[having] = boxes(holding, counts[:, having], tile, self.columns[having], self.width)
+        return Held(found, holding.terms)
 
     def own(self, tile: int, rank: int) -> slice:
         """Return the rows of a rank in a tile."""

@@ -115,7 +115,7 @@ class Plan:
         """Return the rows of each rank for a request of `rows` rows."""
         return tuple(map(sum, zip(*self.tile_counts(rows))))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identify what is done: everything but the prediction."""
         data = {key: value for key, value in asdict(self).items() if key != "predicted_seconds"}

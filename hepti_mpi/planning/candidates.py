@@ -1,0 +1,154 @@
+"""Plans with their price and the memory that they need, worked out for many at once. Pure.
+
+Knows what of a plan the price and the memory depend on; does not know where plans come from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.planning.memory import activation_bytes, activation_widths
+from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
+from hepti_mpi.planning.traffic import Shares
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Program
+
+STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A priced plan; `memory`: bytes per rank for weights and activations."""
+
+    plan: Plan
+    price: Price
+    memory: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Plans that differ from `plan` in their shares: `cells` [variants, tiles, ranks] of rows; `heads`, `columns` [variants, ranks]."""
+
+    plan: Plan
+    cells: np.ndarray
+    heads: np.ndarray
+    columns: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def at(self, number: int) -> Plan:
+        """Return one of the plans."""
+        heads, columns, rows = (tuple(counts[number].tolist()) for counts in (self.heads, self.columns, self.cells.sum(axis=1)))
+        cells = tuple(map(tuple, self.cells[number].tolist()))
+        return replace(self.plan, heads=heads, columns=columns, rows=rows, tiles=cells if len(cells) > 1 else ())
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What variants take: `seconds` of each, inf where memory does not hold it."""
+
+    variants: Variants
+    seconds: np.ndarray
+    prices: Prices
+    memory: np.ndarray
+    ranks: np.ndarray
+
+    def candidate(self, number: int) -> Candidate:
+        """Return one of them."""
+        prices = Prices(*(values[..., [number]] for values in vars(self.prices).values()))
+        (price,) = prices.each(self.ranks, self.variants.plan.ranks)
+        return Candidate(replace(self.variants.at(number), predicted_seconds=price.seconds), price, tuple(self.memory[number].tolist()))
+
+
+class Costs:
+    """Prices and memory of plans for one model and cluster. `rows`: of the batch that is priced; `largest`, `longest`: of the largest batch
+    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `mapped`: weights do not
+    count."""
+
+    def __init__(self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, mapped: bool) -> None:
+        self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
+        self.limits, self.ranks = limits, len(limits) // 2
+        held = layer_bytes(spec)
+        self.attention_bytes, self.mlp_bytes = (0, 0) if mapped else (held["heads"], held["columns"])  # evictable pages of a file
+        self.norm_bytes = spec.layers * held[None]
+        self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
+
+    def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
+        """Return the steps of `plan`, or of its first layers where all are alike, and the widths of their buffers. They depend on the
+        shares only in whether one rank has all."""
+        key = self._key(plan)
+        if key not in self.programs:
+            alike = len(set(plan.layouts)) == 1 and len(self.spec.kinds) < 2 and self.spec.layers > STEADY[1]
+            depths = STEADY if alike else (self.spec.layers,)
+            programs = tuple(make_program(self.spec, replace(plan, layers=plan.layers[:depth])) for depth in depths)
+            self.programs[key] = programs, activation_widths(self.spec, programs[-1])
+        return self.programs[key]
+
+    @staticmethod
+    def _key(plan: Plan) -> tuple[object, ...]:
+        return plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
+
+    @cached_property
+    def further(self) -> float:
+        """How often the layers between those of the two programs are there beside the first one's."""
+        return (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0])
+
+    def candidates(self, plans: Sequence[Plan]) -> list[Candidate]:
+        """Price plans, those whose layers are alike by a few of them."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for number, plan in enumerate(plans):
+            groups.setdefault((self._key(plan), len(plan.active)), []).append(number)
+        found: dict[int, Candidate] = {}
+        for numbers in groups.values():
+            some = [plans[number] for number in numbers]
+            prices = self.pricer.prices(some, *self.program(some[0])[0], times=self.further)
+            every = (np.array([getattr(plan, what) for plan in some]) for what in ("heads", "columns", "rows"))
+            memory = self.memory(some[0], *every).tolist()
+            for number, plan, price, needs in zip(numbers, some, prices, memory):
+                found[number] = Candidate(replace(plan, predicted_seconds=price.seconds), price, tuple(needs))
+        return [found[number] for number in range(len(plans))]
+
+    def whole(self, plan: Plan) -> Candidate:
+        """Price a plan by all of its layers."""
+        price = self.pricer.price(make_program(self.spec, plan), plan)
+        every = (np.array([getattr(plan, what)]) for what in ("heads", "columns", "rows"))
+        return Candidate(replace(plan, predicted_seconds=price.seconds), price, tuple(self.memory(plan, *every)[0].tolist()))
+
+    def tried(self, variants: Variants) -> Tried:
+        """Price variants, all on the same active ranks."""
+        like, active = variants.at(0), np.array(variants.plan.active)
+        shares = Shares(*(np.ascontiguousarray(np.moveaxis(values[..., active], 0, -1))
+                          for values in (variants.cells, variants.heads, variants.columns)))  # fmt: skip
+        batch = Batch(self.pricer, [variants.plan.active], like, shares)
+        prices = batch.prices(*self.program(like)[0], times=self.further)
+        memory = self.memory(like, variants.heads, variants.columns, variants.cells.sum(axis=1))
+        fits = (memory <= self.limits_of(variants.plan)).all(axis=1)
+        return Tried(variants, np.where(fits, prices.seconds, np.inf), prices, memory, batch.ranks)
+
+    def memory(self, like: Plan, heads: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the bytes of every rank [plans, ranks] under plans that differ from `like` in their shares [plans, ranks]."""
+        layers, layouts = self.spec.layers, like.layouts
+        by_heads, by_columns = [a for a, _ in layouts].count("heads"), [m for _, m in layouts].count("columns")
+        weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (layers - by_heads) * (rows > 0))
+        weights += self.mlp_bytes * (by_columns * columns / self.spec.ffn + (layers - by_columns) * (rows > 0))
+        part = heads / self.spec.heads
+        if by_heads < layers and not any(a == "alltoall" for a, _ in layouts):
+            part = np.maximum(part, rows / self.rows)
+        values = activation_bytes(self.spec, self.program(like)[1], self.largest, self.longest, -(-rows * self.largest // self.rows), part)
+        active = (heads > 0) | (columns > 0) | (rows > 0)
+        return np.ceil((weights + self.norm_bytes + values) * active).astype(np.int64)
+
+    def limits_of(self, plan: Plan) -> np.ndarray:
+        """Return the bytes of every rank: one that alone computes on its host has all of them."""
+        at = np.arange(self.ranks)
+        at[list(plan.active)] = self.pricer.places(plan.active)
+        return self.limits[at]
+
+    def fits(self, candidate: Candidate) -> bool:
+        """Tell whether memory holds it."""
+        return bool((np.array(candidate.memory) <= self.limits_of(candidate.plan)).all())

@@ -1,0 +1,129 @@
+"""A program's clocks: when each rank has done which step, for many plans at once. Pure: knows seconds of steps and exchanges, no model.
+
+With MPI's own collectives a Sync starts when the last rank arrives and all leave together. With our own, each rank's blocks leave when they
+are made, queue on its link behind what it sent before, and a Compute waits for what it reads only. Emulated boards send the blocks of MPI's
+collectives so, but wait for each.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hepti_mpi.planning.rings import around
+from hepti_mpi.planning.traffic import RING_BYTES, Links, Traffic
+
+BOTH_WAYS = 0.5  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
+
+
+class Computing(NamedTuple):
+    """What a Compute takes each rank, [ranks, plans], and whether it has any part in it: 1 or 0."""
+
+    seconds: np.ndarray
+    busy: np.ndarray
+
+
+class Together(NamedTuple):
+    """One of MPI's collectives, for which all ranks wait: seconds and bytes, [plans]. `rested`: it goes the sooner after a rest."""
+
+    seconds: np.ndarray
+    moved: np.ndarray
+    rested: bool
+
+
+class Walk:
+    """Clocks [ranks, plans] that steps advance; `links`: of the ranks; `exchange`: seconds that each takes beside what its bytes do."""
+
+    def __init__(self, size: tuple[int, int], links: Links, exchange: float, in_turn: bool) -> None:
+        self.links, self.exchange, self.in_turn = links, exchange, in_turn
+        self.ahead = links.ahead * (BOTH_WAYS if in_turn else 1)
+        self.piece = links.latency[0] + RING_BYTES * links.hop
+        self.shared = bool(links.mates.sum() > links.mates.shape[0] * links.mates.shape[2])
+        zeros = np.zeros(size)
+        self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, np.zeros(size[1])
+        self.sent, self.received = zeros, zeros  # seconds of each way, in all
+        self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
+        self.ready: dict[str, np.ndarray] = {}  # when a value is there
+
+    def computed(self, step: Computing, reads: Sequence[str], writes: Sequence[str]) -> None:
+        """Compute, once what is read has come."""
+        clock = self.clock
+        for name in reads:
+            if name in self.ready:
+                waits = np.maximum(self.ready[name] - clock, 0) * step.busy
+                self.wait = self.wait + waits
+                clock = clock + waits
+        self.compute = self.compute + step.seconds
+        self.clock = clock + step.seconds
+        self._written(writes, self.clock)
+
+    def sent_by_messages(self, step: Traffic, reads: Sequence[str], writes: Sequence[str], last: bool) -> None:
+        """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in. `last`: they are
+        the answer, for which all wait."""
+        begin = None
+        for name in reads:
+            if name in self.ready:
+                begin = self.ready[name] if begin is None else np.maximum(begin, self.ready[name])
+        if self.in_turn:
+            begin = self.clock if begin is None else np.maximum(begin, self.clock)
+        begin = step.starting if begin is None else begin + step.starting  # the rank computes what it can meanwhile
+        leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
+        if step.ring.all():
+            self.up, self.down, done = self._round(step, begin, leave)
+        elif not step.ring.any():
+            self.up, self.down, done = self._directly(step, begin, leave)
+        else:
+            ways = self._round(step, begin, leave), self._directly(step, begin, leave)
+            self.up, self.down, done = (np.where(step.ring, one, other) for one, other in zip(*ways))
+        done = np.maximum(done, begin)
+        self.moved = self.moved + step.moved
+        self.wire = self.wire + np.maximum(step.out, step.received)
+        self.sent, self.received = self.sent + step.out, self.received + step.received
+        self._written(writes, done)
+        if self.in_turn:
+            self.wait = self.wait + done - self.clock
+        if self.in_turn or last:
+            self.clock = np.maximum(self.clock, done)
+
+    def _round(self, step: Traffic, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return when each link has sent, and received, and when each rank has what it takes, round a ring."""
+        if step.blocks is None:
+            up = np.broadcast_to((leave + step.out).max(axis=0), leave.shape)
+        else:
+            up = around(leave, step.first, self.links.hop, self.piece)
+        left = np.arange(-1, len(leave) - 1)
+        done = np.maximum((up - self.ahead)[left], begin) + self.exchange
+        return up, up[left], done
+
+    def _directly(self, step: Traffic, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the same of blocks that go the direct way."""
+        up = leave + step.out
+        if step.blocks is None:
+            last = up.max(axis=0, where=step.out > 0, initial=0)
+            first = begin.min(axis=0, where=step.out > 0, initial=np.inf)
+        else:
+            sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + step.blocks)
+            last = (sent - step.never).max(axis=0, initial=0.0)
+            first = (begin[:, None] + step.never).min(axis=0)
+            if self.shared:  # what comes for a rank keeps the link of all of its host busy
+                first = np.where(self.links.mates, first, np.inf).min(axis=1)
+        down = np.where(step.into > 0, np.maximum(first, self.down) + step.into, self.down)
+        done = np.where(step.getting, np.maximum(np.maximum(first, down - self.ahead), last) + self.exchange, 0)
+        return up, down, done
+
+    def exchanged_together(self, step: Together) -> None:
+        """All ranks wait for the last one and leave together."""
+        start, seconds = self.clock.max(axis=0), step.seconds
+        if step.rested:  # the first blocks leave on links that have rested
+            rest = np.minimum(self.links.ahead.min(axis=0), start - self.up.max(axis=0))
+            seconds = np.maximum(seconds - rest, 0)
+        seconds = seconds + self.exchange * (step.moved > 0)
+        self.wait = self.wait + (start - self.clock)
+        self.clock = np.broadcast_to(start + seconds, self.clock.shape)
+        self.up = np.where(step.moved > 0, self.clock, self.up)
+        self.wire, self.sent, self.received = self.wire + seconds, self.sent + seconds, self.received + seconds
+        self.moved = self.moved + step.moved
+
+    def _written(self, names: Sequence[str], when: np.ndarray) -> None:
+        for name in names:
+            self.ready[name] = np.maximum(self.ready[name], when) if name in self.ready else when
