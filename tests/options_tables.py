@@ -1,4 +1,4 @@
-"""The tables of options in hepti_mpi/commands/README.md, made from the commands themselves; a test says whether they are current.
+"""The tables of options and families in hepti_mpi/commands/README.md, made from the program itself; a test says whether they are current.
 
 python tests/options_tables.py
 """
@@ -9,9 +9,12 @@ from pathlib import Path
 import click
 
 from hepti_mpi.commands.main import main
+from hepti_mpi.models.checkpoints.random import CONFIGS, PREFIX
+from hepti_mpi.models.families.registry import FAMILIES
 
 PAGE = Path(__file__).parent.parent / "hepti_mpi" / "commands" / "README.md"
 PLACE = re.compile(r"(<!-- options of (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+LISTED = re.compile(r"(<!-- list of (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 HEAD = "| option | |\n|---|---|\n"
 VALUES = {"integer range": "N", "float range": "X", "text": "TEXT", "path": "PATH", "choice": "NAME"}
 
@@ -43,8 +46,17 @@ def table(verb: str) -> str:
     return "".join([HEAD, *rows])
 
 
+def listed(what: str) -> str:
+    """Return the table of "families" by model_type, or of the shapes of "random" models."""
+    if what == "random":
+        return "\n" + ", ".join(f"`{PREFIX}{name}`" for name in CONFIGS) + ".\n\n"
+    rows = [f"| `{kind}` | {', '.join(family.architectures)} |\n" for kind, family in FAMILIES.items()]
+    return "".join(["| `model_type` | `architectures` |\n|---|---|\n", *rows])
+
+
 def filled(page: str) -> str:
     """Return the page with each table made anew."""
+    page = LISTED.sub(lambda place: f"{place[1]}{listed(place[2])}{place[4]}", page)
     return PLACE.sub(lambda place: f"{place[1]}{table(place[2])}{place[4]}", page)
 
 

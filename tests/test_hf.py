@@ -523,7 +523,7 @@ def test_stored_without_tensors_is_zero():
     assert not stored("heads", [], (2, 3)).any()
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "random:tiny-vit"])
+@pytest.mark.parametrize("name", ["tiny-bert", "random:tiny-vit", "tiny-roberta", "tiny-distilbert", "tiny-electra"])
 def test_random_models(name):
     model = random_model(name)
     weights = dict(model.weights())
@@ -542,6 +542,9 @@ def test_random_sizes():
     specs = {name: random_model(name).spec for name in CONFIGS}
     large = specs["bert-large"]
     assert (large.layers, large.hidden, large.heads, large.ffn, large.positions, large.head) == (24, 1024, 16, 4096, 512, "pooler")
+    assert {specs[name].positions for name in specs if "vit" not in name} == {512}
+    electra = specs["electra-small"]
+    assert (electra.hidden, electra.heads, electra.ffn, electra.front[-1].inner) == (256, 4, 1024, 128)
     assert (specs["vit-base"].positions, len(specs["vit-base"].labels), specs["vit-base"].labels[7]) == (197, 1000, "LABEL_7")
     assert (specs["tiny-vit"].positions, len(specs["tiny-vit"].labels), specs["tiny-bert"].numbers("ids")) == (26, 5, 120)
 

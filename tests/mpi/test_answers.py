@@ -244,8 +244,10 @@ def test_heads_columns_and_rows_of_different_shares(machine, folder):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
 @pytest.mark.parametrize(
-    "case", ["bert_mlm", "bert_seqcls", "bert_tokencls", "bert_fp16", "bert_bf16", "bert_sharded", "bert_sentence", "vit_cls", "deit"]
-)
+    "case",
+    ["bert_mlm", "bert_seqcls", "bert_tokencls", "bert_fp16", "bert_bf16", "bert_sharded", "bert_sentence", "vit_cls", "deit",
+     "roberta", "distilbert", "electra"],
+)  # fmt: skip
 def test_every_head_and_source(machine, folder, case, layout):
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))

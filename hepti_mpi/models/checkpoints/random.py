@@ -48,13 +48,23 @@ LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16
 TINY = {"hidden_size": 56, "num_hidden_layers": 3, "num_attention_heads": 7, "intermediate_size": 101}
 TEXT = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 30522, "max_position_embeddings": 512}
 IMAGE = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 224, "patch_size": 16, "num_labels": 1000}
+ROBERTA = {"model_type": "roberta", "architectures": ["RobertaModel"], "type_vocab_size": 1}
+ROBERTA |= {"pad_token_id": 0, "max_position_embeddings": 513}  # 1 is the unknown word here
+DISTILBERT = {"model_type": "distilbert", "architectures": ["DistilBertModel"]}
+ELECTRA = {"model_type": "electra", "architectures": ["ElectraModel"]}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert-base": TEXT | BERT_BASE,
     "bert-large": TEXT | LARGE,
     "vit-base": IMAGE | BERT_BASE,
     "vit-large": IMAGE | LARGE,
     "minilm": TEXT | MINILM,
+    "roberta-base": ROBERTA | BERT_BASE | {"vocab_size": 50265},
+    "distilbert-base": DISTILBERT,  # as transformers takes them where config.json does not say
+    "electra-small": ELECTRA,
     "tiny-bert": TEXT | TINY | {"vocab_size": 120},
+    "tiny-roberta": ROBERTA | TINY | {"vocab_size": 120},
+    "tiny-distilbert": DISTILBERT | {"dim": 56, "n_layers": 3, "n_heads": 7, "hidden_dim": 101, "vocab_size": 120},
+    "tiny-electra": ELECTRA | TINY | {"vocab_size": 120, "embedding_size": 24},
     "tiny-vit": IMAGE | TINY | {"image_size": 20, "patch_size": 4, "num_labels": 5},
 }
 
