@@ -64,7 +64,8 @@ def test_kernels_compute_what_the_references_say(tmp_path_factory, name, layout)
                 reads[1:] = [random.standard_normal((15, values.shape[1]), np.float32) for values in reads[1:]]
             expected = REFERENCES[type(op)](op, w, [values.astype(np.float64) for values in reads], where)
             segment = sessions.build(Compute((op,), step.distribution, op.reads, op.writes, step.tile), store, part, "packed", 1)
-            feed = dict(zip(op.reads, reads)) | {key: values for key, values in rows.inputs(op).items() if key in segment.asked}
+            asked = rows.inputs(op, segment.tables.get(op))
+            feed = dict(zip(op.reads, reads)) | {key: values for key, values in asked.items() if key in segment.asked}
             for found, values in zip(segment.session.run(op.writes, feed), expected, strict=True):
                 np.testing.assert_allclose(found, values, rtol=0, atol=2e-5 * max(1, np.abs(values).max()), err_msg=op.label)
             done.add(type(op).__name__)

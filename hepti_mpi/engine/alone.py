@@ -32,7 +32,7 @@ def one_layer(store: Store, layer: int, hidden: np.ndarray, lengths: Sequence[in
             continue
         segment, asked = build(step, store, part, "packed", threads), dict[str, np.ndarray]()
         for op in step.ops:
-            asked.update(rows.inputs(op))
+            asked.update(rows.inputs(op, segment.tables.get(op)))
         widths = {name: width for op in step.ops for name, width in zip(op.writes, op.widths(), strict=True)}
         made = {name: np.empty((len(hidden), widths[name]), np.float32) for name in step.writes}
         run = segment.bind(values | asked | made, False)

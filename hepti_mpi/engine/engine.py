@@ -25,6 +25,7 @@ from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Valu
 from hepti_mpi.weights.slices import Part
 
 GEOMETRIES = 16  # prepared batch shapes that are kept
+ASKED_BYTES = 32 << 20  # of masks and the like that they may hold, if it is more than one
 
 
 @dataclass
@@ -269,9 +270,12 @@ class Engine:
             self.capacity = rows
         made = self._prepare(lengths, rows)
         self.geometries[lengths] = made
-        if len(self.geometries) > GEOMETRIES:
+        while len(self.geometries) > GEOMETRIES or (len(self.geometries) > 1 and self._asked_bytes() > ASKED_BYTES):
             self._free(self.geometries.popitem(last=False)[1])
         return made
+
+    def _asked_bytes(self) -> int:
+        return sum(rows.bytes for geometry in self.geometries.values() for rows in geometry.packings.values())
 
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
         places = division(self.plan, lengths, 1, self.spec.heads)
@@ -309,7 +313,7 @@ class Engine:
             at.packings[which] = Rows(tuple(lengths), rows.start, rows.stop, rows.start if whole else 0)
         found: dict[str, np.ndarray] = {}
         for op in step.ops:
-            found |= at.packings[which].inputs(op)
+            found |= at.packings[which].inputs(op, segment.tables.get(op))
         for name in step.reads:
             found[name] = at.values[named(self.values, name, step.tile)]
         for name in step.writes:

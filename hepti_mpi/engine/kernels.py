@@ -18,15 +18,15 @@ from hepti_mpi.weights.store import Store
 
 ASKED = {  # what segments may ask about the rows of a batch: its type and how many dimensions it has
     "q_index": (TensorProto.INT64, 2), "kv_index": (TensorProto.INT64, 2), "kv_lengths": (TensorProto.INT32, 1),
-    "unpad": (TensorProto.INT64, 1), "mask": (TensorProto.FLOAT, 4), "buckets": (TensorProto.INT64, 3),
+    "unpad": (TensorProto.INT64, 1), "mask": (TensorProto.FLOAT, 4),
     "cos": (TensorProto.FLOAT, 2), "sin": (TensorProto.FLOAT, 2),
 }  # fmt: skip
 
 
-def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: str, granules: int, table: str | None = None) -> None:
+def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: str, granules: int) -> None:
     """Write attention among packed requests: q [r, w], k and v [n, kv w] -> [r, w], laid out as [pieces, longest, w] and back.
 
-    `granules`: of heads that the values have; `table` [granules, buckets]: of relative positions.
+    `granules`: of heads that the values have.
     """
     of, heads = reach(block), granules * block.group
     places = [graph.ask(kind, of) for kind in ("q_index", "kv_index", "kv_index")]
@@ -34,10 +34,7 @@ def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: 
     if block.plain:
         mixed = multi_head(graph, block, [*batch, "", graph.ask("kv_lengths")], heads)  # [requests, q, w]
     else:
-        seen = graph.ask("mask", of)  # [pieces, 1, q, kv]
-        if table:
-            shifts = graph.node("Gather", [table, graph.ask("buckets", (of, block.relative))], axis=1)  # [heads, pieces, q, kv]
-            seen = graph.node("Add", [graph.node("Transpose", [shifts], perm=[1, 0, 2, 3]), seen])
+        seen = graph.ask("mask", of)  # [pieces, 1 or heads, q, kv]
         more: dict[str, Any] = {"scale": block.multiplier, "q_num_heads": heads, "kv_num_heads": granules, "softcap": block.softcap}
         mixed = graph.node("Attention", [*batch, seen], **more)
     width = heads * block.dim
@@ -184,7 +181,7 @@ def mix(to: Writing, op: ops.Mix, w: Own) -> None:
     if to.plain:
         multi_head(to.graph, op.block, op.reads, granules * op.block.group, op.writes)
     else:
-        attend(to.graph, op.block, op.reads, op.writes[0], granules, to.matrix(w["relative"]) if "relative" in w else None)
+        attend(to.graph, op.block, op.reads, op.writes[0], granules)
 
 
 @of(ops.Out)

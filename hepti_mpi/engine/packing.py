@@ -2,7 +2,7 @@
 
 The rows of all requests follow each other without padding; every matrix product runs on those. Only the small attention
 operator wants [requests, positions], so a rank gathers the rows of its queries and of all keys into that shape and back.
-What depends on where a row lies in its request (rotary angles, masks, buckets of distances) is data of the batch as well.
+What depends on where a row lies in its request (rotary angles, masks, what is added to scores) is data of the batch as well.
 """
 
 import zlib
@@ -71,7 +71,7 @@ def asked(kind: str, of: object = None) -> str:
 
 def reach(block: Attention) -> tuple[object, ...] | None:
     """Return what the rows depend on that a row attends to; None: all of its request."""
-    return None if block.plain else ("reach", block.causal, block.window)
+    return None if block.plain else ("reach", block.causal, block.window, block.relative)
 
 
 @dataclass(frozen=True)
@@ -89,23 +89,26 @@ class Rows:
         """How many pairs of a query and a key are computed where rows attend to all of their request, padding among them."""
         return pack(self.lengths, self.start, self.stop).pairs
 
-    def inputs(self, op: Op) -> dict[str, np.ndarray]:
-        """Return what the segment of an operation asks, by what it is called there."""
+    @property
+    def bytes(self) -> int:
+        """The bytes of what has been asked so far."""
+        return sum(values.nbytes for values in self.known.values())
+
+    def inputs(self, op: Op, table: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return what the segment of an operation asks, by what it is called there. `table` [heads, buckets]: of relative positions."""
         if isinstance(op, ops.Rotate) and op.block.rotary:
             names = asked("cos", op.block.rotary), asked("sin", op.block.rotary)
             if names[0] not in self.known:
                 at = np.concatenate([np.arange(length) for length in self.lengths])[self.start : self.stop]
                 self.known.update(zip(names, angles(op.block.rotary, at)))
             return {name: self.known[name] for name in names}
-        return self._of_attention(op.block) if isinstance(op, ops.Mix) else {}
+        return self._of_attention(op.block, table) if isinstance(op, ops.Mix) else {}
 
-    def _of_attention(self, block: Attention) -> dict[str, np.ndarray]:
+    def _of_attention(self, block: Attention, table: np.ndarray | None) -> dict[str, np.ndarray]:
         of = reach(block)
         names = {kind: asked(kind, of) for kind in ("q_index", "kv_index", "kv_lengths", "unpad")}
         if of is not None:
             names["mask"] = asked("mask", of)
-        if block.relative:
-            names["buckets"] = asked("buckets", (of, block.relative))
         if not all(name in self.known for name in names.values()):
             packing = pack(self.lengths, self.start, self.stop, self.first_key, block.piece)
             queries, keys = packing.q_index + self.start, packing.kv_index + self.first_key
@@ -115,8 +118,9 @@ class Rows:
                 there = np.arange(keys.shape[1]) < packing.kv_lengths[:, None]  # [pieces, kv]
                 seen = within(block, distance) & there[:, None, :]
                 seen |= ~seen.any(axis=2, keepdims=True)  # padding attends to something, so that its numbers are finite
-                found["mask"] = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
-            if block.relative:
-                found["buckets"] = bucket(block.relative, distance)
+                found["mask"] = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]  # [pieces, 1, q, kv]
+                if block.relative and table is not None:  # for all layers at once
+                    shifts = table[:, bucket(block.relative, distance)].swapaxes(0, 1)  # [pieces, heads, q, kv]
+                    found["mask"] = np.ascontiguousarray(shifts + found["mask"], np.float32)
             self.known.update((name, found[kind]) for kind, name in names.items())
         return {name: self.known[name] for name in names.values()}

@@ -4,7 +4,7 @@ Does not know how an operation is written as ONNX nodes (kernels.py), nor ranks,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -59,8 +59,8 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One session: `inputs` and `outputs` in order, and the inputs `asked` about the rows of a batch; `zeros` are values this rank has no
-    part in, which are to be filled with 0.
+    """One session: `inputs` and `outputs` in order, and the inputs `asked` about the rows of a batch, for which operations have `tables`;
+    `zeros` are values this rank has no part in, which are to be filled with 0.
 
     `plain`: the same for a single request, whose rows need no rearranging; None where weights would be held twice.
     """
@@ -70,6 +70,7 @@ class Segment:
     outputs: tuple[str, ...]
     zeros: tuple[str, ...]
     asked: tuple[str, ...] = ()
+    tables: Mapping[Op, np.ndarray] = field(default_factory=dict)
     plain: "onnxruntime.InferenceSession | None" = None
 
     def bind(self, values: Mapping[str, np.ndarray], lone: bool) -> Callable[[], None] | None:
@@ -133,7 +134,14 @@ def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -
     plain = None
     if graph.indexes and not any(op.weights() for op in done) and all(map(lone, done)):
         plain = session_of(_written(done, compute.distribution, store, part, plain=True), 3)
-    return Segment(session_of(graph, 2), inputs, outputs, zeros, tuple(graph.indexes), plain)
+    tables = _tables(done, compute.distribution, store, part)
+    return Segment(session_of(graph, 2), inputs, outputs, zeros, tuple(graph.indexes), tables, plain)
+
+
+def _tables(done: Sequence[Op], distribution: str, store: Store, part: Part) -> dict[Op, np.ndarray]:
+    """Return the weights of operations that a batch is prepared with, not computed: relative positions of the own heads."""
+    found = {op: part.op(op, distribution).get("relative") for op in done}
+    return {op: np.array(store.array(piece)) for op, piece in found.items() if piece is not None}
 
 
 def _written(done: Sequence[Op], distribution: str, store: Store, part: Part, plain: bool = False) -> Graph:

@@ -39,5 +39,5 @@ def _inner(layer: Layer, longest: int) -> tuple[int, float]:
     """Return the most numbers that a row has inside a segment, and those per pair of rows: scores, and what is added to them."""
     attention, mlp = layer.attention, layer.mlp
     within = min(1.0, sum(attention.piece) / longest) if attention.piece else 1.0
-    pairs = attention.heads * (4 if attention.relative else 2) + (not attention.plain)
+    pairs = attention.heads * (3 if attention.relative else 2) + (not attention.plain)
     return max(len(mlp.inner) * mlp.width, 2 * (attention.width + 2 * attention.kv_width)), pairs * within
