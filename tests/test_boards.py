@@ -63,7 +63,7 @@ def test_a_product_is_bound_by_reading_or_by_arithmetic():
     assert board.product_seconds(4096, weights) == pytest.approx(2 * 4096 * weights / board.float32, rel=0.02)
     times = [board.product_seconds(rows, weights) for rows in ROWS]
     assert times == sorted(times)
-    assert board.product_seconds(1, weights, weight_bytes=0.5) < times[0] / 4
+    assert board.product_seconds(1, weights, "q4") < times[0] / 4
 
 
 def test_a_cluster_of_described_boards():

@@ -6,14 +6,15 @@ Knows the file and the model of a call's time; does not know models, plans or ra
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hepti_mpi.cluster.profile import BOARDS, ClusterProfile, NodeProfile
+from hepti_mpi.cluster.profile import BOARDS, PLAIN, ClusterProfile, NodeProfile, in_formats
 from hepti_mpi.errors import ProfileError
+from hepti_mpi.models.formats import FORMATS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,16 +38,17 @@ ACTIVATION = 80.0  # for one of an activation: 73 to 87 (gelu)
 ARRANGED = 160.0  # for one that attention lays out by heads and back: 60 to 150 of one request, 190 to 250 of several packed ones
 CAST = 5.0  # operations for an element cast to or from float16: 3 to 7.4
 USABLE = 0.85  # of the memory: the system has the rest
+SQUARE = 1024  # of a matrix by which the bytes of a weight are reckoned
 CALLS = 8  # calls that an exchange of next to nothing takes its rank, beside the latency of the link
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a call does. `products`: (rows, float32 weights) of matrix products; `attention`: multiply-adds of softmax(Q K^T) V and the
-    elements that it lays out (`arranged`); `elements` of norms and residual sums, of `activations`, of `casts`; `copied`: bytes read and
-    written by copies and sums; `calls` in which it is done."""
+    """What a call does. `products`: (rows, weights) of matrix products, and the format of these where that is not f32; `attention`:
+    multiply-adds of softmax(Q K^T) V and the elements that it lays out (`arranged`); `elements` of norms and residual sums, of
+    `activations`, of `casts`; `copied`: bytes read and written by copies and sums; `calls` in which it is done."""
 
-    products: tuple[tuple[float, float], ...] = ()
+    products: tuple[tuple[float, float] | tuple[float, float, str], ...] = ()
     attention: float = 0.0
     arranged: float = 0.0
     elements: float = 0.0
@@ -71,14 +73,15 @@ class Board:
     call_seconds: float
     sources: dict[str, str]
 
-    def product_seconds(self, rows: float, weights: float = 1.0, weight_bytes: float = 4.0) -> float:
-        """Return the seconds of a product of `rows` rows with a matrix of `weights` float32 weights that no cache holds."""
-        arithmetic, reading = 2 * rows * weights / self.float32, weights * weight_bytes / self.memory
+    def product_seconds(self, rows: float, weights: float = 1.0, format_name: str = "f32") -> float:
+        """Return the seconds of a product of `rows` rows with a matrix of `weights` weights in a format, that no cache holds."""
+        rate = {"q8": self.int8, "q8-blocks": self.int4, "q4": self.int4}.get(format_name, self.float32)  # blocks: the same kernel
+        arithmetic, reading = 2 * rows * weights / rate, weights * FORMATS[format_name].held((SQUARE, SQUARE)) / SQUARE**2 / self.memory
         return float((arithmetic**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
 
     def seconds(self, work: Work) -> float:
         """Return what a call takes that does this work."""
-        spent = work.calls * self.call_seconds + sum(self.product_seconds(rows, weights) for rows, weights in work.products)
+        spent = work.calls * self.call_seconds + sum(self.product_seconds(*product) for product in work.products)
         rest = ATTENTION * 2 * work.attention + ARRANGED * work.arranged + ELEMENT * work.elements + ACTIVATION * work.activations
         rest += CAST * work.casts
         return spent + rest / self.float32 + work.copied / self.memory
@@ -88,10 +91,11 @@ class Board:
         speeds = {name: getattr(self, name) / times for name in ("float32", "int8", "int4", "memory")}
         return replace(self, call_seconds=self.call_seconds * times, **speeds)
 
-    def node(self, host: str) -> NodeProfile:
-        """Return what measuring such a board, as a rank with all its cores, would find."""
+    def node(self, host: str, formats: Mapping[str, float]) -> NodeProfile:
+        """Return what measuring such a board, as a rank with all its cores, would find; `formats`: the part of the weights in each."""
+        curve = (sum(part * self.product_seconds(rows, format_name=name) for name, part in formats.items()) for rows in ROWS)
         return NodeProfile(
-            host, self.cores, self.cores, int(USABLE * self.memory_bytes), ROWS, tuple(map(self.product_seconds, ROWS)),
+            host, self.cores, self.cores, int(USABLE * self.memory_bytes), ROWS, tuple(curve),
             attention_seconds_per_mac=ATTENTION * 2 / self.float32, element_seconds=ELEMENT / self.float32,
             segment_seconds=self.call_seconds, cast_seconds=CAST / self.float32,
             activation_seconds=ACTIVATION / self.float32, arrange_seconds=ARRANGED / self.float32,
@@ -116,8 +120,11 @@ def board_named(text: str) -> Board:
     return known[name].slower(factor)
 
 
-def cluster_of(names: Sequence[str], mbit: float, latency_seconds: float, shape: tuple[int, int]) -> ClusterProfile:
-    """Return the profile of described boards, one rank each, on links of `mbit` Mbit/s; `shape`: (hidden, ffn) of the model.
+def cluster_of(
+    names: Sequence[str], mbit: float, latency_seconds: float, shape: tuple[int, int], formats: Mapping[str, float] = PLAIN
+) -> ClusterProfile:  # fmt: skip
+    """Return the profile of described boards, one rank each, on links of `mbit` Mbit/s; `shape`: (hidden, ffn) of the model; `formats`:
+    the part of its weights that is in each.
 
     Raises: ProfileError for a board that is not described.
     """
@@ -128,14 +135,15 @@ def cluster_of(names: Sequence[str], mbit: float, latency_seconds: float, shape:
     if len(names) > MOST_BOARDS:
         raise ProfileError(f"{len(names)} boards are too many; at most {MOST_BOARDS}")
     boards = [known[name] for name in names]
-    nodes = tuple(board.node(f"{board.name}-{names[: at + 1].count(board.name)}") for at, board in enumerate(boards))
+    nodes = tuple(board.node(f"{board.name}-{names[: at + 1].count(board.name)}", formats) for at, board in enumerate(boards))
 
     def every(value: float) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(value if one != other else 0.0 for other in range(len(names))) for one in range(len(names)))
 
     calls = max(board.call_seconds for board in boards)
     exchange, start = (latency_seconds + CALLS * calls, calls) if len(boards) > 1 else (0.0, 0.0)
-    return ClusterProfile(nodes, every(latency_seconds), every(mbit * 125e3), {BOARDS: ",".join(names)}, shape, exchange, start,
+    about = {BOARDS: ",".join(names)} | in_formats(formats)
+    return ClusterProfile(nodes, every(latency_seconds), every(mbit * 125e3), about, shape, exchange, start,
                           max(1 / board.memory for board in boards))  # fmt: skip
 
 

@@ -4,8 +4,8 @@ of matrix products are handed in, so that they are those of the engine.
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
-from hepti_mpi.cluster.profile import ClusterProfile, Edges, NodeProfile
+from hepti_mpi.cluster.profile import PLAIN, ClusterProfile, Edges, NodeProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
@@ -28,9 +28,10 @@ PAUSE_SECONDS = 0.03  # for a link to come to rest
 
 @dataclass(frozen=True)
 class Timers:
-    """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights; `attention(requests, length)` does that
-    of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden` elements; `nothing` has next to nothing to do.
-    `between` multiplies by some weights, as the engine does between two others of these: they find its caches then, not their own."""
+    """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights, of which a part is in each of
+    `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
+    elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
+    they find its caches then, not their own."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -42,6 +43,7 @@ class Timers:
     hidden: int
     nothing: Callable[[], None]
     between: Callable[[], None]
+    formats: Mapping[str, float] = field(default_factory=lambda: PLAIN)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def speeds_of(timers: Timers, rows: Sequence[int], positions: int, emulation: Em
     """
     shapes = [(count, min(length, positions)) for count, length in ATTENDED]
     size = timers.rows * timers.hidden
-    calls = [(timers.gemm(count), Work(((count, timers.weights),))) for count in rows]
+    parts = [(timers.weights * part, name) for name, part in timers.formats.items()]
+    calls = [(timers.gemm(count), Work(tuple((count, *part) for part in parts))) for count in rows]
     for count, length in shapes:
         laid_out = count * length * timers.hidden
         calls.append((timers.attention(count, length), Work(attention=2.0 * laid_out * length, arranged=laid_out)))

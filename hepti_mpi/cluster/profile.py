@@ -5,7 +5,7 @@ Speed is a curve, not a number: a matrix product of few rows is bound by reading
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ FORMAT, FORMAT_VERSION = "hepti-profile", 4
 FILE_FORMAT, FILE_VERSION = "hepti-profiles", 1  # of the file, which keeps several
 MOST_KEPT = 64  # entries of a file; the oldest go
 EMULATION = "emulation"  # among the versions: the boards that the ranks pretend to be, where they do
+FORMATS = "formats"  # among the versions: those of the weights that products were measured with, where not all are float32
+PLAIN: Mapping[str, float] = {"f32": 1.0}
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
@@ -73,7 +75,7 @@ class ClusterProfile:
 
     `exchange_seconds`: what our own exchange of next to nothing between all ranks takes, with the way in which a rank waits.
     `start_seconds`, `start_seconds_per_byte`: what a rank is busy with when it starts an exchange: calls, and copies into the system.
-    `versions`: of the libraries that decide speed; `shape`: (hidden, ffn) of the model whose shapes were measured.
+    `versions`: of the libraries that decide speed, and formats of weights; `shape`: (hidden, ffn) of the model whose shapes were measured.
     """
 
     nodes: tuple[NodeProfile, ...]
@@ -102,7 +104,7 @@ class ClusterProfile:
     def measured(self) -> tuple[Any, ...]:
         """What was measured: a file keeps one entry for each of these."""
         threads = tuple((node.host, node.cores, node.threads, (node.alone or node).threads) for node in self.nodes)
-        return self.shape, threads, self.emulated
+        return self.shape, threads, self.emulated, self.versions.get(FORMATS)
 
     def save(self, path: Path) -> None:
         """Put the profile into the file at `path`, beside what was measured of other ranks, threads, shapes and boards. Raises
@@ -114,6 +116,12 @@ class ClusterProfile:
                 kept = []
             entries = [profile.to_json() for profile in (*kept, self)][-MOST_KEPT:]
             write_document(path, {"format": FILE_FORMAT, "format_version": FILE_VERSION, "profiles": entries}, ProfileError)
+
+
+def in_formats(formats: Mapping[str, float]) -> dict[str, str]:
+    """Return what the versions say of products with weights, of which such a part is in each of these formats."""
+    said = ", ".join(name if part > 0.99 else f"{part:.0%} {name}" for name, part in formats.items())
+    return {} if said == "f32" else {FORMATS: said}
 
 
 @contextmanager
@@ -185,7 +193,7 @@ def mismatch(
             return f"its rank {rank} has {counted(node.threads, 'threads')} of {node.cores} cores, here {threads} of {cores}"
         if (node.alone or node).threads != alone:
             return f"its rank {rank} has {counted((node.alone or node).threads, 'threads')} alone on its host, here {alone}"
-    for name in dict.fromkeys((*versions, EMULATION)):  # boards that were pretended are not those that are there
+    for name in dict.fromkeys((*versions, EMULATION, FORMATS)):  # boards that were pretended are not those that are there
         if profile.versions.get(name) != versions.get(name):
             return f"it was measured with {name} {profile.versions.get(name)}, here {versions.get(name)}"
     if tuple(profile.shape) != shape:

@@ -188,7 +188,7 @@ def show(
     machine, store = bench.machine, bench.store
     wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
     bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,))) for wire in wires}
-    about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine)} | made
+    about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
     above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}
     whole = bench.segments.store.spec.layers == store.spec.layers
     model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"

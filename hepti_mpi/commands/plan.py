@@ -45,10 +45,11 @@ class Described:
     def profile(self, spec: "ModelSpec") -> "ClusterProfile":
         """Return the profile that they would have, and show what is known of them."""
         from hepti_mpi.cluster.boards import cluster_of
+        from hepti_mpi.models.spec import product_formats
         from hepti_mpi.reporting.inspection import board_lines
 
         names = [name.strip() for name in (self.boards or "").split(",")]
-        profile = cluster_of(names, self.mbit, self.latency_us * 1e-6, (spec.hidden, spec.ffn))
+        profile = cluster_of(names, self.mbit, self.latency_us * 1e-6, (spec.hidden, spec.ffn), product_formats(spec))
         SCREEN.show(board_lines(names, self.mbit, self.latency_us) + "\n")
         return profile
 
@@ -151,13 +152,19 @@ def _measured(file: Path, entry: int | None, spec: "ModelSpec") -> "ClusterProfi
     """Return what was measured for a model of this shape, the last or the one that is named, and say what it is of."""
     from hepti_mpi.cluster import profile as profiles
     from hepti_mpi.errors import ProfileError
+    from hepti_mpi.models.spec import product_formats
 
     every, shape = profiles.load_all(file), (spec.hidden, spec.ffn)
-    found = [profile for profile in every if profile.shape == shape]
+    wanted = profiles.in_formats(product_formats(spec)).get(profiles.FORMATS, "f32")
+
+    def formats(profile: "ClusterProfile") -> str:
+        return str(profile.versions.get(profiles.FORMATS, "f32"))
+
+    found = [profile for profile in every if (profile.shape, formats(profile)) == (shape, wanted)]
     if not found:
-        shapes = " or ".join(dict.fromkeys(str(profile.shape) for profile in every))
+        measured = " or ".join(dict.fromkeys(f"{profile.shape} with {formats(profile)} weights" for profile in every))
         raise ProfileError(
-            f"profile {file} was measured at (hidden, ffn) {shapes}, the model has {shape}; "
+            f"profile {file} was measured at (hidden, ffn) {measured}, the model has {shape} with {wanted} weights; "
             "measure with: mpirun -hostfile FILE python -m hepti_mpi profile --weights STORE"
         )
     if entry is not None and entry > len(found):

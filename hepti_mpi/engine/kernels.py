@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.packing import reach
-from hepti_mpi.engine.products import LEAST, Product
+from hepti_mpi.engine.products import LEAST, OfStore, Product
 from hepti_mpi.models import blocks
 from hepti_mpi.program import ops
 from hepti_mpi.weights.slices import Slice
@@ -91,7 +91,7 @@ class Writing:
 
     def linear(self, x: str, weight: Slice, bias: Slice | None = None, output: str | None = None, least: float | None = None) -> str:
         """Write rows [r, K] times a weight, [N.., K] or [K.., N], and its bias -> [r, N]. `least`: below which no number of x is."""
-        return Product(self.graph, self.store, x, weight, least).write(self.vector(bias) if bias else None, output)
+        return Product(self.graph, OfStore(self.store), x, weight, least).write(self.vector(bias) if bias else None, output)
 
 
 Own = Mapping[str, Slice]  # by what each is to the operation: the rank's slices of its weights

@@ -27,7 +27,7 @@ from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine import measuring, sessions
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
-from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.wording import counted
 
 SOONER = 1.4  # times as fast as in its profile a rank may be: more than its own clock rates do
@@ -117,10 +117,11 @@ def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
     return Machine(world, cores, exchanges, emulation, world.gather_all(emulation.said))
 
 
-def versions(machine: Machine) -> dict[str, str]:
-    """Return what a profile must have been measured with to be of use again."""
+def versions(machine: Machine, spec: ModelSpec) -> dict[str, str]:
+    """Return what a profile must have been measured with to be of use again for a model."""
     emulated = {profiles.EMULATION: ",".join(str(board) for board in machine.boards)} if any(machine.boards) else {}
-    return {"hepti_mpi": __version__, "mpi": Comm.library(), **sessions.versions(), **emulated}
+    formats = profiles.in_formats(product_formats(spec))
+    return {"hepti_mpi": __version__, "mpi": Comm.library(), **sessions.versions(), **emulated, **formats}
 
 
 def processor() -> str:
@@ -153,9 +154,9 @@ def measured_profile(
     with together(world):
         parts = [part for one in known if (part := profiles.of_hosts(one, [host for host, *_ in nodes])) is not None]
         if parts:
-            saved[0], _ = profiles.matching(parts, nodes, versions(machine), shape)
+            saved[0], _ = profiles.matching(parts, nodes, versions(machine, spec), shape)
         if saved[0] is None and world.rank == 0 and path is not None and not fresh and (path.exists() or required):
-            saved[0] = _usable(path, nodes, versions(machine), shape, required, say)
+            saved[0] = _usable(path, nodes, versions(machine, spec), shape, required, say)
     content, trusted = world.from_root([None if saved[0] is None else saved[0].to_json(), required or bool(known)])
     if content is not None:
         found = profiles.from_json(content)
@@ -166,7 +167,7 @@ def measured_profile(
         told = f"rank {rank} on {nodes[rank][0]} is {ratios[rank]:.1f} times as fast as in profile {path}"
         say(f"{told}: it had other work when that was measured")
     say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
-    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, versions(machine))
+    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, versions(machine, spec))
     if world.rank == 0 and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

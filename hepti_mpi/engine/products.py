@@ -6,8 +6,10 @@ the scale of its own part of the row. Blocks are multiplied as MatMulNBits does 
 8-bit weights into float32 at each call).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -21,12 +23,48 @@ MIDDLE, BELOW = 128, 32  # of 256 whole numbers: those below 0, where values may
 TINY = 1e-30
 
 
+class Source(Protocol):
+    """Where the parts of weights come from."""
+
+    def declare(self, graph: Graph, piece: Slice, part: str, shape: tuple[int, ...]) -> str:
+        """Declare a part of a slice, viewed as `shape`, as an initializer; return what it is called."""
+
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]:
+        """Return the parts of a slice."""
+
+
+@dataclass(frozen=True)
+class OfStore:
+    """Parts that stay in the file of a store."""
+
+    store: Store
+
+    def declare(self, graph: Graph, piece: Slice, part: str, shape: tuple[int, ...]) -> str:
+        return graph.weight(self.store, piece, shape, part)
+
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]:
+        return self.store.parts(piece)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Parts of one weight that is in memory."""
+
+    values: Mapping[str, np.ndarray]
+
+    def declare(self, graph: Graph, piece: Slice, part: str, shape: tuple[int, ...]) -> str:
+        return graph.constant(f"{piece.name}.{part}", self.values[part].reshape(shape))
+
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]:
+        return self.values
+
+
 @dataclass(frozen=True)
 class Product:
     """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known."""
 
     graph: Graph
-    store: Store
+    source: Source
     x: str
     weight: Slice
     least: float | None = None
@@ -46,7 +84,7 @@ class Product:
         return self.matrix[1 - self.weight.inner]
 
     def part(self, part: str, shape: tuple[int, ...]) -> str:
-        return self.graph.weight(self.store, self.weight, shape, part)
+        return self.source.declare(self.graph, self.weight, part, shape)
 
     def write(self, bias: str | None, output: str | None) -> str:
         """Write it; return what it is called."""
@@ -75,7 +113,7 @@ class Product:
     def _rounded(self) -> tuple[str, str, str]:
         """Write x * channels as 8-bit whole numbers, once for all products that read it so; return them, what one is worth in each row
         [r, 1], and which of them is 0."""
-        graph, channels = self.graph, self.store.array(self.weight, CHANNELS).reshape(-1)
+        graph, channels = self.graph, self.source.parts(self.weight)[CHANNELS].reshape(-1)
         even = bool((channels == 1).all())
         least = self.least if even else None
         below = MIDDLE if least is None else BELOW if least else 0
@@ -104,7 +142,7 @@ class Product:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
         else:  # from block after block to output after output
             assert isinstance(kind, Blocks)
-            both = kind.unpacked(self.store.parts(self.weight), self.weight.shape, 0)
+            both = kind.unpacked(self.source.parts(self.weight), self.weight.shape, 0)
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
         return graph.node(

@@ -1,6 +1,6 @@
 """The kernels that a probe of the machine's speed times, as the engine runs its own. Knows no store, no plan and no exchange."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ from hepti_mpi.cluster.probe import Timers
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED, activate, attend
 from hepti_mpi.engine.packing import pack
+from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound, session
 from hepti_mpi.models.blocks import Attention
-from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.formats import FORMATS, Format
+from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.weights.slices import Slice
 
 PROBE_BYTES = 64 << 20
 
@@ -62,6 +65,7 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
         hidden=hidden,
         nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
         between=bound(between, {"x": some[rows]}, product),
+        formats=product_formats(spec),
     )
 
 
@@ -76,11 +80,19 @@ def products(spec: ModelSpec, threads: int, blocks: int | None = None) -> onnxru
     """Return a chain of MLP products x [r, hidden] -> y [r, hidden]; `blocks`: pairs of them, None: as many as outdo most caches."""
     tile, weights = chained(spec)
     chain, value, count = Graph(), "x", weights // (2 * tile.size) if blocks is None else blocks
-    for number in range(count):
-        first, second = (tile * np.float32(1 + (2 * number + at) / 256) for at in (0, 1))  # equal ones would be kept once
-        up = chain.node("Gemm", [value, chain.constant(f"up{number}", first)], transB=1)
-        value = chain.node("Gemm", [up, chain.constant(f"down{number}", second)], ["y"] if number == count - 1 else None)
+    used = product_formats(spec)
+    for number in range(2 * count):
+        matrix, inner = tile * np.float32(1 + number / 256), 1 - number % 2  # equal ones would be kept once
+        kind = _format_of((number + 0.5) / (2 * count), used)
+        piece, made = Slice(f"{number}", 0, matrix.shape, kind, inner), Made(kind.encode(matrix, inner))
+        value = Product(chain, made, value, piece).write(None, "y" if number == 2 * count - 1 else None)
     return probe(chain, ["x"], threads)
+
+
+def _format_of(place: float, used: Mapping[str, float]) -> Format:
+    """Return the format at a `place` from 0 to 1 among those that are used, each as often as it is."""
+    ends = np.cumsum(list(used.values()))
+    return FORMATS[list(used)[min(int(np.searchsorted(ends, place)), len(used) - 1)]]
 
 
 def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import lcm
+from math import lcm, prod
 from typing import Any
 
 from hepti_mpi.errors import ModelError
@@ -178,16 +178,29 @@ def layer_weights(spec: ModelSpec, number: int) -> tuple[Weight, ...]:
     return tuple(map(spec.stored, spec.layer(number).weights(f"layers.{number}")))
 
 
-def layer_bytes(spec: ModelSpec) -> dict[str | None, int]:
+def layer_bytes(spec: ModelSpec, mapped: bool = False) -> dict[str | None, int]:
     """Return the bytes that a layer's weights take in memory by the axis along which ranks divide them; None: those that are held whole.
 
-    Where layers differ, or are stored in different formats, the mean of all."""
+    Where layers differ, or are stored in different formats, the mean of all. `mapped`: what ranks divide may stay in a file's pages, where
+    products can read it there: float32 numbers."""
     alike = not spec.formats and len(spec.kinds) < 2
     numbers, result = range(1 if alike else spec.layers), dict[str | None, int]({"heads": 0, "columns": 0, None: 0})
     for number in numbers:
         for weight in layer_weights(spec, number):
-            result[weight.split] += weight.held
+            if not (mapped and weight.split and weight.format is F32):
+                result[weight.split] += weight.held
     return {axis: -(-total // len(numbers)) for axis, total in result.items()}
+
+
+def product_formats(spec: ModelSpec) -> dict[str, float]:
+    """Return the formats of the layers' matrices by name, and the part of all their numbers that is in each."""
+    found: dict[str, float] = {}
+    for number in range(spec.layers if spec.formats else 1):
+        for weight in layer_weights(spec, number):
+            if weight.inner is not None:
+                found[weight.format.name] = found.get(weight.format.name, 0) + prod(weight.shape)
+    whole = sum(found.values())
+    return {name: found[name] / whole for name in sorted(found)}
 
 
 def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:

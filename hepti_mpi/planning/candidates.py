@@ -67,14 +67,14 @@ class Tried:
 
 class Costs:
     """Prices and memory of plans for one model and cluster. `rows`: of the batch that is priced; `largest`, `longest`: of the largest batch
-    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `mapped`: weights do not
-    count."""
+    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `mapped`: float32
+    weights do not count."""
 
     def __init__(self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, mapped: bool) -> None:
         self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
         self.limits, self.ranks = limits, len(limits) // 2
-        held = layer_bytes(spec)
-        self.attention_bytes, self.mlp_bytes = (0, 0) if mapped else (held["heads"], held["columns"])  # evictable pages of a file
+        held = layer_bytes(spec, mapped)  # pages of a file can be evicted
+        self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
         self.norm_bytes = spec.layers * held[None]
         self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
 

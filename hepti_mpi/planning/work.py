@@ -4,6 +4,7 @@ The price multiplies the work of operations by measured speeds, an emulated boar
 count alike.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -48,4 +49,16 @@ def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, 
     share = Share(rows, pairs, plan.heads[rank], plan.columns[rank])
     parts = [op.work(share) for op in step.ops]
     sums = {name: float(sum(getattr(part, name) for part in parts)) for name in SUMMED}
-    return Work(tuple((rows, part.weights) for part in parts if part.weights), **sums)
+    matrices = [(op, part.weights) for op, part in zip(step.ops, parts) if part.weights]
+    products = tuple((rows, weights * share, name) for op, weights in matrices for name, share in _formats(spec, op))
+    return Work(products, **sums)
+
+
+def _formats(spec: ModelSpec, op: ops.Op) -> list[tuple[str, float]]:
+    """Return the formats of the matrices of an operation, and the part of their numbers that is in each."""
+    found: dict[str, float] = {}
+    for weight, _ in op.weights().values():
+        if weight.inner is not None:
+            name = spec.stored(weight).format.name
+            found[name] = found.get(name, 0) + prod(weight.shape)
+    return [(name, count / sum(found.values())) for name, count in found.items()]
