@@ -542,7 +542,10 @@ def test_random_sizes():
     specs = {name: random_model(name).spec for name in CONFIGS}
     large = specs["bert-large"]
     assert (large.layers, large.hidden, large.heads, large.ffn, large.positions, large.head) == (24, 1024, 16, 4096, 512, "pooler")
-    assert {specs[name].positions for name in specs if "vit" not in name} == {512}
+    rotary = {name: spec.positions for name, spec in specs.items() if spec.layer(0).attention.rotary}
+    assert rotary == {"modernbert-base": 8192, "nomicbert": 2048}
+    assert {spec.positions for name, spec in specs.items() if spec.embedding == "tokens" and name not in rotary} == {512}
+    assert (specs["dinov2-base"].positions, specs["dinov2-base"].kinds[0].scaled) == (257, True)
     electra = specs["electra-small"]
     assert (electra.hidden, electra.heads, electra.ffn, electra.front[-1].inner) == (256, 4, 1024, 128)
     assert (specs["vit-base"].positions, len(specs["vit-base"].labels), specs["vit-base"].labels[7]) == (197, 1000, "LABEL_7")

@@ -47,7 +47,7 @@ def the_last_alone(store, size):
 
 
 @pytest.mark.parametrize("made", [each_alone, in_stages, divided, stages_that_divide, the_last_alone])
-@pytest.mark.parametrize("case", ["bert", "vit"])
+@pytest.mark.parametrize("case", ["bert", "vit", "modernbert", "mpnet", "dinov2_registers"])
 def test_answers_of_teams(machine, folder, case, made):
     world = machine.world
     store = opened(folder, case, world.rank, world)

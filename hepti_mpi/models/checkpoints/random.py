@@ -61,6 +61,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "roberta-base": ROBERTA | BERT_BASE | {"vocab_size": 50265},
     "distilbert-base": DISTILBERT,  # as transformers takes them where config.json does not say
     "electra-small": ELECTRA,
+    "mpnet-base": {"model_type": "mpnet", "architectures": ["MPNetModel"], "max_position_embeddings": 514},
+    "modernbert-base": {"model_type": "modernbert", "architectures": ["ModernBertModel"]},
+    "nomicbert": {"model_type": "nomic_bert", "architectures": ["NomicBertModel"]},
+    "dinov2-base": {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"], "num_labels": 1000},
     "tiny-bert": TEXT | TINY | {"vocab_size": 120},
     "tiny-roberta": ROBERTA | TINY | {"vocab_size": 120},
     "tiny-distilbert": DISTILBERT | {"dim": 56, "n_layers": 3, "n_heads": 7, "hidden_dim": 101, "vocab_size": 120},
@@ -99,8 +103,8 @@ def make_spec(name: str, config: dict[str, Any]) -> ModelSpec:
 
 
 def random_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return float32 values that depend on nothing but the arguments: 1 for LayerNorm weights, else of deviation 0.02."""
-    if name.endswith("norm.weight"):
+    """Return float32 values that depend on nothing but the arguments: 1 for weights of norms and scales, else of deviation 0.02."""
+    if name.endswith(("norm.weight", "given.weight", ".scale")):
         return np.ones(shape, np.float32)
     generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
     values = generator.standard_normal(shape, dtype=np.float32)
