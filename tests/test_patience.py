@@ -67,6 +67,21 @@ def test_the_first_rank_speaks_for_all():
     assert lefts == sorted(lefts) and lefts[1] - lefts[0] > 0.4
 
 
+def test_who_is_not_heard_of_is_waited_for_whatever_the_main_thread_does():
+    watched = of(seconds=10.0)
+    for _ in range(2):  # noted again, it is not waited for anew
+        watched.hear([2], time.monotonic() - 9)
+        with watched.waiting(lambda: [1]):
+            assert watched.left() < 1.1 and watched.late() == [2]
+    assert watched.left() < 1.1 and "rank 2 on pi3" in sentence(watched)
+    with watched.waiting(lambda: [1]):
+        watched.hear([2], time.monotonic())
+        assert watched.late() == [1]
+        watched.hear([], 0.0)
+        assert watched.late() == [1] and watched.left() > 9
+    assert watched.left() is None
+
+
 @pytest.mark.parametrize("error, silent", [
     (ConnectionRefusedError(), False), (TimeoutError(), True), (OSError("no route"), True), (None, False),
 ])  # fmt: skip

@@ -309,7 +309,7 @@ def kept(tmp_path, output="a.jsonl", **more):
 BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}, "refused": []}
 
 
-DONE_RECORD = {"kind": "done", "record": {"format": "hepti-run", "family": "bert"}}
+DONE_RECORD = {"kind": "done", "record": {"format": "hepti-run", "embedding": "tokens"}}
 
 
 def answers(*places):
@@ -327,7 +327,7 @@ def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     assert re.fullmatch(rf"3 texts answered in 0.\d\d s, with 2 starts; answers in {tmp_path / 'a.jsonl'}", summary), summary
     told = json.loads(document)
     assert told.pop("supervised").items() >= {"inputs": 3, "starts": 2}.items()
-    assert told == {"format": "hepti-run", "family": "bert", "errors": 0, "truncated": 0}
+    assert told == {"format": "hepti-run", "embedding": "tokens", "errors": 0, "truncated": 0}
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 

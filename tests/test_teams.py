@@ -1,5 +1,6 @@
 """Which teams are made, and which batch goes to whom. What real ranks answer in teams: tests/mpi/test_teams.py."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +82,13 @@ def test_all_ranks_as_stages():
     assert len(found.choices) == 1 and described(found.choices[0].team) == "stages of 12 + 8 + 4 layers"
 
 
+def test_nobody_is_in_a_team_without_a_part_in_it():
+    found = arranged((32, 22), memory=[8 * GIB, LAYER // 2])
+    assert members(found) == [(0,)]
+    assert all(set(stage.computing) == set(stage.members) for stage in found.placement.stages)
+    assert list(found.others) == ["1 team of 1 rank"]
+
+
 def test_ranks_of_one_host_share_its_cores():
     apart, shared = arranged((20, 20)), arranged((20, 20), hosts=["pi0", "pi0"])
     assert shared.rate < 0.6 * apart.rate
@@ -145,7 +153,7 @@ class Simulated:
 
     def __init__(self, seconds):
         self.seconds, self.free, self.now, self.waiting = seconds, dict.fromkeys(seconds, 0.0), 0.0, []
-        self.count, self.ended = dict.fromkeys(seconds, 0), []
+        self.count, self.ended, self.partners = dict.fromkeys(seconds, 0), [], list(seconds)
 
     def send(self, peer, box, facts, arrays=None):
         assert box == WORK
@@ -222,6 +230,24 @@ def test_a_sink_that_fails_ends_all_teams():
 
 def test_who_writes_to_whom():
     placement = arranged((30, 20, 10), pipeline=True).placement
-    assert partners(placement, 0) == {0, 1, 2} and partners(placement, 1) == {0, 1, 2} and partners(placement, 2) == {0, 1, 2}
+    assert [partners(placement, rank, 3) for rank in range(3)] == [{0, 1, 2}] * 3
     alone = arranged((30, 20, 10)).placement
-    assert partners(alone, 2) == {0, 2} and partners(alone, 0) == {0, 1, 2}
+    assert partners(alone, 2, 3) == {0, 2} and partners(alone, 0, 3) == {0, 1, 2}
+
+
+def test_who_rests_hears_that_rank_0_is_there_and_of_the_end():
+    placement = Placement((Team((Stage((1, 2), None),)),))
+    assert partners(placement, 0, 5) == {0, 1, 3, 4} and partners(placement, 3, 5) == {0} and partners(placement, 2, 5) == set()
+    mail = Simulated({1: 0.01})
+    mail.partners = [1, 3, 4]
+    front, _ = front_of(mail, 3, [0.01])
+    front._work()
+    assert sorted(mail.ended) == [1, 3, 4]
+
+
+def test_handing_out_many_batches_does_not_count_all_that_are_left_each_time():
+    front, events = front_of(Simulated({0: 0.01, 1: 0.01}), 20, [0.01, 0.01])
+    front.desk.scheduler.repeat = 2000
+    begin = time.perf_counter()
+    front._work()
+    assert len(events) == 40_000 and time.perf_counter() - begin < 30

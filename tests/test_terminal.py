@@ -86,7 +86,8 @@ def test_ctrl_c_under_mpirun_is_one_sentence_and_leaves_no_rank(made):
 @pytest.mark.parametrize("words", [
     ["plan", "--weights", "tiny.h5", "--profile", "three.json"],
     ["inspect", "tiny.h5"],
-    ["run", "--weights", "tiny.h5", "--input", "texts.txt", "--no-adapt"],
+    ["run", "--weights", "tiny.h5", "--input", "texts.txt", "--no-adapt", "--repeat", "1000000"],
+    ["run", "--weights", "tiny.h5", "--input", "texts.txt", "--objective", "throughput", "--repeat", "1000000"],
 ])  # fmt: skip
 def test_a_reader_that_has_seen_enough(made, words):
     """As with | head -1: the program ends soon, in order and without a word about it."""

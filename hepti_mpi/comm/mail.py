@@ -1,7 +1,7 @@
 """Letters between any two ranks, each a few facts and some arrays, that travel while ranks compute.
 
 Knows ranks, boxes and bytes; does not know what a letter says. One thread of this rank sends, receives and tells the others that it is
-there; whoever takes letters may be in any thread. Ranks that it does not hear of for too long are named by its patience.
+there; whoever takes letters may be in any thread. Its patience names ranks that it does not hear of for too long.
 """
 
 import json
@@ -21,6 +21,7 @@ from hepti_mpi.comm.ranks import PART_BYTES, Comm
 HEAD, CONTENT = 1, 2  # tags
 MOVING_SECONDS, LOOK_SECONDS = 500e-6, 3e-3  # between two looks: while something travels, and else
 QUIET_PART = 0.2  # of the deadline that a rank is silent for at most
+LONG_PART = 0.5  # of the deadline without a word, after which a rank is waited for
 TAKE_SECONDS = 0.5
 ALIVE = ""  # the box of letters that say nothing
 
@@ -49,7 +50,8 @@ class Mail:
     """What a rank sends and receives. Every rank of `world` makes one, and closes it."""
 
     def __init__(self, world: Comm, partners: Collection[int]) -> None:
-        """`partners`: the other ranks that hear of this one, and of which it hears, also where there is nothing to say. Collective."""
+        """`partners`: the other ranks that hear of this one, and of which it hears, also where there is nothing to say; nobody else writes
+        to it. Collective."""
         assert isinstance(world.patience, Patience), "mail is between the ranks of a job"
         self.rank, self.patience, self.turn = world.rank, world.patience, world.turn
         self.partners = sorted(set(partners) - {world.rank})
@@ -65,7 +67,8 @@ class Mail:
         self.error: BaseException | None = None
         self.awake = threading.Event()
         self.thread = threading.Thread(target=self._work, name="mail", daemon=True)
-        self.thread.start()
+        if self.partners:  # else nothing comes
+            self.thread.start()
 
     def send(self, peer: int, box: str, facts: dict[str, Any], arrays: Arrays | None = None) -> None:
         """Send a letter to a box of `peer`; its arrays are not changed by anybody from now on."""
@@ -88,16 +91,12 @@ class Mail:
                 if end is not None and time.monotonic() >= end:
                     return None
 
-    def silent(self) -> list[int]:
-        """Return the partners that were not heard of for as long as the deadline is."""
-        limit = self.patience.seconds
-        return [peer for peer, when in self.heard.items() if limit and time.monotonic() - when > limit]
-
     def close(self) -> None:
         """End when all that was sent is out. Collective: nothing comes any more."""
         self.closing = True
         self.awake.set()
-        self.thread.join()
+        if self.partners:
+            self.thread.join()
         with self.turn:
             self.mpi.Free()
 
@@ -111,11 +110,13 @@ class Mail:
             while not (self.closing and not self.outgoing and not self.going and not self.coming):
                 with self.turn:
                     moving = self._look()
-                self._judge()
+                self._note()
                 if self.awake.wait(MOVING_SECONDS if moving else LOOK_SECONDS):
                     self.awake.clear()
         except BaseException as error:  # noqa: BLE001  whoever takes letters raises it
             self.error = error
+        finally:
+            self.patience.hear([], 0.0)
 
     def _look(self) -> bool:
         """Move all letters on; tell whether something is under way."""
@@ -137,13 +138,12 @@ class Mail:
         return bool(self.going or self.coming)
 
     def _begin(self, peer: int, box: str, facts: dict[str, Any], arrays: Arrays) -> None:
-        parts = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        described = [[name, values.dtype.str, list(values.shape)] for name, values in parts.items()]
+        described = [[name, values.dtype.str, list(values.shape)] for name, values in arrays.items()]
         head = np.frombuffer(json.dumps([box, facts, described]).encode(), np.uint8)
         self.told[peer] = time.monotonic()
         self.going.append((self.mpi.Isend(head, peer, HEAD), head))
-        for values in parts.values():
-            for part in _pieces(values):
+        for values in arrays.values():
+            for part in _pieces(np.ascontiguousarray(values)):
                 self.going.append((self.mpi.Isend(part, peer, CONTENT), part))
 
     def _receive(self) -> bool:
@@ -163,9 +163,11 @@ class Mail:
         self.coming.append(_Coming(box, Letter(sender, facts, arrays), requests))
         return True
 
-    def _judge(self) -> None:
-        """Let the watch over waits know for whom this rank waits, once it is too long."""
-        self.patience.overdue([] if self.closing else self.silent())
+    def _note(self) -> None:
+        """Let the watch over waits know of whom this rank has not heard for long, and since when."""
+        before = time.monotonic() - LONG_PART * self.patience.seconds
+        late = {} if self.closing else {peer: when for peer, when in self.heard.items() if when < before}
+        self.patience.hear(list(late), min(late.values(), default=0.0))
 
 
 def _pieces(values: np.ndarray) -> list[np.ndarray]:

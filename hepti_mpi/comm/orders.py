@@ -1,6 +1,6 @@
 """What rank 0 tells the others between requests, and what they report to it: one way each, so nobody waits for an answer.
 
-Knows small JSON messages; does not know what is ordered or reported.
+Knows small JSON messages; does not know what is ordered or reported. Other threads of a rank may call MPI meanwhile, in turns.
 """
 
 import json
@@ -36,7 +36,7 @@ class Orders:
         """Return the next order; `idle`: this rank has no part in the requests."""
         with self.world.patience.slower() if idle else nullcontext(), self.world.patience.waiting(lambda: [0]):
             rest, begin = IDLE_SECONDS, time.perf_counter()
-            while not self.mpi.Iprobe(0, ORDER):  # an idle rank waits for as long as whole batches take
+            while not self._is_there(0, ORDER):  # an idle rank waits for as long as whole batches take
                 if idle:
                     time.sleep(rest)
                     rest = min(2 * rest, RESTING_SECONDS)  # its host's cores may be another rank's
@@ -53,7 +53,7 @@ class Orders:
         from mpi4py import MPI
 
         found = []
-        while self.mpi.Iprobe(MPI.ANY_SOURCE, REPORT):
+        while self._is_there(MPI.ANY_SOURCE, REPORT):
             found.append(self._received(MPI.ANY_SOURCE, REPORT))
         return found
 
@@ -74,18 +74,28 @@ class Orders:
         content = np.frombuffer(json.dumps(value).encode(), np.uint8)
         with self.world.patience.waiting():
             self._settle()
-        self.under_way = [self.mpi.Isend(content, rank, tag) for rank in ranks]
+        with self.world.turn:
+            self.under_way = [self.mpi.Isend(content, rank, tag) for rank in ranks]
 
     def _settle(self) -> None:
         """Wait until what was sent before may be forgotten."""
-        while not all(request.Test() for request in self.under_way):
+        while not self._is_out():
             time.sleep(IDLE_SECONDS)
+
+    def _is_out(self) -> bool:
+        with self.world.turn:
+            return all(request.Test() for request in self.under_way)
+
+    def _is_there(self, source: int, tag: int) -> bool:
+        with self.world.turn:
+            return bool(self.mpi.Iprobe(source, tag))
 
     def _received(self, source: int, tag: int) -> tuple[int, dict[str, Any]]:
         from mpi4py import MPI
 
         status = MPI.Status()
-        message = self.mpi.Mprobe(source, tag, status)
-        content = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-        message.Recv(content)
+        with self.world.turn:
+            message = self.mpi.Mprobe(source, tag, status)
+            content = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            message.Recv(content)
         return status.Get_source(), json.loads(content.tobytes())

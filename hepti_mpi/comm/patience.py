@@ -67,7 +67,7 @@ class Patience:
         self.addresses: dict[str, Sequence[str]] = {}
         self.factor = 1
         self.since: float | None = None
-        self.told = False  # that some are overdue
+        self.unheard: tuple[float, Sequence[int]] | None = None  # since when which ranks are waited for by others than the main thread
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
         self.everyone = self.whom
         if seconds > 0 and size > 1:
@@ -96,12 +96,9 @@ class Patience:
         finally:
             self.factor = before
 
-    def overdue(self, ranks: Sequence[int]) -> None:
-        """Note for which ranks somebody who does not wait here has waited too long; none: they have come."""
-        if ranks:
-            self.whom, self.since, self.told = lambda: ranks, time.monotonic() - 2 * self.seconds * self.factor, True
-        elif self.told:
-            self.since, self.told = None, False
+    def hear(self, ranks: Sequence[int], since: float) -> None:
+        """Note for which ranks somebody else than the main thread waits, and since when, by time.monotonic; none: for nobody."""
+        self.unheard = (since, ranks) if ranks else None
 
     def among(self, ranks: Sequence[int]) -> "Among":
         """Return the same watch for waits of some ranks for each other, who count themselves from 0."""
@@ -109,12 +106,19 @@ class Patience:
 
     def left(self) -> float | None:
         """Return the seconds until the wait under way has lasted too long; None when nothing is waited for."""
-        since = self.since
+        since, _ = self._oldest()
         return None if since is None else since + self.seconds * self.factor + LATER_SECONDS * min(self.rank, 8) - time.monotonic()
 
     def late(self) -> list[int]:
         """Return the ranks that have not come."""
-        return list(self.whom()) or list(self.everyone())
+        return list(self._oldest()[1]()) or list(self.everyone())
+
+    def _oldest(self) -> tuple[float | None, Whom]:
+        """Return since when who is waited for, by the main thread or others."""
+        since, whom, unheard = self.since, self.whom, self.unheard
+        if unheard is None or (since is not None and since <= unheard[0]):
+            return since, whom
+        return unheard[0], lambda: unheard[1]
 
     def judged(self, silent_of: Callable[[Collection[str]], set[str]]) -> Late:
         """Return for whom this rank waited, if need be those whose hosts are silent; `silent_of` tells which of some hosts are."""

@@ -119,7 +119,7 @@ def _answer_in_teams(
 
     job = teamed(session.machine, session.store, goal, Teaming(0, forced=True, pipeline=pipeline), startup, _at(session))
     assert job is not None, "teams are wanted in any case"
-    mail = Mail(session.world, teams.partners(job.placement, session.world.rank))
+    mail = Mail(session.world, teams.partners(job.placement, session.world.rank, session.world.size))
     answerer = PatientAnswerer(session.store, {} if remote is None else remote.errors)
     if remote is None:
         teams.answer(job.crew, mail, answerer, None)

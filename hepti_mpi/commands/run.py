@@ -202,7 +202,7 @@ def _asked(session: "Session", question: "Question", choice: Choice, state: "Sta
         check_path(choice.metrics)
     plan = placements.load(choice.plan_file) if choice.plan_file else None  # whatever is wrong with it is told before ranks are measured
     scheduler.add(source.take(0.0))
-    return Asked(read, sink, Desk(source, scheduler, answerer, sink), requests, plan)
+    return Asked(read, sink, Desk(source, scheduler, answerer, sink, wanted=lambda: sink.wanted), requests, plan)
 
 
 def _prepared(work: Work, method: str, request: "Request", tolerance: float, teaming: "Teaming | None") -> "Job | Teamed":
@@ -337,10 +337,10 @@ def _finish_nothing(work: Work, asked: Asked) -> None:
     """Put the answers out where none was left to be found. Raises PartlyAnswered."""
     from hepti_mpi.reporting import records
 
-    tally, spec = asked.sink.write(), work.session.store.spec
+    tally = asked.sink.write()
     if len(asked.input.refused) < len(asked.input.every):
         work.session.tell(f"all of {work.question.output or 'the input'} had been answered already: nothing is left")
-    put_record(records.idle_record(spec.name, spec.family), tally)
+    put_record(records.idle_record(work.session.store.spec), tally)
 
 
 def put_record(record: dict[str, Any], tally: "Tally | None", show: Callable[[], None] = lambda: None) -> None:

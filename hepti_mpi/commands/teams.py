@@ -64,7 +64,7 @@ def answer(work: "Work", job: "Teamed") -> None:
     world = session.world
     if asked is not None and not work.supervised:
         _show_teams(work, job)
-    mail = Mail(world, teams.partners(job.placement, world.rank))
+    mail = Mail(world, teams.partners(job.placement, world.rank, world.size))
     outcome, begin = None, time.perf_counter()
     if asked is None:
         teams.answer(job.crew, mail, Answerer(session.store, work.question), None)

@@ -23,6 +23,7 @@ from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.wording import counted
 
 MOST_PARTED = 8  # ranks, of which all ways to make teams are tried
 MOST_DIVIDED = 4  # ranks of a team that divides layers
@@ -90,7 +91,8 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
         search.choose(spec, source_hash, profile, narrowed)  # says what it lacks
         raise CapacityError("no team of ranks can hold the model in stages; leave out --layout")
     chosen = max(found, key=lambda one: one.rate)
-    beside = {f"{len(one.choices)} teams of {sum(len(c.team.members) for c in one.choices)} ranks": one.rate for one in found}
+    sizes = [(len(one.choices), sum(len(choice.team.members) for choice in one.choices)) for one in found]
+    beside = {f"{counted(several, 'teams')} of {counted(ranks, 'ranks')}": one.rate for (several, ranks), one in zip(sizes, found)}
     return replace(chosen, others={**beside, **chosen.others})
 
 
@@ -161,9 +163,11 @@ class _Teams:
         return sum(1 / self.pace[rank].of(self.spec.layers) for rank in ranks if rank in self.pace)
 
     def _divided(self, ranks: tuple[int, ...]) -> Choice | None:
-        """Return the team of ranks that divide each layer."""
+        """Return the team of ranks that divide each layer, None where some of them would have no part in it."""
         plan = self._whole(ranks)
-        return None if plan is None or plan.predicted_seconds is None else Choice(Team((Stage(ranks, plan),)), plan.predicted_seconds)
+        if plan is None or plan.predicted_seconds is None or len(plan.active) < len(ranks):
+            return None
+        return Choice(Team((Stage(ranks, plan),)), plan.predicted_seconds)
 
     def _whole(self, ranks: tuple[int, ...]) -> Plan | None:
         """Return the plan by which ranks divide all layers, None where they have no room."""

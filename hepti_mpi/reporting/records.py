@@ -22,6 +22,7 @@ from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, 
 from hepti_mpi.wording import counted
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
+ASKED = {"tokens": ("texts", "tokens"), "patches": ("images", "patches")}  # what is answered and of what rows it is, by a model's embedding
 SHORTEST_INPUT = 16  # characters of an input that are shown at least
 MOST_LATE = 0.01  # of the time by which messages left too late; with more, times are not the emulated boards'
 
@@ -94,6 +95,7 @@ def run_record(
         "format_version": RUN_VERSION,
         "model": spec.name,
         "family": spec.family,
+        "embedding": spec.embedding,
         "strategy": plan.strategy,
         "requests": requests,
         "seconds": short(seconds),
@@ -112,9 +114,10 @@ def run_record(
     }
 
 
-def idle_record(name: str, family: str) -> dict[str, Any]:
+def idle_record(spec: ModelSpec) -> dict[str, Any]:
     """Return the JSON document of a run for which nothing was left."""
-    return {"format": RUN_FORMAT, "format_version": RUN_VERSION, "model": name, "family": family, "requests": 0}
+    model = {"model": spec.name, "family": spec.family, "embedding": spec.embedding}
+    return {"format": RUN_FORMAT, "format_version": RUN_VERSION, **model, "requests": 0}
 
 
 def short(value: float) -> float:
@@ -261,7 +264,7 @@ def run_lines(record: dict[str, Any], decision: Decision | None, width: int | No
 
 def throughput_line(record: dict[str, Any]) -> str:
     """Return how much was answered how soon, and where the answers went."""
-    asked, rows = ("images", "patches") if record["family"] == "vit" else ("texts", "tokens")
+    asked, rows = ASKED[record["embedding"]]
     count = counted(record["requests"], asked)
     startup = record["startup_seconds"]
     parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
@@ -275,7 +278,7 @@ def throughput_line(record: dict[str, Any]) -> str:
 
 def supervised_lines(record: dict[str, Any], output: str | None) -> str:
     """Return what became of all inputs of a supervised run, over all of its starts, and where the answers went."""
-    asked, every = "images" if record["family"] == "vit" else "texts", record["supervised"]
+    (asked, _), every = ASKED[record["embedding"]], record["supervised"]
     where = f"; answers in {output}" if output else ""
     answered = every["inputs"] - record["errors"]
     told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"

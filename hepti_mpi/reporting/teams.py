@@ -7,7 +7,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.teams import Arrangement
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import kind_of
-from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION, left_over, short
+from hepti_mpi.reporting.records import ASKED, RUN_FORMAT, RUN_VERSION, left_over, short
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, table
 from hepti_mpi.wording import counted
 
@@ -33,7 +33,8 @@ def teams_record(
     places = [placement.place(rank) or (None, None) for rank in range(len(facts))]
     ranks = [{"rank": rank, "team": places[rank][0], "stage": places[rank][1], **fact} for rank, fact in enumerate(facts)]
     return {
-        "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": spec.name, "family": spec.family, "strategy": "teams",
+        "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": spec.name, "family": spec.family,
+        "embedding": spec.embedding, "strategy": "teams",
         "objective": "throughput", "requests": requests, "seconds": short(seconds), "requests_per_second": short(requests / seconds),
         "rows_per_second": short(rows / seconds), "output": output,
         "predicted_rows_per_second": short(sum(predicted)),
@@ -56,7 +57,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
 
 def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None = None) -> str:
     """Return the summary of a run in teams for people: what each did and how busy it was, then how much was answered how soon."""
-    asked, rows = ("images", "patches") if record["family"] == "vit" else ("texts", "tokens")
+    asked, rows = ASKED[record["embedding"]]
     lines = []
     for team in record["teams"]:
         who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in team["members"])

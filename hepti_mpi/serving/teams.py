@@ -19,7 +19,7 @@ from hepti_mpi.engine.crew import Crew
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
-from hepti_mpi.serving.loop import WAIT_SECONDS, Desk, peak_resident_bytes
+from hepti_mpi.serving.loop import BEAT_SECONDS, WAIT_SECONDS, Desk, peak_resident_bytes
 from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Step
 
@@ -27,7 +27,6 @@ FRONT, WORK = "front", "work"  # boxes
 AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
 LEARNED = 0.25  # of what is known of a team that one batch may change
 FAR = 8  # batches for each team that must be left for it to get one whatever it takes
-BEAT_SECONDS = 5.0  # after which a stage's members hear that their first rank is there
 
 
 @dataclass
@@ -80,8 +79,8 @@ class Front:
         except BaseException as error:  # noqa: BLE001  rank 0 raises it
             self.error = error
         finally:
-            for lead in self.placement.leads:
-                self.mail.send(lead, WORK, {"do": "end"})
+            for rank in {*self.placement.leads, *self.mail.partners}:
+                self.mail.send(rank, WORK, {"do": "end"})
 
     def _hand_out_all(self) -> None:
         desk, wanted = self.desk, True
@@ -110,12 +109,12 @@ class Front:
 
     def _is_due(self, number: int) -> bool:
         """Tell whether a team would get any of the batches that are left if each went to who will have answered it first."""
-        left = self.desk.scheduler.rows_left
-        if len(left) >= FAR * len(self.outcome.teams) or not self.desk.source.ended:
+        scheduler = self.desk.scheduler
+        if scheduler.left >= FAR * len(self.outcome.teams) or not self.desk.source.ended:
             return True
         paces = np.array([team.pace for team in self.outcome.teams])
         done = np.array([team.waits for team in self.outcome.teams])
-        for rows in left:
+        for rows in scheduler.rows_left:
             first = int(np.argmin(done + rows * paces))
             if first == number:
                 return True
@@ -143,11 +142,13 @@ class Front:
         self.desk.sink.event(self.desk.scheduler.done(step, results, seconds))
 
 
-def partners(placement: Placement, rank: int) -> set[int]:
-    """Return the ranks that a rank exchanges letters with."""
-    leads = placement.leads
+def partners(placement: Placement, rank: int, size: int) -> set[int]:
+    """Return the ranks of a job of so many that a rank exchanges letters with; those that rest hear from rank 0 that it is there."""
+    leads, resting = placement.leads, {rank for rank in range(size) if placement.place(rank) is None}
     if rank == 0:
-        return {0, *leads}
+        return {0, *leads, *resting}
+    if rank in resting:
+        return {0}
     if rank not in leads:
         return set()
     team, stage = placement.place(rank) or (0, 0)
@@ -163,6 +164,8 @@ def answer(crew: Crew | None, mail: Mail, answerer: Answerer, front: Front | Non
         _lead(crew, mail, answerer)
     elif crew is not None:
         _follow(crew)
+    elif front is None:
+        mail.take(WORK)  # the end
     if front is not None:
         front.thread.join()
         if front.error is not None:
@@ -218,8 +221,7 @@ def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
 def _tell(crew: Crew, order: dict[str, Any]) -> None:
     """Tell the other members of the stage."""
     if crew.machine.world.size > 1:
-        with crew.machine.world.turn:  # letters come meanwhile
-            crew.orders.give(order)
+        crew.orders.give(order)
 
 
 def _follow(crew: Crew) -> None:
