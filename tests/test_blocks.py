@@ -18,6 +18,7 @@ from hepti_mpi.models.blocks import Relative, Rotary, rotary
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import ModelSpec, layer_bytes, layer_weights
 from hepti_mpi.planning import search
+from hepti_mpi.planning.candidates import steady
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.work import layer_work
@@ -148,3 +149,19 @@ def test_windows_and_grouped_heads_cost_less():
     work = layer_work(odd_model("grouped").spec, 100.0)
     assert work.attention == 56 * (2 * 90 + 2 * 30) and work.mlp == 3 * 56 * 101 and (work.width, work.kv_width) == (90, 30)
     assert layer_work(odd_model("sandwich").spec, 100.0).attended == pytest.approx((6 + 100 + 6) / 3)
+
+
+@pytest.mark.parametrize("order, found", [
+    ([0] + [1 if place % 3 else 2 for place in range(1, 22)], (4, 7)), ([0, 1] * 13, (2, 4)),
+    ([0] * 5 + [1] + [0] * 5 + [1] + [0] * 3, (3, 9)),
+    ([0] + [1] * 11, (2, 4)), ([0] * 12, (2, 4)), ([0, 1, 2, 1], ()), ([0] * 4, ()), ([0, 0, 0, 0, 0, 1, 1, 0, 1, 0], ()),
+])  # fmt: skip
+def test_layers_that_repeat_are_priced_by_a_few(order, found):
+    made, layers = odd_model("local_and_global").spec, len(order)
+    spec = replace(made, layers=layers, order=tuple(order))
+    assert steady(spec) == found
+    if found:
+        plan = replace(part_of(spec, ("heads", "columns")).plan, collectives="own", reduction="reduce_scatter")
+        (few, more, whole) = (Pricer(spec, cluster((12, 30)), 96).price(make_program(spec, part), part).seconds
+                              for part in (replace(plan, layers=plan.layers[:depth]) for depth in (*found, layers)))  # fmt: skip
+        assert few + (more - few) * (layers - found[0]) / (found[1] - found[0]) == pytest.approx(whole, rel=0.02)

@@ -20,6 +20,18 @@ from hepti_mpi.program.steps import Program
 STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
 
 
+def steady(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the layers of two shorter models whose difference repeats up to the end of the model; () where there are none."""
+    every, order = spec.layers, spec.order[: spec.layers]
+    if len(set(order)) < 2:
+        return STEADY if every > STEADY[1] else ()
+    for period in range(2, every // 2):
+        few = next(count for count in range(STEADY[0], every) if (every - count) % period == 0)
+        if few + period < every and order[few:-period] == order[few + period :]:
+            return few, few + period
+    return ()
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A priced plan; `memory`: bytes per rank for weights and activations."""
@@ -76,6 +88,7 @@ class Costs:
         held = layer_bytes(spec, mapped)  # pages of a file can be evicted
         self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
         self.norm_bytes = spec.layers * held[None]
+        self.steady = steady(spec)
         self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
 
     def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
@@ -83,8 +96,7 @@ class Costs:
         shares only in whether one rank has all."""
         key = self._key(plan)
         if key not in self.programs:
-            alike = len(set(plan.layouts)) == 1 and len(self.spec.kinds) < 2 and self.spec.layers > STEADY[1]
-            depths = STEADY if alike else (self.spec.layers,)
+            depths = self.steady if self.steady and len(set(plan.layouts)) == 1 else (self.spec.layers,)
             programs = tuple(make_program(self.spec, replace(plan, layers=plan.layers[:depth])) for depth in depths)
             self.programs[key] = programs, activation_widths(self.spec, programs[-1])
         return self.programs[key]
@@ -96,7 +108,8 @@ class Costs:
     @cached_property
     def further(self) -> float:
         """How often the layers between those of the two programs are there beside the first one's."""
-        return (self.spec.layers - STEADY[0]) / (STEADY[1] - STEADY[0])
+        few, more = self.steady or (0, 1)
+        return (self.spec.layers - few) / (more - few)
 
     def candidates(self, plans: Sequence[Plan]) -> list[Candidate]:
         """Price plans, those whose layers are alike by a few of them."""
