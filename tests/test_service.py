@@ -188,6 +188,12 @@ def test_what_the_model_is_not_for_is_said(sentences, path, status, said):
 def test_a_body_that_is_too_large_is_not_read(sentences):
     status, answer, _ = sentences.call("POST", "/v1/embeddings", b"", {"Content-Length": str(1 << 30)})
     assert status == 413 and "1073741824 bytes" in answer["error"]["message"]
+    link = socket.create_connection(("127.0.0.1", sentences.port))
+    link.sendall(b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with pytest.raises(OSError):  # one that does not say how much there is
+        for _ in range(1000):
+            link.sendall(b"100000\r\n" + b"a" * (1 << 20) + b"\r\n")
+    link.close()
 
 
 def test_models_health_and_metrics(sentences):

@@ -104,7 +104,8 @@ class Api:
                 response = await work(request)
             except HeptiError as error:
                 refused = Refused.of(error)
-                response = Document(refused.document(), refused.status, refused.headers())
+                unread = {"Connection": "close"} if refused.status in (408, 413) else {}  # what is left of a body is not waited for
+                response = Document(refused.document(), refused.status, refused.headers() | unread)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it
             except Exception as error:  # a fault of the program: one sentence here, and none of its insides to the client
