@@ -9,10 +9,11 @@ import base64
 import http.client
 import json
 import logging
+import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -21,15 +22,20 @@ from urllib.parse import SplitResult, urlsplit
 import numpy as np
 
 from hepti_mpi.errors import Busy, HeptiError, InputError, NotReady, ServiceError
+from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import asking
+from hepti_mpi.serving.front import Front
+from hepti_mpi.serving.streams import Grown, growing
 from hepti_mpi.supervisor.service import Job, Service
 from hepti_mpi.weights.store import Store
 
 Picture = Path | bytes
 Input = str | tuple[str, str] | Picture
 T = TypeVar("T")
+USUAL_TOKENS = 256  # of an answer, where nobody says
 TOGETHER = 1024  # inputs of one call to the front or over HTTP: more are asked for in parts
 UNDER_WAY = 3  # such parts
 LARGEST_PART = 24 << 20  # bytes of one over HTTP
@@ -61,6 +67,8 @@ class Asked(Protocol):
     def classify(self, inputs: Sequence[Input]) -> list[list[Label]]: ...
 
     def scores(self, query: str, texts: Sequence[str]) -> np.ndarray: ...
+
+    def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Iterator[str]: ...
 
     def close(self) -> None: ...
 
@@ -112,6 +120,22 @@ class Model:
         """
         scores = self._asked.scores(query, _many(texts))
         return [Ranked(int(at), float(scores[at]), texts[at]) for at in np.argsort(-scores, kind="stable")]
+
+    def generate(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
+        """Return how a text goes on, or what is answered in a talk: messages with role and content.
+
+        `how`: max_tokens (256), temperature (0: the likeliest tokens), top_p, top_k, min_p, seed, stop (a list of texts), and the
+        penalties, as in models.tasks.sampling. Raises: InputError where the model writes no text, ServiceError.
+        """
+        return "".join(self.stream(prompt, **how))
+
+    def stream(self, prompt: "str | Sequence[Message]", **how: Any) -> Iterator[str]:
+        """Yield the parts of what `generate` returns, as they come. Who stops to listen ends it."""
+        return self._asked.stream(prompt, how)
+
+    async def generate_async(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
+        """Do as `generate`, beside other tasks."""
+        return await asyncio.to_thread(lambda: self.generate(prompt, **how))
 
     async def embed_async(self, texts: str | Sequence[str]) -> np.ndarray:
         """Do as `embed`, beside other tasks."""
@@ -166,6 +190,9 @@ class _Own:
         self.model.check_ranks()
         parts = self._each([(query, text) for text in texts], self.model.texts, self.model.scores)
         return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Iterator[str]:
+        return streamed(self.model, self.service.front, prompt, how, self.timeout)
 
     def _each(
         self, inputs: Sequence[Any], made: Callable[[Any], list[Request]], answered: Callable[[Sequence[Request], Sequence[Result]], T]
@@ -227,6 +254,24 @@ class _Address:
             found.append(scores)
         return np.concatenate(found)
 
+    def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Iterator[str]:
+        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        document = {"stream": True, "max_tokens": USUAL_TOKENS, "temperature": 0, **asked, **how}
+        path = "/v1/completions" if isinstance(prompt, str) else "/v1/chat/completions"
+        link, response = _patiently(lambda: self._opened(path, document), self.timeout)
+        try:
+            for line in response:
+                if line.startswith(b"data: {"):
+                    part = json.loads(line[6:])
+                    if "error" in part:
+                        raise ServiceError(part["error"]["message"])
+                    for choice in part["choices"]:
+                        yield choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServiceError(f"the answer was cut off: {error or type(error).__name__}") from None
+        finally:
+            link.close()
+
     def close(self) -> None:
         """It belongs to somebody else."""
 
@@ -235,6 +280,16 @@ class _Address:
         return _patiently(lambda: self._asked_once(path, document), self.timeout)
 
     def _asked_once(self, path: str, document: dict[str, Any] | None) -> Any:
+        link, response = self._opened(path, document)
+        try:
+            return json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._unheard(error) from None
+        finally:
+            link.close()
+
+    def _opened(self, path: str, document: dict[str, Any] | None) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Return a connection and the answer on it that is to be read. Raises what its status means."""
         kind = http.client.HTTPSConnection if self.place.scheme == "https" else http.client.HTTPConnection
         link = kind(str(self.place.hostname), self.place.port, timeout=self.timeout)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
@@ -242,19 +297,45 @@ class _Address:
             body = None if document is None else json.dumps(document)
             link.request("GET" if document is None else "POST", self.place.path + path, body, headers)
             response = link.getresponse()
-            answer = json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            where = f"{self.place.scheme}://{self.place.netloc}"
-            raise ServiceError(f"the service at {where} cannot be asked: {error or type(error).__name__}") from None
-        finally:
+            if response.status == 200:
+                return link, response
+            said = json.loads(response.read()).get("error", {}).get("message") or f"status {response.status}"
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             link.close()
-        if response.status == 200:
-            return answer
-        said = answer.get("error", {}).get("message") or f"status {response.status}"
-        after = float(response.headers.get("retry-after") or 1)
-        raise {429: Busy(said, after), 503: NotReady(said, after)}.get(
-            response.status, InputError(said) if response.status < 500 else ServiceError(said)
-        )
+            raise self._unheard(error) from None
+        link.close()
+        kinds: dict[int, type[ServiceError]] = {429: Busy, 503: NotReady}
+        if response.status in kinds:
+            raise kinds[response.status](said, float(response.headers.get("retry-after") or 1))
+        raise InputError(said) if response.status < 500 or response.status == 501 else ServiceError(said)
+
+    def _unheard(self, error: Exception) -> ServiceError:
+        return ServiceError(f"the service at {self.place.scheme}://{self.place.netloc} cannot be asked: {error or type(error).__name__}")
+
+
+def streamed(model: asking.Model, front: Front, prompt: "str | Sequence[Message]", how: dict[str, Any], seconds: float) -> Iterator[str]:
+    """Yield the parts of an answer that a front gives; `seconds` to wait for each. Raises InputError, ServiceError."""
+    unknown = sorted(how.keys() - {one.name for one in fields(Sampling)})
+    if unknown:
+        raise InputError(f"{unknown[0]} is nothing that is known of an answer")
+    stop = how.get("stop") or ()
+    sampling = Sampling(**{"max_tokens": USUAL_TOKENS, **how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
+    one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
+    _patiently(lambda: front.grow(one), seconds)
+    try:
+        while True:
+            part = parts.get(timeout=seconds)
+            if part.error is not None:
+                raise part.error
+            yield part.text
+            if part.finish is not None:
+                return
+    except queue.Empty:
+        raise ServiceError(f"nothing more of the answer came within {seconds:g} s") from None
+    finally:
+        if not one.over:
+            front.stop(one)
 
 
 def _patiently(ask: Callable[[], T], seconds: float) -> T:

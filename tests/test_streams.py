@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hepti_mpi import Model
+from hepti_mpi.api import streamed
 from hepti_mpi.errors import InputError, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
@@ -169,6 +171,7 @@ def port():
     template = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", {})
     spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
     model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None)
+    model.prompt = lambda asked: TOKENS.plain(asked, "it")
     status = {"status": "ready", "hosts": [], "starts": 1}
     api = app.Api(app.Parts(model, own, [], lambda: status, dict, print))
     served = server.Server(api.app(), listener)
@@ -266,6 +269,26 @@ def test_what_is_wrong_is_said(port, path, body, status, said):
     found, content = post(port, path, body)
     assert found == status and said in json.loads(content)["error"]["message"]
     assert post(port, path, body | {"stream": True}) == (found, content)
+
+
+def test_a_program_goes_on_with_texts(port, own):
+    with Model(f"http://127.0.0.1:{port}") as model:
+        assert model.generate("four", stop="eight") == "five six seven " and model.generate("nine") == ""
+        assert model.generate(TALK) == "six seven eight nine" == asyncio.run(model.generate_async("five"))
+        for part in model.stream("one"):
+            assert part == "two"
+            break
+        with pytest.raises(InputError, match="temperature is -1"):
+            model.generate("one", temperature=-1)
+    Rank(own)
+    stand_in = SimpleNamespace(tokens=TOKENS, prompt=lambda asked: TOKENS.plain(asked, "it"))
+    assert list(streamed(stand_in, own, "seven", {}, 10)) == ["eight", " nine", ""]
+    parts = streamed(stand_in, own, "one", {"max_tokens": 5}, 10)
+    assert next(parts) == "two"
+    parts.close()
+    until(lambda: not own.streams.busy)
+    with pytest.raises(InputError, match="hot is nothing"):
+        next(streamed(stand_in, own, "one", {"hot": 1}, 10))
 
 
 def test_a_client_that_goes_away_in_a_stream(port):

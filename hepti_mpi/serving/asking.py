@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.chat import ChatTemplate
+from hepti_mpi.models.inputs.chat import ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.images import modes, picture
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
 from hepti_mpi.models.inputs.requests import Request, image_request, text_request, text_tokens, token_request
@@ -25,6 +25,7 @@ Text = str | tuple[str, str]  # or a pair
 GIVES = {  # what the heads make, for sentences
     "sentence": "embeddings", "sequence-classes": "classes", "image-classes": "classes of pictures", "token-classes": "classes of tokens",
     "masked-words": "words for masks", "pooler": "pooler outputs", "none": "hidden states",
+    "next-token": "text",
 }  # fmt: skip
 
 
@@ -99,6 +100,13 @@ class Model:
             array = np.array(own, np.int64)
             requests.append(token_request(self.spec, index, f"input {index + 1}", (array, np.zeros_like(array)), np.arange(len(own))))
         return requests
+
+    def prompt(self, asked: "str | Sequence[Message]") -> list[int]:
+        """Return the tokens of a text that is to be gone on with, or of a talk. Raises InputError."""
+        self.check_writes()
+        if isinstance(asked, str):
+            return list(self.tokens.encode([asked], "the prompt").ids)
+        return self.tokens.plain(self.template.text(checked_messages(list(asked))), "the messages")
 
     def pictures(self, contents: Sequence[bytes]) -> list[Request]:
         """Return the requests of pictures, each as the bytes of its file. Raises InputError for the first that the model does not take."""

@@ -32,6 +32,7 @@ LEAST_BATCHES = 16  # that may wait however slow they are
 STEPS = 2  # batches that rank 0 has: one that is answered, and the next
 ALONE = 2  # failures of the job that a request was under way in, after which it goes alone: if it is the reason, no other is to suffer
 GIVEN_UP = 4  # such failures after which it is refused
+MOST_PROMPTS = 256  # that may wait for a slot
 DOORS = 8  # connections that have not shown that they are rank 0's; for one more the first has to leave
 LARGEST_MESSAGE = 1 << 30
 
@@ -141,6 +142,8 @@ class Front:
         with self.changed:
             self.check(growing.client)
             room = self.streams.positions
+            if self.streams.queue.count >= MOST_PROMPTS:
+                raise Busy(f"{self.streams.queue.count} prompts wait already; ask again in some seconds", 5)
             if not growing.prompt:
                 raise InputError("the prompt has no tokens: there is nothing to go on with")
             if len(growing.prompt) >= room:

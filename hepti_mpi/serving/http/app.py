@@ -81,6 +81,7 @@ class Api:
         lost = [host for host in status["hosts"] if host["state"] == "lost"]
         ready = status["status"] in ("ready", "degraded")
         found = {"waiting": queue.count, "waiting_rows": queue.rows, "ready": ready, "starts": status["starts"]}
+        found["tokens"] = self.front.streams.tokens
         return found | {"lost": len(lost), "hosts": len(status["hosts"])}
 
     def app(self) -> Starlette:

@@ -11,7 +11,8 @@ SHARES = ("heads", "columns", "rows")
 
 
 class Meters:
-    """Counters of a front and of the job behind it. `look`: asked for {"waiting", "waiting_rows", "ready", "starts", "lost", "hosts"}."""
+    """Counters of a front and of the job behind it. `look` is asked for {"waiting", "waiting_rows", "ready", "starts", "tokens", "lost",
+    "hosts"}."""
 
     def __init__(self, look: Callable[[], Mapping[str, float]]) -> None:
         disable_created_metrics()
@@ -32,6 +33,7 @@ class Meters:
                        for name in SHARES]  # fmt: skip
         looks = {"waiting": ("hepti_queue_size", "Inputs that wait."), "waiting_rows": ("hepti_queue_rows", "Rows that wait."),
                  "ready": ("hepti_ready", "1 while there is a job that answers."), "starts": ("hepti_job_starts", "Starts of the job."),
+                 "tokens": ("hepti_generated_tokens", "Tokens of text made since the service began."),
                  "lost": ("hepti_hosts_lost", "Hosts that are left out."), "hosts": ("hepti_hosts", "Hosts.")}  # fmt: skip
         self.looked = {name: Gauge(*words, registry=own) for name, words in looks.items()}
         self.hosts: list[str] = []
