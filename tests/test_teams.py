@@ -94,6 +94,14 @@ def test_ranks_of_one_host_share_its_cores():
     assert shared.rate < 0.6 * apart.rate
 
 
+def test_what_a_team_should_answer_is_told_by_its_own_batches():
+    found = arranged((32, 22))
+    even = found.predicted(SPEC, 0, {(128, 32, 4): 3})
+    assert even == pytest.approx(128 / found.choices[0].seconds, rel=0.01)
+    assert found.predicted(SPEC, 0, {(128, 128, 1): 3}) < even < found.predicted(SPEC, 0, {(128, 32, 4): 3, (512, 32, 16): 9})
+    assert found.predicted(SPEC, 1, {(128, 32, 4): 3}) < even
+
+
 def test_when_teams_are_worth_it():
     found = arranged((32, 22, 13, 9))
     assert worth(found, 1.2 / found.rate, 100) and not worth(found, 0.9 / found.rate, 100)

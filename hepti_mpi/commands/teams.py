@@ -118,9 +118,12 @@ def _finish(work: "Work", job: "Teamed", asked: "Asked", outcome: "Outcome", fac
 
     tally, output = asked.sink.write(), work.question.output
     seconds = time.perf_counter() - begin
-    done = [vars(team) | {"predicted_rows_per_second": 1 / pace} for team, pace in zip(outcome.teams, job.paces)]
+    done, spec = [], work.session.store.spec
+    for number, (team, pace) in enumerate(zip(outcome.teams, job.paces)):
+        predicted = job.arrangement.predicted(spec, number, team.shapes) if job.arrangement and team.shapes else 1 / pace
+        done.append(vars(team) | {"predicted_rows_per_second": predicted})
     record = teams_record(
-        work.session.store.spec, job.placement, done, facts, seconds, job.startup_seconds, None if output is None else str(output)
+        spec, job.placement, done, facts, seconds, job.startup_seconds, None if output is None else str(output)
     )
     hosts = [fact["host"] for fact in facts]
     put_record(record, tally, lambda: SCREEN.show("\n" + teams_lines(record, hosts, SCREEN.width)))

@@ -24,7 +24,10 @@ class Forecast:
 
     def seconds(self, lengths: Sequence[int]) -> float:
         """Return the seconds of a batch of requests of `lengths` rows, warm."""
-        shape = sum(lengths), max(lengths), len(lengths)
+        return self.of_shape((sum(lengths), max(lengths), len(lengths)))
+
+    def of_shape(self, shape: tuple[int, int, int]) -> float:
+        """Return the seconds of a batch of a shape: rows, rows of the longest request, and how many requests."""
         if shape not in self.known:
             if len(self.known) >= MOST_PRICES:
                 near = min(self.known, key=lambda other: abs(np.log(other[0] / shape[0])) + abs(np.log(other[1] / shape[1])))

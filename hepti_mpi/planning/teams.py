@@ -16,6 +16,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
+from hepti_mpi.planning.forecast import Forecast
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
@@ -29,7 +30,9 @@ MOST_PARTED = 8  # ranks, of which all ways to make teams are tried
 MOST_DIVIDED = 4  # ranks of a team that divides layers
 ENOUGH = 0.9  # of the rate that ranks would have together: where they reach it otherwise, they are not tried with divided layers
 MOST_TRIED = 6  # sets of ranks that are
+Shape = tuple[int, int, int]  # of a batch: rows, rows of the longest request, requests
 STEADY = (1, 2)  # layers whose prices say what one more costs
+MOST_PRICED = 16  # shapes of batches
 GAIN = 1.03  # times the batches a second that teams must promise more than all ranks together
 
 
@@ -48,11 +51,20 @@ class Choice:
 @dataclass(frozen=True)
 class Arrangement:
     """The teams that were chosen. `alone`: seconds of a batch on each rank that can hold the model; `others`: batches a second of other
-    ways, by what they are."""
+    ways, by what they are; `profile`: of the ranks, when all that are in teams compute at once."""
 
     choices: tuple[Choice, ...]
     alone: dict[int, float]
     others: dict[str, float]
+    profile: ClusterProfile
+
+    def predicted(self, spec: ModelSpec, number: int, shapes: Mapping[Shape, int]) -> float:
+        """Return the rows a second of a team that always has something to do, of batches of such shapes, of each so many."""
+        stages = self.choices[number].team.stages
+        forecasts = [Forecast(spec, profiles.of_ranks(self.profile, stage.members), stage.plan) for stage in stages]
+        some = sorted(shapes)[:: -(-len(shapes) // MOST_PRICED)]
+        seconds = sum(shapes[shape] * max(one.of_shape(shape) for one in forecasts) for shape in some)
+        return sum(shapes[shape] * shape[0] for shape in some) / seconds
 
     @property
     def placement(self) -> Placement:
@@ -112,7 +124,7 @@ class _Teams:
         """Return the best teams, None when none can hold the model."""
         if pipeline:
             choice = self._pipeline(self.crowd)
-            return Arrangement((choice,), self.alone, {}) if choice else None
+            return Arrangement((choice,), self.alone, {}, self.profile) if choice else None
         if len(self.crowd) > MOST_PARTED:
             return self._greedy()
         ranks = {mask: tuple(self.crowd[at] for at in _bits(mask)) for mask in range(1, 1 << len(self.crowd))}
@@ -125,7 +137,7 @@ class _Teams:
             divided, other = self._divided(ranks[mask]), teams[mask]
             teams[mask] = divided if divided and (other is None or divided.rate > other.rate) else other
         choices = (_parted(teams) if likely else best)[max(ranks)][1]
-        return Arrangement(_sorted(choices), self.alone, {}) if choices else None
+        return Arrangement(_sorted(choices), self.alone, {}, self.profile) if choices else None
 
     def _greedy(self) -> Arrangement | None:
         """Every rank that can is a team; of the others, the fewest with the most memory that hold the model together, again and again."""
@@ -138,7 +150,7 @@ class _Teams:
                 break
             choices.append(choice)
             left = left[count:]
-        return Arrangement(_sorted(choices), self.alone, {}) if choices else None
+        return Arrangement(_sorted(choices), self.alone, {}, self.profile) if choices else None
 
     # one team
 

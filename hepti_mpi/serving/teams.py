@@ -7,6 +7,7 @@ team, so that none waits for the front. Knows batches, teams and letters; does n
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ from hepti_mpi.serving.scheduler import Step
 
 FRONT, WORK = "front", "work"  # boxes
 AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
+MOST_SHAPES = 1000  # of batches that are noted
+Shape = tuple[int, int, int]  # rows of a batch, of its longest request, and how many requests
 LEARNED = 0.25  # of what is known of a team that one batch may change
 FAR = 8  # batches for each team that must be left for it to get one whatever it takes
 
@@ -35,6 +38,7 @@ class Work:
 
     pace: float
     under_way: dict[int, float] = field(default_factory=dict)  # by ticket: its rows
+    shapes: Counter[Shape] = field(default_factory=Counter)  # of its batches, the first ones of different shapes
     batches: int = 0
     requests: int = 0
     rows: int = 0
@@ -53,11 +57,9 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What happened: what each team did, latencies and rows per batch, in the order of the answers, and how many requests were answered."""
+    """What happened: what each team did, and how many requests were answered."""
 
     teams: list[Work]
-    latencies: list[float] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
     answered: int = 0
 
 
@@ -133,9 +135,10 @@ class Front:
         seconds, rows, team = time.perf_counter() - begin, sum(step.lengths), self.outcome.teams[number]
         del team.under_way[letter.facts["ticket"]]
         team.took(rows, max(letter.facts["spent"]))
+        shape = rows, max(step.lengths), len(step.lengths)
+        if shape in team.shapes or len(team.shapes) < MOST_SHAPES:
+            team.shapes[shape] += 1
         team.requests += len(step.requests)
-        self.outcome.latencies.append(seconds)
-        self.outcome.rows.append(rows)
         self.outcome.answered += len(step.requests)
         results = unpacked_results(len(step.requests), letter.arrays)
         self.desk.answerer.errors.update({int(place): why for place, why in letter.facts["errors"].items()})
