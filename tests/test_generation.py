@@ -21,18 +21,18 @@ class Counting:
         logits[(self.cache[slot][-1] + 1) % VOCABULARY] = 1
         return Scores.of_all(logits)
 
-    def prefill(self, slot, ids, first, scored, needs_all):
+    def prefill(self, slot, ids, first, candidates):
         self.steps.append(("prefill", slot, len(ids)))
-        self.cache[slot] = [*(self.cache[slot] if first else []), *ids]
+        self.cache[slot] = [*self.cache.get(slot, [])[:first], *ids]
         assert first + len(ids) == len(self.cache[slot])
-        return self.scores(slot) if scored else None
+        return None if candidates is None else self.scores(slot)
 
-    def decode(self, ids, needs_all):
-        self.steps.append(("decode", [slot for slot, _, _ in ids]))
-        for slot, token, place in ids:
+    def decode(self, rows, candidates):
+        self.steps.append(("decode", [slot for slot, _, _ in rows]))
+        for slot, token, place in rows:
             assert place == len(self.cache[slot])
             self.cache[slot].append(token)
-        return [self.scores(slot) for slot, _, _ in ids]
+        return [self.scores(slot) for slot, _, _ in rows]
 
 
 def finished(generator):
@@ -74,6 +74,20 @@ def test_room_ends_an_answer():
     answer = generator.submit([1, 2, 3, 4, 5], Sampling(max_tokens=50))
     list(finished(generator))
     assert answer.finish_reason == "length" and len(answer.tokens) == 3
+
+
+def test_a_talk_that_goes_on_keeps_its_rows():
+    stepper = Counting()
+    generator = Generator(stepper, [END])
+    first = generator.submit([9, 8, 7], Sampling(max_tokens=3))
+    list(finished(generator))
+    talk = [*first.prompt, *first.tokens, 30]
+    second = generator.submit(talk, Sampling(max_tokens=2))
+    list(finished(generator))
+    assert stepper.steps[-2] == ("prefill", 0, 2) and stepper.cache[0] == [*talk, 31] and second.tokens == [31, 32]
+    generator.submit(talk, Sampling(max_tokens=1))
+    list(finished(generator))
+    assert stepper.steps[-1] == ("prefill", 0, 1)  # the last one is scored again
 
 
 def test_cancelled():

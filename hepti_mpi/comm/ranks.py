@@ -163,6 +163,10 @@ class Comm:
         with self.patience.waiting():
             self.mpi.Bcast(values)
 
+    def broadcast_for_ever(self, values: np.ndarray) -> None:
+        """Bring what rank 0 has to all, whenever that is: nobody is late, and whoever waits sleeps."""
+        self._done(self.mpi.Ibcast(values))
+
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         with self.patience.waiting():
             self.mpi.Allreduce(values, result)

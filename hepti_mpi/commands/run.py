@@ -14,6 +14,7 @@ import click
 
 from hepti_mpi.commands import session as sessions
 from hepti_mpi.commands import teams
+from hepti_mpi.commands.generate import Machining, generate, no_text
 from hepti_mpi.commands.meter import Meter, meanwhile
 from hepti_mpi.commands.options import (
     FILE,
@@ -32,6 +33,7 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.writing import Writing, refuse_for_text, writing_options
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
@@ -112,6 +114,7 @@ class Job:
 @click.option("--fresh", is_flag=True, help="Measure even when the saved profile still matches.")
 @answering_options
 @click.option("--metrics", type=FILE, help="Keep counters and times in this .prom file, for the textfile collector of Prometheus.")
+@writing_options
 @machine_options
 @planning_options
 @words_options()
@@ -126,10 +129,14 @@ def run(weights: Path | None, **options: Any) -> None:
     from hepti_mpi.comm import channel
     from hepti_mpi.engine.machine import together
 
-    question, choice, machinery = asked(options), grouped(Choice, options), grouped(Machinery, options)
+    question, choice, machinery, writing = asked(options), grouped(Choice, options), grouped(Machinery, options), grouped(Writing, options)
     teams.check(options, choice.objective, choice.plan_file is not None or choice.adapt is True, weights)
     adaptable, method = _adaptable(choice, weights, options), planning_method(options)
     session = sessions.opened(machinery, weights, choice.weights_cache)
+    if session.store.spec.generates:
+        _generate(session, question, writing, choice, options)
+        return
+    no_text(writing)
     if channel.state_path() and session.root:
         channel.tell("here", deadline=machinery.deadline)
     work = _taken_in(session, question, choice)
@@ -144,6 +151,14 @@ def run(weights: Path | None, **options: Any) -> None:
     with session.world.patience.slower(), together(session.world):
         if work.asked is not None:
             _finish_nothing(work, work.asked)
+
+
+def _generate(session: "Session", question: "Question", writing: Writing, choice: Choice, options: dict[str, Any]) -> None:
+    """Answer prompts. Collective."""
+    kept = {name: getattr(question, name) for name in ("resume", "field", "pair", "hidden", "repeat")}
+    refuse_for_text(kept | {"plan": choice.plan_file, "adapt": choice.adapt, "objective": choice.objective, "metrics": choice.metrics})
+    refuse_for_text({name: options[name] for name in ("tolerance", "boost")})
+    generate(session, question, writing, Machining(choice.profile_file, choice.fresh, options))
 
 
 def _adaptable(choice: Choice, weights: Path | None, options: dict[str, Any]) -> bool:

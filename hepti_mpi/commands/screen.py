@@ -85,6 +85,17 @@ class Screen:
             else:
                 self.result(answer_line(answer, self.width))
 
+    def texts(self, records: Sequence[dict[str, Any]]) -> None:
+        """Print texts that were generated: they are the result."""
+        for record in records:
+            if self.json:
+                terminal.write(OUT, json_line({"kind": "answer", **record}), plain=True)
+            elif "error" in record:
+                self.result(f"error: {record['error']}")
+            else:
+                asked = record["input"] if isinstance(record["input"], str) else record["input"][-1].get("content")
+                self.result(f"> {asked}\n{record.get('text', record['tokens'])}\n")
+
     def document(self, data: dict[str, Any], always: bool = False) -> None:
         """Print a JSON document if one is asked for; `always`: also where it ends the output for people, but not on a terminal."""
         if self.json or always and not self.quiet and terminal.path(OUT) is None:

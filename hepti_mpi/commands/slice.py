@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, words_options
 from hepti_mpi.commands.paths import no_model
 from hepti_mpi.commands.screen import SCREEN
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.checkpoints.hf import ModelFiles
 
 
 @click.command("slice")
@@ -21,19 +25,18 @@ from hepti_mpi.commands.screen import SCREEN
               help="How the weights of the layers are stored; what that costs is measured and said.")
 @words_options(has_document=False)
 def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str) -> None:
-    """Turn a Hugging Face model folder, or random:NAME, into a weight store.
+    """Turn a Hugging Face model folder, a GGUF file or random:NAME into a weight store.
 
     \b
     Examples:
       python -m hepti_mpi slice ~/models/all-MiniLM-L6-v2 weights/all-MiniLM-L6-v2.h5
+      python -m hepti_mpi slice SmolLM2-135M-Instruct.Q4_1.gguf weights/smollm2.h5
       python -m hepti_mpi slice random:bert-large weights/bert-large.h5
       python -m hepti_mpi slice MODEL weights/m-q8.h5 --format q8
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
     from hepti_mpi.engine.accuracy import accuracy_of
     from hepti_mpi.errors import ModelError
-    from hepti_mpi.models.checkpoints.hf import read_model
-    from hepti_mpi.models.checkpoints.random import random_model
     from hepti_mpi.program import placement as placements
     from hepti_mpi.reporting.inspection import accuracy_line
     from hepti_mpi.reporting.tables import size
@@ -45,10 +48,9 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
         raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
     plan = placements.load(plan_file) if plan_file else None
     begin = time.perf_counter()
-    what = None if source.startswith("random:") else no_model(Path(source))
-    if what is not None:
-        raise ModelError(what)
-    model = random_model(source.removeprefix("random:")) if source.startswith("random:") else read_model(Path(source))
+    model = _model(source)
+    if model.spec.generates and format_name != "f32":
+        raise ModelError(f"--format {format_name} is not there yet for models that generate text; leave it out")
     model = replace(model, spec=replace(model.spec, name=store.stem)).in_format(format_name)  # people name the store, not the folder
     if plan is not None:
         placements.check(plan, model.spec, model.source_hash, plan.ranks)
@@ -72,3 +74,24 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
             own = plan.plan_of(rank)
             stores.write_part(path, whole, Part(whole.spec, *own).slices if own else ())
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")
+
+
+def _model(source: str) -> "ModelFiles":
+    """Return the model that is to be written. Raises ModelError."""
+    from hepti_mpi.errors import ModelError
+    from hepti_mpi.models.checkpoints.gguffiles import gguf_path, read_gguf
+    from hepti_mpi.models.checkpoints.hf import read_model
+    from hepti_mpi.models.checkpoints.random import PREFIX, random_model
+
+    if source.startswith(PREFIX):
+        return random_model(source.removeprefix(PREFIX))
+    path = gguf_path(Path(source))
+    if path is not None:
+        model, mixed = read_gguf(path)
+        if mixed:
+            SCREEN.say(f"{path} has weights of type {', '.join(mixed)}: they are written as the float32 values that they stand for")
+        return model
+    what = no_model(Path(source))
+    if what is not None:
+        raise ModelError(what)
+    return read_model(Path(source))

@@ -6,6 +6,7 @@ Every stage ends with all ranks agreeing that it worked, so that an error on one
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,21 +55,23 @@ class Ready:
     def program(self) -> Program:
         return self.part.program
 
+Rule = Callable[[str, ModelSpec, str, ClusterProfile, Request], Decision]
+
 
 @patiently
 def decide(
-    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request, rule: Rule = methods.decide
 ) -> tuple[Plan, Decision | None]:
     """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective.
 
-    Raises: CapacityError, on every rank, when no plan fits.
+    `rule`: what turns a method's name into a plan. Raises: CapacityError, on every rank, when no plan fits.
     """
     decision: Decision | None = None
     refusal: str | None = None
     with together(machine.world):
         if machine.world.rank == 0:
             try:
-                decision = methods.decide(method, store.spec, store.source_hash, profile, request)
+                decision = rule(method, store.spec, store.source_hash, profile, request)
             except CapacityError as error:
                 refusal = str(error)
     document, refusal = machine.world.from_root([decision.chosen.plan.to_json() if decision else None, refusal])

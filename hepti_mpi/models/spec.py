@@ -29,7 +29,8 @@ class ModelSpec:
     `positions`: the largest number of rows of one request.
     `column_granule`: ranks divide the `ffn` columns in multiples of this; checksums are per head and per column granule.
     `embedding`: what a request is made of: "tokens" or "patches".
-    `head`: what is answered: "none", "pooler", "sequence-classes", "token-classes", "masked-words", "image-classes" or "sentence".
+    `head`: what is answered: "none", "pooler", "sequence-classes", "token-classes", "masked-words", "image-classes", "sentence"
+    or "next-token".
     `formats`: how products' weights are stored, by their names or beginnings of names up to a dot, "" for all: the longest one decides;
     float32 where none is given.
     `front`, `back`: the steps that lead to what the first layer reads, and from the rows that the head reads to its answer.
@@ -107,6 +108,11 @@ class ModelSpec:
     def numbers(self, by: str) -> int:
         """Return how many different numbers there are of a kind that rows are looked up by, such as "ids"; 0: the model has none."""
         return next((step.size for step in self.front if isinstance(step, Lookup) and step.by == by), 0)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the head tells what comes next, so that texts grow token by token."""
+        return self.head == "next-token"
 
     @property
     def reads_each(self) -> bool:

@@ -12,9 +12,12 @@ from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Sy
 FINAL = "final.norm"  # the weights of the norm behind the last layer
 
 
-def make_program(spec: ModelSpec, plan: Plan) -> Program:
-    """Return the steps of `plan` for a model of `spec`; where requests stay whole on a rank, its layers are a single Compute."""
-    builder = _Builder(spec, plan)
+def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Program:
+    """Return the steps of `plan` for a model of `spec`; where requests stay whole on a rank, its layers are a single Compute.
+
+    `everywhere`: where layers are divided by heads and columns, all ranks want the last rows, before they are gathered.
+    """
+    builder = _Builder(spec, plan, everywhere)
     builder.start()
     every = [(layer, kind) for layer in plan.numbers for kind in KINDS]
     for place, (layer, kind) in enumerate(every):
@@ -33,8 +36,9 @@ class _Builder:
     """Appends steps, tile None for those that take all tiles at once and 0 for those that are done per tile, while it keeps the
     names and the distribution of the residual `x`, the block input `y` and the term `p`."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan) -> None:
+    def __init__(self, spec: ModelSpec, plan: Plan, everywhere: bool) -> None:
         self.spec, self.plan = spec, plan
+        self.last = "full" if everywhere and not plan.keeps_requests else "rows"  # how the last rows are wanted
         self.tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
         behind = plan.numbers.stop  # the layer that follows the last one of the plan, where the model has one
         self.beyond = (behind, KINDS[0]) if behind < spec.layers else None
@@ -209,7 +213,7 @@ class _Builder:
 
     def tail(self, layer: int, kind: str, following: tuple[int, str] | None) -> None:
         """Append the residual sum and LayerNorm after a block, where the plan says that they are computed."""
-        wanted = self.needs(*following) if following else "rows"
+        wanted = self.needs(*following) if following else self.last
         place = wanted if self.p_at == "partial" and self.plan.reduction == "allreduce" else "rows"
         if self.p_at == "partial":
             (self.p,) = self.sync("allreduce" if place == "full" else "reduce_scatter", (self.p,), "p")

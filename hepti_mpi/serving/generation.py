@@ -32,10 +32,13 @@ class Stepper(Protocol):
     def positions(self) -> int:
         """Rows that a slot has room for."""
 
-    def prefill(self, slot: int, ids: Sequence[int], first: int, scored: bool, needs_all: bool) -> Scores | None:
-        """Take rows `first` and on of the sequence in `slot`; return the scores behind the last one if they are `scored`."""
+    def prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> Scores | None:
+        """Take rows `first` and on of the sequence in `slot`; return the scores behind the last one unless `candidates` is None.
 
-    def decode(self, ids: Sequence[tuple[int, int, int]], needs_all: bool) -> list[Scores]:
+        `candidates`: as Sampling.candidates.
+        """
+
+    def decode(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> list[Scores]:
         """Take one row for each of some (slot, token, position), by slot; return the scores behind each."""
 
 
@@ -73,7 +76,7 @@ class _Running:
     answer: Answer
     slot: int
     sampler: Sampler
-    taken: int = 0  # rows of prompt and tokens that are in the cache
+    taken: int  # rows of prompt and tokens that are in the cache
 
 
 class Generator:
@@ -84,7 +87,8 @@ class Generator:
         self.stepper, self.ends, self.decode = stepper, frozenset(ends), decode
         self.waiting: deque[Answer] = deque()
         self.running: list[_Running] = []
-        self.free = list(range(stepper.slots - 1, -1, -1))
+        self.free = list(range(stepper.slots))
+        self.kept: list[list[int]] = [[] for _ in self.free]  # per slot that is free, the tokens whose rows are still in it
 
     @property
     def busy(self) -> bool:
@@ -116,8 +120,7 @@ class Generator:
     def step(self) -> list[Event]:
         """Take in a part of the first prompt that is not in yet, and let every other answer grow by a token."""
         while self.waiting and self.free:
-            answer = self.waiting.popleft()
-            self.running.append(_Running(answer, self.free.pop(), Sampler(answer.sampling, answer.prompt)))
+            self._begin(self.waiting.popleft())
         events: list[Event] = []
         growing = sorted((one for one in self.running if one.answer.tokens), key=lambda one: one.slot)
         coming = next((one for one in self.running if not one.answer.tokens), None)
@@ -125,17 +128,24 @@ class Generator:
             events += self._prefill(coming)
         if growing:
             rows = [(one.slot, one.answer.tokens[-1], one.taken) for one in growing]
-            found = self.stepper.decode(rows, any(one.answer.sampling.needs_all for one in growing))
+            wanted = [one.answer.sampling.candidates for one in growing]
+            found = self.stepper.decode(rows, 0 if 0 in wanted else max(wanted))
             for one, scores in zip(growing, found):
                 one.taken += 1
                 events.append(self._grown(one, scores))
         return events
 
+    def _begin(self, answer: Answer) -> None:
+        """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on."""
+        reused, neglected = max((_common(self.kept[slot], answer.prompt), -slot) for slot in self.free)
+        self.free.remove(-neglected)
+        self.running.append(_Running(answer, -neglected, Sampler(answer.sampling, answer.prompt), reused))
+
     def _prefill(self, one: _Running) -> list[Event]:
         prompt = one.answer.prompt
         part = prompt[one.taken : one.taken + CHUNK]
         last = one.taken + len(part) == len(prompt)
-        scores = self.stepper.prefill(one.slot, part, one.taken, last, one.answer.sampling.needs_all)
+        scores = self.stepper.prefill(one.slot, part, one.taken, one.answer.sampling.candidates if last else None)
         one.taken += len(part)
         return [self._grown(one, scores)] if scores is not None else []
 
@@ -160,4 +170,10 @@ class Generator:
         one.answer.ended = time.perf_counter()
         self.running.remove(one)
         self.free.append(one.slot)
-        self.free.sort(reverse=True)  # low slots first: a step takes all slots up to the last one in use
+        self.kept[one.slot] = [*one.answer.prompt, *one.answer.tokens][: one.taken]
+
+
+def _common(known: Sequence[int], prompt: Sequence[int]) -> int:
+    """Return how many rows of `prompt` are known; never all of them, since the last one has to be scored."""
+    most = min(len(known), len(prompt) - 1)
+    return next((place for place in range(most) if known[place] != prompt[place]), max(most, 0))

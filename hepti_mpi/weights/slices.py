@@ -12,10 +12,13 @@ from hepti_mpi import splits
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.formats import F32, Format, Parts
 from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
+from hepti_mpi.models.steps import Words
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program
+
+WORDS = 64  # of a vocabulary that ranks divide, a granule
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def all_weights(spec: ModelSpec) -> tuple[Weight, ...]:
 
 def granule(spec: ModelSpec, weight: Weight) -> int:
     """Return how many entries along dim 0 share one checksum: a head, a granule of columns, or all."""
+    if spec.generates and weight.axes[0] == "words":  # which ranks divide too
+        return WORDS
     return {"heads": 1, "columns": spec.column_granule}.get(weight.split or "", weight.shape[0])
 
 
@@ -121,6 +126,49 @@ class Part:
     def slices(self) -> tuple[Slice, ...]:
         """All that it reads from the store."""
         return (*self.of_layers, *(root_slices(self.spec) if self.rank == 0 else ()))
+
+
+class DecodingPart(Part):
+    """One rank's part of a model that generates text: its heads and columns of all rows, and its words of the vocabulary."""
+
+    @cached_property
+    def program(self) -> Program:
+        return make_program(self.spec, self.plan, everywhere=True)
+
+    @property
+    def granules(self) -> int:
+        """How many granules of heads it computes."""
+        return self.heads if not self.plan.keeps_requests else self.spec.heads if self.holds_rows else 0
+
+    @property
+    def words(self) -> Words:
+        """The step that makes logits of rows."""
+        (found,) = (step for step in self.spec.back if isinstance(step, Words))
+        return found
+
+    def words_of(self, rank: int) -> tuple[int, int]:
+        """Return the (start, stop) of a rank's words: divided as the columns of layers are."""
+        shares = self.plan.columns if any(self.plan.columns) else [int(one in self.plan.active) for one in range(self.plan.ranks)]
+        return splits.bounds(splits.split(self.words.size, shares, WORDS), rank)
+
+    @property
+    def words_slices(self) -> tuple[Slice, Slice | None]:
+        """The rank's part of the table that makes logits, and of the bias, if there is one."""
+        table, bias = (self.spec.stored(Weight(name, "head", axes, shape)) for name, axes, shape in (
+            (self.words.table, ("words", "hidden"), (self.words.size, self.words.width)),
+            (f"{self.words.name}.bias", ("words",), (self.words.size,)),
+        ))  # fmt: skip
+        bounds = self.words_of(self.rank)
+        made = replace(span(table, *bounds), inner=1)  # a table is no product, but this one is read as one
+        return made, span(bias, *bounds) if self.words.bias else None
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All that it reads from the store."""
+        start, stop = self.words_of(self.rank)
+        own = [piece for piece in self.words_slices if piece is not None] if stop > start else []
+        front = [span(weight) for weight in outer_weights(self.spec) if weight.part == "embedding"] if self.rank == 0 else []
+        return tuple(dict.fromkeys((*self.of_layers, *own, *front)))
 
 
 def root_slices(spec: ModelSpec) -> tuple[Slice, ...]:

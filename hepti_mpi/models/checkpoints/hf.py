@@ -16,6 +16,7 @@ import numpy as np
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
+from hepti_mpi.models.checkpoints.generation import chat_files, end_tokens
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
@@ -80,6 +81,9 @@ def read_model(source: Path) -> ModelFiles:
     tensors = TensorFiles(base)
     plain = plain_names(family, tensors.shapes)
     spec = make_spec(source.resolve().name, family, config, (sentence, built), plain, tensors)
+    if spec.generates:
+        files |= chat_files(base, files)
+        spec = replace(spec, options=spec.options | {"ends": end_tokens(base, config)})
     if spec.embedding == "patches":
         read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with
     imports = match(family, spec, {short: tensors.shapes[name] for short, name in plain.items()})
@@ -152,7 +156,7 @@ def make_spec(
     if "scores" in added and head != "sequence-classes":
         named = f"config.json has architectures {config.get('architectures')!r:.60}"
         raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
-    tied = head == "masked-words" and words_tied(family, config, plain, tensors)
+    tied = head in ("masked-words", "next-token") and words_tied(family, config, plain, tensors)
     back = sentence.steps if sentence and head == "sentence" else task.steps(fields | {"config": config}, labels, tied)
     return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options | added, back=back, **fields)
 

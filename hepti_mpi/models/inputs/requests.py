@@ -88,6 +88,8 @@ def read_requests(
     Raises InputError when nothing can be read or, where `reading` is strict, naming the first line, image or array that cannot be
     answered, and ModelError when its tokenizer.json or preprocessor_config.json is damaged.
     """
+    if spec.generates:
+        raise InputError(f"model {spec.name} generates text; give it prompts with: python -m hepti_mpi run")
     reading = reading or Reading()
     path = None if source is None or source == "-" else Path(source)
     if path is not None and not os.path.exists(path):

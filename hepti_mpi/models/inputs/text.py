@@ -62,29 +62,37 @@ def read_texts(source: str, stdin: IO[Any] | None, reading: Reading) -> list[Ite
 
     Raises InputError when there is none, when all lack the field, and for a file that holds no text.
     """
-    path = Path(source)
-    suffix = path.suffix.lower()
-    if source == "-":
-        name, content, suffix = "standard input", _read_stream(stdin), ".jsonl" if reading.field else ".txt"
-    elif suffix in SUFFIXES and is_file(path):
-        name, content = path.name, _read_file(path)
-    else:
-        raise InputError(f"input {path} is not supported; {TAKEN}")
+    name, suffix, text = read_text(source, stdin, ".jsonl" if reading.field else ".txt")
     if suffix == ".txt" and (reading.field or reading.pair):
         raise InputError(f"{name} is a text per line: --field and --pair are for .jsonl, .csv and .tsv")
-    what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), None)
-    if what is not None:
-        raise InputError(f"{name} is {what}, then give it again")
-    _check_text(content, name)
-    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     if suffix in DELIMITERS:
         items = list(_table(text, name, DELIMITERS[suffix], reading))
     else:
-        lines = _lines(text, name)
+        lines = lines_of(text, name)
         items = _objects(lines, name, reading) if suffix == ".jsonl" else [_of_line(line, where) for where, line in lines]
     if not items:
         raise InputError(f"{name} is empty; expected a text per line" if suffix not in DELIMITERS else f"{name} has no rows below its head")
     return items
+
+
+def read_text(source: str, stdin: IO[Any] | None, streamed: str) -> tuple[str, str, str]:
+    """Return (name, suffix, content) of a file or, where `source` is "-", of standard input, whose suffix is `streamed`.
+
+    Bytes that are no UTF-8 become lone surrogates. Raises InputError for a file that holds no text.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if source == "-":
+        name, content, suffix = "standard input", _read_stream(stdin), streamed
+    elif suffix in SUFFIXES and is_file(path):
+        name, content = path.name, _read_file(path)
+    else:
+        raise InputError(f"input {path} is not supported; {TAKEN}")
+    what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), None)
+    if what is not None:
+        raise InputError(f"{name} is {what}, then give it again")
+    _check_text(content, name)
+    return name, suffix, content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
 
 
 def _check_text(content: bytes, name: str) -> None:
@@ -120,7 +128,7 @@ def _read_stream(stdin: IO[Any] | None) -> bytes:
     return data
 
 
-def _lines(text: str, name: str) -> list[tuple[str, str]]:
+def lines_of(text: str, name: str) -> list[tuple[str, str]]:
     """Return (origin, line) of lines that end in CR, LF or CRLF; str.splitlines would also end them at characters of a text."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not lines[-1].strip():
@@ -128,7 +136,7 @@ def _lines(text: str, name: str) -> list[tuple[str, str]]:
     return [(f"line {number} of {name}", line) for number, line in enumerate(lines, 1)]
 
 
-def _bad_byte(text: str, where: str) -> str | None:
+def bad_byte(text: str, where: str) -> str | None:
     """Return what is wrong with bytes that are no UTF-8, which were decoded to lone surrogates."""
     try:
         text.encode("utf-8", "surrogateescape").decode("utf-8")
@@ -138,7 +146,7 @@ def _bad_byte(text: str, where: str) -> str | None:
 
 
 def _of_line(line: str, where: str) -> Item:
-    wrong = _bad_byte(line, where)
+    wrong = bad_byte(line, where)
     return Item(where, error=wrong) if wrong else _of_text(line, where)
 
 
@@ -160,7 +168,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
     items, keys = [], dict[str, None]()
     found = None
     for where, line in lines:
-        wrong = _bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
+        wrong = bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
         try:
             value = None if wrong else json.loads(line, parse_constant=_no_constant, parse_float=_finite)
         except (ValueError, RecursionError):
@@ -210,7 +218,7 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
             head = [cell.strip() for cell in row]
             _check_head(head, name, reading)
         elif head is not None and row:
-            wrong = _bad_byte(delimiter.join(row), where)
+            wrong = bad_byte(delimiter.join(row), where)
             if len(row) > len(head):
                 quote = f"quote a text that holds a {json.dumps(delimiter)}"
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"

@@ -71,6 +71,11 @@ class Sampling:
         plain = self.repetition_penalty == 1 and not self.presence_penalty and not self.frequency_penalty and not self.logit_bias
         return not plain or (self.temperature > 0 and not 0 < self.top_k <= CANDIDATES)
 
+    @property
+    def candidates(self) -> int:
+        """How many of the largest logits of each part of the vocabulary the choice needs; 0: all."""
+        return 0 if self.needs_all else 1 if self.temperature == 0 and self.logprobs is None else CANDIDATES
+
 
 @dataclass(frozen=True)
 class Scores:

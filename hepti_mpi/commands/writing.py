@@ -1,0 +1,77 @@
+"""Options for models that generate text. Knows click and words on a command line, not what is done with them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.tasks.sampling import Sampling
+
+SLOTS = 8  # answers under way at once, where nobody says
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How text is generated: the values of writing_options; None, () and False: not said."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: tuple[str, ...]
+    logprobs: int | None
+    chat: bool
+    logits: bool
+    slots: int | None
+    context: int | None
+
+    @property
+    def said(self) -> list[str]:
+        """The options that were given."""
+        given = [name for name, value in asdict(self).items() if value is not None and value != () and value is not False]
+        return [f"--{name.replace('_', '-')}" for name in given]
+
+    def sampling(self) -> "Sampling":
+        """Return what is asked of every answer that does not say more. Raises InputError."""
+        from hepti_mpi.models.tasks.sampling import Sampling, sampling_of
+
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return sampling_of(said, Sampling())
+
+
+def writing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what says how text is generated."""
+    number, whole = click.FloatRange(-100, 100), click.IntRange(1, 1 << 24)
+    for option in (
+        click.option("--context", type=whole, help="Text: rows that an answer may have with its prompt; left out: what the input needs."),
+        click.option("--slots", type=click.IntRange(1, 256), help=f"Text: answers under way at once; left out: up to {SLOTS}."),
+        click.option("--logits", is_flag=True, help="Text: also write the logits behind each token of the prompts into a .npz output."),
+        click.option("--chat", is_flag=True, help="Text: prompts are what a user says, put into the model's chat template."),
+        click.option("--logprobs", type=click.IntRange(0, 20), help="Text: also give log-probabilities of tokens and of so many others."),
+        click.option("--stop", multiple=True, help="Text: end an answer before this text; may be given several times."),
+        click.option("--seed", type=int, help="Text: the same answers each time, also with a temperature."),
+        click.option("--frequency-penalty", type=number, help="Text: taken off a token's logit each time that the answer has it."),
+        click.option("--presence-penalty", type=number, help="Text: taken off the logits of tokens that the answer has."),
+        click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help="Text: divides logits of tokens so far."),
+        click.option("--min-p", type=click.FloatRange(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
+        click.option("--top-p", type=click.FloatRange(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
+        click.option("--top-k", type=click.IntRange(0, 1 << 24), help="Text: leave so many of the likeliest tokens."),
+        click.option("--temperature", type=click.FloatRange(0, 100), help="Text: how much chance there is; left out: none, the likeliest."),
+        click.option("--max-tokens", type=whole, help="Text: the longest answer; left out: 256."),
+    ):
+        command = option(command)
+    return command
+
+
+def refuse_for_text(options: dict[str, Any]) -> None:
+    """Raise UsageError for an option that was given and has no meaning for text that is generated."""
+    for name, value in options.items():
+        if value not in (None, False, "auto", 0, 1):
+            raise click.UsageError(f"the model generates text, which --{name.replace('_', '-')} is not for yet; leave it out")

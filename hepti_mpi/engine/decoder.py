@@ -1,0 +1,317 @@
+"""Steps of sequences under way, done by all ranks of a plan: each computes its heads and columns of all rows, and two sums a layer bring
+them together. Rank 0 says what a step is, with the first message of it; the others follow.
+
+Knows segments, caches and exchanges; does not know what is asked, nor what is chosen of the scores.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from hepti_mpi.cluster.boards import Work
+from hepti_mpi.engine import caching, sessions
+from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.engine.packing import asked
+from hepti_mpi.engine.state import State, attentions
+from hepti_mpi.engine.words import Words
+from hepti_mpi.models.attention import angles
+from hepti_mpi.models.blocks import Rotary
+from hepti_mpi.models.numerics import Array
+from hepti_mpi.models.tasks.sampling import Scores
+from hepti_mpi.planning.work import step_work
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.buffers import buffers, distributions, interface
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute, Sync
+from hepti_mpi.weights.slices import DecodingPart
+from hepti_mpi.weights.store import Store
+
+END, REST, STEP = 0, 1, 2  # what rank 0 says
+HEADER = 8  # numbers of a message before the rows that each sequence has
+GEOMETRIES = 32  # shapes of steps that are kept ready
+ROWS = 128  # the most of a step, where there are fewer slots
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a step is: `each` rows of `count` sequences, in the slots from `first` on, which have `lengths` rows already.
+
+    `candidates`: how many of the likeliest words of each part of the vocabulary are wanted behind the last row of each sequence, or behind
+    `every` row; 0: all of them; -1: no scores at all.
+    """
+
+    first: int
+    count: int
+    each: int
+    lengths: tuple[int, ...]
+    candidates: int
+    every: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.count * self.each
+
+    @property
+    def scored(self) -> int:
+        """How many rows are scored."""
+        return 0 if self.candidates < 0 else self.rows if self.every else self.count
+
+
+@dataclass
+class _Geometry:
+    """All that is fixed for steps of one shape: views of the buffers, and bindings that point into them."""
+
+    order: Order
+    values: dict[str, Array]
+    told: dict[str, Array]
+    turned: dict[str, tuple[Rotary, int]]  # what segments ask of positions: of which rotary, cosine (0) or sine (1)
+    runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
+    zeros: dict[int, list[Array]] = field(default_factory=dict)
+
+    def tell(self, lengths: Array, tables: dict[Rotary, tuple[Array, Array]]) -> None:
+        """Note how many rows each sequence has."""
+        each = self.order.each
+        self.told["reach"][:] = lengths + (each - 1)
+        self.told["most"][...] = int(lengths.max()) + each
+        places = (lengths[:, None] + np.arange(each)).ravel()
+        for name, (rotary, which) in self.turned.items():
+            np.take(tables[rotary][which], places, axis=0, out=self.told[name], mode="clip")
+
+
+class Decoder:
+    """The part of this rank in the steps of a job."""
+
+    def __init__(self, machine: Machine, part: DecodingPart, slots: int, positions: int) -> None:
+        """Make communicators. Collective; every rank of the job calls it, also those the plan leaves out, and then `build`."""
+        world, spec, plan = machine.world, part.spec, part.plan
+        self.machine, self.part, self.spec, self.rank, self.slots, self.positions = machine, part, spec, world.rank, slots, positions
+        self.program, self.members = part.program, sorted({0, *plan.active})
+        self.is_active = world.rank in plan.active
+        self.layers, self.group = world.subset(plan.active), world.subset(self.members)
+        self.threads = machine.cores.use(machine.cores.has_host(plan.active))
+        self.message = np.zeros(HEADER + slots + spec.hidden, np.float32)
+        self.rows = max(ROWS, slots)
+        values, numbers = distributions(self.program), buffers(self.program)
+        self.interfaces = [interface(values, step) for step in self.program]
+        self.numbers = {name: number for name, number in numbers.items() if values[name].rows != "root"}
+        self.memory: dict[int, Array] = {}
+        self.segments: dict[int, caching.CachedSegment] = {}
+        self.geometries: OrderedDict[tuple[int, int, int], _Geometry] = OrderedDict()
+        self.x = np.zeros((self.rows, spec.hidden), np.float32)  # what rank 0 sends where it has no part
+        self.resting = False
+        self.spent = {"compute_seconds": 0.0, "wire_seconds": 0.0}
+
+    def build(self, store: Store) -> None:
+        """Make sessions and caches. Raises ModelError, CapacityError."""
+        if self.is_active:
+            self._build_layers(store)
+        if self.group is not None:
+            self.words = Words(store, self.part, self.threads, self.group, self.members, self.rows)
+
+    def _build_layers(self, store: Store) -> None:
+        part, spec = self.part, self.spec
+        blocks = attentions(spec)
+        for block in dict.fromkeys(blocks):
+            caching.check_cached(block)
+        self.state = State(blocks, part.granules, self.slots, self.positions)
+        every = np.arange(self.positions)
+        self.tables = {block.rotary: angles(block.rotary, every) for block in blocks if block.rotary is not None}
+        mode = part.plan.weights_mode[self.rank]
+        for place, step in enumerate(self.program):
+            if isinstance(step, Compute):
+                self.segments[place] = caching.cached_segment(step, store, part, mode, self.threads)
+        self.first = next(self.interfaces[place][1][0] for place, step in enumerate(self.program) if isinstance(step, Sync))
+        self.last = self.interfaces[max(self.segments)][1][-1]
+
+    # rank 0
+
+    def step(self, order: Order, x: Array) -> list[Scores]:
+        """Do a step with the embedded rows `x` [rows, hidden]; return the scores behind each sequence. Rank 0 calls it."""
+        numbers = self.message.view(np.int32)
+        numbers[:6] = STEP, order.first, order.count, order.each, order.candidates, order.every
+        numbers[HEADER : HEADER + order.count] = order.lengths
+        np.copyto(self.x[: order.rows], x)
+        if order.rows == 1:
+            self.message[-self.spec.hidden :] = x[0]
+        self._say()
+        return self._perform(order)
+
+    def rest(self) -> None:
+        """Let the others sleep until the next step. Rank 0 calls it."""
+        if not self.resting:
+            self.message.view(np.int32)[0] = REST
+            self._say()
+            self.resting = True
+
+    def end(self) -> None:
+        """Let the others go. Rank 0 calls it."""
+        self.message.view(np.int32)[0] = END
+        self._say()
+
+    def _say(self) -> None:
+        assert self.group is not None
+        if self.group.size > 1:
+            self._spread(self.message)
+
+    def _spread(self, values: Array) -> None:
+        assert self.group is not None
+        if self.resting:
+            self.group.broadcast_for_ever(values)
+        else:
+            self.group.broadcast(values)
+        self.resting = False
+
+    # the others
+
+    def follow(self) -> None:
+        """Take part in all steps until rank 0 ends them; return at once on a rank without a part."""
+        if self.group is None or self.group.rank == 0:
+            return
+        numbers = self.message.view(np.int32)
+        while True:
+            self._spread(self.message)
+            if numbers[0] == END:
+                return
+            if numbers[0] == REST:
+                self.resting = True
+                continue
+            first, count, each, candidates, every = numbers[1:6].tolist()
+            self._perform(Order(first, count, each, tuple(numbers[HEADER : HEADER + count].tolist()), candidates, bool(every)))
+
+    # all
+
+    def _perform(self, order: Order) -> list[Scores]:
+        assert self.group is not None
+        emulation, rows = self.machine.emulation, order.rows
+        emulation.refresh()
+        with emulation.in_time():
+            if rows > 1 and self.group.size > 1:
+                self.group.broadcast(self.x[:rows])
+            elif self.rank:
+                self.x[0] = self.message[-self.spec.hidden :]
+            if self.is_active:
+                self._layers(order)
+            found: list[Scores] = []
+            if order.scored:
+                self._work(partial(self.words.compute, order.scored), self._of_words(order.scored))
+                emulation.show()
+                found = self.words.scores(order.scored, order.candidates)
+                emulation.rest()
+            emulation.show() if self.rank == 0 else emulation.keep_time()
+        return found
+
+    def _layers(self, order: Order) -> None:
+        """Bring the rows in `x` through the layers, and those behind which scores are wanted to the words."""
+        at = self._geometry(order)
+        lengths = np.array(order.lengths, np.int64)
+        at.tell(lengths, self.tables)
+        np.copyto(at.values[self.first], self.x[: order.rows])
+        emulation, pairs = self.machine.emulation, float((order.each * (lengths + order.each)).sum())
+        clock = time.perf_counter()
+        for place, step in enumerate(self.program):
+            if isinstance(step, Compute):
+                for value in at.zeros[place]:
+                    value.fill(0)
+                run = at.runs[place]
+                if run is not None:
+                    self._work(run, self._of(step, order.rows, pairs))
+                kind = "compute_seconds"
+            elif step.kind == "allreduce":
+                assert self.layers is not None
+                (read,), (written,) = self.interfaces[place]
+                emulation.show()
+                self.layers.allreduce(at.values[read], at.values[written])
+                emulation.rest()
+                kind = "wire_seconds"
+            else:  # what comes from rank 0 is there
+                continue
+            now = time.perf_counter()
+            self.spent[kind] += now - clock
+            clock = now
+        if order.scored:
+            hidden = at.values[self.last]
+            np.copyto(self.words.x[: order.scored], hidden if order.every else hidden[order.each - 1 :: order.each])
+
+    def _work(self, run: Callable[[], None], work: Work) -> None:
+        self.machine.emulation.go_on(run, work)
+
+    def _of(self, step: Compute, rows: int, pairs: float) -> Work:
+        """Return the work of a segment; only an emulated board asks."""
+        return step_work(self.spec, self.part.plan, self.rank, step, rows, pairs) if self.machine.emulation.on else Work()
+
+    def _of_words(self, rows: int) -> Work:
+        return Work(((rows, float(self.spec.hidden * len(self.words.ids))),)) if self.machine.emulation.on else Work()
+
+    # preparation: nothing below runs for a shape of steps that was seen before
+
+    def _geometry(self, order: Order) -> _Geometry:
+        shape = (order.first, order.count, order.each)
+        known = self.geometries.get(shape)
+        if known is not None:
+            self.geometries.move_to_end(shape)
+            return known
+        made = self.geometries[shape] = self._prepare(order)
+        if len(self.geometries) > GEOMETRIES:
+            self.geometries.popitem(last=False)
+        return made
+
+    def _prepare(self, order: Order) -> _Geometry:
+        rows = order.rows
+        values = {name: self._buffer(number)[:rows] for name, number in self.numbers.items()}
+        told: dict[str, Array] = {"shape": np.array([order.count, order.each, -1], np.int64), "reach": np.zeros(order.count, np.int32)}
+        told["most"] = np.zeros((), np.int32)
+        turned = {asked(kind, rotary): (rotary, which) for rotary in self.tables for which, kind in enumerate(("cos", "sin"))}
+        told |= {name: np.empty((rows, len(rotary.frequencies)), np.float32) for name, (rotary, _) in turned.items()}
+        made = _Geometry(order, values, told, turned)
+        for place, segment in self.segments.items():
+            (reads, writes), step = self.interfaces[place], self.program[place]
+            named = dict(zip((*step.reads, *step.writes), (values[name] for name in (*reads, *writes))))
+            made.zeros[place] = [named[name] for name in segment.zeros]
+            made.runs[place] = self._bound(segment, named | told, order)
+        return made
+
+    def _bound(self, segment: caching.CachedSegment, values: dict[str, Array], order: Order) -> Callable[[], None] | None:
+        if segment.session is None:
+            return None
+        binding = segment.session.io_binding()
+
+        def bind(to: Callable[..., None], name: str, array: Array) -> None:
+            to(name, "cpu", 0, sessions.ELEMENT[array.dtype], array.shape, array.ctypes.data)
+
+        for name in (*segment.inputs, *segment.told, *segment.asked):
+            bind(binding.bind_input, name, values[name])
+        for name in segment.outputs:
+            bind(binding.bind_output, name, values[name])
+        for layer in segment.layers:
+            keys, rows = self.state.views(layer, order.first, order.count)
+            for past, whole, array in ((caching.KEYS, caching.ALL_KEYS, keys), (caching.VALUES, caching.ALL_VALUES, rows)):
+                bind(binding.bind_input, past.format(layer), array)
+                bind(binding.bind_output, whole.format(layer), array)
+        runner: Callable[[object], None] = segment.session.run_with_iobinding
+        return partial(runner, binding)
+
+    def _buffer(self, number: int) -> Array:
+        if number not in self.memory:
+            self.memory[number] = np.zeros((self.rows, self.spec.hidden), np.float32)
+        return self.memory[number]
+
+
+@patiently
+def load(machine: Machine, store: Store, plan: Plan, slots: int, positions: int) -> Decoder:
+    """Check the plan, read and verify this rank's slices, and build its part. Collective. Raises PlanError, StoreError, CapacityError."""
+    world = machine.world
+    with together(world):
+        plans.check(plan, store.spec, store.source_hash, world.size)
+    part = DecodingPart(store.spec, plan, world.rank)
+    fetch(machine, store, part.slices)
+    decoder = Decoder(machine, part, slots, positions)
+    with together(world):
+        store.verify(part.slices)
+        decoder.build(store)
+    return decoder
+

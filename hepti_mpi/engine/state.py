@@ -1,0 +1,48 @@
+"""The keys and values that sequences under way left in attention: on each rank those of its own heads.
+
+Every sequence has a slot; past and present lie in one buffer per layer, which kernels write into where they are. Memory is taken as rows
+come in, not when the buffers are made. Knows shapes and slots; knows no kernel, no MPI and no token.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hepti_mpi.cluster.probe import usable_memory
+from hepti_mpi.errors import CapacityError
+from hepti_mpi.models.blocks import Attention
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.reporting.tables import size
+from hepti_mpi.wording import counted
+
+KEEP = 0.9  # of the memory that is free may be promised to the cache
+
+
+class State:
+    """Keys and values, per layer float32 [slots, granules, positions, dim]; none where the rank has no heads."""
+
+    def __init__(self, blocks: Sequence[Attention], granules: int, slots: int, positions: int) -> None:
+        """`granules`: of heads that this rank has. Raises CapacityError where the buffers could never be filled."""
+        self.slots, self.positions, self.granules = slots, positions, granules
+        self.bytes = cache_bytes(blocks, granules) * slots * positions
+        free = usable_memory(1)
+        if self.bytes > KEEP * free:
+            what = f"{counted(slots, 'slots')} of {counted(positions, 'rows')} take {size(self.bytes)} for keys and values"
+            raise CapacityError(f"{what}, {size(int(free))} are free here; make them fewer or shorter: --slots, --context")
+        shapes = [(slots, granules, positions, block.dim) for block in blocks]
+        self.keys = [np.empty(shape, np.float32) for shape in shapes]
+        self.values = [np.empty(shape, np.float32) for shape in shapes]
+
+    def views(self, layer: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys and values of `count` slots from `first` on, [count, granules, positions, dim] each."""
+        return self.keys[layer][first : first + count], self.values[layer][first : first + count]
+
+
+def cache_bytes(blocks: Sequence[Attention], granules: int) -> int:
+    """Return the bytes that one row takes in all layers."""
+    return sum(2 * 4 * granules * block.dim for block in blocks)
+
+
+def attentions(spec: ModelSpec) -> list[Attention]:
+    """Return what the attention of each layer is."""
+    return [layer.attention for layer in spec.each()]

@@ -1,0 +1,51 @@
+"""What a folder says of how its model generates text: where a text begins and ends, and how a talk is written.
+
+Knows generation_config.json, chat templates and the special tokens of tokenizer_config.json; knows no tensor.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
+from hepti_mpi.models.inputs.chat import ChatTemplate
+from hepti_mpi.models.untrusted import is_file, parse_json, read_small
+
+CONFIG = "tokenizer_config.json"
+MARKS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def end_tokens(base: Path, config: Mapping[str, Any]) -> list[int]:
+    """Return the ids behind which an answer ends. Raises ModelError when one is no id."""
+    path = base / "generation_config.json"
+    said = parse_json(read_small(path), path.name) if is_file(path) else {}
+    found = said.get("eos_token_id", config.get("eos_token_id"))
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ends):
+        raise ModelError(f"generation_config.json: eos_token_id is {found!r:.60}, expected ids of tokens")
+    return ends
+
+
+def chat_files(base: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the chat template of a folder, and its tokenizer_config.json of `files` with the special tokens that templates name.
+
+    Raises ModelError for a template that cannot be read.
+    """
+    raw = parse_json(read_small(base / CONFIG), CONFIG) if is_file(base / CONFIG) else {}
+    template = raw.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    if is_file(base / TEMPLATE):
+        template = read_small(base / TEMPLATE).decode("utf-8", "replace")
+    found: dict[str, bytes] = {}
+    if isinstance(template, str):
+        ChatTemplate(template, {})
+        found[TEMPLATE] = template.encode()
+    if CONFIG in files:
+        texts = {key: raw[key]["content"] if isinstance(raw.get(key), dict) else raw.get(key) for key in MARKS}
+        said = json.loads(files[CONFIG]) | {key: text for key, text in texts.items() if isinstance(text, str)}
+        found[CONFIG] = json.dumps(said).encode()
+    return found

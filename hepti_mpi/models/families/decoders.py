@@ -1,0 +1,248 @@
+"""What decoders that generate text have in common: sizes, rotary positions and their scaling, names of tensors, the head of words.
+
+Knows the keys of config.json that they share; knows no family by name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Rotary
+from hepti_mpi.models.families.family import Source, Task, integer, pair
+from hepti_mpi.models.sidefiles import Table, honoured, refused, without
+from hepti_mpi.models.steps import Lookup, Step, Words
+
+WORDS = Task("next-token", (lambda sizes: Words("head.words", sizes["vocabulary"], sizes["hidden"], sizes["tied"], bias=False),))
+KEYS: Table = {
+    **honoured("num_key_value_heads rms_norm_eps rope_theta rope_scaling rope_parameters head_dim attention_bias mlp_bias"),
+    **honoured("sliding_window layer_types use_sliding_window max_window_layers partial_rotary_factor"),
+    **without("pretraining_tp rope_interleaved bos_token_id eos_token_id pad_token_id cache_implementation use_cache"),
+    **refused("is_encoder_decoder add_cross_attention", "only decoders by themselves are supported"),
+    **refused("num_experts num_local_experts n_routed_experts", "mixtures of experts are not supported yet", (None, 0)),
+}
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that config.json says of a decoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    ffn: int
+    positions: int
+    vocabulary: int
+    eps: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Sizes":
+        """Read them. Raises ModelError."""
+        hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+        kv_heads = integer(config, "num_key_value_heads", heads) if config.get("num_key_value_heads") is not None else heads
+        if heads % kv_heads:
+            raise ModelError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        if config.get("head_dim") is None and hidden % heads:
+            raise ModelError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+        dim = hidden // heads if config.get("head_dim") is None else integer(config, "head_dim")
+        return cls(
+            integer(config, "num_hidden_layers"), hidden, heads, kv_heads, dim, integer(config, "intermediate_size"),
+            integer(config, "max_position_embeddings", 2048), integer(config, "vocab_size"), number(config, "rms_norm_eps", 1e-6),
+        )  # fmt: skip
+
+    @property
+    def norm(self) -> Norm:
+        return Norm(self.hidden, self.eps, "rms")
+
+    @property
+    def head_norm(self) -> Norm:
+        return Norm(self.dim, self.eps, "rms")
+
+    def attention(self, rotary: Rotary | None, **more: Any) -> Attention:
+        """Return a causal attention without biases, but for what is said."""
+        fixed: dict[str, Any] = {"biases": "", "causal": True, "rotary": rotary}
+        return Attention(self.hidden, self.heads, self.dim, self.kv_heads, **fixed | more)
+
+    def mlp(self, activation: str, **more: Any) -> Mlp:
+        """Return a gated MLP without biases, but for what is said."""
+        fixed: dict[str, Any] = {"gated": True, "bias": False}
+        return Mlp(self.hidden, self.ffn, activation, **fixed | more)
+
+    def fields(self, kinds: tuple[Layer, ...], order: tuple[int, ...], front: tuple[Step, ...] = ()) -> dict[str, Any]:
+        """Return the ModelSpec fields of a decoder with these layers; words alone lead to them unless `front` says more."""
+        return {
+            "layers": self.layers, "hidden": self.hidden, "heads": self.kv_heads, "ffn": self.ffn, "norm": "pre", "norm_eps": self.eps,
+            "activation": kinds[0].mlp.activation, "positions": self.positions, "embedding": "tokens", "kinds": kinds, "order": order,
+            "last": self.norm, "front": front or (Lookup("embedding.words", "ids", self.vocabulary, self.hidden),),
+        }  # fmt: skip
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a finite number of config.json that is not negative. Raises ModelError."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected a number")
+    return float(value)
+
+
+def activation(config: Mapping[str, Any], *keys: str, default: str = "silu") -> str:
+    """Return the activation of the MLP, under the first of `keys` that is there. Raises ModelError."""
+    found = next((config[key] for key in keys if config.get(key) is not None), default)
+    if not isinstance(found, str) or found not in ACTIVATIONS:
+        raise ModelError(f"config.json: {keys[0]} {found!r:.60} is not supported; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[found]
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """Return a yes or no of config.json. Raises ModelError."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected true or false")
+    return value
+
+
+def windows(config: Mapping[str, Any], layers: int, window: int | None) -> list[int | None]:
+    """Return per layer the window of its attention, as layer_types says; all of them have it where nothing is said.
+
+    Raises ModelError.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return [window] * layers
+    known = {"full_attention": None, "sliding_attention": window}
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(isinstance(kind, str) and kind in known for kind in kinds):
+        raise ModelError(f"config.json: layer_types is {kinds!r:.100}, expected {' or '.join(known)} for each of {layers} layers")
+    return [known[kind] for kind in kinds]
+
+
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """Return how far back a row of a local layer attends; sliding_window counts the row itself. Raises ModelError."""
+    return None if config.get("sliding_window") is None else integer(config, "sliding_window") - 1
+
+
+def listed(each: list[Layer]) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
+    """Return the layers that differ, and per layer which of them it is."""
+    kinds = tuple(dict.fromkeys(each))
+    return kinds, tuple(map(kinds.index, each))
+
+
+# ---- rotary positions
+
+
+def rotary_of(config: Mapping[str, Any], dim: int, kind: str | None = None) -> Rotary:
+    """Return the rotary positions that config.json says, scaled as it says; `kind`: of layer, where it says it for each kind.
+
+    Raises ModelError. Source: transformers 5, modeling_rope_utils.py.
+    """
+    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if kind is not None and isinstance(said.get(kind), dict):
+        said = said[kind]
+    if not isinstance(said, dict):
+        raise ModelError(f"config.json: rope_scaling is {said!r:.60}, expected an object")
+    base = number({"rope_theta": said.get("rope_theta", config.get("rope_theta", 10000.0))}, "rope_theta", 10000.0)
+    part = number({"partial_rotary_factor": said.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))},
+                  "partial_rotary_factor", 1.0)  # fmt: skip
+    dims = int(dim * part)
+    if dims < 2 or dims % 2 or not 0 < part <= 1 or base <= 1:
+        raise ModelError(f"config.json: positions turn {dims} of {dim} numbers with base {base:g}, which is not possible")
+    plain = [base ** (-2 * place / dims) for place in range(dims // 2)]
+    name = said.get("rope_type", said.get("type", "default"))
+    if name not in SCALINGS:
+        raise ModelError(f"config.json: positions are scaled by {name!r:.60}, which is not supported; supported: {', '.join(SCALINGS)}")
+    return SCALINGS[name](plain, base, said, config)
+
+
+Scaling = Callable[[list[float], float, Mapping[str, Any], Mapping[str, Any]], Rotary]
+
+
+def _plain(plain: list[float], base: float, said: Mapping[str, Any], config: Mapping[str, Any]) -> Rotary:
+    return Rotary(tuple(plain))
+
+
+def _linear(plain: list[float], base: float, said: Mapping[str, Any], config: Mapping[str, Any]) -> Rotary:
+    factor = _positive(said, "factor")
+    return Rotary(tuple(one / factor for one in plain))
+
+
+def _llama3(plain: list[float], base: float, said: Mapping[str, Any], config: Mapping[str, Any]) -> Rotary:
+    factor, low, high = (_positive(said, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = _positive(said, "original_max_position_embeddings")
+    if high <= low:
+        raise ModelError("config.json: high_freq_factor is not above low_freq_factor")
+
+    def scaled(one: float) -> float:
+        turns = original * one / (2 * math.pi)
+        smooth = min(max((turns - low) / (high - low), 0), 1)
+        return (1 - smooth) * one / factor + smooth * one
+
+    return Rotary(tuple(map(scaled, plain)))
+
+
+def _yarn(plain: list[float], base: float, said: Mapping[str, Any], config: Mapping[str, Any]) -> Rotary:
+    """Source: Peng et al., YaRN, arXiv:2309.00071, section 3; _compute_yarn_parameters of transformers."""
+    factor, dims = _positive(said, "factor"), 2 * len(plain)
+    original = _positive({"original_max_position_embeddings": config.get("max_position_embeddings")} | dict(said),
+                         "original_max_position_embeddings")  # fmt: skip
+    fast, slow = said.get("beta_fast") or 32, said.get("beta_slow") or 1
+
+    def place(turns: float) -> float:
+        return dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = place(fast), place(slow)
+    if said.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    high += 0.001 * (high == low)
+
+    def scaled(number: int, one: float) -> float:
+        kept = 1 - min(max((number - low) / (high - low), 0), 1)
+        return one / factor * (1 - kept) + one * kept
+
+    def magnitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    told, both = said.get("attention_factor"), (said.get("mscale"), said.get("mscale_all_dim"))
+    whole = magnitude(both[0]) / magnitude(both[1]) if both[0] and both[1] else magnitude(1)
+    return Rotary(tuple(scaled(number, one) for number, one in enumerate(plain)), factor=whole if told is None else float(told))
+
+
+def _positive(said: Mapping[str, Any], key: str) -> float:
+    value = number(said, key, 0)
+    if value <= 0:
+        raise ModelError(f"config.json: {key} of the scaling of positions is {said.get(key)!r:.60}, expected a number above 0")
+    return value
+
+
+SCALINGS: dict[str, Scaling] = {"default": _plain, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+
+
+# ---- tensors
+
+
+def decoder_sources(norms: str = "as is") -> dict[str, Source]:
+    """Return where the weights of a Llama come from, and of those that call theirs alike; `norms`: the transform of norms."""
+    layer = "layers.{}."
+    return {
+        "embedding.words": Source("as is", ("embed_tokens.weight",)),
+        "final.norm.weight": Source(norms, ("norm.weight",)),
+        "head.words.weight": Source("as is", ("lm_head.weight",)),
+        **{key: one for m in "qkv" for key, one in pair(f"{layer}attention.{m}", f"{layer}self_attn.{m}_proj", "heads").items()},
+        **pair(f"{layer}attention.o", f"{layer}self_attn.o_proj", "transpose"),
+        **{f"{layer}attention.{m}.norm.weight": Source(norms, (f"{layer}self_attn.{m}_norm.weight",)) for m in "qk"},
+        f"{layer}attention.norm.weight": Source(norms, (f"{layer}input_layernorm.weight",)),
+        f"{layer}mlp.norm.weight": Source(norms, (f"{layer}post_attention_layernorm.weight",)),
+        **pair(f"{layer}mlp.up", f"{layer}mlp.up_proj"),
+        **pair(f"{layer}mlp.gate", f"{layer}mlp.gate_proj"),
+        **pair(f"{layer}mlp.down", f"{layer}mlp.down_proj", "transpose"),
+    }
+
+
+DROPPED = {
+    r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed",
+    r"lm_head\.weight": "a repetition of the word embeddings",
+}
+TIED = ("lm_head.weight", "embed_tokens.weight")

@@ -1,0 +1,75 @@
+"""Llama, Mistral, Qwen2 and Qwen3: what their config.json and their tensors are called."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hepti_mpi.models.blocks import Layer
+from hepti_mpi.models.families.decoders import (
+    DROPPED,
+    KEYS,
+    TIED,
+    WORDS,
+    Sizes,
+    activation,
+    decoder_sources,
+    flag,
+    listed,
+    rotary_of,
+    window_of,
+    windows,
+)
+from hepti_mpi.models.families.family import Family
+
+
+def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a Llama. Raises ModelError."""
+    sizes = Sizes.of(config)
+    attention = sizes.attention(rotary_of(config, sizes.dim), biases="qkvo" if flag(config, "attention_bias") else "")
+    mlp = sizes.mlp(activation(config, "hidden_act"), bias=flag(config, "mlp_bias"))
+    return sizes.fields((Layer(attention, mlp, before=(sizes.norm, sizes.norm)),), (0,) * sizes.layers)
+
+
+def mistral_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a Mistral, whose layers all may look back so far only. Raises ModelError."""
+    sizes = Sizes.of(config)
+    attention = sizes.attention(rotary_of(config, sizes.dim), window=window_of(config))
+    layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
+    return sizes.fields((layer,), (0,) * sizes.layers)
+
+
+def qwen_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a Qwen2, or of a Qwen3, which has norms of the heads of Q and K. Raises ModelError."""
+    if config.get("model_type") == "qwen3":
+        sizes = Sizes.of({"head_dim": 128} | dict(config))
+        more = {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "biases": "qkvo" if flag(config, "attention_bias") else ""}
+    else:
+        sizes = Sizes.of({key: value for key, value in config.items() if key != "head_dim"})
+        more = {"biases": "qkv"}
+    window = window_of(config) if flag(config, "use_sliding_window") else None
+    full = config.get("max_window_layers", 28)  # where the layers with a window begin
+    each = windows(config, sizes.layers, window)
+    if config.get("layer_types") is None and isinstance(full, int):
+        each = [None if place < full else window for place in range(sizes.layers)]
+    rotary, mlp = rotary_of(config, sizes.dim), sizes.mlp(activation(config, "hidden_act"))
+    made = [Layer(sizes.attention(rotary, window=one, **more), mlp, before=(sizes.norm, sizes.norm)) for one in each]
+    return sizes.fields(*listed(made))
+
+
+LLAMA = Family(
+    name="llama",
+    fields=llama_fields,
+    prefixes=("model.",),
+    architectures={"LlamaForCausalLM": WORDS},
+    sources=decoder_sources(),
+    dropped=DROPPED,
+    tied=TIED,
+    keys=KEYS,
+    tokenizer="PreTrainedTokenizerFast",
+)
+MODEL_TYPES = {
+    "llama": LLAMA,
+    "mistral": replace(LLAMA, name="mistral", fields=mistral_fields, architectures={"MistralForCausalLM": WORDS}),
+    "qwen2": replace(LLAMA, name="qwen2", fields=qwen_fields, architectures={"Qwen2ForCausalLM": WORDS}),
+    "qwen3": replace(LLAMA, name="qwen3", fields=qwen_fields, architectures={"Qwen3ForCausalLM": WORDS}),
+}

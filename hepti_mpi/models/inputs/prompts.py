@@ -1,0 +1,176 @@
+"""What the user gives to be continued: lines, JSON lines and arrays become prompts of token ids.
+
+An object has a "prompt", or the "messages" of a talk, and may say how its own answer is sampled. Knows files, the tokenizer and the chat
+template; knows no rank.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.arrays import read_npz
+from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
+from hepti_mpi.models.inputs.text import ID, bad_byte, lines_of, read_text
+from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.untrusted import shown
+from hepti_mpi.wording import counted
+
+QUESTIONS = ("What is the capital of France?", "Why is the sky blue?")
+BEGINNINGS = ("Once upon a time", "The capital of France is")
+FIELDS = ("prompt", "text")  # where the text is, the first one that is there
+TAKEN = "a model that generates text takes .txt, .jsonl, .npz with input_ids, or - for standard input"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `index`: its place in the input; `given`: its record, {"id"} if it has one and {"input"}; `ids`: its tokens.
+
+    `asked`: what it says itself of its answer; `keep`: of arrays, where each token lies among the `width` positions of its row. `error`:
+    why it cannot be answered; then it has no tokens.
+    """
+
+    index: int
+    origin: str
+    given: dict[str, Any]
+    ids: list[int] = field(default_factory=list, repr=False)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    keep: np.ndarray | None = None
+    width: int = 0
+    error: str | None = None
+
+
+class Prompter:
+    """Turns texts and talks into tokens, as the model's files say."""
+
+    def __init__(self, spec: ModelSpec, files: Mapping[str, bytes]) -> None:
+        """Raises ModelError when a file is damaged, InputError when the model has no tokenizer."""
+        self.spec, self.tokens, self.template = spec, Tokens(files), ChatTemplate.of(files)
+
+    def of_text(self, text: str, where: str) -> list[int]:
+        """Return the tokens of a text that is to be continued. Raises InputError."""
+        return self._checked(self.tokens.encode([text], where).ids, where)
+
+    def of_messages(self, messages: Sequence[Mapping[str, Any]], where: str, **more: Any) -> list[int]:
+        """Return the tokens of a talk up to where the model's answer begins. Raises InputError."""
+        if self.template is None:
+            raise InputError(f"{where} has messages, the model has no chat template; give a prompt instead")
+        return self._checked(self.tokens.plain(self.template.text(checked_messages(messages), **more), where), where)
+
+    def _checked(self, ids: list[int], where: str) -> list[int]:
+        if not ids:
+            raise InputError(f"{where} has no tokens")
+        size = self.spec.numbers("ids")
+        if max(ids) >= size:
+            raise InputError(f"{where}: tokenizer.json gives token id {max(ids)}, the model has only {size}")
+        return ids
+
+
+def read_prompts(
+    spec: ModelSpec, files: Mapping[str, bytes], source: str | None, stdin: IO[Any] | None = None, chat: bool = False
+) -> list[Prompt]:  # fmt: skip
+    """Return the prompts in `source`, at least one; None stands for built-in ones. `chat`: texts are what a user says to the model.
+
+    Raises InputError when nothing can be read.
+    """
+    if source is not None and source != "-" and Path(source).suffix.lower() == ".npz":
+        if not Path(source).exists():
+            raise InputError(f"input {source} not found")
+        return array_prompts(spec, Path(source))
+    prompter = Prompter(spec, files)
+    if source is None:
+        talks = prompter.template is not None
+        texts = enumerate(QUESTIONS if talks else BEGINNINGS)
+        return [_prompt(prompter, place, f"built-in prompt {place + 1}", {"prompt": text}, talks) for place, text in texts]
+    if source != "-" and not Path(source).exists():
+        raise InputError(f"input {source} not found")
+    name, suffix, content = read_text(source, stdin, ".txt")
+    if suffix not in (".txt", ".jsonl"):
+        raise InputError(f"input {source} is not supported; {TAKEN}")
+    lines = lines_of(content, name)
+    if not lines:
+        raise InputError(f"{name} is empty; expected a prompt per line")
+    found = []
+    for place, (where, line) in enumerate(lines):
+        try:
+            values = _object(line, where) if suffix == ".jsonl" else {"prompt": _text(line, where)}
+            found.append(_prompt(prompter, place, where, values, chat))
+        except InputError as error:
+            found.append(Prompt(place, where, {"input": shown(line, 1000)}, error=str(error)))
+    return found
+
+
+def _text(line: str, where: str) -> str:
+    wrong = bad_byte(line, where)
+    if wrong or not line.strip():
+        raise InputError(wrong or f"{where} is empty")
+    return line
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    """Return the object of a line; a JSON string is a prompt. Raises InputError."""
+    try:
+        value = json.loads(_text(line, where))
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is not valid JSON") from None
+    value = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(value, dict) or not any(key in value for key in (*FIELDS, "messages")):
+        raise InputError(f'{where} is no object with a "prompt" or "messages"')
+    return value
+
+
+def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any], chat: bool) -> Prompt:
+    """Return the prompt of an object. Raises InputError."""
+    name = {} if values.get(ID) is None else {"id": values[ID]}
+    if "messages" in values:
+        ids = prompter.of_messages(values["messages"], where)
+        return Prompt(place, where, name | {"input": values["messages"]}, ids, values)
+    text = next(values[key] for key in FIELDS if key in values)
+    if not isinstance(text, str) or not text:
+        raise InputError(f"{where} has {shown(repr(text), 60)} as prompt, expected a text")
+    ids = prompter.of_messages([{"role": "user", "content": text}], where) if chat else prompter.of_text(text, where)
+    return Prompt(place, where, name | {"input": text}, ids, values)
+
+
+def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:
+    """Return a prompt per row of input_ids [prompts, positions] in a .npz file. Raises InputError."""
+    found = read_npz(path, ("input_ids", "attention_mask"))
+    if "input_ids" not in found:
+        raise InputError(f"{path} has no input_ids, only {', '.join(found)}")
+    ids = found["input_ids"]
+    mask = found.get("attention_mask", np.ones_like(ids))
+    for name, array, kinds in (("input_ids", ids, "iu"), ("attention_mask", mask, "iub")):
+        if array.dtype.kind not in kinds or array.ndim != 2 or array.shape != ids.shape or not array.size:
+            shape = "[prompts, positions]" if name == "input_ids" else str(list(ids.shape))
+            raise InputError(f"{path}: {name} is {array.dtype} of shape {list(array.shape)}, expected integers of shape {shape}")
+    if not np.isin(mask, (0, 1)).all():
+        raise InputError(f"{path}: attention_mask holds numbers other than 0 and 1")
+    return [_row(spec, place, f"array {place + 1} of {path.name}", *both) for place, both in enumerate(zip(ids, mask))]
+
+
+def _row(spec: ModelSpec, place: int, where: str, ids: np.ndarray, mask: np.ndarray) -> Prompt:
+    keep = np.flatnonzero(mask)
+    kept, size = ids[keep], spec.numbers("ids")
+    made = Prompt(place, where, {"input": where}, kept.tolist(), keep=keep, width=len(ids))
+    if not len(keep):
+        return replace(made, ids=[], error=f"{where}: attention_mask leaves no position")
+    if kept.min() < 0 or kept.max() >= size:
+        odd = int(kept.min() if kept.min() < 0 else kept.max())
+        return replace(made, ids=[], error=f"{where}: input_ids holds {odd}, the model takes 0 to {size - 1}")
+    return made
+
+
+def check_room(prompts: Sequence[Prompt], positions: int) -> list[Prompt]:
+    """Return the prompts, those with an error that leave no room for an answer among `positions`."""
+    found = []
+    for one in prompts:
+        if len(one.ids) >= positions:
+            said = f"{one.origin} has {counted(len(one.ids), 'tokens')}, there is room for {positions} with its answer; shorten it"
+            one = replace(one, ids=[], error=said)
+        found.append(one)
+    return found

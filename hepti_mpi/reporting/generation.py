@@ -1,0 +1,73 @@
+"""What generating text took, as a document and as lines. Pure: knows finished answers by their times; shows nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION
+from hepti_mpi.wording import counted
+
+
+class Timed(Protocol):
+    """An answer: its tokens, and by the clock when it was asked for, began and ended."""
+
+    prompt: list[int]
+    tokens: list[int]
+    submitted: float
+    first_token: float
+    ended: float
+
+
+def generation_record(
+    spec: ModelSpec, plan: Plan | None, answers: Sequence[Timed], seconds: float, startup: Mapping[str, float],
+    facts: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the JSON document of a run that generated text, format hepti-run.
+
+    `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer behind its first token; both medians over answers;
+    `all_tokens_per_second`: of all answers together.
+    """
+    document: dict[str, Any] = {"format": RUN_FORMAT, "format_version": RUN_VERSION, "kind": "generation", "model": spec.name}
+    document |= {"family": spec.family, "requests": len(answers), "seconds": _short(seconds)}
+    grown = [one for one in answers if len(one.tokens) > 1 and one.ended > one.first_token]
+    rates = [(len(one.tokens) - 1) / (one.ended - one.first_token) for one in grown]
+    waits = [one.first_token - one.submitted for one in answers]
+    made = sum(len(one.tokens) for one in answers)
+    document |= {
+        "prompt_tokens": sum(len(one.prompt) for one in answers), "completion_tokens": made,
+        "ttft_seconds": _median(waits), "tokens_per_second": _median(rates),
+        "prefill_tokens_per_second": _median([len(one.prompt) / wait for one, wait in zip(answers, waits) if wait > 0]),
+        "all_tokens_per_second": _short(made / seconds) if seconds > 0 else None,
+        "startup_seconds": {key: _short(value) for key, value in startup.items()},
+    }  # fmt: skip
+    if plan is not None:
+        predicted = plan.predicted_seconds
+        document |= {"strategy": plan.strategy, "plan_hash": plan.hash}
+        document["predicted_token_seconds"] = None if predicted is None else _short(predicted)
+        document["ranks"] = [{"rank": rank, **{key: _plain(value) for key, value in fact.items()}} for rank, fact in enumerate(facts)]
+    return document
+
+
+def generation_lines(document: Mapping[str, Any]) -> str:
+    """Return what people read of it."""
+    made = counted(document["completion_tokens"], "tokens")
+    head = f"{counted(document['requests'], 'answers')}, {made} in {document['seconds']:.3g} s"
+    if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
+        return head
+    each = f"the first token after {document['ttft_seconds']:.3g} s, then {document['tokens_per_second']:.3g} a second"
+    return f"{head} by {document.get('strategy')}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return _short(float(np.median(values))) if values else None
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _plain(value: Any) -> Any:
+    return _short(value) if isinstance(value, float) else value

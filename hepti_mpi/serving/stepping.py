@@ -1,0 +1,60 @@
+"""What a Generator drives: the ranks of a job, seen from rank 0. Embeds tokens and says which rows a step is of.
+
+Knows slots and the tables in front of the layers; does not know how ranks divide a step, nor what is asked.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hepti_mpi.engine.decoder import Decoder, Order
+from hepti_mpi.models.numerics import Array
+from hepti_mpi.models.tasks.sampling import Scores
+from hepti_mpi.models.tasks.stepping import apply_steps
+from hepti_mpi.serving.generation import CHUNK
+
+
+class Ranks:
+    """The ranks that a Decoder is a part of."""
+
+    def __init__(self, decoder: Decoder, weights: Mapping[str, np.ndarray]) -> None:
+        """`weights`: the tables in front of the layers, by name."""
+        self.decoder, self.weights, self.spec = decoder, weights, decoder.spec
+        self.slots, self.positions = decoder.slots, decoder.positions
+        self.lengths = np.zeros(self.slots, np.int64)  # rows that are in each slot
+
+    def prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> Scores | None:
+        """See serving.generation.Stepper."""
+        order = Order(slot, 1, len(ids), (first,), -1 if candidates is None else candidates)
+        found = self.decoder.step(order, self.embedded(np.array(ids), np.arange(first, first + len(ids))))
+        self.lengths[slot] = first + len(ids)
+        return found[0] if found else None
+
+    def logits(self, slot: int, ids: Sequence[int], first: int) -> Array:
+        """Take rows as `prefill` does; return the logits behind each of them [rows, words]."""
+        order = Order(slot, 1, len(ids), (first,), 0, every=True)
+        found = self.decoder.step(order, self.embedded(np.array(ids), np.arange(first, first + len(ids))))
+        self.lengths[slot] = first + len(ids)
+        return np.stack([scores.logits for scores in found])
+
+    def all_logits(self, ids: Sequence[int]) -> Array:
+        """Return the logits behind each token of a prompt [tokens, words]; whatever was in the first slot is gone."""
+        parts = [self.logits(0, ids[first : first + CHUNK], first) for first in range(0, len(ids), CHUNK)]
+        return np.concatenate(parts)
+
+    def decode(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> list[Scores]:
+        """See serving.generation.Stepper. A step takes neighbouring slots: one in between without a row writes where its next will."""
+        first, last = rows[0][0], rows[-1][0]
+        count = last - first + 1
+        ids, lengths = np.zeros(count, np.int64), np.minimum(self.lengths[first : last + 1], self.positions - 1)
+        for slot, token, place in rows:
+            ids[slot - first], lengths[slot - first] = token, place
+        found = self.decoder.step(Order(first, count, 1, tuple(lengths.tolist()), candidates), self.embedded(ids, lengths))
+        for slot, _, place in rows:
+            self.lengths[slot] = place + 1
+        return [found[slot - first] for slot, _, _ in rows]
+
+    def embedded(self, ids: Array, places: Array) -> Array:
+        """Return what the layers begin with, float32 [rows, hidden]."""
+        arrays = {"ids": ids, "positions": places}
+        return apply_steps(self.spec.front, self.weights, np.zeros((0, 0), np.float32), arrays)

@@ -1,0 +1,49 @@
+"""Tiny decoders whose weights follow from their names, so that only what transformers says of them has to be kept (golden/decoders.npz)."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden" / "decoders.npz"
+LENGTHS = (40, 1, 17)
+BASE = {
+    "vocab_size": 131, "hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8,
+    "intermediate_size": 70, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+CASES = {
+    "llama": BASE | {"model_type": "llama", "tie_word_embeddings": False},
+    "llama3": BASE | {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": LLAMA3, "tie_word_embeddings": True,
+                      "attention_bias": True, "mlp_bias": True},
+    "yarn": BASE | {"model_type": "llama", "rope_scaling": YARN, "tie_word_embeddings": True},
+    "mistral": BASE | {"model_type": "mistral", "sliding_window": 9, "tie_word_embeddings": False},
+    "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_size": 48},
+    "qwen3": BASE | {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 16},
+}  # fmt: skip
+
+
+def values(name, shape):
+    """Return the float32 weights of a tensor: around 1 for norms, around 0 for others."""
+    found = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape, np.float32) * np.float32(0.25)
+    return found + np.float32("norm" in name and name.endswith("weight"))
+
+
+def expected(case):
+    """Return (config and shapes, ids, logits, tokens) of a case."""
+    with np.load(GOLDEN) as golden:
+        return json.loads(str(golden[f"{case}.json"])), *(golden[f"{case}.{part}"] for part in ("ids", "logits", "tokens"))
+
+
+def write_folder(case, folder):
+    """Write the model folder of a case; return it."""
+    from safetensors.numpy import save_file
+
+    said, *_ = expected(case)
+    path = Path(folder) / case
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(said["config"]))
+    save_file({name: values(name, tuple(shape)) for name, shape in said["shapes"].items()}, path / "model.safetensors")
+    return path

@@ -1,0 +1,76 @@
+"""Text that grows on real ranks, against transformers' logits and greedy tokens: uneven and empty shares, chunks, many at once."""
+
+import numpy as np
+import pytest
+from decoders import CASES, LENGTHS, expected, write_folder
+
+from hepti_mpi import splits
+from hepti_mpi.engine import decoder as decoders
+from hepti_mpi.engine import fetching
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.serving.generation import Generator
+from hepti_mpi.serving.request import OuterWeights
+from hepti_mpi.serving.stepping import Ranks
+from hepti_mpi.weights import store as stores
+
+SHARES = {
+    "uneven": lambda n: ((5, 1, 1, 1) + (2,) * n)[:n],
+    "with nothing": lambda n: ((1, 0, 3) + (0, 2) * n)[:n],
+    "all on the last": lambda n: (0,) * (n - 1) + (1,),
+}
+
+
+@pytest.fixture(scope="module")
+def store_of(machine, folder):
+    """What opens the store of a case, made once."""
+    opened = {}
+
+    def store_of(case):
+        if case not in opened:
+            path = folder / "decoders" / f"{case}.h5"
+            if machine.world.rank == 0:
+                stores.write(path, read_model(write_folder(case, folder / "decoders")))
+            machine.world.barrier()
+            opened[case] = fetching.open_store(machine, path)
+        return opened[case]
+
+    yield store_of
+    for store in opened.values():
+        store.close()
+
+
+def loaded(machine, store, shares, slots):
+    spec, ranks = store.spec, machine.world.size
+    heads, columns = splits.split(spec.heads, shares), splits.split(spec.ffn, shares, spec.column_granule)
+    rows = splits.split(1, shares)
+    plan = Plan(spec.name, store.source_hash, (("heads", "columns"),) * spec.layers, heads, columns, rows, ("here",) * ranks,
+                ("packed",) * ranks)  # fmt: skip
+    return decoders.load(machine, store, plan, slots, 64)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("case", CASES)
+def test_as_transformers(machine, store_of, case, shares):
+    store, (_, ids, logits, tokens) = store_of(case), expected(case)
+    decoder = loaded(machine, store, SHARES[shares](machine.world.size), len(LENGTHS))
+    if machine.world.rank:
+        decoder.follow()
+    else:
+        ranks = Ranks(decoder, OuterWeights(store))
+        prompts = [row[row >= 0].tolist() for row in ids]
+        for prompt, wanted in zip(prompts, logits):
+            cut = len(prompt) // 3  # in two chunks
+            parts = [ranks.logits(1, part, first) for part, first in ((prompt[:cut], 0), (prompt[cut:], cut)) if part]
+            found = np.concatenate(parts)[-len(wanted) :]
+            np.testing.assert_allclose(found, wanted[-len(found) :], atol=1e-4 * np.abs(logits).max())
+        for sampling in (Sampling(max_tokens=8, ignore_end=True), Sampling(max_tokens=8, ignore_end=True, logprobs=3),
+                         Sampling(max_tokens=8, ignore_end=True, presence_penalty=1e-9)):  # fmt: skip
+            generator = Generator(ranks, ())
+            answers = [generator.submit(prompt, sampling) for prompt in prompts]
+            while generator.busy:
+                generator.step()
+            assert [answer.tokens for answer in answers] == tokens.tolist()
+        decoder.end()
+    machine.world.barrier()
