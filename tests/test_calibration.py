@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from hepti_mpi.commands import main
 from hepti_mpi.engine.accuracy import accuracy_of
+from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import CHANNELS
@@ -99,3 +100,15 @@ def test_an_accuracy_that_is_none(tmp_path, text):
     with Store(path) as store, pytest.raises(StoreError, match="what it says about its accuracy is damaged") as error:
         assert store.accuracy
     assert "\n" not in str(error.value)
+
+
+def test_a_row_of_nothing_harms_no_other(tmp_path):
+    """It has no scale to be rounded with; the others answer as without it."""
+    path, embedded = tmp_path / "m.h5", np.random.default_rng(0).standard_normal((6, 56), np.float32)
+    stores.write(path, random_model("tiny-bert").in_format("q8"))
+    empty = embedded.copy()
+    empty[2] = 0
+    with Store(path) as store:
+        one, other = (last_hidden_state(store, x, (1,) * 6) for x in (embedded, empty))
+    assert np.isfinite(other).all()
+    np.testing.assert_array_equal(np.delete(one, 2, axis=0), np.delete(other, 2, axis=0))

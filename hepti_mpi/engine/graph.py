@@ -20,13 +20,14 @@ DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": 
 class Graph:
     """Collects nodes, initializers and inputs of one segment.
 
-    `rounded`: what values were rounded to that several products read, by what decides it.
+    `rounded`: what values were rounded to that several products read, by what decides it; `written`: what else is written once.
     """
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.indexes: dict[str, str] = {}  # what is asked about the rows of a batch: of which kind
+        self.written: set[str] = set()
         self.rounded: dict[tuple[object, ...], tuple[str, str]] = {}
         self.count = 0
 

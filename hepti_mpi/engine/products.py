@@ -20,7 +20,6 @@ from hepti_mpi.weights.store import Store
 
 LEAST = {"relu": 0.0, "gelu": -0.17, "gelu_tanh": -0.1701, "silu": -0.2785}  # below which an activation gives nothing
 MIDDLE, BELOW = 128, 32  # of 256 whole numbers: those below 0, where values may be anything; where they are hardly below 0
-TINY = 1e-30
 
 
 class Source(Protocol):
@@ -128,11 +127,14 @@ class Product:
         graph, above = self.graph, 255 - below
         axis, steps = graph.constant("rows", np.array([1], np.int64)), graph.constant(f"step_{above}", np.array(1 / above, np.float32))
         largest = graph.node("ReduceMax", [graph.node("Abs", [x]) if least is None else x, axis], keepdims=1)  # [r, 1]
-        bottom = graph.constant(f"least_{least}", np.array(-least / below if least else TINY, np.float32))
-        scale = graph.node("Max", [graph.node("Mul", [largest, steps]), bottom])
+        scale = graph.node("Mul", [largest, steps])  # 0 where all of a row is: whatever it is rounded to is multiplied by 0 again
+        if least:
+            scale = graph.node("Max", [scale, graph.constant(f"least_{least}", np.array(-least / below, np.float32))])
         flat = graph.node("Reshape", [scale, graph.constant("flat", np.array([-1], np.int64))])  # [r]
-        fill = graph.constant(f"from_{below}", np.array(below, np.uint8))
-        zeros = graph.node("Expand", [fill, graph.node("Shape", [flat])])
+        zeros = f"zeros_from_{below}"
+        if zeros not in graph.written:  # as many as the segment has rows
+            fill = graph.constant(f"from_{below}", np.array(below, np.uint8))
+            graph.written.add(graph.node("Expand", [fill, graph.node("Shape", [flat])], [zeros]))
         return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), scale
 
     def _blocks(self, output: str | None) -> str:
