@@ -228,7 +228,7 @@ def test_a_few_layers_tell_the_price_of_all(seed):
         errors.append(abs(found.price.seconds / exact.seconds - 1))
         assert found.price.bytes == pytest.approx(exact.bytes, abs=2 * search.spec.layers)
         assert found.price.compute == pytest.approx(exact.compute)
-        assert search.costs.program(plan)[1] == activation_widths(search.spec, program), "buffers are those of all layers"
+        assert search.costs.widths(plan) == activation_widths(search.spec, program), "buffers are those of all layers"
         assert search.costs.whole(plan).price.seconds == exact.seconds
     assert np.quantile(errors, 0.9) <= 0.01 and max(errors) <= 0.03
 
@@ -335,6 +335,10 @@ def test_a_mix_holds_as_many_rich_layers_as_fit(fraction):
         assert layers == (rich,) * count + (lean,) * (BASE.layers - count)
         assert search.counts(layers, (0, 1, 2, 3), strict=True) is not None
         assert search.counts((rich,) * (count + 1) + (lean,) * (BASE.layers - count - 1), (0, 1, 2, 3), strict=True) is None
+        plan = search.planned(layers, (0, 1, 2, 3), OWN)
+        for one in (plan, replace(plan, tiles=(plan.rows, (0,) * 4))):
+            whole = activation_widths(BASE, make_program(BASE, one))
+            assert search.costs.widths(one) == whole, "a few layers of each kind tell the buffers"
 
 
 def test_a_small_board_holds_less():

@@ -6,6 +6,7 @@ Knows what of a plan the price and the memory depend on; does not know where pla
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -89,17 +90,30 @@ class Costs:
         self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
         self.norm_bytes = spec.layers * held[None]
         self.steady = steady(spec)
-        self.programs: dict[tuple[object, ...], tuple[tuple[Program, ...], tuple[float, float]]] = {}
+        self.alike = len(spec.kinds) < 2
+        self.made: dict[tuple[object, ...], Program] = {}
+        self.known_widths: dict[int, tuple[float, float]] = {}  # by the id of a program of those
 
-    def program(self, plan: Plan) -> tuple[tuple[Program, ...], tuple[float, float]]:
-        """Return the steps of `plan`, or of its first layers where all are alike, and the widths of their buffers. They depend on the
-        shares only in whether one rank has all."""
-        key = self._key(plan)
-        if key not in self.programs:
-            depths = self.steady if self.steady and len(set(plan.layouts)) == 1 else (self.spec.layers,)
-            programs = tuple(make_program(self.spec, replace(plan, layers=plan.layers[:depth])) for depth in depths)
-            self.programs[key] = programs, activation_widths(self.spec, programs[-1])
-        return self.programs[key]
+    def programs(self, plan: Plan) -> list[Program]:
+        """Return the steps of `plan`, or of its first layers where all are alike."""
+        alike = len(set(plan.layouts)) == 1 and self.alike and self.spec.layers > STEADY[1]
+        return [self._made(plan, plan.layouts[:depth]) for depth in (STEADY if alike else (self.spec.layers,))]
+
+    def widths(self, plan: Plan) -> tuple[float, float]:
+        """Return the widths of the buffers of `plan`: those of a few layers of each run of layers that are alike."""
+        runs = (tuple(run) for _, run in groupby(plan.layouts))
+        layers = tuple(chain.from_iterable(run[: STEADY[1]] for run in runs)) if self.alike else plan.layouts
+        program = self._made(plan, layers)
+        if id(program) not in self.known_widths:
+            self.known_widths[id(program)] = activation_widths(self.spec, program)
+        return self.known_widths[id(program)]
+
+    def _made(self, plan: Plan, layers: tuple[tuple[str, str], ...]) -> Program:
+        """Return the steps of some layers of `plan`. They depend on the shares only in whether one rank has all."""
+        key = layers, *self._key(plan)[1:]
+        if key not in self.made:
+            self.made[key] = make_program(self.spec, replace(plan, layers=layers))
+        return self.made[key]
 
     @staticmethod
     def _key(plan: Plan) -> tuple[object, ...]:
@@ -119,7 +133,7 @@ class Costs:
         found: dict[int, Candidate] = {}
         for numbers in groups.values():
             some = [plans[number] for number in numbers]
-            prices = self.pricer.prices(some, *self.program(some[0])[0], times=self.further)
+            prices = self.pricer.prices(some, *self.programs(some[0]), times=self.further)
             every = (np.array([getattr(plan, what) for plan in some]) for what in ("heads", "columns", "rows"))
             memory = self.memory(some[0], *every).tolist()
             for number, plan, price, needs in zip(numbers, some, prices, memory):
@@ -138,7 +152,7 @@ class Costs:
         shares = Shares(*(np.ascontiguousarray(np.moveaxis(values[..., active], 0, -1))
                           for values in (variants.cells, variants.heads, variants.columns)))  # fmt: skip
         batch = Batch(self.pricer, [variants.plan.active], like, shares)
-        prices = batch.prices(*self.program(like)[0], times=self.further)
+        prices = batch.prices(*self.programs(like), times=self.further)
         memory = self.memory(like, variants.heads, variants.columns, variants.cells.sum(axis=1))
         fits = (memory <= self.limits_of(variants.plan)).all(axis=1)
         return Tried(variants, np.where(fits, prices.seconds, np.inf), prices, memory, batch.ranks)
@@ -152,7 +166,7 @@ class Costs:
         part = heads / self.spec.heads
         if by_heads < layers and not any(a == "alltoall" for a, _ in layouts):
             part = np.maximum(part, rows / self.rows)
-        values = activation_bytes(self.spec, self.program(like)[1], self.largest, self.longest, -(-rows * self.largest // self.rows), part)
+        values = activation_bytes(self.spec, self.widths(like), self.largest, self.longest, -(-rows * self.largest // self.rows), part)
         active = (heads > 0) | (columns > 0) | (rows > 0)
         return np.ceil((weights + self.norm_bytes + values) * active).astype(np.int64)
 

@@ -239,7 +239,7 @@ class _Search:
         plan = self.plan(layers, Exchange("reduce_scatter", "own"), members, members, members)
         if plan.layouts not in self.inner:
             plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later
-            widths = tuple(map(max, zip(*(self.costs.program(one)[1] for one in plans))))
+            widths = tuple(map(max, zip(*(self.costs.widths(one) for one in plans))))
             every = np.array([self.largest])  # as if the rank had all rows
             self.inner[plan.layouts] = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
         return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[plan.layouts]
