@@ -19,6 +19,7 @@ from hepti_mpi.models.tasks.sampling import Sampling, Scores
 from hepti_mpi.serving import front, generating, streams
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
+from hepti_mpi.serving.http import tools
 from hepti_mpi.serving.remote import Remote
 
 WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "end"]
@@ -170,7 +171,7 @@ def port():
     Rank(own, slow=0.02)
     template = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", {})
     spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
-    model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None)
+    model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None, calls_tools=True)
     model.prompt = lambda asked: TOKENS.plain(asked, "it")
     status = {"status": "ready", "hosts": [], "starts": 1}
     api = app.Api(app.Parts(model, own, [], lambda: status, dict, print))
@@ -269,6 +270,30 @@ def test_what_is_wrong_is_said(port, path, body, status, said):
     found, content = post(port, path, body)
     assert found == status and said in json.loads(content)["error"]["message"]
     assert post(port, path, body | {"stream": True}) == (found, content)
+
+
+CALL = '<tool_call>{"name": "light", "arguments": {"on": true}}</tool_call>'
+
+
+@pytest.mark.parametrize("text, said, names", [
+    (CALL, "", ["light"]), ("sure " + CALL + CALL, "sure", ["light"] * 2), ("no call ", "no call ", []),
+    ('<tool_call>\n[{"name": "a"}, {"name": "b"}]\n', "", ["a", "b"]), ('<tool_call>{"x": 1}', '<tool_call>{"x": 1}', []),
+    ("<tool_call>{</tool_call>", "<tool_call>{</tool_call>", []),
+])  # fmt: skip
+def test_calls_of_tools(text, said, names):
+    found, called = tools.calls(text)
+    assert found == said and [one["function"]["name"] for one in called] == names
+    assert all(json.loads(one["function"]["arguments"]) is not None and one["id"].startswith("call_") for one in called)
+    held = tools.Held()
+    early = "".join(held.add(letter) for letter in text)
+    late, again = held.end()
+    assert "<tool" not in early and len(again) == len(called) and (early + late).strip() == said.strip()
+
+
+def test_arguments_go_to_the_template_as_objects():
+    made = [{"function": {"name": "x", "arguments": '{"a": 1}'}}, {"function": {"arguments": "{"}}, 3]
+    (found,) = tools.as_objects([{"role": "assistant", "tool_calls": made}])
+    assert [found["tool_calls"][0]["function"]["arguments"], *found["tool_calls"][1:]] == [{"a": 1}, {"function": {"arguments": "{"}}, 3]
 
 
 def test_a_program_goes_on_with_texts(port, own):

@@ -15,7 +15,7 @@ def activation_widths(spec: ModelSpec, program: Program) -> tuple[float, float]:
     """Return the elements that the engine's buffers hold per row of the batch and per row of the rank's own."""
     values = distributions(program)
     tiles = 1 + max(value.tile or 0 for value in values.values())
-    held = {number: values[name] for name, number in buffers(program).items()}
+    held = {number: values[name] for name, number in buffers(program, values).items()}
     full, own = 0.0, 0.0
     for value in held.values():
         part = 1.0 if value.tile is None else 1 / tiles

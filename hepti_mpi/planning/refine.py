@@ -12,12 +12,14 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.program.plan import Plan, granules_fit
 
-ROW_STEPS = (16, 8, 4, 2, 1)
-COLUMN_STEPS = (64, 16, 4, 1)  # granules
+ROW_STEPS = (16, 4, 1)
+COLUMN_STEPS = (64, 8, 1)  # granules
 TILES = (2, 3, 4)
 PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
 LEAST = 1e-4  # gain that is worth a move
 MOST_MOVES = 30  # taken in one climb
+MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
+NEAREST = 2  # plans after a first move from which a second one is tried
 MOST_IMPROVED = 4  # candidates
 HOPE = 1.15  # candidates that promise to be this much slower than the best may still win
 WORTH_A_CLIMB = 1.03  # tiles that are this much slower may still win
@@ -36,29 +38,31 @@ class Refinement:
 
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
-        promising = sorted(((self.promise(one), one) for one in candidates), key=lambda pair: (pair[0], *order(pair[1])))
+        promising = sorted(((*self.promise(one), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
         found: list[list[Candidate]] = []
-        for promise, candidate in promising:
-            soonest = min((ones[0].price.seconds for ones in found), default=promise)
-            hopeless = len(found) >= MOST_IMPROVED or promise > soonest * HOPE
+        for number, (_, hope, candidate) in enumerate(promising):
+            soonest = min((ones[0].price.seconds for ones in found), default=hope)
+            hopeless = number >= MOST_IMPROVED or hope > soonest * HOPE
             found.append([candidate] if hopeless else self.improve(candidate))
-        return sorted(found, key=lambda ones: order(ones[0]))
+        found.sort(key=lambda ones: order(ones[0]))
+        found[0] = sorted((self.climb(one, MOVES_AT_ONCE) for one in found[0]), key=order)
+        return found
 
-    def promise(self, candidate: Candidate) -> float:
-        """Return the seconds that the candidate may come to: as it is, or midway between what it takes when simply cut in two and what it
-        would take if nothing waited for anything."""
+    def promise(self, candidate: Candidate) -> tuple[float, float]:
+        """Return the seconds that the candidate takes as it is, or simply cut in two, and what it may come to: midway to what it would take
+        if nothing waited for anything."""
+        seconds = candidate.price.seconds
         variants = self.tilings([candidate.plan], 2) if self.divisible(candidate.plan) else None
         if variants is None:
-            return candidate.price.seconds
+            return seconds, seconds
         tried = self.tried(variants)
         best = int(tried.seconds.argmin())
         freely = max(tried.prices.compute[:, best].max(), tried.prices.busy[best])
-        return min(candidate.price.seconds, (float(tried.seconds[best]) + float(freely)) / 2)
+        seconds = min(seconds, float(tried.seconds[best]))
+        return seconds, min(seconds, (seconds + float(freely)) / 2)
 
     def improve(self, candidate: Candidate) -> list[Candidate]:
         """Return the best plans that are reached from `candidate`, as it is cut into tiles and otherwise, the better one first."""
-        if candidate.plan.keeps_requests:  # whole requests do not move row by row
-            return [candidate]
         best = self.climb(candidate)
         found = [best]
         if self.divisible(candidate.plan):
@@ -74,20 +78,33 @@ class Refinement:
         """Tell whether it may be cut into tiles."""
         return plan.collectives == "own" and not plan.keeps_requests
 
-    def climb(self, candidate: Candidate) -> Candidate:
-        """Take the move that helps most, until none does."""
-        for _ in range(MOST_MOVES):
-            variants = self.moves(candidate)
-            tried = self.tried(variants) if variants else None
-            if tried is None or not tried.seconds.min() < candidate.price.seconds * (1 - LEAST):
-                break
-            candidate = tried.candidate(int(tried.seconds.argmin()))
+    def climb(self, candidate: Candidate, at_once: int = 1) -> Candidate:
+        """Take the move that helps most, or, where no single one does, up to so many `at_once`, until none do."""
+        for _ in range(MOST_MOVES * (not candidate.plan.keeps_requests)):  # whole requests do not move row by row
+            plans = [candidate.plan]
+            for _ in range(at_once):
+                variants = self.moves(candidate, plans)
+                if variants is None:
+                    return candidate
+                tried = self.tried(variants)
+                best = np.argsort(tried.seconds, kind="stable")[:NEAREST].tolist()
+                if tried.seconds[best[0]] < candidate.price.seconds * (1 - LEAST):
+                    break
+                plans = [variants.at(number) for number in best if np.isfinite(tried.seconds[number])]
+            else:
+                return candidate
+            candidate = tried.candidate(best[0])
         return candidate
 
-    def moves(self, candidate: Candidate) -> Variants | None:
-        """Return the plans in which some of something has gone from one rank, or tile, to another; None where there are none."""
-        plan = candidate.plan
+    def moves(self, candidate: Candidate, plans: Sequence[Plan]) -> Variants | None:
+        """Return what comes of `plans`, which are near a candidate, when some of something goes from one rank, or tile, to another; None
+        where nothing can."""
         pairs = np.array(list(self.pairs(candidate)), np.int64).reshape(-1, 2)
+        every = [np.concatenate(parts) for parts in zip(*(self._moves(plan, pairs) for plan in plans))]
+        return Variants(candidate.plan, *every) if every and len(every[0]) else None
+
+    def _moves(self, plan: Plan, pairs: np.ndarray) -> list[np.ndarray]:
+        """Return cells, heads and columns of what comes of one plan."""
         cells, heads, columns = (np.array(values) for values in (plan.tiles or (plan.rows,), plan.heads, plan.columns))
         tiles, ranks = cells.shape
         flat, rows = cells.ravel(), cells.sum(axis=0)
@@ -100,11 +117,10 @@ class Refinement:
         of_columns = np.concatenate([_moved(columns, pairs, step * granule) for step in COLUMN_STEPS])
         of_columns = of_columns[[granules_fit(counts, granule) for counts in of_columns.tolist()]]
         moved = np.concatenate(of_rows).reshape(-1, tiles, ranks), _moved(heads, pairs, 1), of_columns
-        every = [  # what moves, while the others stay
+        return [  # what moves, while the others stay
             np.concatenate([after if what == moving else np.repeat(one[None], len(after), axis=0) for moving, after in enumerate(moved)])
             for what, one in enumerate((cells, heads, columns))
         ]
-        return Variants(plan, *every) if len(every[0]) else None
 
     def pairs(self, candidate: Candidate) -> Iterator[tuple[int, int]]:
         """Yield (from, to); with many ranks only from the busiest and to the idlest few."""

@@ -5,6 +5,7 @@ over few ranks of many plans are many times sooner so.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,7 +36,12 @@ class Links:
     latency: np.ndarray
     slowest: np.ndarray
 
-    @property
+    @cached_property
+    def shared(self) -> bool:
+        """Whether members are on the same host in any plan."""
+        return bool(self.mates.sum() > self.mates.shape[0] * self.mates.shape[2])
+
+    @cached_property
     def way(self) -> np.ndarray:
         """Seconds per byte out of a rank: within its host where no member is on another."""
         return np.where(self.far.any(axis=0), self.far, self.near)
@@ -51,24 +57,34 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """An exchange. Seconds that each rank's link sends (`out`) and receives (`into`, `received`: in a queue and in all), and that starting
-    takes; `moved`: bytes.
-
-    `ring` [plans]: whether blocks go round; then `first`: bytes that each rank sends first. Else `blocks`: seconds after leaving until each
-    is out, and `never`: inf where there is none; both None where there are too many ranks to tell them apart. `getting`: who takes any.
-    """
+class Way:
+    """One way that blocks may take. Seconds that each rank's link sends (`out`) and receives (`into`, `received`: in a queue and in all);
+    `moved`: bytes. Round a ring, `first`: bytes that each rank sends first. Directly, `blocks`: seconds after leaving until each is out,
+    and `never`: inf where there is none; `getting`: who takes any. What is not there is None: where there are too many ranks to tell
+    blocks apart, and what the other way has."""
 
     out: np.ndarray
     into: np.ndarray
     received: np.ndarray
-    starting: np.ndarray
     moved: np.ndarray
+    first: np.ndarray | None = None
+    blocks: np.ndarray | None = None
+    never: np.ndarray | None = None
+    getting: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """An exchange: `out`, `received` and `moved` of a Way, seconds that starting takes, and the ways; `ring` [plans]: who goes round where
+    there are both."""
+
+    out: np.ndarray
+    received: np.ndarray
+    moved: np.ndarray
+    starting: np.ndarray
     ring: np.ndarray
-    first: np.ndarray
-    blocks: np.ndarray | None
-    never: np.ndarray | None
-    getting: np.ndarray
+    round: Way | None
+    direct: Way | None
 
 
 def held(sync: Sync, shares: Shares, granules: int) -> tuple[Held, Held]:
@@ -85,39 +101,55 @@ def traffic(sync: Sync, shares: Shares, granules: int, links: Links, number_byte
     have, want = held(sync, shares, granules)
     count, outer = len(shares.heads), ROOT in (sync.have, sync.want)
     size = float((FLOAT if outer else number_bytes) * len(sync.reads))
-    bytes_ = cells(have, want) * (size * (1.0 - np.eye(count)))[..., None]
-    far, near = bytes_ * ~links.mates, bytes_ * links.mates
-    out, into = far.sum(axis=1), far.sum(axis=0)
-    out, into = ((links.mates * sums).sum(axis=1) for sums in (out, into))  # ranks of a host share its link
-    out, into = out * links.far + near.sum(axis=1) * links.near, into * links.far + near.sum(axis=0) * links.near
-    moved = bytes_.sum(axis=(0, 1))
-    blocks = None
-    if count <= FAIR:  # blocks to several ranks leave side by side: small ones are out first
-        blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2)
-        blocks = blocks / np.maximum(bytes_.sum(axis=1), 1)[:, None] * out[:, None] * (bytes_ > 0)
-    if outer and not links.rooted.all():  # where the root is none of them its link is the way
-        total = shares.counts[sync.tile].sum(axis=0) * (count if sync.want == FULL else 1) * size * sync.width
-        there, way = links.rooted, total * links.root
-        out, into, moved = np.where(there, out, way), np.where(there, into, way), np.where(there, moved, total)
-        blocks = None if blocks is None else np.where(there, blocks, way)
-    ring, first, received = np.zeros(out.shape[1], bool), out, into
-    sizes = (want.sizes if have.terms else have.sizes) * size  # of each rank's block
+    sizes, ring = (want.sizes if have.terms else have.sizes) * size, np.zeros(1, bool)  # of each rank's block
     if rings and ((sync.have, sync.want) == (ROWS, FULL) or (have.terms and number_bytes == FLOAT)):  # a short sum would round at each rank
         ring = (count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0))
-    if ring.any():
-        total = sizes.sum(axis=0)
-        first = np.roll(sizes, 1, axis=0) if have.terms else sizes
-        round_ = (total - np.roll(first, -1, axis=0)) * links.hop
-        if count > FAIR:
-            round_ = (total - sizes.min(axis=0)) * links.way * links.mates.sum(axis=1)
-        received = np.where(ring, np.roll(round_, 1, axis=0), into)
-        out, into = np.where(ring, round_, out), np.where(ring, first, into)
-        moved = np.where(ring, (count - 1) * total, moved)
-    sent = out / np.maximum(links.way, 1e-15)
-    starting = (start[0] + start[1] * sent) * (sent > 0)
-    never = None if blocks is None else np.where(blocks > 0, 0.0, np.inf)
-    getting = into > 0 if blocks is None else (blocks > 0).any(axis=0)
-    return Traffic(out, into, received, starting, moved, ring, first, blocks, never, getting)
+    round_ = _round(sizes, have.terms, links) if ring.any() else None
+    direct = None if ring.all() else _direct(cells(have, want) * (size * (1.0 - np.eye(count)))[..., None], links)
+    if direct and outer and not links.rooted.all():
+        total = shares.counts[sync.tile].sum(axis=0) * (count if sync.want == FULL else 1) * size * sync.width
+        direct = _past(direct, total, links)
+    ways = [(way.out, way.received, way.moved) for way in (round_, direct) if way]
+    out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
+    starting = (start[0] + start[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
+    return Traffic(out, received, moved, starting, ring, round_, direct)
+
+
+def _direct(bytes_: np.ndarray, links: Links) -> Way:
+    """Return the way of blocks of [from, to] `bytes_` that go straight to whoever takes them."""
+    sent, taken = bytes_.sum(axis=1), bytes_.sum(axis=0)
+    out, into = sent * links.far, taken * links.far
+    if links.shared:  # ranks of a host share its link, and what stays on a host does not take it
+        near = bytes_ * links.mates
+        out, into = ((links.mates * (every - near.sum(axis=at))).sum(axis=1) * links.far + near.sum(axis=at) * links.near
+                     for every, at in ((sent, 1), (taken, 0)))  # fmt: skip
+    if len(bytes_) > FAIR:
+        return Way(out, into, into, sent.sum(axis=0))
+    there = bytes_ > 0  # blocks to several ranks leave side by side: small ones are out first
+    blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2) / np.maximum(sent, 1)[:, None] * out[:, None] * there
+    there = blocks > 0
+    return Way(out, into, into, sent.sum(axis=0), None, blocks, np.where(there, 0.0, np.inf), np.any(there, axis=0))
+
+
+def _past(direct: Way, total: np.ndarray, links: Links) -> Way:
+    """Return the way of the input or the result, of `total` bytes, where the root is none of the members: its link is the way then."""
+    there, way = links.rooted, total * links.root
+    out, into, moved = np.where(there, direct.out, way), np.where(there, direct.into, way), np.where(there, direct.moved, total)
+    if direct.blocks is None:
+        return Way(out, into, into, moved)
+    blocks = np.where(there, direct.blocks, way)
+    return Way(out, into, into, moved, None, blocks, np.where(blocks > 0, 0.0, np.inf), np.any(blocks > 0, axis=0))
+
+
+def _round(sizes: np.ndarray, terms: bool, links: Links) -> Way:
+    """Return the way of blocks of `sizes` bytes that go round a ring."""
+    total, count = sizes.sum(axis=0), len(sizes)
+    first = np.roll(sizes, 1, axis=0) if terms else sizes
+    if count > FAIR:
+        out = (total - sizes.min(axis=0)) * links.way * links.mates.sum(axis=1)
+    else:
+        out = (total - np.roll(first, -1, axis=0)) * links.hop
+    return Way(out, first, np.roll(out, 1, axis=0), (count - 1) * total, first if count <= FAIR else None)
 
 
 def together(sync: Sync, shares: Shares, links: Links) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hepti_mpi.planning.rings import around
-from hepti_mpi.planning.traffic import RING_BYTES, Links, Traffic
+from hepti_mpi.planning.traffic import RING_BYTES, Links, Traffic, Way
 
 BOTH_WAYS = 0.5  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
 
@@ -38,7 +38,6 @@ class Walk:
         self.links, self.exchange, self.in_turn = links, exchange, in_turn
         self.ahead = links.ahead * (BOTH_WAYS if in_turn else 1)
         self.piece = links.latency[0] + RING_BYTES * links.hop
-        self.shared = bool(links.mates.sum() > links.mates.shape[0] * links.mates.shape[2])
         zeros = np.zeros(size)
         self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, np.zeros(size[1])
         self.sent, self.received = zeros, zeros  # seconds of each way, in all
@@ -68,13 +67,9 @@ class Walk:
             begin = self.clock if begin is None else np.maximum(begin, self.clock)
         begin = step.starting if begin is None else begin + step.starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
-        if step.ring.all():
-            self.up, self.down, done = self._round(step, begin, leave)
-        elif not step.ring.any():
-            self.up, self.down, done = self._directly(step, begin, leave)
-        else:
-            ways = self._round(step, begin, leave), self._directly(step, begin, leave)
-            self.up, self.down, done = (np.where(step.ring, one, other) for one, other in zip(*ways))
+        ways = [self._round(step.round, begin, leave)] if step.round else []
+        ways += [self._directly(step.direct, begin, leave)] if step.direct else []
+        self.up, self.down, done = ways[0] if len(ways) == 1 else (np.where(step.ring, one, other) for one, other in zip(*ways))
         done = np.maximum(done, begin)
         self.moved = self.moved + step.moved
         self.wire = self.wire + np.maximum(step.out, step.received)
@@ -85,30 +80,30 @@ class Walk:
         if self.in_turn or last:
             self.clock = np.maximum(self.clock, done)
 
-    def _round(self, step: Traffic, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _round(self, way: Way, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return when each link has sent, and received, and when each rank has what it takes, round a ring."""
-        if step.blocks is None:
-            up = np.broadcast_to((leave + step.out).max(axis=0), leave.shape)
+        if way.first is None:
+            up = np.broadcast_to((leave + way.out).max(axis=0), leave.shape)
         else:
-            up = around(leave, step.first, self.links.hop, self.piece)
+            up = around(leave, way.first, self.links.hop, self.piece)
         left = np.arange(-1, len(leave) - 1)
         done = np.maximum((up - self.ahead)[left], begin) + self.exchange
         return up, up[left], done
 
-    def _directly(self, step: Traffic, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _directly(self, way: Way, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the same of blocks that go the direct way."""
-        up = leave + step.out
-        if step.blocks is None:
-            last = up.max(axis=0, where=step.out > 0, initial=0)
-            first = begin.min(axis=0, where=step.out > 0, initial=np.inf)
+        up = leave + way.out
+        if way.blocks is None or way.never is None or way.getting is None:
+            last = up.max(axis=0, where=way.out > 0, initial=0)
+            first, getting = begin.min(axis=0, where=way.out > 0, initial=np.inf), way.into > 0
         else:
-            sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + step.blocks)
-            last = (sent - step.never).max(axis=0, initial=0.0)
-            first = (begin[:, None] + step.never).min(axis=0)
-            if self.shared:  # what comes for a rank keeps the link of all of its host busy
+            sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + way.blocks)
+            last = (sent - way.never).max(axis=0, initial=0.0)
+            first, getting = (begin[:, None] + way.never).min(axis=0), way.getting
+            if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
                 first = np.where(self.links.mates, first, np.inf).min(axis=1)
-        down = np.where(step.into > 0, np.maximum(first, self.down) + step.into, self.down)
-        done = np.where(step.getting, np.maximum(np.maximum(first, down - self.ahead), last) + self.exchange, 0)
+        down = np.where(way.into > 0, np.maximum(first, self.down) + way.into, self.down)
+        done = np.where(getting, np.maximum(np.maximum(first, down - self.ahead), last) + self.exchange, 0)
         return up, down, done
 
     def exchanged_together(self, step: Together) -> None:

@@ -77,13 +77,13 @@ def dependencies(program: Program) -> tuple[frozenset[int], ...]:
     return tuple(result)
 
 
-def buffers(program: Program) -> dict[str, int]:
+def buffers(program: Program, values: dict[str, Value] | None = None) -> dict[str, int]:
     """Assign every value a buffer number such that no two values that live at once share one, by a linear scan.
 
     The embedding and the result are the root's and get no number. A buffer rests a while before it is used again, since what takes
-    it over must wait for what still travels out of it.
+    it over must wait for what still travels out of it. `values`: its distributions, where they are at hand.
     """
-    values = distributions(program)
+    values = values or distributions(program)
     rest = REST * (1 + max(step.tile or 0 for step in program))
     last: dict[str, int] = {}
     for place, step in enumerate(program):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.images import modes, picture
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
@@ -65,6 +66,11 @@ class Model:
         if found is None:
             raise InputError(f"model {self.spec.name} has no chat template: ask it with /v1/completions")
         return found
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether its template marks the calls of tools in a way that is known."""
+        return b"<tool_call>" in self.files.get(TEMPLATE, b"")
 
     @cached_property
     def _preprocessor(self) -> Any:

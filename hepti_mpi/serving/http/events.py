@@ -72,8 +72,8 @@ class Conversation:
                     yield COMMENT
                     continue
                 self.choices.add(index, part)
-                if part.text or part.finish or (part.chosen is not None and part.chosen.logprob is not None):
-                    yield event(self.choices.part(index, part))
+                for document in self.choices.part(index, part):
+                    yield event(document)
             for document in self.choices.end():
                 yield event(document)
             yield DONE

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from hepti_mpi.errors import InputError
@@ -15,6 +16,7 @@ from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
+from hepti_mpi.serving.http.tools import Held, as_objects, calls
 from hepti_mpi.serving.streams import Grown
 
 MOST_ANSWERS, MOST_STOPS = 16, 16
@@ -34,6 +36,7 @@ class Wanted:
     stream: bool
     with_usage: bool
     echo: bool
+    calls: bool = False  # whether calls of tools are looked for in what is written
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -61,12 +64,13 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     form = fields.values.get("response_format")
     if form is not None and form != {"type": "text"}:
         raise Refused(422, f"response_format is {shown(form)}; only text is given: ask for JSON in the messages", "response_format")
-    text = template.text(checked_messages(fields.any("messages")), tools=tools or None)
+    text = template.text(as_objects(checked_messages(fields.any("messages"))), tools=tools or None)
     prompt = model.tokens.plain(text, "the messages")
     told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
     logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
     most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-    return _wanted(model, fields, (True, [prompt], [text]), most, max(1, room - len(prompt)), logprobs)
+    wanted = _wanted(model, fields, (True, [prompt], [text]), most, max(1, room - len(prompt)), logprobs)
+    return replace(wanted, calls=bool(tools) and model.calls_tools)
 
 
 def completion(model: Model, fields: Fields, room: int) -> Wanted:
@@ -141,6 +145,7 @@ class Choices:
         self.texts = ["" for _ in wanted.each()]
         self.chosen: list[list[Chosen]] = [[] for _ in self.texts]
         self.finish: list[str | None] = [None for _ in self.texts]
+        self.held = [Held() for _ in self.texts]
         if wanted.echo:
             self.texts = [text for text in wanted.texts for _ in range(wanted.count)]
 
@@ -164,7 +169,12 @@ class Choices:
         """Return the whole answer."""
         choices = []
         for index, (text, finish) in enumerate(zip(self.texts, self.finish)):
-            own = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.wanted.chat else {"text": text}
+            own: dict[str, Any] = {"text": text}
+            if self.wanted.chat:
+                said, called = calls(text) if self.wanted.calls else (text, [])
+                finish = "tool_calls" if called else finish
+                message = {"role": "assistant", "content": said or (None if called else ""), "refusal": None}
+                own = {"message": message | ({"tool_calls": called} if called else {})}
             choices.append({"index": index, **own, "logprobs": self._logprobs(self.chosen[index]), "finish_reason": finish})
         return self.wanted.head | {"choices": choices, "usage": self.usage()}
 
@@ -176,12 +186,25 @@ class Choices:
             return [self._part(index, {"role": "assistant", "content": ""}, None, None) for index in range(len(self.texts))]
         return [self._part(index, text, None, None) for index, text in enumerate(self.texts) if text]
 
-    def part(self, index: int, part: Grown) -> dict[str, Any]:
-        """Return a part of a choice."""
-        return self._part(index, {"content": part.text} if self.wanted.chat else part.text, part.chosen, part.finish)
+    def part(self, index: int, part: Grown) -> list[dict[str, Any]]:
+        """Return what is to be sent of a part of a choice."""
+        if not self.wanted.calls:
+            is_told = part.text or part.finish or (part.chosen is not None and part.chosen.logprob is not None)
+            content: Any = {"content": part.text} if self.wanted.chat else part.text
+            return [self._part(index, content, part.chosen, part.finish)] if is_told else []
+        text, called = self.held[index].add(part.text), list[dict[str, Any]]()
+        if part.finish is not None:
+            more, called = self.held[index].end()
+            text += more
+        found = [self._part(index, {"content": text}, part.chosen, None)] if text else []
+        if called:
+            found.append(self._part(index, {"tool_calls": [{"index": at, **one} for at, one in enumerate(called)]}, None, None))
+        if part.finish is not None:
+            found.append(self._part(index, {}, None, "tool_calls" if called else part.finish))
+        return found
 
     def _part(self, index: int, content: Any, chosen: Chosen | None, finish: str | None) -> dict[str, Any]:
-        if self.wanted.chat and finish is not None and not content["content"]:
+        if self.wanted.chat and finish is not None and not content.get("content"):
             content = {}
         own = {"delta": content} if self.wanted.chat else {"text": content}
         choice = {"index": index, **own, "logprobs": self._logprobs([] if chosen is None else [chosen]), "finish_reason": finish}
@@ -203,7 +226,8 @@ class Choices:
                                 for one in chosen], "refusal": None}  # fmt: skip
         pieces = [self._text(one.token) for one in chosen]
         likeliest = [{self._text(token): value for token, value in one.top} for one in chosen]
-        return {"tokens": pieces, "token_logprobs": [one.logprob for one in chosen], "top_logprobs": likeliest, "text_offset": []}
+        begins = [0, *accumulate(map(len, pieces))][:-1]
+        return {"tokens": pieces, "token_logprobs": [one.logprob for one in chosen], "top_logprobs": likeliest, "text_offset": begins}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self._text(token)
