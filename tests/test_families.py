@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.numerics import sigmoid
 from hepti_mpi.models.reference import forward
-from hepti_mpi.models.tasks.heads import apply_head, embed
+from hepti_mpi.models.tasks.heads import answers, apply_head, embed
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = {"roberta": "roberta", "xlm-roberta": "xlm_roberta", "camembert": "camembert", "distilbert": "distilbert", "electra": "electra"}
@@ -66,6 +69,92 @@ def test_texts(kind, tmp_path):
     (folder / "in.jsonl").write_text("\n".join(map(json.dumps, golden["texts"])))
     _, found = results(folder, folder / "in.jsonl")
     np.testing.assert_allclose([one["embedding"] for one in found], golden["embeddings"], atol=1e-4)
+
+
+def changed(kind, folder, tensors=lambda name: name, **config):
+    """A copy of a family's folder with other keys in config.json (None: without) and other names of tensors (None: without)."""
+    shutil.copytree(GOLDEN / FOLDERS[kind], folder)
+    said = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in said.items() if value is not None}))
+    found = {tensors(name): value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file({name: value for name, value in found.items() if name is not None}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_other_names_of_the_same(kind, tmp_path):
+    """Without the family's prefix, inside another module, and with norms as they were called first."""
+    wanted = dict(read_model(GOLDEN / FOLDERS[kind]).weights())
+    prefix = FAMILIES[kind].prefixes[0]
+    renamed = (
+        lambda name: name.removeprefix(prefix),
+        lambda name: f"module.{name}",
+        lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"),
+    )
+    for number, tensors in enumerate(renamed if kind != "distilbert" else renamed[:2]):
+        found = dict(read_model(changed(kind, tmp_path / str(number), tensors)).weights())
+        assert found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in found)
+
+
+@pytest.mark.parametrize("kind, copy", [
+    ("roberta", "lm_head.decoder.weight"), ("distilbert", "vocab_projector.weight"), ("electra", "generator_lm_head.weight"),
+])  # fmt: skip
+def test_tied_words_may_be_left_out(kind, copy, tmp_path):
+    [masked] = [name for name in FAMILIES[kind].architectures if name.endswith("MaskedLM")]
+    found = [read_model(changed(kind, tmp_path / str(drop), lambda name, drop=drop: None if drop and name == copy else name,
+                                architectures=[masked])) for drop in (False, True)]  # fmt: skip
+    assert found[0].spec.back == found[1].spec.back and found[0].spec.back[-1].tied
+
+
+@pytest.mark.parametrize("kind, pooled", [("roberta", True), ("camembert", False)])
+def test_a_pooler_that_is_missing(kind, pooled, tmp_path):
+    spec = read_model(changed(kind, tmp_path / "model", lambda name: name if pooled or "pooler" not in name else None)).spec
+    assert spec.head == ("pooler" if pooled else "none")
+
+
+def test_positions_of_a_roberta_begin_behind_its_padding(tmp_path):
+    model = read_model(GOLDEN / "roberta")
+    assert (model.spec.positions, model.spec.numbers("positions"), model.spec.options["padding_id"]) == (64, 66, 1)
+    np.savez(tmp_path / "x.npz", input_ids=[[9, 1, 8, 7]], attention_mask=[[1, 1, 0, 1]])
+    [request] = read_requests(model.spec, model.files, str(tmp_path / "x.npz"))
+    assert request.arrays["positions"].tolist() == [2, 1, 4]  # padding has its own; what the mask leaves out is counted
+    np.savez(tmp_path / "x.npz", input_ids=np.full((1, 65), 9))
+    with pytest.raises(InputError, match="65 positions, the model takes 64"):
+        read_requests(model.spec, model.files, str(tmp_path / "x.npz"))
+
+
+def test_a_discriminator_says_how_likely_each_token_was_replaced(tmp_path):
+    folder = changed("electra", tmp_path / "model", architectures=["ElectraForPreTraining"])
+    (folder / "in.txt").write_text("the cat sat\n")
+    [request], [result] = results(folder, folder / "in.txt")
+    model = read_model(folder)
+    [record] = answers(model.spec, model.files, [request], [result])
+    assert [(token["token"], token["label"]) for token in record["tokens"]] == [(word, "replaced") for word in ("the", "cat", "sat")]
+    np.testing.assert_allclose([token["score"] for token in record["tokens"]], sigmoid(result["logits"][1:4, 0]), atol=1e-6)
+
+
+REFUSED = [
+    ("roberta", {"pad_token_id": -1}, "pad_token_id is -1"),
+    ("roberta", {"pad_token_id": "1"}, "pad_token_id is '1'"),
+    ("roberta", {"max_position_embeddings": 2}, "pad_token_id is 1, expected one from 0 to 0"),
+    ("roberta", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
+    ("roberta", {"architectures": ["XLMRobertaModel"]}, "'XLMRobertaModel' is not supported; supported: RobertaModel"),
+    ("distilbert", {"dim": 32, "hidden_size": 24}, "dim is 32 and hidden_size is 24"),
+    ("distilbert", {"activation": "silly"}, "'silly' is not supported"),
+    ("distilbert", {"n_layers": 3}, "transformer.layer.2"),
+    ("distilbert", {"intermediate_size": 37, "hidden_dim": 38}, "shape [37, 24]"),
+    ("electra", {"embedding_size": 24}, "embeddings_project"),
+    ("electra", {"embedding_size": 0}, "embedding_size is 0"),
+    ("electra", {"embedding_size": 12}, "shape"),
+    ("electra", {"architectures": ["ElectraForMultipleChoice"]}, "'ElectraForMultipleChoice' is not supported"),
+]
+
+
+@pytest.mark.parametrize("kind, config, words", REFUSED, ids=str)
+def test_refused(kind, config, words, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        read_model(changed(kind, tmp_path / "model", **config))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_every_family_has_golden_folders():

@@ -51,7 +51,8 @@ class Tokens:
         Raises InputError without a tokenizer.json, ModelError if one of them is damaged.
         """
         if "tokenizer.json" not in files:
-            raise InputError("the model has no tokenizer.json, so it takes no text; give a .npz file with input_ids instead")
+            hint = "give a .npz file with input_ids, or load its folder with transformers' AutoTokenizer, save it there and slice again"
+            raise InputError(f"the model has no tokenizer.json, so it takes no text; {hint}")
         broken = ModelError("tokenizer.json cannot be used")
         self._tokenizer = guarded(lambda: Tokenizer.from_str(files["tokenizer.json"].decode("utf-8")), broken)
         guarded(self._tokenizer.no_padding, broken)
