@@ -90,20 +90,21 @@ class Costs:
         self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
         self.norm_bytes = spec.layers * held[None]
         self.steady = steady(spec)
-        self.alike = len(spec.kinds) < 2
         self.made: dict[tuple[object, ...], Program] = {}
         self.known_widths: dict[int, tuple[float, float]] = {}  # by the id of a program of those
 
     def programs(self, plan: Plan) -> list[Program]:
-        """Return the steps of `plan`, or of its first layers where all are alike."""
-        alike = len(set(plan.layouts)) == 1 and self.alike and self.spec.layers > STEADY[1]
-        return [self._made(plan, plan.layouts[:depth]) for depth in (STEADY if alike else (self.spec.layers,))]
+        """Return the steps of `plan`, or of its first layers where the others repeat them."""
+        depths = self.steady if self.steady and len(set(plan.layouts)) == 1 else (self.spec.layers,)
+        return [self._made(plan, plan.layouts[:depth]) for depth in depths]
 
     def widths(self, plan: Plan) -> tuple[float, float]:
-        """Return the widths of the buffers of `plan`: those of a few layers of each run of layers that are alike."""
-        runs = (tuple(run) for _, run in groupby(plan.layouts))
-        layers = tuple(chain.from_iterable(run[: STEADY[1]] for run in runs)) if self.alike else plan.layouts
-        program = self._made(plan, layers)
+        """Return the widths of the buffers of `plan`, which a few layers of each layout tell where the others repeat them."""
+        runs = [tuple(run) for _, run in groupby(plan.layouts)]
+        if len(runs) > 1 and len(self.spec.kinds) < 2:
+            program = self._made(plan, tuple(chain.from_iterable(run[: STEADY[1]] for run in runs)))
+        else:
+            program = self.programs(plan)[-1]
         if id(program) not in self.known_widths:
             self.known_widths[id(program)] = activation_widths(self.spec, program)
         return self.known_widths[id(program)]
