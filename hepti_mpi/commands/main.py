@@ -8,6 +8,7 @@ import click
 from hepti_mpi import __version__
 from hepti_mpi.commands.answer import answer
 from hepti_mpi.commands.bench import bench
+from hepti_mpi.commands.chat import chat
 from hepti_mpi.commands.doctor import doctor
 from hepti_mpi.commands.inspect import inspect
 from hepti_mpi.commands.plan import plan
@@ -38,5 +39,5 @@ def main(context: click.Context) -> None:
             context.exit()  # these need one process: under mpirun the first does it
 
 
-for command in (answer, bench, doctor, inspect, plan, profile, push, report, run, serve, slice_command, supervise):
+for command in (answer, bench, chat, doctor, inspect, plan, profile, push, report, run, serve, slice_command, supervise):
     main.add_command(command)

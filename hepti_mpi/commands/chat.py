@@ -1,0 +1,94 @@
+"""The chat command: a talk in the terminal, whose answers appear as they grow. Knows lines and turns; computes nothing."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, planning_options, weights_option, words_options
+from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.writing import Writing, writing_options
+
+if TYPE_CHECKING:
+    from hepti_mpi.commands.generate import Result
+    from hepti_mpi.commands.session import Session
+    from hepti_mpi.serving.stepping import Ranks
+
+CONTEXT = 4096  # rows of a talk, where nobody says and the model takes as many
+PROMPT = "> "
+
+
+@click.command()
+@weights_option
+@click.option("--system", help="What the model is told before the talk begins.")
+@click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
+@writing_options
+@machine_options
+@planning_options
+@words_options(has_document=False)
+def chat(weights: Path | None, system: str | None, profile_file: Path | None, **options: Any) -> None:
+    """Talk with a model: a line of yours, then its answer, as it grows. An empty line or Ctrl-D ends it.
+
+    \b
+    Example:
+      mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi chat --weights weights/smollm2.h5
+    """
+    from hepti_mpi.commands import session as sessions
+    from hepti_mpi.commands.generate import Machining, led, load
+    from hepti_mpi.engine.machine import together
+    from hepti_mpi.errors import InputError
+    from hepti_mpi.models.inputs.chat import ChatTemplate
+
+    machinery, writing = grouped(Machinery, options), grouped(Writing, options)
+    session = sessions.opened(machinery, weights)
+    spec = session.store.spec
+    with session.world.patience.slower(), together(session.world):
+        if not spec.generates or ChatTemplate.of(session.store.files) is None:
+            raise InputError(f"model {spec.name} has no chat template; give its prompts to run" if spec.generates else
+                             f"model {spec.name} does not generate text; give its inputs to run")  # fmt: skip
+        writing.sampling()
+    loaded = load(session, 1, min(writing.context or CONTEXT, spec.positions), Machining(profile_file, False, options))
+    if session.root:
+        led(loaded, session, lambda ranks: _talk(ranks, session, system, writing))
+    else:
+        loaded.decoder.follow()
+    session.world.barrier(patient=True)
+
+
+def _talk(ranks: "Ranks", session: "Session", system: str | None, writing: Writing) -> "Result":
+    """Answer line after line. What the model has read of the talk is not read again."""
+    from hepti_mpi.commands.generate import Result, generator
+    from hepti_mpi.errors import InputError
+    from hepti_mpi.models.inputs.prompts import Prompter
+
+    prompter, making, sampling = Prompter(session.store.spec, session.store.files), generator(ranks, session), writing.sampling()
+    messages = [{"role": "system", "content": system}] if system else []
+    while True:
+        ranks.decoder.rest()
+        line = _line()
+        if not line:
+            return Result()
+        messages.append({"role": "user", "content": line})
+        try:
+            answer = making.submit(prompter.of_messages(messages, "the talk"), sampling)
+        except InputError as error:
+            SCREEN.warn(f"{error}; the talk begins anew")
+            del messages[1 if system else 0 :]
+            continue
+        while making.busy:
+            for event in making.step():
+                _write(event.text)
+        _write("\n")
+        messages.append({"role": "assistant", "content": answer.text})
+
+
+def _line() -> str:
+    """Return the next line, empty at the end."""
+    _write(PROMPT)
+    return sys.stdin.readline().strip()
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

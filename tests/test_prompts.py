@@ -1,0 +1,69 @@
+"""Prompts as they are given: lines, objects, talks and arrays."""
+
+import json
+
+import numpy as np
+import pytest
+from test_gguf import LETTERS, tokens
+
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.inputs.prompts import check_room, read_prompts
+
+from decoders import write_folder  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return read_model(write_folder("llama", tmp_path_factory.mktemp("decoders"))).spec
+
+
+TEMPLATE = b"{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}<|im_end|>"
+FILES = tokens().files | {"chat_template.jinja": TEMPLATE}
+
+
+def letters(prompt):
+    return [LETTERS[one] for one in prompt.ids]
+
+
+def read(spec, tmp_path, name, content, **more):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    return read_prompts(spec, FILES, str(path), **more)
+
+
+def test_lines(spec, tmp_path):
+    found = read(spec, tmp_path, "x.txt", "ab ab\n\nc\n")
+    assert [letters(one) for one in found] == [["ab", "Ġab"], [], ["c"]]
+    assert found[1].error == "line 2 of x.txt is empty" and found[2].given == {"input": "c"}
+    assert letters(read(spec, tmp_path, "x.txt", "ab", chat=True)[0]) == ["<|im_start|>", "ab", "<|im_end|>"]
+
+
+def test_objects(spec, tmp_path):
+    lines = [{"prompt": "ab", "id": 7, "max_tokens": 3}, {"messages": [{"role": "user", "content": "c"}]}, "c c", {"text": "ab"}]
+    found = read(spec, tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines)))
+    assert [letters(one) for one in found] == [["ab"], ["<|im_start|>", "c", "<|im_end|>"], ["c", "Ġc"], ["ab"]]
+    assert found[0].given == {"id": 7, "input": "ab"} and found[0].asked["max_tokens"] == 3
+    wrong = read(spec, tmp_path, "x.jsonl", '{"x": 1}\n[1]\n{"prompt": 3}\n{"messages": []}\n{\n')
+    assert all(one.error and not one.ids for one in wrong)
+
+
+def test_built_in_ones(spec):
+    assert all("capital" in one.given["input"] or "blue" in one.given["input"] for one in read_prompts(spec, FILES, None))
+
+
+def test_arrays(spec, tmp_path):
+    ids, mask = np.array([[5, 6, 7], [8, 9, 10], [1, 2, 400]]), np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1]])
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=mask)
+    found = read_prompts(spec, {}, str(tmp_path / "x.npz"))
+    assert [one.ids for one in found] == [[6, 7], [], []] and found[0].keep.tolist() == [1, 2]
+    assert "no position" in found[1].error and "holds 400" in found[2].error
+    assert "room for 2" in check_room(found, 2)[0].error and check_room(found, 3)[0].error is None
+
+
+@pytest.mark.parametrize("name, content", [("x.csv", "text\nab\n"), ("x.txt", ""), ("x.bin", "ab")])
+def test_refusals(spec, tmp_path, name, content):
+    with pytest.raises(InputError):
+        read(spec, tmp_path, name, content)
+    with pytest.raises(InputError, match="not found"):
+        read_prompts(spec, FILES, str(tmp_path / "nothing.txt"))
