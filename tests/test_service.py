@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import decoders
 import numpy as np
 import pytest
 
@@ -24,6 +25,7 @@ import hepti_mpi
 from hepti_mpi.commands import main
 from hepti_mpi.commands.serve import handed_on, read_keys
 from hepti_mpi.errors import InputError, ServiceError, StoreError
+from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
 
 pytest.importorskip("starlette", reason="serve is an extra")
 pytest.importorskip("uvicorn", reason="serve is an extra")
@@ -37,9 +39,9 @@ class Served:
     """A `serve` in a process of its own."""
 
     def __init__(self, folder, model, *options):
-        self.store, self.log = folder / f"{model}.h5", folder / f"{model}.log"
+        self.store, self.log = folder / f"{Path(model).name}.h5", folder / f"{Path(model).name}.log"
         if not self.store.exists():
-            slicing = [sys.executable, "-m", "hepti_mpi", "slice", str(GOLDEN / model), str(self.store)]
+            slicing = [sys.executable, "-m", "hepti_mpi", "slice", str(GOLDEN / model), str(self.store)]  # or a folder elsewhere
             subprocess.run(slicing, check=True, capture_output=True, cwd=ROOT)
         words = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(self.store), "--port", "0", "--threads", "1", *options]
         with open(self.log, "w") as log:
@@ -123,6 +125,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sentences(folder):
     with served(folder, "bert_sentence") as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def writer(folder):
+    """A tiny model that writes text, with words for its tokens and a template for talks."""
+    source = decoders.write_folder("llama", folder)
+    words = [*SPECIALS, *(f"w{number}" for number in range(decoders.BASE["vocab_size"] - len(SPECIALS)))]
+    (source / "tokenizer.json").write_text(json.dumps(json.loads(word_piece_json(words)) | {"post_processor": None}))
+    (source / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    with served(folder, source, "--context", "100", "--slots", "2") as own:
         yield own
 
 
@@ -339,13 +352,15 @@ def asked_by(line):
     return ("POST", path, given["-d"], {}) if "-d" in given else ("GET", path, None, {})
 
 
-def test_the_lines_of_the_page_are_answered(folder, sentences):
+def test_the_lines_of_the_page_are_answered(folder, sentences, writer):
     lines = curls()
-    assert len(lines) >= 8
+    assert len(lines) >= 10
     others = {"/predict": "bert_seqcls", "/classify": "vit_cls", "/rerank": None}
     for line in lines:
         method, path, body, headers = asked_by(line)
-        if path not in others:
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            assert writer.call(method, path, body, headers)[0] == 200, line
+        elif path not in others:
             assert sentences.call(method, path, body, headers)[0] == 200, line
         elif others[path] is not None:
             with served(folder, others[path]) as own:
@@ -393,3 +408,30 @@ def test_threads_do_not_grow(sentences):
         sentences.answer("/v1/embeddings", {"input": "good morning"})
     count = len(list(Path(f"/proc/{sentences.process.pid}/task").iterdir()))
     assert count < 60 and threading.active_count() < 60
+
+
+def test_texts_go_on_where_they_were_when_ranks_are_killed(writer):
+    asked = {"prompt": "w5 w6 w7", "max_tokens": 90, "temperature": 0.8, "seed": 3, "logit_bias": {"2": -100}}
+    expected = writer.answer("/v1/completions", asked)["choices"][0]
+    assert expected["finish_reason"] == "length" and len(expected["text"].split()) > 40
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            before = writer.get("/status")[1]["queue"]["tokens"]
+            every = [pool.submit(writer.answer, "/v1/completions", asked) for _ in range(3)]
+            writer.until(lambda: writer.get("/status")[1]["queue"]["tokens"] > before + 5)  # noqa: B023
+            for rank in writer.ranks():
+                os.kill(rank, signal.SIGKILL)
+            assert [one.result(BEGIN_SECONDS)["choices"][0] for one in every] == [expected] * 3
+    talk = writer.answer("/v1/chat/completions", {"messages": [{"role": "user", "content": "w5"}], "max_tokens": 3, "temperature": 0})
+    assert talk["choices"][0]["message"]["role"] == "assistant" and talk["usage"]["prompt_tokens"] == 1
+    for path, said in (("/v1/embeddings", "not embeddings"), ("/classify", "not classes")):
+        assert said in writer.refusal(path, {"input": "w5"})[1]
+    assert "it writes text" in writer.refusal("/predict", {"inputs": "w5"})[1]
+
+
+def test_a_program_has_texts_written(writer):
+    with hepti_mpi.Model(writer.store, options=["--slots", "1"]) as model:
+        parts = list(model.stream("w5 w6", max_tokens=8))
+        assert "".join(parts) == model.generate("w5 w6", max_tokens=8) and len(parts) > 3
+        with pytest.raises(InputError, match="not embeddings"):
+            model.embed("w5")

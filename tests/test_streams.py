@@ -30,14 +30,14 @@ SOURCE = "0123"
 class Counting:
     """Ranks whose next token is always the one after the last, from zero to nine and then the end; `slow`: seconds of a step."""
 
-    slots, positions = 3, 64
+    slots, positions, sure = 3, 64, 20
 
     def __init__(self, slow=0.0):
         self.slow, self.steps = slow, 0
 
     def _scores(self, token):
         logits = np.zeros(len(WORDS), np.float32)
-        logits[min(token + 1, END)] = 20
+        logits[min(token + 1, END)] = self.sure
         return Scores.of_all(logits)
 
     def prefill(self, slot, ids, first, *how):
@@ -132,6 +132,19 @@ def test_an_answer_goes_on_where_it_was_when_the_job_fails(own):
     assert not parts[-1].finish
     Rank(own)
     assert ended(parts) == ("one two three four five six seven eight nine", "length")
+
+
+@pytest.mark.parametrize("how", [{"temperature": 1.0, "seed": 5}, {"frequency_penalty": 3.0}])
+def test_what_was_drawn_and_counted_before_a_failure_counts_after_it(own, monkeypatch, how):
+    monkeypatch.setattr(Counting, "sure", 2)
+    first = Rank(own, slow=0.02)
+    expected = ended(grown(own, "zero", max_tokens=30, ignore_end=True, **how)[1])
+    _, parts = grown(own, "zero", max_tokens=30, ignore_end=True, **how)
+    until(lambda: len(parts) >= 5)
+    front._shut(first.remote.connection)
+    until(lambda: own.connection is None)
+    Rank(own)
+    assert ended(parts) == expected and len(parts) >= 10
 
 
 def test_one_that_makes_every_job_fail_is_given_up(own):

@@ -19,6 +19,7 @@ from hepti_mpi.commands.options import (
     words_options,
 )
 from hepti_mpi.commands.paths import profile_path
+from hepti_mpi.commands.writing import room_options
 
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
 @click.command(hidden=True)
 @weights_option
 @answering_options
+@room_options
 @machine_options
 @planning_options
 @words_options(has_document=False)
 def answer(
-    weights: Path | None, batch_rows: int, weights_cache: Path | None, adapt: bool | None, objective: str, **options: Any
+    weights: Path | None, batch_rows: int, weights_cache: Path | None, adapt: bool | None, objective: str, slots: int, context: int,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Answer what the front of a service asks, on all ranks together. It is started by serve, which leaves a file for it on each host.
 
@@ -60,9 +63,16 @@ def answer(
             channel.tell("here", deadline=machinery.deadline)
             state = read_state(state_file)
             found = [Remote(state.front or {"addresses": []})]
+    remote = found[0] if found else None
+    if session.store.spec.generates:
+        if objective != "auto" or adapt:
+            raise click.UsageError("a model that writes text is divided one way for all: leave out --objective and --adapt")
+        _write(session, options, remote, (slots, context))
+        if session.root:
+            channel.tell("done")
+        return
     sizes = service_rows(session.store.spec, batch_rows)
     goal, startup = _goal(session, state, method, planning_request(sizes, options, session.world.size), options["tolerance"])
-    remote = found[0] if found else None
     if objective == "throughput" or options["layout"] == PIPELINE:
         _answer_in_teams(session, goal, startup, remote, batch_rows, options["layout"] == PIPELINE)
     else:
@@ -70,6 +80,34 @@ def answer(
         _answer(session, ready, remote, watched if adapt is not False else None, batch_rows)
     if session.root:
         channel.tell("done")
+
+
+def _write(session: "Session", options: dict[str, Any], remote: "Remote | None", room: tuple[int, int]) -> None:
+    """Write what is asked until nothing more will come. `room`: slots, and rows of each. Collective."""
+    from hepti_mpi.commands import generate
+    from hepti_mpi.planning.reasons import reasons
+    from hepti_mpi.serving.generating import lead
+    from hepti_mpi.serving.generation import Generator
+    from hepti_mpi.serving.request import OuterWeights
+    from hepti_mpi.serving.stepping import Ranks
+
+    spec = session.store.spec
+    _at(session)("measuring and loading")
+    loaded = generate.load(session, room[0], min(spec.positions, room[1]), generate.Machining(None, False, options))
+    decoder = loaded.decoder
+    if remote is None:
+        decoder.follow()
+        return
+    plan = decoder.part.plan
+    why = [*reasons(loaded.decision), *loaded.decision.notes] if loaded.decision is not None else []
+    speed = plan.planned_rows / plan.predicted_seconds if plan.predicted_seconds else None
+    facts = {"source_hash": session.store.source_hash, "batch_rows": 1, "rows_per_second": speed}
+    remote.tell("ready", plan=plan.to_json(), why=why, slots=decoder.slots, positions=decoder.positions, **facts)
+    try:
+        # text is made at the front, which has the tokenizer
+        lead(Generator(Ranks(decoder, OuterWeights(session.store)), spec.options.get("ends", ())), remote, decoder.rest)
+    finally:
+        decoder.end()
 
 
 def _at(session: "Session") -> "Callable[[str], None]":

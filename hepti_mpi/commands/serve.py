@@ -18,6 +18,7 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.paths import store_path
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.writing import room_options
 from hepti_mpi.errors import HeptiError, InputError
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ SHORTEST_KEY = 8
 @click.option("--api-key-file", type=FILE, help="File with one key a line, of which each request needs one.")
 @click.option("--mpirun", default="mpirun", show_default=True, help="How mpirun is called, with options for it.")
 @answering_options
+@room_options
 @machine_options
 @planning_options
 @words_options(has_document=False)
 @click.pass_context
-def serve(context: click.Context, hostfile: Path | None, weights: Path | None, host: str, port: int, **options: Any) -> None:
+def serve(given: click.Context, hostfile: Path | None, weights: Path | None, host: str, port: int, **options: Any) -> None:
     """Keep a model warm and answer many users over HTTP, on the hosts of a hostfile or on this machine alone.
 
     \b
@@ -71,7 +73,7 @@ def serve(context: click.Context, hostfile: Path | None, weights: Path | None, h
         model = Model(store.spec, store.files, store.source_hash)
     server.make_room()
     listener = server.listening(host, port)
-    words = ["answer", "--weights", str(path), *handed_on(context)]
+    words = ["answer", "--weights", str(path), *handed_on(given)]
     service = Service(Job.on(hostfile, words, options["mpirun"]), model.source_hash, SCREEN.say)
 
     api = app.Api(app.Parts(model, service.front, keys, service.status, service.details, SCREEN.warn))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hepti_mpi.models.tasks.sampling import Sampling
 
 SLOTS = 8  # answers under way at once, where nobody says
+SERVED, CONTEXT = 4, 2048  # of a service: answers at once, and rows of each with its prompt
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ class Writing:
 
         said = {name: value for name, value in asdict(self).items() if value is not None}
         return sampling_of(said, Sampling())
+
+
+def room_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what says for how many and how long texts a service keeps memory."""
+    context = "Text: rows that an answer of a service may have with its prompt, where the model takes more; each slot has memory for them."
+    slots = "Text: answers of a service under way at once."
+    for option in (
+        click.option("--context", type=click.IntRange(2, 1 << 24), default=CONTEXT, show_default=True, help=context),
+        click.option("--slots", type=click.IntRange(1, 256), default=SERVED, show_default=True, help=slots),
+    ):
+        command = option(command)
+    return command
 
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:

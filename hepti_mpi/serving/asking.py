@@ -155,14 +155,13 @@ class Model:
 
     def check_writes(self) -> None:
         """Raise NoText for a model that writes no text."""
-        if not getattr(self.spec, "generates", False):
+        if not self.spec.generates:
             raise NoText(f"model {self.spec.name} gives {self.gives}: it writes no text")
 
     def check_embeds(self) -> None:
         """Raise InputError for a model that makes no embeddings."""
         if self.spec.head != "sentence":
-            how = "ask for them with /predict, or slice a sentence-transformers folder"
-            raise InputError(f"model {self.spec.name} gives {self.gives}, not embeddings; {how}")
+            raise InputError(f"model {self.spec.name} gives {self.gives}, not embeddings; slice a sentence-transformers folder for those")
 
     def check_ranks(self) -> None:
         """Raise InputError for a model that is no reranker: one that gives a pair of texts one score."""

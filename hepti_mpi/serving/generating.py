@@ -22,12 +22,11 @@ def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None
                     if place in places:
                         generator.cancel(places.pop(place))
                 continue
-            place, prompt, sampling = taken
             try:
-                places[place] = generator.submit(prompt, sampling)
-                names[id(places[place])] = place
-            except InputError:  # the front has looked at that: nothing is left to be said
-                remote.grown([[place, None, None, (), "length"]])
+                places[taken.place] = generator.submit(taken.ids, taken.sampling, taken.made)
+                names[id(places[taken.place])] = taken.place
+            except InputError:  # the front has looked at that: there is no room for one more token
+                remote.grown([[taken.place, None, None, (), "length"]])
         if not generator.busy:
             rest()
             continue

@@ -44,7 +44,8 @@ class Stepper(Protocol):
 
 @dataclass
 class Answer:
-    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length" or "cancelled"."""
+    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length" or "cancelled". `made`: how many tokens at the
+    end of the prompt are of the answer already: another job has made them."""
 
     prompt: list[int]
     sampling: Sampling
@@ -55,6 +56,7 @@ class Answer:
     submitted: float = 0.0  # by the clock of perf_counter
     first_token: float = 0.0
     ended: float = 0.0
+    made: int = 0
 
     @property
     def text(self) -> str:
@@ -95,8 +97,8 @@ class Generator:
         """Whether a step would do anything."""
         return bool(self.waiting or self.running)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Answer:
-        """Take a prompt; its answer begins as soon as there is a slot. Raises InputError when it can have no answer."""
+    def submit(self, prompt: Sequence[int], sampling: Sampling, made: int = 0) -> Answer:
+        """Take a prompt; its answer begins as soon as there is a slot. `made`: as of Answer. Raises InputError when it can have none."""
         room = self.stepper.positions
         if not len(prompt):
             raise InputError("the prompt has no tokens")
@@ -105,7 +107,7 @@ class Generator:
         if sampling.stop and self.decode is None:
             raise InputError("stop texts need a tokenizer, which the model lacks")
         streamed = None if self.decode is None else Streamed(self.decode, sampling.stop)
-        answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter())
+        answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter(), made=made)
         self.waiting.append(answer)
         return answer
 
@@ -139,7 +141,8 @@ class Generator:
         """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on."""
         reused, neglected = max((_common(self.kept[slot], answer.prompt), -slot) for slot in self.free)
         self.free.remove(-neglected)
-        self.running.append(_Running(answer, -neglected, Sampler(answer.sampling, answer.prompt), reused))
+        sampler = Sampler(answer.sampling, answer.prompt, answer.prompt[len(answer.prompt) - answer.made :])
+        self.running.append(_Running(answer, -neglected, sampler, reused))
 
     def _prefill(self, one: _Running) -> list[Event]:
         prompt = one.answer.prompt

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from typing import Any
@@ -29,6 +30,16 @@ BEAT_SECONDS = 1.0  # between two words to the supervisor that requests are answ
 IDLE_SECONDS = 10.0  # between two that there are none
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens that are to be gone on with; the last `made` of them are of the answer already (serving.generation)."""
+
+    place: int
+    ids: list[int]
+    sampling: Sampling
+    made: int
+
+
 class Remote:
     """The front, as rank 0 sees it. `ended`: whether nothing more will come (serving.source.Source)."""
 
@@ -36,7 +47,7 @@ class Remote:
         """Connect. `address`: as serving.front tells it. Raises HostError when the front is not there."""
         self.connection = _connected(address)
         self.waiting: list[Request] = []
-        self.prompts: list[tuple[int, list[int], Sampling] | list[int]] = []  # places, tokens and what is asked; or places nobody wants
+        self.prompts: list[Prompt | list[int]] = []  # or places that nobody wants
         self.errors: dict[int, str] = {}  # of requests without an answer
         self.ended = False
         self.came = threading.Condition()
@@ -62,8 +73,8 @@ class Remote:
             self.told = time.monotonic()
             channel.tell("answers", count=self.answered)
 
-    def take_prompts(self, timeout: float) -> "list[tuple[int, list[int], Sampling] | list[int]]":
-        """Return the prompts that have come, each with its place, and lists of places that nobody wants any more, in their order."""
+    def take_prompts(self, timeout: float) -> list[Prompt | list[int]]:
+        """Return the prompts that have come, and lists of places that nobody wants any more, in their order."""
         with self.came:
             if not self.prompts and not self.ended and timeout > 0:
                 self.came.wait(timeout)
@@ -100,7 +111,7 @@ class Remote:
                     if head["kind"] == "asked":
                         self.waiting += frames.requests_of(head, arrays)
                     elif head["kind"] == "prompt":
-                        self.prompts.append((head["place"], arrays[0].tolist(), sampling_of(head["sampling"])))
+                        self.prompts.append(Prompt(head["place"], arrays[0].tolist(), sampling_of(head["sampling"]), head["made"]))
                     elif head["kind"] == "cancel":
                         self.prompts.append(head["places"])
                     elif head["kind"] == "end":

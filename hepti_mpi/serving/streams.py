@@ -100,7 +100,8 @@ class Streams:
             self.flying[place] = one
             one.begun = one.begun or time.monotonic()
             ids = np.array([*one.prompt, *one.tokens], np.int64)
-            found.append(frames.packed({"kind": "prompt", "place": place, "sampling": told(one.left)}, [ids]))
+            head = {"kind": "prompt", "place": place, "sampling": told(one.left), "made": len(one.tokens)}
+            found.append(frames.packed(head, [ids]))
         return found
 
     def grown(self, events: Sequence[Sequence[Any]]) -> list[tuple[Growing, Grown]]:

@@ -6,7 +6,7 @@ in the order of transformers.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,10 +128,13 @@ class Chosen:
 class Sampler:
     """Chooses the tokens of one answer, one after the other."""
 
-    def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
+    def __init__(self, sampling: Sampling, prompt: Iterable[int], made: Sequence[int] = ()) -> None:
+        """`made`: tokens of the answer that there are already, at the end of `prompt`: it goes on as if all had been chosen here."""
         self.sampling = sampling
-        self.seen, self.made = set(prompt), Counter[int]()
+        self.seen, self.made = set(prompt), Counter(made)
         self.random = np.random.Generator(np.random.PCG64(None if sampling.seed is None else sampling.seed % (1 << 64)))
+        if sampling.temperature > 0:
+            self.random.random(len(made))  # one for each token
 
     def choose(self, scores: Scores) -> Chosen:
         """Return the next token; `scores` must be of all tokens where `sampling.needs_all`."""

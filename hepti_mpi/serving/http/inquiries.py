@@ -138,6 +138,8 @@ def rerank(model: Model, fields: Fields) -> Inquiry:
 def predict(model: Model, fields: Fields) -> Inquiry:
     """text-embeddings-inference's /predict: classes of a text, of a pair (a list of two), or of a list of lists of one or two; of models
     that give no classes, what `run` answers with."""
+    if model.spec.generates:
+        raise InputError(f"model {model.spec.name} has nothing to predict: it writes text; ask it with /v1/completions")
     asked = fields.any("inputs")
     many = isinstance(asked, list) and any(isinstance(one, list) for one in asked)
     texts = [_text_or_pair(one) for one in (listed("inputs", asked) if many else [asked])]
