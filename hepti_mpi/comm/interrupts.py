@@ -5,6 +5,7 @@ Knows signals and threads; does not know what is said. mpirun passes Ctrl-C on a
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def listen(tell: Callable[[str], object] | None) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
     signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
+    sys.unraisablehook = _unraisable
     threading.Thread(target=_listen, args=(reading,), name="interrupts", daemon=True).start()
 
 
@@ -85,6 +87,12 @@ def _interrupt(number: int, frame: Any) -> None:
     for one in SIGNALS:
         signal.signal(one, lambda *_: None)  # once is enough; what is half written is put away
     raise Interrupted
+
+
+def _unraisable(what: Any) -> None:
+    """Say nothing of an interruption that came where Python lets nothing be raised: the process ends all the same."""
+    if what.exc_type is not Interrupted:
+        sys.__unraisablehook__(what)
 
 
 def _listen(reading: int) -> None:
