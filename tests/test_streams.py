@@ -148,16 +148,31 @@ def test_what_was_drawn_and_counted_before_a_failure_counts_after_it(own, monkey
 
 
 def test_one_that_makes_every_job_fail_is_given_up(own):
-    _, parts = None, None
+    silent = Remote(own.address())
+    silent.tell("ready", source_hash=SOURCE, batch_rows=8, rows_per_second=1, plan={"hosts": ["here"]}, slots=1, positions=64)
+    until(lambda: own.starts)
+    _, parts = grown(own, "zero")
     for number in range(streams.GIVEN_UP):
-        rank = Rank(own, slow=0.2)
-        if not number:
-            _, parts = grown(own, "zero")
-        until(lambda: own.streams.flying)  # noqa: B023
+        until(lambda: own.streams.flying)
+        front._shut(silent.connection)
+        until(lambda: own.connection is None)
+        if number < streams.GIVEN_UP - 1:
+            silent = Remote(own.address())
+            silent.tell("ready", source_hash=SOURCE, batch_rows=8, rows_per_second=1, plan={"hosts": ["here"]}, slots=1, positions=64)
+    until(lambda: parts)
+    assert "4 times at the same token" in str(parts[-1].error)
+
+
+def test_one_that_grows_between_failures_is_not_given_up(own):
+    rank = Rank(own, slow=0.05)
+    _, parts = grown(own, "zero", max_tokens=40, ignore_end=True)
+    for _ in range(streams.GIVEN_UP + 1):
+        count = len(parts)
+        until(lambda: len(parts) > count)  # noqa: B023
         front._shut(rank.remote.connection)
         until(lambda: own.connection is None)
-    until(lambda: parts[-1].error)
-    assert "each of 4 times" in str(parts[-1].error)
+        rank = Rank(own, slow=0.05)
+    assert ended(parts)[1] == "length" and len(parts) >= 10
 
 
 def test_a_prompt_without_room_is_refused(own):

@@ -19,7 +19,7 @@ from hepti_mpi.models.tasks.streaming import Decode, Streamed
 from hepti_mpi.serving import frames
 from hepti_mpi.serving.fair import Fair
 
-GIVEN_UP = 4  # failures of the job that an answer is under way in, after which it is given up
+GIVEN_UP = 4  # failures of the job without one more token between them, after which an answer is given up
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Growing:
     heard: Callable[[Grown], None]
     streamed: Streamed
     tokens: list[int] = field(default_factory=list)
-    tries: int = 0
+    tries: int = 0  # failures since there were `had` tokens
+    had: int = 0
     over: bool = False
     since: float = field(default_factory=time.monotonic)
     begun: float | None = None
@@ -133,10 +134,11 @@ class Streams:
         self.flying.clear()
         self.cancelled.clear()
         for one in under_way:
-            one.tries += 1
+            one.tries = one.tries + 1 if len(one.tokens) == one.had else 1
+            one.had = len(one.tokens)
         bad = [one for one in under_way if one.tries >= GIVEN_UP]
         self.again.extendleft(reversed([one for one in under_way if one.tries < GIVEN_UP]))
-        why = ServiceError(f"the answer was under way each of {GIVEN_UP} times that the job failed: it is not tried again")
+        why = ServiceError(f"the job failed {GIVEN_UP} times at the same token of the answer: it is not tried again")
         return [(one, Grown("", error=why)) for one in bad]
 
     def all(self) -> list[Growing]:
