@@ -22,13 +22,23 @@ CASES = {
     "mistral": BASE | {"model_type": "mistral", "sliding_window": 9, "tie_word_embeddings": False},
     "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_size": 48},
     "qwen3": BASE | {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 16},
+    "gemma": BASE | {"model_type": "gemma", "head_dim": 16},
+    "gemma2": BASE | {"model_type": "gemma2", "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 20},
+    "gemma3": BASE | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16,
+                      "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "phi3": BASE | {"model_type": "phi3", "hidden_size": 48, "num_key_value_heads": 6, "sliding_window": 9, "tie_word_embeddings": False},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 131, "n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 64, "n_inner": 70,
+             "bos_token_id": 1, "eos_token_id": 2},
+    "gpt_neox": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 0.5, "tie_word_embeddings": False},
+    "gpt_neox_serial": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 1.0, "tie_word_embeddings": False,
+                               "use_parallel_residual": False},
 }  # fmt: skip
 
 
 def values(name, shape):
     """Return the float32 weights of a tensor: around 1 for norms, around 0 for others."""
     found = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape, np.float32) * np.float32(0.25)
-    return found + np.float32("norm" in name and name.endswith("weight"))
+    return found + np.float32(("norm" in name or "ln_" in name) and name.endswith("weight"))
 
 
 def expected(case):

@@ -23,7 +23,7 @@ class Words:
         self.counts = [part.words_of(rank)[1] - part.words_of(rank)[0] for rank in ranks]
         self.starts = [part.words_of(rank)[0] for rank in ranks]
         self.ids = np.arange(*part.words_of(part.rank))
-        self.cap = 0.0
+        self.cap = part.logit_cap
         self.x = np.zeros((rows, part.spec.hidden), np.float32)
         self.logits = np.zeros((rows, len(self.ids)), np.float32)
         self.session = None

@@ -100,6 +100,19 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Multiply each row by `factor`."""
+
+    name: str
+    factor: float
+    kind: str = field(default="scale", init=False)
+    macs: ClassVar[int] = 0
+
+    def weights(self, part: str) -> tuple[Weight, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
 class Words:
     """Multiply rows of `width` numbers by a table [size, width] of words, add the bias; `tied`: by the table of the embedding."""
 
@@ -124,13 +137,14 @@ class Words:
         return own + ((Weight(f"{self.name}.bias", part, ("words",), (self.size,)),) if self.bias else ())
 
 
-Step = Lookup | Patches | LayerNorm | Dense | Normalize | Words
+Step = Lookup | Patches | LayerNorm | Dense | Normalize | Scale | Words
 KINDS: dict[str, type[Step]] = {
     "lookup": Lookup,
     "patches": Patches,
     "layer_norm": LayerNorm,
     "dense": Dense,
     "normalize": Normalize,
+    "scale": Scale,
     "words": Words,
 }
 

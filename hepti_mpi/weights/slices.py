@@ -146,6 +146,11 @@ class DecodingPart(Part):
         (found,) = (step for step in self.spec.back if isinstance(step, Words))
         return found
 
+    @property
+    def logit_cap(self) -> float:
+        """The largest size of a logit, which nears it as a tanh does; 0: none."""
+        return float(self.spec.options.get("logit_cap", 0.0))
+
     def words_of(self, rank: int) -> tuple[int, int]:
         """Return the (start, stop) of a rank's words: divided as the columns of layers are."""
         shares = self.plan.columns if any(self.plan.columns) else [int(one in self.plan.active) for one in range(self.plan.ranks)]

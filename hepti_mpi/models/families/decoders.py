@@ -4,13 +4,13 @@ Knows the keys of config.json that they share; knows no family by name.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Rotary
-from hepti_mpi.models.families.family import Source, Task, integer, pair
+from hepti_mpi.models.families.family import Source, Task, integer, listed, named_activation, number, pair
 from hepti_mpi.models.sidefiles import Table, honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Step, Words
 
@@ -22,7 +22,6 @@ KEYS: Table = {
     **refused("is_encoder_decoder add_cross_attention", "only decoders by themselves are supported"),
     **refused("num_experts num_local_experts n_routed_experts", "mixtures of experts are not supported yet", (None, 0)),
 }
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 @dataclass(frozen=True)
@@ -72,37 +71,19 @@ class Sizes:
         fixed: dict[str, Any] = {"gated": True, "bias": False}
         return Mlp(self.hidden, self.ffn, activation, **fixed | more)
 
-    def fields(self, kinds: tuple[Layer, ...], order: tuple[int, ...], front: tuple[Step, ...] = ()) -> dict[str, Any]:
+    def fields(self, each: Sequence[Layer], front: tuple[Step, ...] = ()) -> dict[str, Any]:
         """Return the ModelSpec fields of a decoder with these layers; words alone lead to them unless `front` says more."""
         return {
             "layers": self.layers, "hidden": self.hidden, "heads": self.kv_heads, "ffn": self.ffn, "norm": "pre", "norm_eps": self.eps,
-            "activation": kinds[0].mlp.activation, "positions": self.positions, "embedding": "tokens", "kinds": kinds, "order": order,
+            "activation": each[0].mlp.activation, "positions": self.positions, "embedding": "tokens", **listed(each),
             "last": self.norm, "front": front or (Lookup("embedding.words", "ids", self.vocabulary, self.hidden),),
         }  # fmt: skip
 
 
-def number(config: Mapping[str, Any], key: str, default: float) -> float:
-    """Return a finite number of config.json that is not negative. Raises ModelError."""
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ModelError(f"config.json: {key} is {value!r:.60}, expected a number")
-    return float(value)
-
-
 def activation(config: Mapping[str, Any], *keys: str, default: str = "silu") -> str:
     """Return the activation of the MLP, under the first of `keys` that is there. Raises ModelError."""
-    found = next((config[key] for key in keys if config.get(key) is not None), default)
-    if not isinstance(found, str) or found not in ACTIVATIONS:
-        raise ModelError(f"config.json: {keys[0]} {found!r:.60} is not supported; supported: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[found]
-
-
-def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    """Return a yes or no of config.json. Raises ModelError."""
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise ModelError(f"config.json: {key} is {value!r:.60}, expected true or false")
-    return value
+    key = next((key for key in keys if config.get(key) is not None), keys[0])
+    return named_activation({key: config.get(key) or default}, key, default)
 
 
 def windows(config: Mapping[str, Any], layers: int, window: int | None) -> list[int | None]:
@@ -122,12 +103,6 @@ def windows(config: Mapping[str, Any], layers: int, window: int | None) -> list[
 def window_of(config: Mapping[str, Any]) -> int | None:
     """Return how far back a row of a local layer attends; sliding_window counts the row itself. Raises ModelError."""
     return None if config.get("sliding_window") is None else integer(config, "sliding_window") - 1
-
-
-def listed(each: list[Layer]) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
-    """Return the layers that differ, and per layer which of them it is."""
-    kinds = tuple(dict.fromkeys(each))
-    return kinds, tuple(map(kinds.index, each))
 
 
 # ---- rotary positions
@@ -211,10 +186,7 @@ def _yarn(plain: list[float], base: float, said: Mapping[str, Any], config: Mapp
 
 
 def _positive(said: Mapping[str, Any], key: str) -> float:
-    value = number(said, key, 0)
-    if value <= 0:
-        raise ModelError(f"config.json: {key} of the scaling of positions is {said.get(key)!r:.60}, expected a number above 0")
-    return value
+    return number({key: said.get(key)}, key, 0)
 
 
 SCALINGS: dict[str, Scaling] = {"default": _plain, "linear": _linear, "llama3": _llama3, "yarn": _yarn}

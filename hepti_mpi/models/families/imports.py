@@ -74,9 +74,9 @@ def wrapper(family: Family, names: Iterable[str]) -> str:
 
 def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shapes that the tensors of a source must have for a stored `shape`."""
-    if transform == "heads":
+    if transform in ("heads", "interleaved"):
         return [(shape[0] * shape[1], *shape[2:])]
-    if transform == "transpose":
+    if transform in ("transpose", "columns"):
         return [(shape[-1], math.prod(shape[:-1]))]
     if transform == "patches":
         return [(shape[0], spec.options["channels"], spec.options["patch_size"], spec.options["patch_size"])]
@@ -91,6 +91,13 @@ def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...]
     """Return the stored weight, float32 and C-contiguous, made of float32 source tensors, or a part of one; no tensors: zeros."""
     if not tensors:
         return np.zeros(shape, np.float32)
+    if transform == "plus one":
+        return np.ascontiguousarray(tensors[0] + np.float32(1))
+    if transform == "columns":
+        wide = tensors[0].reshape(len(tensors[0]), part[1], -1)[:, part[0]]
+        return np.ascontiguousarray(wide.T).reshape(shape)
+    if transform == "interleaved":
+        return np.ascontiguousarray(tensors[0].reshape(shape[0], part[1], *shape[1:])[:, part[0]])
     if part != (0, 1):
         (whole,), rows = tensors, len(tensors[0]) // part[1]
         tensors = [whole[part[0] * rows : (part[0] + 1) * rows]]
@@ -157,7 +164,8 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
         raise ModelError(f"{len(unknown)} tensors do not belong to the model that config.json describes: {few(unknown)}")
     for one in imports:
         for tensor, expected in zip(one.tensors, source_shapes(one.transform, spec, one.shape)):
-            expected = (expected[0] * one.part[1], *expected[1:])
+            at = -1 if one.transform == "columns" else 0  # along which the tensor holds several
+            expected = tuple(size * (one.part[1] if place == at % len(expected) else 1) for place, size in enumerate(expected))
             if shapes[tensor] != expected:
                 raise ModelError(f"tensor {tensor} has shape {list(shapes[tensor])}, config.json asks for {list(expected)}")
     return imports

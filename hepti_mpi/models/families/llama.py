@@ -13,21 +13,19 @@ from hepti_mpi.models.families.decoders import (
     Sizes,
     activation,
     decoder_sources,
-    flag,
-    listed,
     rotary_of,
     window_of,
     windows,
 )
-from hepti_mpi.models.families.family import Family
+from hepti_mpi.models.families.family import Family, yes
 
 
 def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Llama. Raises ModelError."""
     sizes = Sizes.of(config)
-    attention = sizes.attention(rotary_of(config, sizes.dim), biases="qkvo" if flag(config, "attention_bias") else "")
-    mlp = sizes.mlp(activation(config, "hidden_act"), bias=flag(config, "mlp_bias"))
-    return sizes.fields((Layer(attention, mlp, before=(sizes.norm, sizes.norm)),), (0,) * sizes.layers)
+    attention = sizes.attention(rotary_of(config, sizes.dim), biases="qkvo" if yes(config, "attention_bias", False) else "")
+    mlp = sizes.mlp(activation(config, "hidden_act"), bias=yes(config, "mlp_bias", False))
+    return sizes.fields([Layer(attention, mlp, before=(sizes.norm, sizes.norm))] * sizes.layers)
 
 
 def mistral_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,25 +33,25 @@ def mistral_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = Sizes.of(config)
     attention = sizes.attention(rotary_of(config, sizes.dim), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
-    return sizes.fields((layer,), (0,) * sizes.layers)
+    return sizes.fields([layer] * sizes.layers)
 
 
 def qwen_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Qwen2, or of a Qwen3, which has norms of the heads of Q and K. Raises ModelError."""
     if config.get("model_type") == "qwen3":
         sizes = Sizes.of({"head_dim": 128} | dict(config))
-        more = {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "biases": "qkvo" if flag(config, "attention_bias") else ""}
+        more = {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "biases": "qkvo" if yes(config, "attention_bias", False) else ""}
     else:
         sizes = Sizes.of({key: value for key, value in config.items() if key != "head_dim"})
         more = {"biases": "qkv"}
-    window = window_of(config) if flag(config, "use_sliding_window") else None
+    window = window_of(config) if yes(config, "use_sliding_window", False) else None
     full = config.get("max_window_layers", 28)  # where the layers with a window begin
     each = windows(config, sizes.layers, window)
     if config.get("layer_types") is None and isinstance(full, int):
         each = [None if place < full else window for place in range(sizes.layers)]
     rotary, mlp = rotary_of(config, sizes.dim), sizes.mlp(activation(config, "hidden_act"))
     made = [Layer(sizes.attention(rotary, window=one, **more), mlp, before=(sizes.norm, sizes.norm)) for one in each]
-    return sizes.fields(*listed(made))
+    return sizes.fields(made)
 
 
 LLAMA = Family(

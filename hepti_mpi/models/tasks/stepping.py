@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, sigmoid
-from hepti_mpi.models.steps import KINDS, Dense, LayerNorm, Lookup, Normalize, Patches, Step, Words
+from hepti_mpi.models.steps import KINDS, Dense, LayerNorm, Lookup, Normalize, Patches, Scale, Step, Words
 
 Weights = Mapping[str, np.ndarray]
 
@@ -51,6 +51,10 @@ def normalize(step: Normalize, weights: Weights, x: Array, arrays: Mapping[str, 
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(1e-12)))
 
 
+def scale(step: Scale, weights: Weights, x: Array, arrays: Mapping[str, np.ndarray]) -> Array:
+    return np.asarray(x * np.float32(step.factor))
+
+
 def words(step: Words, weights: Weights, x: Array, arrays: Mapping[str, np.ndarray]) -> Array:
     out: Array = as_type(x, np.float32) @ as_type(weights[step.table], np.float32).T  # [rows, size]
     return out + as_type(weights[f"{step.name}.bias"], np.float32) if step.bias else out
@@ -68,5 +72,5 @@ def activated(kind: str, x: Array) -> Array:
 
 
 FUNCTIONS: dict[str, Callable[[Any, Weights, Array, Mapping[str, np.ndarray]], Array]] = dict(
-    zip(KINDS, (lookup, patches, norm, dense, normalize, words), strict=True)
+    zip(KINDS, (lookup, patches, norm, dense, normalize, scale, words), strict=True)
 )

@@ -1,0 +1,99 @@
+"""Gemma, Gemma 2 and Gemma 3 (texts): what their config.json and their tensors are called.
+
+Words are multiplied by the square root of the width, norms by 1 + weight; 2 and 3 have norms of what blocks give as well.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hepti_mpi.models.blocks import Layer
+from hepti_mpi.models.families.decoders import (
+    DROPPED,
+    KEYS,
+    TIED,
+    WORDS,
+    Sizes,
+    activation,
+    decoder_sources,
+    rotary_of,
+    window_of,
+    windows,
+)
+from hepti_mpi.models.families.family import Family, Source, integer, number, yes
+from hepti_mpi.models.sidefiles import honoured, refused, without
+from hepti_mpi.models.steps import Lookup, Scale
+
+LOCAL = "sliding_attention"
+
+
+def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a Gemma of any version. Raises ModelError."""
+    version = {"gemma": 1, "gemma2": 2}.get(str(config.get("model_type")), 3)
+    sizes = Sizes.of({"head_dim": 256} | dict(config))
+    more: dict[str, Any] = {"biases": "qkvo" if yes(config, "attention_bias", False) else ""}
+    if version > 1:
+        more["scale"] = number(config, "query_pre_attn_scalar", 256) ** -0.5
+    if version == 2:
+        more["softcap"] = number(config, "attn_logit_softcapping", 0) if config.get("attn_logit_softcapping") is not None else 0.0
+    if version == 3:
+        more |= {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm}
+    mlp, both = sizes.mlp(activation(config, "hidden_activation", "hidden_act", default="gelu_pytorch_tanh")), (sizes.norm, sizes.norm)
+    given = both if version > 1 else (None, None)
+    made = []
+    for window in _windows(config, sizes.layers, version):
+        kind = LOCAL if window is not None else "full_attention"
+        rotary = rotary_of(_near(config) if window is not None and version == 3 else config, sizes.dim, kind)
+        made.append(Layer(sizes.attention(rotary, window=window, **more), mlp, before=both, given=given))
+    front = Lookup("embedding.words", "ids", sizes.vocabulary, sizes.hidden), Scale("embedding.scale", math.sqrt(sizes.hidden))
+    fields = sizes.fields(made, front)
+    cap = number(config, "final_logit_softcapping", 0) if version == 2 and config.get("final_logit_softcapping") is not None else 0.0
+    return fields | ({"options": {"logit_cap": cap}} if cap else {})
+
+
+def _windows(config: Mapping[str, Any], layers: int, version: int) -> list[int | None]:
+    """Return per layer how far back it sees: Gemma 2 and 3 have layers that see near rows between those that see all."""
+    if version == 1:
+        return [None] * layers
+    if config.get("layer_types") is not None:
+        return windows(config, layers, window_of(config))
+    period = 2 if version == 2 else integer(config, "sliding_window_pattern", 6)
+    return [None if (place + 1) % period == 0 else window_of(config) for place in range(layers)]
+
+
+def _near(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return config.json as layers that see near rows read it, where it does not say it for each kind: another base, not scaled."""
+    said = config.get("rope_parameters")
+    if isinstance(said, dict) and LOCAL in said:
+        return config
+    return dict(config) | {"rope_theta": config.get("rope_local_base_freq", 10000.0), "rope_scaling": None, "rope_parameters": None}
+
+
+SANDWICH = decoder_sources("plus one") | {
+    "layers.{}.attention.given.weight": Source("plus one", ("layers.{}.post_attention_layernorm.weight",)),
+    "layers.{}.mlp.norm.weight": Source("plus one", ("layers.{}.pre_feedforward_layernorm.weight",)),
+    "layers.{}.mlp.given.weight": Source("plus one", ("layers.{}.post_feedforward_layernorm.weight",)),
+}
+GEMMA = Family(
+    name="gemma",
+    fields=gemma_fields,
+    prefixes=("model.",),
+    architectures={"GemmaForCausalLM": WORDS},
+    sources=decoder_sources("plus one"),
+    dropped=DROPPED,
+    tied=TIED,
+    keys={
+        **KEYS,
+        **honoured("hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping sliding_window_pattern"),
+        **honoured("rope_local_base_freq"),
+        **without("_sliding_window_pattern"),
+        **refused("use_bidirectional_attention", "texts grow from rows that see those before them only"),
+    },
+    tokenizer="PreTrainedTokenizerFast",
+)
+MODEL_TYPES = {
+    "gemma": GEMMA,
+    "gemma2": replace(GEMMA, name="gemma2", architectures={"Gemma2ForCausalLM": WORDS}, sources=SANDWICH),
+    "gemma3_text": replace(GEMMA, name="gemma3", architectures={"Gemma3ForCausalLM": WORDS}, sources=SANDWICH),
+}

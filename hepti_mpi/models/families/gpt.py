@@ -1,0 +1,140 @@
+"""GPT-2, GPT-NeoX and Phi-3: what their config.json and their tensors are called. Each keeps Q, K and V of a layer in one tensor."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.blocks import Layer, Norm
+from hepti_mpi.models.families.decoders import (
+    DROPPED,
+    KEYS,
+    TIED,
+    WORDS,
+    Sizes,
+    activation,
+    decoder_sources,
+    rotary_of,
+    window_of,
+)
+from hepti_mpi.models.families.family import Family, Source, integer, number, pair, yes
+from hepti_mpi.models.sidefiles import honoured, refused, without
+from hepti_mpi.models.steps import Lookup
+
+GPT2_NAMES = {
+    "hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions",
+}  # fmt: skip
+
+
+def gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a GPT-2. Raises ModelError."""
+    named = {key: config.get(own, config.get(key)) for key, own in GPT2_NAMES.items()}
+    inner = config.get("n_inner") or 4 * integer(named, "hidden_size")
+    eps = number(config, "layer_norm_epsilon", 1e-5)
+    sizes = Sizes.of(named | {"vocab_size": config.get("vocab_size"), "intermediate_size": inner, "rms_norm_eps": eps})
+    norm = Norm(sizes.hidden, eps)
+    mlp = sizes.mlp(activation(config, "activation_function", default="gelu_new"), gated=False, bias=True)
+    layer = Layer(sizes.attention(None, biases="qkvo"), mlp, before=(norm, norm))
+    tables = ("ids", "words", sizes.vocabulary), ("positions", "positions", sizes.positions)
+    front = tuple(Lookup(f"embedding.{name}", by, size, sizes.hidden) for by, name, size in tables)
+    return sizes.fields([layer] * sizes.layers, front) | {"last": norm}
+
+
+def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a GPT-NeoX. Raises ModelError."""
+    eps = number(config, "layer_norm_eps", 1e-5)
+    sizes = Sizes.of({key: value for key, value in config.items() if key != "num_key_value_heads"} | {"rms_norm_eps": eps})
+    norm, part = Norm(sizes.hidden, eps), config.get("rotary_pct", 0.25)
+    said = {"rope_theta": config.get("rotary_emb_base", 10000.0), "partial_rotary_factor": part}
+    rotary = rotary_of(said | dict(config), sizes.dim)
+    attention = sizes.attention(rotary, biases="qkvo" if yes(config, "attention_bias", True) else "")
+    mlp = sizes.mlp(activation(config, "hidden_act", default="gelu"), gated=False, bias=True)
+    layer = Layer(attention, mlp, before=(norm, norm), parallel=yes(config, "use_parallel_residual", True))
+    return sizes.fields([layer] * sizes.layers) | {"last": norm}
+
+
+def phi3_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a Phi-3. Raises ModelError."""
+    sizes = Sizes.of(config)
+    if sizes.kv_heads != sizes.heads:
+        raise ModelError(f"config.json: {sizes.heads} heads of queries and {sizes.kv_heads} of keys in one tensor are not supported yet")
+    attention = sizes.attention(rotary_of(config, sizes.dim), window=window_of(config))
+    layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
+    return sizes.fields([layer] * sizes.layers)
+
+
+def _gpt2_sources() -> dict[str, Source]:
+    found = {"embedding.words": Source("as is", ("wte.weight",)), "embedding.positions": Source("as is", ("wpe.weight",))}
+    found |= {"head.words.weight": Source("as is", ("lm_head.weight",)), **pair("final.norm", "ln_f")}
+    for place, m in enumerate("qkv"):
+        found[f"layers.{{}}.attention.{m}.weight"] = Source("columns", ("h.{}.attn.c_attn.weight",), part=(place, 3))
+        found[f"layers.{{}}.attention.{m}.bias"] = Source("heads", ("h.{}.attn.c_attn.bias",), part=(place, 3))
+    found |= {"layers.{}.attention.o.weight": Source("heads", ("h.{}.attn.c_proj.weight",))}
+    found |= {"layers.{}.attention.o.bias": Source("as is", ("h.{}.attn.c_proj.bias",))}
+    found |= pair("layers.{}.attention.norm", "h.{}.ln_1") | pair("layers.{}.mlp.norm", "h.{}.ln_2")
+    return found | pair("layers.{}.mlp.up", "h.{}.mlp.c_fc", "transpose") | pair("layers.{}.mlp.down", "h.{}.mlp.c_proj")
+
+
+def _neox_sources() -> dict[str, Source]:
+    found = {"embedding.words": Source("as is", ("embed_in.weight",)), "head.words.weight": Source("as is", ("embed_out.weight",))}
+    found |= pair("final.norm", "final_layer_norm")
+    for place, m in enumerate("qkv"):
+        for role in ("weight", "bias"):
+            tensor = f"layers.{{}}.attention.query_key_value.{role}"
+            found[f"layers.{{}}.attention.{m}.{role}"] = Source("interleaved", (tensor,), part=(place, 3))
+    found |= pair("layers.{}.attention.o", "layers.{}.attention.dense", "transpose")
+    found |= pair("layers.{}.attention.norm", "layers.{}.input_layernorm")
+    found |= pair("layers.{}.mlp.norm", "layers.{}.post_attention_layernorm")
+    found |= pair("layers.{}.mlp.up", "layers.{}.mlp.dense_h_to_4h")
+    return found | pair("layers.{}.mlp.down", "layers.{}.mlp.dense_4h_to_h", "transpose")
+
+
+def _phi3_sources() -> dict[str, Source]:
+    found = decoder_sources()
+    for place, m in enumerate("qkv"):
+        found[f"layers.{{}}.attention.{m}.weight"] = Source("heads", ("layers.{}.self_attn.qkv_proj.weight",), part=(place, 3))
+    for place, m in enumerate(("gate", "up")):
+        found[f"layers.{{}}.mlp.{m}.weight"] = Source("as is", ("layers.{}.mlp.gate_up_proj.weight",), part=(place, 2))
+    return found
+
+
+GPT2 = Family(
+    name="gpt2",
+    fields=gpt2_fields,
+    prefixes=("transformer.",),
+    architectures={"GPT2LMHeadModel": WORDS},
+    sources=_gpt2_sources(),
+    dropped={r"h\.\d+\.attn\.(bias|masked_bias)": "a mask", r"lm_head\.weight": "a repetition of the word embeddings"},
+    tied=("lm_head.weight", "wte.weight"),
+    keys={
+        **KEYS,
+        **honoured("n_embd n_head n_layer n_positions n_inner activation_function layer_norm_epsilon"),
+        **without("n_ctx *_pdrop reorder_and_upcast_attn"),
+        **refused("scale_attn_weights", "scores are always divided by the root of the width", (True,)),
+        **refused("scale_attn_by_inverse_layer_idx", "scores are divided alike in all layers"),
+    },
+    tokenizer="PreTrainedTokenizerFast",
+)
+NEOX = Family(
+    name="gpt_neox",
+    fields=neox_fields,
+    prefixes=("gpt_neox.",),
+    architectures={"GPTNeoXForCausalLM": WORDS},
+    sources=_neox_sources(),
+    dropped={r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)": "a mask, or computed"},
+    renames=((r"^lm_head\.weight$", "embed_out.weight"),),  # in memory transformers 5 calls it so
+    tied=("embed_out.weight", "embed_in.weight"),
+    keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps")},
+    tokenizer="PreTrainedTokenizerFast",
+)
+PHI3 = Family(
+    name="phi3",
+    fields=phi3_fields,
+    prefixes=("model.",),
+    architectures={"Phi3ForCausalLM": WORDS},
+    sources=_phi3_sources(),
+    dropped=DROPPED,
+    tied=TIED,
+    keys={**KEYS, **honoured("original_max_position_embeddings"), **without("*_pdrop")},
+    tokenizer="PreTrainedTokenizerFast",
+)
+MODEL_TYPES = {"gpt2": GPT2, "gpt_neox": NEOX, "phi3": PHI3}
