@@ -35,11 +35,34 @@ def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: 
         mixed = multi_head(graph, block, [*batch, "", graph.ask("kv_lengths")], heads)  # [requests, q, w]
     else:
         seen = graph.ask("mask", of)  # [pieces, 1 or heads, q, kv]
-        more: dict[str, Any] = {"scale": block.multiplier, "q_num_heads": heads, "kv_num_heads": granules, "softcap": block.softcap}
-        mixed = graph.node("Attention", [*batch, seen], **more)
+        more: dict[str, Any] = {"scale": block.multiplier, "q_num_heads": heads, "kv_num_heads": granules}
+        mixed = capped(graph, block, batch, seen, granules) if block.softcap else graph.node("Attention", [*batch, seen], **more)
     width = heads * block.dim
     flat = graph.node("Reshape", [mixed, graph.constant(f"flat_{width}", np.array([-1, width], np.int64))])
     graph.node("Gather", [flat, graph.ask("unpad", of)], [output])
+
+
+def capped(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: str, granules: int) -> str:
+    """Write attention with a soft cap: in a third of the time of ONNX's operator, which has one but computes it number by number.
+
+    q [pieces, q, w], k and v [pieces, kv, kv w] -> [pieces, q, w]; `seen` [pieces, 1, q, kv].
+    """
+
+    def ints(*values: int) -> str:
+        return graph.constant("_".join(map(str, ("ints", *values))), np.array(values, np.int64))
+
+    def number(value: float) -> str:
+        return graph.constant(f"number_{value!r}", np.array(value, np.float32))
+
+    shapes = ints(0, -1, granules, block.group, block.dim), ints(0, -1, granules, 1, block.dim), ints(0, -1, granules, 1, block.dim)
+    orders = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 2, 3, 1, 4)  # [pieces, granules, group or 1, q or kv, dim], of K its transpose
+    parts = zip(batch, shapes, orders, strict=True)
+    q, k, v = (graph.node("Transpose", [graph.node("Reshape", [values, shape])], perm=order) for values, shape, order in parts)
+    scores = graph.node("MatMul", [graph.node("Mul", [q, number(block.multiplier / block.softcap)]), k])
+    scores = graph.node("Mul", [graph.node("Tanh", [scores]), number(block.softcap)])
+    chances = graph.node("Softmax", [graph.node("Add", [scores, graph.node("Unsqueeze", [seen, ints(1)])])], axis=-1)
+    mixed = graph.node("Transpose", [graph.node("MatMul", [chances, v])], perm=[0, 3, 1, 2, 4])
+    return graph.node("Reshape", [mixed, ints(0, -1, granules * block.group * block.dim)])
 
 
 def multi_head(graph: Graph, block: blocks.Attention, inputs: Sequence[str], heads: int, outputs: Sequence[str] | None = None) -> str:
