@@ -158,6 +158,7 @@ def test_refused(kind, config, words, tmp_path):
 
 
 def test_every_family_has_golden_folders():
-    """Those whose layers are new have folders per head, see test_reference.py."""
+    """Those whose layers are new have folders per head, see test_reference.py; decoders are made from names, see decoders.py."""
     found = {json.loads(path.read_text())["model_type"] for path in GOLDEN.glob("*/config.json")}
-    assert found == set(FAMILIES)
+    generating = {kind for kind, family in FAMILIES.items() if any(name.endswith("ForCausalLM") for name in family.architectures)}
+    assert found == set(FAMILIES) - generating
