@@ -256,7 +256,7 @@ def test_a_client_that_goes_away_is_forgotten(sentences):
 
 
 def test_nothing_is_lost_when_ranks_are_killed(sentences):
-    texts = [f"cat number {number} sat on the mat near the river" for number in range(2000)]
+    texts = [f"cat number {number} sat on the mat near the river" for number in range(700)]
     expected = sentences.answer("/v1/embeddings", {"input": texts[:3]})["data"]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(sentences.answer, "/v1/embeddings", {"input": texts})
@@ -265,7 +265,7 @@ def test_nothing_is_lost_when_ranks_are_killed(sentences):
         os.kill(rank, signal.SIGKILL)
         sentences.until(lambda: sentences.get("/health")[1]["status"] == "restarting" or waiting.done())
         found = waiting.result(BEGIN_SECONDS)["data"]
-    assert len(found) == 2000 and sentences.get("/health")[1]["starts"] >= 2
+    assert len(found) == 700 and sentences.get("/health")[1]["starts"] >= 2
     for one, other in zip(expected, found):
         np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
 
@@ -282,12 +282,12 @@ def test_teams_answer_the_same(folder, sentences):
 
 def test_what_was_asked_is_answered_before_the_end(folder, sentences):
     own = Served(folder, "bert_sentence").ready()
-    texts = [f"cat number {number} sat on the mat near the river" for number in range(2000)]
+    texts = [f"cat number {number} sat on the mat near the river" for number in range(700)]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(own.answer, "/v1/embeddings", {"input": texts})
         own.until(lambda: own.get("/status")[1]["queue"]["under_way"] > 0)
         own.process.send_signal(signal.SIGTERM)
-        assert len(waiting.result(BEGIN_SECONDS)["data"]) == 2000
+        assert len(waiting.result(BEGIN_SECONDS)["data"]) == 700
     assert own.process.wait(60) == 0 and "all that was asked is answered" in own.said and own.ranks() == []
 
 

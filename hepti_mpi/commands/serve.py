@@ -60,7 +60,8 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     try:
         from hepti_mpi.serving.http import app, server
     except ImportError as error:
-        raise HeptiError(f"{error.name} is not installed, which serve needs; install it with: pip install '.[serve]' in the checkout") from None
+        how = "install it, in the checkout, with: pip install '.[serve]'"
+        raise HeptiError(f"{error.name} is not installed, which serve needs; {how}") from None
     from hepti_mpi.serving.asking import Model
     from hepti_mpi.supervisor.service import Job, Service
     from hepti_mpi.weights.store import Store
