@@ -78,6 +78,19 @@ def test_blocks_hold_what_gguf_does(kind, packed):
         np.testing.assert_array_equal(kind.decode(parts, matrix.shape, inner), matrix)
 
 
+@pytest.mark.parametrize("kind, farthest", [(Q4, -8), (Q8_BLOCKS, 127)])
+def test_numbers_that_were_in_blocks_are_kept(kind, farthest):
+    """As GGUF makes them, the number farthest from 0 in a block is the last whole number: reading and storing them loses nothing."""
+    draw = np.random.default_rng(3)
+    whole = draw.integers(1 + min(farthest, -127 if farthest > 0 else farthest), abs(farthest), (7, 4, BLOCK))
+    whole[:, :, 5] = farthest
+    scales = draw.standard_normal((7, 4)).astype(np.float16).astype(np.float32)
+    scales = np.abs(scales) if kind is Q8_BLOCKS else scales
+    values = (whole * scales[..., None]).astype(np.float32).reshape(7, 128)
+    for inner, matrix in ((1, values), (0, values.T)):
+        np.testing.assert_array_equal(kind.decode(kind.encode(matrix, inner), matrix.shape, inner), matrix)
+
+
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-vit", "bert-large"])
 def test_the_bytes_of_a_layer_are_those_of_its_slices(name):
     spec = random_model(name).spec

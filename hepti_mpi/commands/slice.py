@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
-@click.option("--format", "format_name", type=click.Choice(["f32", "f16", "q8", "q4"]), default="f32", show_default=True,
+@click.option("--format", "format_name", type=click.Choice(["f32", "f16", "q8", "q8-blocks", "q4"]), default="f32", show_default=True,
               help="How the weights of the layers are stored; what that costs is measured and said.")
 @words_options(has_document=False)
 def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str) -> None:
