@@ -36,7 +36,6 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
     from hepti_mpi.engine.accuracy import accuracy_of
-    from hepti_mpi.errors import ModelError
     from hepti_mpi.program import placement as placements
     from hepti_mpi.reporting.inspection import accuracy_line
     from hepti_mpi.reporting.tables import size
@@ -49,8 +48,6 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
     plan = placements.load(plan_file) if plan_file else None
     begin = time.perf_counter()
     model = _model(source)
-    if model.spec.generates and format_name != "f32":
-        raise ModelError(f"--format {format_name} is not there yet for models that generate text; leave it out")
     model = replace(model, spec=replace(model.spec, name=store.stem)).in_format(format_name)  # people name the store, not the folder
     if plan is not None:
         placements.check(plan, model.spec, model.source_hash, plan.ranks)

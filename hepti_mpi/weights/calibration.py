@@ -12,7 +12,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.hf import ModelFiles
-from hepti_mpi.models.inputs.requests import Request, read_requests
+from hepti_mpi.models.inputs.requests import Request, read_requests, text_requests
 from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
 from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.program import ops
@@ -98,7 +98,9 @@ class Calibration:
     def of(cls, model: ModelFiles) -> "Calibration | None":
         """Return that of a model's built-in inputs, None where it takes none, as a model without a tokenizer."""
         try:
-            requests = [request for request in read_requests(model.spec, model.files, None) if request.error is None]
+            spec, files = model.spec, model.files
+            read = text_requests(spec, files, None, False) if spec.generates else read_requests(spec, files, None)
+            requests = [request for request in read if request.error is None]
         except InputError:
             return None
         ends = np.cumsum([request.rows for request in requests])

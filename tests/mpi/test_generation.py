@@ -27,14 +27,14 @@ def store_of(machine, folder):
     """What opens the store of a case, made once."""
     opened = {}
 
-    def store_of(case):
-        if case not in opened:
-            path = folder / "decoders" / f"{case}.h5"
+    def store_of(case, format_name="f32"):
+        if (case, format_name) not in opened:
+            path = folder / "decoders" / f"{case}-{format_name}.h5"
             if machine.world.rank == 0:
-                stores.write(path, read_model(write_folder(case, folder / "decoders")))
+                stores.write(path, read_model(write_folder(case, folder / "decoders" / format_name)).in_format(format_name))
             machine.world.barrier()
-            opened[case] = fetching.open_store(machine, path)
-        return opened[case]
+            opened[case, format_name] = fetching.open_store(machine, path)
+        return opened[case, format_name]
 
     yield store_of
     for store in opened.values():
@@ -73,4 +73,23 @@ def test_as_transformers(machine, store_of, case, shares):
                 generator.step()
             assert [answer.tokens for answer in answers] == tokens.tolist()
         decoder.end()
+    machine.world.barrier()
+
+
+@pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0)])
+def test_weights_in_fewer_bits(machine, store_of, format_name, most):
+    """However they are divided, logits are off by what the format costs a lone rank and no more."""
+    store, (_, ids, logits, _) = store_of("qwen3", format_name), expected("qwen3")
+    errors = []
+    for name in reversed(SHARES):
+        decoder = loaded(machine, store, SHARES[name](machine.world.size), len(LENGTHS))
+        if machine.world.rank:
+            decoder.follow()
+            continue
+        ranks = Ranks(decoder, OuterWeights(store))
+        found = [ranks.logits(1, row[row >= 0].tolist(), 0)[-1] for row in ids]
+        right = [wanted[-1] for wanted in logits]
+        errors.append(np.sqrt(np.square(np.subtract(found, right)).mean() / np.square(right).mean()))
+        decoder.end()
+    assert all(error <= max(1.2 * errors[0], 1e-5) for error in errors) and max(errors, default=0) < most, errors
     machine.world.barrier()
