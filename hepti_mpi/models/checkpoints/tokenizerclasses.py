@@ -2,6 +2,7 @@
 
 Knows the files of each class and its special tokens; knows no other side file, no model and no text.
 Source: transformers 5.23, tokenization_utils_tokenizers.py (TokenizersBackend.convert_to_native_format), and of models/:
+gpt2/tokenization_gpt2.py, qwen2/tokenization_qwen2.py, llama/tokenization_llama.py,
 bert/tokenization_bert.py, roberta/tokenization_roberta.py, xlm_roberta/tokenization_xlm_roberta.py, camembert/tokenization_camembert.py.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.untrusted import parse_json
@@ -22,6 +23,7 @@ UNTYPED = ["input_ids", "attention_mask"]
 BERT_MARKS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 XLM_MARKS = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>"}
 XLM_MARKS |= {"pad_token": "<pad>", "mask_token": "<mask>"}
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 Settings = dict[str, Any]
 
 
@@ -75,6 +77,33 @@ def read_document(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     tokenizer = Tokenizer.from_str(files[JSON].decode("utf-8"))
     take_over(settings, tokenizer)
     return tokenizer
+
+
+def gpt2(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return GPT-2's tokenizer: texts are split by its own rule, whatever tokenizer.json says."""
+    document_of(files, "BPE", "GPT2Tokenizer")
+    tokenizer = read_document(settings, files)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space") is True)
+    tokenizer.normalizer, tokenizer.decoder = None, decoders.ByteLevel()
+    return tokenizer
+
+
+def qwen2(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return Qwen2's tokenizer: texts are composed and split by its own rule, whatever tokenizer.json says."""
+    document_of(files, "BPE", "Qwen2Tokenizer")
+    tokenizer = read_document(settings, files)
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space") is True, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN), "isolated"), bytewise])
+    tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
+    return tokenizer
+
+
+def llama(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return Llama 3's tokenizer, as it is. Raises ModelError for that of Llama 2, which transformers builds anew."""
+    if b'"ByteLevel"' not in files[JSON]:
+        hint = "load it with transformers' AutoTokenizer, save it, and set tokenizer_class to PreTrainedTokenizerFast"
+        raise ModelError(f"{JSON} is a SentencePiece tokenizer, which LlamaTokenizer builds anew and which is not supported; {hint}")
+    return read_document(settings, files)
 
 
 def take_over(settings: Settings, tokenizer: Tokenizer) -> None:
@@ -208,5 +237,8 @@ KINDS = {
     "MPNetTokenizer": Kind(XLM_MARKS | {"unk_token": "[UNK]"}, UNTYPED, mpnet, frame_roberta, (VOCAB,)),
     "XLMRobertaTokenizer": Kind(XLM_MARKS, UNTYPED, unigram, frame_xlm),
     "CamembertTokenizer": Kind(XLM_MARKS, UNTYPED, camembert, frame_xlm, extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")),
+    "GPT2Tokenizer": Kind({}, UNTYPED, gpt2, frame_none),
+    "Qwen2Tokenizer": Kind({}, UNTYPED, qwen2, frame_none),
+    "LlamaTokenizer": Kind({}, UNTYPED, llama, frame_none),
     **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
 }
