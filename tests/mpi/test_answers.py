@@ -9,7 +9,7 @@ import pytest
 from layers import MADE, odd_model
 
 from hepti_mpi import splits
-from hepti_mpi.engine import fetching, loading
+from hepti_mpi.engine import engine, fetching, loading
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
@@ -308,6 +308,21 @@ def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
         got = ready.engine.run(lengths, embedded if machine.world.rank == 0 else None)
         if machine.world.rank == 0:
             assert np.abs(got - forward(spec, weights, embedded, lengths)).max() <= TOLERANCE
+
+
+def test_shapes_with_large_masks_are_prepared_again(machine, folder, monkeypatch):
+    """Every rank gives up what it wants to; the answers stay."""
+    rank, size = machine.world.rank, machine.world.size
+    monkeypatch.setattr(engine, "ASKED_BYTES", 1000 * (rank + 1))
+    store, weights = opened(folder, "relative", rank, machine.world), dict(odd_model("relative").weights())
+    plan = plan_of(store.spec, store.source_hash, ((HEADS, ROWS),) * 3, SHARES["even"](size), rows=13)
+    ready = loading.load(machine, store, plan, None, {})
+    for lengths in ((5, 1, 7), (9,), (3, 3), (9,), (5, 1, 7)):
+        x = np.random.default_rng(sum(lengths)).standard_normal((sum(lengths), store.spec.hidden), dtype=np.float32)
+        got = ready.engine.run(lengths, x if rank == 0 else None)
+        if rank == 0:
+            assert np.abs(got - forward(store.spec, weights, x, lengths)).max() <= TOLERANCE
+            assert len(ready.engine.geometries) < 3
 
 
 def test_rank_files_hold_what_a_rank_needs(machine, folder):
