@@ -112,3 +112,21 @@ def test_a_row_of_nothing_harms_no_other(tmp_path):
         one, other = (last_hidden_state(store, x, (1,) * 6) for x in (embedded, empty))
     assert np.isfinite(other).all()
     np.testing.assert_array_equal(np.delete(one, 2, axis=0), np.delete(other, 2, axis=0))
+
+
+@pytest.mark.parametrize("error, name", [(0.5, "q4"), (1e-6, "q8"), (1e-9, "f16"), (0, "f32")])
+def test_as_few_bits_as_an_error_allows(tmp_path, error, name):
+    path = tmp_path / "m.h5"
+    done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(path), "--format", "auto", "--error", str(error)])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == f"{path}: {name}, which has the fewest bits of those that cost at most {error:g}"
+    with Store(path) as store:
+        assert store.spec.formats.get("", "f32") == name
+        assert store.accuracy is None or 1 - store.accuracy.least_cosine <= error
+    assert [one.name for one in tmp_path.iterdir()] == ["m.h5"]
+
+
+def test_auto_and_its_error_go_together(tmp_path):
+    for more in (["--format", "auto"], ["--error", "0.1"], ["--format", "auto", "--error", "2"]):
+        done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(tmp_path / "m.h5"), *more])
+        assert done.exit_code == 2 and not list(tmp_path.iterdir())

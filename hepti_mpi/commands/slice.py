@@ -14,6 +14,10 @@ from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.hf import ModelFiles
+    from hepti_mpi.weights.calibration import Accuracy
+
+FORMATS, AUTO = ("f32", "f16", "q8", "q8-blocks", "q4"), "auto"
+FEWEST_FIRST = ("q4", "q8", "q8-blocks", "f16", "f32")
 
 
 @click.command("slice")
@@ -21,10 +25,14 @@ if TYPE_CHECKING:
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
-@click.option("--format", "format_name", type=click.Choice(["f32", "f16", "q8", "q8-blocks", "q4"]), default="f32", show_default=True,
-              help="How the weights of the layers are stored; what that costs is measured and said.")
+@click.option("--format", "format_name", type=click.Choice([*FORMATS, AUTO]), default="f32", show_default=True,
+              help="How the weights of the layers are stored; its cost is measured and said. auto: in the fewest bits that --error allows.")
+@click.option("--error", type=click.FloatRange(0, 1), help="With --format auto: by how much the cosine of what the head reads, on built-in "
+              "inputs, may be less than 1, at most.")  # fmt: skip
 @words_options(has_document=False)
-def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str) -> None:
+def slice_command(
+    source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str, error: float | None
+) -> None:  # fmt: skip
     """Turn a Hugging Face model folder, a GGUF file or random:NAME into a weight store.
 
     \b
@@ -33,36 +41,30 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
       python -m hepti_mpi slice SmolLM2-135M-Instruct.Q4_1.gguf weights/smollm2.h5
       python -m hepti_mpi slice random:bert-large weights/bert-large.h5
       python -m hepti_mpi slice MODEL weights/m-q8.h5 --format q8
+      python -m hepti_mpi slice MODEL weights/m.h5 --format auto --error 0.005
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
-    from hepti_mpi.engine.accuracy import accuracy_of
     from hepti_mpi.program import placement as placements
-    from hepti_mpi.reporting.inspection import accuracy_line
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.weights import store as stores
-    from hepti_mpi.weights.calibration import Calibration
     from hepti_mpi.weights.slices import Part
 
     if (plan_file is None) != (folder is None):
         raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
+    if (format_name == AUTO) != (error is not None):
+        raise click.UsageError("--format auto and --error go together: --format auto --error 0.005")
+    if format_name == AUTO and plan_file is not None:
+        raise click.UsageError("--plan is of a model in one format, --format auto looks for it: leave out one of them")
     plan = placements.load(plan_file) if plan_file else None
-    begin = time.perf_counter()
     model = _model(source)
-    model = replace(model, spec=replace(model.spec, name=store.stem)).in_format(format_name)  # people name the store, not the folder
+    model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
+    if error is not None:
+        _write_fewest(store, model, error)
+        return
+    model = model.in_format(format_name)
     if plan is not None:
         placements.check(plan, model.spec, model.source_hash, plan.ranks)
-    total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
-    with meanwhile(f"writing {store}", total, count=size) as meter:
-        calibration = Calibration.of(model) if model.spec.formats else None
-        stores.write(store, model, meter.advance, calibration)
-    SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
-    if calibration is not None:
-        with stores.Store(store) as written:
-            found = accuracy_of(written, calibration.finished())
-        stores.note_accuracy(store, found)
-        SCREEN.show(accuracy_line(found))
-    elif model.spec.formats:
-        SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
+    _write(store, model)
     if plan is None or folder is None:
         return
     with stores.Store(store) as whole:
@@ -71,6 +73,49 @@ def slice_command(source: str, store: Path, plan_file: Path | None, folder: Path
             own = plan.plan_of(rank)
             stores.write_part(path, whole, Part(whole.spec, *own).slices if own else ())
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")
+
+
+def _write(store: Path, model: "ModelFiles") -> "Accuracy | None":
+    """Write the store; measure, say and return what its formats cost; None where it is nothing, or the model takes no built-in inputs."""
+    from hepti_mpi.engine.accuracy import accuracy_of
+    from hepti_mpi.reporting.inspection import accuracy_line
+    from hepti_mpi.reporting.tables import size
+    from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights.calibration import Calibration
+
+    begin = time.perf_counter()
+    total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
+    with meanwhile(f"writing {store}", total, count=size) as meter:
+        calibration = Calibration.of(model) if model.spec.formats else None
+        stores.write(store, model, meter.advance, calibration)
+    SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    if calibration is None:
+        if model.spec.formats:
+            SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
+        return None
+    with stores.Store(store) as written:
+        found = accuracy_of(written, calibration.finished())
+    stores.note_accuracy(store, found)
+    SCREEN.show(accuracy_line(found))
+    return found
+
+
+def _write_fewest(store: Path, model: "ModelFiles", error: float) -> None:
+    """Write the store in the format of the fewest bits that costs at most `error`. Raises ModelError where that cannot be measured."""
+    from hepti_mpi.errors import ModelError
+
+    trial = store.with_name(f".{store.name}.trial")
+    try:
+        for name in FEWEST_FIRST:
+            found = _write(trial, model.in_format(name))
+            if found is None and name != "f32":
+                raise ModelError("the model takes no built-in inputs, so what formats cost is not known; give --format q8 instead of auto")
+            if found is None or 1 - found.least_cosine <= error:
+                trial.replace(store)
+                SCREEN.show(f"{store}: {name}, which has the fewest bits of those that cost at most {error:g}")
+                return
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def _model(source: str) -> "ModelFiles":

@@ -16,7 +16,7 @@ def accuracy_of(store: Store, inputs: Inputs, threads: int = 1) -> Accuracy:
     off, like = np.abs(found - right), []
     for request, stop in zip(inputs.requests, np.cumsum(inputs.lengths)):
         mine = slice(stop - request.rows, stop)
-        one, other = (_read(store.spec, hidden[mine], request) for hidden in (found, right))
+        one, other = (_read(store.spec, hidden[mine], request).astype(np.float64) for hidden in (found, right))
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         like += list((one * other).sum(axis=1) / np.maximum(lengths, 1e-30))
     return Accuracy(len(inputs.requests), len(right), float(off.max()), float(np.median(off)), float(np.sqrt(np.square(right).mean())),
