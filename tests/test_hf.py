@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoders import CASES as DECODERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -267,7 +268,7 @@ def test_no_qkv_bias_gives_zeros(tmp_path):
 
 
 CONFIG_CASES = [
-    ({"model_type": "gpt2"}, "'gpt2'", ", ".join(FAMILIES)),
+    ({"model_type": "mamba"}, "'mamba'", ", ".join(FAMILIES)),
     ({"model_type": ...}, "has no model_type"),
     ({"model_type": ["bert"]}, "supported"),
     ({"hidden_act": "mish"}, "'mish'", "gelu, gelu_new"),
@@ -512,9 +513,10 @@ def test_any_value_in_config(bert, key, value, head):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_tables_cover_every_weight(kind):
     family = FAMILIES[kind]
+    said = next((case for case in DECODERS.values() if case["model_type"] == kind), {})  # of encoders all sizes have defaults
     for task in family.architectures.values():
         for tied in (True, False):
-            fields = family.fields({})
+            fields = family.fields(said)
             spec = ModelSpec(family=family.name, name="x", head=task.head, labels=("a",), back=task.steps(fields, ("a",), tied), **fields)
             assert {weight.name for _, weight in named_weights(spec)} <= family.sources.keys()
 
@@ -523,7 +525,7 @@ def test_stored_without_tensors_is_zero():
     assert not stored("heads", [], (2, 3)).any()
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "random:tiny-vit", "tiny-roberta", "tiny-distilbert", "tiny-electra"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "random:tiny-vit", "tiny-roberta", "tiny-distilbert", "tiny-electra"])
 def test_random_models(name):
     model = random_model(name)
     weights = dict(model.weights())
@@ -542,9 +544,12 @@ def test_random_sizes():
     specs = {name: random_model(name).spec for name in CONFIGS}
     large = specs["bert-large"]
     assert (large.layers, large.hidden, large.heads, large.ffn, large.positions, large.head) == (24, 1024, 16, 4096, 512, "pooler")
-    rotary = {name: spec.positions for name, spec in specs.items() if spec.layer(0).attention.rotary}
+    rotary = {name: spec.positions for name, spec in specs.items() if spec.layer(0).attention.rotary and not spec.generates}
     assert rotary == {"modernbert-base": 8192, "nomicbert": 2048}
-    assert {spec.positions for name, spec in specs.items() if spec.embedding == "tokens" and name not in rotary} == {512}
+    tables = [spec for name, spec in specs.items() if spec.embedding == "tokens" and name not in rotary and not spec.generates]
+    assert {spec.positions for spec in tables} == {512}
+    small = specs["smollm2-135m"]
+    assert (small.layers, small.hidden, small.heads, small.layer(0).attention.heads, small.positions) == (30, 576, 3, 9, 8192)
     assert (specs["dinov2-base"].positions, specs["dinov2-base"].kinds[0].scaled) == (257, True)
     electra = specs["electra-small"]
     assert (electra.hidden, electra.heads, electra.ffn, electra.front[-1].inner) == (256, 4, 1024, 128)

@@ -52,6 +52,11 @@ ROBERTA = {"model_type": "roberta", "architectures": ["RobertaModel"], "type_voc
 ROBERTA |= {"pad_token_id": 0, "max_position_embeddings": 513}  # 1 is the unknown word here
 DISTILBERT = {"model_type": "distilbert", "architectures": ["DistilBertModel"]}
 ELECTRA = {"model_type": "electra", "architectures": ["ElectraModel"]}
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+SMOLLM2 |= {"intermediate_size": 1536, "max_position_embeddings": 8192}
+LLAMA_1B = {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+LLAMA_1B |= {"intermediate_size": 8192, "max_position_embeddings": 131072}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert-base": TEXT | BERT_BASE,
     "bert-large": TEXT | LARGE,
@@ -65,6 +70,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "modernbert-base": {"model_type": "modernbert", "architectures": ["ModernBertModel"]},
     "nomicbert": {"model_type": "nomic_bert", "architectures": ["NomicBertModel"]},
     "dinov2-base": {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"], "num_labels": 1000},
+    "smollm2-135m": LLAMA | SMOLLM2 | {"rope_theta": 100000.0},
+    "llama-3.2-1b": LLAMA | LLAMA_1B | {"rope_theta": 500000.0},
+    "tiny-llama": LLAMA | TINY | {"vocab_size": 120, "max_position_embeddings": 256},
     "tiny-bert": TEXT | TINY | {"vocab_size": 120},
     "tiny-roberta": ROBERTA | TINY | {"vocab_size": 120},
     "tiny-distilbert": DISTILBERT | {"dim": 56, "n_layers": 3, "n_heads": 7, "hidden_dim": 101, "vocab_size": 120},
@@ -92,7 +100,7 @@ def random_model(name: str, seed: int = 0) -> ModelFiles:
 
 
 def make_spec(name: str, config: dict[str, Any]) -> ModelSpec:
-    """Return the spec: a text model ends in a pooler, an image model in classes."""
+    """Return the spec: a text model ends in a pooler, or in words, an image model in classes."""
     family = FAMILIES[config["model_type"]]
     fields = family.fields(config)
     task = family.architectures[config["architectures"][0]]
