@@ -429,6 +429,12 @@ def test_texts_go_on_where_they_were_when_ranks_are_killed(writer):
     assert "it writes text" in writer.refusal("/predict", {"inputs": "w5"})[1]
 
 
+def test_texts_are_divided_one_way(folder, writer):
+    command = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(writer.store), "--port", "0", "--objective", "throughput"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "leave out --objective" in done.stderr
+
+
 def test_a_program_has_texts_written(writer):
     with hepti_mpi.Model(writer.store, options=["--slots", "1"]) as model:
         parts = list(model.stream("w5 w6", max_tokens=8))

@@ -65,8 +65,6 @@ def answer(
             found = [Remote(state.front or {"addresses": []})]
     remote = found[0] if found else None
     if session.store.spec.generates:
-        if objective != "auto" or adapt:
-            raise click.UsageError("a model that writes text is divided one way for all: leave out --objective and --adapt")
         _write(session, options, remote, (slots, context))
         if session.root:
             channel.tell("done")
