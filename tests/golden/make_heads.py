@@ -96,6 +96,7 @@ CASES = [
     {"name": "cross-encoder with a prompt", "base": "bert_seqcls", "tensors": ONE, "config": ONE_LABEL, "files": PROMPTED,
      "inputs": PAIRS, "pairs": True},
     {"name": "token classes", "base": "bert_tokencls", "inputs": TEXTS},
+    {"name": "token classes, unknown words", "base": "bert_tokencls", "inputs": ["the 中文 dog & zoë@runs", "& [UNK] ##s"]},
     *(family_case(*one) for one in FAMILIES),
 ]  # fmt: skip
 

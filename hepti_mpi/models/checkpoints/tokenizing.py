@@ -72,7 +72,7 @@ def build_tokenizer(files: Mapping[str, bytes], default: object, changes: Mappin
 
 def run_settings(settings: Settings, kind: Kind) -> bytes:
     """Return the tokenizer_config.json of a store: what tokenizer.json cannot say. Raises ModelError."""
-    kept = {"mask_token": str(settings["mask_token"]) if settings.get("mask_token") else None}
+    kept: dict[str, Any] = {key: str(settings[key]) if settings.get(key) else None for key in ("mask_token", "unk_token")}
     kept |= {"model_input_names": settings.get("model_input_names", kind.inputs)}
     kept |= {"truncation_side": settings.get("truncation_side", "right"), "padding_side": settings.get("padding_side", "right")}
     kept |= {"split_special_tokens": settings.get("split_special_tokens", False)}

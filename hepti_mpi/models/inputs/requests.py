@@ -53,7 +53,8 @@ class Request:
     `arrays`: "ids", "types" and "positions", int64 [rows]; or "patches", float32 [rows, channels * patch * patch], with zeros in
     row 0 for the class token, and "positions". `keep`: int64 [rows], where each row lies among the `width` positions of the
     padded input. `text`, `pair`, `id`: as in inputs.Item. `truncated`: whether tokens were cut off, because the checkpoint says so.
-    `added`: bool [rows], the tokens that are not of the text but were put around it. `error`: why it cannot be answered; then it has
+    `added`: bool [rows], the tokens that are not of the text but were put around it. `unknown`: by row, what the text says where the
+    tokenizer knows no token, as inputs.Encoded. `error`: why it cannot be answered; then it has
     no rows.
     """
 
@@ -67,6 +68,7 @@ class Request:
     id: Any = None
     truncated: bool = False
     added: np.ndarray | None = field(default=None, repr=False)
+    unknown: dict[int, str] = field(default_factory=dict, repr=False)
     error: str | None = None
 
     @property
@@ -165,7 +167,8 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
         if count and largest >= count:
             raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {count}")
     made = token_request(spec, index, item.origin, (np.array(ids), np.array(types)), np.arange(len(ids)))
-    return replace(made, text=item.text, pair=item.pair, id=item.id, truncated=encoded.truncated, added=np.array(encoded.added, bool))
+    made = replace(made, truncated=encoded.truncated, added=np.array(encoded.added, bool), unknown=encoded.unknown)
+    return replace(made, text=item.text, pair=item.pair, id=item.id)
 
 
 def token_request(spec: ModelSpec, index: int, origin: str, row: tuple[np.ndarray, np.ndarray], keep: np.ndarray) -> Request:

@@ -5,7 +5,7 @@ Knows the tokenizer.json of a store and what its tokenizer_config.json adds; kno
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -34,12 +34,13 @@ def guarded(call: Callable[[], T], error: Exception) -> T:
 @dataclass(frozen=True)
 class Encoded:
     """Token ids and type ids, [tokens] each; `added`: 1 for a token that is not of the text but was put around it; `truncated`: whether
-    others were cut off."""
+    others were cut off; `unknown`: by its place, what stands in a single text where a token is the unknown one."""
 
     ids: list[int]
     types: list[int]
     added: list[int]
     truncated: bool
+    unknown: dict[int, str] = field(default_factory=dict)
 
 
 class Tokens:
@@ -64,6 +65,8 @@ class Tokens:
         said = said if isinstance(said, dict) else {}
         self.mask_token = self._special(said.get("mask_token", "[MASK]"))
         self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
+        unknown = self._special(said.get("unk_token"))
+        self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
         self._side = "left" if said.get("truncation_side") == "left" else "right"
         self._typed = "token_type_ids" in (said.get("model_input_names") or ["token_type_ids"])
         self._tokenizer.encode_special_tokens = said.get("split_special_tokens") is True
@@ -94,7 +97,9 @@ class Tokens:
         text, pair = (*texts, None)[:2]
         encoding = guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised"))
         types = encoding.type_ids if self._typed else [0] * len(encoding.ids)
-        return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing))
+        places = [place for place, number in enumerate(encoding.ids) if number == self._unknown] if pair is None else []
+        unknown = {place: texts[0][slice(*encoding.offsets[place])] for place in places}
+        return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing), unknown)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""

@@ -165,9 +165,10 @@ def best_labels(spec: ModelSpec, logits: Array) -> list[dict[str, Any]]:
 
 
 def token_labels(spec: ModelSpec, tokens: Tokens | None, request: Request, logits: Array) -> list[dict[str, Any]]:
-    """Return {"token", "label", "score"} of every token of the text, for `logits` [rows, labels]."""
+    """Return {"token", "label", "score"} of every token of the text, for `logits` [rows, labels]; of an unknown one what the text says."""
     scores = scores_of(spec, logits)
     best = scores.argmax(axis=1)  # [rows]
     of_text = np.arange(len(best)) if request.added is None else np.flatnonzero(~request.added)
-    found = zip(request.arrays["ids"][of_text], best[of_text], numbers(scores[of_text, best[of_text]]))
-    return [{"token": piece(tokens, int(number)), "label": spec.labels[label], "score": score} for number, label, score in found]
+    pieces = [request.unknown.get(int(row)) or piece(tokens, int(request.arrays["ids"][row])) for row in of_text]
+    found = zip(pieces, best[of_text], numbers(scores[of_text, best[of_text]]))
+    return [{"token": text, "label": spec.labels[label], "score": score} for text, label, score in found]
