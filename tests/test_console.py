@@ -44,7 +44,7 @@ def test_json_is_one_document_and_nothing_else(made, name):
     data = json.loads(result.stdout)
     assert data["format_version"] == 1 and data["format"] == {"inspect": "hepti-inspection", "plan": "hepti-decision"}[name]
     if name == "plan":
-        assert data["plan"]["format"] == "hepti-plan" and len(data["candidates"][0]["compute_seconds"]) == 3
+        assert data["plan"]["strategy"] == "tensor" and len(data["candidates"][0]["compute_seconds"]) == 3
     else:
         assert data["spec"]["hidden"] == random_model("tiny-bert").spec.hidden and data["fullest_rank_bytes"]["tensor"]["2"] > 0
     assert CliRunner().invoke(main.main, [*words(made, name), "--quiet"]).output == ""

@@ -146,3 +146,11 @@ def test_the_root_reads_embedding_and_head_besides(spec):
     assert set(Part(spec, plan, 0).slices) == set(root_slices(spec))
     assert {piece.name for piece in root_slices(spec)} == {w.name for w in all_weights(spec) if w.part in ("embedding", "head")}
     assert not set(Part(spec, plan, 1).slices) & set(root_slices(spec))
+
+
+@pytest.mark.parametrize("first, count, parts", [(0, 3, {"embedding", "head"}), (0, 2, {"embedding"}), (2, 1, {"head"}), (1, 1, set())])
+def test_who_leads_a_stage_reads_what_lies_before_and_behind_it(first, count, parts):
+    plan = replace(plan_of(BERT, [LAYOUTS[0]] * count, (1, 1)), first=first)
+    names = {piece.name for piece in Part(BERT, plan, 0).slices}
+    assert {weight.part for weight in all_weights(BERT) if weight.name in names and weight.part in ("embedding", "head")} == parts
+    assert {int(name.split(".")[1]) for name in names if name.startswith("layers.")} >= set(range(first, first + count))

@@ -155,4 +155,6 @@ def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int) -
         if layers != list(range(spec.layers)):
             raise PlanError(f"team {number} of the plan has layers {layers}, model {spec.name} has {spec.layers}, each of them once")
         for stage in team.stages:
+            if placement.together is None and stage.plan.collectives == "mpi":
+                raise PlanError(f"team {number} of the plan has collectives 'mpi', which only one thread of a rank may call")
             plans.check(stage.plan, spec, source_hash, len(stage.members), part=True)

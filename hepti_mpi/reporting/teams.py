@@ -80,14 +80,15 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
 
 
 def arrangement_document(found: Arrangement, rows: int) -> dict[str, Any]:
-    """Return the JSON document of teams that were planned for batches of so many rows."""
+    """Return the JSON document of teams that were planned for batches of so many rows, format hepti-teams."""
     teams = [
         {"members": list(choice.team.members), "does": described(choice.team), "seconds": short(choice.seconds),
          "rows_per_second": short(rows / choice.seconds), "stages": [_stage(stage) for stage in choice.team.stages]}
         for choice in found.choices
     ]  # fmt: skip
     alone = {str(rank): short(seconds) for rank, seconds in found.alone.items()}
-    return {"objective": "throughput", "rows": rows, "rows_per_second": short(rows * found.rate), "alone_seconds": alone, "teams": teams}
+    head = {"format": "hepti-teams", "format_version": 1, "objective": "throughput", "rows": rows}
+    return head | {"rows_per_second": short(rows * found.rate), "alone_seconds": alone, "teams": teams}
 
 
 def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width: int | None = None) -> str:

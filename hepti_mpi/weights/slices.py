@@ -125,7 +125,20 @@ class Part:
     @property
     def slices(self) -> tuple[Slice, ...]:
         """All that it reads from the store."""
-        return (*self.of_layers, *(root_slices(self.spec) if self.rank == 0 else ()))
+        return (*self.of_layers, *(self.outer_slices if self.rank == 0 else ()))
+
+    @property
+    def outer_slices(self) -> tuple[Slice, ...]:
+        """What the first rank of the plan reads besides: the embedding where the first layer is the plan's, the head where the last is."""
+        first, last = self.plan.first == 0, self.plan.numbers.stop == self.spec.layers
+        tied = {step.table for step in self.spec.back if isinstance(step, Words)} if last else set()
+        wanted = {"embedding": first, "head": last}
+        return tuple(piece for piece in root_slices(self.spec) if wanted[self.part_of[piece.name]] or piece.name in tied)
+
+    @cached_property
+    def part_of(self) -> dict[str, str]:
+        """To which part of the model the weights around the layers belong."""
+        return {weight.name: weight.part for weight in outer_weights(self.spec)}
 
 
 class DecodingPart(Part):
