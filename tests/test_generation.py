@@ -105,3 +105,14 @@ def test_refusals():
     for prompt, sampling in (([], Sampling()), (range(8), Sampling()), ([1], Sampling(stop=("x",)))):
         with pytest.raises(InputError):
             generator.submit(prompt, sampling)
+
+
+@pytest.mark.parametrize("more, words", [({"dim": 12}, "multiple of 8"), ({"causal": False}, "behind them")])
+def test_attention_that_cannot_go_on(more, words):
+    from hepti_mpi.engine.caching import check_cached
+    from hepti_mpi.errors import ModelError
+    from hepti_mpi.models.blocks import Attention
+
+    check_cached(Attention(48, 6, 8, causal=True))
+    with pytest.raises(ModelError, match=words):
+        check_cached(Attention(48, 6, **{"dim": 8, "causal": True} | more))

@@ -24,6 +24,7 @@ from hepti_mpi.weights.store import Store
 
 # what segments are told of a step: rows as [sequences, rows of each, numbers], rows that each sequence has, and the most that any has
 TOLD = {"shape": (TensorProto.INT64, 1), "reach": (TensorProto.INT32, 1), "most": (TensorProto.INT32, 0)}
+HEAD_STEP = 8  # numbers of a head that GroupQueryAttention takes at once
 KEYS, VALUES, ALL_KEYS, ALL_VALUES = "past_keys.{}", "past_values.{}", "keys.{}", "values.{}"
 
 
@@ -85,6 +86,8 @@ def check_cached(block: Attention) -> None:
     """Raise ModelError for an attention that cannot go on from a cache."""
     if not block.causal or block.relative is not None:
         raise ModelError("a model whose rows attend to those behind them does not generate text")
+    if block.dim % HEAD_STEP:
+        raise ModelError(f"heads of {block.dim} numbers are not supported for text: their width must be a multiple of {HEAD_STEP}")
 
 
 def _proto(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str], layers: Sequence[int]) -> onnx.GraphProto:
