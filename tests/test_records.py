@@ -125,7 +125,7 @@ def test_a_summary_says_how_soon_and_where():
     *_, startup, last = records.run_lines(record, None).splitlines()
     assert startup == "start-up 0.50 s (plan 0.50 s)"
     assert last == f"9 texts by {plan.strategy} in 0.60 s: 15.0 texts and 40.0 tokens a second; answers in there.jsonl"
-    images = records.throughput_line(record | {"family": "vit", "requests": 1})
+    images = records.throughput_line(record | {"family": "vit", "embedding": "patches", "requests": 1})
     assert f"1 image by {plan.strategy}" in images and "images and 40.0 patches a second" in images
 
 
