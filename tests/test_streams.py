@@ -16,7 +16,7 @@ from hepti_mpi.errors import InputError, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
-from hepti_mpi.serving import front, generating, streams
+from hepti_mpi.serving import front, generating, remote, streams
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.http import tools
@@ -24,6 +24,7 @@ from hepti_mpi.serving.remote import Remote
 
 WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "end"]
 END = WORDS.index("end")
+remote.IDLE_SECONDS = float("inf")  # a thread of a test may outlive it, and must tell nobody that it is idle
 SOURCE = "0123"
 
 

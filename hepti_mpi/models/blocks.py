@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hepti_mpi.models.formats import F32, Format
+from hepti_mpi.wording import counted
 
 KINDS = ("attention", "mlp")  # the blocks of a layer, in the order in which they are computed
 DIVIDED = ("heads", "columns")  # axes that ranks divide among themselves
@@ -282,7 +283,7 @@ class Layer:
         attention, mlp = self.attention, self.mlp
         norms = {"before": self.before, "after": self.after, "inside": self.given}
         said = {
-            f"{attention.heads} heads read {attention.granules} of keys and values": attention.group > 1,
+            f"{counted(attention.heads, 'heads')} read {attention.granules} of keys and values": attention.group > 1,
             "causal": attention.causal,
             f"a window of {attention.window} rows": attention.window is not None,
             "rotary positions": attention.rotary is not None,

@@ -84,7 +84,7 @@ class ModelSpec:
             sizes = {"hidden": self.hidden, "heads": self.heads, "ffn": self.ffn}
             found = {"hidden": attention.hidden, "heads": attention.granules, "ffn": mlp.width}
             if found != sizes or mlp.hidden != self.hidden or attention.heads % self.heads or attention.dim < 1:
-                raise ModelError(f"model {self.name}: a layer of it has {found} and {attention.heads} heads, the model {sizes}")
+                raise ModelError(f"model {self.name}: a layer of it has {found} and {counted(attention.heads, 'heads')}, the model {sizes}")
             if layer.parallel and (layer.scaled or any((*layer.given, *layer.after))):
                 raise ModelError(f"model {self.name}: parallel blocks with norms or scales of what they give are not supported")
             if mlp.activation not in ACTIVATIONS:

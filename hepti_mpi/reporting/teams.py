@@ -103,6 +103,6 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
         table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),
         "the whole model fits on: " + (", ".join(alone) if alone else "no rank alone, so ranks hold it together"),
         *([f"at rest, since that is sooner: {', '.join(f'rank {rank} on {hosts[rank]}' for rank in resting)}"] if resting else []),
-        f"together {rate(rows * found.rate)} rows a second; considered: "
+        f"together, rows a second: {rate(rows * found.rate)}; considered: "
         + ", ".join(f"{name}: {rate(rows * value)}" for name, value in found.others.items()),
     ])

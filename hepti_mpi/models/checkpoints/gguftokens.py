@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.inputs.tokens import guarded
 from hepti_mpi.models.untrusted import shown
+from hepti_mpi.wording import counted
 
 KEY = "tokenizer.ggml."
 CONTROL, USER = 3, 4  # types of tokens that are taken whole
@@ -89,7 +90,7 @@ def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     if value is None or value in (-1, 0xFFFFFFFF):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise ModelError(f"the GGUF file's {KEY}{name} is {shown(value, 60)}, its vocabulary has {count} tokens")
+        raise ModelError(f"the GGUF file's {KEY}{name} is {shown(value, 60)}, its vocabulary has {counted(count, 'tokens')}")
     return value
 
 

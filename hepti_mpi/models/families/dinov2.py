@@ -19,7 +19,7 @@ def dinov2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     shared, registers = shared_fields(own | dict(config)), integer(config, "num_register_tokens", 4) if registered(config) else 0
     hidden, heads = shared["hidden"], shared["heads"]
     if image < patch or hidden % heads:
-        raise ModelError(f"config.json: image_size {image}, patch_size {patch}, hidden_size {hidden} in {heads} heads do not go together")
+        raise ModelError(f"config.json: image_size {image} in patches of {patch} or hidden_size {hidden} in heads of {heads} leaves a rest")
     width, gated = int(hidden * number(config, "mlp_ratio", 4)), yes(config, "use_swiglu_ffn", False)
     width = (int(width * 2 / 3) + 7) // 8 * 8 if gated else width  # source: Dinov2SwiGLUFFN, transformers 5.23
     norm = Norm(hidden, shared["norm_eps"])

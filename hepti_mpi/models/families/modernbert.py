@@ -61,7 +61,7 @@ def kinds_of(config: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
     every = integer(config, "global_attn_every_n_layers", 3)
     found = config.get("layer_types") or [NEAR if place % every else FAR for place in range(shared["layers"])]
     if not isinstance(found, list) or len(found) != shared["layers"] or not all(kind in (FAR, NEAR) for kind in found):
-        raise ModelError(f"config.json: layer_types is {found!r:.60}, expected {FAR} or {NEAR} for each of the {shared['layers']} layers")
+        raise ModelError(f"config.json: layer_types is {found!r:.60}, expected {FAR} or {NEAR} for each of {shared['layers']}")
     return found
 
 

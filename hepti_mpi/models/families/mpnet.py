@@ -35,7 +35,7 @@ def mpnet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if integer(config, "relative_attention_num_buckets", 32) != RELATIVE.buckets:
         raise ModelError(f"config.json: relative_attention_num_buckets is {config['relative_attention_num_buckets']}, only 32 are read")
     if hidden % heads or positions <= PADDING + 1:
-        raise ModelError(f"config.json: hidden_size {hidden} in {heads} heads with {positions} positions is no MPNet")
+        raise ModelError(f"config.json: hidden_size {hidden}, num_attention_heads {heads}, max_position_embeddings {positions} is no MPNet")
     own = Norm(hidden, eps)
     attention = Attention(hidden, heads, hidden // heads, relative=RELATIVE)
     layer = Layer(attention, Mlp(hidden, shared["ffn"], shared["activation"]), after=(own, own))

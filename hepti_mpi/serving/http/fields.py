@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from hepti_mpi.serving.http.refusals import Refused
+from hepti_mpi.wording import counted
 
 MOST_INPUTS = 2048  # of one request
 SHOWN = 60
@@ -84,7 +85,7 @@ def listed(name: str, value: Any) -> list[Any]:
     if not value:
         raise Refused(422, f"{name} is an empty list: there is nothing to answer", name)
     if len(value) > MOST_INPUTS:
-        raise Refused(413, f"{name} has {len(value)} inputs, at most {MOST_INPUTS} are taken at once: ask for them in parts", name)
+        raise Refused(413, f"{name} has {counted(len(value), 'inputs')}, at most {MOST_INPUTS} are taken at once: ask in parts", name)
     return value
 
 

@@ -18,6 +18,7 @@ from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.serving.http.tools import Held, as_objects, calls
 from hepti_mpi.serving.streams import Grown
+from hepti_mpi.wording import counted
 
 MOST_ANSWERS, MOST_STOPS = 16, 16
 USUAL_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
@@ -101,7 +102,7 @@ def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int,
     is_chat, prompts, texts = asked
     count = int(fields.number("n", 1, MOST_ANSWERS, whole=True) or 1)
     if len(prompts) * count > MOST_ANSWERS:
-        many = f"{len(prompts)} prompts with n {count} are {len(prompts) * count} answers"
+        many = f"{len(prompts)} prompts with n {count} are {counted(len(prompts) * count, 'answers')}"
         raise Refused(413, f"{many}, at most {MOST_ANSWERS} are given at once")
     limit = fields.number(most, 1, 1 << 24, whole=True)
     options: dict[str, Any] = {"max_tokens": usual if limit is None else int(limit), "temperature": 1.0, "logprobs": logprobs}
