@@ -108,7 +108,9 @@ def test_the_first_hour(place):
     assert "chosen" in said and "single" in said, said
     said = session.type(long, once_answering(lab, lambda: lab.set_board(SLOW, 20)))
     count = int(re.search(r"seq .* (\d+) >", long)[1])
-    assert f"{count} texts by" in said and re.search(rf"after batch \d+: .*{SLOW}.* instead of", said), said
+    assert f"{count} texts by 4 teams" in said, said
+    answered = {host: int(count) for host, count in re.findall(r"rank \d on (\S+) +alone +\d+ +(\d+) ", said)}
+    assert set(answered) == set(lab.hosts) and answered[SLOW] < 0.8 * min(answered[host] for host in lab.hosts if host != SLOW), said
     lab.set_board(SLOW, 4)
     said = session.type(lost, once_answering(lab, lambda: lab.kill_host(LOST, silent=True)))
     assert LOST in said and said.endswith(f"{count} answers.jsonl\n"), said
