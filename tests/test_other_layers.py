@@ -107,8 +107,8 @@ def test_other_prefixes_and_half_precision(case, tmp_path):
     ("modernbert", {"mlp_bias": 1}, "mlp_bias"), ("modernbert", {"hidden_activation": "mish"}, "'mish'"),
     ("nomicbert", {"prenorm": True}, "prenorm"), ("nomicbert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
     ("nomicbert", {"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"), ("nomicbert", {"is_causal": True}, "is_causal"),
-    ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets"), ("mpnet", {"max_position_embeddings": 2}, "positions"),
-    ("dinov2", {"patch_size": 60}, "patch_size"), ("dinov2", {"use_swiglu_ffn": True}, "tensors"), ("dinov2", {"odd_key": 1}, "odd_key"),
+    ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets"), ("mpnet", {"max_position_embeddings": 2}, "max_position_embeddings"),
+    ("dinov2", {"patch_size": 60}, "patches of 60"), ("dinov2", {"use_swiglu_ffn": True}, "tensors"), ("dinov2", {"odd_key": 1}, "odd_key"),
 ])  # fmt: skip
 def test_refused(case, change, word, tmp_path):
     folder = Path(shutil.copytree(GOLDEN / case, tmp_path / case))
