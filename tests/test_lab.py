@@ -15,6 +15,7 @@ from lab import check, jobs, network, processes, state
 from lab.clusters import Cluster, Host, cluster_named, read_clusters
 from lab.errors import LabError
 from lab.lab import Lab, _covered
+from lab.throughput import slower
 
 from hepti_mpi.cluster.boards import board_named
 
@@ -302,3 +303,8 @@ def test_a_killed_run_leaves_nothing(number):
 def test_run_returns_the_exit_code_of_the_job():
     done = lab_command("run", "wifi3", "--", "no-such-command")
     assert done.returncode == 2 and "no-such-command" in done.stderr
+
+
+@pytest.mark.parametrize("board, expected", [("2.5", "7.5"), ("pi4", "pi4*3"), ("laptop*2", "laptop*6")])
+def test_a_board_that_becomes_slow(board, expected):
+    assert slower(board) == expected

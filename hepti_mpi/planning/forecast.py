@@ -11,6 +11,7 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 
+Shape = tuple[int, int, int]  # of a batch: rows, rows of its longest request, and how many requests
 MOST_PRICES = 64  # of different shapes; others are taken from the nearest, in proportion to their rows
 
 
@@ -20,13 +21,13 @@ class Forecast:
     def __init__(self, spec: ModelSpec, profile: ClusterProfile, plan: Plan) -> None:
         self.spec, self.profile, self.plan = spec, profile, plan
         self.program = make_program(spec, plan)
-        self.known: dict[tuple[int, int, int], float] = {}
+        self.known: dict[Shape, float] = {}
 
     def seconds(self, lengths: Sequence[int]) -> float:
         """Return the seconds of a batch of requests of `lengths` rows, warm."""
         return self.of_shape((sum(lengths), max(lengths), len(lengths)))
 
-    def of_shape(self, shape: tuple[int, int, int]) -> float:
+    def of_shape(self, shape: Shape) -> float:
         """Return the seconds of a batch of a shape: rows, rows of the longest request, and how many requests."""
         if shape not in self.known:
             if len(self.known) >= MOST_PRICES:

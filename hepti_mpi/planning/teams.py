@@ -16,7 +16,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
-from hepti_mpi.planning.forecast import Forecast
+from hepti_mpi.planning.forecast import Forecast, Shape
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
@@ -30,7 +30,6 @@ MOST_PARTED = 8  # ranks, of which all ways to make teams are tried
 MOST_DIVIDED = 4  # ranks of a team that divides layers
 ENOUGH = 0.9  # of the rate that ranks would have together: where they reach it otherwise, they are not tried with divided layers
 MOST_TRIED = 6  # sets of ranks that are
-Shape = tuple[int, int, int]  # of a batch: rows, rows of the longest request, requests
 STEADY = (1, 2)  # layers whose prices say what one more costs
 MOST_PRICED = 16  # shapes of batches
 GAIN = 1.03  # times the batches a second that teams must promise more than all ranks together
@@ -80,7 +79,8 @@ class Arrangement:
         intervals = np.array([choice.seconds for choice in self.choices])
         done = np.zeros(len(intervals))
         for _ in range(batches):
-            done[np.argmin(done + intervals)] += intervals[np.argmin(done + intervals)]
+            first = np.argmin(done + intervals)
+            done[first] += intervals[first]
         return float(done.max(initial=0.0))
 
 
@@ -94,11 +94,11 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
     if lone != crowds[0]:
         crowds.append(lone)
     modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
-    found: list[Arrangement] = []
     for mode in modes:
         narrowed = replace(request, mode=mode, wires=("float32",))  # what a short wire changes is checked of one plan only
-        every = (_Teams(spec, source_hash, profile, narrowed, crowd).best(pipeline) for crowd in crowds) if not found else ()
-        found += [arrangement for arrangement in every if arrangement]
+        every = [_Teams(spec, source_hash, profile, narrowed, crowd).best(pipeline) for crowd in crowds]
+        if found := [arrangement for arrangement in every if arrangement]:
+            break
     if not found:
         search.choose(spec, source_hash, profile, narrowed)  # says what it lacks
         raise CapacityError("no team of ranks can hold the model in stages; leave out --layout")

@@ -18,6 +18,7 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Letter, Mail
 from hepti_mpi.engine.crew import Crew
 from hepti_mpi.engine.machine import Machine
+from hepti_mpi.planning.forecast import Shape
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
 from hepti_mpi.serving.loop import BEAT_SECONDS, WAIT_SECONDS, Desk, peak_resident_bytes
@@ -27,7 +28,6 @@ from hepti_mpi.serving.scheduler import Step
 FRONT, WORK = "front", "work"  # boxes
 AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
 MOST_SHAPES = 1000  # of batches that are noted
-Shape = tuple[int, int, int]  # rows of a batch, of its longest request, and how many requests
 LEARNED = 0.25  # of what is known of a team that one batch may change
 FAR = 8  # batches for each team that must be left for it to get one whatever it takes
 
