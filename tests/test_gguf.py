@@ -166,6 +166,7 @@ def test_models_that_are_refused(opened, more, tensors, words):
 # ---- tokens
 
 LETTERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh123Ġ", "ab", "Ġab", "Ġc"]
+AB = LETTERS.index("ab")
 TOKENS = {
     "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": LETTERS, "tokenizer.ggml.bos_token_id": 1,
     "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.merges": ["a b", "Ġ ab", "Ġ c"], "tokenizer.chat_template": "{{ messages }}",
@@ -184,15 +185,25 @@ def test_a_tokenizer():
     words = Tokens(made.files)
     ids = words.plain("ab ab 12<|im_end|>c", "x")
     assert [LETTERS[one] for one in ids] == ["ab", "Ġab", "Ġ", "1", "2", "<|im_end|>", "c"]
-    assert words.decode(ids) == "ab ab 12c" and made.first is None and made.ends == (2, 0)
+    assert words.decode(ids) == "ab ab 12c" and made.ends == (2, 0)
     assert made.files["chat_template.jinja"] == b"{{ messages }}"
-    begun = tokens(add_bos_token=True)
-    assert begun.first == 1 and Tokens(begun.files).encode(["ab"], "x").ids[0] == 1
+
+
+@pytest.mark.parametrize("more, ids", [
+    ({}, [AB]), ({"add_bos_token": True}, [1, AB]), ({"add_eos_token": True}, [AB, 2]),
+    ({"pre": "llama-bpe"}, [1, AB]),  # llama.cpp: as its rule says, where the file says nothing
+    ({"pre": "llama-bpe", "add_bos_token": False}, [AB]),
+])  # fmt: skip
+def test_what_texts_begin_and_end_with(more, ids):
+    from hepti_mpi.models.inputs.tokens import Tokens
+
+    assert Tokens(tokens(**more).files).encode(["ab"], "x").ids == ids
 
 
 @pytest.mark.parametrize("more, words", [
     ({"pre": "other"}, "beside the file"), ({"model": "llama"}, "beside the file"), ({"merges": ["a zz"]}, "cannot be made"),
-    ({"eos_token_id": 99}, "vocabulary has"), ({"tokens": 3}, "no tokenizer.ggml.tokens"),
+    ({"eos_token_id": 99}, "vocabulary has"), ({"add_eos_token": 1}, "true or false"),
+    ({"add_bos_token": True, "bos_token_id": -1}, "has no tokenizer.ggml.bos_token_id"), ({"tokens": 3}, "no tokenizer.ggml.tokens"),
 ])  # fmt: skip
 def test_tokenizers_that_are_refused(more, words):
     with pytest.raises(ModelError, match=words):

@@ -35,6 +35,7 @@ def test_greedy_takes_the_lower_of_equal_ones():
 def test_drawing_follows_the_distribution():
     np.testing.assert_allclose(shares(temperature=1.0), softmax(LOGITS), atol=0.03)
     np.testing.assert_allclose(shares(temperature=2.0), softmax(LOGITS / 2), atol=0.03)
+    assert set(np.flatnonzero(shares(20, temperature=1e-300))) <= {1, 3}  # near 0 as at 0: one of the two likeliest
 
 
 @pytest.mark.parametrize("asked, left", [

@@ -26,30 +26,29 @@ ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>",
 @dataclass(frozen=True)
 class Rule:
     """How texts are split before merging. `pattern`: None for GPT-2's own; `digits`: each by itself; `whole`: words that are tokens are
-    not merged anew."""
+    not merged anew; `begun`: texts begin with the file's bos where it does not say whether they do."""
 
     pattern: str | None = None
     digits: bool = False
     whole: bool = False
     composed: bool = False
+    begun: bool = False
 
 
 RULES = {
     "gpt-2": Rule(),
     "smollm": Rule(digits=True),
-    "llama-bpe": Rule(WORDS % "{1,3}", whole=True),
-    "llama3": Rule(WORDS % "{1,3}", whole=True),
+    "llama-bpe": Rule(WORDS % "{1,3}", whole=True, begun=True),
+    "llama3": Rule(WORDS % "{1,3}", whole=True, begun=True),
     "qwen2": Rule(WORDS % "", composed=True),
 }
 
 
 @dataclass(frozen=True)
 class GgufTokens:
-    """What a run reads of the tokenizer: `files` by name; `first`: the id that a text begins with, if any; `ends`: those that end an
-    answer."""
+    """What a run reads of the tokenizer: `files` by name; `ends`: the tokens that end an answer."""
 
     files: dict[str, bytes]
-    first: int | None
     ends: tuple[int, ...]
 
 
@@ -71,14 +70,13 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     if own is None:
         tokenizer = guarded(lambda: _bpe(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
         own = guarded(lambda: tokenizer.to_str(), ModelError("the tokenizer of the GGUF file cannot be written")).encode()
-    first = bos if metadata.get(f"{KEY}add_bos_token", False) is True else None
     said = {"mask_token": None, "model_input_names": ["input_ids", "attention_mask"], "truncation_side": "right", "padding_side": "left"}
     said |= {name: texts[number] for name, number in (("bos_token", bos), ("eos_token", eos)) if number is not None}
     files = {"tokenizer.json": own, "tokenizer_config.json": json.dumps(said).encode()}
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         files["chat_template.jinja"] = template.encode()
-    return GgufTokens(files, first, tuple(dict.fromkeys(number for number in ends if number is not None)))
+    return GgufTokens(files, tuple(dict.fromkeys(number for number in ends if number is not None)))
 
 
 def _of_type(texts: Sequence[str], types: np.ndarray, kind: int) -> list[str]:
@@ -115,8 +113,20 @@ def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -
     tokenizer.decoder = decoders.ByteLevel()
     for kind, special in ((CONTROL, True), (USER, False)):
         tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in _of_type(texts, types, kind)])
-    bos = metadata.get(f"{KEY}bos_token_id")
-    if metadata.get(f"{KEY}add_bos_token", False) is True and isinstance(bos, int):
-        mark = texts[bos]
-        tokenizer.post_processor = processors.TemplateProcessing(single=[mark, "$A"], pair=[mark, "$A", "$B"], special_tokens=[(mark, bos)])
+    begin, end = _mark(metadata, texts, "bos", rule.begun), _mark(metadata, texts, "eos", False)
+    if begin or end:
+        single, pair = [*begin, "$A", *end], [*begin, "$A", *end, *begin, "$B", *end]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[*(begin | end).items()])
     return tokenizer
+
+
+def _mark(metadata: Mapping[str, Any], texts: Sequence[str], name: str, default: bool) -> dict[str, int]:
+    """Return the special token that all texts begin or end with, by its text: none unless the file or its rule says so."""
+    key = f"{KEY}add_{name}_token"
+    added = metadata.get(key, default)
+    if not isinstance(added, bool):
+        raise ModelError(f"its {key} is {shown(added, 60)}, expected true or false")
+    number = _id(metadata, f"{name}_token_id", len(texts)) if added else None
+    if added and number is None:
+        raise ModelError(f"its texts get a token {name}, and it has no {KEY}{name}_token_id")
+    return {} if number is None else {texts[number]: number}

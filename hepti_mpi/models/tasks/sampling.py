@@ -168,8 +168,8 @@ class Sampler:
 
     def _drawn(self, ids: Array, logits: Array) -> int:
         asked = self.sampling
-        ids, logits = largest(ids, logits / asked.temperature, asked.top_k or len(logits))  # the likeliest first
-        weights = np.exp(logits.astype(np.float64) - float(logits[0]))
+        ids, logits = largest(ids, logits, asked.top_k or len(logits))  # the likeliest first
+        weights = np.exp((logits.astype(np.float64) - float(logits[0])) / asked.temperature)  # no overflow
         weights /= weights.sum()
         if asked.top_p < 1:
             weights = weights[: int(np.searchsorted(np.cumsum(weights), asked.top_p)) + 1]
