@@ -46,8 +46,6 @@ launch=(
     --map-by ppr:1:node
     # No binding: a bound rank keeps all its threads on one core. The kernel spreads them over the cores of the node.
     --bind-to none
-    # A rank that waits gives its core to the compute threads.
-    --mca mpi_yield_when_idle 1
     # ssh carries no environment
     -x OPENBLAS_NUM_THREADS
     # Several networks on a node: name the fast one.

@@ -164,7 +164,7 @@ def test_the_exit_code_is_a_processes(tmp_path):
 
 def test_what_is_recommended():
     line, files = recommended(ASKING, cluster(), "hosts.txt")
-    mpirun = f"{Path(PYTHON).parent}/mpirun -hostfile hosts.txt --bind-to none --mca mpi_yield_when_idle 1"
+    mpirun = f"{Path(PYTHON).parent}/mpirun -hostfile hosts.txt --bind-to none"
     assert line == f"{mpirun} {PYTHON} -m hepti_mpi run"
     assert files["hosts.txt"] == "".join(f"pi4-{number} slots=1\n" for number in range(1, 5))
     assert "hwloc_default_binding_policy = none" in files["prte-mca-params.conf"] and line in files["run.sbatch"]

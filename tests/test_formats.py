@@ -7,8 +7,8 @@ import pytest
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q8, Q8_BLOCKS, SCALES, VALUES
-from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights
+from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q8, Q8_BLOCKS, SCALES, VALUES, Rows
+from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights, reduced
 from hepti_mpi.weights.slices import all_weights, span
 from hepti_mpi.weights.store import whole_slices
 
@@ -122,3 +122,23 @@ def test_what_ranks_could_not_cut_is_refused():
 def test_every_axis_has_a_name():
     for name in ("tiny-bert", "tiny-vit"):
         assert all(len(weight.axes) == len(weight.shape) for _, weight in named_weights(random_model(name).spec))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_a_table_are_looked_up_in_any_format(name):
+    values, kind, chosen = np.random.default_rng(0).standard_normal((70, 65)).astype(np.float32), FORMATS[name], np.array([69, 0, 3, 3])
+    parts = kind.encode(values, 1)
+    table = Rows(kind, parts, values.shape)
+    np.testing.assert_array_equal(table[chosen], kind.decode(parts, values.shape, 1)[chosen])
+    np.testing.assert_array_equal(table, kind.decode(parts, values.shape, 1))
+
+
+def test_words_of_texts_are_in_a_format_too_where_the_model_says_so():
+    spec = random_model("smollm2-135m").spec
+    (table,) = (weight.name for weight in all_weights(spec) if weight.axes[0] == "words")
+    found = {name: {weight.name: weight for weight in all_weights(reduced(spec, name))}[table].format.name for name in FORMATS}
+    assert found == {"f32": "f32", "f16": "f16", "q8": "q8-blocks", "q8-blocks": "q8-blocks", "q4": "q8-blocks"}
+    before = replace(spec, formats={"": "q4"})  # as stores were written once
+    assert {weight.name: weight for weight in all_weights(before)}[table].format.name == "f32"
+    encoder = random_model("tiny-bert").spec
+    assert all(weight.format.name == "f32" for weight in all_weights(reduced(encoder, "q4")) if weight.part in ("embedding", "head"))

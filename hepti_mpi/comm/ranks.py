@@ -38,13 +38,13 @@ class Comm:
 
     @classmethod
     def world(cls, deadline: float = 0.0) -> "Comm":
-        """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores.
+        """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores, and only then: whatever
+        else the host does would have it for milliseconds at each look.
 
         `deadline`: seconds after which a rank no longer waits for another; 0: never. Raises HeptiError where the launcher is another MPI's.
         """
         local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
-        if local >= (os.cpu_count() or 1):
-            os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", str(int(local > (os.cpu_count() or 1))))
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one MPI does not start; the system knows the user's
         import mpi4py
 

@@ -286,7 +286,7 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str)
     networks = [{network(item): name for name, item in facts["interfaces"].items()} for facts in usable.values()]
     common = [one for one in (networks[0] if networks else ()) if all(one in each for each in networks)]
     common.sort(key=lambda one: sum(each[one] != carrier(facts) for each, facts in zip(networks, usable.values())))
-    settings = {"mpi_yield_when_idle": "1"}
+    settings: dict[str, str] = {}
     if common and any(len(each) > 1 for each in networks):
         settings["btl_tcp_if_include"] = common[0]
     launcher = {"hwloc_default_binding_policy": "none", "rmaps_default_mapping_policy": "slot:oversubscribe", "prte_fwd_environment": "1"}

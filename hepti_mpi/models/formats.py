@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import lcm, prod
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hepti_mpi.errors import ModelError
 
@@ -190,6 +191,24 @@ class Blocks(Format):
         matrix = values.reshape(-1, values.shape[-1]) if inner else values.reshape(-1, values.shape[-1]).T
         lacking = -matrix.shape[1] % BLOCK
         return np.pad(matrix, ((0, 0), (0, lacking))).reshape(len(matrix), (matrix.shape[1] + lacking) // BLOCK, BLOCK)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table [rows, width] in a format, of which only those rows are read, and turned into float32, that are looked up."""
+
+    format: Format
+    held: Mapping[str, np.ndarray]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the rows `chosen` [n]: [n, width]."""
+        every = self.format.parts(self.shape, 1).items()
+        found = {name: self.held[name][chosen] if array.per else self.held[name] for name, array in every}
+        return self.format.decode(found, (len(chosen), *self.shape[1:]), 1)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.format.decode(self.held, self.shape, 1), dtype)
 
 
 def _scale(largest: np.ndarray, steps: int) -> np.ndarray:

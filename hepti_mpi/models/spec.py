@@ -8,9 +8,9 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight, layer_from_json
-from hepti_mpi.models.formats import BLOCK, F32, format_named
+from hepti_mpi.models.formats import BLOCK, F16, F32, Q8_BLOCKS, format_named
 from hepti_mpi.models.older import back_of, front_of
-from hepti_mpi.models.steps import Lookup, Step, read_steps
+from hepti_mpi.models.steps import Lookup, Step, Words, read_steps
 from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
@@ -153,6 +153,8 @@ class ModelSpec:
     def stored(self, weight: Weight) -> Weight:
         """Return a weight, under its full name, with the format in which it is stored. Raises ModelError where ranks could not cut it."""
         name, found = weight.name, None
+        if weight.axes[0] == "words" and name in self.formats:  # a table that rows are multiplied by
+            weight = replace(weight, inner=1)
         while weight.inner is not None and self.formats:
             found = self.formats.get(name)
             if found is not None or not name:
@@ -215,12 +217,15 @@ def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:
 
 
 def reduced(spec: ModelSpec, name: str) -> ModelSpec:
-    """Return the spec of the model with all matrices in a format; 8 bits where ranks could not cut one that is stored so. Raises
+    """Return the spec of the model with all matrices in a format; 8 bits where ranks could not cut one that is stored so, and where they
+    are words that texts are written in, all of which every token is compared with: fewer bits cost it more there than elsewhere. Raises
     ModelError."""
     found, kind = replace(spec, formats={"": name}), format_named(name)
     every = (weight for number in range(spec.layers) for weight in layer_weights(spec, number))
     uncut = [weight.name for weight in every if weight.split == "heads" and weight.inner == 0 and kind.granule(weight.shape, 0) != 1]
-    return replace(found, formats=found.formats | dict.fromkeys(uncut, "q8")) if kind is not F32 else spec
+    tables = [step.table for step in spec.back if isinstance(step, Words)] if spec.generates else []
+    words = dict.fromkeys(tables, name if kind is F16 else Q8_BLOCKS.name)
+    return replace(found, formats=found.formats | dict.fromkeys(uncut, "q8") | words) if kind is not F32 else spec
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
@@ -228,7 +233,7 @@ def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     final = spec.final_norm.weights("final.norm").values() if spec.final_norm else ()
     front = (weight for step in spec.front for weight in step.weights("embedding"))
     back = (weight for step in spec.back for weight in step.weights("head"))
-    return (*front, *final, *back)
+    return tuple(map(spec.stored, (*front, *final, *back)))
 
 
 def named_weights(spec: ModelSpec) -> Iterator[tuple[str, Weight]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.blocks import Weight
+from hepti_mpi.models.formats import F32, Rows
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result, answers, apply_head, embed, fault
 from hepti_mpi.serving.outputs import Finished, finished_answer, finished_arrays
@@ -105,16 +105,16 @@ class Answered:
         return self.answerer.finished(self.requests, self.results)
 
 
-class OuterWeights(Mapping[str, np.ndarray]):
+class OuterWeights(Mapping[str, np.ndarray | Rows]):
     """The embedding and head tensors of a store, mapped from its file when asked for."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        weight: Weight = self.names[name]
-        return self.store.array(span(weight))
+    def __getitem__(self, name: str) -> np.ndarray | Rows:
+        piece = span(self.names[name])
+        return self.store.array(piece) if piece.format is F32 else Rows(piece.format, self.store.parts(piece), piece.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

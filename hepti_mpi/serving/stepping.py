@@ -3,21 +3,21 @@
 Knows slots and the tables in front of the layers; does not know how ranks divide a step, nor what is asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from hepti_mpi.engine.decoder import Decoder, Order
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
-from hepti_mpi.models.tasks.stepping import apply_steps
+from hepti_mpi.models.tasks.stepping import Weights, apply_steps
 from hepti_mpi.serving.generation import CHUNK
 
 
 class Ranks:
     """The ranks that a Decoder is a part of."""
 
-    def __init__(self, decoder: Decoder, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, decoder: Decoder, weights: Weights) -> None:
         """`weights`: the tables in front of the layers, by name."""
         self.decoder, self.weights, self.spec = decoder, weights, decoder.spec
         self.slots, self.positions = decoder.slots, decoder.positions

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.models.formats import Rows
 from hepti_mpi.models.numerics import Array, activate, as_type, layer_norm, sigmoid
 from hepti_mpi.models.steps import KINDS, Dense, LayerNorm, Lookup, Normalize, Patches, Scale, Step, Words
 
-Weights = Mapping[str, np.ndarray]
+Weights = Mapping[str, np.ndarray | Rows]
 
 
 def apply_steps(steps: Iterable[Step], weights: Weights, x: Array, arrays: Mapping[str, np.ndarray] | None = None) -> Array:
