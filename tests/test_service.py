@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import http.client
 import json
 import os
 import re
@@ -12,109 +11,22 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import decoders
 import numpy as np
 import pytest
+from services import BEGIN_SECONDS, GOLDEN, ROOT, Served, served, writing_folder
 
 import hepti_mpi
 from hepti_mpi.commands import main
 from hepti_mpi.commands.serve import handed_on, read_keys
 from hepti_mpi.errors import InputError, ServiceError, StoreError
-from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
 
 pytest.importorskip("starlette", reason="serve is an extra")
 pytest.importorskip("uvicorn", reason="serve is an extra")
 
-ROOT, GOLDEN = Path(__file__).parent.parent, Path(__file__).parent / "golden"
 PAGE = ROOT / "hepti_mpi" / "serving" / "README.md"
-BEGIN_SECONDS = 120
-
-
-class Served:
-    """A `serve` in a process of its own."""
-
-    def __init__(self, folder, model, *options):
-        self.store, self.log = folder / f"{Path(model).name}.h5", folder / f"{Path(model).name}.log"
-        if not self.store.exists():
-            slicing = [sys.executable, "-m", "hepti_mpi", "slice", str(GOLDEN / model), str(self.store)]  # or a folder elsewhere
-            subprocess.run(slicing, check=True, capture_output=True, cwd=ROOT)
-        words = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(self.store), "--port", "0", "--threads", "1", *options]
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
-        self.until(lambda: "http://" in self.said)
-        self.port = int(re.search(r"http://127.0.0.1:(\d+)", self.said)[1])
-
-    @property
-    def said(self):
-        return self.log.read_text()
-
-    def until(self, condition):
-        end = time.monotonic() + BEGIN_SECONDS
-        while not condition():
-            assert time.monotonic() < end and self.process.poll() is None, self.said
-            time.sleep(0.05)
-
-    def ready(self):
-        self.until(lambda: self.get("/health")[0] == 200)
-        return self
-
-    def call(self, method, path, body=None, headers=None, timeout=60):
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            link.request(method, path, body, headers or {})
-            response = link.getresponse()
-            content = response.read()
-            return response.status, json.loads(content) if "json" in response.headers["content-type"] else content, response.headers
-        finally:
-            link.close()
-
-    def get(self, path, **headers):
-        return self.call("GET", path, headers=headers)
-
-    def post(self, path, document, **headers):
-        return self.call("POST", path, document if isinstance(document, bytes) else json.dumps(document), headers)
-
-    def answer(self, path, document):
-        status, answer, _ = self.post(path, document)
-        assert status == 200, answer
-        return answer
-
-    def refusal(self, path, document):
-        status, answer, headers = self.post(path, document)
-        assert set(answer) == {"error"} and set(answer["error"]) == {"message", "type", "param", "code"}
-        return status, answer["error"]["message"]
-
-    def ranks(self):
-        """The processes of its ranks."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words, parent = path.read_bytes().split(b"\0"), (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
-            except OSError:
-                continue
-            if b"answer" in words and str(self.store).encode() in words and int(parent) == self.process.pid:
-                found.append(int(path.parent.name))
-        return found
-
-    def end(self, number=signal.SIGTERM):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@contextmanager
-def served(folder, model, *options):
-    own = Served(folder, model, *options)
-    try:
-        yield own.ready()
-    finally:
-        own.process.kill() if own.end() else None
-        assert own.ranks() == []
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +36,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sentences(folder):
-    with served(folder, "bert_sentence") as own:
+    with served(folder, "bert_sentence", "--threads", "1") as own:
         yield own
 
 
 @pytest.fixture(scope="module")
 def writer(folder):
-    """A tiny model that writes text, with words for its tokens and a template for talks."""
-    source = decoders.write_folder("llama", folder)
-    words = [*SPECIALS, *(f"w{number}" for number in range(decoders.BASE["vocab_size"] - len(SPECIALS)))]
-    (source / "tokenizer.json").write_text(json.dumps(json.loads(word_piece_json(words)) | {"post_processor": None}))
-    (source / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
-    with served(folder, source, "--context", "100", "--slots", "2") as own:
+    with served(folder, writing_folder(folder), "--threads", "1", "--context", "100", "--slots", "2") as own:
         yield own
 
 
@@ -273,7 +180,7 @@ def test_nothing_is_lost_when_ranks_are_killed(sentences):
 def test_teams_answer_the_same(folder, sentences):
     texts = [f"cat number {number} sat on the mat near the river" for number in range(300)]
     expected = sentences.answer("/v1/embeddings", {"input": texts})["data"]
-    with served(folder, "bert_sentence", "--objective", "throughput", "--batch-rows", "64") as own:
+    with served(folder, "bert_sentence", "--threads", "1", "--objective", "throughput", "--batch-rows", "64") as own:
         found = own.answer("/v1/embeddings", {"input": texts})["data"]
         assert 'hepti_plan_info{' in own.get("/metrics")[1].decode() and 'strategy="teams"' in own.get("/metrics")[1].decode()
     for one, other in zip(expected, found, strict=True):
@@ -281,7 +188,7 @@ def test_teams_answer_the_same(folder, sentences):
 
 
 def test_what_was_asked_is_answered_before_the_end(folder, sentences):
-    own = Served(folder, "bert_sentence").ready()
+    own = Served(folder, "bert_sentence", "--threads", "1").ready()
     texts = [f"cat number {number} sat on the mat near the river" for number in range(700)]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(own.answer, "/v1/embeddings", {"input": texts})
@@ -294,7 +201,7 @@ def test_what_was_asked_is_answered_before_the_end(folder, sentences):
 def test_keys(folder, tmp_path, sentences):
     keys = tmp_path / "keys.txt"
     keys.write_text("# of the kitchen\nsecret-of-one\n\nsecret-of-two\n")
-    own = Served(folder, "bert_sentence", "--api-key-file", str(keys))
+    own = Served(folder, "bert_sentence", "--threads", "1", "--api-key-file", str(keys))
     try:
         kinds = {"Bearer secret-of-three": 401, "Bearer secret-of-two": 200, "Basic secret-of-two": 401, "Bearer \xe9\xff": 401, "": 401}
         for given, status in kinds.items():
@@ -363,7 +270,7 @@ def test_the_lines_of_the_page_are_answered(folder, sentences, writer):
         elif path not in others:
             assert sentences.call(method, path, body, headers)[0] == 200, line
         elif others[path] is not None:
-            with served(folder, others[path]) as own:
+            with served(folder, others[path], "--threads", "1") as own:
                 status, answer, _ = own.call(method, path, body, headers)
                 assert status == 200, (line, answer)
                 labels = answer["data"][0]["labels"] if path == "/classify" else answer

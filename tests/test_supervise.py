@@ -28,7 +28,8 @@ from hepti_mpi.supervisor import supervise
 from hepti_mpi.supervisor.blame import Troubles
 from hepti_mpi.supervisor.kept import Kept
 from hepti_mpi.supervisor.progress import State, read_state
-from hepti_mpi.supervisor.supervise import SWEEP, GivenUp, Supervisor
+from hepti_mpi.supervisor.supervise import GivenUp, Supervisor
+from hepti_mpi.supervisor.sweep import SWEEP
 
 
 def test_records_among_lines(capsys):
@@ -95,7 +96,7 @@ def test_a_sweep_ends_the_job_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None):
+def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None, patient=False):
     """Supervise a shell script in the place of mpirun; return what was heard and said, and what came of it."""
     launcher = tmp_path / "launcher.sh"
     launcher.write_text("#!/bin/sh\n" + script)
@@ -108,7 +109,7 @@ def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None):
         state.finished += record.get("places", [])
 
     hosts = [host if isinstance(host, Host) else Host(host) for host in hosts]
-    watch = Supervisor(hosts, [str(launcher)], ["run"], lambda: state, hear, gains, said.append)
+    watch = Supervisor(hosts, [str(launcher)], ["run"], lambda: state, hear, gains, said.append, patient)
     try:
         watch.run()
         return heard, said, None
@@ -202,10 +203,10 @@ kill -9 $$
     assert said[-1] == "on pi2 (rank 1): x.h5 is damaged; 127.0.0.1 is left out; starting again"
 
 
-def test_a_host_that_is_back_is_taken_back_if_it_gains_enough(tmp_path, monkeypatch):
-    """A host whose sshd says nothing at first; ssh itself is a program that runs here what it is to run there."""
+def host_behind(tmp_path, monkeypatch, answers):
+    """Let pi9 be a host whose sshd says something when `answers` says so; ssh itself is a program that runs here what it runs there."""
     folder = tmp_path / "bin"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     door = socket.socket()
     door.bind(("127.0.0.1", 0))
     door.listen()
@@ -220,14 +221,19 @@ sh -c "$line" >/dev/null && echo pi9.lan
     monkeypatch.setattr(supervise, "ASK_SECONDS", 0.5)
 
     def open_up():
-        time.sleep(4)
         while door.fileno() >= 0:
             with suppress(OSError):  # who asked has gone
                 link, _ = door.accept()
                 with link:
-                    link.sendall(b"SSH-2.0-test\n")
+                    link.sendall(b"SSH-2.0-test\n" * answers())
 
     threading.Thread(target=open_up, daemon=True).start()
+    return door
+
+
+def test_a_host_that_is_back_is_taken_back_if_it_gains_enough(tmp_path, monkeypatch):
+    begun = tmp_path / "begun"
+    door = host_behind(tmp_path, monkeypatch, begun.exists)
     asked = []
 
     def gains(more, present):
@@ -237,6 +243,7 @@ sh -c "$line" >/dev/null && echo pi9.lan
     script = f"""
 if grep -q pi9 $2; then {ANSWER % 1}; {DONE}; exit 0; fi
 {ANSWER % 0}
+touch {begun}
 exec sleep 60
 """
     heard, said, why = supervised(tmp_path, script, hosts=("localhost", "pi9"), gains=gains)
@@ -244,6 +251,19 @@ exec sleep 60
     assert why is None and [record["kind"] for record in heard] == ["answers", "answers", "done"], (why, said)
     assert said == ["pi9 is left out", "pi9 is back; starting again"], said
     assert asked[0] == ([host_name(), "pi9"], [host_name()])
+
+
+def test_a_service_waits_for_its_last_host(tmp_path, monkeypatch):
+    again = tmp_path / "again"
+    script = f"if [ -e {again} ]; then {ANSWER % 1}; {DONE}; exit 0; fi\n{ANSWER % 0}\ntouch {again}; exec sleep 60\n"
+    for patient, expected in ((True, None), (False, "no host of the hostfile answers: pi9")):
+        again.unlink(missing_ok=True)
+        door = host_behind(tmp_path, monkeypatch, lambda: not again.exists() or time.time() > again.stat().st_mtime + 6)
+        _, said, why = supervised(tmp_path, script, hosts=("pi9",), patient=patient)
+        door.close()
+        assert why == expected
+        assert said[:2] == ["pi9 does not answer; starting again", "pi9 is left out"], said
+        assert not patient or said[2:] == ["no host of the hostfile answers: pi9; waiting for them"]
 
 
 def late(rank, *waited, alone=False):

@@ -20,7 +20,7 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "StrictHost
 class Host:
     """A host of the hostfile: `name` as it stands there, `slots` its ranks (None: one for each core), `own` what it calls itself, as far
     as that is known; `here`: it is this machine, which needs no ssh. `missed`: looks in a row that it has not answered.
-    `foreign`: what mpirun does not read of its lines as it is meant."""
+    `lost`, `losses`, `since`: as supervisor.returning keeps them. `foreign`: what mpirun does not read of its lines as it is meant."""
 
     name: str
     own: str = ""
@@ -33,7 +33,8 @@ class Host:
     door: tuple[str, int] | None = None
     missed: int = 0
     lost: bool = False
-    losses: int = 0
+    losses: float = 0.0
+    since: float = 0.0
 
     def __post_init__(self) -> None:
         self.here = names.is_here(self.name)

@@ -15,7 +15,7 @@ from typing import Any
 from hepti_mpi.cluster.hosts import Host, read_hosts
 from hepti_mpi.errors import HeptiError, ServiceError
 from hepti_mpi.serving.front import Front
-from hepti_mpi.supervisor.kept import Known
+from hepti_mpi.supervisor.kept import UNKNOWN_GAIN, Known
 from hepti_mpi.supervisor.progress import State
 from hepti_mpi.supervisor.supervise import Supervisor
 
@@ -49,7 +49,7 @@ class Service:
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         self.known = Known(job.saved, False, say)
         self.front = Front(source_hash, all(host.here for host in job.hosts), self._heard_of_rank_0)
-        self.supervisor = Supervisor(job.hosts, job.mpirun, job.words, self._state, self._heard, self._gains, self.say)
+        self.supervisor = Supervisor(job.hosts, job.mpirun, job.words, self._state, self._heard, self._gains, self.say, True)
         self.doing, self.plan, self.why = "starting", dict[str, Any](), list[str]()
         self.computed: dict[str, float] = {}  # seconds of each rank in its last batch
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -79,7 +79,7 @@ class Service:
         front, lost = self.front, [host.name for host in self.supervisor.hosts if host.lost]
         state = "failed" if self.error else "ending" if front.closed or front.draining else "loading" if not front.starts else ""
         state = state or ("restarting" if front.connection is None else "degraded" if lost else "ready")
-        hosts = [{"host": host.name, "state": "lost" if host.lost else "here"} for host in self.supervisor.hosts]
+        hosts = [{"host": host.name, "state": _state(host)} for host in self.supervisor.hosts]
         doing = self.doing if state in ("loading", "restarting") else None
         return {"status": state, "doing": doing, "hosts": hosts, "starts": front.starts}
 
@@ -124,6 +124,11 @@ class Service:
         for listener in self.listeners:
             listener(record)
 
-    def _gains(self, more: Sequence[str], present: Sequence[str]) -> float | None:
+    def _gains(self, more: Sequence[str], present: Sequence[str]) -> float:
         part = self.known.gain(more, present)
-        return None if part is None else part * AHEAD_SECONDS
+        return AHEAD_SECONDS * (UNKNOWN_GAIN if part is None else part)
+
+
+def _state(host: Host) -> str:
+    """Return how a host is: "here", "lost", or "resting": it answers again, and has no part until the next start."""
+    return "here" if not host.lost else "lost" if host.missed else "resting"

@@ -9,7 +9,6 @@ import math
 import os
 import queue
 import secrets
-import shlex
 import signal
 import socket
 import subprocess
@@ -31,58 +30,19 @@ from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.supervisor.blame import Troubles
 from hepti_mpi.supervisor.progress import State
+from hepti_mpi.supervisor.returning import BLAMED, FOR_GOOD, heard, is_due, lose, take_back
+from hepti_mpi.supervisor.sweep import sweep, sweep_here
 
 JOB = "HEPTI_JOB"  # environment variable of every rank: by it they are found again
 HANDED_ON = ("HEPTI_", "OMP_", "OPENBLAS_")  # of the environment, besides what mpirun itself hands on
 BEAT_SECONDS, MISSED = 1.0, 3  # between looks at a host; looks in a row that it may miss
 ASK_SECONDS = 15  # between two looks at whether a host that is back is worth a restart
 AT_ONCE = 64  # hosts that are asked together
-SSH_SECONDS = 20  # to clean up on a host that answers
 END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
-BLAMED = 2  # of those, for which one host is blamed and left out although it answers
+IN_A_ROW = 2  # of those, for which one host is blamed and left out although it answers
 BEGIN_SECONDS = 120  # for the ranks to find each other
 SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
-MOST_LOSSES = 3  # of one host, after which it is not taken back
-# ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; run with python -c on each host
-SWEEP = """
-import os, sys, time
-path, *marks = sys.argv[1:]
-marks, end = [mark.encode() for mark in marks], time.time() + 5
-def read(number, name):
-    try:
-        with open(f"/proc/{number}/{name}", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-def mine(number):
-    if int(number) in (os.getpid(), os.getppid()):
-        return False
-    words = read(number, "environ").split(b"\\0") + read(number, "cmdline").split(b"\\0")
-    if b"HEPTI_SWEEP=1" in words:  # the supervisor's own ssh
-        return False
-    daemon = read(number, "comm").strip() in (b"prted", b"orted", b"ssh")
-    return any(mark in words or daemon and any(mark in word for word in words) for mark in marks)
-while True:
-    left = [number for number in os.listdir("/proc") if number.isdigit() and mine(number)]
-    for number in left:
-        try:
-            os.kill(int(number), 9)
-        except OSError:
-            pass
-    if not left or time.time() > end:
-        break
-    time.sleep(0.02)
-content = sys.stdin.buffer.read()
-if content:
-    part = f"{path}.{os.getpid()}"
-    with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(content)
-    os.replace(part, path)
-elif os.path.exists(path):
-    os.unlink(path)
-print(os.uname().nodename)
-"""
 
 
 class GivenUp(HeptiError):
@@ -114,12 +74,14 @@ class Supervisor:
     def __init__(
         self, hosts: Sequence[Host], mpirun: Sequence[str], arguments: Sequence[str], state: Callable[[], State],
         heard: Callable[[dict[str, Any]], None], gains: Callable[[Sequence[str], Sequence[str]], float | None], say: Callable[[str], None],
+        patient: bool = False,
     ) -> None:  # fmt: skip
         """`mpirun`: its words; none: the one host is this machine, and needs no mpirun. `state`: what a start need not do again; `heard` is
         told each record; `gains(with, without)` returns how many seconds the rest
-        of the job would take less on the hosts `with` than it does on those `without`, None where that is not known."""
+        of the job would take less on the hosts `with` than it does on those `without`, None where that is not known. `patient`: once it has
+        answered, it waits for lost hosts where it cannot go on without them."""
         self.hosts, self.mpirun, self.arguments = list(hosts), list(mpirun), list(arguments)
-        self.state, self.heard, self.gains, self.say = state, heard, gains, say
+        self.state, self.heard, self.gains, self.say, self.patient = state, heard, gains, say, patient
         self.job = secrets.token_hex(8)
         self.marks = [f"{JOB}={self.job}"]
         self.path = Path("/tmp") / f"hepti-{os.getuid()}-{self.job}.json"  # on every host: TMPDIR may be this one's
@@ -139,11 +101,15 @@ class Supervisor:
         barren, ended = 0, time.monotonic()
         try:
             while True:
+                self._take_back(is_due)  # a start is to be made anyway
                 if self._sweep(self.state()):
                     barren = 0
                 live = [host for host in self.hosts if not host.lost]
                 if not live:
-                    raise GivenUp(f"no host of the hostfile answers: {', '.join(host.name for host in self.hosts)}")
+                    self._wait(f"no host of the hostfile answers: {_names(self.hosts)}", lambda host, now: host.losses < FOR_GOOD)
+                    if self.unwanted.is_set():
+                        return
+                    continue
                 self._tell_apart(live)
                 live = [host for host in live if not host.lost]
                 attempt = self._start(live)
@@ -154,7 +120,8 @@ class Supervisor:
                 barren = 0 if answers else barren + 1
                 bad = self._blamed(attempt, live, answers)
                 if bad is not None:
-                    bad.lost, bad.losses, barren = True, MOST_LOSSES + 1, 0  # nothing would tell that it is well again
+                    lose(bad, ended, BLAMED)
+                    barren = 0
                     why = f"{why}, as before; {bad.name} is left out, though it answers"
                 if barren >= BARREN:
                     said = attempt.troubles.said or "no rank said why"
@@ -261,7 +228,7 @@ class Supervisor:
             return None
         back, self.returning = self.returning, ()
         for host in back:
-            host.lost = False
+            take_back(host, time.monotonic())
         return f"{_names(back)} {'is' if len(back) == 1 else 'are'} back"
 
     def _why_ended(self, attempt: Attempt, live: Sequence[Host], code: int) -> str:
@@ -272,13 +239,14 @@ class Supervisor:
         said = (attempt.troubles.said or "no rank said why").removeprefix("error ")
         bad = attempt.troubles.host(live)
         if self.going and bad is not None and bad is not live[0]:  # the others could go on, and rank 0 has read the input
-            bad.lost, bad.losses = True, MOST_LOSSES + 1
+            lose(bad, time.monotonic(), BLAMED)
             return f"{said}; {bad.name} is left out"
         gone = [host.name for host in self.hosts if host.lost]
         if not gone:
             raise HeptiError(f"the run cannot begin: {said}")
         left = f"{len(live)} of {len(self.hosts)} hosts are left ({', '.join(gone)} lost)"
-        raise GivenUp(f"the run cannot go on, {left}: {said}")
+        self._wait(f"the run cannot go on, {left}: {said}", is_due)
+        return "hosts are back"
 
     @staticmethod
     def _end(attempt: Attempt, over: bool) -> int:
@@ -302,7 +270,7 @@ class Supervisor:
             self.blames.clear()
         bad = attempt.troubles.host(live) if len(live) > 1 else None
         self.blames.update([bad.name] if bad else [])
-        return bad if bad and not answers and self.blames[bad.name] >= BLAMED else None
+        return bad if bad and not answers and self.blames[bad.name] >= IN_A_ROW else None
 
     # hosts
 
@@ -319,33 +287,20 @@ class Supervisor:
         before = [host for host in self.hosts if host.lost]
         here = next((host for host in self.hosts if host.here), None)
         # here first: mpirun's ssh processes, which are told from those to the other hosts by being there before
-        subprocess.run([sys.executable, "-c", SWEEP, str(self.path), *self.marks], input=_content(state, here), capture_output=True)
+        sweep_here(self.path, self.marks, _content(state, here))
         with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
-            answers = list(pool.map(lambda host: host.here or self._sweep_one(host, _content(state, host)), self.hosts))
+            answers = list(pool.map(lambda host: host.here or self._sweep_one(host, state), self.hosts))
         for host, answer in zip(self.hosts, answers):
             if not host.lost and not answer:
-                host.lost, host.missed = True, MISSED
-                host.losses += 1
-            # one that was lost and answers now is taken back by _beat, if that is worth it
+                host.missed = MISSED
+                lose(host, time.monotonic())
         now = [host for host in self.hosts if host.lost and host not in before]
         if now:
             self.say(f"{_names(now)} {'is' if len(now) == 1 else 'are'} left out")
         return bool(now)
 
-    def _sweep_one(self, host: Host, content: bytes) -> bool:
-        if host.missed >= MISSED or not (answers(host) or answers(host)):
-            return False
-        words = [*host.ssh(), shlex.join([sys.executable, "-c", SWEEP, str(self.path), *self.marks])]
-        try:
-            done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
-        except subprocess.TimeoutExpired:
-            return False
-        if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-            self.say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
-            return False
-        host.own = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].partition(".")[0] or host.own
-        return True
+    def _sweep_one(self, host: Host, state: State | None) -> bool:
+        return host.missed < MISSED and sweep(host, self.path, self.marks, _content(state, host), self.say)
 
     def _tell_apart(self, live: Sequence[Host]) -> None:
         """Leave out the second of two hosts that mpirun, which cuts names at their first dot, would take for one. Raises HeptiError where
@@ -360,7 +315,7 @@ class Supervisor:
                 if not self.going:
                     raise HeptiError(f"{why}: if they are one machine, give it one line with slots=N, else name it by its address, or "
                                      f"rename it with: ssh {host.login} sudo hostnamectl set-hostname NAME")  # fmt: skip
-                host.lost, host.losses = True, MOST_LOSSES + 1
+                lose(host, time.monotonic(), FOR_GOOD)
                 self.say(f"{why}: {host.name} is left out")
 
     def _beat(self) -> None:
@@ -370,12 +325,28 @@ class Supervisor:
             while not self.ended.is_set():
                 begin = time.monotonic()
                 for host, answer in zip(self.hosts, pool.map(answers, self.hosts)):
-                    host.missed = 0 if answer else host.missed + 1
-                back = [host for host in self.hosts if host.lost and not host.missed and host.losses <= MOST_LOSSES]
+                    heard(host, answer, begin)
+                back = [host for host in self.hosts if is_due(host, begin)]
                 if back and not self.returning and begin > asked + ASK_SECONDS:
                     asked = begin
                     threading.Thread(target=self._weigh, args=(back,), name="weigh", daemon=True).start()
                 self.ended.wait(max(0.0, BEAT_SECONDS - (time.monotonic() - begin)))
+
+    def _take_back(self, may: Callable[[Host, float], bool]) -> list[Host]:
+        """Take back the hosts that are lost, answer, and may."""
+        now = time.monotonic()
+        back = [host for host in self.hosts if host.lost and not host.missed and may(host, now)]
+        for host in back:
+            take_back(host, now)
+        return back
+
+    def _wait(self, why: str, may: Callable[[Host, float], bool]) -> None:
+        """Wait for hosts that answer again and may be taken back, or until nobody wants them. Raises GivenUp for who is not patient."""
+        if not (self.patient and self.going) or all(not host.lost or host.losses == FOR_GOOD for host in self.hosts):
+            raise GivenUp(why)
+        self.say(f"{why}; waiting for them")
+        while not self._take_back(may) and not self.unwanted.wait(BEAT_SECONDS):
+            pass
 
     def _weigh(self, back: Sequence[Host]) -> None:
         """Take hosts back that answer again, if the rest of the job gains more than a restart costs."""

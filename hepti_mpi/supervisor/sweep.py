@@ -1,0 +1,74 @@
+"""Ending what is left of a job on a host, and leaving there what its next ranks are to know. Knows ssh and processes; does not know why.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hepti_mpi.cluster.hosts import Host, answers
+
+SSH_SECONDS = 20  # to clean up on a host that answers
+# ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; run with python -c on each host
+SWEEP = """
+import os, sys, time
+path, *marks = sys.argv[1:]
+marks, end = [mark.encode() for mark in marks], time.time() + 5
+def read(number, name):
+    try:
+        with open(f"/proc/{number}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+def mine(number):
+    if int(number) in (os.getpid(), os.getppid()):
+        return False
+    words = read(number, "environ").split(b"\\0") + read(number, "cmdline").split(b"\\0")
+    if b"HEPTI_SWEEP=1" in words:  # the supervisor's own ssh
+        return False
+    daemon = read(number, "comm").strip() in (b"prted", b"orted", b"ssh")
+    return any(mark in words or daemon and any(mark in word for word in words) for mark in marks)
+while True:
+    left = [number for number in os.listdir("/proc") if number.isdigit() and mine(number)]
+    for number in left:
+        try:
+            os.kill(int(number), 9)
+        except OSError:
+            pass
+    if not left or time.time() > end:
+        break
+    time.sleep(0.02)
+content = sys.stdin.buffer.read()
+if content:
+    part = f"{path}.{os.getpid()}"
+    with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(content)
+    os.replace(part, path)
+elif os.path.exists(path):
+    os.unlink(path)
+print(os.uname().nodename)
+"""
+
+
+def sweep_here(path: Path, marks: Sequence[str], content: bytes) -> None:
+    """End the processes with these marks on this machine, and write `content` to the path; none: remove what is there."""
+    subprocess.run([sys.executable, "-c", SWEEP, str(path), *marks], input=content, capture_output=True)
+
+
+def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Callable[[str], None]) -> bool:
+    """Do the same on another host; learn what it calls itself. Tell whether it could be done."""
+    if not (answers(host) or answers(host)):
+        return False
+    words = [*host.ssh(), shlex.join([sys.executable, "-c", SWEEP, str(path), *marks])]
+    try:
+        done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+        say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
+        return False
+    host.own = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].partition(".")[0] or host.own
+    return True

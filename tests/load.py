@@ -1,0 +1,227 @@
+"""Many clients at once, and rude ones, against a service of this machine.
+
+    python tests/load.py crowd weights/all-MiniLM-L6-v2.h5 --clients 200 --seconds 300
+    python tests/load.py rude weights/all-MiniLM-L6-v2.h5 --fuzz 10000
+    python tests/load.py speed weights/all-MiniLM-L6-v2.h5 --reference ref/bin/python --folder MODEL
+
+`crowd`: each client asks again when it has its answer; `run` answers texts of the same kind before and after. `rude`: see rude.py. `speed`:
+embeddings a second over HTTP, beside sentence-transformers in one process. What follows `--` are options of serve. The last line is JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from services import ROOT, Served, served
+
+WORDS = "cat river train book house night water bread stone cloud the of is at my garden window paper".split()
+SIZES = (1, 1, 1, 1, 2, 8, 64)  # texts of one request
+PATIENCE = 120  # seconds for an answer, after which it is missing
+GOOD_PART, GROWTH = 0.9, 0.05  # of the throughput of `run`; by how much memory may grow after the first fifth
+
+
+class Link:
+    """A connection that asks again and again, as plainly as one can: what it costs is not the service's."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.streams = port, None
+
+    async def ask(self, path: str, body: bytes, method: str = "POST", kind: str = "application/json") -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and content. Raises OSError, ValueError."""
+        if self.streams is None:
+            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self.streams
+        head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        try:
+            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+            if headers.get("transfer-encoding") == "chunked":
+                content = b""
+                while size := int(await reader.readuntil(b"\r\n"), 16):
+                    content += (await reader.readexactly(size + 2))[:-2]
+                await reader.readexactly(2)
+            else:
+                content = await reader.readexactly(int(headers.get("content-length", 0)))
+        except asyncio.IncompleteReadError as error:
+            self.close()
+            raise ConnectionError("cut off") from error
+        if headers.get("connection") == "close":
+            self.close()
+        return int(first.split()[1]), headers, content
+
+    def close(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
+def texts(draw: random.Random, count: int) -> list[str]:
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 40))) for _ in range(count)]
+
+
+async def crowd(port: int, clients: int, seconds: float) -> dict[str, Any]:
+    """Let clients ask for embeddings for so many seconds; return what they got."""
+    statuses, queued, total, count, wrong = Counter[str](), list[float](), list[float](), 0, list[str]()
+    begin = time.monotonic()
+
+    async def client(seed: int) -> None:
+        nonlocal count
+        draw, link = random.Random(seed), Link(port)
+        while time.monotonic() < begin + seconds:
+            asked = texts(draw, draw.choice(SIZES))
+            body, since = json.dumps({"input": asked, "encoding_format": "base64"}).encode(), time.monotonic()
+            try:
+                status, headers, content = await asyncio.wait_for(link.ask("/v1/embeddings", body), PATIENCE)
+            except (OSError, ValueError, asyncio.TimeoutError) as error:
+                statuses[type(error).__name__] += 1
+                link.close()
+                continue
+            statuses[str(status)] += 1
+            if status == 200:
+                total.append(time.monotonic() - since)
+                queued.append(float(headers["x-queue-time"]) / 1000)
+                count += len(asked)
+                if content.count(b'"embedding":') != len(asked):
+                    wrong.append(f"{len(asked)} texts, {content.count(b'embedding')} embeddings")
+            elif status == 429:
+                await asyncio.sleep(min(float(headers["retry-after"]), 5))
+            else:
+                wrong.append(f"{status}: {content[:100]!r}")
+        link.close()
+
+    await asyncio.gather(*(client(seed) for seed in range(clients)))
+    taken = time.monotonic() - begin
+    found = {"statuses": dict(statuses), "texts": count, "seconds": round(taken, 1), "texts_per_second": round(count / taken, 1)}
+    found |= {f"{name}_{word}_seconds": part(times, share) for name, times in (("queued", queued), ("total", total))
+              for word, share in (("median", 0.5), ("p99", 0.99), ("longest", 1.0))}  # fmt: skip
+    return found | {"wrong": wrong[:5], "client_cpu_seconds": round(time.process_time(), 1)}
+
+
+def part(times: list[float], share: float) -> float | None:
+    """Return the time that this share of the times does not exceed."""
+    return round(sorted(times)[min(len(times) - 1, int(len(times) * share))], 3) if times else None
+
+
+async def watched(own: Served, work: Any, seconds: float = 1.0) -> tuple[Any, list[float]]:
+    """Return what work returns, and the memory of the service meanwhile, MiB."""
+    memory, task = list[float](), asyncio.ensure_future(work)
+    while not task.done():
+        memory.append(await asyncio.to_thread(own.memory))
+        await asyncio.wait([task], timeout=seconds)
+    return task.result(), memory
+
+
+def run_rate(store: Path, folder: Path, count: int, options: list[str]) -> float:
+    """Return the texts a second of `run`."""
+    draw = random.Random(0)
+    source = folder / "texts.txt"
+    source.write_text("\n".join(text for _ in range(count) for text in texts(draw, 1)) + "\n")
+    words = ["run", "--weights", str(store), "--input", str(source), "--output", str(folder / "run.npz"), "--json", *options]
+    done = subprocess.run([sys.executable, "-m", "hepti_mpi", *words], capture_output=True, text=True, cwd=ROOT, check=True)
+    record = json.loads(done.stdout.splitlines()[-1])
+    return count / record["seconds"]
+
+
+def crowded(own: Served, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Do `crowd`, beside `run`; return what came of it and what was missed."""
+    rates = [run_rate(own.store, folder, options.texts, options.rest)] if options.texts else []
+    found, memory = asyncio.run(watched(own, crowd(own.port, options.clients, options.seconds)))
+    rates += [run_rate(own.store, folder, options.texts, options.rest)] if options.texts else []
+    settled, last = max(memory[: max(1, len(memory) // 5)]), max(memory[-max(1, len(memory) // 5) :])
+    found["memory_mib"] = {"after_a_fifth": round(settled), "at_the_end": round(last)}
+    found["run_texts_per_second"] = [round(rate, 1) for rate in rates]
+    missed = [f"{count} x {status}" for status, count in found["statuses"].items() if status not in ("200", "429")]
+    missed += found["wrong"]
+    if last > (1 + GROWTH) * settled + 8:
+        missed.append(f"memory grew from {settled:.0f} to {last:.0f} MiB")
+    if rates:
+        found["part_of_run"] = round(found["texts_per_second"] / (sum(rates) / len(rates)), 3)
+        missed += [f"{found['part_of_run']} of run"] if found["part_of_run"] < GOOD_PART else []
+    return found, missed
+
+
+def sped(own: Served, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Measure embeddings a second over HTTP and in the reference, in turns; return what came of it and what was missed."""
+    asked = options.input.read_text().splitlines() if options.input else texts(random.Random(0), options.texts)
+    source = folder / "asked.txt"
+    source.write_text("\n".join(asked) + "\n")
+    rates: dict[str, list[float]] = {"serve_one_request": [], "serve_32_texts_8_clients": [], "reference": []}
+    for _ in range(options.repeat):
+        for name, size, clients in (("serve_one_request", len(asked), 1), ("serve_32_texts_8_clients", 32, 8)):
+            rates[name].append(round(asyncio.run(embedded(own.port, asked, size, clients)), 1))
+        if options.reference:
+            command = [options.reference, "-c", REFERENCE, options.folder, str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            rates["reference"].append(round(float(done.stdout.split()[-1]), 1))
+    middle = {name: sorted(found)[len(found) // 2] for name, found in rates.items() if found}
+    missed = [f"{name} {rate} < {middle['reference']}" for name, rate in middle.items() if rate < middle.get("reference", 0.0)]
+    return {"texts": len(asked), "texts_per_second": rates, "medians": middle}, missed
+
+
+REFERENCE = """
+import sys, time
+from sentence_transformers import SentenceTransformer
+model, texts = SentenceTransformer(sys.argv[1], device="cpu"), open(sys.argv[2]).read().splitlines()
+model.encode(texts[:64])
+begin = time.perf_counter()
+model.encode(texts)
+print(len(texts) / (time.perf_counter() - begin))
+"""
+
+
+async def embedded(port: int, asked: list[str], size: int, clients: int) -> float:
+    """Return texts a second."""
+    parts, begin = iter([asked[first : first + size] for first in range(0, len(asked), size)]), time.monotonic()
+
+    async def one() -> None:
+        link = Link(port)
+        for some in parts:
+            status, _, content = await link.ask("/v1/embeddings", json.dumps({"input": some, "encoding_format": "base64"}).encode())
+            assert status == 200, content
+        link.close()
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return len(asked) / (time.monotonic() - begin)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("what", choices=("crowd", "rude", "speed"))
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--texts", type=int, default=2000, help="of `run` and of speed")
+    parser.add_argument("--input", type=Path, help="texts of speed, a line each; left out: made up")
+    parser.add_argument("--fuzz", type=int, default=10000)
+    parser.add_argument("--silent", type=int, default=1000)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--reference", help="a Python with sentence-transformers")
+    parser.add_argument("--folder", help="the model's folder, for the reference")
+    parser.add_argument("rest", nargs="*", help="options of serve, behind --")
+    options = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
+    import rude  # which imports from here
+
+    works: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {"crowd": crowded, "rude": rude.annoyed, "speed": sped}
+    with tempfile.TemporaryDirectory() as name, served(Path(name), options.weights.resolve(), *options.rest) as own:
+        found, missed = works[options.what](own, options, Path(name))
+    for sentence in missed:
+        print(f"missed: {sentence}")
+    print(json.dumps({"format": "hepti-load", "what": options.what, **found, "missed": missed}))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
