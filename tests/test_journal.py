@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.serving import lock
-from hepti_mpi.serving.journal import Journal, finished_places, input_hash, journal_path
+from hepti_mpi.serving.journal import Journal, input_hash, journal_path, noted
 from hepti_mpi.serving.outputs import decoded, encoded, finished_answer, finished_arrays
 
 HEAD = {"model": "bert", "source_hash": "ab", "input_hash": "cd"}
@@ -37,7 +37,7 @@ def test_what_was_noted_comes_back(tmp_path):
     second = journal(tmp_path, resume=True)
     assert sorted(second.finished) == [0, 2]
     assert second.finished[2] == RESULTS[2] and second.finished[0] == RESULTS[0]
-    assert finished_places(second.path) == [2, 0]
+    assert noted(second.path) == ([2, 0], {})
     second.add([1], [RESULTS[1]])
     second.file.close()
     third = journal(tmp_path, resume=True)

@@ -65,7 +65,7 @@ def answer(
             found = [Remote(state.front or {"addresses": []})]
     remote = found[0] if found else None
     if session.store.spec.generates:
-        _write(session, options, remote, (slots, context))
+        _write(session, options, remote, (slots, context), state)
         if session.root:
             channel.tell("done")
         return
@@ -80,7 +80,9 @@ def answer(
         channel.tell("done")
 
 
-def _write(session: "Session", options: dict[str, Any], remote: "Remote | None", room: tuple[int, int]) -> None:
+def _write(
+    session: "Session", options: dict[str, Any], remote: "Remote | None", room: tuple[int, int], state: "State"
+) -> None:  # fmt: skip
     """Write what is asked until nothing more will come. `room`: slots, and rows of each. Collective."""
     from hepti_mpi.commands import generate
     from hepti_mpi.planning.reasons import reasons
@@ -90,8 +92,8 @@ def _write(session: "Session", options: dict[str, Any], remote: "Remote | None",
     from hepti_mpi.serving.stepping import Ranks
 
     spec = session.store.spec
-    _at(session)("measuring and loading")
-    loaded = generate.load(session, room[0], min(spec.positions, room[1]), generate.Machining(None, False, options))
+    known = state if session.root else None
+    loaded = generate.load(session, room[0], min(spec.positions, room[1]), generate.Machining(None, False, options), known)
     decoder = loaded.decoder
     if remote is None:
         decoder.follow()

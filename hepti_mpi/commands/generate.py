@@ -5,16 +5,17 @@ Knows in which order that goes and what is shown; does not know how a step is di
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands.meter import Meter, meanwhile
+from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import planning_method, planning_request
 from hepti_mpi.commands.paths import profile_path
-from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.screen import SCREEN, asked_of
 from hepti_mpi.commands.writing import SLOTS, Writing
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.decoder import Decoder
     from hepti_mpi.models.inputs.prompts import Prompt
+    from hepti_mpi.models.tasks.sampling import Sampling
     from hepti_mpi.planning.request import Decision
     from hepti_mpi.serving.generation import Answer, Generator
     from hepti_mpi.serving.request import Question
+    from hepti_mpi.serving.sink import Sink
     from hepti_mpi.serving.stepping import Ranks
+    from hepti_mpi.supervisor.progress import State
 
 ATTENDED = 256  # rows that a row attends to, where nobody knows
 
@@ -42,11 +46,23 @@ class Loaded:
 
 @dataclass
 class Result:
-    """What came out: per prompt its answer, None where there is none; `logits` of prompts by index."""
+    """What came out: the answer to each prompt that was left; `logits` of prompts by index."""
 
-    answers: list["Answer | None"] = field(default_factory=list)
+    answers: list["Answer"] = field(default_factory=list)
     logits: dict[int, "np.ndarray"] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+@dataclass
+class Task:
+    """What rank 0 is asked: all prompts, those that are left, what is `asked` of each answer, where answers go, and what the supervisor of
+    a supervised run knows."""
+
+    prompts: list["Prompt"]
+    left: list["Prompt"]
+    asked: dict[int, "Sampling"]
+    sink: "Sink"
+    state: "State | None"
 
 
 @dataclass(frozen=True)
@@ -62,88 +78,124 @@ def generate(session: "Session", question: "Question", writing: Writing, machini
     """Answer the prompts of a question. Collective. Raises PartlyAnswered."""
     from hepti_mpi.engine.machine import together
 
-    world, prompts = session.world, list["Prompt"]()
+    world, task = session.world, None
     with world.patience.slower(), together(world):
         _check(question, writing)
         if session.root:
-            prompts = _prompts(session, question, writing)
-    wanted = world.from_root(_wanted(session, prompts, writing) if session.root else None)
-    result = Result()
+            task = _asked(session, question, writing)
+    wanted = world.from_root(_wanted(session, task, writing) if task is not None else None)
+    result, ran = Result(), None
     if wanted is not None:
-        loaded = load(session, wanted["slots"], wanted["positions"], machining)
-        if session.root:
-            with meanwhile("writing", len(prompts)) as meter:
-                result = led(loaded, session, lambda ranks: _answered(ranks, session, prompts, writing, meter))
+        loaded = load(session, wanted["slots"], wanted["positions"], machining, task.state if task else None)
+        if task is not None:
+            result = led(loaded, session, partial(_answered, session=session, task=task, logits=writing.logits))
         else:
             loaded.decoder.follow()
-        facts = world.gather_all(_facts(loaded.decoder))
+        ran = loaded, world.gather_all(_facts(loaded.decoder))
     with world.patience.slower(), together(world):
-        if session.root:
-            _finish(session, question, prompts, result, None if wanted is None else (loaded, facts))
+        if task is not None:
+            _finish(session, question, task, result, ran)
 
 
 def _check(question: "Question", writing: Writing) -> None:
     """Raise InputError or UsageError for what does not go together, before anything is read."""
     from hepti_mpi.comm import channel
     from hepti_mpi.errors import InputError
-    from hepti_mpi.serving.outputs import check_apart, check_path
 
-    if channel.state_path():
-        raise InputError("supervise does not go on with texts yet; start run without it")
     if writing.logits and not question.arrays:
         raise InputError("--logits is for an --output that ends in .npz")
-    if question.output is not None:
-        check_path(question.output)
-        check_apart(question.output, question.source)
+    if writing.logits and (channel.state_path() or question.resume):
+        raise InputError("--logits are too many to be kept of a run that is cut off: leave out supervise and --resume")
 
 
-def _prompts(session: "Session", question: "Question", writing: Writing) -> list["Prompt"]:
+def _asked(session: "Session", question: "Question", writing: Writing) -> Task:
+    """Read the prompts and get ready to keep their answers. Raises InputError."""
+    from hepti_mpi.comm import channel, interrupts
+    from hepti_mpi.serving.sink import Filed, Shown, Sink, Spoken
+    from hepti_mpi.serving.written import finished_text, head_of
+    from hepti_mpi.supervisor.progress import Told, read_state
+
+    state_file = channel.state_path()
+    state = read_state(state_file) if state_file else None
+    if state is not None:
+        channel.tell("doing", what="reading")
+    sink: Sink | None = Told(state) if state is not None else None
+    if sink is None and question.output is not None:
+        sink = Filed(question, SCREEN.say, lasting=not writing.logits)
+    default = writing.sampling()
+    prompts, asked = _prompts(session, question, writing, default)
+    if sink is None:
+        sink = Shown(SCREEN) if SCREEN.json else Spoken(SCREEN, [asked_of(prompt.given) for prompt in prompts])
+    refused = {one.index: finished_text(one, None, default.max_tokens, {}) for one in prompts if one.error is not None}
+    sink.begin(head_of(session.store, prompts, default), len(prompts), refused)
+    left = [one for one in prompts if one.error is None and one.index not in sink.known]
+    interrupts.say(lambda: sink.interrupted(len(left)))
+    return Task(prompts, left, asked, sink, state)
+
+
+def _prompts(
+    session: "Session", question: "Question", writing: Writing, default: "Sampling"
+) -> tuple[list["Prompt"], dict[int, "Sampling"]]:  # fmt: skip
+    """Return the prompts, and what is asked of the answer to each."""
     from hepti_mpi.comm.launcher import standard_input
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import check_room, read_prompts
+    from hepti_mpi.models.tasks.sampling import sampling_of
 
-    store, stdin = session.store, standard_input() if question.source == "-" else None
+    store, stdin, asked = session.store, standard_input() if question.source == "-" else None, dict[int, "Sampling"]()
     found = read_prompts(store.spec, store.files, question.source, stdin, writing.chat)
     found = check_room(found, min(writing.context or store.spec.positions, store.spec.positions))
+    for place, one in enumerate(found):
+        try:
+            asked[one.index] = sampling_of(one.asked, default)
+        except InputError as error:
+            found[place] = replace(one, ids=[], error=one.error or f"{one.origin}: {error}")
     wrong = next((one for one in found if one.error), None)
     if wrong is not None and question.strict:
         raise InputError(wrong.error)
-    return found
+    return found, asked
 
 
-def _wanted(session: "Session", prompts: list["Prompt"], writing: Writing) -> dict[str, int] | None:
-    """Return how many slots are needed, and how long; None where nothing can be answered."""
-    lengths = [len(one.ids) + _most(one, writing) for one in prompts if one.error is None]
+def _wanted(session: "Session", task: Task, writing: Writing) -> dict[str, int] | None:
+    """Return how many slots are needed, and how long; None where nothing is left to be answered."""
+    lengths = [len(one.ids) + task.asked[one.index].max_tokens for one in task.left]
     if not lengths:
         return None
     positions = min(writing.context or max(lengths), session.store.spec.positions)
     return {"slots": writing.slots or min(SLOTS, len(lengths)), "positions": positions}
 
 
-def _most(prompt: "Prompt", writing: Writing) -> int:
-    asked = prompt.asked.get("max_tokens")
-    return asked if isinstance(asked, int) and asked > 0 else writing.sampling().max_tokens
-
-
-def load(session: "Session", slots: int, positions: int, machining: Machining) -> Loaded:
-    """Measure, plan and load. Collective."""
+def load(session: "Session", slots: int, positions: int, machining: Machining, state: "State | None" = None) -> Loaded:
+    """Measure, plan and load. `state`: what a supervisor knows, on rank 0 of a run that has one. Collective."""
+    from hepti_mpi.comm import channel
     from hepti_mpi.engine import decoder as decoders
     from hepti_mpi.engine.loading import decide
     from hepti_mpi.planning import decoding
 
     startup: dict[str, float] = {}
     begin = time.perf_counter()
-    with meanwhile("measuring", shown=session.root) as meter:
+    with meanwhile("measuring", shown=session.root and state is None) as meter:
+
+        def at(what: str) -> None:
+            meter.at(what)
+            if state is not None:
+                channel.tell("doing", what=what)
+
+        at(meter.label)
         path = machining.profile or profile_path(session.machine)
-        measured = session.measured(path, machining.fresh, required=machining.profile is not None)
+        known = state.profiles if state is not None else ()
+        measured = session.measured(path, machining.fresh, machining.profile is not None, known)
         startup["profile"], begin = time.perf_counter() - begin, time.perf_counter()
-        meter.at("planning")
+        at("planning")
         sizes = {"rows": 1, "attended": min(positions, ATTENDED), "largest": decoders.ROWS, "longest": decoders.ROWS}
         request = planning_request(sizes, machining.options, session.world.size)
         method = planning_method(machining.options)
         plan, decision = decide(session.machine, session.store, measured, method, request, decoding.decide)
         startup["plan"], begin = time.perf_counter() - begin, time.perf_counter()
-        meter.at("loading weights")
+        if state is not None:
+            facts = {"profile": measured.to_json(), "spec": session.store.spec.to_json(), "source_hash": session.store.source_hash}
+            channel.tell("measured", method=method, request=asdict(request), **facts)
+        at("loading weights")
         decoder = decoders.load(session.machine, session.store, plan, slots, positions)
         startup["load"] = time.perf_counter() - begin
     return Loaded(decoder, decision, startup)
@@ -171,20 +223,45 @@ def generator(ranks: "Ranks", session: "Session") -> "Generator":
     return Generator(ranks, session.store.spec.options.get("ends", ()), tokens.decode if tokens else None)
 
 
-def _answered(ranks: "Ranks", session: "Session", prompts: list["Prompt"], writing: Writing, meter: Meter) -> Result:
-    """Answer all prompts, as many at once as there are slots."""
-    from hepti_mpi.models.tasks.sampling import sampling_of
+def _answered(ranks: "Ranks", session: "Session", task: Task, logits: bool) -> Result:
+    """Answer all prompts that are left, as many at once as there are slots, while another thread writes."""
+    from hepti_mpi.comm import interrupts
+    from hepti_mpi.serving.generation import Event
+    from hepti_mpi.serving.sink import Beside, Spoken
+    from hepti_mpi.serving.written import Written, finished_text
 
-    result, default = Result(), writing.sampling()
-    if writing.logits:
-        result.logits = {one.index: ranks.all_logits(one.ids) for one in prompts if one.error is None}
-    making, begin = generator(ranks, session), time.perf_counter()
-    result.answers = [None if one.error else making.submit(one.ids, sampling_of(one.asked, default)) for one in prompts]
-    while making.busy:
-        for event in making.step():
-            if event.answer.finish_reason is not None:
-                meter.advance(1)
-    result.seconds = time.perf_counter() - begin
+    ranks.decoder.rest()  # while the tokenizer is read
+    result, making = Result(), generator(ranks, session)
+    if logits:
+        result.logits = {one.index: ranks.all_logits(one.ids) for one in task.left}
+    shown = task.state is None and not isinstance(task.sink, Spoken)
+    with meanwhile("writing", len(task.left), shown) as meter, Beside(task.sink, meter) as beside:
+
+        def interrupted() -> str | None:
+            beside.stop()
+            return task.sink.interrupted(len(task.left))
+
+        def tell(events: list[Event], seconds: float) -> None:
+            written = Written(seconds)
+            for event in events:
+                prompt = prompts[id(event.answer)]
+                written.add(prompt, event)
+                if event.answer.finish_reason is not None:
+                    written.requests.append(prompt)
+                    written.finished.append(finished_text(prompt, event.answer, event.answer.sampling.max_tokens, result.logits))
+            if beside.behind:  # whoever reads is slow: nobody is to take this rank for lost meanwhile
+                ranks.decoder.rest()
+            beside.event(written)
+
+        interrupts.say(interrupted)
+        begin = time.perf_counter()
+        result.answers = [making.submit(one.ids, task.asked[one.index], task.sink.begun.get(one.index, ())) for one in task.left]
+        prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}
+        tell([Event(one, None, one.text) for one in result.answers if one.made], 0.0)
+        while making.busy and task.sink.wanted:
+            clock = time.perf_counter()
+            tell(making.step(), time.perf_counter() - clock)
+        result.seconds = time.perf_counter() - begin
     return result
 
 
@@ -197,29 +274,21 @@ def _facts(decoder: "Decoder") -> dict[str, Any]:
 
 
 def _finish(
-    session: "Session", question: "Question", prompts: list["Prompt"], result: Result, ran: tuple[Loaded, list[dict[str, Any]]] | None
+    session: "Session", question: "Question", task: Task, result: Result, ran: tuple[Loaded, list[dict[str, Any]]] | None
 ) -> None:  # fmt: skip
     """Put the answers out and print what they took. Raises PartlyAnswered."""
+    from hepti_mpi.commands.run import put_record
     from hepti_mpi.reporting.generation import generation_lines, generation_record
-    from hepti_mpi.serving.outputs import Tally, write_jsonl
-    from hepti_mpi.serving.written import record, write_arrays
 
-    answers = result.answers or [None] * len(prompts)
-    records = [record(prompt, answer) for prompt, answer in zip(prompts, answers)]
-    if question.arrays and question.output is not None:
-        write_arrays(question.output, prompts, answers, result.logits)
-    elif question.output is not None:
-        write_jsonl(question.output, records)
-    else:
-        SCREEN.texts(records)
-    tally = Tally.of([{"answer": one} | ({"error": one["error"]} if "error" in one else {}) for one in records])
-    made = [answer for answer in answers if answer is not None]
+    tally = task.sink.write()
+    if not task.left and any(one.error is None for one in task.prompts):
+        session.tell(f"all of {question.output or 'the input'} had been answered already: nothing is left")
     plan = ran[0].decoder.part.plan if ran else None
-    document = generation_record(session.store.spec, plan, made, result.seconds, ran[0].startup if ran else {}, ran[1] if ran else [])
-    document |= tally.numbers | {"output": None if question.output is None else str(question.output)}
-    SCREEN.show("\n" + generation_lines(document))
-    SCREEN.document(document, always=True)
-    tally.check()
+    document = generation_record(
+        session.store.spec, plan, result.answers, result.seconds, ran[0].startup if ran else {}, ran[1] if ran else []
+    )
+    document["output"] = None if question.output is None else str(question.output)
+    put_record(document, tally, lambda: SCREEN.show(generation_lines(document)))
 
 
 def no_text(writing: Writing) -> None:

@@ -133,12 +133,12 @@ def run(weights: Path | None, **options: Any) -> None:
     teams.check(options, choice.objective, choice.plan_file is not None or choice.adapt is True, weights)
     adaptable, method = _adaptable(choice, weights, options), planning_method(options)
     session = sessions.opened(machinery, weights, choice.weights_cache)
+    if channel.state_path() and session.root:
+        channel.tell("here", deadline=machinery.deadline)
     if session.store.spec.generates:
         _generate(session, question, writing, choice, options)
         return
     no_text(writing)
-    if channel.state_path() and session.root:
-        channel.tell("here", deadline=machinery.deadline)
     work = _taken_in(session, question, choice)
     if work.typical is not None:
         request = planning_request(work.typical, options, session.world.size)
@@ -155,7 +155,7 @@ def run(weights: Path | None, **options: Any) -> None:
 
 def _generate(session: "Session", question: "Question", writing: Writing, choice: Choice, options: dict[str, Any]) -> None:
     """Answer prompts. Collective."""
-    kept = {name: getattr(question, name) for name in ("resume", "field", "pair", "hidden", "repeat")}
+    kept = {name: getattr(question, name) for name in ("field", "pair", "hidden", "repeat")}
     refuse_for_text(kept | {"plan": choice.plan_file, "adapt": choice.adapt, "objective": choice.objective, "metrics": choice.metrics})
     refuse_for_text({name: options[name] for name in ("tolerance", "boost")})
     generate(session, question, writing, Machining(choice.profile_file, choice.fresh, options))

@@ -4,7 +4,7 @@ On a terminal both are coloured, plans are drawn and tables are made to fit; els
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hepti_mpi.commands import terminal
@@ -93,13 +93,22 @@ class Screen:
             elif "error" in record:
                 self.result(f"error: {record['error']}")
             else:
-                asked = record["input"] if isinstance(record["input"], str) else record["input"][-1].get("content")
-                self.result(f"> {asked}\n{record.get('text', record['tokens'])}\n")
+                self.result(f"> {asked_of(record)}\n{record.get('text', record['tokens'])}\n")
+
+    def say_text(self, asked: str | None, text: str, ended: bool) -> None:
+        """Show what was added to a text; `asked`: in front of it, where it begins."""
+        terminal.write(OUT, ("" if asked is None else f"> {asked}\n") + text + "\n\n" * ended, plain=True, ends=False)
 
     def document(self, data: dict[str, Any], always: bool = False) -> None:
         """Print a JSON document if one is asked for; `always`: also where it ends the output for people, but not on a terminal."""
         if self.json or always and not self.quiet and terminal.path(OUT) is None:
             terminal.write(OUT, json.dumps(data), plain=True)
+
+
+def asked_of(record: Mapping[str, Any]) -> str:
+    """Return what is shown of the prompt of an answer: a text, or the last message of a talk."""
+    asked = record["input"]
+    return str(asked if isinstance(asked, str) else asked[-1].get("content"))
 
 
 SCREEN = Screen()

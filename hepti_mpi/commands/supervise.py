@@ -93,7 +93,9 @@ def finish(kept: "Kept") -> None:
     from hepti_mpi.reporting.records import supervised_lines
 
     tally, record = kept.write(), kept.record
-    if kept.output is None:
+    if kept.output is None and kept.texts is not None:
+        SCREEN.texts([item["answer"] for item in kept.in_order()])
+    elif kept.output is None:
         SCREEN.answers([item["answer"] for item in kept.in_order()])
     if record is not None and kept.already is not None:  # the first host has said that already
         SCREEN.document(record | tally.numbers, always=True)

@@ -72,14 +72,14 @@ def width(descriptor: int) -> int | None:
     return int(told) if told.isdecimal() and int(told) else None
 
 
-def write(descriptor: int, text: Any, plain: bool = False) -> None:
-    """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs."""
+def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) -> None:
+    """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs; not `ends`: the line goes on."""
     if descriptor in closed:
         return
     make_room()
     try:
         if plain or path(descriptor) is None:
-            click.echo(text, err=descriptor == ERR)
+            click.echo(text, err=descriptor == ERR, nl=ends)
         else:
             if descriptor == ERR:
                 click.echo(CLEAR, err=True, nl=False, color=True)  # another rank may have drawn there

@@ -12,13 +12,14 @@ from hepti_mpi.wording import counted
 
 
 class Timed(Protocol):
-    """An answer: its tokens, and by the clock when it was asked for, began and ended."""
+    """An answer: its tokens, of which a job before this one `made` the first, and by the clock when it was asked for, began and ended."""
 
     prompt: list[int]
     tokens: list[int]
     submitted: float
     first_token: float
     ended: float
+    made: int
 
 
 def generation_record(
@@ -27,19 +28,20 @@ def generation_record(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run that generated text, format hepti-run.
 
-    `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer behind its first token; both medians over answers;
+    Tokens that a job before this one made do not count. `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer behind its first token; both medians over answers;
     `all_tokens_per_second`: of all answers together.
     """
     document: dict[str, Any] = {"format": RUN_FORMAT, "format_version": RUN_VERSION, "kind": "generation", "model": spec.name}
     document |= {"family": spec.family, "requests": len(answers), "seconds": _short(seconds)}
-    grown = [one for one in answers if len(one.tokens) > 1 and one.ended > one.first_token]
-    rates = [(len(one.tokens) - 1) / (one.ended - one.first_token) for one in grown]
+    answers = [one for one in answers if len(one.tokens) > one.made]
+    grown = [one for one in answers if len(one.tokens) - one.made > 1 and one.ended > one.first_token]
+    rates = [(len(one.tokens) - one.made - 1) / (one.ended - one.first_token) for one in grown]
     waits = [one.first_token - one.submitted for one in answers]
-    made = sum(len(one.tokens) for one in answers)
+    made = sum(len(one.tokens) - one.made for one in answers)
     document |= {
         "prompt_tokens": sum(len(one.prompt) for one in answers), "completion_tokens": made,
         "ttft_seconds": _median(waits), "tokens_per_second": _median(rates),
-        "prefill_tokens_per_second": _median([len(one.prompt) / wait for one, wait in zip(answers, waits) if wait > 0]),
+        "prefill_tokens_per_second": _median([(len(one.prompt) + one.made) / wait for one, wait in zip(answers, waits) if wait > 0]),
         "all_tokens_per_second": _short(made / seconds) if seconds > 0 else None,
         "startup_seconds": {key: _short(value) for key, value in startup.items()},
     }  # fmt: skip

@@ -278,7 +278,8 @@ def throughput_line(record: dict[str, Any]) -> str:
 
 def supervised_lines(record: dict[str, Any], output: str | None) -> str:
     """Return what became of all inputs of a supervised run, over all of its starts, and where the answers went."""
-    (asked, _), every = ASKED[record["embedding"]], record["supervised"]
+    every = record["supervised"]
+    asked = ASKED[record["embedding"]][0] if "embedding" in record else "prompts"
     where = f"; answers in {output}" if output else ""
     answered = every["inputs"] - record["errors"]
     told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"

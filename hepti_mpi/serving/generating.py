@@ -5,6 +5,7 @@ a step.
 from collections.abc import Callable
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.generation import Answer, Event, Generator
 from hepti_mpi.serving.remote import Remote
 
@@ -23,8 +24,13 @@ def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None
                         generator.cancel(places.pop(place))
                 continue
             try:
-                places[taken.place] = generator.submit(taken.ids, taken.sampling, taken.made)
-                names[id(places[taken.place])] = taken.place
+                begun = len(taken.ids) - taken.made
+                made = [Chosen(token) for token in taken.ids[begun:]]
+                answer = generator.submit(taken.ids[:begun], taken.sampling, made)
+                if answer.finish_reason is not None:  # the job before this one could not tell that any more
+                    remote.grown([[taken.place, None, None, (), answer.finish_reason]])
+                    continue
+                places[taken.place], names[id(answer)] = answer, taken.place
             except InputError:  # the front has looked at that: there is no room for one more token
                 remote.grown([[taken.place, None, None, (), "length"]])
         if not generator.busy:

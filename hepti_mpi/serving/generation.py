@@ -9,7 +9,7 @@ Knows slots, prompts and when an answer ends; does not know how ranks divide a m
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,8 +44,8 @@ class Stepper(Protocol):
 
 @dataclass
 class Answer:
-    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length" or "cancelled". `made`: how many tokens at the
-    end of the prompt are of the answer already: another job has made them."""
+    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length" or "cancelled". `made`: how many of its tokens
+    another job has made, before it was submitted."""
 
     prompt: list[int]
     sampling: Sampling
@@ -57,6 +57,21 @@ class Answer:
     first_token: float = 0.0
     ended: float = 0.0
     made: int = 0
+
+    def grow(self, chosen: Chosen, ends: Container[int], room: int) -> str:
+        """Add the next token, and end where that ends it: at one of `ends`, a stop text, or without room for one more row. Return what was
+        added to the text."""
+        over = chosen.token in ends and not self.sampling.ignore_end
+        self.tokens.append(chosen.token)
+        self.chosen.append(chosen)
+        text = "" if self.streamed is None or over else self.streamed.add(chosen.token)
+        if over or (self.streamed is not None and self.streamed.stopped):
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.sampling.max_tokens or len(self.prompt) + len(self.tokens) >= room:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self.streamed is not None:
+            text += self.streamed.end()
+        return text
 
     @property
     def text(self) -> str:
@@ -78,7 +93,13 @@ class _Running:
     answer: Answer
     slot: int
     sampler: Sampler
+    rows: list[int]  # that are to be taken in before it grows: its prompt, and what another job made of it
     taken: int  # rows of prompt and tokens that are in the cache
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it grows by one step after the other now."""
+        return self.taken >= len(self.rows)
 
 
 class Generator:
@@ -97,8 +118,11 @@ class Generator:
         """Whether a step would do anything."""
         return bool(self.waiting or self.running)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, made: int = 0) -> Answer:
-        """Take a prompt; its answer begins as soon as there is a slot. `made`: as of Answer. Raises InputError when it can have none."""
+    def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
+        """Take a prompt; its answer begins as soon as there is a slot, and goes on behind what another job has `made` of it.
+
+        The answer has ended already where that is all of it. Raises InputError when it can have none.
+        """
         room = self.stepper.positions
         if not len(prompt):
             raise InputError("the prompt has no tokens")
@@ -107,8 +131,13 @@ class Generator:
         if sampling.stop and self.decode is None:
             raise InputError("stop texts need a tokenizer, which the model lacks")
         streamed = None if self.decode is None else Streamed(self.decode, sampling.stop)
-        answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter(), made=made)
-        self.waiting.append(answer)
+        answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter())
+        for chosen in made:
+            if answer.finish_reason is None:
+                answer.grow(chosen, self.ends, room)
+        answer.made = len(answer.tokens)
+        if answer.finish_reason is None:
+            self.waiting.append(answer)
         return answer
 
     def cancel(self, answer: Answer) -> None:
@@ -124,8 +153,8 @@ class Generator:
         while self.waiting and self.free:
             self._begin(self.waiting.popleft())
         events: list[Event] = []
-        growing = sorted((one for one in self.running if one.answer.tokens), key=lambda one: one.slot)
-        coming = next((one for one in self.running if not one.answer.tokens), None)
+        growing = sorted((one for one in self.running if one.is_in), key=lambda one: one.slot)
+        coming = next((one for one in self.running if not one.is_in), None)
         if coming is not None:
             events += self._prefill(coming)
         if growing:
@@ -139,15 +168,14 @@ class Generator:
 
     def _begin(self, answer: Answer) -> None:
         """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on."""
-        reused, neglected = max((_common(self.kept[slot], answer.prompt), -slot) for slot in self.free)
+        rows = [*answer.prompt, *answer.tokens]
+        reused, neglected = max((_common(self.kept[slot], rows), -slot) for slot in self.free)
         self.free.remove(-neglected)
-        sampler = Sampler(answer.sampling, answer.prompt, answer.prompt[len(answer.prompt) - answer.made :])
-        self.running.append(_Running(answer, -neglected, sampler, reused))
+        self.running.append(_Running(answer, -neglected, Sampler(answer.sampling, rows, answer.tokens), rows, reused))
 
     def _prefill(self, one: _Running) -> list[Event]:
-        prompt = one.answer.prompt
-        part = prompt[one.taken : one.taken + CHUNK]
-        last = one.taken + len(part) == len(prompt)
+        part = one.rows[one.taken : one.taken + CHUNK]
+        last = one.taken + len(part) == len(one.rows)
         scores = self.stepper.prefill(one.slot, part, one.taken, one.answer.sampling.candidates if last else None)
         one.taken += len(part)
         return [self._grown(one, scores)] if scores is not None else []
@@ -156,16 +184,8 @@ class Generator:
         """Add the next token to an answer, and end it where that ends it."""
         answer, chosen = one.answer, one.sampler.choose(scores)
         answer.first_token = answer.first_token or time.perf_counter()
-        ends = chosen.token in self.ends and not answer.sampling.ignore_end
-        answer.tokens.append(chosen.token)
-        answer.chosen.append(chosen)
-        text = "" if answer.streamed is None or ends else answer.streamed.add(chosen.token)
-        if ends or (answer.streamed is not None and answer.streamed.stopped):
-            answer.finish_reason = "stop"
-        elif len(answer.tokens) >= answer.sampling.max_tokens or one.taken + 1 >= self.stepper.positions:
-            answer.finish_reason = "length"
+        text = answer.grow(chosen, self.ends, self.stepper.positions)
         if answer.finish_reason is not None:
-            text += "" if answer.streamed is None else answer.streamed.end()
             self._leave(one)
         return Event(answer, chosen.token, text)
 

@@ -1,4 +1,5 @@
-"""The answers of a run that are there already, so that a run that was cut off can go on: one line each.
+"""The answers of a run that are there already, so that a run that was cut off can go on: one line each. Of texts also what there is of
+those that are not finished, a line per step.
 
 Knows files and lines; does not know how answers are computed or what the output looks like. Nothing read from a journal is executed or
 unpickled, and a last line that was cut off is no answer.
@@ -15,10 +16,12 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.lock import open_locked
 from hepti_mpi.serving.outputs import Finished, checked
 
 FORMAT, FORMAT_VERSION = "hepti-journal", 3
+Begun = dict[int, list[Chosen]]  # by the place of a request, the tokens of its text so far
 SYNC_SECONDS = 0.2  # between two waits for the disk: what is lost is answered again
 
 
@@ -26,19 +29,31 @@ def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".journal")
 
 
-def finished_places(path: Path) -> list[int]:
-    """Return which requests the journal at `path` answers, as far as it can be read; whose it is, is not looked at."""
-    places = []
+def noted(path: Path) -> tuple[list[int], Begun]:
+    """Return which requests the journal at `path` answers, and what it has of texts that are not finished, as far as it can be read; whose
+    it is, is not looked at."""
+    places, begun = list[int](), Begun()
     try:
         with open(path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                place = json.loads(line).get("request")
-                places += [place] * isinstance(place, int)
-    except (OSError, ValueError, AttributeError, RecursionError):
+                data = json.loads(line)
+                if isinstance(data.get("request"), int):
+                    places.append(data["request"])
+                    begun.pop(data["request"], None)
+                add_grown(begun, data.get("grown", ()))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
-    return places
+    return places, begun
+
+
+def add_grown(begun: Begun, grown: Iterable[Any]) -> None:
+    """Add tokens, [place, token as of Chosen.told] each, to what there is of texts. Raises TypeError or ValueError for others."""
+    for place, told in grown:
+        if not isinstance(place, int):
+            raise ValueError("no such request")
+        begun.setdefault(place, []).append(Chosen.of(told))
 
 
 def input_hash(requests: Iterable[Any]) -> str:
@@ -52,8 +67,14 @@ def input_hash(requests: Iterable[Any]) -> str:
     return found.hexdigest()[:16]
 
 
+def hash_of(value: Any) -> str:
+    """Return a hash of what JSON can say."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 class Journal:
-    """The journal of one output. `finished`: answers (outputs.Finished) by the place of their request in the input."""
+    """The journal of one output. `finished`: answers (outputs.Finished) by the place of their request in the input; `begun`: texts that
+    are not."""
 
     def __init__(self, path: Path, head: Mapping[str, Any], count: int, resume: bool) -> None:
         """Open the journal at `path` for a run of `count` requests, or begin it with `head`, which says what it is of.
@@ -62,7 +83,7 @@ class Journal:
 
         Raises: InputError when it is another run's, or there and not to be resumed, or held by a job that runs, or cannot be written.
         """
-        self.path, self.finished = path, dict[int, Finished]()
+        self.path, self.finished, self.begun = path, dict[int, Finished](), Begun()
         self.synced = time.monotonic()
         whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "requests": count, **head}
         try:
@@ -80,15 +101,26 @@ class Journal:
         except OSError as error:
             raise InputError(f"journal {path} cannot be used: {error.strerror or error}") from None
 
-    def add(self, places: Sequence[int], finished: Sequence[Finished], seconds: float = 0.0) -> None:
-        """Note the answers to the requests at `places`, which took `seconds`. Raises InputError when the disk is full."""
-        self.finished.update(zip(places, finished))
+    def add(self, places: Sequence[int], finished: Sequence[Finished], seconds: float = 0.0, grown: Sequence[Any] = ()) -> None:
+        """Note the answers to the requests at `places`, which took `seconds`, and the tokens of texts that have `grown` (add_grown).
+
+        Raises InputError when the disk is full.
+        """
+        add_grown(self.begun, grown)
+        self._finish(zip(places, finished))
+        lines: list[Mapping[str, Any]] = [{"grown": grown}] if grown else []
+        lines += [{"request": place, "seconds": seconds, "finished": one} for place, one in zip(places, finished)]
         try:
-            self._write({"request": place, "seconds": seconds, "finished": one} for place, one in zip(places, finished))
+            self._write(lines)
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 self._sync()
         except OSError as error:
             raise InputError(f"journal {self.path} cannot be written: {error.strerror or error}") from None
+
+    def _finish(self, finished: Iterable[tuple[int, Finished]]) -> None:
+        for place, one in finished:
+            self.finished[place] = one
+            self.begun.pop(place, None)
 
     def remove(self) -> None:
         """Delete it: the output is there."""
@@ -114,18 +146,25 @@ class Journal:
                 if head is None:
                     head = data
                     self._check(head, whole)
+                elif "grown" in data:
+                    add_grown(self.begun, self._known(data["grown"], count))
                 else:
-                    place = data["request"]
-                    if not isinstance(place, int) or not 0 <= place < count:
-                        raise ValueError("no such request")
-                    self.finished[place] = checked(data["finished"])
+                    self._finish(self._known([(data["request"], checked(data["finished"]))], count))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(f"journal {self.path} is damaged after byte {kept}; delete it and run again") from None
             kept += len(line)
-        if self.finished and not resume:
-            held = f"{len(self.finished)} of {count} answers of a run that was cut off"
+        if (self.finished or self.begun) and not resume:
+            more = f" and the beginnings of {len(self.begun)}" if self.begun else ""
+            held = f"{len(self.finished)} of {count} answers{more} of a run that was cut off"
             raise InputError(f"journal {self.path} holds {held}; go on with --resume, or delete it")
         return kept
+
+    @staticmethod
+    def _known(items: Sequence[tuple[int, Any]], count: int) -> Sequence[tuple[int, Any]]:
+        """Return what is of requests by their places. Raises TypeError or ValueError where there is no such request."""
+        if not all(isinstance(place, int) and 0 <= place < count for place, _ in items):
+            raise ValueError("no such request")
+        return items
 
     def _check(self, head: Any, whole: Mapping[str, Any]) -> None:
         if not isinstance(head, dict) or head.get("format") != FORMAT:

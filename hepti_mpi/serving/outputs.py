@@ -21,7 +21,8 @@ PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position
 KINDS = ("float32", "int64")
 MOST_DIMS = 4
 MOST_POSITIONS = 1 << 24
-# an answer as JSON: {"answer"} for people and programs, {"width", "keep", "results"} for arrays; both with "error" if there is none
+# an answer as JSON: {"answer"} for people and programs, {"width", "keep", "results"} for arrays; both with "error" if there is none.
+# a text is {"answer", "row": {"width", "keep", "most"}}: "most" tokens were asked for; in memory also its "logits"
 Finished = dict[str, Any]
 Sign = Callable[[IO[bytes]], None]
 
@@ -198,13 +199,35 @@ def check_apart(output: Path, source: str | None) -> None:
 def write_finished(path: Path, finished: Sequence[Finished], sign: Sign = lambda file: None) -> None:
     """Write the output that the answers to all requests make; `sign` is called with the file when all is in it. Raises InputError."""
     try:
-        if path.suffix == ".npz":
+        if path.suffix == ".npz" and any("row" in item for item in finished):
+            _write_tokens(path, finished, sign)
+        elif path.suffix == ".npz":
             both = [_arrays(item) for item in finished]
             write_npz(path, [kept for kept, _ in both], [result for _, result in both], _beside(finished), sign)
         else:
             write_jsonl(path, [item["answer"] for item in finished], sign)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"what was kept of {path} is of another kind of output; delete the journal and run again") from None
+
+
+def _write_tokens(path: Path, finished: Sequence[Finished], sign: Sign) -> None:
+    """Write `tokens` [texts, most that were asked for], -1 behind the end, and, where there are any, `logits` [texts, positions, words],
+    0 where there is no token; "errors" and "id" where there are any."""
+    tokens = np.full((len(finished), max(item["row"]["most"] for item in finished)), -1, np.int64)
+    for row, item in zip(tokens, finished):
+        made = item["answer"].get("tokens", ())
+        row[: len(made)] = made
+    arrays: dict[str, Any] = {"tokens": tokens}
+    words = next((item["logits"].shape[1] for item in finished if "logits" in item), None)
+    if words is not None:
+        arrays["logits"] = np.zeros((len(finished), max(item["row"]["width"] for item in finished), words), np.float32)
+        for target, item in zip(arrays["logits"], finished):
+            if "logits" in item:
+                target[decoded(item["row"]["keep"])] = item["logits"]
+    named = [item | ({"id": item["answer"]["id"]} if "id" in item["answer"] else {}) for item in finished]
+    with _answer_file(path) as file:
+        np.savez(file, **arrays, **_beside(named))
+        sign(file)
 
 
 def encoded(array: np.ndarray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +99,11 @@ class Answered:
     def places(self) -> list[int]:
         """Where they stand in the input."""
         return [request.index for request in self.requests]
+
+    @property
+    def grown(self) -> Sequence[Any]:
+        """Tokens of texts that are not finished (serving.journal): there are none."""
+        return ()
 
     @cached_property
     def finished(self) -> list[Finished]:

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from hepti_mpi.comm.launcher import command_line
+from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Journal, journal_path
 from hepti_mpi.serving.outputs import Finished, Tally, check_apart, check_path
-from hepti_mpi.serving.request import Answered, Question
+from hepti_mpi.serving.request import Question
 
 WAITING = 16  # batches that may be answered and not yet written: a disk that is slower than that is waited for
 STOP_SECONDS = 0.2
@@ -30,16 +31,40 @@ class Screen(Protocol):
     def answers(self, answers: Sequence[dict[str, Any]]) -> None: ...
 
 
+class TextScreen(Screen, Protocol):
+    """What shows texts that grow."""
+
+    def texts(self, records: Sequence[dict[str, Any]]) -> None: ...
+
+    def say_text(self, asked: str | None, text: str, ended: bool) -> None: ...
+
+
+class Event(Protocol):
+    """What a step brought: answers to the `requests` at some `places`, and tokens of texts that have `grown` (serving.journal)."""
+
+    @property
+    def requests(self) -> Sequence[Any]: ...
+    @property
+    def places(self) -> Sequence[int]: ...
+    @property
+    def finished(self) -> Sequence[Finished]: ...
+    @property
+    def grown(self) -> Sequence[Any]: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 class Listener(Protocol):
     """What hears of answers."""
 
-    def event(self, event: Answered) -> None: ...
+    def event(self, event: Any) -> None: ...
 
 
 class Sink(Listener, Protocol):
-    """What keeps the answers of one run. `known`: places of requests that need no answer."""
+    """What keeps the answers of one run. `known`: places of requests that need no answer; `begun`: what there is of others' texts."""
 
     known: Collection[int]
+    begun: Mapping[int, Sequence[Chosen]]
 
     @property
     def wanted(self) -> bool:
@@ -61,6 +86,7 @@ class Shown:
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.known: Collection[int] = ()
+        self.begun: Mapping[int, Sequence[Chosen]] = {}
         self.next, self.waiting, self.answered = 0, dict[int, Finished](), 0
         self.told: list[Finished] = []  # what counts of those that were shown
 
@@ -71,7 +97,7 @@ class Shown:
     def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
         self.waiting.update(refused)
 
-    def event(self, event: Answered) -> None:
+    def event(self, event: Event) -> None:
         self.answered += len(event.requests)
         if any(place >= self.next and place not in self.waiting for place in event.places):  # else it was asked again, to measure
             self.waiting.update((place, item) for place, item in zip(event.places, event.finished) if place >= self.next)
@@ -81,8 +107,11 @@ class Shown:
         while self.next in self.waiting:
             item = self.waiting.pop(self.next)
             self.screen.answers([item["answer"]])
-            self.told.append({"truncated": item["answer"].get("truncated")} | ({"error": item["error"]} if "error" in item else {}))
-            self.next += 1
+            self._count(item)
+
+    def _count(self, item: Finished) -> None:
+        self.told.append({"truncated": item["answer"].get("truncated")} | ({"error": item["error"]} if "error" in item else {}))
+        self.next += 1
 
     def write(self) -> Tally:
         self._show()
@@ -92,19 +121,51 @@ class Shown:
         return f"interrupted after {self.answered} of {asked} answers; nothing is kept without --output FILE"
 
 
+class Spoken(Shown):
+    """Texts on a screen in the order of their prompts, the first one that has not ended as it grows."""
+
+    def __init__(self, screen: TextScreen, asked: Sequence[str]) -> None:
+        """`asked`: what is shown of each prompt."""
+        super().__init__(screen)
+        self.pages, self.asked, self.texts, self.begins = screen, asked, dict[int, str](), True
+
+    def event(self, event: Any) -> None:
+        for place, text in event.said:
+            self.texts[place] = self.texts.get(place, "") + text
+        super().event(event)
+
+    def _show(self) -> None:
+        while self.next in self.waiting or self.texts.get(self.next):
+            item = self.waiting.get(self.next)
+            if item is not None and "error" in item:
+                self.pages.texts([item["answer"]])
+            else:
+                self.pages.say_text(self.asked[self.next] if self.begins else None, self.texts.pop(self.next, ""), item is not None)
+                self.begins = False
+            if item is None:
+                return
+            self._count(self.waiting.pop(self.next))
+            self.begins = True
+
+
 class Filed:
     """Answers in an output when all are there, until then in a journal, or in memory where the input is answered many times."""
 
-    def __init__(self, question: Question, say: Any) -> None:
-        """Raises InputError when the output could not be written; `say` is told when one is going to be replaced."""
+    def __init__(self, question: Question, say: Any, lasting: bool = True) -> None:
+        """`lasting`: with a journal; `say` is told when an output is going to be replaced.
+
+        Raises InputError when the output could not be written.
+        """
         assert question.output is not None
+        self.lasting = lasting and question.repeat == 1
         self.output, self.question, self.wanted = question.output, question, True
         check_apart(self.output, question.source)
         check_path(self.output)
         self.already = nothing_left(self.output, question.resume, say)  # the finished output, where there is one to be resumed
         self.known: Collection[int] = ()
+        self.begun: Mapping[int, Sequence[Chosen]] = {}
         self.journal: Journal | None = None
-        self.held: dict[tuple[int, ...], Answered] = {}
+        self.held: dict[tuple[int, ...], Event] = {}
         self.answered = 0
 
     def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
@@ -112,17 +173,17 @@ class Filed:
         if self.already is not None:
             self.already.check(self.head)
             self.known = range(count)
-        elif self.question.repeat == 1:
+        elif self.lasting:
             if self.question.resume:
                 check_not_less(self.output, count)
             self.journal = Journal(journal_path(self.output), head, count, self.question.resume)
-            self.known = self.journal.finished
+            self.known, self.begun = self.journal.finished, self.journal.begun
 
-    def event(self, event: Answered) -> None:
+    def event(self, event: Event) -> None:
         self.answered += len(event.requests)
         if self.journal is not None:
-            self.journal.add(event.places, event.finished, event.seconds)
-        else:
+            self.journal.add(event.places, event.finished, event.seconds, event.grown)
+        elif event.places:
             self.held[tuple(event.places)] = event
 
     def write(self) -> Tally:
@@ -141,11 +202,9 @@ class Filed:
 
     def interrupted(self, asked: int) -> str:
         if self.journal is None:
-            return f"interrupted after {self.answered} of {asked} answers; nothing is kept with --repeat"
-        kept = len(self.journal.finished)
-        if not kept:
-            return f"interrupted before the first of {self.count} answers"
-        return f"interrupted; {kept} of {self.count} answers are kept in {self.journal.path}; {going_on()}"
+            return f"interrupted after {self.answered} of {asked} answers; nothing is kept with --repeat or --logits"
+        kept = kept_of(self.journal, self.count)
+        return f"interrupted; {kept}" if kept else f"interrupted before the first of {self.count} answers"
 
 
 class Beside:
@@ -154,11 +213,16 @@ class Beside:
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
         self.error: BaseException | None = None
-        self.waiting: queue.Queue[Answered | None] = queue.Queue(WAITING)
+        self.waiting: queue.Queue[Event | None] = queue.Queue(WAITING)
         self.lock, self.stopped = threading.Lock(), False
         self.thread = threading.Thread(target=self._work, name="answers", daemon=True)
 
-    def event(self, event: Answered) -> None:
+    @property
+    def behind(self) -> bool:
+        """Whether the next event has to wait until there is room for it."""
+        return self.waiting.full()
+
+    def event(self, event: Event) -> None:
         """Hand on an event as soon as there is room for it."""
         self.waiting.put(event)
         self._check()
@@ -196,6 +260,14 @@ class Beside:
                         listener.event(event)
                 except BaseException as error:  # noqa: BLE001  whoever gives the events raises it
                     self.error, self.stopped = error, True
+
+
+def kept_of(journal: Journal, count: int) -> str | None:
+    """Say what a journal keeps of a run that is interrupted, and what goes on with it; None where it keeps nothing."""
+    if not journal.finished and not journal.begun:
+        return None
+    more = f" and the beginnings of {len(journal.begun)}" if journal.begun else ""
+    return f"{len(journal.finished)} of {count} answers{more} are kept in {journal.path}; {going_on()}"
 
 
 def going_on() -> str:

@@ -50,8 +50,8 @@ class Growing:
 
     @property
     def left(self) -> Sampling:
-        """What is asked of the rest; stop texts are looked for here, where text is."""
-        return replace(self.sampling, max_tokens=self.sampling.max_tokens - len(self.tokens), stop=())
+        """What rank 0 is asked; stop texts are looked for here, where text is."""
+        return replace(self.sampling, stop=())
 
     def tell(self, part: Grown) -> None:
         if not self.over:

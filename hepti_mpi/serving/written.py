@@ -1,15 +1,52 @@
-"""Answers that are texts, as records for people and programs and as arrays. Knows what a finished answer is; knows no rank."""
+"""Texts of a run: what tells one run from another, and what is kept of answers while they grow and when they have ended.
 
+Knows prompts and answers; knows no rank, and not where what is kept goes (serving.sink).
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from hepti_mpi.documents import whole_file
-from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.prompts import Prompt
-from hepti_mpi.serving.generation import Answer
+from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.serving.generation import Answer, Event
+from hepti_mpi.serving.journal import hash_of
+from hepti_mpi.serving.outputs import Finished, encoded
+from hepti_mpi.serving.streams import told
+from hepti_mpi.weights.store import Store
+
+
+@dataclass
+class Written:
+    """The event that texts grew in a step of `seconds` (serving.sink.Event). `requests`: prompts whose answers have ended, which are
+    `finished`; `said`: what was added to texts, by places."""
+
+    seconds: float
+    requests: list[Prompt] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    grown: list[list[Any]] = field(default_factory=list)
+    said: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[int]:
+        """Where those that have ended stand in the input."""
+        return [prompt.index for prompt in self.requests]
+
+    def add(self, prompt: Prompt, event: Event) -> None:
+        """Take in what happened to the answer to a prompt."""
+        if event.token is not None:
+            self.grown.append([prompt.index, event.answer.chosen[-1].told()])
+        self.said.append((prompt.index, event.text))
+
+
+def head_of(store: Store, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
+    """Return what tells a run from another one, whose answers are not to be mixed with its own."""
+    said = json.loads(json.dumps(told(sampling)))  # as it comes back from a file
+    asked = [[prompt.given, prompt.ids, {key: prompt.asked[key] for key in sorted(prompt.asked) if key in said}] for prompt in prompts]
+    return {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": hash_of(asked), "texts": said}
 
 
 def record(prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
@@ -27,25 +64,9 @@ def record(prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
     return prompt.given | found
 
 
-def write_arrays(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer | None], logits: Mapping[int, np.ndarray]) -> None:
-    """Write `tokens` [prompts, most tokens asked for], -1 behind the end, and, where there are any, `logits` [prompts, positions, words], 0
-    where there is no token; "errors" where there are any. Raises InputError."""
-    most = max((answer.sampling.max_tokens for answer in answers if answer is not None), default=0)
-    arrays = {"tokens": np.full((len(prompts), most), -1, np.int64)}
-    for row, answer in zip(arrays["tokens"], answers):
-        if answer is not None:
-            row[: len(answer.tokens)] = answer.tokens
-    if logits:
-        words = next(iter(logits.values())).shape[1]
-        width = max(max(one.width, len(one.ids)) for one in prompts)
-        arrays["logits"] = np.zeros((len(prompts), width, words), np.float32)
-        for target, prompt in zip(arrays["logits"], prompts):
-            if prompt.index in logits:
-                target[np.arange(len(prompt.ids)) if prompt.keep is None else prompt.keep] = logits[prompt.index]
-    if any(prompt.error for prompt in prompts):
-        arrays["errors"] = np.array([prompt.error or "" for prompt in prompts])
-    try:
-        with whole_file(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-    except OSError as error:
-        raise InputError(f"output {path} cannot be written: {error.strerror or error}") from None
+def finished_text(prompt: Prompt, answer: Answer | None, most: int, logits: Mapping[int, np.ndarray]) -> Finished:
+    """Return what is kept of an answer that has ended, None where the prompt has an error; `most`: the tokens it was asked for."""
+    keep = np.arange(len(prompt.ids)) if prompt.keep is None else prompt.keep
+    row = {"width": max(prompt.width, len(keep)), "keep": encoded(keep), "most": most}
+    found: Finished = {"answer": record(prompt, answer), "row": row} | ({} if prompt.error is None else {"error": prompt.error})
+    return found | ({"logits": logits[prompt.index]} if prompt.index in logits else {})

@@ -14,13 +14,13 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import HeptiError, InputError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning import methods
+from hepti_mpi.planning import decoding, methods
 from hepti_mpi.planning.request import Request
 from hepti_mpi.serving.finished import Finished as Output
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
-from hepti_mpi.serving.journal import Journal, finished_places, journal_path
+from hepti_mpi.serving.journal import Begun, Journal, add_grown, journal_path, noted
 from hepti_mpi.serving.outputs import Finished, Tally, check_path, checked
-from hepti_mpi.serving.sink import going_on
+from hepti_mpi.serving.sink import kept_of
 from hepti_mpi.supervisor.progress import State
 from hepti_mpi.wording import counted
 
@@ -83,7 +83,8 @@ class Known:
             if part is None:  # one that was never measured
                 return UNKNOWN_GAIN
             try:
-                chosen = methods.decide(measured["method"], spec, measured["source_hash"], part, request).chosen
+                decide = decoding.decide if spec.generates else methods.decide
+                chosen = decide(measured["method"], spec, measured["source_hash"], part, request).chosen
             except HeptiError:
                 return None
             prices.append(chosen.price.seconds)
@@ -99,26 +100,30 @@ class Kept:
         self.known = Known(saved, fresh, say)
         self.journal: Journal | None = None
         self.finished: dict[int, Finished] = {}
+        self.begun = Begun()
+        self.texts: dict[str, Any] | None = None  # what is asked of each text, where answers are texts
         self.count: int | None = None
         self.meter: Meter | None = None
         self.record: dict[str, Any] | None = None
         self.since: float | None = None  # the first answer of this start
-        self.answers = 0  # after it
+        self.there = 0.0  # answers then
         self.starts = 0
         self.begin = time.monotonic()
-        self.before: list[int] = []
+        self.before, self.begun_before = list[int](), Begun()
         self.already: Output | None = None  # the finished output, where there is one to be resumed
         self.lock = threading.Lock()
         if output is not None:
             check_path(output)
             self.already = nothing_left(output, resume, say)
-            self.before = finished_places(journal_path(output)) if resume else []
+            if resume:
+                self.before, self.begun_before = noted(journal_path(output))
             if self.already is not None:
                 self.before = list(range(self.already.tally.inputs))
 
     def state(self) -> State:
         """Return what the next start need not do again."""
-        return State(sorted({*self.before, *self.finished}), list(self.known.profiles))
+        begun = self.begun_before if self.count is None else self.begun
+        return State(sorted({*self.before, *self.finished}), list(self.known.profiles), begun=begun)
 
     def heard(self, record: dict[str, Any]) -> None:
         """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
@@ -139,33 +144,35 @@ class Kept:
         """Open the journal when ranks begin for the first time; later starts must be of the same input."""
         head = {"requests": record["requests"], **record["head"]}
         if self.count is None:
-            self.count, self.head = record["requests"], head
+            self.count, self.head, self.texts = record["requests"], head, head.get("texts")
             if self.already is not None:
                 self.already.check(head)
             elif self.output is not None:
                 if self.resume:
                     check_not_less(self.output, self.count)
                 self.journal = Journal(journal_path(self.output), record["head"], record["requests"], self.resume)
-                self.finished = self.journal.finished
+                self.finished, self.begun = self.journal.finished, self.journal.begun
         elif head != self.head:
             differs = next(key for key in head if head[key] != self.head.get(key))
             raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
                              "give all hosts the same input and store")  # fmt: skip
         self.finished.update((place, checked(item)) for place, item in record["refused"])
-        self.since, self.answers, self.starts = None, 0, self.starts + 1
+        self.since, self.starts = None, self.starts + 1
 
     def _keep(self, record: dict[str, Any]) -> None:
         """Keep answers that are new."""
         with self.lock:
             new = [(place, checked(item)) for place, item in zip(record["places"], record["finished"]) if place not in self.finished]
-            if self.since is None:
-                self.since = time.monotonic()
-            else:
-                self.answers += len(new)
+            grown = [one for one in record.get("grown", ()) if one[0] not in self.finished]
             if self.journal is not None:
-                self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"])
+                self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"], grown)
             else:
+                add_grown(self.begun, grown)
                 self.finished.update(new)
+                for place, _ in new:
+                    self.begun.pop(place, None)
+            if self.since is None:
+                self.since, self.there = time.monotonic(), self._progress()
         if self.meter is not None and self.meter.total is None:
             self.meter.count_from((self.count or 0) - len({*self.finished, *self.before}))
         elif self.meter is not None:
@@ -174,15 +181,20 @@ class Kept:
     def gains(self, more: Sequence[str], present: Sequence[str]) -> float | None:
         """Return the seconds that the rest of the job takes less on the hosts `more` than on those that are `present`."""
         with self.lock:
-            answers, since, left = self.answers, self.since, (self.count or 0) - len(self.finished)
-        part = self.known.gain(more, present) if since is not None and answers else None
+            there, since = self._progress(), self.since
+        answers, left = there - self.there, (self.count or 0) - there
+        part = self.known.gain(more, present) if since is not None and answers > 0 else None
         return None if part is None or since is None else (time.monotonic() - since) / answers * left * part
+
+    def _progress(self) -> float:
+        """Return how many answers there are; of a text that is not finished the part of its tokens."""
+        most = self.texts["max_tokens"] if self.texts else 1
+        return len(self.finished) + sum(min(1.0, len(tokens) / most) for tokens in self.begun.values())
 
     def interrupted(self) -> str:
         """Say what is kept of a run that is interrupted now, and what goes on with it."""
-        if self.journal is None or not self.finished:
-            return f"interrupted after {counted(len(self.finished), 'answers')}; nothing is kept"
-        return f"interrupted; {len(self.finished)} of {self.count} answers are kept in {self.journal.path}; {going_on()}"
+        kept = kept_of(self.journal, self.count or 0) if self.journal is not None else None
+        return f"interrupted; {kept}" if kept else f"interrupted after {counted(len(self.finished), 'answers')}; nothing is kept"
 
     def write(self) -> Tally:
         """Write the output, where there is one; return what became of all inputs. Raises InputError when answers are missing."""

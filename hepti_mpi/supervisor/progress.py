@@ -3,7 +3,7 @@
 Knows their form; does not know what is done with them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,30 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.channel import tell
 from hepti_mpi.documents import read_document
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.sampling import Chosen
+from hepti_mpi.serving.journal import Begun, add_grown
 from hepti_mpi.serving.outputs import Finished
-from hepti_mpi.serving.request import Answered
+from hepti_mpi.serving.sink import Event
 
 FORMAT, FORMAT_VERSION = "hepti-state", 1
 
 
 @dataclass
 class State:
-    """What a supervised run need not do again: requests that are `finished`, and measuring the hosts of `profiles`. Of a service also
-    where its `front` is (serving.front), and whether this is a start `again`, which is to be short."""
+    """What a supervised run need not do again: requests that are `finished`, texts that are `begun`, and measuring the hosts of `profiles`.
+    Of a service also where its `front` is (serving.front), and whether this is a start `again`, which is to be short."""
 
     finished: list[int] = field(default_factory=list)
     profiles: list[ClusterProfile] = field(default_factory=list)
     front: dict[str, Any] | None = None
     again: bool = False
+    begun: Begun = field(default_factory=Begun)
 
     def to_json(self) -> dict[str, Any]:
         known = [profile.to_json() for profile in self.profiles]
         service = {} if self.front is None else {"front": self.front, "again": self.again}
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profiles": known, **service}
+        texts = {"begun": [[place, one.told()] for place, every in self.begun.items() for one in every]} if self.begun else {}
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, "finished": self.finished, "profiles": known, **service, **texts}
 
 
 def read_state(path: Path) -> State:
@@ -44,7 +48,9 @@ def read_state(path: Path) -> State:
         if not all(isinstance(place, int) for place in data["finished"]):
             raise ValueError("places are no numbers")
         known = [profiles.from_json(profile) for profile in data["profiles"]]
-        return State(data["finished"], known, data.get("front"), bool(data.get("again")))
+        begun = Begun()
+        add_grown(begun, data.get("begun", ()))
+        return State(data["finished"], known, data.get("front"), bool(data.get("again")), begun)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is damaged: {error!r}; run the supervise command again") from None
 
@@ -57,12 +63,14 @@ class Told:
     def __init__(self, state: State) -> None:
         self.state = state
         self.known: Collection[int] = set(state.finished)
+        self.begun: Mapping[int, Sequence[Chosen]] = state.begun
 
     def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
         tell("begin", requests=count, head=head, refused=list(refused.items()))
 
-    def event(self, event: Answered) -> None:
-        tell("answers", places=event.places, finished=event.finished, seconds=event.seconds)
+    def event(self, event: Event) -> None:
+        texts = {"grown": list(event.grown)} if event.grown else {}
+        tell("answers", places=event.places, finished=event.finished, seconds=event.seconds, **texts)
 
     def write(self) -> None:
         """The supervisor writes, and knows what became of all inputs."""

@@ -124,6 +124,18 @@ class Chosen:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
+    def told(self) -> list[Any]:
+        """Return it as JSON has it: [token], or [token, log-probability, [[token, log-probability], ...]]."""
+        return [self.token] if self.logprob is None else [self.token, self.logprob, [list(one) for one in self.top]]
+
+    @classmethod
+    def of(cls, told: Any) -> "Chosen":
+        """Return what `told` says. Raises TypeError or ValueError when it is not one."""
+        token, logprob, top = (*told, None, ())[:3] if len(told) == 1 else told
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise ValueError("no token")
+        return cls(token, None if logprob is None else float(logprob), tuple((int(one), float(value)) for one, value in top))
+
 
 class Sampler:
     """Chooses the tokens of one answer, one after the other."""
