@@ -28,8 +28,8 @@ def generation_record(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run that generated text, format hepti-run.
 
-    Tokens that a job before this one made do not count. `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer behind its first token; both medians over answers;
-    `all_tokens_per_second`: of all answers together.
+    Tokens that a job before this one made do not count. `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer
+    behind its first token; both medians over answers; `all_tokens_per_second`: of all answers together.
     """
     document: dict[str, Any] = {"format": RUN_FORMAT, "format_version": RUN_VERSION, "kind": "generation", "model": spec.name}
     document |= {"family": spec.family, "requests": len(answers), "seconds": _short(seconds)}
