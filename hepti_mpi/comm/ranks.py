@@ -45,6 +45,9 @@ class Comm:
         """
         local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", str(int(local > (os.cpu_count() or 1))))
+        # A transport for one-sided accesses, of which there are none; where there is no network of its kind Open MPI 5 sleeps a second
+        # when it puts it away, at every start
+        os.environ.setdefault("OMPI_MCA_btl", "^ofi")
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one MPI does not start; the system knows the user's
         import mpi4py
 
