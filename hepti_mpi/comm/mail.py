@@ -1,7 +1,8 @@
-"""Letters between any two ranks, each a few facts and some arrays, that travel while ranks compute.
+"""Letters between any two ranks, each a few facts and some arrays: what to do, what came of it, and what is handed on.
 
-Knows ranks, boxes and bytes; does not know what a letter says. One thread of this rank sends, receives and tells the others that it is
-there; whoever takes letters may be in any thread. Its patience names ranks that it does not hear of for too long.
+Knows ranks, boxes and bytes; does not know what a letter says. A rank with partners has a thread that sends, receives and tells them that
+it is there while this rank computes; whoever takes letters may be in any thread, and the patience names partners that are not heard of
+for too long. Any other rank looks for letters when it takes or sends one.
 """
 
 import json
@@ -10,12 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hepti_mpi.comm.patience import Patience
+from hepti_mpi.comm.pauses import Pause, nap
 from hepti_mpi.comm.ranks import PART_BYTES, Comm
 
 HEAD, CONTENT = 1, 2  # tags
@@ -23,6 +26,8 @@ MOVING_SECONDS, LOOK_SECONDS = 500e-6, 3e-3  # between two looks: while somethin
 QUIET_PART = 0.2  # of the deadline that a rank is silent for at most
 LONG_PART = 0.5  # of the deadline without a word, after which a rank is waited for
 TAKE_SECONDS = 0.5
+IDLE_SECONDS = 0.001  # between two looks of a rank that has nothing to do meanwhile; twice as long each time, up to
+RESTING_SECONDS = 0.008
 ALIVE = ""  # the box of letters that say nothing
 
 Arrays = Mapping[str, np.ndarray]
@@ -49,25 +54,29 @@ class _Coming:
 class Mail:
     """What a rank sends and receives. Every rank of `world` makes one, and closes it."""
 
-    def __init__(self, world: Comm, partners: Collection[int]) -> None:
-        """`partners`: the other ranks that hear of this one, and of which it hears, also where there is nothing to say; nobody else writes
-        to it. Collective."""
+    def __init__(
+        self, world: Comm, partners: Collection[int] = (), followers: Collection[int] = (), lead: int = 0, pause: Pause = nap
+    ) -> None:  # fmt: skip
+        """`partners`: the other ranks that hear of this one, and of which it hears, also where there is nothing to say; `followers`: those
+        that only hear of it; nobody else writes to a rank that has partners. `lead`: whom a rank without partners waits for, and `pause`:
+        what it does between two looks when it is about to compute. Collective."""
         assert isinstance(world.patience, Patience), "mail is between the ranks of a job"
-        self.rank, self.patience, self.turn = world.rank, world.patience, world.turn
+        self.rank, self.size, self.patience, self.turn = world.rank, world.size, world.patience, world.turn
         self.partners = sorted(set(partners) - {world.rank})
+        self.lead, self.pause = lead, pause
         with world.patience.waiting():
             self.mpi = world.mpi.Dup()
-        self.boxes: dict[str, queue.Queue[Letter]] = {}
+        self.boxes: dict[str, queue.SimpleQueue[Letter]] = {}
         self.outgoing: deque[tuple[int, str, dict[str, Any], Arrays]] = deque()
         self.going: list[tuple[Any, Any]] = []  # requests, with what they send
         self.coming: list[_Coming] = []
         now = time.monotonic()
-        self.heard, self.told = dict.fromkeys(self.partners, now), dict.fromkeys(self.partners, now)
+        self.heard, self.told = dict.fromkeys(self.partners, now), dict.fromkeys([*self.partners, *followers], now)
         self.closing = False
         self.error: BaseException | None = None
         self.awake = threading.Event()
-        self.thread = threading.Thread(target=self._work, name="mail", daemon=True)
-        if self.partners:  # else nothing comes
+        self.thread = threading.Thread(target=self._work, name="mail", daemon=True) if self.partners else None
+        if self.thread is not None:
             self.thread.start()
 
     def send(self, peer: int, box: str, facts: dict[str, Any], arrays: Arrays | None = None) -> None:
@@ -76,11 +85,29 @@ class Mail:
             self._box(box).put(Letter(peer, facts, arrays or {}))
             return
         self.outgoing.append((peer, box, facts, arrays or {}))
-        self.awake.set()
+        if self.thread is None:
+            with self.turn:
+                self._look()
+        else:
+            self.awake.set()
 
-    def take(self, box: str, timeout: float | None = None) -> Letter | None:
-        """Return the next letter in a box; None when none comes within `timeout` seconds, of which None means that they are for ever."""
-        inbox, end = self._box(box), None if timeout is None else time.monotonic() + timeout
+    def tell(self, box: str, facts: dict[str, Any]) -> None:
+        """Send a letter to all other ranks."""
+        for rank in range(self.size):
+            if rank != self.rank:
+                self.send(rank, box, facts)
+
+    def take(self, box: str, timeout: float | None = None, idle: bool = False) -> Letter | None:
+        """Return the next letter in a box; None when none comes within `timeout` seconds, of which None means that they are for ever.
+
+        `idle`: this rank has no part in what the others do meanwhile.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        return self._handed(box, end) if self.thread is not None else self._found(box, end, idle)
+
+    def _handed(self, box: str, end: float | None) -> Letter | None:
+        """Wait for what the thread puts into a box."""
+        inbox = self._box(box)
         while True:
             left = TAKE_SECONDS if end is None else min(TAKE_SECONDS, end - time.monotonic())
             try:
@@ -91,19 +118,55 @@ class Mail:
                 if end is not None and time.monotonic() >= end:
                     return None
 
+    def _found(self, box: str, end: float | None, idle: bool) -> Letter | None:
+        """Look for what is in a box."""
+        inbox, rest, begin = self._box(box), IDLE_SECONDS, time.perf_counter()
+        while True:
+            last = self.heard.get(self.lead)
+            with self.patience.slower() if idle else nullcontext(), self.patience.waiting(lambda: [self.lead]):
+                while self.heard.get(self.lead) == last:  # whoever says that it is there is not late
+                    with self.turn:
+                        self._look()
+                    if not inbox.empty():
+                        return inbox.get()
+                    if end is not None and time.monotonic() >= end:
+                        return None
+                    if idle:
+                        time.sleep(rest)
+                        rest = min(2 * rest, RESTING_SECONDS)  # its host's cores may be another rank's
+                    else:
+                        self.pause(time.perf_counter() - begin)
+
     def close(self) -> None:
-        """End when all that was sent is out. Collective: nothing comes any more."""
+        """End when all that was sent is out. Collective: nothing comes any more that is wanted."""
         self.closing = True
         self.awake.set()
-        if self.partners:
+        if self.thread is not None:
             self.thread.join()
+        with self.patience.waiting():
+            while not self._is_out():
+                time.sleep(IDLE_SECONDS)
+            with self.turn:
+                done = self.mpi.Ibarrier()
+            while not self._is_done(done):  # whoever sent what is not wanted waits for it to be taken
+                time.sleep(IDLE_SECONDS)
         with self.turn:
             self.mpi.Free()
 
-    def _box(self, name: str) -> "queue.Queue[Letter]":
-        return self.boxes.setdefault(name, queue.Queue())  # one step, which needs no lock
+    def _is_out(self) -> bool:
+        with self.turn:
+            self._look()
+        return not (self.going or self.coming)
 
-    # the thread
+    def _is_done(self, barrier: Any) -> bool:
+        with self.turn:
+            self._look()
+            return bool(barrier.Test())
+
+    def _box(self, name: str) -> "queue.SimpleQueue[Letter]":
+        return self.boxes.setdefault(name, queue.SimpleQueue())  # one step, which needs no lock
+
+    # the thread, or whoever has the turn
 
     def _work(self) -> None:
         try:
@@ -122,7 +185,7 @@ class Mail:
         """Move all letters on; tell whether something is under way."""
         now, often = time.monotonic(), QUIET_PART * self.patience.seconds
         for peer, when in self.told.items():
-            if often and now - when > often:
+            if often and now - when > often and not self.closing:
                 self.outgoing.append((peer, ALIVE, {}, {}))
                 self.told[peer] = now
         while self.outgoing:
@@ -140,7 +203,8 @@ class Mail:
     def _begin(self, peer: int, box: str, facts: dict[str, Any], arrays: Arrays) -> None:
         described = [[name, values.dtype.str, list(values.shape)] for name, values in arrays.items()]
         head = np.frombuffer(json.dumps([box, facts, described]).encode(), np.uint8)
-        self.told[peer] = time.monotonic()
+        if peer in self.told:
+            self.told[peer] = time.monotonic()
         self.going.append((self.mpi.Isend(head, peer, HEAD), head))
         for values in arrays.values():
             for part in _pieces(np.ascontiguousarray(values)):

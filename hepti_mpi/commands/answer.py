@@ -147,7 +147,6 @@ def _answer_in_teams(
     session: "Session", goal: "Goal", startup: dict[str, float], remote: "Remote | None", batch_rows: int, pipeline: bool
 ) -> None:  # fmt: skip
     """Answer by teams until nothing more will come. Collective."""
-    from hepti_mpi.comm.mail import Mail
     from hepti_mpi.serving import teams
     from hepti_mpi.serving.loop import Desk
     from hepti_mpi.serving.remote import Counting, PatientAnswerer
@@ -157,7 +156,7 @@ def _answer_in_teams(
 
     job = teamed(session.machine, session.store, goal, Teaming(0, forced=True, pipeline=pipeline), startup, _at(session))
     assert job is not None, "teams are wanted in any case"
-    mail = Mail(session.world, teams.partners(job.placement, session.world.rank, session.world.size))
+    mail = teams.mail_of(session.world, job.placement, job.crew)
     answerer = PatientAnswerer(session.store, {} if remote is None else remote.errors)
     if remote is None:
         teams.answer(job.crew, mail, answerer, None)

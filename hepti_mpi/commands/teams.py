@@ -55,7 +55,6 @@ def wanted(options: dict[str, Any], choice: "Choice", adaptable: bool, method: s
 
 def answer(work: "Work", job: "Teamed") -> None:
     """Answer all that is asked by teams, and put the answers out. Collective. Raises PartlyAnswered."""
-    from hepti_mpi.comm.mail import Mail
     from hepti_mpi.engine.machine import together
     from hepti_mpi.serving import teams
     from hepti_mpi.serving.request import Answerer
@@ -64,7 +63,7 @@ def answer(work: "Work", job: "Teamed") -> None:
     world = session.world
     if asked is not None and not work.supervised:
         _show_teams(work, job)
-    mail = Mail(world, teams.partners(job.placement, world.rank, world.size))
+    mail = teams.mail_of(world, job.placement, job.crew)
     outcome, begin = None, time.perf_counter()
     if asked is None:
         teams.answer(job.crew, mail, Answerer(session.store, work.question), None)

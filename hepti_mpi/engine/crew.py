@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from hepti_mpi.comm.exchange import Exchanges
-from hepti_mpi.comm.orders import Orders
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import fetch
@@ -23,13 +22,17 @@ from hepti_mpi.weights.store import Store
 @dataclass
 class Crew:
     """What a rank of a team has: its `team`, the number of its `stage` there, and the engine that it shares with the members of that.
-    `orders`: from the first of them to the others."""
+    """
 
     team: Team
     stage: int
     machine: Machine
     engine: Engine
-    orders: Orders
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks of the job that are in the stage, the first one leads."""
+        return self.team.stages[self.stage].members
 
     @property
     def leads(self) -> bool:
@@ -80,7 +83,7 @@ def load(machine: Machine, store: Store, placement: Placement, startup: dict[str
         own = _machine(machine, stage, replace(machine, world=group), computing)
         engine = Engine(own, part, sessions.Segments(store))
         engine.warm_up()
-        crew = Crew(placement.teams[place[0]], place[1], own, engine, Orders(group, own.exchanges.pause))
+        crew = Crew(placement.teams[place[0]], place[1], own, engine)
     world.barrier()
     startup["load"] = time.perf_counter() - begin
     return crew

@@ -16,7 +16,7 @@ import numpy as np
 
 from hepti_mpi.cluster import probe
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.comm.orders import Orders
+from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine.loading import Ready, swap
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.program import plan as plans
@@ -29,6 +29,7 @@ from hepti_mpi.serving.source import Source
 from hepti_mpi.tuning.heartbeat import Pulse
 from hepti_mpi.tuning.watch import Steady, Watch
 
+ORDERS, REPORTS = "orders", "reports"  # boxes
 KEPT = 256  # batches whose steps are noted, the last ones
 WARM_SECONDS = 0.2  # that the first batch may be predicted to take for it to be answered twice: new memory costs as much as a short one
 WAIT_SECONDS = 0.05  # for requests, where none is there
@@ -104,7 +105,7 @@ class Course:
         self.numbers = {lengths: number for number, lengths in enumerate(self.shapes)}
         self.outcome = Outcome(lengths=shapes)
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
-        self.orders = Orders(ready.machine.world, ready.machine.exchanges.pause)
+        self.mail = Mail(ready.machine.world, pause=ready.machine.exchanges.pause)
         self.number = 0  # of the next batch
         self.resting, self.told = False, time.monotonic()  # whether the last order was to rest, and when it was
         self.before = copy(self.ready.machine.emulation)  # what it counted before the first batch
@@ -132,8 +133,18 @@ class Course:
 
     def give(self, order: dict[str, Any]) -> None:
         """Give an order to the other ranks."""
-        self.orders.give(order)
+        self.mail.tell(ORDERS, order)
         self.resting, self.told = order["do"] == "rest", time.monotonic()
+
+    def order(self) -> Mapping[str, Any]:
+        """Return the next order that rank 0 gives."""
+        letter = self.mail.take(ORDERS, idle=self.resting or not self.ready.engine.takes_part)
+        assert letter is not None, "it waits for ever"
+        return letter.facts
+
+    def report(self, facts: dict[str, Any]) -> None:
+        """Tell rank 0, which reads that when it likes."""
+        self.mail.send(0, REPORTS, facts)
 
     def rest(self) -> None:
         """Let the other ranks rest where there has been nothing to do for a while; tell them now and then that rank 0 is there."""
@@ -208,10 +219,10 @@ def lead(course: Course, desk: Desk) -> None:
             wanted = desk.wanted()
             if order.get("pulse") and course.ready.engine.rests_alone and pulse.due():
                 watch.heard(0, {"pulse": pulse.factor()})
-        for rank, facts in course.orders.reports():
-            watch.heard(rank, facts)
+        while (letter := course.mail.take(REPORTS, 0.0)) is not None:
+            watch.heard(letter.sender, letter.facts)
     course.give({"do": "end"})
-    course.orders.close()
+    course.mail.close()
     course.outcome.decisions = watch.decisions()
 
 
@@ -248,7 +259,7 @@ def follow(course: Course) -> None:
         course.ready.engine.run(course.shapes[0], None)
     pulse = course.begin()
     while True:
-        order = course.orders.take(idle=course.resting or not course.ready.engine.takes_part)
+        order = course.order()
         course.resting = order["do"] == "rest"
         if order["do"] == "end":
             break
@@ -260,7 +271,7 @@ def follow(course: Course) -> None:
             course.links(order)
         else:
             _follow_some(course, order, pulse)
-    course.orders.close()
+    course.mail.close()
 
 
 def _follow_some(course: Course, order: Mapping[str, Any], pulse: Pulse) -> None:
@@ -270,9 +281,9 @@ def _follow_some(course: Course, order: Mapping[str, Any], pulse: Pulse) -> None
         course.ready.engine.run(course.shape(name), None)
         compute.append(course.ran())
     if course.ready.engine.takes_part:
-        course.orders.report({"number": first, "compute": compute})
+        course.report({"number": first, "compute": compute})
     elif order.get("pulse") and course.ready.engine.rests_alone and pulse.due():
-        course.orders.report({"pulse": pulse.factor()})
+        course.report({"pulse": pulse.factor()})
 
 
 def peak_resident_bytes() -> int:

@@ -16,12 +16,13 @@ import numpy as np
 
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Letter, Mail
+from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.crew import Crew
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.planning.forecast import Shape
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
-from hepti_mpi.serving.loop import BEAT_SECONDS, WAIT_SECONDS, Desk, peak_resident_bytes
+from hepti_mpi.serving.loop import WAIT_SECONDS, Desk, peak_resident_bytes
 from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Step
 
@@ -159,6 +160,15 @@ def partners(placement: Placement, rank: int, size: int) -> set[int]:
     return {0, *(one.lead for one in neighbours)}
 
 
+def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
+    """Return this rank's end of what teams say to each other. Collective."""
+    own = partners(placement, world.rank, world.size)
+    if crew is None:
+        return Mail(world, own)
+    followers = crew.members[1:] if crew.leads else ()
+    return Mail(world, own, followers, crew.members[0], crew.machine.exchanges.pause)
+
+
 def answer(crew: Crew | None, mail: Mail, answerer: Answerer, front: Front | None) -> None:
     """Do this rank's part until all is answered. `front`: rank 0's. Raises what went wrong in the front."""
     if front is not None:
@@ -166,7 +176,7 @@ def answer(crew: Crew | None, mail: Mail, answerer: Answerer, front: Front | Non
     if crew is not None and crew.leads:
         _lead(crew, mail, answerer)
     elif crew is not None:
-        _follow(crew)
+        _follow(crew, mail)
     elif front is None:
         mail.take(WORK)  # the end
     if front is not None:
@@ -188,16 +198,9 @@ def facts(machine: Machine, crew: Crew | None) -> dict[str, Any]:
 
 def _lead(crew: Crew, mail: Mail, answerer: Answerer) -> None:
     """Take batches, do them with the members of the stage, and hand them on."""
-    alone = crew.machine.world.size == 1
-    while True:
-        letter = mail.take(WORK, None if alone else BEAT_SECONDS)
-        order: dict[str, Any] = {"do": "wait"} if letter is None else {"do": letter.facts["do"]}
-        if letter is None or order["do"] == "end":
-            _tell(crew, order)
-            if letter is None:
-                continue
-            break
+    while (letter := mail.take(WORK)) is not None and letter.facts["do"] != "end":
         _do(crew, mail, answerer, letter)
+    _tell(crew, mail, {"do": "end"})
 
 
 def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
@@ -205,7 +208,7 @@ def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
     requests = unpacked(letter.facts, letter.arrays)
     lengths = [request.rows for request in requests]
     rows = answerer.embedded(requests) if crew.is_first else letter.arrays["hidden"]
-    _tell(crew, {"do": "step", "lengths": lengths})
+    _tell(crew, mail, {"do": "step", "lengths": lengths})
     hidden = crew.engine.run(lengths, rows)
     assert hidden is not None
     if crew.is_last:
@@ -221,14 +224,13 @@ def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
         mail.send(crew.heir, WORK, {**facts, "requests": letter.facts["requests"]}, arrays)
 
 
-def _tell(crew: Crew, order: dict[str, Any]) -> None:
+def _tell(crew: Crew, mail: Mail, order: dict[str, Any]) -> None:
     """Tell the other members of the stage."""
-    if crew.machine.world.size > 1:
-        crew.orders.give(order)
+    for rank in crew.members[1:]:
+        mail.send(rank, WORK, order)
 
 
-def _follow(crew: Crew) -> None:
+def _follow(crew: Crew, mail: Mail) -> None:
     """Do what the first rank of the stage says, until the end."""
-    while (order := crew.orders.take(idle=not crew.engine.takes_part))["do"] != "end":
-        if order["do"] == "step":
-            crew.engine.run(order["lengths"], None)
+    while (letter := mail.take(WORK, idle=not crew.engine.takes_part)) is not None and letter.facts["do"] != "end":
+        crew.engine.run(letter.facts["lengths"], None)

@@ -1,6 +1,6 @@
 """Orders on real ranks: taken in their order, reports arrive, plans change between batches and answers stay the same."""
 
-import time
+
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
 
 from hepti_mpi.cluster import probe
-from hepti_mpi.comm.orders import Orders
+from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program import plan as plans
@@ -20,21 +20,20 @@ COUNT = 50
 
 
 def test_orders_come_in_order_and_reports_come_back(world, machine):
-    orders = Orders(world, machine.exchanges.pause)
+    mail = Mail(world, pause=machine.exchanges.pause)
     if world.rank == 0:
         for number in range(COUNT):
-            orders.give({"number": number, "text": "x" * number * 50})
-        found, end = [], time.monotonic() + 60
-        while len(found) < COUNT * (world.size - 1) and time.monotonic() < end:
-            found += orders.reports()
+            mail.tell("orders", {"number": number, "text": "x" * number * 50})
+        found = [mail.take("reports", 60) for _ in range(COUNT * (world.size - 1))]
         for rank in range(1, world.size):
-            assert [facts["twice"] for sender, facts in found if sender == rank] == [2 * number for number in range(COUNT)]
+            assert [letter.facts["twice"] for letter in found if letter.sender == rank] == [2 * number for number in range(COUNT)]
     else:
         for number in range(COUNT):
-            order = orders.take(idle=world.rank % 2 == 0)
+            order = mail.take("orders", idle=world.rank % 2 == 0).facts
             assert order == {"number": number, "text": "x" * number * 50}
-            orders.report({"twice": 2 * number})
-    orders.close()
+            mail.send(0, "reports", {"twice": 2 * number})
+        mail.send(0, "reports", {"twice": "nobody reads this"}, {"large": np.zeros(1 << 18)})
+    mail.close()
 
 
 def test_links_are_measured_again(world):

@@ -56,7 +56,7 @@ def test_answers_of_teams(machine, folder, case, made):
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         ready = type("Ready", (), {"machine": machine, "store": store, "spec": store.spec})
         requests, desk = desk_of(ready, path, batch_rows=8)
-        mail = Mail(world, teams.partners(placement, world.rank, world.size))
+        mail = teams.mail_of(world, placement, crew)
         front = None if desk is None else teams.Front(desk, mail, placement, [0.01] * len(placement.teams))
         answerer = desk.answerer if desk else teams_answerer(store)
         teams.answer(crew, mail, answerer, front)
