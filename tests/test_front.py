@@ -29,10 +29,10 @@ def answers(asked):
 class Rank:
     """Rank 0, that answers up to `most` requests and then is lost."""
 
-    def __init__(self, own, most=10**9, rows=64, source=SOURCE, poison=None):
+    def __init__(self, own, most=10**9, rows=64, source=SOURCE, poison=None, batches=2):
         self.remote, self.most, self.poison = Remote(own.address()), most, poison
         self.seen = []
-        self.remote.tell("ready", source_hash=source, batch_rows=rows, rows_per_second=1000, plan={"hosts": ["here"]})
+        self.remote.ready(source, rows, {"rows_per_second": 1000, "plan": {"hosts": ["here"]}, "batches": batches})
         threading.Thread(target=self.work, daemon=True).start()
 
     def work(self):
@@ -132,6 +132,11 @@ def test_too_much_is_refused_with_a_time(own):
         with pytest.raises(Busy, match="wait already") as refused:
             own.ask(client, requests(1))
         assert refused.value.retry_after >= 1
+
+
+def test_ranks_have_as_many_batches_as_they_say(own):
+    ready(own, rows=8, batches=5)
+    assert own.window == 40
 
 
 def test_a_call_that_is_cancelled_is_forgotten(own):

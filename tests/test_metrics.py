@@ -35,7 +35,12 @@ def read(path):
 def metered(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "EVERY_SECONDS", 0.0)
     said = []
-    return metrics.Metered(Switching(), tmp_path / "hepti.prom", "tiny", PLANS[0], said.append), tmp_path / "hepti.prom", said
+    counters = metrics.Metered(tmp_path / "hepti.prom", "tiny", 7, said.append)
+    return metrics.MeteredWatch(Switching(), counters, PLANS[0]), tmp_path / "hepti.prom", said
+
+
+def answered(*rows, seconds):
+    return SimpleNamespace(requests=[SimpleNamespace(rows=count) for count in rows], seconds=seconds)
 
 
 def test_a_run_is_told(metered):
@@ -43,10 +48,11 @@ def test_a_run_is_told(metered):
     assert read(path)["hepti_running",] == 1 and read(path)["hepti_requests_total",] == 0
     watch.next(7)
     watch.answered(0, [[10], [12, 8]], [0.1, 0.3], [0.01, 0.02])
-    watch.event(SimpleNamespace(requests=range(5)))
+    watch.metered.event(answered(10, seconds=0.1))
+    watch.metered.event(answered(4, 4, 8, 4, seconds=0.3))
     watch.heard(2, {"number": 0, "compute": [0.03, 0.04]})
     watch.heard(1, {"pulse": 1.5})
-    watch.next(6)
+    watch.metered.write()
     samples = read(path)
     assert samples["hepti_requests_total",] == 5 and samples["hepti_batches_total",] == 2 and samples["hepti_rows_total",] == 30
     assert samples["hepti_batch_seconds_sum",] == pytest.approx(0.4) and samples["hepti_batch_seconds_bucket", ("le", "0.2")] == 1
@@ -54,15 +60,15 @@ def test_a_run_is_told(metered):
     assert samples["hepti_rank_compute_seconds", hosts[2], ("rank", "2")] == 0.04
     assert samples["hepti_rank_compute_seconds", hosts[0], ("rank", "0")] == 0.02
     assert ("hepti_rank_compute_seconds", hosts[1], ("rank", "1")) not in samples
-    assert samples["hepti_batches_left",] == 6 and samples["hepti_plan_switches_total",] == 0
+    assert samples["hepti_batches_left",] == 5 and samples["hepti_plan_switches_total",] == 0
     assert samples["hepti_rank_rows", hosts[1], ("rank", "1")] == PLANS[0].rows[1] and not said
 
 
 def test_teams_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "EVERY_SECONDS", 0.0)
-    requests = [SimpleNamespace(rows=rows) for rows in (3, 4)]
-    with metrics.MeteredTeams(tmp_path / "hepti.prom", "tiny", whole(PLANS[0]), 2, print) as metered:
-        metered.event(SimpleNamespace(requests=requests, seconds=0.5))
+    with metrics.Metered(tmp_path / "hepti.prom", "tiny", 2, print) as metered:
+        metered.planned("teams", whole(PLANS[0]).hash)
+        metered.event(answered(3, 4, seconds=0.5))
         found = read(tmp_path / "hepti.prom")
         assert (found["hepti_requests_total",], found["hepti_rows_total",], found["hepti_batches_total",]) == (2, 7, 1)
         assert (found["hepti_batches_left",], found["hepti_running",]) == (1, 1)
@@ -75,7 +81,7 @@ def test_a_switch_is_told(metered):
     watch, path, _ = metered
     assert watch.next(5)["do"] == "swap"
     assert read(path)["hepti_plan_switches_total",] == 0
-    with watch:
+    with watch.metered:
         watch.swapped(0.5, 0.2)
     samples = read(path)
     assert samples["hepti_plan_switches_total",] == 1 and samples["hepti_running",] == 0 and samples["hepti_batches_left",] == 0
@@ -89,8 +95,8 @@ def test_a_full_disk_costs_no_answers(metered):
     path.unlink()
     path.parent.chmod(0o755)
     path.mkdir()  # what stands where the file should be cannot be replaced
-    for left in (9, 8, 7):
-        assert watch.next(left)["do"] == "answer"
+    for _ in range(3):
+        watch.metered.event(answered(1, seconds=0.1))
     assert len(said) == 1 and "cannot be written any more" in said[0]
 
 

@@ -26,6 +26,7 @@ WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven
 END = WORDS.index("end")
 remote.IDLE_SECONDS = float("inf")  # a thread of a test may outlive it, and must tell nobody that it is idle
 SOURCE = "0123"
+READY = {"rows_per_second": 1, "plan": {"hosts": ["here"]}, "batches": 2, "slots": 1, "positions": 64}
 
 
 class Counting:
@@ -56,9 +57,8 @@ class Rank:
     def __init__(self, own, slow=0.0):
         self.stepper = Counting(slow)
         self.generator, self.remote = Generator(self.stepper, [END]), Remote(own.address())
-        facts = {"batch_rows": 8, "rows_per_second": 100, "plan": {"hosts": ["here"]}, "slots": 3, "positions": 64}
         starts = own.starts
-        self.remote.tell("ready", source_hash=SOURCE, **facts)
+        self.remote.ready(SOURCE, 8, READY | {"rows_per_second": 100, "slots": 3})
         self.thread = threading.Thread(target=generating.lead, args=(self.generator, self.remote, lambda: None), daemon=True)
         self.thread.start()
         until(lambda: own.starts > starts)
@@ -150,7 +150,7 @@ def test_what_was_drawn_and_counted_before_a_failure_counts_after_it(own, monkey
 
 def test_one_that_makes_every_job_fail_is_given_up(own):
     silent = Remote(own.address())
-    silent.tell("ready", source_hash=SOURCE, batch_rows=8, rows_per_second=1, plan={"hosts": ["here"]}, slots=1, positions=64)
+    silent.ready(SOURCE, 8, READY)
     until(lambda: own.starts)
     _, parts = grown(own, "zero")
     for number in range(streams.GIVEN_UP):
@@ -159,7 +159,7 @@ def test_one_that_makes_every_job_fail_is_given_up(own):
         until(lambda: own.connection is None)
         if number < streams.GIVEN_UP - 1:
             silent = Remote(own.address())
-            silent.tell("ready", source_hash=SOURCE, batch_rows=8, rows_per_second=1, plan={"hosts": ["here"]}, slots=1, positions=64)
+            silent.ready(SOURCE, 8, READY)
     until(lambda: parts)
     assert "4 times at the same token" in str(parts[-1].error)
 

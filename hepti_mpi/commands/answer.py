@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.commands import jobs
+from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.options import (
     PIPELINE,
     Machinery,
@@ -18,15 +20,12 @@ from hepti_mpi.commands.options import (
     weights_option,
     words_options,
 )
-from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.writing import room_options
 
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
-    from hepti_mpi.engine.loading import Ready
     from hepti_mpi.serving.remote import Remote
     from hepti_mpi.supervisor.progress import State
-    from hepti_mpi.tuning.prepare import Goal
 
 
 @click.command(hidden=True)
@@ -52,6 +51,7 @@ def answer(
     from hepti_mpi.serving.remote import Remote
     from hepti_mpi.serving.scheduler import service_rows
     from hepti_mpi.supervisor.progress import State, read_state
+    from hepti_mpi.tuning.teaming import Teaming
 
     state_file, state, found = channel.state_path(), State(), list[Remote]()
     if state_file is None:
@@ -69,13 +69,11 @@ def answer(
         if session.root:
             channel.tell("done")
         return
-    sizes = service_rows(session.store.spec, batch_rows)
-    goal, startup = _goal(session, state, method, planning_request(sizes, options, session.world.size), options["tolerance"])
-    if objective == "throughput" or options["layout"] == PIPELINE:
-        _answer_in_teams(session, goal, startup, remote, batch_rows, options["layout"] == PIPELINE)
-    else:
-        ready, watched = _ready(session, goal, startup)
-        _answer(session, ready, remote, watched if adapt is not False else None, batch_rows)
+    request = planning_request(service_rows(session.store.spec, batch_rows), options, session.world.size)
+    pipeline = options["layout"] == PIPELINE
+    teaming = Teaming(0, forced=True, pipeline=pipeline) if objective == "throughput" or pipeline else None
+    aim = Aim(method, request, options["tolerance"], teaming, not state.again, state, told=True)
+    _answer(session, jobs.prepared(session, aim, _at(session)), remote, adapt is not False, batch_rows)
     if session.root:
         channel.tell("done")
 
@@ -85,7 +83,6 @@ def _write(
 ) -> None:  # fmt: skip
     """Write what is asked until nothing more will come. `room`: slots, and rows of each. Collective."""
     from hepti_mpi.commands import generate
-    from hepti_mpi.planning.reasons import reasons
     from hepti_mpi.serving.generating import lead
     from hepti_mpi.serving.generation import Generator
     from hepti_mpi.serving.request import OuterWeights
@@ -98,11 +95,8 @@ def _write(
     if remote is None:
         decoder.follow()
         return
-    plan = decoder.part.plan
-    why = [*reasons(loaded.decision), *loaded.decision.notes] if loaded.decision is not None else []
-    speed = plan.planned_rows / plan.predicted_seconds if plan.predicted_seconds else None
-    facts = {"source_hash": session.store.source_hash, "batch_rows": 1, "rows_per_second": speed}
-    remote.tell("ready", plan=plan.to_json(), why=why, slots=decoder.slots, positions=decoder.positions, **facts)
+    facts = jobs.told(decoder.part.plan, loaded.decision) | {"slots": decoder.slots, "positions": decoder.positions}
+    remote.ready(session.store.source_hash, 1, facts)
     try:
         # text is made at the front, which has the tokenizer
         lead(Generator(Ranks(decoder, OuterWeights(session.store)), spec.options.get("ends", ())), remote, decoder.rest)
@@ -117,85 +111,23 @@ def _at(session: "Session") -> "Callable[[str], None]":
     return lambda what: channel.tell("doing", what=what) if session.root else None
 
 
-def _goal(session: "Session", state: "State", method: str, request: Any, tolerance: float) -> tuple["Goal", dict[str, float]]:
-    """Measure. Collective. Return what a plan is made for, and what that took."""
-    from dataclasses import asdict
-
-    from hepti_mpi.comm import channel
-    from hepti_mpi.tuning.prepare import Goal
-
-    startup, store = dict[str, float](), session.store
-    _at(session)("measuring")
-    measured = session.measured(profile_path(session.machine), False, required=False, known=state.profiles)
-    if session.root:
-        known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
-        channel.tell("measured", method=method, request=asdict(request), **known)
-    return Goal(method, request, measured, tolerance, session.world.from_root(not state.again)), startup
-
-
-def _ready(session: "Session", goal: "Goal", startup: dict[str, float]) -> tuple["Ready", Any]:
-    """Plan and load. Collective. Return also what a watch over the plan begins with."""
-    from hepti_mpi.tuning import adapt as adapting
-    from hepti_mpi.tuning.prepare import prepared
-
-    store = session.store
-    ready, measured, _ = prepared(session.machine, store, goal, startup, session.tell, _at(session))
-    return ready, adapting.Start(store.spec, store.source_hash, measured, goal.method, goal.request, ready.plan)
-
-
-def _answer_in_teams(
-    session: "Session", goal: "Goal", startup: dict[str, float], remote: "Remote | None", batch_rows: int, pipeline: bool
-) -> None:  # fmt: skip
-    """Answer by teams until nothing more will come. Collective."""
-    from hepti_mpi.serving import teams
+def _answer(session: "Session", job: Job, remote: "Remote | None", adapt: bool, batch_rows: int) -> None:
+    """Answer until nothing more will come; `adapt`: under a watch over the plan. Collective."""
     from hepti_mpi.serving.loop import Desk
-    from hepti_mpi.serving.remote import Counting, PatientAnswerer
-    from hepti_mpi.serving.scheduler import Scheduler
-    from hepti_mpi.serving.sink import Beside
-    from hepti_mpi.tuning.teaming import Teaming, teamed
-
-    job = teamed(session.machine, session.store, goal, Teaming(0, forced=True, pipeline=pipeline), startup, _at(session))
-    assert job is not None, "teams are wanted in any case"
-    mail = teams.mail_of(session.world, job.placement, job.crew)
-    answerer = PatientAnswerer(session.store, {} if remote is None else remote.errors)
-    if remote is None:
-        teams.answer(job.crew, mail, answerer, None)
-    else:
-        hosts = session.machine.cores.hosts
-        plan = {"strategy": "teams", "hash": job.placement.hash, "hosts": hosts, **job.placement.to_json()}
-        facts = {"source_hash": session.store.source_hash, "batch_rows": batch_rows}
-        remote.tell("ready", plan=plan, why=[], rows_per_second=sum(1 / pace for pace in job.paces), **facts)
-        with Beside(Counting(remote)) as beside:
-            desk = Desk(remote, Scheduler(answerer, batch_rows), answerer, beside)
-            teams.answer(job.crew, mail, answerer, teams.Front(desk, mail, job.placement, job.paces))
-    mail.close()
-
-
-def _answer(session: "Session", ready: "Ready", remote: "Remote | None", watched: Any, batch_rows: int) -> None:
-    """Answer until nothing more will come. Collective."""
-    from hepti_mpi.planning.reasons import reasons
-    from hepti_mpi.serving.loop import Desk
-    from hepti_mpi.serving.loop import answer as answer_all
     from hepti_mpi.serving.remote import PatientAnswerer, Watched
     from hepti_mpi.serving.scheduler import Scheduler
     from hepti_mpi.serving.sink import Beside
-    from hepti_mpi.tuning import adapt as adapting
     from hepti_mpi.tuning.watch import Steady, Watch
 
+    answerer = PatientAnswerer(session.store, {} if remote is None else remote.errors)
     if remote is None:
-        answer_all(ready, None)
+        job.answer(answerer, None)
         return
-    watch: Watch = Steady()
-    if watched is not None:
 
-        def say(sentence: str) -> None:
-            remote.tell("said", what=sentence)
+    def say(sentence: str) -> None:
+        remote.tell("said", what=sentence)
 
-        watch = adapting.Adapter(watched, ready.startup_seconds["load"], say)
-    answerer = PatientAnswerer(session.store, remote.errors)
-    why = [*reasons(ready.decision), *ready.decision.notes] if ready.decision is not None else []
-    speed = ready.plan.planned_rows / ready.plan.predicted_seconds if ready.plan.predicted_seconds else None
-    facts = {"source_hash": session.store.source_hash, "batch_rows": batch_rows, "rows_per_second": speed}
-    remote.tell("ready", plan=ready.plan.to_json(), why=why, **facts)
+    watch: Watch = job.watched(say) if adapt else Steady()
+    remote.ready(session.store.source_hash, batch_rows, job.facts)
     with Beside(remote) as beside:
-        answer_all(ready, Desk(remote, Scheduler(answerer, batch_rows), answerer, beside, Watched(watch, remote)))
+        job.answer(answerer, Desk(remote, Scheduler(answerer, batch_rows), answerer, beside, Watched(watch, remote)))

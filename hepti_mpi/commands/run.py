@@ -4,18 +4,19 @@ Knows the command's options and in which order a run goes; does not know how a p
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.commands import jobs, teams
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands import teams
 from hepti_mpi.commands.generate import Machining, generate, no_text
-from hepti_mpi.commands.meter import Meter, meanwhile
+from hepti_mpi.commands.jobs import Aim, Job
+from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import (
     FILE,
     OURS,
@@ -31,25 +32,18 @@ from hepti_mpi.commands.options import (
     weights_option,
     words_options,
 )
-from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.writing import Writing, refuse_for_text, writing_options
 
 if TYPE_CHECKING:
-    from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.commands.session import Session
-    from hepti_mpi.engine.loading import Ready
-    from hepti_mpi.planning.forecast import Forecast
-    from hepti_mpi.planning.request import Request
     from hepti_mpi.program.placement import Placement
-    from hepti_mpi.serving.loop import Desk, Outcome
-    from hepti_mpi.serving.metrics import Metered
+    from hepti_mpi.serving.loop import Desk
     from hepti_mpi.serving.outputs import Tally
     from hepti_mpi.serving.request import Question
     from hepti_mpi.serving.sink import Listener, Sink
     from hepti_mpi.serving.source import Input
     from hepti_mpi.supervisor.progress import State
-    from hepti_mpi.tuning.teaming import Teamed, Teaming
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
@@ -95,17 +89,6 @@ class Work:
     batches: int
 
 
-@dataclass
-class Job:
-    """What can answer: by which method it was planned for what, what was measured of the ranks, and what the wire's type changes."""
-
-    ready: "Ready"
-    method: str
-    request: "Request"
-    measured: "ClusterProfile | None" = None
-    wire_error: float = 0.0
-
-
 @click.command()
 @weights_option
 @asking_options
@@ -142,11 +125,10 @@ def run(weights: Path | None, **options: Any) -> None:
     work = _taken_in(session, question, choice)
     if work.typical is not None:
         request = planning_request(work.typical, options, session.world.size)
-        job = _prepared(work, method, request, options["tolerance"], teams.wanted(options, choice, adaptable, method, work.batches))
-        if isinstance(job, Job):
-            _answer(work, job, adaptable and (choice.adapt is not None or method in ADAPTING))
-        else:
-            teams.answer(work, job)
+        teaming = teams.wanted(options, choice, adaptable, method, work.batches)
+        many = work.batches >= SETTLE_FROM and not work.state.finished
+        aim = Aim(method, request, options["tolerance"], teaming, many, work.state, work.supervised, choice.profile_file, choice.fresh)
+        _answer(work, _prepared(work, aim), adaptable and (choice.adapt is not None or method in ADAPTING))
         return
     with session.world.patience.slower(), together(session.world):
         if work.asked is not None:
@@ -220,13 +202,11 @@ def _asked(session: "Session", question: "Question", choice: Choice, state: "Sta
     return Asked(read, sink, Desk(source, scheduler, answerer, sink, wanted=lambda: sink.wanted), requests, plan)
 
 
-def _prepared(work: Work, method: str, request: "Request", tolerance: float, teaming: "Teaming | None") -> "Job | Teamed":
-    """Measure, plan and load, or load the plan that was given. `teaming`: how teams are wanted, None: not. Collective."""
+def _prepared(work: Work, aim: Aim) -> Job:
+    """Get ready as is aimed at, or load the plan that was given. Collective."""
     from hepti_mpi.comm import channel
-    from hepti_mpi.tuning.prepare import Goal, prepared
-    from hepti_mpi.tuning.teaming import teamed
 
-    session, choice, startup = work.session, work.choice, dict[str, float]()
+    session, choice = work.session, work.choice
     with meanwhile("measuring", shown=session.root and not work.supervised) as meter:
 
         def at(what: str) -> None:
@@ -235,117 +215,62 @@ def _prepared(work: Work, method: str, request: "Request", tolerance: float, tea
                 channel.tell("doing", what=what)
 
         at(meter.label)
-        if choice.plan_file is not None:
-            return _given(work, method, request, meter)
-        begin, file = time.perf_counter(), choice.profile_file
-        path = file or profile_path(session.machine)
-        measured = session.measured(path, choice.fresh, required=file is not None, known=work.state.profiles)
-        startup["profile"] = time.perf_counter() - begin
-        store = session.store
-        if work.supervised and session.root:
-            known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
-            channel.tell("measured", method=method, request=asdict(request), **known)
-        many = session.world.from_root(work.batches >= SETTLE_FROM and not work.state.finished)
-        goal = Goal(method, request, measured, tolerance, many)
-        if teaming is not None and (found := teamed(session.machine, store, goal, teaming, startup, at)) is not None:
-            return found
-        ready, measured, error = prepared(session.machine, store, goal, startup, session.tell, at)
-        return Job(ready, method, request, measured, error)
-
-
-def _given(work: Work, method: str, request: "Request", meter: Meter) -> "Job | Teamed":
-    """Load the plan that was given. Collective."""
-    from hepti_mpi.comm.launcher import host_name
-    from hepti_mpi.engine import loading
-    from hepti_mpi.program import placement as placements
-    from hepti_mpi.tuning.teaming import given
-
-    session, chosen = work.session, work.asked.plan if work.asked else None
-    placement = placements.from_json(session.world.from_root(chosen.to_json() if chosen else None))
-    hosts = tuple(session.world.gather_all(host_name()))
-    meant = placement.hosts
-    if any(rank < len(hosts) and hosts[rank] != host for rank, host in meant.items()):
-        made, file = ", ".join(dict.fromkeys(meant.values())), work.choice.plan_file
-        session.tell(f"plan {file} was made for {made}, here are {', '.join(hosts)}: its shares may be wrong")
-    meter.at("loading weights")
-    if placement.together is None:
-        return given(session.machine, session.store, placement)
-    ready = loading.load(session.machine, session.store, placement.together, None, {})
-    return Job(ready, method, request, wire_error=loading.wire_error(ready, request.rows))
+        if choice.plan_file is None:
+            return jobs.prepared(session, aim, at)
+        return jobs.given(session, aim, work.asked.plan if work.asked else None, choice.plan_file, at)
 
 
 def _answer(work: Work, job: Job, adaptable: bool) -> None:
     """Answer all that is asked, and put the answers out. Collective. Raises PartlyAnswered."""
     from hepti_mpi.engine.machine import together
-    from hepti_mpi.planning.forecast import Forecast
-    from hepti_mpi.serving.loop import answer
+    from hepti_mpi.serving.request import Answerer
 
-    asked, world, spec = work.asked, work.session.world, work.session.store.spec
+    asked, world, begin = work.asked, work.session.world, time.perf_counter()
     if asked is None:
-        job.ready, _ = answer(job.ready, None)
-        with world.patience.slower(), together(world):
-            return
-    _show_plan(job.ready)
-    metered = _watched(work, job, asked.desk, adaptable)
-    forecast = Forecast(spec, job.measured, job.ready.plan) if job.measured is not None else None
-    begin = time.perf_counter()
-    with metered or nullcontext(), meanwhile("answering", asked.requests, not work.supervised) as meter:
-        outcome = _led(job, asked, [asked.sink, meter, *([metered] if metered else [])])
+        job.answer(Answerer(work.session.store, work.question), None)
+    else:
+        job.show()
+        _led(work, job, asked, adaptable)
     with world.patience.slower(), together(world):
-        _finish(work, job, asked, outcome, forecast, begin)
+        if asked is not None:
+            _finish(work, job, asked, begin)
 
 
-def _watched(work: Work, job: Job, desk: "Desk", adaptable: bool) -> "Metered | None":
-    """Put a watch over the plan where it may be changed; return what keeps counters, where they are wanted."""
-    from hepti_mpi.tuning import adapt as adapting
-
-    session, store, choice = work.session, work.session.store, work.choice
-    adapt = adaptable and work.batches >= adapting.FROM if choice.adapt is None else choice.adapt
-    if adapt and job.measured is not None:
-        start = adapting.Start(store.spec, store.source_hash, job.measured, job.method, job.request, job.ready.plan)
-        desk.watch = adapting.Adapter(start, job.ready.startup_seconds["load"], session.tell)
-    if choice.metrics is None:
-        return None
-    from hepti_mpi.serving.metrics import Metered
-
-    desk.watch = metered = Metered(desk.watch, choice.metrics, store.spec.name, job.ready.plan, session.tell)
-    return metered
-
-
-def _led(job: Job, asked: Asked, listeners: Sequence["Listener"]) -> "Outcome":
-    """Answer on rank 0, while another thread writes."""
+def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
+    """Answer on rank 0, while another thread writes; `adaptable`: under a watch, where the job is worth one."""
     from hepti_mpi.comm import interrupts
-    from hepti_mpi.serving.loop import answer
+    from hepti_mpi.serving.metrics import Metered
     from hepti_mpi.serving.sink import Beside
+    from hepti_mpi.tuning.adapt import FROM
 
     def interrupted() -> str | None:
         beside.stop()
         return asked.sink.interrupted(asked.requests)
 
-    with Beside(*listeners) as beside:
+    session, choice, desk = work.session, work.choice, asked.desk
+    if adaptable and work.batches >= FROM if choice.adapt is None else choice.adapt:
+        desk.watch = job.watched(session.tell)
+    metered = None
+    if choice.metrics is not None:
+        metered = Metered(choice.metrics, session.store.spec.name, work.batches, session.tell)
+        desk.watch = job.metered(metered, desk.watch)
+    listeners: list[Listener] = [asked.sink, *([metered] if metered else [])]
+    with (
+        metered or nullcontext(),
+        meanwhile("answering", asked.requests, not work.supervised) as meter,
+        Beside(*listeners, meter) as beside,
+    ):
         interrupts.say(interrupted)
-        asked.desk.sink = beside
-        job.ready, outcome = answer(job.ready, asked.desk)
-    return outcome
+        desk.sink = beside
+        job.answer(desk.answerer, desk)
 
 
-def _finish(work: Work, job: Job, asked: Asked, outcome: "Outcome", forecast: "Forecast | None", begin: float) -> None:
+def _finish(work: Work, job: Job, asked: Asked, begin: float) -> None:
     """Put the answers out and print the summary; where there is no terminal the last line is the run's JSON document. `begin`: when
     answering began. Raises PartlyAnswered."""
-    from hepti_mpi.planning.forecast import compared
-    from hepti_mpi.reporting import records
-
-    assert outcome.seconds is not None
-    tally, output, ready = asked.sink.write(), work.question.output, job.ready
-    seconds = time.perf_counter() - begin
-    spent = records.divide_time(ready.program, ready.plan.active, outcome.seconds)
-    measured = records.Measured(outcome.latencies, outcome.rows, outcome.answered, outcome.facts, spent, seconds)
-    record = records.run_record(
-        ready.spec, ready.plan, measured, ready.startup_seconds, job.wire_error, outcome.decisions, None if output is None else str(output)
-    )
-    if forecast is not None:
-        record |= compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
-    put_record(record, tally, lambda: SCREEN.show("\n" + records.run_lines(record, ready.decision, SCREEN.width)))
+    tally, output = asked.sink.write(), work.question.output
+    record = job.record(time.perf_counter() - begin, None if output is None else str(output))
+    put_record(record, tally, lambda: SCREEN.show("\n" + job.lines(record, SCREEN.width)))
 
 
 def _finish_nothing(work: Work, asked: Asked) -> None:
@@ -369,13 +294,3 @@ def put_record(record: dict[str, Any], tally: "Tally | None", show: Callable[[],
     show()
     SCREEN.document(record, always=True)
     tally.check()
-
-
-def _show_plan(ready: "Ready") -> None:
-    from hepti_mpi.planning.reasons import reasons
-
-    SCREEN.draw(ready.plan)
-    if ready.decision is not None:
-        for reason in (*reasons(ready.decision), *ready.decision.notes):
-            SCREEN.show(reason)
-    SCREEN.show("")

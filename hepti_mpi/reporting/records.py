@@ -5,7 +5,7 @@ ranks leave an exchange of MPI's together, so the shortest time that any rank sp
 rank spent beyond that it waited. Our own exchanges travel while ranks compute: what counts is how long a rank had nothing else to do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ class Measured:
 
 
 def run_record(
-    spec: ModelSpec, plan: Plan, measured: Measured, startup: dict[str, float], wire_error: float = 0.0,
+    spec: ModelSpec, plan: Plan, measured: Measured, startup: Mapping[str, float], wire_error: float = 0.0,
     decisions: Sequence[dict[str, Any]] = (), output: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run, format hepti-run. `output`: where the answers are."""

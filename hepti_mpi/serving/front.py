@@ -256,7 +256,7 @@ class Front:
         with self.changed:
             self.connection, self.starts = connection, self.starts + 1
             self.streams.slots, self.streams.positions = head.get("slots", 0), head.get("positions", 0)
-            self.window = STEPS * head["batch_rows"] * head.get("teams", 1)
+            self.window = head["batches"] * head["batch_rows"]
             self.rows_per_second = self.rows_per_second or head["rows_per_second"]
             self._limit()
             self.changed.notify_all()

@@ -1,6 +1,6 @@
 """What a long run does, as a file for Prometheus (its node exporter's textfile collector). The only user of prometheus_client.
 
-Hears what rank 0's watch hears and hands it on; decides nothing. Counters begin again when a supervised run is started again, which
+Hears of answers, and what rank 0's watch hears; decides nothing. Counters begin again when a supervised run is started again, which
 Prometheus takes for a reset.
 """
 
@@ -14,10 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.request import Answered
-from hepti_mpi.tuning.watch import Watch
+from hepti_mpi.tuning.watch import Overheard, Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -35,10 +34,10 @@ def check_path(path: Path) -> None:
         raise InputError(f"metrics {path}: folder {path.parent} does not exist or cannot be written")
 
 
-class Kept:
-    """What any run counts, in a file at `path` that is written every few seconds."""
+class Metered:
+    """What a run counts, in a file at `path` that is written every few seconds; `left`: batches that there are."""
 
-    def __init__(self, path: Path, model: str, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, model: str, left: int, say: Callable[[str], None]) -> None:
         """Raises InputError when the file cannot be written."""
         check_path(path)
         self.path, self.model, self.say = path, model, say
@@ -54,14 +53,13 @@ class Kept:
         self.info = Gauge("hepti_plan_info", "The plan in use: 1.", ["model", "strategy", "hash"], registry=registry)
         self.written = float("-inf")
         self.running.set(1)
+        self.left.set(left)
 
-    def count(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
-        """Count batches of so many rows that took so long."""
-        self.batches.inc(len(seconds))
-        self.rows.inc(sum(rows))
-        for latency in seconds:
-            self.seconds.observe(latency)
-        self.last.set_to_current_time()
+    def planned(self, strategy: str, plan_hash: str) -> None:
+        """Note which plan is in use."""
+        self.info.clear()
+        self.info.labels(self.model, strategy, plan_hash).set(1)
+        self.write(now=True)
 
     def write(self, now: bool = False) -> None:
         """Write the file, unless that was a moment ago."""
@@ -77,7 +75,13 @@ class Kept:
 
     def event(self, event: Answered) -> None:
         """Hear of answers (sink.Listener)."""
+        self.batches.inc()
         self.requests.inc(len(event.requests))
+        self.rows.inc(sum(request.rows for request in event.requests))
+        self.seconds.observe(event.seconds)
+        self.left.dec()
+        self.last.set_to_current_time()
+        self.write()
 
     def __enter__(self) -> "Self":
         return self
@@ -90,66 +94,41 @@ class Kept:
         self.write(now=True)
 
 
-class MeteredTeams(Kept):
-    """Counts what teams answer; `left`: batches that there are."""
+class MeteredWatch(Overheard):
+    """A watch over a plan of which the counters of a run hear."""
 
-    def __init__(self, path: Path, model: str, placement: Placement, left: int, say: Callable[[str], None]) -> None:
-        """Raises InputError when the file cannot be written."""
-        super().__init__(path, model, say)
-        self.info.labels(model, "teams", placement.hash).set(1)
-        self.left.set(left)
-        self.write(now=True)
-
-    def event(self, event: Answered) -> None:
-        super().event(event)
-        self.count([sum(request.rows for request in event.requests)], [event.seconds])
-        self.left.dec()
-        self.write()
-
-
-class Metered(Kept):
-    """A watch that is told the same as `watch`, and counts what it hears."""
-
-    def __init__(self, watch: Watch, path: Path, model: str, plan: Plan, say: Callable[[str], None]) -> None:
-        """Raises InputError when the file cannot be written."""
-        super().__init__(path, model, say)
-        self.watch, registry = watch, self.registry
+    def __init__(self, watch: Watch, metered: Metered, plan: Plan) -> None:
+        super().__init__(watch)
+        self.metered, registry = metered, metered.registry
         self.switches = Counter("hepti_plan_switches", "Changes of the plan.", registry=registry)
         self.predicted = Gauge("hepti_batch_predicted_seconds", "What the plan promises, for the rows it was made for.", registry=registry)
         self.compute = Gauge("hepti_rank_compute_seconds", "What a rank computed in its last batch.", ["rank", "host"], registry=registry)
         self.shares = [Gauge(f"hepti_rank_{name}", f"The part of the {name} that a rank has.", ["rank", "host"], registry=registry)
                        for name in SHARES]  # fmt: skip
         self._planned(plan)
-        self.write(now=True)
 
     def _planned(self, plan: Plan) -> None:
         self.hosts, self.order = plan.hosts, plan
-        self.info.clear()
         self.compute.clear()  # ranks that are left out now compute nothing
-        self.info.labels(self.model, plan.strategy, plan.hash).set(1)
         self.predicted.set(plan.predicted_seconds or float("nan"))
         for name, gauge in zip(SHARES, self.shares):
             for rank, count in enumerate(getattr(plan, name)):
                 gauge.labels(rank, plan.hosts[rank]).set(count)
-
-    # what a watch hears
+        self.metered.planned(plan.strategy, plan.hash)
 
     def next(self, left: int | None) -> dict[str, Any]:
-        self.left.set(float("nan") if left is None else left)
-        self.write()
-        order = self.watch.next(left)
+        order = super().next(left)
         if order["do"] == "swap":
             self.order = plans.from_json(order["plan"])
         return order
 
     def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
-        self.count(list(map(sum, lengths)), seconds)
         self._computed(0, compute)
-        self.watch.answered(number, lengths, seconds, compute)
+        super().answered(number, lengths, seconds, compute)
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         self._computed(rank, facts.get("compute", ()))
-        self.watch.heard(rank, facts)
+        super().heard(rank, facts)
 
     def _computed(self, rank: int, compute: Sequence[float]) -> None:
         if compute:
@@ -158,10 +137,4 @@ class Metered(Kept):
     def swapped(self, seconds: float, load_seconds: float) -> None:
         self.switches.inc()
         self._planned(self.order)
-        self.watch.swapped(seconds, load_seconds)
-
-    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
-        self.watch.linked(bytes_per_second, seconds)
-
-    def decisions(self) -> list[dict[str, Any]]:
-        return self.watch.decisions()
+        super().swapped(seconds, load_seconds)

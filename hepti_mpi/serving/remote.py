@@ -22,7 +22,7 @@ from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import frames
 from hepti_mpi.serving.request import Answered, Answerer, Question
 from hepti_mpi.serving.streams import sampling_of
-from hepti_mpi.tuning.watch import Watch
+from hepti_mpi.tuning.watch import Overheard, Watch
 from hepti_mpi.weights.store import Store
 
 CONNECT_SECONDS = 3.0
@@ -49,6 +49,7 @@ class Remote:
         self.waiting: list[Request] = []
         self.prompts: list[Prompt | list[int]] = []  # or places that nobody wants
         self.errors: dict[int, str] = {}  # of requests without an answer
+        self.computed: dict[int, float] = {}  # seconds that ranks computed for their last batch, as far as they tell
         self.ended = False
         self.came = threading.Condition()
         self.told, self.answered, self.sending = time.monotonic(), 0, threading.Lock()
@@ -82,6 +83,10 @@ class Remote:
         self._tell_idle(bool(taken) or timeout == 0)
         return taken
 
+    def ready(self, source_hash: str, batch_rows: int, facts: Mapping[str, Any]) -> None:
+        """Tell that the ranks are ready for batches of so many rows. `facts`: as of commands.jobs.Job, and room for texts."""
+        self.tell("ready", source_hash=source_hash, batch_rows=batch_rows, **facts)
+
     def grown(self, events: Sequence[Sequence[Any]]) -> None:
         """Send what was added to answers: place, token, its logarithm, the likeliest tokens, and why it ended, of each."""
         self.tell("grown", events=events)
@@ -92,6 +97,8 @@ class Remote:
         """Send answers (serving.sink.Listener)."""
         errors = {str(place): self.errors.pop(place) for place in event.places if place in self.errors}
         self._send(frames.answered(event.places, event.results, seconds=event.seconds, errors=errors))
+        rows = sum(request.rows for request in event.requests)
+        self.tell("batches", rows=[rows], requests=[len(event.requests)], seconds=[event.seconds], computed=self.computed)
         self.answered += len(event.requests)
         self._tell_answers()
 
@@ -145,54 +152,34 @@ class PatientAnswerer(Answerer):
             return {}
 
 
-class Counting:
-    """Hands answers on to the front, and tells it how much they were."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote
-
-    def event(self, event: Answered) -> None:
-        self.remote.event(event)
-        rows = sum(request.rows for request in event.requests)
-        self.remote.tell("batches", rows=[rows], requests=[len(event.requests)], seconds=[event.seconds], computed={})
-
-
-class Watched:
-    """A watch that tells the front what it hears, and decides nothing."""
+class Watched(Overheard):
+    """A watch over a plan of which the front hears."""
 
     def __init__(self, watch: Watch, remote: Remote) -> None:
-        self.watch, self.remote = watch, remote
+        super().__init__(watch)
+        self.remote = remote
         self.order: dict[str, Any] = {}
-        self.computed: dict[int, float] = {}
 
     def next(self, left: int | None) -> dict[str, Any]:
-        self.order = self.watch.next(left)
+        self.order = super().next(left)
         return self.order
 
     def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
-        self.watch.answered(number, lengths, seconds, compute)
+        super().answered(number, lengths, seconds, compute)
         self._computed(0, compute)
-        rows = [sum(own) for own in lengths]
-        self.remote.tell("batches", rows=rows, requests=[len(own) for own in lengths], seconds=list(seconds), computed=self.computed)
 
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         self._computed(rank, facts.get("compute", ()))
-        self.watch.heard(rank, facts)
+        super().heard(rank, facts)
 
     def _computed(self, rank: int, compute: Sequence[float]) -> None:
         if compute:
-            self.computed[rank] = compute[-1]
+            self.remote.computed = self.remote.computed | {rank: compute[-1]}
 
     def swapped(self, seconds: float, load_seconds: float) -> None:
-        self.computed.clear()  # ranks that are left out now compute nothing
+        self.remote.computed = {}  # ranks that are left out now compute nothing
         self.remote.tell("planned", plan=self.order["plan"], seconds=seconds)
-        self.watch.swapped(seconds, load_seconds)
-
-    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
-        self.watch.linked(bytes_per_second, seconds)
-
-    def decisions(self) -> list[dict[str, Any]]:
-        return self.watch.decisions()
+        super().swapped(seconds, load_seconds)
 
 
 def _connected(address: Mapping[str, Any]) -> Connection:

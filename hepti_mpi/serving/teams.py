@@ -20,11 +20,12 @@ from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.crew import Crew
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.planning.forecast import Shape
-from hepti_mpi.program.placement import Placement
+from hepti_mpi.program.placement import Placement, Team
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
 from hepti_mpi.serving.loop import WAIT_SECONDS, Desk, peak_resident_bytes
 from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Step
+from hepti_mpi.tuning.teaming import Teamed
 
 FRONT, WORK = "front", "work"  # boxes
 AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
@@ -58,10 +59,16 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What happened: what each team did, and how many requests were answered."""
+    """What happened: what each team did, how many requests were answered, and one row of facts per rank."""
 
     teams: list[Work]
     answered: int = 0
+    facts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def most_under_way(team: Team) -> int:
+    """Return how many batches a team has at once."""
+    return len(team.stages) + AHEAD - 1
 
 
 class Front:
@@ -101,10 +108,10 @@ class Front:
     def _hand_out(self) -> None:
         """Give teams that have room what they will have answered first, one batch each in turns, the fastest first."""
         order = sorted(range(len(self.outcome.teams)), key=lambda number: self.outcome.teams[number].pace)
-        for room in range(max(len(team.stages) for team in self.placement.teams) + AHEAD - 1):
+        most = list(map(most_under_way, self.placement.teams))
+        for room in range(max(most)):
             for number in order:
-                most = len(self.placement.teams[number].stages) + AHEAD - 1
-                if len(self.outcome.teams[number].under_way) <= min(room, most - 1) and self._is_due(number):
+                if len(self.outcome.teams[number].under_way) <= min(room, most[number] - 1) and self._is_due(number):
                     step = self.desk.scheduler.next()
                     if step is None:
                         return
@@ -169,8 +176,11 @@ def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
     return Mail(world, own, followers, crew.members[0], crew.machine.exchanges.pause)
 
 
-def answer(crew: Crew | None, mail: Mail, answerer: Answerer, front: Front | None) -> None:
-    """Do this rank's part until all is answered. `front`: rank 0's. Raises what went wrong in the front."""
+def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | None) -> Outcome:
+    """Answer what comes to the desk of rank 0, the others have none. Collective. Return what happened, which rank 0 knows."""
+    crew, world = teamed.crew, machine.world
+    mail = mail_of(world, teamed.placement, crew)
+    front = None if desk is None else Front(desk, mail, teamed.placement, teamed.paces)
     if front is not None:
         front.thread.start()
     if crew is not None and crew.leads:
@@ -183,9 +193,13 @@ def answer(crew: Crew | None, mail: Mail, answerer: Answerer, front: Front | Non
         front.thread.join()
         if front.error is not None:
             raise front.error
+    mail.close()
+    outcome = Outcome([]) if front is None else front.outcome
+    outcome.facts = world.gather_all(_facts(machine, crew))
+    return outcome
 
 
-def facts(machine: Machine, crew: Crew | None) -> dict[str, Any]:
+def _facts(machine: Machine, crew: Crew | None) -> dict[str, Any]:
     """Return what is recorded of this rank."""
     emulation = machine.emulation
     return {

@@ -54,6 +54,31 @@ class Steady:
         return []
 
 
+class Overheard:
+    """A watch that hears and says what another does; those made of it tell somebody else too, and decide nothing."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def next(self, left: int | None) -> dict[str, Any]:
+        return self.watch.next(left)
+
+    def answered(self, number: int, lengths: Sequence[Sequence[int]], seconds: Sequence[float], compute: Sequence[float]) -> None:
+        self.watch.answered(number, lengths, seconds, compute)
+
+    def heard(self, rank: int, facts: dict[str, Any]) -> None:
+        self.watch.heard(rank, facts)
+
+    def swapped(self, seconds: float, load_seconds: float) -> None:
+        self.watch.swapped(seconds, load_seconds)
+
+    def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
+        self.watch.linked(bytes_per_second, seconds)
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return self.watch.decisions()
+
+
 def at_once(seconds: float) -> int:
     """Return how many batches one order should be for at most, where one takes `seconds`."""
     return max(1, min(MOST_AT_ONCE, round(ORDER_SECONDS / max(seconds, 1e-6))))

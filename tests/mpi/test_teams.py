@@ -9,6 +9,7 @@ from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import crew as crews
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.serving import teams
+from hepti_mpi.tuning.teaming import Teamed
 
 OWN = {"collectives": "own", "reduction": "reduce_scatter"}
 
@@ -56,14 +57,12 @@ def test_answers_of_teams(machine, folder, case, made):
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         ready = type("Ready", (), {"machine": machine, "store": store, "spec": store.spec})
         requests, desk = desk_of(ready, path, batch_rows=8)
-        mail = teams.mail_of(world, placement, crew)
-        front = None if desk is None else teams.Front(desk, mail, placement, [0.01] * len(placement.teams))
-        answerer = desk.answerer if desk else teams_answerer(store)
-        teams.answer(crew, mail, answerer, front)
-        mail.close()
+        teamed = Teamed(crew, placement, [0.01] * len(placement.teams), None, {})
+        outcome = teams.answer(machine, teamed, desk.answerer if desk else teams_answerer(store), desk)
+        assert [fact["host"] for fact in outcome.facts] == list(machine.cores.hosts)
         if requests is not None:
             check_results(path, requests, desk.sink, ("last_hidden_state", "logits"))
-            assert front.outcome.answered == len(requests)
+            assert outcome.answered == len(requests)
         world.barrier()
 
 
