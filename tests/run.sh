@@ -35,24 +35,28 @@ check() { # SECONDS COMMAND...: print the command, what it says and how long it 
     [ $code -ne 124 ] || echo "ended after $limit s" >&2
     [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
 }
-busy() { # what keeps one core busy
+unit() { # what computes
     check 120 ruff check hepti_mpi tests
     check 600 mypy hepti_mpi
     check 600 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
     check 1800 python -m pytest -q -rs --durations=8 -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
 }
+lab() { # FILE...: what waits most of the time, for deadlines, for hosts that come back and for what is installed
+    check 1800 python -m pytest -q -rs --durations=8 "$@"
+}
+beside() { # NAME COMMAND...: begin a command whose words are told when all are done
+    set -m # else it could not be interrupted, which some tests do
+    "${@:2}" >"$failures/$1.log" 2>&1 &
+    set +m
+}
 
-# These wait most of the time, for deadlines, for hosts that come back and for what is installed: what computes goes on beside them, after
-# them where both want a core
-waiting=(tests/test_lab_{deadline,doctor,faults,hosts,tutorial,weights}.py)
-set -m # else what goes on beside could not be interrupted, which some tests do
-busy >"$failures/busy" 2>&1 &
-set +m
+# Two lines of tests of the lab wait beside what computes, which takes the cores that they leave
+beside lab lab tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench}.py
+beside unit unit
 renice -n 10 $! >/dev/null
-check 1800 python -m pytest -q -rs --durations=8 "${waiting[@]}"
+lab tests/test_lab_{tutorial,faults,deadline}.py
 wait
-cat "$failures/busy"
-check 1800 python -m pytest -q -rs --durations=8 tests/test_lab*.py "${waiting[@]/#/--deselect=}" # these need both cores
+cat "$failures"/*.log
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi

@@ -88,10 +88,9 @@ def test_missing_store(tmp_path):
 
 
 def test_truncated_store(store, tmp_path):
-    content = store.read_bytes()
-    for kept in (0, 100, len(content) // 2, len(content) - 1):
-        (tmp_path / "cut.h5").write_bytes(content[:kept])
-        refused(launch(tmp_path, "run", "--weights", "cut.h5", "--shares", "1,1,1"), "cut.h5")
+    """At any length: tests/test_store.py."""
+    (tmp_path / "cut.h5").write_bytes(store.read_bytes()[:-1])
+    refused(launch(tmp_path, "run", "--weights", "cut.h5", "--shares", "1,1,1"), "cut.h5")
 
 
 def test_flipped_bit(store, tmp_path):
@@ -156,11 +155,9 @@ def test_profile_of_other_hosts(store, planned, tmp_path):
 def test_inputs(store, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "long.txt").write_text("short\n" + "word " * 2000 + "\n")
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
     np.savez(tmp_path / "ids.npz", input_ids=np.full((1, 3), 10**6))
     refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt", ranks=2), "empty")
     refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict", ranks=2), "line 2", "512")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "bad.jsonl", "--strict", ranks=2), "line 2")
     refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict", ranks=2), "ids.npz")
     refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt", ranks=2), "nothing.txt")
     refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz", ranks=2), "no/x.npz")
@@ -286,9 +283,11 @@ def test_forced_shares_and_limits(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--memory-limit", "100k"), "lacks", "bytes")
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("place", ["engine.sessions.build", "serving.loop.answer", "cluster.probe.measure", "engine.loading.load"])
-def test_a_rank_that_raises_anywhere_ends_all(store, planned, tmp_path, victim, place):
+@pytest.mark.parametrize("place, victim", [
+    ("engine.sessions.build", 0), ("serving.loop.answer", 0), ("serving.loop.answer", 2), ("cluster.probe.measure", 2),
+    ("engine.loading.load", 2),
+])  # fmt: skip
+def test_a_rank_that_raises_anywhere_ends_all(store, planned, tmp_path, place, victim):
     """A fault of the program itself, planted in one rank by a sitecustomize of its own."""
     module, _, name = place.rpartition(".")
     (tmp_path / "faulty.py").write_text(f"""

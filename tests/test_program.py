@@ -278,21 +278,24 @@ def compare(name, plan, lengths=(ROWS,)):
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("name", MODELS)
 def test_uniform_layouts_over_one_to_seven_ranks(name, pair):
+    """Every layout, mode and shares, on one of the models in turn."""
     spec, _ = model_of(name)
-    for mode in MODES:
-        if possible([pair], mode):
-            for shares in SHARES:
-                compare(name, plan_of(spec, (pair,) * spec.layers, shares, shares, shares, mode))
+    for (place, mode), (number, shares) in product(enumerate(MODES), enumerate(SHARES)):
+        if possible([pair], mode) and (place + number + MODELS.index(name)) % len(MODELS) == 0:
+            compare(name, plan_of(spec, (pair,) * spec.layers, shares, shares, shares, mode))
 
 
-@pytest.mark.parametrize("mode, every", [(MODES[0], 1), (MODES[1], 1), (TILED, 5), (SHORT, 5)])
+def latin(some):
+    """Three layers each, so that any two stand in any two of the three places."""
+    return [(one, other, some[(a + b) % len(some)]) for (a, one), (b, other) in product(enumerate(some), repeat=2)]
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[1], TILED, SHORT], ids="-".join)
 @pytest.mark.parametrize("name", MODELS)
-def test_mixes_of_layouts_over_the_layers(name, mode, every):
-    """All mixes; in tiles one of five, in which all neighbours are."""
+def test_mixes_of_layouts_over_the_layers(name, mode):
     spec, _ = model_of(name)
-    for layers in list(product(PAIRS, repeat=spec.layers))[::every]:
-        if possible(layers, mode):
-            compare(name, plan_of(spec, layers, (5, 1, 1, 1), (1, 0, 2, 4), (1, 3, 0, 1), mode))
+    for layers in latin([pair for pair in PAIRS if possible([pair], mode)]):
+        compare(name, plan_of(spec, layers, (5, 1, 1, 1), (1, 0, 2, 4), (1, 3, 0, 1), mode))
 
 
 @pytest.mark.parametrize("heads, columns, rows", [
@@ -302,10 +305,10 @@ def test_mixes_of_layouts_over_the_layers(name, mode, every):
     ((0, 1, 1, 0), (0, 0, 1, 1), (0, 1, 0, 1)),  # the root has nothing
 ])  # fmt: skip
 def test_shares_that_differ_between_heads_columns_and_rows(heads, columns, rows):
-    for name, mode, pair in product(MODELS, MODES, PAIRS):
-        spec, _ = model_of(name)
+    for number, (mode, pair) in enumerate(product(MODES, PAIRS)):
         other = PAIRS[(PAIRS.index(pair) + 1) % len(PAIRS)]
-        for layers in ((pair,) * spec.layers, (pair, other, pair)):
+        for name, layers in zip(MODELS if number % 3 else MODELS[::-1], ((pair,) * 3, (pair, other, pair))):
+            spec, _ = model_of(name)
             if possible(layers, mode):
                 compare(name, plan_of(spec, layers, heads, columns, rows, mode))
 
@@ -362,15 +365,15 @@ def in_any_order(name, plan, seed):
 @pytest.mark.parametrize("name", MODELS)
 def test_any_order_that_the_dependencies_allow(name, pair):
     spec, _ = model_of(name)
-    for mode, shares in product(MODES[2:], [(0, 1), (1, 0, 3), (1, 2, 3, 4, 5)]):
-        if possible([pair], mode):
+    for number, (mode, shares) in enumerate(product(MODES[2:], [(0, 1), (1, 0, 3), (1, 2, 3, 4, 5)])):
+        if possible([pair], mode) and (number + MODELS.index(name)) % len(MODELS) == 0:
             in_any_order(name, plan_of(spec, (pair,) * spec.layers, shares, shares, shares, mode), len(shares))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_any_order_of_mixed_layers(name):
     spec, _ = model_of(name)
-    for seed in range(60):
+    for seed in range(MODELS.index(name), 60, len(MODELS)):
         random = np.random.default_rng(seed)
         layers = tuple(PAIRS[place] for place in random.integers(len(PAIRS), size=spec.layers))
         mode = MODES[random.integers(2, 7)]
@@ -391,10 +394,11 @@ def edges(needed):
     return [(one, place) for place, places in enumerate(needed) for one in places if not any(one in before[other] for other in places)]
 
 
-@pytest.mark.parametrize("mode", [TILED, SHORT], ids="-".join)
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
-def test_without_any_one_dependency_the_answer_is_wrong(pair, mode):
-    name = MODELS[PAIRS.index(pair) % 2]
+def test_without_any_one_dependency_the_answer_is_wrong(pair):
+    """In a model and with a wire in turn: what waits for what is said by reads, writes and buffers, whatever the layout."""
+    number = PAIRS.index(pair)
+    name, mode = MODELS[number % 2], (TILED, SHORT)[number // 2 % 2]
     spec, _ = model_of(name)
     plan, wrong = plan_of(spec, (pair,) * spec.layers, (1, 1), (1, 1), (1, 1), mode), 0
     needed = dependencies(make_program(spec, plan))

@@ -17,6 +17,7 @@ from hepti_mpi.engine.machine import Machine, machine_of
 sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
 WORLD = Comm.world()
 ALL_ON = 3  # ranks: enough for a first, a last and one between
+GRID = ("test_answers.py", "test_formats.py", "test_generation.py", "test_teams.py")
 HERE = sorted(os.sched_getaffinity(0))
 CORES = Cores(WORLD.rank, WORLD.gather_all(host_name()), HERE, HERE, threads=1, alone_threads=2 if WORLD.size > 1 else 1)
 
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     in a row: what divides is walked on 1 to 7 simulated ranks by tests/test_program.py. WHOLE=1 runs all everywhere."""
     if WORLD.size == ALL_ON or os.environ.get("WHOLE"):
         return
-    grid = [item for item in items if item.path.name in ("test_answers.py", "test_formats.py") and hasattr(item, "callspec")]
+    grid = [item for item in items if item.path.name in GRID and hasattr(item, "callspec")]
     left = [item for number, item in enumerate(grid) if (number + WORLD.size) % 3]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in set(left)]

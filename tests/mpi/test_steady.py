@@ -10,7 +10,7 @@ from test_answers import HEADS, ROWS, SHARES, TILES, opened, plan_of
 
 from hepti_mpi.engine import loading
 
-REQUESTS = 500
+REQUESTS, OF_MANY = 500, 80  # with more ranks than enough every exchange waits for cores
 
 
 def resident_bytes() -> int:
@@ -38,7 +38,7 @@ def test_nothing_grows(machine, folder, layout, collectives):
     tracemalloc.start()
     answers(20)  # what tracing itself and caches want
     before, resident = tracemalloc.get_traced_memory()[0], resident_bytes()
-    last = answers(REQUESTS)
+    last = answers(REQUESTS if size <= 3 else OF_MANY)
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     machine.world.barrier()
