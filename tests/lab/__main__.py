@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("name", choices=EXPERIMENTS)
     asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput"
     trial.add_argument("--rounds", type=int, help="of faults; default: 100")
+    trial.add_argument("--texts", action="store_true", help="faults while texts are written")
     trial.add_argument("--requests", type=int, help=asked)
     trial.add_argument("--clusters", help="of throughput, such as even4,pi8; default: even4,mixed4,pi8,wifi3")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")

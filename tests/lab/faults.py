@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ MOST_SECONDS = {"kill -9": 8.0, "host killed": 8.0, "link down": 8.0 + FAULT_DEA
 ROUND_SECONDS = 150  # after which a round hangs
 CLEAN_SECONDS = 30  # for the last ranks of a host that was cut off to end themselves
 CLOSE = 1e-4
+FAULT_TEXTS, FAULT_TOKENS = 24, 200
+NEAR = 1e-3  # of the logarithms of two likelihoods, between which the order of a sum may decide
 
 
 @dataclass
@@ -53,14 +56,11 @@ class Round:
 
 def faults(options: argparse.Namespace, folder: Path) -> int:
     """Something breaks at a random moment, again and again: is every request answered once, in order, and how soon?"""
-    draw, rounds = random.Random(options.seed), options.rounds or 100
-    weights = options.weights or sliced("tiny-bert", folder / "tiny-bert.h5")
-    requests = options.requests or FAULT_REQUESTS
-    source = inputs(folder / "in.npz", [12] * requests, 30)
-    found = []
+    draw, rounds, found = random.Random(options.seed), options.rounds or 100, []
+    trial = _texts(options, folder) if options.texts else _vectors(options, folder)
     with Lab("bench5", share=[folder]) as lab:
-        usual = undisturbed(lab, weights, source, folder)
-        say(f"undisturbed: {requests} requests in {usual.seconds:.1f} s, the first after {usual.start:.1f} s")
+        usual = undisturbed(lab, trial)
+        say(f"undisturbed: {trial.requests} requests in {usual.seconds:.1f} s, the first after {usual.start:.1f} s")
         kinds = list(itertools.islice(itertools.cycle(KINDS), rounds))
         draw.shuffle(kinds)
         for number, kind in enumerate(kinds, 1):
@@ -70,13 +70,13 @@ def faults(options: argparse.Namespace, folder: Path) -> int:
                 one.back = STOPPED_SECONDS
             elif kind != "kill -9" and draw.random() < BACK:
                 one.back = draw.uniform(1, 10)
-            one_round(lab, one, weights, source, usual, folder)
+            one_round(lab, one, trial, usual)
             found.append(one)
             silence = "-" if one.silence is None else f"{one.silence:.1f} s"
             moment = f"with {one.moment:.0%} answered" if one.moment > 0 else f"{1 + 2 * one.moment:.0%} into its start"
             moment += ", measured afresh" * one.fresh
             moment += f", well again after {one.back:.0f} s" if one.back is not None else ""
-            say(f"{number}: {kind} on {one.where} of {one.hosts} {moment}: next answer after {silence}, "
+            say(f"{number}: {kind} on {one.where} of {one.hosts} {moment}: next {trial.unit} after {silence}, "
                 f"{one.starts} starts, {'; '.join(one.problems) or 'passed'}")  # fmt: skip
     lines, medians = [], {}
     for kind in KINDS:
@@ -85,25 +85,72 @@ def faults(options: argparse.Namespace, folder: Path) -> int:
         medians[kind] = statistics.median(times) if times else None
         passed = sum(not one.problems for one in these)
         lines.append((kind, len(these), passed, *(f"{value:.1f}" for value in ((medians[kind], times[-1]) if times else ()))))
-    head = ("fault", "rounds", "passed", "median s to the next answer", "longest")
+    head = ("fault", "rounds", "passed", f"median s to the next {trial.unit}", "longest")
     print_table(head, [(*line, *["-"] * (5 - len(line))) for line in lines])
     passed = sum(not one.problems for one in found)
     missed = [kind for kind, most in MOST_SECONDS.items() if (medians[kind] or 0.0) > most]
     for kind in missed:
-        say(f"missed: {kind}: {medians[kind]:.1f} s to the next answer, not {MOST_SECONDS[kind]:g}")
+        say(f"missed: {kind}: {medians[kind]:.1f} s to the next {trial.unit}, not {MOST_SECONDS[kind]:g}")
     print(json.dumps({
-        "format": "hepti-faults", "rounds": rounds, "passed": passed, "seconds_to_next_answer": medians, "missed": missed,
+        "format": "hepti-faults", "rounds": rounds, "passed": passed, f"seconds_to_next_{trial.unit}": medians, "missed": missed,
     }))  # fmt: skip
     return 0 if passed == rounds and not missed else 1
 
 
+@dataclass
+class Trial:
+    """What is asked: `requests` in the file `source`, of the model in `weights`, with `words` for run; `unit`: what the journal grows by.
+    `read` returns the answers in an output, `wrong` says what is wrong with those beside the undisturbed ones."""
+
+    folder: Path
+    weights: Path
+    source: Path
+    requests: int
+    unit: str
+    words: Sequence[str]
+    read: Callable[[Path], list[Any]]
+    wrong: Callable[[list[Any], list[Any]], str | None]
+
+
+def _vectors(options: argparse.Namespace, folder: Path) -> Trial:
+    weights, requests = options.weights or sliced("tiny-bert", folder / "tiny-bert.h5"), options.requests or FAULT_REQUESTS
+    source = inputs(folder / "in.npz", [12] * requests, 30)
+    return Trial(folder, weights, source, requests, "answer", ["--batch-rows", "12", "--layout", "alltoall/rows"], _answers, _apart)
+
+
+def _texts(options: argparse.Namespace, folder: Path) -> Trial:
+    weights, requests = options.weights or sliced("tiny-llama", folder / "tiny-llama.h5"), options.requests or FAULT_TEXTS
+    source = inputs(folder / "in.npz", [12] * requests, 30)
+    words = ["--max-tokens", str(FAULT_TOKENS), "--logprobs", "2", "--strategy", "tensor"]
+    return Trial(folder, weights, source, requests, "token", words, _written, _strayed)
+
+
+def _apart(found: list[Any], usual: list[Any]) -> str | None:
+    most = np.abs(np.array(found) - np.array(usual)).max()
+    return None if most < CLOSE else f"answers differ by {most:.2g}"
+
+
+def _strayed(found: list[Any], usual: list[Any]) -> str | None:
+    """Texts are the same up to where the two likeliest tokens were nearly as likely."""
+    for place, (ours, right) in enumerate(zip(found, usual)):
+        at = next((at for at, both in enumerate(zip(ours, right)) if both[0]["token"] != both[1]["token"]), min(len(ours), len(right)))
+        if at == len(ours) == len(right):
+            continue
+        if at == min(len(ours), len(right)):
+            return f"text {place} has {len(ours)} tokens, not {len(right)}"
+        first, second = right[at]["top"]
+        if first["logprob"] - second["logprob"] > NEAR:
+            return f"text {place} goes another way at token {at}, where {first['logprob'] - second['logprob']:.2g} decides"
+    return None
+
+
 def _supervise(
-    lab: Lab, hosts: Sequence[str], weights: Path, source: Path, output: Path, folder: Path, more: Sequence[str] = ()
+    lab: Lab, hosts: Sequence[str], trial: Trial, output: Path, more: Sequence[str] = ()
 ) -> "subprocess.Popen[str]":  # fmt: skip
-    hostfile = folder / "hosts.txt"
+    hostfile = trial.folder / "hosts.txt"
     hostfile.write_text("".join(f"{host} slots=1\n" for host in hosts))
-    arguments = ["run", "--weights", str(weights), "--input", str(source), "--output", str(output), "--batch-rows", "12"]
-    arguments += ["--deadline", str(FAULT_DEADLINE), "--layout", "alltoall/rows", *more]
+    arguments = ["run", "--weights", str(trial.weights), "--input", str(trial.source), "--output", str(output), *trial.words]
+    arguments += ["--deadline", str(FAULT_DEADLINE), *more]
     command = [*PROGRAM, "supervise", "--mpirun", mpirun(), str(hostfile), "--", *arguments]
     return lab.begin("desk", command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -112,18 +159,18 @@ def _supervise(
 class Usual:
     """A run that nothing happens to: its answers, how long it takes in all and until the first answer, and the size of its journal."""
 
-    answers: np.ndarray
+    answers: list[Any]
     seconds: float = 0.0
     start: float = 0.0
     size: int = 0
 
 
-def undisturbed(lab: Lab, weights: Path, source: Path, folder: Path) -> Usual:
-    output = folder / "whole.jsonl"
-    found = Usual(np.empty(0))
+def undisturbed(lab: Lab, trial: Trial) -> Usual:
+    output = trial.folder / "whole.jsonl"
+    found = Usual([])
     for _ in range(2):  # the first one finds nothing in the caches
         output.unlink(missing_ok=True)
-        running, begin, found.start = _supervise(lab, lab.hosts[1:5], weights, source, output, folder), time.monotonic(), 0.0
+        running, begin, found.start = _supervise(lab, lab.hosts[1:5], trial, output), time.monotonic(), 0.0
         while running.poll() is None and time.monotonic() - begin < ROUND_SECONDS:
             size = _size(output.with_name(output.name + ".journal"))
             found.size = max(size, found.size)
@@ -133,7 +180,7 @@ def undisturbed(lab: Lab, weights: Path, source: Path, folder: Path) -> Usual:
         if running.poll() != 0:
             raise LabError(f"the undisturbed run failed with code {running.returncode}")
         found.seconds = time.monotonic() - begin
-    found.answers = _answers(output)
+    found.answers = trial.read(output)
     return found
 
 
@@ -144,18 +191,22 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _answers(path: Path) -> np.ndarray:
-    return np.array([json.loads(line)["pooler_output"] for line in path.read_text().splitlines()])
+def _answers(path: Path) -> list[Any]:
+    return [json.loads(line)["pooler_output"] for line in path.read_text().splitlines()]
 
 
-def one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, folder: Path) -> None:
-    hosts, output = lab.hosts[1 : 1 + one.hosts], folder / "out.jsonl"
+def _written(path: Path) -> list[Any]:
+    return [json.loads(line)["logprobs"] for line in path.read_text().splitlines()]
+
+
+def one_round(lab: Lab, one: Round, trial: Trial, usual: Usual) -> None:
+    hosts, output = lab.hosts[1 : 1 + one.hosts], trial.folder / "out.jsonl"
     journal = output.with_name("out.jsonl.journal")
     output.unlink(missing_ok=True)
     journal.unlink(missing_ok=True)
     more = ["--fresh"] if one.fresh else []
     start = usual.start + FRESH_SECONDS * one.fresh
-    running, begin = _supervise(lab, hosts, weights, source, output, folder, more), time.monotonic()
+    running, begin = _supervise(lab, hosts, trial, output, more), time.monotonic()
     said: list[str] = []
     listener = threading.Thread(target=lambda: said.extend(running.stderr or ()))
     listener.start()
@@ -185,10 +236,10 @@ def one_round(lab: Lab, one: Round, weights: Path, source: Path, usual: Usual, f
     one.starts = 1 + sum("; starting again" in line for line in said)
     if running.returncode:
         one.problems.append(f"exit code {running.returncode}: {' '.join(said[-3:]).strip()[-300:]}")
-    elif not output.exists() or len(answers := _answers(output)) != len(usual.answers):
+    elif not output.exists() or len(answers := trial.read(output)) != len(usual.answers):
         one.problems.append("answers are missing")
-    elif not np.abs(answers - usual.answers).max() < CLOSE:
-        one.problems.append(f"answers differ by {np.abs(answers - usual.answers).max():.2g}")
+    elif wrong := trial.wrong(answers, usual.answers):
+        one.problems.append(wrong)
     if fault is None:
         one.problems.append("it was over before anything broke")
     if journal.exists():
