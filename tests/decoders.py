@@ -14,19 +14,23 @@ BASE = {
 }  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 4.0, 8.0, 16.0]}
 CASES = {
     "llama": BASE | {"model_type": "llama", "tie_word_embeddings": False},
     "llama3": BASE | {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": LLAMA3, "tie_word_embeddings": True,
                       "attention_bias": True, "mlp_bias": True},
     "yarn": BASE | {"model_type": "llama", "rope_scaling": YARN, "tie_word_embeddings": True},
     "mistral": BASE | {"model_type": "mistral", "sliding_window": 9, "tie_word_embeddings": False},
-    "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_size": 48},
+    "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_size": 48,
+                     "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "qwen3": BASE | {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 16},
-    "gemma": BASE | {"model_type": "gemma", "head_dim": 16},
+    "gemma": BASE | {"model_type": "gemma", "head_dim": 16, "hidden_act": "gelu"},  # by tanh, whatever it is called
     "gemma2": BASE | {"model_type": "gemma2", "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 20},
     "gemma3": BASE | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16,
-                      "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "phi3": BASE | {"model_type": "phi3", "hidden_size": 48, "num_key_value_heads": 6, "sliding_window": 9, "tie_word_embeddings": False},
+                      "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                      "attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0},
+    "phi3": BASE | {"model_type": "phi3", "hidden_size": 48, "sliding_window": 9, "tie_word_embeddings": False,
+                    "rope_scaling": LONGROPE, "original_max_position_embeddings": 64},
     "gpt2": {"model_type": "gpt2", "vocab_size": 131, "n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 64, "n_inner": 70,
              "bos_token_id": 1, "eos_token_id": 2},
     "gpt_neox": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 0.5, "tie_word_embeddings": False},

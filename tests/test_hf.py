@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
-from hepti_mpi.models.families.imports import stored
+from hepti_mpi.models.families.imports import Import, stored
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights, shared_weights
 
@@ -522,7 +522,7 @@ def test_tables_cover_every_weight(kind):
 
 
 def test_stored_without_tensors_is_zero():
-    assert not stored("heads", [], (2, 3)).any()
+    assert not stored(Import("x", (2, 3), "heads", ()), []).any()
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "random:tiny-vit", "tiny-roberta", "tiny-distilbert", "tiny-electra"])

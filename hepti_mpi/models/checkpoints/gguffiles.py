@@ -54,7 +54,7 @@ def read_gguf(path: Path) -> tuple[ModelFiles, list[str]]:
     def stream() -> Iterator[tuple[str, np.ndarray]]:
         for name, _ in named_weights(spec):
             one = by_name[name]
-            yield name, stored(one.transform, [model.read(plain[tensor]) for tensor in one.tensors], one.shape, one.part)
+            yield name, stored(one, [model.read(plain[tensor]) for tensor in one.tensors])
 
     files = {"config.json": json.dumps(model.config, indent=1).encode()} | tokens.files
     return ModelFiles(spec, files, source_hash(spec, files, [*(one.derived for one in imports), *file.hashes()]), stream), file.mixed

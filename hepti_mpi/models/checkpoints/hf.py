@@ -97,7 +97,7 @@ def read_model(source: Path) -> ModelFiles:
                 yield name, modules[name][0].read(modules[name][1])
             else:
                 one = by_name[name]
-                yield name, stored(one.transform, [tensors.read(plain[tensor]) for tensor in one.tensors], one.shape, one.part)
+                yield name, stored(one, [tensors.read(plain[tensor]) for tensor in one.tensors])
 
     opened = {id(found): found for found in (tensors, *(found for found, _ in modules.values()))}.values()
     hashes = chain.from_iterable(found.hashes() for found in opened)

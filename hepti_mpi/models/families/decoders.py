@@ -48,9 +48,10 @@ class Sizes:
         if config.get("head_dim") is None and hidden % heads:
             raise ModelError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
         dim = hidden // heads if config.get("head_dim") is None else integer(config, "head_dim")
+        positions = integer(config, "max_position_embeddings", 2048)
         return cls(
             integer(config, "num_hidden_layers"), hidden, heads, kv_heads, dim, integer(config, "intermediate_size"),
-            integer(config, "max_position_embeddings", 2048), integer(config, "vocab_size"), number(config, "rms_norm_eps", 1e-6),
+            min(positions, original_positions(config) or positions), integer(config, "vocab_size"), number(config, "rms_norm_eps", 1e-6),
         )  # fmt: skip
 
     @property
@@ -185,11 +186,37 @@ def _yarn(plain: list[float], base: float, said: Mapping[str, Any], config: Mapp
     return Rotary(tuple(scaled(number, one) for number, one in enumerate(plain)), factor=whole if told is None else float(told))
 
 
+def _longrope(plain: list[float], base: float, said: Mapping[str, Any], config: Mapping[str, Any]) -> Rotary:
+    """The factors of short texts: `Sizes.positions` ends where those of long ones would begin. Source: Ding et al., LongRoPE,
+    arXiv:2402.13753."""
+    short, original = said.get("short_factor"), original_positions(config)
+    if not isinstance(short, list) or len(short) != len(plain) or original is None or original < 2:
+        raise ModelError(f"config.json: longrope needs {len(plain)} numbers as short_factor, and original_max_position_embeddings")
+    factors = [_positive({"short_factor": one}, "short_factor") for one in short]
+    whole = integer(config, "max_position_embeddings", 2048) / original if said.get("factor") is None else _positive(said, "factor")
+    told = said.get("attention_factor")
+    scale = math.sqrt(1 + math.log(whole) / math.log(original)) if whole > 1 else 1.0
+    return Rotary(tuple(one / factor for one, factor in zip(plain, factors)), factor=scale if told is None else float(told))
+
+
+def original_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the rows of a text up to which longrope has factors of their own, None without longrope. Raises ModelError."""
+    said = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(said, dict) or said.get("rope_type", said.get("type")) != "longrope":
+        return None
+    key = "original_max_position_embeddings"
+    given = said.get(key, config.get(key, config.get("max_position_embeddings")))
+    return integer({key: given}, key)
+
+
 def _positive(said: Mapping[str, Any], key: str) -> float:
     return number({key: said.get(key)}, key, 0)
 
 
-SCALINGS: dict[str, Scaling] = {"default": _plain, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+# "dynamic" changes nothing up to max_position_embeddings, which no text is longer than
+SCALINGS: dict[str, Scaling] = {
+    "default": _plain, "linear": _linear, "dynamic": _plain, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope,
+}  # fmt: skip
 
 
 # ---- tensors

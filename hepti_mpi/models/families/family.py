@@ -41,7 +41,7 @@ class Source:
     "columns": as "transpose", of a part along the last dim; "interleaved": as "heads", each with its part of several; "plus one".
     `names`: tensor names with `{}` for the layer; more than one only for positions.
     `option`: the weight is zero, and must be absent from the source, if this entry of `spec.options` is false.
-    `part`: (i, n): it is part i of n equal ones along the first dim of the tensor, which holds several matrices.
+    `part`: (i, n): it is part i of n along the first dim of the tensor, which holds several matrices.
     `other`: where it comes from in models that have no tensor of the first name.
     """
 

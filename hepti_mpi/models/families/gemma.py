@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer
 from hepti_mpi.models.families.decoders import (
     DROPPED,
@@ -26,6 +27,7 @@ from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Scale
 
 LOCAL = "sliding_attention"
+TANH = "gelu_pytorch_tanh"
 
 
 def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,11 +37,11 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     more: dict[str, Any] = {"biases": "qkvo" if yes(config, "attention_bias", False) else ""}
     if version > 1:
         more["scale"] = number(config, "query_pre_attn_scalar", 256) ** -0.5
-    if version == 2:
-        more["softcap"] = number(config, "attn_logit_softcapping", 0) if config.get("attn_logit_softcapping") is not None else 0.0
+    if version == 2:  # Gemma 3 of transformers 5 reads it and does nothing with it
+        more["softcap"] = _cap(config, "attn_logit_softcapping")
     if version == 3:
         more |= {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm}
-    mlp, both = sizes.mlp(activation(config, "hidden_activation", "hidden_act", default="gelu_pytorch_tanh")), (sizes.norm, sizes.norm)
+    mlp, both = sizes.mlp(_activation(config, version)), (sizes.norm, sizes.norm)
     given = both if version > 1 else (None, None)
     made = []
     for window in _windows(config, sizes.layers, version):
@@ -48,8 +50,26 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         made.append(Layer(sizes.attention(rotary, window=window, **more), mlp, before=both, given=given))
     front = Lookup("embedding.words", "ids", sizes.vocabulary, sizes.hidden), Scale("embedding.scale", math.sqrt(sizes.hidden))
     fields = sizes.fields(made, front)
-    cap = number(config, "final_logit_softcapping", 0) if version == 2 and config.get("final_logit_softcapping") is not None else 0.0
+    cap = _cap(config, "final_logit_softcapping") if version > 1 else 0.0
     return fields | ({"options": {"logit_cap": cap}} if cap else {})
+
+
+def _cap(config: Mapping[str, Any], key: str) -> float:
+    return number(config, key, 0) if config.get(key) is not None else 0.0
+
+
+def _activation(config: Mapping[str, Any], version: int) -> str:
+    """Return the activation of the MLP. The first version says it under another key, where "gelu" stands for the one by tanh.
+
+    Raises ModelError where the first version's two keys differ: which of them counts has changed in transformers.
+    """
+    if version > 1:
+        return activation(config, "hidden_activation", default=TANH)
+    said = {key: TANH if config.get(key) in (None, "gelu") else config[key] for key in ("hidden_act", "hidden_activation")}
+    if config.get("hidden_activation") is not None and len(set(map(str, said.values()))) > 1:
+        both = " and ".join(f"{key} {config.get(key)!r:.60}" for key in said)
+        raise ModelError(f"config.json says {both}; which of them counts?")
+    return activation(said, "hidden_act")
 
 
 def _windows(config: Mapping[str, Any], layers: int, version: int) -> list[int | None]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer, Norm
 from hepti_mpi.models.families.decoders import (
     DROPPED,
@@ -55,8 +54,6 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def phi3_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Phi-3. Raises ModelError."""
     sizes = Sizes.of(config)
-    if sizes.kv_heads != sizes.heads:
-        raise ModelError(f"config.json: {sizes.kv_heads} num_key_value_heads of {sizes.heads} in one tensor are not supported yet")
     attention = sizes.attention(rotary_of(config, sizes.dim), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
     return sizes.fields([layer] * sizes.layers)

@@ -4,7 +4,7 @@ the two layouts; reads no file."""
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,18 +14,23 @@ from hepti_mpi.models.spec import ModelSpec, named_weights
 from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
+ALTERNATING = ("columns", "interleaved")  # transforms of equal parts that do not follow each other as rows of the tensor
 MODULES = "head.modules."  # weights of sentence-transformers' modules, which are in files of their own
 
 
 @dataclass(frozen=True)
 class Import:
-    """One weight of the store and the tensors (by plain name) it is made of; no tensors: it is zero."""
+    """One weight of the store and the tensors (by plain name) it is made of; no tensors: it is zero.
+
+    `part`: as of Source; `span`: the first row of a part, and the one behind its last, where it lies in the tensor as one piece.
+    """
 
     name: str
     shape: tuple[int, ...]
     transform: str
     tensors: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
+    span: tuple[int, int] | None = None
 
     @property
     def derived(self) -> str:
@@ -87,8 +92,9 @@ def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> li
     return [shape]
 
 
-def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...], part: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """Return the stored weight, float32 and C-contiguous, made of float32 source tensors, or a part of one; no tensors: zeros."""
+def stored(one: Import, tensors: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the stored weight, float32 and C-contiguous, made of its float32 source tensors, or a part of one; no tensors: zeros."""
+    transform, shape, part = one.transform, one.shape, one.part
     if not tensors:
         return np.zeros(shape, np.float32)
     if transform == "plus one":
@@ -98,9 +104,8 @@ def stored(transform: str, tensors: Sequence[np.ndarray], shape: tuple[int, ...]
         return np.ascontiguousarray(wide.T).reshape(shape)
     if transform == "interleaved":
         return np.ascontiguousarray(tensors[0].reshape(shape[0], part[1], *shape[1:])[:, part[0]])
-    if part != (0, 1):
-        (whole,), rows = tensors, len(tensors[0]) // part[1]
-        tensors = [whole[part[0] * rows : (part[0] + 1) * rows]]
+    if one.span is not None:
+        tensors = [tensors[0][slice(*one.span)]]
     if transform == "transpose":
         return np.ascontiguousarray(tensors[0].T).reshape(shape)  # [hidden, columns] -> [columns, hidden]
     if transform.startswith("positions"):
@@ -162,12 +167,28 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     unknown = [name for name in shapes if name not in used and not any(re.fullmatch(p, name) for p in family.dropped)]
     if unknown:
         raise ModelError(f"{len(unknown)} tensors do not belong to the model that config.json describes: {few(unknown)}")
-    for one in imports:
-        for tensor, expected in zip(one.tensors, source_shapes(one.transform, spec, one.shape)):
-            at = -1 if one.transform == "columns" else 0  # along which the tensor holds several
-            expected = tuple(size * (one.part[1] if place == at % len(expected) else 1) for place, size in enumerate(expected))
-            if shapes[tensor] != expected:
-                raise ModelError(f"tensor {tensor} has shape {list(shapes[tensor])}, config.json asks for {list(expected)}")
+    return _checked(imports, spec, shapes)
+
+
+def _checked(imports: list[Import], spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[Import]:
+    """Return the imports, those of parts that lie one after the other with their spans. Raises ModelError for a tensor of another shape."""
+    wanted = [source_shapes(one.transform, spec, one.shape) for one in imports]
+    ends: dict[str, int] = {}  # rows of each tensor that the parts up to here take
+    for place in sorted(range(len(imports)), key=lambda place: imports[place].part):
+        one = imports[place]
+        if one.part[1] > 1 and one.transform not in ALTERNATING:
+            first = ends.get(one.tensors[0], 0)
+            ends[one.tensors[0]] = first + wanted[place][0][0]
+            imports[place] = replace(one, span=(first, ends[one.tensors[0]]))
+    for one, expected in zip(imports, wanted):
+        for tensor, shape in zip(one.tensors, expected):
+            rows, *others = (ends.get(tensor, shape[0]), *shape[1:])
+            if one.transform == "interleaved":
+                rows *= one.part[1]
+            if one.transform == "columns":
+                rows, others = (rows, [others[0] * one.part[1]]) if others else (rows * one.part[1], [])
+            if shapes[tensor] != (rows, *others):
+                raise ModelError(f"tensor {tensor} has shape {list(shapes[tensor])}, config.json asks for {[rows, *others]}")
     return imports
 
 
