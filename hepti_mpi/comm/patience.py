@@ -78,14 +78,9 @@ class Patience:
         if self.seconds > 0 and self.size > 1:
             interrupts.end_by(lambda code: end_here(code, GONE_SECONDS))
 
-    @contextmanager
-    def waiting(self, whom: Whom | None = None) -> Iterator[None]:
+    def waiting(self, whom: Whom | None = None) -> AbstractContextManager[None]:
         """Watch over what is waited for inside; `whom` tells, when asked, which ranks have not come; None: any of them."""
-        self.whom, self.since = whom or self.everyone, time.monotonic()
-        try:
-            yield
-        finally:
-            self.since = None
+        return _Waiting(self, whom or self.everyone)
 
     @contextmanager
     def slower(self) -> Iterator[None]:
@@ -154,6 +149,21 @@ class Patience:
             silent = list(pool.map(is_silent, [one for _, one in doors]))
         heard = {host for (host, _), one in zip(doors, silent, strict=True) if not one}
         return {host for host, _ in doors} - heard
+
+
+class _Waiting:
+    """A wait that is watched: many of them pass for each token of a text."""
+
+    __slots__ = ("patience", "whom")
+
+    def __init__(self, patience: Patience, whom: Whom) -> None:
+        self.patience, self.whom = patience, whom
+
+    def __enter__(self) -> None:
+        self.patience.whom, self.patience.since = self.whom, time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.patience.since = None
 
 
 class Among:

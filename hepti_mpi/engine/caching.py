@@ -3,9 +3,10 @@
 All but attention is written as in kernels.py. Knows neither who holds which heads nor when a step is done.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +14,13 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine.graph import MICROSOFT, Graph
-from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing
+from hepti_mpi.engine.kernels import ASKED, KERNELS, Own, Writing
+from hepti_mpi.engine.packing import asked
+from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import session
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Attention
+from hepti_mpi.models.blocks import Attention, Rotary
+from hepti_mpi.models.formats import SCALES, VALUES, Blocks
 from hepti_mpi.program import ops
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part, Slice
@@ -24,13 +28,14 @@ from hepti_mpi.weights.store import Store
 
 # what segments are told of a step: rows as [sequences, rows of each, numbers], rows that each sequence has, and the most that any has
 TOLD = {"shape": (TensorProto.INT64, 1), "reach": (TensorProto.INT32, 1), "most": (TensorProto.INT32, 0)}
-HEAD_STEP = 8  # numbers of a head that GroupQueryAttention takes at once
-KEYS, VALUES, ALL_KEYS, ALL_VALUES = "past_keys.{}", "past_values.{}", "keys.{}", "values.{}"
+HEAD_STEP, TURNED_STEP = 8, 16  # numbers of a head that GroupQueryAttention takes at once, and where it turns them too
+KEYS, ROWS, ALL_KEYS, ALL_ROWS = "past_keys.{}", "past_values.{}", "keys.{}", "values.{}"
 
 
 @dataclass(frozen=True, eq=False)
 class CachedSegment:
-    """One session: `inputs` and `outputs` by name, what it is told, what it asks of the rows, and the `layers` whose caches it uses.
+    """One session: `inputs` and `outputs` by name, what it is told, what it asks of the rows, the `layers` whose caches it uses, and the
+    `turns`: inputs that are the tables of rotary positions.
 
     `zeros`: values of which the rank has no part, which are to be filled with 0. No session: there is nothing to run.
     """
@@ -42,6 +47,7 @@ class CachedSegment:
     told: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    turns: tuple[str, ...] = ()
 
 
 def cached_segment(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> CachedSegment:
@@ -54,32 +60,86 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
         return CachedSegment(None, (), (), zeros)
     reads = {name for op in done for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing, layers = Writing(Graph(), store, part.heads), []
+    writing = Cached(Graph(), store, part.heads)
     for op in done:
-        if isinstance(op, ops.Mix):
-            attend(writing, op)
-            layers.append(op.layer)
-        else:
-            KERNELS[type(op)](writing, op, part.op(op, compute.distribution))
-    told = tuple(TOLD) if layers else ()
-    graph = _proto(writing.graph, inputs, outputs, told, layers)
-    asked = tuple(name for name in writing.graph.indexes)
-    return CachedSegment(session(graph, store.path.parent, mode, threads), inputs, outputs, zeros, told, asked, tuple(layers))
+        kernel = CACHED.get(type(op)) or KERNELS[type(op)]
+        kernel(writing, op, part.op(op, compute.distribution))
+    told = tuple(TOLD) if writing.layers else ()
+    graph = _proto(writing, inputs, outputs, told)
+    wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)
+    return CachedSegment(session(graph, store.path.parent, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
 
 
-def attend(to: Writing, op: ops.Mix) -> None:
+@dataclass(frozen=True)
+class Cached(Writing):
+    """A segment with caches that is being written. `layers`: whose; `turns`: tables of rotary positions that it reads; `before`: what a
+    value was before the attention that reads it turns it itself; `together`: of a layer, Q, K and V as one value."""
+
+    layers: list[int] = field(default_factory=list)
+    turns: dict[str, None] = field(default_factory=dict)
+    before: dict[str, str] = field(default_factory=dict)
+    together: dict[int, str] = field(default_factory=dict)
+
+
+def whole_table(kind: str, rotary: Rotary) -> str:
+    """Return what the table of "cos" or "sin" at all positions is called."""
+    return asked(f"all_{kind}", rotary)
+
+
+def turns_itself(block: Attention) -> bool:
+    """Tell whether the kernel that attends can turn heads itself: whole ones of certain widths."""
+    return block.rotary is not None and block.rotary.dims == block.dim and not block.dim % TURNED_STEP
+
+
+def project(to: Cached, op: ops.Project, w: Own) -> None:
+    """y [r, h] -> q, k, v; as one product where blocks of weights can be put one behind the other, and nothing comes between it and the
+    attention."""
+    pieces, biases = [w[f"{m}.weight"] for m in op.matrices], [w[f"{m}.bias"] for m in op.matrices if f"{m}.bias" in w]
+    kind, block = pieces[0].format, op.block
+    alike = isinstance(kind, Blocks) and all(piece.format is kind for piece in pieces) and len(biases) in (0, len(pieces))
+    between = any(map(block.head_norm, op.matrices)) or (block.rotary is not None and not turns_itself(block))
+    if op.matrices != "qkv" or not alike or between:
+        KERNELS[ops.Project](to, op, w)
+        return
+    every, tails = [to.store.parts(piece) for piece in pieces], {VALUES: 2, SCALES: 1}
+    parts = {part: np.concatenate([one[part].reshape(-1, *one[part].shape[-tail:]) for one in every]) for part, tail in tails.items()}
+    whole = Slice(f"layers.{op.layer}.qkv", 0, (len(parts[VALUES]), pieces[0].shape[-1]), kind, 1)
+    bias = None
+    if biases:
+        bias = to.graph.constant(f"{whole.name}.bias", np.concatenate([to.store.array(piece).reshape(-1) for piece in biases]))
+    to.together[op.layer] = Product(to.graph, Made(parts), op.reads[0], whole).write(bias, f"together.{op.layer}")
+
+
+def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:
+    """[r, w] -> [r, w], left to the attention where that can do it."""
+    if turns_itself(op.block):
+        to.before.update(zip(op.writes, op.reads, strict=True))
+    else:
+        KERNELS[ops.Rotate](to, op, w)
+
+
+def attend(to: Cached, op: ops.Mix, w: Own) -> None:
     """q [r, w], k and v [r, kv w] -> c [r, w], by what is in the caches and these rows, which are added to them."""
     block, graph, granules = op.block, to.graph, to.granules(op)
-    width = granules * block.group * block.dim
-    batch = [graph.node("Reshape", [name, "shape"]) for name in op.reads]  # [sequences, rows of each, numbers]
-    inputs = [*batch, KEYS.format(op.layer), VALUES.format(op.layer), "reach", "most"]
+    width, more = granules * block.group * block.dim, dict[str, int]()
+    reads = [to.together[op.layer]] if op.layer in to.together else [to.before.get(name, name) for name in op.reads]
+    batch = [graph.node("Reshape", [name, "shape"]) for name in reads]  # [sequences, rows of each, numbers]
+    inputs = [*batch, *[""] * (3 - len(batch)), KEYS.format(op.layer), ROWS.format(op.layer), "reach", "most"]
+    if block.rotary is not None and turns_itself(block):
+        tables = [whole_table(kind, block.rotary) for kind in ("cos", "sin")]
+        to.turns.update(dict.fromkeys(tables))
+        inputs, more = [*inputs, *tables], {"do_rotary": 1, "rotary_interleaved": int(block.rotary.interleaved)}
     mixed = f"mixed.{op.layer}"
     graph.node(
-        "GroupQueryAttention", inputs, [mixed, ALL_KEYS.format(op.layer), ALL_VALUES.format(op.layer)], MICROSOFT,
+        "GroupQueryAttention", inputs, [mixed, ALL_KEYS.format(op.layer), ALL_ROWS.format(op.layer)], MICROSOFT,
         num_heads=granules * block.group, kv_num_heads=granules, scale=block.multiplier, softcap=block.softcap,
-        local_window_size=-1 if block.window is None else block.window + 1,
+        local_window_size=-1 if block.window is None else block.window + 1, **more,
     )  # fmt: skip
     graph.node("Reshape", [mixed, graph.constant(f"flat_{width}", np.array([-1, width], np.int64))], op.writes)
+    to.layers.append(op.layer)
+
+
+CACHED: dict[type[ops.Op], Callable[[Cached, Any, Own], None]] = {ops.Project: project, ops.Rotate: rotate, ops.Mix: attend}
 
 
 def check_cached(block: Attention) -> None:
@@ -90,21 +150,24 @@ def check_cached(block: Attention) -> None:
         raise ModelError(f"heads of {block.dim} numbers are not supported for text: their width must be a multiple of {HEAD_STEP}")
 
 
-def _proto(graph: Graph, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str], layers: Sequence[int]) -> onnx.GraphProto:
+def _proto(to: Cached, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str]) -> onnx.GraphProto:
+    graph, layers = to.graph, to.layers
+
     def value(name: str, dims: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, [None] * dims)
 
     infos = [value(name, 2) for name in inputs]
     infos += [value(name, dims, kind) for name, (kind, dims) in ((name, TOLD[name]) for name in told)]
     infos += [value(name, ASKED[kind][1], ASKED[kind][0]) for name, kind in graph.indexes.items()]
-    infos += [value(name.format(layer), 4) for layer in layers for name in (KEYS, VALUES)]
-    given = [value(name, 2) for name in outputs] + [value(name.format(layer), 4) for layer in layers for name in (ALL_KEYS, ALL_VALUES)]
+    infos += [value(name, 2) for name in to.turns]
+    infos += [value(name.format(layer), 4) for layer in layers for name in (KEYS, ROWS)]
+    given = [value(name, 2) for name in outputs] + [value(name.format(layer), 4) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
     return helper.make_graph(graph.nodes, "segment", infos, given, list(graph.initializers.values()))
 
 
 def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, threads: int) -> onnxruntime.InferenceSession:
     """Return what turns rows "x" [r, hidden] into logits "y" [r, words] of a part of the vocabulary."""
-    writing = Writing(Graph(), store, 0)
+    writing = Cached(Graph(), store, 0)
     assert prod(table.shape)
     writing.linear("x", table, bias, "y")
-    return session(_proto(writing.graph, ["x"], ["y"], (), ()), store.path.parent, mode, threads)
+    return session(_proto(writing, ["x"], ["y"], ()), store.path.parent, mode, threads)

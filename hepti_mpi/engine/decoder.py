@@ -7,7 +7,7 @@ Knows segments, caches and exchanges; does not know what is asked, nor what is c
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -70,8 +70,7 @@ class _Geometry:
     values: dict[str, Array]
     told: dict[str, Array]
     turned: dict[str, tuple[Rotary, int]]  # what segments ask of positions: of which rotary, cosine (0) or sine (1)
-    runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
-    zeros: dict[int, list[Array]] = field(default_factory=dict)
+    moves: list[tuple[Callable[[], None], Compute | None]] = field(default_factory=list)  # what is computed, or None: exchanged
 
     def tell(self, lengths: Array, tables: dict[Rotary, tuple[Array, Array]]) -> None:
         """Note how many rows each sequence has."""
@@ -213,25 +212,15 @@ class Decoder:
         np.copyto(at.values[self.first], self.x[: order.rows])
         emulation, pairs = self.machine.emulation, float((order.each * (lengths + order.each)).sum())
         clock = time.perf_counter()
-        for place, step in enumerate(self.program):
-            if isinstance(step, Compute):
-                for value in at.zeros[place]:
-                    value.fill(0)
-                run = at.runs[place]
-                if run is not None:
-                    self._work(run, self._of(step, order.rows, pairs))
-                kind = "compute_seconds"
-            elif step.kind == "allreduce":
-                assert self.layers is not None
-                (read,), (written,) = self.interfaces[place]
+        for run, step in at.moves:
+            if step is not None:
+                self._work(run, self._of(step, order.rows, pairs))
+            else:
                 emulation.show()
-                self.layers.allreduce(at.values[read], at.values[written])
+                run()
                 emulation.rest()
-                kind = "wire_seconds"
-            else:  # what comes from rank 0 is there
-                continue
             now = time.perf_counter()
-            self.spent[kind] += now - clock
+            self.spent["wire_seconds" if step is None else "compute_seconds"] += now - clock
             clock = now
         if order.scored:
             hidden = at.values[self.last]
@@ -265,14 +254,22 @@ class Decoder:
         values = {name: self._buffer(number)[:rows] for name, number in self.numbers.items()}
         told: dict[str, Array] = {"shape": np.array([order.count, order.each, -1], np.int64), "reach": np.zeros(order.count, np.int32)}
         told["most"] = np.zeros((), np.int32)
-        turned = {asked(kind, rotary): (rotary, which) for rotary in self.tables for which, kind in enumerate(("cos", "sin"))}
+        kinds = [(rotary, which, kind) for rotary in self.tables for which, kind in enumerate(("cos", "sin"))]
+        told |= {caching.whole_table(kind, rotary): self.tables[rotary][which] for rotary, which, kind in kinds}
+        wanted = {name for segment in self.segments.values() for name in segment.asked}
+        turned = {asked(kind, rotary): (rotary, which) for rotary, which, kind in kinds if asked(kind, rotary) in wanted}
         told |= {name: np.empty((rows, len(rotary.frequencies)), np.float32) for name, (rotary, _) in turned.items()}
         made = _Geometry(order, values, told, turned)
-        for place, segment in self.segments.items():
-            (reads, writes), step = self.interfaces[place], self.program[place]
-            named = dict(zip((*step.reads, *step.writes), (values[name] for name in (*reads, *writes))))
-            made.zeros[place] = [named[name] for name in segment.zeros]
-            made.runs[place] = self._bound(segment, named | told, order)
+        for place, step in enumerate(self.program):
+            reads, writes = self.interfaces[place]
+            if isinstance(step, Compute):
+                named = dict(zip((*step.reads, *step.writes), (values[name] for name in (*reads, *writes))))
+                made.moves += [(partial(named[name].fill, 0), replace(step, ops=())) for name in self.segments[place].zeros]
+                run = self._bound(self.segments[place], named | told, order)
+                made.moves += [(run, step)] if run is not None else []
+            elif step.kind == "allreduce":  # what comes from rank 0 is there
+                assert self.layers is not None
+                made.moves.append((partial(self.layers.allreduce, values[reads[0]], values[writes[0]]), None))
         return made
 
     def _bound(self, segment: caching.CachedSegment, values: dict[str, Array], order: Order) -> Callable[[], None] | None:
@@ -283,13 +280,13 @@ class Decoder:
         def bind(to: Callable[..., None], name: str, array: Array) -> None:
             to(name, "cpu", 0, sessions.ELEMENT[array.dtype], array.shape, array.ctypes.data)
 
-        for name in (*segment.inputs, *segment.told, *segment.asked):
+        for name in (*segment.inputs, *segment.told, *segment.asked, *segment.turns):
             bind(binding.bind_input, name, values[name])
         for name in segment.outputs:
             bind(binding.bind_output, name, values[name])
         for layer in segment.layers:
             keys, rows = self.state.views(layer, order.first, order.count)
-            for past, whole, array in ((caching.KEYS, caching.ALL_KEYS, keys), (caching.VALUES, caching.ALL_VALUES, rows)):
+            for past, whole, array in ((caching.KEYS, caching.ALL_KEYS, keys), (caching.ROWS, caching.ALL_ROWS, rows)):
                 bind(binding.bind_input, past.format(layer), array)
                 bind(binding.bind_output, whole.format(layer), array)
         runner: Callable[[object], None] = segment.session.run_with_iobinding
