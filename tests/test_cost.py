@@ -309,7 +309,7 @@ def test_wire_and_computing_go_on_at_once(pair, mbit, tiles):
     program = make_program(SPEC, plan)
     result = Pricer(SPEC, profile, 96).price(program, plan)
     exchanges = sum(isinstance(step, Sync) for step in program)
-    assert result.seconds >= max(result.compute.max(), result.wire) * (1 - 1e-9)
+    assert result.seconds >= max(result.compute.max(), result.busy) * (1 - 1e-9)  # a tile goes out while another one comes in
     assert result.seconds <= result.compute.max() + result.wire + exchanges * profile.exchange_seconds + 1e-9
     assert (result.compute + result.wait <= result.seconds + 1e-9).all()
 

@@ -551,7 +551,7 @@ IN_TILES = [  # (attention, mlp), all steps of a model of one layer in two tiles
                            "allgatherv1 -0 reduce_scatter0 -1 reduce_scatter1 -0 gatherv0 -1 gatherv1"),
     (("rows", "rows"), "scatterv0 scatterv1 -0 allgatherv0 -1 allgatherv1 -0 -1 -0 -1 -0 gatherv0 -1 gatherv1"),
     (("recompute", "rows"), "scatterv0 allgatherv0 scatterv1 allgatherv1 -0 -1 -0 -1 -0 -1 -0 gatherv0 -1 gatherv1"),
-    (("alltoall", "rows"), "scatterv0 scatterv1 -0 to_heads0 -1 to_heads1 -0 to_heads0 -1 to_heads1 -None to_rows0 to_rows1 -0 gatherv0 -1 "
+    (("alltoall", "rows"), "scatterv0 scatterv1 -0 to_heads0 -1 to_heads1 -0 to_heads0 -1 to_heads1 -0 to_rows0 -1 to_rows1 -0 gatherv0 -1 "
                            "gatherv1"),
 ]  # fmt: skip
 
@@ -602,12 +602,14 @@ def test_no_two_segments_without_a_reason_between():
     (("rows", "rows"), SHORT, {  # k and v go out as the first two, come in as the next two, and are whole again
         "half1.0": Value("rows", "hidden", 0, True), "half3.1": Value("full", "hidden", 1, True), "v1": Value("full", "hidden", None)}),
     (("alltoall", "rows"), TILED, {
-        "q0.1": Value("rows", "hidden", 1), "q1": Value("full", "heads", None), "k1": Value("full", "heads", None),
-        "c0": Value("full", "heads", None), "c1.0": Value("rows", "hidden", 0)}),
+        "q0.1": Value("rows", "hidden", 1), "q1.0": Value("full", "heads", 0), "k1": Value("full", "heads", None),
+        "c0.1": Value("full", "heads", 1), "c1.0": Value("rows", "hidden", 0)}),
     (("alltoall", "rows"), SHORT, {
-        "half0.0": Value("rows", "hidden", 0, True), "half3": Value("full", "heads", None, True), "c1.1": Value("rows", "hidden", 1),
-        "half6": Value("full", "heads", None, True), "half7.1": Value("rows", "hidden", 1, True)}),
-    (("alltoall", "rows"), MODES[2], {"q1": Value("full", "heads", None), "c1.0": Value("rows", "hidden", 0)}),
+        "half0.0": Value("rows", "hidden", 0, True), "half3.1": Value("full", "heads", 1, True), "c1.1": Value("rows", "hidden", 1),
+        "k1": Value("full", "heads", None),
+        "half6.0": Value("full", "heads", 0, True), "half7.1": Value("rows", "hidden", 1, True)}),
+    (("alltoall", "rows"), MODES[2], {
+        "q1.0": Value("full", "heads", 0), "k1": Value("full", "heads", None), "c1.0": Value("rows", "hidden", 0)}),
     (("recompute", "rows"), TILED, {
         "y1.1": Value("full", "hidden", 1), "q0.1": Value("rows", "hidden", 1), "v0": Value("full", "hidden", None)}),
 ])  # fmt: skip

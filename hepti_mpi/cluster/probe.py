@@ -247,8 +247,7 @@ def _exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:
     for size in (SMALL, BLOCK) if peers else ():
         sends, receives = ([(peer, np.zeros((1, size), np.uint8)) for peer in peers] for _ in range(2))
         transfer, times = exchanges.direct(sends, receives, EXCHANGE_TAG), []
-        for _ in range(EXCHANGE_REPEAT):
-            comm.quick_barrier()
+        for _ in range(EXCHANGE_REPEAT):  # each waits for all others: a barrier between would spin, and take the cores of who is late
             begin = time.perf_counter()
             done = exchanges.start(transfer)
             started = time.perf_counter()

@@ -305,7 +305,6 @@ class Engine:
         segment = self.segments[place]
         rows = at.places.tile(step.tile)
         if step.distribution == "rows":
-            assert step.tile is not None
             rows = at.places.own(step.tile, self.rank)
         which = (step.distribution, step.tile)
         if which not in at.packings:
@@ -318,7 +317,7 @@ class Engine:
             found[name] = at.values[named(self.values, name, step.tile)]
         for name in step.writes:
             value = at.values[named(self.values, name, step.tile)]
-            found[name] = value[rows] if name in self.values and step.tile is not None else value
+            found[name] = value[rows] if name in self.values else value
         at.zeros[place] = [found[name] for name in segment.zeros]
         at.runs[place] = segment.bind(found, len(lengths) == 1) if rows.stop > rows.start else None
         at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, at.packings[which].pairs)

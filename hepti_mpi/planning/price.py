@@ -4,7 +4,7 @@ Knows how fast ranks compute; what an exchange puts on their links is traffic.py
 the ranks being the active ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 
@@ -240,7 +240,18 @@ class Batch:
         return found.extended(longer[0], times) if longer else found
 
     def _prices(self, program: Program) -> Prices:
-        walk = Walk(self.shares.heads.shape, self.links, self.pricer.exchange, self.in_turn and self.by_messages)
+        walk = self.walk()
+        for _ in self.steps(program, walk):
+            pass
+        busy = np.maximum(walk.sent.max(axis=0), walk.received.max(axis=0))
+        return Prices(self.pricer.total(walk), walk.compute, walk.wait, walk.wire.max(axis=0), walk.moved, busy)
+
+    def walk(self) -> Walk:
+        """Return clocks at the begin of a batch."""
+        return Walk(self.shares.heads.shape, self.links, self.pricer.exchange, self.in_turn and self.by_messages)
+
+    def steps(self, program: Program, walk: Walk) -> Iterator[Step]:
+        """Do the steps of a program on the clocks of `walk`, and yield each when it is done."""
         for step, kind, reads, writes in self.pricer.walked(program):
             known = self.known.get(kind)
             if known is None:
@@ -251,8 +262,7 @@ class Batch:
                 walk.sent_by_messages(known, reads, writes, last=kind[0] == "gatherv")
             else:
                 walk.exchanged_together(known)
-        busy = np.maximum(walk.sent.max(axis=0), walk.received.max(axis=0))
-        return Prices(self.pricer.total(walk), walk.compute, walk.wait, walk.wire.max(axis=0), walk.moved, busy)
+            yield step
 
     def _step(self, step: Step) -> Computing | Traffic | Together:
         pricer, shares = self.pricer, self.shares
@@ -265,7 +275,7 @@ class Batch:
 
     def _computing(self, step: Compute) -> Computing:
         shares, pricer = self.shares, self.pricer
-        rows = shares.counts.sum(axis=0) if step.tile is None else shares.counts[min(step.tile, len(shares.counts) - 1)]
+        rows = shares.counts[min(step.tile, len(shares.counts) - 1)]
         if step.distribution == "full":
             rows = np.broadcast_to(rows.sum(axis=0), rows.shape)
         share = Share(rows, rows * pricer.attended, shares.heads, shares.columns)

@@ -8,11 +8,11 @@ REST = 4  # steps per tile that a buffer rests
 
 def distributions(program: Program) -> dict[str, Value]:
     """Return what a rank holds of each value that outlives its Compute."""
-    whole: set[str] = set()  # read by a step that sees all tiles, or by an operation that needs all of its rows
+    whole: set[str] = set()  # read by an operation that needs the rows of all tiles
     for step in program:
         if isinstance(step, Compute):
             all_rows = {name for op in step.ops for name in op.whole()}
-            whole.update(name for name in (*step.reads, *step.writes) if step.tile is None or name in all_rows)
+            whole.update(name for name in (*step.reads, *step.writes) if name in all_rows)
     short: set[str] = set()  # of float16
     result: dict[str, Value] = {}
     for step in program:
@@ -84,7 +84,7 @@ def buffers(program: Program, values: dict[str, Value] | None = None) -> dict[st
     it over must wait for what still travels out of it. `values`: its distributions, where they are at hand.
     """
     values = values or distributions(program)
-    rest = REST * (1 + max(step.tile or 0 for step in program))
+    rest = REST * (1 + max(step.tile for step in program))
     last: dict[str, int] = {}
     for place, step in enumerate(program):
         for names in interface(values, step):

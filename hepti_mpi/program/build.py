@@ -33,8 +33,8 @@ def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Progr
 
 
 class _Builder:
-    """Appends steps, tile None for those that take all tiles at once and 0 for those that are done per tile, while it keeps the
-    names and the distribution of the residual `x`, the block input `y` and the term `p`."""
+    """Appends steps, which are repeated for every tile then, while it keeps the names and the distribution of the residual `x`, the block
+    input `y` and the term `p`."""
 
     def __init__(self, spec: ModelSpec, plan: Plan, everywhere: bool) -> None:
         self.spec, self.plan = spec, plan
@@ -55,7 +55,7 @@ class _Builder:
     def needs(self, layer: int, kind: str) -> str:
         return "full" if self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
 
-    def compute(self, op: Op, distribution: str, tile: int | None = 0) -> None:
+    def compute(self, op: Op, distribution: str) -> None:
         """Append `op`, to the segment under way where it has the same distribution and nothing forbids it.
 
         Casts never join what has weights: its session is then the same for every wire.
@@ -64,10 +64,10 @@ class _Builder:
         if isinstance(last, Compute):
             both = (last.ops[-1], op)
             self.fenced |= any(isinstance(one, ops.Cast) for one in both) and any(one.weights() for one in both)
-        if isinstance(last, Compute) and (last.distribution, last.tile) == (distribution, tile) and not self.fenced:
-            self.steps[-1] = Compute((*last.ops, op), distribution, tile=tile)
+        if isinstance(last, Compute) and last.distribution == distribution and not self.fenced:
+            self.steps[-1] = Compute((*last.ops, op), distribution)
         else:
-            self.steps.append(Compute((op,), distribution, tile=tile))
+            self.steps.append(Compute((op,), distribution))
         self.fenced = False
 
     def fence(self) -> None:
@@ -88,19 +88,15 @@ class _Builder:
         cut, came = (tuple(self.new("half") for _ in values) for _ in range(2))
         targets = tuple(map(self.new, roles))
         if kind == "to_rows":
-            self.cast(ops.Cast(-1, values, cut, width, self.spec.heads, "float16", axis="heads"), "full")
+            self.compute(ops.Cast(-1, values, cut, width, self.spec.heads, "float16", axis="heads"), "full")
         else:
-            self.cast(ops.Cast(-1, values, cut, width, self.spec.heads, "float16"), "rows")
+            self.compute(ops.Cast(-1, values, cut, width, self.spec.heads, "float16"), "rows")
         self.steps.append(Sync(kind, cut, came, width=width))
         if kind == "to_heads":
-            self.cast(ops.Cast(-1, came, targets, width, self.spec.heads, "float32", axis="heads"), "full")
+            self.compute(ops.Cast(-1, came, targets, width, self.spec.heads, "float32", axis="heads"), "full")
         else:
-            self.cast(ops.Cast(-1, came, targets, width, self.spec.heads, "float32"), "rows" if kind == "to_rows" else "full")
+            self.compute(ops.Cast(-1, came, targets, width, self.spec.heads, "float32"), "rows" if kind == "to_rows" else "full")
         return targets
-
-    def cast(self, op: ops.Cast, at: str) -> None:
-        """Append a cast: of all tiles at once where it is one of the own heads."""
-        self.compute(op, at, tile=None if op.axis else 0)
 
     def start(self) -> None:
         first = self.needs(self.plan.first, "attention")
@@ -179,7 +175,7 @@ class _Builder:
             self.fence()
         c = self.new("c")
         if layout == "alltoall":
-            self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis="heads"), "full", tile=None)
+            self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis="heads"), "full")
             (c,) = self.sync("to_rows", (c,), "c", block.width)
         else:
             self.compute(ops.Mix(layer, (q, k, v), (c,), block, axis=axis), at)
@@ -287,7 +283,7 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
         cast = isinstance(step, Compute) and all(op.gives().dtype == "float16" for op in step.ops)  # goes with what it casts
         if step is None or (isinstance(step, Compute) and not cast):
             for tile in range(tiles):
-                result += [replace(s, tile=tile) if s.tile not in (None, tile) else s for s in stage if s.tile is not None or tile == 0]
+                result += [replace(s, tile=tile) if s.tile != tile else s for s in stage]
             stage = []
         if step is not None:
             stage.append(step)

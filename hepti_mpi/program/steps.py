@@ -25,14 +25,14 @@ RESULT = "result"  # [rows, hidden] on the root: the last hidden state
 class Compute:
     """A run of operations without an exchange: one ONNX segment, the same for all tiles.
 
-    All its rows are in one distribution, `full` or `rows`, and in tile `tile`, or in all tiles where that is None.
+    All its rows are in one distribution, `full` or `rows`, and in tile `tile`.
     """
 
     ops: tuple[Op, ...]
     distribution: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-    tile: int | None = None
+    tile: int = 0
 
 
 @dataclass(frozen=True)
