@@ -32,6 +32,7 @@ class Comm:
 
     def __init__(self, communicator: Any, patience: Patience | Among, turn: Any = None) -> None:
         self.mpi, self.patience, self.turn = communicator, patience, turn or threading.RLock()
+        self.polite = False  # whether waits leave their core: emulated boards go before all else, and those that spin would stop the others
         self.latencies: Sequence[float] = ()  # seconds by which what each rank sends is seen later than it comes in; empty: at once
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
@@ -164,7 +165,7 @@ class Comm:
 
     def broadcast(self, values: np.ndarray) -> None:
         with self.patience.waiting():
-            self.mpi.Bcast(values)
+            self._done(self.mpi.Ibcast(values)) if self.polite else self.mpi.Bcast(values)
 
     def broadcast_for_ever(self, values: np.ndarray) -> None:
         """Bring what rank 0 has to all, whenever that is: nobody is late, and whoever waits sleeps."""
@@ -172,7 +173,7 @@ class Comm:
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         with self.patience.waiting():
-            self.mpi.Allreduce(values, result)
+            self._done(self.mpi.Iallreduce(values, result)) if self.polite else self.mpi.Allreduce(values, result)
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
@@ -193,7 +194,7 @@ class Comm:
         """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
         with self.patience.waiting():
             request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
-            if result is not None and not counts[0]:
+            if self.polite or (result is not None and not counts[0]):
                 self._done(request)
             else:
                 request.Wait()

@@ -92,6 +92,9 @@ class Decoder:
         self.program, self.members = part.program, sorted({0, *plan.active})
         self.is_active = world.rank in plan.active
         self.layers, self.group = world.subset(plan.active), world.subset(self.members)
+        for comm in (self.layers, self.group):
+            if comm is not None:
+                comm.polite = machine.emulation.on
         self.threads = machine.cores.use(machine.cores.has_host(plan.active))
         self.message = np.zeros(HEADER + slots + spec.hidden, np.float32)
         self.rows = max(ROWS, slots)
