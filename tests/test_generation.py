@@ -27,10 +27,20 @@ class Counting:
         assert first + len(ids) == len(self.cache[slot])
         return None if candidates is None else self.scores(slot)
 
+    def check(self, slot, ids, first, candidates):
+        self.steps.append(("check", slot, len(ids)))
+        found = []
+        self.cache[slot] = self.cache[slot][:first]
+        for token in ids:
+            self.cache[slot].append(token)
+            found.append(self.scores(slot))
+        return found
+
     def decode(self, rows, candidates):
         self.steps.append(("decode", [slot for slot, _, _ in rows]))
         for slot, token, place in rows:
-            assert place == len(self.cache[slot])
+            assert place <= len(self.cache[slot])  # behind it are guesses that were wrong
+            self.cache[slot] = self.cache[slot][:place]
             self.cache[slot].append(token)
         return [self.scores(slot) for slot, _, _ in rows]
 

@@ -16,6 +16,7 @@ from typing import Protocol
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.tasks.sampling import Chosen, Sampler, Sampling, Scores
 from hepti_mpi.models.tasks.streaming import Decode, Streamed
+from hepti_mpi.serving.lookup import Lookup
 from hepti_mpi.wording import counted
 
 CHUNK = 128  # rows of a prompt that are taken in at once: a longer one would make the answers under way wait
@@ -40,6 +41,9 @@ class Stepper(Protocol):
 
     def decode(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> list[Scores]:
         """Take one row for each of some (slot, token, position), by slot; return the scores behind each."""
+
+    def check(self, slot: int, ids: Sequence[int], first: int, candidates: int) -> list[Scores]:
+        """Take rows `first` and on of the sequence in `slot`, all but the first of them guessed; return the scores behind each."""
 
 
 @dataclass
@@ -95,6 +99,7 @@ class _Running:
     sampler: Sampler
     rows: list[int]  # that are to be taken in before it grows: its prompt, and what another job made of it
     taken: int  # rows of prompt and tokens that are in the cache
+    lookup: Lookup
 
     @property
     def is_in(self) -> bool:
@@ -108,6 +113,7 @@ class Generator:
     def __init__(self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None) -> None:
         """`ends`: tokens behind which an answer ends; `decode`: turns tokens into text, where answers are texts."""
         self.stepper, self.ends, self.decode = stepper, frozenset(ends), decode
+        self.guesses = True  # whether an answer that grows alone may guess (serving.lookup)
         self.waiting: deque[Answer] = deque()
         self.running: list[_Running] = []
         self.free = list(range(stepper.slots))
@@ -157,7 +163,9 @@ class Generator:
         coming = next((one for one in self.running if not one.is_in), None)
         if coming is not None:
             events += self._prefill(coming)
-        if growing:
+        if len(growing) == 1 and coming is None:
+            events += self._alone(growing[0])
+        elif growing:
             rows = [(one.slot, one.answer.tokens[-1], one.taken) for one in growing]
             wanted = [one.answer.sampling.candidates for one in growing]
             found = self.stepper.decode(rows, 0 if 0 in wanted else max(wanted))
@@ -166,12 +174,31 @@ class Generator:
                 events.append(self._grown(one, scores))
         return events
 
+    def _alone(self, one: _Running) -> list[Event]:
+        """Let an answer grow that no other one grows beside, by more than one token where it repeats what was said before."""
+        asked, begin = one.answer.sampling, time.perf_counter()
+        left = min(asked.max_tokens - len(one.answer.tokens), self.stepper.positions - one.taken) - 1
+        guess = one.lookup.guess(left) if self.guesses else []
+        last = one.answer.tokens[-1]
+        if guess:
+            found = self.stepper.check(one.slot, [last, *guess], one.taken, asked.candidates)
+        else:
+            found = self.stepper.decode([(one.slot, last, one.taken)], asked.candidates)
+        events: list[Event] = []
+        for scores, guessed in zip(found, [*guess, None]):
+            one.taken += 1
+            events.append(self._grown(one, scores))
+            if one.answer.tokens[-1] != guessed or one.answer.finish_reason is not None:
+                break
+        one.lookup.grew(len(guess), len(events) - 1, time.perf_counter() - begin)
+        return events
+
     def _begin(self, answer: Answer) -> None:
         """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on."""
         rows = [*answer.prompt, *answer.tokens]
         reused, neglected = max((_common(self.kept[slot], rows), -slot) for slot in self.free)
         self.free.remove(-neglected)
-        self.running.append(_Running(answer, -neglected, Sampler(answer.sampling, rows, answer.tokens), rows, reused))
+        self.running.append(_Running(answer, -neglected, Sampler(answer.sampling, rows, answer.tokens), rows, reused, Lookup(rows)))
 
     def _prefill(self, one: _Running) -> list[Event]:
         part = one.rows[one.taken : one.taken + CHUNK]
@@ -185,6 +212,7 @@ class Generator:
         answer, chosen = one.answer, one.sampler.choose(scores)
         answer.first_token = answer.first_token or time.perf_counter()
         text = answer.grow(chosen, self.ends, self.stepper.positions)
+        one.lookup.add(chosen.token)
         if answer.finish_reason is not None:
             self._leave(one)
         return Event(answer, chosen.token, text)

@@ -37,6 +37,13 @@ class Ranks:
         self.lengths[slot] = first + len(ids)
         return np.stack([scores.logits for scores in found])
 
+    def check(self, slot: int, ids: Sequence[int], first: int, candidates: int) -> list[Scores]:
+        """See serving.generation.Stepper."""
+        order = Order(slot, 1, len(ids), (first,), candidates, every=True)
+        found = self.decoder.step(order, self.embedded(np.array(ids), np.arange(first, first + len(ids))))
+        self.lengths[slot] = first + len(ids)  # also where some were guessed wrong: nothing is to be written between those that stay
+        return found
+
     def all_logits(self, ids: Sequence[int]) -> Array:
         """Return the logits behind each token of a prompt [tokens, words]; whatever was in the first slot is gone."""
         parts = [self.logits(0, ids[first : first + CHUNK], first) for first in range(0, len(ids), CHUNK)]
