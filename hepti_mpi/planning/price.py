@@ -7,6 +7,7 @@ the ranks being the active ones.
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -102,6 +103,7 @@ class Pricer:
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
         self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
+        self.begun: dict[tuple[int, int], int] = {}  # by ids of two of them
         self.groups: dict[tuple[int, ...], Members] = {}  # by active ranks
 
     def of_batch(self, lengths: Sequence[int]) -> "Pricer":
@@ -180,6 +182,14 @@ class Pricer:
             self.known[id(program)] = program, [(part, self._kind(part), *interface(values, step)) for part, step in steps]
         return self.known[id(program)][1]
 
+    def common(self, one: Program, other: Program) -> int:
+        """Return with how many steps that take as long on the same values both programs begin."""
+        key = id(one), id(other)
+        if key not in self.begun:
+            pairs = zip(self.walked(one), self.walked(other))
+            self.begun[key] = sum(1 for _ in takewhile(lambda pair: pair[0][1:] == pair[1][1:], pairs))
+        return self.begun[key]
+
     def _kind(self, step: Step) -> Kind:
         if isinstance(step, Sync):
             return step.kind, step.tile, len(step.reads), step.width
@@ -236,13 +246,16 @@ class Batch:
 
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
         """Return what a program costs, or one with `times` the layers more that a second one has."""
-        found, *longer = map(self._prices, programs)
-        return found.extended(longer[0], times) if longer else found
+        walk, (one, *longer) = self.walk(), map(self.pricer.walked, programs)
+        if not longer:
+            return self._prices(walk, one)
+        common = self.pricer.common(*programs)  # which both begin with is walked once
+        self._go(walk, one[:common])
+        return self._prices(walk.fork(), one[common:]).extended(self._prices(walk, longer[0][common:]), times)
 
-    def _prices(self, program: Program) -> Prices:
-        walk = self.walk()
-        for _ in self.steps(program, walk):
-            pass
+    def _prices(self, walk: Walk, steps: Sequence[Walked]) -> Prices:
+        """Return what a program costs whose last `steps` a walk has not come to yet."""
+        self._go(walk, steps)
         busy = np.maximum(walk.sent.max(axis=0), walk.received.max(axis=0))
         return Prices(self.pricer.total(walk), walk.compute, walk.wait, walk.wire.max(axis=0), walk.moved, busy)
 
@@ -252,7 +265,12 @@ class Batch:
 
     def steps(self, program: Program, walk: Walk) -> Iterator[Step]:
         """Do the steps of a program on the clocks of `walk`, and yield each when it is done."""
-        for step, kind, reads, writes in self.pricer.walked(program):
+        for walked in self.pricer.walked(program):
+            self._go(walk, [walked])
+            yield walked[0]
+
+    def _go(self, walk: Walk, steps: Sequence[Walked]) -> None:
+        for step, kind, reads, writes in steps:
             known = self.known.get(kind)
             if known is None:
                 known = self.known[kind] = self._step(step)
@@ -262,7 +280,6 @@ class Batch:
                 walk.sent_by_messages(known, reads, writes, last=kind[0] == "gatherv")
             else:
                 walk.exchanged_together(known)
-            yield step
 
     def _step(self, step: Step) -> Computing | Traffic | Together:
         pricer, shares = self.pricer, self.shares

@@ -6,6 +6,7 @@ collectives so, but wait for each.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,12 @@ class Walk:
         self.sent, self.received = zeros, zeros  # seconds of each way, in all
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there
+
+    def fork(self) -> "Walk":
+        """Return a walk that goes on from here by itself."""
+        other = copy(self)
+        other.ready = dict(self.ready)
+        return other
 
     def computed(self, step: Computing, reads: Sequence[str], writes: Sequence[str]) -> None:
         """Compute, once what is read has come."""
