@@ -65,9 +65,7 @@ BERT = Family(
         "BertForTokenClassification": Task("token-classes", (CLASSES,)),
     },
     sources=BERT_SOURCES,
-    renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     dropped={
-        r"embeddings\.(position|token_type)_ids": "a counter",
         r"cls\.seq_relationship\.(weight|bias)": "next sentence prediction",
         r"pooler\.dense\.(weight|bias)": "a pooler that the head does not use",
         r"cls\.predictions\.decoder\.weight": "a repetition of the word embeddings",

@@ -241,7 +241,6 @@ def decoder_sources(norms: str = "as is") -> dict[str, Source]:
 
 
 DROPPED = {
-    r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed",
     r"lm_head\.weight": "a repetition of the word embeddings",
 }
 TIED = ("lm_head.weight", "embed_tokens.weight")

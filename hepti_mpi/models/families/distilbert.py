@@ -72,7 +72,6 @@ DISTILBERT = Family(
         "head.words.bias": Source("as is", ("vocab_projector.bias",)),
     },
     dropped={
-        r"embeddings\.position_ids": "a counter",
         r"vocab_projector\.weight": "a repetition of the word embeddings",
         r"vocab_(transform|layer_norm|projector)\.(weight|bias)": "a word head of an architecture without one",
         r"pre_classifier\.(weight|bias)": "the head of a task that the architecture is not for",

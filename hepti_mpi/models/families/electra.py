@@ -57,9 +57,7 @@ ELECTRA = Family(
         "head.words.weight": Source("as is", ("generator_lm_head.weight",)),
         "head.words.bias": Source("as is", ("generator_lm_head.bias",)),
     },
-    renames=BERT.renames,
     dropped={
-        r"embeddings\.(position|token_type)_ids": "a counter",
         r"generator_lm_head\.weight": "a repetition of the word embeddings",
         r"(generator|discriminator)_\w+\..*": "a head of pretraining of an architecture without one",
         r"classifier\.(dense|out_proj)\.(weight|bias)": "the head of a task that the architecture is not for",

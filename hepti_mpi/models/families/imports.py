@@ -15,6 +15,8 @@ from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 ALTERNATING = ("columns", "interleaved")  # transforms of equal parts that do not follow each other as rows of the tensor
+FIRST_NAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))  # as norms were called once
+COMPUTED = {r"(.*\.)?((position|token_type)_ids|rotary_emb\.inv_freq)": "what some versions kept beside the weights"}
 MODULES = "head.modules."  # weights of sentence-transformers' modules, which are in files of their own
 
 
@@ -47,7 +49,7 @@ def plain_names(family: Family, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         short = name.removeprefix(outer)
         short = next((short.removeprefix(p) for p in family.prefixes if short.startswith(p)), short)
-        for pattern, replacement in family.renames:
+        for pattern, replacement in (*FIRST_NAMES, *family.renames):
             short = re.sub(pattern, replacement, short)
         if short in plain:
             raise ModelError(f"tensors {shown(plain[short], 100)} and {shown(name, 100)} are two names of the same weight")
@@ -164,7 +166,8 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     if missing:
         raise ModelError(f"{len(missing)} of the tensors that config.json asks for are missing: {few(missing)}")
     used = {tensor for one in imports for tensor in one.tensors}
-    unknown = [name for name in shapes if name not in used and not any(re.fullmatch(p, name) for p in family.dropped)]
+    dropped = {**COMPUTED, **family.dropped}
+    unknown = [name for name in shapes if name not in used and not any(re.fullmatch(p, name) for p in dropped)]
     if unknown:
         raise ModelError(f"{len(unknown)} tensors do not belong to the model that config.json describes: {few(unknown)}")
     return _checked(imports, spec, shapes)

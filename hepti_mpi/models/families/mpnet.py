@@ -71,9 +71,7 @@ MPNET = Family(
         "head.words.weight": Source("as is", ("lm_head.decoder.weight",)),
         "head.words.bias": Source("as is", ("lm_head.bias",)),
     },
-    renames=BERT.renames,
     dropped={
-        r"embeddings\.position_ids": "a counter",
         r"pooler\.dense\.(weight|bias)": "a pooler that the head does not use",
         r"lm_head\.decoder\.weight": "a repetition of the word embeddings",
         r"lm_head\..*": "a word head of an architecture without one",

@@ -50,7 +50,7 @@ NOMICBERT = Family(
     fields=nomic_fields,
     prefixes=("nomic_bert.", "bert."),
     architectures={
-        "NomicBertModel": Task("pooler", (POOLER,)),
+        "NomicBertModel": Task("none"),
         "NomicBertForMaskedLM": Task("masked-words", MASKED_WORDS),
         "NomicBertForPreTraining": Task("masked-words", MASKED_WORDS),
         "NomicBertForSequenceClassification": Task("sequence-classes", (POOLER, CLASSES)),
@@ -71,7 +71,7 @@ NOMICBERT = Family(
         **{name: source for name, source in BERT.sources.items() if name.startswith("head.")},
         **pair("head.norm", "cls.predictions.transform.layer_norm"),
     },
-    renames=(*BERT.renames, (r"^cls\.predictions\.transform\.LayerNorm", "cls.predictions.transform.layer_norm")),
+    renames=((r"^cls\.predictions\.transform\.LayerNorm", "cls.predictions.transform.layer_norm"),),
     dropped=BERT.dropped,
     tied=BERT.tied,
     instead=BERT.instead,
