@@ -4,7 +4,7 @@ Knows which rows a head reads and what its numbers mean; what is done with them 
 layer, no weight, no rank and no file.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,9 @@ from hepti_mpi.models.tasks.stepping import Weights, apply_steps
 
 TOP = 5
 NAMES = {"none": "class_row", "pooler": "pooler_output", "sentence": "embedding"}  # of results that are no logits
+
+DIGITS = range(6, 10)  # which tell a float32 from others: those with less are among the first
+LEAST_SIZE, MOST_SIZE = -13, 20  # of numbers, as powers of ten, which those that they are scaled by hold exactly
 
 Result = dict[str, np.ndarray]
 
@@ -136,9 +139,24 @@ def answers(
     return records
 
 
-def numbers(values: Iterable[np.floating]) -> list[float]:
+def numbers(values: np.ndarray) -> list[float]:
     """Return floats with the shortest decimals that give the same float32 again."""
-    return [float(str(np.float32(value))) for value in values]
+    given = np.asarray(values, np.float32)
+    exact = given.astype(np.float64)
+    size = np.floor(np.log10(np.abs(exact), where=exact != 0, out=np.zeros_like(exact)))
+    found, open_ = exact.copy(), (size >= LEAST_SIZE) & (size <= MOST_SIZE)
+    strange = np.flatnonzero(~open_)
+    for digits in DIGITS:
+        up, down = (10.0 ** np.clip(sign * (digits - 1 - size), 0, None) for sign in (1, -1))
+        short = np.rint(exact * up / down) * down / up
+        same = open_ & (short.astype(np.float32) == given)
+        found[same] = short[same]
+        open_ &= ~same
+        if not open_.any():
+            break
+    for place in strange:  # powers of ten are not exact any more
+        found[place] = float(str(given[place]))
+    return found.tolist()
 
 
 def piece(tokens: Tokens | None, number: int) -> str:
