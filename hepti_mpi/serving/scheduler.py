@@ -6,6 +6,8 @@ Requests that wait are put together when there is nothing else to answer: all of
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec
@@ -35,7 +37,8 @@ class Scheduler:
         self.answerer, self.most_rows, self.repeat = answerer, most_rows, repeat
         self.waiting: list[Request] = []
         self.steps: list[Step] = []  # of one round
-        self.given = 0  # of all rounds
+        self.given, self.cut = 0, 0  # steps of all rounds, and requests of the next one
+        self.rows, self.rows_given = 0, 0  # of one round, and of all that was given
 
     def add(self, requests: Sequence[Request]) -> None:
         """Take in requests, which wait until what was added before is answered."""
@@ -44,7 +47,7 @@ class Scheduler:
             lengths = [request.rows for request in self.waiting]
             parts = batches(lengths, self.most_rows, self.answerer.spec.hidden)
             self.steps = [Step(tuple(self.waiting[place] for place in part)) for part in parts]
-            self.waiting, self.given = [], 0
+            self.waiting, self.given, self.rows_given, self.rows = [], 0, 0, sum(lengths)
 
     @property
     def left(self) -> int:
@@ -52,22 +55,33 @@ class Scheduler:
         return self.repeat * len(self.steps) - self.given
 
     @property
-    def rows_left(self) -> list[int]:
-        """The rows of each step that is to come, of what is known."""
-        places = range(self.given, self.repeat * len(self.steps))
-        return [sum(self.steps[place % len(self.steps)].lengths) for place in places]
+    def rows_left(self) -> int:
+        """The rows that are to come, of what is known."""
+        return self.repeat * self.rows - self.rows_given
+
+    @property
+    def first_rows(self) -> int:
+        """The rows of the request that is next, 0 where there is none."""
+        return self.steps[self.given % len(self.steps)].requests[self.cut].rows if self.left else 0
 
     @property
     def shapes(self) -> list[Lengths]:
         """The lengths of each step of a round."""
         return [step.lengths for step in self.steps]
 
-    def next(self) -> Step | None:
-        """Return what is to be answered next, None when that is nothing."""
+    def next(self, rows: float = float("inf")) -> Step | None:
+        """Return what is to be answered next, of at most so many rows or of one request; None when that is nothing."""
         if not self.left:
             return None
-        self.given += 1
-        return self.steps[(self.given - 1) % len(self.steps)]
+        requests = self.steps[self.given % len(self.steps)].requests[self.cut :]
+        ends = np.cumsum([request.rows for request in requests])
+        count = max(1, int(np.searchsorted(ends, rows, side="right")))
+        self.rows_given += int(ends[count - 1])
+        if count < len(requests):
+            self.cut += count
+        else:
+            self.given, self.cut = self.given + 1, 0
+        return Step(requests[:count])
 
     def done(self, step: Step, results: Sequence[Result], seconds: float) -> Answered:
         """Return the event that a step, which took `seconds`, is for those that wait for its answers."""

@@ -31,7 +31,8 @@ FRONT, WORK = "front", "work"  # boxes
 AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
 MOST_SHAPES = 1000  # of batches that are noted
 LEARNED = 0.25  # of what is known of a team that one batch may change
-FAR = 8  # batches for each team that must be left for it to get one whatever it takes
+LEAST_PART = 4  # of a full batch is the smallest one, with which the last rows are shared out
+BEFORE_END = 2  # batches in which a team gets what is left for it, if they can be so small
 
 
 @dataclass
@@ -111,25 +112,25 @@ class Front:
         most = list(map(most_under_way, self.placement.teams))
         for room in range(max(most)):
             for number in order:
-                if len(self.outcome.teams[number].under_way) <= min(room, most[number] - 1) and self._is_due(number):
-                    step = self.desk.scheduler.next()
+                if len(self.outcome.teams[number].under_way) <= min(room, most[number] - 1) and (rows := self._due(number)):
+                    step = self.desk.scheduler.next(rows)
                     if step is None:
                         return
                     self._give(number, step)
 
-    def _is_due(self, number: int) -> bool:
-        """Tell whether a team would get any of the batches that are left if each went to who will have answered it first."""
-        scheduler = self.desk.scheduler
-        if scheduler.left >= FAR * len(self.outcome.teams) or not self.desk.source.ended:
-            return True
-        paces = np.array([team.pace for team in self.outcome.teams])
-        done = np.array([team.waits for team in self.outcome.teams])
-        for rows in scheduler.rows_left:
-            first = int(np.argmin(done + rows * paces))
-            if first == number:
-                return True
-            done[first] += rows * paces[first]
-        return False
+    def _due(self, number: int) -> float:
+        """Return the rows of the batch that a team gets now, so that all will have answered the last one together; 0: none."""
+        scheduler, (team, teams) = self.desk.scheduler, (self.outcome.teams[number], self.outcome.teams)
+        if not self.desk.source.ended:
+            return scheduler.most_rows
+        least = max(scheduler.most_rows / LEAST_PART, scheduler.first_rows)
+        others = [other for other in teams if other is not team]
+        if others:
+            first = min(other.waits + least * other.pace for other in others)
+            if team.waits + least * team.pace > max(first, common_end(scheduler.rows_left, others)):
+                return 0  # they will have answered all before
+        share = (common_end(scheduler.rows_left, teams) - team.waits) / team.pace
+        return max(share / BEFORE_END, least) if team.batches or not others else least  # a small one first, to see how fast it is
 
     def _give(self, number: int, step: Step) -> None:
         facts, arrays = packed(step.requests)
@@ -151,6 +152,16 @@ class Front:
         results = unpacked_results(len(step.requests), letter.arrays)
         self.desk.answerer.errors.update({int(place): why for place, why in letter.facts["errors"].items()})
         self.desk.sink.event(self.desk.scheduler.done(step, results, seconds))
+
+
+def common_end(rows: float, teams: Sequence[Work]) -> float:
+    """Return the seconds until teams have answered what they have and `rows` more, if they are given these so that all end together.
+
+    >>> common_end(30, [Work(0.1), Work(0.1, {0: 10}), Work(0.1, {1: 90})])
+    2.0
+    """
+    waits, paces = (np.array(values) for values in zip(*sorted((team.waits, team.pace) for team in teams)))
+    return float(np.min((rows + np.cumsum(waits / paces)) / np.cumsum(1 / paces)))  # who is done after the others gets nothing
 
 
 def partners(placement: Placement, rank: int, size: int) -> set[int]:
