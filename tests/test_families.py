@@ -91,9 +91,18 @@ def test_other_names_of_the_same(kind, tmp_path):
         lambda name: f"module.{name}",
         lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"),
     )
-    for number, tensors in enumerate(renamed if kind != "distilbert" else renamed[:2]):
+    for number, tensors in enumerate(renamed):
         found = dict(read_model(changed(kind, tmp_path / str(number), tensors)).weights())
         assert found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in found)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_what_some_versions_kept_beside_the_weights(kind, tmp_path):
+    folder, prefix = changed(kind, tmp_path / "model"), FAMILIES[kind].prefixes[0]
+    names = ("embeddings.position_ids", "embeddings.token_type_ids", "layers.0.attn.rotary_emb.inv_freq", "rotary_emb.inv_freq")
+    more = {f"{prefix}{name}": np.arange(9)[None] for name in names}
+    save_file({**load_file(folder / "model.safetensors"), **more}, folder / "model.safetensors")
+    assert dict(read_model(folder).weights()).keys() == dict(read_model(GOLDEN / FOLDERS[kind]).weights()).keys()
 
 
 @pytest.mark.parametrize("kind, copy", [

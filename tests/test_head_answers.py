@@ -12,7 +12,7 @@ from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.reference import forward
-from hepti_mpi.models.tasks.heads import answers, apply_head, embed, fault
+from hepti_mpi.models.tasks.heads import answers, apply_head, embed, fault, numbers
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "heads.json").read_text())
@@ -130,3 +130,11 @@ def test_refused_cross_encoder(case, tmp_path):
 def test_a_mark_of_a_cross_encoder_beside_another_head_changes_nothing(tmp_path):
     folder = changed({"base": "bert_tokencls", "config": {"sentence_transformers": {"activation_fn": IDENTITY}}}, tmp_path / "model")
     assert "scores" not in read_model(folder).spec.options
+
+
+def test_numbers_have_the_shortest_decimals_that_tell_them_from_others():
+    draw = np.random.default_rng(0)
+    some = draw.integers(0, 1 << 32, 3000, np.uint64).astype(np.uint32).view(np.float32)  # of all sizes
+    values = np.concatenate([draw.standard_normal(3000).astype(np.float32), some[np.isfinite(some)], np.float32([0, -0.0, 1, 0.1, 9.99])])
+    assert list(map(repr, numbers(values))) == [repr(float(str(value))) for value in values]
+    assert numbers(np.zeros(0, np.float32)) == []

@@ -43,6 +43,15 @@ def test_steps_are_given_round_after_round():
     assert done.places == [1, 0, 3] and done.seconds == 0.5
 
 
+def test_steps_are_cut_where_fewer_rows_are_wanted():
+    scheduler = Scheduler(ANSWERER, 8, repeat=2)
+    scheduler.add(requests(3, 4, 9, 1))
+    assert (scheduler.rows_left, scheduler.first_rows) == (34, 9)
+    given = [scheduler.next(rows).lengths for rows in (5, 6, 7, 9, 4, 8)]
+    assert given == [(9,), (4,), (3, 1), (9,), (4,), (3, 1)]
+    assert (scheduler.rows_left, scheduler.first_rows, scheduler.left, scheduler.next(3)) == (0, 0, 0, None)
+
+
 def test_what_comes_later_waits_for_what_came_before():
     scheduler = Scheduler(ANSWERER, 8)
     scheduler.add(requests(3, 4))

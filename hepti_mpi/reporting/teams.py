@@ -25,8 +25,8 @@ def teams_record(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run in teams, format hepti-run.
 
-    `work`: of each team, what it has done (serving.teams.Work) and what was predicted; `facts`: of each rank; `seconds`: from
-    the first batch to the last answer.
+    `work`: of each team, what it has done (serving.teams.Work), what was predicted, and the part of the time from the first batch to the
+    last answer in which it was busy; `facts`: of each rank; `seconds`: until the answers were put out.
     """
     seconds, requests, rows = max(seconds, 1e-9), sum(one["requests"] for one in work), sum(one["rows"] for one in work)
     predicted = [float(one["predicted_rows_per_second"]) for one in work]
@@ -44,7 +44,8 @@ def teams_record(
             {"members": list(team.members), "does": described(team), "stages": [_stage(stage) for stage in team.stages]}
             | {key: one[key] for key in ("batches", "requests", "rows")}
             | {"requests_per_second": short(one["requests"] / seconds), "rows_per_second": short(one["rows"] / seconds)}
-            | {"predicted_rows_per_second": short(one["predicted_rows_per_second"]), "busy": short(min(one["seconds"] / seconds, 1.0))}
+            | {"busy_rows_per_second": short(one["rows"] / max(one["seconds"], 1e-9))}  # as is predicted: it always has something to do
+            | {"predicted_rows_per_second": short(one["predicted_rows_per_second"]), "busy": short(one["busy"])}
             for team, one in zip(placement.teams, work)
         ],
         "ranks": ranks,
@@ -62,7 +63,7 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
     for team in record["teams"]:
         who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in team["members"])
         predicted = team["predicted_rows_per_second"]
-        done = rate(team["rows_per_second"]) + (f" / {rate(predicted)}" if predicted else "")
+        done = rate(team["busy_rows_per_second"]) + (f" / {rate(predicted)}" if predicted else "")
         busy = f"{100 * team['busy']:.0f} %"
         lines.append((who, team["does"], str(team["batches"]), str(team["requests"]), rate(team["requests_per_second"]), done, busy))
     resting = [f"rank {item['rank']} on {hosts[item['rank']]}" for item in record["ranks"] if item["team"] is None]
@@ -70,7 +71,7 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
     parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
     where = f"; answers in {record['output']}" if record["output"] else ""
     return "\n".join([
-        table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s / predicted", "busy"), lines, width),
+        table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s when busy / predicted", "busy"), lines, width),
         *([f"at rest: {', '.join(resting)}"] if resting else []),
         *left_over(record),
         f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else ""),

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Letter, Mail
 from hepti_mpi.comm.ranks import Comm
@@ -60,10 +58,12 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What happened: what each team did, how many requests were answered, and one row of facts per rank."""
+    """What happened: what each team did, how many requests were answered in how many `seconds` from the first batch to the last answer,
+    and one row of facts per rank."""
 
     teams: list[Work]
     answered: int = 0
+    seconds: float = 0.0
     facts: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -80,7 +80,7 @@ class Front:
         self.desk, self.mail, self.placement = desk, mail, placement
         self.outcome = Outcome([Work(pace) for pace in paces])
         self.steps: dict[int, tuple[int, Step, float]] = {}  # by ticket: whose, what, since when
-        self.ticket = 0
+        self.ticket, self.begin = 0, 0.0
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._work, name="front", daemon=True)
 
@@ -135,13 +135,15 @@ class Front:
     def _give(self, number: int, step: Step) -> None:
         facts, arrays = packed(step.requests)
         self.steps[self.ticket] = number, step, time.perf_counter()
+        self.begin = self.begin or self.steps[self.ticket][2]
         self.outcome.teams[number].under_way[self.ticket] = sum(step.lengths)
         self.mail.send(self.placement.teams[number].lead, WORK, {"do": "step", "ticket": self.ticket, "spent": [], **facts}, arrays)
         self.ticket += 1
 
     def _answered(self, letter: Letter) -> None:
         number, step, begin = self.steps.pop(letter.facts["ticket"])
-        seconds, rows, team = time.perf_counter() - begin, sum(step.lengths), self.outcome.teams[number]
+        now, rows, team = time.perf_counter(), sum(step.lengths), self.outcome.teams[number]
+        seconds, self.outcome.seconds = now - begin, now - self.begin
         del team.under_way[letter.facts["ticket"]]
         team.took(rows, max(letter.facts["spent"]))
         shape = rows, max(step.lengths), len(step.lengths)
@@ -160,8 +162,11 @@ def common_end(rows: float, teams: Sequence[Work]) -> float:
     >>> common_end(30, [Work(0.1), Work(0.1, {0: 10}), Work(0.1, {1: 90})])
     2.0
     """
-    waits, paces = (np.array(values) for values in zip(*sorted((team.waits, team.pace) for team in teams)))
-    return float(np.min((rows + np.cumsum(waits / paces)) / np.cumsum(1 / paces)))  # who is done after the others gets nothing
+    given, speed, end = float(rows), 0.0, float("inf")
+    for waits, pace in sorted((team.waits, team.pace) for team in teams):  # who is done after the others gets nothing
+        given, speed = given + waits / pace, speed + 1 / pace
+        end = min(end, given / speed)
+    return end
 
 
 def partners(placement: Placement, rank: int, size: int) -> set[int]:

@@ -21,7 +21,7 @@ from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
 from .lab import Lab
-from .throughput import throughput
+from .throughput import teams, throughput
 
 
 def main() -> int:
@@ -115,7 +115,7 @@ def experiment(options: argparse.Namespace) -> int:
         return EXPERIMENTS[options.name](options, Path(folder))
 
 
-EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak, "throughput": throughput}
+EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak, "throughput": throughput, "teams": teams}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
     trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
     trial.add_argument("name", choices=EXPERIMENTS)
-    asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput"
+    asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput and teams"
     trial.add_argument("--rounds", type=int, help="of faults; default: 100")
     trial.add_argument("--texts", action="store_true", help="faults while texts are written")
     trial.add_argument("--requests", type=int, help=asked)

@@ -1,7 +1,7 @@
-"""How much boards answer in teams, beside what each answers alone: the experiment `throughput`.
+"""How much boards answer in teams, beside what each answers alone, and beside what was planned: the experiments `throughput` and `teams`.
 
-Prints a table, a row for each cluster; its last line is a JSON document. Knows labs, jobs and what they print; does not know how hepti_mpi
-does it.
+Prints a table, a row for each cluster or team; its last line is a JSON document. Knows labs, jobs and what they print; does not know
+how hepti_mpi does it.
 """
 
 import argparse
@@ -22,14 +22,46 @@ SAMPLE = 4  # every how many-th of the texts each board answers alone
 CLUSTERS = "even4,mixed4,pi8,wifi3"
 SLOWED, AS_SLOW = 0, 3.0  # which board becomes how many times slower, when half of the rows are answered
 SETTLING = 0.1  # of the rows after that, in which who hands out batches may learn of it
+SMALL, MEMORY = ("pi8", ("pi1", "pi2", "pi4", "pi6", "pi8")), "45M"  # boards of which no one holds the model with so much memory
+NEAR = 0.1  # of what was planned, by which teams may differ from it
 GOOD, GOOD_SLOWED, GOOD_AUTO = 0.92, 0.95, 0.97  # of the sum of what the boards answer alone, and of the better objective
+
+
+def mixed(options: argparse.Namespace) -> list[int]:
+    """Return the lengths of the texts that are asked, in rows."""
+    draw = random.Random(options.seed)
+    return [max(4, min(250, round(draw.lognormvariate(2.9, 0.75) * 1.4))) for _ in range(options.requests or TEXTS)]
+
+
+def teams(options: argparse.Namespace, folder: Path) -> int:
+    """A model that no board can hold alone, on five unequal ones: rows a second of teams, beside what was planned."""
+    weights = options.weights or sliced("minilm", folder / "minilm.h5")
+    whole, (name, hosts) = inputs(folder / "all.npz", mixed(options), 30), SMALL
+    words = ["--weights", str(weights), "--memory-limit", MEMORY, "--objective", "throughput"]
+    with Lab(name, share=[folder, weights.parent]) as lab:
+        command = [*PROGRAM, "run", *words, "--input", str(whole), "--output", str(folder / "out.npz")]
+        done = lab.mpirun(command, hosts=hosts, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise LabError(f"a run ended with code {done.returncode}: {done.stderr[-300:]}")
+    say(done.stderr)
+    record = json.loads(done.stdout.splitlines()[-1])
+    print_table(("team", "does", "rows/s", "when busy", "planned", "busy"), [
+        (", ".join(hosts[rank] for rank in team["members"]), team["does"], f"{team['rows_per_second']:.0f}",
+         f"{team['busy_rows_per_second']:.0f}", f"{team['predicted_rows_per_second']:.0f}", f"{team['busy']:.2f}")
+        for team in record["teams"]
+    ])  # fmt: skip
+    part = record["rows_per_second"] / record["predicted_rows_per_second"]
+    missed = [] if abs(part - 1) <= NEAR else [f"{name}: {part:.3f} of what was planned"]
+    for sentence in missed:
+        say(f"missed: {sentence}")
+    print(json.dumps({"format": "hepti-teams-tried", "boards": hosts, "memory": MEMORY, "part": part, "run": record, "missed": missed}))
+    return 1 if missed else 0
 
 
 def throughput(options: argparse.Namespace, folder: Path) -> int:
     """Texts of mixed length: rows a second of all boards in teams, over the sum of what each does alone; then with a board that slows."""
-    draw, count = random.Random(options.seed), options.requests or TEXTS
+    lengths, count = mixed(options), options.requests or TEXTS
     weights = options.weights or sliced("minilm", folder / "minilm.h5")
-    lengths = [max(4, min(250, round(draw.lognormvariate(2.9, 0.75) * 1.4))) for _ in range(count)]
     whole, sample = inputs(folder / "all.npz", lengths, 30), inputs(folder / "some.npz", lengths[::SAMPLE], 30)
     found: dict[str, dict[str, Any]] = {}
     for name in (options.clusters or CLUSTERS).split(","):

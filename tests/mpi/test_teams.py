@@ -47,8 +47,12 @@ def the_last_alone(store, size):
     return [pipeline(store, [list(range(size > 2, size - 1)) or [0]]), *([pipeline(store, [[size - 1]])] if size > 1 else [])]
 
 
-@pytest.mark.parametrize("made", [each_alone, in_stages, divided, stages_that_divide, the_last_alone])
-@pytest.mark.parametrize("case", ["bert", "vit", "modernbert", "mpnet", "dinov2_registers"])
+WAYS = [each_alone, in_stages, divided, stages_that_divide, the_last_alone]
+CASES = [(case, made) for case in ("bert", "vit", "modernbert", "mpnet", "dinov2_registers") for made in WAYS]
+OTHERS = ("roberta", "xlm_roberta", "camembert", "distilbert", "electra", "nomicbert", "dinov2", "deit", "bert_seqcls", "bert_tokencls")
+
+
+@pytest.mark.parametrize("case, made", [*CASES, *((case, in_stages) for case in OTHERS)])
 def test_answers_of_teams(machine, folder, case, made):
     world = machine.world
     store = opened(folder, case, world.rank, world)

@@ -82,7 +82,7 @@ class Family:
     `fields`: turns config.json into the ModelSpec fields except name, head, labels and back.
     `architectures`: by name, the bare model first; "pooler" becomes "none" when the pooler weights are absent.
     `keys`: what config.json may say that other families' do not. `tokenizer`: the class where no file names one.
-    `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose, if no source uses it; of all: imports.py.
+    `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose if no source uses it (imports.py too).
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
     `instead`: a tensor -> the one that it is read instead of, where both are there.
     `resized`: whether the table of positions follows the size of the preprocessor's pictures; image_size and table_size tell both then.
