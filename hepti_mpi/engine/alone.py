@@ -35,7 +35,7 @@ def one_layer(store: Store, layer: int, hidden: np.ndarray, lengths: Sequence[in
             asked.update(rows.inputs(op, segment.tables.get(op)))
         widths = {name: width for op in step.ops for name, width in zip(op.writes, op.widths(), strict=True)}
         made = {name: np.empty((len(hidden), widths[name]), np.float32) for name in step.writes}
-        run = segment.bind(values | asked | made, False)
+        run = segment.bind(values | asked | made)
         assert run is not None
         run()
         values.update(made)

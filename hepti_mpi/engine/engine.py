@@ -319,7 +319,7 @@ class Engine:
             value = at.values[named(self.values, name, step.tile)]
             found[name] = value[rows] if name in self.values else value
         at.zeros[place] = [found[name] for name in segment.zeros]
-        at.runs[place] = segment.bind(found, len(lengths) == 1) if rows.stop > rows.start else None
+        at.runs[place] = segment.bind(found) if rows.stop > rows.start else None
         at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, at.packings[which].pairs)
 
     def _view(self, number: int, rows: int, width: int, kind: type) -> np.ndarray:

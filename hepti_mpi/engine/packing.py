@@ -24,12 +24,14 @@ class Packing:
 
     `q_index` [requests, q]: row among this rank's rows; `kv_index` [requests, kv]: row among all; `kv_lengths` [requests];
     `unpad` [rows]: where each row lies in the flattened [requests, q]. Padding repeats row 0 of the part and is never read back.
+    `lone` [1]: whether the batch is one request, whose rows lie as attention wants them.
     """
 
     q_index: np.ndarray
     kv_index: np.ndarray
     kv_lengths: np.ndarray
     unpad: np.ndarray
+    lone: np.ndarray
 
     @property
     def pairs(self) -> int:
@@ -61,7 +63,7 @@ def pack(
         q_index[number, :own] = np.arange(first, first + own)
         kv_index[number, :length] = np.arange(begin, begin + length) - first_key
         unpad[first : first + own] = number * q_width + np.arange(own)
-    return Packing(q_index, kv_index, np.array([length for *_, length in parts], np.int32), unpad)
+    return Packing(q_index, kv_index, np.array([length for *_, length in parts], np.int32), unpad, np.array([len(lengths) == 1]))
 
 
 def asked(kind: str, of: object = None) -> str:
@@ -106,9 +108,8 @@ class Rows:
 
     def _of_attention(self, block: Attention, table: np.ndarray | None) -> dict[str, np.ndarray]:
         of = reach(block)
-        names = {kind: asked(kind, of) for kind in ("q_index", "kv_index", "kv_lengths", "unpad")}
-        if of is not None:
-            names["mask"] = asked("mask", of)
+        kinds = ("q_index", "kv_index", "kv_lengths", "unpad", "lone" if of is None else "mask")
+        names = {kind: asked(kind, of) for kind in kinds}
         if not all(name in self.known for name in names.values()):
             packing = pack(self.lengths, self.start, self.stop, self.first_key, block.piece)
             queries, keys = packing.q_index + self.start, packing.kv_index + self.first_key

@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
-from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, lone
+from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing
 from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
@@ -28,6 +28,7 @@ ELEMENT = {
     np.dtype(np.float16): TensorProto.FLOAT16,
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.bool_): TensorProto.BOOL,
 }
 OPSETS = {"Attention": 23}  # of nodes that are younger than the others
 _configured: list[tuple[int, bool]] = []
@@ -60,10 +61,7 @@ def versions() -> dict[str, str]:
 @dataclass(frozen=True, eq=False)
 class Segment:
     """One session: `inputs` and `outputs` in order, and the inputs `asked` about the rows of a batch, for which operations have `tables`;
-    `zeros` are values this rank has no part in, which are to be filled with 0.
-
-    `plain`: the same for a single request, whose rows need no rearranging; None where weights would be held twice.
-    """
+    `zeros` are values this rank has no part in, which are to be filled with 0."""
 
     session: "onnxruntime.InferenceSession | None"
     inputs: tuple[str, ...]
@@ -71,24 +69,17 @@ class Segment:
     zeros: tuple[str, ...]
     asked: tuple[str, ...] = ()
     tables: Mapping[Op, np.ndarray] = field(default_factory=dict)
-    plain: "onnxruntime.InferenceSession | None" = None
 
-    def bind(self, values: Mapping[str, np.ndarray], lone: bool) -> Callable[[], None] | None:
-        """Return what runs the session on arrays that stay where they are; None when there is nothing to run.
-
-        `lone`: the rows are all of one request.
-        """
+    def bind(self, values: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
+        """Return what runs the session on arrays that stay where they are; None when there is nothing to run."""
         if self.session is None:
             return None
-        session = self.plain if lone and self.plain is not None else self.session
-        binding = session.io_binding()
-        asked = () if session is self.plain else self.asked
-        for names, bind in (((*self.inputs, *asked), binding.bind_input), (self.outputs, binding.bind_output)):
+        binding = self.session.io_binding()
+        for names, bind in (((*self.inputs, *self.asked), binding.bind_input), (self.outputs, binding.bind_output)):
             for name in names:
                 array = values[name]
-                shape = (1, *array.shape) if session is self.plain else array.shape
-                bind(name, "cpu", 0, ELEMENT[array.dtype], shape, array.ctypes.data)
-        runner: Callable[[object], None] = session.run_with_iobinding
+                bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
+        runner: Callable[[object], None] = self.session.run_with_iobinding
         return partial(runner, binding)
 
 
@@ -127,15 +118,12 @@ def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -
     if any(piece.format is not F32 for op in done for piece in part.op(op, compute.distribution).values()):
         mode = "packed"
 
-    def session_of(graph: Graph, dims: int) -> onnxruntime.InferenceSession:
-        return session(_proto(graph, done, inputs, outputs, dims), store.path.parent, mode, threads)
-
-    graph = _written(done, compute.distribution, store, part)
-    plain = None
-    if graph.indexes and not any(op.weights() for op in done) and all(map(lone, done)):
-        plain = session_of(_written(done, compute.distribution, store, part, plain=True), 3)
-    tables = _tables(done, compute.distribution, store, part)
-    return Segment(session_of(graph, 2), inputs, outputs, zeros, tuple(graph.indexes), tables, plain)
+    writing = Writing(Graph(), store, part.heads)
+    for op in done:
+        KERNELS[type(op)](writing, op, part.op(op, compute.distribution))
+    graph = writing.graph
+    made = session(_proto(graph, done, inputs, outputs), store.path.parent, mode, threads)
+    return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), _tables(done, compute.distribution, store, part))
 
 
 def _tables(done: Sequence[Op], distribution: str, store: Store, part: Part) -> dict[Op, np.ndarray]:
@@ -144,19 +132,11 @@ def _tables(done: Sequence[Op], distribution: str, store: Store, part: Part) -> 
     return {op: np.array(store.array(piece)) for op, piece in found.items() if piece is not None}
 
 
-def _written(done: Sequence[Op], distribution: str, store: Store, part: Part, plain: bool = False) -> Graph:
-    """Return the nodes of operations."""
-    writing = Writing(Graph(), store, part.heads, plain)
-    for op in done:
-        KERNELS[type(op)](writing, op, part.op(op, distribution))
-    return writing.graph
-
-
-def _proto(graph: Graph, done: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str], dims: int) -> onnx.GraphProto:
+def _proto(graph: Graph, done: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
     dtypes = {name: op.needs().dtype for op in done for name in op.reads} | {name: op.gives().dtype for op in done for name in op.writes}
 
     def value(name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, DTYPES[dtypes[name]], [None] * dims)
+        return helper.make_tensor_value_info(name, DTYPES[dtypes[name]], [None, None])
 
     infos = [value(name) for name in inputs]
     for name, kind in graph.indexes.items():

@@ -57,8 +57,8 @@ class Format:
     bits: int
 
     @property
-    def smooth(self) -> bool:
-        """Whether it keeps channels."""
+    def rounds(self) -> bool:
+        """Whether products with it round their rows too; then it keeps channels, by which those are multiplied before."""
         return False
 
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
@@ -96,7 +96,7 @@ class Columns(Format):
     """
 
     @property
-    def smooth(self) -> bool:
+    def rounds(self) -> bool:
         return True
 
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:

@@ -101,7 +101,7 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             channels = calibration.take(group) if calibration else {}
             for name, values in group.items():
                 weight = expected.pop(name)
-                piece, mine = span(weight), channels.get(name) if weight.format.smooth else None
+                piece, mine = span(weight), channels.get(name) if weight.format.rounds else None
                 parts = weight.format.encode(values, piece.inner, mine)
                 _write_tensor(file, piece, weight, parts, granule(model.spec, weight))
                 progress(piece.bytes)
