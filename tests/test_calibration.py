@@ -130,3 +130,36 @@ def test_auto_and_its_error_go_together(tmp_path):
     for more in (["--format", "auto"], ["--error", "0.1"], ["--format", "auto", "--error", "2"]):
         done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(tmp_path / "m.h5"), *more])
         assert done.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("first, second", [("f32", "q8"), ("f32", "f32"), ("q8-blocks", "f32"), ("q4", "q4")])
+def test_a_store_is_a_source_too(tmp_path, first, second):
+    """Of float32 weights the same comes as of the model; blocks are kept without loss."""
+    model = uneven("tiny-bert", first)
+    stores.write(tmp_path / "a.h5", model)
+    done = CliRunner().invoke(main.main, ["slice", str(tmp_path / "a.h5"), str(tmp_path / "b.h5"), "--format", second])
+    assert done.exit_code == 0, done.output
+    assert ("has weights in" in done.output) == (first != "f32")
+    with Store(tmp_path / "a.h5") as one, Store(tmp_path / "b.h5") as other:
+        assert other.files == one.files
+        if first == "f32":
+            assert other.source_hash == model.in_format(second).source_hash
+            assert (other.accuracy is None) == (second == "f32")
+        else:
+            assert other.source_hash != random_model("tiny-bert").source_hash
+        for name, weight in one.weights.items():
+            mine, theirs = span(weight), span(other.weights[name])
+            if second != "q8":
+                np.testing.assert_array_equal(mine.decode(one.parts(mine)), theirs.decode(other.parts(theirs)))
+
+
+def test_stores_that_are_no_source(tmp_path):
+    whole, part = tmp_path / "a.h5", tmp_path / "rank00.h5"
+    stores.write(whole, random_model("tiny-bert"))
+    with Store(whole) as store:
+        stores.write_part(part, store, [span(store.weights["layers.0.attention.q.weight"], 0, 2)])
+    for source, said in ((part, "only a whole store can be written anew"), (whole, "would be written over while it is read")):
+        before = whole.read_bytes()
+        done = CliRunner().invoke(main.main, ["slice", str(source), str(whole), "--format", "q8"])
+        assert done.exit_code != 0 and (said in done.output or said in str(done.exception)), done.output
+        assert whole.read_bytes() == before

@@ -76,8 +76,6 @@ def no_store(path: Path) -> str | None:
 
 def no_model(source: Path) -> str | None:
     """Say what is at `source`, and the next command, where that cannot be a model folder; None where it may be one."""
-    if source.is_file() and source.suffix == ".h5":
-        return f"{source} is a file, not a model folder; if it is a store, look at it with: python -m hepti_mpi inspect {source}"
     if source.is_file() and str(source).endswith(SOURCES):
         return f"{source} is a file of a model; name the folder that it is in: {_slice(source.parent)}"
     if not source.exists():

@@ -25,15 +25,21 @@ FEWEST_FIRST = ("q4", "q8", "q8-blocks", "f16", "f32")
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
-@click.option("--format", "format_name", type=click.Choice([*FORMATS, AUTO]), default="f32", show_default=True,
-              help="How the weights of the layers are stored; its cost is measured and said. auto: in the fewest bits that --error allows.")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice([*FORMATS, AUTO]),
+    default="f32",
+    show_default=True,
+    help="How the weights of the layers are stored; its cost is measured and said. auto: in the fewest bits that --error allows.",
+)
 @click.option("--error", type=click.FloatRange(0, 1), help="With --format auto: by how much the cosine of what the head reads, on built-in "
               "inputs, may be less than 1, at most.")  # fmt: skip
 @words_options(has_document=False)
 def slice_command(
     source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str, error: float | None
 ) -> None:  # fmt: skip
-    """Turn a Hugging Face model folder, a GGUF file or random:NAME into a weight store.
+    """Turn a Hugging Face model folder, a GGUF file, another store or random:NAME into a weight store.
 
     \b
     Examples:
@@ -41,6 +47,7 @@ def slice_command(
       python -m hepti_mpi slice SmolLM2-135M-Instruct.Q4_1.gguf weights/smollm2.h5
       python -m hepti_mpi slice random:bert-large weights/bert-large.h5
       python -m hepti_mpi slice MODEL weights/m-q8.h5 --format q8
+      python -m hepti_mpi slice weights/m.h5 weights/m-q8.h5 --format q8
       python -m hepti_mpi slice MODEL weights/m.h5 --format auto --error 0.005
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
@@ -57,6 +64,8 @@ def slice_command(
         raise click.UsageError("--plan is of a model in one format, --format auto looks for it: leave out one of them")
     plan = placements.load(plan_file) if plan_file else None
     model = _model(source)
+    if store.exists() and Path(source).exists() and store.samefile(source):
+        raise click.UsageError(f"{source} would be written over while it is read: name another file for the new store")
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
     if error is not None:
         _write_fewest(store, model, error)
@@ -133,7 +142,22 @@ def _model(source: str) -> "ModelFiles":
         if mixed:
             SCREEN.say(f"{path} has weights of type {', '.join(mixed)}: they are written as the float32 values that they stand for")
         return model
+    if Path(source).suffix == ".h5" and Path(source).is_file():
+        return _model_of_store(Path(source))
     what = no_model(Path(source))
     if what is not None:
         raise ModelError(what)
     return read_model(Path(source))
+
+
+def _model_of_store(source: Path) -> "ModelFiles":
+    """Return the model of another store, which stays open as long as its weights may be read. Raises StoreError."""
+    from hepti_mpi.weights.source import model_of
+    from hepti_mpi.weights.store import Store
+
+    store = Store(source)
+    kept = sorted(set(store.spec.formats.values()))
+    if kept:
+        said = f"{source} has weights in {' and '.join(kept)}: the new store begins with the numbers that they stand for"
+        SCREEN.say(f"{said}, and what its format costs is measured against them")
+    return model_of(store)
