@@ -63,7 +63,7 @@ def slice_command(
     if format_name == AUTO and plan_file is not None:
         raise click.UsageError("--plan is of a model in one format, --format auto looks for it: leave out one of them")
     plan = placements.load(plan_file) if plan_file else None
-    model = _model(source)
+    model = _model(source, format_name)
     if store.exists() and Path(source).exists() and store.samefile(source):
         raise click.UsageError(f"{source} would be written over while it is read: name another file for the new store")
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
@@ -127,8 +127,8 @@ def _write_fewest(store: Path, model: "ModelFiles", error: float) -> None:
         trial.unlink(missing_ok=True)
 
 
-def _model(source: str) -> "ModelFiles":
-    """Return the model that is to be written. Raises ModelError."""
+def _model(source: str, format_name: str) -> "ModelFiles":
+    """Return the model that is to be written in a format. Raises ModelError or StoreError."""
     from hepti_mpi.errors import ModelError
     from hepti_mpi.models.checkpoints.gguffiles import gguf_path, read_gguf
     from hepti_mpi.models.checkpoints.hf import read_model
@@ -143,21 +143,28 @@ def _model(source: str) -> "ModelFiles":
             SCREEN.say(f"{path} has weights of type {', '.join(mixed)}: they are written as the float32 values that they stand for")
         return model
     if Path(source).suffix == ".h5" and Path(source).is_file():
-        return _model_of_store(Path(source))
+        return _model_of_store(Path(source), format_name)
     what = no_model(Path(source))
     if what is not None:
         raise ModelError(what)
     return read_model(Path(source))
 
 
-def _model_of_store(source: Path) -> "ModelFiles":
-    """Return the model of another store, which stays open as long as its weights may be read. Raises StoreError."""
+def _model_of_store(source: Path, format_name: str) -> "ModelFiles":
+    """Return the model of another store, which stays open as long as its weights may be read. Raises ModelError or StoreError."""
+    from hepti_mpi.errors import ModelError
     from hepti_mpi.weights.source import model_of
     from hepti_mpi.weights.store import Store
 
     store = Store(source)
-    kept = sorted(set(store.spec.formats.values()))
+    model, kept = model_of(store), store.spec.formats
+    if kept and format_name == AUTO:
+        raise ModelError(f"{source} has weights in fewer bits already, and --format auto measures against float32: name the model's folder")
+    if kept and kept == model.in_format(format_name).spec.formats:
+        raise ModelError(f"{source} is in {format_name} already, and rounding twice costs more than once: copy the file")
     if kept:
-        said = f"{source} has weights in {' and '.join(kept)}: the new store begins with the numbers that they stand for"
+        said = (
+            f"{source} has weights in {' and '.join(sorted(set(kept.values())))}: the new store begins with the numbers that they stand for"
+        )
         SCREEN.say(f"{said}, and what its format costs is measured against them")
-    return model_of(store)
+    return model
