@@ -1,6 +1,8 @@
 """GGUF files: what is in them, and hostile ones."""
 
+import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,10 +203,41 @@ def test_what_texts_begin_and_end_with(more, ids):
 
 
 @pytest.mark.parametrize("more, words", [
-    ({"pre": "other"}, "beside the file"), ({"model": "llama"}, "beside the file"), ({"merges": ["a zz"]}, "cannot be made"),
+    ({"pre": "other"}, "beside the file"), ({"model": "t5"}, "beside the file"), ({"model": "llama"}, "no tokenizer.ggml.scores"),
+    ({"merges": ["a zz"]}, "cannot be made"),
     ({"eos_token_id": 99}, "vocabulary has"), ({"add_eos_token": 1}, "true or false"),
     ({"add_bos_token": True, "bos_token_id": -1}, "has no tokenizer.ggml.bos_token_id"), ({"tokens": 3}, "no tokenizer.ggml.tokens"),
 ])  # fmt: skip
 def test_tokenizers_that_are_refused(more, words):
     with pytest.raises(ModelError, match=words):
         tokens(**more)
+
+
+PIECES = json.loads((Path(__file__).parent / "golden" / "pieces.json").read_text())
+
+
+def pieces(case, **more):
+    said = PIECES[case]
+    values = {"model": "llama", "tokens": said["tokens"], "scores": np.array(said["scores"], np.float32)}
+    values |= {"bos_token_id": 1, "eos_token_id": 2, "token_type": np.array(said["token_type"]), "add_space_prefix": case == "llama"} | more
+    return gguf_tokens({f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None})
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma"])
+def test_pieces_as_sentencepiece_cuts_texts(case):
+    from hepti_mpi.models.inputs.tokens import Tokens
+
+    words = Tokens(pieces(case).files)
+    for text, ids in PIECES[case]["texts"]:
+        assert words.plain(text, "x") == ids, text
+        assert words.decode(ids) == text.replace("▁", " ")  # which are one to SentencePiece
+    assert words.encode(["ranks"], "x").ids == [1, *words.plain("ranks", "x")]
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"scores": None}, "no tokenizer.ggml.scores"), ({"scores": np.zeros(3, np.float32)}, "no tokenizer.ggml.scores"),
+    ({"add_space_prefix": 1}, "true or false"), ({"token_type": np.ones(520)}, "no tokens for bytes"),
+])  # fmt: skip
+def test_pieces_that_are_refused(more, words):
+    with pytest.raises(ModelError, match=words):
+        pieces("llama", **more)

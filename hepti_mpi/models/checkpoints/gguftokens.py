@@ -1,4 +1,5 @@
-"""The tokenizer of a GGUF file as a tokenizer.json: byte-level BPE made of its vocabulary, its merges and the name of its splitting rule.
+"""The tokenizer of a GGUF file as a tokenizer.json: byte-level BPE made of its vocabulary, its merges and the name of its splitting rule,
+or SentencePiece's of its scores.
 
 Knows the keys tokenizer.* of the file and the rules that models use under these names; knows no tensor and no text.
 Source: src/llama-vocab.cpp of llama.cpp for the rules, and each model's tokenizer.json for how they are written.
@@ -13,12 +14,13 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints.pieces import pieces_tokenizer
 from hepti_mpi.models.inputs.tokens import guarded
 from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
-KEY = "tokenizer.ggml."
-CONTROL, USER = 3, 4  # types of tokens that are taken whole
+KEY, PIECES = "tokenizer.ggml.", "llama"
+UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # types of tokens; control and user's ones are taken whole
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "</s>")  # of an answer, beside eos
 
@@ -68,7 +70,8 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id"))]
     ends += [texts.index(text) for text in ENDS if text in control]
     if own is None:
-        tokenizer = guarded(lambda: _bpe(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
+        make = _pieces if metadata.get(f"{KEY}model") == PIECES else _bpe
+        tokenizer = guarded(lambda: make(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
         own = guarded(lambda: tokenizer.to_str(), ModelError("the tokenizer of the GGUF file cannot be written")).encode()
     said = {"mask_token": None, "model_input_names": ["input_ids", "attention_mask"], "truncation_side": "right", "padding_side": "left"}
     said |= {name: texts[number] for name, number in (("bos_token", bos), ("eos_token", eos)) if number is not None}
@@ -97,7 +100,7 @@ def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -
     instead = "put the model's tokenizer.json beside the file"
     if kind != "gpt2" or name not in RULES:
         said = f"{kind!r:.60}" if kind != "gpt2" else f"{name!r:.60} for byte-level BPE"
-        raise ModelError(f"its kind is {said}; supported: byte-level BPE of {', '.join(RULES)}; {instead}")
+        raise ModelError(f"its kind is {said}; supported: byte-level BPE of {', '.join(RULES)}, and SentencePiece's ({PIECES}); {instead}")
     rule, merges = RULES[name], metadata.get(f"{KEY}merges")
     if not isinstance(merges, list):
         raise ModelError(f"it has no {KEY}merges")
@@ -111,13 +114,33 @@ def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.pattern is None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
+    _complete(tokenizer, metadata, texts, types, rule.begun)
+    return tokenizer
+
+
+def _pieces(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -> Tokenizer:
+    """Return the tokenizer of a file whose pieces have scores. Source: llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_TYPE_SPM."""
+    scores, prefix = metadata.get(f"{KEY}scores"), metadata.get(f"{KEY}add_space_prefix", True)
+    if not isinstance(scores, np.ndarray) or len(scores) != len(texts) or not np.isfinite(scores).all():
+        raise ModelError(f"it has no {KEY}scores, one finite number for each of {counted(len(texts), 'tokens')}")
+    if not isinstance(prefix, bool):
+        raise ModelError(f"its {KEY}add_space_prefix is {shown(prefix, 60)}, expected true or false")
+    if not (types == BYTE).any():
+        raise ModelError("it has no tokens for bytes, with which pieces spell what none of them covers")
+    unknown = next(iter(_of_type(texts, types, UNKNOWN)), None)
+    tokenizer = pieces_tokenizer(texts, scores.tolist(), unknown, prefix)
+    _complete(tokenizer, metadata, texts, types, True)
+    return tokenizer
+
+
+def _complete(tokenizer: Tokenizer, metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray, begun: bool) -> None:
+    """Add what is taken whole, and what texts begin and end with; `begun`: with bos, where the file does not say."""
     for kind, special in ((CONTROL, True), (USER, False)):
         tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in _of_type(texts, types, kind)])
-    begin, end = _mark(metadata, texts, "bos", rule.begun), _mark(metadata, texts, "eos", False)
+    begin, end = _mark(metadata, texts, "bos", begun), _mark(metadata, texts, "eos", False)
     if begin or end:
         single, pair = [*begin, "$A", *end], [*begin, "$A", *end, *begin, "$B", *end]
         tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[*(begin | end).items()])
-    return tokenizer
 
 
 def _mark(metadata: Mapping[str, Any], texts: Sequence[str], name: str, default: bool) -> dict[str, int]:
