@@ -36,7 +36,7 @@ OWNERS = {
     "click": {"commands/*", "__main__.py"},
     "tokenizers": {
         "models/inputs/tokens.py", "models/checkpoints/tokenizerclasses.py", "models/checkpoints/tokenizing.py",
-        "models/checkpoints/gguftokens.py",
+        "models/checkpoints/gguftokens.py", "models/checkpoints/pieces.py",
     },
     "jinja2": {"models/inputs/chat.py"},
     "PIL": {"models/inputs/images.py"},
