@@ -33,6 +33,7 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.hosts import read_hosts
 from hepti_mpi.comm.channel import told
 from hepti_mpi.errors import HeptiError
+from hepti_mpi.models.checkpoints.gguffiles import read_gguf
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
@@ -47,6 +48,8 @@ from hepti_mpi.supervisor.progress import State, read_state
 from hepti_mpi.weights import store as stores
 
 GOLDEN = Path(__file__).with_name("golden")
+FAMILIES = ("roberta", "mpnet", "modernbert", "nomicbert", "distilbert", "electra", "dinov2_registers")
+DECODERS = ("llama3", "gemma3", "phi3", "gpt2", "gpt_neox")
 MEMORY, SECONDS = 256 << 20, 10
 HUGE = (b"0", b"-1", b"1e999", b"4294967296", b"99999999999999999999", b"null", b"[]", b'"x"', b"NaN", b"true", b"1.5", b"{}")
 ODD = tuple(bytes([value]) for value in (0, 1, 0x7F, 0x80, 0xFF))
@@ -84,6 +87,26 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the files below a model folder, without what is expected of it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith("expected")}  # fmt: skip
+
+
+def small_llama() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return (metadata, tensors) of a GGUF file with one layer."""
+    words = ["<s>", "</s>", "<pad>", *map(chr, range(33, 127)), "ab"]
+    sizes = {"block_count": 1, "embedding_length": 16, "attention.head_count": 2, "attention.head_count_kv": 1, "feed_forward_length": 24,
+             "context_length": 32}  # fmt: skip
+    said = {"general.architecture": "llama"} | {f"llama.{name}": one for name, one in sizes.items()}
+    said |= {"llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+             "tokenizer.ggml.tokens": words, "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.eos_token_id": 1}  # fmt: skip
+    shapes = {"attn_norm": (16,), "ffn_norm": (16,), "attn_q": (16, 16), "attn_k": (8, 16), "attn_v": (8, 16), "attn_output": (16, 16),
+              "ffn_gate": (24, 16), "ffn_up": (24, 16), "ffn_down": (16, 24)}  # fmt: skip
+    shapes = {f"blk.0.{name}": shape for name, shape in shapes.items()} | {"token_embd": (len(words), 16), "output_norm": (16,)}
+    return said, {f"{name}.weight": np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+
+
 class Kind:
     """Files of one kind: good ones, and how they are read."""
 
@@ -98,12 +121,11 @@ def kinds(folder: Path) -> list[Kind]:
     stores.write(folder / "tiny.h5", model)
     formats = {"": "q8", "layers.0": "q4", "layers.0.attention.o": "f16"}
     stores.write(folder / "reduced.h5", replace(model, spec=replace(model.spec, formats=formats)))
-    bert, vit = (
-        {path.name: path.read_bytes() for path in (GOLDEN / name).iterdir() if not path.name.startswith("expected")}
-        for name in ("bert", "vit")
-    )
+    bert, vit, sentence = (files_of(GOLDEN / name) for name in ("bert", "vit", "bert_sentence"))
     sys.path.insert(0, str(Path(__file__).parent))
+    import decoders
     from clusters import cluster
+    from gguf_files import gguf
     from made_benches import bench
 
     profile = cluster((3.0, 2.0, 1.0))
@@ -127,6 +149,9 @@ def kinds(folder: Path) -> list[Kind]:
         model = read_model(path.parent)
         read_requests(model.spec, model.files, None)
 
+    def built_in_sentence(path: Path) -> None:
+        built_in(path.parent)
+
     def store(path: Path) -> None:
         with stores.Store(path) as opened:
             pieces = stores.whole_slices(opened.spec)
@@ -143,6 +168,13 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("reduced store", {"tiny.h5": (folder / "reduced.h5").read_bytes()}, store),
         Kind("safetensors", bert, lambda path: list(read_model(path.parent).weights()), "model.safetensors"),
         Kind("config", bert, lambda path: read_model(path.parent), "config.json"),
+        *(Kind(f"{name} config", files_of(GOLDEN / name), lambda path: read_model(path.parent), "config.json") for name in FAMILIES),
+        *(Kind(f"{name} config", files_of(decoders.write_folder(name, folder)), lambda path: read_model(path.parent), "config.json")
+          for name in DECODERS),
+        Kind("gguf", {"m.gguf": gguf(*small_llama())}, lambda path: list(read_gguf(path)[0].weights())),
+        *(Kind(name, sentence, built_in_sentence if "/" in file else built_in, file) for name, file in (
+            ("modules", "modules.json"), ("pooling", "1_Pooling/config.json"), ("sentence config", "sentence_bert_config.json"),
+            ("tokenizer config", "tokenizer_config.json"))),
         Kind("tokenizer", bert, built_in, "tokenizer.json"),
         Kind("image config", vit, lambda path: read_model(path.parent), "config.json"),
         Kind("preprocessor", vit, built_in, "preprocessor_config.json"),
@@ -171,34 +203,38 @@ def blank_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def bombs() -> list[tuple[str, str, bytes]]:
-    """Return (kind, file name, content) of small files that say they are huge."""
+def packed_array(shape: tuple[int, int], size: int) -> bytes:
+    """Return an .npz whose input_ids say they have `shape` and hold `size` bytes of zeros."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 16, 1 << 10)})
-        archive.writestr("input_ids.npy", header.getvalue() + bytes(1 << 26))
-    deep = b"[" * 200_000
-    zeros = io.BytesIO()
-    with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("input_ids.npy", "w") as member:
-        np.lib.format.write_array_header_1_0(member, {"descr": "<i8", "fortran_order": False, "shape": (1 << 15, 1 << 10)})
-        for _ in range(1 << 8):
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("input_ids.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<i8", "fortran_order": False, "shape": shape})
+        for _ in range(size >> 20):
             member.write(bytes(1 << 20))
-    return [
-        ("png", "x.png", blank_png(11500)), ("npz", "in.npz", zeros.getvalue()),
-        ("npz", "in.npz", packed.getvalue()), ("plan", "p.json", deep), ("profile", "p.json", deep), ("state", "s.json", deep),
-        ("config", "config.json", deep), ("tokenizer", "tokenizer.json", deep), ("journal", "j.jsonl.journal", deep + b"\n"),
-        ("safetensors", "model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"), ("npz", "in.npz", gzip.compress(bytes(1 << 20))),
-    ]  # fmt: skip
+    return packed.getvalue()
+
+
+DEEP = b"[" * 200_000
+BOMBS: list[tuple[str, str, Callable[[], bytes]]] = [  # (kind, file name, what makes the content) of small files that say they are huge
+    ("png", "x.png", lambda: blank_png(11500)), ("npz", "in.npz", lambda: packed_array((1 << 15, 1 << 10), 1 << 28)),
+    ("npz", "in.npz", lambda: packed_array((1 << 16, 1 << 10), 1 << 26)), ("npz", "in.npz", lambda: gzip.compress(bytes(1 << 20))),
+    *((kind, name, lambda: DEEP) for kind, name in (
+        ("plan", "p.json"), ("profile", "p.json"), ("state", "s.json"), ("config", "config.json"), ("tokenizer", "tokenizer.json"),
+        ("modules", "modules.json"), ("tokenizer config", "tokenizer_config.json"), ("llama3 config", "config.json"))),
+    ("journal", "j.jsonl.journal", lambda: DEEP + b"\n"),
+    ("safetensors", "model.safetensors", lambda: (1 << 62).to_bytes(8, "little") + b"{}"),
+    ("gguf", "m.gguf", lambda: b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60)),
+    ("gguf", "m.gguf", lambda: b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 9, 1) * 100_000),
+]  # fmt: skip
 
 
 def attack(kind: Kind, inputs: int, seed: int, folder: Path) -> list[str]:
     """Read `inputs` damaged files of one kind in this process; return what went wrong."""
     folder.mkdir()
     for name, content in kind.good.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     path, draw, wrong = folder / kind.target, random.Random(seed), []
-    extra = [content for name, file, content in bombs() if name == kind.name and file == kind.target]
+    extra = [make() for name, file, make in BOMBS if name == kind.name and file == kind.target]
     problem = _read(kind, path, good=True)  # loads what is loaded once
     if problem:
         return [f"{kind.name}: {problem}"]

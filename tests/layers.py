@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Relative, Rotary, rotary
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.spec import ModelSpec, named_weights
 
 HIDDEN, FFN, EPS = 56, 101, 1e-5

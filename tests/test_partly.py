@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_bad_input import SECONDS, launch, launch_environment
 
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import store as stores
 

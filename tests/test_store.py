@@ -15,7 +15,7 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.errors import ModelError, StoreError
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_weight
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.program.plan import Plan

@@ -13,7 +13,7 @@ from hepti_mpi.commands.paths import no_model
 from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
-    from hepti_mpi.models.checkpoints.hf import ModelFiles
+    from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
     from hepti_mpi.weights.calibration import Accuracy
 
 FORMATS, AUTO = ("f32", "f16", "q8", "q8-blocks", "q4"), "auto"

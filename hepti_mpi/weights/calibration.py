@@ -11,7 +11,7 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.blocks import Weight
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.inputs.requests import Request, read_requests, text_requests
 from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
 from hepti_mpi.models.tasks.heads import embed

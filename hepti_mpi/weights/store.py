@@ -8,7 +8,6 @@ The layout is described in weights/README.md.
 import errno
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ import numpy as np
 from hepti_mpi import __version__
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.blocks import Weight
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.formats import VALUES
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped, read_accuracy
@@ -57,7 +56,7 @@ def _new_file(path: Path, slices: Sequence[Slice]) -> Iterator[h5py.File]:
 
     That there is room for `slices` is checked before: HDF5 may end the process when a disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         system, size = os.statvfs(path.parent), sum(piece.bytes + PART_ROOM * len(piece.parts) for piece in slices)

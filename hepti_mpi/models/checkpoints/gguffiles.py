@@ -13,7 +13,7 @@ from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel
 from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.families.imports import match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
 from hepti_mpi.models.identity import source_hash

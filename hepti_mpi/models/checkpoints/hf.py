@@ -5,8 +5,8 @@ and no plan.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
 from hepti_mpi.models.checkpoints.generation import chat_files, end_tokens
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
@@ -24,34 +25,12 @@ from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
 from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
-from hepti_mpi.models.identity import reduced_hash, source_hash
+from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.inputs.preprocessors import read_preprocessor
-from hepti_mpi.models.spec import ModelSpec, named_weights, reduced
+from hepti_mpi.models.spec import ModelSpec, named_weights
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 KEPT_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A model that can be written into a store.
-
-    `files`: the small files that a run needs, by name. `source_hash`: of all that decides an answer, see identity.py.
-    """
-
-    spec: ModelSpec
-    files: dict[str, bytes]
-    source_hash: str
-    stream: Callable[[], Iterator[tuple[str, np.ndarray]]] = field(repr=False)
-
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (name, float32 C-contiguous array) of every weight in the order of the store, one in memory at a time."""
-        return self.stream()
-
-    def in_format(self, name: str) -> "ModelFiles":
-        """Return the model with the weights of its layers in a format. Raises ModelError when there is none of that name."""
-        spec = reduced(self.spec, name)
-        return replace(self, spec=spec, source_hash=reduced_hash(self.source_hash, spec.formats))
 
 
 def read_model(source: Path) -> ModelFiles:

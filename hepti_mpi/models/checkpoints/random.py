@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.families.family import class_labels
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.identity import source_hash
