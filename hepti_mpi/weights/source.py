@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from hepti_mpi.errors import StoreError
-from hepti_mpi.models.checkpoints.hf import ModelFiles
+from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.weights.slices import span
 from hepti_mpi.weights.store import Store
