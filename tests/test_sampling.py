@@ -113,3 +113,21 @@ def test_what_a_request_asks_for_itself():
 def test_logits_that_are_no_numbers():
     with pytest.raises(InputError, match="not finite"):
         Sampler(Sampling(), []).choose(Scores.of_all(np.full(5, np.nan, np.float32)))
+
+
+@pytest.mark.parametrize("asked", [{}, {"top_p": 0.9}, {"top_p": 0.3}, {"min_p": 0.02}, {"min_p": 1e-6, "top_p": 0.999}, {"top_k": 700},
+                                   {"temperature": 30.0}, {"temperature": 30.0, "top_p": 0.99}])  # fmt: skip
+def test_what_is_drawn_of_a_large_vocabulary_is_what_a_whole_order_gives(asked):
+    draw = np.random.default_rng(3)
+    sampling = Sampling(**{"temperature": 1.0, "seed": 5} | asked)
+    sampler, random = Sampler(sampling, []), np.random.Generator(np.random.PCG64(5))
+    for _ in range(40):
+        logits = (3 * draw.standard_normal(5000)).astype(np.float32)
+        order = np.argsort(-logits, kind="stable")[: sampling.top_k or len(logits)]
+        shares = np.exp(logits[order].astype(np.float64) / sampling.temperature)
+        shares /= shares.sum()
+        if sampling.top_p < 1:
+            shares = shares[: int(np.searchsorted(np.cumsum(shares), sampling.top_p)) + 1]
+        shares = shares[shares >= sampling.min_p * shares[0]]
+        right = order[min(int(np.searchsorted(np.cumsum(shares / shares.sum()), random.random(), side="right")), len(shares) - 1)]
+        assert sampler.choose(Scores.of_all(logits)).token == right

@@ -17,6 +17,7 @@ from hepti_mpi.models.numerics import Array
 
 CANDIDATES = 64  # largest logits of each part of the vocabulary that are enough for greedy choice and for any top_k up to it
 MOST_LOGPROBS = 20
+FIRST = 512  # likeliest tokens that are nearly always enough to draw one
 RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 1 << 24), "temperature": (0, 100), "top_k": (0, 1 << 24), "top_p": (0, 1), "min_p": (0, 1),
     "repetition_penalty": (0.01, 100), "presence_penalty": (-100, 100), "frequency_penalty": (-100, 100), "logprobs": (0, MOST_LOGPROBS),
@@ -179,16 +180,33 @@ class Sampler:
         return logits
 
     def _drawn(self, ids: Array, logits: Array) -> int:
-        asked = self.sampling
-        ids, logits = largest(ids, logits, asked.top_k or len(logits))  # the likeliest first
-        weights = np.exp((logits.astype(np.float64) - float(logits[0])) / asked.temperature)  # no overflow
-        weights /= weights.sum()
+        asked, chance = self.sampling, float(self.random.random())
+        if asked.top_k:
+            ids, logits = largest(ids, logits, asked.top_k)
+        top = float(logits.max())
+        total = float(np.exp((logits.astype(np.float64) - top) / asked.temperature).sum())  # no overflow
+        for count in (FIRST, len(logits)):  # to put a whole vocabulary in order takes longer than a step may
+            first, some = largest(ids, logits, count)  # the likeliest first
+            shares = np.exp((some.astype(np.float64) - top) / asked.temperature) / total
+            place = self._place(shares, chance, count >= len(logits))
+            if place is not None:
+                return int(first[place])
+        raise AssertionError("all tokens together have a place for every chance")
+
+    def _place(self, shares: Array, chance: float, whole: bool) -> int | None:
+        """Return which of the likeliest tokens is drawn, None where that depends on others; `whole`: there are none."""
+        asked, sums, kept = self.sampling, np.cumsum(shares), len(shares)
         if asked.top_p < 1:
-            weights = weights[: int(np.searchsorted(np.cumsum(weights), asked.top_p)) + 1]
+            kept = min(kept, int(np.searchsorted(sums, asked.top_p)) + 1)
+            whole = whole or float(sums[-1]) >= asked.top_p
         if asked.min_p > 0:
-            weights = weights[: max(1, int((weights >= asked.min_p * weights[0]).sum()))]
-        place = int(np.searchsorted(np.cumsum(weights / weights.sum()), self.random.random(), side="right"))
-        return int(ids[min(place, len(weights) - 1)])
+            likely = max(1, int((shares >= asked.min_p * shares[0]).sum()))
+            whole, kept = whole or likely < len(shares), min(kept, likely)
+        cut = asked.top_p < 1 or asked.min_p > 0
+        if not whole and (cut or chance >= sums[-1]):
+            return None
+        goal = chance * float(sums[kept - 1]) if cut or whole else chance
+        return min(int(np.searchsorted(sums[:kept], goal, side="right")), kept - 1)
 
 
 def sampling_of(asked: Mapping[str, Any], default: Sampling) -> Sampling:
