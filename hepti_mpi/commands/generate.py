@@ -188,7 +188,9 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         startup["profile"], begin = time.perf_counter() - begin, time.perf_counter()
         at("planning")
         sizes = {"rows": 1, "attended": min(positions, ATTENDED), "largest": decoders.ROWS, "longest": decoders.ROWS}
+        half = max(1, sizes["attended"] // 2)  # of a text is its prompt, where nobody knows
         request = planning_request(sizes, machining.options, session.world.size)
+        request = replace(request, kept=slots * positions, prompt=half, answer=half)
         method = planning_method(machining.options)
         plan, decision = decide(session.machine, session.store, measured, method, request, decoding.decide)
         startup["plan"], begin = time.perf_counter() - begin, time.perf_counter()

@@ -237,7 +237,9 @@ class Decoder:
         return step_work(self.spec, self.part.plan, self.rank, step, rows, pairs) if self.machine.emulation.on else Work()
 
     def _of_words(self, rows: int) -> Work:
-        return Work(((rows, float(self.spec.hidden * len(self.words.ids))),)) if self.machine.emulation.on else Work()
+        if not self.machine.emulation.on:
+            return Work()
+        return Work(((rows, float(self.spec.hidden * len(self.words.ids)), self.part.words_slices[0].format.name),))
 
     # preparation: nothing below runs for a shape of steps that was seen before
 

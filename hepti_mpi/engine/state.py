@@ -12,6 +12,7 @@ from hepti_mpi.cluster.probe import usable_memory
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.blocks import Attention
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.memory import cache_bytes
 from hepti_mpi.reporting.tables import size
 from hepti_mpi.wording import counted
 
@@ -36,11 +37,6 @@ class State:
     def views(self, layer: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return keys and values of `count` slots from `first` on, [count, granules, positions, dim] each."""
         return self.keys[layer][first : first + count], self.values[layer][first : first + count]
-
-
-def cache_bytes(blocks: Sequence[Attention], granules: int) -> int:
-    """Return the bytes that one row takes in all layers."""
-    return sum(2 * 4 * granules * block.dim for block in blocks)
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:

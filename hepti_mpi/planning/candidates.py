@@ -11,7 +11,7 @@ from itertools import chain, groupby
 import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
-from hepti_mpi.planning.memory import activation_bytes, activation_widths
+from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes
 from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
 from hepti_mpi.planning.traffic import Shares
 from hepti_mpi.program.build import make_program
@@ -81,13 +81,18 @@ class Tried:
 class Costs:
     """Prices and memory of plans for one model and cluster. `rows`: of the batch that is priced; `largest`, `longest`: of the largest batch
     and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `mapped`: float32
-    weights do not count."""
+    weights do not count; `kept`: as of a Request."""
 
-    def __init__(self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, mapped: bool) -> None:
+    def __init__(
+        self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, mapped: bool, kept: int | None = None
+    ) -> None:  # fmt: skip
         self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
         self.limits, self.ranks = limits, len(limits) // 2
         held = layer_bytes(spec, mapped)  # pages of a file can be evicted
         self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
+        if kept is not None:
+            self.attention_bytes += -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.heads) // spec.layers)
+            self.mlp_bytes += -(-word_bytes(spec, mapped) // spec.layers)
         self.norm_bytes = spec.layers * held[None]
         self.steady = steady(spec)
         self.made: dict[tuple[object, ...], Program] = {}

@@ -5,33 +5,100 @@ Only plans that a Decoder can walk are looked at: layers divided by heads and co
 
 from dataclasses import replace
 
+import numpy as np
+
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.errors import PlanError
-from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning import baselines, methods, search
 from hepti_mpi.planning.candidates import Candidate
+from hepti_mpi.planning.memory import cache_bytes, word_table
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.work import layer_work
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan
 
 DIVIDED = ("heads", "columns")
 BY_WEIGHTS = ("hepti", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
 
 
 def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
-    """Return the plan of a method for steps of `request.rows` rows.
+    """Return the plan of a method that takes in `request.prompt` rows and adds `request.answer` to them soonest, priced by an added one.
 
     Raises: CapacityError when it does not fit into memory, PlanError for a method that divides rows.
     """
     if name not in BY_WEIGHTS or request.layout not in (None, DIVIDED):
         raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {', '.join(BY_WEIGHTS)}")
+    added, taken = _Steps(spec, profile, 1, request.attended), _Steps(spec, profile, request.largest or request.rows, request.attended)
     if name in baselines.NAMES:
-        return methods.decide(name, spec, source_hash, profile, request)
-    decision = search.choose(spec, source_hash, profile, replace(request, strategy="auto", layout=DIVIDED, wires=("float32",)))
-    every = [one for one in (decision.chosen, *decision.close, *decision.others) if _walkable(one)]
-    wanted = [one for one in every if one.plan.strategy != "single"] if name == "tensor" else every
-    chosen = min(wanted or every, key=lambda one: one.price.seconds)
-    return replace(decision, chosen=chosen, others=tuple(one for one in every if one is not chosen), close=())
+        decision = methods.decide(name, spec, source_hash, profile, request)
+        return replace(decision, chosen=added.priced(decision.chosen))
+    wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",))
+    decisions = _searched(spec, source_hash, profile, wide, name != "tensor")
+    decision, *_ = decisions
+    every = [one for found in decisions for one in (found.chosen, *found.close, *found.others) if _walkable(one)]
+    wanted = [one for one in every if len(one.plan.active) > 1] if name == "tensor" else every
+    chunks = -(-request.prompt // taken.pricer.rows)
+
+    def whole(one: Candidate) -> float:
+        return chunks * taken.seconds(one.plan) + request.answer * added.seconds(one.plan)
+
+    chosen = min(wanted or every, key=whole)
+    first, *others = (added.priced(one) for one in (chosen, *(one for one in every if one is not chosen)))
+    return replace(decision, chosen=first, others=tuple(others), close=())
 
 
 def _walkable(one: Candidate) -> bool:
     plan = one.plan
     return plan.strategy == "single" or (plan.reduction == "allreduce" and plan.collectives == "mpi" and len(plan.tiles) < 2)
+
+
+def _searched(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, alone: bool) -> list[Decision]:
+    """Return what the search finds for all ranks and, with `alone`, for one of each kind alone, where it has memory to compute as fast as
+    the price says. Raises CapacityError, which names keys and values where all would fit without."""
+    kinds = {replace(node, host=""): rank for rank, node in reversed(list(enumerate(profile.nodes)))}
+    lone = [tuple(float(other == rank) for other in range(len(profile.nodes))) for rank in kinds.values()]
+    packed = "packed" if request.mode == "auto" else request.mode
+    every = [request]
+    if alone and request.shares is None and len(profile.nodes) > 1:
+        every += [replace(request, shares=shares, mode=packed) for shares in lone]
+    found, refused = list[Decision](), list[CapacityError]()
+    for one in every:
+        try:
+            found.append(search.choose(spec, source_hash, profile, one))
+        except CapacityError as error:
+            refused.append(error)
+    if found:
+        return found
+    if not request.kept:
+        raise refused[0]
+    search.choose(spec, source_hash, profile, replace(request, kept=0))  # says what is lacking for the weights alone
+    bytes_ = request.kept * cache_bytes([layer.attention for layer in spec.each()], spec.heads)
+    raise CapacityError(
+        f"no plan has room for keys and values: those of {request.kept} rows take {bytes_} bytes in all, beside the weights; "
+        "make answers fewer or shorter with --slots and --context, or give more memory or ranks"
+    )
+
+
+class _Steps:
+    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns."""
+
+    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None) -> None:
+        self.spec, self.pricer, self.table = spec, Pricer(spec, profile, rows, attended, 1), word_table(spec)
+        self.elsewhere = sum(step.macs for step in spec.back) * profile.edges.mac  # what the price takes them for: rank 0's, of float32
+        held = layer_bytes(spec)
+        weights = layer_work(spec, 1)
+        self.bytes = (held["heads"] + held["columns"]) / (weights.attention + weights.mlp)  # of a number in the layers
+
+    def seconds(self, plan: Plan) -> float:
+        """Return the seconds of a step one row of which is scored."""
+        of_layers = self.pricer.price(make_program(self.spec, plan, everywhere=True), plan).seconds - self.elsewhere
+        parts = np.array(plan.columns if any(plan.columns) else [rank in plan.active for rank in range(plan.ranks)], float)
+        active = list(plan.active)
+        per_number = self.pricer.gemm[self.pricer.places(active), 1] * self.pricer.crowding(plan.active)[active]
+        return float(of_layers + (per_number * parts[active]).max() / parts.sum() * self.table.held / self.bytes)
+
+    def priced(self, one: Candidate) -> Candidate:
+        seconds = self.seconds(one.plan)
+        return replace(one, plan=replace(one.plan, predicted_seconds=seconds), price=replace(one.price, seconds=seconds))

@@ -1,9 +1,13 @@
 """How many bytes of buffers and inner values a rank needs to run a program. Pure; knows nothing of weights, of time and of machines."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from hepti_mpi.models.blocks import Layer
+from hepti_mpi.models.blocks import Attention, Layer, Weight
+from hepti_mpi.models.formats import F32
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.steps import Words
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import buffers, distributions
 from hepti_mpi.program.steps import Program
@@ -33,6 +37,23 @@ def activation_bytes(
     padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
     inner, scores = (max(sizes) for sizes in zip(*(_inner(layer, longest) for layer in spec.kinds or (spec.layer(0),))))
     return (widths[0] * rows + widths[1] * own + rows * inner + scores * (rows * longest + padded) * part) * FLOAT
+
+
+def cache_bytes(blocks: Sequence[Attention], granules: int) -> int:
+    """Return the bytes that the keys and values of one row take in layers with these attentions, of `granules` granules of heads."""
+    return sum(2 * FLOAT * granules * block.dim for block in blocks)
+
+
+def word_table(spec: ModelSpec) -> Weight:
+    """Return the table by which rows become logits of a text, as it is stored."""
+    (words,) = (step for step in spec.back if isinstance(step, Words))
+    return spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
+
+
+def word_bytes(spec: ModelSpec, mapped: bool) -> int:
+    """Return the bytes that it takes in memory; `mapped`: float32 numbers may stay in a file's pages."""
+    table = word_table(spec)
+    return 0 if mapped and table.format is F32 else table.held
 
 
 def _inner(layer: Layer, longest: int) -> tuple[int, float]:

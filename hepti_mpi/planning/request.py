@@ -13,6 +13,9 @@ class Request:
 
     `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
     `wires`: types that may travel between layers.
+
+    `kept`: rows whose keys and values stay with who has their heads, of texts under way, whose words are divided as columns are; None: not
+    texts. `prompt`, `answer`: rows that a text begins with, and how many are added one by one.
     """
 
     rows: int
@@ -25,6 +28,9 @@ class Request:
     limits: tuple[int, ...] | None = None
     mode: str = "auto"
     wires: tuple[str, ...] = ("float32",)
+    kept: int | None = None
+    prompt: int = 0
+    answer: int = 1
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ class _Search:
         self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
         whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
-        self.costs = Costs(spec, self.pricer, self.largest, self.longest, self.all_limits, request.mode == "mapped")
+        self.costs = Costs(
+            spec, self.pricer, self.largest, self.longest, self.all_limits, request.mode == "mapped", request.kept
+        )  # fmt: skip
         self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
         self.each = layer_work(spec, self.pricer.attended)
         self.known: dict[tuple[Layers, tuple[int, ...], bool], Division | None] = {}  # counts
