@@ -124,3 +124,13 @@ def test_resizing_keeps_what_is_even():
         np.testing.assert_allclose(resized(table, 4, smooth), 2.5, rtol=1e-6)
         np.testing.assert_allclose(resized(table, 9, smooth), 2.5, rtol=1e-6)
     assert resized(table, 6, True) is table
+
+
+def test_the_tokenizer_of_a_modernbert_is_its_file_whatever_class_is_named(tmp_path):
+    """As AutoTokenizer of transformers 5.23 makes it: published folders name wrong ones."""
+    folder = shutil.copytree(GOLDEN / "modernbert", tmp_path / "model")
+    wanted = json.loads((folder / "tokenizer.json").read_text())
+    for name in ("PreTrainedTokenizerFast", "MPNetTokenizer", "XLMRobertaTokenizer"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "do_lower_case": False}))
+        found = json.loads(read_model(folder).files["tokenizer.json"])
+        assert all(found[key] == wanted[key] for key in ("model", "normalizer", "pre_tokenizer", "post_processor"))

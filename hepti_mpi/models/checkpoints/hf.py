@@ -53,8 +53,8 @@ def read_model(source: Path) -> ModelFiles:
     if family.resized:
         config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
-    kind = config.get("tokenizer_class") or family.tokenizer
-    built = build_tokenizer(texts, kind, sentence.changes if sentence else None)
+    kind = (family.other_tokenizers and config.get("tokenizer_class")) or family.tokenizer
+    built = build_tokenizer(texts, kind, sentence.changes if sentence else None, family.other_tokenizers)
     files |= built.files
     refuse_adapters(base)
     tensors = TensorFiles(base)

@@ -42,16 +42,20 @@ class Built:
     special: frozenset[int]
 
 
-def build_tokenizer(files: Mapping[str, bytes], default: object, changes: Mapping[str, Any] | None = None) -> Built:
+def build_tokenizer(
+    files: Mapping[str, bytes], default: object, changes: Mapping[str, Any] | None = None, others: bool = True
+) -> Built:  # fmt: skip
     """Return the tokenizer that the `files` of a folder make, no files if they make none.
 
-    `default`: the class where tokenizer_config.json names none. `changes`: settings that go before those of tokenizer_config.json.
+    `default`: the class where tokenizer_config.json names none, or in any case where there are no `others`. `changes`: settings that
+    go before those of tokenizer_config.json.
     Raises ModelError for files that are damaged or that ask for what is not supported.
     """
     if not {JSON, VOCAB, WORDS, MERGES} & files.keys():
         return Built({}, frozenset())
     settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
-    kind = tokenizer_kind(settings.pop("tokenizer_class", None) or default, files)
+    named = settings.pop("tokenizer_class", None)
+    kind = tokenizer_kind((others and named) or default, files)
     sidefiles.check(CONFIG, settings)
     settings |= changes or {}
     given = read_tokens(settings, files, changes or {})

@@ -81,7 +81,8 @@ class Family:
 
     `fields`: turns config.json into the ModelSpec fields except name, head, labels and back.
     `architectures`: by name, the bare model first; "pooler" becomes "none" when the pooler weights are absent.
-    `keys`: what config.json may say that other families' do not. `tokenizer`: the class where no file names one.
+    `keys`: what config.json may say that other families' do not. `tokenizer`: the class where no file names one, or
+    where it does too if there are no `other_tokenizers`: what transformers does for families whose published files name a wrong one.
     `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose if no source uses it (imports.py too).
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
     `instead`: a tensor -> the one that it is read instead of, where both are there.
@@ -100,6 +101,7 @@ class Family:
     instead: Mapping[str, str] = field(default_factory=dict)
     keys: Table = field(default_factory=dict)
     tokenizer: str = "BertTokenizer"
+    other_tokenizers: bool = True
     resized: bool = False
 
 

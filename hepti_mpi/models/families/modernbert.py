@@ -132,5 +132,6 @@ MODERNBERT = Family(
         **without("deterministic_flash_attn sparse_prediction sparse_pred_ignore_index reference_compile repad_logits_with_grad"),
     },
     tokenizer="PreTrainedTokenizerFast",
+    other_tokenizers=False,
 )  # fmt: skip
 MODEL_TYPES = {"modernbert": MODERNBERT}
