@@ -1,6 +1,7 @@
 """Which teams are made, and which batch goes to whom. What real ranks answer in teams: tests/mpi/test_teams.py."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,21 @@ def test_nobody_is_in_a_team_without_a_part_in_it():
 def test_ranks_of_one_host_share_its_cores():
     apart, shared = arranged((20, 20)), arranged((20, 20), hosts=["pi0", "pi0"])
     assert shared.rate < 0.6 * apart.rate
+
+
+def test_who_is_slower_than_thought_promises_less():
+    found = arranged((20, 20, 9), hosts=["pi0", "pi0", "pi1"])
+    slower = found.slowed((2.0, 2.0, 1.0))
+    assert slower.placement == found.placement
+    for one, other in zip(slower.choices, found.choices):
+        assert one.seconds == pytest.approx(other.seconds * (1 if other.team.members == (2,) else 2))
+    assert slower.predicted(SPEC, 0, {(128, 32, 4): 1}) < found.predicted(SPEC, 0, {(128, 32, 4): 1})
+
+
+def test_more_ranks_than_cores_are_said_to_be_too_many():
+    found = replace(arranged((20,) * 5), profile=cluster((20,) * 5, hosts=["pi0"] * 5))
+    said = arrangement_lines(found, 128, ["pi0"] * 5)
+    assert "pi0 has 4 cores: as many ranks would do there, instead of 5" in said
 
 
 def test_what_a_team_should_answer_is_told_by_its_own_batches():

@@ -65,6 +65,13 @@ class Arrangement:
         seconds = sum(shapes[shape] * max(one.of_shape(shape) for one in forecasts) for shape in some)
         return sum(shapes[shape] * shape[0] for shape in some) / seconds
 
+    def slowed(self, factors: Sequence[float]) -> "Arrangement":
+        """Return it as it is when each rank takes `factors` times as long as it was thought to."""
+        choices = [replace(one, seconds=one.seconds * max(factors[rank] for rank in one.team.members)) for one in self.choices]
+        slower = replace(self, choices=tuple(choices), profile=profiles.scaled(self.profile, factors))
+        alone = {rank: seconds * factors[rank] for rank, seconds in self.alone.items()}
+        return replace(slower, alone=alone, others={name: value * slower.rate / self.rate for name, value in self.others.items()})
+
     @property
     def placement(self) -> Placement:
         return Placement(tuple(choice.team for choice in self.choices))

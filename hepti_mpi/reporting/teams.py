@@ -99,11 +99,16 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
         who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in choice.team.members)
         lines.append((who, described(choice.team), milliseconds(choice.seconds), rate(rows / choice.seconds)))
     alone = [f"rank {rank} {milliseconds(seconds)} ms" for rank, seconds in found.alone.items()]
-    resting = sorted(set(range(len(hosts))) - {rank for choice in found.choices for rank in choice.team.members})
+    busy = [rank for choice in found.choices for rank in choice.team.members]
+    resting = sorted(set(range(len(hosts))) - set(busy))
+    cores = {node.host: node.cores for node in found.profile.nodes} if not found.profile.emulated else {}
+    crowds = {host: sum(hosts[rank] == host for rank in busy) for host in cores}
     return "\n".join([
         table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),
         "the whole model fits on: " + (", ".join(alone) if alone else "no rank alone, so ranks hold it together"),
         *([f"at rest, since that is sooner: {', '.join(f'rank {rank} on {hosts[rank]}' for rank in resting)}"] if resting else []),
+        *(f"{host} has {counted(cores[host], 'cores')}: as many ranks would do there, instead of {crowd}"
+          for host, crowd in crowds.items() if crowd > cores[host]),
         f"together, rows a second: {rate(rows * found.rate)}; considered: "
         + ", ".join(f"{name}: {rate(rows * value)}" for name, value in found.others.items()),
     ])

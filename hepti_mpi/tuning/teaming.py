@@ -2,19 +2,28 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.engine import crew as crews
 from hepti_mpi.engine.crew import Crew
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.errors import CapacityError
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, teams
+from hepti_mpi.planning.forecast import Forecast
+from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.teams import GAIN, Arrangement
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.tuning.prepare import Goal
 from hepti_mpi.weights.store import Store
 
+TRIED_PART, TRIES = 4, 3  # of a batch is what is tried, and how often after the first
+BELIEVED = 0.75, 2.0  # times as long as priced
 UNKNOWN = 1e-3  # seconds for each row of a team of which nobody knows
 FROM = 30  # batches of a job that is worth teams
 
@@ -56,8 +65,37 @@ def teamed(
     startup = startup | {"plan": time.perf_counter() - begin}
     at("loading weights")
     crew = crews.load(machine, store, placement, startup)
+    hosts = [machine.cores.hosts[rank] for stage in placement.stages for rank in stage.computing]
+    if len(set(hosts)) < len(hosts) and not goal.profile.emulated:
+        begin = time.perf_counter()
+        arrangement = tried(machine, store.spec, goal.request, crew, arrangement)
+        startup["settle"] = time.perf_counter() - begin
     paces = [choice.seconds / goal.request.rows for choice in arrangement.choices] if arrangement else None
     return Teamed(crew, placement, machine.world.from_root(paces), arrangement, startup)
+
+
+@patiently
+def tried(machine: Machine, spec: ModelSpec, request: Request, crew: Crew | None, found: Arrangement | None) -> Arrangement | None:
+    """Let all ranks do a small batch at once, and return what was found as it is at the speeds that they have then: ranks of one host
+    share caches and memory, and more than the kernels know that were measured. Collective; `found` is rank 0's."""
+    each = round(request.attended or request.rows)
+    lengths, world, times = [each] * max(1, request.rows // TRIED_PART // each), machine.world, list[float]()
+    embedded = np.zeros((sum(lengths), spec.hidden), np.float32) if crew is not None and crew.leads else None
+    for _ in range(1 + TRIES):
+        world.barrier()
+        begin = time.perf_counter()
+        if crew is not None:
+            crew.engine.run(lengths, embedded)
+        times.append(time.perf_counter() - begin)
+    spent = world.gather_all(float(np.median(times[1:])))
+    if found is None:
+        return None
+    inner, factors = replace(found.profile, edges=Edges()), [1.0] * world.size
+    for stage in found.placement.stages:
+        priced = Forecast(spec, profiles.of_ranks(inner, stage.members), stage.plan).seconds(lengths)
+        for rank in stage.members:
+            factors[rank] = float(np.clip(spent[stage.lead] / priced, *BELIEVED))
+    return found.slowed(factors)
 
 
 def given(machine: Machine, store: Store, placement: Placement) -> Teamed:
