@@ -16,7 +16,7 @@ def lost(moments, losses=1, present=1):
     return host
 
 
-@pytest.mark.parametrize("moments, wait", [([0], 0), ([0, 1], 10), ([0, 1, 2], 30), ([0, 1, 2, 3], 70), (range(40), 3600)])
+@pytest.mark.parametrize("moments, wait", [([0], 0), ([0, 1], 5), ([0, 1, 2], 12.5), ([0, 1, 2, 3], 23.75), (range(40), 3600)])
 def test_who_is_lost_often_has_to_answer_longer(moments, wait):
     host, last = lost(moments), list(moments)[-1]
     heard(host, True, last + 1)

@@ -6,10 +6,10 @@ long ago is forgotten: a service that runs for months loses each host many times
 
 from hepti_mpi.cluster.hosts import Host
 
-AGAIN_SECONDS = 10.0  # that a host has to answer after its second loss; more than twice as long after each one more
+AGAIN_SECONDS, LONGER = 10.0, 1.5  # that a host has to answer after n losses: AGAIN x (LONGER ** (n - 1) - 1)
 MOST_SECONDS = 3600.0
-FORGOTTEN_SECONDS = 1800.0  # in the job, in which half of a host's losses are forgotten
-BLAMED = 5  # losses that one is worth of a host that is no good though it answers: nothing tells that it is well again
+FORGOTTEN_SECONDS = 900.0  # in the job, in which half of a host's losses are forgotten
+BLAMED = 8  # losses that one is worth of a host that is no good though it answers: nothing tells that it is well again
 FOR_GOOD = float("inf")  # losses of one that cannot become well
 
 
@@ -35,4 +35,4 @@ def is_due(host: Host, now: float) -> bool:
     """Tell whether a host that is lost has answered for long enough to be taken back."""
     if not host.lost or host.missed or host.losses == FOR_GOOD:
         return False
-    return now - host.since >= min(AGAIN_SECONDS * (2 ** min(host.losses - 1, 32) - 1), MOST_SECONDS)
+    return now - host.since >= min(AGAIN_SECONDS * (LONGER ** min(host.losses - 1, 32) - 1), MOST_SECONDS)
