@@ -14,7 +14,7 @@ from hepti_mpi.serving import frames, front, remote
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.remote import Remote
 
-remote.IDLE_SECONDS = float("inf")  # a thread of a test may outlive it, and must tell nobody that it is idle
+remote.IDLE_SECONDS = remote.ALIVE_SECONDS = 1e6  # a thread of a test may outlive it, and must tell nobody how it is
 SOURCE = "0123"
 
 
@@ -147,6 +147,19 @@ def test_a_call_that_is_cancelled_is_forgotten(own):
     ready(own)
     assert len(own.ask("a", requests(3)).future.result(10)) == 1
     until(lambda: own.idle)
+
+
+def test_what_is_not_begun_is_left_by_rank_0_too(own):
+    rank = Remote(own.address())
+    rank.tell("ready", source_hash=SOURCE, batch_rows=8, rows_per_second=1000, plan={"hosts": ["here"]})
+    until(lambda: own.starts)
+    call, other = own.ask("a", requests(*[4] * 50)), own.ask("b", requests(4))
+    until(lambda: len(rank.waiting) == 4)
+    own.cancel(call)
+    until(lambda: [request.rows for request in rank.waiting] == [4] and len(own.flying) == 1 and own.flying_rows == 4)
+    (request,) = rank.take(0)
+    rank.event(SimpleNamespace(places=[request.index], requests=[request], results=answers([request]), seconds=0.001))
+    assert len(other.future.result(10)) == 1 and own.idle and not own.flying_rows
 
 
 def test_a_request_that_has_no_answer_says_why(own):

@@ -72,6 +72,22 @@ def test_long_prompts_come_in_chunks_while_others_grow():
     assert stepper.steps[1:4] == [("prefill", 1, CHUNK), ("decode", [0]), ("prefill", 1, CHUNK)]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one_nor_that_for_short_ones():
+    generator = Generator(Counting(), [END])
+    long = generator.submit([1] * (9 * CHUNK) + [7], Sampling(max_tokens=1))
+    generator.step()
+    short = generator.submit([5, 6], Sampling(max_tokens=1))
+    for _ in range(2):
+        generator.step()
+    assert short.tokens == [7] and not long.tokens
+    steps = 0
+    while long.finish_reason is None:
+        generator.submit([5], Sampling(max_tokens=1))
+        generator.step()
+        steps += 1
+    assert long.tokens == [8] and steps < 20
+
+
 def test_stop_texts():
     generator = Generator(Counting(), [END], lambda ids: "".join(chr(97 + one % 26) for one in ids))
     answer = generator.submit([0], Sampling(stop=("de",)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hepti_mpi import Model
-from hepti_mpi.api import streamed
+from hepti_mpi.api.own import streamed
 from hepti_mpi.errors import InputError, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
@@ -24,7 +24,7 @@ from hepti_mpi.serving.remote import Remote
 
 WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "end"]
 END = WORDS.index("end")
-remote.IDLE_SECONDS = float("inf")  # a thread of a test may outlive it, and must tell nobody that it is idle
+remote.IDLE_SECONDS = remote.ALIVE_SECONDS = 1e6  # a thread of a test may outlive it, and must tell nobody how it is
 SOURCE = "0123"
 READY = {"rows_per_second": 1, "plan": {"hosts": ["here"]}, "batches": 2, "slots": 1, "positions": 64}
 
@@ -325,6 +325,20 @@ def test_arguments_go_to_the_template_as_objects():
     assert [found["tool_calls"][0]["function"]["arguments"], *found["tool_calls"][1:]] == [{"a": 1}, {"function": {"arguments": "{"}}, 3]
 
 
+async def listened(model):
+    """Listen to two streams beside each other, to one of them not to its end."""
+
+    async def to(prompt, most):
+        parts, found = model.stream_async(prompt), []
+        async for part in parts:
+            found.append(part)
+            if len(found) == most:
+                await parts.aclose()
+        return found
+
+    return tuple(await asyncio.gather(to("one", 2), to("seven", 9)))
+
+
 def test_a_program_goes_on_with_texts(port, own):
     with Model(f"http://127.0.0.1:{port}") as model:
         assert model.generate("four", stop="eight") == "five six seven " and model.generate("nine") == ""
@@ -332,8 +346,11 @@ def test_a_program_goes_on_with_texts(port, own):
         for part in model.stream("one"):
             assert part == "two"
             break
+        assert asyncio.run(listened(model)) == (["two", " three"], ["eight", " nine", ""])
         with pytest.raises(InputError, match="temperature is -1"):
             model.generate("one", temperature=-1)
+        with pytest.raises(InputError, match="temperature is -1"):
+            asyncio.run(model.stream_async("one", temperature=-1).__anext__())
     Rank(own)
     stand_in = SimpleNamespace(tokens=TOKENS, prompt=lambda asked: TOKENS.plain(asked, "it"))
     assert list(streamed(stand_in, own, "seven", {}, 10)) == ["eight", " nine", ""]

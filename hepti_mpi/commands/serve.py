@@ -1,5 +1,7 @@
 """The command that keeps a model warm and answers over HTTP; it starts its own ranks, and starts them again."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from hepti_mpi.serving.http.server import Server
     from hepti_mpi.supervisor.service import Service
 
-OWN = ("hostfile", "weights", "host", "port", "api_key_file", "mpirun")  # that are not handed on to the ranks
+OWN = ("hostfile", "weights", "host", "port", "api_key_file", "cors_origin", "mpirun")  # that are not handed on to the ranks
 SHORTEST_KEY = 8
+ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s@?#]+")
 
 
 @click.command()
@@ -35,6 +38,7 @@ SHORTEST_KEY = 8
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on; 0: any that is free.")
 @click.option("--api-key-file", type=FILE, help="File with one key a line, of which each request needs one.")
+@click.option("--cors-origin", multiple=True, help="Pages of this origin, such as https://chat.lan, may ask from a browser; *: all pages.")
 @click.option("--mpirun", default="mpirun", show_default=True, help="How mpirun is called, with options for it.")
 @answering_options
 @room_options
@@ -69,7 +73,7 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     path = store_path(weights)
     if path.is_dir():
         raise click.UsageError(f"{path} holds files cut for one set of ranks, of which a service may lose some: give --weights a store")
-    keys = read_keys(options["api_key_file"])
+    keys, origins = read_keys(options["api_key_file"]), checked_origins(options["cors_origin"])
     with Store(path) as store:
         model = Model(store.spec, store.files, store.source_hash)
     if model.spec.generates and (options["objective"] != "auto" or options["adapt"]):
@@ -79,7 +83,7 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     words = ["answer", "--weights", str(path), *handed_on(given)]
     service = Service(Job.on(hostfile, words, options["mpirun"]), model.source_hash, SCREEN.say)
 
-    api = app.Api(app.Parts(model, service.front, keys, service.status, service.details, SCREEN.warn))
+    api = app.Api(app.Parts(model, service.front, keys, service.status, service.details, SCREEN.warn, origins))
     service.listeners.append(api.meters.heard)
     interrupts.leave()
     run(service, server.Server(api.app(), listener), f"http://{_named(listener.getsockname())}", model)
@@ -144,6 +148,14 @@ def read_keys(path: Path | None) -> list[str]:
     if not keys:
         raise InputError(f"{path} holds no key")
     return list(keys.values())
+
+
+def checked_origins(origins: Sequence[str]) -> list[str]:
+    """Return origins as browsers spell them. Raises UsageError for what is none."""
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise click.UsageError(f"--cors-origin {origin} is no origin: scheme, host and port without a path, such as https://chat.lan:3000")
+    return [origin.lower() for origin in origins]
 
 
 def _named(place: tuple[Any, ...]) -> str:

@@ -93,6 +93,7 @@ class Front:
         self.again: deque[Piece] = deque()  # what was under way when a job failed
         self.flying: dict[int, Piece] = {}
         self.flying_rows = 0
+        self.unwanted: list[int] = []  # places of which rank 0 does not know yet that nobody waits for them
         self.places = itertools.count()
         self.connection: Connection | None = None
         self.window, self.starts = 0, 0
@@ -158,10 +159,12 @@ class Front:
             self.changed.notify_all()
 
     def cancel(self, call: Call) -> None:
-        """Forget a call; what of it is under way is not waited for."""
+        """Forget a call; what rank 0 has of it and has not begun, it leaves."""
         call.future.cancel()
         with self.changed:
             self.queue.drop(call.client, call)
+            self.unwanted += [place for place, piece in self.flying.items() if piece.call is call]
+            self.changed.notify_all()
 
     @property
     def idle(self) -> bool:
@@ -239,6 +242,8 @@ class Front:
     def _hear(self, connection: Connection, head: frames.Head, arrays: Sequence[Any]) -> None:
         if head["kind"] == "answered":
             self._answered(head, frames.results_of(head, arrays))
+        elif head["kind"] == "left":
+            self._left(head["places"])
         elif head["kind"] == "ready":
             self._ready(connection, head)
         elif head["kind"] == "grown":
@@ -294,14 +299,23 @@ class Front:
         for call, error in refused:
             call.fail(error)
 
+    def _left(self, places: Sequence[int]) -> None:
+        """Forget what rank 0 has not begun since nobody waits for it."""
+        with self.changed:
+            for place in places:
+                piece = self.flying.pop(place, None)
+                self.flying_rows -= piece.request.rows if piece is not None else 0
+            self.changed.notify_all()
+
     def _lost(self, connection: Connection) -> None:
         """Ask again what was under way, when the next job is ready."""
         with self.changed:
             if connection is not self.connection:
                 return
             self.connection = None
-            pieces = [piece for _, piece in sorted(self.flying.items())]
+            pieces = [piece for _, piece in sorted(self.flying.items()) if not piece.call.future.done()]
             self.flying.clear()
+            self.unwanted.clear()
             self.flying_rows = 0
             for piece in pieces:
                 piece.tries += 1
@@ -318,7 +332,7 @@ class Front:
         while True:
             with self.changed:
                 pieces, connection = self._next(), self.connection
-                messages = self.streams.messages() if connection is not None else []
+                messages = self._unwanted() + self.streams.messages() if connection is not None else []
                 if connection is None or not (pieces or messages):
                     if self.error is not None:
                         return
@@ -336,6 +350,11 @@ class Front:
                     connection.send_bytes(message)
             except (OSError, ValueError):  # whoever listens to it notices too
                 self._lost(connection)
+
+    def _unwanted(self) -> list[bytes]:
+        """Return what rank 0 is to be told of what nobody waits for any more."""
+        places, self.unwanted = self.unwanted, []
+        return [frames.packed({"kind": "leave", "places": places})] if places else []
 
     def _next(self) -> list[Piece]:
         """Return what is to be handed to rank 0 now."""

@@ -117,6 +117,7 @@ class Generator:
         self.waiting: deque[Answer] = deque()
         self.running: list[_Running] = []
         self.free = list(range(stepper.slots))
+        self.turn = 0  # of prompts that are taken in
         self.kept: list[list[int]] = [[] for _ in self.free]  # per slot that is free, the tokens whose rows are still in it
 
     @property
@@ -155,12 +156,12 @@ class Generator:
                 self._leave(one)
 
     def step(self) -> list[Event]:
-        """Take in a part of the first prompt that is not in yet, and let every other answer grow by a token."""
+        """Take in a part of a prompt that is not in yet, and let every other answer grow by a token."""
         while self.waiting and self.free:
             self._begin(self.waiting.popleft())
         events: list[Event] = []
         growing = sorted((one for one in self.running if one.is_in), key=lambda one: one.slot)
-        coming = next((one for one in self.running if not one.is_in), None)
+        coming = self._coming()
         if coming is not None:
             events += self._prefill(coming)
         if len(growing) == 1 and coming is None:
@@ -192,6 +193,15 @@ class Generator:
                 break
         one.lookup.grew(len(guess), len(events) - 1, time.perf_counter() - begin)
         return events
+
+    def _coming(self) -> _Running | None:
+        """Return whose prompt is taken in now, of those that are not in: in turns the one that has least left, so that a short one does not
+        wait for a long one, and the first, so that a long one does not wait for ever."""
+        coming = [one for one in self.running if not one.is_in]
+        self.turn += bool(coming)
+        if self.turn % 2:
+            return min(coming, key=lambda one: len(one.rows) - one.taken, default=None)
+        return coming[0] if coming else None
 
     def _begin(self, answer: Answer) -> None:
         """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on."""

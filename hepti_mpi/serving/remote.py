@@ -27,6 +27,7 @@ from hepti_mpi.weights.store import Store
 
 CONNECT_SECONDS = 3.0
 BEAT_SECONDS = 1.0  # between two words to the supervisor that requests are answered
+ALIVE_SECONDS = 1.0  # between two that rank 0 is there
 IDLE_SECONDS = 10.0  # between two that there are none
 
 
@@ -54,6 +55,7 @@ class Remote:
         self.came = threading.Condition()
         self.told, self.answered, self.sending = time.monotonic(), 0, threading.Lock()
         threading.Thread(target=self._read, name="front", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def take(self, timeout: float) -> list[Request]:
         """Return what has come (serving.source.Source)."""
@@ -110,6 +112,12 @@ class Remote:
         with self.sending, suppress(OSError):  # whoever reads notices that the front is gone
             self.connection.send_bytes(message)
 
+    def _beat(self) -> None:
+        """Tell the supervisor that this process is not stopped, whatever it does: ranks that rest wait for it much longer."""
+        while not self.ended:
+            time.sleep(ALIVE_SECONDS)
+            channel.tell("alive")
+
     def _read(self) -> None:
         try:
             while not self.ended:
@@ -117,6 +125,8 @@ class Remote:
                 with self.came:
                     if head["kind"] == "asked":
                         self.waiting += frames.requests_of(head, arrays)
+                    elif head["kind"] == "leave":
+                        self._leave({*head["places"]})
                     elif head["kind"] == "prompt":
                         self.prompts.append(Prompt(head["place"], arrays[0].tolist(), sampling_of(head["sampling"]), head["made"]))
                     elif head["kind"] == "cancel":
@@ -128,6 +138,13 @@ class Remote:
             with self.came:
                 self.ended = True
                 self.came.notify_all()
+
+
+    def _leave(self, places: set[int]) -> None:
+        """Leave requests that nobody waits for any more, but for those that are begun."""
+        left = [request.index for request in self.waiting if request.index in places]
+        self.waiting = [request for request in self.waiting if request.index not in places]
+        self.tell("left", places=left)
 
 
 class PatientAnswerer(Answerer):

@@ -178,7 +178,7 @@ class Supervisor:
         heard, patience = time.monotonic(), float(BEGIN_SECONDS)
         late = f"the ranks did not find each other within {BEGIN_SECONDS} s"
         done: float | None = None  # when it said so
-        why = None
+        why, deadline = None, math.inf
         try:
             while why is None and not over and not self.unwanted.is_set() and (done is None or time.monotonic() < done + END_SECONDS):
                 line, record = self._next_line(attempt)
@@ -186,8 +186,11 @@ class Supervisor:
                 if record is not None:
                     heard = time.monotonic()
                     if record["kind"] == "here":
-                        patience = SILENCE * float(record["deadline"]) or math.inf
+                        deadline = float(record["deadline"]) or math.inf
+                        patience = SILENCE * deadline
                         late = f"nothing was heard for {patience:g} s"
+                    if record["kind"] == "alive":  # from now on it says that always, whatever it does
+                        patience, late = deadline, f"rank 0 has said nothing for {deadline:g} s"
                     if record["kind"] == "done":
                         done = time.monotonic()
                     if record["kind"] in ("answers", "idle"):  # who has nothing to do is well

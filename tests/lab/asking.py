@@ -1,7 +1,7 @@
-"""Clients of two services on a host of the lab, one that embeds and one that writes, until standard input ends. Each answer is compared
-with the first one to the same question; every event is a line of JSON on standard output.
+"""Clients of a service on a host of the lab, until standard input ends. Each answer is compared with the first one to the same question;
+every event is a line of JSON on standard output.
 
-    python tests/lab/asking.py PORT_OF_EMBEDDINGS PORT_OF_TEXTS
+    python tests/lab/asking.py embedded|token PORT
 """
 
 import http.client
@@ -84,9 +84,8 @@ def again_and_again(work: object, port: int, first: int) -> None:
 
 
 def main() -> None:
-    ports = int(sys.argv[1]), int(sys.argv[2])
-    works = [(embed, ports[0], 0), (embed, ports[0], 2), (write, ports[1], 0), (write, ports[1], 1)]
-    threads = [threading.Thread(target=again_and_again, args=work) for work in works]
+    work = {"embedded": embed, "token": write}[sys.argv[1]]
+    threads = [threading.Thread(target=again_and_again, args=(work, int(sys.argv[2]), first)) for first in range(3)]
     for thread in threads:
         thread.start()
     sys.stdin.read()

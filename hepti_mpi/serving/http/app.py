@@ -13,6 +13,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -57,7 +59,7 @@ class Document(Response):
 @dataclass
 class Parts:
     """What the routes need: the `model`, its `front`, the `keys` of which each request needs one (none: it needs none), `status` of the
-    service, and what tells a sentence."""
+    service, what tells a sentence, and the `origins` whose pages in a browser may ask, "*": all of them."""
 
     model: Model
     front: Front
@@ -65,6 +67,7 @@ class Parts:
     status: Callable[[], dict[str, Any]]
     details: Callable[[], dict[str, Any]]
     say: Callable[[str], None]
+    origins: Sequence[str] = ()
 
 
 class Api:
@@ -94,7 +97,8 @@ class Api:
             *((path, self._written(want), ["POST"]) for path, want in WRITING.items()),
         ]  # fmt: skip
         other = {404: self._unknown, 405: self._unknown}
-        return Starlette(routes=[*asking, *(self._route(*one) for one in plain)], exception_handlers=other)
+        routes = [*asking, *(self._route(*one) for one in plain)]
+        return Starlette(routes=routes, exception_handlers=other, middleware=shared(self.own.origins))
 
     def _route(self, path: str, work: Callable[[Request], Awaitable[Response]], methods: list[str]) -> Route:
         async def guarded(request: Request) -> Response:
@@ -285,6 +289,13 @@ class Api:
         what = "is not a route of this server" if error.status_code == 404 else f"does not take {request.method}"
         refused = Refused(error.status_code, f"{request.url.path[:100]} {what}")
         return Document(refused.document(), refused.status, error.headers)
+
+
+def shared(origins: Sequence[str]) -> list[Middleware]:
+    """Return what lets pages of these origins ask and read answers; a key they send themselves, a browser's cookies are nothing here."""
+    told = ["Retry-After", "x-queue-time", "x-total-time", "x-truncated-inputs"]
+    how: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": told, "max_age": 3600}
+    return [Middleware(CORSMiddleware, allow_origins=list(origins), **how)] if origins else []
 
 
 async def _gone(request: Request) -> None:

@@ -1,0 +1,79 @@
+"""What a model is asked and answers with, from Python: words that both ways of asking share. Knows no job and no address."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from hepti_mpi.errors import Busy, InputError, NotReady
+from hepti_mpi.models.inputs.chat import Message
+
+Picture = Path | bytes
+Input = str | tuple[str, str] | Picture
+T = TypeVar("T")
+USUAL_TOKENS = 256  # of an answer, where nobody says
+TOGETHER = 1024  # inputs that are asked for at once: more are asked for in parts
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A text that was ranked: its place among those that were given, and its score."""
+
+    index: int
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class, and how sure the model is of it."""
+
+    label: str | int
+    score: float
+
+
+class Asked(Protocol):
+    """What a model is asked by: each returns answers in the order of the inputs."""
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def classify(self, inputs: Sequence[Input]) -> list[list[Label]]: ...
+
+    def scores(self, query: str, texts: Sequence[str]) -> np.ndarray: ...
+
+    def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Generator[str, None, None]: ...
+
+    def close(self) -> None: ...
+
+
+def patiently(ask: Callable[[], T], seconds: float) -> T:
+    """Return what is answered; ask again when it is said to be too early, for so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except (Busy, NotReady) as error:
+            wait = error.retry_after or 1.0
+            if time.monotonic() + wait > end:
+                raise
+            time.sleep(min(wait, 5.0))
+
+
+def content(picture: Any) -> bytes:
+    """Return the bytes of a picture. Raises InputError."""
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return Path(picture).read_bytes()
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"picture {str(picture)[:100]} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def labels(record: dict[str, Any]) -> list[Label]:
+    """Return the classes of an answer. Raises InputError where it has none."""
+    if "labels" not in record:
+        raise InputError("the model gives classes of tokens, not of whole texts: ask for them over HTTP, with /classify")
+    return [Label(one["label"], one["score"]) for one in record["labels"]]

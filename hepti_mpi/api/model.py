@@ -1,0 +1,149 @@
+"""The package in a program: a model that answers from Python, with a job of its own or at a service that runs already.
+
+Knows methods and what they return; does not know how requests wait (serving.front) nor how HTTP asks (serving.http). Imports no MPI: the
+ranks are other processes.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.api.address import Address
+from hepti_mpi.api.asked import Asked, Input, Label, Ranked
+from hepti_mpi.api.own import Own
+from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.chat import Message
+
+
+class Model:
+    """A model that is kept warm.
+
+    >>> with Model("weights/all-MiniLM-L6-v2.h5", hostfile="hostfiles/pi4.txt") as model:  # doctest: +SKIP
+    ...     vectors = model.embed(["the cat sat on the mat", "good morning"])  # float32 [2, 384]
+    """
+
+    def __init__(
+        self, model: str | Path, hostfile: str | Path | None = None, *, mpirun: str = "mpirun", options: Sequence[str] = (),
+        api_key: str | None = None, timeout: float = 600.0,
+    ) -> None:  # fmt: skip
+        """Start a job and wait until it is ready: on this machine, or on the hosts of a hostfile by mpirun; or use the service at an
+        address that begins with http.
+
+        `model`: a store, or the address. `options`: more words for the ranks, such as ["--threads", "2"]. `timeout`: seconds to wait for
+        readiness, and for an answer.
+        Raises: StoreError, HostError, ServiceError and other HeptiErrors, each a sentence that says what to do.
+        """
+        if isinstance(model, str) and model.startswith(("http://", "https://")):
+            self._asked: Asked = Address(model, api_key, timeout)
+        else:
+            words = ["answer", "--quiet", "--weights", str(model), *options]
+            self._asked = Own(Path(model), None if hostfile is None else Path(hostfile), mpirun, words, timeout)
+
+    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Return the embeddings of texts, float32 [texts, size]; of one text alone [size].
+
+        Raises: InputError where the model makes none, or does not take a text; ServiceError where the job cannot go on.
+        """
+        found = self._asked.embed(_many(texts))
+        return found[0] if isinstance(texts, str) else found
+
+    def classify(self, inputs: Input | Sequence[Input]) -> list[list[Label]]:
+        """Return the best classes of each input, the best first: of texts, pairs of texts, or pictures (paths, or bytes of files).
+
+        Raises: InputError, ServiceError.
+        """
+        many: Sequence[Any] = [inputs] if isinstance(inputs, (str, tuple, Path, bytes)) else inputs
+        return self._asked.classify(many)
+
+    def rerank(self, query: str, texts: Sequence[str]) -> list[Ranked]:
+        """Return the texts in the order of how well they answer a query, the best first.
+
+        Raises: InputError where the model is no reranker, ServiceError.
+        """
+        scores = self._asked.scores(query, _many(texts))
+        return [Ranked(int(at), float(scores[at]), texts[at]) for at in np.argsort(-scores, kind="stable")]
+
+    def generate(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
+        """Return how a text goes on, or what is answered in a talk: messages with role and content.
+
+        `how`: max_tokens (256), temperature (0: the likeliest tokens), top_p, top_k, min_p, seed, stop (a list of texts), and the
+        penalties, as in models.tasks.sampling. Raises: InputError where the model writes no text, ServiceError.
+        """
+        return "".join(self.stream(prompt, **how))
+
+    def stream(self, prompt: "str | Sequence[Message]", **how: Any) -> Iterator[str]:
+        """Yield the parts of what `generate` returns, as they come. Who stops to listen ends it."""
+        return self._asked.stream(prompt, how)
+
+    def stream_async(self, prompt: "str | Sequence[Message]", **how: Any) -> AsyncIterator[str]:
+        """Do as `stream`, beside other tasks: `async for part in model.stream_async(...)`. Who stops to listen ends it."""
+        return _beside(self._asked.stream(prompt, how))
+
+    async def generate_async(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
+        """Do as `generate`, beside other tasks."""
+        return await asyncio.to_thread(lambda: self.generate(prompt, **how))
+
+    async def embed_async(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Do as `embed`, beside other tasks."""
+        return await asyncio.to_thread(self.embed, texts)
+
+    async def classify_async(self, inputs: Input | Sequence[Input]) -> list[list[Label]]:
+        """Do as `classify`, beside other tasks."""
+        return await asyncio.to_thread(self.classify, inputs)
+
+    async def rerank_async(self, query: str, texts: Sequence[str]) -> list[Ranked]:
+        """Do as `rerank`, beside other tasks."""
+        return await asyncio.to_thread(self.rerank, query, texts)
+
+    def close(self) -> None:
+        """End the job; a service that was there before stays."""
+        self._asked.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _many(texts: str | Sequence[str]) -> list[str]:
+    many = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(many, 1):
+        if not isinstance(text, str):
+            raise InputError(f"input {number} is of type {type(text).__name__}, expected a text")
+    return many
+
+
+async def _beside(parts: Generator[str, None, None]) -> AsyncIterator[str]:
+    """Yield parts that a thread waits for."""
+    loop, came, wanted = asyncio.get_running_loop(), asyncio.Queue[str | BaseException | None](), threading.Event()
+    wanted.set()
+
+    def pump() -> None:
+        end: BaseException | None = None
+        try:
+            for part in parts:
+                if not wanted.is_set():
+                    return
+                loop.call_soon_threadsafe(came.put_nowait, part)
+        except BaseException as error:  # noqa: BLE001  whoever listens raises it
+            end = error
+        finally:
+            parts.close()  # it ends the answer
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(came.put_nowait, end)
+
+    threading.Thread(target=pump, name="stream", daemon=True).start()
+    try:
+        while (part := await came.get()) is not None:
+            if isinstance(part, BaseException):
+                raise part
+            yield part
+    finally:
+        wanted.clear()

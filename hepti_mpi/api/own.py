@@ -1,0 +1,112 @@
+"""A job of this program: it is started with the model and ends with it. Knows the service that keeps it; does not know HTTP."""
+
+import logging
+import queue
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, T, content, labels, patiently
+from hepti_mpi.errors import InputError, ServiceError
+from hepti_mpi.models.inputs.chat import Message
+from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.serving import asking
+from hepti_mpi.serving.front import Front
+from hepti_mpi.serving.streams import Grown, growing
+from hepti_mpi.supervisor.service import Job, Service
+from hepti_mpi.weights.store import Store
+
+UNDER_WAY = 3  # parts of what is asked
+LOG = logging.getLogger("hepti_mpi")
+
+
+class Own:
+    """A job of this program."""
+
+    def __init__(self, store: Path, hostfile: Path | None, mpirun: str, words: list[str], timeout: float) -> None:
+        with Store(store) as opened:
+            self.model = asking.Model(opened.spec, opened.files, opened.source_hash)
+        self.timeout = timeout
+        self.service = Service(Job.on(hostfile, words, mpirun), self.model.source_hash, LOG.info)
+        self.service.start()
+        ready = self.service.ready.wait(timeout)
+        if self.service.error is not None or not ready:
+            error = self.service.error or ServiceError(f"the job was not ready within {timeout:g} s; it was {self.service.doing}")
+            self.close()
+            raise error
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        self.model.check_embeds()
+        parts = self._each(texts, self.model.texts, self.model.embeddings)
+        return np.concatenate([np.zeros((0, 0), np.float32)] * (not texts) + list(parts))
+
+    def classify(self, inputs: Sequence[Input]) -> list[list[Label]]:
+        self.model.check_classifies()
+        pictures = self.model.takes_pictures
+        made = (lambda part: self.model.pictures(list(map(content, part)))) if pictures else self.model.texts
+        return [labels(record) for part in self._each(inputs, made, self.model.records) for record in part]
+
+    def scores(self, query: str, texts: Sequence[str]) -> np.ndarray:
+        self.model.check_ranks()
+        parts = self._each([(query, text) for text in texts], self.model.texts, self.model.scores)
+        return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Generator[str, None, None]:
+        return streamed(self.model, self.service.front, prompt, how, self.timeout)
+
+    def _each(
+        self, inputs: Sequence[Any], made: Callable[[Any], list[Request]], answered: Callable[[Sequence[Request], Sequence[Result]], T]
+    ) -> Iterator[T]:
+        """Yield what is answered of each part of the inputs, of which some are under way."""
+        waiting: deque[Any] = deque()
+        for first in range(0, len(inputs), TOGETHER):
+            if len(waiting) == UNDER_WAY:
+                yield self._result(waiting.popleft(), answered)
+            requests = made(inputs[first : first + TOGETHER])
+            waiting.append(patiently(lambda: self.service.front.ask("python", requests), self.timeout))  # noqa: B023  it is called at once
+        while waiting:
+            yield self._result(waiting.popleft(), answered)
+
+    def _result(self, call: Any, answered: Callable[[Sequence[Request], Sequence[Result]], T]) -> T:
+        try:
+            return answered(call.requests, call.future.result(self.timeout))
+        except TimeoutError:
+            raise ServiceError(f"no answer within {self.timeout:g} s") from None
+        finally:
+            self.service.front.cancel(call)
+
+    def close(self) -> None:
+        self.service.stop()
+
+
+def streamed(
+    model: asking.Model, front: Front, prompt: "str | Sequence[Message]", how: dict[str, Any], seconds: float
+) -> Generator[str, None, None]:
+    """Yield the parts of an answer that a front gives; `seconds` to wait for each. Raises InputError, ServiceError."""
+    unknown = sorted(how.keys() - {one.name for one in fields(Sampling)})
+    if unknown:
+        raise InputError(f"{unknown[0]} is nothing that is known of an answer")
+    stop = how.get("stop") or ()
+    sampling = Sampling(**{"max_tokens": USUAL_TOKENS, **how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
+    one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
+    patiently(lambda: front.grow(one), seconds)
+    try:
+        while True:
+            part = parts.get(timeout=seconds)
+            if part.error is not None:
+                raise part.error
+            yield part.text
+            if part.finish is not None:
+                return
+    except queue.Empty:
+        raise ServiceError(f"nothing more of the answer came within {seconds:g} s") from None
+    finally:
+        if not one.over:
+            front.stop(one)
