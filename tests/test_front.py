@@ -151,7 +151,7 @@ def test_a_call_that_is_cancelled_is_forgotten(own):
 
 def test_what_is_not_begun_is_left_by_rank_0_too(own):
     rank = Remote(own.address())
-    rank.tell("ready", source_hash=SOURCE, batch_rows=8, rows_per_second=1000, plan={"hosts": ["here"]})
+    rank.ready(SOURCE, 8, {"rows_per_second": 1000, "plan": {"hosts": ["here"]}, "batches": 2})
     until(lambda: own.starts)
     call, other = own.ask("a", requests(*[4] * 50)), own.ask("b", requests(4))
     until(lambda: len(rank.waiting) == 4)

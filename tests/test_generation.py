@@ -73,7 +73,7 @@ def test_long_prompts_come_in_chunks_while_others_grow():
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_nor_that_for_short_ones():
-    generator = Generator(Counting(), [END])
+    generator = Generator(Counting(positions=10 * CHUNK), [END])
     long = generator.submit([1] * (9 * CHUNK) + [7], Sampling(max_tokens=1))
     generator.step()
     short = generator.submit([5, 6], Sampling(max_tokens=1))

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
+import clients
 import numpy as np
 import pytest
 from services import BEGIN_SECONDS, GOLDEN, ROOT, Served, served, writing_folder
@@ -334,6 +336,29 @@ def test_texts_go_on_where_they_were_when_ranks_are_killed(writer):
     for path, said in (("/v1/embeddings", "not embeddings"), ("/classify", "not classes")):
         assert said in writer.refusal(path, {"input": "w5"})[1]
     assert "it writes text" in writer.refusal("/predict", {"inputs": "w5"})[1]
+
+
+def test_while_it_is_loaded_it_says_so_and_a_stream_is_finished_before_it_ends(folder, writer):
+    own = Served(folder, writer.store, "--threads", "1", "--context", "100")
+    asked = {"prompt": "w5 w6 w7", "max_tokens": 90, "temperature": 0, "logit_bias": {"2": -100}}
+    status, answer, headers = own.post("/v1/completions", asked)
+    assert status == 503 and "being loaded" in answer["error"]["message"] and int(headers["retry-after"]) > 0
+    assert own.get("/health")[0] == 503 and own.get("/health")[1]["status"] == "loading" and own.get("/v1/models")[0] == 200
+    own.ready()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(own.post, "/v1/completions", asked | {"stream": True})
+        own.until(lambda: own.queue["tokens"] > 5)
+        own.process.send_signal(signal.SIGTERM)
+        status, stream, _ = waiting.result(BEGIN_SECONDS)
+    assert status == 200 and stream.endswith(b"data: [DONE]\n\n")
+    assert stream.count(b'"text"') >= 90 and own.process.wait(60) == 0 and own.ranks() == []
+    assert "all that was asked is answered" in own.said
+
+
+@pytest.mark.parametrize("package", [name for name in clients.CLIENTS if not name or find_spec(name)])
+def test_clients_that_people_have(sentences, writer, package):
+    """Those that are installed; tests/clients.py says how the others are tried."""
+    clients.CLIENTS[package](sentences.url, writer.url)
 
 
 def test_texts_are_divided_one_way(folder, writer):

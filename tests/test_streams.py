@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -190,20 +191,20 @@ def test_what_is_asked_comes_back():
 # over HTTP
 
 
-@pytest.fixture(scope="module")
-def port():
+@contextmanager
+def counting(status, details, slow=0.02, keys=(), origins=()):
+    """Serve the stand-in over HTTP; give its port."""
     pytest.importorskip("starlette", reason="serve is an extra")
     pytest.importorskip("uvicorn", reason="serve is an extra")
     from hepti_mpi.serving.http import app, server
 
     own, listener = Front(SOURCE, near=True), server.listening("127.0.0.1", 0)
-    Rank(own, slow=0.02)
+    Rank(own, slow)
     template = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", {})
     spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
     model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None, calls_tools=True)
     model.prompt = lambda asked: TOKENS.plain(asked, "it")
-    status = {"status": "ready", "hosts": [], "starts": 1}
-    api = app.Api(app.Parts(model, own, [], lambda: status, dict, print))
+    api = app.Api(app.Parts(model, own, keys, lambda: status, lambda: details, print, origins))
     served = server.Server(api.app(), listener)
     thread = threading.Thread(target=lambda: asyncio.run(served.server.serve(sockets=[listener])), daemon=True)
     thread.start()
@@ -211,6 +212,12 @@ def port():
     served.end()
     own.end()
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def port():
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}) as found:
+        yield found
 
 
 def post(port, path, document):
@@ -360,6 +367,24 @@ def test_a_program_goes_on_with_texts(port, own):
     until(lambda: not own.streams.busy)
     with pytest.raises(InputError, match="hot is nothing"):
         next(streamed(stand_in, own, "one", {"hot": 1}, 10))
+
+
+def test_pages_of_other_origins_ask_only_where_that_is_wanted(port):
+    def asked(port, origin, method="OPTIONS", path="/v1/chat/completions"):
+        link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        link.request(method, path, headers=headers)
+        response = link.getresponse()
+        response.read()
+        link.close()
+        return response.status, response.headers.get("access-control-allow-origin")
+
+    assert asked(port, "https://chat.lan") == (405, None) and asked(port, "https://chat.lan", "GET", "/v1/models") == (200, None)
+    status = {"status": "ready", "hosts": [], "starts": 1}
+    with counting(status, {}, keys=["secret-key"], origins=["https://chat.lan"]) as other:
+        assert asked(other, "https://chat.lan") == (200, "https://chat.lan")  # a browser asks that without a key
+        assert asked(other, "https://chat.lan", "GET", "/v1/models") == (401, "https://chat.lan")  # and reads why it was refused
+        assert asked(other, "https://evil.lan")[1] is asked(other, "https://evil.lan", "GET", "/v1/models")[1] is None
 
 
 def test_a_client_that_goes_away_in_a_stream(port):
