@@ -37,7 +37,7 @@ class Inquiry:
 
 def check_name(model: Model, fields: Fields) -> None:
     """Refuse a model that is not the one that is served."""
-    asked = fields.text("model", model.spec.name)
+    asked = fields.text("model", "") or model.spec.name
     if asked != model.spec.name:
         raise Refused(404, f"model {asked[:60]!r} is not served here; served is {model.spec.name!r}", "model", "model_not_found")
 
