@@ -21,12 +21,8 @@ from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
 from .lab import Lab
-<<<<<<< HEAD
-from .throughput import teams, throughput
-=======
 from .service import service
-from .throughput import throughput
->>>>>>> 4daacde (The lab's experiment service: something breaks while clients ask)
+from .throughput import teams, throughput
 
 
 def main() -> int:
@@ -120,11 +116,7 @@ def experiment(options: argparse.Namespace) -> int:
         return EXPERIMENTS[options.name](options, Path(folder))
 
 
-<<<<<<< HEAD
-EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak, "throughput": throughput, "teams": teams}
-=======
-EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak, "throughput": throughput, "service": service}
->>>>>>> 4daacde (The lab's experiment service: something breaks while clients ask)
+EXPERIMENTS = {"drift": drift, "quiet": quiet, "faults": faults, "soak": soak, "throughput": throughput, "teams": teams, "service": service}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,12 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("arguments", metavar=name, nargs=argparse.REMAINDER)
     trial = verb("experiment", experiment, "see what becomes of jobs when a cluster changes or breaks; the last line is JSON")
     trial.add_argument("name", choices=EXPERIMENTS)
-<<<<<<< HEAD
     asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput and teams"
-    trial.add_argument("--rounds", type=int, help="of faults; default: 100")
-=======
-    asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput"
->>>>>>> 4daacde (The lab's experiment service: something breaks while clients ask)
     trial.add_argument("--texts", action="store_true", help="faults while texts are written")
     trial.add_argument("--rounds", type=int, help="of faults and service; default: 100, 60")
     trial.add_argument("--requests", type=int, help=asked)
