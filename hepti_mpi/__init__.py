@@ -9,5 +9,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: the command line starts without."""
     if name == "Model":
-        return importlib.import_module("hepti_mpi.api").Model
+        return importlib.import_module("hepti_mpi.api.model").Model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
