@@ -165,3 +165,18 @@ def test_a_run_on_a_terminal_fits_it(made, columns):
     assert code == 0 and "2 texts" in text and "rank 0 on" in text, text
     assert max(map(len, lines)) <= columns, [line for line in lines if len(line) > columns]  # else words are broken at the edge
     assert not any(line.startswith("{") for line in lines)
+
+
+def test_text_that_comes_in_parts_is_folded_between_words():
+    from hepti_mpi.commands.terminal import Flow
+
+    text = "A story of  nine gulls.\n\nThe end:\n\t- averyverylongwordthatfitsnowhere 日本語のテキスト x"
+    for width in (8, 12, 20):
+        for size in (1, 3, 100):
+            flow = Flow(width)
+            shown = "".join(flow.add(text[at : at + size]) for at in range(0, len(text), size)) + flow.end()
+            lines = shown.split("\n")
+            assert all(sum(1 + (ord(one) > 999) for one in line) <= width or "verylong" in line for line in lines), lines
+            assert "".join(shown.split()) == "".join(text.split()) and "gulls.\n\nThe" in shown
+    flow = Flow(None)
+    assert flow.add("as it") == "as it" and flow.end() == ""

@@ -8,6 +8,7 @@ import click
 
 from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, planning_options, weights_option, words_options
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.terminal import Flow
 from hepti_mpi.commands.writing import Writing, writing_options
 
 if TYPE_CHECKING:
@@ -76,19 +77,15 @@ def _talk(ranks: "Ranks", session: "Session", system: str | None, writing: Writi
             SCREEN.warn(f"{error}; the talk begins anew")
             del messages[1 if system else 0 :]
             continue
+        flow = Flow(SCREEN.width)
         while making.busy:
             for event in making.step():
-                _write(event.text)
-        _write("\n")
+                SCREEN.part(flow.add(event.text))
+        SCREEN.part(flow.end() + "\n")
         messages.append({"role": "assistant", "content": answer.text})
 
 
 def _line() -> str:
     """Return the next line, empty at the end."""
-    _write(PROMPT)
+    SCREEN.part(PROMPT)
     return sys.stdin.readline().strip()
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hepti_mpi.commands import terminal
-from hepti_mpi.commands.terminal import ERR, OUT
+from hepti_mpi.commands.terminal import ERR, OUT, Flow
 from hepti_mpi.documents import json_line
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.quiet = self.json = False
+        self.flow = Flow(None)  # of the text that is shown as it grows
 
     @property
     def width(self) -> int | None:
@@ -97,7 +98,15 @@ class Screen:
 
     def say_text(self, asked: str | None, text: str, ended: bool) -> None:
         """Show what was added to a text; `asked`: in front of it, where it begins."""
-        terminal.write(OUT, ("" if asked is None else f"> {asked}\n") + text + "\n\n" * ended, plain=True, ends=False)
+        if asked is not None:
+            self.result(f"> {asked}")
+            self.flow = Flow(self.width)
+        self.part(self.flow.add(text) + (self.flow.end() + "\n\n") * ended)
+
+    def part(self, text: str) -> None:
+        """Show a part of a line."""
+        if text:
+            terminal.write(OUT, text, plain=True, ends=False)
 
     def document(self, data: dict[str, Any], always: bool = False) -> None:
         """Print a JSON document if one is asked for; `always`: also where it ends the output for people, but not on a terminal."""

@@ -6,6 +6,7 @@ Under mpirun the terminal is mpirun's: a rank has none of its own, or one that n
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -86,6 +87,45 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
             console(descriptor).print(text, crop=False)
     except BrokenPipeError:
         close(descriptor)
+
+
+class Flow:
+    """Text that comes in parts, folded between words where lines have a `width`, else as it is: the newest word waits for its end."""
+
+    def __init__(self, width: int | None) -> None:
+        self.width, self.column, self.word = width, 0, ""
+
+    def add(self, text: str) -> str:
+        """Return what is to be shown after the next part of the text."""
+        if self.width is None:
+            return text
+        shown = []
+        for letter in text:
+            wide = unicodedata.east_asian_width(letter) in "WF"
+            if letter not in " \n\t" and not wide:
+                self.word += letter
+                continue
+            shown.append(self.end())
+            if letter == "\n":
+                shown.append(letter)
+                self.column = 0
+            elif wide:
+                shown.append(self._placed(letter, 2))
+            elif self.column < self.width:  # a blank at the end of a line is not seen
+                shown.append(" ")
+                self.column += 1
+        return "".join(shown)
+
+    def end(self) -> str:
+        """Return the word that waits."""
+        word, self.word = self.word, ""
+        return self._placed(word, len(word)) if word else ""
+
+    def _placed(self, word: str, size: int) -> str:
+        assert self.width is not None
+        ahead = "\n" if self.column and self.column + size > self.width else ""
+        self.column = ((0 if ahead else self.column) + size - 1) % self.width + 1
+        return ahead + word
 
 
 def close(descriptor: int) -> None:
