@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
 WORLD = Comm.world()
 ALL_ON = 3  # ranks: enough for a first, a last and one between
 GRID = ("test_answers.py", "test_formats.py", "test_generation.py", "test_teams.py")
+MEASURES = ("test_a_profile_of_a_busy_machine_is_measured_again",)  # for ten seconds where cores are shared; not with more than ALL_ON
 HERE = sorted(os.sched_getaffinity(0))
 CORES = Cores(WORLD.rank, WORLD.gather_all(host_name()), HERE, HERE, threads=1, alone_threads=2 if WORLD.size > 1 else 1)
 
@@ -36,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     grid = [item for item in items if item.path.name in GRID and hasattr(item, "callspec")]
     left = [item for number, item in enumerate(grid) if (number + WORLD.size) % 3]
+    if WORLD.size > ALL_ON:
+        left += [item for item in items if item.name in MEASURES]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in set(left)]
 
