@@ -107,7 +107,7 @@ def test_the_record_of_a_run():
 
 def test_texts_name_every_rank_and_candidate():
     plan = DECISION.chosen.plan
-    for text in (records.plan_lines(plan), records.share_lines(DECISION), records.run_lines(record_of(plan), DECISION)):
+    for text in (records.plan_lines(plan), records.rank_lines(DECISION), records.run_lines(record_of(plan), DECISION)):
         for rank in range(3):
             assert f"rank {rank} on pi{rank}" in text
     lines = records.decision_lines(DECISION).splitlines()
@@ -141,9 +141,9 @@ def test_tables_fit_the_screen(width):
     """Nothing is cut: what has no room beside the rest goes below it."""
     plan = DECISION.chosen.plan
     record = record_of(plan)
-    texts = [records.plan_lines(plan, width), records.share_lines(DECISION, width), records.decision_lines(DECISION, width)]
+    texts = [records.plan_lines(plan, width), records.rank_lines(DECISION, width), records.decision_lines(DECISION, width)]
     tables = [text for text in texts] + ["\n".join(records.run_lines(record, DECISION, width).splitlines()[1:-3])]
-    whole = [records.plan_lines(plan), records.share_lines(DECISION), records.decision_lines(DECISION)]
+    whole = [records.plan_lines(plan), records.rank_lines(DECISION), records.decision_lines(DECISION)]
     for text, wide in zip(tables, whole):
         assert set(wide.split()) - {"candidate"} <= set(text.split())
     for text in tables:

@@ -105,7 +105,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     possible = bound(spec, source_hash, profile, request)
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
-    SCREEN.show("\n" + records.share_lines(decision, SCREEN.width))
+    SCREEN.show("\n" + records.rank_lines(decision, SCREEN.width))
     SCREEN.show(records.bound_line(decision, possible))
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
     SCREEN.document(records.decision_document(decision) | records.bound_document(decision, possible))

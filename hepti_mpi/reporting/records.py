@@ -224,15 +224,15 @@ def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
     return kind_of(plan), milliseconds(price.seconds), why, str(len(plan.active)), *map(milliseconds, times), *map(size, bytes_)
 
 
-def share_lines(decision: Decision, width: int | None = None) -> str:
-    """Return, per rank of the chosen plan, its share, predicted times and memory."""
+def rank_lines(decision: Decision, width: int | None = None) -> str:
+    """Return, per rank of the chosen plan, its predicted times and memory; its share stands in the plan."""
     candidate = decision.chosen
     plan, price = candidate.plan, candidate.price
     rows = []
-    for rank in range(plan.ranks):
+    for rank, host in enumerate(plan.hosts):
         memory = size(candidate.memory[rank]) if candidate.memory else "-"
-        rows.append((*_share(plan, rank), milliseconds(price.compute[rank]), milliseconds(price.wait[rank]), memory))
-    return table(("", "heads", "columns", "rows", "compute ms", "waiting ms", "memory"), rows, width)
+        rows.append((f"rank {rank} on {host}", milliseconds(price.compute[rank]), milliseconds(price.wait[rank]), memory))
+    return table(("", "compute ms", "waiting ms", "memory"), rows, width)
 
 
 def run_lines(record: dict[str, Any], decision: Decision | None, width: int | None = None) -> str:
