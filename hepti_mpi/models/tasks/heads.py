@@ -22,7 +22,8 @@ TOP = 5
 NAMES = {"none": "class_row", "pooler": "pooler_output", "sentence": "embedding"}  # of results that are no logits
 
 DIGITS = range(6, 10)  # which tell a float32 from others: those with less are among the first
-LEAST_SIZE, MOST_SIZE = -13, 20  # of numbers, as powers of ten, which those that they are scaled by hold exactly
+LEAST_SIZE, MOST_SIZE = -13, 20  # of numbers, as powers of ten; what they are scaled by is exact then:
+POWERS = np.array([float(f"1e{power}") for power in range(23)])
 
 Result = dict[str, np.ndarray]
 
@@ -145,9 +146,9 @@ def numbers(values: np.ndarray) -> list[float]:
     exact = given.astype(np.float64)
     size = np.floor(np.log10(np.abs(exact), where=exact != 0, out=np.zeros_like(exact)))
     found, open_ = exact.copy(), (size >= LEAST_SIZE) & (size <= MOST_SIZE)
-    strange = np.flatnonzero(~open_)
+    strange, size = np.flatnonzero(~open_), np.where(open_, size, 0).astype(int)
     for digits in DIGITS:
-        up, down = (10.0 ** np.clip(sign * (digits - 1 - size), 0, None) for sign in (1, -1))
+        up, down = (POWERS[np.clip(sign * (digits - 1 - size), 0, len(POWERS) - 1)] for sign in (1, -1))
         short = np.rint(exact * up / down) * down / up
         same = open_ & (short.astype(np.float32) == given)
         found[same] = short[same]
