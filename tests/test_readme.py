@@ -24,7 +24,7 @@ SCRIPTS = sorted(f"{path.parent.name}/{path.name}" for path in [*(ROOT / "jobs")
 PAGES = [*READMES, *(script for script in SCRIPTS if script not in READMES and script != "jobs/minilm.txt")]
 TEXT = "\n".join((ROOT / page).read_text() for page in READMES)
 # options of mpirun, rsync, sbatch and the scripts of tests/
-FOREIGN = {"--help", "--mca", "--prefix", "--exclude", "--nodes", "--array", "--inputs", "--text"}
+FOREIGN = {"--serve", "--help", "--mca", "--prefix", "--exclude", "--nodes", "--array", "--inputs", "--text"}
 
 
 def commands_in(text: str, module: str = "hepti_mpi") -> list[list[str]]:
