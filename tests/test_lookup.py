@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from test_generation import VOCABULARY, Counting, finished
 
-from hepti_mpi.models.tasks.sampling import Sampling, Scores
+from hepti_mpi.models.inputs.prompts import Prompt
+from hepti_mpi.models.tasks.sampling import Chosen, Sampling, Scores
+from hepti_mpi.serving.generating import told
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.lookup import COSTS, LENGTHS, SURE, Lookup
+from hepti_mpi.serving.written import Written
 
 
 class Repeating(Counting):
@@ -84,3 +87,19 @@ def test_guessing_takes_no_time():
         lookup.add(token)
         lookup.guess(9)
     assert time.perf_counter() - begin < 1.0
+
+
+def test_a_step_tells_each_of_its_tokens_and_the_end_once():
+    generator = Generator(Counting(), [40])
+    answer = generator.submit([*range(50), 0, 1, 2], Sampling(max_tokens=90, logprobs=1))
+    written, heard, steps = Written(0.1), [], 0
+    while generator.busy:
+        events = generator.step()
+        steps += 1
+        heard += [told(5, event) for event in events]
+        for event in events:
+            written.add(Prompt(0, "", {}), event)
+    assert answer.tokens == [*range(3, 41)] and steps < 20
+    assert [one[1] for one in heard] == answer.tokens and [one[4] for one in heard] == [None] * 37 + ["stop"]
+    assert [one[1][0] for one in written.grown] == answer.tokens
+    assert [Chosen.of(one[1]) for one in written.grown] == answer.chosen

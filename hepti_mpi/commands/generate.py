@@ -111,6 +111,7 @@ def _check(question: "Question", writing: Writing) -> None:
 def _asked(session: "Session", question: "Question", writing: Writing) -> Task:
     """Read the prompts and get ready to keep their answers. Raises InputError."""
     from hepti_mpi.comm import channel, interrupts
+    from hepti_mpi.errors import InputError
     from hepti_mpi.serving.sink import Filed, Shown, Sink, Spoken
     from hepti_mpi.serving.written import finished_text, head_of
     from hepti_mpi.supervisor.progress import Told, read_state
@@ -124,6 +125,8 @@ def _asked(session: "Session", question: "Question", writing: Writing) -> Task:
         sink = Filed(question, SCREEN.say, lasting=not writing.logits)
     default = writing.sampling()
     prompts, asked = _prompts(session, question, writing, default)
+    if any(one.stop for one in asked.values()) and "tokenizer.json" not in session.store.files:
+        raise InputError("stop texts need a tokenizer, which the model lacks")
     if sink is None:
         sink = Shown(SCREEN) if SCREEN.json else Spoken(SCREEN, [asked_of(prompt.given) for prompt in prompts])
     refused = {one.index: finished_text(one, None, default.max_tokens, {}) for one in prompts if one.error is not None}
@@ -248,7 +251,7 @@ def _answered(ranks: "Ranks", session: "Session", task: Task, logits: bool) -> R
             for event in events:
                 prompt = prompts[id(event.answer)]
                 written.add(prompt, event)
-                if event.answer.finish_reason is not None:
+                if event.finish is not None:
                     written.requests.append(prompt)
                     written.finished.append(finished_text(prompt, event.answer, event.answer.sampling.max_tokens, result.logits))
             if beside.behind:  # whoever reads is slow: nobody is to take this rank for lost meanwhile
@@ -259,7 +262,7 @@ def _answered(ranks: "Ranks", session: "Session", task: Task, logits: bool) -> R
         begin = time.perf_counter()
         result.answers = [making.submit(one.ids, task.asked[one.index], task.sink.begun.get(one.index, ())) for one in task.left]
         prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}
-        tell([Event(one, None, one.text) for one in result.answers if one.made], 0.0)
+        tell([Event(one, None, one.text, one.finish_reason) for one in result.answers if one.made], 0.0)
         while making.busy and task.sink.wanted:
             clock = time.perf_counter()
             tell(making.step(), time.perf_counter() - clock)

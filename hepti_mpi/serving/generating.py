@@ -45,6 +45,7 @@ def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None
 
 def told(place: int, event: Event) -> list[object]:
     """Return an event as the front hears it."""
-    chosen = event.answer.chosen[-1] if event.token is not None and event.answer.chosen else None
-    logprob, top = (chosen.logprob, chosen.top) if chosen is not None else (None, ())
-    return [place, event.token, logprob, [list(one) for one in top], event.answer.finish_reason]
+    if event.chosen is None:
+        return [place, None, None, [], event.finish]
+    chosen = event.chosen
+    return [place, chosen.token, chosen.logprob, [list(one) for one in chosen.top], event.finish]

@@ -85,11 +85,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """What one step did to an answer: `token`, the next one, None when it only ended; `text`: what was added to its text."""
+    """What was added to an answer: the token that was `chosen`, None where it is of before, and `text`; `finish`: why it ended with that.
+
+    A step may add several tokens to an answer, each an event of its own.
+    """
 
     answer: Answer
-    token: int | None
+    chosen: Chosen | None
     text: str
+    finish: str | None = None
 
 
 @dataclass
@@ -225,7 +229,7 @@ class Generator:
         one.lookup.add(chosen.token)
         if answer.finish_reason is not None:
             self._leave(one)
-        return Event(answer, chosen.token, text)
+        return Event(answer, chosen, text, answer.finish_reason)
 
     def _leave(self, one: _Running) -> None:
         one.answer.ended = time.perf_counter()

@@ -37,8 +37,8 @@ class Written:
 
     def add(self, prompt: Prompt, event: Event) -> None:
         """Take in what happened to the answer to a prompt."""
-        if event.token is not None:
-            self.grown.append([prompt.index, event.answer.chosen[-1].told()])
+        if event.chosen is not None:
+            self.grown.append([prompt.index, event.chosen.told()])
         self.said.append((prompt.index, event.text))
 
 
