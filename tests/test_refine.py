@@ -173,6 +173,16 @@ def test_what_is_promising_is_improved():
     assert [order(ones[0]) for ones in again] == [order(ones[0]) for ones in found], "in whatever order they come"
 
 
+def test_one_rank_alone_is_no_measure_of_hope():
+    """Nothing improves it, so that several ranks, which are far behind it at first, may still win."""
+    search = search_of((16, 11.4, 6.7), mbit=20)
+    starts, alone = [first(search, layout) for layout in LAYOUTS], first(search, ("heads", "columns"), MPI, (0,))
+    alone = replace(alone, price=replace(alone.price, seconds=min(one.price.seconds for one in starts) / 3))
+    found = refinement_of(search).improve_best([*starts, alone])
+    (better,) = [ones[0] for ones in found if not any(ones[0] is one for one in (*starts, alone))]
+    assert found[0][0] is alone and better.price.seconds < min(one.price.seconds for one in starts)
+
+
 def test_order_of_equals():
     _, one = made_up((60, 30, 7), lambda plan: 1.0)
     _, fewer = made_up((67, 30, 0), lambda plan: 1.0)

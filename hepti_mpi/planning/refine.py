@@ -40,9 +40,10 @@ class Refinement:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
         promising = sorted(((*self.promise(one), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
         found: list[list[Candidate]] = []
+        several = next((number for number, (*_, one) in enumerate(promising) if len(one.plan.active) > 1), None)
         for number, (_, hope, candidate) in enumerate(promising):
             soonest = min((ones[0].price.seconds for ones in found), default=hope)
-            hopeless = number >= MOST_IMPROVED or hope > soonest * HOPE
+            hopeless = number != several and (number >= MOST_IMPROVED or hope > soonest * HOPE)  # one rank has nothing to improve
             found.append([candidate] if hopeless else self.improve(candidate))
         found.sort(key=lambda ones: order(ones[0]))
         found[0] = sorted((self.climb(one, MOVES_AT_ONCE) for one in found[0]), key=order)
