@@ -68,7 +68,7 @@ def whole_model(store: Store) -> onnxruntime.InferenceSession:
     flat = helper.make_tensor("flat", TensorProto.INT64, [2], [-1, spec.hidden])
     x = y = node("Reshape", ["x", "flat"], "x_flat")
     first = "layers.0.attention.norm"
-    if spec.norm == "pre":
+    if spec.last is not None:
         inputs = [x, *(weight(f"{first}.{part}", (spec.hidden,)) for part in ("weight", "bias"))]
         y = node("LayerNormalization", inputs, "y_first", epsilon=spec.norm_eps, axis=-1)
     for number in range(spec.layers):
@@ -76,14 +76,14 @@ def whole_model(store: Store) -> onnxruntime.InferenceSession:
         q, k, v = (node("Reshape", [linear(y, f"{name}.attention.{m}", f"{name}.{m}"), "wide"], f"{name}.{m}3") for m in "qkv")
         mixed = node("MultiHeadAttention", [q, k, v], f"{name}.mixed", MICROSOFT, num_heads=spec.heads)
         p = linear(node("Reshape", [mixed, "flat"], f"{name}.mixed2"), f"{name}.attention.o", f"{name}.p", bias=False, transposed=0)
-        after = f"{name}.attention.norm" if spec.norm == "post" else f"{name}.mlp.norm"
+        after = f"{name}.attention.norm" if spec.last is None else f"{name}.mlp.norm"
         norm_of(x, p, after, f"{name}.attention.o.bias", f"{name}.y1", f"{name}.x1")
         y, x = f"{name}.y1", f"{name}.{'y1' if spec.norm == 'post' else 'x1'}"
         up = linear(y, f"{name}.mlp.up", f"{name}.up", bias=False, outer=spec.ffn)
         act = node("BiasGelu", [up, weight(f"{name}.mlp.up.bias", (spec.ffn,))], f"{name}.act", MICROSOFT)
         p = linear(act, f"{name}.mlp.down", f"{name}.p2", bias=False, transposed=0, inner=spec.ffn)
         following = f"layers.{number + 1}.attention.norm" if number + 1 < spec.layers else "final.norm"
-        norm_of(x, p, f"{name}.mlp.norm" if spec.norm == "post" else following, f"{name}.mlp.down.bias", f"{name}.y2", f"{name}.x2")
+        norm_of(x, p, f"{name}.mlp.norm" if spec.last is None else following, f"{name}.mlp.down.bias", f"{name}.y2", f"{name}.x2")
         y, x = f"{name}.y2", f"{name}.{'y2' if spec.norm == 'post' else 'x2'}"
     node("Reshape", [y, "wide"], "y")
     info = [helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, None, spec.hidden]) for value in "xy"]

@@ -1,11 +1,12 @@
 """Tiny models whose layers have what layers may have, for tests: each property in at least one of them."""
 
 import zlib
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
-from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Relative, Rotary, rotary
+from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Relative, Rotary, plain, rotary
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.spec import ModelSpec, named_weights
 
@@ -66,7 +67,7 @@ def odd_model(name, layers=3):
     heads, kinds, order, last = MADE[name]()
     sizes = {"layers": layers, "hidden": HIDDEN, "heads": heads, "ffn": FFN, "positions": 64}
     options = {"vocabulary": 50, "types": 2, "pooler": False}
-    spec = ModelSpec("bert", name, **sizes, norm="pre", norm_eps=EPS, activation="gelu", embedding="tokens", head="none", options=options,
+    spec = ModelSpec("bert", name, **sizes, embedding="tokens", head="none", options=options,
                      kinds=kinds, order=order, last=last)  # fmt: skip
 
     def stream():
@@ -76,3 +77,12 @@ def odd_model(name, layers=3):
             yield weight, (near + random.normal(0, 0.25, shape)).astype(np.float32)
 
     return ModelFiles(spec, {"config.json": b"{}"}, "hash", stream)
+
+
+def sized(spec, norm=None, **sizes):
+    """Return `spec` with plain layers of other sizes; `norm`: "pre" or "post", where norms are then."""
+    every = {name: sizes.get(name, getattr(spec, name)) for name in ("hidden", "heads", "ffn")}
+    one, eps = spec.layer(0), next(made for made in (*spec.layer(0).before, *spec.layer(0).after) if made).eps
+    first, made = any(one.before) if norm is None else norm == "pre", Norm(every["hidden"], eps)
+    kinds = (plain(**every, activation=one.mlp.activation, norm=made, first=first),)
+    return replace(spec, **sizes, kinds=kinds, last=made if first else None)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from clusters import cluster
+from layers import sized
 
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.models.checkpoints.random import random_model
@@ -19,7 +20,7 @@ from hepti_mpi.tuning import adapt
 from hepti_mpi.tuning.adapt import Adapter, Start
 from hepti_mpi.tuning.advising import Advice, Question, advise
 
-SPEC = replace(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ffn=3072)
+SPEC = sized(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ffn=3072)
 ROWS = 128
 PROFILE = cluster((20.0, 12.0, 6.0))
 RANKS = 3
@@ -264,7 +265,7 @@ def test_changes_that_follow_each_other_are_all_followed():
         assert world.now() <= 1.05 * world.best(), world.adapter.made
 
 
-SMALL = replace(SPEC, layers=6, hidden=384, ffn=1536)
+SMALL = sized(SPEC, layers=6, hidden=384, ffn=1536)
 
 
 @pytest.mark.parametrize("hosts", [("vm",) * 2, ("pi0", "pi1", "pi2", "pi3")])

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from clusters import GIB, cluster
+from layers import sized
 
 from hepti_mpi import splits
 from hepti_mpi.errors import CapacityError, PlanError
@@ -20,7 +21,7 @@ from hepti_mpi.weights.slices import Part
 LARGE = random_model("bert-large").spec
 BASE = random_model("bert-base").spec
 VIT = random_model("tiny-vit").spec
-ODD = replace(BASE, layers=7, hidden=72, heads=9, ffn=203)
+ODD = sized(BASE, layers=7, hidden=72, heads=9, ffn=203)
 SPEEDS = [(12,), (9, 30), (12,) * 3, (5, 40, 11), (16, 11.4, 6.7, 4.4), (20, 20, 20, 0.5), (7, 9, 8, 30, 2), (4, 5, 6, 7, 8, 9, 40)]
 
 
@@ -321,7 +322,7 @@ def test_memory_is_that_of_the_weights_that_are_loaded(name, spec):
     tensor = plan.strategy == "tensor"
     part = np.array(plan.heads) / spec.heads if tensor else np.array(plan.rows) / 128
     without = case.memory(plan) - case.activations(plan, part)
-    final = 2 * spec.hidden * 4 * (spec.norm == "pre")  # of the norm after the last layer
+    final = 2 * spec.hidden * 4 * (spec.last is not None)  # of the norm after the last layer
     for rank in plan.active:
         held = sum(piece.bytes for piece in Part(spec, plan, rank).of_layers)
         assert -final <= without[rank] - held <= 1

@@ -90,11 +90,16 @@ def test_a_store_says_what_layers_are(name):
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def test_plain_layers_are_said_by_sizes_alone():
-    """As stores have it that were made before layers could differ."""
+def test_plain_layers_that_are_said_by_sizes_alone_are_read():
+    """As stores have it that were made before all layers were said one way."""
     spec = random_model("tiny-vit").spec
-    said = spec.to_json()
-    assert not {"kinds", "order", "last"} & set(said) and ModelSpec.from_json(said) == spec
+    older = {key: value for key, value in spec.to_json().items() if key not in ("kinds", "last")}
+    older |= {"norm": "pre", "norm_eps": spec.last.eps, "activation": "gelu"}
+    assert ModelSpec.from_json(older) == spec
+    with pytest.raises(ModelError, match="is not a multiple of its 5 heads"):
+        ModelSpec.from_json(older | {"heads": 5})
+    with pytest.raises(ModelError, match="neither pre nor post"):
+        ModelSpec.from_json(older | {"norm": "none"})
 
 
 DAMAGE = [{"order": [0, 9, 0]}, {"order": [0]}, {"heads": 3}, {"kinds": [{"attention": 1}]}, {"kinds": 5}, {"last": [3]}]

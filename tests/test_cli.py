@@ -238,8 +238,9 @@ def test_a_failed_slice_leaves_nothing(run, made):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("tiny-bert", ["bert tiny-bert", "3 layers, hidden 56, 7 heads of 8, ffn 101", "post-norm", "files: config.json, tokenizer.json"]),
-    ("tiny-vit", ["vit tiny-vit, head image-classes, 5 labels", "pre-norm", "at most 26 rows"]),
+    ("tiny-bert", ["bert tiny-bert",
+     "3 layers, hidden 56, 7 heads of 8, ffn 101", "3 layers: layer norms after", "files: config.json, tokenizer.json"]),
+    ("tiny-vit", ["vit tiny-vit, head image-classes, 5 labels", "3 layers: layer norms before", "at most 26 rows"]),
 ])  # fmt: skip
 def test_inspect(run, name, words):
     said = run("inspect", f"{name}.h5")

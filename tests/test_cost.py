@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 from clusters import cluster, node, square
+from layers import sized
 from operations import operations
 
 from hepti_mpi import splits
@@ -23,7 +24,7 @@ from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Sync
 
-SPEC = replace(random_model("bert-base").spec, layers=3, hidden=72, heads=9, ffn=203)
+SPEC = sized(random_model("bert-base").spec, layers=3, hidden=72, heads=9, ffn=203)
 ROWS = 97
 LAYOUTS = list(product(("heads", "rows"), ("columns", "rows")))  # of MPI's collectives
 OWN_LAYOUTS = [pair for pair in product(*ALL_LAYOUTS.values()) if pair[0] != "local"]

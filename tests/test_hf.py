@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
+from hepti_mpi.models.families.family import spec_of
 from hepti_mpi.models.families.imports import Import, stored
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights, shared_weights
@@ -517,7 +518,7 @@ def test_tables_cover_every_weight(kind):
     for task in family.architectures.values():
         for tied in (True, False):
             fields = family.fields(said)
-            spec = ModelSpec(family=family.name, name="x", head=task.head, labels=("a",), back=task.steps(fields, ("a",), tied), **fields)
+            spec = spec_of(family, "x", task.head, fields, labels=("a",), back=task.steps(fields, ("a",), tied))
             assert {weight.name for _, weight in named_weights(spec)} <= family.sources.keys()
 
 

@@ -56,7 +56,7 @@ def test_names_do_not_matter_and_what_is_derived_does(tmp_path, monkeypatch):
     assert read_model(tmp_path / "another name").source_hash == before and len(before) == 64
     made, matched = hf.make_spec, hf.match
     with monkeypatch.context() as patch:  # a program that makes something else of the same folder
-        patch.setattr(hf, "make_spec", lambda *given: replace(made(*given), norm_eps=0.5))
+        patch.setattr(hf, "make_spec", lambda *given: replace(made(*given), positions=5))
         assert read_model(GOLDEN / "bert").source_hash != before
     with monkeypatch.context() as patch:
         patch.setattr(hf, "match", lambda *given: [replace(one, transform="other") for one in matched(*given)])

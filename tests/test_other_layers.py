@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.families.family import spec_of
 from hepti_mpi.models.families.imports import resized
 from hepti_mpi.models.families.registry import FAMILIES
-from hepti_mpi.models.spec import ModelSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {"modernbert": "model.", "nomicbert": "nomic_bert.", "mpnet": "mpnet.", "dinov2": "dinov2.", "dinov2_registers": ""}
@@ -66,7 +66,7 @@ def test_published_configurations(name):
     sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None}, {**sidefiles.CONFIG, **family.keys})
     fields = family.fields(config)
     task = family.architectures[config["architectures"][0]]
-    spec = ModelSpec(family=family.name, name="x", head=task.head, labels=("a",), back=task.steps(fields, ("a",), True), **fields)
+    spec = spec_of(family, "x", task.head, fields, labels=("a",), back=task.steps(fields, ("a",), True))
     assert (spec.layers, len(spec.kinds), spec.heads, spec.ffn, spec.positions) == SIZES[name]
 
 

@@ -1,12 +1,13 @@
 from dataclasses import replace
 
 import pytest
+from layers import sized
 
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program.plan import Plan, check, granules_fit
 
-SPEC = replace(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
+SPEC = sized(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
 TENSOR, SEQUENCE, LEFT, RIGHT = ("heads", "columns"), ("rows", "rows"), ("heads", "rows"), ("rows", "columns")
 ALLTOALL, RECOMPUTE, LOCAL = ("alltoall", "rows"), ("recompute", "rows"), ("local", "rows")
 PLAN = Plan("tiny-bert", "hash", (TENSOR,) * 3, (4, 0, 3), (64, 67, 0), (5, 0, 4), ("a", "b", "c"), ("packed", "mapped", "packed"),

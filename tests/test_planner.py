@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from clusters import GIB, cluster
+from layers import sized
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import scaled
@@ -28,7 +29,7 @@ from hepti_mpi.weights.slices import Part
 LARGE = random_model("bert-large").spec
 BASE = random_model("bert-base").spec
 TINY = random_model("tiny-vit").spec
-ODD = replace(BASE, layers=7, hidden=72, heads=9, ffn=203)
+ODD = sized(BASE, layers=7, hidden=72, heads=9, ffn=203)
 SHORT = replace(BASE, layers=4)
 LAYOUTS = [pair for pair in LEANER if pair[0] != "local"]
 OWN = Exchange("reduce_scatter", "own")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from layers import sized
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import random_model
@@ -17,7 +18,7 @@ HIDDEN = np.array([[0, 4], [2, -4], [4, 0]], np.float32)
 
 def spec(back=(), **options) -> ModelSpec:
     made = random_model("tiny-bert").spec
-    return replace(made, hidden=2, heads=1, head="sentence", back=tuple(back), options={"pooling": "mean"} | options)
+    return sized(made, hidden=2, heads=1, head="sentence", back=tuple(back), options={"pooling": "mean"} | options)
 
 
 def embedded(keep=(0, 1, 2), weights=None, text="a text", hidden=HIDDEN, back=(), **options):

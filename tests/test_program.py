@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from layers import MADE, odd_model
+from layers import MADE, odd_model, sized
 
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
@@ -480,7 +480,7 @@ EXCHANGES = [  # (attention, mlp), reduction, norm, what a layer of many exchang
     for mode in MODES[:4] if mode[0] == reduction and possible([pair], mode)
 ])  # fmt: skip
 def test_exchanges_of_an_inner_layer(pair, mode, norm, expected):
-    spec = replace(model_of("tiny-bert")[0], layers=9, norm=norm)
+    spec = sized(model_of("tiny-bert")[0], layers=9, norm=norm)
     kinds = []
     for layers in (7, 8, 9):  # first and last layer differ: what one more layer adds is what an inner one exchanges
         smaller = replace(spec, layers=layers)
@@ -510,7 +510,7 @@ ONLY_LAYER = [  # (attention, mlp), norm, all steps of a model of one layer
 
 @pytest.mark.parametrize("pair, norm, expected", ONLY_LAYER)
 def test_no_step_too_many(pair, norm, expected):
-    spec, mode = replace(model_of("tiny-bert")[0], layers=1, norm=norm), MODES[2] if "alltoall" in pair else MODES[0]
+    spec, mode = sized(model_of("tiny-bert")[0], layers=1, norm=norm), MODES[2] if "alltoall" in pair else MODES[0]
     assert " ".join(steps(make_program(spec, plan_of(spec, (pair,), (2, 1), (2, 1), (2, 1), mode)))) == expected
 
 

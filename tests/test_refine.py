@@ -7,6 +7,7 @@ import pytest
 from clusters import cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import sized
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
@@ -17,7 +18,7 @@ from hepti_mpi.planning.search import LEANER, _Search
 from hepti_mpi.program.plan import Plan, check
 
 BASE = random_model("bert-base").spec
-ODD = replace(BASE, layers=3, hidden=72, heads=9, ffn=203)
+ODD = sized(BASE, layers=3, hidden=72, heads=9, ffn=203)
 LAYOUTS = [pair for pair in LEANER if pair[0] != "local"]
 OWN = Exchange("reduce_scatter", "own")
 

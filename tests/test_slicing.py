@@ -3,6 +3,7 @@ from itertools import product
 from operator import attrgetter
 
 import pytest
+from layers import sized
 from operations import operations
 
 from hepti_mpi import splits
@@ -41,7 +42,7 @@ def test_all_weights_have_full_names():
     (101, "embedding.words", 120),
 ])  # fmt: skip
 def test_granule(ffn, name, expected):
-    spec = replace(BERT, ffn=ffn)
+    spec = sized(BERT, ffn=ffn)
     weight = {weight.name: weight for weight in all_weights(spec)}[name]
     assert granule(spec, weight) == expected
 

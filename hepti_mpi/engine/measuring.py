@@ -18,6 +18,7 @@ from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.timing import chained, products, timers
+from hepti_mpi.models.blocks import Norm, plain
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec, outer_weights
 from hepti_mpi.models.steps import LayerNorm, Lookup, Normalize, Step
@@ -87,7 +88,8 @@ def edges_of(spec: ModelSpec) -> Edges:
     hidden = spec.hidden
     front: list[Step] = [Lookup(by, by, size, hidden) for by, size in (("ids", WORDS), ("types", 2), ("positions", ROWS))]
     front.append(LayerNorm("norm", hidden, 1e-12))
-    like = ModelSpec("bert", "like", 1, hidden, 1, 1, "post", 1e-12, "gelu", ROWS, "tokens", "sentence", options={"pooling": "mean"})
+    layer = plain(hidden, 1, 1, "gelu", Norm(hidden, 1e-12), first=False)
+    like = ModelSpec("bert", "like", 1, hidden, 1, 1, ROWS, "tokens", "sentence", (layer,), options={"pooling": "mean"})
     like = replace(like, front=tuple(front), back=(Normalize("normalize"),))
     weights = {one.name: np.full(one.shape, 0.01, np.float32) for one in outer_weights(like)}
     values, square = np.full((ROWS, hidden), 0.01, np.float32), np.full((hidden, hidden), 0.01, np.float32)

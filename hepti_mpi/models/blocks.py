@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hepti_mpi.errors import ModelError
 from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.wording import counted
 
@@ -318,6 +319,17 @@ class Layer:
         for kind in KINDS:
             found += (weight for role, weight in self.tail(name, kind).items() if role not in ("bias", "beside"))
         return tuple(sorted(found, key=lambda weight: weight.split is None))
+
+
+def plain(hidden: int, heads: int, ffn: int, activation: str, norm: Norm, first: bool) -> Layer:
+    """Return a layer of BERT's kind, with all biases and as many heads of keys as of queries; `first`: norms come before the blocks (ViT).
+
+    Raises ModelError where the heads leave a rest.
+    """
+    if hidden % heads:
+        raise ModelError(f"hidden {hidden} is not a multiple of its {counted(heads, 'heads')}")
+    attention, mlp, norms = Attention(hidden, heads, hidden // heads), Mlp(hidden, ffn, activation), (norm, norm)
+    return Layer(attention, mlp, before=norms) if first else Layer(attention, mlp, after=norms)
 
 
 def layer_from_json(data: Mapping[str, Any]) -> Layer:

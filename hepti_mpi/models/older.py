@@ -1,4 +1,4 @@
-"""How stores describe a model that were made before front and head were steps: what follows from the head's name and the options.
+"""How stores describe a model that were made before front, head and plain layers were said: what follows from sizes and options.
 
 Knows the keys of those descriptions; knows no weight and no family. Store names of weights are the same.
 """
@@ -6,9 +6,21 @@ Knows the keys of those descriptions; knows no weight and no family. Store names
 from collections.abc import Mapping
 from typing import Any
 
+from hepti_mpi.errors import ModelError
+from hepti_mpi.models.blocks import Norm, plain
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Normalize, Patches, Step, Words
 
 NORM_EPS = 1e-5  # of torch.nn.LayerNorm
+PLAIN = ("norm", "norm_eps", "activation")  # what told what plain layers are
+
+
+def layers_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the layers, which are all alike, and the norm behind them. Raises KeyError, TypeError or ModelError for what is none."""
+    if data["norm"] not in ("pre", "post"):
+        raise ModelError(f"model {data['name']}: norm {data['norm']!r} is neither pre nor post")
+    norm, first = Norm(data["hidden"], data["norm_eps"]), data["norm"] == "pre"
+    layer = plain(data["hidden"], data["heads"], data["ffn"], data["activation"], norm, first)
+    return {"kinds": (layer,), "last": norm if first else None}
 
 
 def front_of(data: Mapping[str, Any]) -> tuple[Step, ...]:

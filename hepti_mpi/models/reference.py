@@ -39,7 +39,7 @@ def forward(spec: ModelSpec, weights: Mapping[str, np.ndarray], x: Array, length
             given = attend(layer.attention, own, y, lengths) if kind == "attention" else mlp(layer.mlp, own, y)  # [rows, hidden]
             own = {role: values for role, values in read(layer.tail(name, kind)).items() if role != "beside"}
             x = norm(after, of_norm, x + added(layer, kind, own, given))  # [rows, hidden]
-    last = spec.final_norm
+    last = spec.last
     return norm(last, read(last.weights("final.norm") if last else {}), x)  # [rows, hidden]
 
 

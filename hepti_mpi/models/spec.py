@@ -7,14 +7,14 @@ from math import lcm, prod
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Weight, layer_from_json
+from hepti_mpi.models.blocks import Layer, Norm, Weight, layer_from_json
 from hepti_mpi.models.formats import BLOCK, F16, F32, Q8_BLOCKS, format_named
-from hepti_mpi.models.older import back_of, front_of
+from hepti_mpi.models.older import PLAIN, back_of, front_of, layers_of
 from hepti_mpi.models.steps import Lookup, Step, Words, read_steps
 from hepti_mpi.wording import counted
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
-LISTED = ("kinds", "order", "last")  # what only models say whose layers are not plain
+LISTED = ("order", "last")  # what only some models say
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,8 @@ class ModelSpec:
     """The sizes and options that fix what is computed.
 
     `heads`, `ffn`: in how many granules and columns ranks divide an attention and an MLP, the same in all layers.
-    `norm`: "post" (BERT: LayerNorm after each residual sum) or "pre" (ViT: before each block, and once at the end). With `norm_eps` and
-    `activation` it says what plain layers are, with all biases and `heads` heads; those of other models are listed:
-    `kinds`: the few layers that differ; `order`: per layer which of them it is, and maybe of more layers than there are;
-    `last`: the norm behind the last layer. () and None: the layers are plain.
+    `kinds`: the few layers that differ; `order`: per layer which of them it is, and maybe of more layers than there are, or () where there
+    is one kind; `last`: the norm behind the last layer.
     `positions`: the largest number of rows of one request.
     `column_granule`: ranks divide the `ffn` columns in multiples of this; checksums are per head and per column granule.
     `embedding`: what a request is made of: "tokens" or "patches".
@@ -43,18 +41,15 @@ class ModelSpec:
     hidden: int
     heads: int
     ffn: int
-    norm: str
-    norm_eps: float
-    activation: str
     positions: int
     embedding: str
     head: str
+    kinds: tuple[Layer, ...]
     labels: tuple[str | int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
     front: tuple[Step, ...] = ()
     back: tuple[Step, ...] = ()
-    kinds: tuple[Layer, ...] = ()
     order: tuple[int, ...] = ()
     last: Norm | None = None
 
@@ -63,22 +58,17 @@ class ModelSpec:
             value = getattr(self, what)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
                 raise ModelError(f"model {self.name}: {what} is {value!r}, expected a positive integer")
-        if not self.kinds and self.hidden % self.heads:
-            raise ModelError(f"model {self.name}: hidden {self.hidden} is not a multiple of its {counted(self.heads, 'heads')}")
-        if self.activation not in ACTIVATIONS:
-            raise ModelError(f"model {self.name}: activation {self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
         if not isinstance(self.options, dict):
             raise ModelError(f"model {self.name}: options is {self.options!r:.60}, expected an object")
-        if self.norm not in ("pre", "post"):
-            raise ModelError(f"model {self.name}: norm {self.norm!r} is neither pre nor post")
         for name in self.formats.values():
             format_named(name)
         self._check_kinds()
 
     def _check_kinds(self) -> None:
         """Raise ModelError unless the layers that are listed fit the sizes that all have in common."""
-        if self.kinds and (len(self.order) < self.layers or not set(self.order) <= set(range(len(self.kinds)))):
-            raise ModelError(f"model {self.name}: it has {counted(self.layers, 'layers')}, {len(self.order)} are described")
+        listed = self.order or (0,) * self.layers * (len(self.kinds) == 1)
+        if len(listed) < self.layers or not set(listed) <= set(range(len(self.kinds))):
+            raise ModelError(f"model {self.name}: it has {counted(self.layers, 'layers')}, {len(listed)} are described")
         for layer in self.kinds:
             attention, mlp = layer.attention, layer.mlp
             sizes = {"hidden": self.hidden, "heads": self.heads, "ffn": self.ffn}
@@ -124,31 +114,15 @@ class ModelSpec:
         """How the one row is made that the head reads: a mode, or several joined by "+", see tasks/pooling.py."""
         return str(self.options.get("pooling", "cls"))
 
-    @cached_property
-    def final_norm(self) -> Norm | None:
-        """The norm `final.norm` behind the last layer, if there is one."""
-        return self.last if self.kinds else self._norm if self.norm == "pre" else None
-
     def layer(self, number: int) -> Layer:
         """Return what layer `number` is."""
         if not 0 <= number < self.layers:
             raise IndexError(f"layer {number} of {self.layers}")
-        return self.kinds[self.order[number]] if self.kinds else self._layer
+        return self.kinds[self.order[number] if self.order else 0]
 
     def each(self) -> Iterator[Layer]:
         """Yield what the layers are, the first one first."""
         return map(self.layer, range(self.layers))
-
-    @cached_property
-    def _norm(self) -> Norm:
-        return Norm(self.hidden, self.norm_eps)
-
-    @cached_property
-    def _layer(self) -> Layer:
-        """What plain layers are."""
-        attention, mlp = Attention(self.hidden, self.heads, self.hidden // self.heads), Mlp(self.hidden, self.ffn, self.activation)
-        norms = (self._norm, self._norm)
-        return Layer(attention, mlp, before=norms) if self.norm == "pre" else Layer(attention, mlp, after=norms)
 
     def stored(self, weight: Weight) -> Weight:
         """Return a weight, under its full name, with the format in which it is stored. Raises ModelError where ranks could not cut it."""
@@ -174,10 +148,12 @@ class ModelSpec:
         """Rebuild a spec. Raises ModelError when a key is missing, unknown or of the wrong kind."""
         try:
             steps = {key: read_steps(data[key]) if key in data else of(data) for key, of in (("front", front_of), ("back", back_of))}
-            listed = {"kinds": tuple(map(layer_from_json, data.get("kinds", ()))), "order": tuple(data.get("order", ()))}
-            last = None if data.get("last") is None else Norm(**data["last"])
-            return cls(**(data | steps | listed | {"labels": tuple(data["labels"]), "last": last}))
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            listed = {"kinds": tuple(map(layer_from_json, data["kinds"]))} if data.get("kinds") else layers_of(data)
+            listed |= {"order": tuple(data.get("order", ()))}
+            listed |= {"last": Norm(**data["last"])} if data.get("last") is not None else {}
+            known = {key: value for key, value in data.items() if key not in PLAIN}
+            return cls(**(known | steps | listed | {"labels": tuple(data["labels"])}))
+        except (TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
             raise ModelError(f"model description is damaged: {error}") from None
 
 
@@ -230,7 +206,7 @@ def reduced(spec: ModelSpec, name: str) -> ModelSpec:
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     """Return the weights outside the layers: those of the front, the final norm and those of the back."""
-    final = spec.final_norm.weights("final.norm").values() if spec.final_norm else ()
+    final = spec.last.weights("final.norm").values() if spec.last else ()
     front = (weight for step in spec.front for weight in step.weights("embedding"))
     back = (weight for step in spec.back for weight in step.weights("head"))
     return tuple(map(spec.stored, (*front, *final, *back)))

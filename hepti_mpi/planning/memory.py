@@ -35,7 +35,7 @@ def activation_bytes(
     `longest`: rows of the longest request in it; `own`: the rank's rows; `part`: its part of the attention scores, 0 to 1.
     """
     padded = PADDED_SCORES * rows * spec.hidden if longest < rows else 0  # what batching allows beyond the requests' own scores
-    inner, scores = (max(sizes) for sizes in zip(*(_inner(layer, longest) for layer in spec.kinds or (spec.layer(0),))))
+    inner, scores = (max(sizes) for sizes in zip(*(_inner(layer, longest) for layer in spec.kinds)))
     return (widths[0] * rows + widths[1] * own + rows * inner + scores * (rows * longest + padded) * part) * FLOAT
 
 

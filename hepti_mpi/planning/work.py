@@ -31,7 +31,7 @@ class LayerWork(NamedTuple):
 def layer_work(spec: ModelSpec, attended: float) -> LayerWork:
     """Return what a row costs a layer of `spec`, whose rows attend to `attended` rows where no window is narrower."""
     found = []
-    for layer in spec.each() if spec.kinds else (spec.layer(0),):
+    for layer in spec.each() if len(spec.kinds) > 1 else spec.kinds:
         attention, mlp, share = layer.attention, layer.mlp, Share(1, attended, 0, 0)
         mix = ops.Mix(0, (), (), attention).work(share)
         products = ops.Project(0, (), (), attention, "qkv"), ops.Out(0, (), (), attention)

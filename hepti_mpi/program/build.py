@@ -118,7 +118,7 @@ class _Builder:
     def norm_before(self, following: tuple[int, str] | None) -> tuple[Norm | None, str]:
         """Return the norm in front of a block, or behind the last one, and what its weights are called."""
         if following is None:
-            return self.spec.final_norm, FINAL
+            return self.spec.last, FINAL
         layer, kind = following
         return self.spec.layer(layer).norm_before(kind), f"layers.{layer}.{kind}.norm"
 

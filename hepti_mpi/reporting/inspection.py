@@ -37,8 +37,8 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     lines = [
         f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {counted(len(spec.labels), 'labels')}" if spec.labels else ""),
         f"{counted(spec.layers, 'layers')}, hidden {spec.hidden}, {counted(spec.heads, 'heads')} of {spec.head_dim}, ffn {spec.ffn}, "
-        f"at most {counted(spec.positions, 'rows')}" + ("" if spec.kinds else f", {spec.norm}-norm") + f", {spec.layer(0).mlp.activation}",
-        *(f"{counted(count, 'layers')}: {layer.described}" for layer, count in Counter(spec.each()).items() if spec.kinds),
+        f"at most {counted(spec.positions, 'rows')}, {spec.layer(0).mlp.activation}",
+        *(f"{counted(count, 'layers')}: {layer.described}" for layer, count in Counter(spec.each()).items()),
         f"{parameters:,} parameters, {size(sum(piece.bytes for piece in slices))}; source {store.source_hash[:12]}; "
         f"files: {', '.join(store.files) or 'none'}",
     ]

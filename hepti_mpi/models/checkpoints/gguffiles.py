@@ -14,10 +14,11 @@ from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel
 from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
+from hepti_mpi.models.families.family import spec_of
 from hepti_mpi.models.families.imports import match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
 from hepti_mpi.models.identity import source_hash
-from hepti_mpi.models.spec import ModelSpec, named_weights
+from hepti_mpi.models.spec import named_weights
 from hepti_mpi.models.untrusted import is_file, read_small
 
 SUFFIX = ".gguf"
@@ -47,7 +48,7 @@ def read_gguf(path: Path) -> tuple[ModelFiles, list[str]]:
     fields, task = family.fields(model.config), choose_task(family, model.config, plain)
     back = task.steps(fields, (), model.config["tie_word_embeddings"])
     options = fields.pop("options", {}) | {"ends": list(tokens.ends)}
-    spec = ModelSpec(family=family.name, name=path.stem, head=task.head, options=options, back=back, **fields)
+    spec = spec_of(family, path.stem, task.head, fields, options=options, back=back)
     imports = match(family, spec, {short: model.shapes[name] for short, name in plain.items()})
     by_name = {one.name: one for one in imports}
 

@@ -22,7 +22,7 @@ from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
 from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
-from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind
+from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind, spec_of
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
 from hepti_mpi.models.identity import source_hash
@@ -137,7 +137,7 @@ def make_spec(
         raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
     tied = head in ("masked-words", "next-token") and words_tied(family, config, plain, tensors)
     back = sentence.steps if sentence and head == "sentence" else task.steps(fields | {"config": config}, labels, tied)
-    return ModelSpec(family=family.name, name=name, head=head, labels=labels, options=options | added, back=back, **fields)
+    return spec_of(family, name, head, fields, labels=labels, options=options | added, back=back)
 
 
 def words_tied(family: Family, config: Mapping[str, Any], plain: Mapping[str, str], tensors: TensorFiles) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
-from hepti_mpi.models.families.family import class_labels
+from hepti_mpi.models.families.family import class_labels, spec_of
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
@@ -107,7 +107,7 @@ def make_spec(name: str, config: dict[str, Any]) -> ModelSpec:
     options = fields.pop("options", {}) | ({"scores": "softmax"} if task.head == "image-classes" else {})
     labels = class_labels(config) if task.head == "image-classes" else ()
     back = task.steps(fields, labels, tied=True)
-    return ModelSpec(family=family.name, name=name, head=task.head, labels=labels, options=options, back=back, **fields)
+    return spec_of(family, name, task.head, fields, labels=labels, options=options, back=back)
 
 
 def random_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from hepti_mpi.models.families.family import (
     Family,
     Source,
     Task,
+    alike,
     dense,
     integer,
     norm,
@@ -29,7 +30,7 @@ def bert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     shared, positions = shared_fields(config), integer(config, "max_position_embeddings", 512)
     vocabulary, types = integer(config, "vocab_size", 30522), integer(config, "type_vocab_size", 2)
     front = token_front(vocabulary, positions, types, shared["hidden"], shared["norm_eps"])
-    return shared | {"norm": "post", "embedding": "tokens", "positions": positions, "front": front}
+    return shared | alike(shared, first=False) | {"embedding": "tokens", "positions": positions, "front": front}
 
 
 BERT_SOURCES = {

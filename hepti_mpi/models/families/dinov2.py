@@ -31,7 +31,6 @@ def dinov2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     options = {"image_size": image, "patch_size": patch, "channels": channels, "registers": registers}
     fields = {
         "ffn": width,
-        "norm": "pre",
         "last": norm,
         "embedding": "patches",
         "positions": positions,

@@ -10,6 +10,7 @@ from hepti_mpi.models.families.family import (
     Family,
     Source,
     Task,
+    alike,
     dense,
     integer,
     norm,
@@ -39,7 +40,7 @@ def distilbert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     shared = shared_fields(renamed | {"intermediate_size": config.get("hidden_dim", 3072)})
     positions = integer(config, "max_position_embeddings", 512)
     front = token_front(integer(config, "vocab_size", 30522), positions, 0, shared["hidden"], shared["norm_eps"])
-    return shared | {"norm": "post", "embedding": "tokens", "positions": positions, "front": front}
+    return shared | alike(shared, first=False) | {"embedding": "tokens", "positions": positions, "front": front}
 
 
 DISTILBERT = Family(

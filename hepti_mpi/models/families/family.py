@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Layer
+from hepti_mpi.models.blocks import Layer, Norm, plain
 from hepti_mpi.models.sidefiles import Table
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Step, Words
 
 # the fields of a model, with "config" (config.json), "vocabulary", "word" (the width of a word's row), "labels" and "tied"
@@ -17,6 +18,7 @@ Sizes = Mapping[str, Any]
 Make = Callable[[Sizes], Step]
 
 LABEL_LIMIT = 1 << 17
+OF_HEADS = ("activation", "norm_eps")  # what steps behind the layers read of a model's sizes and its spec does not say
 ACTIVATION_NAMES = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -148,7 +150,7 @@ def named_activation(config: Mapping[str, Any], key: str, default: str) -> str:
 
 
 def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ModelSpec fields that every family reads alike. Raises ModelError."""
+    """Return the ModelSpec fields that every family reads alike, and OF_HEADS. Raises ModelError."""
     activation, eps = named_activation(config, "hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
         raise ModelError(f"config.json: layer_norm_eps is {eps!r:.60}, expected a small positive number")
@@ -178,9 +180,21 @@ def pair(
 
 
 def listed(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return the ModelSpec fields of layers that are not plain: the few kinds that there are of them, and which each is."""
+    """Return the ModelSpec fields of layers: the few kinds that there are of them, and which each is where that is several."""
     kinds = tuple(dict.fromkeys(layers))
-    return {"kinds": kinds, "order": tuple(map(kinds.index, layers))}
+    return {"kinds": kinds, "order": tuple(map(kinds.index, layers)) if len(kinds) > 1 else ()}
+
+
+def alike(shared: Mapping[str, Any], first: bool) -> dict[str, Any]:
+    """Return the ModelSpec fields of plain layers (blocks.plain), given the shared ones. Raises ModelError."""
+    norm = Norm(shared["hidden"], shared["norm_eps"])
+    layer = plain(shared["hidden"], shared["heads"], shared["ffn"], shared["activation"], norm, first)
+    return {"kinds": (layer,), "last": norm if first else None}
+
+
+def spec_of(family: Family, name: str, head: str, fields: Mapping[str, Any], **own: Any) -> ModelSpec:
+    """Return the spec of a model of these fields, and of its `own`. Raises ModelError."""
+    return ModelSpec(family=family.name, name=name, head=head, **{key: fields[key] for key in fields if key not in OF_HEADS}, **own)
 
 
 def dense(name: str, activation: str = "identity", out: str = "hidden", inner: str = "hidden") -> Make:

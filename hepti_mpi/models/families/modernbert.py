@@ -43,7 +43,6 @@ def modernbert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     layers = [Layer(attentions[kind], mlp, before=(norm if place else None, norm)) for place, kind in enumerate(kinds_of(config, shared))]
     words = Lookup("embedding.words", "ids", integer(config, "vocab_size", 50368), hidden)
     fields = {
-        "norm": "pre",
         "embedding": "tokens",
         "positions": integer(config, "max_position_embeddings", 8192),
         "front": (words, LayerNorm("embedding.norm", hidden, norm.eps, norm.bias)),

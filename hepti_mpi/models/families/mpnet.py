@@ -1,10 +1,11 @@
 """MPNet: a BERT without token types whose layers share a table of relative positions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import SHARED, Attention, Layer, Mlp, Norm, Relative
+from hepti_mpi.models.blocks import SHARED, Norm, Relative, plain
 from hepti_mpi.models.families.bert import BERT
 from hepti_mpi.models.families.family import (
     CLASSES,
@@ -36,11 +37,10 @@ def mpnet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(f"config.json: relative_attention_num_buckets is {config['relative_attention_num_buckets']}, only 32 are read")
     if hidden % heads or positions <= PADDING + 1:
         raise ModelError(f"config.json: hidden_size {hidden}, num_attention_heads {heads}, max_position_embeddings {positions} is no MPNet")
-    own = Norm(hidden, eps)
-    attention = Attention(hidden, heads, hidden // heads, relative=RELATIVE)
-    layer = Layer(attention, Mlp(hidden, shared["ffn"], shared["activation"]), after=(own, own))
+    layer = plain(hidden, heads, shared["ffn"], shared["activation"], Norm(hidden, eps), first=False)
+    layer = replace(layer, attention=replace(layer.attention, relative=RELATIVE))
     front = token_front(integer(config, "vocab_size", 30527), positions, 0, hidden, eps)
-    fields = {"norm": "post", "embedding": "tokens", "positions": positions - PADDING - 1, "front": front}
+    fields = {"embedding": "tokens", "positions": positions - PADDING - 1, "front": front}
     return shared | fields | {"options": {"padding_id": PADDING}} | listed([layer] * shared["layers"])
 
 

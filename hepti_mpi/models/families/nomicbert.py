@@ -41,7 +41,7 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     positions = integer(config, "max_position_embeddings", 2048)
     # beyond what it was trained on Nomic's own code scales the frequencies by the length of a text
     positions = min(positions, integer(config, "max_trained_positions", positions))
-    fields = {"norm": "post", "embedding": "tokens", "positions": positions, "front": front}
+    fields = {"embedding": "tokens", "positions": positions, "front": front}
     return shared | fields | listed([layer] * shared["layers"])
 
 

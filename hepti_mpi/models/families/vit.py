@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.families.family import CLASSES, LEFT_OVER, POOLER, Family, Source, Task, integer, pair, shared_fields, square
+from hepti_mpi.models.families.family import CLASSES, LEFT_OVER, POOLER, Family, Source, Task, alike, integer, pair, shared_fields, square
 from hepti_mpi.models.steps import Lookup, Patches
 from hepti_mpi.wording import counted
 
@@ -27,7 +27,8 @@ def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     options = {"image_size": image, "patch_size": patch, "channels": channels, "qkv_bias": qkv_bias}
     # row 0 of positions holds the class token, the others the bias of the patch projection: one addition at run time
     tables = Patches("embedding.patches", channels * patch**2, hidden), Lookup("embedding.positions", "positions", positions, hidden)
-    return shared | {"norm": "pre", "embedding": "patches", "positions": positions, "options": options, "front": tables}
+    fields = {"embedding": "patches", "positions": positions, "options": options, "front": tables}
+    return shared | alike(shared, first=True) | fields
 
 
 VIT_SOURCES = {
