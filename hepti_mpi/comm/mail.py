@@ -1,8 +1,8 @@
 """Letters between any two ranks, each a few facts and some arrays: what to do, what came of it, and what is handed on.
 
-Knows ranks, boxes and bytes; does not know what a letter says. A rank with partners has a thread that sends, receives and tells them that
-it is there while this rank computes; whoever takes letters may be in any thread, and the patience names partners that are not heard of
-for too long. Any other rank looks for letters when it takes or sends one.
+Knows ranks, boxes and bytes; does not know what a letter says. A rank that does what a lead says looks for letters when it takes or sends
+one. Any other has a thread that sends, receives and tells others that it is there while this rank computes; whoever takes letters may be
+in any thread there, and the patience names partners that are not heard of for too long.
 """
 
 import json
@@ -55,11 +55,11 @@ class Mail:
     """What a rank sends and receives. Every rank of `world` makes one, and closes it."""
 
     def __init__(
-        self, world: Comm, partners: Collection[int] = (), followers: Collection[int] = (), lead: int = 0, pause: Pause = nap
+        self, world: Comm, partners: Collection[int] = (), followers: Collection[int] = (), lead: int | None = None, pause: Pause = nap
     ) -> None:  # fmt: skip
         """`partners`: the other ranks that hear of this one, and of which it hears, also where there is nothing to say; `followers`: those
-        that only hear of it; nobody else writes to a rank that has partners. `lead`: whom a rank without partners waits for, and `pause`:
-        what it does between two looks when it is about to compute. Collective."""
+        that only hear of it; nobody else writes to a rank that has partners. `lead`: whom a rank without any waits for that looks for
+        letters itself, and `pause`: what it does between two looks when it is about to compute. Collective."""
         assert isinstance(world.patience, Patience), "mail is between the ranks of a job"
         self.rank, self.size, self.patience, self.turn = world.rank, world.size, world.patience, world.turn
         self.partners = sorted(set(partners) - {world.rank})
@@ -75,7 +75,8 @@ class Mail:
         self.closing = False
         self.error: BaseException | None = None
         self.awake = threading.Event()
-        self.thread = threading.Thread(target=self._work, name="mail", daemon=True) if self.partners else None
+        others = self.told and lead is None  # else nothing comes, or this rank looks itself
+        self.thread = threading.Thread(target=self._work, name="mail", daemon=True) if others else None
         if self.thread is not None:
             self.thread.start()
 
@@ -85,11 +86,11 @@ class Mail:
             self._box(box).put(Letter(peer, facts, arrays or {}))
             return
         self.outgoing.append((peer, box, facts, arrays or {}))
-        if self.thread is None:
+        if self.lead is None:
+            self.awake.set()
+        else:
             with self.turn:
                 self._look()
-        else:
-            self.awake.set()
 
     def tell(self, box: str, facts: dict[str, Any]) -> None:
         """Send a letter to all other ranks."""
@@ -103,7 +104,7 @@ class Mail:
         `idle`: this rank has no part in what the others do meanwhile.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        return self._handed(box, end) if self.thread is not None else self._found(box, end, idle)
+        return self._handed(box, end) if self.lead is None else self._found(box, self.lead, end, idle)
 
     def _handed(self, box: str, end: float | None) -> Letter | None:
         """Wait for what the thread puts into a box."""
@@ -118,13 +119,13 @@ class Mail:
                 if end is not None and time.monotonic() >= end:
                     return None
 
-    def _found(self, box: str, end: float | None, idle: bool) -> Letter | None:
+    def _found(self, box: str, lead: int, end: float | None, idle: bool) -> Letter | None:
         """Look for what is in a box."""
         inbox, rest, begin = self._box(box), IDLE_SECONDS, time.perf_counter()
         while True:
-            last = self.heard.get(self.lead)
-            with self.patience.slower() if idle else nullcontext(), self.patience.waiting(lambda: [self.lead]):
-                while self.heard.get(self.lead) == last:  # whoever says that it is there is not late
+            last = self.heard.get(lead)
+            with self.patience.slower() if idle else nullcontext(), self.patience.waiting(lambda: [lead]):
+                while self.heard.get(lead) == last:  # whoever says that it is there is not late
                     with self.turn:
                         self._look()
                     if not inbox.empty():

@@ -105,7 +105,7 @@ class Course:
         self.numbers = {lengths: number for number, lengths in enumerate(self.shapes)}
         self.outcome = Outcome(lengths=shapes)
         self.steps: deque[np.ndarray] = deque(maxlen=KEPT)
-        self.mail = Mail(ready.machine.world, pause=ready.machine.exchanges.pause)
+        self.mail = Mail(ready.machine.world, lead=0, pause=ready.machine.exchanges.pause)
         self.number = 0  # of the next batch
         self.resting, self.told = False, time.monotonic()  # whether the last order was to rest, and when it was
         self.before = copy(self.ready.machine.emulation)  # what it counted before the first batch

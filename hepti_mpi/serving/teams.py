@@ -186,10 +186,9 @@ def partners(placement: Placement, rank: int, size: int) -> set[int]:
 def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
     """Return this rank's end of what teams say to each other. Collective."""
     own = partners(placement, world.rank, world.size)
-    if crew is None:
-        return Mail(world, own)
-    followers = crew.members[1:] if crew.leads else ()
-    return Mail(world, own, followers, crew.members[0], crew.machine.exchanges.pause)
+    if crew is None or crew.leads:
+        return Mail(world, own, crew.members[1:] if crew else ())
+    return Mail(world, own, lead=None if world.rank == 0 else crew.members[0], pause=crew.machine.exchanges.pause)  # rank 0 has the front
 
 
 def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | None) -> Outcome:

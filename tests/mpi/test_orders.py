@@ -1,6 +1,7 @@
 """Orders on real ranks: taken in their order, reports arrive, plans change between batches and answers stay the same."""
 
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ COUNT = 50
 
 
 def test_orders_come_in_order_and_reports_come_back(world, machine):
-    mail = Mail(world, pause=machine.exchanges.pause)
+    mail = Mail(world, lead=0, pause=machine.exchanges.pause)
     if world.rank == 0:
         for number in range(COUNT):
             mail.tell("orders", {"number": number, "text": "x" * number * 50})
@@ -33,6 +34,26 @@ def test_orders_come_in_order_and_reports_come_back(world, machine):
             assert order == {"number": number, "text": "x" * number * 50}
             mail.send(0, "reports", {"twice": 2 * number})
         mail.send(0, "reports", {"twice": "nobody reads this"}, {"large": np.zeros(1 << 18)})
+    mail.close()
+
+
+def test_who_waits_for_its_lead_hears_that_it_is_there(world, monkeypatch):
+    """Where there is nothing to do for longer than a rank waits for another."""
+    monkeypatch.setattr(world.patience, "seconds", 0.5)
+    left, first = [], world.rank == 0
+
+    def pause(waited):
+        left.append(world.patience.left())
+        time.sleep(0.01)
+
+    mail = Mail(world, (), range(1, world.size)) if first else Mail(world, lead=0, pause=pause)
+    if first:
+        time.sleep(1.5)
+        for rank in range(1, world.size):
+            mail.send(rank, "work", {"do": "end"})
+    else:
+        assert mail.take("work").facts == {"do": "end"}
+        assert len(left) > 10 and min(left) > 0.5 * world.rank, "each wait lasts a part of the deadline only"
     mail.close()
 
 
