@@ -59,10 +59,12 @@ def whole_model(store: Store) -> onnxruntime.InferenceSession:
             "Gemm", [x, weight(f"{name}.weight", shape), *([weight(f"{name}.bias", (outer,))] if bias else [])], out, transB=transposed
         )
 
+    eps = next(norm.eps for norm in (*spec.layer(0).before, *spec.layer(0).after) if norm)
+
     def norm_of(x: str, p: str, name: str, bias: str, out: str, total: str) -> None:
         node("Add", [x, node("Add", [p, weight(bias, (spec.hidden,))], f"{total}_biased")], total)
         node("LayerNormalization", [total, *(weight(f"{name}.{part}", (spec.hidden,)) for part in ("weight", "bias"))], out,
-             epsilon=spec.norm_eps, axis=-1)  # fmt: skip
+             epsilon=eps, axis=-1)  # fmt: skip
 
     wide = helper.make_tensor("wide", TensorProto.INT64, [3], [1, -1, spec.hidden])
     flat = helper.make_tensor("flat", TensorProto.INT64, [2], [-1, spec.hidden])
@@ -70,7 +72,7 @@ def whole_model(store: Store) -> onnxruntime.InferenceSession:
     first = "layers.0.attention.norm"
     if spec.last is not None:
         inputs = [x, *(weight(f"{first}.{part}", (spec.hidden,)) for part in ("weight", "bias"))]
-        y = node("LayerNormalization", inputs, "y_first", epsilon=spec.norm_eps, axis=-1)
+        y = node("LayerNormalization", inputs, "y_first", epsilon=eps, axis=-1)
     for number in range(spec.layers):
         name = f"layers.{number}"
         q, k, v = (node("Reshape", [linear(y, f"{name}.attention.{m}", f"{name}.{m}"), "wide"], f"{name}.{m}3") for m in "qkv")
