@@ -93,3 +93,26 @@ def test_weights_in_fewer_bits(machine, store_of, format_name, most):
         decoder.end()
     assert all(error <= max(1.2 * errors[0], 1e-5) for error in errors) and max(errors, default=0) < most, errors
     machine.world.barrier()
+
+
+def test_guesses_change_nothing(machine, store_of, monkeypatch):
+    """What is guessed is checked in one step, and what was guessed wrong leaves no trace."""
+    monkeypatch.setattr("hepti_mpi.serving.lookup.COSTS", 1e9)
+    store, (_, ids, _, _) = store_of("mistral"), expected("mistral")
+    decoder = loaded(machine, store, SHARES["uneven"](machine.world.size), 2)
+    if machine.world.rank:
+        decoder.follow()
+    else:
+        ranks, made = Ranks(decoder, OuterWeights(store)), {}
+        for guesses in (False, True):
+            generator = Generator(ranks, ())
+            generator.guesses, guessed = guesses, 0
+            answer = generator.submit([*ids[0][:9].tolist()] * 3, Sampling(max_tokens=30, ignore_end=True))
+            while generator.busy:
+                generator.step()
+                guessed = generator.running[0].lookup.guessed if generator.running else guessed
+            made[guesses] = answer.tokens
+            assert bool(guessed) == guesses
+        assert made[True] == made[False]
+        decoder.end()
+    machine.world.barrier()
