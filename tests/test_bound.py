@@ -14,7 +14,7 @@ from hepti_mpi.planning import bound as bounds
 from hepti_mpi.planning.bound import bound
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
-from hepti_mpi.planning.search import choose
+from hepti_mpi.planning.search import _Search, choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute
@@ -34,6 +34,24 @@ def test_it_is_below_what_the_best_plan_takes(names, mbit):
     found, chosen = bound(SPEC, "hash", profile, REQUEST), choose(SPEC, "hash", profile, REQUEST).chosen
     assert found.perfect <= found.seconds * 1.0001
     assert found.seconds <= chosen.price.seconds * 1.0001
+
+
+def test_a_few_layers_tell_it_of_all_where_the_wire_decides_those_and_computing_all():
+    """A rank that is not the first computes alone: what goes there and back is longer than two layers, and shorter than 24."""
+    spec, profile = replace(SPEC, layers=24), made(["pi5", "pi4"], 8.0)
+    search = _Search(spec, "hash", profile, replace(REQUEST, shares=(0.0, 1.0)), bounds._Freely)
+    plan = search.decide().chosen.plan
+    few, every = search.costs.candidates([plan])[0].price.seconds, search.costs.whole(plan).price.seconds
+    assert few == pytest.approx(every) == pytest.approx(search.costs.whole(plan).price.compute[1])
+
+
+def test_it_is_above_no_plan_that_is_known():
+    profile = made(["pi5", "pi4", "pi4"], 20.0)
+    plan = choose(SPEC, "hash", profile, REQUEST).chosen.plan
+    bad = replace(plan, wire="float16", collectives="own", reduction="reduce_scatter")
+    alone = bound(SPEC, "hash", profile, REQUEST).seconds
+    assert bound(SPEC, "hash", profile, REQUEST, [bad]).seconds == alone  # a wire that the request does not allow
+    assert bound(SPEC, "hash", profile, REQUEST, [plan]).seconds <= alone
 
 
 def test_one_rank_reaches_it():

@@ -15,7 +15,7 @@ from hepti_mpi.models import blocks
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import traffic
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import Pricer, Prices
+from hepti_mpi.planning.price import Pricer, Prices, extended
 from hepti_mpi.planning.traffic import FLOAT, RING_BYTES, RING_GAIN
 from hepti_mpi.program.buffers import buffers, distributions
 from hepti_mpi.program.build import make_program
@@ -447,12 +447,14 @@ def test_a_price_is_the_same_whatever_was_priced_before():
 
 
 def test_prices_extended_by_more_layers():
-    def priced(*prices):
-        return Prices(*(np.array(values).T for values in zip(*prices)))
+    assert extended([np.array([1.0, 2.0])], 3.0).tolist() == [1.0, 2.0]
+    assert extended([np.array([1.0, 2.0]), np.array([1.25, 3.0])], 3.0).tolist() == [1.75, 5.0]
 
-    short = priced((1.0, [1.0, 2.0], [0.0, 1.0], 0.5, 10, 0.0), (1.0, [1.0, 1.0], [0.0, 0.0], 0.5, 10, 0.25))
-    longer = priced((1.5, [1.25, 3.0], [0.0, 1.5], 0.75, 17, 0.0), (1.0, [1.0, 1.0], [0.0, 0.0], 0.5, 10, 0.5))
-    one, other = short.extended(longer, 3.0).each(np.array([[2], [0]]), 3)
+
+def test_prices_on_the_ranks_of_a_job():
+    fields = [2.5, 1.0], [[1.75, 5.0], [1.0, 1.0]], [[0.0, 2.5], [0.0, 0.0]], [1.25, 0.5], [31, 10], [0.0, 1.0]
+    every = (np.array(values).T for values in fields)
+    one, other = Prices(*every).each(np.array([[2], [0]]), 3)
     assert (one.seconds, one.wire, one.bytes) == (2.5, 1.25, 31)
     assert one.compute.tolist() == [5.0, 0.0, 1.75] and one.wait.tolist() == [2.5, 0.0, 0.0]
     assert (other.seconds, other.bytes, other.busy, other.compute.tolist()) == (1.0, 10, 1.0, [1.0, 0.0, 1.0])

@@ -187,7 +187,8 @@ def show(
 
     machine, store = bench.machine, bench.store
     wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
-    bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,))) for wire in wires}
+    plans = [sample.ready.plan for sample in samples.values()]
+    bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}
     about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
     above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}
     whole = bench.segments.store.spec.layers == store.spec.layers

@@ -102,7 +102,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         return
     decision = methods.decide(method, spec, source_hash, profile, request)
     seconds = time.perf_counter() - begin
-    possible = bound(spec, source_hash, profile, request)
+    possible = bound(spec, source_hash, profile, request, [decision.chosen.plan])
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.rank_lines(decision, SCREEN.width))

@@ -3,6 +3,7 @@
 Knows prices and the search; does not know what was measured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.price import Pricer, extended
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.walk import Walk
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,24 @@ class _Freely(Pricer):
     """Prices a program as if its slowest rank's computing, and the traffic of the busiest way into or out of a rank, were all that takes
     time."""
 
-    def total(self, walk: Walk) -> np.ndarray:
-        carried = np.maximum(walk.sent, walk.received).max(axis=0) - self.ahead.max()  # a link that rested is ahead once, by no more
-        return np.maximum(walk.compute.max(axis=0), carried) + self.edges
+    def total(self, walks: Sequence[Walk], times: float = 0.0) -> np.ndarray:
+        """Return it of all layers: which of both is the longer may be another one with few."""
+        compute, sent, received = (extended([getattr(walk, what) for walk in walks], times) for what in ("compute", "sent", "received"))
+        carried = np.maximum(sent, received).max(axis=0) - self.ahead.max()  # a link that rested is ahead once, by no more
+        return np.maximum(compute.max(axis=0), carried) + self.edges
 
 
-def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Bound:
-    """Return both bounds for requests of `request.rows` rows and the wires it allows, whatever layout or shares it forces.
+def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, known: Sequence[Plan] = ()) -> Bound:
+    """Return both bounds for requests of `request.rows` rows and the wires it allows, whatever layout or shares it forces. `known`: plans
+    that were found otherwise: what any of them could take is no less than the bound, though the search for it may have missed them.
 
     Raises: CapacityError when nothing fits.
     """
     request = replace(request, strategy="auto", layout=None, shares=None)
     found = choose(spec, source_hash, profile, request, _Freely).chosen
-    return Bound(found.price.seconds, perfect_seconds(spec, source_hash, profile, request))
+    pricer = _Freely(spec, profile, request.rows, request.attended)
+    every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in known if plan.wire in request.wires)]
+    return Bound(min(every), perfect_seconds(spec, source_hash, profile, request))
 
 
 def perfect_seconds(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> float:

@@ -52,11 +52,6 @@ class Prices:
     bytes: np.ndarray
     busy: np.ndarray
 
-    def extended(self, longer: "Prices", times: float) -> "Prices":
-        """Return these prices and `times` the difference to those of a program with more layers."""
-        both = ((getattr(self, field.name), getattr(longer, field.name)) for field in fields(self))
-        return Prices(*(one + times * (other - one) for one, other in both))
-
     def each(self, ranks: np.ndarray, size: int) -> list[Price]:
         """Return the price of each plan, on the `ranks` [ranks, plans or 1] of a job of `size` ranks."""
         spread = np.zeros((2, len(self.seconds), size))
@@ -164,9 +159,9 @@ class Pricer:
         batch = Batch(self, [plan.active for plan in plans], plans[0], shares_of(plans, self.lengths))
         return batch.prices(*programs, times=times).each(batch.ranks, plans[0].ranks)
 
-    def total(self, walk: Walk) -> np.ndarray:
-        """Return the seconds of each plan, [plans]."""
-        return walk.clock.max(axis=0) + self.edges
+    def total(self, walks: Sequence[Walk], times: float = 0.0) -> np.ndarray:
+        """Return the seconds of each plan, [plans], of a program, or with `times` the layers more that a second one has."""
+        return extended([walk.clock.max(axis=0) for walk in walks], times) + self.edges
 
     def members(self, active: tuple[int, ...]) -> "Members":
         """Return what plans on the same active ranks share."""
@@ -194,6 +189,12 @@ class Pricer:
         if isinstance(step, Sync):
             return step.kind, step.tile, len(step.reads), step.width
         return step.distribution, step.tile, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
+
+
+def extended(values: Sequence[np.ndarray], times: float) -> np.ndarray:
+    """Return a value of a program, and `times` the difference to that of a program with more layers, if there is one."""
+    one, *longer = values
+    return one + times * (longer[0] - one) if longer else one
 
 
 def _in_turn(step: Step) -> tuple[Step, ...]:
@@ -247,17 +248,17 @@ class Batch:
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
         """Return what a program costs, or one with `times` the layers more that a second one has."""
         walk, (one, *longer) = self.walk(), map(self.pricer.walked, programs)
-        if not longer:
-            return self._prices(walk, one)
-        common = self.pricer.common(*programs)  # which both begin with is walked once
-        self._go(walk, one[:common])
-        return self._prices(walk.fork(), one[common:]).extended(self._prices(walk, longer[0][common:]), times)
-
-    def _prices(self, walk: Walk, steps: Sequence[Walked]) -> Prices:
-        """Return what a program costs whose last `steps` a walk has not come to yet."""
-        self._go(walk, steps)
-        busy = np.maximum(walk.sent.max(axis=0), walk.received.max(axis=0))
-        return Prices(self.pricer.total(walk), walk.compute, walk.wait, walk.wire.max(axis=0), walk.moved, busy)
+        walks = [walk]
+        if longer:  # what both begin with is walked once
+            common = self.pricer.common(*programs)
+            self._go(walk, one[:common])
+            one, walks = one[common:], [walk, walk.fork()]
+            self._go(walks[1], longer[0][common:])
+        self._go(walk, one)
+        compute, wait, moved = (extended([getattr(walk, what) for walk in walks], times) for what in ("compute", "wait", "moved"))
+        wire = extended([walk.wire.max(axis=0) for walk in walks], times)
+        busy = extended([np.maximum(walk.sent, walk.received).max(axis=0) for walk in walks], times)
+        return Prices(self.pricer.total(walks, times), compute, wait, wire, moved, busy)
 
     def walk(self) -> Walk:
         """Return clocks at the begin of a batch."""

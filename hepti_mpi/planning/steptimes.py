@@ -47,4 +47,4 @@ def step_times(pricer: Pricer, program: Program, plan: Plan) -> StepTimes:
         else:
             steps[ranks, place] += idle
         begin, computed, waited = walk.clock, walk.compute, walk.wait
-    return StepTimes(float(pricer.total(walk)[0]), steps, began)
+    return StepTimes(float(pricer.total([walk])[0]), steps, began)

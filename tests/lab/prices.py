@@ -84,7 +84,7 @@ def cases(cluster: Cluster, model: str, format_name: str, rows: int, compared: b
     result = []
     for wire, name in (("float32", "hepti"), ("float16", "hepti-float16")):
         chosen = methods.decide(name, spec, found.source_hash, profile, request).chosen
-        possible = bound(spec, found.source_hash, profile, replace(request, wires=(chosen.plan.wire,)))
+        possible = bound(spec, found.source_hash, profile, replace(request, wires=(chosen.plan.wire,)), [chosen.plan])
         rest = where(spec, profile, rows, chosen, possible)
         result.append(Case(cluster.name, label, rows, wire, chosen, possible, best, others.get("megatron", np.inf), rest))
     return result
