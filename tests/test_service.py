@@ -16,8 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import clients
+import load
 import numpy as np
 import pytest
+import rude
 from services import BEGIN_SECONDS, GOLDEN, ROOT, Served, served, writing_folder
 
 import hepti_mpi
@@ -151,6 +153,16 @@ def test_many_at_once_are_answered_each_with_its_own(sentences):
         found = list(pool.map(lambda text: sentences.answer("/v1/embeddings", {"input": text})["data"][0]["embedding"], texts))
     for one, other in zip(whole, found, strict=True):
         np.testing.assert_allclose(one["embedding"], other, atol=1e-5)
+
+
+def test_a_crowd_and_rude_clients_for_a_moment(sentences, writer):
+    """tests/load.py does it for minutes."""
+    found = asyncio.run(load.crowd(sentences.port, 20, 1))
+    assert found["texts"] and set(found["statuses"]) <= {"200", "429"} and not found["wrong"]
+    for own in (sentences, writer):
+        found = asyncio.run(rude.rude(own.port, 100, silent=50))
+        assert found["fuzzed"]["faults"] == [] and set(found["witness"]) == {"200"}, found
+        assert found["endless_mib"] < 1024 and "Traceback" not in own.said and "Error:" not in own.said
 
 
 def test_a_client_that_goes_away_is_forgotten(sentences):
