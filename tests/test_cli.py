@@ -198,7 +198,6 @@ def test_slice_writes_a_store(run, made):
     (["slice", "google/vit-base-patch16-224", "x.h5"], ModelError, "hf download google/vit-base-patch16-224"),
     (["slice", "hub", "x.h5"], ModelError,
      "the model is in a snapshot: python -m hepti_mpi slice hub/models--a--b/snapshots/0f"),
-    (["slice", "tiny-bert.h5", "x.h5"], ModelError, "look at it with: python -m hepti_mpi inspect tiny-bert.h5"),
     (["inspect", "folder/model.safetensors"], StoreError,
      "slice the model folder that it is in: python -m hepti_mpi slice folder"),
     (["inspect", "random:tiny-bert"], StoreError, "slice random:tiny-bert weights/tiny-bert.h5"),
