@@ -57,7 +57,7 @@ class Round:
 def faults(options: argparse.Namespace, folder: Path) -> int:
     """Something breaks at a random moment, again and again: is every request answered once, in order, and how soon?"""
     draw, rounds, found = random.Random(options.seed), options.rounds or 100, []
-    trial = _texts(options, folder) if options.texts else _vectors(options, folder)
+    trial = (texts if options.texts else vectors)(folder, options.weights, options.requests)
     with Lab("bench5", share=[folder]) as lab:
         usual = undisturbed(lab, trial)
         say(f"undisturbed: {trial.requests} requests in {usual.seconds:.1f} s, the first after {usual.start:.1f} s")
@@ -112,14 +112,16 @@ class Trial:
     wrong: Callable[[list[Any], list[Any]], str | None]
 
 
-def _vectors(options: argparse.Namespace, folder: Path) -> Trial:
-    weights, requests = options.weights or sliced("tiny-bert", folder / "tiny-bert.h5"), options.requests or FAULT_REQUESTS
+def vectors(folder: Path, weights: Path | None = None, requests: int | None = None) -> Trial:
+    """Return requests for vectors, of a tiny model unless `weights` says another."""
+    weights, requests = weights or sliced("tiny-bert", folder / "tiny-bert.h5"), requests or FAULT_REQUESTS
     source = inputs(folder / "in.npz", [12] * requests, 30)
     return Trial(folder, weights, source, requests, "answer", ["--batch-rows", "12", "--layout", "alltoall/rows"], _answers, _apart)
 
 
-def _texts(options: argparse.Namespace, folder: Path) -> Trial:
-    weights, requests = options.weights or sliced("tiny-llama", folder / "tiny-llama.h5"), options.requests or FAULT_TEXTS
+def texts(folder: Path, weights: Path | None = None, requests: int | None = None) -> Trial:
+    """Return prompts whose texts grow token by token, of a tiny model unless `weights` says another."""
+    weights, requests = weights or sliced("tiny-llama", folder / "tiny-llama.h5"), requests or FAULT_TEXTS
     source = inputs(folder / "in.npz", [12] * requests, 30)
     words = ["--max-tokens", str(FAULT_TOKENS), "--logprobs", "2", "--strategy", "tensor"]
     return Trial(folder, weights, source, requests, "token", words, _written, _strayed)
