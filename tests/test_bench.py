@@ -1,7 +1,8 @@
 import click
 import pytest
+from click.testing import CliRunner
 
-from hepti_mpi.commands.bench import MOST_ROWS, Sizes, checked_layers
+from hepti_mpi.commands.bench import MOST_ROWS, Choice, Sizes, bench, check_room, checked_layers
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec
 
@@ -22,3 +23,25 @@ def test_no_more_layers_than_there_are():
     assert checked_layers(spec, spec.layers) == spec.layers
     with pytest.raises(InputError, match=f"{spec.layers + 1} layers"):
         checked_layers(spec, spec.layers + 1)
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["--output", "samples.jsonl"], "--output is for samples of requests"),
+        (["--rows", "64:2"], "takes all layers"),
+        (["--methods", "voltage,coedge"], "none of --methods divides a step of a text"),
+    ],
+)
+def test_what_is_not_for_texts_is_refused_before_anything_starts(words, why):
+    done = CliRunner().invoke(bench, ["--phase", "decode", *words])
+    assert done.exit_code == 2 and why in done.output
+
+
+def test_texts_are_of_models_that_make_them_and_as_long_as_these_go():
+    choice = Choice(((128, None), (1000, None)), 1, None, "", None, False, None, "decode", 128)
+    check_room(choice, make_spec("smollm2-135m", CONFIGS["smollm2-135m"]))
+    with pytest.raises(InputError, match="is for models that generate text"):
+        check_room(choice, make_spec("tiny-bert", CONFIGS["tiny-bert"]))
+    with pytest.raises(InputError, match="256 positions, too few for a prompt of 1000 rows and 128 tokens"):
+        check_room(choice, make_spec("tiny-llama", CONFIGS["tiny-llama"]))

@@ -51,3 +51,19 @@ def test_a_long_prompt_and_a_long_answer_may_want_different_ranks():
     first, last = (decide(profile, prompt=prompt, answer=answer) for prompt, answer in ((4096, 1), (1, 4096)))
     assert (len(first.chosen.plan.active), len(last.chosen.plan.active)) == (2, 1)
     assert last.chosen.price.seconds < first.chosen.price.seconds
+
+
+@pytest.mark.parametrize("speeds, latency", [((20.0, 20.0, 5.0), 1e-5), ((20.0, 20.0), 0.02), ((20.0,), 1e-5)])
+def test_no_method_beats_the_bound(speeds, latency):
+    profile = cluster(list(speeds), latency=latency)
+    least = decoding.bound(SPEC, profile, TEXT.attended)
+    found = {name: decide(profile, name).chosen for name in decoding.BY_WEIGHTS}
+    assert min(one.price.seconds for one in found.values()) >= least > 0
+    for one in found.values():
+        assert decoding.prompt_seconds(SPEC, profile, TEXT, one.plan) > one.price.seconds
+        assert one.plan.reduction == "allreduce" or len(one.plan.active) == 1, "one row cannot be scattered"
+
+
+def test_the_bound_is_all_boards_reading_and_a_latency_a_sum():
+    one, two = (decoding.bound(SPEC, cluster([20.0] * ranks, latency=1e-5)) for ranks in (1, 2))
+    assert two == pytest.approx(one / 2 + 2 * SPEC.layers * 1e-5)

@@ -19,6 +19,7 @@ from hepti_mpi.wording import counted
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.commands.session import Session
+    from hepti_mpi.engine.loading import Rule
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.models.spec import ModelSpec
     from hepti_mpi.planning.request import Decision, Request
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hepti_mpi.weights.store import Store
 
 MOST_ROWS = 1 << 20
+PHASES = ("request", "decode")
 OneSize = tuple[int, int | None]  # rows of a request, layers that answer it; None: all
 
 
@@ -58,6 +60,8 @@ class Choice:
     profile_file: Path | None
     fresh: bool
     memory_limit: tuple[int, ...] | None
+    phase: str
+    tokens: int
 
 
 @click.command()
@@ -67,6 +71,10 @@ class Choice:
 @click.option("--rows", type=Sizes(), default="128", show_default=True,
               help="Rows (tokens, patches) of the request. Of a list, such as 128,384:6, each is measured in turn in one job: the first by "
               "plans that were tried, the others by what that taught; ROWS:N of the first N layers.")
+@click.option("--phase", type=click.Choice(PHASES), default=PHASES[0], show_default=True,
+              help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added "
+              "to it.")
+@click.option("--tokens", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens added, for --phase decode.")
 @click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
 @click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
 @click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
@@ -88,18 +96,27 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     from hepti_mpi.serving import outputs
 
     names, choice, begin = named(methods), grouped(Choice, options), time.perf_counter()
+    if choice.phase == "decode":
+        check_texts(choice, names)
     session = sessions.opened(grouped(Machinery, options), weights)
     store, file, limits = session.store, choice.profile_file, choice.memory_limit
     path = file or profile_path(session.machine)
+    with together(session.world):
+        if choice.phase == "decode":
+            check_room(choice, store.spec)
     measured = session.measured(path, choice.fresh, required=file is not None)
-    measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
     limits = limits * session.world.size if limits and len(limits) == 1 else limits
     with together(session.world):
         check_limits(limits, session.world.size)
         if choice.output is not None and session.root:
             outputs.check_path(choice.output, (".jsonl",))
         stores = [store if layers is None else store.shortened(checked_layers(store.spec, layers)) for _, layers in choice.rows]
-    measure(session, choice, measured, names, limits, stores, choice.cluster or path.name.removesuffix(".profile.json"), begin)
+    where = choice.cluster or path.name.removesuffix(".profile.json")
+    if choice.phase == "decode":
+        measure_texts(session, choice, measured, names, limits, where, begin)
+        return
+    measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
+    measure(session, choice, measured, names, limits, stores, where, begin)
 
 
 def measure(
@@ -132,6 +149,61 @@ def measure(
         begin = time.perf_counter()
 
 
+def check_texts(choice: Choice, names: Sequence[str]) -> None:
+    """Raise UsageError where something is asked for that is not for texts."""
+    from hepti_mpi.planning.decoding import BY_WEIGHTS
+
+    if choice.output is not None:
+        raise click.UsageError("--output is for samples of requests; of --phase decode the last line of standard output says all")
+    if any(layers is not None for _, layers in choice.rows):
+        raise click.UsageError("--phase decode takes all layers: give --rows without :N")
+    if not set(names) & set(BY_WEIGHTS):
+        raise click.UsageError(f"none of --methods divides a step of a text, which has one row; there are {', '.join(BY_WEIGHTS)}")
+
+
+def check_room(choice: Choice, spec: "ModelSpec") -> None:
+    """Raise InputError where the model makes no text, or none that long."""
+    from hepti_mpi.errors import InputError
+
+    if not spec.generates:
+        raise InputError(f"--phase decode is for models that generate text, which {spec.name} does not; leave it out")
+    longest = max(rows for rows, _ in choice.rows)
+    if longest + choice.tokens > spec.positions:
+        raise InputError(f"{spec.name} has {counted(spec.positions, 'positions')}, too few for a prompt of {longest} rows and "
+                         f"{counted(choice.tokens, 'tokens')}; make --rows or --tokens smaller")  # fmt: skip
+
+
+def measure_texts(
+    session: "Session", choice: Choice, measured: "ClusterProfile", names: Sequence[str], limits: tuple[int, ...] | None, where: str,
+    begin: float,
+) -> None:  # fmt: skip
+    """Measure a prompt of each size in turn, with the tokens added to it, and show what was found."""
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.engine.decoder import ROWS
+    from hepti_mpi.planning import decoding
+    from hepti_mpi.planning.request import Request
+    from hepti_mpi.tuning import texts
+
+    machine, store = session.machine, session.store
+    other = [name for name in names if name not in decoding.BY_WEIGHTS]
+    names = [name for name in names if name not in other]
+    for prompt, _ in choice.rows:
+        kept, chunk = prompt + choice.tokens, min(prompt, ROWS)
+        request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
+                          answer=choice.tokens)  # fmt: skip
+        chosen, refused = choose(machine, store, measured, names, request, decoding.decide)
+        with meanwhile("loading, and writing by all methods in turns", choice.repeat + 1, session.root) as meter:
+            found = texts.measure(machine, store, measured, chosen, request, choice.repeat, meter.advance)
+        if session.root:
+            bound = decoding.bound(store.spec, measured, request.attended)
+            refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
+            SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
+            made = {"ranks": session.world.size, "versions": machines.versions(machine, store.spec)}
+            made["seconds"] = round(time.perf_counter() - begin, 3)
+            SCREEN.document(texts.document(store.spec.name, where, request, found, bound) | machines.made() | made, always=True)
+        begin = time.perf_counter()
+
+
 def named(methods: str) -> list[str]:
     """Return the methods of a list. Raises UsageError for one that there is not."""
     from hepti_mpi.planning.methods import BOOST, NAMES, OURS
@@ -153,21 +225,22 @@ def checked_layers(spec: "ModelSpec", layers: int) -> int:
 
 
 def choose(
-    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request"
+    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request", rule: "Rule | None" = None
 ) -> tuple[dict[str, tuple["Plan", "Decision | None"]], dict[str, str]]:
     """Return the plans of the methods that fit, with rank 0's decisions, and why the others do not. Collective.
 
-    Raises: CapacityError when none fits.
+    `rule`: what turns a name into a plan, where that is not for requests. Raises: CapacityError when none fits.
     """
     from hepti_mpi.engine import loading
     from hepti_mpi.engine import machine as machines
     from hepti_mpi.errors import CapacityError
+    from hepti_mpi.planning import methods
 
     chosen: dict[str, tuple[Plan, Decision | None]] = {}
     refused: dict[str, str] = {}
     for name in names:
         try:
-            chosen[name] = loading.decide(machine, store, profile, name, request)
+            chosen[name] = loading.decide(machine, store, profile, name, request, rule or methods.decide)
         except CapacityError as error:  # on every rank
             refused[name] = str(error)
     with machines.together(machine.world):

@@ -33,7 +33,10 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     added, taken = _Steps(spec, profile, 1, request.attended), _Steps(spec, profile, request.largest or request.rows, request.attended)
     if name in baselines.NAMES:
         decision = methods.decide(name, spec, source_hash, profile, request)
-        return replace(decision, chosen=added.priced(decision.chosen))
+        plan = decision.chosen.plan
+        if len(plan.active) > 1:  # one row cannot be scattered: its sums are whole
+            plan = replace(plan, reduction="allreduce")
+        return replace(decision, chosen=added.priced(replace(decision.chosen, plan=plan)))
     wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",))
     decisions = _searched(spec, source_hash, profile, wide, name != "tensor")
     decision, *_ = decisions
@@ -47,6 +50,27 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     chosen = min(wanted or every, key=whole)
     first, *others = (added.priced(one) for one in (chosen, *(one for one in every if one is not chosen)))
     return replace(decision, chosen=first, others=tuple(others), close=())
+
+
+def prompt_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan) -> float:
+    """Return the seconds until a prompt of `request.prompt` rows is taken in and the word behind it is known."""
+    rows = min(request.prompt, request.largest or request.rows)
+    return -(-request.prompt // rows) * _Steps(spec, profile, rows, request.attended).seconds(plan)
+
+
+def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None) -> float:
+    """Return what no plan takes less than for an added token: the weights read once, each by a board at its own rate, all at once with the
+    least latency for each sum, or by the soonest board alone."""
+    steps, every = _Steps(spec, profile, 1, attended), range(len(profile.nodes))
+    work = layer_work(spec, 1)
+    numbers = spec.layers * (work.attention + work.mlp) + steps.table.held / steps.bytes
+    alone = min(float(steps.pricer.gemm[steps.pricer.places([rank]), 1][0]) * numbers for rank in every)
+    if len(every) == 1:
+        return alone
+    own = steps.pricer.gemm[steps.pricer.places(every), 1] * steps.pricer.crowding(tuple(every)) * numbers
+    latency = min(profile.latency_seconds[one][other] for one in every for other in every if one != other)
+    sums = sum(1 if layer.parallel else 2 for layer in spec.each())
+    return min(alone, float(1 / (1 / own).sum()) + sums * latency)
 
 
 def _walkable(one: Candidate) -> bool:

@@ -9,10 +9,12 @@ from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.planning.request import Request
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.request import OuterWeights
 from hepti_mpi.serving.stepping import Ranks
+from hepti_mpi.tuning import texts
 from hepti_mpi.weights import store as stores
 
 SHARES = {
@@ -41,13 +43,16 @@ def store_of(machine, folder):
         store.close()
 
 
-def loaded(machine, store, shares, slots):
+def divided(machine, store, shares):
     spec, ranks = store.spec, machine.world.size
     heads, columns = splits.split(spec.heads, shares), splits.split(spec.ffn, shares, spec.column_granule)
     rows = splits.split(1, shares)
-    plan = Plan(spec.name, store.source_hash, (("heads", "columns"),) * spec.layers, heads, columns, rows, ("here",) * ranks,
+    return Plan(spec.name, store.source_hash, (("heads", "columns"),) * spec.layers, heads, columns, rows, ("here",) * ranks,
                 ("packed",) * ranks)  # fmt: skip
-    return decoders.load(machine, store, plan, slots, 64)
+
+
+def loaded(machine, store, shares, slots):
+    return decoders.load(machine, store, divided(machine, store, shares), slots, 64)
 
 
 @pytest.mark.parametrize("shares", SHARES)
@@ -116,3 +121,18 @@ def test_guesses_change_nothing(machine, store_of, monkeypatch):
         assert made[True] == made[False]
         decoder.end()
     machine.world.barrier()
+
+
+def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
+    store, profile = store_of("llama"), None  # which only prices ask, and nothing was decided
+    chosen = {name: (divided(machine, store, shares(machine.world.size)), None) for name, shares in SHARES.items()}
+    request = Request(1, 20, 17, 17, kept=23, prompt=17, answer=6)
+    found = texts.measure(machine, store, profile, chosen, request, 2, lambda rounds: None)
+    assert list(found) == list(SHARES)
+    for name, one in found.items():
+        counts = (2, 12, 7) if machine.world.rank == 0 else (0, 0, 0)
+        assert (len(one.firsts), len(one.tokens), len(one.best)) == counts and one.late == 0, name
+    if machine.world.rank == 0:
+        told = texts.document("llama", "here", request, found, 1e-9)["methods"]
+        assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
+        assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
