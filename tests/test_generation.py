@@ -1,9 +1,13 @@
 """Answers under way: slots, chunks, ends."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models.checkpoints.generation import writing_options
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
 from hepti_mpi.serving.generation import CHUNK, Generator
 
@@ -133,10 +137,44 @@ def test_refusals():
             generator.submit(prompt, sampling)
 
 
+def test_what_the_model_says_of_repetition_counts_where_nobody_asks_for_another():
+    class Same(Counting):  # the same token is the likeliest always
+        def scores(self, slot):
+            return Scores.of_all((3 * (np.arange(VOCABULARY) == 7) + 2 * (np.arange(VOCABULARY) == 9)).astype(np.float32))
+
+    for penalty, asked, tokens in ((1.0, None, [7] * 4), (2.0, None, [9, 7, 7, 7]), (2.0, 1.0, [7] * 4), (1.0, 2.0, [9, 7, 7, 7])):
+        generator = Generator(Same(), [END], penalty=penalty)
+        answer = generator.submit([7], Sampling(max_tokens=4, repetition_penalty=asked))
+        list(finished(generator))
+        assert answer.tokens == tokens
+
+
+@pytest.mark.parametrize("said, options", [
+    ({}, {"ends": [2]}), ({"eos_token_id": [3, 4], "temperature": 0.6, "do_sample": True}, {"ends": [3, 4]}),
+    ({"repetition_penalty": 1.05, "top_k": 20}, {"ends": [2], "repetition_penalty": 1.05}), ({"repetition_penalty": 1.0}, {"ends": [2]}),
+    ({"num_beams": 1, "typical_p": 1.0, "suppress_tokens": None, "cache_implementation": "hybrid"}, {"ends": [2]}),
+])  # fmt: skip
+def test_what_a_folder_says_of_generation(said, options, tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert writing_options(tmp_path, {"eos_token_id": 2}) == options
+
+
+@pytest.mark.parametrize("said, words", [
+    ({"num_beams": 4}, "num_beams is 4, which is not supported: beams are not searched"),
+    ({"no_repeat_ngram_size": 3}, "the choice of tokens does not know it"), ({"suppress_tokens": [5]}, "suppress_tokens is"),
+    ({"forced_eos_token_id": 2}, "forced_eos_token_id is 2"), ({"min_new_tokens": 5}, "min_new_tokens is 5"),
+    ({"stop_strings": ["."]}, "stop_strings is"), ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a number from 0.01"),
+    ({"odd": 1}, "'odd' is in no list of what this file may say"),
+])  # fmt: skip
+def test_what_changes_answers_and_is_not_done_is_refused(said, words, tmp_path):
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=f"^generation_config.json: .*{re.escape(words)}"):
+        writing_options(tmp_path, {})
+
+
 @pytest.mark.parametrize("more, words", [({"dim": 12}, "multiple of 8"), ({"causal": False}, "behind them")])
 def test_attention_that_cannot_go_on(more, words):
     from hepti_mpi.engine.caching import check_cached
-    from hepti_mpi.errors import ModelError
     from hepti_mpi.models.blocks import Attention
 
     check_cached(Attention(48, 6, 8, causal=True))

@@ -99,7 +99,8 @@ def _write(
     remote.ready(session.store.source_hash, 1, facts)
     try:
         # text is made at the front, which has the tokenizer
-        lead(Generator(Ranks(decoder, OuterWeights(session.store)), spec.options.get("ends", ())), remote, decoder.rest)
+        ends, penalty = spec.options.get("ends", ()), spec.options.get("repetition_penalty", 1.0)
+        lead(Generator(Ranks(decoder, OuterWeights(session.store)), ends, penalty=penalty), remote, decoder.rest)
     finally:
         decoder.end()
 

@@ -225,7 +225,8 @@ def generator(ranks: "Ranks", session: "Session") -> "Generator":
     from hepti_mpi.serving.generation import Generator
 
     tokens = Tokens(session.store.files) if "tokenizer.json" in session.store.files else None
-    return Generator(ranks, session.store.spec.options.get("ends", ()), tokens.decode if tokens else None)
+    options = session.store.spec.options
+    return Generator(ranks, options.get("ends", ()), tokens.decode if tokens else None, options.get("repetition_penalty", 1.0))
 
 
 def _answered(ranks: "Ranks", session: "Session", task: Task, logits: bool) -> Result:

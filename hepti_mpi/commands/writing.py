@@ -62,6 +62,7 @@ def room_options(command: Callable[..., None]) -> Callable[..., None]:
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how text is generated."""
     number, whole = click.FloatRange(-100, 100), click.IntRange(1, 1 << 24)
+    repetition = "Text: divides logits of tokens so far; left out: as the model's files say."
     for option in (
         click.option("--context", type=whole, help="Text: rows that an answer may have with its prompt; left out: what the input needs."),
         click.option("--slots", type=click.IntRange(1, 256), help=f"Text: answers under way at once; left out: up to {SLOTS}."),
@@ -72,7 +73,7 @@ def writing_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=int, help="Text: the same answers each time, also with a temperature."),
         click.option("--frequency-penalty", type=number, help="Text: taken off a token's logit each time that the answer has it."),
         click.option("--presence-penalty", type=number, help="Text: taken off the logits of tokens that the answer has."),
-        click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help="Text: divides logits of tokens so far."),
+        click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help=repetition),
         click.option("--min-p", type=click.FloatRange(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
         click.option("--top-p", type=click.FloatRange(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
         click.option("--top-k", type=click.IntRange(0, 1 << 24), help="Text: leave so many of the likeliest tokens."),

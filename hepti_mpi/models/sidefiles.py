@@ -169,8 +169,28 @@ CONFIG = {
     **without("use_memory_efficient_attention logn_attention_* fp16 bf16 out_features out_indices stage_names num_classes"),
     **without("pre_trained pretrained* version date epoch* batch_size vocab_size_or_config_json_file emb_size pretraining_tp"),
 }
+# how a model of texts is asked where nobody says: whether to draw tokens, by which chances and how many, is said by whoever asks here
+CHOICES = "the choice of tokens does not know it"
+GENERATION = {
+    **honoured("eos_token_id repetition_penalty"),
+    **without("_* transformers_version bos_token_id pad_token_id decoder_start_token_id trust_remote_code torch_dtype dtype"),
+    **without("do_sample temperature top_k top_p min_p max_length max_new_tokens max_time num_return_sequences early_stopping"),
+    **without("length_penalty renormalize_logits remove_invalid_values use_cache use_mtp cache_* max_cache_len return_* output_*"),
+    **without("assistant_* is_assistant num_assistant_* prompt_lookup_num_tokens max_matching_ngram_size target_lookbehind"),
+    **without("speculation_type compile_config disable_compile continuous_batching_config low_memory prefill_chunk_size"),
+    **without("chat_format max_window_size max_context_size"),  # of Qwen's own code
+    **refused("min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size", CHOICES, (None, 0)),
+    **refused("epsilon_cutoff eta_cutoff diversity_penalty", CHOICES, (None, 0)),
+    **refused("typical_p top_h encoder_repetition_penalty guidance_scale", CHOICES, (None, 1)),
+    **refused("num_beams num_beam_groups", "beams are not searched", (None, 1)),
+    **refused("bad_words_ids force_words_ids suppress_tokens begin_suppress_tokens sequence_bias constraints", CHOICES, (None, [], {})),
+    **refused("forced_bos_token_id forced_eos_token_id forced_decoder_ids exponential_decay_length_penalty", CHOICES, (None, [])),
+    **refused("penalty_alpha dola_layers watermarking_config token_healing", CHOICES, (None, 0, False)),
+    **refused("stop_strings", "an answer ends where whoever asks says so", (None, [])),
+}
 FILES: dict[str, Table] = {
     "config.json": CONFIG,
+    "generation_config.json": GENERATION,
     "modules.json": ENTRY,
     "config_sentence_transformers.json": SENTENCES,
     "sentence_bert_config.json": TRANSFORMER,

@@ -10,7 +10,7 @@ Knows slots, prompts and when an answer ends; does not know how ranks divide a m
 import time
 from collections import deque
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from hepti_mpi.errors import InputError
@@ -114,9 +114,10 @@ class _Running:
 class Generator:
     """Makes answers to prompts."""
 
-    def __init__(self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None) -> None:
-        """`ends`: tokens behind which an answer ends; `decode`: turns tokens into text, where answers are texts."""
-        self.stepper, self.ends, self.decode = stepper, frozenset(ends), decode
+    def __init__(self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None, penalty: float = 1.0) -> None:
+        """`ends`: tokens behind which an answer ends; `decode`: turns tokens into text, where answers are texts; `penalty`: that on
+        repetition where an answer is asked for without one."""
+        self.stepper, self.ends, self.decode, self.penalty = stepper, frozenset(ends), decode, penalty
         self.guesses = True  # whether an answer that grows alone may guess (serving.lookup)
         self.waiting: deque[Answer] = deque()
         self.running: list[_Running] = []
@@ -141,6 +142,8 @@ class Generator:
             raise InputError(f"the prompt has {counted(len(prompt), 'tokens')}, there is room for {room} with its answer; shorten it")
         if sampling.stop and self.decode is None:
             raise InputError("stop texts need a tokenizer, which the model lacks")
+        if sampling.repetition_penalty is None:
+            sampling = replace(sampling, repetition_penalty=self.penalty)
         streamed = None if self.decode is None else Streamed(self.decode, sampling.stop)
         answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter())
         for chosen in made:

@@ -1,4 +1,4 @@
-"""What a folder says of how its model generates text: where a text begins and ends, and how a talk is written.
+"""What a folder says of how its model generates text: where an answer ends, what repeating costs, and how a talk is written.
 
 Knows generation_config.json, chat templates and the special tokens of tokenizer_config.json; knows no tensor.
 """
@@ -8,23 +8,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import ChatTemplate
+from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small
 
-CONFIG = "tokenizer_config.json"
+CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
 MARKS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def end_tokens(base: Path, config: Mapping[str, Any]) -> list[int]:
-    """Return the ids behind which an answer ends. Raises ModelError when one is no id."""
-    path = base / "generation_config.json"
-    said = parse_json(read_small(path), path.name) if is_file(path) else {}
+def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a ModelSpec that generates: "ends", the ids behind which an answer ends, and "repetition_penalty", if any.
+
+    Raises ModelError for values that are none, and for what changes answers and is not supported.
+    """
+    path = base / GENERATION
+    said = parse_json(read_small(path), GENERATION) if is_file(path) else {}
+    sidefiles.check(GENERATION, said)
+    penalty = said.get("repetition_penalty")
+    try:
+        Sampling(repetition_penalty=penalty)
+    except InputError as error:
+        raise ModelError(f"{GENERATION}: {error}") from None
+    return {"ends": end_tokens(said, config)} | ({} if penalty in (None, 1) else {"repetition_penalty": float(penalty)})
+
+
+def end_tokens(said: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
+    """Return the ids behind which an answer ends, of generation_config.json, else of config.json. Raises ModelError when one is no id."""
     found = said.get("eos_token_id", config.get("eos_token_id"))
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ends):
-        raise ModelError(f"generation_config.json: eos_token_id is {found!r:.60}, expected ids of tokens")
+        raise ModelError(f"{GENERATION}: eos_token_id is {found!r:.60}, expected ids of tokens")
     return ends
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
-from hepti_mpi.models.checkpoints.generation import chat_files, end_tokens
+from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
@@ -62,7 +62,7 @@ def read_model(source: Path) -> ModelFiles:
     spec = make_spec(source.resolve().name, family, config, (sentence, built), plain, tensors)
     if spec.generates:
         files |= chat_files(base, files)
-        spec = replace(spec, options=spec.options | {"ends": end_tokens(base, config)})
+        spec = replace(spec, options=spec.options | writing_options(base, config))
     if spec.embedding == "patches":
         read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with
     imports = match(family, spec, {short: tensors.shapes[name] for short, name in plain.items()})

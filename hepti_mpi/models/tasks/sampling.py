@@ -29,6 +29,7 @@ class Sampling:
     """What is asked of an answer.
 
     `temperature` 0: always the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 leave all tokens. `seed` None: another answer each time.
+    `repetition_penalty` None: as the model's files say, without a model 1.
     `stop`: texts before which the answer ends. `logprobs`: how many likeliest tokens are told for each, beside the chosen one's; None: not
     even that. `ignore_end`: go on behind the token that ends an answer, for measuring.
     """
@@ -38,7 +39,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
@@ -51,7 +52,7 @@ class Sampling:
         """Raises InputError for what is no number or out of range."""
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is None and name == "logprobs":
+            if value is None and name in ("logprobs", "repetition_penalty"):
                 continue
             whole = name in ("max_tokens", "top_k", "logprobs")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not least <= value <= most:
@@ -69,7 +70,7 @@ class Sampling:
     @property
     def needs_all(self) -> bool:
         """Whether the choice needs the logits of all tokens, not only the largest CANDIDATES of each part of the vocabulary."""
-        plain = self.repetition_penalty == 1 and not self.presence_penalty and not self.frequency_penalty and not self.logit_bias
+        plain = self.repetition_penalty in (None, 1) and not self.presence_penalty and not self.frequency_penalty and not self.logit_bias
         return not plain or (self.temperature > 0 and not 0 < self.top_k <= CANDIDATES)
 
     @property
@@ -167,11 +168,12 @@ class Sampler:
     def _changed(self, scores: Scores) -> Array:
         """Return the logits after penalties. Source: Keskar et al., CTRL, arXiv:1909.05858, section 4.1; OpenAI's API reference."""
         asked, logits = self.sampling, scores.logits
-        if asked.repetition_penalty == 1 and not (asked.presence_penalty or asked.frequency_penalty or asked.logit_bias):
+        if asked.repetition_penalty in (None, 1) and not (asked.presence_penalty or asked.frequency_penalty or asked.logit_bias):
             return logits
         logits = logits.astype(np.float64)
         seen = np.array(sorted(one for one in self.seen if one < len(logits)), np.int64)
-        logits[seen] = np.where(logits[seen] > 0, logits[seen] / asked.repetition_penalty, logits[seen] * asked.repetition_penalty)
+        penalty = 1.0 if asked.repetition_penalty is None else asked.repetition_penalty
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         for token, count in self.made.items():
             logits[token] -= asked.presence_penalty + asked.frequency_penalty * count
         for token, bias in asked.logit_bias.items():
