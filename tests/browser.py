@@ -82,17 +82,20 @@ class Browser:
 
     def value(self, script):
         """Return what a script gives."""
-        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        found = self.evaluated(script)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def evaluated(self, script):
+        return self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
 
     def text(self, selector):
         return self.value(f"(document.querySelector({json.dumps(selector)}) || {{innerText: ''}}).innerText")
 
     def until(self, script):
-        """Wait until a script gives something true, and return it."""
+        """Wait until a script gives something true, and return it; one that fails, as where the page is not there yet, is tried again."""
         end = time.monotonic() + WAIT_SECONDS
-        while not (found := self.value(script)):
+        while not (found := self.evaluated(script)["result"].get("value")):
             assert time.monotonic() < end, f"{script} never came true on: {self.text('body')}"
             time.sleep(0.05)
         return found

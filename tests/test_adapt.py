@@ -144,7 +144,7 @@ def test_a_board_that_seems_to_change_with_a_link_is_waited_for():
     world.go(10)
     asked = []
     world.adapter.adviser.ask = asked.append
-    world.reality = thin(scaled(PROFILE, [1, 3.2, 1]), 2, 0.02)  # what came early goes round while rank 1 computes
+    world.reality = thin(scaled(PROFILE, [1, 3.2, 1]), 2, 0.005)  # more than what travels while rank 1 computes
     world.go(8)
     assert len(asked) == 1, asked
     reason = world.adapter.switch_reason

@@ -1,14 +1,26 @@
+import select
 import socket
 import threading
 import time
+
+import pytest
 
 from hepti_mpi.comm import pauses
 from hepti_mpi.comm.pauses import LONGEST, nap
 
 
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """Connections that are there already, of other tests in this process, wake nobody."""
+    monkeypatch.setattr(pauses, "_own", threading.local())
+    sockets = pauses._own.sockets = pauses._Sockets()
+    sockets._find()
+    sockets.epoll.close()
+    sockets.epoll = select.epoll()
+
+
 def test_a_nap_ends_when_something_comes_in(monkeypatch):
     monkeypatch.setattr(pauses, "LONGEST", 20.0)
-    monkeypatch.setattr(pauses, "_own", threading.local())
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
         other, _ = server.accept()
         with other:
@@ -21,8 +33,7 @@ def test_a_nap_ends_when_something_comes_in(monkeypatch):
             timer.join()
 
 
-def test_a_nap_ends_without_anything_too(monkeypatch):
-    monkeypatch.setattr(pauses, "_own", threading.local())
+def test_a_nap_ends_without_anything_too():
     begin = time.monotonic()
     for _ in range(10):
         nap(1000.0)
@@ -30,7 +41,6 @@ def test_a_nap_ends_without_anything_too(monkeypatch):
 
 
 def test_connections_that_come_later_or_go_are_no_trouble(monkeypatch):
-    monkeypatch.setattr(pauses, "_own", threading.local())
     monkeypatch.setattr(pauses, "AGAIN_SECONDS", 0.0)
     nap(0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -41,8 +51,7 @@ def test_connections_that_come_later_or_go_are_no_trouble(monkeypatch):
             nap(0.0)
 
 
-def test_a_connection_whose_other_side_has_closed_wakes_nobody_again(monkeypatch):
-    monkeypatch.setattr(pauses, "_own", threading.local())
+def test_a_connection_whose_other_side_has_closed_wakes_nobody_again():
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         other, _ = server.accept()
         nap(0.0)  # finds it

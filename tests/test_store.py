@@ -367,7 +367,7 @@ HOSTILE = [
     ("a step of too much", lambda f: sealed(f, back=[LOOKUP | {"size": 1 << 40}]), "size 1099511627776"),
     ("a step by many names", lambda f: sealed(f, back=[LOOKUP | {"name": ["x"]}]), "name \\['x'\\]"),
     ("millions of layers", lambda f: sealed(f, layers=1 << 23), "layers"),
-    ("another width", lambda f: sealed(f, hidden=15), "tensor"),
+    ("another width", lambda f: sealed(f, hidden=15), "a layer of it has .* the model"),
     ("no weights", lambda f: f.pop("weights"), "has no tensor"),
     ("a tensor less", lambda f: f.pop(UP), "has no tensor layers.0.mlp.up.weight; a file cut for another rank or plan"),
     ("no checksums", lambda f: f.pop("checksums"), "checksum"),

@@ -27,6 +27,7 @@ from hepti_mpi.tuning.watch import at_once
 FROM = 8  # batches of a job that is watched
 NO_HELP = "it did not help"
 HELPED, JUDGED, PATIENT = 1.03, 6, 60  # times what batches took before a switch that they may after it; orders that tell, and at most
+DOUBTED = 2  # orders that take longer after a switch, upon which links are looked at
 LATELY, CALM = 60, 4  # batches; switches among them after which the next has to wait, twice as long for each more
 LOOKS = 8  # at links in a row, before requests go on
 RECENT = 8  # orders of which it is told what batches take now
@@ -86,6 +87,7 @@ class Adapter:
         self.pairs: list[tuple[int, int]] = []  # links that are looked at
         self.everything = False  # whether all were
         self.by_the_way = False  # whether nothing had seemed wrong before the last look
+        self.doubt = False  # whether links are looked at because a plan did not help: one may have been slow while a board computed
         self.learned = -TOLD_LATE  # the batch before which speeds were last taken for new ones
         self.looks = self.looked = self.looked_before = 0  # in a row; the batches before which the last was, and the one before that
         self.active = plan.active
@@ -157,7 +159,7 @@ class Adapter:
         for one, other in self.pairs:
             found[one, other] = min(bytes_per_second[one][str(other)], bytes_per_second[other][str(one)])
         odd = self.waits.changed
-        self.by_the_way = not odd and self.number > self.learned + TOLD_LATE
+        self.by_the_way = not (odd or self.doubt) and self.number > self.learned + TOLD_LATE
         self.links.looked(found, self.base)
         self.spent += 0 if odd else seconds
         self.looks += 1
@@ -165,7 +167,7 @@ class Adapter:
             self.looked_before, self.looked = self.looked, self.number
         if self.looks < LOOKS and (self.links.unsure() or (self.links.changed and not self.everything)):
             return  # the next look tells, how far it goes too
-        self.everything = False
+        self.everything = self.doubt = False
         self.base, what = self.links.use(self.base)
         if what is not None:
             since = self.waits.since if odd else 0
@@ -247,6 +249,8 @@ class Adapter:
         lost = 0.0 if after is None else (after - before) * (self.number - self.switch["batch"])
         bad = after is not None and after > HELPED * before and lost >= self.cost and len(self.late) >= AGREE
         good = after is not None and after <= HELPED * before and len(self.late) >= JUDGED
+        if not last and after is not None and after > HELPED * before and len(self.late) >= DOUBTED and self._doubts():
+            return None
         if not (last or bad or good or len(self.late) == PATIENT):
             return None
         gain = None if after is None else 1 - after / before
@@ -255,7 +259,7 @@ class Adapter:
         self.switch, self.before = {}, None
         if gain is not None and not undone:
             self.kept.append(float(np.clip(gain / promise, 0, 1)) if promise > 0 else 0.0)
-        if last or undone or not bad or self.speeds.changed():
+        if last or undone or not bad or self.speeds.changed() or self.reason is not None:
             return None
         self.refused.add(self.plan.hash)
         self.say(f"plan {self.plan.hash} did not help: going back to {plan.hash}")
@@ -266,13 +270,19 @@ class Adapter:
         }  # fmt: skip
         return self._swap(plan)
 
+    def _doubts(self) -> bool:
+        """Tell whether a plan that does not help is not judged yet: links are looked at first, and what is planned then is waited for."""
+        if self.switch["why"] != NO_HELP and self.links.charts and self.looked <= self.switch["batch"] and self.reason is None:
+            self.doubt = True
+        return self.doubt or self.adviser.busy
+
     def _look(self) -> dict[str, Any] | None:
         """Return the order to look at links: at all when batches take longer or shorter than ranks that compute explain, again where a look
         did not tell, else now and then at those that were better once, and those of ranks that are left out."""
         if not self.links.charts or self.reason is not None or not self.number:
             return None
         self.pairs = []
-        if (self.waits.changed or self.links.changed) and not self.everything:
+        if (self.waits.changed or self.links.changed or self.doubt) and not self.everything:
             self.pairs, self.everything = self.links.between(round_robin(len(self.links.first))), True
         elif 0 < self.looks < LOOKS:
             self.pairs = self.links.unsure()

@@ -33,7 +33,7 @@ def test_orders_come_in_order_and_reports_come_back(world, machine):
             order = mail.take("orders", idle=world.rank % 2 == 0).facts
             assert order == {"number": number, "text": "x" * number * 50}
             mail.send(0, "reports", {"twice": 2 * number})
-        mail.send(0, "reports", {"twice": "nobody reads this"}, {"large": np.zeros(1 << 18)})
+        mail.send(0, "unread", {"nobody": "reads this"}, {"large": np.zeros(1 << 18)})
     mail.close()
 
 
