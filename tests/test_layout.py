@@ -38,6 +38,7 @@ OWNERS = {
         "models/inputs/tokens.py", "models/checkpoints/tokenizerclasses.py", "models/checkpoints/tokenizing.py",
         "models/checkpoints/gguftokens.py", "models/checkpoints/pieces.py",
     },
+    "llguidance": {"models/tasks/forms.py"},
     "jinja2": {"models/inputs/chat.py"},
     "PIL": {"models/inputs/images.py"},
     "scipy": {"planning/baselines.py"},

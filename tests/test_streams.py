@@ -60,9 +60,9 @@ class Counting:
 class Rank:
     """Rank 0 with such ranks."""
 
-    def __init__(self, own, slow=0.0):
-        self.stepper = Counting(slow)
-        self.generator, self.remote = Generator(self.stepper, [END]), Remote(own.address())
+    def __init__(self, own, slow=0.0, generator=None):
+        self.generator, self.remote = generator or Generator(Counting(slow), [END]), Remote(own.address())
+        self.stepper = self.generator.stepper
         starts = own.starts
         self.remote.ready(SOURCE, 8, READY | {"rows_per_second": 100, "slots": 3})
         self.thread = threading.Thread(target=generating.lead, args=(self.generator, self.remote, lambda: None), daemon=True)
@@ -298,7 +298,7 @@ def test_a_probe_for_tools_is_answered(port):
     ("/v1/chat/completions", {}, 422, "messages is missing"), ("/v1/chat/completions", {"messages": "x"}, 422, "expected a list"),
     ("/v1/chat/completions", {"messages": TALK, "temperature": "hot"}, 422, "temperature is text"),
     ("/v1/chat/completions", {"messages": TALK, "temperature": -1}, 422, "temperature is -1"),
-    ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "json_object"}}, 422, "only text"),
+    ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "xml"}}, 422, "json_object, or json_schema"),
     ("/v1/chat/completions", {"messages": TALK, "n": 99}, 422, "n is 99"), ("/v1/completions", {"prompt": ["a"] * 17}, 413, "17 prompts"),
     ("/v1/completions", {"prompt": [1, 99]}, 422, "not of this model"),
     ("/v1/completions", {"prompt": "one", "suffix": "x"}, 422, "suffix"),

@@ -143,7 +143,7 @@ def test_a_run_goes_on_in_the_middle_of_its_texts(folder):
 
 def test_arrays_with_errors(tmp_path):
     prompt = Prompt(0, "", {"input": "x"}, [4, 5], keep=np.array([1, 3]), width=5)
-    answer = SimpleNamespace(streamed=None, tokens=[7], finish_reason="stop", prompt=[4, 5], sampling=Sampling())
+    answer = SimpleNamespace(streamed=None, tokens=[7], finish_reason="stop", prompt=[4, 5], sampling=Sampling(), error=None)
     kept = [finished_text(prompt, answer, 3, {0: np.ones((2, 6), np.float32)})]
     kept.append(finished_text(Prompt(1, "", {"input": "y", "id": "b"}, error="bad"), None, 3, {}))
     write_finished(tmp_path / "o.npz", kept)

@@ -14,6 +14,7 @@ from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, T, content
 from hepti_mpi.errors import InputError, ServiceError
 from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.tasks.forms import check
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import asking
@@ -94,6 +95,7 @@ def streamed(
         raise InputError(f"{unknown[0]} is nothing that is known of an answer")
     stop = how.get("stop") or ()
     sampling = Sampling(**{"max_tokens": USUAL_TOKENS, **how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    check(sampling.schema)
     parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
     one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
     patiently(lambda: front.grow(one), seconds)

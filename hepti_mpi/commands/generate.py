@@ -143,6 +143,7 @@ def _prompts(
     from hepti_mpi.comm.launcher import standard_input
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import check_room, read_prompts
+    from hepti_mpi.models.tasks.forms import check
     from hepti_mpi.models.tasks.sampling import sampling_of
 
     store, stdin, asked = session.store, standard_input() if question.source == "-" else None, dict[int, "Sampling"]()
@@ -151,6 +152,7 @@ def _prompts(
     for place, one in enumerate(found):
         try:
             asked[one.index] = sampling_of(one.asked, default)
+            check(asked[one.index].schema)
         except InputError as error:
             found[place] = replace(one, ids=[], error=one.error or f"{one.origin}: {error}")
     wrong = next((one for one in found if one.error), None)
@@ -222,11 +224,13 @@ def led(loaded: Loaded, session: "Session", work: Callable[["Ranks"], Result]) -
 def generator(ranks: "Ranks", session: "Session") -> "Generator":
     """Return what makes answers on the ranks, as the model's files say."""
     from hepti_mpi.models.inputs.tokens import Tokens
+    from hepti_mpi.models.tasks.forms import Forms
     from hepti_mpi.serving.generation import Generator
 
-    tokens = Tokens(session.store.files) if "tokenizer.json" in session.store.files else None
-    options = session.store.spec.options
-    return Generator(ranks, options.get("ends", ()), tokens.decode if tokens else None, options.get("repetition_penalty", 1.0))
+    spec, files = session.store.spec, session.store.files
+    tokens, ends = Tokens(files) if "tokenizer.json" in files else None, spec.options.get("ends", ())
+    decode, penalty = tokens.decode if tokens else None, spec.options.get("repetition_penalty", 1.0)
+    return Generator(ranks, ends, decode, penalty, Forms(files, spec.numbers("ids"), ends))
 
 
 def _answered(ranks: "Ranks", session: "Session", task: Task, logits: bool) -> Result:

@@ -4,6 +4,7 @@ a step.
 
 from collections.abc import Callable
 
+from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.generation import Answer, Event, Generator
@@ -23,16 +24,18 @@ def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None
                     if place in places:
                         generator.cancel(places.pop(place))
                 continue
+            if taken.sampling.schema is not None:
+                rest()  # the first of them needs the tokenizer
             try:
                 begun = len(taken.ids) - taken.made
                 made = [Chosen(token) for token in taken.ids[begun:]]
                 answer = generator.submit(taken.ids[:begun], taken.sampling, made)
                 if answer.finish_reason is not None:  # the job before this one could not tell that any more
-                    remote.grown([[taken.place, None, None, (), answer.finish_reason]])
+                    remote.grown([[taken.place, None, None, (), answer.finish_reason, None]])
                     continue
                 places[taken.place], names[id(answer)] = answer, taken.place
-            except InputError:  # the front has looked at that: there is no room for one more token
-                remote.grown([[taken.place, None, None, (), "length"]])
+            except InputError as error:
+                remote.grown([[taken.place, None, None, (), "error", f"{host_name()}: {error}"]])
         if not generator.busy:
             rest()
             continue
@@ -46,6 +49,6 @@ def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None
 def told(place: int, event: Event) -> list[object]:
     """Return an event as the front hears it."""
     if event.chosen is None:
-        return [place, None, None, [], event.finish]
+        return [place, None, None, [], event.finish, event.answer.error]
     chosen = event.chosen
-    return [place, chosen.token, chosen.logprob, [list(one) for one in chosen.top], event.finish]
+    return [place, chosen.token, chosen.logprob, [list(one) for one in chosen.top], event.finish, None]

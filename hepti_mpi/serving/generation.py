@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.tasks.forms import Forms, Unformed
 from hepti_mpi.models.tasks.sampling import Chosen, Sampler, Sampling, Scores
 from hepti_mpi.models.tasks.streaming import Decode, Streamed
 from hepti_mpi.serving.lookup import Lookup
@@ -48,8 +49,8 @@ class Stepper(Protocol):
 
 @dataclass
 class Answer:
-    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length" or "cancelled". `made`: how many of its tokens
-    another job has made, before it was submitted."""
+    """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length", "cancelled" or "error", of which
+    `error` says why. `made`: how many of its tokens another job has made, before it was submitted."""
 
     prompt: list[int]
     sampling: Sampling
@@ -61,6 +62,7 @@ class Answer:
     first_token: float = 0.0
     ended: float = 0.0
     made: int = 0
+    error: str | None = None
 
     def grow(self, chosen: Chosen, ends: Container[int], room: int) -> str:
         """Add the next token, and end where that ends it: at one of `ends`, a stop text, or without room for one more row. Return what was
@@ -114,10 +116,12 @@ class _Running:
 class Generator:
     """Makes answers to prompts."""
 
-    def __init__(self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None, penalty: float = 1.0) -> None:
+    def __init__(
+        self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None, penalty: float = 1.0, forms: Forms | None = None
+    ) -> None:
         """`ends`: tokens behind which an answer ends; `decode`: turns tokens into text, where answers are texts; `penalty`: that on
-        repetition where an answer is asked for without one."""
-        self.stepper, self.ends, self.decode, self.penalty = stepper, frozenset(ends), decode, penalty
+        repetition where an answer is asked for without one; `forms`: makes what answers keep to that have a schema."""
+        self.stepper, self.ends, self.decode, self.penalty, self.forms = stepper, frozenset(ends), decode, penalty, forms
         self.guesses = True  # whether an answer that grows alone may guess (serving.lookup)
         self.waiting: deque[Answer] = deque()
         self.running: list[_Running] = []
@@ -144,6 +148,10 @@ class Generator:
             raise InputError("stop texts need a tokenizer, which the model lacks")
         if sampling.repetition_penalty is None:
             sampling = replace(sampling, repetition_penalty=self.penalty)
+        if sampling.schema is not None:
+            if self.forms is None:
+                raise InputError("a response_format needs a tokenizer, which the model lacks")
+            self.forms.load()
         streamed = None if self.decode is None else Streamed(self.decode, sampling.stop)
         answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter())
         for chosen in made:
@@ -164,9 +172,9 @@ class Generator:
 
     def step(self) -> list[Event]:
         """Take in a part of a prompt that is not in yet, and let every other answer grow by a token."""
-        while self.waiting and self.free:
-            self._begin(self.waiting.popleft())
         events: list[Event] = []
+        while self.waiting and self.free:
+            events += self._begin(self.waiting.popleft())
         growing = sorted((one for one in self.running if one.is_in), key=lambda one: one.slot)
         coming = self._coming()
         if coming is not None:
@@ -210,12 +218,19 @@ class Generator:
             return min(coming, key=lambda one: len(one.rows) - one.taken, default=None)
         return coming[0] if coming else None
 
-    def _begin(self, answer: Answer) -> None:
-        """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on."""
-        rows = [*answer.prompt, *answer.tokens]
+    def _begin(self, answer: Answer) -> list[Event]:
+        """Give an answer the free slot that still has most of the beginning of its prompt, as a talk has that goes on. Return why it
+        cannot begin, if so."""
+        rows, schema = [*answer.prompt, *answer.tokens], answer.sampling.schema
+        try:
+            form = None if schema is None or self.forms is None else self.forms.form(schema, answer.tokens)
+        except InputError as error:
+            return [_failed(answer, error)]
         reused, neglected = max((_common(self.kept[slot], rows), -slot) for slot in self.free)
         self.free.remove(-neglected)
-        self.running.append(_Running(answer, -neglected, Sampler(answer.sampling, rows, answer.tokens), rows, reused, Lookup(rows)))
+        sampler = Sampler(answer.sampling, rows, answer.tokens, form)
+        self.running.append(_Running(answer, -neglected, sampler, rows, reused, Lookup(rows)))
+        return []
 
     def _prefill(self, one: _Running) -> list[Event]:
         part = one.rows[one.taken : one.taken + CHUNK]
@@ -226,7 +241,12 @@ class Generator:
 
     def _grown(self, one: _Running, scores: Scores) -> Event:
         """Add the next token to an answer, and end it where that ends it."""
-        answer, chosen = one.answer, one.sampler.choose(scores)
+        answer = one.answer
+        try:
+            chosen = one.sampler.choose(scores)
+        except Unformed as error:
+            self._leave(one)
+            return _failed(answer, error)
         answer.first_token = answer.first_token or time.perf_counter()
         text = answer.grow(chosen, self.ends, self.stepper.positions)
         one.lookup.add(chosen.token)
@@ -239,6 +259,12 @@ class Generator:
         self.running.remove(one)
         self.free.append(one.slot)
         self.kept[one.slot] = [*one.answer.prompt, *one.answer.tokens][: one.taken]
+
+
+def _failed(answer: Answer, error: InputError) -> Event:
+    """End an answer that cannot go on; what there is of it is kept."""
+    answer.finish_reason, answer.error, answer.ended = "error", str(error), time.perf_counter()
+    return Event(answer, None, "" if answer.streamed is None else answer.streamed.end(), "error")
 
 
 def _common(known: Sequence[int], prompt: Sequence[int]) -> int:

@@ -90,7 +90,8 @@ class Remote:
         self.tell("ready", source_hash=source_hash, batch_rows=batch_rows, **facts)
 
     def grown(self, events: Sequence[Sequence[Any]]) -> None:
-        """Send what was added to answers: place, token, its logarithm, the likeliest tokens, and why it ended, of each."""
+        """Send what was added to answers: place, token, its logarithm, the likeliest tokens, why it ended, and what went
+        wrong, of each."""
         self.tell("grown", events=events)
         self.answered += len(events)
         self._tell_answers()

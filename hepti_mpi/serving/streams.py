@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.errors import HeptiError, ServiceError
+from hepti_mpi.errors import HeptiError, InputError, ServiceError
 from hepti_mpi.models.tasks.sampling import Chosen, Sampling
 from hepti_mpi.models.tasks.streaming import Decode, Streamed
 from hepti_mpi.serving import frames
@@ -108,9 +108,13 @@ class Streams:
     def grown(self, events: Sequence[Sequence[Any]]) -> list[tuple[Growing, Grown]]:
         """Take in what rank 0 tells; return what is to be told on."""
         found = []
-        for place, token, logprob, top, finish in events:
+        for place, token, logprob, top, finish, why in events:
             one = self.flying.get(place)
             if one is None:
+                continue
+            if why is not None:
+                del self.flying[place]
+                found.append((one, Grown("", error=InputError(why))))
                 continue
             text, chosen = "", None
             if token is not None:

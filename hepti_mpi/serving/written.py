@@ -61,12 +61,13 @@ def record(prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
             {"token": one.token, "logprob": one.logprob, "top": [{"token": token, "logprob": value} for token, value in one.top]}
             for one in answer.chosen
         ]
-    return prompt.given | found
+    return prompt.given | found | ({} if answer.error is None else {"error": answer.error})
 
 
 def finished_text(prompt: Prompt, answer: Answer | None, most: int, logits: Mapping[int, np.ndarray]) -> Finished:
     """Return what is kept of an answer that has ended, None where the prompt has an error; `most`: the tokens it was asked for."""
     keep = np.arange(len(prompt.ids)) if prompt.keep is None else prompt.keep
     row = {"width": max(prompt.width, len(keep)), "keep": encoded(keep), "most": most}
-    found: Finished = {"answer": record(prompt, answer), "row": row} | ({} if prompt.error is None else {"error": prompt.error})
+    why = prompt.error if answer is None else answer.error
+    found: Finished = {"answer": record(prompt, answer), "row": row} | ({} if why is None else {"error": why})
     return found | ({"logits": logits[prompt.index]} if prompt.index in logits else {})

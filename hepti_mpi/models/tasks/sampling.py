@@ -1,7 +1,7 @@
 """From logits to the next token: what is asked of it, and the choice. Pure: the same logits and the same seed give the same tokens.
 
-Knows numbers and token ids; knows no text, no model, no rank and no clock. Penalties come first, then temperature, top-k, top-p and min-p,
-in the order of transformers.
+Knows numbers and token ids; knows no text, no schema, no model, no rank and no clock. Penalties come first, then
+what the form of an answer leaves, then temperature, top-k, top-p and min-p, in the order of transformers.
 """
 
 import math
@@ -14,6 +14,8 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.numerics import Array
+from hepti_mpi.models.tasks.forms import Form, Unformed
+from hepti_mpi.models.untrusted import shown
 
 CANDIDATES = 64  # largest logits of each part of the vocabulary that are enough for greedy choice and for any top_k up to it
 MOST_LOGPROBS = 20
@@ -31,7 +33,8 @@ class Sampling:
     `temperature` 0: always the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 leave all tokens. `seed` None: another answer each time.
     `repetition_penalty` None: as the model's files say, without a model 1.
     `stop`: texts before which the answer ends. `logprobs`: how many likeliest tokens are told for each, beside the chosen one's; None: not
-    even that. `ignore_end`: go on behind the token that ends an answer, for measuring.
+    even that. `ignore_end`: go on behind the token that ends an answer, for measuring. `response_format`: None, or as OpenAI's: {"type":
+    "json_object"}, or {"type": "json_schema", "json_schema": {"schema": ...}}.
     """
 
     max_tokens: int = 256
@@ -47,6 +50,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     ignore_end: bool = False
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for what is no number or out of range."""
@@ -66,12 +70,30 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             if not isinstance(token, int) or token < 0 or isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
                 raise InputError(f"logit_bias has {token!r:.60}: {bias!r:.60}, expected token ids and numbers")
+        if self.schema is not None and self.ignore_end:
+            raise InputError("ignore_end goes on behind the end that a response_format has; leave one of them out")
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that the answer keeps to, None where it is any text. Raises InputError for a response_format that is none."""
+        form = self.response_format
+        kind = form.get("type") if isinstance(form, Mapping) else None
+        if form is None or kind == "text":
+            return None
+        if kind == "json_object":
+            return {"type": "object"}
+        said = form.get("json_schema") if kind == "json_schema" else None
+        if isinstance(said, Mapping) and isinstance(said.get("schema"), Mapping):
+            found: Mapping[str, Any] = said["schema"]
+            return found
+        wanted = 'text, json_object, or json_schema with {"json_schema": {"schema": {...}}}'
+        raise InputError(f"response_format is {shown(repr(form), 60)}, expected an object whose type is {wanted}")
 
     @property
     def needs_all(self) -> bool:
         """Whether the choice needs the logits of all tokens, not only the largest CANDIDATES of each part of the vocabulary."""
         plain = self.repetition_penalty in (None, 1) and not self.presence_penalty and not self.frequency_penalty and not self.logit_bias
-        return not plain or (self.temperature > 0 and not 0 < self.top_k <= CANDIDATES)
+        return not plain or self.schema is not None or (self.temperature > 0 and not 0 < self.top_k <= CANDIDATES)
 
     @property
     def candidates(self) -> int:
@@ -142,28 +164,41 @@ class Chosen:
 class Sampler:
     """Chooses the tokens of one answer, one after the other."""
 
-    def __init__(self, sampling: Sampling, prompt: Iterable[int], made: Sequence[int] = ()) -> None:
-        """`made`: tokens of the answer that there are already, at the end of `prompt`: it goes on as if all had been chosen here."""
-        self.sampling = sampling
+    def __init__(self, sampling: Sampling, prompt: Iterable[int], made: Sequence[int] = (), form: Form | None = None) -> None:
+        """`made`: tokens of the answer that there are already, at the end of `prompt`: it goes on as if all had been chosen here. `form`:
+        what the answer keeps to, behind them."""
+        self.sampling, self.form = sampling, form
         self.seen, self.made = set(prompt), Counter(made)
         self.random = np.random.Generator(np.random.PCG64(None if sampling.seed is None else sampling.seed % (1 << 64)))
         if sampling.temperature > 0:
             self.random.random(len(made))  # one for each token
 
     def choose(self, scores: Scores) -> Chosen:
-        """Return the next token; `scores` must be of all tokens where `sampling.needs_all`."""
+        """Return the next token; `scores` must be of all tokens where `sampling.needs_all`. Raises Unformed where its form leaves none."""
         asked = self.sampling
-        ids, logits = scores.ids, self._changed(scores)
+        ids, logits = self._left(scores.ids, self._changed(scores))
         if not np.isfinite(logits.max()):
             raise InputError("the model gave logits that are not finite")
         token = int(largest(ids, logits, 1)[0][0]) if asked.temperature == 0 else self._drawn(ids, logits)
         self.made[token] += 1
         self.seen.add(token)
+        if self.form is not None:
+            self.form.add(token)
         if asked.logprobs is None:
             return Chosen(token)
-        own = float(scores.logits[np.flatnonzero(ids == token)[0]]) - scores.total
-        found = largest(ids, scores.logits, asked.logprobs) if asked.logprobs else ((), ())
+        own = float(scores.logits[np.flatnonzero(scores.ids == token)[0]]) - scores.total
+        found = largest(scores.ids, scores.logits, asked.logprobs) if asked.logprobs else ((), ())
         return Chosen(token, own, tuple((int(one), float(value) - scores.total) for one, value in zip(*found)))
+
+    def _left(self, ids: Array, logits: Array) -> tuple[Array, Array]:
+        """Return the tokens that the form leaves, and their logits."""
+        if self.form is None:
+            return ids, logits
+        allowed = self.form.allowed()[ids]
+        allowed &= logits != -np.inf
+        if not allowed.any():
+            raise Unformed("no token is left that keeps to the response_format; leave out logit_bias or take another schema")
+        return ids[allowed], logits[allowed]
 
     def _changed(self, scores: Scores) -> Array:
         """Return the logits after penalties. Source: Keskar et al., CTRL, arXiv:1909.05858, section 4.1; OpenAI's API reference."""

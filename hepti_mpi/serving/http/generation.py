@@ -11,6 +11,7 @@ from typing import Any
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import checked_messages
+from hepti_mpi.models.tasks.forms import NoForms, check
 from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, Chosen, Sampling
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
@@ -62,15 +63,14 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
         raise Refused(422, f"tools is {shown(tools)}, expected a list of objects", "tools")
     if fields.values.get("tool_choice") == "none":
         tools = None
-    form = fields.values.get("response_format")
-    if form is not None and form != {"type": "text"}:
-        raise Refused(422, f"response_format is {shown(form)}; only text is given: ask for JSON in the messages", "response_format")
     text = template.text(as_objects(checked_messages(fields.any("messages"))), tools=tools or None)
     prompt = model.tokens.plain(text, "the messages")
     told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
     logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
     most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     wanted = _wanted(model, fields, (True, [prompt], [text]), most, max(1, room - len(prompt)), logprobs)
+    if tools and wanted.sampling.schema is not None:
+        raise Refused(422, 'response_format and tools do not go together: a call is none; give tool_choice "none"', "response_format")
     return replace(wanted, calls=bool(tools) and model.calls_tools)
 
 
@@ -113,9 +113,14 @@ def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int,
         whole = fields.number(name, -(1 << 63), 1 << 63, whole=True)
         options |= {} if whole is None else {name: max(0, int(whole)) if name == "top_k" else int(whole)}
     try:
-        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields))
+        form = fields.values.get("response_format")
+        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields), response_format=form)
     except InputError as error:
         raise Refused(422, str(error)) from None
+    try:
+        check(sampling.schema)
+    except InputError as error:
+        raise Refused(501 if isinstance(error, NoForms) else 400, str(error), "response_format") from None
     more = fields.values.get("stream_options")
     with_usage = isinstance(more, dict) and more.get("include_usage") is True
     stream, echo = fields.flag("stream", False), not is_chat and fields.flag("echo", False)
