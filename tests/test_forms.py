@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_streams import SOURCE, Rank, ended, until
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 from hepti_mpi.models.tasks import forms
 from hepti_mpi.models.tasks.forms import Forms, NoForms, Unformed, check
@@ -18,6 +20,9 @@ from hepti_mpi.models.tasks.sampling import Sampler, Sampling, Scores, sampling_
 from hepti_mpi.serving import front
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
+from hepti_mpi.serving.http.fields import Fields
+from hepti_mpi.serving.http.generation import chat, completion
+from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.serving.streams import growing
 
 pytest.importorskip("llguidance", reason="schemas are an extra")
@@ -44,6 +49,9 @@ PERSON = {
                    "kind": {"enum": ["cat", "dog"]}},
 }  # fmt: skip
 NUMBERS = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
+SPEC = SimpleNamespace(name="toy", numbers=lambda by: WORDS)
+SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{{ messages[0].content }}", {}), calls_tools=True)
+SERVED.check_writes = lambda: None
 
 
 def schema(said):
@@ -194,6 +202,26 @@ def test_one_that_cannot_go_on_ends_with_the_reason_and_no_other_does():
     is_numbers(json.loads(whole.text))
     with pytest.raises(Unformed):
         FORMS.form(NUMBERS).add(TOKENS.plain("x", "it")[0])
+
+
+@pytest.mark.parametrize("more, status, why", [
+    ({"response_format": schema({"not": {}})}, 400, "Unimplemented keys"), ({"response_format": {"type": "xml"}}, 422, "json_object"),
+    ({"response_format": schema(PERSON), "tools": [{"type": "function"}]}, 422, "do not go together"),
+])  # fmt: skip
+def test_what_a_service_refuses_before_anything_is_computed(more, status, why):
+    with pytest.raises(Refused, match=why) as caught:
+        chat(SERVED, Fields({"messages": [{"role": "user", "content": "a"}]} | more), 64)
+    assert caught.value.status == status and caught.value.param == "response_format"
+
+
+def test_what_a_service_takes(monkeypatch):
+    said = {"messages": [{"role": "user", "content": "a"}], "response_format": schema(PERSON)}
+    assert chat(SERVED, Fields(said | {"tools": [{"type": "function"}], "tool_choice": "none"}), 64).sampling.schema == PERSON
+    assert completion(SERVED, Fields({"prompt": "a", "response_format": {"type": "json_object"}}), 64).sampling.schema == {"type": "object"}
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(Refused, match="not installed") as caught:
+        chat(SERVED, Fields(said), 64)
+    assert caught.value.status == 501
 
 
 # through the front

@@ -194,11 +194,11 @@ class Sampler:
         """Return the tokens that the form leaves, and their logits."""
         if self.form is None:
             return ids, logits
-        allowed = self.form.allowed()[ids]
-        allowed &= logits != -np.inf
-        if not allowed.any():
+        kept = np.flatnonzero(self.form.allowed()[ids])
+        kept = kept[logits[kept] != -np.inf]
+        if not len(kept):
             raise Unformed("no token is left that keeps to the response_format; leave out logit_bias or take another schema")
-        return ids[allowed], logits[allowed]
+        return ids[kept], logits[kept]
 
     def _changed(self, scores: Scores) -> Array:
         """Return the logits after penalties. Source: Keskar et al., CTRL, arXiv:1909.05858, section 4.1; OpenAI's API reference."""

@@ -113,18 +113,26 @@ def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int,
         whole = fields.number(name, -(1 << 63), 1 << 63, whole=True)
         options |= {} if whole is None else {name: max(0, int(whole)) if name == "top_k" else int(whole)}
     try:
-        form = fields.values.get("response_format")
-        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields), response_format=form)
+        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields))
     except InputError as error:
         raise Refused(422, str(error)) from None
-    try:
-        check(sampling.schema)
-    except InputError as error:
-        raise Refused(501 if isinstance(error, NoForms) else 400, str(error), "response_format") from None
+    sampling = _formed(sampling, fields.values.get("response_format"))
     more = fields.values.get("stream_options")
     with_usage = isinstance(more, dict) and more.get("include_usage") is True
     stream, echo = fields.flag("stream", False), not is_chat and fields.flag("echo", False)
     return Wanted(is_chat, model.spec.name, prompts, texts, count, sampling, stream, with_usage, echo)
+
+
+def _formed(sampling: Sampling, form: Any) -> Sampling:
+    try:
+        formed = replace(sampling, response_format=form)
+    except InputError as error:
+        raise Refused(422, str(error), "response_format") from None
+    try:
+        check(formed.schema)
+    except InputError as error:
+        raise Refused(501 if isinstance(error, NoForms) else 400, str(error), "response_format") from None
+    return formed
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:
