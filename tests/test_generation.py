@@ -172,6 +172,15 @@ def test_what_changes_answers_and_is_not_done_is_refused(said, words, tmp_path):
         writing_options(tmp_path, {})
 
 
+def test_without_the_file_config_json_counts(tmp_path):
+    config = {"eos_token_id": 2, "repetition_penalty": 1.3, "hidden_size": 8}
+    assert writing_options(tmp_path, config) == {"ends": [2], "repetition_penalty": 1.3}
+    with pytest.raises(ModelError, match="^config.json: suppress_tokens is "):
+        writing_options(tmp_path, config | {"suppress_tokens": [5]})
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert writing_options(tmp_path, config | {"suppress_tokens": [5]}) == {"ends": [2]}
+
+
 @pytest.mark.parametrize("more, words", [({"dim": 12}, "multiple of 8"), ({"causal": False}, "behind them")])
 def test_attention_that_cannot_go_on(more, words):
     from hepti_mpi.engine.caching import check_cached

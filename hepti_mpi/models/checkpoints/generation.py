@@ -24,14 +24,17 @@ def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ModelError for values that are none, and for what changes answers and is not supported.
     """
-    path = base / GENERATION
-    said = parse_json(read_small(path), GENERATION) if is_file(path) else {}
-    sidefiles.check(GENERATION, said)
+    if is_file(base / GENERATION):
+        name, said = GENERATION, parse_json(read_small(base / GENERATION), GENERATION)
+    else:  # then transformers takes what config.json has of it
+        table = sidefiles.FILES[GENERATION]
+        name, said = "config.json", {key: value for key, value in config.items() if sidefiles.verdict(table, key)}
+    sidefiles.check(name, said, sidefiles.FILES[GENERATION])
     penalty = said.get("repetition_penalty")
     try:
         Sampling(repetition_penalty=penalty)
     except InputError as error:
-        raise ModelError(f"{GENERATION}: {error}") from None
+        raise ModelError(f"{name}: {error}") from None
     return {"ends": end_tokens(said, config)} | ({} if penalty in (None, 1) else {"repetition_penalty": float(penalty)})
 
 
