@@ -2,12 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError, ModelError
-from hepti_mpi.models.checkpoints.generation import writing_options
+from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
+from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
+from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
 from hepti_mpi.serving.generation import CHUNK, Generator
 
@@ -170,6 +173,21 @@ def test_what_changes_answers_and_is_not_done_is_refused(said, words, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
     with pytest.raises(ModelError, match=f"^generation_config.json: .*{re.escape(words)}"):
         writing_options(tmp_path, {})
+
+
+@pytest.mark.parametrize("said, table, text", [  # as apply_chat_template of transformers 5.23 does
+    ({"sep_token": "[SEP]", "cls_token": {"content": "[CLS]", "__type": "AddedToken"}}, {}, "[SEP][CLS]"),
+    ({"image_token": "[MASK]"}, {}, "[MASK]"), ({}, {"bos_token": "[UNK]"}, "[UNK]"), ({"bos_token": "[PAD]"}, {}, "[PAD]"),
+])  # fmt: skip
+def test_a_chat_template_may_name_every_special_token(said, table, text, tmp_path):
+    golden = Path(__file__).parent / "golden" / "bert_mlm"
+    template = "{{ bos_token }}{{ sep_token }}{{ cls_token }}{{ image_token }}{{ messages[0]['content'] }}"
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template} | said
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    files = {"tokenizer.json": (golden / "tokenizer.json").read_bytes(), "tokenizer_config.json": json.dumps(config).encode()}
+    built = build_tokenizer(files | {"special_tokens_map.json": json.dumps(table).encode()}, None)
+    found = ChatTemplate.of(built.files | chat_files(tmp_path, built))
+    assert found is not None and found.text([{"role": "user", "content": " hello"}]) == text + " hello"
 
 
 def test_without_the_file_config_json_counts(tmp_path):

@@ -110,6 +110,13 @@ def test_special_tokens_that_are_split(said, is_special, mask, ids):
     assert tokens.mask_id == mask and tokens.encode(["the cat [MASK] on the [M] mat [SEP] x"], "x").ids == ids
 
 
+def test_an_empty_second_text_still_has_its_mark():
+    """As batches of transformers 5.23 and CrossEncoder.predict of sentence-transformers 6.2 have it: [CLS] a [SEP] [SEP]."""
+    tokens = Tokens(built({}).files)
+    first, last = tokens.encode(["hello"], "x").ids[:-1], tokens.encode([""], "x").ids[-1]
+    assert tokens.encode(["hello", ""], "x").ids == [*first, last, last] and tokens.encode(["hello"], "x").ids == [*first, last]
+
+
 def test_settings_that_go_before():
     data = {name: json.dumps(value).encode() for name, value in GOLDEN["base"].items() if name in FILES}
     made = build_tokenizer(data, None, {"do_lower_case": False, "model_max_length": 7})

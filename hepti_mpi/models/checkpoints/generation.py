@@ -10,13 +10,13 @@ from typing import Any
 
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models import sidefiles
+from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small
 
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
-MARKS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def end_tokens(said: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
     return ends
 
 
-def chat_files(base: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the chat template of a folder, and its tokenizer_config.json of `files` with the special tokens that templates name.
+def chat_files(base: Path, built: Built) -> dict[str, bytes]:
+    """Return the chat template of a folder, and the tokenizer_config.json that was built with the special tokens that templates name.
 
     Raises ModelError for a template that cannot be read.
     """
@@ -63,8 +63,6 @@ def chat_files(base: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
     if isinstance(template, str):
         ChatTemplate(template, {})
         found[TEMPLATE] = template.encode()
-    if CONFIG in files:
-        texts = {key: raw[key]["content"] if isinstance(raw.get(key), dict) else raw.get(key) for key in MARKS}
-        said = json.loads(files[CONFIG]) | {key: text for key, text in texts.items() if isinstance(text, str)}
-        found[CONFIG] = json.dumps(said).encode()
+    if CONFIG in built.files:
+        found[CONFIG] = json.dumps(json.loads(built.files[CONFIG]) | built.marks).encode()
     return found

@@ -61,7 +61,7 @@ def read_model(source: Path) -> ModelFiles:
     plain = plain_names(family, tensors.shapes)
     spec = make_spec(source.resolve().name, family, config, (sentence, built), plain, tensors)
     if spec.generates:
-        files |= chat_files(base, files)
+        files |= chat_files(base, built)
         spec = replace(spec, options=spec.options | writing_options(base, config))
     if spec.embedding == "patches":
         read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with

@@ -8,7 +8,7 @@ tokenization_utils_tokenizers.py (TokenizersBackend).
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -36,10 +36,12 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 @dataclass(frozen=True)
 class Built:
-    """The tokenizer of a folder: the `files` that a run reads, and the `special` ids that never stand for text."""
+    """The tokenizer of a folder: the `files` that a run reads, the `special` ids that never stand for text, and the `marks`: the texts of
+    its special tokens that have a name, such as bos_token, by that name."""
 
     files: dict[str, bytes]
     special: frozenset[int]
+    marks: dict[str, str] = field(default_factory=dict)
 
 
 def build_tokenizer(
@@ -71,7 +73,9 @@ def build_tokenizer(
     named = [settings.get(key) for key in NAMED] + list(settings["own_tokens"].values()) + list(settings["extra_special_tokens"])
     special = frozenset(number for token in named if token and (number := tokenizer.token_to_id(str(token))) is not None)
     document = guarded(lambda: tokenizer.to_str(), broken)
-    return Built({JSON: document.encode(), CONFIG: run_settings(settings, kind)}, special)
+    marks = {key: str(token) for key in NAMED if (token := settings.get(key))}
+    marks |= {key: str(token) for key, token in settings["own_tokens"].items()}
+    return Built({JSON: document.encode(), CONFIG: run_settings(settings, kind)}, special, marks)
 
 
 def run_settings(settings: Settings, kind: Kind) -> bytes:
