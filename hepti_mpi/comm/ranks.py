@@ -24,6 +24,8 @@ from hepti_mpi.errors import HeptiError, RankError
 
 POLITE_SECONDS = 20e-6
 PART_BYTES = 48 << 10
+DIRECT_BYTES = 32 << 10  # of terms of a sum, at most, that go to each rank at once where ranks wait politely
+TERMS = 1  # tag of them
 
 
 class Comm:
@@ -173,7 +175,28 @@ class Comm:
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         with self.patience.waiting():
-            self._done(self.mpi.Iallreduce(values, result)) if self.polite else self.mpi.Allreduce(values, result)
+            if not self.polite:
+                self.mpi.Allreduce(values, result)
+            elif values.nbytes > DIRECT_BYTES:
+                self._done(self.mpi.Iallreduce(values, result))
+            else:
+                self._sum_directly(values, result)
+
+    def _sum_directly(self, values: np.ndarray, result: np.ndarray) -> None:
+        """Send the own terms to each other rank: MPI's sum is several messages deep, and each is waited for by looking again after a nap.
+
+        All add in the order of ranks, so that no two ranks' sums differ.
+        """
+        terms = [values if rank == self.rank else np.empty_like(values) for rank in range(self.size)]
+        peers = [rank for rank in range(self.size) if rank != self.rank]
+        waiting = [self.mpi.Irecv(terms[peer], peer, TERMS) for peer in peers]
+        waiting += [self.mpi.Isend(values, peer, TERMS) for peer in peers]
+        begin = time.perf_counter()
+        while waiting := [request for request in waiting if not request.Test()]:
+            nap(time.perf_counter() - begin)
+        np.copyto(result, terms[0])
+        for term in terms[1:]:
+            result += term
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]

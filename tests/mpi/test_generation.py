@@ -136,3 +136,15 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
         told = texts.document("llama", "here", request, found, 1e-9)["methods"]
         assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
         assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
+
+
+@pytest.mark.parametrize("polite", [False, True])
+@pytest.mark.parametrize("width", [7, decoders.ROWS * 100])
+def test_every_rank_has_the_same_sum(world, polite, width):
+    comm, result = world.subset(range(world.size)), np.empty((1, width), np.float32)
+    comm.polite = polite
+    for turn in range(3):
+        terms = [np.random.default_rng((turn, rank)).standard_normal((1, width), np.float32) for rank in range(world.size)]
+        comm.allreduce(terms[world.rank], result)
+        np.testing.assert_allclose(result, np.sum(terms, axis=0), atol=1e-5)
+        assert len(set(world.gather_all(result.tobytes().hex()))) == 1
