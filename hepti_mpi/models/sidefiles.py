@@ -173,7 +173,7 @@ CONFIG = {
 CHOICES = "the choice of tokens does not know it"
 GENERATION = {
     **honoured("eos_token_id repetition_penalty"),
-    **without("_* transformers_version bos_token_id pad_token_id decoder_start_token_id trust_remote_code torch_dtype dtype"),
+    **without("_* transformers_version *_token_id trust_remote_code torch_dtype dtype"),
     **without("do_sample temperature top_k top_p min_p max_length max_new_tokens max_time num_return_sequences early_stopping"),
     **without("length_penalty renormalize_logits remove_invalid_values use_cache use_mtp cache_* max_cache_len return_* output_*"),
     **without("assistant_* is_assistant num_assistant_* prompt_lookup_num_tokens max_matching_ngram_size target_lookbehind"),
