@@ -207,6 +207,7 @@ def test_one_that_cannot_go_on_ends_with_the_reason_and_no_other_does():
 @pytest.mark.parametrize("more, status, why", [
     ({"response_format": schema({"not": {}})}, 400, "Unimplemented keys"), ({"response_format": {"type": "xml"}}, 422, "json_object"),
     ({"response_format": schema(PERSON), "tools": [{"type": "function"}]}, 422, "do not go together"),
+    ({"response_format": schema({"enum": ["x" * forms.LARGEST]})}, 400, "the limit is"),
 ])  # fmt: skip
 def test_what_a_service_refuses_before_anything_is_computed(more, status, why):
     with pytest.raises(Refused, match=why) as caught:

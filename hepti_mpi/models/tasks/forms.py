@@ -17,8 +17,7 @@ from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.untrusted import shown
 
 SPACES = r"[\x20\x0A\x0D\x09]{1,16}"  # between what a schema asks for: as people write, but no model may go on with it for ever
-
-
+LARGEST = 1 << 16  # characters of a schema: a larger one takes seconds to read, while other answers wait
 REFUSED = "the schema of response_format cannot be kept to"
 
 
@@ -40,8 +39,10 @@ def _library() -> Any:
 
 
 def _grammar(schema: Mapping[str, Any]) -> str:
-    make = _library().LLMatcher.grammar_from_json_schema
-    return str(guarded(lambda: make(json.dumps(schema), defaults={"whitespace_pattern": SPACES}), InputError(REFUSED)))
+    make, said = _library().LLMatcher.grammar_from_json_schema, json.dumps(schema)
+    if len(said) > LARGEST:
+        raise InputError(f"{REFUSED}: it has {len(said)} characters, the limit is {LARGEST}")
+    return str(guarded(lambda: make(said, defaults={"whitespace_pattern": SPACES}), InputError(REFUSED)))
 
 
 def check(schema: Mapping[str, Any] | None) -> None:
