@@ -2,7 +2,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi.commands.bench import MOST_ROWS, Choice, Sizes, bench, check_room, checked_layers
+from hepti_mpi.commands import main
+from hepti_mpi.commands.bench import MOST_ROWS, Choice, Sizes, check_room, checked_layers
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec
 
@@ -34,7 +35,7 @@ def test_no_more_layers_than_there_are():
     ],
 )
 def test_what_is_not_for_texts_is_refused_before_anything_starts(words, why):
-    done = CliRunner().invoke(bench, ["--phase", "decode", *words])
+    done = CliRunner().invoke(main.main, ["bench", "--phase", "decode", *words])
     assert done.exit_code == 2 and why in done.output
 
 

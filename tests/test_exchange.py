@@ -135,7 +135,8 @@ def test_what_comes_over_a_link_with_a_latency_is_seen_so_much_later(members, co
     arrays = {rank: np.zeros((sum(counts), WIDTH), np.float32) for rank in members}
     spans = [slice(start, start + count) for start, count in zip(splits.starts(counts), counts)]
     rings = {rank: exchanges[rank].ring_gather([arrays[rank][span] for span in spans], members, 3) for rank in members}
-    for _ in range(2):
+    took = []
+    for _ in range(4):
         for place, (rank, span) in enumerate(zip(members, spans)):
             arrays[rank][:] = -1
             arrays[rank][span] = place
@@ -143,8 +144,9 @@ def test_what_comes_over_a_link_with_a_latency_is_seen_so_much_later(members, co
         done = {rank: exchanges[rank].start(ring) for rank, ring in rings.items()}
         while not all(event.is_set() for event in done.values()):
             exchanges[int(random.choice(members))].poll()
-        assert hops * late <= time.perf_counter() - begin <= (hops + 1) * late + 0.2
+        took.append(time.perf_counter() - begin)
         assert all((arrays[rank][span] == place).all() for rank in members for place, span in enumerate(spans))
+    assert hops * late <= min(took) <= (hops + 1) * late + 0.2, took  # the soonest: other work may hold up any
 
 
 def test_a_block_over_a_link_with_a_latency_is_seen_so_much_later():
