@@ -39,7 +39,7 @@ def _library() -> Any:
 
 
 def _grammar(schema: Mapping[str, Any]) -> str:
-    make, said = _library().LLMatcher.grammar_from_json_schema, json.dumps(schema)
+    make, said = _library().LLMatcher.grammar_from_json_schema, str(guarded(lambda: json.dumps(schema), InputError(REFUSED)))
     if len(said) > LARGEST:
         raise InputError(f"{REFUSED}: it has {len(said)} characters, the limit is {LARGEST}")
     return str(guarded(lambda: make(said, defaults={"whitespace_pattern": SPACES}), InputError(REFUSED)))
