@@ -237,6 +237,7 @@ def test_pieces_as_sentencepiece_cuts_texts(case):
 @pytest.mark.parametrize("more, words", [
     ({"scores": None}, "no tokenizer.ggml.scores"), ({"scores": np.zeros(3, np.float32)}, "no tokenizer.ggml.scores"),
     ({"add_space_prefix": 1}, "true or false"), ({"token_type": np.ones(520)}, "no tokens for bytes"),
+    ({"tokens": [*PIECES["llama"]["tokens"][:-1], "x" * (1 << 22)]}, "4194304 characters, the limit is 1024"),  # each a place to cut at
 ])  # fmt: skip
 def test_pieces_that_are_refused(more, words):
     with pytest.raises(ModelError, match=words):

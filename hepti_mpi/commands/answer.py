@@ -83,9 +83,7 @@ def _write(
 ) -> None:  # fmt: skip
     """Write what is asked until nothing more will come. `room`: slots, and rows of each. Collective."""
     from hepti_mpi.commands import generate
-    from hepti_mpi.models.tasks.forms import Forms
     from hepti_mpi.serving.generating import lead
-    from hepti_mpi.serving.generation import Generator
     from hepti_mpi.serving.request import OuterWeights
     from hepti_mpi.serving.stepping import Ranks
 
@@ -99,10 +97,8 @@ def _write(
     facts = jobs.told(decoder.part.plan, loaded.decision) | {"slots": decoder.slots, "positions": decoder.positions}
     remote.ready(session.store.source_hash, 1, facts)
     try:
-        # text is made at the front; the tokenizer is read here for answers that have a form
-        ends, penalty = spec.options.get("ends", ()), spec.options.get("repetition_penalty", 1.0)
-        forms = Forms(session.store.files, spec.numbers("ids"), ends)
-        lead(Generator(Ranks(decoder, OuterWeights(session.store)), ends, penalty=penalty, forms=forms), remote, decoder.rest)
+        ranks = Ranks(decoder, OuterWeights(session.store))
+        lead(generate.generator(ranks, session, texts=False), remote, decoder.rest)  # the front makes texts of them
     finally:
         decoder.end()
 

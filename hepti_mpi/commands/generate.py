@@ -221,14 +221,14 @@ def led(loaded: Loaded, session: "Session", work: Callable[["Ranks"], Result]) -
         loaded.decoder.end()
 
 
-def generator(ranks: "Ranks", session: "Session") -> "Generator":
-    """Return what makes answers on the ranks, as the model's files say."""
+def generator(ranks: "Ranks", session: "Session", texts: bool = True) -> "Generator":
+    """Return what makes answers on the ranks, as the model's files say; not `texts`: tokens, of which somebody else makes them."""
     from hepti_mpi.models.inputs.tokens import Tokens
     from hepti_mpi.models.tasks.forms import Forms
     from hepti_mpi.serving.generation import Generator
 
     spec, files = session.store.spec, session.store.files
-    tokens, ends = Tokens(files) if "tokenizer.json" in files else None, spec.options.get("ends", ())
+    tokens, ends = Tokens(files) if texts and "tokenizer.json" in files else None, spec.options.get("ends", ())
     decode, penalty = tokens.decode if tokens else None, spec.options.get("repetition_penalty", 1.0)
     return Generator(ranks, ends, decode, penalty, Forms(files, spec.numbers("ids"), ends))
 

@@ -21,6 +21,7 @@ from hepti_mpi.wording import counted
 
 KEY, PIECES = "tokenizer.ggml.", "llama"
 UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # types of tokens; control and user's ones are taken whole
+LONGEST = 1 << 10  # characters of a piece, each of which is a place where two others may meet
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "</s>")  # of an answer, beside eos
 
@@ -125,6 +126,9 @@ def _pieces(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray
         raise ModelError(f"it has no {KEY}scores, one finite number for each of {counted(len(texts), 'tokens')}")
     if not isinstance(prefix, bool):
         raise ModelError(f"its {KEY}add_space_prefix is {shown(prefix, 60)}, expected true or false")
+    longest = max(map(len, texts))
+    if longest > LONGEST:
+        raise ModelError(f"one of its tokens has {counted(longest, 'characters')}, the limit is {LONGEST}")
     if not (types == BYTE).any():
         raise ModelError("it has no tokens for bytes, with which pieces spell what none of them covers")
     unknown = next(iter(_of_type(texts, types, UNKNOWN)), None)
