@@ -189,14 +189,14 @@ if rank == 0:
 
 
 def printed(lab, argv, **options):
-    done = lab.mpirun(argv, timeout=40, stdout=subprocess.PIPE, **options)
+    done = lab.mpirun(argv, timeout=200, stdout=subprocess.PIPE, **options)
     assert done.returncode == 0
     return done.stdout
 
 
 def assert_gone(folder, space):
     """No folder, and no process of this machine in that network namespace: then the kernel has removed it and its links."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while folder.exists() or any(processes.namespace(int(n), "net") == space for n in os.listdir("/proc") if n.isdigit()):
         assert time.monotonic() < deadline, f"{folder} or a process of it is left"
         time.sleep(0.02)
@@ -243,11 +243,11 @@ def test_what_can_happen_to_a_cluster(tmp_path):
         lab.start_host("pi2")
         assert reaches("pi2")
         job = lab.start([sys.executable, "-c", loop], hosts=["pi1", "pi2"], stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(lab.ranks()) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(lab.ranks()[1], signal.SIGKILL)
-        assert job.wait(20) == 128 + signal.SIGKILL
+        assert job.wait(120) == 128 + signal.SIGKILL
         with pytest.raises(subprocess.TimeoutExpired):
             lab.mpirun([sys.executable, "-c", loop], timeout=2)
         assert [len(lab.processes(host)) for host in lab.hosts] == [1, 1, 1]  # their sshd
@@ -293,7 +293,7 @@ def test_a_killed_run_leaves_nothing(number):
         time.sleep(0.005)
     space = processes.namespace(state.process(folder / "switch"), "net")
     run.send_signal(number)
-    assert run.wait(10) == (143 if number == signal.SIGTERM else -number)
+    assert run.wait(120) == (143 if number == signal.SIGTERM else -number)
     if number == signal.SIGKILL:
         assert lab_command("down", "wifi3").returncode == 0
     assert_gone(folder, space)

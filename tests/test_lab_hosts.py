@@ -125,7 +125,7 @@ def test_silent_hosts_are_told_without_names(place):
             assert job.poll() is None
         time.sleep(1)
         lab.cut_link(lab.hosts[2])
-        _, said = job.communicate(timeout=30)
+        _, said = job.communicate(timeout=120)
     finally:
         lab.restore_link(lab.hosts[2])
         lab.end_jobs()

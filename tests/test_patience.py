@@ -123,18 +123,17 @@ print("done")
 
 
 @pytest.mark.parametrize("deadline, waits, works, code", [
-    ("0.3", "30", "0", patience.EXIT_CODE), ("0.6", "0.1", "1.2", 0), ("0", "0.5", "0", 0),
+    ("0.3", "1000", "0", patience.EXIT_CODE), ("5", "0.1", "6", 0), ("0", "0.5", "0", 0),
 ])  # fmt: skip
 def test_a_wait_ends_the_process_and_work_does_not(deadline, waits, works, code):
-    begin = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", PROGRAM, deadline, waits, works], capture_output=True, text=True, timeout=20)
-    assert result.returncode == code and time.monotonic() - begin < 10
+    result = subprocess.run([sys.executable, "-c", PROGRAM, deadline, waits, works], capture_output=True, text=True, timeout=120)
+    assert result.returncode == code
     assert ("waited 0.3 s for rank 1 on there" in result.stderr) == (code != 0) and ("done" in result.stdout) == (code == 0)
 
 
 def test_a_supervisor_is_told_the_same_in_a_record(tmp_path):
     words, environment = [sys.executable, "-c", PROGRAM, "0.3", "30", "0"], {**os.environ, STATE: str(tmp_path / "none")}
-    result = subprocess.run(words, capture_output=True, text=True, timeout=20, env=environment)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
     record = told(result.stdout)
     assert record.pop("said") == result.stderr.strip().removeprefix("error ")
     assert record == {"kind": "late", "rank": 0, "waited": [1], "silent": [], "alone": False}
@@ -146,5 +145,5 @@ def test_what_does_not_end_when_asked_is_ended(monkeypatch):
     deaf = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     deaf.stdout.readline()
     patience._end(deaf.pid)
-    assert deaf.wait(10) == -signal.SIGKILL
+    assert deaf.wait(120) == -signal.SIGKILL
     patience._end(deaf.pid)  # which is no more: no error
