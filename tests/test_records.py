@@ -159,7 +159,7 @@ def test_a_long_name_has_a_line_of_its_own():
 def test_an_input_is_cut_on_a_screen_only():
     record = {"input": "a text that is rather long " * 9, "embedding": [0.5] * 9}
     assert records.answer_line(record).startswith(repr(record["input"]))
-    assert len(records.answer_line(record, 100)) == 100 and "…: embedding [0.5" in records.answer_line(record, 100)
+    assert len(records.answer_line(record, 100)) == 100 and "…': embedding [0.5" in records.answer_line(record, 100)
 
 
 def test_what_is_left_out_is_told():
@@ -201,3 +201,13 @@ def test_profile_and_inspection_lines(tmp_path):
     lines = profile_lines(cluster((9, 8))).splitlines()
     assert "rank 1 on pi1" in lines[3] and "1000" in lines[3] and "100" in lines[3]
     assert "rank 0 on pi0" in profile_lines(cluster((9,)))
+
+
+def test_one_batch_has_no_median():
+    """The time of a batch that is the only one is told once."""
+    record = record_of(DECISION.chosen.plan, (0.3,), (9,))
+    record["batches"] = {"count": 1, "seconds": 0.3, "predicted_seconds": 0.2, "first_seconds": 0.3, "first_predicted_seconds": 0.2}
+    lines = records.run_lines(record, DECISION)
+    assert "one batch of 9 rows: 300.0 ms, predicted 200.0 ms (1.50 x)\n" in lines and "median" not in lines and "p90" not in lines
+    record["batches"]["count"] = 2
+    assert "median 300.0 ms" in records.run_lines(record, DECISION) and "2 batches took 0.3 s in all" in records.run_lines(record, DECISION)

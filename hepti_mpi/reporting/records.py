@@ -148,8 +148,9 @@ def answer_line(record: dict[str, Any], width: int | None = None) -> str:
             parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({counted(len(value), 'numbers')})")
     called = f"{record['id']} " if "id" in record else ""
     told, asked = f"{' (cut off)' * record.get('truncated', False)}: {'; '.join(parts)}", repr(record["input"])
-    if width is not None:
-        asked = shortened(asked, max(SHORTEST_INPUT, width - len(called) - len(told)))
+    most = len(asked) if width is None else max(SHORTEST_INPUT, width - len(called) - len(told))
+    if len(asked) > most:
+        asked = shortened(asked[:-1], most - 1) + asked[-1]  # as a text or a list that ends
     return f"{called}{asked}{told}"
 
 
@@ -249,17 +250,38 @@ def run_lines(record: dict[str, Any], decision: Decision | None, width: int | No
         held = size(item["weight_bytes"]), size(item["peak_resident_bytes"])
         rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *share, str(item["rows"]), *cells, *held))
     head = ("", "threads", "heads", "columns", "rows", "compute", "wire", "waiting", "weights", "peak memory")
-    latency = record["latency_seconds"]
     return "\n".join([
-        "measured / predicted, milliseconds, median over batches",
+        "measured / predicted, milliseconds" + ", median over batches" * (not _is_single(record)),
         table(head, rows, width),
-        f"a batch of {counted(record['rows'], 'rows')}: median {milliseconds(latency['median'])} ms (predicted "
-        f"{milliseconds(record['predicted_seconds'])}), p90 {milliseconds(latency['p90'])}, "
-        f"{milliseconds(latency['min'])} to {milliseconds(latency['max'])}",
+        *_batches(record),
         *_remarks(record),
         *(_decision_line(item) for item in record["decisions"]),
         throughput_line(record),
     ])
+
+
+def _is_single(record: dict[str, Any]) -> bool:
+    return record.get("batches", {}).get("count") == 1
+
+
+def _batches(record: dict[str, Any]) -> Iterator[str]:
+    """Yield how long a batch took, and all of them."""
+    each, latency, every = counted(record["rows"], "rows"), record["latency_seconds"], record.get("batches")
+    if not _is_single(record):
+        yield (
+            f"a batch of {each}: median {milliseconds(latency['median'])} ms (predicted {milliseconds(record['predicted_seconds'])}), "
+            f"p90 {milliseconds(latency['p90'])}, {milliseconds(latency['min'])} to {milliseconds(latency['max'])}"
+        )
+    if every is None:
+        return
+    took, predicted = every["seconds"], every["predicted_seconds"]
+    if _is_single(record):
+        yield f"one batch of {each}: {milliseconds(took)} ms, predicted {milliseconds(predicted)} ms ({took / predicted:.2f} x)"
+        return
+    yield (
+        f"{counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
+        f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
+    )
 
 
 def throughput_line(record: dict[str, Any]) -> str:
@@ -295,13 +317,6 @@ def _decision_line(item: dict[str, Any]) -> str:
 
 def _remarks(record: dict[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right."""
-    if "batches" in record:
-        every = record["batches"]
-        took, predicted = every["seconds"], every["predicted_seconds"]
-        yield (
-            f"{counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
-            f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
-        )
     yield from left_over(record)
     boards = [item["emulated_board"] for item in record["ranks"]]
     if any(board is not None for board in boards):
