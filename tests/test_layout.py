@@ -117,12 +117,11 @@ def test_rooms_of_models():
 
 
 def test_no_circle():
-    """No module imports itself by way of others, at its beginning."""
-    known = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in MODULES}
+    """No module imports itself by way of others, at its beginning, within a function or for types; but the package hands names on."""
+    known = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in MODULES if path != ROOT / "__init__.py"}
     uses = {}
     for name, path in known.items():
-        body = ast.Module([item for item in ast.parse(path.read_text()).body if isinstance(item, (ast.Import, ast.ImportFrom))], [])
-        found = {part for wanted in imports(body) for part in (wanted, wanted.rpartition(".")[0])}
+        found = {part for wanted in imports(ast.parse(path.read_text())) for part in (wanted, wanted.rpartition(".")[0])}
         uses[name] = (found & set(known)) - {name}
     while uses:
         free = {name for name, others in uses.items() if not others & set(uses)}

@@ -15,6 +15,7 @@ import click
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import planning_method, planning_request
 from hepti_mpi.commands.paths import profile_path
+from hepti_mpi.commands.record import put_record
 from hepti_mpi.commands.screen import SCREEN, asked_of
 from hepti_mpi.commands.writing import SLOTS, Writing
 
@@ -287,7 +288,6 @@ def _finish(
     session: "Session", question: "Question", task: Task, result: Result, ran: tuple[Loaded, list[dict[str, Any]]] | None
 ) -> None:  # fmt: skip
     """Put the answers out and print what they took. Raises PartlyAnswered."""
-    from hepti_mpi.commands.run import put_record
     from hepti_mpi.reporting.generation import generation_lines, generation_record
 
     tally = task.sink.write()

@@ -4,7 +4,6 @@ Knows the command's options and in which order a run goes; does not know how a p
 """
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from hepti_mpi.commands.options import (
     weights_option,
     words_options,
 )
+from hepti_mpi.commands.record import put_record
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.writing import Writing, refuse_for_text, writing_options
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.program.placement import Placement
     from hepti_mpi.serving.loop import Desk
-    from hepti_mpi.serving.outputs import Tally
     from hepti_mpi.serving.request import Question
     from hepti_mpi.serving.sink import Listener, Sink
     from hepti_mpi.serving.source import Input
@@ -125,7 +124,8 @@ def run(weights: Path | None, **options: Any) -> None:
     work = _taken_in(session, question, choice)
     if work.typical is not None:
         request = planning_request(work.typical, options, session.world.size)
-        teaming = teams.wanted(options, choice, adaptable, method, work.batches)
+        free = adaptable and method == "hepti" and choice.plan_file is None and choice.adapt is None
+        teaming = teams.wanted(options, choice.objective, free, work.batches)
         many = work.batches >= SETTLE_FROM and not work.state.finished
         aim = Aim(method, request, options["tolerance"], teaming, many, work.state, work.supervised, choice.profile_file, choice.fresh)
         _answer(work, _prepared(work, aim), adaptable and (choice.adapt is not None or method in ADAPTING))
@@ -281,16 +281,3 @@ def _finish_nothing(work: Work, asked: Asked) -> None:
     if len(asked.input.refused) < len(asked.input.every):
         work.session.tell(f"all of {work.question.output or 'the input'} had been answered already: nothing is left")
     put_record(records.idle_record(work.session.store.spec), tally)
-
-
-def put_record(record: dict[str, Any], tally: "Tally | None", show: Callable[[], None] = lambda: None) -> None:
-    """Print a run's record, or tell the supervisor, who knows what became of all inputs. Raises PartlyAnswered."""
-    from hepti_mpi.comm import channel
-
-    if tally is None:
-        channel.tell("done", record=record)
-        return
-    record |= tally.numbers
-    show()
-    SCREEN.document(record, always=True)
-    tally.check()

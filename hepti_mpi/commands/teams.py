@@ -8,7 +8,6 @@ import click
 from hepti_mpi.commands.options import PIPELINE
 
 if TYPE_CHECKING:
-    from hepti_mpi.commands.run import Choice
     from hepti_mpi.tuning.teaming import Teaming
 
 
@@ -29,14 +28,13 @@ def check(options: dict[str, Any], objective: str, fixed: bool, weights: Path | 
         raise click.UsageError(f"{weights} was cut for one plan, teams are another one: leave out {what}, or give the store")
 
 
-def wanted(options: dict[str, Any], choice: "Choice", adaptable: bool, method: str, batches: int) -> "Teaming | None":
-    """Return how teams are wanted for a job of so many batches, None where they are not."""
+def wanted(options: dict[str, Any], objective: str, free: bool, batches: int) -> "Teaming | None":
+    """Return how teams are wanted for a job of so many batches, None where they are not; `free`: they may be, by the other options."""
     from hepti_mpi.tuning.teaming import FROM, Teaming
 
     pipeline = options["layout"] == PIPELINE
-    if choice.objective == "throughput" or pipeline:
+    if objective == "throughput" or pipeline:
         return Teaming(batches, forced=True, pipeline=pipeline)
-    free = choice.objective == "auto" and choice.plan_file is None and choice.adapt is None
-    if free and adaptable and method == "hepti" and options["layout"] is None and batches >= FROM:
+    if objective == "auto" and free and options["layout"] is None and batches >= FROM:
         return Teaming(batches)
     return None
