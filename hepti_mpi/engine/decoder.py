@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.engine import caching, sessions
+from hepti_mpi.engine import caching, pages, sessions
 from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.packing import asked
@@ -315,5 +315,6 @@ def load(machine: Machine, store: Store, plan: Plan, slots: int, positions: int)
     with together(world):
         store.verify(part.slices)
         decoder.build(store)
+    pages.settle()
     return decoder
 

@@ -1,0 +1,43 @@
+import mmap
+
+import numpy as np
+
+from hepti_mpi.engine import pages
+
+PAGE, HUGE = mmap.PAGESIZE, 2 << 20
+
+
+def there(address, size):
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        return int(pages._present(pagemap.fileno(), address, size).sum())
+
+
+def test_memory_in_use_stays_as_it_is_and_what_was_never_used_is_not_taken():
+    full, sparse = (mmap.mmap(-1, 8 * HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2))
+    values, some = np.frombuffer(full, np.uint8), np.frombuffer(sparse, np.uint8)
+    values[:] = np.random.default_rng(0).integers(0, 256, len(values), np.uint8)
+    some[:: 16 * PAGE] = 7
+    copy, before = values.copy(), there(some.ctypes.data, len(some))
+    huge = pages.settle()
+    np.testing.assert_array_equal(values, copy)
+    assert there(some.ctypes.data, len(some)) == before == len(some) // (16 * PAGE)
+    assert (some[:: 16 * PAGE] == 7).all() and int(some.sum()) == 7 * before
+    if pages._allowed() and huge:  # this kernel knows how
+        assert huge >= 6 * HUGE  # of eight, whose first and last piece may be shared with what lies beside it
+
+
+def test_runs_are_of_whole_pieces_that_are_there():
+    held = np.ones(6 * HUGE, np.uint8)
+    first = held.ctypes.data
+    inside = [(start, size) for start, size in pages._runs(HUGE) if start < first + len(held) and start + size > first]
+    assert inside and all(start % HUGE == 0 and size % HUGE == 0 for start, size in inside)
+    assert sum(size for _, size in inside) >= 5 * HUGE
+    assert all(there(start, size) >= pages.FULL * size / PAGE for start, size in inside)
+
+
+def test_a_system_without_huge_pages_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "HUGE", tmp_path)
+    assert pages.settle() == 0
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    (tmp_path / "hpage_pmd_size").write_text(f"{HUGE}\n")
+    assert pages.settle() == 0
