@@ -7,8 +7,9 @@ import pytest
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
-from hepti_mpi.models.checkpoints.tokenizerclasses import KINDS
+from hepti_mpi.models.checkpoints.tokenizerclasses import KINDS, tokenizer_kind
 from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer
+from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.inputs.tokens import Tokens
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizers.json").read_text(encoding="utf-8"))
@@ -145,6 +146,34 @@ def test_keys_are_looked_up_by_name_then_by_pattern():
         sidefiles.check("a.json", {"code": "x"}, table)
     with pytest.raises(ModelError, match="^a.json: 'odd key' is in no list of what this file may say: "):
         sidefiles.check("a.json", {"odd key": 1}, table)
+
+
+@pytest.mark.parametrize("family, name, kind", [  # as AutoTokenizer of transformers 5.23 chooses where a file names `name`
+    ("llama", None, "TokenizersBackend"), ("llama", "LlamaTokenizer", "LlamaTokenizer"), ("mistral", "LlamaTokenizer", "TokenizersBackend"),
+    ("phi3", "LlamaTokenizerFast", "TokenizersBackend"), ("qwen2", "PreTrainedTokenizerFast", "Qwen2Tokenizer"),
+    ("qwen3", None, "Qwen2Tokenizer"), ("qwen3", "PreTrainedTokenizerFast", "TokenizersBackend"), ("gpt2", None, "GPT2Tokenizer"),
+    ("gpt_neox", None, "GPTNeoXTokenizer"), ("gemma2", None, "GemmaTokenizer"), ("gemma3_text", "GemmaTokenizerFast", "GemmaTokenizer"),
+])  # fmt: skip
+def test_the_class_of_a_family(family, name, kind):
+    said = FAMILIES[family]
+    pieces = next(case for case in GOLDEN["cases"] if (case["changes"].get(CONFIG) or {}).get("tokenizer_class") == "LlamaTokenizer")
+    files = {"tokenizer.json": json.dumps(pieces["changes"]["tokenizer.json"]).encode()}
+    chosen = tokenizer_kind((said.other_tokenizers and name) or said.tokenizer, files)
+    assert chosen is KINDS[kind]
+
+
+def test_llama_3_is_left_as_it_is():
+    assert tokenizer_kind("LlamaTokenizer", {"tokenizer.json": b'{"decoder": {"type": "ByteLevel"}}'}) is KINDS["TokenizersBackend"]
+
+
+def test_tokens_become_text_again():
+    """Whatever class reads them: a model that writes may have any."""
+    for case in GOLDEN["cases"]:
+        name = (case["changes"].get(CONFIG) or {}).get("tokenizer_class", "")
+        if name in KINDS and name not in ("PreTrainedTokenizerFast", "MPNetTokenizer"):
+            tokens = Tokens(built(case["changes"]).files)
+            text = tokens.decode(tokens.encode(["the cat"], "x").ids)
+            assert text.replace(" ", "") == "thecat", name
 
 
 def test_kinds_are_named_without_fast():

@@ -83,7 +83,7 @@ TOKENIZER = {
     **honoured("tokenizer_class do_lower_case strip_accents tokenize_chinese_chars add_prefix_space added_tokens_decoder"),
     **honoured("additional_special_tokens extra_special_tokens split_special_tokens model_input_names truncation_side"),
     **honoured("padding_side model_max_length max_len bos_token eos_token unk_token sep_token pad_token cls_token mask_token"),
-    **without("add_bos_token add_eos_token"),  # transformers drops both where there is a tokenizer.json, and BERT needs neither
+    **honoured("add_bos_token add_eos_token legacy"),
     **honoured("*_token"),  # special tokens with a name of their own
     **refused("auto_map", UNTRUSTED, (None, {}, [])),
     **refused("fast_tokenizer_files", "one tokenizer.json of several would have to be chosen; keep the one that is meant", (None, [])),
@@ -94,7 +94,8 @@ TOKENIZER = {
     **without("*_file *_files *_token_id *_token_type_id name_or_path _name_or_path _commit_hash transformers_version from_slow"),
     **without("clean_up_tokenization_spaces* clean_text do_basic_tokenize never_split wordpieces_prefix tokenizer_type use_fast"),
     **without("max_length stride truncation_strategy truncation padding pad_to_multiple_of return_* verbose backend is_local is_fast"),
-    **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy legacy_behaviour errors"),
+    **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy_behaviour errors"),
+    **without("do_split_on_punc spaces_between_special_tokens vocab_size"),
     **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt fix_mistral_regex device_map"),
     **without("full_tokenizer_file language languages do_remove_space cache_dir trust_remote_code revision torch_dtype dtype model_type"),
 }

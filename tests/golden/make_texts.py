@@ -138,6 +138,41 @@ def other_classes():
     for more in ({}, {"do_lower_case": False}):
         yield {config: {"tokenizer_class": "MPNetTokenizer", "cls_token": "[CLS]", "sep_token": "[SEP]"} | more}
     yield {"tokenizer.json": None, "vocab.txt": "\n".join(WORDS), config: {"tokenizer_class": "MPNetTokenizer", "mask_token": "[MASK]"}}
+    yield from decoders_classes()
+
+
+def pieces():
+    """A SentencePiece tokenizer.json of merges, as Llama 2 and Gemma have it."""
+    made = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=30, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    made.train_from_iterator(["hello the cat, the hat"] * 3, trainer)
+    made.pre_tokenizer = None
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)])
+    found = json.loads(made.to_str())
+    spelt = sorted({byte for text in ("é", "中", "@") for byte in text.encode()})
+    found["model"]["vocab"] |= {f"<0x{byte:02X}>": len(found["model"]["vocab"]) + place for place, byte in enumerate(spelt)}
+    return found
+
+
+def decoders_classes():
+    config, bytewise, spelt = "tokenizer_config.json", byte_level(), pieces()
+    mark = "<|endoftext|>"
+    stripped = [one | {"lstrip": one["content"] == "</s>"} for one in bytewise["added_tokens"]]
+    for name in ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer"):
+        other = bytewise | {"normalizer": {"type": "Lowercase"}, "added_tokens": stripped}
+        said = {"tokenizer_class": name, "mask_token": "<mask>", "eos_token": "</s>", "add_eos_token": True}
+        yield {"tokenizer.json": other, config: said}
+    vocabulary, merges = bytewise["model"]["vocab"], [" ".join(m) for m in bytewise["model"]["merges"]]
+    older = {"tokenizer.json": None, "vocab.json": vocabulary, "merges.txt": "\n".join(["#version: 0.2", *merges, ""])}
+    for name in ("GPT2Tokenizer", "Qwen2Tokenizer"):
+        yield older | {config: {"tokenizer_class": name, "mask_token": mark, "bos_token": "<s>", "add_bos_token": True}}
+    for more in ({}, {"legacy": True}, {"add_prefix_space": False}):
+        yield {"tokenizer.json": spelt, config: {"tokenizer_class": "LlamaTokenizer", "mask_token": None} | more}
+    yield {"tokenizer.json": spelt, config: {"tokenizer_class": "GemmaTokenizer", "mask_token": None}}
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": None, "extra_special_tokens": ["hello"]}
+    yield {"tokenizer.json": spelt | {"added_tokens": [token("hello", lstrip=True) | {"id": 5}]}, config: own}
 
 
 def formula(shape):

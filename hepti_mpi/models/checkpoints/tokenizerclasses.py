@@ -2,7 +2,8 @@
 
 Knows the files of each class and its special tokens; knows no other side file, no model and no text.
 Source: transformers 5.23, tokenization_utils_tokenizers.py (TokenizersBackend.convert_to_native_format), and of models/:
-gpt2/tokenization_gpt2.py, qwen2/tokenization_qwen2.py, llama/tokenization_llama.py,
+gpt2/tokenization_gpt2.py, gpt_neox/tokenization_gpt_neox.py, qwen2/tokenization_qwen2.py, llama/tokenization_llama.py,
+gemma/tokenization_gemma.py,
 bert/tokenization_bert.py, roberta/tokenization_roberta.py, xlm_roberta/tokenization_xlm_roberta.py, camembert/tokenization_camembert.py.
 """
 
@@ -53,7 +54,7 @@ def tokenizer_kind(name: object, files: Mapping[str, bytes]) -> Kind:
     if plain not in KINDS:
         hint = "load the folder with transformers and see what it makes of a text before another class is written there"
         raise ModelError(f"{CONFIG}: tokenizer_class {name!r:.60} is not supported; supported: {', '.join(KINDS)}; {hint}")
-    kind = KINDS[plain]
+    kind = ANY if plain == "LlamaTokenizer" and b'"ByteLevel"' in files.get(JSON, b"") else KINDS[plain]  # Llama 3's is left as it is
     if JSON not in files and not (kind.files and set(kind.files) <= files.keys()):
         needed = f"{JSON}, or {' and '.join(kind.files)}" if kind.files else JSON
         raise ModelError(f"tokenizer_class {plain} needs a {needed}; load the folder with transformers' AutoTokenizer and save it")
@@ -79,31 +80,77 @@ def read_document(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     return tokenizer
 
 
-def gpt2(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
-    """Return GPT-2's tokenizer: texts are split by its own rule, whatever tokenizer.json says."""
-    document_of(files, "BPE", "GPT2Tokenizer")
-    tokenizer = read_document(settings, files)
+def merges_of(settings: Settings, files: Mapping[str, bytes], name: str) -> tuple[dict[str, int], list[tuple[str, str]], Any]:
+    """Return vocabulary and merges of tokenizer.json, or of its older files, and what tokenizer.json puts around texts.
+
+    Raises ModelError.
+    """
+    if JSON not in files:
+        text = files[MERGES].decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
+        lines = [line.split(" ") for line in text.split("\n") if not line.startswith("#version")] if text else []
+        return parse_json(files[WORDS], WORDS), [(first, second) for first, second in lines], None
+    document = document_of(files, "BPE", name)
+    pairs = [one.split(" ") if isinstance(one, str) else one for one in document["model"]["merges"]]
+    empty = Tokenizer.from_str(json.dumps(document | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}))
+    take_over(settings, empty)
+    return document["model"]["vocab"], [(first, second) for first, second in pairs], empty.post_processor
+
+
+def gpt2(settings: Settings, files: Mapping[str, bytes], name: str = "GPT2Tokenizer") -> Tokenizer:
+    """Return GPT-2's tokenizer: vocabulary, merges and what is put around texts are taken over, the rest follows the settings."""
+    vocabulary, merges, around = merges_of(settings, files, name)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space") is True)
-    tokenizer.normalizer, tokenizer.decoder = None, decoders.ByteLevel()
+    tokenizer.decoder, tokenizer.post_processor = decoders.ByteLevel(), around
+    return tokenizer
+
+
+def gpt_neox(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return GPT-NeoX's tokenizer: GPT-2's of composed letters, around which only bos and eos are put that the settings ask for."""
+    tokenizer = gpt2(settings, files, "GPTNeoXTokenizer")
+    tokenizer.normalizer, tokenizer.post_processor = normalizers.NFC(), None
     return tokenizer
 
 
 def qwen2(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
-    """Return Qwen2's tokenizer: texts are composed and split by its own rule, whatever tokenizer.json says."""
-    document_of(files, "BPE", "Qwen2Tokenizer")
-    tokenizer = read_document(settings, files)
+    """Return Qwen2's tokenizer: GPT-2's, by its own rule of splitting."""
+    tokenizer = gpt2(settings, files, "Qwen2Tokenizer")
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space") is True, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN), "isolated"), bytewise])
-    tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
+    tokenizer.normalizer = normalizers.NFC()
     return tokenizer
 
 
+def frame_qwen2(tokenizer: Tokenizer, settings: Settings) -> None:
+    """Let every special token be a plain one, whatever the files say of blanks beside it."""
+    marks = [token for key, token in settings.items() if key.endswith("_token") and isinstance(token, (str, AddedToken))]
+    every = [*marks, *settings["own_tokens"].values(), *settings["extra_special_tokens"]]
+    tokenizer.add_tokens([AddedToken(str(token), special=True) for token in every])
+    frame_ends(tokenizer, settings)
+
+
 def llama(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
-    """Return Llama 3's tokenizer, as it is. Raises ModelError for that of Llama 2, which transformers builds anew."""
-    if b'"ByteLevel"' not in files[JSON]:
-        hint = "load it with transformers' AutoTokenizer, save it, and set tokenizer_class to PreTrainedTokenizerFast"
-        raise ModelError(f"{JSON} is a SentencePiece tokenizer, which LlamaTokenizer builds anew and which is not supported; {hint}")
-    return read_document(settings, files)
+    """Return Llama's tokenizer of pieces, which may spell letters by their bytes: vocabulary and merges are taken over."""
+    vocabulary, merges, around = merges_of(settings, files, "LlamaTokenizer")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=True, byte_fallback=True))
+    prefix = settings.get("add_prefix_space") in (None, True)
+    scheme = "never" if not prefix else "always" if settings.get("legacy") else "first"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    strip = [decoders.Strip(content=" ", left=1)] if prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    tokenizer.post_processor = around
+    return tokenizer
+
+
+def gemma(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return Gemma's tokenizer: Llama's, whose texts begin without a blank."""
+    vocabulary, merges, around = merges_of(settings, files, "GemmaTokenizer")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=True, unk_token=str(settings["unk_token"]), byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = around
+    return tokenizer
 
 
 def take_over(settings: Settings, tokenizer: Tokenizer) -> None:
@@ -133,7 +180,7 @@ def word_piece(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
         strip_accents=settings.get("strip_accents"),
         lowercase=settings.get("do_lower_case", True),
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(prefix="##")
     return tokenizer
 
 
@@ -162,20 +209,11 @@ def require(settings: Settings, *keys: str) -> None:
 
 def byte_level(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     """Return RoBERTa's tokenizer: vocabulary and merges are taken over, the rest follows the settings."""
-    if JSON in files:
-        document = document_of(files, "BPE", "RobertaTokenizer")
-        vocabulary = document["model"]["vocab"]
-        lines = [one.split(" ") if isinstance(one, str) else one for one in document["model"]["merges"]]
-        empty = document | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
-        take_over(settings, Tokenizer.from_str(json.dumps(empty)))
-    else:
-        vocabulary = parse_json(files[WORDS], WORDS)
-        text = files[MERGES].decode("utf-8").replace("\r\n", "\n").removesuffix("\n")
-        lines = [line.split(" ") for line in text.split("\n") if not line.startswith("#version")] if text else []
-    merges = [(first, second) for first, second in lines]
+    vocabulary, merges, _ = merges_of(settings, files, "RobertaTokenizer")
     require(settings, "cls_token", "sep_token")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -212,6 +250,7 @@ def pieces(settings: Settings, files: Mapping[str, bytes], document: Mapping[str
     scheme = "always" if settings.get("add_prefix_space", True) else "never"
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
     return tokenizer
 
 
@@ -222,14 +261,28 @@ def frame_xlm(tokenizer: Tokenizer, settings: Settings) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single=[first, "$A", last], pair=pair, special_tokens=ends)
 
 
-def frame_none(tokenizer: Tokenizer, settings: Settings) -> None:
-    """Leave what tokenizer.json puts around texts; without, a pair still has two types."""
+def frame_ends(tokenizer: Tokenizer, settings: Settings) -> None:
+    """Leave what tokenizer.json puts around texts; without, there may be bos and eos, and a pair has two types."""
     if tokenizer.post_processor is None:
-        tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+        first, last = ([str(settings[f"{name}_token"])] if ended(settings, name) else [] for name in ("bos", "eos"))
+        single = [*(f"{mark}:0" for mark in first), "$A:0", *(f"{mark}:0" for mark in last)]
+        pair = [*single, *(f"{mark}:1" for mark in first), "$B:1", *(f"{mark}:1" for mark in last)]
+        ends = [(mark, tokenizer.token_to_id(mark)) for mark in dict.fromkeys((*first, *last))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
+
+
+def ended(settings: Settings, name: str) -> bool:
+    """Return whether texts get a token `name`, which is bos or eos."""
+    return bool(settings.get(f"add_{name}_token")) and settings.get(f"{name}_token") is not None
 
 
 BERT = Kind(BERT_MARKS, TYPED, word_piece, frame_bert, (VOCAB,))
-ANY = Kind({}, UNTYPED, read_document, frame_none)
+ANY = Kind({}, UNTYPED, read_document, frame_ends)
+END = "<|endoftext|>"
+GPT2_MARKS = {"unk_token": END, "bos_token": END, "eos_token": END}
+QWEN_MARKS = {"unk_token": END, "eos_token": END, "pad_token": END}
+LLAMA_MARKS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+GEMMA_MARKS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
 KINDS = {
     **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "ConvBertTokenizer"), BERT),
     "DistilBertTokenizer": replace(BERT, inputs=UNTYPED),
@@ -237,8 +290,10 @@ KINDS = {
     "MPNetTokenizer": Kind(XLM_MARKS | {"unk_token": "[UNK]"}, UNTYPED, mpnet, frame_roberta, (VOCAB,)),
     "XLMRobertaTokenizer": Kind(XLM_MARKS, UNTYPED, unigram, frame_xlm),
     "CamembertTokenizer": Kind(XLM_MARKS, UNTYPED, camembert, frame_xlm, extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")),
-    "GPT2Tokenizer": Kind({}, UNTYPED, gpt2, frame_none),
-    "Qwen2Tokenizer": Kind({}, UNTYPED, qwen2, frame_none),
-    "LlamaTokenizer": Kind({}, UNTYPED, llama, frame_none),
+    "GPT2Tokenizer": Kind(GPT2_MARKS, UNTYPED, gpt2, frame_ends, (WORDS, MERGES)),
+    "GPTNeoXTokenizer": Kind(GPT2_MARKS | {"pad_token": "<|padding|>"}, UNTYPED, gpt_neox, frame_ends, (WORDS, MERGES)),
+    "Qwen2Tokenizer": Kind(QWEN_MARKS, UNTYPED, qwen2, frame_qwen2, (WORDS, MERGES)),
+    "LlamaTokenizer": Kind(LLAMA_MARKS, UNTYPED, llama, frame_ends),
+    "GemmaTokenizer": Kind(GEMMA_MARKS, UNTYPED, gemma, frame_ends),
     **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
 }

@@ -60,6 +60,8 @@ def build_tokenizer(
     kind = tokenizer_kind((others and named) or default, files)
     sidefiles.check(CONFIG, settings)
     settings |= changes or {}
+    if JSON in files:  # which says itself what is put around texts
+        settings = {key: value for key, value in settings.items() if key not in ("add_bos_token", "add_eos_token")}
     given = read_tokens(settings, files, changes or {})
     for key, mark in kind.marks.items():
         settings.setdefault(key, mark)
@@ -189,10 +191,8 @@ def legacy_tokens(settings: Settings, files: Mapping[str, bytes]) -> dict[int, A
 
 def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, AddedToken]) -> None:
     """Add every token that the tokenizer lacks, in the order of transformers: it decides their numbers."""
-    there = tokenizer.get_added_tokens_decoder()
-    same = {repr(token) for token in there.values()}
-    fresh: list[Any] = [token for _, token in sorted(given.items()) if repr(token) not in same]
-    texts = {token.content for token in there.values()} | {text_of(token, "") for token in fresh}
+    fresh: list[Any] = [token for _, token in sorted(given.items())]  # those too that are there: they may be special by name
+    texts = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | {text_of(token, "") for token in fresh}
     named = [token for key in NAMED if (token := settings.get(key)) is not None] + list(settings["own_tokens"].values())
     for token in (*named, *settings["extra_special_tokens"]):
         if text_of(token, "") not in texts and token not in fresh:
@@ -204,9 +204,6 @@ def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, Add
         elif not token.special and token.content in marks:
             token.special = True
     tokenizer.add_tokens(fresh)
-    every = (*named, *settings["extra_special_tokens"])  # those too that tokenizer.json takes for words
-    plain = {token: AddedToken(token, special=True, normalized=False) for token in every if isinstance(token, str)}
-    tokenizer.add_special_tokens([plain[token] if isinstance(token, str) else token for token in every])
 
 
 def text_of(token: Any, key: str) -> str:

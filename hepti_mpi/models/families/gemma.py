@@ -110,7 +110,7 @@ GEMMA = Family(
         **without("_sliding_window_pattern"),
         **refused("use_bidirectional_attention", "texts grow from rows that see those before them only"),
     },
-    tokenizer="PreTrainedTokenizerFast",
+    tokenizer="GemmaTokenizer",
 )
 MODEL_TYPES = {
     "gemma": GEMMA,

@@ -109,7 +109,7 @@ GPT2 = Family(
         **refused("scale_attn_weights", "scores are always divided by the root of the width", (True,)),
         **refused("scale_attn_by_inverse_layer_idx", "scores are divided alike in all layers"),
     },
-    tokenizer="PreTrainedTokenizerFast",
+    tokenizer="GPT2Tokenizer",
 )
 NEOX = Family(
     name="gpt_neox",
@@ -121,7 +121,7 @@ NEOX = Family(
     renames=((r"^lm_head\.weight$", "embed_out.weight"),),  # in memory transformers 5 calls it so
     tied=("embed_out.weight", "embed_in.weight"),
     keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps")},
-    tokenizer="PreTrainedTokenizerFast",
+    tokenizer="GPTNeoXTokenizer",
 )
 PHI3 = Family(
     name="phi3",
@@ -133,5 +133,6 @@ PHI3 = Family(
     tied=TIED,
     keys={**KEYS, **honoured("original_max_position_embeddings"), **without("*_pdrop")},
     tokenizer="PreTrainedTokenizerFast",
+    other_tokenizers=False,
 )
 MODEL_TYPES = {"gpt2": GPT2, "gpt_neox": NEOX, "phi3": PHI3}

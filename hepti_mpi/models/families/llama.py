@@ -67,7 +67,14 @@ LLAMA = Family(
 )
 MODEL_TYPES = {
     "llama": LLAMA,
-    "mistral": replace(LLAMA, name="mistral", fields=mistral_fields, architectures={"MistralForCausalLM": WORDS}),
-    "qwen2": replace(LLAMA, name="qwen2", fields=qwen_fields, architectures={"Qwen2ForCausalLM": WORDS}),
-    "qwen3": replace(LLAMA, name="qwen3", fields=qwen_fields, architectures={"Qwen3ForCausalLM": WORDS}),
+    "mistral": replace(LLAMA, name="mistral", fields=mistral_fields, architectures={"MistralForCausalLM": WORDS}, other_tokenizers=False),
+    "qwen2": replace(
+        LLAMA,
+        name="qwen2",
+        fields=qwen_fields,
+        architectures={"Qwen2ForCausalLM": WORDS},
+        tokenizer="Qwen2Tokenizer",
+        other_tokenizers=False,
+    ),
+    "qwen3": replace(LLAMA, name="qwen3", fields=qwen_fields, architectures={"Qwen3ForCausalLM": WORDS}, tokenizer="Qwen2Tokenizer"),
 }
