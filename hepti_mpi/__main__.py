@@ -47,19 +47,21 @@ def main() -> None:
     except interrupts.Interrupted:
         interrupts.finish()
         code = interrupts.EXIT_CODE
-    except RankError as error:
-        code = 0 if error.agreed else error.exit_code  # the rank that knows why has the code: mpirun breaks down when many end with one
     except HeptiError as error:
-        _tell(f"{error_words()}: {error}")
-        code = error.exit_code
-        if not error.agreed:
-            abort_all(code)
+        code = 0  # the rank that tells why has the code: mpirun breaks down when many end with one
+        if not (isinstance(error, RankError) or error.alike and rank):
+            _tell(f"{error_words()}: {error}")
+            code = error.exit_code
+            if not (error.agreed or error.alike):
+                interrupts.rest()  # mpirun may end this rank while it waits to end the others
+                abort_all(code)
     except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())}")
         if os.environ.get("HEPTI_TRACEBACK"):
             traceback.print_exc()
+        interrupts.rest()
         abort_all(1)
         code = 1
     with suppress(BrokenPipeError):

@@ -9,6 +9,7 @@ class HeptiError(Exception):
 
     exit_code = 2
     agreed = False  # whether every rank knows that the job ends; otherwise the rank that raised must end the others
+    alike = False  # whether every rank raises it: rank 0 tells it
 
 
 class InputError(HeptiError):
@@ -39,6 +40,13 @@ class PlanError(HeptiError):
 
 class CapacityError(HeptiError):
     """No plan fits into the memory of the ranks; the message says which rank lacks how many bytes."""
+
+    @classmethod
+    def of_all(cls, sentence: str) -> "CapacityError":
+        """Return one that every rank raises."""
+        error = cls(sentence)
+        error.alike = True
+        return error
 
 
 class HostError(HeptiError):

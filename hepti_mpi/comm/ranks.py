@@ -167,18 +167,27 @@ class Comm:
 
     def broadcast(self, values: np.ndarray) -> None:
         with self.patience.waiting():
-            self._done(self.mpi.Ibcast(values)) if self.polite else self.mpi.Bcast(values)
+            if self.polite:
+                self.broadcast_for_ever(values)
+                return
+            with self.turn:
+                self.mpi.Bcast(values)
 
     def broadcast_for_ever(self, values: np.ndarray) -> None:
         """Bring what rank 0 has to all, whenever that is: nobody is late, and whoever waits sleeps."""
-        self._done(self.mpi.Ibcast(values))
+        with self.turn:
+            request = self.mpi.Ibcast(values)
+        self._done(request)
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         with self.patience.waiting():
             if not self.polite:
-                self.mpi.Allreduce(values, result)
+                with self.turn:
+                    self.mpi.Allreduce(values, result)
             elif values.nbytes > DIRECT_BYTES:
-                self._done(self.mpi.Iallreduce(values, result))
+                with self.turn:
+                    request = self.mpi.Iallreduce(values, result)
+                self._done(request)
             else:
                 self._sum_directly(values, result)
 
@@ -189,10 +198,11 @@ class Comm:
         """
         terms = [values if rank == self.rank else np.empty_like(values) for rank in range(self.size)]
         peers = [rank for rank in range(self.size) if rank != self.rank]
-        waiting = [self.mpi.Irecv(terms[peer], peer, TERMS) for peer in peers]
-        waiting += [self.mpi.Isend(values, peer, TERMS) for peer in peers]
+        with self.turn:
+            waiting = [self.mpi.Irecv(terms[peer], peer, TERMS) for peer in peers]
+            waiting += [self.mpi.Isend(values, peer, TERMS) for peer in peers]
         begin = time.perf_counter()
-        while waiting := [request for request in waiting if not request.Test()]:
+        while waiting := [request for request in waiting if not self._is_done(request)]:
             nap(time.perf_counter() - begin)
         np.copyto(result, terms[0])
         for term in terms[1:]:
@@ -216,18 +226,21 @@ class Comm:
     def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
         """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
         with self.patience.waiting():
-            request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
-            if self.polite or (result is not None and not counts[0]):
-                self._done(request)
-            else:
-                request.Wait()
+            with self.turn:
+                request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
+                if not (self.polite or (result is not None and not counts[0])):
+                    request.Wait()
+            self._done(request)
 
-    @staticmethod
-    def _done(request: Any) -> None:
+    def _done(self, request: Any) -> None:
         """Wait without spinning: at once when the others are there, without taking a core when they compute, search or read."""
         begin = time.perf_counter()
-        while not request.Test():
+        while not self._is_done(request):
             nap(time.perf_counter() - begin)
+
+    def _is_done(self, request: Any) -> bool:
+        with self.turn:
+            return bool(request.Test())
 
     @staticmethod
     def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:

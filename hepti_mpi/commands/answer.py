@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands import jobs
+from hepti_mpi.commands import jobs, writers
 from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.options import (
     PIPELINE,
@@ -20,6 +20,7 @@ from hepti_mpi.commands.options import (
     weights_option,
     words_options,
 )
+from hepti_mpi.commands.writers import Machining
 from hepti_mpi.commands.writing import room_options
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def answer(
             found = [Remote(state.front or {"addresses": []})]
     remote = found[0] if found else None
     if session.store.spec.generates:
-        _write(session, options, remote, (slots, context), state)
+        _write(session, Machining(None, False, options, objective), remote, (slots, context), state)
         if session.root:
             channel.tell("done")
         return
@@ -78,29 +79,20 @@ def answer(
         channel.tell("done")
 
 
-def _write(
-    session: "Session", options: dict[str, Any], remote: "Remote | None", room: tuple[int, int], state: "State"
-) -> None:  # fmt: skip
-    """Write what is asked until nothing more will come. `room`: slots, and rows of each. Collective."""
-    from hepti_mpi.commands import generate
+def _write(session: "Session", machining: Machining, remote: "Remote | None", room: tuple[int, int], state: "State") -> None:
+    """Write what is asked until nothing more will come. `room`: slots of a team, and rows of each. Collective."""
     from hepti_mpi.serving.generating import lead
-    from hepti_mpi.serving.request import OuterWeights
-    from hepti_mpi.serving.stepping import Ranks
 
-    spec = session.store.spec
-    known = state if session.root else None
-    loaded = generate.load(session, room[0], min(spec.positions, room[1]), generate.Machining(None, False, options), known)
-    decoder = loaded.decoder
+    loaded = writers.load(session, room[0], min(session.store.spec.positions, room[1]), machining, state if session.root else None)
     if remote is None:
-        decoder.follow()
+        writers.follow(loaded, session)
         return
-    facts = jobs.told(decoder.part.plan, loaded.decision) | {"slots": decoder.slots, "positions": decoder.positions}
-    remote.ready(session.store.source_hash, 1, facts)
     try:
-        ranks = Ranks(decoder, OuterWeights(session.store))
-        lead(generate.generator(ranks, session, texts=False), remote, decoder.rest)  # the front makes texts of them
+        making = writers.maker(loaded, session, texts=False)  # the front makes texts of tokens
+        remote.ready(session.store.source_hash, 1, writers.told(loaded, session))
+        lead(making, remote, loaded.rest)
     finally:
-        decoder.end()
+        writers.end(loaded)
 
 
 def _at(session: "Session") -> "Callable[[str], None]":

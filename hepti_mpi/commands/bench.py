@@ -245,7 +245,7 @@ def choose(
             refused[name] = str(error)
     with machines.together(machine.world):
         if not chosen:
-            raise CapacityError(refused[names[0]])
+            raise CapacityError.of_all(refused[names[0]])
     return chosen, refused
 
 

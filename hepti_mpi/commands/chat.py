@@ -12,9 +12,8 @@ from hepti_mpi.commands.terminal import Flow
 from hepti_mpi.commands.writing import Writing, writing_options
 
 if TYPE_CHECKING:
-    from hepti_mpi.commands.generate import Result
     from hepti_mpi.commands.session import Session
-    from hepti_mpi.serving.stepping import Ranks
+    from hepti_mpi.commands.writers import Loaded
 
 CONTEXT = 4096  # rows of a talk, where nobody says and the model takes as many
 PROMPT = "> "
@@ -36,7 +35,7 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi chat --weights weights/smollm2.h5
     """
     from hepti_mpi.commands import session as sessions
-    from hepti_mpi.commands.generate import Machining, led, load
+    from hepti_mpi.commands import writers
     from hepti_mpi.engine.machine import together
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.chat import ChatTemplate
@@ -49,27 +48,28 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
             raise InputError(f"model {spec.name} has no chat template; give its prompts to run" if spec.generates else
                              f"model {spec.name} does not generate text; give its inputs to run")  # fmt: skip
         writing.sampling()
-    loaded = load(session, 1, min(writing.context or CONTEXT, spec.positions), Machining(profile_file, False, options))
+    machining = writers.Machining(profile_file, False, options)
+    loaded = writers.load(session, 1, min(writing.context or CONTEXT, spec.positions), machining)
     if session.root:
-        led(loaded, session, lambda ranks: _talk(ranks, session, system, writing))
+        writers.led(loaded, session, lambda: _talk(loaded, session, system, writing))
     else:
-        loaded.decoder.follow()
+        writers.follow(loaded, session)
     session.world.barrier(patient=True)
 
 
-def _talk(ranks: "Ranks", session: "Session", system: str | None, writing: Writing) -> "Result":
+def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Writing) -> None:
     """Answer line after line. What the model has read of the talk is not read again."""
-    from hepti_mpi.commands.generate import Result, generator
+    from hepti_mpi.commands.writers import maker
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import Prompter
 
-    prompter, making, sampling = Prompter(session.store.spec, session.store.files), generator(ranks, session), writing.sampling()
+    prompter, making, sampling = Prompter(session.store.spec, session.store.files), maker(loaded, session), writing.sampling()
     messages = [{"role": "system", "content": system}] if system else []
     while True:
-        ranks.decoder.rest()
+        loaded.rest()
         line = _line()
         if not line:
-            return Result()
+            return
         messages.append({"role": "user", "content": line})
         try:
             answer = making.submit(prompter.of_messages(messages, "the talk"), sampling)

@@ -13,7 +13,7 @@ import click
 
 from hepti_mpi.commands import jobs, teams
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands.generate import Machining, generate, no_text
+from hepti_mpi.commands.generate import generate, no_text
 from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import (
@@ -33,6 +33,7 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.record import put_record
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.writers import Machining
 from hepti_mpi.commands.writing import Writing, refuse_for_text, writing_options
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ def run(weights: Path | None, **options: Any) -> None:
 def _generate(session: "Session", question: "Question", writing: Writing, choice: Choice, options: dict[str, Any]) -> None:
     """Answer prompts. Collective."""
     kept = {name: getattr(question, name) for name in ("field", "pair", "hidden", "repeat")}
-    refuse_for_text(kept | {"plan": choice.plan_file, "adapt": choice.adapt, "objective": choice.objective, "metrics": choice.metrics})
+    refuse_for_text(kept | {"plan": choice.plan_file, "adapt": choice.adapt, "metrics": choice.metrics})
     refuse_for_text({name: options[name] for name in ("tolerance", "boost")})
-    generate(session, question, writing, Machining(choice.profile_file, choice.fresh, options))
+    generate(session, question, writing, Machining(choice.profile_file, choice.fresh, options, choice.objective))
 
 
 def _adaptable(choice: Choice, weights: Path | None, options: dict[str, Any]) -> bool:

@@ -76,8 +76,8 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     keys, origins = read_keys(options["api_key_file"]), checked_origins(options["cors_origin"])
     with Store(path) as store:
         model = Model(store.spec, store.files, store.source_hash)
-    if model.spec.generates and (options["objective"] != "auto" or options["adapt"]):
-        raise click.UsageError("a model that writes text is divided one way for all: leave out --objective and --adapt")
+    if model.spec.generates and options["adapt"]:
+        raise click.UsageError("the plan of a model that writes text is kept: leave out --adapt")
     server.make_room()
     listener = server.listening(host, port)
     words = ["answer", "--weights", str(path), *handed_on(given)]

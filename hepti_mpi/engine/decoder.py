@@ -26,7 +26,7 @@ from hepti_mpi.models.tasks.sampling import Scores
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.buffers import buffers, distributions, interface
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
@@ -304,17 +304,36 @@ class Decoder:
 
 
 @patiently
-def load(machine: Machine, store: Store, plan: Plan, slots: int, positions: int) -> Decoder:
-    """Check the plan, read and verify this rank's slices, and build its part. Collective. Raises PlanError, StoreError, CapacityError."""
-    world = machine.world
+def load(machine: Machine, store: Store, placement: Placement, slots: int, positions: int) -> Decoder | None:
+    """Check the plans, read and verify this rank's slices, and build its part in its team; None on a rank that rests. Collective.
+
+    Raises PlanError, StoreError, CapacityError.
+    """
+    world, place = machine.world, placement.plan_of(machine.world.rank)
     with together(world):
-        plans.check(plan, store.spec, store.source_hash, world.size)
-    part = DecodingPart(store.spec, plan, world.rank)
-    fetch(machine, store, part.slices)
-    decoder = Decoder(machine, part, slots, positions)
+        for stage in placement.stages:
+            plans.check(stage.plan, store.spec, store.source_hash, len(stage.members))
+    part = None if place is None else DecodingPart(store.spec, *place)
+    slices = () if part is None else part.slices
+    fetch(machine, store, slices)
+    own = _of_team(machine, placement)
+    decoder = None if own is None or part is None else Decoder(own, part, slots, positions)
     with together(world):
-        store.verify(part.slices)
-        decoder.build(store)
+        store.verify(slices)
+        if decoder is not None:
+            decoder.build(store)
     pages.settle()
     return decoder
 
+
+def _of_team(machine: Machine, placement: Placement) -> Machine | None:
+    """Return the ranks of this one's team as a machine of their own, None on a rank that rests. Collective."""
+    if placement.together is not None:
+        return machine
+    world = machine.world.parted([stage.members for stage in placement.stages])
+    if world is None:
+        return None
+    members = next(stage.members for stage in placement.stages if machine.world.rank in stage.members)
+    computing = [rank for stage in placement.stages for rank in stage.computing]
+    boards = [machine.boards[rank] for rank in members]
+    return replace(machine, world=world, cores=machine.cores.of(members, computing), boards=boards)

@@ -76,7 +76,7 @@ def decide(
                 refusal = str(error)
     document, refusal = machine.world.from_root([decision.chosen.plan.to_json() if decision else None, refusal])
     if refusal is not None:
-        raise CapacityError(refusal)
+        raise CapacityError.of_all(refusal)
     return plans.from_json(document), decision
 
 

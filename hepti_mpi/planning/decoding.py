@@ -58,6 +58,11 @@ def prompt_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, p
     return -(-request.prompt // rows) * _Steps(spec, profile, rows, request.attended).seconds(plan)
 
 
+def step_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan, texts: int) -> float:
+    """Return the seconds of a step in which so many texts get one more token."""
+    return _Steps(spec, profile, texts, request.attended).seconds(plan)
+
+
 def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None) -> float:
     """Return what no plan takes less than for an added token: the weights read once, each by a board at its own rate, all at once with the
     least latency for each sum, or by the soonest board alone."""

@@ -122,7 +122,7 @@ class _Teams:
         self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, crowd: tuple[int, ...]
     ) -> None:  # fmt: skip
         self.spec, self.source_hash, self.request, self.crowd = spec, source_hash, request, crowd
-        self.profile = _crowded(profile, crowd)
+        self.profile = crowded(profile, crowd)
         self.bytes_per_second = np.array(profile.bytes_per_second)
         self.runs: dict[tuple[int, int], Plan] = {}
         self.pace = {rank: pace for rank in crowd if (pace := self._pace(rank)) is not None}
@@ -264,7 +264,7 @@ class _Pace:
         return self.fixed + layers * self.each
 
 
-def _crowded(profile: ClusterProfile, crowd: Sequence[int]) -> ClusterProfile:
+def crowded(profile: ClusterProfile, crowd: Sequence[int]) -> ClusterProfile:
     """Return the profile when all ranks of `crowd` compute at once: those of one host share its cores."""
     shared = [sum(profile.hosts[other] == host for other in crowd) > 1 for host in profile.hosts]
     nodes = [replace(node, alone=None) if both else node for node, both in zip(profile.nodes, shared)]

@@ -6,8 +6,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.planning.writing import Writers
+from hepti_mpi.program.placement import Placement
+from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION
+from hepti_mpi.reporting.tables import duration, rate, table
 from hepti_mpi.wording import counted
 
 
@@ -22,10 +25,7 @@ class Timed(Protocol):
     made: int
 
 
-def generation_record(
-    spec: ModelSpec, plan: Plan | None, answers: Sequence[Timed], seconds: float, startup: Mapping[str, float],
-    facts: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+def generation_record(spec: ModelSpec, answers: Sequence[Timed], seconds: float) -> dict[str, Any]:
     """Return the JSON document of a run that generated text, format hepti-run.
 
     Tokens that a job before this one made do not count. `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer
@@ -43,14 +43,45 @@ def generation_record(
         "ttft_seconds": _median(waits), "tokens_per_second": _median(rates),
         "prefill_tokens_per_second": _median([(len(one.prompt) + one.made) / wait for one, wait in zip(answers, waits) if wait > 0]),
         "all_tokens_per_second": _short(made / seconds) if seconds > 0 else None,
-        "startup_seconds": {key: _short(value) for key, value in startup.items()},
+        "startup_seconds": {},
     }  # fmt: skip
+    return document
+
+
+def ranks_record(
+    placement: Placement, startup: Mapping[str, float], facts: Sequence[Mapping[str, Any]], teams: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
+    """Return what that document says of the ranks: what starting took, and of each rank and each of `teams` what it did."""
+    document: dict[str, Any] = {"startup_seconds": {key: _short(value) for key, value in startup.items()}}
+    plan = placement.together
     if plan is not None:
         predicted = plan.predicted_seconds
         document |= {"strategy": plan.strategy, "plan_hash": plan.hash}
         document["predicted_token_seconds"] = None if predicted is None else _short(predicted)
-        document["ranks"] = [{"rank": rank, **{key: _plain(value) for key, value in fact.items()}} for rank, fact in enumerate(facts)]
+    else:
+        document |= {"strategy": "teams", "plan_hash": placement.hash}
+        document["teams"] = [{key: _plain(value) for key, value in team.items()} for team in teams]
+        document["predicted_all_tokens_per_second"] = _short(sum(team["predicted_tokens_per_second"] for team in teams))
+    document["ranks"] = [{"rank": rank, **{key: _plain(value) for key, value in fact.items()}} for rank, fact in enumerate(facts)]
     return document
+
+
+def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None) -> str:
+    """Return which teams write, and why."""
+    lines = []
+    for one in found.every:
+        who, (stage,) = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in one.team.members), one.team.stages
+        does = "alone" if len(one.team.members) == 1 else kind_of(stage.plan)
+        lines.append((who, does, rate(1 / one.steps[0]), rate(one.rate)))
+    busy = {rank for one in found.every for rank in one.team.members}
+    resting = [f"rank {rank} on {host}" for rank, host in enumerate(hosts) if rank not in busy]
+    at_once, texts = counted(found.every[0].slots, "texts"), counted(found.texts, "texts")
+    return "\n".join([
+        table(("team", "does", "tokens/s of one text", f"tokens/s of {at_once} at once"), lines, width),
+        *([f"at rest: {', '.join(resting)}"] if resting else []),
+        f"{texts} of {counted(found.every[0].answer, 'tokens')}: {duration(found.seconds)} by teams, each text by one of them; "
+        f"{duration(found.together.seconds(found.texts))} by all ranks together",
+    ])
 
 
 def generation_lines(document: Mapping[str, Any]) -> str:
@@ -60,7 +91,13 @@ def generation_lines(document: Mapping[str, Any]) -> str:
     if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
         return head
     each = f"the first token after {document['ttft_seconds']:.3g} s, then {document['tokens_per_second']:.3g} a second"
-    return f"{head} by {document.get('strategy')}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"
+    teams = document.get("teams", ())
+    who = counted(len(teams), "teams") if teams else document.get("strategy")
+    lines = [f"{head} by {who}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"]
+    for team in teams:
+        ranks, done = ", ".join(map(str, team["members"])), f"{counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}"
+        lines.append(f"rank{'s' * (len(team['members']) > 1)} {ranks}: {done}")
+    return "\n".join(lines)
 
 
 def _median(values: Sequence[float]) -> float | None:

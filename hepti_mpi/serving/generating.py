@@ -1,19 +1,49 @@
-"""Make answers for a service, step after step, on rank 0. Knows the front's end (remote.py) and the generator; does not know how ranks do
-a step.
-"""
+"""Make answers for others, step after step. Knows who asks, and what makes answers; does not know how ranks do a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.tasks.sampling import Chosen
-from hepti_mpi.serving.generation import Answer, Event, Generator
-from hepti_mpi.serving.remote import Remote
+from hepti_mpi.models.tasks.sampling import Chosen, Sampling
+from hepti_mpi.serving.generation import Answer, Event
+from hepti_mpi.serving.remote import Prompt
 
 WAIT_SECONDS = 0.05  # for prompts, where nothing is under way
 
 
-def lead(generator: Generator, remote: Remote, rest: Callable[[], None]) -> None:
+class Maker(Protocol):
+    """What makes answers (serving.generation.Generator, serving.writers.Writers)."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
+        """Take a prompt. Raises InputError."""
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer that nobody wants any more."""
+
+    def step(self) -> list[Event]:
+        """Let answers grow."""
+
+
+class Asking(Protocol):
+    """Whoever asks (serving.remote.Remote, serving.writers.Post)."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+
+    def take_prompts(self, timeout: float) -> list[Prompt | list[int]]:
+        """Return the prompts that have come, and lists of places that nobody wants any more, in their order."""
+
+    def grown(self, events: Sequence[Sequence[Any]]) -> None:
+        """Hear what was added to answers, as `told` tells it."""
+
+
+def lead(generator: Maker, remote: Asking, rest: Callable[[], None]) -> None:
     """Make answers until nothing more will come. `rest` is called when there is nothing to do, again and again."""
     places: dict[int, Answer] = {}
     names: dict[int, int] = {}  # place by the answer's identity

@@ -9,7 +9,7 @@ Knows slots, prompts and when an answer ends; does not know how ranks divide a m
 
 import time
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -113,33 +113,24 @@ class _Running:
         return self.taken >= len(self.rows)
 
 
-class Generator:
-    """Makes answers to prompts."""
+class Asked:
+    """Takes prompts, and lets them wait."""
 
     def __init__(
-        self, stepper: Stepper, ends: Sequence[int], decode: Decode | None = None, penalty: float = 1.0, forms: Forms | None = None
+        self, positions: int, ends: Iterable[int], decode: Decode | None = None, penalty: float = 1.0, forms: Forms | None = None
     ) -> None:
-        """`ends`: tokens behind which an answer ends; `decode`: turns tokens into text, where answers are texts; `penalty`: that on
-        repetition where an answer is asked for without one; `forms`: makes what answers keep to that have a schema."""
-        self.stepper, self.ends, self.decode, self.penalty, self.forms = stepper, frozenset(ends), decode, penalty, forms
-        self.guesses = True  # whether an answer that grows alone may guess (serving.lookup)
+        """`positions`: rows that there are of a prompt with its answer; `ends`: tokens behind which an answer ends; `decode`: turns tokens
+        into text, where answers are texts; `penalty`: that on repetition where an answer is asked for without one; `forms`: makes what
+        answers keep to that have a schema."""
+        self.positions, self.ends, self.decode, self.penalty, self.forms = positions, frozenset(ends), decode, penalty, forms
         self.waiting: deque[Answer] = deque()
-        self.running: list[_Running] = []
-        self.free = list(range(stepper.slots))
-        self.turn = 0  # of prompts that are taken in
-        self.kept: list[list[int]] = [[] for _ in self.free]  # per slot that is free, the tokens whose rows are still in it
-
-    @property
-    def busy(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self.waiting or self.running)
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
         """Take a prompt; its answer begins as soon as there is a slot, and goes on behind what another job has `made` of it.
 
         The answer has ended already where that is all of it. Raises InputError when it can have none.
         """
-        room = self.stepper.positions
+        room = self.positions
         if not len(prompt):
             raise InputError("the prompt has no tokens")
         if len(prompt) >= room:
@@ -161,6 +152,27 @@ class Generator:
         if answer.finish_reason is None:
             self.waiting.append(answer)
         return answer
+
+
+class Generator(Asked):
+    """Makes answers to prompts."""
+
+    def __init__(
+        self, stepper: Stepper, ends: Iterable[int], decode: Decode | None = None, penalty: float = 1.0, forms: Forms | None = None
+    ) -> None:
+        """As Asked; `stepper` does the steps."""
+        super().__init__(stepper.positions, ends, decode, penalty, forms)
+        self.stepper = stepper
+        self.guesses = True  # whether an answer that grows alone may guess (serving.lookup)
+        self.running: list[_Running] = []
+        self.free = list(range(stepper.slots))
+        self.turn = 0  # of prompts that are taken in
+        self.kept: list[list[int]] = [[] for _ in self.free]  # per slot that is free, the tokens whose rows are still in it
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.waiting or self.running)
 
     def cancel(self, answer: Answer) -> None:
         """End an answer that nobody wants any more."""
@@ -193,7 +205,7 @@ class Generator:
     def _alone(self, one: _Running) -> list[Event]:
         """Let an answer grow that no other one grows beside, by more than one token where it repeats what was said before."""
         asked, begin = one.answer.sampling, time.perf_counter()
-        left = min(asked.max_tokens - len(one.answer.tokens), self.stepper.positions - one.taken) - 1
+        left = min(asked.max_tokens - len(one.answer.tokens), self.positions - one.taken) - 1
         guess = one.lookup.guess(left) if self.guesses else []
         last = one.answer.tokens[-1]
         if guess:
@@ -248,7 +260,7 @@ class Generator:
             self._leave(one)
             return _failed(answer, error)
         answer.first_token = answer.first_token or time.perf_counter()
-        text = answer.grow(chosen, self.ends, self.stepper.positions)
+        text = answer.grow(chosen, self.ends, self.positions)
         one.lookup.add(chosen.token)
         if answer.finish_reason is not None:
             self._leave(one)

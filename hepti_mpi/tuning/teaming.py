@@ -122,7 +122,7 @@ def _chosen(machine: Machine, store: Store, goal: Goal, teaming: Teaming) -> tup
                 found = None
     document, refusal = machine.world.from_root([found.placement.to_json() if found else None, refusal])
     if refusal is not None:
-        raise CapacityError(refusal)
+        raise CapacityError.of_all(refusal)
     return (None if document is None else placements.from_json(document)), found
 
 

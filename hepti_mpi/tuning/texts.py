@@ -17,6 +17,7 @@ from hepti_mpi.engine.machine import Machine
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.planning import decoding
 from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.program.placement import whole
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.records import MOST_LATE
 from hepti_mpi.reporting.tables import milliseconds, rate, table
@@ -57,7 +58,9 @@ def measure(
     """
     world, loaded, found = machine.world, dict[str, Decoder](), dict[str, Written]()
     for name, (plan, decision) in chosen.items():
-        loaded[name] = decoders.load(machine, store, plan, 1, request.prompt + request.answer)
+        decoder = decoders.load(machine, store, whole(plan), 1, request.prompt + request.answer)
+        assert decoder is not None, "all ranks are in it"
+        loaded[name] = decoder
         first = decoding.prompt_seconds(store.spec, profile, request, plan) if decision else 0.0
         found[name] = Written(plan, (first, decision.chosen.price.seconds if decision else 0.0))
     rows = np.random.default_rng(0).standard_normal((request.prompt + request.answer, store.spec.hidden), np.float32)

@@ -1,19 +1,26 @@
 """Text that grows on real ranks, against transformers' logits and greedy tokens: uneven and empty shares, chunks, many at once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from decoders import CASES, LENGTHS, expected, write_folder
 
 from hepti_mpi import splits
+from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.writing import Writer
+from hepti_mpi.program.placement import Placement, Stage, Team, whole
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.serving import writers
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.request import OuterWeights
 from hepti_mpi.serving.stepping import Ranks
+from hepti_mpi.serving.teams import partners
 from hepti_mpi.tuning import texts
 from hepti_mpi.weights import store as stores
 
@@ -44,7 +51,11 @@ def store_of(machine, folder):
 
 
 def divided(machine, store, shares):
-    spec, ranks = store.spec, machine.world.size
+    return divided_by(store, machine.world.size, shares)
+
+
+def divided_by(store, ranks, shares=None):
+    spec, shares = store.spec, shares or tuple(range(1, ranks + 1))
     heads, columns = splits.split(spec.heads, shares), splits.split(spec.ffn, shares, spec.column_granule)
     rows = splits.split(1, shares)
     return Plan(spec.name, store.source_hash, (("heads", "columns"),) * spec.layers, heads, columns, rows, ("here",) * ranks,
@@ -52,7 +63,7 @@ def divided(machine, store, shares):
 
 
 def loaded(machine, store, shares, slots):
-    return decoders.load(machine, store, divided(machine, store, shares), slots, 64)
+    return decoders.load(machine, store, whole(divided(machine, store, shares)), slots, 64)
 
 
 @pytest.mark.parametrize("shares", SHARES)
@@ -136,6 +147,68 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
         told = texts.document("llama", "here", request, found, 1e-9)["methods"]
         assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
         assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
+
+
+def in_teams(size):
+    """Teams of a job: one rank, two, and one that rests."""
+    if size < 3:
+        return [(rank,) for rank in range(size)]
+    return [(2,), (0, 1), *([(4, 3)] if size > 4 else []), *([(6,)] if size > 6 else [])]
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["rank 0 writes", "rank 0 does not"])
+def test_teams_write_what_all_ranks_do(machine, store_of, turned):
+    """Each text by one team, as rank 0 tells them apart, a text that ends early and one that nobody wants among them."""
+    world, store, (_, ids, _, tokens) = machine.world, store_of("llama"), expected("llama")
+    teams = [tuple((rank + turned) % world.size for rank in ranks) for ranks in in_teams(world.size)]
+    teams = [ranks for ranks in teams if not (turned and 0 in ranks)] or [(0,)]
+    stages = [Stage(ranks, replace(divided_by(store, len(ranks)), hosts=("here",) * len(ranks))) for ranks in teams]
+    placement = Placement(tuple(Team((stage,)) for stage in stages))
+    slots, decoder = 2, decoders.load(machine, store, placement, 2, 64)
+    mail = Mail(world, partners(placement, world.rank, world.size))
+    rest = decoder.rest if decoder else lambda: None
+
+    def generator():
+        return Generator(Ranks(decoder, OuterWeights(store)), ())
+
+    if world.rank:
+        if decoder is not None and decoder.rank:
+            decoder.follow()
+        else:
+            writers.follow(mail, generator if decoder else None, rest)
+            if decoder is not None:
+                decoder.end()
+    else:
+        planned = [Writer(team, 0.01, (0.001,) * slots, 8) for team in placement.teams]
+        making = writers.Writers(generator() if decoder else None, mail, planned, 64, (), letters)
+        prompts = [row[row >= 0].tolist() for row in ids]
+        right = [letters(row) for row in tokens.tolist()]
+        asked = Sampling(max_tokens=8, ignore_end=True)
+        answers = [making.submit(prompt, asked) for _ in range(3) for prompt in prompts]
+        stopped = making.submit(prompts[0], replace(asked, stop=(right[0][3:5],)))
+        dropped = making.submit(prompts[0], replace(asked, max_tokens=40))
+        events = []
+        while making.busy:
+            events += making.step()
+            if dropped.tokens:
+                making.cancel(dropped)
+        assert [one.tokens for one in answers] == 3 * tokens.tolist() and {one.finish_reason for one in answers} == {"length"}
+        assert (stopped.text, stopped.finish_reason) == (right[0][: right[0].index(right[0][3:5])], "stop")
+        whole_one = len(dropped.prompt) + len(dropped.tokens) == 64  # where rank 0 did not come to it before
+        assert dropped.finish_reason == "cancelled" or whole_one
+        for one in answers:
+            assert "".join(event.text for event in events if event.answer is one) == one.text == letters(one.tokens)
+        assert sum(one["texts"] for one in making.facts) == len(answers) + 2
+        if decoder is not None:
+            decoder.end()
+        for rank in mail.partners:
+            mail.send(rank, "work", {"do": "end"})
+    mail.close()
+    world.barrier()
+
+
+def letters(ids):
+    return "".join(chr(97 + one % 26) for one in ids)
 
 
 @pytest.mark.parametrize("polite", [False, True])

@@ -1,0 +1,152 @@
+"""Which teams write the most texts. Pure: prices steps, measures nothing.
+
+Knows ranks, memory, and how long texts are; how the layers of a team are divided is decoding.py's. A rank that can hold the model and what
+is kept of its texts exchanges nothing; ranks that cannot hold it together.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hepti_mpi.cluster import profile as profiles
+from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
+from hepti_mpi.errors import CapacityError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import decoding
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.subsets import firsts
+from hepti_mpi.planning.teams import GAIN, crowded
+from hepti_mpi.program.placement import Placement, Stage, Team
+from hepti_mpi.program.plan import Plan
+
+MOST_TEXTS = 1024  # that are shared out one by one; more are as many times these
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A team that writes. `prompt_seconds`: until it has taken in a prompt; `steps`: seconds of a step in which 1, 2, ... texts grow by a
+    token, up to as many as it writes at once; `answer`: tokens of a text."""
+
+    team: Team
+    prompt_seconds: float
+    steps: tuple[float, ...]
+    answer: int
+
+    @property
+    def slots(self) -> int:
+        """How many texts it writes at once."""
+        return len(self.steps)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, when it always has as many texts as it can write at once."""
+        return self.slots * self.answer / self.seconds(self.slots)
+
+    def seconds(self, texts: int) -> float:
+        """Return the seconds that so many texts take."""
+        rounds, rest = divmod(texts, self.slots)
+        growing = rounds * self.steps[-1] + (self.steps[rest - 1] if rest else 0.0)
+        return texts * self.prompt_seconds + self.answer * growing
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The teams that were chosen for `texts` texts, the fastest first. `together`: what all ranks together take; `alone`: ranks that can
+    hold the model."""
+
+    every: tuple[Writer, ...]
+    together: Writer
+    texts: int
+    alone: tuple[int, ...]
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(tuple(one.team for one in self.every))
+
+    @property
+    def rate(self) -> float:
+        return sum(one.rate for one in self.every)
+
+    @property
+    def seconds(self) -> float:
+        """Until the last text is written, each by the team that will have written it first."""
+        return shared(self.every, self.texts)
+
+
+def arranged(
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan, slots: int, texts: int
+) -> Writers | None:  # fmt: skip
+    """Return the teams that have written so many texts of `request` first, `slots` of them at once each; None where it would be one team.
+
+    `plan`: by which all ranks write together.
+    """
+    ranks = tuple(range(len(profile.nodes)))
+    together = _writer(spec, profile, request, ranks, plan, slots)
+    found = [_best(spec, source_hash, profile, request, crowd, slots) for crowd in dict.fromkeys([ranks, tuple(firsts(profile.hosts))])]
+    every = [Writers(writers, together, texts, alone) for writers, alone in found if len(writers) > 1]
+    return min(every, key=lambda one: one.seconds, default=None)
+
+
+def worth(found: Writers) -> bool:
+    """Tell whether texts are written sooner by teams than by all ranks together."""
+    return GAIN * found.seconds <= found.together.seconds(found.texts)
+
+
+def shared(writers: Sequence[Writer], texts: int) -> float:
+    """Return the seconds until so many texts are written, each by the team that will have written it first."""
+    times, some = max(1.0, texts / MOST_TEXTS), min(texts, MOST_TEXTS)
+    ends = [(one.seconds(1), place, 1) for place, one in enumerate(writers)]  # with one more text
+    heapq.heapify(ends)
+    last = 0.0
+    for _ in range(some):
+        last, place, count = heapq.heappop(ends)
+        heapq.heappush(ends, (writers[place].seconds(count + 1), place, count + 1))
+    return times * last
+
+
+def _best(
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, crowd: tuple[int, ...], slots: int
+) -> tuple[tuple[Writer, ...], tuple[int, ...]]:  # fmt: skip
+    """Return teams of the ranks of a crowd, all of which compute at once, and those of them that hold the model alone."""
+    profile = crowded(profile, crowd)
+    known: dict[tuple[NodeProfile, int | None], Plan | None] = {}
+    mode = request.mode.replace("auto", "packed")  # weights that are read from a file again and again are none
+
+    def plan_of(ranks: Sequence[int]) -> Plan | None:
+        limits = None if request.limits is None else tuple(request.limits[rank] for rank in ranks)
+        own = profiles.of_ranks(profile, ranks)
+        try:
+            return decoding.decide("hepti", spec, source_hash, own, replace(request, limits=limits, mode=mode)).chosen.plan
+        except CapacityError:
+            return None
+
+    def lone(rank: int) -> Plan | None:
+        kind = replace(profile.nodes[rank], host=""), None if request.limits is None else request.limits[rank]
+        if kind not in known:
+            known[kind] = plan_of((rank,))
+        plan = known[kind]
+        return None if plan is None else replace(plan, hosts=(profile.hosts[rank],))
+
+    alone = {rank: plan for rank in crowd if (plan := lone(rank)) is not None}
+    parts: list[tuple[tuple[int, ...], Plan]] = [((rank,), plan) for rank, plan in alone.items()]
+    left = sorted((rank for rank in crowd if rank not in alone), key=lambda rank: -profile.nodes[rank].memory_bytes)
+    while left:  # the fewest with the most memory that hold it together, again and again
+        some = next(((tuple(left[:n]), plan) for n in range(2, len(left) + 1) if (plan := plan_of(left[:n])) is not None), None)
+        if some is None:
+            break
+        parts.append(some)
+        left = left[len(some[0]) :]
+    writers = (_writer(spec, profile, request, ranks, plan, slots) for ranks, plan in parts)
+    return tuple(sorted(writers, key=lambda one: (-one.rate, one.team.lead))), tuple(alone)
+
+
+def _writer(
+    spec: ModelSpec, profile: ClusterProfile, request: Request, ranks: tuple[int, ...], plan: Plan, slots: int
+) -> Writer:  # fmt: skip
+    own = profiles.of_ranks(profile, ranks)
+    some = sorted({min(1 << place, slots) for place in range(slots.bit_length() + 1)})
+    steps = np.interp(range(1, slots + 1), some, [decoding.step_seconds(spec, own, request, plan, count) for count in some])
+    prompt = decoding.prompt_seconds(spec, own, request, plan)
+    return Writer(Team((Stage(ranks, plan),)), prompt, tuple(map(float, steps)), request.answer)
