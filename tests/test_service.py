@@ -374,10 +374,23 @@ def test_clients_that_people_have(sentences, writer, package):
     clients.CLIENTS[package](sentences.url, writer.url)
 
 
-def test_texts_are_divided_one_way(folder, writer):
-    command = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(writer.store), "--port", "0", "--objective", "throughput"]
+def test_a_plan_of_texts_is_kept(folder, writer):
+    command = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(writer.store), "--port", "0", "--adapt"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 2 and "leave out --objective" in done.stderr
+    assert done.returncode == 2 and "leave out --adapt" in done.stderr
+
+
+def test_texts_of_a_service_in_teams(folder, writer):
+    """Two ranks write texts of their own: the same ones, more at once."""
+    asked = [{"prompt": f"{word} is", "max_tokens": 8, "temperature": 0, "stop": ["zz"]} for word in "the cat sat on a mat".split()]
+    right = [writer.answer("/v1/completions", one)["choices"][0] for one in asked]
+    (folder / "two.txt").write_text("localhost slots=2\n")
+    words = ["two.txt", "--threads", "1", "--context", "100", "--slots", "2", "--objective", "throughput"]
+    with served(folder, writer.store, *words) as own, ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda one: own.answer("/v1/completions", one)["choices"][0], asked))
+        assert [one["text"] for one in found] == [one["text"] for one in right]
+        assert own.get("/status")[1]["plan"]["strategy"] == "teams"
+
 
 
 def test_a_program_has_texts_written(writer):

@@ -178,7 +178,7 @@ def answering_options(command: Callable[..., None]) -> Callable[..., None]:
     adapt = "Plan again when boards or links change; left out: where there are enough requests."
     cache = "Where a host without the store keeps what other ranks send it of the weights."
     pack = "Pack requests together up to this many rows."
-    objective = "What counts: how soon all ranks answer a batch, or how many batches teams of them do; auto: teams for long runs that gain."
+    objective = "What counts: how soon all ranks answer a batch, or how many batches or texts teams do; auto: teams where they gain."
     objectives = click.Choice(["auto", "latency", "throughput"])
     for option in (
         click.option("--objective", type=objectives, default="auto", show_default=True, help=objective),
