@@ -26,8 +26,10 @@ SPEC = random_model("random:bert-large").spec
 LAYER = 4 * (4 * 1024 * 1024 + 2 * 1024 * 4096)  # bytes
 
 
-def arranged(speeds, memory=8 * GIB, mbit=200.0, pipeline=False, **more):
-    return teams.arranged(SPEC, "x", cluster(speeds, mbit, memory=memory, **more), Wanted(128, 32), pipeline)
+def arranged(speeds, memory=8 * GIB, mbit=200.0, pipeline=False, threads=1, **more):
+    profile = cluster(speeds, mbit, memory=memory, **more)
+    profile = replace(profile, nodes=tuple(replace(node, threads=threads) for node in profile.nodes))
+    return teams.arranged(SPEC, "x", profile, Wanted(128, 32), pipeline)
 
 
 def members(found):
@@ -91,8 +93,23 @@ def test_nobody_is_in_a_team_without_a_part_in_it():
 
 
 def test_ranks_of_one_host_share_its_cores():
-    apart, shared = arranged((20, 20)), arranged((20, 20), hosts=["pi0", "pi0"])
+    apart, shared = arranged((20, 20), threads=4), arranged((20, 20), threads=4, hosts=["pi0", "pi0"])
     assert shared.rate < 0.6 * apart.rate
+
+
+def test_each_thread_of_a_rank_alone_answers_batches_of_its_own():
+    whole, found = arranged((20, 9)), arranged((20, 9), threads=4)
+    assert members(found) == [(0,)] * 4 + [(1,)] * 4 and found.placement.apart(1) == 4 and found.placement.leads == (0, 1)
+    assert found.rate == pytest.approx(teams.APART * whole.rate) and found.choices[0].team == whole.choices[0].team
+    assert found.predicted(SPEC, 0, {(128, 32, 4): 1}) == pytest.approx(128 / found.choices[0].seconds, rel=0.01)
+    placements.check(found.placement, SPEC, "x", 2)
+    assert placements.from_json(found.placement.to_json()) == found.placement
+
+
+def test_memory_decides_how_many_batches_a_rank_answers_at_once():
+    used = 24 * LAYER + (16 << 20)  # its weights, and what a few batches of 128 rows need beside them
+    counts = [len(arranged((20,), threads=4, memory=used + more).choices) for more in (-8 << 20, 0, 1 << 30)]
+    assert counts == [1, 2, 4]
 
 
 def test_who_is_slower_than_thought_promises_less():
@@ -126,7 +143,7 @@ def test_when_teams_are_worth_it():
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda t: Placement((t[0], t[0])), "each of which may be in one team"),
+    (lambda t: Placement((Team((t[0].stages[0], t[1].stages[0])), t[0])), "each of which may be in one team"),
     (lambda t: Placement((Team((Stage((7,), t[0].stages[0].plan),)),)), "this job has 4"),
     (lambda t: Placement(()), "the plan's teams"),
     (lambda t: Placement((Team(t[0].stages * 2),)), "each of which may be in one team"),

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands import jobs, writers
+from hepti_mpi.commands import jobs, teams, writers
 from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.options import (
-    PIPELINE,
     Machinery,
     answering_options,
     grouped,
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.serving.remote import Remote
     from hepti_mpi.supervisor.progress import State
+
+MANY = 1000  # batches that a service is thought to answer: it has no end
 
 
 @click.command(hidden=True)
@@ -52,7 +53,6 @@ def answer(
     from hepti_mpi.serving.remote import Remote
     from hepti_mpi.serving.scheduler import service_rows
     from hepti_mpi.supervisor.progress import State, read_state
-    from hepti_mpi.tuning.teaming import Teaming
 
     state_file, state, found = channel.state_path(), State(), list[Remote]()
     if state_file is None:
@@ -71,8 +71,7 @@ def answer(
             channel.tell("done")
         return
     request = planning_request(service_rows(session.store.spec, batch_rows), options, session.world.size)
-    pipeline = options["layout"] == PIPELINE
-    teaming = Teaming(0, forced=True, pipeline=pipeline) if objective == "throughput" or pipeline else None
+    teaming = teams.wanted(options, objective, adapt is None and method == "hepti", MANY)
     aim = Aim(method, request, options["tolerance"], teaming, not state.again, state, told=True)
     _answer(session, jobs.prepared(session, aim, _at(session)), remote, adapt is not False, batch_rows)
     if session.root:

@@ -220,6 +220,8 @@ def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
     from hepti_mpi.tuning.teaming import teamed
 
     store, startup, begin = session.store, dict[str, float](), time.perf_counter()
+    if aim.teaming is not None:
+        session.machine.tell_threads_apart()
     measured = session.measured(aim.file or profile_path(session.machine), aim.fresh, aim.file is not None, aim.state.profiles)
     startup["profile"] = time.perf_counter() - begin
     if aim.told and session.root:

@@ -32,6 +32,11 @@ class Cores:
         hosts = [self.hosts[rank] for rank in members]
         return replace(self, rank=list(members).index(self.rank), hosts=hosts, crowded=bool(beside))
 
+    def apart(self, parts: int) -> "Cores":
+        """Return the same for each of so many engines of this rank, which compute beside each other on whichever of its cores is free."""
+        threads = max(1, self.use(alone=not self.crowded) // parts)
+        return replace(self, part=self.whole if self.alone else self.part, threads=threads, alone_threads=threads)
+
     @property
     def two_ways(self) -> bool:
         """Tell whether it makes a difference that others of the host compute."""

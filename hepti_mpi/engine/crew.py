@@ -1,10 +1,13 @@
-"""This rank's place in a team: the ranks of its stage, as a machine of their own, and the engine of their layers.
+"""This rank's place in its team: the ranks of its stage, as a machine of their own, and the engine of their layers. A rank that is several
+teams alone has an engine for each: they share the weights.
 
 Knows placements, ranks and engines; does not know where batches come from.
 """
 
+import queue
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from hepti_mpi.comm.exchange import Exchanges
@@ -54,8 +57,9 @@ class Crew:
 
 
 @patiently
-def load(machine: Machine, store: Store, placement: Placement, startup: dict[str, float]) -> Crew | None:
-    """Check the placement, read and verify this rank's slices, and build the engine of its stage; None on a rank that rests. Collective.
+def load(machine: Machine, store: Store, placement: Placement, startup: dict[str, float]) -> list[Crew]:
+    """Check the placement, read and verify this rank's slices, and build the engine of its stage, or of each of its teams; none on a rank
+    that rests. Collective.
 
     Raises: PlanError when it is none for this model and job.
     """
@@ -75,18 +79,45 @@ def load(machine: Machine, store: Store, placement: Placement, startup: dict[str
         begin = time.perf_counter()
     with together(world):
         store.verify(slices)
-    group = world.parted([one.members for one in placement.stages])
-    crew = None
+    group = world.parted(list(dict.fromkeys(one.members for one in placement.stages)))
+    found: list[Crew] = []
     if place is not None and stage is not None and part is not None:
         assert group is not None
         computing = [rank for one in placement.stages for rank in one.computing]
-        own = _machine(machine, stage, replace(machine, world=group), computing)
-        engine = Engine(own, part, sessions.Segments(store))
-        engine.warm_up()
-        crew = Crew(placement.teams[place[0]], place[1], own, engine)
+        own, segments = _machine(machine, stage, replace(machine, world=group), computing), sessions.Segments(store)
+        parts = placement.apart(world.rank)
+        if parts > 1:
+            own = replace(own, cores=own.cores.apart(parts))
+        for _ in range(parts):
+            engine = Engine(own, part, segments)
+            engine.warm_up()
+            found.append(Crew(placement.teams[place[0]], place[1], own, engine))
     world.barrier()
     startup["load"] = time.perf_counter() - begin
-    return crew
+    return found
+
+
+def beside(crews: Sequence[Crew], work: Callable[[Crew], object]) -> None:
+    """Let the crews of this rank work, several beside each other. What one of them raises is raised as soon as it is."""
+    if len(crews) == 1:
+        work(crews[0])
+        return
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run(crew: Crew) -> None:
+        try:
+            work(crew)
+        except BaseException as error:  # noqa: BLE001  the caller raises it
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    for number, crew in enumerate(crews):
+        threading.Thread(target=run, args=(crew,), name=f"crew {number}", daemon=True).start()
+    for _ in crews:
+        error = ended.get()
+        if error is not None:
+            raise error
 
 
 def _machine(whole: Machine, stage: Stage, own: Machine, computing: Collection[int]) -> Machine:

@@ -46,6 +46,10 @@ class Machine:
     emulation: Emulation
     boards: list[str | None]  # that all ranks pretended to be when the job began
 
+    def tell_threads_apart(self) -> None:
+        """Let sessions have threads of their own, so that some compute by one beside others; before the first one is made."""
+        sessions.configure(self.cores.threads, one_pool=self.cores.alone_threads == 1)
+
 
 @contextmanager
 def together(world: Comm) -> Iterator[None]:

@@ -32,25 +32,27 @@ ELEMENT = {
 }
 OPSETS = {"Attention": 23}  # of nodes that are younger than the others
 _configured: list[tuple[int, bool]] = []
+_made: list[bool] = []  # whether a session was
 
 
 def configure(threads: int, one_pool: bool = True) -> None:
     """Give all sessions of this process one allocator and, with `one_pool`, one thread pool of `threads`: it cannot be changed any more.
-    Else each session has threads of its own, as many as it is made with. Call once, before the first session.
-
-    Without the shared allocator each of some fifty sessions keeps an arena for intermediate values.
+    Else each session has threads of its own, as many as it is made with. Counts from the first session on, and cannot be changed then.
     """
-    if _configured:
-        if _configured[0] != (threads, one_pool):
-            raise ValueError(f"this process already runs ONNX Runtime with {counted(_configured[0][0], 'threads')}")
-        return
+    if _made and _configured[0] != (threads, one_pool):
+        raise ValueError(f"this process already runs ONNX Runtime with {counted(_configured[0][0], 'threads')}")
+    _configured[:] = [(threads, one_pool)]
+
+
+def _begin() -> None:
+    """Set up what all sessions share: without one allocator each of some fifty keeps an arena for intermediate values."""
     onnxruntime.set_default_logger_severity(4)
-    if one_pool:
-        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    if _configured[0][1]:
+        onnxruntime.set_global_thread_pool_sizes(_configured[0][0], 1)
     memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
     arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, not a power of two
     onnxruntime.create_and_register_allocator(memory, arena)
-    _configured.append((threads, one_pool))
+    _made.append(True)
 
 
 def versions() -> dict[str, str]:
@@ -147,6 +149,8 @@ def _proto(graph: Graph, done: Sequence[Op], inputs: Sequence[str], outputs: Seq
 
 def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
     """Return the session of a graph whose weights are in `folder`; `mode` as in `build`."""
+    if _configured and not _made:
+        _begin()
     opsets = [helper.make_opsetid("", max(OPSETS.get(node.op_type, 18) for node in graph.node)), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()

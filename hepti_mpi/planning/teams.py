@@ -17,6 +17,7 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
 from hepti_mpi.planning.forecast import Forecast, Shape
+from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
@@ -33,6 +34,7 @@ MOST_TRIED = 6  # sets of ranks that are
 STEADY = (1, 2)  # layers whose prices say what one more costs
 MOST_PRICED = 16  # shapes of batches
 GAIN = 1.03  # times the batches a second that teams must promise more than all ranks together
+APART = 1.1  # times as much do the threads of a rank when each has batches of its own and waits for no other, at least: 1.19 were measured
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,13 @@ class Arrangement:
         stages = self.choices[number].team.stages
         forecasts = [Forecast(spec, profiles.of_ranks(self.profile, stage.members), stage.plan) for stage in stages]
         some = sorted(shapes)[:: -(-len(shapes) // MOST_PRICED)]
-        seconds = sum(shapes[shape] * max(one.of_shape(shape) for one in forecasts) for shape in some)
+        seconds = sum(shapes[shape] * max(one.of_shape(shape) for one in forecasts) for shape in some) * self.part_of(number)
         return sum(shapes[shape] * shape[0] for shape in some) / seconds
+
+    def part_of(self, number: int) -> float:
+        """Return how many times as long as its rank, with all of its threads, a team takes for a batch: of those that a rank is."""
+        parts = self.placement.apart(self.choices[number].team.lead)
+        return parts / APART if parts > 1 else 1.0
 
     def slowed(self, factors: Sequence[float]) -> "Arrangement":
         """Return it as it is when each rank takes `factors` times as long as it was thought to."""
@@ -94,7 +101,8 @@ class Arrangement:
 def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, pipeline: bool = False) -> Arrangement:
     """Return the teams that answer the most batches of `request` a second; `pipeline`: all ranks as stages of one team.
 
-    Raises: CapacityError when no team can hold the model.
+    A rank that is a team alone becomes several, as many as it has threads and memory for. Raises: CapacityError when no team can hold the
+    model.
     """
     crowds = [tuple(range(len(profile.nodes)))]
     lone = tuple(firsts(profile.hosts))  # one rank of each host, with all of its cores
@@ -103,14 +111,15 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
     modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
     for mode in modes:
         narrowed = replace(request, mode=mode, wires=("float32",))  # what a short wire changes is checked of one plan only
-        every = [_Teams(spec, source_hash, profile, narrowed, crowd).best(pipeline) for crowd in crowds]
+        every = [_Teams(spec, source_hash, profile, narrowed, crowd).apart(pipeline) for crowd in crowds]
         if found := [arrangement for arrangement in every if arrangement]:
             break
     if not found:
         search.choose(spec, source_hash, profile, narrowed)  # says what it lacks
         raise CapacityError("no team of ranks can hold the model in stages; leave out --layout")
     chosen = max(found, key=lambda one: one.rate)
-    sizes = [(len(one.choices), sum(len(choice.team.members) for choice in one.choices)) for one in found]
+    members = [[choice.team.members for choice in one.choices] for one in found]
+    sizes = [(len(set(each)), len({rank for ranks in each for rank in ranks})) for each in members]
     beside = {f"{counted(several, 'teams')} of {counted(ranks, 'ranks')}": one.rate for (several, ranks), one in zip(sizes, found)}
     return replace(chosen, others={**beside, **chosen.others})
 
@@ -125,7 +134,29 @@ class _Teams:
         self.profile = crowded(profile, crowd)
         self.bytes_per_second = np.array(profile.bytes_per_second)
         self.runs: dict[tuple[int, int], Plan] = {}
+        self.used: dict[int, int] = {}  # bytes of memory on ranks that can hold the model alone
         self.pace = {rank: pace for rank in crowd if (pace := self._pace(rank)) is not None}
+
+    def apart(self, pipeline: bool) -> Arrangement | None:
+        """Return the best teams, those of one rank divided among its threads."""
+        found = self.best(pipeline)
+        if found is None or pipeline or self.profile.emulated:  # an emulated board computes by one thread
+            return found
+        choices = list[Choice]()
+        for choice in found.choices:
+            parts = self._parts(choice.team) if len(choice.team.members) == 1 else 1
+            choices += [replace(choice, seconds=choice.seconds * parts / (APART if parts > 1 else 1.0))] * parts
+        return replace(found, choices=_sorted(choices))
+
+    def _parts(self, team: Team) -> int:
+        """Return how many batches a rank can answer at once, each by a thread, where it holds the layers once."""
+        node, stage, request = self.profile.nodes[team.lead], team.stages[0], self.request
+        node, limit = node.alone or node, request.limits[team.lead] if request.limits else (node.alone or node).memory_bytes
+        largest = request.largest or request.rows
+        widths = activation_widths(self.spec, make_program(self.spec, stage.plan))
+        longest = min(request.longest or largest, largest)
+        each = activation_bytes(self.spec, widths, largest, longest, np.array([largest]), np.ones(1))[0]
+        return max(1, min(node.threads, 1 + int((limit - self.used[team.lead]) // each)))
 
     def best(self, pipeline: bool) -> Arrangement | None:
         """Return the best teams, None when none can hold the model."""
@@ -199,9 +230,12 @@ class _Teams:
         request = replace(self.request, limits=(1 << 60,) * len(ranks) if roomy else limits)
         profile = profiles.of_ranks(self.profile, ranks)
         try:
-            plan = search.choose(spec, self.source_hash, profile, request).chosen.plan
+            chosen = search.choose(spec, self.source_hash, profile, request).chosen
         except CapacityError:
             return None
+        plan = chosen.plan
+        if len(ranks) == 1 and spec is self.spec and not roomy:
+            self.used[ranks[0]] = chosen.memory[0]
         if plan.collectives == "mpi":  # which only one thread of a rank may call, and letters come meanwhile
             plan = replace(plan, collectives="own", reduction="reduce_scatter")
             pricer = Pricer(spec, profile, request.rows, request.attended)

@@ -56,7 +56,8 @@ class Team:
 
 @dataclass(frozen=True)
 class Placement:
-    """The teams of a job; ranks that are in none rest."""
+    """The teams of a job; ranks that are in none rest. A rank that is a team alone may be several such teams: each has some of its threads.
+    """
 
     teams: tuple[Team, ...]
 
@@ -66,14 +67,18 @@ class Placement:
         return tuple(stage for team in self.teams for stage in team.stages)
 
     def place(self, rank: int) -> tuple[int, int] | None:
-        """Return the number of a rank's team and that of its stage in it, None where it is in none."""
+        """Return the number of a rank's first team and that of its stage in it, None where it is in none."""
         found = ((t, s) for t, team in enumerate(self.teams) for s, stage in enumerate(team.stages) if rank in stage.members)
         return next(found, None)
 
+    def apart(self, rank: int) -> int:
+        """Return how many teams a rank is."""
+        return sum(rank in team.members for team in self.teams)
+
     @property
     def leads(self) -> tuple[int, ...]:
-        """The first ranks of all stages."""
-        return tuple(stage.lead for stage in self.stages)
+        """The first ranks of all stages, each once."""
+        return tuple(dict.fromkeys(stage.lead for stage in self.stages))
 
     @property
     def hash(self) -> str:
@@ -147,9 +152,12 @@ def _stages(team: Any) -> Iterator[Stage]:
 
 def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     """Refuse a placement that is not one for this model and this number of ranks. Raises PlanError."""
-    every = [rank for stage in placement.stages for rank in stage.members]
+    alone = {team.lead for team in placement.teams if len(team.members) == 1}  # which may be several
+    every = [*alone, *(rank for team in placement.teams if len(team.members) > 1 for rank in team.members)]
     if not placement.teams or len(set(every)) != len(every) or not set(every) <= set(range(ranks)):
-        raise PlanError(f"the plan's teams are of ranks {every}, this job has {ranks}, each of which may be in one team")
+        every = [rank for team in placement.teams for rank in team.members]
+        one = "each of which may be in one team, or several alone"
+        raise PlanError(f"the plan's teams are of ranks {every}, this job has {ranks}, {one}")
     for number, team in enumerate(placement.teams):
         layers = [layer for stage in team.stages for layer in stage.plan.numbers]
         if layers != list(range(spec.layers)):

@@ -1,7 +1,7 @@
 """What teams did, as numbers and text. Pure: reads what a job returned, prints nothing."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.teams import Arrangement
@@ -10,6 +10,8 @@ from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.records import ASKED, RUN_FORMAT, RUN_VERSION, left_over, short
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, table
 from hepti_mpi.wording import counted
+
+Each = TypeVar("Each")
 
 
 def described(team: Team) -> str:
@@ -56,16 +58,36 @@ def _stage(stage: Stage) -> dict[str, Any]:
     return {"members": list(stage.members), "first_layer": stage.plan.first, "layers": len(stage.plan.layers)}
 
 
+def _by_ranks(teams: Iterable[Each], members: Callable[[Each], Sequence[int]]) -> list[list[Each]]:
+    """Return the teams of each rank, or of those that are one team, in their order."""
+    found: dict[tuple[int, ...], list[Each]] = {}
+    for team in teams:
+        found.setdefault(tuple(members(team)), []).append(team)
+    return list(found.values())
+
+
+def _named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    return ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks)
+
+
+def _at_once(does: str, batches: int) -> str:
+    return f"{does}, {batches} batches at once" if batches > 1 else does
+
+
 def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None = None) -> str:
     """Return the summary of a run in teams for people: what each did and how busy it was, then how much was answered how soon."""
     asked, rows = ASKED[record["embedding"]]
     lines = []
-    for team in record["teams"]:
-        who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in team["members"])
-        predicted = team["predicted_rows_per_second"]
-        done = rate(team["busy_rows_per_second"]) + (f" / {rate(predicted)}" if predicted else "")
-        busy = f"{100 * team['busy']:.0f} %"
-        lines.append((who, team["does"], str(team["batches"]), str(team["requests"]), rate(team["requests_per_second"]), done, busy))
+    for teams in _by_ranks(record["teams"], lambda team: team["members"]):
+        predicted, done, batches, answered, speed = (
+            sum(team[key] for team in teams)
+            for key in ("predicted_rows_per_second", "busy_rows_per_second", "batches", "requests", "requests_per_second")
+        )
+        did = rate(done) + (f" / {rate(predicted)}" if predicted else "")
+        busy = f"{100 * sum(team['busy'] for team in teams) / len(teams):.0f} %"
+        who, does = _named(teams[0]["members"], hosts), _at_once(teams[0]["does"], len(teams))
+        lines.append((who, does, str(batches), str(answered), rate(speed), did, busy))
+    members = [team["members"] for team in record["teams"]]
     resting = [f"rank {item['rank']} on {hosts[item['rank']]}" for item in record["ranks"] if item["team"] is None]
     startup = record["startup_seconds"]
     parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
@@ -75,7 +97,7 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
         *([f"at rest: {', '.join(resting)}"] if resting else []),
         *left_over(record),
         f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else ""),
-        f"{counted(record['requests'], asked)} by {counted(len(record['teams']), 'teams')} in {duration(record['seconds'])}: "
+        f"{counted(record['requests'], asked)} by {counted(len({*map(str, members)}), 'teams')} in {duration(record['seconds'])}: "
         f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}",
     ])
 
@@ -95,12 +117,13 @@ def arrangement_document(found: Arrangement, rows: int) -> dict[str, Any]:
 def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width: int | None = None) -> str:
     """Return which teams were chosen, and from what."""
     lines = []
-    for choice in found.choices:
-        who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in choice.team.members)
-        lines.append((who, described(choice.team), milliseconds(choice.seconds), rate(rows / choice.seconds)))
+    for choices in _by_ranks(found.choices, lambda choice: choice.team.members):
+        first, speed = choices[0], sum(rows / choice.seconds for choice in choices)
+        does = _at_once(described(first.team), len(choices))
+        lines.append((_named(first.team.members, hosts), does, milliseconds(first.seconds), rate(speed)))
     alone = [f"rank {rank} {milliseconds(seconds)} ms" for rank, seconds in found.alone.items()]
-    busy = [rank for choice in found.choices for rank in choice.team.members]
-    resting = sorted(set(range(len(hosts))) - set(busy))
+    busy = {rank for choice in found.choices for rank in choice.team.members}
+    resting = sorted(set(range(len(hosts))) - busy)
     cores = {node.host: node.cores for node in found.profile.nodes} if not found.profile.emulated else {}
     crowds = {host: sum(hosts[rank] == host for rank in busy) for host in cores}
     return "\n".join([

@@ -15,7 +15,7 @@ from typing import Any
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Letter, Mail
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.engine.crew import Crew
+from hepti_mpi.engine.crew import Crew, beside
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.planning.forecast import Shape
 from hepti_mpi.program.placement import Placement, Team
@@ -193,13 +193,14 @@ def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
 
 def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | None) -> Outcome:
     """Answer what comes to the desk of rank 0, the others have none. Collective. Return what happened, which rank 0 knows."""
-    crew, world = teamed.crew, machine.world
+    crews, world = teamed.crews, machine.world
+    crew = crews[0] if crews else None
     mail = mail_of(world, teamed.placement, crew)
     front = None if desk is None else Front(desk, mail, teamed.placement, teamed.paces)
     if front is not None:
         front.thread.start()
     if crew is not None and crew.leads:
-        _lead(crew, mail, answerer)
+        beside(crews, lambda own: _lead(own, mail, answerer))
     elif crew is not None:
         _follow(crew, mail)
     elif front is None:
@@ -210,17 +211,17 @@ def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | No
             raise front.error
     mail.close()
     outcome = Outcome([]) if front is None else front.outcome
-    outcome.facts = world.gather_all(_facts(machine, crew))
+    outcome.facts = world.gather_all(_facts(machine, crews))
     return outcome
 
 
-def _facts(machine: Machine, crew: Crew | None) -> dict[str, Any]:
-    """Return what is recorded of this rank."""
+def _facts(machine: Machine, crews: Sequence[Crew]) -> dict[str, Any]:
+    """Return what is recorded of this rank, whose crews share the weights."""
     emulation = machine.emulation
     return {
-        "host": host_name(), "threads": machine.cores.threads if crew is None else crew.engine.threads,
+        "host": host_name(), "threads": sum(crew.engine.threads for crew in crews) or machine.cores.threads,
         "emulated_board": emulation.said, "overruns": emulation.overruns / max(1, emulation.calls),
-        "late_seconds": emulation.late_seconds, "weight_bytes": 0 if crew is None else crew.engine.weight_bytes,
+        "late_seconds": emulation.late_seconds, "weight_bytes": max((crew.engine.weight_bytes for crew in crews), default=0),
         "peak_resident_bytes": peak_resident_bytes(),
     }  # fmt: skip
 
@@ -229,6 +230,7 @@ def _lead(crew: Crew, mail: Mail, answerer: Answerer) -> None:
     """Take batches, do them with the members of the stage, and hand them on."""
     while (letter := mail.take(WORK)) is not None and letter.facts["do"] != "end":
         _do(crew, mail, answerer, letter)
+    mail.send(mail.rank, WORK, {"do": "end"})  # for others of this rank that take from the same box
     _tell(crew, mail, {"do": "end"})
 
 

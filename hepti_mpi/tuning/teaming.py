@@ -1,7 +1,7 @@
 """From a profile to teams that can answer: whether they are worth it, which, and loading them. Returns data; prints nothing."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,10 +30,10 @@ FROM = 30  # batches of a job that is worth teams
 
 @dataclass
 class Teamed:
-    """Teams that can answer: this rank's `crew`, None where it rests; the `placement` of all, `paces`, seconds for each row that each team
+    """Teams that can answer: this rank's `crews`, none where it rests; the `placement` of all, `paces`, seconds for each row that each team
     is thought to take, and, on rank 0, what they were chosen from."""
 
-    crew: Crew | None
+    crews: list[Crew]
     placement: Placement
     paces: list[float]
     arrangement: Arrangement | None
@@ -64,46 +64,46 @@ def teamed(
         return None
     startup = startup | {"plan": time.perf_counter() - begin}
     at("loading weights")
-    crew = crews.load(machine, store, placement, startup)
+    loaded = crews.load(machine, store, placement, startup)
     hosts = [machine.cores.hosts[rank] for stage in placement.stages for rank in stage.computing]
     if len(set(hosts)) < len(hosts) and not goal.profile.emulated:
         begin = time.perf_counter()
-        arrangement = tried(machine, store.spec, goal.request, crew, arrangement)
+        arrangement = tried(machine, store.spec, goal.request, loaded, arrangement)
         startup["settle"] = time.perf_counter() - begin
     paces = [choice.seconds / goal.request.rows for choice in arrangement.choices] if arrangement else None
-    return Teamed(crew, placement, machine.world.from_root(paces), arrangement, startup)
+    return Teamed(loaded, placement, machine.world.from_root(paces), arrangement, startup)
 
 
 @patiently
-def tried(machine: Machine, spec: ModelSpec, request: Request, crew: Crew | None, found: Arrangement | None) -> Arrangement | None:
-    """Let all ranks do a small batch at once, and return what was found as it is at the speeds that they have then: ranks of one host
+def tried(machine: Machine, spec: ModelSpec, request: Request, loaded: Sequence[Crew], found: Arrangement | None) -> Arrangement | None:
+    """Let all teams do a small batch at once, and return what was found as it is at the speeds that they have then: those of one host
     share caches and memory, and more than the kernels know that were measured. Collective; `found` is rank 0's."""
     each = round(request.attended or request.rows)
     lengths, world, times = [each] * max(1, request.rows // TRIED_PART // each), machine.world, list[float]()
-    embedded = np.zeros((sum(lengths), spec.hidden), np.float32) if crew is not None and crew.leads else None
+    embedded = np.zeros((sum(lengths), spec.hidden), np.float32)
     for _ in range(1 + TRIES):
         world.barrier()
         begin = time.perf_counter()
-        if crew is not None:
-            crew.engine.run(lengths, embedded)
+        if loaded:
+            crews.beside(loaded, lambda crew: crew.engine.run(lengths, embedded if crew.leads else None))
         times.append(time.perf_counter() - begin)
     spent = world.gather_all(float(np.median(times[1:])))
     if found is None:
         return None
     inner, factors = replace(found.profile, edges=Edges()), [1.0] * world.size
-    for stage in found.placement.stages:
+    for number, stage in ((number, stage) for number, choice in enumerate(found.choices) for stage in choice.team.stages):
         priced = Forecast(spec, profiles.of_ranks(inner, stage.members), stage.plan).seconds(lengths)
         for rank in stage.members:
-            factors[rank] = float(np.clip(spent[stage.lead] / priced, *BELIEVED))
+            factors[rank] = float(np.clip(spent[stage.lead] / (priced * found.part_of(number)), *BELIEVED))
     return found.slowed(factors)
 
 
 def given(machine: Machine, store: Store, placement: Placement) -> Teamed:
     """Load teams that somebody chose. Collective. Raises: PlanError when they are none for this model and job."""
     startup: dict[str, float] = {}
-    crew = crews.load(machine, store, placement, startup)
+    loaded = crews.load(machine, store, placement, startup)
     slowest = [max((stage.plan.predicted_seconds or 0.0) / stage.plan.planned_rows for stage in team.stages) for team in placement.teams]
-    return Teamed(crew, placement, [pace or UNKNOWN for pace in slowest], None, startup)
+    return Teamed(loaded, placement, [pace or UNKNOWN for pace in slowest], None, startup)
 
 
 @patiently

@@ -30,6 +30,11 @@ def each_alone(store, size):
     return [pipeline(store, [[rank]]) for rank in range(size)]
 
 
+def each_apart(store, size):
+    """Every rank several times, beside itself."""
+    return [team for team in each_alone(store, size) for _ in range(2)]
+
+
 def in_stages(store, size):
     return [pipeline(store, [[rank] for rank in reversed(range(size))])]  # rank 0 is the last
 
@@ -47,7 +52,7 @@ def the_last_alone(store, size):
     return [pipeline(store, [list(range(size > 2, size - 1)) or [0]]), *([pipeline(store, [[size - 1]])] if size > 1 else [])]
 
 
-WAYS = [each_alone, in_stages, divided, stages_that_divide, the_last_alone]
+WAYS = [each_alone, each_apart, in_stages, divided, stages_that_divide, the_last_alone]
 CASES = [(case, made) for case in ("bert", "vit", "modernbert", "mpnet", "dinov2_registers") for made in WAYS]
 OTHERS = ("roberta", "xlm_roberta", "camembert", "distilbert", "electra", "nomicbert", "dinov2", "bert_seqcls", "bert_tokencls")
 
@@ -57,11 +62,11 @@ def test_answers_of_teams(machine, folder, case, made):
     world = machine.world
     store = opened(folder, case, world.rank, world)
     placement = Placement(tuple(made(store, world.size)))
-    crew = crews.load(machine, store, placement, {})
+    loaded = crews.load(machine, store, placement, {})
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         ready = type("Ready", (), {"machine": machine, "store": store, "spec": store.spec})
         requests, desk = desk_of(ready, path, batch_rows=8)
-        teamed = Teamed(crew, placement, [0.01] * len(placement.teams), None, {})
+        teamed = Teamed(loaded, placement, [0.01] * len(placement.teams), None, {})
         outcome = teams.answer(machine, teamed, desk.answerer if desk else teams_answerer(store), desk)
         assert [fact["host"] for fact in outcome.facts] == list(machine.cores.hosts)
         if requests is not None:
