@@ -296,3 +296,23 @@ def test_any_value(folder, name, data):
         read_model(folder)
     except ModelError as error:
         assert "\n" not in str(error)
+
+
+PADDED_IN_FRONT = [
+    ("1_Pooling/config.json", {"pooling_mode": "cls"}, "with pooling cls"),
+    ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "with pooling weightedmean"),
+    ("1_Pooling/config.json", {"include_prompt": False}, "with a prompt that is left out"),
+    ("1_Pooling/config.json", {"pooling_mode": "mean"}, None),
+]
+
+
+@pytest.mark.parametrize("file, change, words", PADDED_IN_FRONT, ids=lambda value: str(value)[:40])
+def test_padding_in_front_where_only_distances_count(tmp_path, file, change, words):
+    folder = Path(shutil.copytree(GOLDEN / "qwen3_embedding", tmp_path / "qwen3"))
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    if words is None:
+        spec = read_model(folder).spec
+        assert not spec.generates and spec.pooling == "mean" and spec.options["prompt"] == "query : "
+        return
+    with pytest.raises(ModelError, match=words):
+        read_model(folder)

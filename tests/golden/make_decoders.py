@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make decoders.npz: what transformers says of tiny decoders whose weights follow from their names (tests/decoders.py).
 
-    ref/bin/python tests/golden/make_decoders.py
+    ref/bin/python tests/golden/make_decoders.py        (sentence-transformers 6.2.0 is installed as well)
 
 Per case: its config.json, the shapes of its tensors, ids [prompts, 40], -1 behind the end of a prompt, the logits behind the last three
 tokens of each prompt [prompts, 3, words], and 8 greedy tokens [prompts, 8] that follow.
@@ -10,6 +10,7 @@ tokens of each prompt [prompts, 3, words], and 8 greedy tokens [prompts, 8] that
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,3 +54,39 @@ for case in CASES:
     found |= expected(case)
     print(case, float(np.abs(found[f"{case}.logits"]).max()), found[f"{case}.tokens"][0])
 np.savez_compressed(Path(__file__).parent / "decoders.npz", **found)
+
+
+def embedding(name="qwen3"):
+    """Make qwen3_embedding: a sentence-transformers model of a decoder: the last token's row, padded in front, with a prompt.
+
+    expected_text.json: {"texts", "embeddings"}, as SentenceTransformer.encode answers.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoModel, PreTrainedTokenizerFast
+
+    words = "<pad> <|endoftext|> <unk> query : the cat sat on a mat and saw two birds in old trees by river".split()
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "<|endoftext|>", "unk_token": "<unk>"}
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", model_max_length=64, **special)
+    sizes = CASES[name] | {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    model = AutoModel.from_config(AutoConfig.for_model(sizes.pop("model_type"), **sizes)).eval()
+    for key, tensor in model.state_dict().items():
+        tensor.copy_(torch.from_numpy(values(key, tuple(tensor.shape))))
+    path = Path(__file__).parent / f"{name}_embedding"
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        whole.save_pretrained(folder)
+        made = SentenceTransformer(modules=[Transformer(folder), Pooling(sizes["hidden_size"], "lasttoken"), Normalize()], device="cpu")
+    made.prompts, made.default_prompt_name = {"query": "query : ", "document": ""}, "query"
+    made.save(str(path), create_model_card=False)
+    texts = ["the cat sat", "two birds in old trees by the river and a mat", "river", "a cat saw the two birds " * 5]
+    found = SentenceTransformer(str(path), device="cpu").encode(texts)
+    (path / "expected_text.json").write_text(json.dumps({"texts": texts, "embeddings": found.tolist()}) + "\n")
+
+
+with torch.no_grad():
+    embedding()

@@ -1,5 +1,6 @@
 """The engine on real ranks against transformers' outputs: every strategy, mixes, uneven and empty shares, odd sizes, padding."""
 
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -354,3 +355,23 @@ def test_loading_reads_only_the_own_slices(machine, folder):
 def _read_by_calls() -> int:
     with open(f"/proc/{os.getpid()}/io") as file:
         return int(next(line.split()[1] for line in file if line.startswith("rchar")))
+
+
+@pytest.mark.parametrize("shares", ["uneven", "with nothing", "all on the last"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, ("alltoall", ROWS), ("recompute", COLUMNS)], ids="/".join)
+def test_embeddings_of_a_decoder(machine, folder, layout, shares):
+    """As sentence-transformers: the row of the last token, which sees those before it, of texts that are padded in front there."""
+    store = opened(folder, "qwen3_embedding", machine.world.rank, machine.world)
+    wanted = json.loads((GOLDEN / "qwen3_embedding" / "expected_text.json").read_text())
+    path = folder / "qwen3_texts.txt"
+    if machine.world.rank == 0:
+        path.write_text("\n".join(wanted["texts"]) + "\n")
+    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size), collectives="own",
+                   reduction="reduce_scatter")  # fmt: skip
+    ready = loading.load(machine, store, plan, None, {})
+    for batch_rows in (1 << 20, 32):
+        requests, results = answered(ready, path, batch_rows)
+        if requests is not None:
+            assert not requests[0].error and [one.index for one in requests] == [0, 1, 2, 3]
+            found = np.stack([one["embedding"] for one in results])
+            np.testing.assert_allclose(found, wanted["embeddings"], atol=1e-5)

@@ -121,7 +121,7 @@ def make_spec(
     Raises ModelError.
     """
     fields, (sentence, built) = family.fields(config), texts
-    added = sentence.finish(built, fields["positions"]) if sentence else {}
+    added = sentence.finish(built, fields) if sentence else {}
     task = Task("sentence") if "pooling" in added else choose_task(family, config, plain)
     head = task.head
     labels = (task.labels or class_labels(config)) if head.endswith("-classes") else ()

@@ -5,7 +5,7 @@ Source: sentence-transformers 6.2, base/model.py, base/modules/transformer.py, s
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.tokens import Tokens
-from hepti_mpi.models.steps import Dense, LayerNorm, Normalize, Step
+from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Normalize, Step
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
@@ -62,9 +62,10 @@ class Sentence:
     call: dict[str, Any]
     include_prompt: bool
 
-    def finish(self, built: Built, positions: int) -> dict[str, Any]:
-        """Return the options of the ModelSpec, with what only the tokenizer can say. Raises ModelError."""
-        options = self.options | {"max_tokens": token_limit(self, built, positions)}
+    def finish(self, built: Built, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of the ModelSpec, with what only the tokenizer can say; `fields`: of the ModelSpec. Raises ModelError."""
+        check_padding(self, built, fields["front"])
+        options = self.options | {"max_tokens": token_limit(self, built, fields["positions"])}
         if self.include_prompt or not options["prompt"] or not built.files:
             return options
         tokens = Tokens(built.files)
@@ -320,11 +321,24 @@ def call_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
     return call
 
 
+def check_padding(sentence: Sentence, built: Built, front: Sequence[Step]) -> None:
+    """Refuse padding in front of texts where a row's place among all of them counts: there each embedding would depend on the others.
+
+    Where only distances count, as of rotary positions, it changes nothing. Raises ModelError.
+    """
+    if not built.files or json.loads(built.files["tokenizer_config.json"])["padding_side"] == "right":
+        return
+    placed = [f"pooling {mode}" for mode in sentence.options.get("pooling", "").split("+") if mode in ("cls", "weightedmean")]
+    placed += ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in front)
+    placed += ["a prompt that is left out"] * bool(sentence.options.get("prompt") and not sentence.include_prompt)
+    if placed:
+        why = "an embedding would depend on the other texts beside it"
+        raise ModelError(f"the tokenizer's padding_side left is not supported together with {placed[0]}: {why}")
+
+
 def token_limit(sentence: Sentence, built: Built, positions: int) -> int | None:
     """Return the number of tokens after which texts are cut off, None for never. Raises ModelError."""
     config = json.loads(built.files.get("tokenizer_config.json", b"{}"))
-    if built.files and config["padding_side"] == "left":
-        raise ModelError("the tokenizer's padding_side left is not supported: an embedding would depend on the other texts beside it")
     limit = config.get("model_max_length")
     limit = UNLIMITED + 1 if limit is None else limit
     if isinstance(limit, (int, float)) and "model_max_length" not in sentence.changes:
