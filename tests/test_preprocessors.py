@@ -40,6 +40,10 @@ def test_the_model_names_the_kind_where_the_file_does_not():
     assert (vit.size, vit.resample, vit.crops, vit.scale) == ((224, 224), 2, (), 1 / 255)
     assert (deit.size, deit.resample, deit.crops) == ((256, 256), 3, ((224, 224),))
     assert steps({"feature_extractor_type": "DeiTFeatureExtractor"}).size == deit.size and steps({}, model=b"{}").size == vit.size
+    dino = steps({}, model=b'{"model_type": "dinov2"}')  # BitImageProcessor in transformers 5.23
+    assert (dino.size, dino.resample, dino.crops, dino.norms[0][0][0].item()) == (224, 3, ((224, 224),), np.float32(0.48145466))
+    with pytest.raises(ModelError, match="names no image_processor_type, and a model of type 'dinov2_with_registers' has none"):
+        steps({}, model=b'{"model_type": "dinov2_with_registers"}')
     assert steps({}, model=b'{"model_type": "vit", "image_processor_type": "CLIPImageProcessor"}').size == 224
 
 

@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {  # what a kind of processor takes where the
     "Pvt": {"size": [224, 224]} | IMAGENET,
     "Siglip": {"size": [224, 224], "default_to_square": False, "do_convert_rgb": True},
 }
+OWN = {"deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": None}  # of a model, where no file names a kind; ViT of all others
 UNPADDED = ("Beit", "ConvNext", "EfficientNet", "MobileNetV2")  # do_pad is nothing to them
 SWITCHES = "do_resize do_center_crop do_rescale do_normalize do_pad do_convert_rgb default_to_square rescale_offset include_top".split()
 
@@ -98,13 +99,18 @@ def chosen(files: Mapping[str, bytes]) -> tuple[str, dict[str, Any] | None]:
 
 
 def kind_of(config: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
-    """Return the full name of the kind of processor: what the file says, then config.json, then the model's own."""
+    """Return the full name of the kind of processor: what the file says, then config.json, then the model's own. Raises ModelError."""
     said = config.get("image_processor_type")
     if said is None and config.get("feature_extractor_type") is not None:
         said = str(config["feature_extractor_type"]).replace("FeatureExtractor", ENDING)
     if said is None:
         model = parse_json(files.get("config.json", b"{}"), "config.json")
-        said = model.get("image_processor_type") or ("DeiT" if model.get("model_type") == "deit" else "ViT") + ENDING
+        said, own = model.get("image_processor_type"), OWN.get(str(model.get("model_type")), "ViT")
+        if said is None and own is None:
+            family = shown(repr(model["model_type"]), 60)
+            hint = "write the kind there that its authors named, often BitImageProcessor"
+            raise ModelError(f"{NAME} names no image_processor_type, and a model of type {family} has none of its own; {hint}")
+        said = said or f"{own}{ENDING}"
     return str(said).removesuffix("Fast").removesuffix("Pil")
 
 
