@@ -155,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("name", choices=EXPERIMENTS)
     asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput and teams"
     trial.add_argument("--texts", action="store_true", help="faults while texts are written")
+    trial.add_argument("--teams", action="store_true", help="faults while each host writes texts of its own")
     trial.add_argument("--rounds", type=int, help="of faults and service; default: 100, 60")
     trial.add_argument("--requests", type=int, help=asked)
     trial.add_argument("--clusters", help="of throughput, such as even4,pi8; default: even4,mixed4,pi8,wifi3")
