@@ -47,7 +47,7 @@ class Stepper(Protocol):
         """Take rows `first` and on of the sequence in `slot`, all but the first of them guessed; return the scores behind each."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """One answer, as it grows. `finish_reason`: None while it grows, then "stop", "length", "cancelled" or "error", of which
     `error` says why. `made`: how many of its tokens another job has made, before it was submitted."""
@@ -78,6 +78,28 @@ class Answer:
         if self.finish_reason is not None and self.streamed is not None:
             text += self.streamed.end()
         return text
+
+    def hear(
+        self, token: int | None, logprob: float | None, top: Iterable[Sequence[float]], finish: str | None, why: str | None
+    ) -> "Event":  # fmt: skip
+        """Take in what somebody else who makes it tells (serving.generating.told); where stop texts are not known there, an answer may end
+        here before it does there."""
+        text, chosen, now = "", None, time.perf_counter()
+        if why is not None:
+            self.error, finish = why, "error"
+        if token is not None:
+            chosen = Chosen(token, logprob, tuple((int(other), float(value)) for other, value in top))
+            self.first_token = self.first_token or now
+            self.tokens.append(token)
+            self.chosen.append(chosen)
+            if self.streamed is not None and finish != "stop":  # the token that ends an answer is no text
+                text = self.streamed.add(token)
+        if self.streamed is not None:
+            text += self.streamed.end() if finish is not None or self.streamed.stopped else ""
+            finish = "stop" if self.streamed.stopped and why is None else finish
+        if finish is not None:
+            self.finish_reason, self.ended = finish, now
+        return Event(self, chosen, text, finish)
 
     @property
     def text(self) -> str:

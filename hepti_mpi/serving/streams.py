@@ -18,6 +18,7 @@ from hepti_mpi.models.tasks.sampling import Chosen, Sampling
 from hepti_mpi.models.tasks.streaming import Decode, Streamed
 from hepti_mpi.serving import frames
 from hepti_mpi.serving.fair import Fair
+from hepti_mpi.serving.generation import Answer
 
 GIVEN_UP = 4  # failures of the job without one more token between them, after which an answer is given up
 
@@ -32,16 +33,12 @@ class Grown:
     error: HeptiError | None = None
 
 
-@dataclass(eq=False)
-class Growing:
+@dataclass(eq=False, kw_only=True)
+class Growing(Answer):
     """An answer that grows. `heard` is told each part of it, by any thread; no more after one with `finish` or `error`."""
 
     client: str
-    prompt: Sequence[int]
-    sampling: Sampling
     heard: Callable[[Grown], None]
-    streamed: Streamed
-    tokens: list[int] = field(default_factory=list)
     tries: int = 0  # failures since there were `had` tokens
     had: int = 0
     over: bool = False
@@ -108,28 +105,19 @@ class Streams:
     def grown(self, events: Sequence[Sequence[Any]]) -> list[tuple[Growing, Grown]]:
         """Take in what rank 0 tells; return what is to be told on."""
         found = []
-        for place, token, logprob, top, finish, why in events:
+        for place, *told in events:
             one = self.flying.get(place)
             if one is None:
                 continue
-            if why is not None:
+            event = one.hear(*told)
+            *_, finish, why = told
+            self.tokens += event.chosen is not None
+            if event.finish is not None:
                 del self.flying[place]
-                found.append((one, Grown("", error=InputError(why))))
-                continue
-            text, chosen = "", None
-            if token is not None:
-                one.tokens.append(token)
-                self.tokens += 1
-                chosen = Chosen(token, logprob, tuple((int(other), float(value)) for other, value in top))
-                text = "" if finish == "stop" else one.streamed.add(token)  # the last token of an answer that ends is no text
-            if one.streamed.stopped and finish is None:
-                finish = "stop"
-                self.cancelled.append(place)
-            if finish is not None:
-                text += one.streamed.end()
-                finish = "stop" if one.streamed.stopped else finish
-                del self.flying[place]
-            found.append((one, Grown(text, chosen, finish)))
+                if finish is None and why is None:  # it ends at a stop text, which is known here only
+                    self.cancelled.append(place)
+            part = Grown(event.text, event.chosen, event.finish) if why is None else Grown("", error=InputError(why))
+            found.append((one, part))
         return found
 
     def lost(self) -> list[tuple[Growing, Grown]]:
@@ -166,4 +154,4 @@ def sampling_of(document: Mapping[str, Any]) -> Sampling:
 
 def growing(client: str, prompt: Sequence[int], sampling: Sampling, decode: Decode, heard: Callable[[Grown], None]) -> Growing:
     """Return an answer that has not begun."""
-    return Growing(client, prompt, sampling, heard, Streamed(decode, sampling.stop))
+    return Growing(list(prompt), sampling, Streamed(decode, sampling.stop), client=client, heard=heard)

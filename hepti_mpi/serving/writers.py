@@ -13,7 +13,6 @@ import numpy as np
 
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.models.tasks.forms import Forms
-from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.models.tasks.streaming import Decode
 from hepti_mpi.planning.writing import Writer
 from hepti_mpi.serving import generating
@@ -135,30 +134,18 @@ class Writers(Asked):
         later = min(one.slower * one.writer.seconds(one.writer.slots) for one in full) + len(self.waiting) / texts
         return best if best.seconds <= later else None
 
-    def _heard(
-        self, place: int, token: int | None, logprob: float | None, top: Iterable[Sequence[float]], finish: str | None, why: str | None
-    ) -> Event | None:  # fmt: skip
+    def _heard(self, place: int, *told: Any) -> Event | None:
         """Take in what was added to an answer; None where nobody wants it any more."""
         if place not in self.flying:
             return None
-        answer, _ = self.flying[place]
-        text, chosen = "", None
-        if why is not None:
-            answer.error, finish = why, "error"
-        if token is not None:
-            chosen = Chosen(token, logprob, tuple((int(other), float(value)) for other, value in top))
-            answer.first_token = answer.first_token or time.perf_counter()
-            text = answer.grow(chosen, self.ends, self.positions)
-        if answer.finish_reason is None and finish is not None:
-            answer.finish_reason = finish
-            text += "" if answer.streamed is None else answer.streamed.end()
-        if answer.finish_reason is not None:
-            self._leave(place, cancelled=finish is None)
-        return Event(answer, chosen, text, answer.finish_reason)
+        event = self.flying[place][0].hear(*told)
+        if event.finish is not None:
+            *_, finish, why = told
+            self._leave(place, cancelled=finish is None and why is None)
+        return event
 
     def _leave(self, place: int, cancelled: bool) -> None:
         answer, team = self.flying.pop(place)
-        answer.ended = time.perf_counter()
         team.ended(place, len(answer.tokens) - answer.made)
         own = next((made for at, made in self.made.values() if at == place), None)
         if own is not None:
