@@ -7,12 +7,12 @@ import pytest
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q8, Q8_BLOCKS, SCALES, VALUES, Rows
+from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen
 from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights, reduced
 from hepti_mpi.weights.slices import all_weights, span
 from hepti_mpi.weights.store import whole_slices
 
-ERROR = {"f32": 0, "f16": 5e-4, "q8": 5e-3, "q8-blocks": 5e-3, "q4": 0.13}  # of the largest number
+ERROR = {"f32": 0, "f16": 5e-4, "q8": 5e-3, "q8-blocks": 5e-3, "q8-wide": 5e-3, "q4": 0.13, "q4-wide": 0.13}  # of the largest number
 
 
 SHAPES = [
@@ -60,7 +60,7 @@ def test_a_scale_of_8_bits_is_that_of_an_output():
 def test_channels_are_undone_where_values_are_read():
     values, channels = np.random.default_rng(1).standard_normal((9, 6)).astype(np.float32), np.array([1, 10, 0.1, 1, 2, 5], np.float32)
     values[:, 1] *= 50  # an odd input: its column shares no scale with the others then
-    plain, smooth = (Q8.decode(Q8.encode(values, 1, given), values.shape, 1) for given in (None, channels))
+    plain, smooth = (Q8.decode(Q8.encode(values, 1, Seen(channels=given)), values.shape, 1) for given in (None, channels))
     others = [0, 2, 3, 4, 5]
     assert np.abs(smooth - values)[:, others].mean() < np.abs(plain - values)[:, others].mean()
     assert np.abs(smooth - values).max() < 0.1 * np.abs(values).max()
@@ -115,7 +115,7 @@ def test_the_longest_beginning_of_a_name_says_the_format():
 def test_what_ranks_could_not_cut_is_refused():
     with pytest.raises(ModelError, match=r"layers.0.attention.o.weight cannot be q4: ranks divide its heads of 8, no multiple of 32"):
         all_weights(replace(random_model("tiny-bert").spec, formats={"": "q4"}))
-    with pytest.raises(ModelError, match="no format of weights is called 'q5'; there are f32, f16, q8, q8-blocks, q4"):
+    with pytest.raises(ModelError, match="no format of weights is called 'q5'; there are f32, f16, q8, q8-blocks, q8-wide, q4, q4-wide"):
         replace(random_model("tiny-bert").spec, formats={"": "q5"})
 
 
@@ -137,8 +137,19 @@ def test_words_of_texts_are_in_a_format_too_where_the_model_says_so():
     spec = random_model("smollm2-135m").spec
     (table,) = (weight.name for weight in all_weights(spec) if weight.axes[0] == "words")
     found = {name: {weight.name: weight for weight in all_weights(reduced(spec, name))}[table].format.name for name in FORMATS}
-    assert found == {"f32": "f32", "f16": "f16", "q8": "q8-blocks", "q8-blocks": "q8-blocks", "q4": "q8-blocks"}
+    narrow, wide = dict.fromkeys(("q8", "q8-blocks", "q4"), "q8-blocks"), dict.fromkeys(("q8-wide", "q4-wide"), "q8-wide")
+    assert found == {"f32": "f32", "f16": "f16"} | narrow | wide
     before = replace(spec, formats={"": "q4"})  # as stores were written once
     assert {weight.name: weight for weight in all_weights(before)}[table].format.name == "f32"
     encoder = random_model("tiny-bert").spec
     assert all(weight.format.name == "f32" for weight in all_weights(reduced(encoder, "q4")) if weight.part in ("embedding", "head"))
+
+
+def test_ranks_that_could_not_cut_wide_blocks_have_narrow_ones():
+    spec = reduced(random_model("smollm2-135m").spec, "q4-wide")
+    found = {weight.name: weight.format.name for weight in all_weights(spec) if weight.name.startswith("layers.7.")}
+    o, down, q = (found[f"layers.7.{name}.weight"] for name in ("attention.o", "mlp.down", "attention.q"))
+    assert (o, down, q) == ("q4-wide", "q4-wide", "q4-wide")
+    assert spec.column_granule == 64
+    assert {weight.format.name for weight in all_weights(reduced(random_model("tiny-bert").spec, "q4-wide"))} >= {"q4-wide", "q8"}
+    assert Q4_WIDE.bytes((64, 256), 1) == 64 * (128 + 8) < Q4.bytes((64, 256), 1) == 64 * (128 + 16)

@@ -75,7 +75,7 @@ class Board:
 
     def product_seconds(self, rows: float, weights: float = 1.0, format_name: str = "f32") -> float:
         """Return the seconds of a product of `rows` rows with a matrix of `weights` weights in a format, that no cache holds."""
-        rate = {"q8": self.int8, "q8-blocks": self.int4, "q4": self.int4}.get(format_name, self.float32)  # blocks: the same kernel
+        rate = self.int8 if format_name == "q8" else self.int4 if format_name.startswith("q") else self.float32  # blocks: the same kernel
         arithmetic, reading = 2 * rows * weights / rate, weights * FORMATS[format_name].held((SQUARE, SQUARE)) / SQUARE**2 / self.memory
         return float((arithmetic**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
 

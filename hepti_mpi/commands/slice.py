@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
     from hepti_mpi.weights.calibration import Accuracy
 
-FORMATS, AUTO = ("f32", "f16", "q8", "q8-blocks", "q4"), "auto"
-FEWEST_FIRST = ("q4", "q8", "q8-blocks", "f16", "f32")
+FORMATS, AUTO = ("f32", "f16", "q8", "q8-blocks", "q8-wide", "q4", "q4-wide"), "auto"
+FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
 
 
 @click.command("slice")

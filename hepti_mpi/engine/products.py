@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
-from hepti_mpi.models.formats import BLOCK, CHANNELS, F16, F32, SCALES, VALUES, Blocks, Columns
+from hepti_mpi.models.formats import CHANNELS, F16, F32, SCALES, VALUES, Blocks, Columns
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
@@ -139,15 +139,15 @@ class Product:
 
     def _blocks(self, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
-        count, packed = -(-self.inputs // BLOCK), BLOCK * kind.bits // 8
+        assert isinstance(kind, Blocks)
+        count, packed = -(-self.inputs // kind.block), kind.block * kind.bits // 8
         if self.weight.inner:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
         else:  # from block after block to output after output
-            assert isinstance(kind, Blocks)
             both = kind.unpacked(self.source.parts(self.weight), self.weight.shape, 0)
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
         return graph.node(
             "MatMulNBits", [self.x, values, scales], [output] if output else None, MICROSOFT, K=self.inputs, N=self.outputs,
-            bits=kind.bits, block_size=BLOCK, accuracy_level=4,
+            bits=kind.bits, block_size=kind.block, accuracy_level=4,
         )  # fmt: skip

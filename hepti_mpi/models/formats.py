@@ -16,9 +16,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.rounding import fed_back, nearest
 
 VALUES, SCALES, CHANNELS = "values", "scales", "channels"  # the parts of tensors; every format has the first
-BLOCK = 32  # weights along the sum that share a scale, where they do
+BLOCK, WIDE = 32, 64  # weights along the sum that share a scale, where they do
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What built-in inputs show of a product: some `rows` [r, K] that it reads, and by what those are best multiplied before, `channels`
+    [K]; None where it is not known."""
+
+    rows: np.ndarray | None = None
+    channels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class Format:
         """Whether products with it round their rows too; then it keeps channels, by which those are multiplied before."""
         return False
 
+    @property
+    def follows(self) -> bool:
+        """Whether it is rounded so that products with rows that were seen change least."""
+        return False
+
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
         """Return each array that holds a tensor of `shape`."""
         return {VALUES: Array(np.dtype(self.dtype), tuple(shape))}
@@ -77,9 +92,9 @@ class Format:
         """Return the bytes of it in memory, when it is computed with."""
         return max(self.bytes(shape, inner), 4 * prod(shape))
 
-    def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return the parts that hold float32 `values`. `channels`: numbers along the sum, by which what the weights are multiplied with
-        is multiplied before, as a format keeps them that rounds that too."""
+    def encode(self, values: np.ndarray, inner: int = 1, seen: Seen | None = None) -> dict[str, np.ndarray]:
+        """Return the parts that hold float32 `values`. `seen`: of the product with them, of which a format uses what `rounds` and
+        `follows` say."""
         return {VALUES: np.ascontiguousarray(values, self.dtype)}
 
     def decode(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int = 1) -> np.ndarray:
@@ -107,7 +122,8 @@ class Columns(Format):
     def held(self, shape: Sequence[int], inner: int = 1) -> int:
         return self.bytes(shape, inner)
 
-    def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def encode(self, values: np.ndarray, inner: int = 1, seen: Seen | None = None) -> dict[str, np.ndarray]:
+        channels = seen.channels if seen else None
         matrix, parts = values.reshape(-1, values.shape[-1]), self.parts(values.shape, inner)
         factors = np.ones(matrix.shape[inner], np.float32) if channels is None else channels.astype(np.float32)
         smooth = matrix / np.expand_dims(factors, 1 - inner)
@@ -123,42 +139,41 @@ class Columns(Format):
 
 @dataclass(frozen=True)
 class Blocks(Format):
-    """Integers of `bits` bits with a scale for each block of 32 along the sum, symmetric: 0 is stored as the middle. What is left of the
-    last block is 0. A scale is a float16; as in GGUF's Q4_0 and Q8_0, whose blocks are these, in another order.
-
-    Source: ggml-quants.c, quantize_row_q4_0_ref, whose rounding this is: the number farthest from 0 gets the value farthest from it.
+    """Integers of `bits` bits with a scale for each `block` along the sum, symmetric: 0 is stored as the middle. What is left of the
+    last block is 0. A scale is a float16; as in GGUF's Q4_0 and Q8_0, whose blocks of 32 are these, in another order.
     """
 
+    block: int = BLOCK
+
+    @property
+    def follows(self) -> bool:
+        return True
+
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
-        packed = BLOCK * self.bits // 8
+        packed = self.block * self.bits // 8
         if inner:
-            blocks = (*shape[:-1], -(-shape[-1] // BLOCK))
+            blocks = (*shape[:-1], -(-shape[-1] // self.block))
             return {VALUES: Array(np.dtype("u1"), (*blocks, packed)), SCALES: Array(np.dtype("<f2"), blocks)}
         each, per = prod(shape[1:-1]), self.granule(shape, inner)
-        blocks = (-(-shape[0] // per), per * each // BLOCK, shape[-1])  # [granules, blocks in one, outputs]
+        blocks = (-(-shape[0] // per), per * each // self.block, shape[-1])  # [granules, blocks in one, outputs]
         return {VALUES: Array(np.dtype("u1"), (*blocks, packed), per), SCALES: Array(np.dtype("<f2"), blocks, per)}
 
     def granule(self, shape: Sequence[int], inner: int = 1) -> int:
         each = prod(shape[1:-1])
-        return 1 if inner or not each else lcm(each, BLOCK) // each
+        return 1 if inner or not each else lcm(each, self.block) // each
 
     def held(self, shape: Sequence[int], inner: int = 1) -> int:
         return sum(array.bytes * (2 if name == SCALES else 1) for name, array in self.parts(shape, inner).items())
 
-    def encode(self, values: np.ndarray, inner: int = 1, channels: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        if channels is not None:
-            raise ValueError(f"{self.name} keeps no channels")
-        parts, middle = self.parts(values.shape, inner), 1 << (self.bits - 1)
-        blocks = self._blocks(values, inner)  # [outputs, blocks, 32]
-        farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
-        least = np.float32(6e-8)  # of float16
-        scales = (farthest / -middle if self.bits == 4 else np.abs(farthest) / (middle - 1)).astype("<f2")
-        divisors = np.where(np.abs(scales) < least, np.inf, scales).astype(np.float32)
-        whole = np.clip(np.rint(blocks / divisors) + middle, 0, 2 * middle - 1).astype(np.uint8)
-        return self.pack(whole, scales[..., 0], inner, parts)
+    def encode(self, values: np.ndarray, inner: int = 1, seen: Seen | None = None) -> dict[str, np.ndarray]:
+        matrix = values.reshape(-1, values.shape[-1])
+        rows = None if seen is None else seen.rows
+        found = (matrix if inner else matrix.T), self.bits, self.block
+        whole, scales = nearest(*found) if rows is None else fed_back(*found, rows)
+        return self.pack(whole, scales, inner, self.parts(values.shape, inner))
 
     def pack(self, whole: np.ndarray, scales: np.ndarray, inner: int, parts: Parts) -> dict[str, np.ndarray]:
-        """Return `parts` of integers from 0, [outputs, blocks, 32], and their scales, [outputs, blocks]."""
+        """Return `parts` of integers from 0, [outputs, blocks, block], and their scales, [outputs, blocks]."""
         if self.bits == 4:
             whole = whole[..., 0::2] | whole[..., 1::2] << 4
         if inner:
@@ -171,10 +186,10 @@ class Blocks(Format):
     def decode(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int = 1) -> np.ndarray:
         whole, scales = self.unpacked(parts, shape, inner)
         if self.bits == 4:
-            whole = np.stack([whole & 15, whole >> 4], axis=3).reshape(*scales.shape, BLOCK)  # two in a byte, the lower bits first
+            whole = np.stack([whole & 15, whole >> 4], axis=3).reshape(*scales.shape, self.block)  # two in a byte, the lower bits first
         size = shape[-1] if inner else prod(shape[:-1])
         values = (whole.astype(np.float32) - (1 << (self.bits - 1))) * scales.astype(np.float32)[..., None]
-        matrix = values.reshape(len(scales), values.shape[1] * BLOCK)[:, :size]  # [outputs, sum]
+        matrix = values.reshape(len(scales), values.shape[1] * self.block)[:, :size]  # [outputs, sum]
         return np.ascontiguousarray(matrix if inner else matrix.T).reshape(shape)
 
     def unpacked(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,14 +198,9 @@ class Blocks(Format):
         values, scales = parts[VALUES], parts[SCALES]
         if inner:
             return values.reshape(-1, *values.shape[-2:]), scales.reshape(-1, scales.shape[-1])
-        count = -(-prod(shape[:-1]) // BLOCK)
+        count = -(-prod(shape[:-1]) // self.block)
         values, scales = values.reshape(-1, *values.shape[2:])[:count], scales.reshape(-1, shape[-1])[:count]
         return np.ascontiguousarray(values.swapaxes(0, 1)), np.ascontiguousarray(scales.T)
-
-    def _blocks(self, values: np.ndarray, inner: int) -> np.ndarray:
-        matrix = values.reshape(-1, values.shape[-1]) if inner else values.reshape(-1, values.shape[-1]).T
-        lacking = -matrix.shape[1] % BLOCK
-        return np.pad(matrix, ((0, 0), (0, lacking))).reshape(len(matrix), (matrix.shape[1] + lacking) // BLOCK, BLOCK)
 
 
 @dataclass(frozen=True)
@@ -221,7 +231,10 @@ F16 = Format("f16", "<f2", 16)
 Q8 = Columns("q8", "i1", 8)
 Q8_BLOCKS = Blocks("q8-blocks", "u1", 8)
 Q4 = Blocks("q4", "u1", 4)
-FORMATS = {one.name: one for one in (F32, F16, Q8, Q8_BLOCKS, Q4)}
+Q8_WIDE = Blocks("q8-wide", "u1", 8, WIDE)
+Q4_WIDE = Blocks("q4-wide", "u1", 4, WIDE)
+FORMATS = {one.name: one for one in (F32, F16, Q8, Q8_BLOCKS, Q8_WIDE, Q4, Q4_WIDE)}
+NARROWER: dict[Format, Format] = {Q8_WIDE: Q8_BLOCKS, Q4_WIDE: Q4}  # of as many bits, which may be cut where the other may not
 
 
 def format_named(name: object) -> Format:

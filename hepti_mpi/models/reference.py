@@ -89,7 +89,11 @@ def heads(block: Attention, matrix: str, own: Mapping[str, Array], x: Array, pos
 
 def mlp(block: Mlp, own: Mapping[str, Array], x: Array) -> Array:
     """Return the MLP of `x` [rows, hidden], without the bias that is added to what it gives."""
-    up, *gate = (x @ own[f"{m}.weight"].T + own.get(f"{m}.bias", 0) for m in block.inner)  # [rows, ffn]
-    inner = activate(block.activation, gate[0]) * up if gate else activate(block.activation, up)
-    result: Array = inner @ own["down.weight"]  # [rows, hidden]
+    result: Array = widened(block, own, x) @ own["down.weight"]  # [rows, hidden]
     return result
+
+
+def widened(block: Mlp, own: Mapping[str, Array], x: Array) -> Array:
+    """Return what its last product reads [rows, ffn]."""
+    up, *gate = (x @ own[f"{m}.weight"].T + own.get(f"{m}.bias", 0) for m in block.inner)  # [rows, ffn]
+    return activate(block.activation, gate[0]) * up if gate else activate(block.activation, up)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer, Norm, Weight, layer_from_json
-from hepti_mpi.models.formats import BLOCK, F16, F32, Q8_BLOCKS, format_named
+from hepti_mpi.models.formats import F16, F32, NARROWER, Q8, Q8_BLOCKS, Q8_WIDE, Blocks, Format, format_named
 from hepti_mpi.models.older import PLAIN, back_of, front_of, layers_of
 from hepti_mpi.models.steps import Lookup, Step, Words, read_steps
 from hepti_mpi.wording import counted
@@ -136,7 +136,9 @@ class ModelSpec:
             name = name.rpartition(".")[0]
         kind = weight.format if found is None else format_named(found)
         if weight.split == "heads" and weight.inner == 0 and kind.granule(weight.shape, 0) != 1:
-            raise ModelError(f"{weight.name} cannot be {kind.name}: ranks divide its heads of {weight.shape[1]}, no multiple of {BLOCK}")
+            assert isinstance(kind, Blocks)
+            why = f"ranks divide its heads of {weight.shape[1]}, no multiple of {kind.block}"
+            raise ModelError(f"{weight.name} cannot be {kind.name}: {why}")
         return replace(weight, format=kind)
 
     def to_json(self) -> dict[str, Any]:
@@ -193,15 +195,25 @@ def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:
 
 
 def reduced(spec: ModelSpec, name: str) -> ModelSpec:
-    """Return the spec of the model with all matrices in a format; 8 bits where ranks could not cut one that is stored so, and where they
-    are words that texts are written in, all of which every token is compared with: fewer bits cost it more there than elsewhere. Raises
-    ModelError."""
-    found, kind = replace(spec, formats={"": name}), format_named(name)
-    every = (weight for number in range(spec.layers) for weight in layer_weights(spec, number))
-    uncut = [weight.name for weight in every if weight.split == "heads" and weight.inner == 0 and kind.granule(weight.shape, 0) != 1]
+    """Return the spec of the model with all matrices in a format; narrower blocks, or 8 bits, where ranks could not cut one that is stored
+    so, and 8 bits where they are words that texts are written in, all of which every token is compared with: fewer bits cost it more
+    there than elsewhere. Raises ModelError."""
+    kind = format_named(name)
+    if kind is F32:
+        return spec
+    every = [weight for number in range(spec.layers) for weight in layer_weights(spec, number)]
+    cut = {weight.name: _cut(weight, kind) for weight in every if weight.split == "heads" and weight.inner == 0}
     tables = [step.table for step in spec.back if isinstance(step, Words)] if spec.generates else []
-    words = dict.fromkeys(tables, name if kind is F16 else Q8_BLOCKS.name)
-    return replace(found, formats=found.formats | dict.fromkeys(uncut, "q8") | words) if kind is not F32 else spec
+    wide = isinstance(kind, Blocks) and kind.block == Q8_WIDE.block
+    words = dict.fromkeys(tables, name if kind is F16 else (Q8_WIDE if wide else Q8_BLOCKS).name)
+    return replace(spec, formats={"": name} | {weight: one.name for weight, one in cut.items() if one is not kind} | words)
+
+
+def _cut(weight: Weight, kind: Format) -> Format:
+    """Return the format like `kind` in which ranks can cut a weight along its sum."""
+    while kind.granule(weight.shape, 0) != 1:
+        kind = NARROWER.get(kind, Q8)
+    return kind
 
 
 def outer_weights(spec: ModelSpec) -> tuple[Weight, ...]:

@@ -117,10 +117,14 @@ class OuterWeights(Mapping[str, np.ndarray | Rows]):
     def __init__(self, store: Store) -> None:
         self.store = store
         self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
+        self.mapped: dict[str, np.ndarray | Rows] = {}
 
     def __getitem__(self, name: str) -> np.ndarray | Rows:
-        piece = span(self.names[name])
-        return self.store.array(piece) if piece.format is F32 else Rows(piece.format, self.store.parts(piece), piece.shape)
+        if name not in self.mapped:
+            piece = span(self.names[name])
+            whole = self.store.array(piece) if piece.format is F32 else Rows(piece.format, self.store.parts(piece), piece.shape)
+            self.mapped[name] = whole
+        return self.mapped[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

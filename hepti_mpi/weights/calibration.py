@@ -12,7 +12,9 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
-from hepti_mpi.models.inputs.requests import Request, read_requests, text_requests
+from hepti_mpi.models.formats import Seen
+from hepti_mpi.models.inputs.requests import Request, passage_requests, read_requests
+from hepti_mpi.models.reference import widened
 from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
 from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.program import ops
@@ -22,7 +24,7 @@ from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Sync
 
-MOST_ROWS = 256  # of built-in inputs
+MOST_ROWS, WRITING = 256, 1280  # of built-in inputs; where they are texts of a model that writes some
 EVEN = 0.5  # alpha: how much of the difference between channels goes from what is multiplied into the weights
 Group = dict[str, np.ndarray]  # tensors by their names: those of a layer, or one of the others
 
@@ -99,24 +101,25 @@ class Calibration:
         """Return that of a model's built-in inputs, None where it takes none, as a model without a tokenizer."""
         try:
             spec, files = model.spec, model.files
-            read = text_requests(spec, files, None, False) if spec.generates else read_requests(spec, files, None)
+            read = passage_requests(spec, files) if spec.generates else read_requests(spec, files, None)
             requests = [request for request in read if request.error is None]
         except InputError:
             return None
         ends = np.cumsum([request.rows for request in requests])
-        return cls(model.spec, requests[: max(1, int((ends <= MOST_ROWS).sum()))]) if requests else None
+        most = WRITING if spec.generates else MOST_ROWS
+        return cls(spec, requests[: max(1, int((ends <= most).sum()))]) if requests else None
 
-    def take(self, group: Group) -> Group:
-        """Go on with these weights; return, by the name of each matrix of a layer, by what its inputs are best multiplied [K]."""
+    def take(self, group: Group) -> dict[str, Seen]:
+        """Go on with these weights; return, by the name of each matrix of a layer, what is known of the products with it."""
         inner = any(name.startswith("layers.") for name in group)
         self.own |= {name: values for name, values in group.items() if inner or name in self.wanted}
         if not inner:
             return {}
         if self.embedded is None:
             self._embed()
-        channels = self._advance()
+        seen = self._advance()
         self.own = {name: values for name, values in self.own.items() if name not in group or values.ndim == 1}
-        return channels
+        return seen
 
     def finished(self) -> Inputs:
         """Return what came of it when all weights have passed."""
@@ -129,8 +132,8 @@ class Calibration:
         self.embedded = self.values[EMBEDDED] = embed(self.spec, self.own, arrays)
         self.own = {name: values for name, values in self.own.items() if not name.startswith("embedding.")}
 
-    def _advance(self) -> Group:
-        channels = Group()
+    def _advance(self) -> dict[str, Seen]:
+        seen: dict[str, Seen] = {}
         while self.left:
             step = self.left[0]
             if isinstance(step, Sync):
@@ -140,14 +143,22 @@ class Calibration:
             weights = {role: weight for role, (weight, _) in step.weights().items()}
             if not all(weight.name in self.own for weight in weights.values()):
                 break
-            reads = [self.values[name] for name in step.reads]
+            reads, own = [self.values[name] for name in step.reads], {role: self.own[weight.name] for role, weight in weights.items()}
             if isinstance(step, ops.Project | ops.Out | ops.Mlp):
-                inner = 0 if isinstance(step, ops.Out) else 1  # what sums over the columns of an MLP reads nothing that is known here
-                channels |= self._channels(reads[0], [weight for weight in weights.values() if weight.inner == inner])
-            own = {role: self.own[weight.name] for role, weight in weights.items()}
+                seen |= self._seen(step, own, reads[0], weights)
             self.values.update(zip(step.writes, REFERENCES[type(step)](step, own, reads, self.where), strict=True))
             self.left.popleft()
-        return channels
+        return seen
+
+    def _seen(self, step: Op, own: Group, x: np.ndarray, weights: Mapping[str, Weight]) -> dict[str, Seen]:
+        """Return what is known of the products of x [rows, K] with the matrices of an operation."""
+        matrices = [weight for role, weight in weights.items() if weight.inner is not None and role != "down.weight"]
+        channels = self._channels(x, matrices)
+        found = {weight.name: Seen(x, channels[weight.name]) for weight in matrices}
+        if isinstance(step, ops.Mlp):
+            down = self.spec.stored(weights["down.weight"])
+            found[down.name] = Seen(widened(step.block, own, x) if down.format.follows else None)
+        return found
 
     def _channels(self, x: np.ndarray, weights: Sequence[Weight]) -> Group:
         """Return by what x [rows, K] is best multiplied before products with all of these weights.

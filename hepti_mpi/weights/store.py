@@ -86,7 +86,7 @@ def _umask() -> int:
 def write(path: Path, model: ModelFiles, progress: Progress = lambda written: None, calibration: Calibration | None = None) -> None:
     """Write the store of `model`, layer by layer; `progress` is told the bytes of each tensor as they are written.
 
-    `calibration`: sees all weights pass, and says what those are multiplied with that a format rounds together with its inputs.
+    `calibration`: sees all weights pass, and says what those are multiplied with that a format rounds by that.
     Raises: StoreError when the file cannot be written, ModelError from the model's reader.
     """
     expected = {weight.name: weight for weight in all_weights(model.spec)}
@@ -97,11 +97,11 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
                 weight = expected.get(name)
                 if weight is None or values.shape != weight.shape or values.dtype != np.float32:
                     raise StoreError(f"tensor {name} is {values.dtype} {values.shape}, expected {weight and weight.shape}")
-            channels = calibration.take(group) if calibration else {}
+            seen = calibration.take(group) if calibration else {}
             for name, values in group.items():
                 weight = expected.pop(name)
-                piece, mine = span(weight), channels.get(name) if weight.format.rounds else None
-                parts = weight.format.encode(values, piece.inner, mine)
+                piece = span(weight)
+                parts = weight.format.encode(values, piece.inner, seen.get(name))
                 _write_tensor(file, piece, weight, parts, granule(model.spec, weight))
                 progress(piece.bytes)
         if expected:

@@ -92,7 +92,7 @@ def test_as_transformers(machine, store_of, case, shares):
     machine.world.barrier()
 
 
-@pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0)])
+@pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0), ("q4-wide", 1.0)])
 def test_weights_in_fewer_bits(machine, store_of, format_name, most):
     """However they are divided, logits are off by what the format costs a lone rank and no more."""
     store, (_, ids, logits, _) = store_of("qwen3", format_name), expected("qwen3")

@@ -16,6 +16,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import read_npz
 from hepti_mpi.models.inputs.images import TAKEN, built_in_images, check_kind, find_pictures, modes, open_image, pixel_values
+from hepti_mpi.models.inputs.passages import PASSAGES
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 from hepti_mpi.models.inputs.tokens import Tokens
@@ -127,6 +128,11 @@ def each_request(items: Iterable[tuple[Item, Callable[[int], Request]]], strict:
 
 
 # ---- text
+
+
+def passage_requests(spec: ModelSpec, files: Mapping[str, bytes]) -> list[Request]:
+    """Return requests of texts of many kinds, for a model that writes texts. Raises InputError."""
+    return text_requests(spec, files, [Item(f"built-in text {number}", text) for number, text in enumerate(PASSAGES, 1)], False)
 
 
 def built_in_texts(spec: ModelSpec, tokens: Tokens) -> list[Item]:
