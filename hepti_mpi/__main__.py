@@ -25,7 +25,7 @@ def main() -> None:
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank, ranks
     from hepti_mpi.commands import main
-    from hepti_mpi.errors import HeptiError, RankError
+    from hepti_mpi.errors import HeptiError, RankError, place_of
 
     rank = launched_rank()
     interrupts.listen(_tell_last if rank == 0 else None)
@@ -58,7 +58,7 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
-        _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())}")
+        _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})")
         if os.environ.get("HEPTI_TRACEBACK"):
             traceback.print_exc()
         interrupts.rest()

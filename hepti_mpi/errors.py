@@ -3,6 +3,9 @@
 Message form: what, where, the numbers, the next command. Lower case, no full stop.
 """
 
+import os
+import traceback
+
 
 class HeptiError(Exception):
     """A sentence for the user; the command line prints it with the host and rank and ends with `exit_code`."""
@@ -75,3 +78,11 @@ class NotReady(ServiceError):
 
 class Busy(ServiceError):
     """Too much waits already."""
+
+
+def place_of(error: BaseException) -> str:
+    """Return where in the program an error that is none of these arose: file and line of its innermost frame here, or of the innermost."""
+    here = f"{os.sep}{__package__}{os.sep}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if here in frame.filename] or frames
+    return f"{own[-1].filename.rpartition(here)[2]}, line {own[-1].lineno}" if own else "nobody knows where"

@@ -304,4 +304,4 @@ main()
     speeds = ["--fresh"] if name in ("build", "measure") else ["--profile", planned[0]]  # the others come after measuring
     command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", store, "--shares", "1,1,1", *speeds]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
-    refused(result, f"(rank {victim})", "planted")
+    refused(result, f"(rank {victim})", "planted (", ".py, line ")

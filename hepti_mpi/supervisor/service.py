@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hepti_mpi.cluster.hosts import Host, read_hosts
-from hepti_mpi.errors import HeptiError, ServiceError
+from hepti_mpi.errors import HeptiError, ServiceError, place_of
 from hepti_mpi.serving.front import Front
 from hepti_mpi.supervisor.kept import UNKNOWN_GAIN, Known
 from hepti_mpi.supervisor.progress import State
@@ -95,7 +95,7 @@ class Service:
         except HeptiError as error:
             self.error = error
         except Exception as error:  # a thread that ends without a word would leave a service that never answers
-            self.error = ServiceError(f"{type(error).__name__}: {error}")
+            self.error = ServiceError(f"{type(error).__name__}: {error} ({place_of(error)})")
         if self.error is not None:
             self.front.fail(ServiceError(f"the service has failed: {self.error}"))
             self.failed.set()

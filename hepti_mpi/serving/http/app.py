@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from hepti_mpi import __version__
-from hepti_mpi.errors import HeptiError
+from hepti_mpi.errors import HeptiError, place_of
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.front import Call, Front
 from hepti_mpi.serving.http import generation, inquiries
@@ -114,7 +114,7 @@ class Api:
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it
             except Exception as error:  # a fault of the program: one sentence here, and none of its insides to the client
-                self.own.say(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                self.own.say(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]} ({place_of(error)})")
                 response = Document(Refused(500, "the server has a fault; its log says which").document(), 500)
             finally:
                 self.meters.requests.labels(path, response.status_code if response else 499).inc()
