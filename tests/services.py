@@ -16,7 +16,7 @@ import decoders
 from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
 
 ROOT, GOLDEN = Path(__file__).parent.parent, Path(__file__).parent / "golden"
-BEGIN_SECONDS = 120
+BEGIN_SECONDS = 300
 
 
 class Served:
@@ -51,7 +51,7 @@ class Served:
         self.until(lambda: self.get("/health")[0] == 200)
         return self
 
-    def call(self, method, path, body=None, headers=None, timeout=60):
+    def call(self, method, path, body=None, headers=None, timeout=BEGIN_SECONDS):
         link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             link.request(method, path, body, headers or {})
@@ -104,7 +104,7 @@ class Served:
     def end(self, number=signal.SIGTERM):
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(150)
+        return self.process.wait(BEGIN_SECONDS)
 
 
 def anonymous_bytes(number):

@@ -18,7 +18,7 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import store as stores
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
-SECONDS = 60  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
+SECONDS = 300  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_the_exit_code_is_a_processes(tmp_path):
     """Told by the process itself: what calls the command in a test makes codes of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM", "PMI"))}
     for words in (["--weights", str(tmp_path / "gone.h5")], [str(tmp_path / "gone.txt")]):
-        done = subprocess.run([sys.executable, "-m", "hepti_mpi", "doctor", *words], capture_output=True, text=True, env=clean, timeout=60)
+        done = subprocess.run([sys.executable, "-m", "hepti_mpi", "doctor", *words], capture_output=True, text=True, env=clean, timeout=300)
         assert done.returncode == 2 and "gone" in done.stdout + done.stderr, done
 
 

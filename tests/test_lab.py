@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from lab import __main__ as main
 from lab import check, jobs, network, processes, state
+from lab.check import PATIENCE
 from lab.clusters import Cluster, Host, cluster_named, read_clusters
 from lab.errors import LabError
 from lab.lab import Lab, _covered
@@ -189,21 +190,21 @@ if rank == 0:
 
 
 def printed(lab, argv, **options):
-    done = lab.mpirun(argv, timeout=200, stdout=subprocess.PIPE, **options)
+    done = lab.mpirun(argv, timeout=PATIENCE, stdout=subprocess.PIPE, **options)
     assert done.returncode == 0
     return done.stdout
 
 
 def assert_gone(folder, space):
     """No folder, and no process of this machine in that network namespace: then the kernel has removed it and its links."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while folder.exists() or any(processes.namespace(int(n), "net") == space for n in os.listdir("/proc") if n.isdigit()):
         assert time.monotonic() < deadline, f"{folder} or a process of it is left"
         time.sleep(0.02)
 
 
 def lab_command(*words, **options):
-    return subprocess.run([sys.executable, "-m", "tests.lab", *words], cwd=CHECKOUT, text=True, capture_output=True, timeout=60, **options)
+    return subprocess.run([sys.executable, "-m", "tests.lab", *words], cwd=CHECKOUT, text=True, capture_output=True, timeout=PATIENCE, **options)
 
 
 @needs_lab
@@ -211,20 +212,23 @@ def lab_command(*words, **options):
 def test_a_job_on_every_cluster(cluster):
     with Lab(cluster) as lab:
         space = processes.namespace(lab._switch, "net")
+        rules = json.loads(subprocess.check_output(["nsenter", "-t", str(lab._switch), "-n", "tc", "-j", "qdisc", "show"]))
         report = json.loads(printed(lab, [sys.executable, "-c", REPORT]))
     hosts = lab.cluster.hosts
     cores = len(os.sched_getaffinity(0))
     assert report["ranks"] == [[host.name, host.board, cores, "1"] for host in hosts]
     assert report["total"] == len(hosts) * (len(hosts) + 1) // 2
     link_seconds = 16 / min(hosts[0].mbit, hosts[-1].mbit)
-    assert 0.75 * link_seconds < report["seconds"] < 4 * link_seconds + 0.5
+    assert 0.75 * link_seconds < report["seconds"]  # no faster than the links, which are as fast as they should be
+    rates = {rule["dev"]: rule["options"]["rate"] for rule in rules if rule["kind"] == "tbf"}
+    assert rates == {host.port: host.mbit * 1e6 / 8 for host in hosts}
     assert_gone(lab.folder, space)
 
 
 @needs_lab
 def test_what_can_happen_to_a_cluster(tmp_path):
-    def reaches(host):
-        return lab.ssh("pi1", ["ssh", "-o", "ConnectTimeout=1", host, "true"], stderr=subprocess.DEVNULL).returncode == 0
+    def reaches(host, seconds=PATIENCE):
+        return lab.ssh("pi1", ["ssh", "-o", f"ConnectTimeout={seconds}", host, "true"], stderr=subprocess.DEVNULL).returncode == 0
 
     loop = "import time\nfrom mpi4py import MPI\nwhile True: MPI.COMM_WORLD.barrier(); time.sleep(0.01)"
     with Lab("wifi3", share=[tmp_path]) as lab:
@@ -235,19 +239,19 @@ def test_what_can_happen_to_a_cluster(tmp_path):
         assert lab.board("pi3") == "7.25"
         assert reaches("pi3")
         lab.cut_link("pi3")
-        assert not reaches("pi3")
+        assert not reaches("pi3", 2)
         lab.restore_link("pi3")
         assert reaches("pi3")
         lab.kill_host("pi2", silent=True)
-        assert not lab.processes("pi2") and not reaches("pi2")
+        assert not lab.processes("pi2") and not reaches("pi2", 2)
         lab.start_host("pi2")
         assert reaches("pi2")
         job = lab.start([sys.executable, "-c", loop], hosts=["pi1", "pi2"], stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while len(lab.ranks()) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(lab.ranks()[1], signal.SIGKILL)
-        assert job.wait(120) == 128 + signal.SIGKILL
+        assert job.wait(PATIENCE) == 128 + signal.SIGKILL
         with pytest.raises(subprocess.TimeoutExpired):
             lab.mpirun([sys.executable, "-c", loop], timeout=2)
         assert [len(lab.processes(host)) for host in lab.hosts] == [1, 1, 1]  # their sshd
@@ -293,7 +297,7 @@ def test_a_killed_run_leaves_nothing(number):
         time.sleep(0.005)
     space = processes.namespace(state.process(folder / "switch"), "net")
     run.send_signal(number)
-    assert run.wait(120) == (143 if number == signal.SIGTERM else -number)
+    assert run.wait(PATIENCE) == (143 if number == signal.SIGTERM else -number)
     if number == signal.SIGKILL:
         assert lab_command("down", "wifi3").returncode == 0
     assert_gone(folder, space)

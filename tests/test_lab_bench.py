@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab import check
+from lab.check import PATIENCE
 from lab.clusters import read_clusters
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
@@ -33,7 +34,7 @@ def test_bench_on_every_cluster(number, cluster, store):
     words = ["bench", "--weights", store, "--rows", "40,24:1", "--repeat", "2", "--methods", ",".join(methods), "--output", records]
     done = subprocess.run(
         [sys.executable, "-m", "tests.lab", "run", "--share", store.parent, cluster, "--", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summaries = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab import check
+from lab.check import PATIENCE
 from lab.lab import Lab
 
 from hepti_mpi.models.checkpoints.random import random_model
@@ -35,13 +36,13 @@ def over_ssh(place, hosts="hosts.txt", **environment):
     lab, folder = place
     words = ["env", *(f"{name}={value}" for name, value in environment.items()), *DOCTOR, str(folder / hosts), "--weights",
              str(folder / "tiny.h5"), "--json"]  # fmt: skip
-    told, said = lab.begin(lab.hosts[0], words, stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate(timeout=90)
+    told, said = lab.begin(lab.hosts[0], words, stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate(timeout=PATIENCE)
     return json.loads(told.splitlines()[-1])["findings"] if told else said
 
 
 def by_mpirun(place, *options):
     lab, folder = place
-    done = lab.mpirun([*DOCTOR, "--weights", str(folder / "tiny.h5"), "--json"], timeout=90, options=options, stdout=subprocess.PIPE,
+    done = lab.mpirun([*DOCTOR, "--weights", str(folder / "tiny.h5"), "--json"], timeout=PATIENCE, options=options, stdout=subprocess.PIPE,
                       stderr=subprocess.PIPE)  # fmt: skip
     line = [line for line in done.stdout.splitlines() if line.startswith('{"format"')]
     return json.loads(line[-1])["findings"] if line else done.stderr

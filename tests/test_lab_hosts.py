@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lab import check
+from lab.check import PATIENCE
 from lab.jobs import CHECKOUT, mpirun
 from lab.lab import Lab
 
@@ -39,7 +40,7 @@ def do(lab, words, **environment):
     """Run a program on the first host; its exit code and what it said."""
     job = lab.begin(lab.hosts[0], ["env", *(f"{name}={value}" for name, value in environment.items()), *map(str, words)],
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    told, said = job.communicate(timeout=90)
+    told, said = job.communicate(timeout=PATIENCE)
     return job.returncode, told + said
 
 
@@ -118,14 +119,14 @@ def test_silent_hosts_are_told_without_names(place):
     (lab.folder / "hosts").write_text(f"127.0.0.1 localhost\n{lab.cluster.hosts[0].address} {lab.hosts[0]}\n")
     (folder / "hosts.txt").write_text("".join(f"{host.address} slots=1\n" for host in lab.cluster.hosts[:3]))
     words = [mpirun(), "-hostfile", folder / "hosts.txt", *PROGRAM, "run", "--weights", folder / "tiny.h5", "--layout", "alltoall/rows",
-             "--shares", "1,1,1", "--repeat", "500000", "--deadline", "3"]  # fmt: skip
+             "--shares", "1,1,1", "--repeat", "5000000", "--deadline", "8"]  # fmt: skip
     try:
         job = lab.begin(lab.hosts[0], [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while not job.stdout.readline().startswith("plan "):
             assert job.poll() is None
         time.sleep(1)
         lab.cut_link(lab.hosts[2])
-        _, said = job.communicate(timeout=120)
+        _, said = job.communicate(timeout=PATIENCE)
     finally:
         lab.restore_link(lab.hosts[2])
         lab.end_jobs()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(OBSTACLE is not None or shutil.which("rsync") is
 HOME = "/run/home"  # every host has a /run of its own
 MARK = "== exit code"
 SLOW, LOST = "pi4-2", "pi4-3"
-PATIENCE = 400  # seconds for one block
+PATIENCE = 1200  # seconds for one block
 
 
 def blocks():
@@ -82,7 +82,7 @@ def once_answering(lab, what, output="answers.jsonl"):
     """Return what waits until a run has answered for a while, and then does `what`."""
 
     def wait():
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         count = f"wc -l <{HOME}/hepti_mpi/{output}.journal 2>/dev/null || echo 0"
         while int(lab.ssh(lab.hosts[0], [count], capture_output=True).stdout) < 2000:
             assert time.monotonic() < end

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab import check, jobs
+from lab.check import PATIENCE
 from lab.lab import Lab
 
 from hepti_mpi.models.checkpoints.random import random_model
@@ -34,7 +35,7 @@ def place(tmp_path_factory):
 
 def words(lab, *command):
     job = lab.begin(lab.hosts[0], [*PROGRAM, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    told, said = job.communicate(timeout=60)
+    told, said = job.communicate(timeout=PATIENCE)
     return job.returncode, told, said
 
 
@@ -60,11 +61,11 @@ def test_push(place):
 def test_hosts_without_a_store(place):
     lab, folder = place
     run = [*PROGRAM, "run", "--weights", STORE, "--layout", "rows/rows", "--shares", "1,1,1,1"]
-    done = lab.mpirun(run, timeout=60, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = lab.mpirun(run, timeout=PATIENCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode and f"{STORE} not found" in done.stderr, done.stderr
     records = []
     for _ in range(2):
-        done = lab.mpirun([*run, "--weights-cache", "/run/cache"], timeout=60, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        done = lab.mpirun([*run, "--weights-cache", "/run/cache"], timeout=PATIENCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert done.returncode == 0, done.stderr
         records.append(json.loads(done.stdout.splitlines()[-1]))
     assert [record["startup_seconds"]["fetch"] > 0 for record in records] == [True, False]
@@ -77,5 +78,5 @@ def test_the_plain_command(place):
     venv = Path(sys.executable).parent
     root = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"  # as .venv/bin/activate has it for root
     line = f"cd {folder} && export {root} PATH={venv}:$PATH && mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run"
-    done = lab.ssh(lab.hosts[0], [line], capture_output=True, timeout=90)
+    done = lab.ssh(lab.hosts[0], [line], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0 and all(f"rank {rank} on pi4-{rank + 1}" in done.stdout for rank in range(4)), done.stdout + done.stderr

@@ -185,9 +185,9 @@ def test_nothing_is_lost_when_ranks_are_killed(sentences):
         sentences.until(lambda: sentences.get("/status")[1]["queue"]["under_way"] > 0)
         (rank,) = sentences.ranks()
         os.kill(rank, signal.SIGKILL)
-        sentences.until(lambda: sentences.get("/health")[1]["status"] == "restarting" or waiting.done())
         found = waiting.result(BEGIN_SECONDS)["data"]
-    assert len(found) == 700 and sentences.get("/health")[1]["starts"] >= 2
+    assert len(found) == 700
+    sentences.until(lambda: sentences.get("/health")[1]["starts"] >= 2)  # all may have been answered when it was killed
     for one, other in zip(expected, found):
         np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_what_was_asked_is_answered_before_the_end(folder, sentences):
         own.until(lambda: own.get("/status")[1]["queue"]["under_way"] > 0)
         own.process.send_signal(signal.SIGTERM)
         assert len(waiting.result(BEGIN_SECONDS)["data"]) == 700
-    assert own.process.wait(60) == 0 and "all that was asked is answered" in own.said and own.ranks() == []
+    assert own.process.wait(BEGIN_SECONDS) == 0 and "all that was asked is answered" in own.said and own.ranks() == []
 
 
 def test_keys(folder, tmp_path, sentences):
@@ -364,7 +364,7 @@ def test_while_it_is_loaded_it_says_so_and_a_stream_is_finished_before_it_ends(f
         own.process.send_signal(signal.SIGTERM)
         status, stream, _ = waiting.result(BEGIN_SECONDS)
     assert status == 200 and stream.endswith(b"data: [DONE]\n\n")
-    assert b'"finish_reason": "length"' in stream and own.process.wait(60) == 0 and own.ranks() == []
+    assert b'"finish_reason": "length"' in stream and own.process.wait(BEGIN_SECONDS) == 0 and own.ranks() == []
     assert "all that was asked is answered" in own.said
 
 

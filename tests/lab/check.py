@@ -9,6 +9,7 @@ from pathlib import Path
 SSHD = Path("/usr/sbin/sshd")
 PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ssh": "openssh-client"}
 SETUP = "bash tests/lab/setup.sh"
+PATIENCE = 300  # seconds that a test waits for what takes some on an idle machine: what never comes is a failure, what is late is none
 # everything that a lab asks of the kernel, in namespaces that end with the command
 TRIAL = """
 setpriv --reuid=65534 --regid=65534 --clear-groups true

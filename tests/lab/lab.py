@@ -27,7 +27,7 @@ from .clusters import Cluster, Host, checked_board, checked_rate, cluster_named
 from .errors import LabError
 
 _COUNT = itertools.count(1)
-START_SECONDS = 30  # for the hosts of a lab to answer
+START_SECONDS = 120  # for the hosts of a lab to answer
 SSHD_CONFIG = """\
 HostKey /etc/ssh/host_key
 AuthorizedKeysFile /etc/ssh/authorized_keys

@@ -16,7 +16,7 @@ from .errors import LabError
 
 LABS = Path("/run/hepti-lab")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
-END_SECONDS = 10  # for the kernel to end the processes of a lab
+END_SECONDS = 60  # for the kernel to end the processes of a lab
 
 
 def create(name: str) -> Path:
