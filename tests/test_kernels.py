@@ -28,3 +28,13 @@ def test_kernels_find_what_a_product_has_left(board, others):
             assert ("between", name) in pairs
         timed = [name for name in called if name not in ("gemm", "between")]
         assert called.count("between") == len(timed) - 6
+
+
+def test_short_calls_are_not_repeated_for_ever():
+    """However long there is: a pass of a kernel ends after so many calls, and one that has no time has one."""
+    called = []
+    for seconds, passes in ((1e6, 1), (0.0, 1)):
+        times = []
+        probe._time(lambda: called.append(1), seconds, time.perf_counter, times)
+        assert len(times) == (probe.MOST_CALLS if seconds else passes)
+    assert len(called) == probe.MOST_CALLS + 1 + 2  # and the very first of each warms up

@@ -19,7 +19,7 @@ from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
-PASSES, MOST_CALLS = 5, 1000
+PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
 SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
