@@ -36,13 +36,15 @@ check() { # SECONDS COMMAND...: print the command, what it says and how long it 
     [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
 }
 unit() { # what computes
-    check 120 ruff check hepti_mpi tests
-    check 600 mypy hepti_mpi
-    check 600 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
-    check 1800 python -m pytest -q -rs --durations=8 -n 2 tests --ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py
+    check 300 ruff check hepti_mpi tests
+    check 900 mypy hepti_mpi
+    check 900 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
+    local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
+    # each process takes a run of files and later what the other has left of its own, so that what a module makes is mostly made once
+    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist worksteal "${others[@]}" tests
 }
 lab() { # FILE...: what waits most of the time, for deadlines, for hosts that come back and for what is installed
-    check 1800 python -m pytest -q -rs --durations=8 "$@"
+    check 3600 python -m pytest -q -rs --durations=8 "$@"
 }
 beside() { # NAME COMMAND...: begin a command whose words are told when all are done
     set -m # else it could not be interrupted, which some tests do
@@ -50,17 +52,18 @@ beside() { # NAME COMMAND...: begin a command whose words are told when all are 
     set +m
 }
 
-# Two lines of tests of the lab wait beside what computes, which takes the cores that they leave
-beside lab lab tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench}.py
+# Three lines side by side: hosts of the lab wait most of the time, ranks wait for each other, and what computes takes the cores that they
+# leave. The second line is about as long as the first.
+beside lab lab tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench,faults}.py
 beside unit unit
 renice -n 10 $! >/dev/null
-lab tests/test_lab_{tutorial,faults,deadline}.py
-wait
-cat "$failures"/*.log
+lab tests/test_lab_{tutorial,deadline}.py
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
-    check 600 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi
+    check 1800 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi
 done
+wait
+cat "$failures"/*.log
 
 if [ -s "$failures/all" ]; then
     echo >&2

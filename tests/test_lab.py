@@ -204,7 +204,8 @@ def assert_gone(folder, space):
 
 
 def lab_command(*words, **options):
-    return subprocess.run([sys.executable, "-m", "tests.lab", *words], cwd=CHECKOUT, text=True, capture_output=True, timeout=PATIENCE, **options)
+    command = [sys.executable, "-m", "tests.lab", *words]
+    return subprocess.run(command, cwd=CHECKOUT, text=True, capture_output=True, timeout=PATIENCE, **options)
 
 
 @needs_lab
