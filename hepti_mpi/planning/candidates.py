@@ -155,8 +155,8 @@ class Costs:
     def tried(self, variants: Variants) -> Tried:
         """Price variants, all on the same active ranks."""
         like, active = variants.at(0), np.array(variants.plan.active)
-        shares = Shares(*(np.ascontiguousarray(np.moveaxis(values[..., active], 0, -1))
-                          for values in (variants.cells, variants.heads, variants.columns)))  # fmt: skip
+        every = variants.cells, variants.heads[:, None], variants.columns[:, None]
+        shares = Shares(*(np.ascontiguousarray(values[..., active].transpose(2, 1, 0)) for values in every))
         batch = Batch(self.pricer, [variants.plan.active], like, shares)
         prices = batch.prices(*self.programs(like), times=self.further)
         memory = self.memory(like, variants.heads, variants.columns, variants.cells.sum(axis=1))

@@ -15,7 +15,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
-from hepti_mpi.planning.traffic import FLOAT, Links, Shares, Traffic, together, traffic
+from hepti_mpi.planning.traffic import FLOAT, Links, Shares, Traffic, of_tile, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.ops import Op, Share
@@ -24,7 +24,8 @@ from hepti_mpi.program.steps import Compute, Program, Step, Sync
 
 EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: engine.routes.in_turn
 
-Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers that take as long
+Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers and tiles that do the same
+Done = Computing | Traffic | Together  # what a step does
 Walked = tuple[Step, Kind, tuple[str, ...], tuple[str, ...]]  # a step, its kind, what it reads and what it writes
 
 
@@ -178,7 +179,7 @@ class Pricer:
         return self.known[id(program)][1]
 
     def common(self, one: Program, other: Program) -> int:
-        """Return with how many steps that take as long on the same values both programs begin."""
+        """Return with how many steps that do the same with the same values both programs begin."""
         key = id(one), id(other)
         if key not in self.begun:
             pairs = zip(self.walked(one), self.walked(other))
@@ -187,8 +188,8 @@ class Pricer:
 
     def _kind(self, step: Step) -> Kind:
         if isinstance(step, Sync):
-            return step.kind, step.tile, len(step.reads), step.width
-        return step.distribution, step.tile, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
+            return step.kind, len(step.reads), step.width
+        return step.distribution, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
 
 
 def extended(values: Sequence[np.ndarray], times: float) -> np.ndarray:
@@ -207,9 +208,9 @@ def shares_of(plans: Sequence[Plan], lengths: Sequence[int]) -> Shares:
     """Return what the active ranks of `plans` have of a batch of requests of `lengths` rows."""
     active = np.array([plan.active for plan in plans])
     counts = np.array([plan.counts(lengths) for plan in plans], dtype=np.int64)
-    every = (np.array([getattr(plan, what) for plan in plans], dtype=np.int64) for what in ("heads", "columns"))
+    every = (np.array([[getattr(plan, what)] for plan in plans], dtype=np.int64) for what in ("heads", "columns"))
     plan = np.arange(len(plans))
-    return Shares(counts[plan, :, active.T].transpose(2, 0, 1), *(one[plan, active.T] for one in every))
+    return Shares(*(one[plan, :, active.T].transpose(0, 2, 1) for one in (counts, *every)))
 
 
 class Members:
@@ -243,7 +244,7 @@ class Batch:
         self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
         self.in_turn, self.number_bytes = like.collectives == "mpi", 2 if like.wire == "float16" else FLOAT
         self.by_messages = len(self.ranks) > 1 and (not self.in_turn or pricer.emulated)
-        self.known: dict[Kind, Computing | Traffic | Together] = {}  # layers repeat: price each kind of step once
+        self.known: dict[Kind, list[Done]] = {}  # by tile; layers repeat: price each kind of step once
 
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
         """Return what a program costs, or one with `times` the layers more that a second one has."""
@@ -262,7 +263,7 @@ class Batch:
 
     def walk(self) -> Walk:
         """Return clocks at the begin of a batch."""
-        return Walk(self.shares.heads.shape, self.links, self.pricer.exchange, self.in_turn and self.by_messages)
+        return Walk(self.shares.rows[:, 0].shape, self.links, self.pricer.exchange, self.in_turn and self.by_messages)
 
     def steps(self, program: Program, walk: Walk) -> Iterator[Step]:
         """Do the steps of a program on the clocks of `walk`, and yield each when it is done."""
@@ -272,9 +273,9 @@ class Batch:
 
     def _go(self, walk: Walk, steps: Sequence[Walked]) -> None:
         for step, kind, reads, writes in steps:
-            known = self.known.get(kind)
-            if known is None:
-                known = self.known[kind] = self._step(step)
+            if kind not in self.known:
+                self.known[kind] = self._step(step)
+            known = self.known[kind][step.tile]
             if isinstance(known, Computing):
                 walk.computed(known, reads, writes)
             elif isinstance(known, Traffic):
@@ -282,21 +283,26 @@ class Batch:
             else:
                 walk.exchanged_together(known)
 
-    def _step(self, step: Step) -> Computing | Traffic | Together:
-        pricer, shares = self.pricer, self.shares
+    def _step(self, step: Step) -> list[Done]:
+        """Return what a step, whatever its tile, does in each of them."""
+        pricer, shares, tiles = self.pricer, self.shares, range(self.shares.rows.shape[1])
         if isinstance(step, Compute):
-            return self._computing(step)
+            done = self._computing(step)
+            return [Computing(*(of_tile(values, tile) for values in done)) for tile in tiles]
+        links = self.links.of_tiles
         if self.by_messages and step.kind != "slice":
             start = pricer.start, pricer.start_per_byte
-            return traffic(step, shares, pricer.spec.heads, self.links, self.number_bytes, not self.in_turn, start)
-        return Together(*together(step, shares, self.links), step.kind in ("allgatherv", "allreduce"))
+            sent = traffic(step, shares, pricer.spec.heads, links, self.number_bytes, not self.in_turn, start)
+            return [sent.of(tile) for tile in tiles]
+        rested = step.kind in ("allgatherv", "allreduce")
+        seconds, moved = together(step, shares, links)
+        return [Together(of_tile(seconds, tile), of_tile(moved, tile), rested) for tile in tiles]
 
     def _computing(self, step: Compute) -> Computing:
-        shares, pricer = self.shares, self.pricer
-        rows = shares.counts[min(step.tile, len(shares.counts) - 1)]
+        rows, pricer, places = self.shares.rows, self.pricer, self.places[:, None]
         if step.distribution == "full":
             rows = np.broadcast_to(rows.sum(axis=0), rows.shape)
-        share = Share(rows, rows * pricer.attended, shares.heads, shares.columns)
-        seconds = pricer.op_seconds(step.ops, share, self.places) * self.crowding
-        seconds = seconds + pricer.segment[self.places] * (rows > 0)
+        share = Share(rows, rows * pricer.attended, self.shares.heads, self.shares.columns)
+        seconds = pricer.op_seconds(step.ops, share, places) * self.crowding[:, None]
+        seconds = seconds + pricer.segment[places] * (rows > 0)
         return Computing(seconds, (seconds > 0).astype(np.float64))

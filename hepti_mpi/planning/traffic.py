@@ -1,11 +1,12 @@
 """What exchanges put on the links of ranks, for many plans at once. Pure: knows boxes, bytes and links; no clock and no model.
 
-Arrays are [ranks, plans], [from, to, plans] or [plans]; their last axis is 1 where all plans have the same. It is the last, since sums
-over few ranks of many plans are many times sooner so.
+Arrays are [ranks, ...], [from, to, ...] or [...], where ... is plans or, of all tiles at once, tiles and plans; an axis is 1 where all have
+the same. Plans are the last, since sums over few ranks of many plans are many times sooner so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,8 @@ FAIR = 16  # ranks up to which blocks of unequal size are told apart
 @dataclass(frozen=True)
 class Links:
     """How members are linked. Of each, seconds per byte: `far`, out of its host; `near`, within it; `hop`, to its right neighbour; `ahead`:
-    seconds that its link is ahead when it has rested. `mates` [ranks, ranks, plans]: who is on the same host, itself among them. `root`,
-    seconds per byte: of the way to rank 0, None where that is the first member. `latency`, `slowest` [2, plans]: of the worst link
+    seconds that its link is ahead when it has rested. `mates` [ranks, ranks, ...]: who is on the same host, itself among them. `root`,
+    seconds per byte: of the way to rank 0, None where that is the first member. `latency`, `slowest` [2, ...]: of the worst link
     between members, and between them and rank 0."""
 
     far: np.ndarray
@@ -39,19 +40,24 @@ class Links:
     @cached_property
     def shared(self) -> bool:
         """Whether members are on the same host in any plan."""
-        return bool(self.mates.sum() > self.mates.shape[0] * self.mates.shape[2])
+        return bool(self.mates.sum() > self.mates[0].size)
 
     @cached_property
     def way(self) -> np.ndarray:
         """Seconds per byte out of a rank: within its host where no member is on another."""
         return np.where(self.far.any(axis=0), self.far, self.near)
 
+    @property
+    def of_tiles(self) -> "Links":
+        """The same beside arrays of tiles and plans."""
+        return Links(*(getattr(self, field.name)[..., None, :] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Shares:
-    """What members have, of many plans: `counts` [tiles, ranks, plans] of rows; `heads`, `columns` [ranks, plans]."""
+    """What members have, of many plans: `rows` [ranks, tiles, plans]; `heads`, `columns` [ranks, 1, plans]."""
 
-    counts: np.ndarray
+    rows: np.ndarray
     heads: np.ndarray
     columns: np.ndarray
 
@@ -72,10 +78,14 @@ class Way:
     never: np.ndarray | None = None
     getting: np.ndarray | None = None
 
+    def of(self, tile: int) -> "Way":
+        """Return that of a tile."""
+        return Way(*(of_tile(value, tile) for value in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Traffic:
-    """An exchange: `out`, `received` and `moved` of a Way, seconds that starting takes, and the ways; `ring` [plans]: who goes round where
+    """An exchange: `out`, `received` and `moved` of a Way, seconds that starting takes, and the ways; `ring` [...]: who goes round where
     there are both."""
 
     out: np.ndarray
@@ -86,28 +96,39 @@ class Traffic:
     round: Way | None
     direct: Way | None
 
+    def of(self, tile: int) -> "Traffic":
+        """Return that of a tile."""
+        every = self.out, self.received, self.moved, self.starting, self.ring
+        out, received, moved, starting, ring = (of_tile(value, tile) for value in every)
+        return Traffic(out, received, moved, starting, ring, self.round and self.round.of(tile), self.direct and self.direct.of(tile))
+
+
+def of_tile(values: Any, tile: int) -> Any:
+    """Return the part of a tile, of values [..., tiles, plans], or [..., 1, plans] where all have the same; None of None."""
+    return None if values is None else values[..., tile if values.shape[-2] > 1 else 0, :]
+
 
 def held(sync: Sync, shares: Shares, granules: int) -> tuple[Held, Held]:
-    """Return who has and who wants what of an exchanged value; `granules`: heads of the model."""
+    """Return who has and who wants what of each tile of an exchanged value; `granules`: heads of the model."""
     ends = np.cumsum(shares.heads, axis=0)
     columns = np.stack([ends - shares.heads, ends], axis=1) * sync.width // granules
-    have, want = (Held(boxes(one, shares.counts, sync.tile, columns, sync.width), one.terms) for one in (sync.have, sync.want))
+    have, want = (Held(boxes(one, shares.rows[None], 0, columns, sync.width), one.terms) for one in (sync.have, sync.want))
     return have, want
 
 
 def traffic(sync: Sync, shares: Shares, granules: int, links: Links, number_bytes: int, rings: bool, start: tuple[float, float]) -> Traffic:
-    """Return what an exchange is by messages. `number_bytes`: of a number between the layers; `rings`: whether blocks may go round;
-    `start`: seconds that sending takes to start, and for each second of sending."""
+    """Return what an exchange of all tiles is by messages. `number_bytes`: of a number between the layers; `rings`: whether blocks may go
+    round; `start`: seconds that sending takes to start, and for each second of sending."""
     have, want = held(sync, shares, granules)
     count, outer = len(shares.heads), ROOT in (sync.have, sync.want)
     size = float((FLOAT if outer else number_bytes) * len(sync.reads))
-    sizes, ring = (want.sizes if have.terms else have.sizes) * size, np.zeros(1, bool)  # of each rank's block
+    sizes, ring = (want.sizes if have.terms else have.sizes) * size, np.zeros((1, 1), bool)  # of each rank's block
     if rings and ((sync.have, sync.want) == (ROWS, FULL) or (have.terms and number_bytes == FLOAT)):  # a short sum would round at each rank
         ring = (count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0))
     round_ = _round(sizes, have.terms, links) if ring.any() else None
-    direct = None if ring.all() else _direct(cells(have, want) * (size * (1.0 - np.eye(count)))[..., None], links)
+    direct = None if ring.all() else _direct(cells(have, want) * (size * (1.0 - np.eye(count)))[..., None, None], links)
     if direct and outer and not links.rooted.all():
-        total = shares.counts[sync.tile].sum(axis=0) * (count if sync.want == FULL else 1) * size * sync.width
+        total = shares.rows.sum(axis=0) * (count if sync.want == FULL else 1) * size * sync.width
         direct = _past(direct, total, links)
     ways = [(way.out, way.received, way.moved) for way in (round_, direct) if way]
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
@@ -155,7 +176,7 @@ def _round(sizes: np.ndarray, terms: bool, links: Links) -> Way:
 def together(sync: Sync, shares: Shares, links: Links) -> tuple[np.ndarray, np.ndarray]:
     """Return the seconds that one of MPI's collectives takes, and the bytes that it moves."""
     outer = ROOT in (sync.have, sync.want)
-    blocks = shares.counts[0] * float(sync.width * FLOAT * len(sync.reads))
+    blocks = shares.rows * float(sync.width * FLOAT * len(sync.reads))
     others = len(blocks) + (outer & ~links.rooted)
     at = int(outer)
     return collective(sync.kind, others, blocks, links.rooted, links.latency[at], links.slowest[at])
