@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
-from hepti_mpi.planning.traffic import FLOAT, Links, Shares, Traffic, of_tile, together, traffic
+from hepti_mpi.planning.traffic import FLOAT, Links, Shares, Traffic, by_place, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.ops import Op, Share
@@ -144,11 +145,13 @@ class Pricer:
     def op_seconds(self, ops: Sequence[Op], share: Share, places: np.ndarray) -> np.ndarray:
         """Return seconds of `ops` on as many rows each, without the fixed cost of the run. `places`: of the ranks' speeds."""
         works = [op.work(share) for op in ops]
-        spent = self.gemm[places, share.rows] * sum(work.weights for work in works)
+        spent = np.zeros(1)
         for name, speed in (("attention", self.attention), ("arranged", self.arrange), ("elements", self.element),
                             ("activations", self.activation), ("casts", self.cast)):  # fmt: skip
-            spent = spent + speed[places] * sum(getattr(work, name) for work in works)
-        return spent
+            amount = sum(getattr(work, name) for work in works)
+            spent = spent if _none(amount) else spent + speed[places] * amount
+        weights = sum(work.weights for work in works)
+        return spent if _none(weights) else spent + self.gemm[places, share.rows] * weights
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
@@ -190,6 +193,10 @@ class Pricer:
         if isinstance(step, Sync):
             return step.kind, len(step.reads), step.width
         return step.distribution, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
+
+
+def _none(amount: Any) -> bool:
+    return isinstance(amount, int) and not amount
 
 
 def extended(values: Sequence[np.ndarray], times: float) -> np.ndarray:
@@ -236,19 +243,22 @@ class Batch:
 
     def __init__(self, pricer: Pricer, active: Sequence[tuple[int, ...]], like: Plan, shares: Shares) -> None:
         self.pricer, self.shares = pricer, shares
-        groups = [pricer.members(one) for one in (active if len(set(active)) > 1 else active[:1])]
-        self.ranks, self.places, self.crowding = (
-            np.concatenate([getattr(group, name) for group in groups], axis=-1) for name in ("ranks", "places", "crowding")
-        )
-        parts = zip(*([getattr(group.links, field.name) for field in fields(Links)] for group in groups))
-        self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
+        first, *others = [pricer.members(one) for one in (active if len(set(active)) > 1 else active[:1])]
+        self.ranks, self.places, self.crowding, self.links = first.ranks, first.places, first.crowding, first.links
+        if others:
+            groups = [first, *others]
+            self.ranks, self.places, self.crowding = (
+                np.concatenate([getattr(group, name) for group in groups], axis=-1) for name in ("ranks", "places", "crowding")
+            )
+            parts = zip(*([getattr(group.links, field.name) for field in fields(Links)] for group in groups))
+            self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
         self.in_turn, self.number_bytes = like.collectives == "mpi", 2 if like.wire == "float16" else FLOAT
         self.by_messages = len(self.ranks) > 1 and (not self.in_turn or pricer.emulated)
-        self.known: dict[Kind, list[Done]] = {}  # by tile; layers repeat: price each kind of step once
+        self.known: dict[Kind, Sequence[Done]] = {}  # by tile; layers repeat: price each kind of step once
 
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
         """Return what a program costs, or one with `times` the layers more that a second one has."""
-        walk, (one, *longer) = self.walk(), map(self.pricer.walked, programs)
+        walk, (one, *longer) = self.walk(), map(self._walked, programs)
         walks = [walk]
         if longer:  # what both begin with is walked once
             common = self.pricer.common(*programs)
@@ -267,14 +277,12 @@ class Batch:
 
     def steps(self, program: Program, walk: Walk) -> Iterator[Step]:
         """Do the steps of a program on the clocks of `walk`, and yield each when it is done."""
-        for walked in self.pricer.walked(program):
+        for walked in self._walked(program):
             self._go(walk, [walked])
             yield walked[0]
 
     def _go(self, walk: Walk, steps: Sequence[Walked]) -> None:
         for step, kind, reads, writes in steps:
-            if kind not in self.known:
-                self.known[kind] = self._step(step)
             known = self.known[kind][step.tile]
             if isinstance(known, Computing):
                 walk.computed(known, reads, writes)
@@ -283,20 +291,27 @@ class Batch:
             else:
                 walk.exchanged_together(known)
 
-    def _step(self, step: Step) -> list[Done]:
-        """Return what a step, whatever its tile, does in each of them."""
-        pricer, shares, tiles = self.pricer, self.shares, range(self.shares.rows.shape[1])
-        if isinstance(step, Compute):
-            done = self._computing(step)
-            return [Computing(*(of_tile(values, tile) for values in done)) for tile in tiles]
-        links = self.links.of_tiles
-        if self.by_messages and step.kind != "slice":
-            start = pricer.start, pricer.start_per_byte
-            sent = traffic(step, shares, pricer.spec.heads, links, self.number_bytes, not self.in_turn, start)
-            return [sent.of(tile) for tile in tiles]
-        rested = step.kind in ("allgatherv", "allreduce")
-        seconds, moved = together(step, shares, links)
-        return [Together(of_tile(seconds, tile), of_tile(moved, tile), rested) for tile in tiles]
+    def _walked(self, program: Program) -> list[Walked]:
+        """Return the steps of a program, when it is known what each does in each tile."""
+        walked = self.pricer.walked(program)
+        new = {kind: step for step, kind, *_ in walked if kind not in self.known}
+        syncs = {kind: step for kind, step in new.items() if isinstance(step, Sync)}
+        pricer, links, tiles = self.pricer, self.links.of_exchanges, (self.shares.rows.shape[1],)
+        for terms in (False, True):
+            some = {kind: step for kind, step in syncs.items() if step.have.terms == terms and self.by_messages and step.kind != "slice"}
+            if some:
+                fixed = pricer.start, pricer.start_per_byte, pricer.exchange
+                sent = traffic(list(some.values()), self.shares, pricer.spec.heads, links, self.number_bytes, not self.in_turn, fixed)
+                self.known.update(zip(some, sent))
+        for kind, step in new.items():
+            if isinstance(step, Compute):
+                done = self._computing(step)
+                self.known[kind] = [Computing(*some) for some in zip(*(by_place(values, tiles) for values in done))]
+            elif kind not in self.known:
+                rested = step.kind in ("allgatherv", "allreduce")
+                seconds, moved = (by_place(values[0], tiles) for values in together(step, self.shares, links))
+                self.known[kind] = [Together(*some, rested) for some in zip(seconds, moved)]
+        return walked
 
     def _computing(self, step: Compute) -> Computing:
         rows, pricer, places = self.shares.rows, self.pricer, self.places[:, None]

@@ -46,7 +46,8 @@ class Refinement:
             hopeless = number != several and (number >= MOST_IMPROVED or hope > soonest * HOPE)  # one rank has nothing to improve
             found.append([candidate] if hopeless else self.improve(candidate))
         found.sort(key=lambda ones: order(ones[0]))
-        found[0] = sorted((self.climb(one, MOVES_AT_ONCE) for one in found[0]), key=order)
+        best, *close = found[0]  # what is far behind does not become the best
+        found[0] = sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
         return found
 
     def promise(self, candidate: Candidate) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.plan import Plan, kind_of
+from hepti_mpi.program.plan import WHOLE, Plan, kind_of
 from hepti_mpi.wording import counted
 
 Layers = tuple[tuple[str, str], ...]
@@ -79,7 +79,7 @@ class _Search:
         )  # fmt: skip
         self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
         self.each = layer_work(spec, self.pricer.attended)
-        self.known: dict[tuple[Layers, tuple[int, ...], bool], Division | None] = {}  # counts
+        self.known: dict[tuple[Layers, tuple[int, ...]], Division | None] = {}  # counts
         self.inner: dict[Layers, float] = {}  # bytes of activations before rows are divided
         self.check_request()
 
@@ -179,15 +179,14 @@ class _Search:
 
     def most_layers(self, rich: tuple[str, str], lean: tuple[str, str], subset: tuple[int, ...]) -> int:
         """Return how many layers of `rich` fit, by bisection, when the rest is `lean` and every rank of the subset takes part."""
-        low, high = 0, self.spec.layers
-        if self.counts((rich,) * high, subset, strict=True) is not None:
-            return high
-        while low + 1 < high:
-            middle = (low + high) // 2
-            if self.counts((rich,) * middle + (lean,) * (self.spec.layers - middle), subset, strict=True) is None:
-                high = middle
-            else:
+        low, high = 0, self.spec.layers + 1
+        while low + 1 < high:  # all of them first
+            middle = self.spec.layers if high > self.spec.layers else (low + high) // 2
+            layers = (rich,) * middle + (lean,) * (self.spec.layers - middle)
+            if self.can_rows(layers, subset).all() and self.counts(layers, subset):
                 low = middle
+            else:
+                high = middle
         return low
 
     # counts for one choice
@@ -202,23 +201,27 @@ class _Search:
         modes = (self.request.mode,) * self.ranks
         return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *astuple(exchange))
 
-    def counts(self, layers: Layers, subset: tuple[int, ...], strict: bool = False) -> Division | None:
-        """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit.
-
-        `strict`: every rank of the subset must be able to hold rows; otherwise a small one may hold heads or columns only.
-        """
-        key = layers, subset, strict
+    def counts(self, layers: Layers, subset: tuple[int, ...]) -> Division | None:
+        """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit."""
+        key = layers, subset
         if key not in self.known:
-            self.known[key] = self._counts(layers, subset, strict)
+            self.known[key] = self._counts(layers, subset)
         return self.known[key]
 
-    def _counts(self, layers: Layers, subset: tuple[int, ...], strict: bool) -> Division | None:
+    def can_rows(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
+        """Tell which ranks of the subset can hold rows; a small one may hold heads or columns only."""
+        return self.room(layers, subset) >= self.by_rows(layers)
+
+    def by_rows(self, layers: Layers) -> float:
+        """Return the bytes of weights that a rank with rows needs whole."""
+        by_heads, by_columns = [a for a, _ in layers].count("heads"), [m for _, m in layers].count("columns")
+        return (len(layers) - by_heads) * self.attention_bytes + (len(layers) - by_columns) * self.mlp_bytes
+
+    def _counts(self, layers: Layers, subset: tuple[int, ...]) -> Division | None:
         spec, members = self.spec, np.array(subset)
         by_heads, by_columns = [a for a, _ in layers].count("heads"), [m for _, m in layers].count("columns")
-        by_rows = (spec.layers - by_heads) * self.attention_bytes + (spec.layers - by_columns) * self.mlp_bytes
-        room = self.room(layers, subset)
-        can_rows = room >= by_rows
-        if not can_rows.any() or (strict and not can_rows.all()):
+        by_rows, room, can_rows = self.by_rows(layers), self.room(layers, subset), self.can_rows(layers, subset)
+        if not can_rows.any():
             return None
         if self.request.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
             return None
@@ -237,14 +240,14 @@ class _Search:
 
     def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
         """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
-        members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
-        plan = self.plan(layers, Exchange("reduce_scatter", "own"), members, members, members)
-        if plan.layouts not in self.inner:
+        if (key := layers if len(subset) > 1 else (WHOLE,)) not in self.inner:
+            members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
+            plan = self.plan(layers, Exchange("reduce_scatter", "own"), members, members, members)
             plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later
             widths = tuple(map(max, zip(*(self.costs.widths(one) for one in plans))))
             every = np.array([self.largest])  # as if the rank had all rows
-            self.inner[plan.layouts] = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
-        return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[plan.layouts]
+            self.inner[key] = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
+        return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[key]
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Divide the rows so that the slowest rank is done soonest."""

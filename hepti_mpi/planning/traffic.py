@@ -1,17 +1,18 @@
 """What exchanges put on the links of ranks, for many plans at once. Pure: knows boxes, bytes and links; no clock and no model.
 
-Arrays are [ranks, ...], [from, to, ...] or [...], where ... is plans or, of all tiles at once, tiles and plans; an axis is 1 where all have
-the same. Plans are the last, since sums over few ranks of many plans are many times sooner so.
+Arrays are [ranks, ...], [from, to, ...] or [...], where ... is plans or, of many exchanges at once, exchanges, tiles and plans; an axis
+is 1 where all have the same. Plans are the last, since sums over few ranks of many plans are many times sooner so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hepti_mpi.planning.collectives import collective
-from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Held, boxes, cells
+from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Held, Holding, boxes, cells
 from hepti_mpi.program.steps import Sync
 
 FLOAT = 4  # bytes
@@ -47,10 +48,10 @@ class Links:
         """Seconds per byte out of a rank: within its host where no member is on another."""
         return np.where(self.far.any(axis=0), self.far, self.near)
 
-    @property
-    def of_tiles(self) -> "Links":
-        """The same beside arrays of tiles and plans."""
-        return Links(*(getattr(self, field.name)[..., None, :] for field in fields(self)))
+    @cached_property
+    def of_exchanges(self) -> "Links":
+        """The same beside arrays of exchanges, tiles and plans."""
+        return Links(*(getattr(self, field.name)[..., None, None, :] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ class Shares:
     columns: np.ndarray
 
 
-@dataclass(frozen=True)
-class Way:
+Direct = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+
+
+class Way(NamedTuple):
     """One way that blocks may take. Seconds that each rank's link sends (`out`) and receives (`into`, `received`: in a queue and in all);
     `moved`: bytes. Round a ring, `first`: bytes that each rank sends first. Directly, `blocks`: seconds after leaving until each is out,
-    and `never`: inf where there is none; `getting`: who takes any. What is not there is None: where there are too many ranks to tell
-    blocks apart, and what the other way has."""
+    and `never`: inf where there is none; `until`: -inf for who does not receive, else inf; `late`: seconds that the exchange itself takes,
+    -inf for who takes nothing. What is not there is None: where there are too many ranks to tell blocks apart, and what the other way
+    has."""
 
     out: np.ndarray
     into: np.ndarray
@@ -76,68 +80,90 @@ class Way:
     first: np.ndarray | None = None
     blocks: np.ndarray | None = None
     never: np.ndarray | None = None
-    getting: np.ndarray | None = None
-
-    def of(self, tile: int) -> "Way":
-        """Return that of a tile."""
-        return Way(*(of_tile(value, tile) for value in vars(self).values()))
+    until: np.ndarray | None = None
+    late: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """An exchange: `out`, `received` and `moved` of a Way, seconds that starting takes, and the ways; `ring` [...]: who goes round where
-    there are both."""
+class Traffic(NamedTuple):
+    """An exchange: `load` [3, ranks, ...]: seconds that each rank sends, receives, and the longer of both; `moved`: bytes; seconds that
+    starting takes, and the ways; `ring` [...]: who goes round where there are both."""
 
-    out: np.ndarray
-    received: np.ndarray
+    load: np.ndarray
     moved: np.ndarray
     starting: np.ndarray
     ring: np.ndarray
     round: Way | None
     direct: Way | None
 
-    def of(self, tile: int) -> "Traffic":
-        """Return that of a tile."""
-        every = self.out, self.received, self.moved, self.starting, self.ring
-        out, received, moved, starting, ring = (of_tile(value, tile) for value in every)
-        return Traffic(out, received, moved, starting, ring, self.round and self.round.of(tile), self.direct and self.direct.of(tile))
+
+def by_place(values: Any, places: tuple[int, ...]) -> list[Any]:
+    """Return `values` [..., *places, plans] by place, as nested lists; an axis of 1 has the same everywhere. None is None everywhere."""
+    count = len(places)
+    if values is None:
+        return [by_place(None, places[1:]) if count > 1 else None] * places[0]
+    first = values.ndim - 1 - count
+    whole = np.broadcast_to(values, (*values.shape[:first], *places, values.shape[-1]))
+    whole = whole.transpose(*range(first, first + count), *range(first), -1)
+    return [list(one) for one in whole] if count > 1 else list(whole)
 
 
-def of_tile(values: Any, tile: int) -> Any:
-    """Return the part of a tile, of values [..., tiles, plans], or [..., 1, plans] where all have the same; None of None."""
-    return None if values is None else values[..., tile if values.shape[-2] > 1 else 0, :]
-
-
-def held(sync: Sync, shares: Shares, granules: int) -> tuple[Held, Held]:
-    """Return who has and who wants what of each tile of an exchanged value; `granules`: heads of the model."""
-    ends = np.cumsum(shares.heads, axis=0)
-    columns = np.stack([ends - shares.heads, ends], axis=1) * sync.width // granules
-    have, want = (Held(boxes(one, shares.rows[None], 0, columns, sync.width), one.terms) for one in (sync.have, sync.want))
-    return have, want
-
-
-def traffic(sync: Sync, shares: Shares, granules: int, links: Links, number_bytes: int, rings: bool, start: tuple[float, float]) -> Traffic:
-    """Return what an exchange of all tiles is by messages. `number_bytes`: of a number between the layers; `rings`: whether blocks may go
-    round; `start`: seconds that sending takes to start, and for each second of sending."""
-    have, want = held(sync, shares, granules)
-    count, outer = len(shares.heads), ROOT in (sync.have, sync.want)
-    size = float((FLOAT if outer else number_bytes) * len(sync.reads))
-    sizes, ring = (want.sizes if have.terms else have.sizes) * size, np.zeros((1, 1), bool)  # of each rank's block
-    if rings and ((sync.have, sync.want) == (ROWS, FULL) or (have.terms and number_bytes == FLOAT)):  # a short sum would round at each rank
-        ring = (count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0))
-    round_ = _round(sizes, have.terms, links) if ring.any() else None
-    direct = None if ring.all() else _direct(cells(have, want) * (size * (1.0 - np.eye(count)))[..., None, None], links)
-    if direct and outer and not links.rooted.all():
-        total = shares.rows.sum(axis=0) * (count if sync.want == FULL else 1) * size * sync.width
-        direct = _past(direct, total, links)
+def traffic(
+    syncs: Sequence[Sync], shares: Shares, granules: int, links: Links, number_bytes: int, rings: bool, fixed: tuple[float, float, float]
+) -> list[list[Traffic]]:  # fmt: skip
+    """Return what exchanges are by messages, of each tile: exchanges all of terms, or all of none. `granules`: heads of the model;
+    `number_bytes`: of a number between the layers; `rings`: whether blocks may go round; `fixed`: seconds that sending takes to start, and
+    for each second of sending, and that an exchange takes beside what its bytes do."""
+    terms, count = syncs[0].have.terms, len(shares.rows)
+    have, want = held(syncs, shares, granules)
+    outer, reads, width = (np.array(some)[:, None, None] for some in zip(*(
+        (ROOT in (sync.have, sync.want), float(len(sync.reads)), sync.width) for sync in syncs)))  # fmt: skip
+    size = np.where(outer, FLOAT, number_bytes) * reads
+    sizes, ring = (want.sizes if terms else have.sizes) * size, np.zeros((1, 1, 1), bool)  # of each rank's block
+    may = np.array([(sync.have, sync.want) == (ROWS, FULL) or (terms and number_bytes == FLOAT) for sync in syncs])[:, None, None]
+    if rings and may.any():  # a short sum would round at each rank
+        ring = may & ((count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0)))
+    round_ = _round(sizes, terms, links) if ring.any() else None
+    direct = None
+    if not ring.all():
+        blocks = _direct(cells(have, want) * size * (1.0 - np.eye(count))[..., None, None, None], links)
+        if not links.rooted.all():
+            everywhere = np.array([count if sync.want == FULL else 1 for sync in syncs])[:, None, None]
+            blocks = _past(blocks, shares.rows.sum(axis=0) * everywhere * size * width, outer, links)
+        direct = _straight(blocks, fixed[2])
     ways = [(way.out, way.received, way.moved) for way in (round_, direct) if way]
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
-    starting = (start[0] + start[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
-    return Traffic(out, received, moved, starting, ring, round_, direct)
+    starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
+    load, places = np.stack([out, received, np.maximum(out, received)]), (len(syncs), shares.rows.shape[1])
+    parts = [by_place(values, places) for values in (load, moved, starting, ring)]
+    both = _ways(round_, places, ring), _ways(direct, places, ~ring)
+    return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
 
 
-def _direct(bytes_: np.ndarray, links: Links) -> Way:
-    """Return the way of blocks of [from, to] `bytes_` that go straight to whoever takes them."""
+def _ways(way: Way | None, places: tuple[int, int], taken: np.ndarray) -> list[list[Way | None]]:
+    """Return a way by place; None where no plan takes it."""
+    if way is None:
+        return by_place(None, places)
+    found = zip(*(by_place(values, places) for values in way))
+    whether = np.broadcast_to(np.any(taken, axis=-1), places).tolist()
+    return [[Way(*one) if any_ else None for any_, *one in zip(which, *some)] for which, some in zip(whether, found)]
+
+
+def held(syncs: Sequence[Sync], shares: Shares, granules: int) -> tuple[Held, Held]:
+    """Return who has and who wants what of each tile of exchanged values."""
+    ends, known = np.cumsum(shares.heads, axis=0), dict[tuple[Holding, int], np.ndarray]()
+    columns = np.stack([ends - shares.heads, ends], axis=1)
+    for sync in syncs:
+        for holding in (sync.have, sync.want):
+            if (holding, sync.width) not in known:
+                own = columns * sync.width // granules
+                known[holding, sync.width] = boxes(holding, shares.rows[None], 0, own, sync.width)
+    have, want = (np.stack([known[holding, sync.width] for holding, sync in zip(some, syncs)], axis=2)
+                  for some in ([sync.have for sync in syncs], [sync.want for sync in syncs]))  # fmt: skip
+    return Held(have, syncs[0].have.terms), Held(want)
+
+
+def _direct(bytes_: np.ndarray, links: Links) -> Direct:
+    """Return, of blocks of [from, to] `bytes_` that go straight to whoever takes them, `out`, `into`, `moved` and `blocks` of a Way."""
     sent, taken = bytes_.sum(axis=1), bytes_.sum(axis=0)
     out, into = sent * links.far, taken * links.far
     if links.shared:  # ranks of a host share its link, and what stays on a host does not take it
@@ -145,21 +171,29 @@ def _direct(bytes_: np.ndarray, links: Links) -> Way:
         out, into = ((links.mates * (every - near.sum(axis=at))).sum(axis=1) * links.far + near.sum(axis=at) * links.near
                      for every, at in ((sent, 1), (taken, 0)))  # fmt: skip
     if len(bytes_) > FAIR:
-        return Way(out, into, into, sent.sum(axis=0))
+        return out, into, sent.sum(axis=0), None
     there = bytes_ > 0  # blocks to several ranks leave side by side: small ones are out first
     blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2) / np.maximum(sent, 1)[:, None] * out[:, None] * there
-    there = blocks > 0
-    return Way(out, into, into, sent.sum(axis=0), None, blocks, np.where(there, 0.0, np.inf), np.any(there, axis=0))
+    return out, into, sent.sum(axis=0), blocks
 
 
-def _past(direct: Way, total: np.ndarray, links: Links) -> Way:
-    """Return the way of the input or the result, of `total` bytes, where the root is none of the members: its link is the way then."""
-    there, way = links.rooted, total * links.root
-    out, into, moved = np.where(there, direct.out, way), np.where(there, direct.into, way), np.where(there, direct.moved, total)
-    if direct.blocks is None:
-        return Way(out, into, into, moved)
-    blocks = np.where(there, direct.blocks, way)
-    return Way(out, into, into, moved, None, blocks, np.where(blocks > 0, 0.0, np.inf), np.any(blocks > 0, axis=0))
+def _past(direct: Direct, total: np.ndarray, outer: np.ndarray, links: Links) -> Direct:
+    """Return the same of what the root, which is none of the members, gives or takes, `total` bytes: its link is the way then. `outer`:
+    which exchanges are of that."""
+    there, way = links.rooted | ~outer, total * links.root
+    out, into, moved, blocks = direct
+    return (np.where(there, out, way), np.where(there, into, way), np.where(there, moved, total),
+            None if blocks is None else np.where(there, blocks, way))  # fmt: skip
+
+
+def _straight(direct: Direct, exchange: float) -> Way:
+    """Return the way of such blocks, when each exchange takes `exchange` seconds beside what its bytes do."""
+    out, into, moved, blocks = direct
+    receiving = into > 0
+    never = None if blocks is None else np.where(blocks > 0, 0.0, np.inf)
+    getting = receiving if blocks is None else np.any(blocks > 0, axis=0)
+    until, late = np.where(receiving, np.inf, -np.inf), np.where(getting, exchange, -np.inf)
+    return Way(out, into, into, moved, None, blocks, never, until, late)
 
 
 def _round(sizes: np.ndarray, terms: bool, links: Links) -> Way:

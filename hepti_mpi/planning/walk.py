@@ -40,28 +40,42 @@ class Walk:
         self.ahead = links.ahead * (BOTH_WAYS if in_turn else 1)
         self.piece = links.latency[0] + RING_BYTES * links.hop
         zeros = np.zeros(size)
-        self.clock, self.compute, self.wait, self.wire, self.moved = zeros, zeros, zeros, zeros, np.zeros(size[1])
-        self.sent, self.received = zeros, zeros  # seconds of each way, in all
+        self.clock, self.compute, self.wait, self.moved = zeros, zeros, zeros, np.zeros(size[1])
+        self.load = np.zeros((3, *size))  # seconds that each rank sends, receives, and the longer of both, in all
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there
+        self.coming: dict[str, np.ndarray] = {}  # the same of what exchanges bring: what a rank makes is there when it looks for it
 
     def fork(self) -> "Walk":
         """Return a walk that goes on from here by itself."""
         other = copy(self)
-        other.ready = dict(self.ready)
+        other.ready, other.coming = dict(self.ready), dict(self.coming)
         return other
+
+    @property
+    def sent(self) -> np.ndarray:
+        return self.load[0]
+
+    @property
+    def received(self) -> np.ndarray:
+        return self.load[1]
+
+    @property
+    def wire(self) -> np.ndarray:
+        return self.load[2]
 
     def computed(self, step: Computing, reads: Sequence[str], writes: Sequence[str]) -> None:
         """Compute, once what is read has come."""
-        clock = self.clock
+        clock, before = self.clock, None
         for name in reads:
-            if name in self.ready:
-                waits = np.maximum(self.ready[name] - clock, 0) * step.busy
+            when = self.coming.get(name)
+            if when is not None and when is not before:  # values may come together
+                waits, before = np.maximum(when - clock, 0) * step.busy, when
                 self.wait = self.wait + waits
                 clock = clock + waits
         self.compute = self.compute + step.seconds
         self.clock = clock + step.seconds
-        self._written(writes, self.clock)
+        _note(self.ready, writes, self.clock)
 
     def sent_by_messages(self, step: Traffic, reads: Sequence[str], writes: Sequence[str], last: bool) -> None:
         """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in. `last`: they are
@@ -77,11 +91,9 @@ class Walk:
         ways = [self._round(step.round, begin, leave)] if step.round else []
         ways += [self._directly(step.direct, begin, leave)] if step.direct else []
         self.up, self.down, done = ways[0] if len(ways) == 1 else (np.where(step.ring, one, other) for one, other in zip(*ways))
-        done = np.maximum(done, begin)
-        self.moved = self.moved + step.moved
-        self.wire = self.wire + np.maximum(step.out, step.received)
-        self.sent, self.received = self.sent + step.out, self.received + step.received
-        self._written(writes, done)
+        self.moved, self.load = self.moved + step.moved, self.load + step.load
+        _note(self.ready, writes, done)
+        _note(self.coming, writes, done)
         if self.in_turn:
             self.wait = self.wait + done - self.clock
         if self.in_turn or last:
@@ -100,17 +112,20 @@ class Walk:
     def _directly(self, way: Way, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the same of blocks that go the direct way."""
         up = leave + way.out
-        if way.blocks is None or way.never is None or way.getting is None:
+        assert way.until is not None and way.late is not None, "it is not a ring"
+        if way.blocks is None or way.never is None:
             last = up.max(axis=0, where=way.out > 0, initial=0)
-            first, getting = begin.min(axis=0, where=way.out > 0, initial=np.inf), way.into > 0
+            first = begin.min(axis=0, where=way.out > 0, initial=np.inf)
         else:
-            sent = np.maximum(begin[:, None], (leave - self.ahead)[:, None] + way.blocks)
-            last = (sent - way.never).max(axis=0, initial=0.0)
-            first, getting = (begin[:, None] + way.never).min(axis=0), way.getting
+            sent = (leave - self.ahead)[:, None] + way.blocks
+            np.maximum(sent, begin[:, None], out=sent)
+            sent -= way.never
+            last = np.maximum.reduce(sent, axis=0)
+            first = np.minimum.reduce(begin[:, None] + way.never, axis=0)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
                 first = np.where(self.links.mates, first, np.inf).min(axis=1)
-        down = np.where(way.into > 0, np.maximum(first, self.down) + way.into, self.down)
-        done = np.where(getting, np.maximum(np.maximum(first, down - self.ahead), last) + self.exchange, 0)
+        down = np.maximum(np.minimum(first, way.until), self.down) + way.into
+        done = np.maximum(np.maximum(down - self.ahead, last) + way.late, begin)
         return up, down, done
 
     def exchanged_together(self, step: Together) -> None:
@@ -123,9 +138,10 @@ class Walk:
         self.wait = self.wait + (start - self.clock)
         self.clock = np.broadcast_to(start + seconds, self.clock.shape)
         self.up = np.where(step.moved > 0, self.clock, self.up)
-        self.wire, self.sent, self.received = self.wire + seconds, self.sent + seconds, self.received + seconds
-        self.moved = self.moved + step.moved
+        self.load, self.moved = self.load + seconds, self.moved + step.moved
 
-    def _written(self, names: Sequence[str], when: np.ndarray) -> None:
-        for name in names:
-            self.ready[name] = np.maximum(self.ready[name], when) if name in self.ready else when
+
+def _note(times: dict[str, np.ndarray], names: Sequence[str], when: np.ndarray) -> None:
+    """Note when values are there; of several tiles that are one value, when the last is."""
+    for name in names:
+        times[name] = np.maximum(times[name], when) if name in times else when

@@ -283,7 +283,7 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
         cast = isinstance(step, Compute) and all(op.gives().dtype == "float16" for op in step.ops)  # goes with what it casts
         if step is None or (isinstance(step, Compute) and not cast):
             for tile in range(tiles):
-                result += [replace(s, tile=tile) if s.tile != tile else s for s in stage]
+                result += [s if s.tile == tile else s.of_tile(tile) for s in stage]
             stage = []
         if step is not None:
             stage.append(step)

@@ -34,6 +34,10 @@ class Compute:
     writes: tuple[str, ...] = ()
     tile: int = 0
 
+    def of_tile(self, tile: int) -> "Compute":
+        """Return the same of another tile."""
+        return Compute(self.ops, self.distribution, self.reads, self.writes, tile)
+
 
 @dataclass(frozen=True)
 class Sync:
@@ -49,6 +53,10 @@ class Sync:
     writes: tuple[str, ...]
     tile: int = 0
     width: int = 0
+
+    def of_tile(self, tile: int) -> "Sync":
+        """Return the same of another tile."""
+        return Sync(self.kind, self.reads, self.writes, tile, self.width)
 
     @property
     def have(self) -> Holding:
