@@ -66,6 +66,7 @@ REFUSED = [
     ({CONFIG: {"tokenizer_class": "RobertaTokenizer", "sep_token": None}, "tokenizer.json": None, "vocab.json": {"a": 0},
       "merges.txt": ""}, "sep_token is null"),
     ({CONFIG: {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "auto_map is .*: it names code of the folder, which is never run"),
+    ({CONFIG: {"fix_mistral_regex": True}}, "fix_mistral_regex is True, .*: it splits texts by another rule"),
     ({CONFIG: {"processor_class": "CLIPProcessor"}}, "a model of texts has a tokenizer only"),
     ({CONFIG: {"word_tokenizer_type": "mecab"}}, "'word_tokenizer_type' is in no list of what this file may say"),
     ({CONFIG: {"do_lower_case": "no"}}, "the tokenizer cannot be made of its files"),

@@ -87,6 +87,7 @@ TOKENIZER = {
     **honoured("*_token"),  # special tokens with a name of their own
     **refused("auto_map", UNTRUSTED, (None, {}, [])),
     **refused("fast_tokenizer_files", "one tokenizer.json of several would have to be chosen; keep the one that is meant", (None, [])),
+    **refused("fix_mistral_regex", "it splits texts by another rule than tokenizer.json; save the tokenizer with transformers"),
     **refused("processor_class", "a model of texts has a tokenizer only"),
     **refused("init_inputs", "it changes how the tokenizer is built", (None, [], ())),
     **refused("vocab merges tokenizer_object gguf_file model_specific_special_tokens", "tokens have to be in tokenizer.json", (None,)),
@@ -96,7 +97,7 @@ TOKENIZER = {
     **without("max_length stride truncation_strategy truncation padding pad_to_multiple_of return_* verbose backend is_local is_fast"),
     **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy_behaviour errors"),
     **without("do_split_on_punc spaces_between_special_tokens vocab_size"),
-    **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt fix_mistral_regex device_map"),
+    **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt device_map"),
     **without("full_tokenizer_file language languages do_remove_space cache_dir trust_remote_code revision torch_dtype dtype model_type"),
 }
 SPECIALS = {
