@@ -16,7 +16,7 @@ from hepti_mpi.planning import teams
 from hepti_mpi.planning.request import Request as Wanted
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement, Stage, Team
-from hepti_mpi.reporting.teams import arrangement_lines, described
+from hepti_mpi.reporting.teams import arrangement_lines, described, duties
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
 from hepti_mpi.serving.scheduler import Scheduler
 from hepti_mpi.serving.teams import FRONT, WORK, Front, partners
@@ -103,6 +103,8 @@ def test_each_thread_of_a_rank_alone_answers_batches_of_its_own():
     assert found.rate == pytest.approx(teams.APART * whole.rate) and found.choices[0].team == whole.choices[0].team
     assert found.predicted(SPEC, 0, {(128, 32, 4): 1}) == pytest.approx(128 / found.choices[0].seconds, rel=0.01)
     placements.check(found.placement, SPEC, "x", 2)
+    said = ["rank 0 on pi0: alone, 4 batches at once", "rank 1 on pi1: alone, 4 batches at once"]
+    assert duties(found.placement, ["pi0", "pi1"]) == said and arrangement_lines(found, 128, ["pi0", "pi1"]).count("4 batches at once") == 2
     assert placements.from_json(found.placement.to_json()) == found.placement
 
 

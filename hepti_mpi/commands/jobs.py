@@ -168,12 +168,13 @@ class InTeams:
 
     @property
     def facts(self) -> dict[str, Any]:
+        from hepti_mpi.reporting.teams import duties
         from hepti_mpi.serving.teams import most_under_way
 
         placement, hosts = self.teamed.placement, self.session.machine.cores.hosts
         plan = {"strategy": "teams", "hash": placement.hash, "hosts": hosts, **placement.to_json()}
         speed, batches = sum(1 / pace for pace in self.teamed.paces), sum(map(most_under_way, placement.teams))
-        return {"plan": plan, "why": [], "rows_per_second": speed, "batches": batches}
+        return {"plan": plan, "why": duties(placement, hosts), "rows_per_second": speed, "batches": batches}
 
     def show(self) -> None:
         from hepti_mpi.reporting.teams import arrangement_lines

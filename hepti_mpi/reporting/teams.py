@@ -74,6 +74,12 @@ def _at_once(does: str, batches: int) -> str:
     return f"{does}, {batches} batches at once" if batches > 1 else does
 
 
+def duties(placement: Placement, hosts: Sequence[str]) -> list[str]:
+    """Return a sentence for each of the ranks, or those that are a team, that says what they do."""
+    teams = _by_ranks(placement.teams, lambda team: team.members)
+    return [f"{_named(each[0].members, hosts)}: {_at_once(described(each[0]), len(each))}" for each in teams]
+
+
 def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None = None) -> str:
     """Return the summary of a run in teams for people: what each did and how busy it was, then how much was answered how soon."""
     asked, rows = ASKED[record["embedding"]]
