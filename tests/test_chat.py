@@ -1,8 +1,12 @@
 """Chat templates."""
 
+import json
+
 import pytest
 
 from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models.checkpoints.generation import chat_files
+from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
 
 CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}
@@ -47,3 +51,23 @@ def test_messages():
     for wrong in (None, [], "x", [1], [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": [{"type": "image_url"}]}]):
         with pytest.raises(InputError):
             checked_messages(wrong)
+
+
+NAMED = {"default": "plain {{ messages[0].content }}", "tool_use": "{{ tools | length }} <tool_call> {{ messages[0].content }}"}
+
+
+@pytest.mark.parametrize("way", ["list", "object", "files"])
+def test_templates_by_name(way, tmp_path):
+    """As apply_chat_template of transformers 5.23: a talk with tools has the template of that name, where there is one."""
+    said = NAMED if way == "object" else [{"name": name, "template": source} for name, source in NAMED.items()]
+    if way == "files":
+        said = "of the other file"
+        (tmp_path / "chat_template.jinja").write_text(NAMED["default"])
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(NAMED["tool_use"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    files = chat_files(tmp_path, Built({}, frozenset()))
+    template = ChatTemplate.of(files)
+    talk = [{"role": "user", "content": "hello"}]
+    assert template.text(talk) == "plain hello" and template.text(talk, tools=[{}, {}]) == "2 <tool_call> hello"
+    assert ChatTemplate.of({name: files[name] for name in ("chat_template.jinja",)}).text(talk, tools=[]) == "plain hello"

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
-from hepti_mpi.models.checkpoints.sentence import refuse_remains
+from hepti_mpi.models.checkpoints.sentence import refuse_remains, tokenizer_changes
 from hepti_mpi.models.inputs.requests import text_requests
 from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.reference import forward
@@ -316,3 +316,10 @@ def test_padding_in_front_where_only_distances_count(tmp_path, file, change, wor
         return
     with pytest.raises(ModelError, match=words):
         read_model(folder)
+
+
+def test_what_is_put_around_texts_is_not_changed_by_settings():
+    """In transformers 5.23 either key, even false, replaces what tokenizer.json puts around texts."""
+    for value in (True, False):
+        with pytest.raises(ModelError, match="^x.json: processor_kwargs: add_eos_token is .*: what is put around texts has to be in"):
+            tokenizer_changes({"processor_kwargs": {"add_eos_token": value}}, "x.json")

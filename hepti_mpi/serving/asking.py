@@ -11,7 +11,7 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
-from hepti_mpi.models.inputs.chat import ChatTemplate, Message, checked_messages
+from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.images import modes, picture
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
 from hepti_mpi.models.inputs.requests import Request, image_request, text_request, text_tokens, token_request
@@ -70,7 +70,7 @@ class Model:
     @property
     def calls_tools(self) -> bool:
         """Whether its template marks the calls of tools in a way that is known."""
-        return b"<tool_call>" in self.files.get(TEMPLATE, b"")
+        return b"<tool_call>" in self.files.get(WITH_TOOLS, self.files.get(TEMPLATE, b""))
 
     @cached_property
     def _preprocessor(self) -> Any:

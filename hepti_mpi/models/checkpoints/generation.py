@@ -12,11 +12,12 @@ from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
-from hepti_mpi.models.inputs.chat import ChatTemplate
+from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small
 
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
+OTHERS = "additional_chat_templates"
 
 
 def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,14 +56,16 @@ def chat_files(base: Path, built: Built) -> dict[str, bytes]:
     raw = parse_json(read_small(base / CONFIG), CONFIG) if is_file(base / CONFIG) else {}
     template = raw.get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    if is_file(base / TEMPLATE):
-        template = read_small(base / TEMPLATE).decode("utf-8", "replace")
+        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    named = template if isinstance(template, dict) else {"default": template}
+    if is_file(base / TEMPLATE) or (base / OTHERS).is_dir():  # then those of the other file do not count
+        paths = {"default": base / TEMPLATE} | {path.stem: path for path in (base / OTHERS).glob("*.jinja")}
+        named = {name: read_small(path).decode("utf-8", "replace") for name, path in paths.items() if is_file(path)}
     found: dict[str, bytes] = {}
-    if isinstance(template, str):
-        ChatTemplate(template, {})
-        found[TEMPLATE] = template.encode()
+    for key, name in ((TEMPLATE, "default"), (WITH_TOOLS, "tool_use")):
+        if isinstance(source := named.get(name), str):
+            ChatTemplate(source, {})
+            found[key] = source.encode()
     if CONFIG in built.files:
         found[CONFIG] = json.dumps(json.loads(built.files[CONFIG]) | built.marks).encode()
     return found

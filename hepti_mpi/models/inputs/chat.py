@@ -19,6 +19,7 @@ from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.untrusted import shown
 
 NAME = "chat_template.jinja"
+WITH_TOOLS = "chat_template_tool_use.jinja"  # of a store: the template for talks with tools, where a model has one of its own for them
 LONGEST = 1 << 20  # characters of a template
 LARGEST = 1 << 24  # characters of a talk
 Message = Mapping[str, Any]
@@ -49,8 +50,12 @@ def _as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 class ChatTemplate:
     """What turns messages into the text that the model was trained on."""
 
-    def __init__(self, source: str, marks: Mapping[str, str]) -> None:
-        """`marks`: the texts of bos_token, eos_token and so on. Raises ModelError for a template that cannot be read."""
+    def __init__(self, source: str, marks: Mapping[str, str], with_tools: str | None = None) -> None:
+        """`marks`: the texts of bos_token, eos_token and so on; `with_tools`: the template of talks with tools, if it is another.
+
+        Raises ModelError for a template that cannot be read.
+        """
+        self._with_tools = None if with_tools is None else ChatTemplate(with_tools, marks)
         if len(source) > LONGEST:
             raise ModelError(f"{NAME} has {len(source)} characters, the limit is {LONGEST}")
         extensions = [_Generation, "jinja2.ext.loopcontrols"]
@@ -70,10 +75,13 @@ class ChatTemplate:
             return None
         said = json.loads(files.get("tokenizer_config.json", b"{}"))
         marks = {key: value for key, value in said.items() if key.endswith("_token") and isinstance(value, str)}
-        return cls(files[NAME].decode("utf-8", "replace"), marks)
+        with_tools = files[WITH_TOOLS].decode("utf-8", "replace") if WITH_TOOLS in files else None
+        return cls(files[NAME].decode("utf-8", "replace"), marks, with_tools)
 
     def text(self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, **more: Any) -> str:
         """Return the text of a talk; `answer`: up to where the model's answer begins. Raises InputError when the template refuses it."""
+        if tools is not None and self._with_tools is not None:
+            return self._with_tools.text(messages, answer, tools, **more)
         parts: list[str] = []
         size = 0
         try:
