@@ -39,7 +39,7 @@ def test_orders_come_in_order_and_reports_come_back(world, machine):
 
 def test_who_waits_for_its_lead_hears_that_it_is_there(world, monkeypatch):
     """Where there is nothing to do for longer than a rank waits for another."""
-    monkeypatch.setattr(world.patience, "seconds", 0.5)
+    monkeypatch.setattr(world.patience, "seconds", 1.5)
     left, first = [], world.rank == 0
 
     def pause(waited):
@@ -48,7 +48,7 @@ def test_who_waits_for_its_lead_hears_that_it_is_there(world, monkeypatch):
 
     mail = Mail(world, (), range(1, world.size)) if first else Mail(world, lead=0, pause=pause)
     if first:
-        time.sleep(1.5)
+        time.sleep(4)
         for rank in range(1, world.size):
             mail.send(rank, "work", {"do": "end"})
     else:
