@@ -17,6 +17,8 @@ def operations(spec, layer=0, reads=("a", "b"), writes=("c",)):
     made = [ops.Norm(*at, norm, f"{name}.norm"), ops.AddNorm(*at, block, "mlp", norm, f"{name}.norm"),
             ops.Join(*at, spec.hidden, True), *(ops.Project(*at, block.attention, matrices) for matrices in ("qkv", "q", "kv")),
             *(ops.Cast(*at, spec.hidden, spec.heads, dtype, axis=axis) for dtype in ("float16", "float32") for axis in (None, "heads")),
+            *(ops.Cast(layer, reads[:1], ("s", "t"), spec.hidden, spec.heads, "int8", spec.heads, axis=axis) for axis in (None, "heads")),
+            *(ops.Cast(layer, ("s", "t"), writes, spec.hidden, spec.heads, "float32", spec.heads, axis=axis) for axis in (None, "heads")),
             *(kind(*at, block.attention, axis=axis) for kind in (ops.Mix, ops.Out) for axis in (None, "heads")),
             *(kind(*at, turned, some, axis=axis) for kind in (ops.HeadNorm, ops.Rotate) for some, axis in (("qk", "heads"), ("k", None))),
             *(ops.Mlp(*at, block.mlp, axis=axis) for axis in (None, "columns")),

@@ -79,7 +79,7 @@ class World:
             order = self.adapter.next(end - self.number + 200)
             if order["do"] == "swap":
                 self.plan, self.late = plans.from_json(order["plan"]), []
-                self.adapter.swapped(0.4, 0.3)
+                self.adapter.swapped(0.4, 0.3, self.adapter.plan.wire)
             elif order["do"] == "links":
                 self.looks += 1
                 assert self.looks < 100 + self.number, "it looks at links and answers nothing"

@@ -140,7 +140,7 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["run", "--plan", "p.json", "--strategy", "galaxy"], "it cannot be used with --strategy"),
     (["run", "--plan", "p.json", "--memory-limit", "1M"], "it cannot be used with --memory-limit"),
     (["run", "--plan", "p.json", "--fresh"], "it cannot be used with --fresh"),
-    (["bench", "--methods", "hepti,fly"], "there is no method 'fly'; known are hepti, hepti-float16, tensor"),
+    (["bench", "--methods", "hepti,fly"], "there is no method 'fly'; known are hepti, hepti-float16, hepti-int8, tensor"),
     (["bench", "--methods", "hepti-boost"], "there is no method 'hepti-boost'"),
     (["bench", "--methods", "megatron-boost-boost"], "there is no method"),
     (["bench", "--methods", ""], "there is no method ''"),

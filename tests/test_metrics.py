@@ -82,7 +82,7 @@ def test_a_switch_is_told(metered):
     assert watch.next(5)["do"] == "swap"
     assert read(path)["hepti_plan_switches_total",] == 0
     with watch.metered:
-        watch.swapped(0.5, 0.2)
+        watch.swapped(0.5, 0.2, "float32")
     samples = read(path)
     assert samples["hepti_plan_switches_total",] == 1 and samples["hepti_running",] == 0 and samples["hepti_batches_left",] == 0
     assert samples["hepti_rank_rows", ("host", PLANS[1].hosts[1]), ("rank", "1")] == PLANS[1].rows[1]

@@ -55,3 +55,17 @@ def test_a_cast_rounds():
     (short,) = REFERENCES[ops.Cast](cast, {}, [np.array([[1.0001]])], where)
     assert short.dtype == np.float16 and short[0, 0] == 1
     assert (cast.needs().dtype, cast.gives().dtype) == ("float32", "float16")
+
+
+def test_int8_has_a_scale_for_each_head_of_each_row():
+    """What is largest there is 127 of them: nothing is off by more than half of one; what is 0 stays 0, what is no number shows."""
+    there, back, where = OPERATIONS["to_int8"], OPERATIONS["from_int8"], Where(*[np.zeros(1)] * 4)
+    values = np.random.default_rng(0).standard_normal((3, SPEC.hidden)) * 10.0 ** np.arange(-3, 3).repeat(SPEC.hidden // 6)
+    values[1] = 0
+    numbers, scales = REFERENCES[ops.Cast](there, {}, [values], where)
+    assert numbers.dtype == np.int8 and scales.shape == (3, SPEC.heads) and there.widths() == (SPEC.hidden, SPEC.heads)
+    (found,) = REFERENCES[ops.Cast](back, {}, [numbers, scales], where)
+    largest = np.abs(values.reshape(3, SPEC.heads, -1)).max(axis=2)
+    np.testing.assert_allclose(scales, np.maximum(largest, 1e-30) / 127, rtol=1e-6)
+    assert (np.abs(found - values) <= 0.501 * np.repeat(scales, there.block, axis=1)).all() and not found[1].any()
+    assert [form.dtype for form in there.writes_as()] == ["int8", "float32"] == [form.dtype for form in back.reads_as()]

@@ -50,7 +50,7 @@ def test_a_default_that_is_a_list_already_stays(kind):
 
 def test_what_may_be_named_is_what_there_is():
     """The words are written down twice, so that --help needs no NumPy."""
-    assert BASELINES == baselines.NAMES and set(OURS) | {"hepti", "hepti-float16"} == set(methods.OURS)
+    assert BASELINES == baselines.NAMES and set(OURS) | {"hepti", "hepti-float16", "hepti-int8"} == set(methods.OURS)
     assert methods.NAMES == (*methods.OURS, *BASELINES) and len(set(methods.NAMES)) == len(methods.NAMES)
     layouts = {tuple(name.split("/")) for name in LAYOUT_NAMES if name != PIPELINE}
     assert layouts == set(LEANER) and len(LAYOUT_NAMES) == len(layouts) + 1

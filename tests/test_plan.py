@@ -99,7 +99,7 @@ REFUSED = [
     ({"rows": (0, 0, 0)}, "no rows"),
     ({"reduction": "guess"}, "reduction 'guess', expected allreduce or reduce_scatter"),
     ({"collectives": "yours"}, "collectives 'yours', expected mpi or own"),
-    ({"wire": "float8"}, "wire 'float8', expected float32 or float16"),
+    ({"wire": "float8"}, "wire 'float8', expected float32 or float16 or int8"),
     ({"layers": (ALLTOALL, RECOMPUTE, RIGHT), "heads": (0,) * 3}, "the plan has 0 heads, model tiny-bert has 7"),
     ({"layers": (RECOMPUTE, RIGHT, RIGHT)}, "the plan has 7 heads"),  # which no layer divides
     ({"tiles": ((5, 0), (0, 4))}, "tiles do not add up"),

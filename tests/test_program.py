@@ -38,7 +38,7 @@ MODES = [  # reduction, collectives, tiles, wire
     ("allreduce", "mpi", "none", "float32"), ("reduce_scatter", "mpi", "none", "float32"), ("reduce_scatter", "own", "none", "float32"),
     ("reduce_scatter", "own", "two", "float32"), ("reduce_scatter", "own", "some ranks missing", "float32"),
     ("reduce_scatter", "own", "none", "float16"), ("reduce_scatter", "own", "two", "float16"),
-    ("allreduce", "own", "some ranks missing", "float16"),
+    ("allreduce", "own", "some ranks missing", "float16"), ("reduce_scatter", "own", "two", "int8"),
 ]  # fmt: skip
 TILED, SHORT = MODES[3], MODES[6]
 SHARES = [
@@ -115,7 +115,7 @@ class Rank:
         self.tiles = {tile: slice(own[0].start, own[-1].stop) for tile, own in enumerate(self.own)} | {None: slice(0, rows)}
         self.memory = {self.numbers[name]: np.full(self.shape(self.values[name]), np.nan) for name in self.numbers if self.active}
         self.root = {}
-        self.used = set()
+        self.used, self.random = set(), np.random.default_rng(rank)
 
     def shape(self, value):
         rows = self.tiles[value.tile] if value.rows == "full" else self.own[value.tile][self.rank]
@@ -155,9 +155,22 @@ class Rank:
 
     def run(self, op, w, reads, rows):
         if isinstance(op, Cast):  # not rounded but marked, so that a value without its cast, or with two of them, gives a wrong answer
-            return [values * (2 if op.dtype == "float16" else 0.5) for values in reads]
+            return self.cast(op, reads)
         keys = rows if len(reads[-1]) < len(self.request) else slice(None)  # those of whole requests are at hand alone
         return REFERENCES[type(op)](op, w, reads, Where(self.request[rows], self.request[keys], self.at[rows], self.at[keys]))
+
+    def cast(self, op, reads):
+        if op.dtype == "int8":
+            scales = [0.5 + self.random.integers(0, 9, (len(values), values.shape[1] // op.block)) for values in reads]
+            return [part for values, scale in zip(reads, scales) for part in (values / np.repeat(scale, op.block, axis=1), scale)]
+        if op.scales:
+            return [longer(*pair) for pair in zip(reads[::2], reads[1::2], strict=True)]
+        return [values * 2 if op.dtype == "float16" else longer(values) for values in reads]
+
+
+def longer(values, scales=None):
+    """What travelled, as it was before."""
+    return values * 0.5 if scales is None else values * np.repeat(scales, values.shape[1] // max(1, scales.shape[1]), axis=1)
 
 
 class Job:
@@ -244,6 +257,8 @@ class Job:
             target.fill(0)
         for target, sender, part, which in blocks:
             values = sent[sender] if sent[sender] is not None else self.reads(place, sender)
+            if step.have.terms and step.wire != "float32" and sender != number:
+                values = [longer(*values[1:])]
             assert values[which][part].shape == target.shape
             target += values[which][part]
         if sent[number] is None:
@@ -252,11 +267,11 @@ class Job:
 
     def blocks(self, sync, number):
         """What a rank receives in an exchange: (where to, from whom, which part of what is sent, of which value); the sum counts."""
-        found = self.division.of(sync.width).moves(sync.have, sync.want, sync.tile)
+        at = sync.have, sync.want, sync.tile
         return [
             (self.view(number, write, sync.tile, box), giver, self.place(giver, read, sync.tile, box), which)
             for which, (read, write) in enumerate(zip(sync.reads, sync.writes))
-            for giver, taker, box in found if taker == number
+            for giver, taker, box in self.division.of(self.values[named(self.values, read, sync.tile)].width).moves(*at) if taker == number
         ]  # fmt: skip
 
     def place(self, number, name, tile, box):
@@ -454,7 +469,7 @@ def test_a_tile_leaves_before_the_next_is_computed(pair, mode):
 
 def steps(program):
     """Names of the steps: "-" is a Compute, a number after an exchange tells of how many values."""
-    return [f"{s.kind}{len(s.reads) if len(s.reads) > 1 else ''}" if isinstance(s, Sync) else "-" for s in program]
+    return [f"{s.kind}{len(s.writes) if len(s.writes) > 1 else ''}" if isinstance(s, Sync) else "-" for s in program]
 
 
 EXCHANGES = [  # (attention, mlp), reduction, norm, what a layer of many exchanges
@@ -515,8 +530,8 @@ def test_no_step_too_many(pair, norm, expected):
 
 
 SHORT_LAYER = [  # (attention, mlp), all operations and exchanges of a post-norm model of one layer with a short wire
-    (("heads", "columns"), "scatterv to_float16 allgatherv to_float32 project_qkv_heads+mix_heads+out_heads reduce_scatter add_norm "
-                           "to_float16 allgatherv to_float32 mlp_columns reduce_scatter add_norm gatherv"),
+    (("heads", "columns"), "scatterv to_float16 allgatherv to_float32 project_qkv_heads+mix_heads+out_heads to_float16 reduce_scatter "
+                           "add_norm to_float16 allgatherv to_float32 mlp_columns to_float16 reduce_scatter add_norm gatherv"),
     (("rows", "rows"), "scatterv project_kv to_float16 allgatherv2 to_float32 project_q mix out+add_norm+mlp+add_norm gatherv"),
     (("alltoall", "rows"), "scatterv project_kv to_float16 to_heads2 to_float32_heads project_q to_float16 to_heads "
                            "to_float32_heads+mix_heads+to_float16_heads to_rows to_float32 out+add_norm+mlp+add_norm gatherv"),
@@ -541,7 +556,8 @@ def test_a_short_wire_is_for_all_inner_values_and_has_the_segments_of_an_exact_o
         for program, half in zip(programs, (True, False)):
             values = distributions(program)
             moved = [sum(interface(values, s), ()) for s in program if isinstance(s, Sync) and s.kind not in (*OUTER, "reduce_scatter")]
-            assert moved and {values[key].half for keys in moved for key in keys} == {half}
+            moved += [interface(values, s)[0][half:] for s in program if isinstance(s, Sync) and s.kind == "reduce_scatter"]
+            assert moved and {values[key].dtype for keys in moved for key in keys} == {"float16" if half else "float32"}
         heavy = [[s for s in p if isinstance(s, Compute) and any(op.weights() for op in s.ops)] for p in programs]
         assert heavy[0] == heavy[1]
 

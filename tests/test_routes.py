@@ -12,11 +12,12 @@ from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ownership import Holding, division
 from hepti_mpi.program.plan import WIRES
+from hepti_mpi.program.reference import rounded
 from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Sync
 
 OWN = [("reduce_scatter", "own", tiles, wire) for tiles in TILES for wire in WIRES]
 SPEC, _ = model_of(MODELS[0])
-ROWS = 23
+ROWS, SPOILT = 23, 111.0  # a value that none has
 
 
 class Recorded:
@@ -86,24 +87,40 @@ class Job:
     def cut(self, whole, name, rank):
         """What a rank holds of the value `name`, which is `whole` [rows, hidden]."""
         value = self.values[name]
-        box = self.rows.held(Holding(value.rows, value.columns), value.tile).box(rank)
-        return whole[box.rows, box.columns].astype(np.float16 if value.half else np.float32)
+        box = self.rows.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(rank)
+        return whole[box.rows, box.columns].astype(value.dtype)
+
+    def terms(self, step, name):
+        """Whole numbers, which every type holds, of a value for each active rank."""
+        shape = self.rows.tile(None).stop, self.values[name].width
+        return self.random.integers(-99, 99, (len(self.plan.active), *shape)).astype(np.float32)
+
+    def own_term(self, step, terms):
+        """The float32 term of which `terms` are what travels."""
+        if not step.scales:
+            return terms[0]
+        numbers, scales = terms
+        return numbers * np.repeat(scales, numbers.shape[2] // scales.shape[2], axis=2)
 
     def check(self, place, step):
         """Route one exchange on every rank, move its blocks, and compare with where they come from. Returns the transfers."""
         reads, writes = interface(self.values, step)
-        shape, ranks, active = (self.rows.tile(None).stop, SPEC.hidden), range(self.plan.ranks), self.plan.active
+        ranks, active, is_sum = range(self.plan.ranks), self.plan.active, step.kind in ("reduce_scatter", "allreduce")
         members = sorted({0, *active}) if step.kind in OUTER else active
         held: list[dict[str, np.ndarray]] = [{} for _ in ranks]
-        wholes = []
-        for read, write in zip(reads, writes):
-            terms = self.random.integers(-99, 99, (len(active), *shape)).astype(np.float32)  # whole numbers: float16 holds them
-            is_sum = step.kind in ("reduce_scatter", "allreduce")
+        wholes, every = [], [self.terms(step, read) for read in reads]
+        if len(reads) > len(writes):
+            every[0] = self.own_term(step, every[1:])
+            for read, terms in zip(reads[1:], every[1:]):
+                for number, rank in enumerate(active):
+                    held[rank][read] = self.cut(terms[number], read, rank)
+        for read, write, terms in zip(reads, writes, every):
             wholes.append(terms.sum(axis=0) if is_sum else terms[0])
+            shape = wholes[-1].shape
             for number, rank in enumerate(active):
                 held[rank][read] = self.cut(terms[number if is_sum else 0], read, rank)
-                held[rank][write] = self.cut(np.full(shape, np.nan, np.float32), write, rank)
-            for name, content in ((EMBEDDED, terms[0]), (RESULT, np.full(shape, np.nan, np.float32))):
+                held[rank][write] = self.cut(np.full(shape, SPOILT, np.float32), write, rank)
+            for name, content in ((EMBEDDED, terms[0]), (RESULT, np.full(shape, SPOILT, np.float32))):
                 for rank in ranks:  # which only the root has
                     held[rank].pop(name, None)
                 held[0][name] = content
@@ -124,7 +141,7 @@ class Job:
         assert len(set(tags)) == len(tags) and all(place * TAGS <= tag < (place + 1) * TAGS for tag in tags)
         tile = self.rows.tile(step.tile)
         for (write, whole), rank in product(zip(writes, wholes), (0,) if step.kind == "gatherv" else active):
-            expected = np.full(shape, np.nan, np.float32)  # what is of other tiles is left alone
+            expected = np.full(whole.shape, SPOILT, np.float32)  # what is of other tiles is left alone
             expected[tile] = whole[tile]
             np.testing.assert_array_equal(held[rank][write], self.cut(expected, write, rank), f"{step} on rank {rank}")
         return made
@@ -141,7 +158,8 @@ def test_every_exchange_brings_what_is_there(pair, mode):
                 every = [one.parts for some in job.check(place, step) for one in some.values()]
                 moved = [block for parts in every for kind in ("sends", "receives") for _, block in parts.get(kind, ())]
                 moved += [block for parts in every for block in parts.get("blocks", ())]
-                assert {block.dtype.name for block in moved} <= {"float32" if step.kind in OUTER else mode[3]}
+                short = {mode[3], *["float32"] * bool(step.scales)}
+                assert {block.dtype.name for block in moved} <= ({"float32"} if step.kind in OUTER else short)
 
 
 @pytest.mark.parametrize("pair", [("heads", "columns"), ("heads", "rows"), ("rows", "columns"), ("rows", "rows")], ids="/".join)
@@ -163,6 +181,7 @@ def test_emulated_boards_bring_by_messages_what_collectives_do(pair):
     ((6, 5, 5), "float32", "direct", "direct"),  # 12 rows on the busiest link against 11: a ring gains too little
     ((9, 3, 3), "float32", "gather", "reduce"),  # 18 against 12
     ((9, 3, 3), "float16", "gather", "direct"),  # a ring would round the sum once per rank
+    ((9, 3, 3), "int8", "gather", "direct"),
     ((9, 3), "float32", "direct", "direct"),
     ((15, 0, 0), "float32", "gather", "reduce"),
 ])  # fmt: skip
@@ -193,13 +212,18 @@ def test_rows_lie_tile_after_tile_and_rank_after_rank(tiles, shares, lengths):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 128])
-def test_float16_terms_are_made_and_summed_as_numpy_would(rows):
+def test_short_terms_are_summed_as_numpy_would(rows):
     random = np.random.default_rng(rows)
     terms = [(random.standard_normal((rows, 9)) * 10.0 ** random.integers(-9, 5, (rows, 9))).astype(np.float32) for _ in range(4)]
-    halves = [np.empty((rows, 9), np.float16) for _ in terms[1:]]
-    for half, term in zip(halves, terms[1:]):
-        sessions.halve(half, term)()
-        np.testing.assert_array_equal(half, term.astype(np.float16))
+    halves = [(term.astype(np.float16),) for term in terms[1:]]
     found = np.full((rows, 9), np.nan, np.float32)
-    sessions.add_halves(found, terms[0], halves)()
-    np.testing.assert_array_equal(found, terms[0] + halves[0] + halves[1] + halves[2])
+    sessions.add_short(found, terms[0], halves)()
+    np.testing.assert_array_equal(found, terms[0] + halves[0][0] + halves[1][0] + halves[2][0])
+    pairs = [rounded(term, 3) for term in terms[1:]]
+    sessions.add_short(found, terms[0], pairs)()
+    expected = terms[0].copy()
+    for numbers, scales in pairs:
+        expected += numbers * np.repeat(scales, 3, axis=1)
+    np.testing.assert_array_equal(found, expected)
+    off, scales = np.abs(expected - sum(terms)), sum(np.repeat(scales, 3, axis=1) for _, scales in pairs)
+    assert (off <= 0.51 * scales).all(), "half a step of each"

@@ -80,9 +80,10 @@ def test_norms_and_tails():
     assert set(part.op(operations(BERT)["norm"], "full")) == {"norm.weight", "norm.bias"}
 
 
-HEADS, COLUMNS = ("project_qkv_heads", "mix_heads", "out_heads", "to_float16_heads", "to_float32_heads"), ("mlp_columns",)
-WHOLE, MINE = ("project_qkv", "project_q", "project_kv", "mix", "out", "mlp"), ("norm", "add_norm", "to_float16", "to_float32")
-WEIGHTLESS = ("mix", "mix_heads", "to_float16", "to_float16_heads", "to_float32", "to_float32_heads")
+CASTS = ("to_float16", "to_float32", "to_int8", "from_int8")
+HEADS, COLUMNS = ("project_qkv_heads", "mix_heads", "out_heads", *(f"{cast}_heads" for cast in CASTS)), ("mlp_columns",)
+WHOLE, MINE = ("project_qkv", "project_q", "project_kv", "mix", "out", "mlp"), ("norm", "add_norm", *CASTS)
+WEIGHTLESS = ("mix", "mix_heads", *CASTS, *(f"{cast}_heads" for cast in CASTS))
 TAKES_PART = [  # per rank of a plan where each has another thing: (distribution, operations that it does anything of)
     (0, "full", HEADS + MINE), (1, "full", COLUMNS + MINE), (2, "full", WHOLE + MINE), (3, "full", MINE),
     (0, "rows", HEADS), (1, "rows", COLUMNS), (2, "rows", WHOLE + MINE), (3, "rows", ()),

@@ -66,8 +66,9 @@ class Choice:
 
 @click.command()
 @weights_option
-@click.option("--methods", default="hepti,hepti-float16,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
-              show_default=True, help="What to measure; NAME-boost is another system's division with our exchanges.")
+@click.option("--methods", show_default=True,
+              default="hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
+              help="What to measure; NAME-boost is another system's division with our exchanges.")
 @click.option("--rows", type=Sizes(), default="128", show_default=True,
               help="Rows (tokens, patches) of the request. Of a list, such as 128,384:6, each is measured in turn in one job: the first by "
               "plans that were tried, the others by what that taught; ROWS:N of the first N layers.")

@@ -86,14 +86,13 @@ def told(plan: "Plan", decision: "Decision | None") -> dict[str, Any]:
 
 @dataclass
 class Together:
-    """All ranks, by one plan. `measured`: of the ranks; `wire_error`: what the wire's type changes."""
+    """All ranks, by one plan. `measured`: of the ranks."""
 
     session: "Session"
     ready: "Ready"
     method: str
     request: "Request"
     measured: "ClusterProfile | None" = None
-    wire_error: float = 0.0
     outcome: "loop.Outcome | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -141,7 +140,7 @@ class Together:
         assert outcome is not None and outcome.seconds is not None
         spent = records.divide_time(ready.program, ready.plan.active, outcome.seconds)
         measured = records.Measured(outcome.latencies, outcome.rows, outcome.answered, outcome.facts, spent, seconds)
-        record = records.run_record(ready.spec, ready.plan, measured, self.startup, self.wire_error, outcome.decisions, output)
+        record = records.run_record(ready.spec, ready.plan, measured, self.startup, ready.wire_error, outcome.decisions, output)
         if self.measured is None:
             return record
         forecast = Forecast(ready.spec, self.measured, self.first)
@@ -231,8 +230,8 @@ def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
     goal = prepare.Goal(aim.method, aim.request, measured, aim.tolerance, session.world.from_root(aim.many))
     if aim.teaming is not None and (found := teamed(session.machine, store, goal, aim.teaming, startup, at)) is not None:
         return InTeams(session, found, aim.request.rows)
-    ready, measured, error = prepare.prepared(session.machine, store, goal, startup, session.tell, at)
-    return Together(session, ready, aim.method, aim.request, measured, error)
+    ready, measured = prepare.prepared(session.machine, store, goal, startup, session.tell, at)
+    return Together(session, ready, aim.method, aim.request, measured)
 
 
 def given(session: "Session", aim: Aim, placement: "Placement | None", file: Path, at: Callable[[str], None]) -> Job:
@@ -250,5 +249,5 @@ def given(session: "Session", aim: Aim, placement: "Placement | None", file: Pat
     at("loading weights")
     if placement.together is None:
         return InTeams(session, teaming.given(session.machine, session.store, placement), aim.request.rows)
-    ready = loading.load(session.machine, session.store, placement.together, None, {})
-    return Together(session, ready, aim.method, aim.request, wire_error=loading.wire_error(ready, aim.request.rows))
+    ready, _ = loading.within(loading.load(session.machine, session.store, placement.together, None, {}))
+    return Together(session, ready, aim.method, aim.request)

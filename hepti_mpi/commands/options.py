@@ -218,7 +218,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.FloatRange(0, 1),
             default=0.0,
             show_default=True,
-            help="Allow float16 on the wire if no value of the result changes by more; 0 is exact.",
+            help="Allow float16 or int8 on the wire if no value of the result changes by more; 0 is exact.",
         ),
     ):
         command = option(command)
@@ -228,6 +228,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
 def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
     """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest."""
     from hepti_mpi.planning.request import Request
+    from hepti_mpi.program.plan import WIRES
 
     limits = options["memory_limit"]
     if limits is not None and len(limits) == 1:
@@ -236,7 +237,7 @@ def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int)
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
         options["strategy"], layout, options["shares"], limits, options["weights_mode"],
-        ("float32", "float16") if options["tolerance"] else ("float32",),
+        WIRES if options["tolerance"] else WIRES[:1],
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from hepti_mpi.engine.sessions import bound
 from hepti_mpi.engine.timing import probe, timers
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.program.ops import CASTS
 from hepti_mpi.wording import counted
 
 LIKE = "bert-large"  # whose shapes all are described by, so that entries can be compared
@@ -108,13 +109,14 @@ def _copies(rows: int, hidden: int) -> list[Kernel]:
     """Return what exchanges do around their transfers."""
     ours, other = (np.zeros((rows, hidden), np.float32) for _ in range(2))
     short, shape = ours.astype(np.float16), f"{rows} x {hidden}"
-    both, halved = ours.nbytes + other.nbytes, ours.nbytes + short.nbytes
+    numbers, scales, both = ours.astype(np.int8), np.ones((rows, 1), np.float32), ours.nbytes + other.nbytes
     return [
         (("copies", shape, Work(copied=both), ""), lambda: np.copyto(ours, other)),
         (("copies", f"{shape}, sums", Work(copied=both), ""), lambda: np.add(ours, other, out=ours)),
-        (("copies", f"{shape}, to float16", Work(casts=ours.size, copied=halved), ""), sessions.halve(short, ours)),
-        (("copies", f"{shape}, a sum with float16", Work(casts=ours.size, copied=both + halved), ""),
-         sessions.add_halves(other, ours, [short])),
+        (("copies", f"{shape}, a sum with float16", Work(casts=ours.size, copied=2 * both), ""),
+         sessions.add_short(other, ours, [(short,)])),
+        (("copies", f"{shape}, a sum with int8", Work(casts=CASTS["int8"] * ours.size, copied=2 * both), ""),
+         sessions.add_short(other, ours, [(numbers, scales)])),
     ]
 
 

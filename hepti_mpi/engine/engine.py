@@ -285,7 +285,7 @@ class Engine:
                 if self.rank == 0:
                     values[name] = np.empty((rows, self.spec.hidden), np.float32)
             elif self.takes_part:
-                values[name] = self._view(self.numbers[name], *self._shape(value, places), np.float16 if value.half else np.float32)
+                values[name] = self._view(self.numbers[name], *self._shape(value, places), value.dtype)
         geometry = _Geometry(places, values)
         router = Router(self.exchanges, self.plan, places, self.values, values)
         for place, step in enumerate(self.program):
@@ -322,7 +322,7 @@ class Engine:
         at.runs[place] = segment.bind(found) if rows.stop > rows.start else None
         at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, at.packings[which].pairs)
 
-    def _view(self, number: int, rows: int, width: int, kind: type) -> np.ndarray:
+    def _view(self, number: int, rows: int, width: int, kind: str) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""
         if number not in self.memory or self.memory[number].size < rows * width:
             self.memory[number] = np.empty(max(rows, self.capacity) * width, kind)

@@ -239,5 +239,30 @@ def mlp(to: Writing, op: ops.Mlp, w: Own) -> None:
 @of(ops.Cast)
 def cast(to: Writing, op: ops.Cast, w: Own) -> None:
     """[r, w] -> the same in another type"""
-    for name, output in zip(op.reads, op.writes, strict=True):
-        to.graph.node("Cast", [name], [output], to=DTYPES[op.dtype])
+    count = op.width * to.heads // op.granules if op.axis else op.width  # of the own columns
+    flat = to.graph.constant(f"flat_{count}", np.array([-1, count], np.int64))
+    if op.dtype == "int8":
+        for name, number, scale in zip(op.reads, op.writes[::2], op.writes[1::2], strict=True):
+            to_int8(to.graph, name, op.block, (number, scale))
+    elif op.scales:
+        for number, scale, output in zip(op.reads[::2], op.reads[1::2], op.writes, strict=True):
+            to.graph.node("Reshape", [from_int8(to.graph, (number, scale), op.block), flat], [output])
+    else:
+        for name, output in zip(op.reads, op.writes, strict=True):
+            to.graph.node("Cast", [name], [output], to=DTYPES[op.dtype])
+
+
+def to_int8(graph: Graph, x: str, block: int, outputs: tuple[str, str]) -> None:
+    """Write x [r, w] as int8 [r, w] and scales [r, w / block], one for each row of each block: what is largest there is 127 of them."""
+    blocks = graph.node("Reshape", [x, graph.constant(f"blocks_{block}", np.array([0, -1, block], np.int64))])
+    largest = graph.node("ReduceMax", [graph.node("Abs", [blocks]), graph.constant("last", np.array([2], np.int64))], keepdims=0)
+    some = graph.node("Max", [largest, graph.constant("some", np.array(1e-30, np.float32))])  # 0 is divided by it
+    scale = graph.node("Mul", [some, graph.constant("step", np.array(1 / 127, np.float32))], [outputs[1]])
+    graph.node("QuantizeLinear", [x, scale], [outputs[0]], axis=1, block_size=block, output_dtype=TensorProto.INT8)
+
+
+def from_int8(graph: Graph, reads: Sequence[str], block: int) -> str:
+    """Write `reads`, int8 numbers times their scales as float32 [r * w / block, block]: rows of one scale each are soonest."""
+    shapes = graph.constant(f"each_{block}", np.array([-1, block], np.int64)), graph.constant("flat", np.array([-1], np.int64))
+    one, other = (graph.node("Reshape", [name, shape]) for name, shape in zip(reads, shapes))
+    return graph.node("DequantizeLinear", [one, other], axis=0)

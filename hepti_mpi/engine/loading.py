@@ -5,6 +5,7 @@ Returns data; prints nothing. How it answers is serving's business.
 Every stage ends with all ranks agreeing that it worked, so that an error on one rank ends all of them, and is told once.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +34,10 @@ ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it b
 
 @dataclass
 class Ready:
-    """A job that can answer: what was decided (rank 0 knows from what; nobody where the plan was given) and the engine."""
+    """A job that can answer: what was decided (rank 0 knows from what; nobody where the plan was given) and the engine.
+
+    `tolerance`: by how much the wire's type may change a number of the last hidden state; `wire_error`: by how much it was found to.
+    """
 
     machine: Machine
     store: Store
@@ -42,6 +46,8 @@ class Ready:
     segments: sessions.Segments
     decision: Decision | None
     startup_seconds: dict[str, float]
+    tolerance: float = math.inf
+    wire_error: float = 0.0
 
     @property
     def spec(self) -> ModelSpec:
@@ -130,6 +136,17 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool =
     if make_room and probe.usable_memory(1) < ROOM * wanted:
         ready.engine.segments.clear()
     return replace(ready, part=part, engine=Engine(machine, part, ready.segments), decision=decision)
+
+
+def within(ready: Ready) -> tuple[Ready, float]:
+    """Return what is ready knowing what its wire changes; with float32 there where that is more than its tolerance. Collective.
+
+    Return also the largest change that was found.
+    """
+    error = wire_error(ready, ready.plan.planned_rows)
+    if error <= ready.tolerance:  # which a result that is no number does not pass
+        return replace(ready, wire_error=error), error
+    return replace(swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None)), wire_error=0.0), error
 
 
 def wire_error(ready: Ready, rows: int) -> float:

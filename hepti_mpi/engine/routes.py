@@ -4,7 +4,7 @@ Knows arrays and which transfer is the sooner; does not know how messages are mo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
 from hepti_mpi.engine import sessions
-from hepti_mpi.planning.traffic import RING_GAIN
+from hepti_mpi.planning.traffic import FLOAT, RING_GAIN
+from hepti_mpi.program.ops import CASTS
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Sync, Value
@@ -22,21 +23,21 @@ TAGS = 4  # of one exchange: one per ring
 
 @dataclass
 class Route:
-    """What a Sync is on one rank: `before` and `after` are copies (and sums) around the transfer; none of it allocates when run.
-
-    Sums of float16 terms follow on the one copy of `after`, which is the rank's own term.
-    """
+    """What a Sync is on one rank: `before` and `after` are copies around the transfer; where it is a sum the one copy behind it is of the
+    rank's own term, and `sums` are the others, arrays of the wire's type. None of it allocates when run."""
 
     transfer: Transfer | None = None
     before: list[Copy] = field(default_factory=list)
     after: list[Copy] = field(default_factory=list)
-    sums: list[Copy] = field(default_factory=list)  # added after `after`
+    sums: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.begins, self.ends = _copying(self.before), _copying([*self.after, *self.sums])
-        self._before = [_copy(target, source) for target, source in self.before]
-        self._after = self._ending()
-        self.ends = replace(self.ends, calls=len(self._after))
+        self._before, self._after = [partial(np.copyto, target, source) for target, source in self.before], self._ending()
+        numbers = sum(term[0].size for term in self.sums)
+        summed = sum(array.nbytes for term in self.sums for array in term) + numbers * FLOAT
+        casts = CASTS[str(self.sums[0][0].dtype)] * numbers if self.sums else 0
+        self.begins = Work(copied=_bytes(self.before), calls=len(self._before))
+        self.ends = Work(casts=casts, copied=_bytes(self.after) + summed, calls=len(self._after))
 
     def begin(self) -> None:
         for run in self._before:
@@ -47,25 +48,15 @@ class Route:
             run()
 
     def _ending(self) -> list[Callable[[], object]]:
-        if self.sums and self.sums[0][1].dtype == np.float16:
-            ((target, own),) = self.after
-            return [sessions.add_halves(target, own, [term for _, term in self.sums])] if own.size else []
-        return [
-            *(_copy(target, source) for target, source in self.after),
-            *(partial(np.add, target, term, out=target) for target, term in self.sums),
-        ]
+        if not self.sums or self.sums[0][0].dtype == np.float32:
+            copies = [partial(np.copyto, target, source) for target, source in self.after]
+            return [*copies, *(partial(np.add, self.after[0][0], term, out=self.after[0][0]) for (term,) in self.sums)]
+        ((target, own),) = self.after
+        return [sessions.add_short(target, own, self.sums)] if own.size else []
 
 
-def _copy(target: np.ndarray, source: np.ndarray) -> Callable[[], object]:
-    if target.dtype != source.dtype and source.size:
-        return sessions.halve(target, source)
-    return partial(np.copyto, target, source)
-
-
-def _copying(copies: Sequence[Copy]) -> Work:
-    """Return the work of copies: a call each, every byte of both arrays, and casts where their types differ."""
-    casts = sum(target.size for target, source in copies if target.dtype != source.dtype)
-    return Work(casts=casts, copied=sum(target.nbytes + source.nbytes for target, source in copies), calls=len(copies))
+def _bytes(copies: Sequence[Copy]) -> int:
+    return sum(target.nbytes + source.nbytes for target, source in copies)
 
 
 class Router:
@@ -75,7 +66,7 @@ class Router:
         self, exchanges: Exchanges, plan: Plan, division: Division, values: Mapping[str, Value], arrays: Mapping[str, np.ndarray]
     ) -> None:  # fmt: skip
         self.exchanges, self.division, self.values, self.arrays = exchanges, division, values, arrays
-        self.half, self.rings = plan.wire == "float16", plan.collectives == "own"  # MPI's collectives do not look at the blocks' sizes
+        self.rings = plan.collectives == "own"  # MPI's collectives do not look at the blocks' sizes
         self.rank, self.members = exchanges.rank, division.active
         self.peers = [rank for rank in self.members if rank != self.rank]
 
@@ -94,62 +85,71 @@ class Router:
         return summed, self._route((EVEN, FULL), sync.tile, writes, writes, tag + 1)
 
     def _route(self, holdings: tuple[Holding, Holding], tile: int, reads: Sequence[str], writes: Sequence[str], tag: int) -> Route:
-        division = self.division.of(self.values[reads[0]].width)
-        have, want = (division.held(holding, tile) for holding in holdings)
+        have, want = (self._held(reads[0], holding, tile) for holding in holdings)
         if self.rank not in self.members and not (self.rank == 0 and ROOT in holdings):
             return Route()
         if have.terms:
-            return self._reduce(reads[0], writes[0], have, want, tag)
+            return self._reduce(reads, writes[0], (holdings[1], tile), tag)
         if holdings == (ROWS, FULL) and self._uneven(have):
-            return self._ring_gather(reads, writes, have, tag)
+            return self._ring_gather(reads, writes, holdings[0], tile, tag)
         sends: list[Block] = []
         receives: list[Block] = []
-        copies: list[Copy] = []
+        before: list[Copy] = []
         for read, write in zip(reads, writes):
-            for giver, taker, box in division.moves(*holdings, tile):
+            for giver, taker, box in self.division.of(self.values[read].width).moves(*holdings, tile):
                 if giver == taker == self.rank:
-                    copies += [(self._part(write, box), self._part(read, box))] * (read != write)
+                    before += [(self._part(write, box), self._part(read, box))] * (read != write)
                 elif giver == self.rank:
                     sends.append((taker, self._part(read, box)))
                 elif taker == self.rank:
                     receives.append((giver, self._part(write, box)))
         moving = holdings[0] != FULL  # else every rank has what it wants
-        return Route(self.exchanges.direct(sends, receives, tag) if moving else None, copies)
+        return Route(self.exchanges.direct(sends, receives, tag) if moving else None, before)
 
     def _part(self, name: str, box: Box) -> np.ndarray:
         """Return the view of a box of a value, in what this rank keeps of it."""
         value = self.values[name]
-        kept = self.division.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(self.rank)
+        kept = self._held(name, Holding(value.rows, value.columns), value.tile).box(self.rank)
         return self.arrays[name][box.inside(kept)]
+
+    def _held(self, name: str, holding: Holding, tile: int | None) -> Held:
+        """Return who would hold what of a value that is held so."""
+        return self.division.of(self.values[name].width).held(holding, tile)
 
     def _uneven(self, held: Held) -> bool:
         """Tell whether blocks that everybody sends to everybody go round: what the busiest link carries then is less."""
         sizes = held.sizes[list(self.members)]
         return bool(self.rings and (len(sizes) - 1) * sizes.max() > RING_GAIN * (sizes.sum() - sizes.min()))
 
-    def _ring_gather(self, reads: Sequence[str], writes: Sequence[str], have: Held, tag: int) -> Route:
+    def _ring_gather(self, reads: Sequence[str], writes: Sequence[str], holding: Holding, tile: int, tag: int) -> Route:
         """Fill each target with the ranks' own rows."""
-        mine = have.box(self.rank)
-        copies = [(self._part(write, mine), self._part(read, mine)) for read, write in zip(reads, writes)]
-        parts = [[self._part(write, have.box(rank)) for rank in self.members] for write in writes]
-        rings = [self.exchanges.ring_gather(blocks, self.members, tag + number) for number, blocks in enumerate(parts)]
+        copies, rings = [], []
+        for number, (read, write) in enumerate(zip(reads, writes)):
+            have = self._held(read, holding, tile)
+            mine, parts = have.box(self.rank), [self._part(write, have.box(rank)) for rank in self.members]
+            copies.append((self._part(write, mine), self._part(read, mine)))
+            rings.append(self.exchanges.ring_gather(parts, self.members, tag + number))
         return Route(_Together(rings), copies)
 
-    def _reduce(self, read: str, write: str, have: Held, want: Held, tag: int) -> Route:
-        """Leave the sum of the ranks' terms of what each wants there: own term first, then the others in rank order."""
-        if not self.half and self._uneven(want):
-            terms = [self._part(read, want.box(rank)) for rank in self.members]
+    def _reduce(self, reads: Sequence[str], write: str, wanted: tuple[Holding, int], tag: int) -> Route:
+        """Leave the sum of the ranks' terms of what each wants there: own term first, then the others in rank order. `reads`: the term and,
+        on a short wire, what travels of it."""
+        term, *short = reads
+        want = self._held(term, *wanted)
+        if not short and self._uneven(want):
+            terms = [self._part(term, want.box(rank)) for rank in self.members]
             return Route(self.exchanges.ring_reduce(terms, self._part(write, want.box(self.rank)), self.members, tag))
-        kind, mine = np.float16 if self.half else np.float32, want.box(self.rank)
-        result = self._part(write, mine)
-        came = [(peer, np.empty(result.shape, kind)) for peer in self.peers]
-        sends, before = [(peer, self._part(read, want.box(peer))) for peer in self.peers], []
-        if self.half:
-            staged = [(peer, np.empty(block.shape, kind)) for peer, block in sends]
-            before = [(stage, block) for (_, stage), (_, block) in zip(staged, sends)]
-            sends = staged
-        sums = [(result, block) for _, block in came]
-        return Route(self.exchanges.direct(sends, came, tag), before, [(result, self._part(read, mine))], sums)
+        sends, came = list[Block](), {peer: list[np.ndarray]() for peer in self.peers}
+        for name in short or [term]:
+            held = self._held(name, *wanted)
+            sends += [(peer, self._part(name, held.box(peer))) for peer in self.peers]
+            like = self._part(name, held.box(self.rank))
+            for arrays in came.values():
+                arrays.append(np.empty_like(like))
+        mine, sums = want.box(self.rank), [tuple(arrays) for arrays in came.values()]
+        receives = [(peer, arrays[place]) for place in range(len(short) or 1) for peer, arrays in came.items()]
+        own = self._part(write, mine), self._part(term, mine)
+        return Route(self.exchanges.direct(sends, receives, tag), after=[own], sums=sums)
 
 
 class _Together:

@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
-from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing
+from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
@@ -26,11 +26,12 @@ from hepti_mpi.wording import counted
 ELEMENT = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.bool_): TensorProto.BOOL,
 }
-OPSETS = {"Attention": 23}  # of nodes that are younger than the others
+OPSETS = {"Attention": 23, "block_size": 21}  # of nodes, or attributes, that are younger than the others
 _configured: list[tuple[int, bool]] = []
 _made: list[bool] = []  # whether a session was
 
@@ -135,7 +136,8 @@ def _tables(done: Sequence[Op], distribution: str, store: Store, part: Part) -> 
 
 
 def _proto(graph: Graph, done: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
-    dtypes = {name: op.needs().dtype for op in done for name in op.reads} | {name: op.gives().dtype for op in done for name in op.writes}
+    dtypes = {name: form.dtype for op in done for name, form in zip(op.reads, op.reads_as(), strict=True)}
+    dtypes |= {name: form.dtype for op in done for name, form in zip(op.writes, op.writes_as(), strict=True)}
 
     def value(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, DTYPES[dtypes[name]], [None, None])
@@ -151,7 +153,8 @@ def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> on
     """Return the session of a graph whose weights are in `folder`; `mode` as in `build`."""
     if _configured and not _made:
         _begin()
-    opsets = [helper.make_opsetid("", max(OPSETS.get(node.op_type, 18) for node in graph.node)), helper.make_opsetid(MICROSOFT, 1)]
+    used = {name for node in graph.node if not node.domain for name in (node.op_type, *(one.name for one in node.attribute))}
+    opsets = [helper.make_opsetid("", max([18, *(OPSETS.get(name, 0) for name in used)])), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = not (_configured and _configured[0][1])
@@ -168,33 +171,30 @@ def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> on
 
 
 @cache
-def _halving() -> onnxruntime.InferenceSession:
-    x, y = (helper.make_tensor_value_info(name, kind, None) for name, kind in (("x", TensorProto.FLOAT), ("y", TensorProto.FLOAT16)))
-    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
-    return session(helper.make_graph([node], "halving", [x], [y]), Path("."), "packed", 1)
-
-
-@cache
-def _summing(terms: int) -> onnxruntime.InferenceSession:
-    nodes, total = [], "x"
+def _summing(terms: int, block: int | None) -> onnxruntime.InferenceSession:
+    """Return the session that adds float16 terms to x [r, w] or, where `block` columns have a scale, int8 ones to x [n, block]."""
+    graph, total, float_, short = Graph(), "x", TensorProto.FLOAT, TensorProto.FLOAT16 if block is None else TensorProto.INT8
+    infos = [("x", float_)]
     for number in range(terms):
-        nodes.append(helper.make_node("Cast", [f"half{number}"], [f"term{number}"], to=TensorProto.FLOAT))
-        after = "y" if number == terms - 1 else f"total{number}"
-        nodes.append(helper.make_node("Add", [total, f"term{number}"], [after]))
-        total = after
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
-    halves = [helper.make_tensor_value_info(f"half{number}", TensorProto.FLOAT16, None) for number in range(terms)]
-    return session(helper.make_graph(nodes, "summing", [x, *halves], [y]), Path("."), "packed", 1)
+        names = [f"term{number}", f"scale{number}"][: 1 if block is None else 2]
+        infos += zip(names, (short, float_))
+        term = graph.node("Cast", names, to=float_) if block is None else from_int8(graph, names, block)
+        total = graph.node("Add", [total, term], ["y"] if number == terms - 1 else None)
+    values = [helper.make_tensor_value_info(name, kind, None) for name, kind in infos]
+    y = helper.make_tensor_value_info("y", float_, None)
+    return session(helper.make_graph(graph.nodes, "summing", values, [y], list(graph.initializers.values())), Path("."), "packed", 1)
 
 
-def halve(target: np.ndarray, source: np.ndarray) -> Callable[[], None]:
-    """Return what writes float32 `source` to float16 `target`: many times sooner than NumPy, which does so without vectors."""
-    return bound(_halving(), {"x": source}, target)
-
-
-def add_halves(target: np.ndarray, own: np.ndarray, terms: Sequence[np.ndarray]) -> Callable[[], None]:
-    """Return what leaves the sum of float32 `own` and float16 `terms`, in their order, in float32 `target`."""
-    return bound(_summing(len(terms)), {"x": own} | {f"half{number}": term for number, term in enumerate(terms)}, target)
+def add_short(target: np.ndarray, own: np.ndarray, terms: Sequence[tuple[np.ndarray, ...]]) -> Callable[[], None]:
+    """Return what leaves the sum of float32 `own` [r, w] and `terms`, in their order, in float32 `target`: many times sooner than NumPy,
+    which casts without vectors. A term is float16, or int8 numbers [r, w] and their scales [r, blocks]."""
+    block = own.shape[1] // terms[0][1].shape[1] if len(terms[0]) > 1 else None
+    shape = own.shape if block is None else (-1, block)
+    feed: dict[str, np.ndarray] = {"x": own.reshape(shape)}
+    for number, (term, *scales) in enumerate(terms):
+        feed[f"term{number}"] = term.reshape(shape)
+        feed.update((f"scale{number}", scale.reshape(-1)) for scale in scales)
+    return bound(_summing(len(terms), block), feed, target.reshape(shape))
 
 
 def bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], result: np.ndarray) -> Callable[[], None]:

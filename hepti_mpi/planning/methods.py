@@ -16,6 +16,7 @@ from hepti_mpi.program.build import make_program
 OURS = {
     "hepti": {"strategy": "auto"},  # and the wires that the request allows
     "hepti-float16": {"strategy": "auto", "wires": ("float32", "float16")},
+    "hepti-int8": {"strategy": "auto", "wires": ("float32", "float16", "int8")},
     "tensor": {"strategy": "tensor"},
     "hybrid": {"strategy": "hybrid"},
     "sequence": {"strategy": "sequence"},
@@ -25,6 +26,7 @@ BOOST = "-boost"
 MEANT = {
     "hepti": "what the planner chooses of all, float32 on the wire",
     "hepti-float16": "the same with float16 allowed on the wire",
+    "hepti-int8": "the same with float16 and int8 allowed on the wire",
     "tensor": "the best division by heads and columns",
     "hybrid": "the best division of one block by weights, of the other by rows",
     "sequence": "the best division by rows",

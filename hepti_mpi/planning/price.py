@@ -16,7 +16,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
-from hepti_mpi.planning.traffic import FLOAT, Links, Shares, Traffic, by_place, together, traffic
+from hepti_mpi.planning.traffic import Links, Shares, Traffic, by_place, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.ops import Op, Share
@@ -191,7 +191,7 @@ class Pricer:
 
     def _kind(self, step: Step) -> Kind:
         if isinstance(step, Sync):
-            return step.kind, len(step.reads), step.width
+            return step.kind, len(step.reads), step.width, step.wire
         return step.distribution, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
 
 
@@ -252,7 +252,7 @@ class Batch:
             )
             parts = zip(*([getattr(group.links, field.name) for field in fields(Links)] for group in groups))
             self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
-        self.in_turn, self.number_bytes = like.collectives == "mpi", 2 if like.wire == "float16" else FLOAT
+        self.in_turn = like.collectives == "mpi"
         self.by_messages = len(self.ranks) > 1 and (not self.in_turn or pricer.emulated)
         self.known: dict[Kind, Sequence[Done]] = {}  # by tile; layers repeat: price each kind of step once
 
@@ -301,7 +301,8 @@ class Batch:
             some = {kind: step for kind, step in syncs.items() if step.have.terms == terms and self.by_messages and step.kind != "slice"}
             if some:
                 fixed = pricer.start, pricer.start_per_byte, pricer.exchange
-                sent = traffic(list(some.values()), self.shares, pricer.spec.heads, links, self.number_bytes, not self.in_turn, fixed)
+                cast = pricer.cast[self.places]
+                sent = traffic(list(some.values()), self.shares, pricer.spec.heads, links, not self.in_turn, fixed, cast)
                 self.known.update(zip(some, sent))
         for kind, step in new.items():
             if isinstance(step, Compute):

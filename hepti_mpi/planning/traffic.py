@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hepti_mpi.planning.collectives import collective
+from hepti_mpi.program.ops import CASTS
 from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Held, Holding, boxes, cells
 from hepti_mpi.program.steps import Sync
 
@@ -86,11 +87,12 @@ class Way(NamedTuple):
 
 class Traffic(NamedTuple):
     """An exchange: `load` [3, ranks, ...]: seconds that each rank sends, receives, and the longer of both; `moved`: bytes; seconds that
-    starting takes, and the ways; `ring` [...]: who goes round where there are both."""
+    starting takes, and adding what came short (`ending`), and the ways; `ring` [...]: who goes round where there are both."""
 
     load: np.ndarray
     moved: np.ndarray
     starting: np.ndarray
+    ending: np.ndarray
     ring: np.ndarray
     round: Way | None
     direct: Way | None
@@ -108,18 +110,17 @@ def by_place(values: Any, places: tuple[int, ...]) -> list[Any]:
 
 
 def traffic(
-    syncs: Sequence[Sync], shares: Shares, granules: int, links: Links, number_bytes: int, rings: bool, fixed: tuple[float, float, float]
+    syncs: Sequence[Sync], shares: Shares, granules: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
 ) -> list[list[Traffic]]:  # fmt: skip
     """Return what exchanges are by messages, of each tile: exchanges all of terms, or all of none. `granules`: heads of the model;
-    `number_bytes`: of a number between the layers; `rings`: whether blocks may go round; `fixed`: seconds that sending takes to start, and
-    for each second of sending, and that an exchange takes beside what its bytes do."""
+    `rings`: whether blocks may go round; `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange
+    takes beside what its bytes do; `cast`: that each rank takes for a number to or from float16."""
     terms, count = syncs[0].have.terms, len(shares.rows)
     have, want = held(syncs, shares, granules)
-    outer, reads, width = (np.array(some)[:, None, None] for some in zip(*(
-        (ROOT in (sync.have, sync.want), float(len(sync.reads)), sync.width) for sync in syncs)))  # fmt: skip
-    size = np.where(outer, FLOAT, number_bytes) * reads
+    outer, size, width, casts = (np.array(some)[:, None, None] for some in zip(*(
+        (ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, CASTS[sync.wire]) for sync in syncs)))  # fmt: skip
     sizes, ring = (want.sizes if terms else have.sizes) * size, np.zeros((1, 1, 1), bool)  # of each rank's block
-    may = np.array([(sync.have, sync.want) == (ROWS, FULL) or (terms and number_bytes == FLOAT) for sync in syncs])[:, None, None]
+    may = np.array([(sync.have, sync.want) == (ROWS, FULL) or (terms and sync.wire == "float32") for sync in syncs])[:, None, None]
     if rings and may.any():  # a short sum would round at each rank
         ring = may & ((count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0)))
     round_ = _round(sizes, terms, links) if ring.any() else None
@@ -133,8 +134,9 @@ def traffic(
     ways = [(way.out, way.received, way.moved) for way in (round_, direct) if way]
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
+    ending = cast[:, None, None] * casts * (count - 1) * want.sizes if terms else np.zeros_like(starting)
     load, places = np.stack([out, received, np.maximum(out, received)]), (len(syncs), shares.rows.shape[1])
-    parts = [by_place(values, places) for values in (load, moved, starting, ring)]
+    parts = [by_place(values, places) for values in (load, moved, starting, ending, ring)]
     both = _ways(round_, places, ring), _ways(direct, places, ~ring)
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
 

@@ -91,6 +91,7 @@ class Walk:
         ways = [self._round(step.round, begin, leave)] if step.round else []
         ways += [self._directly(step.direct, begin, leave)] if step.direct else []
         self.up, self.down, done = ways[0] if len(ways) == 1 else (np.where(step.ring, one, other) for one, other in zip(*ways))
+        done = done + step.ending
         self.moved, self.load = self.moved + step.moved, self.load + step.load
         _note(self.ready, writes, done)
         _note(self.coming, writes, done)

@@ -13,25 +13,22 @@ def distributions(program: Program) -> dict[str, Value]:
         if isinstance(step, Compute):
             all_rows = {name for op in step.ops for name in op.whole()}
             whole.update(name for name in (*step.reads, *step.writes) if name in all_rows)
-    short: set[str] = set()  # of float16
     result: dict[str, Value] = {}
     for step in program:
         if isinstance(step, Compute):
-            forms = {name: op.gives() for op in step.ops for name in op.writes}
+            forms = {name: form for op in step.ops for name, form in zip(op.writes, op.writes_as(), strict=True)}
             widths = {name: width for op in step.ops for name, width in zip(op.writes, op.widths(), strict=True)}
-            short.update(name for name in step.writes if forms[name].dtype == "float16")
             for name in step.writes:
                 tile, form = None if name in whole else step.tile, forms[name]
-                result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, name in short, widths[name])
+                result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, form.dtype, widths[name])
             continue
         outer = [name for name in (*step.reads, *step.writes) if name in (EMBEDDED, RESULT)]
         result |= dict.fromkeys(outer, Value("root", "hidden", None, width=step.width))
         if step.want != ROOT:
             for read, name in zip(step.reads, step.writes):
-                tile = None if name in whole else step.tile
-                if read in short:  # what travels comes as it went
-                    short.add(name)
-                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, name in short, step.width)
+                tile, went = None if name in whole else step.tile, result.get(named(result, read, step.tile))
+                width, dtype = (went.width, went.dtype) if went else (step.width, "float32")  # it comes as it went
+                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, dtype, width)
     return result
 
 

@@ -1,11 +1,13 @@
 """From a model and a plan to the steps of one inference. Pure: knows layers, layouts and operations; no time, file, MPI or ONNX."""
 
+import math
 from dataclasses import replace
 
 from hepti_mpi.models.blocks import KINDS, Attention, Norm
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program import ops
 from hepti_mpi.program.ops import Op
+from hepti_mpi.program.ownership import EXCHANGES, Holding
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Sync
 
@@ -77,26 +79,30 @@ class _Builder:
     def sync(self, kind: str, values: tuple[str, ...], roles: str, width: int | None = None) -> tuple[str, ...]:
         """Append an exchange of values of `width` numbers in a row, None: as many as the residual has; return what comes of it."""
         width = width or self.spec.hidden
-        if kind in ("allgatherv", "to_heads", "to_rows") and self.plan.wire == "float16":
+        if kind in ("allgatherv", "to_heads", "to_rows", "reduce_scatter") and self.plan.wire != "float32":
             return self.short(kind, values, roles, width)
         targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
         self.steps.append(Sync(kind, values, targets, width=width))
         return targets
 
     def short(self, kind: str, values: tuple[str, ...], roles: str, width: int) -> tuple[str, ...]:
-        """Exchange in float16."""
-        cut, came = (tuple(self.new("half") for _ in values) for _ in range(2))
+        """Exchange in the plan's short type; of a sum the own term stays float32, and so does what is added to it."""
+        wire, (have, want) = self.plan.wire, EXCHANGES[kind]
+        scales = math.gcd(width, self.spec.heads) if wire == "int8" else 0
+        parts = ("short", "scale") if scales else ("short",)
+        cut, came = (tuple(self.new(part) for _ in values for part in parts) for _ in range(2))
         targets = tuple(map(self.new, roles))
-        if kind == "to_rows":
-            self.compute(ops.Cast(-1, values, cut, width, self.spec.heads, "float16", axis="heads"), "full")
+        self.cast(have, values, cut, ops.Cast(-1, (), (), width, self.spec.heads, wire, scales))
+        if have.terms:
+            self.steps.append(Sync(kind, (*values, *cut), targets, 0, width, wire, scales))
         else:
-            self.compute(ops.Cast(-1, values, cut, width, self.spec.heads, "float16"), "rows")
-        self.steps.append(Sync(kind, cut, came, width=width))
-        if kind == "to_heads":
-            self.compute(ops.Cast(-1, came, targets, width, self.spec.heads, "float32", axis="heads"), "full")
-        else:
-            self.compute(ops.Cast(-1, came, targets, width, self.spec.heads, "float32"), "rows" if kind == "to_rows" else "full")
+            self.steps.append(Sync(kind, cut, came, 0, width, wire, scales))
+            self.cast(want, came, targets, ops.Cast(-1, (), (), width, self.spec.heads, "float32", scales))
         return targets
+
+    def cast(self, held: Holding, reads: tuple[str, ...], writes: tuple[str, ...], like: ops.Cast) -> None:
+        """Append a cast of values, like another one, as ranks hold them."""
+        self.compute(replace(like, reads=reads, writes=writes, axis="heads" if held.columns == "heads" else None), held.rows)
 
     def start(self) -> None:
         first = self.needs(self.plan.first, "attention")
@@ -280,7 +286,7 @@ def _expanded(steps: list[Step], tiles: int) -> Program:
     result: list[Step] = []
     stage: list[Step] = []
     for step in [*steps, None]:
-        cast = isinstance(step, Compute) and all(op.gives().dtype == "float16" for op in step.ops)  # goes with what it casts
+        cast = isinstance(step, Compute) and all(op.gives().dtype != "float32" for op in step.ops)  # goes with what it casts
         if step is None or (isinstance(step, Compute) and not cast):
             for tile in range(tiles):
                 result += [s if s.tile == tile else s.of_tile(tile) for s in stage]

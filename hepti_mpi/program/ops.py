@@ -17,6 +17,7 @@ import numpy as np
 from hepti_mpi.models import blocks
 from hepti_mpi.models.blocks import Weight
 
+CASTS = {"float32": 0, "float16": 1, "int8": 3}  # to a type and back, times as long as to float16; int8 is rounded with a scale per block
 Roles = Mapping[str, tuple[Weight, str | None]]  # what a weight is to an operation: the weight and the axis that it is divided along
 
 
@@ -76,6 +77,14 @@ class Op(ABC):
     def gives(self) -> Form:
         """Return what the values are like that it writes."""
         return Form()
+
+    def reads_as(self) -> tuple[Form, ...]:
+        """Return what each value is like that it reads."""
+        return (self.needs(),) * len(self.reads)
+
+    def writes_as(self) -> tuple[Form, ...]:
+        """Return what each value is like that it writes."""
+        return (self.gives(),) * len(self.writes)
 
     @abstractmethod
     def widths(self) -> tuple[int, ...]:
@@ -314,30 +323,52 @@ class Mlp(Op):
 
 @dataclass(frozen=True)
 class Cast(Op):
-    """To `dtype`: "float16", in which values travel on a short wire, or "float32", and back. `width`: numbers in a row of all `granules` of
-    heads."""
+    """To `dtype`: "float16" or "int8", in which values travel on a short wire, or "float32", and back. `width`: numbers in a row of all
+    `granules` of heads. Where the short one is int8, each value is two there: numbers, and `scales` float32 scales per row of all granules,
+    one for each block of columns; scale x number is the value again."""
 
     width: int
     granules: int
     dtype: str
+    scales: int = 0
     everywhere: ClassVar[bool] = True
 
+    @property
+    def block(self) -> int:
+        """Columns that have a scale in common."""
+        return self.width // self.scales
+
+    @property
+    def pair(self) -> tuple[Form, Form]:
+        """What a value is as int8: numbers and scales."""
+        return Form(self.axis, "int8"), Form(self.axis)
+
     def widths(self) -> tuple[int, ...]:
+        if self.dtype == "int8":
+            return (self.width, self.scales) * len(self.reads)
         return (self.width,) * len(self.writes)
 
     def needs(self) -> Form:
-        return Form(self.axis, "float32" if self.dtype == "float16" else "float16")
+        return Form(self.axis, "float32" if self.dtype != "float32" else "int8" if self.scales else "float16")
 
     def gives(self) -> Form:
         return Form(self.axis, self.dtype)
 
+    def reads_as(self) -> tuple[Form, ...]:
+        return self.pair * len(self.writes) if self.needs().dtype == "int8" else super().reads_as()
+
+    def writes_as(self) -> tuple[Form, ...]:
+        return self.pair * len(self.reads) if self.dtype == "int8" else super().writes_as()
+
     def work(self, share: Share) -> OpWork:
         width = share.heads * self.width / self.granules if self.axis else self.width
-        return OpWork(casts=share.rows * width * len(self.reads))
+        values = len(self.reads) // (2 if self.needs().dtype == "int8" else 1)
+        return OpWork(casts=share.rows * width * values * CASTS["int8" if self.scales else "float16"])
 
     @property
     def label(self) -> str:
-        return "_".join((f"to_{self.dtype}", *([self.axis] if self.axis else [])))
+        what = "from_int8" if self.scales and self.dtype == "float32" else f"to_{self.dtype}"
+        return "_".join((what, *([self.axis] if self.axis else [])))
 
 
 def _width(op: Project | _OfHeads | Mix | Out, share: Share, matrix: str = "q") -> Any:

@@ -16,7 +16,7 @@ from hepti_mpi.wording import counted
 LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "mlp": ("columns", "rows")}
 REDUCTIONS = ("allreduce", "reduce_scatter")
 COLLECTIVES = ("mpi", "own")
-WIRES = ("float32", "float16")
+WIRES = ("float32", "float16", "int8")
 WHOLE = ("local", "rows")  # the layout in which nothing travels
 
 
@@ -30,7 +30,8 @@ class Plan:
     `weights_mode`: per rank "packed" or "mapped".
     `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
     `collectives`: "mpi": MPI's own, each waited for before the next step; "own": messages that travel while ranks compute.
-    `wire`: what travels between layers: "float32", or "float16", which halves the bytes and rounds.
+    `wire`: what travels between layers: "float32"; "float16", which halves the bytes and rounds; or "int8" with a scale for each row of
+    each head's width, about a quarter of them.
     `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
 
     Attention by "rows" gathers K and V, "alltoall" exchanges rows for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023,
@@ -132,7 +133,7 @@ def kind_of(plan: Plan) -> str:
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
     layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
-    wire = ", float16 wire" if plan.wire == "float16" else ""
+    wire = f", {plan.wire} wire" if plan.wire != "float32" else ""
     return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
 
 

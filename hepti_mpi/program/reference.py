@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from hepti_mpi.models import reference as formulas
 from hepti_mpi.models.attention import mixed
 from hepti_mpi.models.numerics import Array
@@ -103,5 +105,16 @@ def mlp(op: ops.Mlp, w: Own, reads: Sequence[Array], where: Where) -> list[Array
 
 @of(ops.Cast)
 def cast(op: ops.Cast, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
-    """[r, w] -> the same in another type"""
+    """[r, w] -> the same in another type; of int8, numbers [r, w] and scales [r, blocks]"""
+    if op.dtype == "int8":
+        return [part for values in reads for part in rounded(values, op.block)]
+    if op.scales:
+        return [number * np.repeat(scale, op.block, axis=1) for number, scale in zip(reads[::2], reads[1::2], strict=True)]
     return [values.astype(op.dtype) for values in reads]
+
+
+def rounded(values: Array, block: int) -> tuple[Array, Array]:
+    """Return values [r, w] as int8 [r, w] and a scale [r, w / block] for each row of each block, whose largest value is 127 of them."""
+    blocks = values.reshape(len(values), values.shape[1] // block, block)
+    scales = np.maximum(np.abs(blocks).max(axis=2, initial=0), np.float32(1e-30)) * np.float32(1 / 127)
+    return np.rint(blocks / scales[:, :, None]).astype(np.int8).reshape(values.shape), scales

@@ -19,6 +19,7 @@ from hepti_mpi.program.ownership import EXCHANGES, Holding
 
 EMBEDDED = "embedded"  # [rows, hidden] on the root: what the layers start from
 RESULT = "result"  # [rows, hidden] on the root: the last hidden state
+BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a number
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Sync:
     `kind`: what the move is called, of EXCHANGES: bcast and scatterv bring the embedding from the root; allreduce (partial to full),
     reduce_scatter (partial to rows), allgatherv (rows to full), to_heads (rows of all heads to all rows of the own heads) and to_rows
     (back); gatherv takes the result to the root; slice (full to rows) moves nothing. `width`: numbers in a row of each value, of all heads.
+
+    `wire`: the type that travels; where it is int8, `scales`: how many a row has. What it reads is of that type then, numbers and scales of
+    one value after the other; of a sum it reads the float32 term too, first, and writes a float32 sum.
     """
 
     kind: str
@@ -53,6 +57,14 @@ class Sync:
     writes: tuple[str, ...]
     tile: int = 0
     width: int = 0
+    wire: str = "float32"
+    scales: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of all values as they travel."""
+        values = len(self.writes) // (2 if self.scales and not self.have.terms else 1)
+        return values * (self.width * BYTES[self.wire] + self.scales * BYTES["float32"])
 
     def of_tile(self, tile: int) -> "Sync":
         """Return the same of another tile."""
@@ -72,13 +84,13 @@ class Sync:
 @dataclass(frozen=True)
 class Value:
     """What a rank holds of a value that outlives its Compute. `rows`: "full", "rows" (its own) or "root" (all, on rank 0 alone);
-    `columns`: "hidden" (all) or "heads" (those of its own heads); `tile`: None where it spans all tiles; `half`: whether it is float16;
+    `columns`: "hidden" (all) or "heads" (those of its own heads); `tile`: None where it spans all tiles; `dtype`: of its numbers;
     `width`: numbers in a row, of all heads."""
 
     rows: str
     columns: str
     tile: int | None
-    half: bool = False
+    dtype: str = "float32"
     width: int = 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from hepti_mpi.cluster import probe
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Mail
-from hepti_mpi.engine.loading import Ready, swap
+from hepti_mpi.engine.loading import Ready, swap, within
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
@@ -175,7 +175,7 @@ class Course:
         begin = time.perf_counter()
         with self.ready.machine.world.patience.slower():
             plan: Plan = plans.from_json(order["plan"])
-            self.ready = swap(self.ready, plan, make_room=True)
+            self.ready, _ = within(swap(self.ready, plan, make_room=True))
             loaded = max(self.ready.machine.world.gather_all(time.perf_counter() - begin))
             self._arrange()
             self.ready.machine.world.barrier()
@@ -208,7 +208,7 @@ def lead(course: Course, desk: Desk) -> None:
         order = watch.next(scheduler.left if desk.source.ended else None)
         if order["do"] == "swap":
             course.give(order)
-            watch.swapped(*course.swap(order))
+            watch.swapped(*course.swap(order), course.ready.plan.wire)
         elif order["do"] == "links":
             course.give(order)
             begin = time.perf_counter()

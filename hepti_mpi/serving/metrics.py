@@ -134,7 +134,7 @@ class MeteredWatch(Overheard):
         if compute:
             self.compute.labels(rank, self.hosts[rank]).set(compute[-1])
 
-    def swapped(self, seconds: float, load_seconds: float) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
         self.switches.inc()
         self._planned(self.order)
-        super().swapped(seconds, load_seconds)
+        super().swapped(seconds, load_seconds, wire)

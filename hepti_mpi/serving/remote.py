@@ -194,10 +194,10 @@ class Watched(Overheard):
         if compute:
             self.remote.computed = self.remote.computed | {rank: compute[-1]}
 
-    def swapped(self, seconds: float, load_seconds: float) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
         self.remote.computed = {}  # ranks that are left out now compute nothing
         self.remote.tell("planned", plan=self.order["plan"], seconds=seconds)
-        super().swapped(seconds, load_seconds)
+        super().swapped(seconds, load_seconds, wire)
 
 
 def _connected(address: Mapping[str, Any]) -> Connection:

@@ -141,7 +141,11 @@ class Adapter:
             longer = max(order.computed.values()) - float(order.predicted.max())  # whoever waits waits for the slowest
             self.waits.batch(bucket, order.seconds, order.expected + longer)
 
-    def swapped(self, seconds: float, load_seconds: float) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+        if wire != self.plan.wire:
+            self.say(f"{self.plan.wire} on the wire changes results of plan {self.plan.hash} by more than is allowed: {wire} is used")
+            self.refused.add(self.plan.hash)
+            self.plan, self.request = replace(self.plan, wire=wire), replace(self.request, wires=(wire,))
         self.cost = seconds
         self.switch |= {"stall_seconds": seconds, "load_seconds": load_seconds}
         self.anchors = {rank: anchor for rank, anchor in self.anchors.items() if rank not in self.plan.active}

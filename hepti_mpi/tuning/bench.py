@@ -23,7 +23,7 @@ from hepti_mpi.program.plan import Plan
 from hepti_mpi.tuning.settle import settle
 from hepti_mpi.weights.store import Store
 
-SETTLED = ("hepti", "hepti-float16")
+SETTLED = ("hepti", "hepti-float16", "hepti-int8")
 WARM_UP = 1  # round, besides what loading and settling answer
 
 

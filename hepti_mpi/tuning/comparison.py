@@ -75,7 +75,7 @@ def summary(found: Found) -> dict[str, Any]:
         for name, sample in found.samples.items()
         if sample.price is not None
     }
-    bounds = {f"bound{'_float16' * (wire == 'float16')}_seconds": float(f"{one.seconds:.6g}") for wire, one in found.bounds.items()}
+    bounds = {f"bound{'' if wire == 'float32' else '_' + wire}_seconds": float(f"{one.seconds:.6g}") for wire, one in found.bounds.items()}
     perfect = float(f"{next(iter(found.bounds.values())).perfect:.6g}")
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": found.model, "rows": found.rows, "cluster": found.cluster}
     return head | dict(found.made) | bounds | {"perfect_seconds": perfect, "methods": methods}

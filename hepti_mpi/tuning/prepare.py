@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.engine.loading import Ready, decide, load, swap, wire_error
+from hepti_mpi.engine.loading import Ready, decide, load, swap, within
 from hepti_mpi.engine.machine import Machine, Say, together
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.request import Request
@@ -27,11 +27,10 @@ class Goal:
 
 def prepared(
     machine: Machine, store: Store, goal: Goal, startup: dict[str, float], say: Say, at: Callable[[str], None] = lambda stage: None
-) -> tuple[Ready, ClusterProfile, float]:
+) -> tuple[Ready, ClusterProfile]:
     """Plan and load; where there are many requests, settle on a plan by trying; check the wire. Collective.
 
-    `at` is told what is done now. Return also the profile as it is known then, and by how much the wire's type changes results, which is
-    at most the tolerance.
+    `at` is told what is done now. Return also the profile as it is known then.
     """
     at("planning")
     begin, profile, request = time.perf_counter(), goal.profile, goal.request
@@ -39,14 +38,38 @@ def prepared(
         plan, decision = decide(machine, store, profile, goal.method, request)
     at("loading weights")
     ready = load(machine, store, plan, decision, startup | {"plan": time.perf_counter() - begin})
+    ready, request = short_enough(replace(ready, tolerance=goal.tolerance), goal, say)
+    decision = ready.decision
     if goal.many and goal.method in methods.OURS:
         at("settling on a plan by trying some")
         begin = time.perf_counter()
         settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, request, decision)
         ready, profile = swap(ready, settled.plan, settled.price), settled.profile
         ready.startup_seconds["settle"] = time.perf_counter() - begin
-    error = wire_error(ready, request.rows)
-    if not error <= goal.tolerance:  # which a result that is no number does not pass either
-        say(f"float16 on the wire changes results by {error:.2g}, more than --tolerance {goal.tolerance:g}: float32 is used")
-        ready, error = swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None)), 0.0
-    return ready, profile, error
+        wire = ready.plan.wire
+        ready, error = within(ready)
+        if ready.plan.wire != wire:
+            say(_too_much(wire, error, goal.tolerance))
+    return ready, profile
+
+
+def short_enough(ready: Ready, goal: Goal, say: Say) -> tuple[Ready, Request]:
+    """Return a job whose wire changes results by no more than is allowed, planned again without each type that does, and what is asked of
+    plans then. Collective."""
+    request = goal.request
+    while True:
+        wire = ready.plan.wire
+        ready, error = within(ready)
+        if ready.plan.wire == wire:
+            return ready, request
+        say(_too_much(wire, error, goal.tolerance))
+        request = replace(request, wires=tuple(one for one in request.wires if one != wire))
+        if request.wires == ("float32",):
+            return ready, request
+        with together(ready.machine.world):
+            plan, decision = decide(ready.machine, ready.store, goal.profile, goal.method, request)
+        ready = replace(swap(ready, plan), decision=decision)
+
+
+def _too_much(wire: str, error: float, tolerance: float) -> str:
+    return f"{wire} on the wire changes results by {error:.2g}, more than --tolerance {tolerance:g}: a longer type is used"

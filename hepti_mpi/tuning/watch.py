@@ -19,8 +19,9 @@ class Watch(Protocol):
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         """Hear what a rank reports of such batches, which may be some time later."""
 
-    def swapped(self, seconds: float, load_seconds: float) -> None:
-        """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it."""
+    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+        """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it. `wire`: the type that
+        travels: that of the plan, unless it changes results by more than is allowed."""
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
         """Hear what the links that the last order named carry, per rank, by the other rank's number; it took `seconds` to find out."""
@@ -44,7 +45,7 @@ class Steady:
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         pass
 
-    def swapped(self, seconds: float, load_seconds: float) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
         pass
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
@@ -69,8 +70,8 @@ class Overheard:
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         self.watch.heard(rank, facts)
 
-    def swapped(self, seconds: float, load_seconds: float) -> None:
-        self.watch.swapped(seconds, load_seconds)
+    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+        self.watch.swapped(seconds, load_seconds, wire)
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
         self.watch.linked(bytes_per_second, seconds)

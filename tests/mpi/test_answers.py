@@ -189,17 +189,17 @@ def test_own_exchanges_and_tiles(machine, folder, case, layout, tiles):
 
 
 @pytest.mark.parametrize("layout", OWN, ids="/".join)
-@pytest.mark.parametrize("case", ["bert", "vit"])
-def test_a_short_wire_rounds(machine, folder, case, layout):
-    """float16 between layers costs accuracy, of the order of its 11 bits and no more."""
+@pytest.mark.parametrize("case, wire, most", [("bert", "float16", 0.05), ("vit", "float16", 0.05), ("bert", "int8", 0.2)])
+def test_a_short_wire_rounds(machine, folder, case, wire, most, layout):
+    """Shorter numbers between layers cost accuracy, of the order of their 11 or 7 bits and no more."""
     store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size
     plan = plan_of(
         store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), reduction="reduce_scatter", collectives="own",
-        wire="float16", tiles=TILES["two tiles"](size), rows=23,
+        wire=wire, tiles=TILES["two tiles"](size), rows=23,
     )  # fmt: skip
     path = next((GOLDEN / case).glob("expected*.npz"))
     ready = loading.load(machine, store, plan, None, {})
-    check(ready, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else 0.05)
+    check(ready, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else most)
 
 
 @pytest.mark.parametrize("layers", [[OWN[5], OWN[0], OWN[3]], [OWN[0], OWN[5], OWN[7]], [OWN[3], OWN[4], OWN[6]]])

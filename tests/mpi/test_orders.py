@@ -84,7 +84,7 @@ class Restless(Steady):
     def heard(self, rank, facts):
         self.heard_of.add((rank, *facts))
 
-    def swapped(self, seconds, load_seconds):
+    def swapped(self, seconds, load_seconds, wire):
         assert seconds >= load_seconds > 0
         self.swaps += 1
 

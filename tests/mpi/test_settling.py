@@ -9,6 +9,7 @@ from test_answers import SHARES, opened, plan_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.planning.request import Request
+from hepti_mpi.tuning import prepare
 from hepti_mpi.tuning.settle import settle
 
 ROWS = 23
@@ -44,14 +45,35 @@ def test_all_ranks_settle_on_one_plan(machine, folder, strategy):
         assert np.abs(got - expected).max() < 1e-4
 
 
-def test_the_error_of_a_short_wire_is_told_to_all(machine, folder):
+@pytest.mark.parametrize("wire, most", [("float16", 0.05), ("int8", 0.4)])
+def test_the_error_of_a_short_wire_is_told_to_all(machine, folder, wire, most):
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
     layers = (("alltoall", "rows"),) * store.spec.layers
     shares, own = SHARES["uneven"](world.size), {"reduction": "reduce_scatter", "collectives": "own"}
     plan = plan_of(store.spec, store.source_hash, layers, shares, rows=ROWS, **own)
-    ready = loading.load(machine, store, replace(plan, wire="float16"), None, {})
+    ready = loading.load(machine, store, replace(plan, wire=wire), None, {})
     error = loading.wire_error(ready, ROWS)
     assert world.gather_all(error) == [error] * world.size
-    assert (0 < error < 0.05) if world.size > 1 else error == 0
+    assert (0 < error < most) if world.size > 1 else error == 0
     exact = loading.swap(ready, plan)
     assert loading.wire_error(exact, ROWS) == 0
+    allowed, _ = loading.within(replace(loading.swap(exact, replace(plan, wire=wire)), tolerance=1.01 * error))
+    assert allowed.plan.wire == wire and allowed.wire_error == error
+    refused, found = loading.within(replace(loading.swap(allowed, replace(plan, wire=wire)), tolerance=0.99 * error))
+    assert found == error and refused.wire_error == 0 and refused.plan.wire == ("float32" if error else wire)
+
+
+def test_a_type_that_changes_too_much_is_not_used(machine, folder):
+    """It is planned without int8 where float16 is near enough, and said; a slow link makes the shortest promise most."""
+    world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
+    profile = cluster((0.02,) * world.size, mbit=1)
+    request = Request(ROWS, wires=("float32", "float16", "int8"), layout=("rows", "rows"))
+    said, found = [], {}
+    for tolerance in (1.0, 1e-2, 1e-9):
+        goal = prepare.Goal("hepti", request, profile, tolerance, many=False)
+        ready, _ = prepare.prepared(machine, store, goal, {}, said.append)
+        found[tolerance] = ready.plan.wire
+        assert ready.wire_error <= tolerance and world.gather_all(ready.plan.hash) == [ready.plan.hash] * world.size
+    if world.size > 1:
+        assert found == {1.0: "int8", 1e-2: "float16", 1e-9: "float32"}
+        assert [line.split(" changes")[0] for line in said] == ["int8 on the wire", "int8 on the wire", "float16 on the wire"]
