@@ -20,7 +20,7 @@ LEAST = 1e-4  # gain that is worth a move
 MOST_MOVES = 30  # taken in one climb
 MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
 NEAREST = 2  # plans after a first move from which a second one is tried
-MOST_IMPROVED = 4  # candidates for each type on the wire
+MOST_IMPROVED = 4  # candidates
 HOPE = 1.15  # candidates that promise to be this much slower than the best may still win
 WORTH_A_CLIMB = 1.03  # tiles that are this much slower may still win
 
@@ -39,11 +39,11 @@ class Refinement:
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
         promising = sorted(((*self.promise(one), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
-        found, most = list[list[Candidate]](), MOST_IMPROVED * len({one.plan.wire for *_, one in promising})
+        found: list[list[Candidate]] = []
         several = next((number for number, (*_, one) in enumerate(promising) if len(one.plan.active) > 1), None)
         for number, (_, hope, candidate) in enumerate(promising):
             soonest = min((ones[0].price.seconds for ones in found), default=hope)
-            hopeless = number != several and (number >= most or hope > soonest * HOPE)  # one rank has nothing to improve
+            hopeless = number != several and (number >= MOST_IMPROVED or hope > soonest * HOPE)  # one rank has nothing to improve
             found.append([candidate] if hopeless else self.improve(candidate))
         found.sort(key=lambda ones: order(ones[0]))
         best, *close = found[0]  # what is far behind does not become the best

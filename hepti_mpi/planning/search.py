@@ -44,6 +44,10 @@ def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: 
 
     Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
     """
+    if len(request.wires) > 2:  # more types are more plans than are climbed from: what is allowed besides must not hide what was found
+        fewer = choose(spec, source_hash, profile, replace(request, wires=request.wires[:-1]), by)
+        every = choose(spec, source_hash, profile, replace(request, wires=(request.wires[0], request.wires[-1])), by)
+        return min(fewer, every, key=lambda one: one.chosen.price.seconds)
     if request.mode == "auto" and request.limits is None:
         packed = _Search(spec, source_hash, profile, replace(request, mode="packed"), by)
         try:
