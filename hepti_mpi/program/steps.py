@@ -68,7 +68,7 @@ class Sync:
 
     def of_tile(self, tile: int) -> "Sync":
         """Return the same of another tile."""
-        return Sync(self.kind, self.reads, self.writes, tile, self.width)
+        return Sync(self.kind, self.reads, self.writes, tile, self.width, self.wire, self.scales)
 
     @property
     def have(self) -> Holding:
