@@ -325,7 +325,8 @@ def test_plan_with_a_tolerance(run, made):
 
 def test_plan_of_teams(run, made):
     said = run(*PLAN, "--rows", 26, "--objective", "throughput", "--output", "teams.json")
-    assert said.count("alone") == 3 and "rows a second" in said and len(placements.load(made / "teams.json").teams) == 3
+    assert said.count("alone, 4 batches at once") == 3 and "rows a second" in said
+    assert len(placements.load(made / "teams.json").teams) == 3 * 4  # each of a rank's threads has batches of its own
     said = run(*PLAN, "--rows", 26, "--layout", "pipeline", "--output", "teams.json")
     assert "stages of 1 + 1 + 1 layers" in said and len(placements.load(made / "teams.json").stages) == 3
 

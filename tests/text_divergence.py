@@ -14,8 +14,8 @@ from text_speed import even_plan
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
 from hepti_mpi.engine import machine as machines
-from hepti_mpi.serving.request import OuterWeights
 from hepti_mpi.serving.stepping import Ranks
+from hepti_mpi.weights.outer import OuterWeights
 
 
 def tokens_of(path):

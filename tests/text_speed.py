@@ -16,8 +16,8 @@ from hepti_mpi.engine import fetching
 from hepti_mpi.engine import machine as machines
 from hepti_mpi.program.placement import whole
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.serving.request import OuterWeights
 from hepti_mpi.serving.stepping import Ranks
+from hepti_mpi.weights.outer import OuterWeights
 
 PROMPT, TOKENS, TURNS, CHUNK = 128, 64, 3, decoders.ROWS
 

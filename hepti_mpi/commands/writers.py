@@ -184,8 +184,8 @@ def _generator(loaded: Loaded, session: "Session", texts: bool) -> "Generator":
 
 def ranks_of(loaded: Loaded, session: "Session") -> "Ranks":
     """Return the ranks of this rank's team, for its first rank."""
-    from hepti_mpi.serving.request import OuterWeights
     from hepti_mpi.serving.stepping import Ranks
+    from hepti_mpi.weights.outer import OuterWeights
 
     assert loaded.decoder is not None, "this rank rests"
     return Ranks(loaded.decoder, OuterWeights(session.store))

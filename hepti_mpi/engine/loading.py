@@ -8,6 +8,7 @@ Every stage ends with all ranks agreeing that it worked, so that an error on one
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,14 +19,17 @@ from hepti_mpi.engine import sessions
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently, together
-from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.errors import CapacityError, InputError, PlanError
+from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.price import Price
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
+from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
@@ -152,18 +156,32 @@ def within(ready: Ready) -> tuple[Ready, float]:
 def wire_error(ready: Ready, rows: int) -> float:
     """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective.
 
-    The input is random, of the magnitude that LayerNorm gives.
+    The inputs are those that are built in, as many as have `rows` rows: numbers of real ones differ more in size than random ones.
     """
-    world, spec = ready.machine.world, ready.spec
+    world = ready.machine.world
     if ready.plan.wire == "float32":
         return 0.0
     exact = swap(ready, replace(ready.plan, wire="float32"))
-    embedded = np.random.default_rng(0).standard_normal((rows, spec.hidden), np.float32) if world.rank == 0 else None
-    results = []
+    lengths, embedded = _typical(ready.store, rows) if world.rank == 0 else ([], None)
+    lengths, results = world.from_root(lengths), []
     for engine in (ready.engine, exact.engine):
-        hidden = engine.run((rows,), embedded)
+        hidden = engine.run(tuple(lengths), embedded)
         results.append(None if hidden is None else hidden.copy())
     world.barrier()
     exact.engine.close()
     one, other = results
     return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))
+
+
+def _typical(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
+    """Return how long built-in inputs are and what the layers begin with, or a random one of the magnitude that LayerNorm gives, where the
+    model takes none."""
+    requests = []
+    with suppress(InputError):
+        requests = [one for one in read_requests(store.spec, store.files, None) if one.error is None]
+    if not requests:
+        return [rows], np.random.default_rng(0).standard_normal((rows, store.spec.hidden), np.float32)
+    fitting = int((np.cumsum([one.rows for one in requests]) <= rows).sum())
+    requests = requests[: max(1, fitting)]
+    arrays = {key: np.concatenate([one.arrays[key] for one in requests]) for key in requests[0].arrays}
+    return [one.rows for one in requests], embed(store.spec, OuterWeights(store), arrays)

@@ -95,8 +95,8 @@ def generation_lines(document: Mapping[str, Any]) -> str:
     who = counted(len(teams), "teams") if teams else document.get("strategy")
     lines = [f"{head} by {who}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"]
     for team in teams:
-        ranks, done = ", ".join(map(str, team["members"])), f"{counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}"
-        lines.append(f"rank{'s' * (len(team['members']) > 1)} {ranks}: {done}")
+        ranks = " and ".join(f"rank {rank}" for rank in team["members"])
+        lines.append(f"{ranks}: {counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}")
     return "\n".join(lines)
 
 

@@ -71,7 +71,7 @@ def _named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
 
 
 def _at_once(does: str, batches: int) -> str:
-    return f"{does}, {batches} batches at once" if batches > 1 else does
+    return f"{does}, {counted(batches, 'batches')} at once" if batches > 1 else does
 
 
 def duties(placement: Placement, hosts: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 Knows what a request becomes at each station; does not know how requests are put together, nor where answers go.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.formats import F32, Rows
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result, answers, apply_head, embed, fault
 from hepti_mpi.serving.outputs import Finished, finished_answer, finished_arrays
-from hepti_mpi.weights.slices import span
+from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.store import Store
 
 
@@ -109,25 +108,3 @@ class Answered:
     def finished(self) -> list[Finished]:
         """What is kept of them, found when it is asked for first. Raises InputError when one is no answer, if strict."""
         return self.answerer.finished(self.requests, self.results)
-
-
-class OuterWeights(Mapping[str, np.ndarray | Rows]):
-    """The embedding and head tensors of a store, mapped from its file when asked for."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.names = {w.name: w for w in store.weights.values() if w.part in ("embedding", "head")}
-        self.mapped: dict[str, np.ndarray | Rows] = {}
-
-    def __getitem__(self, name: str) -> np.ndarray | Rows:
-        if name not in self.mapped:
-            piece = span(self.names[name])
-            whole = self.store.array(piece) if piece.format is F32 else Rows(piece.format, self.store.parts(piece), piece.shape)
-            self.mapped[name] = whole
-        return self.mapped[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)

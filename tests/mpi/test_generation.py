@@ -18,11 +18,11 @@ from hepti_mpi.program.placement import Placement, Stage, Team, whole
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving import writers
 from hepti_mpi.serving.generation import Generator
-from hepti_mpi.serving.request import OuterWeights
 from hepti_mpi.serving.stepping import Ranks
 from hepti_mpi.serving.teams import partners
 from hepti_mpi.tuning import texts
 from hepti_mpi.weights import store as stores
+from hepti_mpi.weights.outer import OuterWeights
 
 SHARES = {
     "uneven": lambda n: ((5, 1, 1, 1) + (2,) * n)[:n],
