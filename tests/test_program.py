@@ -588,6 +588,17 @@ def test_one_active_rank_is_one_segment_between_scatterv_and_gatherv(name):
             assert steps(make_program(spec, plan)) == ["scatterv", "-", "gatherv"]
 
 
+def test_layers_are_as_many_segments_as_their_bytes_need(monkeypatch):
+    spec, _ = model_of("tiny-bert")
+    plan = plan_of(spec, (("rows", "rows"),) * spec.layers, (1,), (1,), (1,), MODES[0])
+    for layers, segments in ((1, spec.layers), (2, -(-spec.layers // 2)), (spec.layers, 1)):
+        monkeypatch.setattr("hepti_mpi.program.build.SEGMENT_BYTES", layers * spec.bytes_of_layer)
+        program = make_program(spec, plan)
+        found = [step for step in program if isinstance(step, Compute)]
+        assert len(found) == segments and [len({op.layer for op in step.ops} - {-1}) <= layers for step in found] == [True] * segments
+        assert all(step.reads for step in found) and program[-1].writes == (RESULT,)
+
+
 def test_no_two_segments_without_a_reason_between():
     """An exchange, rows against all rows, the segment of softmax, which is the same in all plans, or a cast, which is beside weights."""
     for name, mode in product(MODELS, (*MODES[:3], MODES[5])):

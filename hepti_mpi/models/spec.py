@@ -95,6 +95,11 @@ class ModelSpec:
             granule *= 2
         return lcm(granule, *blocks)
 
+    @cached_property
+    def bytes_of_layer(self) -> int:
+        """The bytes that a layer's weights take in memory, as a rule."""
+        return sum(layer_bytes(self).values())
+
     def numbers(self, by: str) -> int:
         """Return how many different numbers there are of a kind that rows are looked up by, such as "ids"; 0: the model has none."""
         return next((step.size for step in self.front if isinstance(step, Lookup) and step.by == by), 0)

@@ -12,10 +12,12 @@ from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Sync
 
 FINAL = "final.norm"  # the weights of the norm behind the last layer
+SEGMENT_BYTES = 1 << 30  # of layers that one segment may have: what no kernel reads from a file is in its model, which holds 2 GiB
 
 
 def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Program:
-    """Return the steps of `plan` for a model of `spec`; where requests stay whole on a rank, its layers are a single Compute.
+    """Return the steps of `plan` for a model of `spec`; where requests stay whole on a rank, its layers are a single Compute, or as many as
+    they need by their bytes.
 
     `everywhere`: where layers are divided by heads and columns, all ranks want the last rows, before they are gathered.
     """
@@ -42,6 +44,7 @@ class _Builder:
         self.spec, self.plan = spec, plan
         self.last = "full" if everywhere and not plan.keeps_requests else "rows"  # how the last rows are wanted
         self.tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
+        self.most = max(1, SEGMENT_BYTES // spec.bytes_of_layer)  # layers of a segment
         behind = plan.numbers.stop  # the layer that follows the last one of the plan, where the model has one
         self.beyond = (behind, KINDS[0]) if behind < spec.layers else None
         self.steps: list[Step] = []
@@ -66,6 +69,8 @@ class _Builder:
         if isinstance(last, Compute):
             both = (last.ops[-1], op)
             self.fenced |= any(isinstance(one, ops.Cast) for one in both) and any(one.weights() for one in both)
+            first = next((one.layer for one in last.ops if one.layer >= 0), op.layer)
+            self.fenced |= op.layer >= first + self.most
         if isinstance(last, Compute) and last.distribution == distribution and not self.fenced:
             self.steps[-1] = Compute((*last.ops, op), distribution)
         else:

@@ -92,6 +92,30 @@ def test_as_transformers(machine, store_of, case, shares):
     machine.world.barrier()
 
 
+@pytest.mark.parametrize("case", ["qwen3", "gpt_neox"])
+def test_layers_in_several_segments(machine, store_of, case, monkeypatch):
+    """As many as their bytes ask for, where one rank has them all."""
+    store, (_, ids, logits, _) = store_of(case), expected(case)
+    found = []
+    for most in (1, 1 << 30):
+        monkeypatch.setattr("hepti_mpi.program.build.SEGMENT_BYTES", most)
+        shares = (1,) + (0,) * (machine.world.size - 1)
+        nothing = (0,) * machine.world.size
+        plan = replace(divided(machine, store, shares), layers=(("local", "rows"),) * store.spec.layers, heads=nothing, columns=nothing)
+        decoder = decoders.load(machine, store, whole(plan), len(LENGTHS), 64)
+        if machine.world.rank:
+            decoder.follow()
+            continue
+        found.append(len(decoder.segments))
+        ranks = Ranks(decoder, OuterWeights(store))
+        for prompt, wanted in zip((row[row >= 0].tolist() for row in ids), logits):
+            got = ranks.logits(1, prompt, 0)[-len(wanted) :]
+            np.testing.assert_allclose(got, wanted[-len(got) :], atol=1e-4 * np.abs(logits).max())
+        decoder.end()
+    assert not found or found[0] >= found[1] + store.spec.layers - 1
+    machine.world.barrier()
+
+
 @pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0), ("q4-wide", 1.0)])
 def test_weights_in_fewer_bits(machine, store_of, format_name, most):
     """However they are divided, logits are off by what the format costs a lone rank and no more."""
