@@ -45,6 +45,7 @@ def made(tmp_path_factory):
 def run(made, monkeypatch):
     """Run a command in the folder; return its output, or raise what it raised."""
     monkeypatch.chdir(made)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made / "cached"))  # what other tests have measured is not for these
 
     def command(*words):
         result = CliRunner().invoke(main.main, [str(word) for word in words], standalone_mode=False)
