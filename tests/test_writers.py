@@ -30,10 +30,10 @@ def letters(ids):
     return "".join(chr(97 + one % 26) for one in ids)
 
 
-def arranged(profile, texts=64, **changes):
+def arranged(profile, texts=64, forced=True, **changes):
     request = replace(TEXT, **{"kept": SLOTS * 256, **changes})
     plan = decide(profile, **{"kept": request.kept, "limits": request.limits}).chosen.plan
-    return writing.arranged(SPEC, "0" * 64, profile, request, plan, SLOTS, texts)
+    return writing.arranged(SPEC, "0" * 64, profile, request, plan, (SLOTS, texts), forced)
 
 
 def members(found):
@@ -69,6 +69,8 @@ def test_boards_that_cannot_hold_it_alone_hold_it_together():
 def test_ranks_of_one_host_are_teams_or_one_of_them_is():
     found = arranged(cluster([20.0, 20.0, 20.0], hosts=["a", "a", "b"]))
     assert {rank for team in members(found) for rank in team} in ({0, 1, 2}, {0, 2})
+    assert sorted(members(arranged(cluster([20.0, 20.0, 20.0], hosts=["a", "a", "b"]), forced=False))) == [(0,), (2,)]
+    assert arranged(cluster([20.0, 20.0], hosts=["a", "a"]), forced=False) is None, "they share a memory"
 
 
 @pytest.mark.parametrize("texts", [1, 3, 4, 5, 11])

@@ -126,7 +126,8 @@ def _arranged(
     with world.patience.slower(), together(world):
         if session.root and world.size > 1 and objective != "latency" and free:
             texts = machining.texts or FULL * slots * world.size
-            found = writing.arranged(session.store.spec, session.store.source_hash, measured, request, plan, slots, texts)
+            forced = objective == "throughput"
+            found = writing.arranged(session.store.spec, session.store.source_hash, measured, request, plan, (slots, texts), forced)
             if found is not None and objective == "auto" and not (machining.texts and writing.worth(found)):
                 found = None
     document = world.from_root(None if found is None else found.placement.to_json())

@@ -76,15 +76,17 @@ class Writers:
 
 
 def arranged(
-    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan, slots: int, texts: int
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan, room: tuple[int, int], forced: bool = True
 ) -> Writers | None:  # fmt: skip
-    """Return the teams that have written so many texts of `request` first, `slots` of them at once each; None where it would be one team.
+    """Return the teams that have written texts of `request` first, None where it would be one team.
 
-    `plan`: by which all ranks write together.
+    `plan`: by which all ranks write together; `room`: texts that each team writes at once, and all of them. Ranks of one host read weights
+    through one memory, so that as many of them write hardly more: they are teams of their own only where that is `forced`.
     """
-    ranks = tuple(range(len(profile.nodes)))
+    ranks, (slots, texts) = tuple(range(len(profile.nodes))), room
     together = _writer(spec, profile, request, ranks, plan, slots)
-    found = [_best(spec, source_hash, profile, request, crowd, slots) for crowd in dict.fromkeys([ranks, tuple(firsts(profile.hosts))])]
+    crowds = [ranks] if profile.emulated else [ranks, tuple(firsts(profile.hosts))] if forced else [tuple(firsts(profile.hosts))]
+    found = [_best(spec, source_hash, profile, request, crowd, slots) for crowd in dict.fromkeys(crowds)]
     every = [Writers(writers, together, texts, alone) for writers, alone in found if len(writers) > 1]
     return min(every, key=lambda one: one.seconds, default=None)
 
