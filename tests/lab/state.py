@@ -7,12 +7,12 @@ starter or, once it is marked to stay, its switch. Knows files and process ids; 
 
 import os
 import re
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 from .errors import LabError
+from .processes import kill
 
 LABS = Path("/run/hepti-lab")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
@@ -56,7 +56,7 @@ def remove(folder: Path) -> None:
     """End the processes of a lab and delete its folder. Raises LabError where they do not end."""
     deadline = time.monotonic() + END_SECONDS
     while _runs(folder / "switch"):
-        os.kill(process(folder / "switch"), signal.SIGKILL)
+        kill(process(folder / "switch"))
         if time.monotonic() > deadline:
             raise LabError(f"the processes of {folder.name} did not end within {END_SECONDS} s")
         time.sleep(0.01)
