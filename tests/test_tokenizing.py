@@ -8,7 +8,7 @@ import pytest
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.tokenizerclasses import KINDS, tokenizer_kind
-from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer
+from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer, number_of
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.inputs.tokens import Tokens
 
@@ -179,3 +179,9 @@ def test_tokens_become_text_again():
 
 def test_kinds_are_named_without_fast():
     assert not [name for name in KINDS if name.endswith("Fast") and name != "PreTrainedTokenizerFast"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), None, "x", []])
+def test_a_token_whose_number_is_none_is_refused(value):
+    with pytest.raises(ModelError, match="an added token has the number"):
+        number_of(value)

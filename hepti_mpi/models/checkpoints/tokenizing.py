@@ -219,7 +219,7 @@ def number_of(value: object) -> int:
     """Return the number of a token, which JSON keys hold as text. Raises ModelError."""
     try:
         return int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ModelError(f"an added token has the number {value!r:.60}") from None
 
 
