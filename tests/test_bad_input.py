@@ -280,7 +280,12 @@ def test_usage_error_is_told_once(store, tmp_path):
 
 def test_forced_shares_and_limits(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--shares", "1,1"), "2 entries", "3 ranks")
-    refused(launch(tmp_path, "run", "--weights", store, "--memory-limit", "100k"), "lacks", "bytes")
+    writes = tmp_path / "tiny-llama.h5"
+    assert CliRunner().invoke(main.main, ["slice", "random:tiny-llama", str(writes)]).exit_code == 0
+    for model in (store, writes):
+        result = launch(tmp_path, "run", "--weights", model, "--memory-limit", "1k")
+        refused(result, "(rank 0)", "lacks", "bytes")
+        assert "MPI_ABORT" not in result.stderr, "every rank knows it: none has to end the others"
 
 
 @pytest.mark.parametrize("place, victim", [

@@ -21,7 +21,7 @@ from hepti_mpi.program.placement import Stage, Team
 from hepti_mpi.reporting.generation import writers_lines
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.teams import FRONT, WORK
-from hepti_mpi.serving.writers import Writers, follow
+from hepti_mpi.serving.writers import TeamGenerator, follow
 
 SLOTS = 4
 
@@ -135,7 +135,7 @@ def test_teams_write_the_same_texts():
     right = [lone.submit(*one) for one in asked]
     list(finished(lone))
     with Sent([2, 5]) as mail:
-        making = Writers(Generator(Counting(SLOTS), [END]), mail, [writer(0), writer(2), writer(5)], 300, [END], letters)
+        making = TeamGenerator(Generator(Counting(SLOTS), [END]), mail, [writer(0), writer(2), writer(5)], 300, [END], letters)
         answers = [making.submit(*one) for one in asked]
         events = list(finished(making))
     for one, wanted in zip(answers, right):
@@ -148,7 +148,7 @@ def test_teams_write_the_same_texts():
 
 def test_a_slow_team_gets_no_text_that_others_write_sooner():
     with Sent([1]) as mail:
-        making = Writers(Generator(Counting(SLOTS), [END]), mail, [writer(0, 0.01), writer(1, 1e6)], 300, [END])
+        making = TeamGenerator(Generator(Counting(SLOTS), [END]), mail, [writer(0, 0.01), writer(1, 1e6)], 300, [END])
         answers = [making.submit([3, 3], Sampling(max_tokens=4)) for _ in range(3 * SLOTS)]
         list(finished(making))
         assert {one.finish_reason for one in answers} == {"length"} and mail.given == []
@@ -156,7 +156,7 @@ def test_a_slow_team_gets_no_text_that_others_write_sooner():
 
 def test_what_others_have_made_goes_on_in_a_team():
     with Sent([1]) as mail:
-        making = Writers(None, mail, [writer(1)], 300, [END], letters)
+        making = TeamGenerator(None, mail, [writer(1)], 300, [END], letters)
         first = making.submit([3, 3], Sampling(max_tokens=9))
         list(finished(making))
         again = making.submit([3, 3], Sampling(max_tokens=9), first.chosen[:4])
@@ -166,7 +166,7 @@ def test_what_others_have_made_goes_on_in_a_team():
 
 def test_an_answer_that_fails_in_a_team_costs_itself():
     with Sent([]) as mail:
-        making = Writers(None, mail, [writer(1)], 300, [END], letters)
+        making = TeamGenerator(None, mail, [writer(1)], 300, [END], letters)
         mail.boxes[1] = queue.SimpleQueue()
         with pytest.raises(InputError, match="room for 300"):
             making.submit(range(400), Sampling())
@@ -180,7 +180,7 @@ def test_an_answer_that_fails_in_a_team_costs_itself():
 
 def test_a_cancelled_text_is_nobodys():
     with Sent([1]) as mail:
-        making = Writers(None, mail, [writer(1)], 300, [END], letters)
+        making = TeamGenerator(None, mail, [writer(1)], 300, [END], letters)
         answers = [making.submit([3, 3], Sampling(max_tokens=250)) for _ in range(SLOTS + 1)]
         making._hand_out()
         for one in answers:

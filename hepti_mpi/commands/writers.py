@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hepti_mpi.serving.generating import Maker
     from hepti_mpi.serving.generation import Generator
     from hepti_mpi.serving.stepping import Ranks
-    from hepti_mpi.serving.writers import Writers as TeamWriters
+    from hepti_mpi.serving.writers import TeamGenerator
     from hepti_mpi.supervisor.progress import State
 
 ATTENDED = 256  # rows that a row attends to, where nobody knows
@@ -46,7 +46,7 @@ class Loaded:
     room: tuple[int, int]
     writers: "Writers | None" = None
     mail: "Mail | None" = None
-    making: "TeamWriters | None" = None  # answers, by teams
+    making: "TeamGenerator | None" = None  # answers, by teams
 
     def rest(self) -> None:
         """Let the others of this rank's team sleep until the next step."""
@@ -207,12 +207,12 @@ def _manner(session: "Session", texts: bool) -> dict[str, Any]:
 
 def maker(loaded: Loaded, session: "Session", texts: bool = True) -> "Maker":
     """Return what makes answers on all ranks. Rank 0 calls it; `texts`: as of _manner."""
-    from hepti_mpi.serving.writers import Writers
+    from hepti_mpi.serving.writers import TeamGenerator
 
     if loaded.writers is None or loaded.mail is None:
         return _generator(loaded, session, texts)
     own = None if loaded.decoder is None else _generator(loaded, session, False)
-    loaded.making = Writers(own, loaded.mail, loaded.writers.every, loaded.room[1], **_manner(session, texts))
+    loaded.making = TeamGenerator(own, loaded.mail, loaded.writers.every, loaded.room[1], **_manner(session, texts))
     return loaded.making
 
 

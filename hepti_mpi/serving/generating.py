@@ -13,7 +13,7 @@ WAIT_SECONDS = 0.05  # for prompts, where nothing is under way
 
 
 class Maker(Protocol):
-    """What makes answers (serving.generation.Generator, serving.writers.Writers)."""
+    """What makes answers (serving.generation.Generator, serving.writers.TeamGenerator)."""
 
     @property
     def busy(self) -> bool:

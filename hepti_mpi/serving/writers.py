@@ -26,7 +26,7 @@ LEARNED = 0.25  # of what is known of a team that one text may change
 
 
 @dataclass
-class Written:
+class TeamWork:
     """What one team has done: texts and tokens; `slower`: how many times as long as planned it takes."""
 
     writer: Writer
@@ -46,15 +46,14 @@ class Written:
 
     def ended(self, place: int, tokens: int) -> None:
         """Count a text, and learn from it."""
-        took, part = time.perf_counter() - self.under_way[place], tokens / self.writer.answer
-        planned = part * self.writer.seconds(len(self.under_way))
-        del self.under_way[place]
+        at_once, took = len(self.under_way), time.perf_counter() - self.under_way.pop(place)
+        planned = at_once * self.writer.prompt_seconds + tokens * self.writer.steps[at_once - 1]
         self.texts, self.tokens = self.texts + 1, self.tokens + tokens
-        if planned > 0:
+        if tokens:
             self.slower += LEARNED * (took / planned - self.slower)
 
 
-class Writers(Asked):
+class TeamGenerator(Asked):
     """Makes answers to prompts as a Generator does, by teams. Rank 0's only."""
 
     def __init__(
@@ -63,8 +62,8 @@ class Writers(Asked):
     ) -> None:  # fmt: skip
         """`own`: of the team that rank 0 is in; `writers`: all teams."""
         super().__init__(positions, ends, decode, penalty, forms)
-        self.own, self.mail, self.teams = own, mail, [Written(one) for one in writers]
-        self.flying: dict[int, tuple[Answer, Written]] = {}  # by place
+        self.own, self.mail, self.teams = own, mail, [TeamWork(one) for one in writers]
+        self.flying: dict[int, tuple[Answer, TeamWork]] = {}  # by place
         self.made: dict[int, tuple[int, Answer]] = {}  # by an answer of the own team, of which place it is
         self.places = 0
 
@@ -104,11 +103,6 @@ class Writers(Asked):
             seconds = 0.0
         return [event for one in found if (event := self._heard(*one)) is not None]
 
-    def end(self) -> None:
-        """Let all other ranks go."""
-        for rank in self.mail.partners:
-            self.mail.send(rank, WORK, {"do": "end"})
-
     def _hand_out(self) -> None:
         while self.waiting and (team := self._first()) is not None:
             answer = self.waiting.popleft()
@@ -124,7 +118,7 @@ class Writers(Asked):
             facts = {"do": "prompt", "place": place, "sampling": told(sampling), "made": len(answer.tokens)}
             self.mail.send(team.writer.team.lead, WORK, facts, {"ids": ids})
 
-    def _first(self) -> Written | None:
+    def _first(self) -> TeamWork | None:
         """Return the team that will have written one more text first, None where it has no room for one yet."""
         free, full = [one for one in self.teams if one.has_room], [one for one in self.teams if not one.has_room]
         best = min(free, key=lambda one: one.seconds, default=None)
@@ -163,7 +157,7 @@ class Post:
 
     def __init__(self, mail: Mail) -> None:
         self.mail, self.ended = mail, False
-        self.given: list[int] = []
+        self.given: set[int] = set()  # places of what has not ended
 
     def take_prompts(self, timeout: float) -> list[Prompt | list[int]]:
         """Return the prompts that have come, and lists of places that nobody wants any more, in their order."""
@@ -172,16 +166,17 @@ class Post:
             facts = letter.facts
             if facts["do"] == "end":
                 self.ended = True
-                return [*found, self.given]
+                return [*found, sorted(self.given)]
             if facts["do"] == "cancel":
                 found.append(facts["places"])
                 continue
-            self.given.append(facts["place"])
+            self.given.add(facts["place"])
             found.append(Prompt(facts["place"], letter.arrays["ids"].tolist(), sampling_of(facts["sampling"]), facts["made"]))
         return found
 
     def grown(self, events: Sequence[Sequence[Any]]) -> None:
         """Tell what was added to answers."""
+        self.given -= {place for place, *_, finish, why in events if finish is not None or why is not None}
         self.mail.send(0, FRONT, {"events": [list(one) for one in events]})
 
 

@@ -204,7 +204,7 @@ def test_teams_write_what_all_ranks_do(machine, store_of, turned):
                 decoder.end()
     else:
         planned = [Writer(team, 0.01, (0.001,) * slots, 8) for team in placement.teams]
-        making = writers.Writers(generator() if decoder else None, mail, planned, 64, (), letters)
+        making = writers.TeamGenerator(generator() if decoder else None, mail, planned, 64, (), letters)
         prompts = [row[row >= 0].tolist() for row in ids]
         right = [letters(row) for row in tokens.tolist()]
         asked = Sampling(max_tokens=8, ignore_end=True)
