@@ -75,9 +75,9 @@ def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None
         lines.append((who, does, rate(1 / one.steps[0]), rate(one.rate)))
     busy = {rank for one in found.every for rank in one.team.members}
     resting = [f"rank {rank} on {host}" for rank, host in enumerate(hosts) if rank not in busy]
-    at_once, texts = counted(found.every[0].slots, "texts"), counted(found.texts, "texts")
+    several, texts = counted(found.every[0].slots, "texts"), counted(found.texts, "texts")
     return "\n".join([
-        table(("team", "does", "tokens/s of one text", f"tokens/s of {at_once} at once"), lines, width),
+        table(("team", "does", "tokens/s of one text", f"tokens/s of {several} with prompts"), lines, width),
         *([f"at rest: {', '.join(resting)}"] if resting else []),
         f"{texts} of {counted(found.every[0].answer, 'tokens')}: {duration(found.seconds)} by teams, each text by one of them; "
         f"{duration(found.together.seconds(found.texts))} by all ranks together",
