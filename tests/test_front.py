@@ -27,10 +27,10 @@ def answers(asked):
 
 
 class Rank:
-    """Rank 0, that answers up to `most` requests and then is lost."""
+    """Rank 0, that answers up to `most` requests and then is lost; `silently`: its connection stays, as one of a host without power."""
 
-    def __init__(self, own, most=10**9, rows=64, source=SOURCE, poison=None, batches=2):
-        self.remote, self.most, self.poison = Remote(own.address()), most, poison
+    def __init__(self, own, most=10**9, rows=64, source=SOURCE, poison=None, batches=2, silently=False):
+        self.remote, self.most, self.poison, self.silently = Remote(own.address()), most, poison, silently
         self.seen = []
         self.remote.ready(source, rows, {"rows_per_second": 1000, "plan": {"hosts": ["here"]}, "batches": batches})
         threading.Thread(target=self.work, daemon=True).start()
@@ -39,7 +39,7 @@ class Rank:
         while not self.remote.ended:
             for one in self.remote.take(0.05):
                 if len(self.seen) >= self.most or (self.poison and one.rows == self.poison):
-                    return self.lose()
+                    return None if self.silently else self.lose()
                 self.seen.append(one)
                 self.remote.event(SimpleNamespace(places=[one.index], requests=[one], results=answers([one]), seconds=0.001))
 
@@ -109,6 +109,18 @@ def test_what_is_under_way_is_asked_again(own):
     results = call.future.result(10)
     assert [int(result["embedding"][1]) for result in results] == list(range(100))
     assert 80 <= len(other.seen) < 100, "what was lost on the way is asked again, what was answered is not"
+
+
+def test_what_a_host_without_power_had_is_asked_again(own):
+    ready(own, most=20, silently=True)
+    call = own.ask("a", requests(*[4] * 100))
+    until(lambda: own.answered == 20)
+    before = own.connection
+    ready(own)
+    results = call.future.result(60)
+    assert [int(result["embedding"][1]) for result in results] == list(range(100))
+    until(lambda: before.closed)
+    assert own.connection is not None and own.idle
 
 
 def test_one_that_makes_the_job_fail_is_given_up_and_no_other(own):

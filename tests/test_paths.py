@@ -1,5 +1,8 @@
 """What is said of a path that is no store: it is known for what it is, and the next command can be copied."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hepti_mpi.comm import launcher
@@ -51,3 +54,12 @@ def test_where_a_profile_is_kept_without_a_hostfile(tmp_path, monkeypatch):
     assert the_profile() == profile_path(None) and not (tmp_path / "hostfiles").exists()
     (tmp_path / "hostfiles").mkdir()
     assert str(profile_path(None)) == f"hostfiles/{name}"
+
+
+@pytest.mark.parametrize("parent, found", [("time", "None"), ("mpirun", "hosts.txt")])
+def test_only_an_mpirun_names_the_hostfile(tmp_path, parent, found):
+    """`time -f FORMAT python -m hepti_mpi run` kept its profile in a file that was named FORMAT."""
+    asks = [sys.executable, "-c", "from hepti_mpi.comm import launcher; print(launcher.launcher_hostfile())"]
+    code = f"import subprocess; subprocess.run({asks!r})"
+    done = subprocess.run([parent, "-c", code, "-f", "hosts.txt"], executable=sys.executable, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found

@@ -126,7 +126,7 @@ def _is_mpirun(words: list[str]) -> bool:
 def launcher_hostfile() -> str | None:
     """Return the hostfile on this job's mpirun command line, or None where the launcher is not the parent process."""
     words = _words(os.getppid())
-    for option, value in zip(words, words[1:]):
+    for option, value in zip(words, words[1:] if _is_mpirun(words) else ()):  # `time -f FORMAT` has such an option too
         if option in ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f"):
             return value
     return None

@@ -96,7 +96,7 @@ class Front:
         self.unwanted: list[int] = []  # places of which rank 0 does not know yet that nobody waits for them
         self.places = itertools.count()
         self.connection: Connection | None = None
-        self.window, self.starts = 0, 0
+        self.batch_rows, self.window, self.starts = 0, 0, 0
         self.rows_per_second: float | None = None
         self.answered = self.answered_rows = 0
         self.error: HeptiError | None = None
@@ -259,10 +259,14 @@ class Front:
         if head["source_hash"] != self.source_hash:
             self.fail(ServiceError("the first host has another store under this path than the machine that serves: give both the same"))
             return
+        before = self.connection
+        if before is not None:  # its host is gone without a word: of that the system learns minutes later, if ever
+            self._lost(before)
+            _shut(before)
         with self.changed:
             self.connection, self.starts = connection, self.starts + 1
             self.streams.slots, self.streams.positions = head.get("slots", 0), head.get("positions", 0)
-            self.window = head["batches"] * head["batch_rows"]
+            self.batch_rows, self.window = head["batch_rows"], head["batches"] * head["batch_rows"]
             self.rows_per_second = self.rows_per_second or head["rows_per_second"]
             self._limit()
             self.changed.notify_all()
@@ -374,7 +378,9 @@ class Front:
                 return [self.again.popleft()]
             taken.append(self.again.popleft())
             room -= piece.request.rows
-        return taken or [piece for piece in self.queue.take(room) if not piece.call.future.done()]
+        if taken or room < min(self.batch_rows, self.queue.rows):  # what waits makes a full batch when one more is answered
+            return taken
+        return [piece for piece in self.queue.take(room) if not piece.call.future.done()]
 
 
 def _shut(connection: Connection) -> None:
