@@ -120,7 +120,21 @@ def test_a_talk_that_goes_on_keeps_its_rows():
     assert stepper.steps[-2] == ("prefill", 0, 2) and stepper.cache[0] == [*talk, 31] and second.tokens == [31, 32]
     generator.submit(talk, Sampling(max_tokens=1))
     list(finished(generator))
-    assert stepper.steps[-1] == ("prefill", 0, 1)  # the last one is scored again
+    assert stepper.steps[-1] == ("prefill", 0, 2)  # by the kernel that scored it before
+
+
+@pytest.mark.parametrize("length", [1, 7, CHUNK, CHUNK + 1, 2 * CHUNK])
+def test_a_prompt_is_asked_again_by_the_chunk_that_it_was_scored_by(length):
+    stepper = Counting(slots=1)
+    generator = Generator(stepper, [END])
+    scored = []
+    for _ in range(3):
+        generator.submit([7] * length, Sampling(max_tokens=3))
+        list(finished(generator))
+        prefills = [step for step in stepper.steps if step[0] == "prefill"]
+        scored.append(prefills[-1])
+    assert scored == [("prefill", 0, (length - 1) % CHUNK + 1)] * 3
+    assert len(prefills) == (length - 1) // CHUNK + 3  # whole chunks before it are not taken in again
 
 
 def test_cancelled():

@@ -128,11 +128,37 @@ class _Running:
     rows: list[int]  # that are to be taken in before it grows: its prompt, and what another job made of it
     taken: int  # rows of prompt and tokens that are in the cache
     lookup: Lookup
+    begun: int  # rows that the slot had of a talk before it went on: chunks are counted from there
+    whole: int  # rows that were taken in by whole chunks counted from 0, as whoever has the same beginning takes them in
 
     @property
     def is_in(self) -> bool:
         """Whether it grows by one step after the other now."""
         return self.taken >= len(self.rows)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a slot still has: rows of `tokens`, of which the first `read` were taken in as a prompt; `begun`, `whole`: as _Running."""
+
+    tokens: list[int]
+    read: int
+    begun: int
+    whole: int
+
+    def reused(self, rows: Sequence[int]) -> tuple[int, int]:
+        """Return how many of `rows` need not be taken in again, and from which row on chunks are counted then.
+
+        A talk that goes on behind an answer has all that was said. Else the same chunks are taken in as before: one row alone is computed
+        by another kernel than as one of many, and a prompt would have another answer when it is asked again, where two tokens are
+        about as likely.
+        """
+        common = _common(self.tokens, rows)
+        if common > self.read:
+            return common, common
+        begun = self.begun if common >= self.begun else 0
+        known = common if begun == self.begun else min(common, self.whole)
+        return begun + (known - begun) // CHUNK * CHUNK, begun
 
 
 class Asked:
@@ -189,7 +215,7 @@ class Generator(Asked):
         self.running: list[_Running] = []
         self.free = list(range(stepper.slots))
         self.turn = 0  # of prompts that are taken in
-        self.kept: list[list[int]] = [[] for _ in self.free]  # per slot that is free, the tokens whose rows are still in it
+        self.kept = [_Kept([], 0, 0, 0) for _ in self.free]  # per slot that is free, what is still in it
 
     @property
     def busy(self) -> bool:
@@ -260,16 +286,19 @@ class Generator(Asked):
             form = None if schema is None or self.forms is None else self.forms.form(schema, answer.tokens)
         except InputError as error:
             return [_failed(answer, error)]
-        reused, neglected = max((_common(self.kept[slot], rows), -slot) for slot in self.free)
+        (reused, begun), neglected = max((self.kept[slot].reused(rows), -slot) for slot in self.free)
         self.free.remove(-neglected)
         sampler = Sampler(answer.sampling, rows, answer.tokens, form)
-        self.running.append(_Running(answer, -neglected, sampler, rows, reused, Lookup(rows)))
+        whole = min(reused, self.kept[-neglected].whole)
+        self.running.append(_Running(answer, -neglected, sampler, rows, reused, Lookup(rows), begun, whole))
         return []
 
     def _prefill(self, one: _Running) -> list[Event]:
         part = one.rows[one.taken : one.taken + CHUNK]
         last = one.taken + len(part) == len(one.rows)
         scores = self.stepper.prefill(one.slot, part, one.taken, one.answer.sampling.candidates if last else None)
+        if one.whole == one.taken and len(part) == CHUNK:
+            one.whole += CHUNK
         one.taken += len(part)
         return [self._grown(one, scores)] if scores is not None else []
 
@@ -292,7 +321,8 @@ class Generator(Asked):
         one.answer.ended = time.perf_counter()
         self.running.remove(one)
         self.free.append(one.slot)
-        self.kept[one.slot] = [*one.answer.prompt, *one.answer.tokens][: one.taken]
+        tokens = [*one.answer.prompt, *one.answer.tokens][: one.taken]
+        self.kept[one.slot] = _Kept(tokens, min(len(one.rows), one.taken), one.begun, one.whole)
 
 
 def _failed(answer: Answer, error: InputError) -> Event:
