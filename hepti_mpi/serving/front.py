@@ -380,7 +380,7 @@ class Front:
             room -= piece.request.rows
         if taken or room < min(self.batch_rows, self.queue.rows):  # what waits makes a full batch when one more is answered
             return taken
-        return [piece for piece in self.queue.take(room) if not piece.call.future.done()]
+        return [piece for piece in self.queue.take(min(room, self.batch_rows)) if not piece.call.future.done()]
 
 
 def _shut(connection: Connection) -> None:
