@@ -62,5 +62,6 @@ def test_only_an_mpirun_names_the_hostfile(tmp_path, parent, found):
     """`time -f FORMAT python -m hepti_mpi run` kept its profile in a file that was named FORMAT."""
     asks = [sys.executable, "-c", "from hepti_mpi.comm import launcher; print(launcher.launcher_hostfile())"]
     code = f"import subprocess; subprocess.run({asks!r})"
-    done = subprocess.run([str(Path(sys.executable).with_name(parent)), "-c", code, "-f", "hosts.txt"], executable=sys.executable, capture_output=True, text=True, check=True)
+    typed = [str(Path(sys.executable).with_name(parent)), "-c", code, "-f", "hosts.txt"]
+    done = subprocess.run(typed, executable=sys.executable, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == found
