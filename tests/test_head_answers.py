@@ -87,12 +87,11 @@ def test_numbers_that_are_not_finite_are_no_answer(tmp_path, case, value):
     (tmp_path / "in.txt").write_text("the dog runs [MASK]\na cat [MASK]\n")
     requests = read_requests(model.spec, model.files, str(tmp_path / "in.txt"))
     hidden = np.ones((sum(request.rows for request in requests), model.spec.hidden), np.float32)
-    hidden[: requests[0].rows] = value
+    hidden[requests[0].rows - 1] = value  # which not every head reads, but other rows did
     with np.errstate(invalid="ignore"):
         results = apply_head(model.spec, dict(model.weights()), model.files, hidden, requests, False)
     found = [fault(model.spec, request, result) for request, result in zip(requests, results)]
-    assert (found[0] is not None and "not finite" in found[0]) or np.isinf(value) and case in ("bert", "bert_seqcls")  # tanh(inf) is 1
-    assert found[1] is None
+    assert found[0] is not None and "not finite" in found[0] and found[1] is None
 
 
 IDENTITY = "torch.nn.modules.linear.Identity"

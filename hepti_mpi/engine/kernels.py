@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.packing import reach
-from hepti_mpi.engine.products import LEAST, OfStore, Product
+from hepti_mpi.engine.products import LEAST, OfStore, Product, unsound
 from hepti_mpi.models import blocks
 from hepti_mpi.program import ops
 from hepti_mpi.weights.slices import Slice
@@ -249,16 +249,29 @@ def cast(to: Writing, op: ops.Cast, w: Own) -> None:
             to.graph.node("Reshape", [from_int8(to.graph, (number, scale), op.block), flat], [output])
     else:
         for name, output in zip(op.reads, op.writes, strict=True):
-            to.graph.node("Cast", [name], [output], to=DTYPES[op.dtype])
+            short = op.dtype == "float16"
+            to.graph.node("Cast", [within_float16(to.graph, name) if short else name], [output], to=DTYPES[op.dtype])
+
+
+def within_float16(graph: Graph, x: str) -> str:
+    """Write x [r, w] with NaN in all of a row that has what float16 does not: a key of -inf would be one that nobody looks at."""
+    axis, kind = graph.constant("rows", np.array([1], np.int64)), np.float32
+    most = graph.constant("most", np.array(np.finfo(np.float16).max, kind))
+    ends = [graph.node("ReduceMax", [x, axis], keepdims=1), graph.node("Neg", [graph.node("ReduceMin", [x, axis], keepdims=1)])]
+    over = graph.node("Greater", [graph.node("Max", ends), most])  # [r, 1]
+    nothing, none = graph.constant("nan", np.array(np.nan, kind)), graph.constant("nought", np.array(0, kind))
+    return graph.node("Add", [x, graph.node("Where", [over, nothing, none])])
 
 
 def to_int8(graph: Graph, x: str, block: int, outputs: tuple[str, str]) -> None:
     """Write x [r, w] as int8 [r, w] and scales [r, w / block], one for each row of each block: what is largest there is 127 of them."""
     blocks = graph.node("Reshape", [x, graph.constant(f"blocks_{block}", np.array([0, -1, block], np.int64))])
-    largest = graph.node("ReduceMax", [graph.node("Abs", [blocks]), graph.constant("last", np.array([2], np.int64))], keepdims=0)
+    last = graph.constant("last", np.array([2], np.int64))
+    largest = graph.node("ReduceMax", [graph.node("Abs", [blocks]), last], keepdims=0)
     some = graph.node("Max", [largest, graph.constant("some", np.array(1e-30, np.float32))])  # 0 is divided by it
-    scale = graph.node("Mul", [some, graph.constant("step", np.array(1 / 127, np.float32))], [outputs[1]])
+    scale = graph.node("Mul", [some, graph.constant("step", np.array(1 / 127, np.float32))])
     graph.node("QuantizeLinear", [x, scale], [outputs[0]], axis=1, block_size=block, output_dtype=TensorProto.INT8)
+    graph.node("Add", [scale, unsound(graph, blocks, last, keepdims=0)], [outputs[1]])
 
 
 def from_int8(graph: Graph, reads: Sequence[str], block: int) -> str:

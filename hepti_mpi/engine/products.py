@@ -135,19 +135,30 @@ class Product:
         if zeros not in graph.written:  # as many as the segment has rows
             fill = graph.constant(f"from_{below}", np.array(below, np.uint8))
             graph.written.add(graph.node("Expand", [fill, graph.node("Shape", [flat])], [zeros]))
-        return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), scale
+        return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), graph.node("Add", [scale, unsound(graph, x, axis)])
 
     def _blocks(self, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
         assert isinstance(kind, Blocks)
+        inner = self.weight.inner  # what reads a norm of the residual needs no care: a NaN is in that row to the end
         count, packed = -(-self.inputs // kind.block), kind.block * kind.bits // 8
-        if self.weight.inner:
+        if inner:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
         else:  # from block after block to output after output
             both = kind.unpacked(self.source.parts(self.weight), self.weight.shape, 0)
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
-        return graph.node(
-            "MatMulNBits", [self.x, values, scales], [output] if output else None, MICROSOFT, K=self.inputs, N=self.outputs,
+        found = graph.node(
+            "MatMulNBits", [self.x, values, scales], [output] if output and inner else None, MICROSOFT, K=self.inputs, N=self.outputs,
             bits=kind.bits, block_size=kind.block, accuracy_level=4,
         )  # fmt: skip
+        if inner:
+            return found
+        nought = graph.constant(f"noughts_{self.inputs}", np.zeros((self.inputs, 1), np.float32))
+        return graph.node("Add", [found, graph.node("MatMul", [self.x, nought])], [output] if output else None)  # a NaN stays one
+
+
+def unsound(graph: Graph, x: str, axis: str, keepdims: int = 1) -> str:
+    """Write 0 for each sum of x along `axis`, and NaN where a number in it is not finite: rounding would lose that."""
+    total = graph.node("ReduceSum", [x, axis], keepdims=keepdims)
+    return graph.node("Mul", [total, graph.constant("nought", np.array(0, np.float32))])

@@ -44,14 +44,22 @@ def apply_head(
     "sequence-classes", "image-classes": logits [labels]. "token-classes": logits [rows, labels].
     "masked-words": mask_positions [m], mask_ids [m, 5] and mask_probabilities [m, 5] of the m masks, most likely first;
     with `full_logits` also logits [rows, vocabulary]. "sentence": embedding [size].
+    All are NaN for a request with a row that is not finite.
     """
     if sum(request.rows for request in requests) != len(hidden):
         raise ValueError(f"requests have {sum(request.rows for request in requests)} rows, hidden has {len(hidden)}")
     bounds = np.cumsum([0, *(request.rows for request in requests)])
     pieces = [hidden[start:stop] for start, stop in zip(bounds[:-1], bounds[1:])]  # [own rows, hidden] each
     if spec.head == "masked-words":
-        return fill_masks(spec, weights, mask_number(files), pieces, requests, full_logits)
-    return [one_head(spec, weights, piece, request) for piece, request in zip(pieces, requests)]
+        results = fill_masks(spec, weights, mask_number(files), pieces, requests, full_logits)
+    else:
+        results = [one_head(spec, weights, piece, request) for piece, request in zip(pieces, requests)]
+    return [result if np.isfinite(piece).all() else _spoilt(result) for piece, result in zip(pieces, results)]
+
+
+def _spoilt(result: Result) -> Result:
+    """Return what is no answer: a row that is not finite was read by others, also where the head reads none of it."""
+    return {name: np.full(values.shape, np.nan, np.float32) for name, values in result.items()}
 
 
 def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request) -> Result:

@@ -1,0 +1,73 @@
+"""What is not finite stays so: rounding to fewer bits, of rows before products and of what travels, loses no NaN and no infinity."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from hepti_mpi.engine import kernels, sessions
+from hepti_mpi.engine.graph import Graph
+from hepti_mpi.engine.products import LEAST, Made, Product
+from hepti_mpi.models.formats import FORMATS, Seen
+from hepti_mpi.weights.slices import Slice
+
+ROWS, WIDTH, OUTPUTS, BAD = 5, 64, 48, 2  # the row that is spoilt
+
+
+def session_of(graph, output):
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", output)]
+    made = helper.make_graph(graph.nodes, "one", infos[:1], infos[1:], list(graph.initializers.values()))
+    return sessions.session(made, Path("."), "packed", 1)
+
+
+def spoilt(values):
+    """Yield rows of which one has one of `values`, at each of some places."""
+    for value in values:
+        for place in (0, 1, 17, 31, 32, WIDTH - 1):
+            x = np.random.default_rng(place).standard_normal((ROWS, WIDTH)).astype(np.float32)
+            x[BAD, place] = value
+            yield x
+
+
+def check(graph, output, values):
+    """One row is not finite, in what is told about it, and the others are, also where it is alone."""
+    session = session_of(graph, output)
+    for x in spoilt(values):
+        (found,) = session.run(None, {"x": x})
+        sound = np.isfinite(found.reshape(ROWS, -1)).all(axis=1)
+        assert sound.tolist() == [row != BAD for row in range(ROWS)], x[BAD]
+        (alone,) = session.run(None, {"x": x[BAD : BAD + 1]})
+        assert not np.isfinite(alone).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("least", [None, LEAST["relu"], LEAST["gelu_tanh"]])
+def test_products_that_lead_to_the_residual(name, smoothed, least):
+    """-inf is none of the values that an activation with a least one gives."""
+    kind, random = FORMATS[name], np.random.default_rng(1)
+    seen = Seen(None, np.linspace(0.5, 2, WIDTH).astype(np.float32)) if smoothed else None
+    parts = kind.encode(random.standard_normal((WIDTH, OUTPUTS)).astype(np.float32), 0, seen)
+    graph = Graph()
+    output = Product(graph, Made(parts), "x", Slice("w", 0, (WIDTH, OUTPUTS), kind, 0), least).write(None, None)
+    check(graph, output, (np.nan, np.inf) if least is not None else (np.nan, np.inf, -np.inf))
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_int8_on_the_wire(block):
+    graph = Graph()
+    kernels.to_int8(graph, "x", block, ("numbers", "scales"))
+    check(graph, kernels.from_int8(graph, ("numbers", "scales"), block), (np.nan, np.inf, -np.inf))
+
+
+def test_float16_on_the_wire():
+    """A row with what float16 does not hold is NaN: a query that meets an infinite key might only leave it out."""
+    graph = Graph()
+    short = graph.node("Cast", [kernels.within_float16(graph, "x")], to=TensorProto.FLOAT16)
+    output = graph.node("Cast", [short], to=TensorProto.FLOAT)
+    check(graph, output, (np.nan, np.inf, -np.inf, 1e5, -1e5))
+    x = np.array([[65504, -65504, 1e-3], [65505, 0, 0], [0, -65505, 0]], np.float32)
+    (found,) = session_of(graph, output).run(None, {"x": x})
+    np.testing.assert_array_equal(found[0], x[0].astype(np.float16).astype(np.float32))
+    assert np.isnan(found[1:]).all()
