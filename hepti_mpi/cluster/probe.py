@@ -21,9 +21,19 @@ from hepti_mpi.comm.ranks import Comm
 
 PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
+WHOLE = (8, 8), (8, 24)  # of the two that go through whole layers
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
 SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
+LEAST_PART = 0.5  # of what products take in a chain of their own: less is an error of the other parts
 PAUSE_SECONDS = 0.03  # for a link to come to rest
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A chain of whole layers, as a model has them: `call(requests, length)` runs it, `work(requests, length)` says what it does."""
+
+    call: Callable[[int, int], Callable[[], None]]
+    work: Callable[[int, int], Work]
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Timers:
     """What probe times: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights, of which a part is in each of
     `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
     elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
-    they find its caches then, not their own."""
+    they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -44,6 +54,7 @@ class Timers:
     nothing: Callable[[], None]
     between: Callable[[], None]
     formats: Mapping[str, float] = field(default_factory=lambda: PLAIN)
+    layers: Layers | None = None
 
 
 @dataclass(frozen=True)
@@ -190,20 +201,49 @@ def speeds_of(timers: Timers, rows: Sequence[int], positions: int, emulation: Em
         calls.append((timers.attention(count, length), Work(attention=2.0 * laid_out * length, arranged=laid_out)))
     calls += [(timers.elements, Work(elements=size)), (timers.activations, Work(activations=size)), (timers.casts, Work(casts=size))]
     calls += [(timers.nothing, Work())]
+    parts_of_layers = len(calls)
+    whole = () if timers.layers is None or emulation.on else tuple((count, min(length, positions)) for count, length in WHOLE)
+    calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
     times: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
     for _ in range(passes):
         for place, ((call, work), found) in enumerate(zip(calls, times)):
-            before = timers.between if place >= len(rows) and not emulation.on else None  # the chain of products has its own weights
+            alone = len(rows) <= place < parts_of_layers and not emulation.on
+            before = timers.between if alone else None  # the chain of products has its own weights
             begin()
             with emulation.in_time():
                 _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found, before)
     part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine
-    *curve, short, long, elements, activations, casts, nothing = (sorted(found)[int(part * len(found))] for found in times)
+    spent_of = [sorted(found)[int(part * len(found))] for found in times]
+    *curve, short, long, elements, activations, casts, nothing = spent_of[:parts_of_layers]
     mac, arrange = _attention((short, long), shapes, timers.hidden)
     elements, activations, casts = (max(spent - nothing, 1e-9) / size for spent in (elements, activations, casts))
     curve = _rising([taken / timers.weights for taken in curve])
-    return Speeds(tuple(curve), mac, elements, nothing, casts, activations, arrange)
+    speeds = Speeds(tuple(curve), mac, elements, nothing, casts, activations, arrange)
+    if not whole or timers.layers is None:
+        return speeds
+    return together(speeds, rows, [(timers.layers.work(*shape), taken) for shape, taken in zip(whole, spent_of[parts_of_layers:])])
+
+
+def together(speeds: Speeds, rows: Sequence[int], whole: Sequence[tuple[Work, float]]) -> Speeds:
+    """Return speeds by which whole layers take the seconds that they took: what is beyond their parts, which were timed one by one, is
+    put into the curve of products, by rows. That is the starts of some twenty small kernels a layer, and caches that the parts had to
+    themselves.
+
+    `whole`: work and seconds of batches, by rising numbers of rows.
+    """
+    at, more = [], []
+    for work, seconds in whole:
+        count, weights = float(work.products[0][0]), sum(float(product[1]) for product in work.products)
+        products = float(np.interp(count, rows, speeds.gemm_seconds_per_weight)) * weights
+        parts = [(work.attention, speeds.attention_seconds_per_mac), (work.arranged, speeds.arrange_seconds),
+                 (work.elements, speeds.element_seconds), (work.activations, speeds.activation_seconds)]  # fmt: skip
+        beyond = seconds - speeds.segment_seconds - sum(amount * each for amount, each in parts)
+        at.append(count)
+        more.append(max(beyond, LEAST_PART * products) / products)
+    factors = np.interp(rows, at, more)
+    curve = [float(factor) * seconds for factor, seconds in zip(factors, speeds.gemm_seconds_per_weight)]
+    return replace(speeds, gemm_seconds_per_weight=tuple(_rising(curve)))
 
 
 def _attention(times: Sequence[float], shapes: Sequence[tuple[int, int]], hidden: int) -> tuple[float, float]:

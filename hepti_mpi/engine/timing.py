@@ -7,9 +7,10 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from hepti_mpi.cluster.probe import Timers
+from hepti_mpi.cluster.boards import Work
+from hepti_mpi.cluster.probe import Layers, Timers
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.kernels import ASKED, activate, attend
+from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound, session
@@ -66,7 +67,46 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
         nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
         between=bound(between, {"x": some[rows]}, product),
         formats=product_formats(spec),
+        layers=_layers(spec, threads, plain),
     )
+
+
+def _layers(spec: ModelSpec, threads: int, attention: Attention) -> Layers | None:
+    """Return a chain of whole layers, as many as the model has or outdo most caches; None where its layers are not of this kind."""
+    mlp, hidden, columns, width = spec.layer(0).mlp, spec.hidden, spec.ffn, attention.width
+    if mlp.gated or spec.generates:
+        return None
+    sizes = [(width, hidden)] * 3 + [(hidden, width), (columns, hidden), (hidden, columns)]  # (outputs, inputs)
+    weights = sum(outputs * inputs for outputs, inputs in sizes)
+    count, chain, value, used = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(), "x", product_formats(spec)
+    one, tile = chain.constant("one", np.ones(hidden, np.float32)), chained(spec)[0].ravel()
+    bias = chain.constant("bias", np.zeros(columns, np.float32))
+
+    def multiply(number: int, place: int, x: str) -> str:
+        matrix = np.resize(tile, sizes[place]) * np.float32(1 + (number * len(sizes) + place) / 256)  # equal ones would be kept once
+        kind = _format_of((number + 0.5) / count, used)
+        piece = Slice(f"{number}.{place}", 0, matrix.shape, kind, 1)
+        return Product(chain, Made(kind.encode(matrix, 1)), x, piece).write(None, None)
+
+    for number in range(count):
+        attend(chain, attention, [multiply(number, place, value) for place in range(3)], f"a{number}", attention.heads)
+        middle = chain.node("Add", [value, multiply(number, 3, f"a{number}")])
+        middle = chain.node("LayerNormalization", [middle, one, one], axis=-1)
+        wide = activate(chain, mlp.activation, multiply(number, 4, middle), bias if mlp.activation not in WITHOUT_BIAS else None)
+        value = chain.node("Add", [middle, multiply(number, 5, wide)])
+        value = chain.node("LayerNormalization", [value, one, one], ["y" if number == count - 1 else f"x{number}"], axis=-1)
+    made = probe(chain, ["x", *chain.indexes], threads)
+
+    def of_requests(requests: int, length: int) -> Callable[[], None]:
+        values = np.resize(tile, (requests * length, hidden))
+        return bound(made, {"x": values, **vars(pack([length] * requests, 0, len(values)))}, np.empty_like(values))
+
+    def work(requests: int, length: int) -> Work:
+        rows, laid_out = requests * length, float(requests * length * width) * count
+        products = tuple((rows, count * weights * part, name) for name, part in used.items())
+        return Work(products, 2 * laid_out * length, laid_out, 2.0 * count * rows * hidden, float(count * rows * columns))
+
+    return Layers(of_requests, work)
 
 
 def chained(spec: ModelSpec) -> tuple[np.ndarray, int]:
