@@ -46,8 +46,8 @@ def test_profiles_are_of_use_for_the_formats_they_were_measured_with(tmp_path):
     profile, reduced = boards(BASE), boards(REDUCED["q8"])
     nodes = [(node.host, node.cores, node.threads, node.threads) for node in profile.nodes]
     assert mismatch(reduced, nodes, reduced.versions, reduced.shape) is None
-    assert mismatch(profile, nodes, reduced.versions, reduced.shape) == "it was measured with formats None, here q8"
-    assert mismatch(reduced, nodes, profile.versions, reduced.shape) == "it was measured with formats q8, here None"
+    assert mismatch(profile, nodes, reduced.versions, reduced.shape) == "it was measured with weights in float32, here with weights in q8"
+    assert mismatch(reduced, nodes, profile.versions, reduced.shape) == "it was measured with weights in q8, here with weights in float32"
     for one in (profile, reduced, profile):
         one.save(tmp_path / "p.json")
     assert [one.versions.get("formats") for one in load_all(tmp_path / "p.json")] == ["q8", None]

@@ -67,14 +67,14 @@ def test_one_rank_alone(tmp_path):
 @pytest.mark.parametrize("nodes, versions, shape, words", [
     (HERE, VERSIONS, SHAPE, None),
     (HERE, {}, SHAPE, None),
-    (HERE, {"emulation": "2,3,4"}, SHAPE, "it was measured with emulation None, here 2,3,4"),
+    (HERE, {"emulation": "2,3,4"}, SHAPE, "it was measured with boards that are there, here with emulated boards 2,3,4"),
     (HERE[:2], VERSIONS, SHAPE, "it has 3 ranks, this job 2"),
     ([HERE[0], HERE[2], HERE[1]], VERSIONS, SHAPE, "its rank 1 is on b, here on c"),
     ([*HERE[:2], ("c", 8, 4, 4)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 4 of 8"),
     ([*HERE[:2], ("c", 4, 1, 1)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 1 of 4"),
     ([*HERE[:2], ("c", 4, 4, 2)], VERSIONS, SHAPE, "its rank 2 has 4 threads alone on its host, here 2"),
-    (HERE, {"onnxruntime": "1.3"}, SHAPE, "it was measured with onnxruntime 1.2.3, here 1.3"),
-    (HERE, {"blas": "9"}, SHAPE, "it was measured with blas None, here 9"),
+    (HERE, {"onnxruntime": "1.3"}, SHAPE, "it was measured with onnxruntime 1.2.3, here with onnxruntime 1.3"),
+    (HERE, {"blas": "9"}, SHAPE, "it was measured with no blas, here with blas 9"),
     (HERE, VERSIONS, (56, 102), "it was measured at hidden 56 and ffn 101, the model has 56 and 102"),
 ])  # fmt: skip
 def test_mismatch(nodes, versions, shape, words):

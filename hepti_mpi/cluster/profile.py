@@ -195,10 +195,20 @@ def mismatch(
             return f"its rank {rank} has {counted((node.alone or node).threads, 'threads')} alone on its host, here {alone}"
     for name in dict.fromkeys((*versions, EMULATION, FORMATS)):  # boards that were pretended are not those that are there
         if profile.versions.get(name) != versions.get(name):
-            return f"it was measured with {name} {profile.versions.get(name)}, here {versions.get(name)}"
+            then, now = (_said(name, of.get(name)) for of in (profile.versions, versions))
+            return f"it was measured with {then}, here with {now}"
     if tuple(profile.shape) != shape:
         return f"it was measured at hidden {profile.shape[0]} and ffn {profile.shape[1]}, the model has {shape[0]} and {shape[1]}"
     return None
+
+
+def _said(name: str, version: str | None) -> str:
+    """Return what a version says, in words."""
+    if name == FORMATS:
+        return f"weights in {version or 'float32'}"
+    if name == EMULATION:
+        return f"emulated boards {version}" if version else "boards that are there"
+    return f"{name} {version}" if version else f"no {name}"
 
 
 def load_all(path: Path) -> list[ClusterProfile]:
