@@ -158,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("--teams", action="store_true", help="faults while each host writes texts of its own")
     trial.add_argument("--rounds", type=int, help="of faults and service; default: 100, 60")
     trial.add_argument("--requests", type=int, help=asked)
+    trial.add_argument("--serve", action="store_true", help="of throughput: by a service, for embeddings")
     trial.add_argument("--clusters", help="of throughput, such as even4,pi8; default: even4,mixed4,pi8,wifi3")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")

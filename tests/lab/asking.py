@@ -2,6 +2,7 @@
 every event is a line of JSON on standard output.
 
     python tests/lab/asking.py embedded|token PORT
+    python tests/lab/asking.py rate PORT LENGTHS.json      # or once for each of these numbers of tokens: prints rows a second
 """
 
 import http.client
@@ -14,6 +15,7 @@ TEXTS = [[f"the cat sat on the mat near river {number}"] * 20 for number in rang
 PROMPTS = [{"prompt": f"w{number} w6 w7", "max_tokens": 90, "temperature": 0.8, "seed": number, "logit_bias": {"2": -100}, "stream": True}
            for number in range(3)]  # fmt: skip
 WAIT_SECONDS, CLOSE = 300, 1e-4
+CLIENTS, AT_ONCE = 16, 32  # of `rate`, and texts that each asks at once
 ended, lock, known = threading.Event(), threading.Lock(), dict[str, object]()
 
 
@@ -71,6 +73,30 @@ def write(port: int, number: int) -> None:
     tell("wrong" if why else "written", **({"why": why} if why else {}))
 
 
+def rate(port: int, lengths: "list[int]") -> float:
+    """Return the rows a second of many clients that ask for embeddings of texts of so many tokens, some texts at once each."""
+    left = [lengths[first : first + AT_ONCE] for first in range(0, len(lengths), AT_ONCE)][::-1]
+
+    def client() -> None:
+        link = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+        while left:
+            asked = [[1 + place % 25 for place in range(length)] for length in left.pop()]
+            link.request("POST", "/v1/embeddings", json.dumps({"input": asked, "encoding_format": "base64"}))
+            response = link.getresponse()
+            said = response.read()
+            if response.status != 200:
+                tell("wrong", why=f"status {response.status}: {said[:300]!r}")
+                return
+        link.close()
+
+    threads, begin = [threading.Thread(target=client) for _ in range(CLIENTS)], time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(lengths) / (time.monotonic() - begin)
+
+
 def again_and_again(work: object, port: int, first: int) -> None:
     number = first
     while not ended.is_set():
@@ -84,6 +110,10 @@ def again_and_again(work: object, port: int, first: int) -> None:
 
 
 def main() -> None:
+    if sys.argv[1] == "rate":
+        with open(sys.argv[3]) as file:
+            tell("rate", rows_per_second=rate(int(sys.argv[2]), json.load(file)))
+        return
     work = {"embedded": embed, "token": write}[sys.argv[1]]
     threads = [threading.Thread(target=again_and_again, args=(work, int(sys.argv[2]), first)) for first in range(3)]
     for thread in threads:

@@ -8,12 +8,14 @@ import argparse
 import json
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import LabError
+from .jobs import CHECKOUT, mpirun
 from .lab import Lab
 from .trials import PROGRAM, TOLD, inputs, print_table, records_of, say, sliced
 
@@ -24,6 +26,7 @@ SLOWED, AS_SLOW = 0, 3.0  # which board becomes how many times slower, when half
 SETTLING = 0.1  # of the rows after that, in which who hands out batches may learn of it
 SMALL, MEMORY = ("pi8", ("pi1", "pi2", "pi4", "pi6", "pi8")), "45M"  # boards of which no one holds the model with so much memory
 NEAR = 0.1  # of what was planned, by which teams may differ from it
+PORT, READY_SECONDS = 8099, 150
 GOOD, GOOD_SLOWED, GOOD_AUTO = 0.92, 0.95, 0.97  # of the sum of what the boards answer alone, and of the better objective
 
 
@@ -66,8 +69,13 @@ def throughput(options: argparse.Namespace, folder: Path) -> int:
     found: dict[str, dict[str, Any]] = {}
     for name in (options.clusters or CLUSTERS).split(","):
         with Lab(name, share=[folder, weights.parent]) as lab:
-            found[name] = _measured(lab, weights, whole, sample, folder, lengths)
+            if options.serve:
+                found[name] = _served(lab, weights, sample, folder, lengths)
+            else:
+                found[name] = _measured(lab, weights, whole, sample, folder, lengths)
         say(f"{name}: {json.dumps(found[name])}")
+    if options.serve:
+        return _said_of_services(found)
     head = ("cluster", "each alone, rows/s", "sum", "teams", "of the sum", "one slowed", "of its sum", "together", "auto")
     print_table(head, [
         (name, " ".join(f"{rate:.0f}" for rate in one["alone"]), f"{one['sum']:.0f}", f"{one['teams']:.0f}", f"{one['part']:.3f}",
@@ -99,6 +107,38 @@ def _measured(lab: Lab, weights: Path, whole: Path, sample: Path, folder: Path, 
         "alone": alone, "sum": whole_sum, "teams": teams, "part": teams / whole_sum, "slowed": slowed, "slowed_part": slowed / rest,
         "together": rates["latency"], "auto": rates["auto"], "auto_part": rates["auto"] / max(teams, rates["latency"]),
     }  # fmt: skip
+
+
+def _served(lab: Lab, weights: Path, sample: Path, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
+    """Return rows a second of a service with a rank on each board, asked for embeddings by many clients on the first."""
+    alone, host, hostfile, asked = _alone(lab, weights, sample, folder), lab.hosts[0], folder / "served.txt", folder / "lengths.json"
+    hostfile.write_text("".join(f"{name} slots=1\n" for name in lab.hosts))
+    asked.write_text(json.dumps(lengths))
+    words = ["serve", str(hostfile), "--mpirun", mpirun(), "--weights", str(weights), "--port", str(PORT)]
+    running = lab.begin(host, [*PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    look = ["curl", "-s", "-f", "-o", "/dev/null", f"localhost:{PORT}/health"]
+    end = time.monotonic() + READY_SECONDS
+    while lab.ssh(host, look, capture_output=True).returncode:
+        if time.monotonic() > end or running.poll() is not None:
+            raise LabError("the service is not ready")
+        time.sleep(1)
+    asking = [sys.executable, str(CHECKOUT / "tests" / "lab" / "asking.py"), "rate", str(PORT), str(asked)]
+    rates = [json.loads(lab.ssh(host, asking, capture_output=True).stdout.splitlines()[-1])["rows_per_second"] for _ in range(2)]
+    running.terminate()
+    lab.end_jobs()
+    return {"alone": alone, "sum": sum(alone), "served": rates[1], "first": rates[0], "part": rates[1] / sum(alone)}  # the first warms up
+
+
+def _said_of_services(found: dict[str, dict[str, Any]]) -> int:
+    print_table(("cluster", "each alone, rows/s", "sum", "served", "of the sum"), [
+        (name, " ".join(f"{rate:.0f}" for rate in one["alone"]), f"{one['sum']:.0f}", f"{one['served']:.0f}", f"{one['part']:.3f}")
+        for name, one in found.items()
+    ])  # fmt: skip
+    missed = [f"{name}: {one['part']:.3f} of the sum" for name, one in found.items() if one["part"] < GOOD]
+    for sentence in missed:
+        say(f"missed: {sentence}")
+    print(json.dumps({"format": "hepti-served", "clusters": found, "missed": missed}))
+    return 1 if missed else 0
 
 
 def _alone(lab: Lab, weights: Path, sample: Path, folder: Path) -> list[float]:
