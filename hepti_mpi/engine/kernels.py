@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.packing import reach
-from hepti_mpi.engine.products import LEAST, OfStore, Product, unsound
+from hepti_mpi.engine.products import LEAST, OfStore, Product
 from hepti_mpi.models import blocks
 from hepti_mpi.program import ops
 from hepti_mpi.weights.slices import Slice
@@ -271,7 +271,8 @@ def to_int8(graph: Graph, x: str, block: int, outputs: tuple[str, str]) -> None:
     some = graph.node("Max", [largest, graph.constant("some", np.array(1e-30, np.float32))])  # 0 is divided by it
     scale = graph.node("Mul", [some, graph.constant("step", np.array(1 / 127, np.float32))])
     graph.node("QuantizeLinear", [x, scale], [outputs[0]], axis=1, block_size=block, output_dtype=TensorProto.INT8)
-    graph.node("Add", [scale, unsound(graph, blocks, last, keepdims=0)], [outputs[1]])
+    unsound = graph.node("Mul", [graph.node("ReduceSum", [blocks, last], keepdims=0), graph.constant("nought", np.array(0, np.float32))])
+    graph.node("Add", [scale, unsound], [outputs[1]])  # NaN where a number is not finite: the largest may be another
 
 
 def from_int8(graph: Graph, reads: Sequence[str], block: int) -> str:

@@ -104,6 +104,8 @@ class Product:
     def _columns(self, output: str | None) -> str:
         graph, size = self.graph, self.outputs
         whole, scale, zero = self._rounded()
+        if not self.weight.inner:
+            scale = graph.node("Add", [scale, self._unsound()])
         one, none = graph.constant("one", np.array(1, np.float32)), graph.constant(f"zeros_{size}", np.zeros(size, np.int8))
         inputs = [whole, one, zero, self.part(VALUES, self.matrix), self.part(SCALES, (size,)), none]
         found = graph.node("QGemm", inputs, domain=MICROSOFT, transB=self.weight.inner)
@@ -135,12 +137,12 @@ class Product:
         if zeros not in graph.written:  # as many as the segment has rows
             fill = graph.constant(f"from_{below}", np.array(below, np.uint8))
             graph.written.add(graph.node("Expand", [fill, graph.node("Shape", [flat])], [zeros]))
-        return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), graph.node("Add", [scale, unsound(graph, x, axis)])
+        return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), scale
 
     def _blocks(self, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
         assert isinstance(kind, Blocks)
-        inner = self.weight.inner  # what reads a norm of the residual needs no care: a NaN is in that row to the end
+        inner = self.weight.inner
         count, packed = -(-self.inputs // kind.block), kind.block * kind.bits // 8
         if inner:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
@@ -154,11 +156,10 @@ class Product:
         )  # fmt: skip
         if inner:
             return found
-        nought = graph.constant(f"noughts_{self.inputs}", np.zeros((self.inputs, 1), np.float32))
-        return graph.node("Add", [found, graph.node("MatMul", [self.x, nought])], [output] if output else None)  # a NaN stays one
+        return graph.node("Add", [found, self._unsound()], [output] if output else None)
 
-
-def unsound(graph: Graph, x: str, axis: str, keepdims: int = 1) -> str:
-    """Write 0 for each sum of x along `axis`, and NaN where a number in it is not finite: rounding would lose that."""
-    total = graph.node("ReduceSum", [x, axis], keepdims=keepdims)
-    return graph.node("Mul", [total, graph.constant("nought", np.array(0, np.float32))])
+    def _unsound(self) -> str:
+        """Write 0 for each row of x, [r, 1], NaN where a number in it is not finite, which its rounding loses. Products that read a norm of
+        the residual need no such care: there such a row stays one to the end."""
+        nought = self.graph.constant(f"noughts_{self.inputs}", np.zeros((self.inputs, 1), np.float32))
+        return self.graph.node("MatMul", [self.x, nought])
