@@ -145,6 +145,19 @@ def test_words_of_texts_are_in_a_format_too_where_the_model_says_so():
     assert all(weight.format.name == "f32" for weight in all_weights(reduced(encoder, "q4")) if weight.part in ("embedding", "head"))
 
 
+@pytest.mark.parametrize("layers", ["f32", "q4", "q4-wide"])
+@pytest.mark.parametrize("head", FORMATS)
+def test_words_are_in_the_format_that_is_asked_for(layers, head):
+    spec = random_model("smollm2-135m").spec
+    (table,) = (weight.name for weight in all_weights(spec) if weight.axes[0] == "words")
+    found = {weight.name: weight.format.name for weight in all_weights(reduced(spec, layers, head))}
+    assert found.pop(table) == head
+    plain = {weight.name: weight.format.name for weight in all_weights(reduced(spec, layers))}
+    assert found == {name: kind for name, kind in plain.items() if name != table}
+    with pytest.raises(ModelError, match="writes no texts.*leave out --head-format"):
+        reduced(random_model("tiny-bert").spec, layers, head)
+
+
 def test_ranks_that_could_not_cut_wide_blocks_have_narrow_ones():
     spec = reduced(random_model("smollm2-135m").spec, "q4-wide")
     found = {weight.name: weight.format.name for weight in all_weights(spec) if weight.name.startswith("layers.7.")}

@@ -33,11 +33,16 @@ FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
     show_default=True,
     help="How the weights of the layers are stored; its cost is measured and said. auto: in the fewest bits that --error allows.",
 )
+@click.option(
+    "--head-format",
+    type=click.Choice(FORMATS),
+    help="How the words are stored that texts are written in. Left out: in 8 bits where --format has fewer than 16, else as it says.",
+)
 @click.option("--error", type=click.FloatRange(0, 1), help="With --format auto: by how much the cosine of what the head reads, on built-in "
               "inputs, may be less than 1, at most.")  # fmt: skip
 @words_options(has_document=False)
 def slice_command(
-    source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str, error: float | None
+    source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str, head_format: str | None, error: float | None
 ) -> None:  # fmt: skip
     """Turn a Hugging Face model folder, a GGUF file, another store or random:NAME into a weight store.
 
@@ -48,6 +53,7 @@ def slice_command(
       python -m hepti_mpi slice random:bert-large weights/bert-large.h5
       python -m hepti_mpi slice MODEL weights/m-q8.h5 --format q8
       python -m hepti_mpi slice weights/m.h5 weights/m-q8.h5 --format q8
+      python -m hepti_mpi slice MODEL weights/m-q4.h5 --format q4 --head-format q4
       python -m hepti_mpi slice MODEL weights/m.h5 --format auto --error 0.005
       python -m hepti_mpi slice MODEL weights/m.h5 --plan plan.json --ranks weights/m
     """
@@ -63,14 +69,14 @@ def slice_command(
     if format_name == AUTO and plan_file is not None:
         raise click.UsageError("--plan is of a model in one format, --format auto looks for it: leave out one of them")
     plan = placements.load(plan_file) if plan_file else None
-    model = _model(source, format_name)
+    model = _model(source, format_name, head_format)
     if store.exists() and Path(source).exists() and store.samefile(source):
         raise click.UsageError(f"{source} would be written over while it is read: name another file for the new store")
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder
     if error is not None:
-        _write_fewest(store, model, error)
+        _write_fewest(store, model, head_format, error)
         return
-    model = model.in_format(format_name)
+    model = model.in_format(format_name, head_format)
     if plan is not None:
         placements.check(plan, model.spec, model.source_hash, plan.ranks)
     _write(store, model)
@@ -109,14 +115,14 @@ def _write(store: Path, model: "ModelFiles") -> "Accuracy | None":
     return found
 
 
-def _write_fewest(store: Path, model: "ModelFiles", error: float) -> None:
+def _write_fewest(store: Path, model: "ModelFiles", head: str | None, error: float) -> None:
     """Write the store in the format of the fewest bits that costs at most `error`. Raises ModelError where that cannot be measured."""
     from hepti_mpi.errors import ModelError
 
     trial = store.with_name(f".{store.name}.trial")
     try:
         for name in FEWEST_FIRST:
-            found = _write(trial, model.in_format(name))
+            found = _write(trial, model.in_format(name, head))
             if found is None and name != "f32":
                 raise ModelError("the model takes no built-in inputs, so what formats cost is not known; give --format q8 instead of auto")
             if found is None or 1 - found.least_cosine <= error:
@@ -127,7 +133,7 @@ def _write_fewest(store: Path, model: "ModelFiles", error: float) -> None:
         trial.unlink(missing_ok=True)
 
 
-def _model(source: str, format_name: str) -> "ModelFiles":
+def _model(source: str, format_name: str, head: str | None) -> "ModelFiles":
     """Return the model that is to be written in a format. Raises ModelError or StoreError."""
     from hepti_mpi.errors import ModelError
     from hepti_mpi.models.checkpoints.gguffiles import gguf_path, read_gguf
@@ -143,14 +149,14 @@ def _model(source: str, format_name: str) -> "ModelFiles":
             SCREEN.say(f"{path} has weights of type {', '.join(mixed)}: they are written as the float32 values that they stand for")
         return model
     if Path(source).suffix == ".h5" and Path(source).is_file():
-        return _model_of_store(Path(source), format_name)
+        return _model_of_store(Path(source), format_name, head)
     what = no_model(Path(source))
     if what is not None:
         raise ModelError(what)
     return read_model(Path(source))
 
 
-def _model_of_store(source: Path, format_name: str) -> "ModelFiles":
+def _model_of_store(source: Path, format_name: str, head: str | None) -> "ModelFiles":
     """Return the model of another store, which stays open as long as its weights may be read. Raises ModelError or StoreError."""
     from hepti_mpi.errors import ModelError
     from hepti_mpi.weights.source import model_of
@@ -160,7 +166,7 @@ def _model_of_store(source: Path, format_name: str) -> "ModelFiles":
     model, kept = model_of(store), store.spec.formats
     if kept and format_name == AUTO:
         raise ModelError(f"{source} has weights in fewer bits already, and --format auto measures against float32: name the model's folder")
-    if kept and kept == model.in_format(format_name).spec.formats:
+    if kept and kept == model.in_format(format_name, head).spec.formats:
         raise ModelError(f"{source} is in {format_name} already, and rounding twice costs more than once: copy the file")
     if kept:
         said = (

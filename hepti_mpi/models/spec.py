@@ -199,19 +199,28 @@ def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:
     return tuple(dict.fromkeys(weight for layer in dict.fromkeys(spec.each()) for weight in layer.attention.shared().values()))
 
 
-def reduced(spec: ModelSpec, name: str) -> ModelSpec:
+def reduced(spec: ModelSpec, name: str, head: str | None = None) -> ModelSpec:
     """Return the spec of the model with all matrices in a format; narrower blocks, or 8 bits, where ranks could not cut one that is stored
     so, and 8 bits where they are words that texts are written in, all of which every token is compared with: fewer bits cost it more
-    there than elsewhere. Raises ModelError."""
+    there than elsewhere; or the format `head`, where one is given. Raises ModelError, also where a head is given and there are no words."""
     kind = format_named(name)
+    tables = [step.table for step in spec.back if isinstance(step, Words)] if spec.generates else []
+    if head is not None:
+        return _with_head(spec, kind, format_named(head), tables)
     if kind is F32:
         return spec
     every = [weight for number in range(spec.layers) for weight in layer_weights(spec, number)]
     cut = {weight.name: _cut(weight, kind) for weight in every if weight.split == "heads" and weight.inner == 0}
-    tables = [step.table for step in spec.back if isinstance(step, Words)] if spec.generates else []
     wide = isinstance(kind, Blocks) and kind.block == Q8_WIDE.block
     words = dict.fromkeys(tables, name if kind is F16 else (Q8_WIDE if wide else Q8_BLOCKS).name)
     return replace(spec, formats={"": name} | {weight: one.name for weight, one in cut.items() if one is not kind} | words)
+
+
+def _with_head(spec: ModelSpec, kind: Format, head: Format, tables: list[str]) -> ModelSpec:
+    if not tables:
+        raise ModelError(f"{spec.family} {spec.name} writes no texts, and its embedding and head stay float32: leave out --head-format")
+    layers = {weight: one for weight, one in reduced(spec, kind.name).formats.items() if weight not in tables}
+    return replace(spec, formats=layers | (dict.fromkeys(tables, head.name) if head is not F32 else {}))
 
 
 def _cut(weight: Weight, kind: Format) -> Format:

@@ -40,7 +40,7 @@ def store_of(machine, folder):
         if (case, format_name) not in opened:
             path = folder / "decoders" / f"{case}-{format_name}.h5"
             if machine.world.rank == 0:
-                stores.write(path, read_model(write_folder(case, folder / "decoders" / format_name)).in_format(format_name))
+                stores.write(path, read_model(write_folder(case, folder / "decoders" / format_name)).in_format(*format_name.split("+")))
             machine.world.barrier()
             opened[case, format_name] = fetching.open_store(machine, path)
         return opened[case, format_name]
@@ -116,7 +116,8 @@ def test_layers_in_several_segments(machine, store_of, case, monkeypatch):
     machine.world.barrier()
 
 
-@pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0), ("q4-wide", 1.0)])
+@pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0), ("q4-wide", 1.0),
+                                               ("f32+q8", 0.3), ("q8+q4", 1.0), ("q4-wide+f16", 1.0)])  # of the layers, of the words
 def test_weights_in_fewer_bits(machine, store_of, format_name, most):
     """However they are divided, logits are off by what the format costs a lone rank and no more."""
     store, (_, ids, logits, _) = store_of("qwen3", format_name), expected("qwen3")

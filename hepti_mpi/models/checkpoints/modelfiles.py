@@ -25,7 +25,8 @@ class ModelFiles:
         """Yield (name, float32 C-contiguous array) of every weight in the order of the store, one in memory at a time."""
         return self.stream()
 
-    def in_format(self, name: str) -> "ModelFiles":
-        """Return the model with the weights of its layers in a format. Raises ModelError when there is none of that name."""
-        spec = reduced(self.spec, name)
+    def in_format(self, name: str, head: str | None = None) -> "ModelFiles":
+        """Return the model with the weights of its layers in a format, and the words of which it writes in `head`, if given. Raises
+        ModelError when there is none of that name, and where `head` is given and there are no such words."""
+        spec = reduced(self.spec, name, head)
         return replace(self, spec=spec, source_hash=reduced_hash(self.source_hash, spec.formats))
