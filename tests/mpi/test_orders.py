@@ -71,6 +71,7 @@ class Restless(Steady):
     def __init__(self, plans, ranks):
         super().__init__()
         self.plans, self.turn, self.ranks, self.swaps, self.heard_of = plans, 0, ranks, 0, set()
+        self.wires = []  # of each plan that was taken
 
     def next(self, left):
         self.turn += 1
@@ -87,6 +88,7 @@ class Restless(Steady):
     def swapped(self, seconds, load_seconds, wire):
         assert seconds >= load_seconds > 0
         self.swaps += 1
+        self.wires.append(wire)
 
 
 @pytest.mark.parametrize("shares", [("even", "uneven"), ("with nothing", "all on the last")])
@@ -113,6 +115,25 @@ def test_plans_change_between_batches(machine, folder, shares):
             assert all(np.abs(one[name] - other[name]).max() < 1e-4 for name in one)
         if world.size > 1:
             assert {kind for _, *kinds in watch.heard_of for kind in kinds} >= {"number", "compute"}
+
+
+@pytest.mark.parametrize("part, wire", [(1.01, "int8"), (0.99, "float32")])
+def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder, part, wire):
+    """What int8 changes is measured again after each switch: the record has the last one's error, and what is too much is not used."""
+    world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
+    own = {"reduction": "reduce_scatter", "collectives": "own"}
+    made = [replace(plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["even"](world.size), rows=40, **own),
+                    wire="int8") for layout in (("alltoall", "rows"), ("heads", "columns"))]  # fmt: skip
+    exact = loading.load(machine, store, replace(made[0], wire="float32"), None, {})
+    errors = [loading.wire_error(loading.swap(exact, plan), 40) for plan in made]
+    watch = Restless(made, world.size)
+    ready = replace(loading.load(machine, store, exact.plan, None, {}), tolerance=part * min(errors) if part < 1 else part * max(errors))
+    _, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16, 12, watch=watch)
+    ready, _ = answer(ready, desk)
+    expected = wire if world.size > 1 else "int8"  # one rank alone sends nothing, which changes nothing
+    assert ready.plan.wire == expected and ready.wire_error <= ready.tolerance
+    assert ready.wire_error == (0 if expected == "float32" else errors[made.index(replace(ready.plan, predicted_seconds=None))])
+    assert world.rank or (watch.swaps > 3 and set(watch.wires) == {expected})
 
 
 class Arriving:
