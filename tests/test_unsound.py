@@ -54,6 +54,15 @@ def test_products_that_lead_to_the_residual(name, smoothed, least):
     check(graph, output, (np.nan, np.inf) if least is not None else (np.nan, np.inf, -np.inf))
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_product_with_words(name):
+    kind = FORMATS[name]
+    parts = kind.encode(np.random.default_rng(1).standard_normal((OUTPUTS, WIDTH)).astype(np.float32), 1)
+    graph = Graph()
+    output = Product(graph, Made(parts), "x", Slice("w", 0, (OUTPUTS, WIDTH), kind, 1), ends=True).write(None, None)
+    check(graph, output, (np.nan, np.inf, -np.inf))
+
+
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_int8_on_the_wire(block):
     graph = Graph()

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from hepti_mpi.engine.graph import MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Own, Writing
 from hepti_mpi.engine.packing import asked
-from hepti_mpi.engine.products import Made, Product
+from hepti_mpi.engine.products import Made, OfStore, Product
 from hepti_mpi.engine.sessions import session
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Rotary
@@ -169,5 +169,5 @@ def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, thr
     """Return what turns rows "x" [r, hidden] into logits "y" [r, words] of a part of the vocabulary."""
     writing = Cached(Graph(), store, 0)
     assert prod(table.shape)
-    writing.linear("x", table, bias, "y")
+    Product(writing.graph, OfStore(store), "x", table, ends=True).write(writing.vector(bias) if bias else None, "y")
     return session(_proto(writing, ["x"], ["y"], ()), store.path.parent, mode, threads)

@@ -60,13 +60,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Product:
-    """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known."""
+    """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known. `ends`: whether
+    it is the last one, behind the residual."""
 
     graph: Graph
     source: Source
     x: str
     weight: Slice
     least: float | None = None
+    ends: bool = False
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -104,7 +106,7 @@ class Product:
     def _columns(self, output: str | None) -> str:
         graph, size = self.graph, self.outputs
         whole, scale, zero = self._rounded()
-        if not self.weight.inner:
+        if self.ends or not self.weight.inner:
             scale = graph.node("Add", [scale, self._unsound()])
         one, none = graph.constant("one", np.array(1, np.float32)), graph.constant(f"zeros_{size}", np.zeros(size, np.int8))
         inputs = [whole, one, zero, self.part(VALUES, self.matrix), self.part(SCALES, (size,)), none]
@@ -142,24 +144,24 @@ class Product:
     def _blocks(self, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
         assert isinstance(kind, Blocks)
-        inner = self.weight.inner
+        sound = self.weight.inner and not self.ends
         count, packed = -(-self.inputs // kind.block), kind.block * kind.bits // 8
-        if inner:
+        if self.weight.inner:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
         else:  # from block after block to output after output
             both = kind.unpacked(self.source.parts(self.weight), self.weight.shape, 0)
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
         found = graph.node(
-            "MatMulNBits", [self.x, values, scales], [output] if output and inner else None, MICROSOFT, K=self.inputs, N=self.outputs,
+            "MatMulNBits", [self.x, values, scales], [output] if output and sound else None, MICROSOFT, K=self.inputs, N=self.outputs,
             bits=kind.bits, block_size=kind.block, accuracy_level=4,
         )  # fmt: skip
-        if inner:
+        if sound:
             return found
         return graph.node("Add", [found, self._unsound()], [output] if output else None)
 
     def _unsound(self) -> str:
         """Write 0 for each row of x, [r, 1], NaN where a number in it is not finite, which its rounding loses. Products that read a norm of
-        the residual need no such care: there such a row stays one to the end."""
+        the residual need no such care: there such a row stays one to the last product, which does."""
         nought = self.graph.constant(f"noughts_{self.inputs}", np.zeros((self.inputs, 1), np.float32))
         return self.graph.node("MatMul", [self.x, nought])
