@@ -60,8 +60,8 @@ class Made:
 
 @dataclass(frozen=True)
 class Product:
-    """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known. `ends`: whether
-    it is the last one, behind the residual."""
+    """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known.
+    `ends`: whether it is the last one, behind the residual."""
 
     graph: Graph
     source: Source
