@@ -1,13 +1,18 @@
 """Text that grows by tokens."""
 
-import pytest
+import json
+import random
 
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.tasks.streaming import Streamed
 
 PIECES = ["Hel", "lo", " wor", "ld", "é".encode()[:1], "é".encode()[1:], "!", "\n\n", "End"]
 
 
-def decode(ids):
+def decode(ids, more=False):
     pieces = [PIECES[one] for one in ids]
     return b"".join(piece if isinstance(piece, bytes) else piece.encode() for piece in pieces).decode("utf-8", "replace")
 
@@ -41,3 +46,20 @@ def test_stops(stop, whole):
 def test_what_may_become_a_stop_is_held_back():
     parts, _ = streamed(("\n\nX",))
     assert parts[-3:] == ["", "\n\nEnd", ""]
+
+
+def test_a_run_of_bytes_is_text_as_a_whole():
+    words = ["<unk>", "<s>", "▁a", "b", "▁"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True))
+    made.add_special_tokens(["<unk>", "<s>"])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokens, chance = Tokens({"tokenizer.json": made.to_str().encode()}), random.Random(1)
+    spelt = [words.index(f"<0x{byte:02X}>") for byte in "aé中\n".encode() + b"\xff\x80"]
+    kinds = set()
+    for _ in range(400):
+        ids = [chance.choice(spelt) if chance.random() < 0.6 else chance.randrange(5) for _ in range(chance.randrange(1, 12))]
+        text = Streamed(tokens.decode)
+        parts = [text.add(one) for one in ids] + [text.end()]
+        assert "".join(parts) == tokens.decode(ids), json.dumps([words[one] for one in ids])
+        kinds |= set("".join(parts))
+    assert {"é", "\n", "\ufffd", "b"} <= kinds

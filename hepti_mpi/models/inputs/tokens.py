@@ -4,6 +4,7 @@ Knows the tokenizer.json of a store and what its tokenizer_config.json adds; kno
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from hepti_mpi.wording import counted
 
 T = TypeVar("T")
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNFINISHED = "\ufffd"  # what stands for bytes that are not yet a letter
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token of one byte, where the decoder takes runs of them together
 
 
 def guarded(call: Callable[[], T], error: Exception) -> T:
@@ -70,6 +73,8 @@ class Tokens:
         self._side = "left" if said.get("truncation_side") == "left" else "right"
         self._typed = "token_type_ids" in (said.get("model_input_names") or ["token_type_ids"])
         self._tokenizer.encode_special_tokens = said.get("split_special_tokens") is True
+        self._by_bytes = b'"ByteFallback"' in files["tokenizer.json"]  # a word of a vocabulary by that name only holds text back
+        self._hidden = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def _special(self, said: Any) -> str | None:
         """Return the text of a special token, None if there is none or the vocabulary lacks it."""
@@ -101,10 +106,24 @@ class Tokens:
         unknown = {place: texts[0][slice(*encoding.offsets[place])] for place in places}
         return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing), unknown)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
+    def decode(self, ids: Sequence[int], more: bool = False) -> str:
+        """Return the text of token ids, without special tokens.
+
+        `more`: others may follow; a run of bytes at the end, which is one text or none as a whole, ends with UNFINISHED then.
+        """
         broken = ModelError("tokens cannot be turned into text")
-        return guarded(lambda: str(self._tokenizer.decode(list(ids), skip_special_tokens=True)), broken)
+        text = guarded(lambda: str(self._tokenizer.decode(list(ids), skip_special_tokens=True)), broken)
+        return text + UNFINISHED if more and self._in_bytes(ids) else text
+
+    def _in_bytes(self, ids: Sequence[int]) -> bool:
+        """Return whether the last of `ids` that is shown is a byte of a run that the next byte may spoil.
+
+        Source: tokenizers, ByteFallback::decode_chain: a run of bytes that is no UTF-8 is as many replacement characters.
+        """
+        if not self._by_bytes:
+            return False
+        last = next((number for number in reversed(ids) if number not in self._hidden), None)
+        return last is not None and BYTE.fullmatch(self._tokenizer.id_to_token(last) or "") is not None
 
     def plain(self, text: str, where: str) -> list[int]:
         """Return the tokens of a text with nothing put around it; special tokens in it are taken as such. Raises InputError."""

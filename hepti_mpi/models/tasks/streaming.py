@@ -3,10 +3,16 @@
 Knows how tokens become text and where a stop text begins; knows no model and no rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
-Decode = Callable[[Sequence[int]], str]
-UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not yet a letter
+from hepti_mpi.models.inputs.tokens import UNFINISHED
+
+
+class Decode(Protocol):
+    """Tokens become text. `more`: others may follow; what they may still change ends with UNFINISHED."""
+
+    def __call__(self, ids: Sequence[int], more: bool = False) -> str: ...
 
 
 class Streamed:
@@ -21,7 +27,7 @@ class Streamed:
     def add(self, token: int) -> str:
         """Take the next token; return what is sure to be text since the last call."""
         self.ids.append(token)
-        before, after = self.decode(self.ids[self.begin : self.done]), self.decode(self.ids[self.begin :])
+        before, after = self.decode(self.ids[self.begin : self.done]), self.decode(self.ids[self.begin :], True)
         if len(after) > len(before) and not after.endswith(UNFINISHED):
             self.text += after[len(before) :]
             self.begin, self.done = self.done, len(self.ids)
