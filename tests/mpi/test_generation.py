@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from clusters import cluster
 from decoders import CASES, LENGTHS, expected, write_folder
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
+from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.planning import decoding
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.writing import Writer
 from hepti_mpi.program.placement import Placement, Stage, Team, whole
@@ -134,6 +137,45 @@ def test_weights_in_fewer_bits(machine, store_of, format_name, most):
         decoder.end()
     assert all(error <= max(1.2 * errors[0], 1e-5) for error in errors) and max(errors, default=0) < most, errors
     machine.world.barrier()
+
+
+def larger_than_memory(store, ranks):
+    """Return the plans of a text model that one rank cannot hold, and of one that all ranks together cannot."""
+    profile = cluster([20.0] * ranks, latency=1.0)  # so slow that nobody shares who need not
+
+    def decided(**changes):
+        request = Request(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, mode="packed")
+        return decoding.decide("hepti", store.spec, store.source_hash, profile, replace(request, **changes)).chosen
+
+    alone, mapped, found = decided(), decided(mode="mapped"), []
+    assert len(alone.plan.active) == 1
+    if ranks > 1:
+        limit = int(max(alone.memory)) - 1
+        found.append(decided(limits=(limit,) * ranks))
+        assert len(found[0].plan.active) > 1 and max(found[0].memory) <= limit
+    scant = (int(max(mapped.memory)) + 1,) * ranks
+    with pytest.raises(CapacityError, match="--weights-mode mapped"):
+        decided(limits=scant)
+    found.append(decided(limits=scant, mode="mapped"))
+    assert set(found[-1].plan.weights_mode) == {"mapped"}
+    return [one.plan for one in found]
+
+
+def test_a_model_larger_than_a_rank_may_hold(machine, store_of):
+    """Its layers are divided though one rank alone were sooner; what all together cannot hold stays in the file, as the refusal says."""
+    world, store, (_, ids, _, tokens) = machine.world, store_of("llama"), expected("llama")
+    for plan in world.from_root(larger_than_memory(store, world.size) if world.rank == 0 else None):
+        decoder = decoders.load(machine, store, whole(plan), len(LENGTHS), 48)
+        if world.rank:
+            decoder.follow()
+            continue
+        generator = Generator(Ranks(decoder, OuterWeights(store)), ())
+        answers = [generator.submit(row[row >= 0].tolist(), Sampling(max_tokens=8, ignore_end=True)) for row in ids]
+        while generator.busy:
+            generator.step()
+        assert [answer.tokens for answer in answers] == tokens.tolist()
+        decoder.end()
+    world.barrier()
 
 
 def test_guesses_change_nothing(machine, store_of, monkeypatch):
