@@ -18,7 +18,7 @@ from hepti_mpi.planning import decoding
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.writing import Writer
 from hepti_mpi.program.placement import Placement, Stage, Team, whole
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import Plan, from_json
 from hepti_mpi.serving import writers
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.stepping import Ranks
@@ -164,7 +164,8 @@ def larger_than_memory(store, ranks):
 def test_a_model_larger_than_a_rank_may_hold(machine, store_of):
     """Its layers are divided though one rank alone were sooner; what all together cannot hold stays in the file, as the refusal says."""
     world, store, (_, ids, _, tokens) = machine.world, store_of("llama"), expected("llama")
-    for plan in world.from_root(larger_than_memory(store, world.size) if world.rank == 0 else None):
+    found = [plan.to_json() for plan in larger_than_memory(store, world.size)] if world.rank == 0 else None
+    for plan in map(from_json, world.from_root(found)):
         decoder = decoders.load(machine, store, whole(plan), len(LENGTHS), 48)
         if world.rank:
             decoder.follow()
