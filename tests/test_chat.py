@@ -9,6 +9,8 @@ from hepti_mpi.models.checkpoints.generation import chat_files
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
 
+KEY = "clean_up_tokenization_spaces"
+
 CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 TALK = [{"role": "user", "content": "Hi"}]
@@ -71,3 +73,17 @@ def test_templates_by_name(way, tmp_path):
     talk = [{"role": "user", "content": "hello"}]
     assert template.text(talk) == "plain hello" and template.text(talk, tools=[{}, {}]) == "2 <tool_call> hello"
     assert ChatTemplate.of({name: files[name] for name in ("chat_template.jinja",)}).text(talk, tools=[]) == "plain hello"
+
+
+@pytest.mark.parametrize("kind, said, taken", [
+    ("BPE", {}, True), ("Unigram", {}, True), ("Unigram", {KEY: False}, True), ("BPE", {KEY: True}, True), ("Unigram", {KEY: True}, False),
+    ("WordLevel", {KEY: True}, False), ("BPE", {KEY: True, f"{KEY}_for_bpe_even_though_it_will_corrupt_output": True}, False),
+])  # fmt: skip
+def test_cleaned_text_is_refused_where_it_is_cleaned(tmp_path, kind, said, taken):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    built = Built({"tokenizer.json": json.dumps({"model": {"type": kind}}).encode()}, frozenset())
+    if taken:
+        chat_files(tmp_path, built)
+    else:
+        with pytest.raises(ModelError, match="clean_up_tokenization_spaces is True"):
+            chat_files(tmp_path, built)

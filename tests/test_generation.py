@@ -58,7 +58,7 @@ def finished(generator):
 
 
 def test_many_answers_on_two_slots():
-    generator = Generator(Counting(), [END], lambda ids: "".join(chr(97 + one % 26) for one in ids))
+    generator = Generator(Counting(), [END], lambda ids, more=False: "".join(chr(97 + one % 26) for one in ids))
     answers = [generator.submit([start], Sampling(max_tokens=most)) for start, most in ((3, 4), (47, 9), (10, 1), (20, 2))]
     events = list(finished(generator))
     assert [answer.tokens for answer in answers] == [[4, 5, 6, 7], [48, 49, 0], [11], [21, 22]]
@@ -96,7 +96,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_nor_that_for_short_ones():
 
 
 def test_stop_texts():
-    generator = Generator(Counting(), [END], lambda ids: "".join(chr(97 + one % 26) for one in ids))
+    generator = Generator(Counting(), [END], lambda ids, more=False: "".join(chr(97 + one % 26) for one in ids))
     answer = generator.submit([0], Sampling(stop=("de",)))
     list(finished(generator))
     assert (answer.text, answer.finish_reason, answer.tokens) == ("bc", "stop", [1, 2, 3, 4])

@@ -27,7 +27,7 @@ from hepti_mpi.weights import store as stores
 MOST = 12
 
 
-def letters(ids):
+def letters(ids, more=False):
     return "".join(chr(97 + one % 26) for one in ids)
 
 

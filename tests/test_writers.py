@@ -26,7 +26,7 @@ from hepti_mpi.serving.writers import TeamGenerator, follow
 SLOTS = 4
 
 
-def letters(ids):
+def letters(ids, more=False):
     return "".join(chr(97 + one % 26) for one in ids)
 
 

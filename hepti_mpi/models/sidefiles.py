@@ -93,7 +93,8 @@ TOKENIZER = {
     **refused("vocab merges tokenizer_object gguf_file model_specific_special_tokens", "tokens have to be in tokenizer.json", (None,)),
     # written by some version, read by none or only for what is no token: paths, chats, padding, slow tokenizers, other languages' models
     **without("*_file *_files *_token_id *_token_type_id name_or_path _name_or_path _commit_hash transformers_version from_slow"),
-    **without("clean_up_tokenization_spaces* clean_text do_basic_tokenize never_split wordpieces_prefix tokenizer_type use_fast"),
+    **honoured("clean_up_tokenization_spaces*"),  # of models that write: refused there where it changes the text
+    **without("clean_text do_basic_tokenize never_split wordpieces_prefix tokenizer_type use_fast"),
     **without("max_length stride truncation_strategy truncation padding pad_to_multiple_of return_* verbose backend is_local is_fast"),
     **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy_behaviour errors"),
     **without("do_split_on_punc spaces_between_special_tokens vocab_size"),

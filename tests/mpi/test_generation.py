@@ -275,7 +275,7 @@ def test_teams_write_what_all_ranks_do(machine, store_of, turned):
     world.barrier()
 
 
-def letters(ids):
+def letters(ids, more=False):
     return "".join(chr(97 + one % 26) for one in ids)
 
 

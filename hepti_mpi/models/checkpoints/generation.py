@@ -48,12 +48,26 @@ def end_tokens(said: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
     return ends
 
 
+def _check_cleaning(said: Mapping[str, Any], built: Built) -> None:
+    """Refuse a tokenizer that takes spaces before marks out of what is written.
+
+    Source: transformers, TokenizersBackend._decode: never done with merges, unless that is asked for by a key of its own.
+    """
+    key = "clean_up_tokenization_spaces"
+    forced = f"{key}_for_bpe_even_though_it_will_corrupt_output"
+    kind = json.loads(built.files["tokenizer.json"])["model"]["type"] if "tokenizer.json" in built.files else "BPE"
+    if said.get(key) and (said.get(forced) or kind != "BPE"):
+        hint = "set it to false and slice again; the spaces before marks then stay in the text"
+        raise ModelError(f"{CONFIG}: {key} is {said[key]!r:.60}, which is not supported for a model that writes; {hint}")
+
+
 def chat_files(base: Path, built: Built) -> dict[str, bytes]:
     """Return the chat template of a folder, and the tokenizer_config.json that was built with the special tokens that templates name.
 
-    Raises ModelError for a template that cannot be read.
+    Raises ModelError for a template that cannot be read, or when what is written would be cleaned.
     """
     raw = parse_json(read_small(base / CONFIG), CONFIG) if is_file(base / CONFIG) else {}
+    _check_cleaning(raw, built)
     template = raw.get("chat_template")
     if isinstance(template, list):  # several by name
         template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
