@@ -234,7 +234,7 @@ def test_emulated_boards_and_the_division_of_others(store, tmp_path):
     record = json.loads(result.stdout.splitlines()[-1])
     assert record["strategy"] == "tensor" and [item["emulated_board"] for item in record["ranks"]] == ["2", "pi4"]
     assert all(0 <= item["overruns"] <= 1 for item in record["ranks"])
-    refused(launch(tmp_path, *arguments[:-1], "2,pi5", "--profile", profile, ranks=2), "p.json", "emulation")
+    refused(launch(tmp_path, *arguments[:-1], "2,pi5", "--profile", profile, ranks=2), "p.json", "emulated boards 2,pi4, here")
 
 
 def test_options_that_do_not_go_together_are_told_once(store, tmp_path):
