@@ -1,5 +1,6 @@
 """The slice command: from a model folder to a weight store, and to one file per rank. Needs one process; no MPI."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
-    from hepti_mpi.weights.calibration import Accuracy
+    from hepti_mpi.weights.calibration import Accuracy, Calibration, Inputs
 
 FORMATS, AUTO = ("f32", "f16", "q8", "q8-blocks", "q8-wide", "q4", "q4-wide"), "auto"
 FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
@@ -38,8 +39,8 @@ FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
     type=click.Choice(FORMATS),
     help="How the words are stored that texts are written in. Left out: in 8 bits where --format has fewer than 16, else as it says.",
 )
-@click.option("--error", type=click.FloatRange(0, 1), help="With --format auto: by how much the cosine of what the head reads, on built-in "
-              "inputs, may be less than 1, at most.")  # fmt: skip
+@click.option("--error", type=click.FloatRange(0, 1), help="With --format auto, on built-in inputs: by how much the cosine of what the "
+              "head reads may be less than 1, at most; of a model that writes texts, the KL divergence of the next word.")  # fmt: skip
 @words_options(has_document=False)
 def slice_command(
     source: str, store: Path, plan_file: Path | None, folder: Path | None, format_name: str, head_format: str | None, error: float | None
@@ -79,7 +80,9 @@ def slice_command(
     model = model.in_format(format_name, head_format)
     if plan is not None:
         placements.check(plan, model.spec, model.source_hash, plan.ranks)
-    _write(store, model)
+    calibration = _write(store, model)
+    if calibration is not None:
+        _tell_cost(store, model, calibration.finished()[1])
     if plan is None or folder is None:
         return
     with stores.Store(store) as whole:
@@ -90,10 +93,8 @@ def slice_command(
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")
 
 
-def _write(store: Path, model: "ModelFiles") -> "Accuracy | None":
-    """Write the store; measure, say and return what its formats cost; None where it is nothing, or the model takes no built-in inputs."""
-    from hepti_mpi.engine.accuracy import accuracy_of
-    from hepti_mpi.reporting.inspection import accuracy_line
+def _write(store: Path, model: "ModelFiles") -> "Calibration | None":
+    """Write the store; return what its inputs showed; None where nothing is rounded, or the model takes no built-in inputs."""
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.weights import store as stores
     from hepti_mpi.weights.calibration import Calibration
@@ -104,14 +105,31 @@ def _write(store: Path, model: "ModelFiles") -> "Accuracy | None":
         calibration = Calibration.of(model) if model.spec.formats else None
         stores.write(store, model, meter.advance, calibration)
     SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
-    if calibration is None:
-        if model.spec.formats:
-            SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
-        return None
-    with stores.Store(store) as written:
-        found = accuracy_of(written, calibration.finished())
-    stores.note_accuracy(store, found)
-    SCREEN.show(accuracy_line(found))
+    if calibration is None and model.spec.formats:
+        SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
+    return calibration
+
+
+def _cost(store: Path, model: "ModelFiles", inputs: "Inputs") -> "Accuracy":
+    """Return what the formats of a store, which was made of `model`, cost on inputs."""
+    from hepti_mpi.engine.accuracy import accuracy_of
+    from hepti_mpi.weights.store import Store
+
+    with Store(store) as written:
+        return accuracy_of(written, model, inputs)
+
+
+def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accuracy":
+    """Measure, say, keep and return what a store's formats cost on inputs by which nothing was decided."""
+    from hepti_mpi.reporting.inspection import accuracy_line
+    from hepti_mpi.weights import store as stores
+
+    found = _cost(store, model, held_out)
+    if math.isfinite(found.largest):
+        stores.note_accuracy(store, found)
+        SCREEN.show(accuracy_line(found))
+    else:
+        SCREEN.say(f"{store} answers built-in inputs with what is not finite: choose another format")
     return found
 
 
@@ -122,15 +140,24 @@ def _write_fewest(store: Path, model: "ModelFiles", head: str | None, error: flo
     trial = store.with_name(f".{store.name}.trial")
     try:
         for name in FEWEST_FIRST:
-            found = _write(trial, model.in_format(name, head))
-            if found is None and name != "f32":
+            reduced = model.in_format(name, head)
+            calibration = _write(trial, reduced)
+            if calibration is None and name != "f32":
                 raise ModelError("the model takes no built-in inputs, so what formats cost is not known; give --format q8 instead of auto")
-            if found is None or 1 - found.least_cosine <= error:
-                trial.replace(store)
-                SCREEN.show(f"{store}: {name}, which has the fewest bits of those that cost at most {error:g}")
-                return
+            choosing, held_out = (None, None) if calibration is None else calibration.finished()
+            if choosing is not None:
+                found = _cost(trial, reduced, choosing).error
+                SCREEN.show(f"{name} costs {found:.2g} on the inputs that the format is chosen by")
+            if choosing is None or found <= error:
+                break
+        trial.replace(store)
     finally:
         trial.unlink(missing_ok=True)
+    SCREEN.show(f"{store}: {name}, which has the fewest bits of those that cost at most {error:g}")
+    if held_out is not None:
+        cost = _tell_cost(store, reduced, held_out).error
+        if cost > error:
+            SCREEN.say(f"on these inputs, by which it was not chosen, it costs {cost:.2g}, more than {error:g}: ask for a smaller --error")
 
 
 def _model(source: str, format_name: str, head: str | None) -> "ModelFiles":

@@ -67,11 +67,19 @@ def format_bytes(store: Store) -> dict[str, int]:
 
 def accuracy_line(found: Accuracy) -> str:
     """Return what formats cost."""
-    return (
-        f"against float32, on {counted(found.requests, 'built-in inputs')} of {counted(found.rows, 'rows')}: hidden state off by "
-        f"{found.largest:.2g} at most and {found.median:.2g} in the median, where numbers are about {found.usual:.2g}; cosine of what the "
-        f"head reads {found.least_cosine:.5f} at least and {found.median_cosine:.5f} in the median"
-    )
+    said = [
+        f"against float32, on {counted(found.requests, 'built-in inputs')} of {counted(found.rows, 'rows')} by which nothing was decided: "
+        f"hidden state off by {found.largest:.2g} at most and {found.median:.2g} in the median, where numbers are about {found.usual:.2g}",
+        f"cosine of {'rows' if found.divergence is not None else 'embeddings, or what the head reads,'} {found.least_cosine:.5f} at least "
+        f"and {found.median_cosine:.5f} in the median",
+    ]
+    if found.divergence is not None:
+        said.append(f"KL divergence of the next word {found.divergence:.2g} in the mean")
+    if found.perplexity is not None and found.exact_perplexity is not None:
+        said.append(f"perplexity {found.perplexity:.5g} instead of {found.exact_perplexity:.5g}")
+    if found.agreement is not None:
+        said.append(f"the best {'label' if found.divergence is None else 'word'} is the same in {100 * found.agreement:.1f} %")
+    return "; ".join(said)
 
 
 def inspection_document(store: Store) -> dict[str, Any]:

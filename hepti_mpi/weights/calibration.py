@@ -5,7 +5,7 @@ what float32 answers. Knows operations and their formulas; knows no format, no f
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.formats import Seen
-from hepti_mpi.models.inputs.requests import Request, passage_requests, read_requests
+from hepti_mpi.models.inputs.requests import Request, held_out_requests, passage_requests, read_requests
 from hepti_mpi.models.reference import widened
 from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
 from hepti_mpi.models.tasks.heads import embed
@@ -25,21 +25,25 @@ from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Sync
 
 MOST_ROWS, WRITING = 256, 1280  # of built-in inputs; where they are texts of a model that writes some
+MOST_OTHERS = 800  # rows of inputs that no weight is rounded by: of those that a format may be chosen by, and of those held out
 EVEN = 0.5  # alpha: how much of the difference between channels goes from what is multiplied into the weights
 Group = dict[str, np.ndarray]  # tensors by their names: those of a layer, or one of the others
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Requests, what the layers begin with, [rows of all, hidden], and what they end with in float32."""
+    """Requests and what the layers end with in float32, [rows of all, hidden]."""
 
     requests: tuple[Request, ...]
-    embedded: np.ndarray
     hidden: np.ndarray
 
     @property
     def lengths(self) -> tuple[int, ...]:
         return tuple(request.rows for request in self.requests)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return joined(self.requests)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Accuracy:
     """How far a store's answers are from float32's on so many built-in `requests` of so many `rows` in all.
 
     `largest`, `median`: differences of numbers of the last hidden state, whose root mean square is `usual`; `least_cosine`,
-    `median_cosine`: of the vectors that the head reads.
+    `median_cosine`: of embeddings, or the vectors that the head reads; `agreement`: in which part of all answers the best label, or the
+    likeliest word, is the same. Of the next word in texts, `divergence`: mean of KL(float32 || store), in nats; `perplexity`, and
+    `exact_perplexity` in float32. None: the model has no such answers.
     """
 
     requests: int
@@ -57,14 +63,29 @@ class Accuracy:
     usual: float
     least_cosine: float
     median_cosine: float
+    agreement: float | None = None
+    divergence: float | None = None
+    perplexity: float | None = None
+    exact_perplexity: float | None = None
+
+    @property
+    def error(self) -> float:
+        """What it is measured by: the divergence where the model writes texts, else by how much the least cosine is below 1."""
+        return 1 - self.least_cosine if self.divergence is None else self.divergence
 
 
 def read_accuracy(data: Mapping[str, float]) -> Accuracy:
     """Rebuild it. Raises TypeError or ValueError when something is missing or no number."""
     found = Accuracy(**data)  # type: ignore[arg-type]  # looked at next
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in vars(found).values()):
+    missing = {field.name for field in fields(Accuracy) if field.default is None and getattr(found, field.name) is None}
+    if not all(isinstance(value, int | float) and math.isfinite(value) for key, value in vars(found).items() if key not in missing):
         raise ValueError("a value is no number")
     return found
+
+
+def joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Return what the front of a model reads of requests, end to end."""
+    return {key: np.concatenate([request.arrays[key] for request in requests]) for key in requests[0].arrays}
 
 
 def grouped(weights: Iterator[tuple[str, np.ndarray]]) -> Iterator[Group]:
@@ -81,11 +102,15 @@ def grouped(weights: Iterator[tuple[str, np.ndarray]]) -> Iterator[Group]:
 
 
 class Calibration:
-    """The forward pass of a model's built-in inputs, as far as the weights have come that it needs."""
+    """The forward pass of a model's built-in inputs, as far as the weights have come that it needs.
 
-    def __init__(self, spec: ModelSpec, requests: Sequence[Request]) -> None:
-        self.spec, self.requests = spec, tuple(requests)
-        lengths = [request.rows for request in requests]
+    Weights are rounded by what the first ones show. `choosing`: of which a format may be chosen by, too; `held_out`: nothing is decided by.
+    """
+
+    def __init__(self, spec: ModelSpec, first: Sequence[Request], choosing: Sequence[Request], held_out: Sequence[Request]) -> None:
+        self.spec, self.requests, self.held_out = spec, (*first, *choosing, *held_out), len(held_out)
+        self.shown = sum(request.rows for request in first)
+        lengths = [request.rows for request in self.requests]
         plan = Plan(spec.name, "", (("local", "rows"),) * spec.layers, (0,), (0,), (sum(lengths),), ("here",), ("packed",))
         self.left = deque[Op | Sync]()
         for step in make_program(spec, plan):
@@ -93,7 +118,7 @@ class Calibration:
         of, at = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
         self.where = Where(of, of, at, at)
         self.own, self.values = Group(), Group()
-        self.embedded: np.ndarray | None = None
+        self.embedded = False
         self.wanted = {weight.name for weight in (*outer_weights(spec), *shared_weights(spec)) if weight.part != "head"}
 
     @classmethod
@@ -102,12 +127,13 @@ class Calibration:
         try:
             spec, files = model.spec, model.files
             read = passage_requests(spec, files) if spec.generates else read_requests(spec, files, None)
-            requests = [request for request in read if request.error is None]
+            others = [request for request in held_out_requests(spec, files) if request.error is None]
         except InputError:
             return None
-        ends = np.cumsum([request.rows for request in requests])
-        most = WRITING if spec.generates else MOST_ROWS
-        return cls(spec, requests[: max(1, int((ends <= most).sum()))]) if requests else None
+        first, most = [request for request in read if request.error is None], WRITING if spec.generates else MOST_ROWS
+        if not first or len(others) < 2:
+            return None
+        return cls(spec, fewer(first, most), fewer(others[::2], MOST_OTHERS), fewer(others[1::2], MOST_OTHERS))
 
     def take(self, group: Group) -> dict[str, Seen]:
         """Go on with these weights; return, by the name of each matrix of a layer, what is known of the products with it."""
@@ -115,21 +141,22 @@ class Calibration:
         self.own |= {name: values for name, values in group.items() if inner or name in self.wanted}
         if not inner:
             return {}
-        if self.embedded is None:
+        if not self.embedded:
             self._embed()
         seen = self._advance()
         self.own = {name: values for name, values in self.own.items() if name not in group or values.ndim == 1}
         return seen
 
-    def finished(self) -> Inputs:
-        """Return what came of it when all weights have passed."""
+    def finished(self) -> tuple[Inputs, Inputs]:
+        """Return what came of it when all weights have passed: of the inputs that a format may be chosen by, and of those held out."""
         self._advance()
-        assert self.embedded is not None and not self.left
-        return Inputs(self.requests, self.embedded, self.values[RESULT])
+        assert not self.left
+        count = len(self.requests) - self.held_out
+        hidden, rows = self.values[RESULT], sum(request.rows for request in self.requests[:count])
+        return Inputs(self.requests[:count], hidden[:rows]), Inputs(self.requests[count:], hidden[rows:])
 
     def _embed(self) -> None:
-        arrays = {key: np.concatenate([request.arrays[key] for request in self.requests]) for key in self.requests[0].arrays}
-        self.embedded = self.values[EMBEDDED] = embed(self.spec, self.own, arrays)
+        self.values[EMBEDDED], self.embedded = embed(self.spec, self.own, joined(self.requests)), True
         self.own = {name: values for name, values in self.own.items() if not name.startswith("embedding.")}
 
     def _advance(self) -> dict[str, Seen]:
@@ -145,7 +172,7 @@ class Calibration:
                 break
             reads, own = [self.values[name] for name in step.reads], {role: self.own[weight.name] for role, weight in weights.items()}
             if isinstance(step, ops.Project | ops.Out | ops.Mlp):
-                seen |= self._seen(step, own, reads[0], weights)
+                seen |= self._seen(step, own, reads[0][: self.shown], weights)
             self.values.update(zip(step.writes, REFERENCES[type(step)](step, own, reads, self.where), strict=True))
             self.left.popleft()
         return seen
@@ -172,8 +199,12 @@ class Calibration:
         return {one.name: found for one in weights}
 
 
+def fewer(requests: Sequence[Request], most: int) -> Sequence[Request]:
+    """Return the first requests that have at most so many rows in all; at least one."""
+    return requests[: max(1, int((np.cumsum([request.rows for request in requests]) <= most).sum()))]
+
+
 def _spread(largest: np.ndarray, power: float) -> np.ndarray:
     """Return numbers above 0 to a power; those that are next to nothing count as a thousandth of the largest."""
     most = float(largest.max(initial=0)) or 1.0
     return np.asarray(np.maximum(largest, 1e-3 * most, dtype=np.float64) ** power)
-

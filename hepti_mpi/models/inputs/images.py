@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.models.inputs.heldout import pictures
 from hepti_mpi.models.inputs.preprocessors import SIDE_LIMIT, Preprocessor
 from hepti_mpi.models.untrusted import is_file, shown
 
@@ -205,3 +206,8 @@ def built_in_images(channels: int) -> list[Image.Image]:
     gradient = np.stack([x * 4, y * 5, 255 - x * 2 - y * 2], axis=-1)
     board = np.repeat(((x // 8 + y // 8) % 2 * 255)[:, :, None], 3, axis=2)
     return [Image.fromarray(pixels.astype(np.uint8)).convert(modes(channels)) for pixels in (gradient, board)]
+
+
+def held_out_images(channels: int) -> list[Image.Image]:
+    """Return built-in pictures that are no others."""
+    return [Image.fromarray(pixels).convert(modes(channels)) for pixels in pictures()]

@@ -15,7 +15,17 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import read_npz
-from hepti_mpi.models.inputs.images import TAKEN, built_in_images, check_kind, find_pictures, modes, open_image, pixel_values
+from hepti_mpi.models.inputs.heldout import TEXTS, masked
+from hepti_mpi.models.inputs.images import (
+    TAKEN,
+    built_in_images,
+    check_kind,
+    find_pictures,
+    held_out_images,
+    modes,
+    open_image,
+    pixel_values,
+)
 from hepti_mpi.models.inputs.passages import PASSAGES
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
@@ -106,6 +116,15 @@ def read_requests(
             raise InputError(f"pictures are not read from standard input; {TAKEN}")
         return image_requests(spec, files, source, reading.strict)
     return text_requests(spec, files, None if source is None else read_texts(source, stdin, reading), reading.strict)
+
+
+def held_out_requests(spec: ModelSpec, files: Mapping[str, bytes]) -> list[Request]:
+    """Return requests of built-in inputs that are none of the others. Raises InputError."""
+    if spec.embedding == "patches":
+        return image_requests(spec, files, None, False, held_out_images)
+    mask = text_tokens(spec, files).mask_token if spec.head == "masked-words" else None
+    texts = TEXTS if mask is None else [masked(text, mask) for text in TEXTS]
+    return text_requests(spec, files, [Item(f"held-out text {number}", text) for number, text in enumerate(texts, 1)], False)
 
 
 def each_request(items: Iterable[tuple[Item, Callable[[int], Request]]], strict: bool) -> list[Request]:
@@ -200,15 +219,18 @@ def numbered(spec: ModelSpec, ids: np.ndarray) -> np.ndarray:
 # ---- images
 
 
-def image_requests(spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool) -> list[Request]:
-    """Return a request per image in a file or folder; None stands for the built-in images. Raises InputError."""
+def image_requests(
+    spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool,
+    built_in: Callable[[int], Sequence[Any]] = built_in_images,
+) -> list[Request]:  # fmt: skip
+    """Return a request per image in a file or folder; None stands for those `built_in` that have so many channels. Raises InputError."""
     channels = spec.options["channels"]
     modes(channels)  # refuses channels that are no image before any image is opened
     steps = read_preprocessor(files, channels)
     if steps is None:
         raise InputError(f"the model has no {NAME}, so it takes no images; give a .npz file with pixel_values instead")
     if source is None:
-        opened = [(f"built-in image {i}", partial(lambda one: one, image)) for i, image in enumerate(built_in_images(channels), 1)]
+        opened = [(f"built-in image {i}", partial(lambda one: one, image)) for i, image in enumerate(built_in(channels), 1)]
     else:
         opened = [(f"image {path.name}", partial(open_image, path, channels)) for path in image_paths(Path(source))]
     items = ((Item(origin), partial(image_request, spec, steps, origin, image)) for origin, image in opened)
