@@ -10,7 +10,7 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.comm import latency
-from hepti_mpi.comm.exchange import PIECE_BYTES, RING_BYTES, Exchanges, RingReduce
+from hepti_mpi.comm.exchange import PIECE_BYTES, RING_BYTES, Direct, Exchanges, RingReduce
 from hepti_mpi.comm.patience import Patience
 
 WIDTH = 96  # so that blocks of some rows are several segments of a ring
@@ -271,6 +271,14 @@ def test_who_waits_moves_all_on(wait):
     exchanges.wait([first])
     assert first.is_set() and not exchanges.pending
     exchanges.wait([first, threading.Event()])  # one that is set already is not waited for
+
+
+def test_what_came_while_MPI_looked_is_seen_without_a_pause():
+    """MPI's Testall says what was there before it moved on; whoever sleeps then sleeps beside what is there."""
+    blocks = Direct([object()], [1])
+    looks: list[bool] = [False, True]
+    blocks.testall = lambda requests: looks.pop(0)
+    assert blocks.progress() and not looks
 
 
 def test_an_unknown_way_to_wait():

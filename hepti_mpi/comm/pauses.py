@@ -60,7 +60,8 @@ _own = threading.local()
 
 def nap(waited: float, between: float = BETWEEN) -> None:
     """Sleep until something may have come, and for `between` seconds at least."""
-    time.sleep(between)
+    if between:
+        time.sleep(between)
     if not hasattr(_own, "sockets"):
         _own.sockets = _Sockets()
     _own.sockets.sleep(min(max(waited * PART, SHORTEST), LONGEST))

@@ -202,8 +202,8 @@ class Comm:
             waiting = [self.mpi.Irecv(terms[peer], peer, TERMS) for peer in peers]
             waiting += [self.mpi.Isend(values, peer, TERMS) for peer in peers]
         begin = time.perf_counter()
-        while waiting := [request for request in waiting if not self._is_done(request)]:
-            nap(time.perf_counter() - begin)
+        while not self._are_done(waiting):
+            nap(time.perf_counter() - begin, 0)  # a few pieces come, and a token waits for them
         np.copyto(result, terms[0])
         for term in terms[1:]:
             result += term
@@ -241,6 +241,12 @@ class Comm:
     def _is_done(self, request: Any) -> bool:
         with self.turn:
             return bool(request.Test())
+
+    def _are_done(self, requests: Sequence[Any]) -> bool:
+        from mpi4py import MPI
+
+        with self.turn:  # MPI looks and then moves on: what came is seen by the next look
+            return MPI.Request.Testall(requests) or MPI.Request.Testall(requests)
 
     @staticmethod
     def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:
