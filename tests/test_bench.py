@@ -3,7 +3,7 @@ import pytest
 from click.testing import CliRunner
 
 from hepti_mpi.commands import main
-from hepti_mpi.commands.bench import MOST_ROWS, Choice, Sizes, check_room, checked_layers
+from hepti_mpi.commands.bench import MOST_ROWS, Choice, Formats, Sizes, check_layers, check_room
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec
 
@@ -21,9 +21,10 @@ def test_no_sizes(text):
 
 def test_no_more_layers_than_there_are():
     spec = make_spec("tiny-bert", CONFIGS["tiny-bert"])
-    assert checked_layers(spec, spec.layers) == spec.layers
+    check_layers(spec, spec.layers)
+    check_layers(spec, None)
     with pytest.raises(InputError, match=f"{spec.layers + 1} layers"):
-        checked_layers(spec, spec.layers + 1)
+        check_layers(spec, spec.layers + 1)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,16 @@ def test_what_is_not_for_texts_is_refused_before_anything_starts(words, why):
 
 
 def test_texts_are_of_models_that_make_them_and_as_long_as_these_go():
-    choice = Choice(((128, None), (1000, None)), 1, None, "", None, False, None, "decode", 128)
+    choice = Choice(((128, None), (1000, None)), 1, None, "", None, False, None, "decode", 128, ())
     check_room(choice, make_spec("smollm2-135m", CONFIGS["smollm2-135m"]))
     with pytest.raises(InputError, match="is for models that generate text"):
         check_room(choice, make_spec("tiny-bert", CONFIGS["tiny-bert"]))
     with pytest.raises(InputError, match="256 positions, too few for a prompt of 1000 rows and 128 tokens"):
         check_room(choice, make_spec("tiny-llama", CONFIGS["tiny-llama"]))
+
+
+def test_formats_are_named():
+    assert Formats().convert("f32, q8,q4,q8", None, None) == ("f32", "q8", "q4")
+    for text in ("", "q9", "f32,,q8", "auto"):
+        with pytest.raises(click.BadParameter, match="is none of f32, f16, q8"):
+            Formats().convert(text, None, None)

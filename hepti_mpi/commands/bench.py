@@ -5,13 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepti_mpi.commands import session as sessions
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, Machinery, Size, grouped, machine_options, weights_option, words_options
+from hepti_mpi.commands.options import FILE, FORMATS, Machinery, Size, grouped, machine_options, weights_option, words_options
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.loading import Rule
     from hepti_mpi.engine.machine import Machine
+    from hepti_mpi.engine.sessions import Segments
     from hepti_mpi.models.spec import ModelSpec
     from hepti_mpi.planning.request import Decision, Request
     from hepti_mpi.program.plan import Plan
     from hepti_mpi.tuning.bench import Bench, Samples
+    from hepti_mpi.tuning.formats import InFormat
     from hepti_mpi.weights.store import Store
 
 MOST_ROWS = 1 << 20
@@ -62,6 +65,33 @@ class Choice:
     memory_limit: tuple[int, ...] | None
     phase: str
     tokens: int
+    formats: tuple[str, ...]
+
+
+@dataclass
+class Subject:
+    """A checkpoint as it is measured, in one format: its sessions, and what is known of the ranks with it."""
+
+    found: "InFormat"
+    known: "ClusterProfile"
+    segments: "Segments"
+
+    @property
+    def store(self) -> "Store":
+        return self.found.store
+
+
+class Formats(click.ParamType):
+    """Formats of weights, such as f32,q8."""
+
+    name = "formats"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = value if isinstance(value, tuple) else tuple(word.strip() for word in str(value).split(","))
+        for name in names:
+            if name not in FORMATS:
+                self.fail(f"{name!r} is none of {', '.join(FORMATS)}", param, ctx)
+        return tuple(dict.fromkeys(names))
 
 
 @click.command()
@@ -76,6 +106,9 @@ class Choice:
               help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added "
               "to it.")
 @click.option("--tokens", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens added, for --phase decode.")
+@click.option("--formats", type=Formats(), default=(),
+              help="Measure the float32 store in these formats, such as f32,q8, in turns, and say what each costs in time, memory and "
+              "accuracy. STORE-FORMAT.h5 beside it is used, and made where it is not there.")
 @click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
 @click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
 @click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
@@ -91,7 +124,6 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     Example:
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
-    from hepti_mpi.cluster.profile import Edges
     from hepti_mpi.engine.machine import together
     from hepti_mpi.planning.capacity import check_limits
     from hepti_mpi.serving import outputs
@@ -105,49 +137,103 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     with together(session.world):
         if choice.phase == "decode":
             check_room(choice, store.spec)
-    measured = session.measured(path, choice.fresh, required=file is not None)
-    limits = limits * session.world.size if limits and len(limits) == 1 else limits
-    with together(session.world):
-        check_limits(limits, session.world.size)
+        for _, layers in choice.rows:
+            check_layers(store.spec, layers)
         if choice.output is not None and session.root:
             outputs.check_path(choice.output, (".jsonl",))
-        stores = [store if layers is None else store.shortened(checked_layers(store.spec, layers)) for _, layers in choice.rows]
-    where = choice.cluster or path.name.removesuffix(".profile.json")
-    if choice.phase == "decode":
-        measure_texts(session, choice, measured, names, limits, where, begin)
-        return
-    measured = replace(measured, edges=Edges())  # a request begins with its embedding and ends with the last hidden state
-    measure(session, choice, measured, names, limits, stores, where, begin)
+    limits = limits * session.world.size if limits and len(limits) == 1 else limits
+    with TemporaryDirectory(prefix="hepti-bench-") as folder:
+        subjects = [subject(session, choice, path, name, Path(folder)) for name in choice.formats or (None,)]
+        with together(session.world):
+            check_limits(limits, session.world.size)
+        where = choice.cluster or path.name.removesuffix(".profile.json")
+        (measure_texts if choice.phase == "decode" else measure)(session, choice, subjects, names, limits, where, begin)
+
+
+def subject(session: "Session", choice: Choice, path: Path, name: str | None, folder: Path) -> Subject:
+    """Return what is measured: the store that was named or, of its checkpoint in a format, one beside it. Collective.
+
+    `path`: of profiles; `folder`: where a host keeps what it lacks of a store.
+    """
+    from hepti_mpi.cluster.profile import Edges
+    from hepti_mpi.engine.machine import measured_profile
+    from hepti_mpi.engine.sessions import Segments
+    from hepti_mpi.tuning.formats import InFormat, in_format
+
+    machine, given = session.machine, InFormat("", session.store, 0, None)
+    found = given if name is None else in_format(machine, session.store, name, session.tell, folder)
+    known = measured_profile(machine, found.store.spec, path, choice.fresh, choice.profile_file is not None, session.tell)
+    if choice.phase != "decode":  # a request begins with its embedding and ends with the last hidden state
+        known = replace(known, edges=Edges())
+    return Subject(found, known, Segments(found.store))
 
 
 def measure(
-    session: "Session", choice: Choice, measured: "ClusterProfile", names: Sequence[str], limits: tuple[int, ...] | None,
-    stores: "Sequence[Store]", where: str, begin: float,
+    session: "Session", choice: Choice, subjects: Sequence[Subject], names: Sequence[str], limits: tuple[int, ...] | None, where: str,
+    begin: float,
 ) -> None:  # fmt: skip
-    """Measure requests of each size in turn, and show what was found. `stores`: by size; `where`: the cluster; `begin`: when all began."""
+    """Measure requests of each size in turn, and show what was found. `where`: the cluster; `begin`: when all began."""
     from hepti_mpi.engine.machine import together
-    from hepti_mpi.engine.sessions import Segments
     from hepti_mpi.planning.request import Request
-    from hepti_mpi.tuning.bench import Bench
+    from hepti_mpi.tuning import bench as benches
+    from hepti_mpi.tuning.formats import Taken
 
-    segments, known, output = Segments(session.store), measured, choice.output
-    for number, ((count, _), part) in enumerate(zip(choice.rows, stores)):
+    machine, output = session.machine, choice.output
+    for number, (count, layers) in enumerate(choice.rows):
         request = Request(count, limits=limits, mode="packed")
-        chosen, refused = choose(session.machine, part, known, names, request)
-        one = Bench(session.machine, part, segments)
-        with meanwhile("loading and settling on plans", choice.repeat + one.warm_up, session.root) as meter:
-
-            def done(rounds: int) -> None:
-                meter.at("answering by all methods in turns")  # noqa: B023
-                meter.advance(rounds)  # noqa: B023
-
-            # kept: the next size has sessions in common
-            samples, known = one.measure(known, chosen, request, choice.repeat, not number, done)
+        parts = [one.store if layers is None else one.store.shortened(layers) for one in subjects]
+        plans = plans_of(session, subjects, parts, names, request)
+        every = [benches.Bench(machine, part, one.segments) for one, part in zip(subjects, parts)]
+        before, ready = [one.known for one in subjects], []
+        with meanwhile("loading and settling on plans", choice.repeat + benches.warm_up(machine), session.root) as meter:
+            for one, bench, (chosen, _) in zip(subjects, every, plans):
+                samples, one.known = bench.ready(one.known, chosen, request, not number)
+                ready.append(samples)
+            meter.at("answering by all methods in turns")
+            benches.answer(machine, [one for samples in ready for one in samples.values()], count, choice.repeat, meter.advance)
         with together(session.world):
-            if session.root:
-                made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
-                show(one, samples, refused, measured, request, where, made)
+            for one, bench, samples, (_, refused), known in zip(subjects, every, ready, plans, before):
+                if session.root and samples:
+                    made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
+                    show(bench, samples, refused, known, request, where, made)
+                    one.found.methods = {name: Taken.of(sample) for name, sample in samples.items()}
+        show_formats(session, choice, subjects, count, where)
         begin = time.perf_counter()
+
+
+def plans_of(
+    session: "Session", subjects: Sequence[Subject], parts: "Sequence[Store]", names: Sequence[str], request: "Request",
+    rule: "Rule | None" = None,
+) -> list[tuple[dict[str, tuple["Plan", "Decision | None"]], dict[str, str]]]:  # fmt: skip
+    """Return, for each of what is measured, the plans of the methods that fit and why the others do not. Collective.
+
+    `parts`: its store, or the first layers of it. Raises: CapacityError when nothing fits.
+    """
+    from hepti_mpi.errors import CapacityError
+
+    found, last = [], None
+    for one, part in zip(subjects, parts):
+        try:
+            found.append(choose(session.machine, part, one.known, names, request, rule))
+        except CapacityError as error:  # on every rank
+            session.tell(f"{one.found.name or one.store.path} is left out: {error}")
+            found.append(({}, {}))
+            last = error
+    if last is not None and not any(chosen for chosen, _ in found):
+        raise last
+    return found
+
+
+def show_formats(session: "Session", choice: Choice, subjects: Sequence[Subject], rows: int, where: str) -> None:
+    """Print formats beside each other, where there are any, with the date and machine."""
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.tuning import formats
+
+    if choice.formats and session.root:
+        every = [one.found for one in subjects]
+        SCREEN.show("\n" + formats.compared(every, SCREEN.width))
+        model = session.store.spec.name
+        SCREEN.document(formats.document(model, rows, where, every) | machines.made() | {"ranks": session.world.size}, always=True)
 
 
 def check_texts(choice: Choice, names: Sequence[str]) -> None:
@@ -175,7 +261,7 @@ def check_room(choice: Choice, spec: "ModelSpec") -> None:
 
 
 def measure_texts(
-    session: "Session", choice: Choice, measured: "ClusterProfile", names: Sequence[str], limits: tuple[int, ...] | None, where: str,
+    session: "Session", choice: Choice, subjects: Sequence[Subject], names: Sequence[str], limits: tuple[int, ...] | None, where: str,
     begin: float,
 ) -> None:  # fmt: skip
     """Measure a prompt of each size in turn, with the tokens added to it, and show what was found."""
@@ -184,24 +270,31 @@ def measure_texts(
     from hepti_mpi.planning import decoding
     from hepti_mpi.planning.request import Request
     from hepti_mpi.tuning import texts
+    from hepti_mpi.tuning.formats import Taken
 
-    machine, store = session.machine, session.store
+    machine, spec = session.machine, session.store.spec
     other = [name for name in names if name not in decoding.BY_WEIGHTS]
     names = [name for name in names if name not in other]
     for prompt, _ in choice.rows:
         kept, chunk = prompt + choice.tokens, min(prompt, ROWS)
         request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
                           answer=choice.tokens)  # fmt: skip
-        chosen, refused = choose(machine, store, measured, names, request, decoding.decide)
+        plans = plans_of(session, subjects, [one.store for one in subjects], names, request, decoding.decide)
         with meanwhile("loading, and writing by all methods in turns", choice.repeat + 1, session.root) as meter:
-            found = texts.measure(machine, store, measured, chosen, request, choice.repeat, meter.advance)
-        if session.root:
-            bound = decoding.bound(store.spec, measured, request.attended)
-            refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
-            SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
-            made = {"ranks": session.world.size, "versions": machines.versions(machine, store.spec)}
-            made["seconds"] = round(time.perf_counter() - begin, 3)
-            SCREEN.document(texts.document(store.spec.name, where, request, found, bound) | machines.made() | made, always=True)
+            loaded = [texts.load(machine, one.store, one.known, chosen, request) for one, (chosen, _) in zip(subjects, plans)]
+            every = [method for methods in loaded for method in methods.values()]
+            texts.write(machine, every, spec.hidden, request, choice.repeat, meter.advance)
+        for one, methods, (_, refused) in zip(subjects, loaded, plans):
+            if session.root and methods:
+                found = {name: method.written for name, method in methods.items()}
+                bound = decoding.bound(one.store.spec, one.known, request.attended)
+                refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
+                SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
+                made = {"ranks": session.world.size, "versions": machines.versions(machine, one.store.spec)}
+                made["seconds"] = round(time.perf_counter() - begin, 3)
+                SCREEN.document(texts.document(one.store.spec.name, where, request, found, bound) | machines.made() | made, always=True)
+                one.found.methods = {name: Taken.of_text(written, every[0].written) for name, written in found.items()}
+        show_formats(session, choice, subjects, prompt, where)
         begin = time.perf_counter()
 
 
@@ -216,13 +309,12 @@ def named(methods: str) -> list[str]:
     return names
 
 
-def checked_layers(spec: "ModelSpec", layers: int) -> int:
-    """Return `layers` where the model has as many. Raises InputError."""
+def check_layers(spec: "ModelSpec", layers: int | None) -> None:
+    """Raise InputError where the model has not as many."""
     from hepti_mpi.errors import InputError
 
-    if layers > spec.layers:
+    if layers is not None and layers > spec.layers:
         raise InputError(f"--rows asks for {counted(layers, 'layers')}, {spec.name} has {spec.layers}")
-    return layers
 
 
 def choose(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Group = TypeVar("Group")
 
 DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
+FORMATS = ("f32", "f16", "q8", "q8-blocks", "q8-wide", "q4", "q4-wide")  # of weights
 PIPELINE = "pipeline"  # a run of layers on each rank
 LAYOUT_NAMES = (*DIVIDED, "local/rows", PIPELINE)
 OURS = ("tensor", "hybrid", "sequence")

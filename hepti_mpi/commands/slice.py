@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, words_options
+from hepti_mpi.commands.options import FILE, FORMATS, words_options
 from hepti_mpi.commands.paths import no_model
 from hepti_mpi.commands.screen import SCREEN
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
     from hepti_mpi.weights.calibration import Accuracy, Calibration, Inputs
 
-FORMATS, AUTO = ("f32", "f16", "q8", "q8-blocks", "q8-wide", "q4", "q4-wide"), "auto"
+AUTO = "auto"
 FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
 
 
@@ -125,8 +125,8 @@ def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accurac
     from hepti_mpi.weights import store as stores
 
     found = _cost(store, model, held_out)
+    stores.note_accuracy(store, found)
     if math.isfinite(found.largest):
-        stores.note_accuracy(store, found)
         SCREEN.show(accuracy_line(found))
     else:
         SCREEN.say(f"{store} answers built-in inputs with what is not finite: choose another format")

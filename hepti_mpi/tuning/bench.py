@@ -4,7 +4,7 @@ Knows engines and clocks; does not know how a method divides the work (planning.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,19 +55,13 @@ class Bench:
     store: Store
     segments: Segments
 
-    @property
-    def warm_up(self) -> int:
-        """How many rounds come before those that count: none on emulated boards, whose time is their own from the first request on."""
-        return 0 if self.machine.emulation.on else WARM_UP
-
-    def measure(
-        self, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request, repeat: int, trying: bool,
-        progress: Callable[[int], None],
+    def ready(
+        self, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request, trying: bool
     ) -> tuple[dict[str, Samples], ClusterProfile]:  # fmt: skip
-        """Answer one request by every plan, `repeat` times in turns. Collective; `chosen` holds rank 0's decisions.
+        """Load every plan. Collective; `chosen` holds rank 0's decisions.
 
         `trying`: settle on the plans that are chosen among all by trying; what that taught about the ranks' speeds is what all are
-        priced by, and is returned. A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
+        priced by, and is returned.
         """
         machine, spec, known = self.machine, self.store.spec, profile
         all_samples: dict[str, Samples] = {}
@@ -81,52 +75,67 @@ class Bench:
         for name, samples in all_samples.items():
             if name not in SETTLED and samples.price is not None:
                 samples.price = pricer.price(samples.ready.program, samples.ready.plan)
-        answers = self._in_turns(all_samples, request.rows, repeat, progress)
-        for name, samples in all_samples.items():
-            self._gathered(samples)
-            if machine.world.rank == 0:
-                samples.error = float(np.abs(answers[name] - answers[next(iter(all_samples))]).max())
-            samples.ready.engine.close()
         return all_samples, known
 
-    def _in_turns(self, all_samples: dict[str, Samples], rows: int, repeat: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        """Answer a request of `rows` rows by each method in turns; return, on rank 0, their answers."""
-        world, emulation = self.machine.world, self.machine.emulation
-        hidden_size = self.store.spec.hidden
-        embedded = np.random.default_rng(0).standard_normal((rows, hidden_size), np.float32) if world.rank == 0 else None
-        answers: dict[str, np.ndarray] = {}
-        for samples in all_samples.values():
-            samples.ready.engine.prepare([(rows,)])
-        for turn in range(-self.warm_up, repeat):
-            names = list(all_samples)
-            np.random.default_rng(WARM_UP + turn).shuffle(names)  # nobody always comes after the same one
-            for name in names:
-                samples = all_samples[name]
-                engine = samples.ready.engine
-                world.barrier()
-                world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
-                before = copy(emulation)
-                begin = time.perf_counter()
-                hidden = engine.run((rows,), embedded)
-                seconds = time.perf_counter() - begin
-                if turn >= 0:
-                    samples.calls += emulation.calls - before.calls
-                    samples.overruns += emulation.overruns - before.overruns
-                    samples.late_seconds += emulation.late_seconds - before.late_seconds
-                    samples.seconds.append(seconds)
-                    samples.steps.append(engine.seconds.copy())
-                    samples.began = engine.began - begin
-                if hidden is not None and name not in answers:
-                    answers[name] = hidden.copy()
-            progress(1)
-        world.barrier()
-        return answers
 
-    def _gathered(self, samples: Samples) -> None:
-        """Bring what every rank noted of a method together."""
-        world = self.machine.world
-        samples.every = world.gather_matrix(np.array(samples.steps))
-        samples.timeline = world.gather_matrix(np.array(samples.began))
-        samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
-        calls, overruns, late = zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds]))
-        samples.overrun_part, samples.late_part = sum(overruns) / max(1, sum(calls)), max(late) / sum(samples.seconds)
+def warm_up(machine: Machine) -> int:
+    """Return how many rounds come before those that count: none on emulated boards, whose time is their own from the first request on."""
+    return 0 if machine.emulation.on else WARM_UP
+
+
+def answer(machine: Machine, every: Sequence[Samples], rows: int, repeat: int, progress: Callable[[int], None]) -> None:
+    """Answer one request of `rows` rows by all that is ready, `repeat` times in turns, and close it. Collective.
+
+    A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
+    """
+    answers = _in_turns(machine, every, rows, repeat, progress)
+    for samples, found in zip(every, answers, strict=True):
+        _gathered(machine, samples)
+        if found is not None and answers[0] is not None:
+            samples.error = float(np.abs(found - answers[0]).max())
+        samples.ready.engine.close()
+
+
+def _in_turns(
+    machine: Machine, every: Sequence[Samples], rows: int, repeat: int, progress: Callable[[int], None]
+) -> list[np.ndarray | None]:  # fmt: skip
+    """Answer a request by each in turns; return, on rank 0, their answers."""
+    world, emulation, hidden_size = machine.world, machine.emulation, every[0].ready.spec.hidden
+    embedded = np.random.default_rng(0).standard_normal((rows, hidden_size), np.float32) if world.rank == 0 else None
+    answers: list[np.ndarray | None] = [None] * len(every)
+    for samples in every:
+        samples.ready.engine.prepare([(rows,)])
+    for turn in range(-warm_up(machine), repeat):
+        numbers = list(range(len(every)))
+        np.random.default_rng(WARM_UP + turn).shuffle(numbers)  # nobody always comes after the same one
+        for number in numbers:
+            samples = every[number]
+            engine = samples.ready.engine
+            world.barrier()
+            world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
+            before = copy(emulation)
+            begin = time.perf_counter()
+            hidden = engine.run((rows,), embedded)
+            seconds = time.perf_counter() - begin
+            if turn >= 0:
+                samples.calls += emulation.calls - before.calls
+                samples.overruns += emulation.overruns - before.overruns
+                samples.late_seconds += emulation.late_seconds - before.late_seconds
+                samples.seconds.append(seconds)
+                samples.steps.append(engine.seconds.copy())
+                samples.began = engine.began - begin
+            if hidden is not None and answers[number] is None:
+                answers[number] = hidden.copy()
+        progress(1)
+    world.barrier()
+    return answers
+
+
+def _gathered(machine: Machine, samples: Samples) -> None:
+    """Bring what every rank noted of a method together."""
+    world = machine.world
+    samples.every = world.gather_matrix(np.array(samples.steps))
+    samples.timeline = world.gather_matrix(np.array(samples.began))
+    samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
+    calls, overruns, late = zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds]))
+    samples.overrun_part, samples.late_part = sum(overruns) / max(1, sum(calls)), max(late) / sum(samples.seconds)

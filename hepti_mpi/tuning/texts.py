@@ -38,6 +38,7 @@ class Written:
     tokens: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
     late: float = 0.0
+    weight_bytes: int = 0  # of the fullest rank
 
     @property
     def first(self) -> float:
@@ -48,42 +49,53 @@ class Written:
         return float(np.median(self.tokens))
 
 
-def measure(
-    machine: Machine, store: Store, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request,
-    repeat: int, progress: Callable[[int], None],
-) -> dict[str, Written]:  # fmt: skip
-    """Take in a prompt and add tokens by every plan, `repeat` times in turns. Collective; `chosen` holds rank 0's decisions.
+@dataclass
+class Loaded:
+    """A method that is ready to write, and what it did so far."""
 
-    A time runs on rank 0 from embedded rows to the likeliest word. Raises what loading raises.
-    """
-    world, loaded, found = machine.world, dict[str, Decoder](), dict[str, Written]()
+    decoder: Decoder
+    written: Written
+    late: float = 0.0  # seconds by which this rank's messages left late
+
+
+def load(
+    machine: Machine, store: Store, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request
+) -> dict[str, Loaded]:  # fmt: skip
+    """Load every plan. Collective; `chosen` holds rank 0's decisions. Raises what loading raises."""
+    loaded = {}
     for name, (plan, decision) in chosen.items():
         decoder = decoders.load(machine, store, whole(plan), 1, request.prompt + request.answer)
         assert decoder is not None, "all ranks are in it"
-        loaded[name] = decoder
         first = decoding.prompt_seconds(store.spec, profile, request, plan) if decision else 0.0
-        found[name] = Written(plan, (first, decision.chosen.price.seconds if decision else 0.0))
-    rows = np.random.default_rng(0).standard_normal((request.prompt + request.answer, store.spec.hidden), np.float32)
-    late = dict.fromkeys(found, 0.0)
+        loaded[name] = Loaded(decoder, Written(plan, (first, decision.chosen.price.seconds if decision else 0.0)))
+    return loaded
+
+
+def write(machine: Machine, every: Sequence[Loaded], hidden: int, request: Request, repeat: int, progress: Callable[[int], None]) -> None:
+    """Take in a prompt of rows of `hidden` numbers and add tokens by all that is loaded, `repeat` times in turns. Collective.
+
+    A time runs on rank 0 from embedded rows to the likeliest word.
+    """
+    world = machine.world
+    rows = np.random.default_rng(0).standard_normal((request.prompt + request.answer, hidden), np.float32)
     for turn in range(-(not machine.emulation.on), repeat):
-        names = list(loaded)
-        np.random.default_rng(1 + turn).shuffle(names)  # nobody always comes after the same one
-        for name in names:
+        numbers = list(range(len(every)))
+        np.random.default_rng(1 + turn).shuffle(numbers)  # nobody always comes after the same one
+        for one in (every[number] for number in numbers):
             with world.patience.slower():  # a rank that has no part waits for the whole text
                 world.barrier()
             before = machine.emulation.late_seconds
             if world.rank:
-                loaded[name].follow()
+                one.decoder.follow()
             else:
-                _write(loaded[name], found[name], rows, request.prompt, turn < 0)
-            late[name] += machine.emulation.late_seconds - before
+                _write(one.decoder, one.written, rows, request.prompt, turn < 0)
+            one.late += machine.emulation.late_seconds - before
         progress(1)
     with world.patience.slower():
         world.barrier()
-    for name, written in found.items():
-        most = max(world.gather_all(late[name]))
-        written.late = most / max(1e-9, sum(written.firsts) + sum(written.tokens))
-    return found
+    for one in every:
+        one.written.weight_bytes = max(world.gather_all(sum(piece.bytes for piece in one.decoder.part.slices)))
+        one.written.late = max(world.gather_all(one.late)) / max(1e-9, sum(one.written.firsts) + sum(one.written.tokens))
 
 
 def _write(decoder: Decoder, written: Written, rows: Array, prompt: int, warming: bool) -> None:
@@ -148,9 +160,12 @@ def _parts(counts: Sequence[int]) -> str:
 
 
 def _difference(found: Mapping[str, Written], name: str) -> float:
-    """Return by how much the likeliest scores differ from the first method's, at most."""
-    first = next(iter(found.values())).best
-    return float(np.abs(np.array(found[name].best) - first).max())
+    return difference(found[name], next(iter(found.values())))
+
+
+def difference(one: Written, other: Written) -> float:
+    """Return by how much the likeliest scores of two differ, at most."""
+    return float(np.abs(np.array(one.best) - other.best).max())
 
 
 def _short(value: float) -> float:

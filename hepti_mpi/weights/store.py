@@ -7,6 +7,7 @@ The layout is described in weights/README.md.
 
 import errno
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -120,7 +121,9 @@ def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
 
 
 def note_accuracy(path: Path, found: Accuracy) -> None:
-    """Keep in the store at `path` what its formats cost. Raises: StoreError."""
+    """Keep in the store at `path` what its formats cost, where that is finite. Raises: StoreError."""
+    if not math.isfinite(found.largest):
+        return
     try:
         with h5py.File(path, "r+", locking=False) as file:
             file.attrs["accuracy"] = json.dumps(asdict(found))

@@ -8,7 +8,10 @@ from test_answers import COLUMNS, HEADS, ROWS, SHARES, plan_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.alone import last_hidden_state
+from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.tuning import bench as benches
+from hepti_mpi.tuning import formats
 from hepti_mpi.weights import store as stores
 
 LENGTHS = (5, 1, 9, 8) * 8  # errors are compared: of few rows they are chance
@@ -69,3 +72,46 @@ def test_what_a_format_costs(machine, folder, embedded):
     errors = {name: float(np.sqrt(np.square(state - states["f32"]).mean())) for name, state in states.items()}
     assert list(errors.values()) == sorted(errors.values())
     assert errors["f16"] < 1e-3 and errors["q8"] < 0.05 and errors["q4"] < 0.5
+
+
+def test_a_bench_measures_formats_of_one_checkpoint_in_turns(machine, folder):
+    """Stores are made beside the float32 one, where they are not there; all answer the same request."""
+    world, said, path = machine.world, [], folder / "turns.h5"
+    if world.rank == 0 and not path.exists():
+        stores.write(path, random_model("tiny-bert"))
+    world.barrier()
+    source = stores.Store(path)
+    every = [formats.in_format(machine, source, name, said.append, folder) for name in ("f32", "q8", "f16")]
+    again = formats.in_format(machine, source, "q8", said.append, folder)
+    assert len(said) == (2 if world.rank == 0 else 0) and again.store.source_hash == every[1].store.source_hash
+    assert every[0].store is source and every[0].bytes > every[2].bytes > every[1].bytes
+    assert 0 <= every[2].accuracy.error < every[1].accuracy.error < 1e-3
+    samples = []
+    for one in every:
+        plan = plan_of(one.store.spec, one.store.source_hash, ((HEADS, COLUMNS),) * 3, SHARES["uneven"](world.size), rows=26)
+        samples.append(benches.Samples(loading.load(machine, one.store, plan, None, {}), None))
+    benches.answer(machine, samples, 26, 2, lambda rounds: None)
+    for one, sample in zip(every, samples):
+        assert len(sample.seconds) == 2 and len(sample.held) == world.size
+        one.methods = {"tensor": formats.Taken.of(sample)}
+    if world.rank == 0:
+        f32, q8, f16 = (one.methods["tensor"].difference for one in every)
+        assert f32 == 0 and 0 < f16 < q8 < 0.1
+        told = formats.document("turns", 26, "here", every)["formats"]
+        assert [one["accuracy"] is None for one in told.values()] == [True, False, False]
+        lines = formats.compared(every).splitlines()
+        assert [line.split()[:2] for line in lines[1:4]] == [["tensor", "f32"], ["tensor", "q8"], ["tensor", "f16"]]
+    with pytest.raises(HeptiError, match="--formats begins with a float32 store" if world.rank == 0 else "rank 0 failed"):
+        formats.in_format(machine, every[1].store, "f16", said.append, folder)
+
+
+def test_a_store_that_is_in_the_way_is_kept(machine, folder):
+    world, path, other = machine.world, folder / "way.h5", folder / "way-q8.h5"
+    if world.rank == 0 and not path.exists():
+        stores.write(path, random_model("tiny-bert"))
+        stores.write(other, random_model("tiny-bert", seed=1).in_format("q8"))
+    world.barrier()
+    before = other.read_bytes()
+    with stores.Store(path) as source, pytest.raises(HeptiError, match="rename it" if world.rank == 0 else "rank 0 failed"):
+        formats.in_format(machine, source, "q8", print, folder)
+    assert other.read_bytes() == before
