@@ -2,16 +2,21 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from clusters import cluster
 
+from hepti_mpi.cluster.profile import EMULATION
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding
 from hepti_mpi.planning.memory import cache_bytes, word_table
 from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.stepping import Steps
+from hepti_mpi.program.build import make_program
 
 SPEC = random_model("smollm2-135m").spec
+LLAMA = random_model("llama-3.2-1b").spec
 ROW = cache_bytes([layer.attention for layer in SPEC.each()], SPEC.heads)
 TEXT = Request(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
 
@@ -67,3 +72,39 @@ def test_no_method_beats_the_bound(speeds, latency):
 def test_the_bound_is_all_boards_reading_and_a_latency_a_sum():
     one, two = (decoding.bound(SPEC, cluster([20.0] * ranks, latency=1e-5)) for ranks in (1, 2))
     assert two == pytest.approx(one / 2 + 2 * SPEC.layers * 1e-5)
+
+
+def test_plans_of_equal_layouts_are_priced_at_once_and_by_a_few_layers():
+    profile, steps = cluster([20.0, 12.0, 5.0], latency=1e-4), Steps(SPEC, cluster([20.0, 12.0, 5.0], latency=1e-4), 1, 128)
+    plan = decide(profile, "tensor").chosen.plan
+    granule = SPEC.column_granule
+    shares = ((1, 1, 1), plan.columns), ((0, 2, 1), (SPEC.ffn - 2 * granule, granule, granule))
+    some = [replace(plan, heads=heads, columns=columns) for heads, columns in shares]
+    assert steps.each(some) == pytest.approx([steps.seconds(one) for one in some])
+    whole = steps.pricer.price(make_program(SPEC, plan, everywhere=True), plan).seconds
+    words = word_table(SPEC).held / steps.bytes * (steps.pricer.gemm[:3, 1] * np.array(plan.columns)).max() / SPEC.ffn
+    assert steps.seconds(plan) == pytest.approx(whole - steps.elsewhere + words)
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_equal_boards_have_equal_shares_though_links_differ_a_little(emulated):
+    """A step is of one row, which one rank has in what the search prices; the sums that are done are the same for all."""
+    profile = cluster([20.0] * 4, mbit=500, latency=8e-5)
+    links = tuple(tuple(one * (1 + 0.3 * ((at + to) % 2)) for to, one in enumerate(row)) for at, row in enumerate(profile.latency_seconds))
+    profile = replace(profile, latency_seconds=links, versions=profile.versions | ({EMULATION: "4,4,4,4"} if emulated else {}))
+    plan = decoding.decide("tensor", LLAMA, "0" * 64, profile, TEXT).chosen.plan
+    assert plan.heads == (2, 2, 2, 2) and max(plan.columns) - min(plan.columns) <= LLAMA.column_granule
+
+
+def test_shares_follow_the_speed_of_one_row_and_memory_holds_them():
+    """Boards that are further apart for many rows than for one have what they read, since a text has one row a step."""
+    profile = cluster([20.0, 20.0, 5.0, 5.0], latency=1e-5)  # all read equally fast
+    apart = replace(profile, nodes=tuple(replace(one, gemm_seconds_per_weight=(2e-9 if at > 1 else 1e-9, *one.gemm_seconds_per_weight[1:]))
+                                         for at, one in enumerate(profile.nodes)))  # fmt: skip
+    for cluster_, ratio in ((profile, 1), (apart, 2)):
+        plan = decoding.decide("tensor", LLAMA, "0" * 64, cluster_, replace(TEXT, prompt=1, answer=1000)).chosen.plan
+        assert plan.columns[0] / plan.columns[3] == pytest.approx(ratio, rel=0.05)
+    free = decoding.decide("tensor", LLAMA, "0" * 64, apart, TEXT).chosen
+    limits = (free.memory[0] * 9 // 10, *[8 << 30] * 3)
+    tight = decoding.decide("tensor", LLAMA, "0" * 64, apart, replace(TEXT, limits=limits)).chosen
+    assert tight.memory[0] <= limits[0] and sum(tight.plan.columns) == LLAMA.ffn and tight.price.seconds > free.price.seconds

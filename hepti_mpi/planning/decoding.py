@@ -3,20 +3,20 @@
 Only plans that a Decoder can walk are looked at: layers divided by heads and columns whose sums are MPI's own, or one rank alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
-from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import baselines, methods, search
 from hepti_mpi.planning.candidates import Candidate
-from hepti_mpi.planning.memory import cache_bytes, word_table
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.memory import cache_bytes
 from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.stepping import Steps, divided
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 
 DIVIDED = ("heads", "columns")
@@ -30,7 +30,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     """
     if name not in BY_WEIGHTS or request.layout not in (None, DIVIDED):
         raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {', '.join(BY_WEIGHTS)}")
-    added, taken = _Steps(spec, profile, 1, request.attended), _Steps(spec, profile, request.largest or request.rows, request.attended)
+    added, taken = Steps(spec, profile, 1, request.attended), Steps(spec, profile, request.largest or request.rows, request.attended)
     if name in baselines.NAMES:
         decision = methods.decide(name, spec, source_hash, profile, request)
         plan = decision.chosen.plan
@@ -41,13 +41,16 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     decisions = _searched(spec, source_hash, profile, wide, name != "tensor")
     decision, *_ = decisions
     every = [one for found in decisions for one in (found.chosen, *found.close, *found.others) if _walkable(one)]
-    wanted = [one for one in every if len(one.plan.active) > 1] if name == "tensor" else every
     chunks = -(-request.prompt // taken.pricer.rows)
 
-    def whole(one: Candidate) -> float:
-        return chunks * taken.seconds(one.plan) + request.answer * added.seconds(one.plan)
+    def whole(plans: Sequence[Plan]) -> np.ndarray:
+        return np.asarray(chunks * taken.each(plans) + request.answer * added.each(plans))
 
-    chosen = min(wanted or every, key=whole)
+    like = next((one.plan for one in every if len(one.plan.active) > 1), None)
+    if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
+        every.append(found)
+    wanted = [one for one in every if len(one.plan.active) > 1] if name == "tensor" else every
+    chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]))
     first, *others = (added.priced(one) for one in (chosen, *(one for one in every if one is not chosen)))
     return replace(decision, chosen=first, others=tuple(others), close=())
 
@@ -55,18 +58,18 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 def prompt_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan) -> float:
     """Return the seconds until a prompt of `request.prompt` rows is taken in and the word behind it is known."""
     rows = min(request.prompt, request.largest or request.rows)
-    return -(-request.prompt // rows) * _Steps(spec, profile, rows, request.attended).seconds(plan)
+    return -(-request.prompt // rows) * Steps(spec, profile, rows, request.attended).seconds(plan)
 
 
 def step_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan, texts: int) -> float:
     """Return the seconds of a step in which so many texts get one more token."""
-    return _Steps(spec, profile, texts, request.attended).seconds(plan)
+    return Steps(spec, profile, texts, request.attended).seconds(plan)
 
 
 def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None) -> float:
     """Return what no plan takes less than for an added token: the weights read once, each by a board at its own rate, all at once with the
     least latency for each sum, or by the soonest board alone."""
-    steps, every = _Steps(spec, profile, 1, attended), range(len(profile.nodes))
+    steps, every = Steps(spec, profile, 1, attended), range(len(profile.nodes))
     work = layer_work(spec, 1)
     numbers = spec.layers * (work.attention + work.mlp) + steps.table.held / steps.bytes
     alone = min(float(steps.pricer.gemm[steps.pricer.places([rank]), 1][0]) * numbers for rank in every)
@@ -108,26 +111,3 @@ def _searched(spec: ModelSpec, source_hash: str, profile: ClusterProfile, reques
         f"no plan has room for keys and values: those of {request.kept} rows take {bytes_} bytes in all, beside the weights; "
         "make answers fewer or shorter with --slots and --context, or give more memory or ranks"
     )
-
-
-class _Steps:
-    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns."""
-
-    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None) -> None:
-        self.spec, self.pricer, self.table = spec, Pricer(spec, profile, rows, attended, 1), word_table(spec)
-        self.elsewhere = sum(step.macs for step in spec.back) * profile.edges.mac  # what the price takes them for: rank 0's, of float32
-        held = layer_bytes(spec)
-        weights = layer_work(spec, 1)
-        self.bytes = (held["heads"] + held["columns"]) / (weights.attention + weights.mlp)  # of a number in the layers
-
-    def seconds(self, plan: Plan) -> float:
-        """Return the seconds of a step one row of which is scored."""
-        of_layers = self.pricer.price(make_program(self.spec, plan, everywhere=True), plan).seconds - self.elsewhere
-        parts = np.array(plan.columns if any(plan.columns) else [rank in plan.active for rank in range(plan.ranks)], float)
-        active = list(plan.active)
-        per_number = self.pricer.gemm[self.pricer.places(active), 1] * self.pricer.crowding(plan.active)[active]
-        return float(of_layers + (per_number * parts[active]).max() / parts.sum() * self.table.held / self.bytes)
-
-    def priced(self, one: Candidate) -> Candidate:
-        seconds = self.seconds(one.plan)
-        return replace(one, plan=replace(one.plan, predicted_seconds=seconds), price=replace(one.price, seconds=seconds))

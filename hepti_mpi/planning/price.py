@@ -177,9 +177,15 @@ class Pricer:
         """Return each step with its kind, what it reads and what it writes: worked out once, since a program is priced for many plans."""
         if id(program) not in self.known:
             values = distributions(program)
-            steps = [(part, step) for step in program for part in (_in_turn(step) if self.emulated else (step,))]
+            steps = [(part, step) for step in program for part in self.parts(step)]
             self.known[id(program)] = program, [(part, self._kind(part), *interface(values, step)) for part, step in steps]
         return self.known[id(program)][1]
+
+    def parts(self, step: Step) -> tuple[Step, ...]:
+        """Return the exchanges that a step is: a whole sum of emulated boards is two."""
+        if self.emulated and isinstance(step, Sync) and step.kind == "allreduce":
+            return tuple(replace(step, kind=kind) for kind in EVENLY)
+        return (step,)
 
     def common(self, one: Program, other: Program) -> int:
         """Return with how many steps that do the same with the same values both programs begin."""
@@ -203,12 +209,6 @@ def extended(values: Sequence[np.ndarray], times: float) -> np.ndarray:
     """Return a value of a program, and `times` the difference to that of a program with more layers, if there is one."""
     one, *longer = values
     return one + times * (longer[0] - one) if longer else one
-
-
-def _in_turn(step: Step) -> tuple[Step, ...]:
-    if isinstance(step, Sync) and step.kind == "allreduce":
-        return tuple(replace(step, kind=kind) for kind in EVENLY)
-    return (step,)
 
 
 def shares_of(plans: Sequence[Plan], lengths: Sequence[int]) -> Shares:

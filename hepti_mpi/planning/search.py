@@ -69,6 +69,12 @@ def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     return search.improved(search.costs.candidates([plan]))[0][0]
 
 
+def costs_of(spec: ModelSpec, profile: ClusterProfile, request: Request, like: Plan) -> Costs:
+    """Return what prices plans and knows what they need of memory, where weights lie as those of `like` do."""
+    mode = "mapped" if "mapped" in like.weights_mode else "packed"
+    return _Search(spec, like.source_hash, profile, replace(request, mode=mode)).costs
+
+
 class _Search:
     def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> None:
         self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request

@@ -35,9 +35,9 @@ HEAD = ("cluster", "model", "rows", "wire", "ms", "bound", "perfect", "nearness"
         "above the bound, ms")  # fmt: skip
 FORCED = ("tensor", "hybrid", "sequence")
 BOOSTED = tuple(f"{name}{methods.BOOST}" for name in baselines.NAMES if name != "single")
-# What `profile` finds in the lab beside rates and boards (mixed4 and pi54, 2026-11-27): of an exchange, to start it, and per byte sent;
-# of a message, one way; what passes an idle link at once; the part of a rate that is data; what rank 0 does around the layers.
-EXCHANGE, START, START_PER_BYTE, LATENCY, AHEAD, DATA = 0.55e-3, 0.1e-3, 3e-10, 80e-6, 118e3, 0.955
+# What `profile` finds in the lab beside rates and boards (mixed4, pi54, wifi3; 2026-11-27): of an exchange, to start it, and per byte
+# sent; of a message, one way; what passes an idle link at once; the part of a rate that is data; what rank 0 does around the layers.
+EXCHANGE, START, START_PER_BYTE, LATENCY, AHEAD, DATA = 0.24e-3, 0.06e-3, 2e-10, 80e-6, 118e3, 0.955
 EDGES = Edges(element=2e-9, mac=2.5e-11, request=1e-5, batch=2e-4)
 
 

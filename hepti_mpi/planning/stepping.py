@@ -1,0 +1,132 @@
+"""What steps of texts take under a plan, and the heads and columns by which they are soonest. Pure.
+
+Knows prices of layers divided by heads and columns, and the words behind them; does not know which methods there are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+
+from hepti_mpi import splits
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.planning.candidates import Candidate, Costs, steady
+from hepti_mpi.planning.memory import word_table
+from hepti_mpi.planning.price import Batch, Pricer, shares_of
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.traffic import FLOAT
+from hepti_mpi.planning.work import layer_work
+from hepti_mpi.program.build import make_program
+from hepti_mpi.program.plan import Plan, granules_fit
+from hepti_mpi.program.steps import Program, Step, Sync
+
+SHORT_SUM = 32 << 10  # bytes of terms, at most, that emulated boards send to each other at once: comm.ranks.DIRECT_BYTES
+STEPS = (16, 4, 1)  # granules of columns that move at once
+MOST_MOVES = 60
+CLIMBS = 2  # from the best of the first shares
+MOST_RANKS = 16  # of which shares are moved between any two
+
+Whole = Callable[[Sequence[Plan]], np.ndarray]  # seconds of all that is asked, of each plan
+
+
+class _AtOnce(Pricer):
+    """Prices short sums as what they are: each rank sends its terms to each other one."""
+
+    def parts(self, step: Step) -> tuple[Step, ...]:
+        short = isinstance(step, Sync) and self.rows * step.width * FLOAT <= SHORT_SUM
+        return (step,) if short else super().parts(step)
+
+
+class Steps:
+    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns."""
+
+    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None) -> None:
+        self.spec, self.pricer, self.table = spec, _AtOnce(spec, profile, rows, attended, 1), word_table(spec)
+        self.elsewhere = sum(step.macs for step in spec.back) * profile.edges.mac  # what the price takes them for: rank 0's, of float32
+        held = layer_bytes(spec)
+        weights = layer_work(spec, 1)
+        self.bytes = (held["heads"] + held["columns"]) / (weights.attention + weights.mlp)  # of a number in the layers
+        self.made: dict[tuple[object, ...], list[Program]] = {}
+
+    def seconds(self, plan: Plan) -> float:
+        """Return the seconds of a step one row of which is scored."""
+        return float(self.each([plan])[0])
+
+    def each(self, plans: Sequence[Plan]) -> np.ndarray:
+        """Return the same of plans with the same layouts and as many active ranks each, [plans]."""
+        like, (programs, times) = plans[0], self._programs(plans[0])
+        batch = Batch(self.pricer, [plan.active for plan in plans], like, shares_of(plans, self.pricer.lengths))
+        layers = batch.prices(*programs, times=times).seconds - self.elsewhere
+        columns = np.array([[plan.columns[rank] for rank in plan.active] for plan in plans], float)
+        columns[columns.sum(axis=1) == 0] = 1  # of a plan that divides none
+        own = columns / columns.sum(axis=1, keepdims=True)
+        per_number = (self.pricer.gemm[batch.places, 1] * batch.crowding).T  # [plans or 1, ranks]
+        return np.asarray(layers + (per_number * own).max(axis=1) * self.table.held / self.bytes)
+
+    def priced(self, one: Candidate) -> Candidate:
+        seconds = self.seconds(one.plan)
+        return replace(one, plan=replace(one.plan, predicted_seconds=seconds), price=replace(one.price, seconds=seconds))
+
+    def _programs(self, plan: Plan) -> tuple[list[Program], float]:
+        """Return the steps of `plan`, or of its first layers and how often the next are there besides, where the others repeat them."""
+        depths = steady(self.spec) if len(set(plan.layouts)) == 1 else ()
+        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.active) > 1
+        if key not in self.made:
+            wanted = [plan.layouts[:depth] for depth in depths] or [plan.layouts]
+            self.made[key] = [make_program(self.spec, replace(plan, layers=layers), everywhere=True) for layers in wanted]
+        few, more = depths or (0, 1)
+        return self.made[key], (self.spec.layers - few) / (more - few) if depths else 0.0
+
+
+def divided(spec: ModelSpec, profile: ClusterProfile, request: Request, costs: Costs, like: Plan, whole: Whole) -> Candidate | None:
+    """Return the plan of the soonest heads and columns, layouts and modes being those of `like`: from shares by speed of two ranks, of
+    three, ... onward by moves, as long as `whole` gets less; None where memory holds none."""
+    ranks = len(profile.nodes)
+    if request.shares is not None or not 1 < ranks <= MOST_RANKS:
+        return None
+    found: list[tuple[float, Plan]] = []
+    speeds = 1 / costs.pricer.gemm[:ranks, 1]
+    order = np.argsort(-speeds, kind="stable")
+    for count in range(2, ranks + 1):
+        share = np.where(np.isin(np.arange(ranks), order[:count]), speeds, 0)
+        plan = replace(like, heads=splits.split(spec.heads, share), columns=splits.split(spec.ffn, share, spec.column_granule))
+        plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * request.rows for rank in range(ranks)))
+        if held(costs, [plan])[0]:
+            found.append((float(whole([plan])[0]), plan))
+    tops = [_climbed(spec, costs, *one, whole) for one in sorted(found, key=lambda one: one[0])[:CLIMBS]]
+    return costs.candidates([min(tops, key=lambda one: one[0])[1]])[0] if tops else None
+
+
+def held(costs: Costs, plans: Sequence[Plan]) -> np.ndarray:
+    """Tell of each plan whether memory holds it; plans of the same layouts, on any ranks."""
+    heads, columns, rows = (np.array([getattr(plan, what) for plan in plans]) for what in ("heads", "columns", "rows"))
+    limits = np.array([costs.limits_of(plan) for plan in plans])
+    return np.asarray((costs.memory(plans[0], heads, columns, rows) <= limits).all(axis=1))
+
+
+def _climbed(spec: ModelSpec, costs: Costs, seconds: float, plan: Plan, whole: Whole) -> tuple[float, Plan]:
+    """Move heads and columns between ranks while that helps."""
+    for _ in range(MOST_MOVES):
+        near = [one for one in _near(spec, plan) if one.active == plan.active]
+        near = [one for one, fits in zip(near, held(costs, near)) if fits] if near else []
+        times = whole(near) if near else np.array([np.inf])
+        best = int(times.argmin())
+        if times[best] >= seconds:
+            break
+        seconds, plan = float(times[best]), near[best]
+    return seconds, plan
+
+
+def _near(spec: ModelSpec, plan: Plan) -> Iterator[Plan]:
+    for one, other in permutations(plan.active, 2):
+        if plan.heads[one]:
+            yield replace(plan, heads=_moved(plan.heads, one, other, 1))
+        for step in (steps * spec.column_granule for steps in STEPS):
+            if plan.columns[one] >= step and granules_fit(columns := _moved(plan.columns, one, other, step), spec.column_granule):
+                yield replace(plan, columns=columns)
+
+
+def _moved(counts: tuple[int, ...], one: int, other: int, step: int) -> tuple[int, ...]:
+    return tuple(count + step * ((rank == other) - (rank == one)) for rank, count in enumerate(counts))
