@@ -19,7 +19,7 @@ from hepti_mpi import splits
 from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
 from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
-from hepti_mpi.comm.pauses import nap
+from hepti_mpi.comm.pauses import BETWEEN, nap
 from hepti_mpi.errors import HeptiError, RankError
 
 POLITE_SECONDS = 20e-6
@@ -185,9 +185,7 @@ class Comm:
                 with self.turn:
                     self.mpi.Allreduce(values, result)
             elif values.nbytes > DIRECT_BYTES:
-                with self.turn:
-                    request = self.mpi.Iallreduce(values, result)
-                self._done(request)
+                self._sum_in_parts(values, result)
             else:
                 self._sum_directly(values, result)
 
@@ -197,16 +195,31 @@ class Comm:
         All add in the order of ranks, so that no two ranks' sums differ.
         """
         terms = [values if rank == self.rank else np.empty_like(values) for rank in range(self.size)]
+        self._swap([values] * self.size, terms, 0)  # a few pieces come, and a token waits for them
+        _add_up(terms, result)
+
+    def _sum_in_parts(self, values: np.ndarray, result: np.ndarray) -> None:
+        """Let each rank sum a part of the terms and send it to each other one. MPI's sums that do not block put two or three times as much
+        on the busiest link of three ranks.
+
+        Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004.
+        """
+        ends = np.cumsum(splits.even(values.size, self.size))[:-1]
+        own, sums = np.split(values.reshape(-1), ends), np.split(result.reshape(-1), ends)
+        terms = [own[self.rank] if rank == self.rank else np.empty_like(own[self.rank]) for rank in range(self.size)]
+        self._swap(own, terms)
+        _add_up(terms, sums[self.rank])
+        self._swap([sums[self.rank]] * self.size, sums)
+
+    def _swap(self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray], between: float = BETWEEN) -> None:
+        """Send one of some arrays to each other rank, and receive one from each; `between`: as of nap."""
         peers = [rank for rank in range(self.size) if rank != self.rank]
         with self.turn:
-            waiting = [self.mpi.Irecv(terms[peer], peer, TERMS) for peer in peers]
-            waiting += [self.mpi.Isend(values, peer, TERMS) for peer in peers]
+            waiting = [self.mpi.Irecv(incoming[peer], peer, TERMS) for peer in peers]
+            waiting += [self.mpi.Isend(outgoing[peer], peer, TERMS) for peer in peers]
         begin = time.perf_counter()
         while not self._are_done(waiting):
-            nap(time.perf_counter() - begin, 0)  # a few pieces come, and a token waits for them
-        np.copyto(result, terms[0])
-        for term in terms[1:]:
-            result += term
+            nap(time.perf_counter() - begin, between)
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
@@ -308,6 +321,12 @@ class Comm:
     def _all_done(requests: Sequence[Any]) -> None:
         while not all(request.Test() for request in requests):
             time.sleep(POLITE_SECONDS)
+
+
+def _add_up(terms: Sequence[np.ndarray], result: np.ndarray) -> None:
+    np.copyto(result, terms[0])
+    for term in terms[1:]:
+        result += term
 
 
 def _parts(size: int) -> list[np.ndarray]:

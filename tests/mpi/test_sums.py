@@ -1,0 +1,24 @@
+"""Sums over ranks, as decoders do them: the same on every rank to the last bit, whatever way they take."""
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("polite", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 2048), (4, 2048), (5, 2049)])
+def test_a_sum_is_the_same_everywhere(world, shape, polite):
+    """Few bytes go to each rank at once; of many each rank sums a part, though there may be fewer numbers than ranks."""
+    every = [np.random.default_rng([rank, *shape]).normal(size=shape).astype(np.float32) for rank in range(world.size)]
+    own, result = every[world.rank].copy(), np.full(shape, np.nan, np.float32)
+    group = world.subset(range(world.size))
+    group.polite = polite
+    for _ in range(3):
+        group.allreduce(own, result)
+        assert np.array_equal(own, every[world.rank]), "the terms are as they were"
+        assert result == pytest.approx(np.sum(every, axis=0, dtype=np.float64), abs=1e-5)
+    if polite:
+        expected = every[0].copy()
+        for term in every[1:]:
+            expected += term
+        assert np.array_equal(result, expected), "summed in the order of ranks"
+    assert len(set(world.gather_all(result.tobytes().hex()))) == 1
