@@ -14,6 +14,7 @@ from hepti_mpi import splits
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
 from hepti_mpi.engine import machine as machines
+from hepti_mpi.engine import texts as loading
 from hepti_mpi.program.placement import whole
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.stepping import Ranks
@@ -53,7 +54,7 @@ def main():
     machine = machines.start(1)
     for path in map(Path, sys.argv[1:]):
         store = fetching.open_store(machine, path)
-        decoder = decoders.load(machine, store, whole(even_plan(store, machine.world.size)), 1, 4 * PROMPT)
+        decoder = loading.load(machine, store, whole(even_plan(store, machine.world.size)), 1, 4 * PROMPT)
         if machine.world.rank:
             decoder.follow()
             continue

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,13 +19,13 @@ from hepti_mpi import splits
 from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
 from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
-from hepti_mpi.comm.pauses import BETWEEN, nap
+from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
 from hepti_mpi.errors import HeptiError, RankError
 
 POLITE_SECONDS = 20e-6
 PART_BYTES = 48 << 10
 DIRECT_BYTES = 32 << 10  # of terms of a sum, at most, that go to each rank at once where ranks wait politely
-TERMS = 1  # tag of them
+TERMS, STEPS = 1, 2  # tags: of them, and of what one stage hands on to the next
 
 
 class Comm:
@@ -245,6 +245,38 @@ class Comm:
                     request.Wait()
             self._done(request)
 
+    def pass_on(self, peer: int, values: np.ndarray) -> Callable[[], None]:
+        """Begin to send float32 `values` to `peer`, which calls `take_over`; return what waits until they have left."""
+        with self.turn:
+            requests = [self.mpi.Isend(part, peer, STEPS) for part in _cut(values)]
+
+        def leaves() -> None:
+            with self.patience.waiting():
+                for request in requests:
+                    self._done(request)
+
+        return leaves
+
+    def take_over(self, peer: int, values: np.ndarray, size: Callable[[], int], pause: Pause | None) -> None:
+        """Wait for what `peer` passes on into `values`, which have room for more; `size` tells how many there are, once the first are in.
+
+        `pause`: what is done between two looks; None: it may come whenever it does, and this rank sleeps.
+        """
+        first, *_ = _cut(values)
+        with self.turn:
+            requests = [self.mpi.Irecv(first, peer, STEPS)]
+        with nullcontext() if pause is None else self.patience.waiting():
+            self._wait(requests, pause or nap)
+        with self.turn:
+            requests = [self.mpi.Irecv(part, peer, STEPS) for part in _cut(values[: size()])[1:]]
+        with self.patience.waiting():
+            self._wait(requests, pause or nap)
+
+    def _wait(self, requests: Sequence[Any], pause: Pause) -> None:
+        begin = time.perf_counter()
+        while not self._are_done(requests):
+            pause(time.perf_counter() - begin)
+
     def _done(self, request: Any) -> None:
         """Wait without spinning: at once when the others are there, without taking a core when they compute, search or read."""
         begin = time.perf_counter()
@@ -327,6 +359,12 @@ def _add_up(terms: Sequence[np.ndarray], result: np.ndarray) -> None:
     np.copyto(result, terms[0])
     for term in terms[1:]:
         result += term
+
+
+def _cut(values: np.ndarray) -> list[np.ndarray]:
+    """Cut float32 values into runs that are sent without the receiver's consent."""
+    step = PART_BYTES // 4
+    return [values[at : at + step] for at in range(0, len(values), step)]
 
 
 def _parts(size: int) -> list[np.ndarray]:

@@ -73,6 +73,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     from hepti_mpi.comm import channel
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.engine import decoder as decoders
+    from hepti_mpi.engine import texts
     from hepti_mpi.engine.loading import decide
     from hepti_mpi.planning import decoding
     from hepti_mpi.serving.teams import partners
@@ -104,7 +105,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
             facts = {"profile": measured.to_json(), "spec": session.store.spec.to_json(), "source_hash": session.store.source_hash}
             channel.tell("measured", method=method, request=asdict(request), **facts)
         at("loading weights")
-        decoder = decoders.load(session.machine, session.store, placement, slots, positions)
+        decoder = texts.load(session.machine, session.store, placement, slots, positions)
         startup["load"] = time.perf_counter() - begin
     mail = None
     if placement.together is None:

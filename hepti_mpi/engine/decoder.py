@@ -13,9 +13,8 @@ from functools import partial
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.engine import caching, pages, sessions
-from hepti_mpi.engine.fetching import fetch
-from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.engine import caching, sessions
+from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.state import State, attentions
 from hepti_mpi.engine.words import Words
@@ -24,9 +23,7 @@ from hepti_mpi.models.blocks import Rotary
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program import plan as plans
 from hepti_mpi.program.buffers import buffers, distributions, interface
-from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
@@ -85,17 +82,23 @@ class _Geometry:
 class Decoder:
     """The part of this rank in the steps of a job."""
 
-    def __init__(self, machine: Machine, part: DecodingPart, slots: int, positions: int) -> None:
-        """Make communicators. Collective; every rank of the job calls it, also those the plan leaves out, and then `build`."""
+    def __init__(
+        self, machine: Machine, part: DecodingPart, slots: int, positions: int, active: tuple[int, ...] | None = None
+    ) -> None:  # fmt: skip
+        """Make communicators. Collective; every rank of the job calls it, also those the plan leaves out, and then `build`.
+
+        `active`: the ranks that compute, where they are not those of the part's plan.
+        """
         world, spec, plan = machine.world, part.spec, part.plan
         self.machine, self.part, self.spec, self.rank, self.slots, self.positions = machine, part, spec, world.rank, slots, positions
-        self.program, self.members = part.program, sorted({0, *plan.active})
-        self.is_active = world.rank in plan.active
-        self.layers, self.group = world.subset(plan.active), world.subset(self.members)
+        active = plan.active if active is None else active
+        self.program, self.members = part.program, sorted({0, *active})
+        self.is_active = world.rank in active
+        self.layers, self.group = world.subset(active), world.subset(self.members)
         for comm in (self.layers, self.group):
             if comm is not None:
                 comm.polite = machine.emulation.on
-        self.threads = machine.cores.use(machine.cores.has_host(plan.active))
+        self.threads = machine.cores.use(machine.cores.has_host(active))
         self.message = np.zeros(HEADER + slots + spec.hidden, np.float32)
         self.rows = max(ROWS, slots)
         values, numbers = distributions(self.program), buffers(self.program)
@@ -113,17 +116,18 @@ class Decoder:
         if self.is_active:
             self._build_layers(store)
         if self.group is not None:
-            self.words = Words(store, self.part, self.threads, self.group, self.members, self.rows)
+            bounds = [self.part.words_of(rank) for rank in self.members]
+            self.words = Words(store, self.part, self.threads, self.group, bounds, self.rows)
 
     def _build_layers(self, store: Store) -> None:
         part, spec = self.part, self.spec
-        blocks = attentions(spec)
+        blocks = attentions(spec, part.plan.numbers)
         for block in dict.fromkeys(blocks):
             caching.check_cached(block)
-        self.state = State(blocks, part.granules, self.slots, self.positions)
+        self.state = State(blocks, part.granules, self.slots, self.positions, part.plan.first)
         every = np.arange(self.positions)
         self.tables = {block.rotary: angles(block.rotary, every) for block in blocks if block.rotary is not None}
-        mode = part.plan.weights_mode[self.rank]
+        mode = part.plan.weights_mode[part.rank]
         for place, step in enumerate(self.program):
             if isinstance(step, Compute):
                 self.segments[place] = caching.cached_segment(step, store, part, mode, self.threads)
@@ -197,7 +201,7 @@ class Decoder:
             elif self.rank:
                 self.x[0] = self.message[-self.spec.hidden :]
             if self.is_active:
-                self._layers(order)
+                self._to_words(order, self._layers(order, self.x))
             found: list[Scores] = []
             if order.scored:
                 self._work(partial(self.words.compute, order.scored), self._of_words(order.scored))
@@ -207,12 +211,12 @@ class Decoder:
             emulation.show() if self.rank == 0 else emulation.keep_time()
         return found
 
-    def _layers(self, order: Order) -> None:
-        """Bring the rows in `x` through the layers, and those behind which scores are wanted to the words."""
+    def _layers(self, order: Order, x: Array) -> Array:
+        """Bring the first rows of `x` through the layers; return what becomes of them, until the next step."""
         at = self._geometry(order)
         lengths = np.array(order.lengths, np.int64)
         at.tell(lengths, self.tables)
-        np.copyto(at.values[self.first], self.x[: order.rows])
+        np.copyto(at.values[self.first], x[: order.rows])
         emulation, pairs = self.machine.emulation, float((order.each * (lengths + order.each)).sum())
         clock = time.perf_counter()
         for run, step in at.moves:
@@ -225,8 +229,11 @@ class Decoder:
             now = time.perf_counter()
             self.spent["wire_seconds" if step is None else "compute_seconds"] += now - clock
             clock = now
+        return at.values[self.last]
+
+    def _to_words(self, order: Order, hidden: Array) -> None:
+        """Bring the rows behind which scores are wanted to the words."""
         if order.scored:
-            hidden = at.values[self.last]
             np.copyto(self.words.x[: order.scored], hidden if order.every else hidden[order.each - 1 :: order.each])
 
     def _work(self, run: Callable[[], None], work: Work) -> None:
@@ -234,7 +241,7 @@ class Decoder:
 
     def _of(self, step: Compute, rows: int, pairs: float) -> Work:
         """Return the work of a segment; only an emulated board asks."""
-        return step_work(self.spec, self.part.plan, self.rank, step, rows, pairs) if self.machine.emulation.on else Work()
+        return step_work(self.spec, self.part.plan, self.part.rank, step, rows, pairs) if self.machine.emulation.on else Work()
 
     def _of_words(self, rows: int) -> Work:
         if not self.machine.emulation.on:
@@ -301,39 +308,3 @@ class Decoder:
         if number not in self.memory:
             self.memory[number] = np.zeros((self.rows, self.spec.hidden), np.float32)
         return self.memory[number]
-
-
-@patiently
-def load(machine: Machine, store: Store, placement: Placement, slots: int, positions: int) -> Decoder | None:
-    """Check the plans, read and verify this rank's slices, and build its part in its team; None on a rank that rests. Collective.
-
-    Raises PlanError, StoreError, CapacityError.
-    """
-    world, place = machine.world, placement.plan_of(machine.world.rank)
-    with together(world):
-        for stage in placement.stages:
-            plans.check(stage.plan, store.spec, store.source_hash, len(stage.members))
-    part = None if place is None else DecodingPart(store.spec, *place)
-    slices = () if part is None else part.slices
-    fetch(machine, store, slices)
-    own = _of_team(machine, placement)
-    decoder = None if own is None or part is None else Decoder(own, part, slots, positions)
-    with together(world):
-        store.verify(slices)
-        if decoder is not None:
-            decoder.build(store)
-    pages.settle()
-    return decoder
-
-
-def _of_team(machine: Machine, placement: Placement) -> Machine | None:
-    """Return the ranks of this one's team as a machine of their own, None on a rank that rests. Collective."""
-    if placement.together is not None:
-        return machine
-    world = machine.world.parted([stage.members for stage in placement.stages])
-    if world is None:
-        return None
-    members = next(stage.members for stage in placement.stages if machine.world.rank in stage.members)
-    computing = [rank for stage in placement.stages for rank in stage.computing]
-    boards = [machine.boards[rank] for rank in members]
-    return replace(machine, world=world, cores=machine.cores.of(members, computing), boards=boards)

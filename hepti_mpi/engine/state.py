@@ -4,7 +4,7 @@ Every sequence has a slot; past and present lie in one buffer per layer, which k
 come in, not when the buffers are made. Knows shapes and slots; knows no kernel, no MPI and no token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,9 +22,12 @@ KEEP = 0.9  # of the memory that is free may be promised to the cache
 class State:
     """Keys and values, per layer float32 [slots, granules, positions, dim]; none where the rank has no heads."""
 
-    def __init__(self, blocks: Sequence[Attention], granules: int, slots: int, positions: int) -> None:
-        """`granules`: of heads that this rank has. Raises CapacityError where the buffers could never be filled."""
-        self.slots, self.positions, self.granules = slots, positions, granules
+    def __init__(self, blocks: Sequence[Attention], granules: int, slots: int, positions: int, first: int = 0) -> None:
+        """`granules`: of heads that this rank has; `first`: the number of the first layer of `blocks`.
+
+        Raises CapacityError where the buffers could never be filled.
+        """
+        self.slots, self.positions, self.granules, self.first = slots, positions, granules, first
         self.bytes = cache_bytes(blocks, granules) * slots * positions
         free = usable_memory(1)
         if self.bytes > KEEP * free:
@@ -36,9 +39,10 @@ class State:
 
     def views(self, layer: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return keys and values of `count` slots from `first` on, [count, granules, positions, dim] each."""
-        return self.keys[layer][first : first + count], self.values[layer][first : first + count]
+        keys, values = self.keys[layer - self.first], self.values[layer - self.first]
+        return keys[first : first + count], values[first : first + count]
 
 
-def attentions(spec: ModelSpec) -> list[Attention]:
-    """Return what the attention of each layer is."""
-    return [layer.attention for layer in spec.each()]
+def attentions(spec: ModelSpec, layers: Iterable[int]) -> list[Attention]:
+    """Return what the attention of each of some layers is."""
+    return [spec.layer(number).attention for number in layers]

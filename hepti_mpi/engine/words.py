@@ -17,12 +17,13 @@ from hepti_mpi.weights.store import Store
 class Words:
     """This rank's part of the vocabulary. `counts`: words of each rank of `group`, whose first one is the root."""
 
-    def __init__(self, store: Store, part: DecodingPart, threads: int, group: Comm, ranks: list[int], rows: int) -> None:
-        """`ranks`: who is in `group`; `rows`: the most that are scored at once."""
+    def __init__(self, store: Store, part: DecodingPart, threads: int, group: Comm, bounds: list[tuple[int, int]], rows: int) -> None:
+        """`bounds`: the (start, stop) of the words of each rank of `group`, those of `part` for this one, or none; `rows`: the most
+        that are scored at once."""
         self.group = group
-        self.counts = [part.words_of(rank)[1] - part.words_of(rank)[0] for rank in ranks]
-        self.starts = [part.words_of(rank)[0] for rank in ranks]
-        self.ids = np.arange(*part.words_of(part.rank))
+        self.counts = [stop - start for start, stop in bounds]
+        self.starts = [start for start, _ in bounds]
+        self.ids = np.arange(*bounds[group.rank])
         self.cap = part.logit_cap
         self.x = np.zeros((rows, part.spec.hidden), np.float32)
         self.logits = np.zeros((rows, len(self.ids)), np.float32)

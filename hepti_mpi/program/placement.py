@@ -93,6 +93,11 @@ class Placement:
         return stage.plan if not others and stage.members == tuple(range(stage.plan.ranks)) else None
 
     @property
+    def is_one(self) -> bool:
+        """Whether all ranks of the job are for the same batches: by one plan, or in stages, where some may rest."""
+        return self.together is not None or (len(self.teams) == 1 and len(self.stages) > 1)
+
+    @property
     def ranks(self) -> int:
         """The ranks of a job that it can be for."""
         return 1 + max(rank for stage in self.stages for rank in stage.members)

@@ -12,6 +12,7 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine import decoder as decoders
+from hepti_mpi.engine import texts as loading
 from hepti_mpi.engine.decoder import Decoder, Order
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.models.numerics import Array
@@ -64,7 +65,7 @@ def load(
     """Load every plan. Collective; `chosen` holds rank 0's decisions. Raises what loading raises."""
     loaded = {}
     for name, (plan, decision) in chosen.items():
-        decoder = decoders.load(machine, store, whole(plan), 1, request.prompt + request.answer)
+        decoder = loading.load(machine, store, whole(plan), 1, request.prompt + request.answer)
         assert decoder is not None, "all ranks are in it"
         first = decoding.prompt_seconds(store.spec, profile, request, plan) if decision else 0.0
         loaded[name] = Loaded(decoder, Written(plan, (first, decision.chosen.price.seconds if decision else 0.0)))

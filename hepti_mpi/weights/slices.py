@@ -165,7 +165,9 @@ class DecodingPart(Part):
         return float(self.spec.options.get("logit_cap", 0.0))
 
     def words_of(self, rank: int) -> tuple[int, int]:
-        """Return the (start, stop) of a rank's words: divided as the columns of layers are."""
+        """Return the (start, stop) of a rank's words: divided as the columns of layers are; none where the last layer is not the plan's."""
+        if self.plan.numbers.stop < self.spec.layers:
+            return 0, 0
         shares = self.plan.columns if any(self.plan.columns) else [int(one in self.plan.active) for one in range(self.plan.ranks)]
         return splits.bounds(splits.split(self.words.size, shares, WORDS), rank)
 
@@ -182,11 +184,15 @@ class DecodingPart(Part):
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """All that it reads from the store."""
+        """All that it reads from the store, but for what embeds tokens."""
         start, stop = self.words_of(self.rank)
         own = [piece for piece in self.words_slices if piece is not None] if stop > start else []
-        front = [span(weight) for weight in outer_weights(self.spec) if weight.part == "embedding"] if self.rank == 0 else []
-        return tuple(dict.fromkeys((*self.of_layers, *own, *front)))
+        return tuple(dict.fromkeys((*self.of_layers, *own)))
+
+
+def front_slices(spec: ModelSpec) -> tuple[Slice, ...]:
+    """Return what is read to embed tokens."""
+    return tuple(span(weight) for weight in outer_weights(spec) if weight.part == "embedding")
 
 
 def root_slices(spec: ModelSpec) -> tuple[Slice, ...]:

@@ -11,6 +11,7 @@ from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
+from hepti_mpi.engine import texts as loading
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
@@ -66,7 +67,7 @@ def divided_by(store, ranks, shares=None):
 
 
 def loaded(machine, store, shares, slots):
-    return decoders.load(machine, store, whole(divided(machine, store, shares)), slots, 64)
+    return loading.load(machine, store, whole(divided(machine, store, shares)), slots, 64)
 
 
 @pytest.mark.parametrize("shares", SHARES)
@@ -95,6 +96,58 @@ def test_as_transformers(machine, store_of, case, shares):
     machine.world.barrier()
 
 
+def staged(store, counts, ranks=None):
+    """Return the placement of one team whose stages have `counts` layers, on `ranks`, by default those from 0 on."""
+    stages, first = [], 0
+    for rank, count in zip(ranks or range(len(counts)), counts):
+        if count:
+            layers = (("local", "rows"),) * count
+            plan = Plan(store.spec.name, store.source_hash, layers, (0,), (0,), (1,), ("here",), ("packed",), first=first)
+            stages.append(Stage((rank,), plan))
+            first += count
+    return Placement((Team(tuple(stages)),))
+
+
+def stages_of(kind, size, layers):
+    """Return how many layers each rank has, and which ranks these are; at least two of them where there are two."""
+    if kind == "uneven":  # all ranks, the first ones with one each
+        some = min(size, layers)
+        return [1] * (some - 1) + [layers - some + 1], list(range(some))
+    if kind == "with nothing":  # rank 0 and others have none
+        ranks = list(range(1, size, 1 if size < 4 else 2))[:layers] or [0]
+        return [layers - len(ranks) + 1] + [1] * (len(ranks) - 1), ranks
+    ranks = list(reversed(range(size)))[:layers]  # rank 0 is the last, or has none
+    return [1] * (len(ranks) - 1) + [layers - len(ranks) + 1], ranks
+
+
+@pytest.mark.parametrize("kind", ["uneven", "with nothing", "backwards"])
+@pytest.mark.parametrize("case", CASES)
+def test_stages_write_as_transformers(machine, store_of, case, kind):
+    store, (_, ids, logits, tokens) = store_of(case), expected(case)
+    placement = staged(store, *stages_of(kind, machine.world.size, store.spec.layers))
+    decoder = loading.load(machine, store, placement, len(LENGTHS), 64)
+    if machine.world.rank:
+        decoder.follow()
+        machine.world.barrier()
+        return
+    ranks, prompts = Ranks(decoder, OuterWeights(store)), [row[row >= 0].tolist() for row in ids]
+    for prompt, wanted in zip(prompts, logits):
+        cut = len(prompt) // 3  # in two chunks
+        parts = [ranks.logits(1, part, first) for part, first in ((prompt[:cut], 0), (prompt[cut:], cut)) if part]
+        found = np.concatenate(parts)[-len(wanted) :]
+        np.testing.assert_allclose(found, wanted[-len(found) :], atol=1e-4 * np.abs(logits).max())
+        decoder.rest()
+    for sampling in (Sampling(max_tokens=8, ignore_end=True), Sampling(max_tokens=8, ignore_end=True, logprobs=3),
+                     Sampling(max_tokens=8, ignore_end=True, presence_penalty=1e-9)):  # fmt: skip
+        generator = Generator(ranks, ())
+        answers = [generator.submit(prompt, sampling) for prompt in prompts]
+        while generator.busy:
+            generator.step()
+        assert [answer.tokens for answer in answers] == tokens.tolist()
+    decoder.end()
+    machine.world.barrier()
+
+
 @pytest.mark.parametrize("case", ["qwen3", "gpt_neox"])
 def test_layers_in_several_segments(machine, store_of, case, monkeypatch):
     """As many as their bytes ask for, where one rank has them all."""
@@ -105,7 +158,7 @@ def test_layers_in_several_segments(machine, store_of, case, monkeypatch):
         shares = (1,) + (0,) * (machine.world.size - 1)
         nothing = (0,) * machine.world.size
         plan = replace(divided(machine, store, shares), layers=(("local", "rows"),) * store.spec.layers, heads=nothing, columns=nothing)
-        decoder = decoders.load(machine, store, whole(plan), len(LENGTHS), 64)
+        decoder = loading.load(machine, store, whole(plan), len(LENGTHS), 64)
         if machine.world.rank:
             decoder.follow()
             continue
@@ -166,7 +219,7 @@ def test_a_model_larger_than_a_rank_may_hold(machine, store_of):
     world, store, (_, ids, _, tokens) = machine.world, store_of("llama"), expected("llama")
     found = [plan.to_json() for plan in larger_than_memory(store, world.size)] if world.rank == 0 else None
     for plan in map(from_json, world.from_root(found)):
-        decoder = decoders.load(machine, store, whole(plan), len(LENGTHS), 48)
+        decoder = loading.load(machine, store, whole(plan), len(LENGTHS), 48)
         if world.rank:
             decoder.follow()
             continue
@@ -234,7 +287,7 @@ def test_teams_write_what_all_ranks_do(machine, store_of, turned):
     teams = [ranks for ranks in teams if not (turned and 0 in ranks)] or [(0,)]
     stages = [Stage(ranks, replace(divided_by(store, len(ranks)), hosts=("here",) * len(ranks))) for ranks in teams]
     placement = Placement(tuple(Team((stage,)) for stage in stages))
-    slots, decoder = 2, decoders.load(machine, store, placement, 2, 64)
+    slots, decoder = 2, loading.load(machine, store, placement, 2, 64)
     mail = Mail(world, partners(placement, world.rank, world.size))
     rest = decoder.rest if decoder else lambda: None
 

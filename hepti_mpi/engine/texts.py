@@ -1,0 +1,64 @@
+"""Load what a rank needs to take part in steps of texts: its slices, and its place among the ranks of its team.
+
+Knows placements and stores; does not know how a step is done.
+"""
+
+from dataclasses import replace
+
+from hepti_mpi.engine import pages
+from hepti_mpi.engine.decoder import Decoder
+from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.engine.stages import Staged
+from hepti_mpi.program import plan as plans
+from hepti_mpi.program.placement import Placement, Team
+from hepti_mpi.weights.slices import DecodingPart, front_slices
+from hepti_mpi.weights.store import Store
+
+
+@patiently
+def load(machine: Machine, store: Store, placement: Placement, slots: int, positions: int) -> Decoder | None:
+    """Check the plans, read and verify this rank's slices, and build its part in its team; None on a rank that rests. Collective.
+
+    Raises PlanError, StoreError, CapacityError.
+    """
+    world, place = machine.world, placement.plan_of(machine.world.rank)
+    with together(world):
+        for team in placement.teams:
+            for stage in team.stages:
+                plans.check(stage.plan, store.spec, store.source_hash, len(stage.members), part=len(team.stages) > 1)
+    part = None if place is None else DecodingPart(store.spec, *place)
+    slices = () if part is None else part.slices
+    own, team = _of_team(machine, placement)
+    if own is not None and own.world.rank == 0:
+        slices = tuple(dict.fromkeys((*slices, *front_slices(store.spec))))
+    fetch(machine, store, slices)
+    decoder: Decoder | None = None
+    if own is not None and len(team.stages) > 1:
+        decoder = Staged(own, part or DecodingPart(store.spec, team.stages[-1].plan, 0), slots, positions, team)
+    elif own is not None and part is not None:
+        decoder = Decoder(own, part, slots, positions)
+    with together(world):
+        store.verify(slices)
+        if decoder is not None:
+            decoder.build(store)
+    pages.settle()
+    return decoder
+
+
+def _of_team(machine: Machine, placement: Placement) -> tuple[Machine | None, Team]:
+    """Return the ranks of this one's team as a machine of their own, None on a rank that rests, and the team as they count themselves.
+
+    Stages alone have all ranks of the job, since rank 0 says what is done, also where it rests. Collective.
+    """
+    teams = placement.teams
+    if placement.is_one:
+        return machine, teams[0]
+    world = machine.world.parted([team.members for team in teams])
+    if world is None:
+        return None, teams[0]
+    team = next(team for team in teams if machine.world.rank in team.members)
+    computing = [rank for stage in placement.stages for rank in stage.computing]
+    boards = [machine.boards[rank] for rank in team.members]
+    stages = (replace(stage, members=tuple(map(team.members.index, stage.members))) for stage in team.stages)
+    return replace(machine, world=world, cores=machine.cores.of(team.members, computing), boards=boards), Team(tuple(stages))
