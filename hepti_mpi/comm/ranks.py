@@ -26,6 +26,7 @@ POLITE_SECONDS = 20e-6
 PART_BYTES = 48 << 10
 DIRECT_BYTES = 32 << 10  # of terms of a sum, at most, that go to each rank at once where ranks wait politely
 TERMS, STEPS = 1, 2  # tags: of them, and of what one stage hands on to the next
+EAGER_SECONDS = 0.02  # the wait for few terms, in which no look is put off: a token waits; whoever waits longer waits for who is lost
 
 
 class Comm:
@@ -195,7 +196,7 @@ class Comm:
         All add in the order of ranks, so that no two ranks' sums differ.
         """
         terms = [values if rank == self.rank else np.empty_like(values) for rank in range(self.size)]
-        self._swap([values] * self.size, terms, 0)  # a few pieces come, and a token waits for them
+        self._swap([values] * self.size, terms, EAGER_SECONDS)
         _add_up(terms, result)
 
     def _sum_in_parts(self, values: np.ndarray, result: np.ndarray) -> None:
@@ -211,15 +212,16 @@ class Comm:
         _add_up(terms, sums[self.rank])
         self._swap([sums[self.rank]] * self.size, sums)
 
-    def _swap(self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray], between: float = BETWEEN) -> None:
-        """Send one of some arrays to each other rank, and receive one from each; `between`: as of nap."""
+    def _swap(self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray], eager: float = 0.0) -> None:
+        """Send one of some arrays to each other rank, and receive one from each; for `eager` seconds it looks at once at what comes."""
         peers = [rank for rank in range(self.size) if rank != self.rank]
         with self.turn:
             waiting = [self.mpi.Irecv(incoming[peer], peer, TERMS) for peer in peers]
             waiting += [self.mpi.Isend(outgoing[peer], peer, TERMS) for peer in peers]
         begin = time.perf_counter()
         while not self._are_done(waiting):
-            nap(time.perf_counter() - begin, between)
+            waited = time.perf_counter() - begin
+            nap(waited, 0 if waited < eager else BETWEEN)
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
