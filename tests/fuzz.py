@@ -51,7 +51,8 @@ GOLDEN = Path(__file__).with_name("golden")
 FAMILIES = ("roberta", "mpnet", "modernbert", "nomicbert", "distilbert", "electra", "dinov2_registers")
 DECODERS = ("llama3", "gemma3", "phi3", "gpt2", "gpt_neox")
 MEMORY, SECONDS = 256 << 20, 60
-HUGE = (b"0", b"-1", b"1e999", b"4294967296", b"99999999999999999999", b"null", b"[]", b'"x"', b"NaN", b"true", b"1.5", b"{}")
+HUGE = (b"0", b"-1", b"1e999", b"4294967296", b"99999999999999999999", b"null", b"[]", b'"x"', b"NaN", b"true", b"1.5", b"{}",
+        b"9" * 400)  # fmt: skip
 ODD = tuple(bytes([value]) for value in (0, 1, 0x7F, 0x80, 0xFF))
 
 

@@ -100,12 +100,13 @@ KEYS = ("input inputs query documents texts model dimensions encoding_format top
         "response_format stream_options echo suffix presence_penalty frequency_penalty repetition_penalty "
         "max_completion_tokens").split()  # fmt: skip
 KINDS = ("application/json", "multipart/form-data; boundary=x", "multipart/form-data", "text/plain", "")
-ODD = (0, -1, 1e308, 1e-9, 2**70, -(2**63), 3.5, 101, 7592, float("nan"), float("inf"))
+ODD = (0, -1, 1e308, 1e-9, 2**70, -(2**63), 3.5, 101, 7592, float("nan"), float("inf"), 10**400)
 SIGNS = (32, 65, 97, 0, 10, 233, 0x1F600, 0x4E2D, 0xD800, 0xFFFF)
 MESSAGES = ({"role": "user", "content": "w5 w6"}, {"role": "user", "content": [{"type": "text", "text": "w5"}]}, {"role": "tool"},
             {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}, {"role": 3, "content": None}, "user")
 USUAL = ("good morning", "", "float", "base64", 3, [1, 2, 3], ["a", "b"], [["a", "b"]], {"type": "json_object"},
-         {"type": "function", "function": {"name": "x", "parameters": {}}}, {"include_usage": True}, {"5": 3})  # fmt: skip
+         {"type": "function", "function": {"name": "x", "parameters": {}}}, {"include_usage": True}, {"5": 3},
+         {"5": float("inf")}, {"5": 10**400}, {"5": -1e308})  # fmt: skip
 
 
 def value(draw: random.Random, depth: int = 0) -> Any:

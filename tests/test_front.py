@@ -1,6 +1,7 @@
 """The front of a service and rank 0's end of it, in one process: what is asked is answered once, whatever becomes of rank 0."""
 
 import socket
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -8,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hepti_mpi.cluster.hosts import Host
 from hepti_mpi.errors import Busy, HostError, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.serving import frames, front, remote
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.remote import Remote
+from hepti_mpi.supervisor.service import Job, Service
 
 remote.IDLE_SECONDS = remote.ALIVE_SECONDS = 1e6  # a thread of a test may outlive it, and must tell nobody how it is
 SOURCE = "0123"
@@ -134,6 +137,44 @@ def test_one_that_makes_the_job_fail_is_given_up_and_no_other(own):
         bad.future.result(10)
     ready(own)
     assert len(good.future.result(10)) == 50
+
+
+RANK = """
+import sys
+import numpy as np
+from types import SimpleNamespace
+from pathlib import Path
+from hepti_mpi.comm import channel
+from hepti_mpi.serving.remote import Remote
+from hepti_mpi.supervisor.progress import read_state
+
+remote = Remote(read_state(channel.state_path()).front)
+remote.ready("0123", 64, {"rows_per_second": 1000, "plan": {"hosts": ["here"]}, "batches": 2})
+while not remote.ended:
+    for one in remote.take(0.05):
+        if one.rows == 7:
+            sys.exit(%d)
+        remote.event(SimpleNamespace(places=[one.index], requests=[one], results=[{"embedding": np.zeros(2)}], seconds=0.001))
+channel.tell("done")
+"""
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_service_goes_on_without_what_makes_every_job_fail(tmp_path, code):
+    (tmp_path / "rank.py").write_text(RANK % code)
+    (tmp_path / "launcher.sh").write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/rank.py\n")
+    (tmp_path / "launcher.sh").chmod(0o755)
+    own = Service(Job(["answer"], [Host("localhost")], [str(tmp_path / "launcher.sh")]), SOURCE, lambda _: None)
+    own.start()
+    try:
+        until(own.ready.is_set)
+        for _ in range(3):
+            with pytest.raises(ServiceError, match="under way each of 4 times that the job failed"):
+                own.front.ask("a", requests(7)).future.result(120)
+        assert len(own.front.ask("a", requests(4)).future.result(120)) == 1
+    finally:
+        own.stop()
+    assert own.error is None and sum("not tried again" in event["what"] for event in own.events) == 3
 
 
 def test_too_much_is_refused_with_a_time(own):

@@ -68,6 +68,23 @@ def test_many_answers_on_two_slots():
         assert "".join(event.text for event in events if event.answer is answer) == answer.text
 
 
+class Spoilt(Counting):
+    """One whose numbers became too large behind some token."""
+
+    def scores(self, slot):
+        found = super().scores(slot)
+        return Scores.of_all(found.logits * np.nan) if self.cache[slot][-1] == 12 else found
+
+
+@pytest.mark.parametrize("others", [[], [30]])
+def test_logits_that_are_no_numbers_end_that_answer_only(others):
+    generator = Generator(Spoilt(), [END])
+    bad, *good = [generator.submit([start], Sampling(max_tokens=5)) for start in (10, *others, 20)]
+    list(finished(generator))
+    assert (bad.tokens, bad.finish_reason, bad.error) == ([11, 12], "error", "the model gave logits that are not finite")
+    assert [answer.tokens for answer in good] == [list(range(start + 1, start + 6)) for start in (*others, 20)]
+
+
 def test_long_prompts_come_in_chunks_while_others_grow():
     stepper = Counting()
     generator = Generator(stepper, [END])

@@ -76,6 +76,7 @@ REFUSED = [
     ({"image_std": [0.5, 0, 1]}, "none of them 0"),
     ({"image_std": 1e-60}, "none of them 0"),
     ({"rescale_factor": "x"}, "rescale_factor is 'x', expected a number"),
+    ({"rescale_factor": 10**400}, "rescale_factor is 1000000000"), ({"image_mean": [10**400, 0, 0]}, "expected 3 numbers"),
     ({"do_rescale": "false"}, "do_rescale is 'false', expected true or false"),
     ({"do_center_crop": True, "crop_size": {"shortest_edge": 4}}, "crop_size is {'shortest_edge': 4}"),
     ({"do_center_crop": True}, "crop_size has a side of None pixels"),

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -170,6 +171,44 @@ def test_one_that_makes_every_job_fail_is_given_up(own):
     assert "4 times at the same token" in str(parts[-1].error)
 
 
+class Poisoned(Generator):
+    """Makes answers, but for one prompt, for which `lose` is called."""
+
+    def __init__(self, poison):
+        super().__init__(Counting(0.0), [END])
+        self.poison, self.lose, self.lost = TOKENS.plain(poison, "it"), lambda: None, False
+
+    def submit(self, prompt, *more):
+        if list(prompt) == self.poison:
+            self.lost = True
+            self.lose()
+        return super().submit(prompt, *more)
+
+    def step(self):
+        return [] if self.lost else super().step()
+
+
+def test_one_that_makes_every_job_fail_costs_no_other(own):
+    """Those that had a slot beside it, and have no token yet when the job fails, are no reason."""
+    gone = Remote(own.address())
+    gone.ready(SOURCE, 8, READY | {"slots": 3})
+    until(lambda: own.starts)
+    _, bad = grown(own, "zero")
+    every = [grown(own, word)[1] for word in ("three", "six", "one two")]
+    until(lambda: len(own.streams.flying) == 3)
+    front._shut(gone.connection)
+    for _ in range(streams.GIVEN_UP - 1):
+        until(lambda: own.connection is None)
+        generator, remote = Poisoned("zero"), []
+        generator.lose = lambda: (until(lambda: remote), front._shut(remote[0].connection))  # noqa: B023
+        remote.append(Rank(own, generator=generator).remote)
+    until(lambda: bad)
+    assert "4 times at the same token" in str(bad[-1].error)
+    until(lambda: own.connection is None)
+    Rank(own)
+    assert [ended(parts)[0].split()[0] for parts in every] == ["four", "seven", "three"]
+
+
 def test_one_that_grows_between_failures_is_not_given_up(own):
     rank = Rank(own, slow=0.05)
     _, parts = grown(own, "zero", max_tokens=40, ignore_end=True)
@@ -305,6 +344,11 @@ def test_a_probe_for_tools_is_answered(port):
     ("/v1/completions", {"prompt": "one " * 80}, 422, "there is room for 64"),
     ("/v1/completions", {"prompt": ""}, 422, "has no tokens"),
     ("/v1/completions", {"prompt": "one", "logit_bias": []}, 422, "logit_bias"),
+    ("/v1/completions", {"prompt": "one", "logit_bias": {"1": math.inf}}, 422, "logit_bias has 1: inf"),
+    ("/v1/completions", {"prompt": "one", "logit_bias": {"1": 10**400}}, 422, "logit_bias is"),
+    ("/v1/completions", {"prompt": "one", "logit_bias": {"99": 1}}, 422, "not of this model"),
+    ("/v1/completions", {"prompt": "one", "max_tokens": 10**400}, 422, "expected a whole number from 1 to 16777216"),
+    ("/v1/completions", {"prompt": "one", "seed": -(10**400)}, 422, "expected a whole number from -9223372036854775808 to"),
     ("/v1/completions", {"prompt": "one", "stop": 3}, 422, "stop is 3"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(port, path, body, status, said):

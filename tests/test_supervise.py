@@ -265,6 +265,42 @@ def test_a_service_waits_for_its_last_host(tmp_path, monkeypatch):
         assert not patient or said[2:] == ["no host of the hostfile answers: pi9; waiting for them"]
 
 
+@pytest.mark.parametrize("patient, starts", [(True, 7), (False, 1)])
+def test_bad_input_of_a_service_that_has_answered_is_no_end(tmp_path, patient, starts):
+    """It is in the requests that are under way, each of which is asked a few times only."""
+    script = f"""
+echo >> {tmp_path}/count
+[ $(wc -l < {tmp_path}/count) != 1 ] || {ANSWER % 0}
+{ERROR % (0, "on pi1 (rank 0): no such thing")}
+exit 2
+"""
+    _, said, why = supervised(tmp_path, script, patient=patient)
+    assert len((tmp_path / "count").read_text()) == starts and "no such thing" in why
+    assert len(said) == starts - 1
+
+
+def test_starts_are_counted_anew_where_what_they_failed_for_is_given_up(tmp_path):
+    script = f"""
+echo >> {tmp_path}/count
+[ $(wc -l < {tmp_path}/count) != 12 ] || {{ {DONE}; exit 0; }}
+exit 1
+"""
+    said, own = [], []
+
+    def tell(sentence):
+        said.append(sentence)
+        if len(said) % 4 == 0:
+            own[0].excuse()
+
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text("#!/bin/sh\n" + script)
+    launcher.chmod(0o755)
+    watch = Supervisor([Host("localhost")], [str(launcher)], ["run"], State, lambda _: None, lambda *_: None, tell, True)
+    own.append(watch)
+    watch.run()
+    assert len(said) == 11
+
+
 def late(rank, *waited, alone=False):
     return {"kind": "late", "rank": rank, "said": "it waited", "waited": waited, "silent": [], "alone": alone}
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from hepti_mpi.errors import ModelError
 
 FILE_LIMIT = 32 << 20  # bytes of a file that is read as a whole
+MOST_DIGITS = 300  # of a whole number
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that only says which one Git LFS keeps in its place
 
 
@@ -43,12 +45,24 @@ def is_file(path: Path) -> bool:
 def parse_json(data: bytes, name: str, kind: type = dict) -> Any:
     """Return the JSON document in `data`, an object (`kind` dict) or an array (list). Raises ModelError naming `name`."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), parse_int=whole_number)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{name} is not valid JSON: {shown(error)}") from None
     if not isinstance(value, kind):
         raise ModelError(f"{name} holds a JSON {type(value).__name__}, expected {'an object' if kind is dict else 'an array'}")
     return value
+
+
+def whole_number(word: str) -> int:
+    """Return a whole number of JSON, which is none of hundreds of digits: no float holds that. Raises ValueError."""
+    if len(word) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(word)} digits")
+    return int(word)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of JSON is a number that a float holds: finite, and no whole number of hundreds of digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def plain_name(name: object) -> bool:

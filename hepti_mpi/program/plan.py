@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 from hepti_mpi import splits
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.untrusted import is_number
 from hepti_mpi.wording import counted
 
 LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "mlp": ("columns", "rows")}
@@ -151,7 +151,7 @@ def from_json(data: dict[str, Any]) -> Plan:
 
 
 def _seconds(value: Any) -> float | None:
-    if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+    if value is not None and not is_number(value):
         raise ValueError(f"predicted_seconds {value!r} is not a number")
     return value
 

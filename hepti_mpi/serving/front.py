@@ -84,7 +84,7 @@ class Front:
     """Where a service's requests wait and come back. Its methods may be called by any thread."""
 
     def __init__(self, source_hash: str, near: bool, heard: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
-        """`near`: all hosts are this machine. `heard` is told what rank 0 tells besides answers."""
+        """`near`: all hosts are this machine. `heard` is told what rank 0 tells besides answers, and how many inputs are given up."""
         self.source_hash, self.near, self.heard = source_hash, near, heard
         self.key = secrets.token_bytes(32)
         self.listener = Listener(("127.0.0.1" if near else "0.0.0.0", 0), "AF_INET", backlog=DOORS)
@@ -331,6 +331,8 @@ class Front:
         for piece in bad:
             when = f"each of {piece.tries} times that the job failed, the last times alone"
             piece.call.fail(ServiceError(f"input {piece.at + 1} was under way {when}: it is not tried again"))
+        if bad or cut:
+            self.heard({"kind": "given up", "count": len(bad) + len(cut)})
 
     def _feed(self) -> None:
         """Hand requests and prompts to rank 0 as long as it has room."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.tasks.forms import Forms, Unformed
+from hepti_mpi.models.tasks.forms import Forms
 from hepti_mpi.models.tasks.sampling import Chosen, Sampler, Sampling, Scores
 from hepti_mpi.models.tasks.streaming import Decode, Streamed
 from hepti_mpi.serving.lookup import Lookup
@@ -307,7 +307,7 @@ class Generator(Asked):
         answer = one.answer
         try:
             chosen = one.sampler.choose(scores)
-        except Unformed as error:
+        except InputError as error:  # of this answer only: others may have had the same step
             self._leave(one)
             return _failed(answer, error)
         answer.first_token = answer.first_token or time.perf_counter()

@@ -20,6 +20,7 @@ from hepti_mpi.serving import frames
 from hepti_mpi.serving.fair import Fair
 from hepti_mpi.serving.generation import Answer
 
+ALONE = 2  # failures of the job without one more token between them, after which an answer goes alone, until it has one: as in front
 GIVEN_UP = 4  # failures of the job without one more token between them, after which an answer is given up
 
 
@@ -49,6 +50,11 @@ class Growing(Answer):
     def left(self) -> Sampling:
         """What rank 0 is asked; stop texts are looked for here, where text is."""
         return replace(self.sampling, stop=())
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be the reason that the job fails: then no other is to suffer."""
+        return self.tries >= ALONE and len(self.tokens) == self.had
 
     def tell(self, part: Grown) -> None:
         if not self.over:
@@ -88,7 +94,9 @@ class Streams:
         if self.cancelled:
             found.append(frames.packed({"kind": "cancel", "places": self.cancelled}))
             self.cancelled = []
-        while len(self.flying) < self.slots:
+        while len(self.flying) < self.slots and not any(one.suspect for one in self.flying.values()):
+            if self.flying and self.again and self.again[0].suspect:
+                break
             one = self.again.popleft() if self.again else next(iter(self.queue.take(1)), None)
             if one is None:
                 break

@@ -18,6 +18,7 @@ from hepti_mpi.serving.front import Front
 from hepti_mpi.supervisor.kept import UNKNOWN_GAIN, Known
 from hepti_mpi.supervisor.progress import State
 from hepti_mpi.supervisor.supervise import Supervisor
+from hepti_mpi.wording import counted
 
 AHEAD_SECONDS = 600.0  # of a service, which has no end, for which a host that is back is worth to be taken back
 EVENTS = 100  # that are remembered
@@ -114,6 +115,7 @@ class Service:
         if record["kind"] == "ready":
             self.plan, self.why, self.computed = record["plan"], record.get("why", []), {}
             self.say(f"ready on {', '.join(dict.fromkeys(record['plan']['hosts']))}" + " again" * (self.front.starts > 1))
+            self.supervisor.going = True
             self.ready.set()
         elif record["kind"] == "planned":
             self.plan, self.why, self.computed = record["plan"], [], {}
@@ -121,6 +123,9 @@ class Service:
             self.computed = record["computed"]
         elif record["kind"] == "said":
             self.say(record["what"])
+        elif record["kind"] == "given up":
+            self.supervisor.excuse()
+            self.say(f"{counted(record['count'], 'inputs')} under way each time that the job failed: not tried again")
         for listener in self.listeners:
             listener(record)
 

@@ -40,6 +40,7 @@ ASK_SECONDS = 15  # between two looks at whether a host that is back is worth a 
 AT_ONCE = 64  # hosts that are asked together
 END_SECONDS = 3  # for mpirun to end when it is asked to
 BARREN = 3  # starts in a row that end without one more answer
+PATIENT = 6  # of those, where one input may be the reason, and is given up sooner (serving.front)
 IN_A_ROW = 2  # of those, for which one host is blamed and left out although it answers
 BEGIN_SECONDS = 120  # for the ranks to find each other
 SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
@@ -89,7 +90,8 @@ class Supervisor:
         self.returning: tuple[Host, ...] = ()
         self.blames = Counter[str]()
         self.make_room: Callable[[], None] = lambda: None  # for words of ranks
-        self.going = False  # whether anything was answered, ever
+        self.going = False  # whether anything was answered, ever, or could have been
+        self.barren = 0  # starts in a row that ended without one more answer
         self.ended = threading.Event()
         self.unwanted = threading.Event()  # set by whoever wants it to end at once
         self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
@@ -98,12 +100,12 @@ class Supervisor:
         """Run to the end. Raises: GivenUp, and HeptiError for bad input."""
         self._find()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        barren, ended = 0, time.monotonic()
+        ended = time.monotonic()
         try:
             while True:
                 self._take_back(is_due)  # a start is to be made anyway
                 if self._sweep(self.state()):
-                    barren = 0
+                    self.barren = 0
                 live = [host for host in self.hosts if not host.lost]
                 if not live:
                     self._wait(f"no host of the hostfile answers: {_names(self.hosts)}", lambda host, now: host.losses < FOR_GOOD)
@@ -117,15 +119,15 @@ class Supervisor:
                 ended = time.monotonic()
                 if why is None:
                     return
-                barren = 0 if answers else barren + 1
+                self.barren = 0 if answers else self.barren + 1
                 bad = self._blamed(attempt, live, answers)
                 if bad is not None:
                     lose(bad, ended, BLAMED)
-                    barren = 0
+                    self.barren = 0
                     why = f"{why}, as before; {bad.name} is left out, though it answers"
-                if barren >= BARREN:
+                if self.barren >= (PATIENT if self.patient else BARREN):
                     said = attempt.troubles.said or "no rank said why"
-                    raise GivenUp(f"started {barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
+                    raise GivenUp(f"started {self.barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
                 self.say(f"{why}; starting again")
         finally:
             self.ended.set()
@@ -133,6 +135,10 @@ class Supervisor:
             for left in self.folder.iterdir():
                 left.unlink()
             self.folder.rmdir()
+
+    def excuse(self) -> None:
+        """Count starts without an answer anew: what they may have failed for is given up. Any thread may call it."""
+        self.barren = 0
 
     # one start
 
@@ -245,6 +251,8 @@ class Supervisor:
             lose(bad, time.monotonic(), BLAMED)
             return f"{said}; {bad.name} is left out"
         gone = [host.name for host in self.hosts if host.lost]
+        if not gone and self.patient and self.going:  # what it was asked may be the reason, which is asked a few times only
+            return said
         if not gone:
             raise HeptiError(f"the run cannot begin: {said}")
         left = f"{len(live)} of {len(self.hosts)} hosts are left ({', '.join(gone)} lost)"

@@ -2,7 +2,6 @@
 what float32 answers. Knows operations and their formulas; knows no format, no file and no ONNX.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from hepti_mpi.models.inputs.requests import Request, held_out_requests, passage
 from hepti_mpi.models.reference import widened
 from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
 from hepti_mpi.models.tasks.heads import embed
+from hepti_mpi.models.untrusted import is_number
 from hepti_mpi.program import ops
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Op
@@ -78,7 +78,7 @@ def read_accuracy(data: Mapping[str, float]) -> Accuracy:
     """Rebuild it. Raises TypeError or ValueError when something is missing or no number."""
     found = Accuracy(**data)  # type: ignore[arg-type]  # looked at next
     missing = {field.name for field in fields(Accuracy) if field.default is None and getattr(found, field.name) is None}
-    if not all(isinstance(value, int | float) and math.isfinite(value) for key, value in vars(found).items() if key not in missing):
+    if not all(is_number(value) for key, value in vars(found).items() if key not in missing):
         raise ValueError("a value is no number")
     return found
 

@@ -4,7 +4,6 @@ Follows the image processors of transformers 5 in their PIL form. Knows the file
 for keys that are left out; knows no picture (images.py).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
-from hepti_mpi.models.untrusted import parse_json, shown
+from hepti_mpi.models.untrusted import is_number, parse_json, shown
 from hepti_mpi.wording import counted
 
 NAME, OUTER = "preprocessor_config.json", "processor_config.json"
@@ -203,7 +202,7 @@ def method(value: Any) -> int:
 
 def number(value: Any, key: str) -> float:
     """Return a finite number. Raises ModelError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise ModelError(f"{key} is {value!r:.60}, expected a number")
     return float(value)
 
@@ -211,7 +210,6 @@ def number(value: Any, key: str) -> float:
 def per_channel(value: Any, key: str, channels: int) -> np.ndarray:
     """Return a mean or deviation as float32 [channels]. Raises ModelError."""
     values = value if isinstance(value, list) else [value] * channels
-    fits = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if len(values) != channels or not fits or (key == "image_std" and not all(np.float32(v) for v in values)):
+    if len(values) != channels or not all(map(is_number, values)) or (key == "image_std" and not all(np.float32(v) for v in values)):
         raise ModelError(f"{key} is {value!r:.100}, expected {counted(channels, 'numbers')}{', none of them 0' * (key == 'image_std')}")
     return np.array(values, dtype=np.float32)

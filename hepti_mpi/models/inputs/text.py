@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.untrusted import is_file, shown
+from hepti_mpi.models.untrusted import is_file, shown, whole_number
 
 TEXT_LIMIT = 1 << 28  # bytes of one text file
 TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named
@@ -170,7 +170,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
     for where, line in lines:
         wrong = bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
         try:
-            value = None if wrong else json.loads(line, parse_constant=_no_constant, parse_float=_finite)
+            value = None if wrong else json.loads(line, parse_constant=_no_constant, parse_float=_finite, parse_int=whole_number)
         except (ValueError, RecursionError):
             wrong = f"{where} is not valid JSON"
         if wrong is not None:

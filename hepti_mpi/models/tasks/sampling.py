@@ -15,7 +15,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.forms import Form, Unformed
-from hepti_mpi.models.untrusted import shown
+from hepti_mpi.models.untrusted import is_number, shown
 
 CANDIDATES = 64  # largest logits of each part of the vocabulary that are enough for greedy choice and for any top_k up to it
 MOST_LOGPROBS = 20
@@ -68,7 +68,7 @@ class Sampling:
         if not all(isinstance(text, str) and text for text in self.stop):
             raise InputError("stop holds what is no text, or an empty one")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or token < 0 or isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+            if not isinstance(token, int) or token < 0 or not is_number(bias):
                 raise InputError(f"logit_bias has {token!r:.60}: {bias!r:.60}, expected token ids and numbers")
         if self.schema is not None and self.ignore_end:
             raise InputError("ignore_end goes on behind the end that a response_format has; leave one of them out")
@@ -174,7 +174,10 @@ class Sampler:
             self.random.random(len(made))  # one for each token
 
     def choose(self, scores: Scores) -> Chosen:
-        """Return the next token; `scores` must be of all tokens where `sampling.needs_all`. Raises Unformed where its form leaves none."""
+        """Return the next token; `scores` must be of all tokens where `sampling.needs_all`.
+
+        Raises InputError for logits that are not finite, Unformed where its form leaves no token.
+        """
         asked = self.sampling
         ids, logits = self._left(scores.ids, self._changed(scores))
         if not np.isfinite(logits.max()):
@@ -216,6 +219,7 @@ class Sampler:
                 logits[token] += bias
         return logits
 
+    @np.errstate(over="ignore")  # a share that is too small for a number is 0
     def _drawn(self, ids: Array, logits: Array) -> int:
         asked, chance = self.sampling, float(self.random.random())
         if asked.top_k:

@@ -6,9 +6,9 @@ Fields that nobody asks for are ignored, as OpenAI's servers do.
 import base64
 import binascii
 import json
-import math
 from typing import Any
 
+from hepti_mpi.models.untrusted import is_number
 from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.wording import counted
 
@@ -57,10 +57,10 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = is_number(value)
         if not number or not least <= value <= most or (whole and value != int(value)):
-            what = "a whole number" if whole else "a number"
-            raise Refused(422, f"{name} is {shown(value) if number else _kind(value)}, expected {what} from {least:g} to {most:g}", name)
+            found, kind = shown(value) if isinstance(value, (int, float)) else _kind(value), "a whole number" if whole else "a number"
+            raise Refused(422, f"{name} is {found}, expected {kind} from {least} to {most}", name)
         return int(value) if whole else float(value)
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import checked_messages
 from hepti_mpi.models.tasks.forms import NoForms, check
-from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, Chosen, Sampling
+from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.inquiries import check_name
@@ -107,13 +107,13 @@ def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int,
     limit = fields.number(most, 1, 1 << 24, whole=True)
     options: dict[str, Any] = {"max_tokens": usual if limit is None else int(limit), "temperature": 1.0, "logprobs": logprobs}
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        value = fields.number(name, -1e9, 1e9)
+        value = fields.number(name, *RANGES[name])
         options |= {} if value is None else {name: value}
-    for name in ("top_k", "seed"):
-        whole = fields.number(name, -(1 << 63), 1 << 63, whole=True)
+    for name, least, largest in (("top_k", -1, RANGES["top_k"][1]), ("seed", -(1 << 63), 1 << 63)):
+        whole = fields.number(name, least, largest, whole=True)
         options |= {} if whole is None else {name: max(0, int(whole)) if name == "top_k" else int(whole)}
     try:
-        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields))
+        sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields, model.spec.numbers("ids")))
     except InputError as error:
         raise Refused(422, str(error)) from None
     sampling = _formed(sampling, fields.values.get("response_format"))
@@ -143,12 +143,16 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     return tuple(sound("stop", one) for one in many if one != "")
 
 
-def _biases(fields: Fields) -> dict[int, float]:
+def _biases(fields: Fields, words: int) -> dict[int, float]:
+    """Return what is added to the logits of tokens of a vocabulary of `words`."""
     value = fields.values.get("logit_bias", {})
     try:
-        return {int(token): float(bias) for token, bias in value.items()}
-    except (AttributeError, TypeError, ValueError):
+        found = {int(token): float(bias) for token, bias in value.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise Refused(422, f"logit_bias is {shown(value)}, expected an object of token ids and numbers", "logit_bias") from None
+    if not all(0 <= token < words for token in found):
+        raise Refused(422, f"logit_bias has token ids that are not of this model, which has {words}", "logit_bias")
+    return found
 
 
 class Choices:

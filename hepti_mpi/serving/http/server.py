@@ -6,6 +6,7 @@ Knows sockets and signals; does not know routes.
 import asyncio
 import errno
 import logging
+import os
 import resource
 import signal
 import socket
@@ -52,8 +53,10 @@ def listening(host: str, port: int) -> socket.socket:
         family, _, _, _, place = found[0]
         return socket.create_server(place[:2], family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        hint = "; choose another with --port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else ""
-        raise HeptiError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}{hint}") from None
+        number = getattr(error, "errno", None)
+        hint = "; choose another with --port" if number in (errno.EADDRINUSE, errno.EACCES) else ""
+        why = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error  # Python adds the address to it
+        raise HeptiError(f"cannot listen on {host} port {port}: {why}{hint}") from None
 
 
 def make_room() -> None:
