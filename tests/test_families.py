@@ -171,3 +171,31 @@ def test_every_family_has_golden_folders():
     found = {json.loads(path.read_text())["model_type"] for path in GOLDEN.glob("*/config.json")}
     generating = {kind for kind, family in FAMILIES.items() if any(task.head == "next-token" for task in family.architectures.values())}
     assert found - generating == set(FAMILIES) - generating
+
+
+DECODER = {"vocab_size": 9, "hidden_size": 64, "num_hidden_layers": 7, "num_attention_heads": 16, "intermediate_size": 8}
+UNSAID = [  # what the classes of transformers 5.23 mean where config.json lacks these keys
+    ("mistral", {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072, "eos_token_id": 2}),
+    ("gemma", {"num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192}),
+    ("gemma2", {"num_key_value_heads": 4, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    ("gemma3_text", {"sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "max_position_embeddings": 131072}),
+    ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                                         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    ("phi3", {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}),
+    ("llama", {"max_position_embeddings": 2048, "rope_theta": 1e4}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, said", UNSAID)
+def test_keys_that_are_left_out(kind, said):
+    family, left_out = FAMILIES[kind], {"model_type": kind} | DECODER
+    wanted, found = (family.fields({**family.defaults, **config}) for config in (left_out | said, left_out))
+    assert found == wanted
+    for key in set(said) - {"max_position_embeddings", "rope_parameters", "eos_token_id"}:
+        other = family.fields({**family.defaults, **left_out, key: said[key] / 2 if isinstance(said[key], float) else said[key] // 2})
+        assert other != wanted, key
+
+
+def test_null_is_not_what_is_meant_where_a_key_is_left_out():
+    fields = FAMILIES["gemma2"].fields({**FAMILIES["gemma2"].defaults, "model_type": "gemma2", "final_logit_softcapping": None, **DECODER})
+    assert "options" not in fields and [layer.attention.window for layer in fields["kinds"]] == [4095, None]

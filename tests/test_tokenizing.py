@@ -69,7 +69,11 @@ REFUSED = [
     ({CONFIG: {"fix_mistral_regex": True}}, "fix_mistral_regex is True, .*: it splits texts by another rule"),
     ({CONFIG: {"processor_class": "CLIPProcessor"}}, "a model of texts has a tokenizer only"),
     ({CONFIG: {"word_tokenizer_type": "mecab"}}, "'word_tokenizer_type' is in no list of what this file may say"),
-    ({CONFIG: {"do_lower_case": "no"}}, "the tokenizer cannot be made of its files"),
+    ({CONFIG: {"do_lower_case": "no"}}, "do_lower_case is 'no', expected true or false"),
+    ({CONFIG: {"add_prefix_space": 1}}, "add_prefix_space is 1, expected true or false"),
+    ({"added_tokens.json": {"[MASK]": 3}}, "'\\[MASK\\]' has the number 3 in added_tokens.json and 4 in tokenizer.json: which is meant?"),
+    ({CONFIG: {"added_tokens_decoder": {"900": {"content": "Covid", "normalized": True}, "901": {"content": "covid", "normalized": True}}}},
+     "the added tokens 'Covid' and 'covid' are one after normalising"),
     ({CONFIG: {"truncation_side": "middle"}}, "truncation_side is 'middle', expected left or right"),
     ({CONFIG: {"split_special_tokens": 1}}, "split_special_tokens is 1, expected true or false"),
     ({CONFIG: {"model_input_names": ["pixel_values"]}}, "model_input_names is"),
@@ -117,6 +121,24 @@ def test_an_empty_second_text_still_has_its_mark():
     tokens = Tokens(built({}).files)
     first, last = tokens.encode(["hello"], "x").ids[:-1], tokens.encode([""], "x").ids[-1]
     assert tokens.encode(["hello", ""], "x").ids == [*first, last, last] and tokens.encode(["hello"], "x").ids == [*first, last]
+
+
+def test_null_is_the_default_of_a_switch():
+    for name in ("BertTokenizer", "MPNetTokenizer"):
+        said = {"tokenizer_class": name, "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        nothing = said | dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"))
+        found = [Tokens(built({CONFIG: one}).files).encode(["Hello Café"], "x").ids for one in (said, nothing)]
+        assert found[0] == found[1]
+
+
+def test_a_padding_of_tokenizer_json_names_no_token_of_gpt2():
+    """As AutoTokenizer of transformers 5.23: GPT2Tokenizer has no pad token unless its settings say so; others take it."""
+    bytewise = next(case["changes"]["tokenizer.json"] for case in GOLDEN["cases"]
+                    if (case["changes"].get(CONFIG) or {}).get("tokenizer_class") == "GPT2Tokenizer")  # fmt: skip
+    padding = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+    for name, wanted in (("GPT2Tokenizer", None), ("PreTrainedTokenizerFast", "<pad>")):
+        made = built({"tokenizer.json": bytewise | {"padding": padding}, CONFIG: {"tokenizer_class": name, "mask_token": None}})
+        assert made.marks.get("pad_token") == wanted
 
 
 def test_settings_that_go_before():

@@ -36,15 +36,15 @@ def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         Sampling(repetition_penalty=penalty)
     except InputError as error:
         raise ModelError(f"{name}: {error}") from None
-    return {"ends": end_tokens(said, config)} | ({} if penalty in (None, 1) else {"repetition_penalty": float(penalty)})
+    return {"ends": end_tokens(said, name)} | ({} if penalty in (None, 1) else {"repetition_penalty": float(penalty)})
 
 
-def end_tokens(said: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
-    """Return the ids behind which an answer ends, of generation_config.json, else of config.json. Raises ModelError when one is no id."""
-    found = said.get("eos_token_id", config.get("eos_token_id"))
+def end_tokens(said: Mapping[str, Any], name: str) -> list[int]:
+    """Return the ids behind which an answer ends, none where the file `name` says none. Raises ModelError when one is no id."""
+    found = said.get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ends):
-        raise ModelError(f"{GENERATION}: eos_token_id is {found!r:.60}, expected ids of tokens")
+        raise ModelError(f"{name}: eos_token_id is {found!r:.60}, expected ids of tokens")
     return ends
 
 

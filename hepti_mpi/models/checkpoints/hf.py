@@ -50,6 +50,7 @@ def read_model(source: Path) -> ModelFiles:
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
     sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None}, {**sidefiles.CONFIG, **family.keys})
+    config = {**family.defaults, **config}
     if family.resized:
         config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}

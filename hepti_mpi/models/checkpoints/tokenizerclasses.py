@@ -38,7 +38,7 @@ class Kind:
     `extra`: special tokens besides the marks, where no file names any.
     """
 
-    marks: Mapping[str, str]
+    marks: Mapping[str, str | None]
     inputs: list[str]
     build: Callable[[Settings, Mapping[str, bytes]], Tokenizer]
     frame: Callable[[Tokenizer, Settings], None]
@@ -176,9 +176,9 @@ def word_piece(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=str(settings["unk_token"])))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars") in (None, True),
         strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
+        lowercase=settings.get("do_lower_case") in (None, True),
     )
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(prefix="##")
     return tokenizer
@@ -212,7 +212,7 @@ def byte_level(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
     vocabulary, merges, _ = merges_of(settings, files, "RobertaTokenizer")
     require(settings, "cls_token", "sep_token")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space") is True)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -220,7 +220,7 @@ def byte_level(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
 def frame_roberta(tokenizer: Tokenizer, settings: Settings) -> None:
     texts = [str(settings[key]) for key in ("sep_token", "cls_token")]
     last, first = ((text, tokenizer.token_to_id(text) or 0) for text in texts)  # both are there: they were added
-    tokenizer.post_processor = processors.RobertaProcessing(last, first, True, settings.get("add_prefix_space", False))
+    tokenizer.post_processor = processors.RobertaProcessing(last, first, True, settings.get("add_prefix_space") is True)
 
 
 def unigram(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
@@ -279,7 +279,7 @@ def ended(settings: Settings, name: str) -> bool:
 BERT = Kind(BERT_MARKS, TYPED, word_piece, frame_bert, (VOCAB,))
 ANY = Kind({}, UNTYPED, read_document, frame_ends)
 END = "<|endoftext|>"
-GPT2_MARKS = {"unk_token": END, "bos_token": END, "eos_token": END}
+GPT2_MARKS = {"unk_token": END, "bos_token": END, "eos_token": END, "pad_token": None}  # not even the one of tokenizer.json
 QWEN_MARKS = {"unk_token": END, "eos_token": END, "pad_token": END}
 LLAMA_MARKS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 GEMMA_MARKS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}

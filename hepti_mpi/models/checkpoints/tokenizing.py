@@ -31,6 +31,7 @@ from hepti_mpi.models.untrusted import parse_json
 
 MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
 FILES = (JSON, CONFIG, MAP, ADDED, VOCAB, WORDS, MERGES)
+SWITCHES = ("do_lower_case", "tokenize_chinese_chars", "strip_accents", "add_prefix_space")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -60,6 +61,7 @@ def build_tokenizer(
     kind = tokenizer_kind((others and named) or default, files)
     sidefiles.check(CONFIG, settings)
     settings |= changes or {}
+    check_switches(settings)
     if JSON in files:  # which says itself what is put around texts
         settings = {key: value for key, value in settings.items() if key not in ("add_bos_token", "add_eos_token")}
     given = read_tokens(settings, files, changes or {})
@@ -70,6 +72,7 @@ def build_tokenizer(
     tokenizer = guarded(lambda: kind.build(settings, files), broken)
     guarded(lambda: add_tokens(tokenizer, settings, given), broken)
     guarded(lambda: kind.frame(tokenizer, settings), broken)
+    guarded(lambda: check_one_each(tokenizer), broken)
     guarded(tokenizer.no_padding, broken)
     guarded(tokenizer.no_truncation, broken)
     named = [settings.get(key) for key in NAMED] + list(settings["own_tokens"].values()) + list(settings["extra_special_tokens"])
@@ -78,6 +81,13 @@ def build_tokenizer(
     marks = {key: str(token) for key in NAMED if (token := settings.get(key))}
     marks |= {key: str(token) for key, token in settings["own_tokens"].items()}
     return Built({JSON: document.encode(), CONFIG: run_settings(settings, kind)}, special, marks)
+
+
+def check_switches(settings: Mapping[str, Any]) -> None:
+    """Raise ModelError for a setting of the classes that is neither true nor false, nor null for what each takes by default."""
+    for key in SWITCHES:
+        if not isinstance(settings.get(key), bool | None):
+            raise ModelError(f"{CONFIG}: {key} is {settings[key]!r:.60}, expected true or false")
 
 
 def run_settings(settings: Settings, kind: Kind) -> bytes:
@@ -186,7 +196,27 @@ def legacy_tokens(settings: Settings, files: Mapping[str, bytes]) -> dict[int, A
     listed = parse_json(files[JSON], JSON).get("added_tokens", []) if JSON in files else []
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         raise ModelError(f"{JSON}: added_tokens is no list of tokens")
+    numbers = {token.content: number for number, token in given.items()}
+    for token in listed:
+        if numbers.get(token.get("content"), token.get("id")) != token.get("id"):
+            both = f"{numbers[token['content']]} in {ADDED} and {token.get('id')} in {JSON}"
+            raise ModelError(f"added token {token['content']!r:.60} has the number {both}: which is meant?")
     return given | {number_of(token.get("id")): added(token) for token in listed}
+
+
+def check_one_each(tokenizer: Tokenizer) -> None:
+    """Raise ModelError where two added tokens are one after normalising: which of them a text gets is left to chance.
+
+    Source: tokenizers, AddedVocabulary.refresh_added_tokens, which goes through a hash map.
+    """
+    seen: dict[str, str] = {}
+    for token in tokenizer.get_added_tokens_decoder().values():
+        plain = tokenizer.normalizer.normalize_str(token.content) if token.normalized and tokenizer.normalizer else token.content
+        if plain in seen and token.normalized:
+            both = f"{seen[plain]!r:.60} and {token.content!r:.60}"
+            raise ModelError(f"the added tokens {both} are one after normalising, and which of them a text gets is left to chance")
+        if token.normalized:
+            seen[plain] = token.content
 
 
 def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, AddedToken]) -> None:

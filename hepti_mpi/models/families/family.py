@@ -88,6 +88,7 @@ class Family:
     `sources`: store name -> Source. `dropped`: pattern -> why such a tensor is left out on purpose if no source uses it (imports.py too).
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
     `instead`: a tensor -> the one that it is read instead of, where both are there.
+    `defaults`: what config.json means where it lacks a key, beside what `fields` says itself. Source: its class in transformers 5.23.
     `resized`: whether the table of positions follows the size of the preprocessor's pictures; image_size and table_size tell both then.
     """
 
@@ -104,6 +105,7 @@ class Family:
     keys: Table = field(default_factory=dict)
     tokenizer: str = "BertTokenizer"
     other_tokenizers: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     resized: bool = False
 
 

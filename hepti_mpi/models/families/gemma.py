@@ -33,7 +33,7 @@ TANH = "gelu_pytorch_tanh"
 def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Gemma of any version. Raises ModelError."""
     version = {"gemma": 1, "gemma2": 2}.get(str(config.get("model_type")), 3)
-    sizes = Sizes.of({"head_dim": 256} | dict(config))
+    sizes = Sizes.of(config)
     more: dict[str, Any] = {"biases": "qkvo" if yes(config, "attention_bias", False) else ""}
     if version > 1:
         more["scale"] = number(config, "query_pre_attn_scalar", 256) ** -0.5
@@ -84,10 +84,8 @@ def _windows(config: Mapping[str, Any], layers: int, version: int) -> list[int |
 
 def _near(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return config.json as layers that see near rows read it, where it does not say it for each kind: another base, not scaled."""
-    said = config.get("rope_parameters")
-    if isinstance(said, dict) and LOCAL in said:
-        return config
-    return dict(config) | {"rope_theta": config.get("rope_local_base_freq", 10000.0), "rope_scaling": None, "rope_parameters": None}
+    said, near = config.get("rope_parameters"), dict(config) | {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
+    return near if isinstance(said, dict) and LOCAL in said else near | {"rope_scaling": None, "rope_parameters": None}
 
 
 SANDWICH = decoder_sources("plus one") | {
@@ -111,9 +109,13 @@ GEMMA = Family(
         **refused("use_bidirectional_attention", "texts grow from rows that see those before them only"),
     },
     tokenizer="GemmaTokenizer",
+    defaults={"head_dim": 256, "num_key_value_heads": 16, "max_position_embeddings": 8192, "eos_token_id": 1},
 )
+LATER = GEMMA.defaults | {"num_key_value_heads": 4, "sliding_window": 4096}
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+THIRD = {"max_position_embeddings": 131072, "rope_theta": 1e6}
 MODEL_TYPES = {
     "gemma": GEMMA,
-    "gemma2": replace(GEMMA, name="gemma2", architectures={"Gemma2ForCausalLM": WORDS}, sources=SANDWICH),
-    "gemma3_text": replace(GEMMA, name="gemma3", architectures={"Gemma3ForCausalLM": WORDS}, sources=SANDWICH),
+    "gemma2": replace(GEMMA, name="gemma2", architectures={"Gemma2ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | CAPS),
+    "gemma3_text": replace(GEMMA, name="gemma3", architectures={"Gemma3ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | THIRD),
 }

@@ -39,7 +39,7 @@ def mistral_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def qwen_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Qwen2, or of a Qwen3, which has norms of the heads of Q and K. Raises ModelError."""
     if config.get("model_type") == "qwen3":
-        sizes = Sizes.of({"head_dim": 128} | dict(config))
+        sizes = Sizes.of(config)
         more = {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "biases": "qkvo" if yes(config, "attention_bias", False) else ""}
     else:
         sizes = Sizes.of({key: value for key, value in config.items() if key != "head_dim"})
@@ -64,10 +64,20 @@ LLAMA = Family(
     tied=TIED,
     keys=KEYS,
     tokenizer="PreTrainedTokenizerFast",
+    defaults={"max_position_embeddings": 2048, "eos_token_id": 2},
 )
+QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "eos_token_id": 2}
 MODEL_TYPES = {
     "llama": LLAMA,
-    "mistral": replace(LLAMA, name="mistral", fields=mistral_fields, architectures={"MistralForCausalLM": WORDS}, other_tokenizers=False),
+    "mistral": replace(
+        LLAMA,
+        name="mistral",
+        fields=mistral_fields,
+        architectures={"MistralForCausalLM": WORDS},
+        other_tokenizers=False,
+        defaults=MISTRAL,
+    ),
     "qwen2": replace(
         LLAMA,
         name="qwen2",
@@ -75,6 +85,14 @@ MODEL_TYPES = {
         architectures={"Qwen2ForCausalLM": WORDS},
         tokenizer="Qwen2Tokenizer",
         other_tokenizers=False,
+        defaults=QWEN,
     ),
-    "qwen3": replace(LLAMA, name="qwen3", fields=qwen_fields, architectures={"Qwen3ForCausalLM": WORDS}, tokenizer="Qwen2Tokenizer"),
+    "qwen3": replace(
+        LLAMA,
+        name="qwen3",
+        fields=qwen_fields,
+        architectures={"Qwen3ForCausalLM": WORDS},
+        tokenizer="Qwen2Tokenizer",
+        defaults=QWEN | {"head_dim": 128},
+    ),
 }
