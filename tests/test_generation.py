@@ -184,7 +184,8 @@ def test_what_the_model_says_of_repetition_counts_where_nobody_asks_for_another(
 
 
 @pytest.mark.parametrize("said, options", [
-    ({}, {"ends": []}), ({"eos_token_id": 2}, {"ends": [2]}), ({"eos_token_id": [3, 4], "temperature": 0.6, "do_sample": True}, {"ends": [3, 4]}),
+    ({}, {"ends": []}), ({"eos_token_id": 2}, {"ends": [2]}),
+    ({"eos_token_id": [3, 4], "temperature": 0.6, "do_sample": True}, {"ends": [3, 4]}),
     ({"repetition_penalty": 1.05, "top_k": 20}, {"ends": [], "repetition_penalty": 1.05}), ({"repetition_penalty": 1.0}, {"ends": []}),
     ({"num_beams": 1, "typical_p": 1.0, "suppress_tokens": None, "cache_implementation": "hybrid"}, {"ends": []}),
 ])  # fmt: skip

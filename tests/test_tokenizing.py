@@ -135,7 +135,8 @@ def test_a_padding_of_tokenizer_json_names_no_token_of_gpt2():
     """As AutoTokenizer of transformers 5.23: GPT2Tokenizer has no pad token unless its settings say so; others take it."""
     bytewise = next(case["changes"]["tokenizer.json"] for case in GOLDEN["cases"]
                     if (case["changes"].get(CONFIG) or {}).get("tokenizer_class") == "GPT2Tokenizer")  # fmt: skip
-    padding = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+    padding = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 1, "pad_type_id": 0}
+    padding["pad_token"] = "<pad>"
     for name, wanted in (("GPT2Tokenizer", None), ("PreTrainedTokenizerFast", "<pad>")):
         made = built({"tokenizer.json": bytewise | {"padding": padding}, CONFIG: {"tokenizer_class": name, "mask_token": None}})
         assert made.marks.get("pad_token") == wanted
