@@ -93,6 +93,7 @@ SANDWICH = decoder_sources("plus one") | {
     "layers.{}.mlp.norm.weight": Source("plus one", ("layers.{}.pre_feedforward_layernorm.weight",)),
     "layers.{}.mlp.given.weight": Source("plus one", ("layers.{}.post_feedforward_layernorm.weight",)),
 }
+FIRST = {"head_dim": 256, "num_key_value_heads": 16, "max_position_embeddings": 8192, "eos_token_id": 1}
 GEMMA = Family(
     name="gemma",
     fields=gemma_fields,
@@ -109,9 +110,9 @@ GEMMA = Family(
         **refused("use_bidirectional_attention", "texts grow from rows that see those before them only"),
     },
     tokenizer="GemmaTokenizer",
-    defaults={"head_dim": 256, "num_key_value_heads": 16, "max_position_embeddings": 8192, "eos_token_id": 1},
+    defaults=FIRST,
 )
-LATER = GEMMA.defaults | {"num_key_value_heads": 4, "sliding_window": 4096}
+LATER = FIRST | {"num_key_value_heads": 4, "sliding_window": 4096}
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 THIRD = {"max_position_embeddings": 131072, "rope_theta": 1e6}
 MODEL_TYPES = {
