@@ -93,7 +93,7 @@ def test_what_needs_all_logits(asked):
 @pytest.mark.parametrize("asked", [
     {"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_p": 2}, {"max_tokens": 0}, {"max_tokens": 1.5}, {"top_k": -1},
     {"stop": ("",)}, {"seed": "x"}, {"logit_bias": {-1: 1}}, {"repetition_penalty": 0}, {"temperature": True}, {"logprobs": 21},
-    {"logit_bias": {1: math.inf}}, {"logit_bias": {1: -math.inf}}, {"logit_bias": {1: 10**400}}, {"temperature": 10**400},
+    {"logit_bias": {1: math.inf}}, {"logit_bias": {1: 10**400}}, {"temperature": 10**400},
 ])  # fmt: skip
 def test_refusals(asked):
     with pytest.raises(InputError):

@@ -35,6 +35,7 @@ class Sampling:
     `stop`: texts before which the answer ends. `logprobs`: how many likeliest tokens are told for each, beside the chosen one's; None: not
     even that. `ignore_end`: go on behind the token that ends an answer, for measuring. `response_format`: None, or as OpenAI's: {"type":
     "json_object"}, or {"type": "json_schema", "json_schema": {"schema": ...}}.
+    A `logit_bias` of -inf forbids a token.
     """
 
     max_tokens: int = 256
@@ -68,7 +69,7 @@ class Sampling:
         if not all(isinstance(text, str) and text for text in self.stop):
             raise InputError("stop holds what is no text, or an empty one")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or token < 0 or not is_number(bias):
+            if not isinstance(token, int) or token < 0 or not (is_number(bias) or bias == -math.inf):
                 raise InputError(f"logit_bias has {token!r:.60}: {bias!r:.60}, expected token ids and numbers")
         if self.schema is not None and self.ignore_end:
             raise InputError("ignore_end goes on behind the end that a response_format has; leave one of them out")
