@@ -17,7 +17,7 @@ from hepti_mpi.planning import traffic
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer, Prices, extended
 from hepti_mpi.planning.traffic import FLOAT, RING_BYTES, RING_GAIN
-from hepti_mpi.program.buffers import buffers, distributions
+from hepti_mpi.program.buffers import Laid, buffers, distributions
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Cast, Norm, Share
 from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
@@ -517,8 +517,8 @@ def test_requests_of_a_batch_are_kept_whole_where_attention_is_local():
 @pytest.mark.parametrize("pair", OWN_LAYOUTS, ids="/".join)
 def test_activation_widths_count_every_buffer_once(pair, tiles):
     program = make_program(SPEC, own_plan(pair, (2, 1), tiles=tiles))
-    full, own = activation_widths(SPEC, program)
-    values, numbers = distributions(program), buffers(program)
+    full, own = activation_widths(Laid(program))
+    values, numbers = distributions(program), buffers(Laid(program))
     each = {number: values[name] for name, number in numbers.items()}.values()
     for width, at in ((full, "full"), (own, "rows")):
         spans = sum(value.tile is None for value in each if value.rows == at)

@@ -22,6 +22,7 @@ from hepti_mpi.planning.request import Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search, again, choose
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.walk import Walk
+from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, check, kind_of
 from hepti_mpi.weights.slices import Part
@@ -230,7 +231,7 @@ def test_a_few_layers_tell_the_price_of_all(seed):
         errors.append(abs(found.price.seconds / exact.seconds - 1))
         assert found.price.bytes == pytest.approx(exact.bytes, abs=2 * search.spec.layers)
         assert found.price.compute == pytest.approx(exact.compute)
-        assert search.costs.widths(plan) == activation_widths(search.spec, program), "buffers are those of all layers"
+        assert search.costs.widths(plan) == activation_widths(Laid(program)), "buffers are those of all layers"
         assert search.costs.whole(plan).price.seconds == exact.seconds
     assert np.quantile(errors, 0.9) <= 0.01 and max(errors) <= 0.03
 
@@ -340,7 +341,7 @@ def test_a_mix_holds_as_many_rich_layers_as_fit(fraction):
         assert search.counts(more, (0, 1, 2, 3)) is None or not search.can_rows(more, (0, 1, 2, 3)).all()
         plan = search.planned(layers, (0, 1, 2, 3), OWN)
         for one in (plan, replace(plan, tiles=(plan.rows, (0,) * 4))):
-            whole = activation_widths(BASE, make_program(BASE, one))
+            whole = activation_widths(Laid(make_program(BASE, one)))
             assert search.costs.widths(one) == whole, "a few layers of each kind tell the buffers"
 
 

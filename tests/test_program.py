@@ -17,7 +17,7 @@ from layers import MADE, odd_model, sized
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.reference import forward
-from hepti_mpi.program.buffers import buffers, dependencies, distributions, interface, key, named
+from hepti_mpi.program.buffers import Laid, buffers, dependencies, distributions, interface, key, named
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Cast, Mix
 from hepti_mpi.program.ownership import Holding, division
@@ -182,7 +182,7 @@ class Job:
         spec = replace(spec, layers=len(plan.layers))
         self.program = make_program(spec, plan)
         self.values, self.division = distributions(self.program), division(plan, lengths, 1, spec.heads)
-        held = self.values, buffers(self.program)
+        held = self.values, buffers(Laid(self.program))
         self.ranks = {rank: Rank(spec, weights, plan, *held, rank, lengths) for rank in sorted({0, *plan.active})}
 
     def compare(self, number=0, **order):
@@ -687,7 +687,7 @@ def test_live_values_never_share_a_buffer():
             if not possible(layers, mode):
                 continue
             program = make_program(spec, plan_of(spec, (*layers, layers[0]), (1, 2), (2, 1), (1, 2), mode))
-            numbers, values = buffers(program), distributions(program)
+            numbers, values = buffers(Laid(program)), distributions(program)
             assert set(numbers) == set(lifetimes(program)) == set(values) - {EMBEDDED, RESULT}
             assert clashes(program, numbers) == []
             assert len({(numbers[n], values[n]) for n in numbers}) == len(set(numbers.values())), "one number, two shapes"
@@ -698,7 +698,7 @@ def test_live_values_never_share_a_buffer():
 def test_clashes_sees_a_shared_number():
     spec, _ = model_of("tiny-vit")
     program = make_program(spec, plan_of(spec, (PAIRS[0],) * 3, (1, 2), (2, 1), (1, 2)))
-    assert clashes(program, dict.fromkeys(buffers(program), 0))
+    assert clashes(program, dict.fromkeys(buffers(Laid(program)), 0))
 
 
 def test_buffers_do_not_grow_with_the_layers():
@@ -709,5 +709,6 @@ def test_buffers_do_not_grow_with_the_layers():
         used = []
         for layers in (7, 9):
             deep = replace(spec, layers=layers)
-            used.append(len(set(buffers(make_program(deep, plan_of(deep, (pair,) * layers, (1, 1), (1, 1), (1, 1), mode))).values())))
+            program = make_program(deep, plan_of(deep, (pair,) * layers, (1, 1), (1, 1), (1, 1), mode))
+            used.append(len(set(buffers(Laid(program)).values())))
         assert used[0] == used[1]

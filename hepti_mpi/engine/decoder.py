@@ -23,7 +23,7 @@ from hepti_mpi.models.blocks import Rotary
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program.buffers import buffers, distributions, interface
+from hepti_mpi.program.buffers import Laid, buffers, interface
 from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
@@ -101,7 +101,7 @@ class Decoder:
         self.threads = machine.cores.use(machine.cores.has_host(active))
         self.message = np.zeros(HEADER + slots + spec.hidden, np.float32)
         self.rows = max(ROWS, slots)
-        values, numbers = distributions(self.program), buffers(self.program)
+        values, numbers = (laid := Laid(self.program)).values, buffers(laid)
         self.interfaces = [interface(values, step) for step in self.program]
         self.numbers = {name: number for name, number in numbers.items() if values[name].rows != "root"}
         self.memory: dict[int, Array] = {}

@@ -19,7 +19,7 @@ from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.packing import Rows
 from hepti_mpi.engine.routes import TAGS, Route, Router
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program.buffers import buffers, dependencies, distributions, interface, named
+from hepti_mpi.program.buffers import Laid, buffers, dependencies, interface, named
 from hepti_mpi.program.ownership import Division, Holding, division
 from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Value
 from hepti_mpi.weights.slices import Part
@@ -65,7 +65,7 @@ class Engine:
                 if isinstance(step, Compute):
                     self.segments[place] = segments.get(step, part, plan.weights_mode[world.rank], self.threads)
         self.weight_bytes = sum(piece.bytes for piece in part.of_layers)
-        self.values, self.numbers = distributions(program), buffers(program)
+        self.values, self.numbers = (laid := Laid(program)).values, buffers(laid)
         self.interfaces = [interface(self.values, step) for step in program]
         needed = dependencies(program)
         self.missing = [len(places) for places in needed]

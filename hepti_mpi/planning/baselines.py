@@ -20,6 +20,7 @@ from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program import ops
+from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Op, Share
 from hepti_mpi.program.plan import Plan
@@ -91,7 +92,7 @@ class Case:
 
     def activations(self, plan: Plan, part: np.ndarray) -> np.ndarray:
         """Return, per rank, the bytes of its values when it computes `part` of the attention scores."""
-        widths = activation_widths(self.spec, make_program(self.spec, plan))
+        widths = activation_widths(Laid(make_program(self.spec, plan)))
         return activation_bytes(self.spec, widths, self.rows, self.rows, np.array(plan.rows), part)
 
     def memory(self, plan: Plan) -> np.ndarray:

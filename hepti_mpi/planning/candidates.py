@@ -111,7 +111,7 @@ class Costs:
         else:
             program = self.programs(plan)[-1]
         if id(program) not in self.known_widths:
-            self.known_widths[id(program)] = activation_widths(self.spec, program)
+            self.known_widths[id(program)] = activation_widths(self.pricer.laid_out(program))
         return self.known_widths[id(program)]
 
     def _made(self, plan: Plan, layers: tuple[tuple[str, str], ...]) -> Program:

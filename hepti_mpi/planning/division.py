@@ -10,11 +10,11 @@ def fill(table: np.ndarray, units: int) -> np.ndarray:
 
     `table` [ranks, units + 1] holds seconds and rises along a row; inf is more than the rank can take.
     """
-    levels = np.unique(table[np.isfinite(table)])
-    low, high = 0, len(levels) - 1
+    levels = np.sort(table[np.isfinite(table)])
+    low, high, ranks = 0, len(levels) - 1, len(table)
     while low < high:
         middle = (low + high) // 2
-        if ((table <= levels[middle]).sum(axis=1) - 1).sum() >= units:
+        if np.count_nonzero(table <= levels[middle]) - ranks >= units:
             high = middle
         else:
             low = middle + 1

@@ -9,17 +9,15 @@ from hepti_mpi.models.formats import F32
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.steps import Words
 from hepti_mpi.planning.traffic import FLOAT
-from hepti_mpi.program.buffers import buffers, distributions
-from hepti_mpi.program.steps import Program
+from hepti_mpi.program.buffers import Laid, buffers
 
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
 
-def activation_widths(spec: ModelSpec, program: Program) -> tuple[float, float]:
+def activation_widths(laid: Laid) -> tuple[float, float]:
     """Return the elements that the engine's buffers hold per row of the batch and per row of the rank's own."""
-    values = distributions(program)
-    tiles = 1 + max(value.tile or 0 for value in values.values())
-    held = {number: values[name] for name, number in buffers(program, values).items()}
+    tiles = 1 + max(value.tile or 0 for value in laid.values.values())
+    held = {number: laid.values[name] for name, number in buffers(laid).items()}
     full, own = 0.0, 0.0
     for value in held.values():
         part = 1.0 if value.tile is None else 1 / tiles

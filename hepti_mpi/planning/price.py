@@ -18,7 +18,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.traffic import Links, Shares, Traffic, by_place, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
-from hepti_mpi.program.buffers import distributions, interface
+from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.ops import Op, Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
@@ -99,7 +99,8 @@ class Pricer:
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
-        self.known: dict[int, tuple[Program, list[Walked]]] = {}  # by id, which stays a program's own while that is kept
+        self.laid: dict[int, Laid] = {}  # by id, which stays a program's own while that is kept
+        self.known: dict[int, list[Walked]] = {}  # by the same
         self.begun: dict[tuple[int, int], int] = {}  # by ids of two of them
         self.groups: dict[tuple[int, ...], Members] = {}  # by active ranks
 
@@ -176,14 +177,26 @@ class Pricer:
     def walked(self, program: Program) -> list[Walked]:
         """Return each step with its kind, what it reads and what it writes: worked out once, since a program is priced for many plans."""
         if id(program) not in self.known:
-            values = distributions(program)
-            steps = [(part, step) for step in program for part in self.parts(step)]
-            self.known[id(program)] = program, [(part, self._kind(part), *interface(values, step)) for part, step in steps]
-        return self.known[id(program)][1]
+            kinds: dict[int, Kind] = {}  # of the operations of a Compute, which are the same ones in every tile
+            self.known[id(program)] = walked = list[Walked]()
+            for step, names in zip(program, self.laid_out(program).interfaces):
+                if isinstance(step, Compute):
+                    if id(step.ops) not in kinds:
+                        kinds[id(step.ops)] = step.distribution, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
+                    walked.append((step, kinds[id(step.ops)], *names))
+                else:
+                    walked += [(part, (part.kind, len(part.reads), part.width, part.wire), *names) for part in self.parts(step)]
+        return self.known[id(program)]
 
-    def parts(self, step: Step) -> tuple[Step, ...]:
-        """Return the exchanges that a step is: a whole sum of emulated boards is two."""
-        if self.emulated and isinstance(step, Sync) and step.kind == "allreduce":
+    def laid_out(self, program: Program) -> Laid:
+        """Return where the values of a program live, worked out once."""
+        if id(program) not in self.laid:
+            self.laid[id(program)] = Laid(program)
+        return self.laid[id(program)]
+
+    def parts(self, step: Sync) -> tuple[Sync, ...]:
+        """Return the exchanges that one is: a whole sum of emulated boards is two."""
+        if self.emulated and step.kind == "allreduce":
             return tuple(replace(step, kind=kind) for kind in EVENLY)
         return (step,)
 
@@ -194,11 +207,6 @@ class Pricer:
             pairs = zip(self.walked(one), self.walked(other))
             self.begun[key] = sum(1 for _ in takewhile(lambda pair: pair[0][1:] == pair[1][1:], pairs))
         return self.begun[key]
-
-    def _kind(self, step: Step) -> Kind:
-        if isinstance(step, Sync):
-            return step.kind, len(step.reads), step.width, step.wire
-        return step.distribution, self.sorts.setdefault(tuple(op.sort() for op in step.ops), len(self.sorts))
 
 
 def _none(amount: Any) -> bool:
@@ -227,7 +235,7 @@ class Members:
         ranks = np.array(active)
         self.ranks, self.places = ranks[:, None], pricer.places(ranks)[:, None]
         self.crowding = pricer.crowding(active)[ranks, None]
-        grid, all_ = np.ix_(ranks, ranks), np.union1d(ranks, [0])
+        grid, all_ = np.ix_(ranks, ranks), np.array(sorted({0, *active}))
         outer = np.ix_(all_, all_)
         mates, far = pricer.same_host[grid], pricer.link[ranks]
         slowest, latency = (np.array([[links[at].max()] for at in (grid, outer)]) for links in (pricer.seconds_per_byte, pricer.latency))

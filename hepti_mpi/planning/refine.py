@@ -35,12 +35,15 @@ class Refinement:
 
     def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried]) -> None:
         self.spec, self.tried = spec, tried
+        self.around: dict[Plan, list[Plan]] = {}  # of plans from which no single move helps, the best that such moves come to
 
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
-        promising = sorted(((*self.promise(one), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
+        candidates = list(candidates)
+        least = min((one.price.seconds for one in candidates if one.plan.strategy != "single"), default=np.inf)
+        promising = sorted(((*self.promise(one, least), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
         found: list[list[Candidate]] = []
-        several = next((number for number, (*_, one) in enumerate(promising) if len(one.plan.active) > 1), None)
+        several = next((number for number, (*_, one) in enumerate(promising) if one.plan.strategy != "single"), None)
         for number, (_, hope, candidate) in enumerate(promising):
             soonest = min((ones[0].price.seconds for ones in found), default=hope)
             hopeless = number != several and (number >= MOST_IMPROVED or hope > soonest * HOPE)  # one rank has nothing to improve
@@ -50,11 +53,12 @@ class Refinement:
         found[0] = sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
         return found
 
-    def promise(self, candidate: Candidate) -> tuple[float, float]:
+    def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float]:
         """Return the seconds that the candidate takes as it is, or simply cut in two, and what it may come to: midway to what it would take
-        if nothing waited for anything."""
-        seconds = candidate.price.seconds
-        variants = self.tilings([candidate.plan], 2) if self.divisible(candidate.plan) else None
+        if nothing waited for anything. Where even that is hopeless beside a plan of `least` seconds, it is not cut."""
+        seconds, price = candidate.price.seconds, candidate.price
+        worth = self.divisible(candidate.plan) and max(price.compute.max(), price.busy) <= HOPE * least
+        variants = self.tilings([candidate.plan], 2) if worth else None
         if variants is None:
             return seconds, seconds
         tried = self.tried(variants)
@@ -68,9 +72,13 @@ class Refinement:
         best = self.climb(candidate)
         found = [best]
         if self.divisible(candidate.plan):
-            tilings = (self.tilings([*dict.fromkeys((best.plan, candidate.plan))], count) for count in TILES)
-            tried = [self.tried(variants) for variants in tilings if variants]
-            soonest = min(tried, key=lambda some: some.seconds.min(), default=None)
+            soonest: Tried | None = None
+            for count in TILES:  # more of them as long as they help
+                variants = self.tilings([*dict.fromkeys((best.plan, candidate.plan))], count)
+                tried = self.tried(variants) if variants else None
+                if soonest and (tried is None or tried.seconds.min() >= soonest.seconds.min()):
+                    break
+                soonest = tried
             if soonest and soonest.seconds.min() < best.price.seconds * WORTH_A_CLIMB:
                 found.append(self.climb(soonest.candidate(int(soonest.seconds.argmin()))))
         return sorted(found, key=order)
@@ -83,8 +91,8 @@ class Refinement:
     def climb(self, candidate: Candidate, at_once: int = 1) -> Candidate:
         """Take the move that helps most, or, where no single one does, up to so many `at_once`, until none do."""
         for _ in range(MOST_MOVES * (not candidate.plan.keeps_requests)):  # whole requests do not move row by row
-            plans = [candidate.plan]
-            for _ in range(at_once):
+            plans = self.around.get(candidate.plan, [candidate.plan])
+            for _ in range(at_once - (candidate.plan in self.around)):
                 variants = self.moves(candidate, plans)
                 if variants is None:
                     return candidate
@@ -93,6 +101,7 @@ class Refinement:
                 if tried.seconds[best[0]] < candidate.price.seconds * (1 - LEAST):
                     break
                 plans = [variants.at(number) for number in best if np.isfinite(tried.seconds[number])]
+                self.around.setdefault(candidate.plan, plans)
             else:
                 return candidate
             candidate = tried.candidate(best[0])

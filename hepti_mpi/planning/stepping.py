@@ -20,7 +20,7 @@ from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, granules_fit
-from hepti_mpi.program.steps import Program, Step, Sync
+from hepti_mpi.program.steps import Program, Sync
 
 SHORT_SUM = 32 << 10  # bytes of terms, at most, that emulated boards send to each other at once: comm.ranks.DIRECT_BYTES
 STEPS = (16, 4, 1)  # granules of columns that move at once
@@ -34,8 +34,8 @@ Whole = Callable[[Sequence[Plan]], np.ndarray]  # seconds of all that is asked, 
 class _AtOnce(Pricer):
     """Prices short sums as what they are: each rank sends its terms to each other one."""
 
-    def parts(self, step: Step) -> tuple[Step, ...]:
-        short = isinstance(step, Sync) and self.rows * step.width * FLOAT <= SHORT_SUM
+    def parts(self, step: Sync) -> tuple[Sync, ...]:
+        short = self.rows * step.width * FLOAT <= SHORT_SUM
         return (step,) if short else super().parts(step)
 
 

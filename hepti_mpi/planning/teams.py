@@ -22,6 +22,7 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.traffic import FLOAT
+from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import Plan
@@ -153,7 +154,7 @@ class _Teams:
         node, stage, request = self.profile.nodes[team.lead], team.stages[0], self.request
         node, limit = node.alone or node, request.limits[team.lead] if request.limits else (node.alone or node).memory_bytes
         largest = request.largest or request.rows
-        widths = activation_widths(self.spec, make_program(self.spec, stage.plan))
+        widths = activation_widths(Laid(make_program(self.spec, stage.plan)))
         longest = min(request.longest or largest, largest)
         each = activation_bytes(self.spec, widths, largest, longest, np.array([largest]), np.ones(1))[0]
         return max(1, min(node.threads, 1 + int((limit - self.used[team.lead]) // each)))

@@ -100,13 +100,14 @@ class Traffic(NamedTuple):
 
 def by_place(values: Any, places: tuple[int, ...]) -> list[Any]:
     """Return `values` [..., *places, plans] by place, as nested lists; an axis of 1 has the same everywhere. None is None everywhere."""
-    count = len(places)
     if values is None:
-        return [by_place(None, places[1:]) if count > 1 else None] * places[0]
-    first = values.ndim - 1 - count
-    whole = np.broadcast_to(values, (*values.shape[:first], *places, values.shape[-1]))
-    whole = whole.transpose(*range(first, first + count), *range(first), -1)
-    return [list(one) for one in whole] if count > 1 else list(whole)
+        return [by_place(None, places[1:]) if len(places) > 1 else None] * places[0]
+    at = values.ndim - 1 - len(places)
+    found = values.transpose(*range(at, values.ndim - 1), *range(at), -1)
+    if len(places) == 1:
+        return list(found) if len(found) == places[0] else [found[0]] * places[0]
+    lists = [list(one) if len(one) == places[1] else [one[0]] * places[1] for one in found]
+    return lists if len(lists) == places[0] else lists * places[0]
 
 
 def traffic(

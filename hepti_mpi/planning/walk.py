@@ -94,7 +94,7 @@ class Walk:
         done = done + step.ending
         self.moved, self.load = self.moved + step.moved, self.load + step.load
         _note(self.ready, writes, done)
-        _note(self.coming, writes, done)
+        self.coming.update((name, self.ready[name]) for name in writes)
         if self.in_turn:
             self.wait = self.wait + done - self.clock
         if self.in_turn or last:
@@ -143,6 +143,10 @@ class Walk:
 
 
 def _note(times: dict[str, np.ndarray], names: Sequence[str], when: np.ndarray) -> None:
-    """Note when values are there; of several tiles that are one value, when the last is."""
+    """Note when values are there, which may come together; of several tiles that are one value, when the last is."""
+    before, latest = None, when
     for name in names:
-        times[name] = np.maximum(times[name], when) if name in times else when
+        known = times.get(name)
+        if known is not None and known is not before:
+            before, latest = known, np.maximum(known, when)
+        times[name] = when if known is None else latest

@@ -1,26 +1,36 @@
 """Where the values of a program live and what each step must wait for. Pure: knows steps and names of values; no sizes, no MPI."""
 
+from hepti_mpi.program.ops import Form
 from hepti_mpi.program.ownership import ROOT
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Value
 
 REST = 4  # steps per tile that a buffer rests
 
 
+class Laid:
+    """A program with `values`, where they live, and `interfaces`, of each step."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.values = program, distributions(program)
+        self.interfaces = [interface(self.values, step) for step in program]
+
+
 def distributions(program: Program) -> dict[str, Value]:
     """Return what a rank holds of each value that outlives its Compute."""
     whole: set[str] = set()  # read by an operation that needs the rows of all tiles
+    made: dict[int, dict[str, tuple[Form, int]]] = {}  # by operations, which are the same ones in every tile
     for step in program:
-        if isinstance(step, Compute):
+        if isinstance(step, Compute) and id(step.ops) not in made:
             all_rows = {name for op in step.ops for name in op.whole()}
             whole.update(name for name in (*step.reads, *step.writes) if name in all_rows)
+            made[id(step.ops)] = {name: (form, width) for op in step.ops if not set(step.writes).isdisjoint(op.writes)
+                                  for name, form, width in zip(op.writes, op.writes_as(), op.widths(), strict=True)}  # fmt: skip
     result: dict[str, Value] = {}
     for step in program:
         if isinstance(step, Compute):
-            forms = {name: form for op in step.ops for name, form in zip(op.writes, op.writes_as(), strict=True)}
-            widths = {name: width for op in step.ops for name, width in zip(op.writes, op.widths(), strict=True)}
             for name in step.writes:
-                tile, form = None if name in whole else step.tile, forms[name]
-                result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, form.dtype, widths[name])
+                tile, (form, width) = None if name in whole else step.tile, made[id(step.ops)][name]
+                result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, form.dtype, width)
             continue
         outer = [name for name in (*step.reads, *step.writes) if name in (EMBEDDED, RESULT)]
         result |= dict.fromkeys(outer, Value("root", "hidden", None, width=step.width))
@@ -51,14 +61,14 @@ def interface(values: dict[str, Value], step: Step) -> tuple[tuple[str, ...], tu
 def dependencies(program: Program) -> tuple[frozenset[int], ...]:
     """Return, per step, the earlier steps that must be done before it: those that write what it reads, and those that use a buffer
     that it overwrites. Several tiles fill a value together, so they do not wait for each other."""
-    values, numbers = distributions(program), buffers(program)
+    laid = Laid(program)
+    numbers = buffers(laid)
     writers: dict[str, set[int]] = {}
     occupant: dict[int, str] = {}  # per buffer the value in it
     users: dict[str, set[int]] = {}
     freed: dict[str, set[int]] = {}  # per value, the users of the value whose buffer it took
     result = []
-    for place, step in enumerate(program):
-        reads, writes = interface(values, step)
+    for place, (reads, writes) in enumerate(laid.interfaces):
         needed: set[int] = set().union(*(writers.get(name, set()) for name in reads))
         for name in writes:
             number = numbers.get(name)
@@ -74,26 +84,22 @@ def dependencies(program: Program) -> tuple[frozenset[int], ...]:
     return tuple(result)
 
 
-def buffers(program: Program, values: dict[str, Value] | None = None) -> dict[str, int]:
+def buffers(laid: Laid) -> dict[str, int]:
     """Assign every value a buffer number such that no two values that live at once share one, by a linear scan.
 
     The embedding and the result are the root's and get no number. A buffer rests a while before it is used again, since what takes
-    it over must wait for what still travels out of it. `values`: its distributions, where they are at hand.
+    it over must wait for what still travels out of it.
     """
-    values = values or distributions(program)
-    rest = REST * (1 + max(step.tile for step in program))
-    last: dict[str, int] = {}
-    for place, step in enumerate(program):
-        for names in interface(values, step):
-            last |= dict.fromkeys(names, place)
+    values, rest = laid.values, REST * (1 + max(step.tile for step in laid.program))
+    last = {name: place for place, (reads, writes) in enumerate(laid.interfaces) for name in (*reads, *writes)}
     ends: dict[int, list[str]] = {}
     for name, place in last.items():
         ends.setdefault(place + rest, []).append(name)
     numbers: dict[str, int] = {}
     free: dict[Value, list[int]] = {}
     count = 0
-    for place, step in enumerate(program):
-        for name in interface(values, step)[1]:
+    for place, (_, writes) in enumerate(laid.interfaces):
+        for name in writes:
             if name in (EMBEDDED, RESULT) or name in numbers:
                 continue
             pool = free.setdefault(values[name], [])
