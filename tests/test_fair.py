@@ -57,6 +57,23 @@ def test_who_was_away_has_no_more_than_its_part_when_it_comes_back():
     assert abs(taken["x"] - taken["y"]) <= 2
 
 
+def test_one_that_fills_the_queue_keeps_no_other_out():
+    queue = Fair(1 << 62)
+    for number in range(6):
+        queue.add("greedy", number, pieces(number, 1))
+    assert queue.is_crowded("greedy", 6) and not queue.is_crowded("other", 6) and not queue.is_crowded("greedy", 7)
+    questions = [object() for _ in range(3)]
+    for question in questions:
+        assert not queue.is_crowded("other", 6)
+        queue.add("other", question, pieces("other", 1000))
+    assert queue.is_crowded("other", 6) and not queue.is_crowded("third", 6)
+    queue.drop("other", questions[1])
+    assert not queue.is_crowded("other", 6)
+    while queue.take(10):
+        pass
+    assert not queue.count and not queue.is_crowded("greedy", 1)
+
+
 def test_what_is_dropped_waits_no_longer():
     queue = Fair(100)
     queue.add("a", "x", pieces("x", *[5] * 8))

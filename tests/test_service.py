@@ -301,7 +301,7 @@ def test_a_program_asks_as_the_page_says(folder, sentences, capsys):
         found = model.embed(EXPECTED["texts"] * 300)
         np.testing.assert_allclose(found[: len(EXPECTED["texts"])], np.array(EXPECTED["embeddings"]), atol=1e-4)
         np.testing.assert_array_equal(model.embed(EXPECTED["texts"][0]), asyncio.run(model.embed_async([EXPECTED["texts"][0]]))[0])
-        assert model.embed([]).shape[0] == 0
+        assert model.embed([]).shape == (0, 40)
         wrong = {"not classes": lambda: model.classify("a"), "no reranker": lambda: model.rerank("a", ["b"])}
         wrong |= {"input 1 is of type int": lambda: model.embed([3]), "half a character": lambda: model.embed("\ud800")}
         for said, ask in wrong.items():
@@ -309,8 +309,54 @@ def test_a_program_asks_as_the_page_says(folder, sentences, capsys):
                 ask()
 
 
+BOTH = {"vit_cls": (["rgb.png", "gray.png"], [("a", "b"), 5, "nowhere.png", b"no picture"]),
+        "bert_seqcls": (["the cat", ("the cat", "a dog")], [("a",), ("a", "b", "c"), 5, b"a", Path("a")])}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_classes_are_the_same_of_a_job_and_of_a_service(folder, name):
+    good, bad = BOTH[name]
+    if name == "vit_cls":
+        good = [str(GOLDEN / name / one) for one in good]
+        good += [Path(good[0]), Path(good[1]).read_bytes()]
+    with served(folder, name, "--threads", "1") as own:
+        with hepti_mpi.Model(own.url) as asked, hepti_mpi.Model(own.store, options=["--threads", "1"]) as model:
+            for each in (asked, model):
+                many = each.classify(good)
+                assert len(many) == len(good) and all(len(one) >= 3 and one[0].score >= one[1].score for one in many)
+                assert each.classify(good[0])[0][0].label == many[0][0].label and each.classify([]) == []
+                for one in bad:
+                    with pytest.raises(InputError):
+                        each.classify(one)
+            every = [[label.score for one in each.classify(good) for label in one] for each in (asked, model)]
+            np.testing.assert_allclose(*every, atol=1e-5)
+    with pytest.raises(InputError, match="leave out hostfile and options"):
+        hepti_mpi.Model(own.url, options=["--threads", "1"])
+
+
+class Scoring:
+    """Stands in for whatever is asked: the longer a text, the better."""
+
+    def scores(self, query, texts):
+        return np.array([len(text) for text in texts], np.float32)
+
+
+@pytest.mark.parametrize("texts", ["some", ("one", "three"), {"one": 1, "three": 2}])
+def test_texts_that_are_no_list_are_ranked_as_they_are(texts):
+    model = object.__new__(hepti_mpi.Model)
+    model._asked = Scoring()
+    every = [texts] if isinstance(texts, str) else list(texts)
+    for given in (texts, iter(every)):
+        assert [one.text for one in model.rerank("x", given)] == every[::-1]
+    with pytest.raises(InputError, match="of type int"):
+        model.rerank("x", [5])
+
+
 @pytest.mark.parametrize("model, error, said", [
     ("http://127.0.0.1:1", ServiceError, "cannot be asked"), ("http://", InputError, "is no address"),
+    ("http://[::1", InputError, "is no address"), ("http://a:99999", InputError, "is no address"),
+    ("http://a b", InputError, "is no address"), (5, InputError, "of type int"),
+    ("HTTP://127.0.0.1:1", ServiceError, "cannot be asked"),
     ("nowhere.h5", StoreError, "not found"),
 ])  # fmt: skip
 def test_a_model_that_is_not_there(model, error, said):

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.tasks.streaming import Streamed
@@ -63,3 +63,17 @@ def test_a_run_of_bytes_is_text_as_a_whole():
         assert "".join(parts) == tokens.decode(ids), json.dumps([words[one] for one in ids])
         kinds |= set("".join(parts))
     assert {"é", "\n", "\ufffd", "b"} <= kinds
+    assert b"".join(tokens.content(one) for one in [words.index("b"), *spelt]) == b"b" + "aé中\n".encode() + b"\xff\x80"
+
+
+def test_the_bytes_of_parts_of_letters():
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate([*letters, "ĠðŁ", "ab"])}, []))
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<end>"])
+    tokens = Tokens({"tokenizer.json": made.to_str().encode()})
+    ((word, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("é中")
+    spelt = [made.token_to_id(letter) for letter in word]
+    assert b"".join(map(tokens.content, spelt)) == "é中".encode()
+    assert tokens.content(made.token_to_id("ĠðŁ")) == " 🙂".encode()[:3] and tokens.content(made.token_to_id("ab")) == b"ab"
+    assert tokens.content(made.token_to_id("<end>")) == b"<end>"

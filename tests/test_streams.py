@@ -14,7 +14,7 @@ import pytest
 
 from hepti_mpi import Model
 from hepti_mpi.api.own import streamed
-from hepti_mpi.errors import InputError, ServiceError
+from hepti_mpi.errors import Busy, InputError, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
@@ -325,6 +325,72 @@ def test_logprobs(port):
     assert found["tokens"] == ["six"] and list(found["top_logprobs"][0]) == ["six"]
 
 
+def test_where_in_the_text_the_tokens_of_logprobs_are(port):
+    found = answer(port, "/v1/completions", prompt="five", logprobs=0, max_tokens=3)["choices"][0]["logprobs"]
+    assert (found["tokens"], found["text_offset"]) == (["six", "seven", "eight"], [0, 3, 8])
+    parts = [one["choices"][0]["logprobs"] for one in events(port, "/v1/completions", prompt="five", logprobs=0, max_tokens=3)]
+    assert [one["text_offset"] for one in parts] == [[0], [3], [8]]
+
+
+def metrics(port):
+    """The samples without buckets, by name and labels."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    link.request("GET", "/metrics")
+    lines = link.getresponse().read().decode().splitlines()
+    link.close()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_texts_that_wait_and_grow_are_counted():
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}, slow=0.05) as own:
+        asked = {"prompt": "zero", "max_tokens": 60, "temperature": 5, "seed": 1, "logit_bias": {str(END): -100}, "stream": True}
+        threads = [threading.Thread(target=post, args=(own, "/v1/completions", asked)) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        until(lambda: metrics(own)["hepti_queue_size"] == 2)
+        assert metrics(own)["hepti_queue_rows"] == 2
+        for thread in threads:
+            thread.join()
+        gone = http.client.HTTPConnection("127.0.0.1", own, timeout=120)
+        gone.request("POST", "/v1/completions", json.dumps(asked))
+        gone.getresponse().read(10)
+        gone.close()
+        answer(own, "/v1/completions", prompt="zero", max_tokens=2)
+        count = 'hepti_request_count_total{route="/v1/completions",status="%d"}'
+        until(lambda: metrics(own).get(count % 499) == 1)
+        found = metrics(own)
+    assert found["hepti_queue_size"] == 0 and found[count % 200] == 6 and found["hepti_request_queue_duration_seconds_count"] == 7
+    name = 'hepti_request_duration_seconds_bucket{le="0.5",route="/v1/completions"}'
+    assert found[name] <= 2, "60 steps of 50 ms each take as long as the last of them"
+
+
+def test_an_answer_that_stays_away_has_an_end(monkeypatch):
+    from hepti_mpi.serving.http import events as growing
+
+    monkeypatch.setattr(growing, "QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(growing, "ANSWER_SECONDS", 0.1)
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}, slow=1) as own:
+        status, content = post(own, "/v1/completions", {"prompt": "zero"})
+        assert status == 504 and "nothing more of the answer came within 0.1 s" in json.loads(content)["error"]["message"]
+        status, content = post(own, "/v1/completions", {"prompt": "zero", "stream": True})
+        assert status == 200 and b'"timeout_error"' in content and content.endswith(b"[DONE]\n\n")
+
+
+def test_one_client_that_asks_for_much_keeps_no_other_from_being_written_for(own, monkeypatch):
+    monkeypatch.setattr(front, "MOST_PROMPTS", 4)
+    Rank(own, slow=0.5)
+    for _ in range(3):
+        grown(own, "zero")
+    until(lambda: len(own.streams.flying) == 3)
+    for _ in range(4):
+        grown(own, "zero")
+    with pytest.raises(Busy, match="4 prompts wait already"):
+        grown(own, "zero")
+    other = streams.growing("b", TOKENS.plain("one", "it"), Sampling(), TOKENS.decode, lambda part: None)
+    own.grow(other)
+    assert own.waiting == (5, 5)
+
+
 def test_a_probe_for_tools_is_answered(port):
     """As Home Assistant asks: three tokens, with tools, plain and as a stream."""
     tools = [{"type": "function", "function": {"name": "x", "parameters": {"type": "object", "properties": {}}}}]
@@ -341,6 +407,7 @@ def test_a_probe_for_tools_is_answered(port):
     ("/v1/chat/completions", {"messages": TALK, "n": 99}, 422, "n is 99"), ("/v1/completions", {"prompt": ["a"] * 17}, 413, "17 prompts"),
     ("/v1/completions", {"prompt": [1, 99]}, 422, "not of this model"),
     ("/v1/completions", {"prompt": "one", "suffix": "x"}, 422, "suffix"),
+    ("/v1/completions", {"prompt": "one", "echo": True, "logprobs": 1}, 422, "leave one of them out"),
     ("/v1/completions", {"prompt": "one " * 80}, 422, "there is room for 64"),
     ("/v1/completions", {"prompt": ""}, 422, "has no tokens"),
     ("/v1/completions", {"prompt": "one", "logit_bias": []}, 422, "logit_bias"),

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, content, patiently
+from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, content, labels, patiently
 from hepti_mpi.errors import Busy, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.chat import Message
 
@@ -20,14 +20,22 @@ class Address:
     """A service at an address."""
 
     def __init__(self, address: str, key: str | None, timeout: float) -> None:
-        self.place: SplitResult = urlsplit(address.rstrip("/").removesuffix("/v1"))
-        if not self.place.hostname:
+        try:
+            self.place: SplitResult = urlsplit(address.rstrip("/").removesuffix("/v1"))
+            sound = bool(self.place.hostname) and self.place.port != 0 and address.isprintable() and " " not in address
+        except ValueError:
+            sound = False
+        if not sound:
             raise InputError(f"{address!r} is no address such as http://pi4-1:8080")
         self.key, self.timeout = key, timeout
-        patiently(lambda: self._ask("/v1/models"), timeout)
+        try:
+            (one,) = self._ask("/v1/models")["data"]
+            self.takes_pictures = one["meta"]["gives"] == "classes of pictures"
+        except (LookupError, TypeError, ValueError):
+            raise ServiceError(f"what answers at {address} is no service of hepti_mpi") from None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        found = [np.zeros((0, 0), np.float32)] * (not texts)
+        found = []
         for part in _parts(texts):
             data = self._ask("/v1/embeddings", {"input": part, "encoding_format": "base64"})["data"]
             found.append(np.array([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data]))
@@ -35,12 +43,13 @@ class Address:
 
     def classify(self, inputs: Sequence[Input]) -> list[list[Label]]:
         found = []
-        for part in _parts([one if isinstance(one, (str, tuple)) else _data_url(content(one)) for one in inputs]):
+        for part in _parts([_data_url(content(one)) for one in inputs] if self.takes_pictures else inputs):
             if any(isinstance(one, tuple) for one in part):
-                found += self._ask("/predict", {"inputs": [[one] if isinstance(one, str) else list(one) for one in part]})
+                asked = {"inputs": [[one] if isinstance(one, str) else list(one) for one in part]}
+                found += [{"labels": one} if isinstance(one, list) else one for one in self._ask("/predict", asked)]
             else:
-                found += [one["labels"] for one in self._ask("/classify", {"input": part})["data"]]
-        return [labels({"labels": labels}) for labels in found]
+                found += self._ask("/classify", {"input": part})["data"]
+        return list(map(labels, found))
 
     def scores(self, query: str, texts: Sequence[str]) -> np.ndarray:
         found = [np.zeros(0, np.float32)]

@@ -38,6 +38,9 @@ class Label:
 class Asked(Protocol):
     """What a model is asked by: each returns answers in the order of the inputs."""
 
+    @property
+    def takes_pictures(self) -> bool: ...
+
     def embed(self, texts: Sequence[str]) -> np.ndarray: ...
 
     def classify(self, inputs: Sequence[Input]) -> list[list[Label]]: ...
@@ -60,6 +63,18 @@ def patiently(ask: Callable[[], T], seconds: float) -> T:
             if time.monotonic() + wait > end:
                 raise
             time.sleep(min(wait, 5.0))
+
+
+def checked(inputs: Sequence[Any], pictures: bool) -> list[Input]:
+    """Return pictures, or texts and pairs of texts. Raises InputError for what is none."""
+    kinds = (str, Path, bytes) if pictures else (str,)
+    wanted = "a picture: its path, or the bytes of its file" if pictures else "a text or a pair of texts"
+    for number, one in enumerate(inputs, 1):
+        pair = not pictures and isinstance(one, tuple) and len(one) == 2 and all(isinstance(text, str) for text in one)
+        if not pair and not isinstance(one, kinds):
+            kind = f"tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__
+            raise InputError(f"input {number} is of type {kind}, expected {wanted}")
+    return list(inputs)
 
 
 def content(picture: Any) -> bytes:

@@ -6,7 +6,7 @@ ranks are other processes.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.api.address import Address
-from hepti_mpi.api.asked import Asked, Input, Label, Ranked
+from hepti_mpi.api.asked import Asked, Input, Label, Ranked, checked
 from hepti_mpi.api.own import Own
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import Message
@@ -39,7 +39,11 @@ class Model:
         readiness, and for an answer.
         Raises: StoreError, HostError, ServiceError and other HeptiErrors, each a sentence that says what to do.
         """
-        if isinstance(model, str) and model.startswith(("http://", "https://")):
+        if not isinstance(model, (str, Path)):
+            raise InputError(f"model is of type {type(model).__name__}, expected a store, or the address of a service")
+        if isinstance(model, str) and model.lower().startswith(("http://", "https://")):
+            if hostfile is not None or options:
+                raise InputError(f"the service at {model} has hosts and options of its own: leave out hostfile and options")
             self._asked: Asked = Address(model, api_key, timeout)
         else:
             words = ["answer", "--quiet", "--weights", str(model), *options]
@@ -50,7 +54,8 @@ class Model:
 
         Raises: InputError where the model makes none, or does not take a text; ServiceError where the job cannot go on.
         """
-        found = self._asked.embed(_many(texts))
+        many = _many(texts)
+        found = self._asked.embed(many or [""])[: len(many)]  # of none, how large one is
         return found[0] if isinstance(texts, str) else found
 
     def classify(self, inputs: Input | Sequence[Input]) -> list[list[Label]]:
@@ -58,16 +63,17 @@ class Model:
 
         Raises: InputError, ServiceError.
         """
-        many: Sequence[Any] = [inputs] if isinstance(inputs, (str, tuple, Path, bytes)) else inputs
-        return self._asked.classify(many)
+        many: Any = inputs if isinstance(inputs, Iterable) and not isinstance(inputs, (str, tuple, bytes)) else [inputs]
+        return self._asked.classify(checked(list(many), self._asked.takes_pictures))
 
     def rerank(self, query: str, texts: Sequence[str]) -> list[Ranked]:
         """Return the texts in the order of how well they answer a query, the best first.
 
         Raises: InputError where the model is no reranker, ServiceError.
         """
-        scores = self._asked.scores(query, _many(texts))
-        return [Ranked(int(at), float(scores[at]), texts[at]) for at in np.argsort(-scores, kind="stable")]
+        (asked,), many = _many([query]), _many(texts)
+        scores = self._asked.scores(asked, many)
+        return [Ranked(int(at), float(scores[at]), many[at]) for at in np.argsort(-scores, kind="stable")]
 
     def generate(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
         """Return how a text goes on, or what is answered in a talk: messages with role and content.
@@ -112,7 +118,10 @@ class Model:
         self.close()
 
 
-def _many(texts: str | Sequence[str]) -> list[str]:
+def _many(texts: str | Iterable[str]) -> list[str]:
+    """Return texts, of one text a list of it. Raises InputError for what is no text."""
+    if not isinstance(texts, Iterable):
+        raise InputError(f"what is asked is of type {type(texts).__name__}, expected texts")
     many = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(many, 1):
         if not isinstance(text, str):

@@ -33,7 +33,7 @@ class Own:
     def __init__(self, store: Path, hostfile: Path | None, mpirun: str, words: list[str], timeout: float) -> None:
         with Store(store) as opened:
             self.model = asking.Model(opened.spec, opened.files, opened.source_hash)
-        self.timeout = timeout
+        self.timeout, self.takes_pictures = timeout, self.model.takes_pictures
         self.service = Service(Job.on(hostfile, words, mpirun), self.model.source_hash, LOG.info)
         self.service.start()
         ready = self.service.ready.wait(timeout)
@@ -44,13 +44,11 @@ class Own:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         self.model.check_embeds()
-        parts = self._each(texts, self.model.texts, self.model.embeddings)
-        return np.concatenate([np.zeros((0, 0), np.float32)] * (not texts) + list(parts))
+        return np.concatenate(list(self._each(texts, self.model.texts, self.model.embeddings)))
 
     def classify(self, inputs: Sequence[Input]) -> list[list[Label]]:
         self.model.check_classifies()
-        pictures = self.model.takes_pictures
-        made = (lambda part: self.model.pictures(list(map(content, part)))) if pictures else self.model.texts
+        made = (lambda part: self.model.pictures(list(map(content, part)))) if self.takes_pictures else self.model.texts
         return [labels(record) for part in self._each(inputs, made, self.model.records) for record in part]
 
     def scores(self, query: str, texts: Sequence[str]) -> np.ndarray:

@@ -50,6 +50,11 @@ class Model:
         """What it answers with, in words."""
         return GIVES.get(self.spec.head, self.spec.head)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest text that it takes."""
+        return int(self.spec.options.get("max_tokens") or self.spec.positions)
+
     @cached_property
     def _tokens(self) -> Tokens:
         return text_tokens(self.spec, self.files)
@@ -96,7 +101,7 @@ class Model:
         if self.takes_pictures:
             raise InputError(f"model {self.spec.name} takes pictures, not tokens")
         requests, words = [], self.spec.numbers("ids")
-        most = self.spec.options.get("max_tokens") or self.spec.positions
+        most = self.most_tokens
         for index, own in enumerate(lists):
             if not own or len(own) > most:
                 raise InputError(f"input {index + 1} has {counted(len(own), 'tokens')}, the model takes 1 to {most}")

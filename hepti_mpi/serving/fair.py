@@ -24,6 +24,7 @@ class Turn(Generic[Piece]):
     pieces: deque[tuple[int, Piece]] = field(compare=False, default_factory=deque)  # of a question, with their rows
     turns: "list[Turn[Piece]]" = field(compare=False, default_factory=list)  # of a client: a heap of its questions
     waiting: int = field(compare=False, default=0)  # rows
+    count: int = field(compare=False, default=0)  # of a client: its pieces that wait
 
 
 class Fair(Generic[Piece]):
@@ -40,8 +41,16 @@ class Fair(Generic[Piece]):
         """Tell whether no more may wait, of this client: one that has less waiting than its part may go on up to that. How much is asked at
         once does not matter: many small questions and a large one are treated alike."""
         own = self.clients.get(client)
-        part = self.limit / (len(self.clients) + (own is None))
-        return self.rows >= self.limit and ((own.waiting if own else 0) >= part or self.rows >= 2 * self.limit)
+        return self._no_room(self.rows, self.limit, own, own.waiting if own else 0)
+
+    def is_crowded(self, client: str, most: int) -> bool:
+        """Tell the same of a limit to how many `pieces` wait, whatever rows they have."""
+        own = self.clients.get(client)
+        return self._no_room(self.count, most, own, own.count if own else 0)
+
+    def _no_room(self, there: int, limit: int, own: Turn[Piece] | None, waiting: int) -> bool:
+        part = limit / (len(self.clients) + (own is None))
+        return there >= limit and (waiting >= part or there >= 2 * limit)
 
     def add(self, client: str, question: object, pieces: Iterable[tuple[int, Piece]]) -> None:
         """Let the pieces of a question wait, each with its rows."""
@@ -56,6 +65,7 @@ class Fair(Generic[Piece]):
         turn.rows = own.turns[0].rows if own.turns else 0
         heapq.heappush(own.turns, turn)
         own.waiting += turn.waiting
+        own.count += len(turn.pieces)
         self.rows += turn.waiting
         self.count += len(turn.pieces)
 
@@ -77,6 +87,7 @@ class Fair(Generic[Piece]):
             room -= rows
             self.now = client.rows
             self.count -= 1
+            client.count -= 1
             turn.waiting -= rows
             if turn.pieces:
                 turn.rows += rows
@@ -107,5 +118,6 @@ class Fair(Generic[Piece]):
                 own.waiting -= turn.waiting
                 self.rows -= turn.waiting
                 self.count -= len(turn.pieces)
+                own.count -= len(turn.pieces)
                 turn.pieces.clear()
                 turn.waiting = 0

@@ -32,7 +32,7 @@ LEAST_BATCHES = 16  # that may wait however slow they are
 STEPS = 2  # batches that rank 0 has: one that is answered, and the next
 ALONE = 2  # failures of the job that a request was under way in, after which it goes alone: if it is the reason, no other is to suffer
 GIVEN_UP = 4  # such failures after which it is refused
-MOST_PROMPTS = 256  # that may wait for a slot
+MOST_PROMPTS = 256  # that may wait for a slot; a client that has less than its part of them may go on
 DOORS = 8  # connections that have not shown that they are rank 0's; for one more the first has to leave
 LARGEST_MESSAGE = 1 << 30
 
@@ -144,7 +144,7 @@ class Front:
         with self.changed:
             self.check(growing.client)
             room = self.streams.positions
-            if self.streams.queue.count >= MOST_PROMPTS:
+            if self.streams.queue.is_crowded(growing.client, MOST_PROMPTS):
                 raise Busy(f"{self.streams.queue.count} prompts wait already; ask again in some seconds", 5)
             if not growing.prompt:
                 raise InputError("the prompt has no tokens: there is nothing to go on with")
@@ -166,6 +166,12 @@ class Front:
             self.queue.drop(call.client, call)
             self.unwanted += [place for place, piece in self.flying.items() if piece.call is call]
             self.changed.notify_all()
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many inputs and prompts wait, and how many rows they have."""
+        queue, prompts = self.queue, self.streams.queue
+        return queue.count + prompts.count, queue.rows + prompts.rows
 
     @property
     def idle(self) -> bool:

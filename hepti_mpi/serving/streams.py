@@ -56,6 +56,11 @@ class Growing(Answer):
         """Whether it may be the reason that the job fails: then no other is to suffer."""
         return self.tries >= ALONE and len(self.tokens) == self.had
 
+    @property
+    def queued_seconds(self) -> float:
+        """How long it waited until it was begun."""
+        return (self.begun or time.monotonic()) - self.since
+
     def tell(self, part: Grown) -> None:
         if not self.over:
             self.over = part.finish is not None or part.error is not None

@@ -21,6 +21,16 @@ UNFINISHED = "\ufffd"  # what stands for bytes that are not yet a letter
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token of one byte, where the decoder takes runs of them together
 
 
+def _letters() -> str:
+    """Return the letter that stands for each byte in the vocabularies of byte-level tokenizers. Source: GPT-2, encoder.py."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return "".join(chr(byte if byte in shown else next(others)) for byte in range(256))
+
+
+LETTERS = _letters()
+
+
 def guarded(call: Callable[[], T], error: Exception) -> T:
     """Return `call()`; raise `error` with the reason added when the library raises or panics.
 
@@ -129,6 +139,15 @@ class Tokens:
         """Return the tokens of a text with nothing put around it; special tokens in it are taken as such. Raises InputError."""
         encoding = guarded(lambda: self._tokenizer.encode(text, add_special_tokens=False), InputError(f"{where} cannot be tokenised"))
         return list(encoding.ids)
+
+    def content(self, number: int) -> bytes | None:
+        """Return the bytes that a token stands for, which may be a part of a letter; None where they are not known."""
+        piece, text = self.piece(number), self.decode([number])
+        if UNFINISHED not in text:
+            return (text or piece).encode()
+        if BYTE.fullmatch(piece):
+            return bytes([int(piece[3:5], 16)])
+        return bytes(map(LETTERS.index, piece)) if all(letter in LETTERS for letter in piece) else None
 
     def piece(self, number: int) -> str:
         """Return the text of a token id; ids that the tokenizer lacks are shown as numbers."""

@@ -18,13 +18,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import HeptiError, place_of
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.front import Call, Front
 from hepti_mpi.serving.http import generation, inquiries
-from hepti_mpi.serving.http.events import Conversation
+from hepti_mpi.serving.http.events import ANSWER_SECONDS, Conversation
 from hepti_mpi.serving.http.fields import Fields, parsed
 from hepti_mpi.serving.http.forms import parts
 from hepti_mpi.serving.http.generation import Wanted
@@ -35,7 +36,6 @@ from hepti_mpi.serving.http.refusals import Refused
 LARGEST_BODY = 32 << 20  # bytes of one request
 HELD_BODIES = 256 << 20  # of all that are being read or made into requests
 BODY_SECONDS = 60.0  # for a body to come
-ANSWER_SECONDS = 600.0  # for an answer
 SMALL = 4 << 10  # bytes of a body for which no other thread is worth the way
 OPEN = ("/health", "/")  # that need no key: they tell nothing that a key protects
 Inquire = Callable[[Model, Fields], Inquiry]
@@ -54,6 +54,24 @@ class Document(Response):
 
     def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(json.dumps(content, ensure_ascii=False).encode(errors="replace"), status, dict(headers or {}))
+
+
+class Growing(StreamingResponse):
+    """An answer as events, which is counted when it has ended: `ended` is told as what."""
+
+    def __init__(self, conversation: Conversation, queued: Callable[[float], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(conversation.stream(), media_type="text/event-stream", headers=headers)
+        self.conversation, self.queued = conversation, queued
+        self.ended: Callable[[int], None] = lambda status: None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.conversation.close()  # a stream that nobody has begun to read does not do that itself
+            self.queued(self.conversation.queued_seconds)
+            self.ended(self.conversation.status)
 
 
 @dataclass
@@ -80,10 +98,10 @@ class Api:
         self.page = (files("hepti_mpi.serving.http") / "page.html").read_bytes()
 
     def _look(self) -> dict[str, float]:
-        status, queue = self.own.status(), self.front.queue
+        status, (count, rows) = self.own.status(), self.front.waiting
         lost = [host for host in status["hosts"] if host["state"] == "lost"]
         ready = status["status"] in ("ready", "degraded")
-        found = {"waiting": queue.count, "waiting_rows": queue.rows, "ready": ready, "starts": status["starts"]}
+        found = {"waiting": count, "waiting_rows": rows, "ready": ready, "starts": status["starts"]}
         found["tokens"] = self.front.streams.tokens
         return found | {"lost": len(lost), "hosts": len(status["hosts"])}
 
@@ -117,8 +135,10 @@ class Api:
                 self.own.say(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]} ({place_of(error)})")
                 response = Document(Refused(500, "the server has a fault; its log says which").document(), 500)
             finally:
-                self.meters.requests.labels(path, response.status_code if response else 499).inc()
-                self.meters.duration.labels(path).observe(time.perf_counter() - begin)
+                if isinstance(response, Growing):
+                    response.ended = lambda status: self.meters.answered(path, status, time.perf_counter() - begin)
+                else:
+                    self.meters.answered(path, response.status_code if response else 499, time.perf_counter() - begin)
             return response
 
         return Route(path, guarded, methods=methods)
@@ -222,9 +242,10 @@ class Api:
                 self.held -= len(body)
             conversation = Conversation(self.model, self.front, client, wanted)
             if wanted.stream:
-                headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-                return StreamingResponse(conversation.stream(), media_type="text/event-stream", headers=headers)
-            return Document(await self._whole(request, conversation))
+                return Growing(conversation, self.meters.queued.observe)
+            document = await self._whole(request, conversation)
+            self.meters.queued.observe(conversation.queued_seconds)
+            return Document(document, headers={"x-queue-time": f"{1000 * conversation.queued_seconds:.0f}"})
 
         return answer
 
@@ -247,9 +268,14 @@ class Api:
     async def _tokenize(self, request: Request) -> Response:
         body = await self._body(request)
         try:
-            return Document(await beside(len(body) > SMALL, lambda: inquiries.tokenize(self.model, parsed(body))))
+            return Document(await beside(len(body) > SMALL, lambda: inquiries.tokenize(self.model, parsed(body), self._room)))
         finally:
             self.held -= len(body)
+
+    @property
+    def _room(self) -> int:
+        """Tokens that the service takes of a text, with its answer where it writes: as many as its slots have, once it is loaded."""
+        return self.front.streams.positions or self.model.most_tokens
 
     async def _models(self, request: Request) -> Response:
         return Document({"object": "list", "data": [self._described()]})
@@ -262,7 +288,7 @@ class Api:
 
     def _described(self) -> dict[str, Any]:
         spec = self.model.spec
-        meta = {"gives": self.model.gives, "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "positions": spec.positions}
+        meta = {"gives": self.model.gives, "family": spec.family, "layers": spec.layers, "hidden": spec.hidden, "positions": self._room}
         return {"id": spec.name, "object": "model", "created": self.born, "owned_by": "hepti_mpi", "meta": meta}
 
     async def _health(self, request: Request) -> Response:
@@ -271,8 +297,8 @@ class Api:
         return Document(status, 200 if well else 503, {} if well else {"Retry-After": "5"})
 
     async def _status(self, request: Request) -> Response:
-        front, queue = self.front, self.front.queue
-        asked: dict[str, Any] = {"waiting": queue.count, "waiting_rows": queue.rows, "under_way": len(front.flying)}
+        front, (count, rows) = self.front, self.front.waiting
+        asked: dict[str, Any] = {"waiting": count, "waiting_rows": rows, "under_way": len(front.flying)}
         asked |= {"answered": front.answered, "answered_rows": front.answered_rows, "rows_per_second": front.rows_per_second}
         asked |= {"tokens": front.streams.tokens, "growing": len(front.streams.flying)}
         return Document({"version": __version__, **self.own.status(), "model": self._described(), "queue": asked, **self.own.details()})

@@ -4,6 +4,7 @@ what the parts say (generation.py).
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hepti_mpi.serving.http.generation import Choices, Wanted
 from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.serving.streams import Growing, Grown, growing
 
+ANSWER_SECONDS = 600.0  # for an answer, or the next part of one that grows
 QUIET_SECONDS = 10.0  # without a part, after which a comment tells clients and proxies that the answer still comes
 COMMENT, DONE = b": still at it\n\n", b"data: [DONE]\n\n"
 
@@ -26,6 +28,7 @@ class Conversation:
         self.front, self.choices = front, Choices(model, wanted)
         self.loop, self.parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Grown]]()
         self.growing: list[Growing] = []
+        self.status, self.heard = 499, time.monotonic()  # how it is counted, where nobody reads it to its end; when the last part came
         decode = model.tokens.decode
         try:
             for index, (prompt, sampling) in enumerate(wanted.each()):
@@ -45,6 +48,24 @@ class Conversation:
         except RuntimeError:  # the server has ended
             pass
 
+    @property
+    def queued_seconds(self) -> float:
+        """How long the last of them waited until it was begun."""
+        return max((one.queued_seconds for one in self.growing), default=0.0)
+
+    async def _next(self) -> tuple[int, Grown] | None:
+        """Take in the next part of a choice and return it, None where none has come for QUIET_SECONDS. Raises what went wrong, and Refused
+        when none has come for too long."""
+        try:
+            index, part = await asyncio.wait_for(self.parts.get(), QUIET_SECONDS)
+        except asyncio.TimeoutError:
+            if time.monotonic() > self.heard + ANSWER_SECONDS:
+                raise Refused(504, f"nothing more of the answer came within {ANSWER_SECONDS:g} s", retry_after=10) from None
+            return None
+        self.heard = time.monotonic()
+        self.choices.add(index, part)
+        return index, part
+
     def close(self) -> None:
         """End what has not ended."""
         for one in self.growing:
@@ -55,7 +76,7 @@ class Conversation:
         """Return the whole answer. Raises what went wrong."""
         try:
             while not self.choices.ended:
-                self.choices.add(*await self.parts.get())
+                await self._next()
             return self.choices.document()
         finally:
             self.close()
@@ -66,19 +87,20 @@ class Conversation:
             for document in self.choices.begin():
                 yield event(document)
             while not self.choices.ended:
-                try:
-                    index, part = await asyncio.wait_for(self.parts.get(), QUIET_SECONDS)
-                except asyncio.TimeoutError:
+                part = await self._next()
+                if part is None:
                     yield COMMENT
                     continue
-                self.choices.add(index, part)
-                for document in self.choices.part(index, part):
+                for document in self.choices.part(*part):
                     yield event(document)
             for document in self.choices.end():
                 yield event(document)
+            self.status = 200
             yield DONE
         except HeptiError as error:
-            yield event(Refused.of(error).document())
+            refused = Refused.of(error)
+            self.status = refused.status
+            yield event(refused.document())
             yield DONE
         finally:
             self.close()

@@ -78,10 +78,10 @@ class Fields:
         return [sound(name, text) for text in listed(name, value)], False
 
 
-def listed(name: str, value: Any) -> list[Any]:
-    """Return a list that is not empty nor too long."""
+def listed(name: str, value: Any, alone: bool = True) -> list[Any]:
+    """Return a list that is not empty nor too long. `alone`: one text would do as well."""
     if not isinstance(value, list):
-        raise Refused(422, f"{name} is {_kind(value)}, expected a text or a list of texts", name)
+        raise Refused(422, f"{name} is {_kind(value)}, expected {'a text or ' * alone}a list of texts", name)
     if not value:
         raise Refused(422, f"{name} is an empty list: there is nothing to answer", name)
     if len(value) > MOST_INPUTS:
@@ -107,10 +107,10 @@ def data_url(name: str, value: Any) -> bytes:
     """Return the content of a data URL, the only kind of address that is opened: a server that fetches others reaches into networks that
     its clients do not."""
     head, comma, content = sound(name, value).partition(",")
-    if not head.startswith("data:") or not comma or not head.endswith(";base64"):
+    if not head.lower().startswith("data:") or not comma or not head.lower().endswith(";base64"):
         raise Refused(422, f"{name} is {shown(value)}, expected a picture as data:image/png;base64,...", name)
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode("".join(content.split()), validate=True)  # some break lines
     except (binascii.Error, ValueError):
         raise Refused(422, f"{name} holds base64 that is damaged", name) from None
 

@@ -92,6 +92,8 @@ def completion(model: Model, fields: Fields, room: int) -> Wanted:
         texts = fields.texts("prompt")[0]
         prompts = [list(tokens.encode([text], f"prompt {number}").ids) for number, text in enumerate(texts, 1)]
     told = fields.number("logprobs", 0, MOST_LOGPROBS, whole=True)
+    if told is not None and fields.flag("echo", False):
+        raise Refused(422, "logprobs with echo would be those of the prompt too, which are not known: leave one of them out", "logprobs")
     return _wanted(model, fields, (False, prompts, texts), "max_tokens", USUAL_TOKENS, None if told is None else int(told))
 
 
@@ -164,6 +166,7 @@ class Choices:
         self.chosen: list[list[Chosen]] = [[] for _ in self.texts]
         self.finish: list[str | None] = [None for _ in self.texts]
         self.held = [Held() for _ in self.texts]
+        self.letters = [0 for _ in self.texts]  # of the tokens whose logarithms were told
         if wanted.echo:
             self.texts = [text for text in wanted.texts for _ in range(wanted.count)]
 
@@ -193,7 +196,7 @@ class Choices:
                 finish = "tool_calls" if called else finish
                 message = {"role": "assistant", "content": said or (None if called else ""), "refusal": None}
                 own = {"message": message | ({"tool_calls": called} if called else {})}
-            choices.append({"index": index, **own, "logprobs": self._logprobs(self.chosen[index]), "finish_reason": finish})
+            choices.append({"index": index, **own, "logprobs": self._logprobs(index, self.chosen[index]), "finish_reason": finish})
         return self.wanted.head | {"choices": choices, "usage": self.usage()}
 
     # parts
@@ -225,7 +228,7 @@ class Choices:
         if self.wanted.chat and finish is not None and not content.get("content"):
             content = {}
         own = {"delta": content} if self.wanted.chat else {"text": content}
-        choice = {"index": index, **own, "logprobs": self._logprobs([] if chosen is None else [chosen]), "finish_reason": finish}
+        choice = {"index": index, **own, "logprobs": self._logprobs(index, [chosen] if chosen else []), "finish_reason": finish}
         return self._chunk([choice]) | ({"usage": None} if self.wanted.with_usage else {})
 
     def end(self) -> list[dict[str, Any]]:
@@ -236,7 +239,8 @@ class Choices:
         head = self.wanted.head
         return head | ({"object": "chat.completion.chunk"} if self.wanted.chat else {}) | {"choices": choices}
 
-    def _logprobs(self, chosen: Sequence[Chosen]) -> dict[str, Any] | None:
+    def _logprobs(self, index: int, chosen: Sequence[Chosen]) -> dict[str, Any] | None:
+        """Return the logarithms of the tokens that come next in a choice."""
         if self.wanted.sampling.logprobs is None or not chosen:
             return None
         if self.wanted.chat:
@@ -244,12 +248,12 @@ class Choices:
                                 for one in chosen], "refusal": None}  # fmt: skip
         pieces = [self._text(one.token) for one in chosen]
         likeliest = [{self._text(token): value for token, value in one.top} for one in chosen]
-        begins = [0, *accumulate(map(len, pieces))][:-1]
+        *begins, self.letters[index] = accumulate(map(len, pieces), initial=self.letters[index])
         return {"tokens": pieces, "token_logprobs": [one.logprob for one in chosen], "top_logprobs": likeliest, "text_offset": begins}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        content = self.model.tokens.content(token)
+        return {"token": self._text(token), "logprob": logprob, "bytes": None if content is None else list(content)}
 
     def _text(self, token: int) -> str:
         return self.model.tokens.decode([token]) or self.model.tokens.piece(token)

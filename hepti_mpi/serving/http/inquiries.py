@@ -94,8 +94,10 @@ def embed(model: Model, fields: Fields) -> Inquiry:
     model.check_embeds()
     texts, _ = fields.texts("inputs")
     size, unit = fields.number("dimensions", 1, 1 << 20, whole=True), fields.flag("normalize", True)
-    requests = model.texts(texts)
-    _check_whole(fields, requests)
+    cuts, requests = fields.flag("truncate", False), model.texts(texts)
+    cut = [request for request in requests if request.truncated]
+    if cut and not cuts:
+        raise Refused(413, f"{cut[0].origin} is longer than the model takes; shorten it, or let it be cut off with truncate", "inputs")
 
     def reply(results: Sequence[Result]) -> Any:
         values = shortened(model.embeddings(requests, results), None if size is None else int(size))
@@ -104,19 +106,13 @@ def embed(model: Model, fields: Fields) -> Inquiry:
     return Inquiry(requests, reply)
 
 
-def _check_whole(fields: Fields, requests: Sequence[Request]) -> None:
-    cut = [request for request in requests if request.truncated]
-    if cut and not fields.flag("truncate", False):
-        raise Refused(413, f"{cut[0].origin} is longer than the model takes; shorten it, or let it be cut off with truncate", "inputs")
-
-
 def rerank(model: Model, fields: Fields) -> Inquiry:
     """/rerank and /v1/rerank: as Jina and Cohere ask, with documents, or as text-embeddings-inference, with texts."""
     check_name(model, fields)
     model.check_ranks()
     query, plain = fields.text("query"), "texts" in fields
     name = "texts" if plain else "documents"
-    texts = [sound(name, one.get("text") if isinstance(one, dict) else one) for one in listed(name, fields.any(name))]
+    texts = [sound(name, one.get("text") if isinstance(one, dict) else one) for one in listed(name, fields.any(name), alone=False)]
     most = fields.number("top_n", 1, 1 << 20, whole=True)
     raw, whole = fields.flag("raw_scores", False), fields.flag("return_text" if plain else "return_documents", False)
     requests = model.texts([(query, text) for text in texts])
@@ -194,12 +190,13 @@ def _classes(model: Model, requests: list[Request], results: Sequence[Result]) -
     return {"object": "list", "model": model.spec.name, "data": data, "usage": usage(requests)}
 
 
-def tokenize(model: Model, fields: Fields) -> Any:
-    """/tokenize: as text-embeddings-inference answers `inputs`, and as vLLM answers `prompt`. Asks nobody."""
+def tokenize(model: Model, fields: Fields, room: int) -> Any:
+    """/tokenize: as text-embeddings-inference answers `inputs`, and as vLLM answers `prompt`. Asks nobody. `room`: tokens that the service
+    takes of one text, with its answer where it writes."""
     name = "prompt" if "prompt" in fields else "inputs"
-    texts, _ = fields.texts(name)
     if model.takes_pictures:
         raise InputError(f"model {model.spec.name} takes pictures: it has no tokens")
+    texts = fields.texts(name)[0] if name == "inputs" else [fields.text(name)]
     added, tokens = fields.flag("add_special_tokens", True), model.tokens
     found = []
     for index, text in enumerate(texts):
@@ -208,5 +205,5 @@ def tokenize(model: Model, fields: Fields) -> Any:
         found.append([{"id": number, "text": tokens.piece(number), "special": special} for number, special in own])
     if name == "prompt":
         ids = [token["id"] for token in found[0]]
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.spec.positions}
+        return {"tokens": ids, "count": len(ids), "max_model_len": room}
     return found

@@ -38,6 +38,11 @@ class Meters:
         self.looked = {name: Gauge(*words, registry=own) for name, words in looks.items()}
         self.hosts: list[str] = []
 
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.requests.labels(route, status).inc()
+        self.duration.labels(route).observe(seconds)
+
     def heard(self, record: Mapping[str, Any]) -> None:
         """Count what rank 0 tells (serving.remote)."""
         if record["kind"] in ("ready", "planned"):
