@@ -17,7 +17,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.planning import writing
 from hepti_mpi.planning.writing import Writer
-from hepti_mpi.program.placement import Stage, Team
+from hepti_mpi.program.placement import Stage, Team, whole
 from hepti_mpi.reporting.generation import writers_lines
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.teams import FRONT, WORK
@@ -32,8 +32,8 @@ def letters(ids, more=False):
 
 def arranged(profile, texts=64, forced=True, **changes):
     request = replace(TEXT, **{"kept": SLOTS * 256, **changes})
-    plan = decide(profile, **{"kept": request.kept, "limits": request.limits}).chosen.plan
-    return writing.arranged(SPEC, "0" * 64, profile, request, plan, (SLOTS, texts), forced)
+    one = whole(decide(profile, **{"kept": request.kept, "limits": request.limits}).chosen.plan)
+    return writing.arranged(SPEC, "0" * 64, profile, request, one, (SLOTS, texts), forced)
 
 
 def members(found):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,18 +20,17 @@ from hepti_mpi.wording import counted
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.commands.session import Session
-    from hepti_mpi.engine.loading import Rule
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.engine.sessions import Segments
     from hepti_mpi.models.spec import ModelSpec
-    from hepti_mpi.planning.request import Decision, Request
-    from hepti_mpi.program.plan import Plan
+    from hepti_mpi.planning.request import Request
     from hepti_mpi.tuning.bench import Bench, Samples
     from hepti_mpi.tuning.formats import InFormat
     from hepti_mpi.weights.store import Store
 
 MOST_ROWS = 1 << 20
 PHASES = ("request", "decode")
+Decide = Callable[..., tuple[Any, Any]]  # (machine, store, profile, name, request): what is done, and on rank 0 why
 OneSize = tuple[int, int | None]  # rows of a request, layers that answer it; None: all
 
 
@@ -128,7 +127,7 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     from hepti_mpi.planning.capacity import check_limits
     from hepti_mpi.serving import outputs
 
-    names, choice, begin = named(methods), grouped(Choice, options), time.perf_counter()
+    names, choice, begin = named(methods, options["phase"]), grouped(Choice, options), time.perf_counter()
     if choice.phase == "decode":
         check_texts(choice, names)
     session = sessions.opened(grouped(Machinery, options), weights)
@@ -203,8 +202,8 @@ def measure(
 
 def plans_of(
     session: "Session", subjects: Sequence[Subject], parts: "Sequence[Store]", names: Sequence[str], request: "Request",
-    rule: "Rule | None" = None,
-) -> list[tuple[dict[str, tuple["Plan", "Decision | None"]], dict[str, str]]]:  # fmt: skip
+    decide: "Decide | None" = None,
+) -> list[tuple[dict[str, tuple[Any, Any]], dict[str, str]]]:  # fmt: skip
     """Return, for each of what is measured, the plans of the methods that fit and why the others do not. Collective.
 
     `parts`: its store, or the first layers of it. Raises: CapacityError when nothing fits.
@@ -214,7 +213,7 @@ def plans_of(
     found, last = [], None
     for one, part in zip(subjects, parts):
         try:
-            found.append(choose(session.machine, part, one.known, names, request, rule))
+            found.append(choose(session.machine, part, one.known, names, request, decide))
         except CapacityError as error:  # on every rank
             session.tell(f"{one.found.name or one.store.path} is left out: {error}")
             found.append(({}, {}))
@@ -238,14 +237,14 @@ def show_formats(session: "Session", choice: Choice, subjects: Sequence[Subject]
 
 def check_texts(choice: Choice, names: Sequence[str]) -> None:
     """Raise UsageError where something is asked for that is not for texts."""
-    from hepti_mpi.planning.decoding import BY_WEIGHTS
+    from hepti_mpi.planning.texts import NAMES
 
     if choice.output is not None:
         raise click.UsageError("--output is for samples of requests; of --phase decode the last line of standard output says all")
     if any(layers is not None for _, layers in choice.rows):
         raise click.UsageError("--phase decode takes all layers: give --rows without :N")
-    if not set(names) & set(BY_WEIGHTS):
-        raise click.UsageError(f"none of --methods divides a step of a text, which has one row; there are {', '.join(BY_WEIGHTS)}")
+    if not set(names) & set(NAMES):
+        raise click.UsageError(f"none of --methods divides a step of a text, which has one row; there are {', '.join(NAMES)}")
 
 
 def check_room(choice: Choice, spec: "ModelSpec") -> None:
@@ -266,22 +265,24 @@ def measure_texts(
 ) -> None:  # fmt: skip
     """Measure a prompt of each size in turn, with the tokens added to it, and show what was found."""
     from hepti_mpi.engine import machine as machines
+    from hepti_mpi.engine import texts as loading
     from hepti_mpi.engine.decoder import ROWS
     from hepti_mpi.planning import decoding
     from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.texts import NAMES
     from hepti_mpi.tuning import texts
     from hepti_mpi.tuning.formats import Taken
 
     machine, spec = session.machine, session.store.spec
-    other = [name for name in names if name not in decoding.BY_WEIGHTS]
+    other = [name for name in names if name not in NAMES]
     names = [name for name in names if name not in other]
     for prompt, _ in choice.rows:
         kept, chunk = prompt + choice.tokens, min(prompt, ROWS)
         request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
                           answer=choice.tokens)  # fmt: skip
-        plans = plans_of(session, subjects, [one.store for one in subjects], names, request, decoding.decide)
+        plans = plans_of(session, subjects, [one.store for one in subjects], names, request, loading.decide)
         with meanwhile("loading, and writing by all methods in turns", choice.repeat + 1, session.root) as meter:
-            loaded = [texts.load(machine, one.store, one.known, chosen, request) for one, (chosen, _) in zip(subjects, plans)]
+            loaded = [texts.load(machine, one.store, chosen, request) for one, (chosen, _) in zip(subjects, plans)]
             every = [method for methods in loaded for method in methods.values()]
             texts.write(machine, every, spec.hidden, request, choice.repeat, meter.advance)
         for one, methods, (_, refused) in zip(subjects, loaded, plans):
@@ -298,14 +299,19 @@ def measure_texts(
         begin = time.perf_counter()
 
 
-def named(methods: str) -> list[str]:
-    """Return the methods of a list. Raises UsageError for one that there is not."""
-    from hepti_mpi.planning.methods import BOOST, NAMES, OURS
+def named(methods: str, phase: str = PHASES[0]) -> list[str]:
+    """Return the methods of a list. Raises UsageError for one that there is not in a phase."""
+    from hepti_mpi.planning.methods import BOOST, OURS
+    from hepti_mpi.planning.methods import NAMES as REQUESTS
+    from hepti_mpi.planning.staging import NAMES as STAGES
+
+    known = (*REQUESTS, *STAGES) if phase == "decode" else REQUESTS
 
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
-        if name.removesuffix(BOOST) not in NAMES or name.removesuffix(BOOST) in OURS and name.endswith(BOOST):
-            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(NAMES)}, and with {BOOST} those not our own")
+        if name.removesuffix(BOOST) not in known or name.removesuffix(BOOST) in (*OURS, *STAGES) and name.endswith(BOOST):
+            more = f"; of --phase decode also {' and '.join(STAGES)}" if known is REQUESTS else ""
+            raise click.UsageError(f"there is no method {name!r}; known are {', '.join(known)}, and with {BOOST} those not our own{more}")
     return names
 
 
@@ -318,22 +324,22 @@ def check_layers(spec: "ModelSpec", layers: int | None) -> None:
 
 
 def choose(
-    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request", rule: "Rule | None" = None
-) -> tuple[dict[str, tuple["Plan", "Decision | None"]], dict[str, str]]:
+    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request",
+    decide: "Decide | None" = None,
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:  # fmt: skip
     """Return the plans of the methods that fit, with rank 0's decisions, and why the others do not. Collective.
 
-    `rule`: what turns a name into a plan, where that is not for requests. Raises: CapacityError when none fits.
+    `decide`: what turns a name into a plan, or a placement, where that is not for requests. Raises: CapacityError when none fits.
     """
     from hepti_mpi.engine import loading
     from hepti_mpi.engine import machine as machines
     from hepti_mpi.errors import CapacityError
-    from hepti_mpi.planning import methods
 
-    chosen: dict[str, tuple[Plan, Decision | None]] = {}
+    chosen: dict[str, tuple[Any, Any]] = {}
     refused: dict[str, str] = {}
     for name in names:
         try:
-            chosen[name] = loading.decide(machine, store, profile, name, request, rule or methods.decide)
+            chosen[name] = (decide or loading.decide)(machine, store, profile, name, request)
         except CapacityError as error:  # on every rank
             refused[name] = str(error)
     with machines.together(machine.world):

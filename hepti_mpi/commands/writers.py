@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import planning_method, planning_request
+from hepti_mpi.commands.options import PIPELINE, planning_method, planning_request
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
 
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.decoder import Decoder
-    from hepti_mpi.planning.request import Decision, Request
+    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.texts import Chosen
     from hepti_mpi.planning.writing import Writers
     from hepti_mpi.program.placement import Placement
-    from hepti_mpi.program.plan import Plan
     from hepti_mpi.serving.generating import Maker
     from hepti_mpi.serving.generation import Generator
     from hepti_mpi.serving.stepping import Ranks
     from hepti_mpi.serving.writers import TeamGenerator
     from hepti_mpi.supervisor.progress import State
 
+STAGES = "stages"  # of planning.texts.NAMES, what --layout pipeline means
 ATTENDED = 256  # rows that a row attends to, where nobody knows
 FULL = 4  # times as many texts as a team writes at once, for each rank, where nobody knows how many there will be
 R = TypeVar("R")
@@ -37,16 +38,18 @@ R = TypeVar("R")
 @dataclass
 class Loaded:
     """A job that can generate: who does what, the part of this rank, None where it rests, what starting took and, on rank 0, what was
-    chosen: a plan for all, or `writers`, teams, whose ranks have `mail`. `room`: slots of a team, and rows of each."""
+    chosen: for all ranks together, or `writers`, teams, whose ranks have `mail`. `room`: slots of a team, and rows of each; `groups`: in
+    how many texts go through the stages of all ranks."""
 
     placement: "Placement"
     decoder: "Decoder | None"
-    decision: "Decision | None"
+    chosen: "Chosen | None"
     startup: dict[str, float]
     room: tuple[int, int]
     writers: "Writers | None" = None
     mail: "Mail | None" = None
     making: "TeamGenerator | None" = None  # answers, by teams
+    groups: int = 1
 
     def rest(self) -> None:
         """Let the others of this rank's team sleep until the next step."""
@@ -74,8 +77,6 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.engine import decoder as decoders
     from hepti_mpi.engine import texts
-    from hepti_mpi.engine.loading import decide
-    from hepti_mpi.planning import decoding
     from hepti_mpi.serving.teams import partners
 
     startup: dict[str, float] = {}
@@ -97,9 +98,10 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         half = max(1, sizes["attended"] // 2)  # of a text is its prompt, where nobody knows
         request = planning_request(sizes, machining.options, session.world.size)
         request = replace(request, kept=slots * positions, prompt=machining.prompt or half, answer=machining.answer or half)
-        method = planning_method(machining.options)
-        plan, decision = decide(session.machine, session.store, measured, method, request, decoding.decide)
-        placement, writers = _arranged(session, measured, request, plan, machining, slots)
+        method = method_of(machining.options)
+        at_once = min(slots, machining.texts) if machining.objective != "latency" and machining.texts else 1
+        placement, chosen = texts.decide(session.machine, session.store, measured, method, request, at_once)
+        placement, writers = _arranged(session, measured, request, placement, machining, slots)
         startup["plan"], begin = time.perf_counter() - begin, time.perf_counter()
         if state is not None:
             facts = {"profile": measured.to_json(), "spec": session.store.spec.to_json(), "source_hash": session.store.source_hash}
@@ -108,15 +110,20 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         decoder = texts.load(session.machine, session.store, placement, slots, positions)
         startup["load"] = time.perf_counter() - begin
     mail = None
-    if placement.together is None:
+    if not placement.is_one:
         mail = Mail(session.world, partners(placement, session.world.rank, session.world.size))
-    return Loaded(placement, decoder, decision, startup, (slots, positions), writers, mail)
+    return Loaded(placement, decoder, chosen, startup, (slots, positions), writers, mail)
+
+
+def method_of(options: dict[str, Any]) -> str:
+    """Return the method of planning.texts that the options mean. Raises UsageError when they do not go together."""
+    return STAGES if options["layout"] == PIPELINE else planning_method(options)
 
 
 def _arranged(
-    session: "Session", measured: "ClusterProfile", request: "Request", plan: "Plan", machining: Machining, slots: int
+    session: "Session", measured: "ClusterProfile", request: "Request", one: "Placement", machining: Machining, slots: int
 ) -> tuple["Placement", "Writers | None"]:  # fmt: skip
-    """Return the placement of teams where those are wanted, else that of `plan`; and on rank 0 why. Collective."""
+    """Return the placement of teams where those are wanted, else `one`, of all ranks together; and on rank 0 why. Collective."""
     from hepti_mpi.engine.machine import together
     from hepti_mpi.planning import writing
     from hepti_mpi.program import placement as placements
@@ -128,19 +135,21 @@ def _arranged(
         if session.root and world.size > 1 and objective != "latency" and free:
             texts = machining.texts or FULL * slots * world.size
             forced = objective == "throughput"
-            found = writing.arranged(session.store.spec, session.store.source_hash, measured, request, plan, (slots, texts), forced)
+            found = writing.arranged(session.store.spec, session.store.source_hash, measured, request, one, (slots, texts), forced)
             if found is not None and objective == "auto" and not (machining.texts and writing.worth(found)):
                 found = None
     document = world.from_root(None if found is None else found.placement.to_json())
-    return (placements.whole(plan) if document is None else placements.from_json(document)), found
+    return (one if document is None else placements.from_json(document)), found
 
 
 def led(loaded: Loaded, session: "Session", work: Callable[[], R]) -> R:
     """Return what `work` does with the ranks, which are let go then, however it ends. Rank 0 calls it, the others follow."""
-    from hepti_mpi.reporting.generation import writers_lines
+    from hepti_mpi.reporting.generation import stages_lines, writers_lines
 
     if loaded.writers is not None:
         SCREEN.show(writers_lines(loaded.writers, session.machine.cores.hosts, SCREEN.width) + "\n")
+    elif loaded.chosen is not None and loaded.chosen.in_stages and loaded.chosen.staged is not None:
+        SCREEN.show(stages_lines(loaded.chosen.staged, session.machine.cores.hosts, SCREEN.width) + "\n")
     elif session.world.size > 1 and loaded.placement.together is not None:
         SCREEN.draw(loaded.placement.together)
     try:
@@ -221,11 +230,16 @@ def told(loaded: Loaded, session: "Session") -> dict[str, Any]:
     """Return what is told of the ranks as soon as they are ready (commands.jobs.Job.facts), and how much they write at once. Rank 0 calls
     it."""
     from hepti_mpi.commands import jobs
+    from hepti_mpi.reporting.teams import duties
 
     slots, positions = loaded.room
     if loaded.writers is None:
-        assert loaded.placement.together is not None, "teams have their writers"
-        return jobs.told(loaded.placement.together, loaded.decision) | {"slots": slots, "positions": positions}
+        room = {"slots": slots, "positions": positions}
+        if loaded.placement.together is not None:
+            return jobs.told(loaded.placement.together, None if loaded.chosen is None else loaded.chosen.decision) | room
+        plan = {"strategy": STAGES, "hash": loaded.placement.hash, "hosts": session.machine.cores.hosts, **loaded.placement.to_json()}
+        speed = None if loaded.chosen is None else 1 / loaded.chosen.seconds
+        return {"plan": plan, "why": duties(loaded.placement, session.machine.cores.hosts), "rows_per_second": speed, "batches": 1} | room
     plan = {"strategy": "teams", "hash": loaded.placement.hash, "hosts": session.machine.cores.hosts, **loaded.placement.to_json()}
     found = {"plan": plan, "why": [], "rows_per_second": loaded.writers.rate, "batches": len(loaded.writers.every)}
     return found | {"slots": slots * len(loaded.writers.every), "positions": positions}
@@ -236,7 +250,7 @@ def facts(loaded: Loaded, session: "Session") -> dict[str, Any]:
     from hepti_mpi.comm.launcher import host_name
 
     decoder, own = loaded.decoder, dict[str, Any](host=host_name())
-    if decoder is None:
+    if decoder is None or not decoder.is_active:
         return own | {"threads": session.machine.cores.threads, "heads": 0, "columns": 0, "words": 0}
     part = decoder.part
     own |= {"threads": decoder.threads, "heads": part.granules, "columns": part.plan.columns[part.rank]}

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
+R = TypeVar("R")
 ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
 
 
@@ -65,29 +68,41 @@ class Ready:
     def program(self) -> Program:
         return self.part.program
 
-Rule = Callable[[str, ModelSpec, str, ClusterProfile, Request], Decision]
 
 
 @patiently
 def decide(
-    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request, rule: Rule = methods.decide
-) -> tuple[Plan, Decision | None]:
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request
+) -> tuple[Plan, Decision | None]:  # fmt: skip
     """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective.
 
-    `rule`: what turns a method's name into a plan. Raises: CapacityError, on every rank, when no plan fits.
+    Raises: CapacityError, on every rank, when no plan fits.
     """
-    decision: Decision | None = None
+
+    def told(found: Decision) -> dict[str, Any]:
+        return found.chosen.plan.to_json()
+
+    document, found = agreed(machine, partial(methods.decide, method, store.spec, store.source_hash, profile, request), told)
+    return plans.from_json(document), found[0] if found else None
+
+
+def agreed(machine: Machine, rule: Callable[[], R], told: Callable[[R], Any]) -> tuple[Any, list[R]]:
+    """Return on every rank what is `told` of what `rule` returns on rank 0, and that there, nothing elsewhere. Collective.
+
+    Raises: CapacityError, on every rank, when it does there.
+    """
+    found: list[R] = []
     refusal: str | None = None
     with together(machine.world):
         if machine.world.rank == 0:
             try:
-                decision = rule(method, store.spec, store.source_hash, profile, request)
+                found.append(rule())
             except CapacityError as error:
                 refusal = str(error)
-    document, refusal = machine.world.from_root([decision.chosen.plan.to_json() if decision else None, refusal])
+    document, refusal = machine.world.from_root([told(found[0]) if found else None, refusal])
     if refusal is not None:
         raise CapacityError.of_all(refusal)
-    return plans.from_json(document), decision
+    return document, found
 
 
 @patiently

@@ -1,19 +1,42 @@
-"""Load what a rank needs to take part in steps of texts: its slices, and its place among the ranks of its team.
+"""From a method to a rank that takes part in steps of texts: who does what, its slices, and its place among the ranks of its team.
 
 Knows placements and stores; does not know how a step is done.
 """
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
+from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.decoder import Decoder
 from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.loading import agreed
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.stages import Staged
+from hepti_mpi.planning import texts
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.texts import Chosen
+from hepti_mpi.program import placement as placements
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.placement import Placement, Team
 from hepti_mpi.weights.slices import DecodingPart, front_slices
 from hepti_mpi.weights.store import Store
+
+
+@patiently
+def decide(
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request, at_once: int = 1
+) -> tuple[Placement, Chosen | None]:  # fmt: skip
+    """Return who does what by a method of rank 0's planner, where so many texts are written at once, on every rank and, on rank 0, what it
+    was chosen from. Collective. Raises: CapacityError, on every rank, when nothing fits.
+    """
+
+    def told(found: Chosen) -> dict[str, Any]:
+        return found.placement.to_json()
+
+    document, found = agreed(machine, partial(texts.decide, method, store.spec, store.source_hash, profile, request, at_once), told)
+    return placements.from_json(document), found[0] if found else None
 
 
 @patiently

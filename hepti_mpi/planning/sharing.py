@@ -15,7 +15,12 @@ WORTH = 2.0  # times as long as priced that plans count whose ranks share a host
 
 def share_hosts(candidate: Candidate, profile: ClusterProfile) -> bool:
     """Tell whether ranks of a host compute beside each other of which one could have all of its cores."""
-    hosts = [profile.hosts[rank] for rank in candidate.plan.active if profile.nodes[rank].alone is not None]
+    return are_crowded(candidate.plan.active, profile)
+
+
+def are_crowded(ranks: Iterable[int], profile: ClusterProfile) -> bool:
+    """Tell the same of `ranks`."""
+    hosts = [profile.hosts[rank] for rank in ranks if profile.nodes[rank].alone is not None]
     return len(set(hosts)) < len(hosts)
 
 

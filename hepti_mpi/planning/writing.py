@@ -1,6 +1,6 @@
 """Which teams write the most texts. Pure: prices steps, measures nothing.
 
-Knows ranks, memory, and how long texts are; how the layers of a team are divided is decoding.py's. A rank that can hold the model and what
+Knows ranks, memory, and how long texts are; how the ranks of a team write together is texts.py's. A rank that can hold the model and what
 is kept of its texts exchanges nothing; ranks that cannot hold it together.
 """
 
@@ -14,12 +14,11 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning import decoding
+from hepti_mpi.planning import decoding, staging, texts
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.teams import GAIN, crowded
 from hepti_mpi.program.placement import Placement, Stage, Team
-from hepti_mpi.program.plan import Plan
 
 MOST_TEXTS = 1024  # that are shared out one by one; more are as many times these
 
@@ -76,15 +75,16 @@ class Writers:
 
 
 def arranged(
-    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan, room: tuple[int, int], forced: bool = True
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, one: Placement, room: tuple[int, int],
+    forced: bool = True,
 ) -> Writers | None:  # fmt: skip
     """Return the teams that have written texts of `request` first, None where it would be one team.
 
-    `plan`: by which all ranks write together; `room`: texts that each team writes at once, and all of them. Ranks of one host read weights
+    `one`: by which all ranks write together; `room`: texts that each team writes at once, and all of them. Ranks of one host read weights
     through one memory, so that as many of them write hardly more: they are teams of their own only where that is `forced`.
     """
     ranks, (slots, texts) = tuple(range(len(profile.nodes))), room
-    together = _writer(spec, profile, request, ranks, plan, slots)
+    together = _writer(spec, profile, request, one.teams[0], slots)
     crowds = [ranks] if profile.emulated else [ranks, tuple(firsts(profile.hosts))] if forced else [tuple(firsts(profile.hosts))]
     found = [_best(spec, source_hash, profile, request, crowd, slots) for crowd in dict.fromkeys(crowds)]
     every = [Writers(writers, together, texts, alone) for writers, alone in found if len(writers) > 1]
@@ -113,42 +113,50 @@ def _best(
 ) -> tuple[tuple[Writer, ...], tuple[int, ...]]:  # fmt: skip
     """Return teams of the ranks of a crowd, all of which compute at once, and those of them that hold the model alone."""
     profile = crowded(profile, crowd)
-    known: dict[tuple[NodeProfile, int | None], Plan | None] = {}
+    known: dict[tuple[NodeProfile, int | None], Team | None] = {}
     mode = request.mode.replace("auto", "packed")  # weights that are read from a file again and again are none
 
-    def plan_of(ranks: Sequence[int]) -> Plan | None:
+    def team_of(ranks: Sequence[int]) -> Team | None:
         limits = None if request.limits is None else tuple(request.limits[rank] for rank in ranks)
         own = profiles.of_ranks(profile, ranks)
         try:
-            return decoding.decide("hepti", spec, source_hash, own, replace(request, limits=limits, mode=mode)).chosen.plan
+            found = texts.decide("hepti", spec, source_hash, own, replace(request, limits=limits, mode=mode), slots)
         except CapacityError:
             return None
+        (team,) = found.placement.teams
+        return Team(tuple(replace(stage, members=tuple(ranks[one] for one in stage.members)) for stage in team.stages))
 
-    def lone(rank: int) -> Plan | None:
+    def lone(rank: int) -> Team | None:
         kind = replace(profile.nodes[rank], host=""), None if request.limits is None else request.limits[rank]
         if kind not in known:
-            known[kind] = plan_of((rank,))
-        plan = known[kind]
-        return None if plan is None else replace(plan, hosts=(profile.hosts[rank],))
+            known[kind] = team_of((rank,))
+        team = known[kind]
+        if team is None:
+            return None
+        return Team((Stage((rank,), replace(team.stages[0].plan, hosts=(profile.hosts[rank],))),))
 
-    alone = {rank: plan for rank in crowd if (plan := lone(rank)) is not None}
-    parts: list[tuple[tuple[int, ...], Plan]] = [((rank,), plan) for rank, plan in alone.items()]
+    alone = {rank: team for rank in crowd if (team := lone(rank)) is not None}
+    parts = list(alone.values())
     left = sorted((rank for rank in crowd if rank not in alone), key=lambda rank: -profile.nodes[rank].memory_bytes)
     while left:  # the fewest with the most memory that hold it together, again and again
-        some = next(((tuple(left[:n]), plan) for n in range(2, len(left) + 1) if (plan := plan_of(left[:n])) is not None), None)
+        some = next(((team, n) for n in range(2, len(left) + 1) if (team := team_of(left[:n])) is not None), None)
         if some is None:
             break
-        parts.append(some)
-        left = left[len(some[0]) :]
-    writers = (_writer(spec, profile, request, ranks, plan, slots) for ranks, plan in parts)
+        parts.append(some[0])
+        left = left[some[1] :]
+    writers = (_writer(spec, profile, request, team, slots) for team in parts)
     return tuple(sorted(writers, key=lambda one: (-one.rate, one.team.lead))), tuple(alone)
 
 
-def _writer(
-    spec: ModelSpec, profile: ClusterProfile, request: Request, ranks: tuple[int, ...], plan: Plan, slots: int
-) -> Writer:  # fmt: skip
-    own = profiles.of_ranks(profile, ranks)
+def _writer(spec: ModelSpec, profile: ClusterProfile, request: Request, team: Team, slots: int) -> Writer:
     some = sorted({min(1 << place, slots) for place in range(slots.bit_length() + 1)})
-    steps = np.interp(range(1, slots + 1), some, [decoding.step_seconds(spec, own, request, plan, count) for count in some])
-    prompt = decoding.prompt_seconds(spec, own, request, plan)
-    return Writer(Team((Stage(ranks, plan),)), prompt, tuple(map(float, steps)), request.answer)
+    if len(team.stages) > 1:
+        found = staging.of_team(spec, profile, request, team)
+        times, prompt = [staging.grouped(spec, profile, request, found, count)[0] for count in some], found.prompt_seconds
+    else:
+        (stage,) = team.stages
+        own = profiles.of_ranks(profile, stage.members)
+        times = [decoding.step_seconds(spec, own, request, stage.plan, count) for count in some]
+        prompt = decoding.prompt_seconds(spec, own, request, stage.plan)
+    steps = np.interp(range(1, slots + 1), some, times)
+    return Writer(team, prompt, tuple(map(float, steps)), request.answer)

@@ -6,11 +6,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.staging import Staged
 from hepti_mpi.planning.writing import Writers
 from hepti_mpi.program.placement import Placement
-from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION
-from hepti_mpi.reporting.tables import duration, rate, table
+from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
+from hepti_mpi.reporting.teams import described
 from hepti_mpi.wording import counted
 
 
@@ -58,6 +59,12 @@ def ranks_record(
         predicted = plan.predicted_seconds
         document |= {"strategy": plan.strategy, "plan_hash": plan.hash}
         document["predicted_token_seconds"] = None if predicted is None else _short(predicted)
+    elif placement.is_one:
+        (team,) = placement.teams
+        stages = [{"members": list(one.members), "first_layer": one.plan.first, "layers": len(one.plan.layers)} for one in team.stages]
+        document |= {"strategy": "stages", "plan_hash": placement.hash, "stages": stages}
+        predicted = team.stages[0].plan.predicted_seconds
+        document["predicted_token_seconds"] = None if predicted is None else _short(predicted)
     else:
         document |= {"strategy": "teams", "plan_hash": placement.hash}
         document["teams"] = [{key: _plain(value) for key, value in team.items()} for team in teams]
@@ -70,9 +77,8 @@ def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None
     """Return which teams write, and why."""
     lines = []
     for one in found.every:
-        who, (stage,) = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in one.team.members), one.team.stages
-        does = "alone" if len(one.team.members) == 1 else kind_of(stage.plan)
-        lines.append((who, does, rate(1 / one.steps[0]), rate(one.rate)))
+        who = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in one.team.members)
+        lines.append((who, described(one.team), rate(1 / one.steps[0]), rate(one.rate)))
     busy = {rank for one in found.every for rank in one.team.members}
     resting = [f"rank {rank} on {host}" for rank, host in enumerate(hosts) if rank not in busy]
     several, texts = counted(found.every[0].slots, "texts"), counted(found.texts, "texts")
@@ -81,6 +87,22 @@ def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None
         *([f"at rest: {', '.join(resting)}"] if resting else []),
         f"{texts} of {counted(found.every[0].answer, 'tokens')}: {duration(found.seconds)} by teams, each text by one of them; "
         f"{duration(found.together.seconds(found.texts))} by all ranks together",
+    ])
+
+
+def stages_lines(found: Staged, hosts: Sequence[str], width: int | None = None) -> str:
+    """Return which ranks have which layers of texts."""
+    lines, first = [], 0
+    for place, (rank, count, seconds) in enumerate(zip(found.ranks, found.counts, found.stage_seconds)):
+        layers = f"{first} - {first + count - 1}" if count > 1 else str(first)
+        words = ", words" if place == len(found.ranks) - 1 else ""
+        lines.append((f"rank {rank} on {hosts[rank]}", layers + words, milliseconds(seconds), size(found.memory[rank])))
+        first += count
+    resting = [f"rank {rank} on {host}" for rank, host in enumerate(hosts) if rank not in found.ranks]
+    return "\n".join([
+        table(("stage", "layers", "ms of a token", "memory"), lines, width),
+        *([f"at rest: {', '.join(resting)}"] if resting else []),
+        f"a token passes through all stages in {milliseconds(found.seconds)} ms, {milliseconds(found.hop_seconds)} of them on its way",
     ])
 
 

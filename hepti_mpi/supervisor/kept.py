@@ -14,7 +14,7 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import HeptiError, InputError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning import decoding, methods
+from hepti_mpi.planning import methods, texts
 from hepti_mpi.planning.request import Request
 from hepti_mpi.serving.finished import Finished as Output
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
@@ -83,11 +83,10 @@ class Known:
             if part is None:  # one that was never measured
                 return UNKNOWN_GAIN
             try:
-                decide = decoding.decide if spec.generates else methods.decide
-                chosen = decide(measured["method"], spec, measured["source_hash"], part, request).chosen
+                asked_of = measured["method"], spec, measured["source_hash"], part, request
+                prices.append(texts.decide(*asked_of).seconds if spec.generates else methods.decide(*asked_of).chosen.price.seconds)
             except HeptiError:
                 return None
-            prices.append(chosen.price.seconds)
         return 1 - prices[0] / prices[1]
 
 

@@ -1,6 +1,6 @@
 """Measure methods against each other on a text: its prompt, and tokens added one by one, all methods loaded in one job, in turns.
 
-Knows decoders and clocks; does not know tokens (rows are random), nor how a method divides the work (planning.decoding).
+Knows decoders and clocks; does not know tokens (rows are random), nor how a method divides the work (planning.texts).
 """
 
 import time
@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import texts as loading
 from hepti_mpi.engine.decoder import Decoder, Order
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.models.numerics import Array
-from hepti_mpi.planning import decoding
-from hepti_mpi.planning.request import Decision, Request
-from hepti_mpi.program.placement import whole
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.texts import Chosen
+from hepti_mpi.program.placement import Placement
 from hepti_mpi.reporting.records import MOST_LATE
 from hepti_mpi.reporting.tables import milliseconds, rate, table
 from hepti_mpi.weights.store import Store
@@ -33,7 +31,7 @@ class Written:
     """What one method did, on rank 0: `firsts`: seconds until the scores behind the prompt were there; `tokens`: those of each added one.
     `predicted`: the same as planned; `best`: the likeliest score behind each; `late`: the part of the time by which messages left late."""
 
-    plan: Plan
+    placement: Placement
     predicted: tuple[float, float]
     firsts: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
@@ -60,15 +58,14 @@ class Loaded:
 
 
 def load(
-    machine: Machine, store: Store, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request
+    machine: Machine, store: Store, chosen: Mapping[str, tuple[Placement, Chosen | None]], request: Request
 ) -> dict[str, Loaded]:  # fmt: skip
-    """Load every plan. Collective; `chosen` holds rank 0's decisions. Raises what loading raises."""
+    """Load every placement. Collective; `chosen` holds what rank 0 knows of it. Raises what loading raises."""
     loaded = {}
-    for name, (plan, decision) in chosen.items():
-        decoder = loading.load(machine, store, whole(plan), 1, request.prompt + request.answer)
+    for name, (placement, found) in chosen.items():
+        decoder = loading.load(machine, store, placement, 1, request.prompt + request.answer)
         assert decoder is not None, "all ranks are in it"
-        first = decoding.prompt_seconds(store.spec, profile, request, plan) if decision else 0.0
-        loaded[name] = Loaded(decoder, Written(plan, (first, decision.chosen.price.seconds if decision else 0.0)))
+        loaded[name] = Loaded(decoder, Written(placement, (found.prompt_seconds, found.seconds) if found else (0.0, 0.0)))
     return loaded
 
 
@@ -126,7 +123,7 @@ def document(model: str, cluster: str, request: Request, found: Mapping[str, Wri
             "tokens_per_second": _short(1 / one.token), "token_seconds": _short(one.token), "predicted_token_seconds": one.predicted[1],
             "first_token_seconds": _short(one.first), "predicted_first_token_seconds": one.predicted[0],
             "nearness": _short(bound / one.token), "late": _short(one.late), "largest_difference": _short(_difference(found, name)),
-            "heads": list(one.plan.heads), "columns": list(one.plan.columns), "plan_hash": one.plan.hash,
+            **_shares(one.placement), "plan_hash": one.placement.hash if one.placement.together is None else one.placement.together.hash,
         }
         for name, one in found.items()
     }  # fmt: skip
@@ -145,7 +142,9 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
         times = rate(1 / one.token), milliseconds(one.token), f"{milliseconds(low)} - {milliseconds(high)}", f"{one.token / reference:.2f}"
         near = milliseconds(one.predicted[1]), f"{100 * (one.predicted[1] / one.token - 1):+.1f} %", f"{bound / one.token:.2f}"
         cells = *times, *near, milliseconds(one.first), milliseconds(one.predicted[0]), f"{_difference(found, name):.1g}"
-        rows.append((name, *cells, _parts(one.plan.heads), _parts(one.plan.columns)))
+        shares = _shares(one.placement)
+        layers = "/".join(map(str, shares.get("layers", ())))
+        rows.append((name, *cells, *(layers and f"{layers} layers" or _parts(shares[what]) for what in ("heads", "columns"))))
     head = ("method", "tokens/s", "median ms", "10 - 90 %", "x", "predicted", "error", "nearness", "first token", "predicted", "difference",
             "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *(f"{name}: {why}" for name, why in refused.items())]
@@ -154,6 +153,16 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
     later = "of its time messages left later than from its boards"
     text += [f"{name} does not count: {100 * part:.1f} % {later}" for name, part in late.items()]
     return "\n".join(text)
+
+
+def _shares(placement: Placement) -> dict[str, list[int]]:
+    """Return how many heads and columns each rank has; in stages also the layers of each rank of the job."""
+    if placement.together is not None:
+        return {"heads": list(placement.together.heads), "columns": list(placement.together.columns)}
+    layers = [0] * placement.ranks
+    for stage in placement.stages:
+        layers[stage.lead] = len(stage.plan.layers)
+    return {"heads": [], "columns": [], "layers": layers}
 
 
 def _parts(counts: Sequence[int]) -> str:

@@ -256,19 +256,21 @@ def test_guesses_change_nothing(machine, store_of, monkeypatch):
 
 
 def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
-    store, profile = store_of("llama"), None  # which only prices ask, and nothing was decided
-    chosen = {name: (divided(machine, store, shares(machine.world.size)), None) for name, shares in SHARES.items()}
+    store, size = store_of("llama"), machine.world.size
+    chosen = {name: (whole(divided(machine, store, shares(size))), None) for name, shares in SHARES.items()}
+    chosen["in stages"] = staged(store, *stages_of("with nothing", size, store.spec.layers)), None
     request = Request(1, 20, 17, 17, kept=23, prompt=17, answer=6)
-    loaded = texts.load(machine, store, profile, chosen, request)
+    loaded = texts.load(machine, store, chosen, request)
     texts.write(machine, list(loaded.values()), store.spec.hidden, request, 2, lambda rounds: None)
     found = {name: one.written for name, one in loaded.items()}
-    assert list(found) == list(SHARES)
+    assert list(found) == [*SHARES, "in stages"]
     for name, one in found.items():
         counts = (2, 12, 7) if machine.world.rank == 0 else (0, 0, 0)
         assert (len(one.firsts), len(one.tokens), len(one.best)) == counts and one.late == 0, name
     if machine.world.rank == 0:
         told = texts.document("llama", "here", request, found, 1e-9)["methods"]
         assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
+        assert told["in stages"].get("layers", [3]) == {1: [3], 2: [0, 3], 3: [0, 2, 1]}.get(size, told["in stages"].get("layers"))
         assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
 
 

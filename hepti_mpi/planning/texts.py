@@ -1,0 +1,72 @@
+"""How all ranks of a job write together: by heads and columns of each layer, in stages of layers, or one of them alone. Pure.
+
+Knows what both ways take; how layers are divided is decoding.py's, which layers a stage has is staging.py's.
+"""
+
+from dataclasses import dataclass
+
+from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.errors import CapacityError, HeptiError
+from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning import decoding, staging
+from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.staging import Staged
+from hepti_mpi.program.placement import Placement, whole
+
+NAMES = (*decoding.BY_WEIGHTS, *staging.NAMES)
+GAIN = 1.03  # times as soon as the best division of layers stages must promise to be
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen. `seconds`: of an added token of one text; `prompt_seconds`: until a prompt is in and the word behind it known;
+    `decision`: the best division of layers, and `staged`: the best stages, chosen or not, None where none was looked for or fits."""
+
+    placement: Placement
+    seconds: float
+    prompt_seconds: float
+    decision: Decision | None
+    staged: Staged | None
+
+    @property
+    def in_stages(self) -> bool:
+        return len(self.placement.stages) > 1
+
+
+def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, texts: int = 1) -> Chosen:
+    """Return by what as many `texts` at once are written soonest, or what a method says.
+
+    Raises: CapacityError when nothing fits into memory, PlanError for a method that is not for texts.
+    """
+    if name in staging.NAMES:
+        return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
+    free = name == "hepti" and request.layout is None and request.shares is None and len(profile.nodes) > 1
+    decision, stages, refusal = None, None, None
+    try:
+        decision = decoding.decide(name, spec, source_hash, profile, request)
+    except CapacityError as error:
+        refusal = error
+    if free:
+        try:
+            stages = staging.staged("stages", spec, source_hash, profile, request, texts)
+        except HeptiError:
+            pass  # there is no room for them, or are too few layers
+    if decision is None:
+        if stages is None:
+            assert refusal is not None
+            raise refusal
+        return _of_stages(stages, None)
+    plan = decision.chosen.plan
+    divided = Chosen(whole(plan), decision.chosen.price.seconds, decoding.prompt_seconds(spec, profile, request, plan), decision, stages)
+    if stages is None:
+        return divided
+    at_once = (decoding.step_seconds(spec, profile, request, plan, texts), staging.grouped(spec, profile, request, stages, texts)[0])
+    first, second = (texts * prompt + request.answer * step
+                     for prompt, step in zip((divided.prompt_seconds, stages.prompt_seconds), at_once))  # fmt: skip
+    paged = "mapped" in plan.weights_mode and request.mode != "mapped"  # which takes far longer than priced
+    second *= GAIN * staging.factor(stages, profile)
+    return _of_stages(stages, decision) if paged or second <= first else divided
+
+
+def _of_stages(staged: Staged, decision: Decision | None) -> Chosen:
+    return Chosen(staged.placement, staged.seconds, staged.prompt_seconds, decision, staged)
