@@ -274,6 +274,42 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
         assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
 
 
+def test_a_team_in_stages_writes_beside_another(machine, store_of):
+    """The first rank of it makes its answers, and rank 0, another team, hears of them."""
+    world, store, (_, ids, _, tokens) = machine.world, store_of("gemma3"), expected("gemma3")
+    if world.size < 3:
+        return
+    (inner,) = staged(store, [3, 1], [2, 1]).teams
+    placement = Placement((Team((Stage((0,), divided_by(store, 1)),)), inner))
+    decoder = loading.load(machine, store, placement, 2, 64)
+    mail = Mail(world, partners(placement, world.rank, world.size))
+
+    def generator():
+        return Generator(Ranks(decoder, OuterWeights(store)), ())
+
+    if world.rank:
+        if decoder is not None and decoder.rank:
+            decoder.follow()
+        else:
+            writers.follow(mail, generator if decoder else None, decoder.rest if decoder else lambda: None)
+            if decoder is not None:
+                decoder.end()
+    else:
+        planned = [Writer(team, 0.01, (0.001,) * 2, 8) for team in placement.teams]
+        making = writers.TeamGenerator(generator(), mail, planned, 64, (), letters)
+        prompts = [row[row >= 0].tolist() for row in ids]
+        answers = [making.submit(prompt, Sampling(max_tokens=8, ignore_end=True)) for _ in range(3) for prompt in prompts]
+        while making.busy:
+            making.step()
+        assert [one.tokens for one in answers] == 3 * tokens.tolist()
+        assert all(one["texts"] for one in making.facts)
+        decoder.end()
+        for rank in mail.partners:
+            mail.send(rank, "work", {"do": "end"})
+    mail.close()
+    world.barrier()
+
+
 def in_teams(size):
     """Teams of a job: one rank, two, and one that rests."""
     if size < 3:
