@@ -23,6 +23,7 @@ from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
+from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import WHOLE, Plan
@@ -104,7 +105,7 @@ class _Stages:
         """Bytes of buffers and values of a stage, whichever layers it has."""
         largest, longest = self.request.largest or self.request.rows, self.request.longest or self.request.rows
         plan = self.plan(0, 0, self.spec.layers)
-        widths = activation_widths(self.spec, make_program(self.spec, plan, everywhere=True))
+        widths = activation_widths(Laid(make_program(self.spec, plan, everywhere=True)))
         return int(activation_bytes(self.spec, widths, largest, longest, np.array([largest]), np.ones(1))[0])
 
     def limit(self, rank: int, ranks: Sequence[int]) -> int:
