@@ -70,6 +70,14 @@ def test_perfect_division_is_the_sum_of_rates():
     assert bound(SPEC, "hash", made(["pi4"] * 4), REQUEST).perfect == pytest.approx(one / 4, rel=0.01)
 
 
+def test_a_host_that_was_measured_as_slower_than_its_ranks_is_no_limit():
+    """As on a machine that was busy meanwhile: what perfect division takes is no more than what none of our layouts can beat."""
+    two = made(["pi4", "pi4"], 1e5)
+    slow = made(["pi3"]).nodes[0]
+    busy = replace(two, nodes=tuple(replace(node, host="vm", alone=slow) for node in two.nodes))
+    assert bound(SPEC, "hash", busy, REQUEST).perfect <= bound(SPEC, "hash", busy, REQUEST).seconds
+
+
 def test_the_work_of_a_rank_is_what_its_price_multiplies():
     """An emulated board takes, call by call, what the price of its description says."""
     profile = made(["pi4", "pi5"])

@@ -39,8 +39,11 @@ def test_the_note(tmp_path, name):
     found = finished_output(written(tmp_path / name))
     assert found.head == HEAD and found.tally.inputs == 2 and found.tally.errors == (name == "x.jsonl")
     found.check(HEAD)
-    for key, value in (("source_hash", "t"), ("input_hash", "j"), ("requests", 1), ("hidden", True)):
-        with pytest.raises(InputError, match=f"holds the answers of another run: it has {key}"):
+    others = [("source_hash", "t", "its model has other weights"), ("input_hash", "j", "its inputs are others"),
+              ("requests", 1, "it has 2 inputs, this run 1;"), ("hidden", True, "it has hidden None, this run True"),
+              ("model", "n", "it is of the model m, this run of n")]  # fmt: skip
+    for key, value, words in others:
+        with pytest.raises(InputError, match=f"holds the answers of another run: {words}"):
             found.check(HEAD | {key: value})
 
 

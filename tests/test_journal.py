@@ -76,10 +76,10 @@ def test_progress_is_not_lost_by_forgetting_the_option(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"source_hash": "xx"}, "has source_hash 'ab', this run 'xx'"),
-    ({"input_hash": "xx"}, "has input_hash 'cd', this run 'xx'"),
-    ({"model": "vit"}, "has model 'bert', this run 'vit'"),
-    ({"count": 4}, "has requests 3, this run 4"),
+    ({"source_hash": "xx"}, "its model has other weights"),
+    ({"input_hash": "xx"}, "its inputs are others"),
+    ({"model": "vit"}, "it is of the model bert, this run of vit"),
+    ({"count": 4}, "it has 3 inputs, this run 4"),
 ])  # fmt: skip
 def test_the_journal_of_another_run(tmp_path, change, words):
     journal(tmp_path).add([1], [RESULTS[1]])

@@ -28,6 +28,15 @@ def test_a_name_with_a_blank_is_quoted(tmp_path):
     assert said.endswith(f"slice '{tmp_path}/my model' 'weights/my model.h5'")
 
 
+def test_the_name_of_a_model_that_has_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/MiniLM-L6.5.h5").touch()
+    for said in (no_store(Path(name)) for name in ("MiniLM-L6.5", "org/MiniLM-L6.5")):
+        assert said.endswith("not found; there is a store of that name: weights/MiniLM-L6.5.h5")
+    assert no_store(Path("MiniLM.h5")) is None and "hf download" in no_store(Path("org/MiniLM"))
+
+
 def test_a_folder_without_a_store(tmp_path):
     assert no_store(tmp_path).endswith("slice MODEL_FOLDER weights/model.h5")
 

@@ -159,6 +159,9 @@ def test_a_long_name_has_a_line_of_its_own():
 def test_an_input_is_cut_on_a_screen_only():
     record = {"input": "a text that is rather long " * 9, "embedding": [0.5] * 9}
     assert records.answer_line(record).startswith(repr(record["input"]))
+    negative = record | {"embedding": [-0.25] * 384}
+    for width in (60, 80):  # fewer numbers rather than a second line
+        assert len(records.answer_line(negative, width)) <= width and records.answer_line(negative, width).endswith("...] (384 numbers)")
     assert len(records.answer_line(record, 100)) == 100 and "…': embedding [0.5" in records.answer_line(record, 100)
 
 

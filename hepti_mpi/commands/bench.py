@@ -215,7 +215,8 @@ def plans_of(
         try:
             found.append(choose(session.machine, part, one.known, names, request, decide))
         except CapacityError as error:  # on every rank
-            session.tell(f"{one.found.name or one.store.path} is left out: {error}")
+            if len(subjects) > 1:
+                session.tell(f"{one.found.name or one.store.path} is left out: {error}")
             found.append(({}, {}))
             last = error
     if last is not None and not any(chosen for chosen, _ in found):

@@ -143,8 +143,10 @@ def asked(options: dict[str, Any]) -> "Question":
     from hepti_mpi.serving.request import Question
 
     question = grouped(Question, options)
-    if question.resume and (question.output is None or question.repeat > 1):
-        raise click.UsageError("--resume goes on with an --output, and answers what is left once: leave out --repeat")
+    if question.resume and question.output is None:
+        raise click.UsageError("--resume goes on with answers in a file: name it with --output")
+    if question.resume and question.repeat > 1:
+        raise click.UsageError("--resume answers what is left once: leave out --repeat")
     if question.hidden and not question.arrays:
         raise click.UsageError("--hidden is for an --output that ends in .npz: it adds last_hidden_state to it")
     return question

@@ -63,7 +63,7 @@ def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = F
 def no_store(path: Path) -> str | None:
     """Say what is at `path`, and the next command, where that cannot be a store; None where it may be one."""
     if not path.exists():
-        return None if path.suffix == ".h5" else _hub_name(str(path)) or _random(str(path))
+        return None if path.suffix == ".h5" else _named(path) or _hub_name(str(path)) or _random(str(path))
     if path.is_dir():
         return _folder(path)
     if str(path).endswith(SOURCES):
@@ -110,6 +110,12 @@ def _folder(path: Path) -> str | None:
 def _snapshots(path: Path) -> list[Path]:
     """Return the model folders in a folder of huggingface_hub's cache."""
     return sorted(found.parent for how in (*CACHED, *BELOW * (path.name == "snapshots")) for found in path.glob(how))
+
+
+def _named(path: Path) -> str | None:
+    """Say where the store is whose name was given, without its folder and ending."""
+    store = WEIGHTS / f"{path.name}.h5"
+    return f"{path} not found; there is a store of that name: {store}" if store.is_file() else None
 
 
 def _hub_name(text: str) -> str | None:

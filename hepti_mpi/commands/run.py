@@ -271,7 +271,8 @@ def _finish(work: Work, job: Job, asked: Asked, begin: float) -> None:
     answering began. Raises PartlyAnswered."""
     tally, output = asked.sink.write(), work.question.output
     record = job.record(time.perf_counter() - begin, None if output is None else str(output))
-    put_record(record, tally, lambda: SCREEN.show("\n" + job.lines(record, SCREEN.width)))
+    gap = "\n" * (work.question.output is None)  # behind answers; behind the plan there is one
+    put_record(record, tally, lambda: SCREEN.show(gap + job.lines(record, SCREEN.width)))
 
 
 def _finish_nothing(work: Work, asked: Asked) -> None:

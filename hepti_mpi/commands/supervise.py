@@ -102,6 +102,7 @@ def finish(kept: "Kept") -> None:
     elif record is not None:
         every = {"inputs": tally.inputs, "seconds": float(f"{time.monotonic() - kept.begin:.6g}"), "starts": kept.starts}
         record = record | tally.numbers | {"supervised": every}
-        SCREEN.show("\n" + supervised_lines(record, None if kept.output is None else str(kept.output)))
+        gap = "\n" * (kept.output is None and kept.texts is None)  # behind answers; texts and the plan have one
+        SCREEN.show(gap + supervised_lines(record, None if kept.output is None else str(kept.output)))
         SCREEN.document(record, always=True)
     tally.check()

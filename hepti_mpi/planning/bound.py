@@ -54,7 +54,8 @@ def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     found = choose(spec, source_hash, profile, request, _Freely).chosen
     pricer = _Freely(spec, profile, request.rows, request.attended)
     every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in known if plan.wire in request.wires)]
-    return Bound(min(every), perfect_seconds(spec, source_hash, profile, request))
+    perfect = perfect_seconds(spec, source_hash, profile, request)  # a host alone may have been measured as slower than its ranks
+    return Bound(min(every), min(perfect, *every))
 
 
 def perfect_seconds(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> float:

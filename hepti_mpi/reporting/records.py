@@ -24,6 +24,7 @@ from hepti_mpi.wording import counted
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
 ASKED = {"tokens": ("texts", "tokens"), "patches": ("images", "patches")}  # what is answered and of what rows it is, by a model's embedding
 SHORTEST_INPUT = 16  # characters of an input that are shown at least
+MOST_NUMBERS = 4  # of a vector
 MOST_LATE = 0.01  # of the time by which messages left too late; with more, times are not the emulated boards'
 
 
@@ -129,7 +130,24 @@ def short(value: float) -> float:
 
 
 def answer_line(record: dict[str, Any], width: int | None = None) -> str:
-    """Return one answer in one line for the screen, the input cut so that it fits `width`; the full numbers are in --output."""
+    """Return one answer in one line for the screen; so that it fits `width` a vector shows fewer of its numbers, and the input is cut.
+
+    The full numbers are in --output.
+    """
+    called = f"{record['id']} " if "id" in record else ""
+    for count in range(MOST_NUMBERS, 0, -1):
+        told = f"{' (cut off)' * record.get('truncated', False)}: {_answered(record, count)}"
+        if width is None or len(called) + SHORTEST_INPUT + len(told) <= width:
+            break
+    asked = repr(record["input"])
+    most = len(asked) if width is None else max(SHORTEST_INPUT, width - len(called) - len(told))
+    if len(asked) > most:
+        asked = shortened(asked[:-1], most - 1) + asked[-1]  # as a text or a list that ends
+    return f"{called}{asked}{told}"
+
+
+def _answered(record: dict[str, Any], count: int) -> str:
+    """Return what an answer says; `count`: how many numbers of a vector."""
     parts = []
     for key, value in record.items():
         if key in ("input", "id", "truncated"):
@@ -145,13 +163,9 @@ def answer_line(record: dict[str, Any], width: int | None = None) -> str:
         elif key == "tokens":
             parts.append(" ".join(f"{item['token']}/{item['label']}" for item in value))
         else:
-            parts.append(f"{key} [{', '.join(f'{number:.4f}' for number in value[:4])}, ...] ({counted(len(value), 'numbers')})")
-    called = f"{record['id']} " if "id" in record else ""
-    told, asked = f"{' (cut off)' * record.get('truncated', False)}: {'; '.join(parts)}", repr(record["input"])
-    most = len(asked) if width is None else max(SHORTEST_INPUT, width - len(called) - len(told))
-    if len(asked) > most:
-        asked = shortened(asked[:-1], most - 1) + asked[-1]  # as a text or a list that ends
-    return f"{called}{asked}{told}"
+            shown = ", ".join(f"{number:.4f}" for number in value[:count])
+            parts.append(f"{key} [{shown}{', ...' * (len(value) > count)}] ({counted(len(value), 'numbers')})")
+    return "; ".join(parts)
 
 
 def plan_lines(plan: Plan, width: int | None = None) -> str:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.serving.journal import journal_path
+from hepti_mpi.serving.journal import difference, journal_path
 from hepti_mpi.serving.lock import check_free
 from hepti_mpi.serving.outputs import Finished as Answer
 from hepti_mpi.serving.outputs import Tally, write_finished
@@ -38,10 +38,9 @@ class Finished:
         if self.head is None:
             why = "does not say of which model: copying a file loses the note on it, and some file systems keep none"
             raise InputError(f"output {self.path} holds {counted(self.tally.inputs, 'answers')} and {why}; {OTHERWISE}")
-        for key in sorted({*self.head, *head}):
-            if self.head.get(key) != head.get(key):
-                which = f"it has {key} {self.head.get(key)!r}, this run {head.get(key)!r}"
-                raise InputError(f"output {self.path} holds the answers of another run: {which}; {OTHERWISE}")
+        which = difference(self.head, head)
+        if which is not None:
+            raise InputError(f"output {self.path} holds the answers of another run: {which}; {OTHERWISE}")
 
 
 def sign(file: IO[bytes], head: Mapping[str, Any], tally: Tally) -> None:

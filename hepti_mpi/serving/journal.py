@@ -25,6 +25,27 @@ Begun = dict[int, list[Chosen]]  # by the place of a request, the tokens of its 
 SYNC_SECONDS = 0.2  # between two waits for the disk: what is lost is answered again
 
 
+DIFFERENT = {  # what a head that differs means, by its key, given both values
+    "model": "it is of the model {}, this run of {}",
+    "source_hash": "its model has other weights, another tokenizer or other settings",
+    "requests": "it has {} inputs, this run {}",
+    "input_hash": "its inputs are others",
+    "texts": "it was asked for with other options of texts: {}, now {}",
+}
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Return in which way the run whose head is `there` is not the one whose head is `here`, None where it is."""
+    for key in (*DIFFERENT, *sorted(there.keys() | here.keys())):  # what says most comes first
+        had, has = there.get(key), here.get(key)
+        if had != has:
+            if isinstance(had, dict) and isinstance(has, dict):
+                changed = [one for one in sorted(had.keys() | has.keys()) if had.get(one) != has.get(one)]
+                had, has = (", ".join(f"{one} {values.get(one)}" for one in changed) for values in (had, has))
+            return DIFFERENT.get(key, f"it has {key} {{}}, this run {{}}").format(had, has)
+    return None
+
+
 def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".journal")
 
@@ -169,7 +190,6 @@ class Journal:
     def _check(self, head: Any, whole: Mapping[str, Any]) -> None:
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise InputError(f"{self.path} is not a journal of hepti_mpi; delete it or write to another --output")
-        for key in {**whole, **head}:  # not the plan: a run may go on by another one
-            if head.get(key) != whole.get(key):
-                which = f"it has {key} {head.get(key)!r}, this run {whole.get(key)!r}"
-                raise InputError(f"journal {self.path} is of another run: {which}; delete it or write to another --output")
+        which = difference(head, whole)  # of which the plan is no part: a run may go on by another one
+        if which is not None:
+            raise InputError(f"journal {self.path} is of another run: {which}; delete it or write to another --output")
