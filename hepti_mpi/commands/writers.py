@@ -39,7 +39,7 @@ R = TypeVar("R")
 class Loaded:
     """A job that can generate: who does what, the part of this rank, None where it rests, what starting took and, on rank 0, what was
     chosen: for all ranks together, or `writers`, teams, whose ranks have `mail`. `room`: slots of a team, and rows of each; `groups`: in
-    how many texts go through the stages of all ranks."""
+    how many texts go through stages, one behind the other, where that is known."""
 
     placement: "Placement"
     decoder: "Decoder | None"
@@ -49,7 +49,7 @@ class Loaded:
     writers: "Writers | None" = None
     mail: "Mail | None" = None
     making: "TeamGenerator | None" = None  # answers, by teams
-    groups: int = 1
+    groups: int | None = None
 
     def rest(self) -> None:
         """Let the others of this rank's team sleep until the next step."""
@@ -77,6 +77,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.engine import decoder as decoders
     from hepti_mpi.engine import texts
+    from hepti_mpi.planning import staging
     from hepti_mpi.serving.teams import partners
 
     startup: dict[str, float] = {}
@@ -112,12 +113,16 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     mail = None
     if not placement.is_one:
         mail = Mail(session.world, partners(placement, session.world.rank, session.world.size))
-    return Loaded(placement, decoder, chosen, startup, (slots, positions), writers, mail)
+    groups = None
+    if chosen is not None and chosen.in_stages and chosen.staged is not None:
+        groups = staging.grouped(session.store.spec, measured, request, chosen.staged, slots)[1]
+    return Loaded(placement, decoder, chosen, startup, (slots, positions), writers, mail, groups=groups)
 
 
 def method_of(options: dict[str, Any]) -> str:
     """Return the method of planning.texts that the options mean. Raises UsageError when they do not go together."""
-    return STAGES if options["layout"] == PIPELINE else planning_method(options)
+    method = planning_method(options)
+    return STAGES if options["layout"] == PIPELINE else method
 
 
 def _arranged(
@@ -188,8 +193,15 @@ def follow(loaded: Loaded, session: "Session") -> None:
 
 def _generator(loaded: Loaded, session: "Session", texts: bool) -> "Generator":
     """Return what makes answers on the ranks of a team, for its first rank."""
+    from hepti_mpi.engine.stages import Staged
     from hepti_mpi.serving.generation import Generator
+    from hepti_mpi.serving.passing import Passing
+    from hepti_mpi.serving.stepping import InStages
+    from hepti_mpi.weights.outer import OuterWeights
 
+    if isinstance(loaded.decoder, Staged):
+        stepper = InStages(loaded.decoder, OuterWeights(session.store))
+        return Passing(stepper, loaded.groups or stepper.depth, **_manner(session, texts))
     return Generator(ranks_of(loaded, session), **_manner(session, texts))
 
 

@@ -38,6 +38,8 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 
     Raises: CapacityError when nothing fits into memory, PlanError for a method that is not for texts.
     """
+    if name in staging.NAMES and min(len(profile.nodes), spec.layers) < 2:
+        name = "single"  # whoever is left of a job has all layers
     if name in staging.NAMES:
         return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
     free = name == "hepti" and request.layout is None and request.shares is None and len(profile.nodes) > 1

@@ -121,7 +121,7 @@ class Event:
 
 
 @dataclass
-class _Running:
+class Running:
     answer: Answer
     slot: int
     sampler: Sampler
@@ -130,6 +130,7 @@ class _Running:
     lookup: Lookup
     begun: int  # rows that the slot had of a talk before it went on: chunks are counted from there
     whole: int  # rows that were taken in by whole chunks counted from 0, as whoever has the same beginning takes them in
+    away: bool = False  # whether a step is under way behind which it grows (serving.passing)
 
     @property
     def is_in(self) -> bool:
@@ -139,7 +140,7 @@ class _Running:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a slot still has: rows of `tokens`, of which the first `read` were taken in as a prompt; `begun`, `whole`: as _Running."""
+    """What a slot still has: rows of `tokens`, of which the first `read` were taken in as a prompt; `begun`, `whole`: as Running."""
 
     tokens: list[int]
     read: int
@@ -212,7 +213,7 @@ class Generator(Asked):
         super().__init__(stepper.positions, ends, decode, penalty, forms)
         self.stepper = stepper
         self.guesses = True  # whether an answer that grows alone may guess (serving.lookup)
-        self.running: list[_Running] = []
+        self.running: list[Running] = []
         self.free = list(range(stepper.slots))
         self.turn = 0  # of prompts that are taken in
         self.kept = [_Kept([], 0, 0, 0) for _ in self.free]  # per slot that is free, what is still in it
@@ -232,9 +233,7 @@ class Generator(Asked):
 
     def step(self) -> list[Event]:
         """Take in a part of a prompt that is not in yet, and let every other answer grow by a token."""
-        events: list[Event] = []
-        while self.waiting and self.free:
-            events += self._begin(self.waiting.popleft())
+        events = self._begun()
         growing = sorted((one for one in self.running if one.is_in), key=lambda one: one.slot)
         coming = self._coming()
         if coming is not None:
@@ -250,7 +249,14 @@ class Generator(Asked):
                 events.append(self._grown(one, scores))
         return events
 
-    def _alone(self, one: _Running) -> list[Event]:
+    def _begun(self) -> list[Event]:
+        """Give all slots that are free; return who cannot begin, and why."""
+        events: list[Event] = []
+        while self.waiting and self.free:
+            events += self._begin(self.waiting.popleft())
+        return events
+
+    def _alone(self, one: Running) -> list[Event]:
         """Let an answer grow that no other one grows beside, by more than one token where it repeats what was said before."""
         asked, begin = one.answer.sampling, time.perf_counter()
         left = min(asked.max_tokens - len(one.answer.tokens), self.positions - one.taken) - 1
@@ -269,7 +275,7 @@ class Generator(Asked):
         one.lookup.grew(len(guess), len(events) - 1, time.perf_counter() - begin)
         return events
 
-    def _coming(self) -> _Running | None:
+    def _coming(self) -> Running | None:
         """Return whose prompt is taken in now, of those that are not in: in turns the one that has least left, so that a short one does not
         wait for a long one, and the first, so that a long one does not wait for ever."""
         coming = [one for one in self.running if not one.is_in]
@@ -290,19 +296,14 @@ class Generator(Asked):
         self.free.remove(-neglected)
         sampler = Sampler(answer.sampling, rows, answer.tokens, form)
         whole = min(reused, self.kept[-neglected].whole)
-        self.running.append(_Running(answer, -neglected, sampler, rows, reused, Lookup(rows), begun, whole))
+        self.running.append(Running(answer, -neglected, sampler, rows, reused, Lookup(rows), begun, whole))
         return []
 
-    def _prefill(self, one: _Running) -> list[Event]:
-        part = one.rows[one.taken : one.taken + CHUNK]
-        last = one.taken + len(part) == len(one.rows)
-        scores = self.stepper.prefill(one.slot, part, one.taken, one.answer.sampling.candidates if last else None)
-        if one.whole == one.taken and len(part) == CHUNK:
-            one.whole += CHUNK
-        one.taken += len(part)
+    def _prefill(self, one: Running) -> list[Event]:
+        scores = self.stepper.prefill(*next_chunk(one))
         return [self._grown(one, scores)] if scores is not None else []
 
-    def _grown(self, one: _Running, scores: Scores) -> Event:
+    def _grown(self, one: Running, scores: Scores) -> Event:
         """Add the next token to an answer, and end it where that ends it."""
         answer = one.answer
         try:
@@ -317,12 +318,21 @@ class Generator(Asked):
             self._leave(one)
         return Event(answer, chosen, text, answer.finish_reason)
 
-    def _leave(self, one: _Running) -> None:
+    def _leave(self, one: Running) -> None:
         one.answer.ended = time.perf_counter()
         self.running.remove(one)
         self.free.append(one.slot)
         tokens = [*one.answer.prompt, *one.answer.tokens][: one.taken]
         self.kept[one.slot] = _Kept(tokens, min(len(one.rows), one.taken), one.begun, one.whole)
+
+
+def next_chunk(one: Running) -> tuple[int, list[int], int, int | None]:
+    """Return what is taken in next of a prompt, as Stepper.prefill wants it, and note that it is."""
+    part, first = one.rows[one.taken : one.taken + CHUNK], one.taken
+    if one.whole == first and len(part) == CHUNK:
+        one.whole += CHUNK
+    one.taken += len(part)
+    return one.slot, part, first, one.answer.sampling.candidates if one.is_in else None
 
 
 def _failed(answer: Answer, error: InputError) -> Event:

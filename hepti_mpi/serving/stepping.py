@@ -3,11 +3,13 @@
 Knows slots and the tables in front of the layers; does not know how ranks divide a step, nor what is asked.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from hepti_mpi.engine.decoder import Decoder, Order
+from hepti_mpi.engine.stages import Staged
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
 from hepti_mpi.models.tasks.stepping import Weights, apply_steps
@@ -25,10 +27,13 @@ class Ranks:
 
     def prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> Scores | None:
         """See serving.generation.Stepper."""
-        order = Order(slot, 1, len(ids), (first,), -1 if candidates is None else candidates)
-        found = self.decoder.step(order, self.embedded(np.array(ids), np.arange(first, first + len(ids))))
-        self.lengths[slot] = first + len(ids)
+        found = self.decoder.step(*self._chunk(slot, ids, first, candidates))
         return found[0] if found else None
+
+    def _chunk(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> tuple[Order, Array]:
+        self.lengths[slot] = first + len(ids)
+        order = Order(slot, 1, len(ids), (first,), -1 if candidates is None else candidates)
+        return order, self.embedded(np.array(ids), np.arange(first, first + len(ids)))
 
     def logits(self, slot: int, ids: Sequence[int], first: int) -> Array:
         """Take rows as `prefill` does; return the logits behind each of them [rows, words]."""
@@ -51,17 +56,42 @@ class Ranks:
 
     def decode(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> list[Scores]:
         """See serving.generation.Stepper. A step takes neighbouring slots: one in between without a row writes where its next will."""
+        found = self.decoder.step(*self._rows(rows, candidates))
+        return [found[slot - rows[0][0]] for slot, _, _ in rows]
+
+    def _rows(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> tuple[Order, Array]:
         first, last = rows[0][0], rows[-1][0]
         count = last - first + 1
         ids, lengths = np.zeros(count, np.int64), np.minimum(self.lengths[first : last + 1], self.positions - 1)
         for slot, token, place in rows:
             ids[slot - first], lengths[slot - first] = token, place
-        found = self.decoder.step(Order(first, count, 1, tuple(lengths.tolist()), candidates), self.embedded(ids, lengths))
         for slot, _, place in rows:
             self.lengths[slot] = place + 1
-        return [found[slot - first] for slot, _, _ in rows]
+        return Order(first, count, 1, tuple(lengths.tolist()), candidates), self.embedded(ids, lengths)
 
     def embedded(self, ids: Array, places: Array) -> Array:
         """Return what the layers begin with, float32 [rows, hidden]."""
         arrays = {"ids": ids, "positions": places}
         return apply_steps(self.spec.front, self.weights, np.zeros((0, 0), np.float32), arrays)
+
+
+class InStages(Ranks):
+    """Ranks whose steps pass through stages, so that several may be under way; see serving.passing.Stages."""
+
+    def __init__(self, decoder: Staged, weights: Weights) -> None:
+        """See Ranks."""
+        super().__init__(decoder, weights)
+        self.stages, self.depth = decoder, decoder.depth
+        self.wanted: deque[list[int]] = deque()  # of each step under way, the sequences of it whose scores are
+
+    def begin_prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> None:
+        self.stages.submit(*self._chunk(slot, ids, first, candidates))
+        self.wanted.append([] if candidates is None else [0])
+
+    def begin_decode(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> None:
+        self.stages.submit(*self._rows(rows, candidates))
+        self.wanted.append([slot - rows[0][0] for slot, _, _ in rows])
+
+    def end(self) -> list[Scores]:
+        found = self.stages.collect()
+        return [found[place] for place in self.wanted.popleft()]

@@ -12,6 +12,7 @@ from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import fetching
 from hepti_mpi.engine import texts as loading
+from hepti_mpi.engine.stages import Staged
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
@@ -22,7 +23,8 @@ from hepti_mpi.program.placement import Placement, Stage, Team, whole
 from hepti_mpi.program.plan import Plan, from_json
 from hepti_mpi.serving import writers
 from hepti_mpi.serving.generation import Generator
-from hepti_mpi.serving.stepping import Ranks
+from hepti_mpi.serving.passing import Passing
+from hepti_mpi.serving.stepping import InStages, Ranks
 from hepti_mpi.serving.teams import partners
 from hepti_mpi.tuning import texts
 from hepti_mpi.weights import store as stores
@@ -114,7 +116,8 @@ def stages_of(kind, size, layers):
         some = min(size, layers)
         return [1] * (some - 1) + [layers - some + 1], list(range(some))
     if kind == "with nothing":  # rank 0 and others have none
-        ranks = list(range(1, size, 1 if size < 4 else 2))[:layers] or [0]
+        ranks = list(range(1, size, 1 if size < 4 else 2))[:layers]
+        ranks = ranks if len(ranks) > 1 else list(range(min(size, 2)))
         return [layers - len(ranks) + 1] + [1] * (len(ranks) - 1), ranks
     ranks = list(reversed(range(size)))[:layers]  # rank 0 is the last, or has none
     return [1] * (len(ranks) - 1) + [layers - len(ranks) + 1], ranks
@@ -270,8 +273,37 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
     if machine.world.rank == 0:
         told = texts.document("llama", "here", request, found, 1e-9)["methods"]
         assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
-        assert told["in stages"].get("layers", [3]) == {1: [3], 2: [0, 3], 3: [0, 2, 1]}.get(size, told["in stages"].get("layers"))
+        assert told["in stages"].get("layers", [3]) == {1: [3], 2: [2, 1], 3: [0, 2, 1]}.get(size, told["in stages"].get("layers"))
         assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
+
+
+@pytest.mark.parametrize("case", ["llama3", "gemma2", "gpt2"])
+def test_several_steps_pass_through_stages(machine, store_of, case, monkeypatch):
+    """Long prompts in parts that follow each other, answers in groups, one that nobody wants: the same tokens as one after another."""
+    monkeypatch.setattr("hepti_mpi.serving.generation.CHUNK", 8)
+    store, (_, ids, _, tokens), size = store_of(case), expected(case), machine.world.size
+    for kind in ("uneven", "with nothing", "backwards"):
+        decoder = loading.load(machine, store, staged(store, *stages_of(kind, size, store.spec.layers)), 5, 64)
+        if machine.world.rank:
+            decoder.follow()
+            continue
+        if size == 1:
+            assert not isinstance(decoder, Staged)
+            return
+        making, most = Passing(InStages(decoder, OuterWeights(store)), 2, ()), 0
+        prompts = [row[row >= 0].tolist() for row in ids]
+        answers = [making.submit(prompt, Sampling(max_tokens=8, ignore_end=True)) for _ in range(4) for prompt in prompts]
+        dropped = making.submit(prompts[0], Sampling(max_tokens=20, ignore_end=True))
+        while making.busy:
+            making.step()
+            most = max(most, len(making.under_way))
+            if dropped.tokens:
+                making.cancel(dropped)
+            decoder.rest()
+        assert [answer.tokens for answer in answers] == 4 * tokens.tolist()
+        assert most == decoder.depth >= 2 and not making.under_way
+        decoder.end()
+    machine.world.barrier()
 
 
 def test_a_team_in_stages_writes_beside_another(machine, store_of):

@@ -1,0 +1,73 @@
+"""Answers on stages: several steps under way, whose scores come in the order in which the steps began."""
+
+from collections import deque
+
+import pytest
+from test_generation import END, Counting, finished
+
+from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.serving.generation import CHUNK, Generator
+from hepti_mpi.serving.passing import Passing
+
+
+class Queue(Counting):
+    """Stands in for stages: a step is done when it began, its scores are told when it ends."""
+
+    def __init__(self, slots=4, depth=3):
+        super().__init__(slots, 1000)
+        self.depth, self.told, self.most = depth, deque(), 0
+
+    def begin_prefill(self, slot, ids, first, candidates):
+        found = self.prefill(slot, ids, first, candidates)
+        self.began([] if found is None else [found])
+
+    def begin_decode(self, rows, candidates):
+        self.began(self.decode(rows, candidates))
+
+    def began(self, scores):
+        self.told.append(scores)
+        self.most = max(self.most, len(self.told))
+
+    def end(self):
+        return self.told.popleft()
+
+    def check(self, *what):
+        assert not self.told, "a step that is waited for is alone"
+        return super().check(*what)
+
+
+ASKED = [([3 + place, 9], Sampling(max_tokens=5 + place % 4)) for place in range(9)] + [([1, 2] * CHUNK, Sampling(max_tokens=3))]
+
+
+@pytest.mark.parametrize("depth, groups, slots", [(2, 2, 4), (3, 1, 4), (3, 3, 2), (5, 3, 6)])
+def test_the_same_answers_as_one_step_after_another(depth, groups, slots):
+    lone, stages = Generator(Counting(slots, 1000), [END]), Queue(slots, depth)
+    making = Passing(stages, groups, [END])
+    right, found = ([one.submit(*asked) for asked in ASKED] for one in (lone, making))
+    events = list(finished(lone)), list(finished(making))
+    assert [one.tokens for one in found] == [one.tokens for one in right] and not stages.told
+    assert [len([event for event in some if event.finish]) for some in events] == [len(ASKED)] * 2
+    assert 2 <= stages.most <= depth + 1
+    assert max(len(slots) for kind, slots, *_ in stages.steps if kind == "decode") <= -(-slots // groups)
+
+
+def test_parts_of_a_prompt_do_not_wait_for_each_other():
+    stages = Queue(depth=3)
+    making = Passing(stages, 3, [END])
+    answer = making.submit([3] * (5 * CHUNK), Sampling(max_tokens=2))
+    making.step()
+    assert stages.most == 4 and not answer.tokens, "as many parts as there are stages, and one that waits"
+    list(finished(making))
+    assert answer.tokens == [4, 5]
+
+
+def test_who_does_not_want_an_answer_any_more_gets_none_and_its_slot_is_free():
+    stages = Queue(slots=2, depth=2)
+    making = Passing(stages, 2, [END])
+    first, second, third = (making.submit([start], Sampling(max_tokens=6)) for start in (3, 10, 20))
+    while not first.tokens:
+        making.step()
+    making.cancel(first)
+    events = list(finished(making))
+    assert (first.finish_reason, second.tokens, third.tokens) == ("cancelled", [11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 25, 26])
+    assert all(event.answer is not first for event in events)
