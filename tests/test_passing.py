@@ -48,7 +48,8 @@ def test_the_same_answers_as_one_step_after_another(depth, groups, slots):
     assert [one.tokens for one in found] == [one.tokens for one in right] and not stages.told
     assert [len([event for event in some if event.finish]) for some in events] == [len(ASKED)] * 2
     assert 2 <= stages.most <= depth + 1
-    assert max(len(slots) for kind, slots, *_ in stages.steps if kind == "decode") <= -(-slots // groups)
+    sizes = [len(slots) for kind, slots, *_ in stages.steps if kind == "decode"]
+    assert sum(sizes) / len(sizes) > 0.6 * slots / groups, "answers go in few groups, whenever they came in"
 
 
 def test_parts_of_a_prompt_do_not_wait_for_each_other():

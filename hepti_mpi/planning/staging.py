@@ -37,7 +37,8 @@ NAMES = ("stages", "layers")  # ways: the soonest stages, and layers by memory, 
 class Staged:
     """Stages, `counts` of whose layers are on `ranks`, in their order. `stage_seconds`: of a step of one row on each of these;
     `hop_seconds`: in which it travels from rank 0 through all and back; `prompt_seconds`: until a prompt is in and the word behind it
-    known; `memory`: bytes per rank of the job."""
+    known, and `next_prompt_seconds`: until one behind it is, since the first stage takes it in meanwhile; `memory`: bytes per rank of the
+    job."""
 
     placement: Placement
     ranks: tuple[int, ...]
@@ -45,12 +46,17 @@ class Staged:
     stage_seconds: tuple[float, ...]
     hop_seconds: float
     prompt_seconds: float
+    next_prompt_seconds: float
     memory: tuple[int, ...]
 
     @property
     def seconds(self) -> float:
         """Seconds in which one text gets one more token."""
         return sum(self.stage_seconds) + self.hop_seconds
+
+    def prompts_seconds(self, texts: int) -> float:
+        """Return the seconds until so many prompts are in."""
+        return self.prompt_seconds + (texts - 1) * self.next_prompt_seconds
 
 
 def staged(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, texts: int = 1) -> Staged:
@@ -168,7 +174,7 @@ class _Stages:
 
     def whole(self, one: Staged, texts: int) -> float:
         """Return the seconds of as many texts at once."""
-        return texts * one.prompt_seconds + self.request.answer * self.grouped(one, texts)[0]
+        return one.prompts_seconds(texts) + self.request.answer * self.grouped(one, texts)[0]
 
     # candidates
 
@@ -221,11 +227,12 @@ class _Stages:
             first += count
         rows = min(request.prompt, request.largest or request.rows) or 1
         chunk, chunks = self.stage_seconds(ranks, counts, rows), -(-request.prompt // rows)
-        prompt = sum(chunk) + (chunks - 1) * max(chunk) + self.hops(ranks, rows)
+        following = chunks * max(chunk)
+        prompt = sum(chunk) + following - max(chunk) + self.hops(ranks, rows)
         one = self.stage_seconds(ranks, counts, 1)
         total = sum(one) + self.hops(ranks, 1)
         team = Team(tuple(replace(stage, plan=replace(stage.plan, predicted_seconds=total)) for stage in stages))
-        return Staged(Placement((team,)), ranks, counts, one, self.hops(ranks, 1), prompt, tuple(memory))
+        return Staged(Placement((team,)), ranks, counts, one, self.hops(ranks, 1), prompt, following, tuple(memory))
 
     def plan(self, rank: int, first: int, count: int) -> Plan:
         host, layers = self.profile.hosts[rank], (WHOLE,) * count

@@ -62,9 +62,8 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     divided = Chosen(whole(plan), decision.chosen.price.seconds, decoding.prompt_seconds(spec, profile, request, plan), decision, stages)
     if stages is None:
         return divided
-    at_once = (decoding.step_seconds(spec, profile, request, plan, texts), staging.grouped(spec, profile, request, stages, texts)[0])
-    first, second = (texts * prompt + request.answer * step
-                     for prompt, step in zip((divided.prompt_seconds, stages.prompt_seconds), at_once))  # fmt: skip
+    first = texts * divided.prompt_seconds + request.answer * decoding.step_seconds(spec, profile, request, plan, texts)
+    second = stages.prompts_seconds(texts) + request.answer * staging.grouped(spec, profile, request, stages, texts)[0]
     paged = "mapped" in plan.weights_mode and request.mode != "mapped"  # which takes far longer than priced
     second *= GAIN * staging.factor(stages, profile)
     return _of_stages(stages, decision) if paged or second <= first else divided

@@ -152,7 +152,7 @@ def _writer(spec: ModelSpec, profile: ClusterProfile, request: Request, team: Te
     some = sorted({min(1 << place, slots) for place in range(slots.bit_length() + 1)})
     if len(team.stages) > 1:
         found = staging.of_team(spec, profile, request, team)
-        times, prompt = [staging.grouped(spec, profile, request, found, count)[0] for count in some], found.prompt_seconds
+        times, prompt = [staging.grouped(spec, profile, request, found, count)[0] for count in some], found.next_prompt_seconds
     else:
         (stage,) = team.stages
         own = profiles.of_ranks(profile, stage.members)

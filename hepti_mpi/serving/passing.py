@@ -6,6 +6,7 @@ it goes again. Knows steps under way and whose they are; does not know what a st
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from hepti_mpi.models.tasks.forms import Forms
@@ -31,6 +32,14 @@ class Stages(Stepper, Protocol):
         """Wait for the first step under way; return its scores."""
 
 
+@dataclass
+class _Step:
+    """A step under way: who grows by its scores, and whether it is of a `prompt`."""
+
+    growing: list[Running]
+    prompt: bool = False
+
+
 class Passing(Generator):
     """Makes answers to prompts as a Generator does, with several steps under way."""
 
@@ -41,7 +50,7 @@ class Passing(Generator):
         """`groups`: in how many answers that grow go, at most."""
         super().__init__(stages, ends, decode, penalty, forms)
         self.stages, self.groups = stages, groups
-        self.under_way: deque[list[Running]] = deque()  # of each step, who grows by its scores
+        self.under_way: deque[_Step] = deque()
         self.was_prompt = False  # whether the last step that began was a part of a prompt
 
     @property
@@ -58,8 +67,8 @@ class Passing(Generator):
             pass
         if not self.under_way:
             return events
-        scores, growing = self.stages.end(), self.under_way.popleft()
-        for one, found in zip(growing, scores):
+        scores, step = self.stages.end(), self.under_way.popleft()
+        for one, found in zip(step.growing, scores):
             one.away = False
             if any(one is other for other in self.running):  # else nobody wants it any more
                 events.append(self._grown(one, found))
@@ -67,22 +76,29 @@ class Passing(Generator):
 
     def _begin_step(self) -> bool:
         """Begin a step, of a prompt and of answers in turns; tell whether there was one to begin."""
-        ready = sorted((one for one in self.running if one.is_in and not one.away), key=lambda one: one.slot)
-        coming = self._coming() if not (self.was_prompt and ready) else None
+        group = self._group()
+        coming = self._coming() if not (self.was_prompt and group) else None
         self.was_prompt = coming is not None
         if coming is not None:
             self.stages.begin_prefill(*next_chunk(coming))
             coming.away = coming.is_in
-            self.under_way.append([coming] if coming.is_in else [])
+            self.under_way.append(_Step([coming] if coming.is_in else [], prompt=True))
             return True
-        if not ready:
+        if not group:
             return False
-        every = sum(one.is_in for one in self.running)
-        group = ready[: -(-every // self.groups)]
         wanted = [one.answer.sampling.candidates for one in group]
         rows = [(one.slot, one.answer.tokens[-1], one.taken) for one in group]
         self.stages.begin_decode(rows, 0 if 0 in wanted else max(wanted))
         for one in group:
             one.taken, one.away = one.taken + 1, True
-        self.under_way.append(group)
+        self.under_way.append(_Step(group))
         return True
+
+    def _group(self) -> list[Running]:
+        """Return the answers that go next: none while as many groups as may are under way, or where the rest of a group is; each step reads
+        all weights, whether for one answer or for many."""
+        ready = sorted((one for one in self.running if one.is_in and not one.away), key=lambda one: one.slot)
+        steps, every = sum(not step.prompt for step in self.under_way), sum(one.is_in for one in self.running)
+        if steps >= self.groups or (steps and len(ready) < every // self.groups):
+            return []
+        return ready[: -(-len(ready) // (self.groups - steps))]
