@@ -1,8 +1,10 @@
-"""How fast ranks of this machine take in a prompt and add tokens, each rank with one thread and an equal share: a line a store.
+"""How fast ranks of this machine take in a prompt and add tokens, each rank with one thread and an equal share: a line a store, and
+one for each rank of where a token's time went there, in the mean: what it computed, sums (with waiting for them), words and the rest.
 
     mpirun -n 2 python tests/text_speed.py weights/smollm2-q4.h5 weights/llama-3.2-1b-q4.h5
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -40,30 +42,47 @@ def taken(ranks, ids):
 
 
 def added(ranks, token):
-    """Return the median of the seconds of a token, greedy, behind a prompt."""
+    """Return the seconds of each token, greedy, behind a prompt."""
     times = []
     for place in range(PROMPT, PROMPT + TOKENS):
         begin = time.perf_counter()
         (scores,) = ranks.decode([(0, token, place)], 1)
         token = int(scores.ids[scores.logits.argmax()])
         times.append(time.perf_counter() - begin)
-    return median(times)
+    return times
+
+
+def measured(decoder, act):
+    """Return what rank 0 measures in `act`, and what each rank spent meanwhile. Collective."""
+    before, world, found = dict(decoder.spent), decoder.machine.world, None
+    if world.rank:
+        decoder.follow()
+    else:
+        found = act()
+        decoder.end()
+    return found, world.gather_all({name: seconds - before[name] for name, seconds in decoder.spent.items()})
 
 
 def main():
     machine = machines.start(1)
+    own = [rank for rank, host in enumerate(machine.cores.hosts) if host == machine.cores.hosts[machine.world.rank]]
+    if 1 < len(own) <= len(machine.cores.whole):  # each has a core of its own, as ranks have that nobody gave threads
+        os.sched_setaffinity(0, {machine.cores.whole[own.index(machine.world.rank)]})
     for path in map(Path, sys.argv[1:]):
         store = fetching.open_store(machine, path)
         decoder = loading.load(machine, store, whole(even_plan(store, machine.world.size)), 1, 4 * PROMPT)
-        if machine.world.rank:
-            decoder.follow()
-            continue
         ranks, ids = Ranks(decoder, OuterWeights(store)), np.random.default_rng(0).integers(1, 500, 4 * PROMPT).tolist()
-        short, long = (max(taken(ranks, ids[:size])[0] for _ in range(TURNS)) for size in (PROMPT, 4 * PROMPT))
-        _, token = taken(ranks, ids[:PROMPT])
-        seconds, counted = added(ranks, token), machine.world.size
-        print(f"{path.name}, {counted} ranks: prompt of {PROMPT} {short:.0f} tokens/s, of {4 * PROMPT} {long:.0f}; added {1 / seconds:.1f}")
-        decoder.end()
+        speeds, _ = measured(decoder, lambda: [max(taken(ranks, ids[:size])[0] for _ in range(TURNS)) for size in (PROMPT, 4 * PROMPT)])
+        token, _ = measured(decoder, lambda: taken(ranks, ids[:PROMPT])[1])
+        times, spent = measured(decoder, lambda: added(ranks, token))
+        if machine.world.rank:
+            continue
+        name, (short, long) = f"{path.name}, {machine.world.size} ranks", speeds
+        print(f"{name}: prompt of {PROMPT} {short:.0f} tokens/s, of {4 * PROMPT} {long:.0f}; added {1 / median(times):.1f}")
+        for rank, own in enumerate(spent):
+            own["rest"] = sum(times) - sum(own.values())
+            parts = ", ".join(f"{part.removesuffix('_seconds')} {seconds / TOKENS * 1e3:.2f}" for part, seconds in own.items())
+            print(f"  rank {rank}, ms of a token: {parts}; quarter of tokens below {sorted(times)[TOKENS // 4] * 1e3:.2f}")
 
 
 if __name__ == "__main__":

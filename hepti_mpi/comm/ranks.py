@@ -181,14 +181,22 @@ class Comm:
         self._done(request)
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
-        with self.patience.waiting():
-            if not self.polite:
-                with self.turn:
-                    self.mpi.Allreduce(values, result)
-            elif values.nbytes > DIRECT_BYTES:
-                self._sum_in_parts(values, result)
+        self.summing(values, result)()
+
+    def summing(self, values: np.ndarray, result: np.ndarray) -> Callable[[], None]:
+        """Return what leaves in `result` the sum of all ranks' `values`, arrays that stay where they are: many sums are in a token."""
+        wait, turn, reduce = self.patience.waiting(), self.turn, self.mpi.Allreduce
+        politely = self._sum_in_parts if values.nbytes > DIRECT_BYTES else self._sum_directly
+
+        def run() -> None:
+            if self.polite:
+                with wait:
+                    politely(values, result)
             else:
-                self._sum_directly(values, result)
+                with wait, turn:
+                    reduce(values, result)
+
+        return run
 
     def _sum_directly(self, values: np.ndarray, result: np.ndarray) -> None:
         """Send the own terms to each other rank: MPI's sum is several messages deep, and each is waited for by looking again after a nap.

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.graph import MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Own, Writing
 from hepti_mpi.engine.packing import asked
@@ -60,10 +61,12 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
         return CachedSegment(None, (), (), zeros)
     reads = {name for op in done for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing = Cached(Graph(), store, part.heads)
+    writing, bounds = Cached(Graph(), store, part.heads), Bounds(store)
     for op in done:
-        kernel = CACHED.get(type(op)) or KERNELS[type(op)]
-        kernel(writing, op, part.op(op, compute.distribution))
+        kernel, own = CACHED.get(type(op)) or KERNELS[type(op)], part.op(op, compute.distribution)
+        if bounds.add(op, own):
+            writing.finite.add(op)
+        kernel(writing, op, own)
     told = tuple(TOLD) if writing.layers else ()
     graph = _proto(writing, inputs, outputs, told)
     wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)

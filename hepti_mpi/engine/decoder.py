@@ -109,7 +109,7 @@ class Decoder:
         self.geometries: OrderedDict[tuple[int, int, int], _Geometry] = OrderedDict()
         self.x = np.zeros((self.rows, spec.hidden), np.float32)  # what rank 0 sends where it has no part
         self.resting = False
-        self.spent = {"compute_seconds": 0.0, "wire_seconds": 0.0}
+        self.spent = {"compute_seconds": 0.0, "wire_seconds": 0.0, "words_seconds": 0.0}
 
     def build(self, store: Store) -> None:
         """Make sessions and caches. Raises ModelError, CapacityError."""
@@ -202,12 +202,7 @@ class Decoder:
                 self.x[0] = self.message[-self.spec.hidden :]
             if self.is_active:
                 self._to_words(order, self._layers(order, self.x))
-            found: list[Scores] = []
-            if order.scored:
-                self._work(partial(self.words.compute, order.scored), self._of_words(order.scored))
-                emulation.show()
-                found = self.words.scores(order.scored, order.candidates)
-                emulation.rest()
+            found = self._scores(order) if order.scored else []
             emulation.show() if self.rank == 0 else emulation.keep_time()
         return found
 
@@ -217,18 +212,20 @@ class Decoder:
         lengths = np.array(order.lengths, np.int64)
         at.tell(lengths, self.tables)
         np.copyto(at.values[self.first], x[: order.rows])
-        emulation, pairs = self.machine.emulation, float((order.each * (lengths + order.each)).sum())
-        clock = time.perf_counter()
+        pairs, computed, exchanged, clock = float((order.each * (lengths + order.each)).sum()), 0.0, 0.0, time.perf_counter()
+        emulated = self.machine.emulation.on
         for run, step in at.moves:
-            if step is not None:
-                self._work(run, self._of(step, order.rows, pairs))
+            if emulated:
+                self._as_board(run, step, order.rows, pairs)
             else:
-                emulation.show()
                 run()
-                emulation.rest()
-            now = time.perf_counter()
-            self.spent["wire_seconds" if step is None else "compute_seconds"] += now - clock
-            clock = now
+            before, clock = clock, time.perf_counter()
+            if step is None:
+                exchanged += clock - before
+            else:
+                computed += clock - before
+        self.spent["compute_seconds"] += computed
+        self.spent["wire_seconds"] += exchanged
         return at.values[self.last]
 
     def _to_words(self, order: Order, hidden: Array) -> None:
@@ -239,11 +236,27 @@ class Decoder:
     def _work(self, run: Callable[[], None], work: Work) -> None:
         self.machine.emulation.go_on(run, work)
 
-    def _of(self, step: Compute, rows: int, pairs: float) -> Work:
-        """Return the work of a segment; only an emulated board asks."""
-        return step_work(self.spec, self.part.plan, self.part.rank, step, rows, pairs) if self.machine.emulation.on else Work()
+    def _as_board(self, run: Callable[[], None], step: Compute | None, rows: int, pairs: float) -> None:
+        """Do a move as the board does it that this rank pretends to be."""
+        if step is not None:
+            self._work(run, step_work(self.spec, self.part.plan, self.part.rank, step, rows, pairs))
+        else:
+            self.machine.emulation.show()
+            run()
+            self.machine.emulation.rest()
+
+    def _scores(self, order: Order) -> list[Scores]:
+        """Return, on rank 0, the scores of the rows that are at the words. Collective."""
+        begin = time.perf_counter()
+        self._work(partial(self.words.compute, order.scored), self._of_words(order.scored))
+        self.machine.emulation.show()
+        found = self.words.scores(order.scored, order.candidates)
+        self.machine.emulation.rest()
+        self.spent["words_seconds"] += time.perf_counter() - begin
+        return found
 
     def _of_words(self, rows: int) -> Work:
+        """Return the work of scoring; only an emulated board asks."""
         if not self.machine.emulation.on:
             return Work()
         return Work(((rows, float(self.spec.hidden * len(self.words.ids)), self.part.words_slices[0].format.name),))
@@ -281,7 +294,7 @@ class Decoder:
                 made.moves += [(run, step)] if run is not None else []
             elif step.kind == "allreduce":  # what comes from rank 0 is there
                 assert self.layers is not None
-                made.moves.append((partial(self.layers.allreduce, values[reads[0]], values[writes[0]]), None))
+                made.moves.append((self.layers.summing(values[reads[0]], values[writes[0]]), None))
         return made
 
     def _bound(self, segment: caching.CachedSegment, values: dict[str, Array], order: Order) -> Callable[[], None] | None:

@@ -1,7 +1,7 @@
 """How each operation is written as ONNX nodes. Knows neither sessions nor exchanges, nor where a value goes next."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeVar
 
@@ -109,11 +109,13 @@ def write_norm(to: "Writing", norm: blocks.Norm, w: "Own", prefix: str, x: str, 
 
 @dataclass(frozen=True)
 class Writing:
-    """A segment that is being written, for a rank with `heads` own granules of heads."""
+    """A segment that is being written, for a rank with `heads` own granules of heads. `finite`: operations whose last product reads
+    nothing that is not finite, whatever the rows are."""
 
     graph: Graph
     store: Store
     heads: int
+    finite: set[ops.Op] = field(default_factory=set)
 
     def granules(self, op: ops.HeadNorm | ops.Rotate | ops.Mix) -> int:
         """Return of how many granules of heads the values of an operation are."""
@@ -125,9 +127,12 @@ class Writing:
     def matrix(self, piece: Slice) -> str:
         return self.graph.weight(self.store, piece, (prod(piece.shape[:-1]), piece.shape[-1]))
 
-    def linear(self, x: str, weight: Slice, bias: Slice | None = None, output: str | None = None, least: float | None = None) -> str:
-        """Write rows [r, K] times a weight, [N.., K] or [K.., N], and its bias -> [r, N]. `least`: below which no number of x is."""
-        return Product(self.graph, OfStore(self.store), x, weight, least).write(self.vector(bias) if bias else None, output)
+    def linear(
+        self, x: str, weight: Slice, bias: Slice | None = None, output: str | None = None, least: float | None = None, finite: bool = False
+    ) -> str:  # fmt: skip
+        """Write rows [r, K] times a weight, [N.., K] or [K.., N], and its bias -> [r, N]. `least`: below which no number of x is; `finite`:
+        all of x is."""
+        return Product(self.graph, OfStore(self.store), x, weight, least, finite=finite).write(self.vector(bias) if bias else None, output)
 
 
 Own = Mapping[str, Slice]  # by what each is to the operation: the rank's slices of its weights
@@ -219,7 +224,7 @@ def mix(to: Writing, op: ops.Mix, w: Own) -> None:
 @of(ops.Out)
 def out(to: Writing, op: ops.Out, w: Own) -> None:
     """c [r, w] -> p [r, h]"""
-    to.linear(op.reads[0], w["o.weight"], output=op.writes[0])
+    to.linear(op.reads[0], w["o.weight"], output=op.writes[0], finite=op in to.finite)
 
 
 @of(ops.Mlp)
@@ -233,7 +238,7 @@ def mlp(to: Writing, op: ops.Mlp, w: Own) -> None:
     mixed = activate(to.graph, kind, mixed, None if early or bias is None else to.vector(bias))
     if op.block.gated:
         mixed = to.graph.node("Mul", [mixed, to.linear(op.reads[0], w["up.weight"], w.get("up.bias"))])
-    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST[kind])
+    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST[kind], op in to.finite)
 
 
 @of(ops.Cast)

@@ -61,7 +61,7 @@ class Made:
 @dataclass(frozen=True)
 class Product:
     """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known.
-    `ends`: whether it is the last one, behind the residual."""
+    `ends`: whether it is the last one, behind the residual; `finite`: whether all of x is known to be finite."""
 
     graph: Graph
     source: Source
@@ -69,6 +69,13 @@ class Product:
     weight: Slice
     least: float | None = None
     ends: bool = False
+    finite: bool = False
+
+    @property
+    def looks(self) -> bool:
+        """Whether it has to look for what is not finite, which its rounding loses. Products that read a norm of the residual need no such
+        care: there such a row stays one to the last product, which does."""
+        return not self.finite and (self.ends or not self.weight.inner)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -106,7 +113,7 @@ class Product:
     def _columns(self, output: str | None) -> str:
         graph, size = self.graph, self.outputs
         whole, scale, zero = self._rounded()
-        if self.ends or not self.weight.inner:
+        if self.looks:
             scale = graph.node("Add", [scale, self._unsound()])
         one, none = graph.constant("one", np.array(1, np.float32)), graph.constant(f"zeros_{size}", np.zeros(size, np.int8))
         inputs = [whole, one, zero, self.part(VALUES, self.matrix), self.part(SCALES, (size,)), none]
@@ -144,7 +151,6 @@ class Product:
     def _blocks(self, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
         assert isinstance(kind, Blocks)
-        sound = self.weight.inner and not self.ends
         count, packed = -(-self.inputs // kind.block), kind.block * kind.bits // 8
         if self.weight.inner:
             values, scales = self.part(VALUES, (self.outputs, count, packed)), self.part(SCALES, (self.outputs, count))
@@ -153,15 +159,14 @@ class Product:
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
         found = graph.node(
-            "MatMulNBits", [self.x, values, scales], [output] if output and sound else None, MICROSOFT, K=self.inputs, N=self.outputs,
+            "MatMulNBits", [self.x, values, scales], None if output is None or self.looks else [output], MICROSOFT, K=self.inputs, N=self.outputs,
             bits=kind.bits, block_size=kind.block, accuracy_level=4,
         )  # fmt: skip
-        if sound:
+        if not self.looks:
             return found
         return graph.node("Add", [found, self._unsound()], [output] if output else None)
 
     def _unsound(self) -> str:
-        """Write 0 for each row of x, [r, 1], NaN where a number in it is not finite, which its rounding loses. Products that read a norm of
-        the residual need no such care: there such a row stays one to the last product, which does."""
+        """Write 0 for each row of x, [r, 1], NaN where a number in it is not finite."""
         nought = self.graph.constant(f"noughts_{self.inputs}", np.zeros((self.inputs, 1), np.float32))
         return self.graph.node("MatMul", [self.x, nought])
