@@ -1,4 +1,4 @@
-"""What Bounds says that no number is larger than: none is, of rows that are made to be large; and what may overflow is not called finite."""
+"""No number is larger than Bounds says, of rows that are made to be large; and what may overflow is not called finite."""
 
 import numpy as np
 import pytest

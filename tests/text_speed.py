@@ -41,6 +41,11 @@ def taken(ranks, ids):
     return len(ids) / (time.perf_counter() - begin), int(scores.ids[scores.logits.argmax()])
 
 
+def soonest(ranks, ids):
+    """Return rows a second of the soonest of some turns, of a short and a long prompt."""
+    return [max(taken(ranks, ids[:size])[0] for _ in range(TURNS)) for size in (PROMPT, len(ids))]
+
+
 def added(ranks, token):
     """Return the seconds of each token, greedy, behind a prompt."""
     times = []
@@ -52,13 +57,13 @@ def added(ranks, token):
     return times
 
 
-def measured(decoder, act):
-    """Return what rank 0 measures in `act`, and what each rank spent meanwhile. Collective."""
+def measured(decoder, act, *args):
+    """Return what rank 0 measures in `act`, called with `args`, and what each rank spent meanwhile. Collective."""
     before, world, found = dict(decoder.spent), decoder.machine.world, None
     if world.rank:
         decoder.follow()
     else:
-        found = act()
+        found = act(*args)
         decoder.end()
     return found, world.gather_all({name: seconds - before[name] for name, seconds in decoder.spent.items()})
 
@@ -72,9 +77,9 @@ def main():
         store = fetching.open_store(machine, path)
         decoder = loading.load(machine, store, whole(even_plan(store, machine.world.size)), 1, 4 * PROMPT)
         ranks, ids = Ranks(decoder, OuterWeights(store)), np.random.default_rng(0).integers(1, 500, 4 * PROMPT).tolist()
-        speeds, _ = measured(decoder, lambda: [max(taken(ranks, ids[:size])[0] for _ in range(TURNS)) for size in (PROMPT, 4 * PROMPT)])
-        token, _ = measured(decoder, lambda: taken(ranks, ids[:PROMPT])[1])
-        times, spent = measured(decoder, lambda: added(ranks, token))
+        speeds, _ = measured(decoder, soonest, ranks, ids)
+        begun, _ = measured(decoder, taken, ranks, ids[:PROMPT])
+        times, spent = measured(decoder, added, ranks, begun and begun[1])
         if machine.world.rank:
             continue
         name, (short, long) = f"{path.name}, {machine.world.size} ranks", speeds

@@ -67,9 +67,10 @@ class Bounds:
 
     def _size(self, piece: Slice) -> float:
         """Return how large a number of a weight can be: NaN or infinite where one is."""
-        kind, most = piece.format, {name: float(np.abs(part).max(initial=0)) for name, part in self.store.parts(piece).items() if name != VALUES}
+        kind, parts = piece.format, self.store.parts(piece)
+        most = {name: float(np.abs(part).max(initial=0)) for name, part in parts.items() if name != VALUES}
         if isinstance(kind, Blocks):
             return most[SCALES] * 2 ** (kind.bits - 1)
         if isinstance(kind, Columns):
             return most[SCALES] * most[CHANNELS] * 128
-        return float(np.abs(self.store.parts(piece)[VALUES]).max(initial=0))
+        return float(np.abs(parts[VALUES]).max(initial=0))

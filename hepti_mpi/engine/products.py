@@ -159,8 +159,8 @@ class Product:
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
         found = graph.node(
-            "MatMulNBits", [self.x, values, scales], None if output is None or self.looks else [output], MICROSOFT, K=self.inputs, N=self.outputs,
-            bits=kind.bits, block_size=kind.block, accuracy_level=4,
+            "MatMulNBits", [self.x, values, scales], None if output is None or self.looks else [output], MICROSOFT,
+            K=self.inputs, N=self.outputs, bits=kind.bits, block_size=kind.block, accuracy_level=4,
         )  # fmt: skip
         if not self.looks:
             return found
