@@ -135,6 +135,28 @@ def test_pictures_that_do_not_fit(config, size, words):
         pixel_values(steps(config), Image.new("RGB", size))
 
 
+@pytest.mark.parametrize("ending, mode, colour", [("png", "L", 40), ("png", "RGB", (40, 41, 42)), ("png", "P", 3), ("gif", "P", 3)])
+def test_a_colour_that_is_transparent_is_white_where_the_processor_makes_rgb(tmp_path, ending, mode, colour):
+    """As CLIPImageProcessor and its like of transformers 5.23; others, with do_convert_rgb off, leave what is behind it."""
+    shape = (4, 5) if mode != "RGB" else (4, 5, 3)
+    if mode == "P":
+        picture = Image.fromarray(np.arange(20, dtype=np.uint8).reshape(shape) % 5, "P")
+        picture.putpalette([v for one in range(5) for v in (one * 9, one * 7, one)])
+        seen = (27, 21, 3)  # of number 3
+    else:
+        picture, seen = Image.new(mode, (5, 4), (10, 20, 30) if mode == "RGB" else 10), colour if mode == "RGB" else (40,) * 3
+        picture.putpixel((2, 1), colour)
+    picture.save(tmp_path / f"x.{ending}", transparency=colour)
+    plain = np.asarray(picture.convert("RGB"))
+    white = np.where((plain == seen).all(-1, keepdims=True), 255, plain)
+    assert (white != plain).any()
+    untouched = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_center_crop": False}
+    for kind, wanted in (("CLIP", white), ("Siglip", white), ("ViT", plain)):
+        made = steps({"image_processor_type": f"{kind}ImageProcessor", **untouched})
+        found = pixel_values(made, open_image(tmp_path / f"x.{ending}", 3))
+        np.testing.assert_array_equal(found, wanted.transpose(2, 0, 1))
+
+
 def test_shortest_edge_then_crop():
     taken = steps({"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 20, "do_normalize": False})
     assert pixel_values(taken, Image.new("RGB", (31, 47), (255, 0, 51))).shape == (3, 20, 20)

@@ -143,6 +143,7 @@ def modes(channels: int) -> str:
 
 def pixel_values(steps: Preprocessor, image: Image.Image) -> np.ndarray:
     """Return float32 [channels, height, width] of a picture as open_image returns them. Raises InputError."""
+    image = on_white(image) if steps.on_white else image
     if steps.size is not None:
         height, width = resized(steps, image.height, image.width)
         image = image.resize((width, height), resample=Image.Resampling(steps.resample))
@@ -159,6 +160,17 @@ def pixel_values(steps: Preprocessor, image: Image.Image) -> np.ndarray:
     for mean, deviation in steps.norms:
         values = (values - mean) / deviation
     return np.ascontiguousarray(padded(steps, values).transpose(2, 0, 1))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a picture on a white ground, where a colour of it stands for transparent (of GIF and PNG files; others have lost theirs).
+
+    Source: transformers, image_transforms.convert_to_rgb, after load_image.
+    """
+    if image.info.get("transparency") is None:
+        return image
+    seen = image.convert("RGB").convert("RGBA")  # by way of the colour, which several places of a palette may have
+    return Image.alpha_composite(Image.new("RGBA", seen.size, (255, 255, 255, 255)), seen).convert("RGB")
 
 
 def padded(steps: Preprocessor, values: np.ndarray) -> np.ndarray:

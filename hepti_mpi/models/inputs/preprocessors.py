@@ -61,6 +61,7 @@ class Preprocessor:
     offset: float  # taken off after scaling
     norms: tuple[tuple[np.ndarray, np.ndarray], ...]  # (mean, deviation), each [channels]
     pad: tuple[int, int] | None  # with zeros, below and to the right
+    on_white: bool = False  # first of all: what a picture says to be transparent by a colour of its own becomes white
 
 
 def read_preprocessor(files: Mapping[str, bytes], channels: int) -> Preprocessor | None:
@@ -134,6 +135,7 @@ def steps(kind: str, said: Mapping[str, Any], channels: int) -> Preprocessor:
         offset=float(kind == "EfficientNet" and said["do_rescale"] is True and said["rescale_offset"] is True),
         norms=tuple(norms(kind, said, channels)),
         pad=area(said["pad_size"], "pad_size") if padded else None,
+        on_white=said["do_convert_rgb"] is True,
     )
 
 
