@@ -179,7 +179,7 @@ class Costs:
     def limits_of(self, plan: Plan) -> np.ndarray:
         """Return the bytes of every rank: one that alone computes on its host has all of them."""
         at = np.arange(self.ranks)
-        at[list(plan.active)] = self.pricer.places(plan.active)
+        at[list(plan.active)] = self.pricer.members(plan.active).places[:, 0]
         return self.limits[at]
 
     def fits(self, candidate: Candidate) -> bool:

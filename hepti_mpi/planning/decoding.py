@@ -34,7 +34,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     if name in baselines.NAMES:
         decision = methods.decide(name, spec, source_hash, profile, request)
         plan = decision.chosen.plan
-        if len(plan.active) > 1:  # one row cannot be scattered: its sums are whole
+        if plan.divided:  # one row cannot be scattered: its sums are whole
             plan = replace(plan, reduction="allreduce")
         return replace(decision, chosen=added.priced(replace(decision.chosen, plan=plan)))
     wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",))
@@ -46,10 +46,10 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     def whole(plans: Sequence[Plan]) -> np.ndarray:
         return np.asarray(chunks * taken.each(plans) + request.answer * added.each(plans))
 
-    like = next((one.plan for one in every if len(one.plan.active) > 1), None)
+    like = next((one.plan for one in every if one.plan.divided), None)
     if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
         every.append(found)
-    wanted = [one for one in every if len(one.plan.active) > 1] if name == "tensor" else every
+    wanted = [one for one in every if one.plan.divided] if name == "tensor" else every
     chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]))
     first, *others = (added.priced(one) for one in (chosen, *(one for one in every if one is not chosen)))
     return replace(decision, chosen=first, others=tuple(others), close=())
@@ -83,7 +83,7 @@ def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None)
 
 def _walkable(one: Candidate) -> bool:
     plan = one.plan
-    return plan.strategy == "single" or (plan.reduction == "allreduce" and plan.collectives == "mpi" and len(plan.tiles) < 2)
+    return not plan.divided or (plan.reduction == "allreduce" and plan.collectives == "mpi" and len(plan.tiles) < 2)
 
 
 def _searched(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, alone: bool) -> list[Decision]:

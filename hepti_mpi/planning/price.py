@@ -83,6 +83,8 @@ class Pricer:
         self.arrange = np.array([node.arrange_seconds for node in nodes])
         self.cast = np.array([node.cast_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
+        self.speeds = {"attention": self.attention, "arranged": self.arrange, "elements": self.element, "activations": self.activation,
+                       "casts": self.cast}  # fmt: skip
         self.exchange, self.start, self.start_per_byte = profile.exchange_seconds, profile.start_seconds, profile.start_seconds_per_byte
         self.latency = np.array(profile.latency_seconds)
         with np.errstate(divide="ignore"):
@@ -101,6 +103,7 @@ class Pricer:
         self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
         self.laid: dict[int, Laid] = {}  # by id, which stays a program's own while that is kept
         self.known: dict[int, list[Walked]] = {}  # by the same
+        self.each_kind: dict[int, dict[Kind, Step]] = {}
         self.begun: dict[tuple[int, int], int] = {}  # by ids of two of them
         self.groups: dict[tuple[int, ...], Members] = {}  # by active ranks
 
@@ -145,14 +148,16 @@ class Pricer:
 
     def op_seconds(self, ops: Sequence[Op], share: Share, places: np.ndarray) -> np.ndarray:
         """Return seconds of `ops` on as many rows each, without the fixed cost of the run. `places`: of the ranks' speeds."""
-        works = [op.work(share) for op in ops]
+        amounts: dict[str, Any] = {}  # in the order of OpWork, so that a sum is the same whatever the order of operations
+        for work in [op.work(share) for op in ops]:
+            for name, amount in vars(work).items():
+                if not _none(amount):
+                    amounts[name] = amounts[name] + amount if name in amounts else amount
         spent = np.zeros(1)
-        for name, speed in (("attention", self.attention), ("arranged", self.arrange), ("elements", self.element),
-                            ("activations", self.activation), ("casts", self.cast)):  # fmt: skip
-            amount = sum(getattr(work, name) for work in works)
-            spent = spent if _none(amount) else spent + speed[places] * amount
-        weights = sum(work.weights for work in works)
-        return spent if _none(weights) else spent + self.gemm[places, share.rows] * weights
+        for name, speed in self.speeds.items():
+            if name in amounts:
+                spent = spent + speed[places] * amounts[name]
+        return spent + self.gemm[places, share.rows] * amounts["weights"] if "weights" in amounts else spent
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
@@ -187,6 +192,12 @@ class Pricer:
                 else:
                     walked += [(part, (part.kind, len(part.reads), part.width, part.wire), *names) for part in self.parts(step)]
         return self.known[id(program)]
+
+    def sorted_out(self, program: Program) -> dict[Kind, Step]:
+        """Return a step of each kind in a program."""
+        if id(program) not in self.each_kind:
+            self.each_kind[id(program)] = {kind: step for step, kind, *_ in self.walked(program)}
+        return self.each_kind[id(program)]
 
     def laid_out(self, program: Program) -> Laid:
         """Return where the values of a program live, worked out once."""
@@ -261,7 +272,11 @@ class Batch:
             parts = zip(*([getattr(group.links, field.name) for field in fields(Links)] for group in groups))
             self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
         self.in_turn = like.collectives == "mpi"
-        self.by_messages = len(self.ranks) > 1 and (not self.in_turn or pricer.emulated)
+        self.by_messages = not self.in_turn or pricer.emulated
+        own = shares.rows
+        every = {"rows": own, "full": np.broadcast_to(own.sum(axis=0), own.shape)}
+        self.parts = {name: Share(rows, rows * pricer.attended, shares.heads, shares.columns) for name, rows in every.items()}
+        self.segment = pricer.segment[self.places[:, None]]
         self.known: dict[Kind, Sequence[Done]] = {}  # by tile; layers repeat: price each kind of step once
 
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
@@ -302,7 +317,7 @@ class Batch:
     def _walked(self, program: Program) -> list[Walked]:
         """Return the steps of a program, when it is known what each does in each tile."""
         walked = self.pricer.walked(program)
-        new = {kind: step for step, kind, *_ in walked if kind not in self.known}
+        new = {kind: step for kind, step in self.pricer.sorted_out(program).items() if kind not in self.known}
         syncs = {kind: step for kind, step in new.items() if isinstance(step, Sync)}
         pricer, links, tiles = self.pricer, self.links.of_exchanges, (self.shares.rows.shape[1],)
         for terms in (False, True):
@@ -323,10 +338,7 @@ class Batch:
         return walked
 
     def _computing(self, step: Compute) -> Computing:
-        rows, pricer, places = self.shares.rows, self.pricer, self.places[:, None]
-        if step.distribution == "full":
-            rows = np.broadcast_to(rows.sum(axis=0), rows.shape)
-        share = Share(rows, rows * pricer.attended, self.shares.heads, self.shares.columns)
-        seconds = pricer.op_seconds(step.ops, share, places) * self.crowding[:, None]
-        seconds = seconds + pricer.segment[places] * (rows > 0)
+        share, places = self.parts[step.distribution], self.places[:, None]
+        seconds = self.pricer.op_seconds(step.ops, share, places) * self.crowding[:, None]
+        seconds = seconds + self.segment * (share.rows > 0)
         return Computing(seconds, (seconds > 0).astype(np.float64))

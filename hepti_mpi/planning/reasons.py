@@ -22,7 +22,7 @@ def more_ranks(decision: Decision) -> Iterator[str]:
         return
     count = min(more, key=lambda ranks: (more[ranks], ranks))
     few = f"{len(plan.active)} of {plan.ranks} ranks take"
-    if plan.strategy == "single":
+    if not plan.divided:
         rank = plan.active[0]
         shared = plan.hosts.count(plan.hosts[rank]) > 1
         few = f"rank {rank} on {plan.hosts[rank]} alone{', with all cores of its host,' * shared} takes"

@@ -10,7 +10,7 @@ import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
-from hepti_mpi.program.plan import Plan, granules_fit
+from hepti_mpi.program.plan import Plan
 
 ROW_STEPS = (16, 4, 1)
 COLUMN_STEPS = (64, 8, 1)  # granules
@@ -25,9 +25,11 @@ HOPE = 1.15  # candidates that promise to be this much slower than the best may 
 WORTH_A_CLIMB = 1.03  # tiles that are this much slower may still win
 
 
-def order(candidate: Candidate) -> tuple[float, int, str]:
+def order(candidate: Candidate) -> tuple[object, ...]:
     """Return what sorts candidates, soonest first and few ranks before many."""
-    return candidate.price.seconds, len(candidate.plan.active), candidate.plan.hash
+    plan = candidate.plan
+    kind = plan.layers, plan.collectives, plan.wire
+    return candidate.price.seconds, len(plan.active), kind, plan.tiles, plan.rows, plan.heads, plan.columns  # its hash is slow
 
 
 class Refinement:
@@ -40,10 +42,10 @@ class Refinement:
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
         candidates = list(candidates)
-        least = min((one.price.seconds for one in candidates if one.plan.strategy != "single"), default=np.inf)
+        least = min((one.price.seconds for one in candidates if one.plan.divided), default=np.inf)
         promising = sorted(((*self.promise(one, least), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
         found: list[list[Candidate]] = []
-        several = next((number for number, (*_, one) in enumerate(promising) if one.plan.strategy != "single"), None)
+        several = next((number for number, (*_, one) in enumerate(promising) if one.plan.divided), None)
         for number, (_, hope, candidate) in enumerate(promising):
             soonest = min((ones[0].price.seconds for ones in found), default=hope)
             hopeless = number != several and (number >= MOST_IMPROVED or hope > soonest * HOPE)  # one rank has nothing to improve
@@ -126,7 +128,8 @@ class Refinement:
         of_rows += [_moved(flat, kept, step) for step in ROW_STEPS]
         granule = self.spec.column_granule
         of_columns = np.concatenate([_moved(columns, pairs, step * granule) for step in COLUMN_STEPS])
-        of_columns = of_columns[[granules_fit(counts, granule) for counts in of_columns.tolist()]]
+        starts = np.cumsum(of_columns, axis=1) - of_columns
+        of_columns = of_columns[((starts % granule == 0) | (of_columns == 0)).all(axis=1)]  # as plan.granules_fit() wants it
         moved = np.concatenate(of_rows).reshape(-1, tiles, ranks), _moved(heads, pairs, 1), of_columns
         return [  # what moves, while the others stay
             np.concatenate([after if what == moving else np.repeat(one[None], len(after), axis=0) for moving, after in enumerate(moved)])

@@ -72,7 +72,7 @@ class Steps:
     def _programs(self, plan: Plan) -> tuple[list[Program], float]:
         """Return the steps of `plan`, or of its first layers and how often the next are there besides, where the others repeat them."""
         depths = steady(self.spec) if len(set(plan.layouts)) == 1 else ()
-        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.active) > 1
+        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, plan.divided
         if key not in self.made:
             wanted = [plan.layouts[:depth] for depth in depths] or [plan.layouts]
             self.made[key] = [make_program(self.spec, replace(plan, layers=layers), everywhere=True) for layers in wanted]

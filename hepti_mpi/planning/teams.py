@@ -20,7 +20,7 @@ from hepti_mpi.planning.forecast import Forecast, Shape
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
-from hepti_mpi.planning.subsets import firsts
+from hepti_mpi.planning.subsets import alone, firsts
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
@@ -145,7 +145,7 @@ class _Teams:
             return found
         choices = list[Choice]()
         for choice in found.choices:
-            parts = self._parts(choice.team) if len(choice.team.members) == 1 else 1
+            parts = self._parts(choice.team) if choice.team.alone else 1
             choices += [replace(choice, seconds=choice.seconds * parts / (APART if parts > 1 else 1.0))] * parts
         return replace(found, choices=_sorted(choices))
 
@@ -200,7 +200,7 @@ class _Teams:
 
     def _team(self, ranks: tuple[int, ...]) -> Choice | None:
         """Return the best team of just these ranks that does not divide layers."""
-        if len(ranks) == 1:
+        if alone(ranks):
             if ranks[0] not in self.alone:
                 return None
             plan = self._whole(ranks)
@@ -235,7 +235,7 @@ class _Teams:
         except CapacityError:
             return None
         plan = chosen.plan
-        if len(ranks) == 1 and spec is self.spec and not roomy:
+        if alone(ranks) and spec is self.spec and not roomy:
             self.used[ranks[0]] = chosen.memory[0]
         if plan.collectives == "mpi":  # which only one thread of a rank may call, and letters come meanwhile
             plan = replace(plan, collectives="own", reduction="reduce_scatter")

@@ -318,7 +318,7 @@ class Mlp(Op):
     def work(self, share: Share) -> OpWork:
         units = share.columns if self.axis else self.block.width
         weights = (2.0 + self.block.gated) * self.block.hidden * units
-        return OpWork(weights=weights, activations=share.rows * units, elements=share.rows * units * self.block.gated)
+        return OpWork(weights=weights, activations=share.rows * units, elements=share.rows * units if self.block.gated else 0)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ class Team:
     def members(self) -> tuple[int, ...]:
         return tuple(rank for stage in self.stages for rank in stage.members)
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is one rank."""
+        return len(self.members) == 1
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -157,8 +162,8 @@ def _stages(team: Any) -> Iterator[Stage]:
 
 def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     """Refuse a placement that is not one for this model and this number of ranks. Raises PlanError."""
-    alone = {team.lead for team in placement.teams if len(team.members) == 1}  # which may be several
-    every = [*alone, *(rank for team in placement.teams if len(team.members) > 1 for rank in team.members)]
+    alone = {team.lead for team in placement.teams if team.alone}  # which may be several
+    every = [*alone, *(rank for team in placement.teams if not team.alone for rank in team.members)]
     if not placement.teams or len(set(every)) != len(every) or not set(every) <= set(range(ranks)):
         every = [rank for team in placement.teams for rank in team.members]
         one = "each of which may be in one team, or several alone"

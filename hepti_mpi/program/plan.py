@@ -72,10 +72,15 @@ class Plan:
         """The ranks that hold a part of the layers."""
         return tuple(r for r in range(self.ranks) if self.heads[r] or self.columns[r] or self.rows[r])
 
+    @property
+    def divided(self) -> bool:
+        """Whether several ranks divide the layers."""
+        return len(self.active) != 1
+
     @cached_property
     def layouts(self) -> tuple[tuple[str, str], ...]:
         """The layouts that its layers come to: a rank that has nobody to divide them with keeps requests whole, whatever `layers` says."""
-        return (WHOLE,) * len(self.layers) if self.strategy == "single" else self.layers
+        return (WHOLE,) * len(self.layers) if not self.divided else self.layers
 
     @property
     def keeps_requests(self) -> bool:
@@ -84,7 +89,7 @@ class Plan:
 
     @property
     def strategy(self) -> str:
-        if len(self.active) == 1:
+        if not self.divided:
             return "single"
         kinds = {self.strategy_of(layout) for layout in self.layers}
         return kinds.pop() if len(kinds) == 1 else "mix"
@@ -128,8 +133,8 @@ class Plan:
 
 def kind_of(plan: Plan) -> str:
     """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
-    if plan.strategy == "single":
-        return "single"
+    if not plan.divided:
+        return plan.strategy
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
     layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""

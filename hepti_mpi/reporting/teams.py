@@ -18,7 +18,7 @@ def described(team: Team) -> str:
     """Say what a team does: all layers alone, divided, or in stages."""
     if len(team.stages) > 1:
         return "stages of " + " + ".join(str(len(stage.plan.layers)) for stage in team.stages) + " layers"
-    return "alone" if len(team.members) == 1 else kind_of(team.stages[0].plan)
+    return "alone" if team.alone else kind_of(team.stages[0].plan)
 
 
 def teams_record(

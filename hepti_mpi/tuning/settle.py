@@ -117,7 +117,7 @@ def promising(decision: Decision, profile: ClusterProfile, request: Request) -> 
         plans.append(replace(chosen.plan, wire="float32"))
     left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
     others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds][:FINALISTS]
-    lone = [other for other in decision.others if other not in others and other.plan.strategy == "single"]
+    lone = [other for other in decision.others if other not in others and not other.plan.divided]
     lone = [other for other in lone if other.price.seconds <= LONE * chosen.price.seconds and profile.nodes[other.plan.active[0]].alone]
     for other in (*decision.close, *others, *lone):
         if (left >= other.memory).all():
