@@ -177,7 +177,7 @@ def wire_error(ready: Ready, rows: int) -> float:
     if ready.plan.wire == "float32":
         return 0.0
     exact = swap(ready, replace(ready.plan, wire="float32"))
-    lengths, embedded = _typical(ready.store, rows) if world.rank == 0 else ([], None)
+    lengths, embedded = _built_in(ready.store, rows) if world.rank == 0 else ([], None)
     lengths, results = world.from_root(lengths), []
     for engine in (ready.engine, exact.engine):
         hidden = engine.run(tuple(lengths), embedded)
@@ -188,7 +188,7 @@ def wire_error(ready: Ready, rows: int) -> float:
     return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))
 
 
-def _typical(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
+def _built_in(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
     """Return how long built-in inputs are and what the layers begin with, or a random one of the magnitude that LayerNorm gives, where the
     model takes none."""
     requests = []

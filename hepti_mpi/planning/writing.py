@@ -52,13 +52,11 @@ class Writer:
 
 @dataclass(frozen=True)
 class Writers:
-    """The teams that were chosen for `texts` texts, the fastest first. `together`: what all ranks together take; `alone`: ranks that can
-    hold the model."""
+    """The teams that were chosen for `texts` texts, the fastest first. `together`: what all ranks together take."""
 
     every: tuple[Writer, ...]
     together: Writer
     texts: int
-    alone: tuple[int, ...]
 
     @property
     def placement(self) -> Placement:
@@ -87,7 +85,7 @@ def arranged(
     together = _writer(spec, profile, request, one.teams[0], slots)
     crowds = [ranks] if profile.emulated else [ranks, tuple(firsts(profile.hosts))] if forced else [tuple(firsts(profile.hosts))]
     found = [_best(spec, source_hash, profile, request, crowd, slots) for crowd in dict.fromkeys(crowds)]
-    every = [Writers(writers, together, texts, alone) for writers, alone in found if len(writers) > 1]
+    every = [Writers(writers, together, texts) for writers in found if len(writers) > 1]
     return min(every, key=lambda one: one.seconds, default=None)
 
 
@@ -110,8 +108,8 @@ def shared(writers: Sequence[Writer], texts: int) -> float:
 
 def _best(
     spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, crowd: tuple[int, ...], slots: int
-) -> tuple[tuple[Writer, ...], tuple[int, ...]]:  # fmt: skip
-    """Return teams of the ranks of a crowd, all of which compute at once, and those of them that hold the model alone."""
+) -> tuple[Writer, ...]:  # fmt: skip
+    """Return teams of the ranks of a crowd, all of which compute at once."""
     profile = crowded(profile, crowd)
     known: dict[tuple[NodeProfile, int | None], Team | None] = {}
     mode = request.mode.replace("auto", "packed")  # weights that are read from a file again and again are none
@@ -145,7 +143,7 @@ def _best(
         parts.append(some[0])
         left = left[some[1] :]
     writers = (_writer(spec, profile, request, team, slots) for team in parts)
-    return tuple(sorted(writers, key=lambda one: (-one.rate, one.team.lead))), tuple(alone)
+    return tuple(sorted(writers, key=lambda one: (-one.rate, one.team.lead)))
 
 
 def _writer(spec: ModelSpec, profile: ClusterProfile, request: Request, team: Team, slots: int) -> Writer:

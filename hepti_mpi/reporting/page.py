@@ -22,7 +22,7 @@ from hepti_mpi.wording import counted
 KINDS = ("compute", "wire", "wait", "rest")
 WORDS = {"compute": "compute", "wire": "wire", "wait": "waiting", "rest": "other"}
 SHOWN = 2000  # events of a lane that are drawn one by one; of more, neighbours are joined
-SIDE, EDGE, APART = 420, 60, 38  # of the picture of predictions, in its own units; between two marks
+SIDE, EDGE, GAP = 420, 60, 38  # of the picture of predictions, in its own units; between two marks
 STYLE = """
 :root {
   --compute: #004488; --wire: #ddaa33; --wait: #bb5566; --rest: #dddddd;
@@ -304,7 +304,7 @@ def _predictions(benches: Sequence[Bench]) -> Iterator[str]:
     if len(marks) < 3:  # close together: as many round numbers as there are between them
         marks = [mark for mark in ticks(high, 12) if mark >= low]
     for mark in list(marks):
-        if any(other < mark and at(mark) - at(other) < APART for other in marks):
+        if any(other < mark and at(mark) - at(other) < GAP for other in marks):
             marks.remove(mark)
     grid = []
     for mark in marks:
