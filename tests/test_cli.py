@@ -332,6 +332,14 @@ def test_plan_of_teams(run, made):
     assert "stages of 1 + 1 + 1 layers" in said and len(placements.load(made / "teams.json").stages) == 3
 
 
+def test_plan_of_texts(run):
+    words = ("plan", "--weights", "random:smollm2-135m", "--boards", "pi4,pi5", "--tokens", 8)
+    said = run(*words)
+    assert "ms of a token" in said and "stages of" in said and "8 tokens: " in said
+    said = run(*words, "--layout", "pipeline")
+    assert ", words" in said and "a token passes through all stages" in said
+
+
 @pytest.mark.parametrize("layout", [name for name in LAYOUT_NAMES if name != "pipeline"])
 def test_plan_of_every_layout(run, made, layout):
     run(*PLAN, "--rows", 26, "--layout", layout, "--output", "layout.json")

@@ -8,7 +8,7 @@ from test_decoding import SPEC, TEXT
 
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.planning import decoding, staging, texts, writing
-from hepti_mpi.reporting.generation import stages_lines, writers_lines
+from hepti_mpi.reporting.generation import stages_lines, ways_document, ways_lines, writers_lines
 
 HASH = "0" * 64
 
@@ -92,3 +92,16 @@ def test_teams_may_be_in_stages():
     found = writing.arranged(SPEC, HASH, profile, request, one, (4, 64))
     assert [len(writer.team.stages) for writer in found.every] == [1, 2] and set(found.every[1].team.members) == {1, 2}
     assert "stages of" in writers_lines(found, ["a", "b", "c"])
+
+
+def test_the_ways_are_shown_soonest_first_and_what_was_chosen():
+    memory = 0.7 * alone().memory[0]
+    chosen = decide(cluster([20.0, 20.0, 20.0], latency=0.02, memory=memory))
+    lines = ways_lines(chosen, 1.5, 100).splitlines()
+    assert lines[1].startswith("stages of ") and "chosen" in lines[1]
+    assert any("heads/columns" in line and " x" in line for line in lines[2:])
+    told = ways_document(chosen, 1.5)
+    assert [way["chosen"] for way in told["ways"]] == [True] + [False] * (len(told["ways"]) - 1)
+    assert told["token_seconds"] == pytest.approx(chosen.seconds, rel=1e-4) and len(told["plan"]["teams"][0]) == len(chosen.staged.ranks)
+    forced = ways_document(decide(cluster([20.0, 20.0]), "layers"), None)
+    assert [way["way"] for way in forced["ways"]] == ["stages of 15 + 15 layers"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.commands import teams
+from hepti_mpi.commands import teams, textplan
 from hepti_mpi.commands.options import (
     FILE,
     PIPELINE,
@@ -63,6 +63,8 @@ class Described:
 @click.option("--latency-us", type=click.FloatRange(1, 1e6), default=200.0, show_default=True,
               help="Microseconds that a message between --boards takes.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
+@click.option("--tokens", type=click.IntRange(1, 1 << 16),
+              help="Of a model that generates text: plan for so many tokens that are added one by one to a prompt of --rows rows.")
 @click.option("--output", type=FILE, help="Write the plan to this file.")
 @click.option("--objective", type=click.Choice(["latency", "throughput"]),
               help="What counts: how soon all ranks answer a batch (left out), or how many batches teams of them do.")  # fmt: skip
@@ -70,7 +72,7 @@ class Described:
 @planning_options
 @words_options()
 def plan(weights: Path | None, profile_file: Path | None, entry: int | None, output: Path | None, scale: Path | None, rows: int,
-         objective: str | None, **options: Any) -> None:  # fmt: skip
+         tokens: int | None, objective: str | None, **options: Any) -> None:  # fmt: skip
     """Find the best division of a model over ranks or boards; needs no MPI.
 
     \b
@@ -91,9 +93,15 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
     if scale is not None and objective == "throughput":
         raise click.UsageError("--scale draws how soon a batch is answered: leave out --objective throughput")
+    for name, value in (("output", output), ("scale", scale), ("objective", objective)):
+        if tokens is not None and value is not None:
+            raise click.UsageError(f"--tokens plans for one text, whose plan run makes itself: leave out --{name}")
     teams.check(options, objective or "auto", False, None)
     spec, source_hash = _model(weights)
     profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
+    if tokens is not None:
+        textplan.show(spec, source_hash, profile, rows, tokens, options)
+        return
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
     if objective == "throughput" or options["layout"] == PIPELINE:

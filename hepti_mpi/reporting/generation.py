@@ -7,8 +7,10 @@ import numpy as np
 
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.staging import Staged
+from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.planning.writing import Writers
 from hepti_mpi.program.placement import Placement
+from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.reporting.teams import described
@@ -88,6 +90,42 @@ def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None
         f"{texts} of {counted(found.every[0].answer, 'tokens')}: {duration(found.seconds)} by teams, each text by one of them; "
         f"{duration(found.together.seconds(found.texts))} by all ranks together",
     ])
+
+
+def ways_lines(chosen: Chosen, first: float | None, width: int | None = None) -> str:
+    """Return the ways in which ranks may write together, soonest token first. `first`: seconds until the best division of layers has taken
+    in a prompt."""
+    rows = []
+    for way in _ways(chosen, first):
+        prompt = "" if way["first_token_seconds"] is None else milliseconds(way["first_token_seconds"])
+        why = "chosen" if way["chosen"] else f"{way['token_seconds'] / chosen.seconds:.2f} x"
+        rows.append((way["way"], milliseconds(way["token_seconds"]), why, prompt, str(way["ranks"]), size(max(way["memory_bytes"]))))
+    notes = chosen.decision.notes if chosen.decision is not None and not chosen.in_stages else ()
+    return "\n".join([table(("way", "ms of a token", "", "first token", "ranks", "most memory"), rows, width), *notes])
+
+
+def ways_document(chosen: Chosen, first: float | None) -> dict[str, Any]:
+    """Return the same as a JSON document, format hepti-text-plan, with what was chosen."""
+    placement = chosen.placement
+    plan = placement.to_json() if placement.together is None else placement.together.to_json()
+    return {"format": "hepti-text-plan", "format_version": 1, "plan": plan, "token_seconds": _short(chosen.seconds),
+            "first_token_seconds": _short(chosen.prompt_seconds), "ways": _ways(chosen, first)}  # fmt: skip
+
+
+def _ways(chosen: Chosen, first: float | None) -> list[dict[str, Any]]:
+    """Return what each way takes; of divisions of layers only the best has a first token."""
+    found, staged = [], chosen.staged
+    if staged is not None:
+        found.append({"way": "stages of " + " + ".join(map(str, staged.counts)) + " layers", "token_seconds": _short(staged.seconds),
+                      "first_token_seconds": _short(staged.prompt_seconds), "ranks": len(staged.ranks),
+                      "memory_bytes": list(staged.memory), "chosen": chosen.in_stages})  # fmt: skip
+    decision = chosen.decision
+    for one in (decision.chosen, *decision.others) if decision is not None else ():
+        best = decision is not None and one is decision.chosen
+        found.append({"way": kind_of(one.plan), "token_seconds": _short(one.price.seconds),
+                      "first_token_seconds": _short(first) if best and first is not None else None, "ranks": len(one.plan.active),
+                      "memory_bytes": list(one.memory), "chosen": best and not chosen.in_stages})  # fmt: skip
+    return sorted(found, key=lambda way: way["token_seconds"])
 
 
 def stages_lines(found: Staged, hosts: Sequence[str], width: int | None = None) -> str:

@@ -1,0 +1,44 @@
+"""What `plan` shows of texts: the ways in which ranks may write together, and who has what. Knows the order in which that is shown."""
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hepti_mpi.commands.options import planning_request
+from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.writers import method_of
+from hepti_mpi.wording import counted
+
+if TYPE_CHECKING:
+    from hepti_mpi.cluster.profile import ClusterProfile
+    from hepti_mpi.models.spec import ModelSpec
+
+
+def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt: int, tokens: int, options: dict[str, Any]) -> None:
+    """Plan for one text, of a prompt of so many rows and tokens that are added to it. Raises InputError, CapacityError, PlanError."""
+    from hepti_mpi.errors import InputError
+    from hepti_mpi.planning import decoding, texts
+    from hepti_mpi.reporting import generation, records
+    from hepti_mpi.serving.generation import CHUNK
+
+    if not spec.generates:
+        raise InputError(f"--tokens is for models that generate text, which {spec.name} does not; leave it out")
+    begin, chunk = time.perf_counter(), min(prompt, CHUNK)
+    sizes = {"rows": 1, "attended": prompt + tokens // 2, "largest": chunk, "longest": chunk}
+    request = planning_request(sizes, options, len(profile.nodes))
+    request = replace(request, kept=prompt + tokens, prompt=prompt, answer=tokens)
+    chosen = texts.decide(method_of(options), spec, source_hash, profile, request)
+    seconds, bound = time.perf_counter() - begin, decoding.bound(spec, profile, request.attended)
+    first = None
+    if chosen.decision is not None:
+        first = decoding.prompt_seconds(spec, profile, request, chosen.decision.chosen.plan)
+    SCREEN.show(generation.ways_lines(chosen, first, SCREEN.width) + "\n")
+    if chosen.in_stages and chosen.staged is not None:
+        SCREEN.show(generation.stages_lines(chosen.staged, profile.hosts, SCREEN.width))
+    elif chosen.decision is not None:
+        SCREEN.draw(chosen.decision.chosen.plan)
+        SCREEN.show("\n" + records.rank_lines(chosen.decision, SCREEN.width))
+    SCREEN.show(f"{counted(prompt, 'rows')} and {counted(tokens, 'tokens')}: {chosen.prompt_seconds + tokens * chosen.seconds:.3g} s; no "
+                f"token is added in less than {1e3 * bound:.3g} ms, all weights read once, each board at its own rate, and a latency a sum")
+    SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
+    SCREEN.document(generation.ways_document(chosen, first) | {"bound_token_seconds": float(f"{bound:.5g}")})
