@@ -17,10 +17,11 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.planning import decoding
+from hepti_mpi.planning import texts as choices
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.writing import Writer
-from hepti_mpi.program.placement import Placement, Stage, Team, whole
-from hepti_mpi.program.plan import Plan, from_json
+from hepti_mpi.program.placement import Placement, Stage, Team, from_json, whole
+from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving import writers
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.passing import Passing
@@ -196,33 +197,38 @@ def test_weights_in_fewer_bits(machine, store_of, format_name, most):
 
 
 def larger_than_memory(store, ranks):
-    """Return the plans of a text model that one rank cannot hold, and of one that all ranks together cannot."""
+    """Return the placements of a text model that one rank cannot hold, by heads and columns and in stages, and of one that all ranks
+    together cannot."""
     profile = cluster([20.0] * ranks, latency=1.0)  # so slow that nobody shares who need not
 
     def decided(**changes):
         request = Request(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, mode="packed")
         return decoding.decide("hepti", store.spec, store.source_hash, profile, replace(request, **changes)).chosen
 
-    alone, mapped, found = decided(), decided(mode="mapped"), []
+    alone, mapped, found, stages = decided(), decided(mode="mapped"), [], []
     assert len(alone.plan.active) == 1
     if ranks > 1:
         limit = int(max(alone.memory)) - 1
         found.append(decided(limits=(limit,) * ranks))
         assert len(found[0].plan.active) > 1 and max(found[0].memory) <= limit
+        request = Request(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, limits=(limit,) * ranks)
+        chosen = choices.decide("hepti", store.spec, store.source_hash, profile, request)
+        assert chosen.in_stages and max(chosen.staged.memory) <= limit
+        stages.append(chosen.placement)
     scant = (int(max(mapped.memory)) + 1,) * ranks
     with pytest.raises(CapacityError, match="--weights-mode mapped"):
         decided(limits=scant)
     found.append(decided(limits=scant, mode="mapped"))
     assert set(found[-1].plan.weights_mode) == {"mapped"}
-    return [one.plan for one in found]
+    return [*(whole(one.plan) for one in found), *stages]
 
 
 def test_a_model_larger_than_a_rank_may_hold(machine, store_of):
     """Its layers are divided though one rank alone were sooner; what all together cannot hold stays in the file, as the refusal says."""
     world, store, (_, ids, _, tokens) = machine.world, store_of("llama"), expected("llama")
-    found = [plan.to_json() for plan in larger_than_memory(store, world.size)] if world.rank == 0 else None
-    for plan in map(from_json, world.from_root(found)):
-        decoder = loading.load(machine, store, whole(plan), len(LENGTHS), 48)
+    found = [one.to_json() for one in larger_than_memory(store, world.size)] if world.rank == 0 else None
+    for placement in map(from_json, world.from_root(found)):
+        decoder = loading.load(machine, store, placement, len(LENGTHS), 48)
         if world.rank:
             decoder.follow()
             continue
@@ -304,6 +310,34 @@ def test_several_steps_pass_through_stages(machine, store_of, case, monkeypatch)
         assert most == decoder.depth >= 2 and not making.under_way
         decoder.end()
     machine.world.barrier()
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gpt_neox"])
+def test_prompts_of_any_length_through_stages(machine, store_of, case):
+    """The logits behind each token of them, and tokens then, as of one rank."""
+    store, world, found = store_of(case), machine.world, []
+    one = divided(machine, store, (1,) + (0,) * (world.size - 1))
+    for placement in (whole(one), staged(store, *stages_of("uneven", world.size, store.spec.layers))):
+        decoder = loading.load(machine, store, placement, 2, 320)
+        if world.rank:
+            decoder.follow()
+            continue
+        in_stages = isinstance(decoder, Staged)
+        ranks = (InStages if in_stages else Ranks)(decoder, OuterWeights(store))
+        making = Passing(ranks, 2, ()) if in_stages else Generator(ranks, ())
+        prompts = [np.random.default_rng(length).integers(3, 131, length).tolist() for length in (1, 2, 127, 128, 129, 300)]
+        logits = [ranks.all_logits(prompt) for prompt in prompts]
+        answers = [making.submit(prompt, Sampling(max_tokens=4, ignore_end=True)) for prompt in prompts]
+        while making.busy:
+            making.step()
+        found.append((logits, [answer.tokens for answer in answers]))
+        decoder.end()
+    if world.rank == 0:
+        (first, tokens), (second, others) = found
+        for right, own in zip(first, second):
+            np.testing.assert_allclose(own, right, atol=1e-4 * np.abs(right).max())
+        assert tokens == others
+    world.barrier()
 
 
 def test_a_team_in_stages_writes_beside_another(machine, store_of):
