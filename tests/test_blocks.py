@@ -64,7 +64,8 @@ def test_kernels_compute_what_the_references_say(tmp_path_factory, name, layout)
             if type(op).__name__ == "Mix":
                 reads[1:] = [random.standard_normal((15, values.shape[1]), np.float32) for values in reads[1:]]
             expected = REFERENCES[type(op)](op, w, [values.astype(np.float64) for values in reads], where)
-            segment = sessions.build(Compute((op,), step.distribution, op.reads, op.writes, step.tile), store, part, "packed", 1)
+            alone = Compute((op,), step.distribution, op.reads, op.writes, step.tile)
+            segment = sessions.build(alone, store, part.held(alone), part.heads, "packed", 1)
             asked = rows.inputs(op, segment.tables.get(op))
             feed = dict(zip(op.reads, reads)) | {key: values for key, values in asked.items() if key in segment.asked}
             for found, values in zip(segment.session.run(op.writes, feed), expected, strict=True):

@@ -30,7 +30,7 @@ def one_layer(store: Store, layer: int, hidden: np.ndarray, lengths: Sequence[in
         if isinstance(step, Sync):
             values.update({into: values[name] for name, into in zip(step.reads, step.writes, strict=True)})
             continue
-        segment, asked = build(step, store, part, "packed", threads), dict[str, np.ndarray]()
+        segment, asked = build(step, store, part.held(step), part.heads, "packed", threads), dict[str, np.ndarray]()
         for op in step.ops:
             asked.update(rows.inputs(op, segment.tables.get(op)))
         widths = {name: width for op in step.ops for name, width in zip(op.writes, op.widths(), strict=True)}

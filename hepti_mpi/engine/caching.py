@@ -53,17 +53,17 @@ class CachedSegment:
 
 def cached_segment(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> CachedSegment:
     """Return the session of one Compute, all of whose rows are everywhere; `mode` as in sessions.build."""
-    done = [op for op in compute.ops if part.takes_part(op, compute.distribution)]
-    missing = {name for op in compute.ops if op not in done for name in op.writes}
+    held = part.held(compute)
+    missing = {name for op in compute.ops if op not in held for name in op.writes}
     outputs = tuple(name for name in compute.writes if name not in missing)
     zeros = tuple(name for name in compute.writes if name in missing)
     if not outputs:
         return CachedSegment(None, (), (), zeros)
-    reads = {name for op in done for name in op.reads}
+    reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
     writing, bounds = Cached(Graph(), store, part.heads), Bounds(store)
-    for op in done:
-        kernel, own = CACHED.get(type(op)) or KERNELS[type(op)], part.op(op, compute.distribution)
+    for op, own in held.items():
+        kernel = CACHED.get(type(op)) or KERNELS[type(op)]
         if bounds.add(op, own):
             writing.finite.add(op)
         kernel(writing, op, own)

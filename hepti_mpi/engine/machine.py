@@ -153,14 +153,14 @@ def measured_profile(
     world = machine.world
     cores = machine.cores
     nodes = [tuple(own) for own in world.gather_all([host_name(), len(cores.whole), cores.threads, cores.alone_threads])]
-    shape = (spec.hidden, spec.ffn)
+    shape, using = (spec.hidden, spec.ffn), versions(machine, spec)
     saved: list[ClusterProfile | None] = [None]
     with together(world):
         parts = [part for one in known if (part := profiles.of_hosts(one, [host for host, *_ in nodes])) is not None]
         if parts:
-            saved[0], _ = profiles.matching(parts, nodes, versions(machine, spec), shape)
+            saved[0], _ = profiles.matching(parts, nodes, using, shape)
         if saved[0] is None and world.rank == 0 and path is not None and not fresh and (path.exists() or required):
-            saved[0] = _usable(path, nodes, versions(machine, spec), shape, required, say)
+            saved[0] = _usable(path, nodes, using, shape, required, say)
     content, trusted = world.from_root([None if saved[0] is None else saved[0].to_json(), required or bool(known)])
     if content is not None:
         found = profiles.from_json(content)
@@ -171,7 +171,7 @@ def measured_profile(
         told = f"rank {rank} on {nodes[rank][0]} is {ratios[rank]:.1f} times as fast as in profile {path}"
         say(f"{told}: it had other work when that was measured")
     say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
-    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, versions(machine, spec))
+    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, using)
     if world.rank == 0 and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

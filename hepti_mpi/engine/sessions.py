@@ -3,7 +3,7 @@
 Does not know how an operation is written as ONNX nodes (kernels.py), nor ranks, exchanges or where a value goes next.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights.slices import Part
+from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted
 
+Held = Mapping[Op, Mapping[str, Slice]]  # the operations of a step that a rank takes part in, with its slices by what each is to it
 ELEMENT = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
@@ -94,48 +95,43 @@ class Segments:
         self.made: WeakValueDictionary[tuple[object, ...], Segment] = WeakValueDictionary()  # as long as an engine uses it
 
     def get(self, compute: Compute, part: Part, mode: str, threads: int) -> Segment:
-        pieces = tuple((part.takes_part(op, compute.distribution), *part.op(op, compute.distribution).values()) for op in compute.ops)
+        held = part.held(compute)
+        pieces = tuple((op, *slices.values()) for op, slices in held.items())
         heads = part.heads if any(op.axis == "heads" for op in compute.ops) else 0
         key = (compute.ops, compute.reads, compute.writes, compute.distribution, heads, pieces, mode, threads)
         segment = self.made.get(key)
         if segment is None:
-            segment = self.made[key] = build(compute, self.store, part, mode, threads)
+            segment = self.made[key] = build(compute, self.store, held, heads, mode, threads)
         return segment
 
 
-def build(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> Segment:
-    """Return the session of one Compute for the rank of `part`. `mode`: "packed" copies weights into the kernels' own
-    order, "mapped" leaves them in the file's pages, which the kernel may evict, where products can read them so: float32 ones."""
-    done = [op for op in compute.ops if part.takes_part(op, compute.distribution)]
-    zero = {name for op in compute.ops if op not in done for name in op.writes}
-    for op in done:
+def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, threads: int) -> Segment:
+    """Return the session of one Compute for a rank that has slices `held` for its operations, and so many `heads`. `mode`: "packed" copies
+    weights into the kernels' own order, "mapped" leaves them in the file's pages, which the kernel may evict, where products can read them
+    so: float32 ones."""
+    zero = {name for op in compute.ops if op not in held for name in op.writes}
+    for op in held:
         if not zero.isdisjoint(op.reads):
             raise AssertionError(f"{op.label} of layer {op.layer} reads what this rank has no part in")
     outputs = tuple(name for name in compute.writes if name not in zero)
     zeros = tuple(name for name in compute.writes if name in zero)
     if not outputs:
         return Segment(None, (), (), zeros)
-    reads = {name for op in done for name in op.reads}
+    reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-
-    if any(piece.format is not F32 for op in done for piece in part.op(op, compute.distribution).values()):
+    if any(piece.format is not F32 for slices in held.values() for piece in slices.values()):
         mode = "packed"
-
-    writing = Writing(Graph(), store, part.heads)
-    for op in done:
-        KERNELS[type(op)](writing, op, part.op(op, compute.distribution))
+    writing = Writing(Graph(), store, heads)
+    for op, slices in held.items():
+        KERNELS[type(op)](writing, op, slices)
     graph = writing.graph
-    made = session(_proto(graph, done, inputs, outputs), store.path.parent, mode, threads)
-    return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), _tables(done, compute.distribution, store, part))
+    made = session(_proto(graph, held, inputs, outputs), store.path.parent, mode, threads)
+    # what a batch is prepared with, not computed: relative positions of the own heads
+    tables = {op: np.array(store.array(slices["relative"])) for op, slices in held.items() if "relative" in slices}
+    return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), tables)
 
 
-def _tables(done: Sequence[Op], distribution: str, store: Store, part: Part) -> dict[Op, np.ndarray]:
-    """Return the weights of operations that a batch is prepared with, not computed: relative positions of the own heads."""
-    found = {op: part.op(op, distribution).get("relative") for op in done}
-    return {op: np.array(store.array(piece)) for op, piece in found.items() if piece is not None}
-
-
-def _proto(graph: Graph, done: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
+def _proto(graph: Graph, done: Iterable[Op], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
     dtypes = {name: form.dtype for op in done for name, form in zip(op.reads, op.reads_as(), strict=True)}
     dtypes |= {name: form.dtype for op in done for name, form in zip(op.writes, op.writes_as(), strict=True)}
 

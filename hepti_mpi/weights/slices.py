@@ -113,6 +113,10 @@ class Part:
             result[role] = span(self.spec.stored(weight), *(self.bounds[axis] if axis else ()))
         return result
 
+    def held(self, step: Compute) -> dict[Op, dict[str, Slice]]:
+        """Return the operations of a step in which this rank takes part, with the slices for each."""
+        return {op: self.op(op, step.distribution) for op in step.ops if self.takes_part(op, step.distribution)}
+
     @cached_property
     def of_layers(self) -> tuple[Slice, ...]:
         """What it reads for the layers, each slice once, in the order of the program."""
