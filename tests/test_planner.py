@@ -530,6 +530,13 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
         assert with_it < without and "ranks of one host slow each other down by more than prices know" in why
 
 
+@pytest.mark.parametrize("speeds", [(9, 2), (9, 7, 3)])
+def test_the_best_plan_on_all_ranks_gives_each_a_part(speeds):
+    """What it takes with a rank is no more than what the best plan takes on so many ranks: two sentences say one number."""
+    decision = choose(SHORT, "hash", cluster(speeds, mbit=300), Request(10))
+    assert max(decision.with_rank.values()) <= decision.by_ranks[len(speeds)]
+
+
 def test_nothing_is_said_where_all_ranks_are_used():
     assert list(more_ranks(decide(LARGE, cluster((12, 12), mbit=10_000)))) == []
 

@@ -111,7 +111,7 @@ class _Search:
                 continue
             fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
             keep_soonest(with_rank, plan.active, candidate.price.seconds)
-            keep_soonest(by_ranks, [len(subset)], candidate.price.seconds)
+            keep_soonest(by_ranks, [len(plan.active)], candidate.price.seconds)
             kind = kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
             if kind not in best or sorting([candidate]) < sorting([best[kind]]):
                 best[kind] = candidate
@@ -126,6 +126,7 @@ class _Search:
         tried = {layers[0] for _, layers, _ in choices}
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
+            keep_soonest(with_rank, ones[0].plan.active, ones[0].price.seconds)
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
 
