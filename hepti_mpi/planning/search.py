@@ -105,8 +105,8 @@ class _Search:
         sorting = partial(preference, self.profile)
         fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
         choices = [(subset, layers, exchange) for subset in self.subsets() for layers, some in self.choices(subset) for exchange in some]
-        planned = [(subset, plan) for subset, layers, exchange in choices if (plan := self.planned(layers, subset, exchange))]
-        for (subset, plan), candidate in zip(planned, self.costs.candidates([plan for _, plan in planned])):
+        planned = [plan for subset, layers, exchange in choices if (plan := self.planned(layers, subset, exchange))]
+        for plan, candidate in zip(planned, self.costs.candidates(planned)):
             if not self.costs.fits(candidate):
                 continue
             fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
