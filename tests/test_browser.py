@@ -66,6 +66,35 @@ def test_somebody_talks_stops_and_sees_a_board_go(page, service):
     assert page.problems == []
 
 
+def test_a_talk_goes_on_after_one_that_is_too_long_and_begins_anew(page, service):
+    url, *_ = service
+    page.show(url)
+    page.until("document.getElementById('what').textContent == 'Message'")
+    assert page.value("document.getElementById('new').hidden")
+    for text, said in (("five", "six seven eight nine"), ("one " * 80, None), ("seven", "eight nine")):
+        page.value("document.getElementById('text').value = ''")
+        page.click("#text")
+        page.write(text)
+        page.click("#send")
+        page.until("!document.getElementById('send').disabled")
+        if said is None:
+            page.until("document.getElementById('answer').textContent.includes('there is room for 64')")
+            assert page.value("document.getElementById('text').value") == text
+            assert page.value("document.querySelectorAll('.user').length") == 1
+        else:
+            page.until(f"[...document.querySelectorAll('.assistant')].pop()?.textContent == '{said}'")
+    page.problems.clear()  # a browser logs each refusal
+    page.until("!document.getElementById('send').disabled")
+    kept(page, "desk-light-talk")
+    page.click("#new")
+    assert page.value("document.querySelectorAll('.said').length") == 0 and page.value("document.getElementById('new').hidden")
+    page.click("#text")
+    page.write("eight")
+    page.click("#send")
+    page.until("document.querySelector('.assistant')?.textContent == 'nine'")
+    assert page.problems == []
+
+
 @pytest.mark.parametrize("width, dark", [(390, False), (390, True), (1280, True)])
 def test_it_fits_a_phone_and_a_desk(page, service, width, dark):
     url, *_ = service

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import http.client
 import json
 import os
 import re
@@ -416,6 +417,28 @@ def test_while_it_is_loaded_it_says_so_and_a_stream_is_finished_before_it_ends(f
     assert status == 200 and stream.endswith(b"data: [DONE]\n\n")
     assert b'"finish_reason": "length"' in stream and own.process.wait(BEGIN_SECONDS) == 0 and own.ranks() == []
     assert "all that was asked is answered" in own.said
+
+
+def test_who_does_not_wait_for_its_end_is_not_told_that_all_is_answered(folder, writer):
+    own = Served(folder, writer.store, "--threads", "1", "--context", "100", "--slots", "1").ready()
+    asked = {"prompt": "w5 w6 w7", "max_tokens": 90, "temperature": 2, "logit_bias": {"2": -100}, "stream": True, "n": 16}
+    link = http.client.HTTPConnection("127.0.0.1", own.port, timeout=BEGIN_SECONDS)
+    link.request("POST", "/v1/completions", json.dumps(asked))
+    link.getresponse().read(10)
+    for _ in range(2):
+        own.process.send_signal(signal.SIGINT)
+        own.until(lambda: own.process.poll() is not None or not listens(own.port))
+    own.process.wait(BEGIN_SECONDS)
+    link.close()
+    assert "all that was asked" not in own.said and "what was still under way is not answered" in own.said and own.ranks() == []
+
+
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 10).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("package", [name for name in clients.CLIENTS if not name or find_spec(name)])

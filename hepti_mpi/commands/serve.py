@@ -103,12 +103,12 @@ def run(service: "Service", server: "Server", address: str, model: Any) -> None:
 
     threading.Thread(target=give_up, name="failure", daemon=True).start()
     try:
-        server.run(began, service.front.drain)
+        whole = server.run(began, service.front.drain)
     finally:
         service.stop()
     if service.error is not None:
         raise service.error
-    SCREEN.say("ended; all that was asked is answered")
+    SCREEN.say("ended; all that was asked is answered" if whole else "ended; what was still under way is not answered")
 
 
 def handed_on(context: click.Context) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -78,27 +79,33 @@ class Server:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # what goes wrong is told in sentences of our own
         self.server, self.listener = uvicorn.Server(config), listener
 
-    def run(self, began: Callable[[], object], ending: Callable[[], object]) -> None:
-        """Serve until a signal or `end`; then answer what is asked already. `began`, `ending`: called at both ends of it."""
+    def run(self, began: Callable[[], object], ending: Callable[[], object]) -> bool:
+        """Serve until a signal or `end`; then answer what is asked already, and tell whether there was time for all of it. `began`,
+        `ending`: called at both ends of it."""
         previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         # uvicorn raises again what it has caught, for whoever listened before: nobody
         hangup = signal.signal(signal.SIGHUP, lambda *_: self.end())
         try:
-            asyncio.run(self._serve(began, ending))
+            return asyncio.run(self._serve(began, ending))
         finally:
             for number, handler in [*previous.items(), (signal.SIGHUP, hangup)]:
                 signal.signal(number, handler)
 
-    async def _serve(self, began: Callable[[], object], ending: Callable[[], object]) -> None:
+    async def _serve(self, began: Callable[[], object], ending: Callable[[], object]) -> bool:
+        asked = time.monotonic()
+
         async def tell() -> None:
+            nonlocal asked
             while not self.server.should_exit:
                 await asyncio.sleep(0.05)
+            asked = time.monotonic()
             ending()
 
         telling = asyncio.ensure_future(tell())
         began()
         await self.server.serve(sockets=[self.listener])
         telling.cancel()
+        return not self.server.force_exit and time.monotonic() < asked + DRAIN_SECONDS - 1  # then uvicorn ends what is under way
 
     def end(self) -> None:
         """End, as a signal does. Any thread may call it."""
