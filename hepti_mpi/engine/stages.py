@@ -4,6 +4,7 @@ Rank 0 embeds and chooses, whichever layers it has; the last stage finds the sco
 Knows stages, messages and their order; what layers compute is decoder.py's.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -66,6 +67,7 @@ class Staged(Decoder):
         if self.ends is not None:
             self.ends.polite = machine.emulation.on
         self.last_plan, self.depth = team.stages[-1].plan, len(ranks)
+        self.spent = {"compute_seconds": 0.0, "wait_seconds": 0.0, "words_seconds": 0.0}
         self.pause = PAUSES[machine.exchanges.way]
         self.flying: deque[Order] = deque()  # steps whose scores rank 0 has not taken
         if self.group is None:
@@ -117,11 +119,12 @@ class Staged(Decoder):
         order = self.flying.popleft()
         if self.place:
             self._turn()
-        found: list[Scores] = []
+        found, begin = list[Scores](), time.perf_counter()
         if order.scored:
             with self.machine.emulation.in_time():
                 found = self.words.scores(order.scored, order.candidates)
                 self.machine.emulation.rest()
+        self.spent["wait_seconds"] += time.perf_counter() - begin
         return found
 
     def rest(self) -> None:
@@ -163,8 +166,10 @@ class Staged(Decoder):
     def _turn(self) -> int:
         """Take what comes from the stage before, do it, and return what it was."""
         assert self.group is not None
-        message = self.inbox
+        message, begin = self.inbox, time.perf_counter()
         self.group.take_over(self.before, message.values, lambda: len(message.whole), None if self.resting else self.pause)
+        if not self.resting:
+            self.spent["wait_seconds"] += time.perf_counter() - begin
         what = int(message.numbers[0])
         self.resting = what == REST
         if what == STEP:
@@ -188,9 +193,11 @@ class Staged(Decoder):
                 emulation.show()
                 self._send(message, self.behind)
             elif order.scored:
+                begin = time.perf_counter()
                 self._to_words(order, hidden)
                 self._work(partial(self.words.compute, order.scored), self._of_words(order.scored))
                 emulation.show()
+                self.spent["words_seconds"] += time.perf_counter() - begin
                 if self.rank:
                     self.words.scores(order.scored, order.candidates)
 
