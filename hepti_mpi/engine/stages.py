@@ -67,7 +67,7 @@ class Staged(Decoder):
         if self.ends is not None:
             self.ends.polite = machine.emulation.on
         self.last_plan, self.depth = team.stages[-1].plan, len(ranks)
-        self.spent = {"compute_seconds": 0.0, "wait_seconds": 0.0, "words_seconds": 0.0}
+        self.spent["wait_seconds"] = 0.0
         self.pause = PAUSES[machine.exchanges.way]
         self.flying: deque[Order] = deque()  # steps whose scores rank 0 has not taken
         if self.group is None:
