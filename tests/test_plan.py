@@ -24,7 +24,7 @@ def test_properties():
         "heads",
     )
     nothing = replace(PLAN, heads=(7, 0, 0), columns=(131, 0, 0), rows=(9, 0, 0))
-    assert nothing.active == (0,) and nothing.strategy == "single"
+    assert nothing.active == (0,) and nothing.strategy == "single" and not nothing.divided and PLAN.divided
 
 
 @pytest.mark.parametrize("layers, expected", [

@@ -12,7 +12,7 @@ from layers import sized
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.planning.price import Price, Prices
-from hepti_mpi.planning.refine import COLUMN_STEPS, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
+from hepti_mpi.planning.refine import COLUMN_STEPS, HOPE, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
 from hepti_mpi.planning.request import MPI, Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search
 from hepti_mpi.program.plan import Plan, check
@@ -182,6 +182,28 @@ def test_one_rank_alone_is_no_measure_of_hope():
     found = refinement_of(search).improve_best([*starts, alone])
     (better,) = [ones[0] for ones in found if not any(ones[0] is one for one in (*starts, alone))]
     assert found[0][0] is alone and better.price.seconds < min(one.price.seconds for one in starts)
+
+
+def test_what_is_hopeless_is_not_cut():
+    """No plan computes, or sends, in less than the busiest rank: beside one that is far sooner, no cut is tried."""
+    search, tried = search_of((16, 11.4, 6.7), mbit=60), []
+    start = first(search, ("heads", "rows"))
+    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants))
+    least = max(start.price.compute.max(), start.price.busy) / HOPE
+    assert climbs.promise(start, 0.99 * least) == (start.price.seconds,) * 2 and not tried
+    assert climbs.promise(start, 1.01 * least)[0] <= start.price.seconds and len(tried) == 1
+
+
+def test_what_single_moves_come_to_is_known():
+    """From where no single move helps, two at once are tried without pricing single ones again."""
+    search, tried = search_of((16, 11.4, 6.7), mbit=60), []
+    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants))
+    top = climbs.climb(first(search, ("heads", "rows")))
+    singles = len(list(every(climbs.moves(top, [top.plan]))))
+    tried.clear()
+    assert climbs.climb(top) is top and not tried
+    climbs.climb(top, 2)
+    assert tried and singles not in tried[:1]
 
 
 def test_order_of_equals():

@@ -10,6 +10,7 @@ from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part, Slice, all_weights, granule, root_slices, span
 
 BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
@@ -98,6 +99,7 @@ def test_who_takes_part(rank, distribution, expected):
         op = operations(BERT)[kind]
         assert part.takes_part(op, distribution) == (kind in expected), kind
         assert bool(part.op(op, distribution)) == (kind in expected and kind not in WEIGHTLESS), kind
+        assert part.held(Compute((op,), distribution)) == ({op: part.op(op, distribution)} if kind in expected else {}), kind
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -19,7 +19,7 @@ def around(leave: np.ndarray, blocks: np.ndarray, hop: np.ndarray, piece: np.nda
     left = np.arange(-1, len(leave) - 1)
     begun, sent, came = leave, leave + blocks * hop, blocks
     for _ in range(len(leave) - 2):
-        came = came[left]  # from the left
-        begun, before = np.maximum(sent, (begun + piece)[left]), sent
-        sent = np.maximum(begun + came * hop, (before + piece)[left])
+        came = came.take(left, axis=0)  # from the left
+        begun, before = np.maximum(sent, (begun + piece).take(left, axis=0)), sent
+        sent = np.maximum(begun + came * hop, (before + piece).take(left, axis=0))
     return sent

@@ -6,7 +6,7 @@ is 1 where all have the same. Plans are the last, since sums over few ranks of m
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,28 +118,37 @@ def traffic(
     takes beside what its bytes do; `cast`: that each rank takes for a number to or from float16."""
     terms, count = syncs[0].have.terms, len(shares.rows)
     have, want = held(syncs, shares, granules)
-    outer, size, width, casts = (np.array(some)[:, None, None] for some in zip(*(
-        (ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, CASTS[sync.wire]) for sync in syncs)))  # fmt: skip
+    outer, size, width, casts, may, everywhere = _facts(tuple(syncs))
     sizes, ring = (want.sizes if terms else have.sizes) * size, np.zeros((1, 1, 1), bool)  # of each rank's block
-    may = np.array([(sync.have, sync.want) == (ROWS, FULL) or (terms and sync.wire == "float32") for sync in syncs])[:, None, None]
-    if rings and may.any():  # a short sum would round at each rank
+    if rings and may.any():
         ring = may & ((count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0)))
     round_ = _round(sizes, terms, links) if ring.any() else None
     direct = None
     if not ring.all():
         blocks = _direct(cells(have, want) * size * (1.0 - np.eye(count))[..., None, None, None], links)
         if not links.rooted.all():
-            everywhere = np.array([count if sync.want == FULL else 1 for sync in syncs])[:, None, None]
-            blocks = _past(blocks, shares.rows.sum(axis=0) * everywhere * size * width, outer, links)
+            blocks = _past(blocks, shares.rows.sum(axis=0) * np.where(everywhere, count, 1) * size * width, outer, links)
         direct = _straight(blocks, fixed[2])
     ways = [(way.out, way.received, way.moved) for way in (round_, direct) if way]
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
     ending = cast[:, None, None] * casts * (count - 1) * want.sizes if terms else np.zeros_like(starting)
-    load, places = np.stack([out, received, np.maximum(out, received)]), (len(syncs), shares.rows.shape[1])
+    load, places = np.array([out, received, np.maximum(out, received)]), (len(syncs), shares.rows.shape[1])
     parts = [by_place(values, places) for values in (load, moved, starting, ending, ring)]
     both = _ways(round_, places, ring), _ways(direct, places, ~ring)
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
+
+
+@lru_cache(maxsize=1024)
+def _facts(syncs: tuple[Sync, ...]) -> tuple[np.ndarray, ...]:
+    """Return of each exchange, [exchanges, 1, 1], whether it is from or to the root, the bytes of a number, the numbers in a row, how long
+    a cast takes, whether it may go round, and whether all want all."""
+    facts = [
+        (ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, CASTS[sync.wire],
+         (sync.have, sync.want) == (ROWS, FULL) or (sync.have.terms and sync.wire == "float32"),  # a short sum would round at each rank
+         sync.want == FULL) for sync in syncs
+    ]  # fmt: skip
+    return tuple(np.array(some)[:, None, None] for some in zip(*facts))
 
 
 def _ways(way: Way | None, places: tuple[int, int], taken: np.ndarray) -> list[list[Way | None]]:
@@ -202,12 +211,13 @@ def _straight(direct: Direct, exchange: float) -> Way:
 def _round(sizes: np.ndarray, terms: bool, links: Links) -> Way:
     """Return the way of blocks of `sizes` bytes that go round a ring."""
     total, count = sizes.sum(axis=0), len(sizes)
-    first = np.roll(sizes, 1, axis=0) if terms else sizes
+    left, right = np.arange(-1, count - 1), np.arange(1, count + 1) % count  # of each rank
+    first = sizes.take(left, axis=0) if terms else sizes
     if count > FAIR:
         out = (total - sizes.min(axis=0)) * links.way * links.mates.sum(axis=1)
     else:
-        out = (total - np.roll(first, -1, axis=0)) * links.hop
-    return Way(out, first, np.roll(out, 1, axis=0), (count - 1) * total, first if count <= FAIR else None)
+        out = (total - first.take(right, axis=0)) * links.hop
+    return Way(out, first, out.take(left, axis=0), (count - 1) * total, first if count <= FAIR else None)
 
 
 def together(sync: Sync, shares: Shares, links: Links) -> tuple[np.ndarray, np.ndarray]:

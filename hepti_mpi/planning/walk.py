@@ -107,8 +107,8 @@ class Walk:
         else:
             up = around(leave, way.first, self.links.hop, self.piece)
         left = np.arange(-1, len(leave) - 1)
-        done = np.maximum((up - self.ahead)[left], begin) + self.exchange
-        return up, up[left], done
+        done = np.maximum((up - self.ahead).take(left, axis=0), begin) + self.exchange
+        return up, up.take(left, axis=0), done
 
     def _directly(self, way: Way, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the same of blocks that go the direct way."""
