@@ -333,9 +333,11 @@ def test_plan_of_teams(run, made):
 
 
 def test_plan_of_texts(run):
-    words = ("plan", "--weights", "random:smollm2-135m", "--boards", "pi4,pi5", "--tokens", 8)
-    said = run(*words)
+    words = ("plan", "--weights", "random:smollm2-135m", "--boards", "pi4,pi5")
+    said = run(*words, "--tokens", 8)
     assert "ms of a token" in said and "stages of" in said and "8 tokens: " in said
+    said = run(*words)  # what a model that writes does is not a request through its layers
+    assert "ms of a token" in said and "128 rows and 128 tokens: " in said and "rows/columns" not in said
     said = run(*words, "--layout", "pipeline")
     assert ", words" in said and "a token passes through all stages" in said
 

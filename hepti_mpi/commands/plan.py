@@ -23,6 +23,7 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.paths import store_path, the_profile
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.writing import refuse_for_text
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hepti_mpi.planning.request import Request
     from hepti_mpi.program.placement import Placement
 
+TOKENS = 128  # that are added to a prompt, where nobody says
 RANDOM = "random:"  # before the name of a model that needs no store to be planned for
 
 
@@ -64,7 +66,7 @@ class Described:
               help="Microseconds that a message between --boards takes.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
 @click.option("--tokens", type=click.IntRange(1, 1 << 16),
-              help="Of a model that generates text: plan for so many tokens that are added one by one to a prompt of --rows rows.")
+              help=f"Of a model that generates text: tokens that are added one by one to a prompt of --rows rows; left out: {TOKENS}.")
 @click.option("--output", type=FILE, help="Write the plan to this file.")
 @click.option("--objective", type=click.Choice(["latency", "throughput"]),
               help="What counts: how soon all ranks answer a batch (left out), or how many batches teams of them do.")  # fmt: skip
@@ -93,14 +95,14 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
     if scale is not None and objective == "throughput":
         raise click.UsageError("--scale draws how soon a batch is answered: leave out --objective throughput")
-    for name, value in (("output", output), ("scale", scale), ("objective", objective)):
-        if tokens is not None and value is not None:
-            raise click.UsageError(f"--tokens plans for one text, whose plan run makes itself: leave out --{name}")
     teams.check(options, objective or "auto", False, None)
     spec, source_hash = _model(weights)
+    if spec.generates:
+        teamed = None if objective == "latency" else objective
+        refuse_for_text({"output": output, "scale": scale, "objective": teamed} | {name: options[name] for name in ("tolerance", "boost")})
     profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
-    if tokens is not None:
-        textplan.show(spec, source_hash, profile, rows, tokens, options)
+    if spec.generates or tokens is not None:
+        textplan.show(spec, source_hash, profile, rows, tokens or TOKENS, options)
         return
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))

@@ -28,7 +28,10 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 
     Raises: CapacityError when it does not fit into memory, PlanError for a method that divides rows.
     """
-    if name not in BY_WEIGHTS or request.layout not in (None, DIVIDED):
+    if request.layout not in (None, DIVIDED):
+        rows = f"layout {'/'.join(request.layout)} divides rows, of which a step of a text has one"
+        raise PlanError(f"{rows}; there are heads/columns and pipeline")
+    if name not in BY_WEIGHTS:
         raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {', '.join(BY_WEIGHTS)}")
     added, taken = Steps(spec, profile, 1, request.attended), Steps(spec, profile, request.largest or request.rows, request.attended)
     if name in baselines.NAMES:
