@@ -272,7 +272,7 @@ class Batch:
             parts = zip(*([getattr(group.links, field.name) for field in fields(Links)] for group in groups))
             self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
         self.in_turn = like.collectives == "mpi"
-        self.by_messages = not self.in_turn or pricer.emulated
+        self.by_messages = like.divided and (not self.in_turn or pricer.emulated)
         own = shares.rows
         every = {"rows": own, "full": np.broadcast_to(own.sum(axis=0), own.shape)}
         self.parts = {name: Share(rows, rows * pricer.attended, shares.heads, shares.columns) for name, rows in every.items()}
