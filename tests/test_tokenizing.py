@@ -72,6 +72,8 @@ REFUSED = [
     ({CONFIG: {"do_lower_case": "no"}}, "do_lower_case is 'no', expected true or false"),
     ({CONFIG: {"add_prefix_space": 1}}, "add_prefix_space is 1, expected true or false"),
     ({"added_tokens.json": {"[MASK]": 3}}, "'\\[MASK\\]' has the number 3 in added_tokens.json and 4 in tokenizer.json: which is meant?"),
+    ({CONFIG: {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"5": {"content": "[MASK]"}}}},
+     "'\\[MASK\\]' has the number 5 in added_tokens_decoder of tokenizer_config.json and 4 in tokenizer.json: which is meant?"),
     ({CONFIG: {"added_tokens_decoder": {"900": {"content": "Covid", "normalized": True}, "901": {"content": "covid", "normalized": True}}}},
      "the added tokens 'Covid' and 'covid' are one after normalising"),
     ({CONFIG: {"truncation_side": "middle"}}, "truncation_side is 'middle', expected left or right"),

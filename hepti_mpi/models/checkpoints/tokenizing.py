@@ -196,12 +196,16 @@ def legacy_tokens(settings: Settings, files: Mapping[str, bytes]) -> dict[int, A
     listed = parse_json(files[JSON], JSON).get("added_tokens", []) if JSON in files else []
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         raise ModelError(f"{JSON}: added_tokens is no list of tokens")
-    numbers = {token.content: number for number, token in given.items()}
-    for token in listed:
-        if numbers.get(token.get("content"), token.get("id")) != token.get("id"):
-            both = f"{numbers[token['content']]} in {ADDED} and {token.get('id')} in {JSON}"
-            raise ModelError(f"added token {token['content']!r:.60} has the number {both}: which is meant?")
+    check_numbers(given, ADDED, {token.get("content"): token.get("id") for token in listed})
     return given | {number_of(token.get("id")): added(token) for token in listed}
+
+
+def check_numbers(given: Mapping[int, AddedToken], name: str, there: Mapping[Any, Any]) -> None:
+    """Raise ModelError where the file `name` gives an added token another number than tokenizer.json has for it."""
+    for number, token in given.items():
+        if there.get(token.content, number) != number:
+            both = f"{number} in {name} and {there[token.content]} in {JSON}"
+            raise ModelError(f"added token {token.content!r:.60} has the number {both}: which is meant?")
 
 
 def check_one_each(tokenizer: Tokenizer) -> None:
@@ -221,8 +225,11 @@ def check_one_each(tokenizer: Tokenizer) -> None:
 
 def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, AddedToken]) -> None:
     """Add every token that the tokenizer lacks, in the order of transformers: it decides their numbers."""
+    there = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    if "added_tokens_decoder" in settings:  # without it they are those of tokenizer.json
+        check_numbers(given, f"added_tokens_decoder of {CONFIG}", there)
     fresh: list[Any] = [token for _, token in sorted(given.items())]  # those too that are there: they may be special by name
-    texts = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | {text_of(token, "") for token in fresh}
+    texts = set(there) | {text_of(token, "") for token in fresh}
     named = [token for key in NAMED if (token := settings.get(key)) is not None] + list(settings["own_tokens"].values())
     for token in (*named, *settings["extra_special_tokens"]):
         if text_of(token, "") not in texts and token not in fresh:
