@@ -470,8 +470,12 @@ def test_a_program_goes_on_with_texts(port, own):
             assert part == "two"
             break
         assert asyncio.run(listened(model)) == (["two", " three"], ["eight", " nine", ""])
-        with pytest.raises(InputError, match="temperature is -1"):
-            model.generate("one", temperature=-1)
+        assert list(model.generate("seven", stream=True)) == ["eight", " nine", ""]
+        for wrong, said in ({"temperature": -1}, "temperature is -1"), ({"n": 2}, "n is nothing"), ({"stop": 5}, "stop is of type int"):
+            with pytest.raises(InputError, match=said):
+                model.generate("one", **wrong)
+        with pytest.raises(InputError, match="the prompt is of type NoneType"):
+            model.generate(None)
         with pytest.raises(InputError, match="temperature is -1"):
             asyncio.run(model.stream_async("one", temperature=-1).__anext__())
     Rank(own)

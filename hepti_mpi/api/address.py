@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, content, labels, patiently
+from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, asked_for, content, labels, patiently
 from hepti_mpi.errors import Busy, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.chat import Message
 
@@ -61,6 +61,7 @@ class Address:
         return np.concatenate(found)
 
     def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Generator[str, None, None]:
+        asked_for(prompt, how)  # a service ignores what it does not know, and gives several answers where they are asked for
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         document = {"stream": True, "max_tokens": USUAL_TOKENS, "temperature": 0, **asked, **how}
         path = "/v1/completions" if isinstance(prompt, str) else "/v1/chat/completions"

@@ -1,8 +1,8 @@
 """What a model is asked and answers with, from Python: words that both ways of asking share. Knows no job and no address."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from hepti_mpi.errors import Busy, InputError, NotReady
 from hepti_mpi.models.inputs.chat import Message
+from hepti_mpi.models.tasks.sampling import Sampling
 
 Picture = Path | bytes
 Input = str | tuple[str, str] | Picture
@@ -75,6 +76,19 @@ def checked(inputs: Sequence[Any], pictures: bool) -> list[Input]:
             kind = f"tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__
             raise InputError(f"input {number} is of type {kind}, expected {wanted}")
     return list(inputs)
+
+
+def asked_for(prompt: Any, how: Mapping[str, Any]) -> Sampling:
+    """Return what is asked of the answer to a prompt. Raises InputError, and for a prompt that is none."""
+    if not isinstance(prompt, (str, list, tuple)):
+        raise InputError(f"the prompt is of type {type(prompt).__name__}, expected a text or a list of messages")
+    unknown = sorted(how.keys() - {one.name for one in fields(Sampling)})
+    if unknown:
+        raise InputError(f"{unknown[0]} is nothing that is known of an answer")
+    stop = how.get("stop") or ()
+    if not isinstance(stop, (str, list, tuple)):
+        raise InputError(f"stop is of type {type(stop).__name__}, expected a text or a list of texts")
+    return Sampling(**{"max_tokens": USUAL_TOKENS, **how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
 
 
 def content(picture: Any) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequen
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -75,13 +75,20 @@ class Model:
         scores = self._asked.scores(asked, many)
         return [Ranked(int(at), float(scores[at]), many[at]) for at in np.argsort(-scores, kind="stable")]
 
-    def generate(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
-        """Return how a text goes on, or what is answered in a talk: messages with role and content.
+    @overload
+    def generate(self, prompt: "str | Sequence[Message]", *, stream: Literal[False] = False, **how: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: "str | Sequence[Message]", *, stream: Literal[True], **how: Any) -> Iterator[str]: ...
+
+    def generate(self, prompt: "str | Sequence[Message]", *, stream: bool = False, **how: Any) -> str | Iterator[str]:
+        """Return how a text goes on, or what is answered in a talk: messages with role and content; `stream`: as `stream` does.
 
         `how`: max_tokens (256), temperature (0: the likeliest tokens), top_p, top_k, min_p, seed, stop (a list of texts), and the
         penalties, as in models.tasks.sampling. Raises: InputError where the model writes no text, ServiceError.
         """
-        return "".join(self.stream(prompt, **how))
+        parts = self.stream(prompt, **how)
+        return parts if stream else "".join(parts)
 
     def stream(self, prompt: "str | Sequence[Message]", **how: Any) -> Iterator[str]:
         """Yield the parts of what `generate` returns, as they come. Who stops to listen ends it."""

@@ -4,19 +4,17 @@ import logging
 import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, T, content, labels, patiently
-from hepti_mpi.errors import InputError, ServiceError
+from hepti_mpi.api.asked import TOGETHER, Input, Label, T, asked_for, content, labels, patiently
+from hepti_mpi.errors import ServiceError
 from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.forms import check
 from hepti_mpi.models.tasks.heads import Result
-from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import asking
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.streams import Grown, growing
@@ -88,11 +86,7 @@ def streamed(
     model: asking.Model, front: Front, prompt: "str | Sequence[Message]", how: dict[str, Any], seconds: float
 ) -> Generator[str, None, None]:
     """Yield the parts of an answer that a front gives; `seconds` to wait for each. Raises InputError, ServiceError."""
-    unknown = sorted(how.keys() - {one.name for one in fields(Sampling)})
-    if unknown:
-        raise InputError(f"{unknown[0]} is nothing that is known of an answer")
-    stop = how.get("stop") or ()
-    sampling = Sampling(**{"max_tokens": USUAL_TOKENS, **how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    sampling = asked_for(prompt, how)
     check(sampling.schema)
     parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
     one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
