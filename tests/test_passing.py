@@ -14,11 +14,12 @@ class Queue(Counting):
     """Stands in for stages: a step is done when it began, its scores are told when it ends."""
 
     def __init__(self, slots=4, depth=3):
-        super().__init__(slots, 1000)
-        self.depth, self.told, self.most = depth, deque(), 0
+        super().__init__(slots, 8000)
+        self.depth, self.told, self.most, self.scored = depth, deque(), 0, []
 
     def begin_prefill(self, slot, ids, first, candidates):
         found = self.prefill(slot, ids, first, candidates)
+        self.scored.append(candidates is not None)
         self.began([] if found is None else [found])
 
     def begin_decode(self, rows, candidates):
@@ -41,7 +42,7 @@ ASKED = [([3 + place, 9], Sampling(max_tokens=5 + place % 4)) for place in range
 
 @pytest.mark.parametrize("depth, groups, slots", [(2, 2, 4), (3, 1, 4), (3, 3, 2), (5, 3, 6)])
 def test_the_same_answers_as_one_step_after_another(depth, groups, slots):
-    lone, stages = Generator(Counting(slots, 1000), [END]), Queue(slots, depth)
+    lone, stages = Generator(Counting(slots, 8000), [END]), Queue(slots, depth)
     making = Passing(stages, groups, [END])
     right, found = ([one.submit(*asked) for asked in ASKED] for one in (lone, making))
     events = list(finished(lone)), list(finished(making))
@@ -60,6 +61,23 @@ def test_parts_of_a_prompt_do_not_wait_for_each_other():
     assert stages.most == 4 and not answer.tokens, "as many parts as there are stages, and one that waits"
     list(finished(making))
     assert answer.tokens == [4, 5]
+
+
+def test_a_long_prompt_keeps_answers_waiting_no_longer_than_a_few_parts():
+    stages = Queue(depth=3)
+    making = Passing(stages, 3, [END])
+    short = making.submit([3], Sampling(max_tokens=40))
+    while len(short.tokens) < 3:
+        making.step()
+    making.submit([9] * (30 * CHUNK), Sampling(max_tokens=1))
+    taken = []
+    while len(short.tokens) < 12:
+        before = len(stages.steps)
+        while len(short.tokens) < 4 + len(taken):
+            making.step()
+        taken.append(sum(kind == "prefill" for kind, *_ in stages.steps[before:]))
+    assert max(taken) <= stages.depth + 2 and sum(taken) > len(taken)
+    assert all(stages.scored), "parts of prompts count as under way until they are done"
 
 
 def test_who_does_not_want_an_answer_any_more_gets_none_and_its_slot_is_free():

@@ -80,7 +80,10 @@ class Passing(Generator):
         coming = self._coming() if not (self.was_prompt and group) else None
         self.was_prompt = coming is not None
         if coming is not None:
-            self.stages.begin_prefill(*next_chunk(coming))
+            slot, ids, first, candidates = next_chunk(coming)
+            if candidates is None and any(one.is_in for one in self.running):
+                candidates = 1  # it is over when they come; else parts without end would wait in front of those that grow
+            self.stages.begin_prefill(slot, ids, first, candidates)
             coming.away = coming.is_in
             self.under_way.append(_Step([coming] if coming.is_in else [], prompt=True))
             return True

@@ -156,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     asked = "default: 80 of drift, 200 of quiet, 1000 a round of faults, 5000 of soak, 2000 of throughput and teams"
     trial.add_argument("--texts", action="store_true", help="faults while texts are written")
     trial.add_argument("--teams", action="store_true", help="faults while each host writes texts of its own")
+    trial.add_argument("--stages", action="store_true", help="faults while texts pass through stages")
     trial.add_argument("--rounds", type=int, help="of faults and service; default: 100, 60")
     trial.add_argument("--requests", type=int, help=asked)
     trial.add_argument("--serve", action="store_true", help="of throughput: by a service, for embeddings")

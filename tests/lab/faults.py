@@ -57,9 +57,11 @@ class Round:
 def faults(options: argparse.Namespace, folder: Path) -> int:
     """Something breaks at a random moment, again and again: is every request answered once, in order, and how soon?"""
     draw, rounds, found = random.Random(options.seed), options.rounds or 100, []
-    trial = (texts if options.texts or options.teams else vectors)(folder, options.weights, options.requests)
+    trial = (texts if options.texts or options.teams or options.stages else vectors)(folder, options.weights, options.requests)
     if options.teams:  # each host writes texts of its own
         trial.words = [*trial.words[:-2], "--objective", "throughput"]
+    elif options.stages:  # each token passes through hosts
+        trial.words = [*trial.words[:-2], "--layout", "pipeline"]
     with Lab("bench5", share=[folder]) as lab:
         usual = undisturbed(lab, trial)
         say(f"undisturbed: {trial.requests} requests in {usual.seconds:.1f} s, the first after {usual.start:.1f} s")
