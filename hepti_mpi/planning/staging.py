@@ -127,10 +127,11 @@ class _Stages:
         everyone = range(len(self.profile.nodes))
         last = max(everyone, key=lambda rank: self.limit(rank, everyone))
         room = sum(self.most(rank, everyone, rank == last) for rank in everyone)
+        mapped = ", run with --weights-mode mapped, which reads weights from storage while computing," * (self.mode != "mapped")
         return CapacityError(
             f"no stages fit: all ranks together have room for {room} of {counted(self.spec.layers, 'layers')}, each of which takes "
-            f"{self.layer_bytes} bytes with its keys and values; give more memory or ranks, or make answers fewer or shorter with --slots "
-            "and --context"
+            f"{self.layer_bytes} bytes with its keys and values, and {self.word_bytes} are for the words; give more memory or ranks"
+            f"{mapped} or make answers fewer or shorter with --slots and --context"
         )
 
     # seconds
