@@ -130,6 +130,7 @@ def test_models_health_and_metrics(sentences):
     assert health["status"] == "ready" and health["hosts"] == [{"host": "localhost", "state": "here"}]
     _, status, _ = sentences.get("/status")
     assert status["plan"]["hosts"] and status["events"] and status["queue"]["waiting"] == 0
+    sentences.answer("/v1/embeddings", {"input": "good morning"})
     metrics = sentences.get("/metrics")[1].decode()
     for name in ("hepti_ready 1.0", "hepti_job_starts", 'hepti_request_count_total{route="/v1/embeddings"', "hepti_inputs_total"):
         assert name in metrics
