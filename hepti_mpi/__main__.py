@@ -16,9 +16,7 @@ def main() -> None:
     Exit codes: 0 done, 1 a fault of the program, 2 bad input or usage, 130 interrupted; comm.patience has 3, errors.py 4 and 5.
     """
     _set_threads()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal's letters cannot say is spelled out
-            stream.reconfigure(errors="backslashreplace")
+    _set_streams()
     channel.tell_place()  # before anything can fail on this host
     import click
 
@@ -79,6 +77,20 @@ def _set_threads() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
     # and those threads must not spin after a product, which they do for some 25 ms: the layers that come next want the cores. 2 ** 4 ticks
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
+
+def _set_streams() -> None:
+    """Spell out what a terminal's letters cannot say. Lead streams that the caller closed nowhere: the next file that is opened would be
+    taken for one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the first number that is free
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _tell(sentence: str) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.errors import HostError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -74,7 +76,7 @@ def width(descriptor: int) -> int | None:
 
 
 def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) -> None:
-    """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs; not `ends`: the line goes on."""
+    """Print text, or on a terminal what rich can draw; `plain`: as it is, for programs; not `ends`: the line goes on. Raises HostError."""
     if descriptor in closed:
         return
     make_room()
@@ -85,8 +87,10 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
             if descriptor == ERR:
                 click.echo(CLEAR, err=True, nl=False, color=True)  # another rank may have drawn there
             console(descriptor).print(text, crop=False)
-    except BrokenPipeError:
+    except OSError as error:
         close(descriptor)
+        if descriptor == OUT and not isinstance(error, BrokenPipeError):  # nobody can be told what standard error does not take
+            raise HostError(f"standard output takes no more: {error.strerror}; free space there, or send it elsewhere") from None
 
 
 class Flow:

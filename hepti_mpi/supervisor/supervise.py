@@ -155,7 +155,9 @@ class Supervisor:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
             )
         except OSError as error:
-            raise GivenUp(f"{command[0]} cannot be started: {error.strerror or error}") from None
+            own = os.path.join(sys.prefix, "bin", "mpirun")
+            why = f"{error.strerror or error}; with --mpirun give that of the Open MPI which the ranks have, which may be {own}"
+            raise GivenUp(f"{command[0]} cannot be started: {why}") from None
         self.marks.append(f"prterun-{socket.gethostname()}-{process.pid}@")  # the daemons of this mpirun carry it
         attempt = Attempt(process)
         assert process.stdout is not None and process.stderr is not None
