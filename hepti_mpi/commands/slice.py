@@ -129,7 +129,7 @@ def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accurac
     if math.isfinite(found.largest):
         SCREEN.show(accuracy_line(found))
     else:
-        SCREEN.say(f"{store} answers built-in inputs with what is not finite: choose another format")
+        SCREEN.say(f"what {store} makes of built-in inputs is not finite: choose another format")
     return found
 
 
