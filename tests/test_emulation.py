@@ -187,7 +187,7 @@ def test_what_was_late_is_seen_once(clock):
 
 
 def test_a_failure_leaves_nobody_first(monkeypatch):
-    asked, usual = [], os.sched_getscheduler(0)
+    asked = []
     monkeypatch.setattr(precedence.os, "sched_setscheduler", lambda _, policy, parameter: asked.append(policy))
     emulation = Emulation("2")
     with pytest.raises(ZeroDivisionError), emulation.in_time():

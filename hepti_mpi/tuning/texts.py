@@ -144,7 +144,7 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
         cells = *times, *near, milliseconds(one.first), milliseconds(one.predicted[0]), f"{_difference(found, name):.1g}"
         shares = _shares(one.placement)
         layers = "/".join(map(str, shares.get("layers", ())))
-        rows.append((name, *cells, *(layers and f"{layers} layers" or _parts(shares[what]) for what in ("heads", "columns"))))
+        rows.append((name, *cells, *(layers and f"stages of {layers}" or _parts(shares[what]) for what in ("heads", "columns"))))
     head = ("method", "tokens/s", "median ms", "10 - 90 %", "x", "predicted", "error", "nearness", "first token", "predicted", "difference",
             "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *(f"{name}: {why}" for name, why in refused.items())]
