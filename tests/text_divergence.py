@@ -14,6 +14,7 @@ from text_speed import even_plan
 from hepti_mpi.engine import fetching
 from hepti_mpi.engine import machine as machines
 from hepti_mpi.engine import texts as loading
+from hepti_mpi.program.placement import whole
 from hepti_mpi.serving.stepping import Ranks
 from hepti_mpi.weights.outer import OuterWeights
 
@@ -38,7 +39,7 @@ def main():
     chunks, opened = tokens_of(Path(sys.argv[1])), []
     for path in map(Path, sys.argv[2:]):
         store = fetching.open_store(machine, path)
-        opened.append(Ranks(loading.load(machine, store, even_plan(store, 1), 1, chunks.shape[1]), OuterWeights(store)))
+        opened.append(Ranks(loading.load(machine, store, whole(even_plan(store, 1)), 1, chunks.shape[1]), OuterWeights(store)))
     found = {path: ([], []) for path in sys.argv[3:]}
     for tokens in chunks:
         right, *others = (log_chances(ranks, tokens) for ranks in opened)
