@@ -51,6 +51,17 @@ def test_connections_that_come_later_or_go_are_no_trouble(monkeypatch):
             nap(0.0)
 
 
+def test_connections_that_come_soon_after_the_first_nap_are_found_soon():
+    """Ranks connect when they first have something to say: whoever slept beside a new connection slept too long, for a second."""
+    sockets = pauses._Sockets()
+    sockets.sleep(0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        for _ in range(30):
+            sockets.sleep(1e-3)
+        assert one.fileno() in sockets.known
+    sockets.epoll.close()
+
+
 def test_a_connection_whose_other_side_has_closed_wakes_nobody_again():
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         other, _ = server.accept()

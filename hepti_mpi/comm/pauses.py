@@ -15,7 +15,7 @@ from contextlib import suppress
 
 BETWEEN = 120e-6  # seconds between two looks at least: each takes a core from those who compute, and messages come in many pieces
 SHORTEST, LONGEST, PART = 0.2e-3, 0.005, 1 / 40  # seconds that one sleeps at most, and of those waited: sending needs looks as well
-AGAIN_SECONDS = 1.0  # between two searches for new connections
+AGAIN_SECONDS = 1.0  # between two searches for new connections, at most: they are made when ranks first have something to say
 GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 
 Pause = Callable[[float], object]  # of the seconds waited so far
@@ -27,14 +27,14 @@ class _Sockets:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.known: dict[int, int] = {}
-        self.next = 0.0
+        self.begun = self.next = time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Sleep until something has come in, or for so long."""
         now = time.monotonic()
         if now >= self.next:
             self._find()
-            self.next = now + AGAIN_SECONDS
+            self.next = now + min(AGAIN_SECONDS, now - self.begun)
         for number, events in self.epoll.poll(seconds, 1):
             if events & GONE:  # its other side has closed: nothing more will come, and it would always seem to
                 with suppress(OSError):
