@@ -7,12 +7,14 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.cluster.profile import EMULATION
+from hepti_mpi.comm.ranks import DIRECT_BYTES
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding
 from hepti_mpi.planning.memory import cache_bytes, word_table
 from hepti_mpi.planning.request import Request
-from hepti_mpi.planning.stepping import Steps
+from hepti_mpi.planning.stepping import SHORT_SUM, Steps
+from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.build import make_program
 
 SPEC = random_model("smollm2-135m").spec
@@ -82,7 +84,7 @@ def test_plans_of_equal_layouts_are_priced_at_once_and_by_a_few_layers():
     some = [replace(plan, heads=heads, columns=columns) for heads, columns in shares]
     assert steps.each(some) == pytest.approx([steps.seconds(one) for one in some])
     whole = steps.pricer.price(make_program(SPEC, plan, everywhere=True), plan).seconds
-    words = word_table(SPEC).held / steps.bytes * (steps.pricer.gemm[:3, 1] * np.array(plan.columns)).max() / SPEC.ffn
+    words = word_numbers(SPEC) * (steps.pricer.gemm[:3, 1] * np.array(plan.columns)).max() / SPEC.ffn
     assert steps.seconds(plan) == pytest.approx(whole - steps.elsewhere + words)
 
 
@@ -108,3 +110,7 @@ def test_shares_follow_the_speed_of_one_row_and_memory_holds_them():
     limits = (free.memory[0] * 9 // 10, *[8 << 30] * 3)
     tight = decoding.decide("tensor", LLAMA, "0" * 64, apart, replace(TEXT, limits=limits)).chosen
     assert tight.memory[0] <= limits[0] and sum(tight.plan.columns) == LLAMA.ffn and tight.price.seconds > free.price.seconds
+
+
+def test_sums_are_priced_as_short_as_they_are_sent():
+    assert SHORT_SUM == DIRECT_BYTES

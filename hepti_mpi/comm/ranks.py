@@ -114,9 +114,9 @@ class Comm:
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
         counts = np.empty(self.size, np.int64)
         with self.patience.waiting():
-            self._done(self.mpi.Iallgather(np.array([len(mine)], np.int64), counts))
+            self._done([self.mpi.Iallgather(np.array([len(mine)], np.int64), counts)])
             every = np.empty(int(counts.sum()), np.uint8)
-            self._done(self.mpi.Iallgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"]))
+            self._done([self.mpi.Iallgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])])
         return [json.loads(every[at : at + count].tobytes()) for at, count in zip(splits.starts(counts.tolist()), counts)]
 
     def from_root(self, value: Any) -> Any:
@@ -124,9 +124,9 @@ class Comm:
         content = json.dumps(value).encode() if self.rank == 0 else b""
         size = np.array([len(content)], np.int64)
         with self.patience.waiting(lambda: [0] if self.rank else []):
-            self._done(self.mpi.Ibcast(size))
+            self._done([self.mpi.Ibcast(size)])
             buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
-            self._done(self.mpi.Ibcast(buffer))
+            self._done([self.mpi.Ibcast(buffer)])
         return value if self.rank == 0 else json.loads(buffer.tobytes())
 
     def agree(self, error: HeptiError | None) -> None:
@@ -143,7 +143,7 @@ class Comm:
     def barrier(self, patient: bool = False) -> None:
         """Wait for all ranks without taking a core from those that still compute; `patient`: for ever, where that may be right."""
         with nullcontext() if patient else self.patience.waiting():
-            self._done(self.mpi.Ibarrier())
+            self._done([self.mpi.Ibarrier()])
 
     def quick_barrier(self) -> None:
         """Wait for all ranks, spinning; for measurements."""
@@ -155,13 +155,13 @@ class Comm:
     def send(self, peer: int, values: np.ndarray) -> None:
         """Send bytes to `peer`, which calls `receive` for as many."""
         with self.patience.waiting(lambda: [peer]):
-            self._done(self.mpi.Isend(values, peer))
+            self._done([self.mpi.Isend(values, peer)])
 
     def receive(self, peer: int, size: int) -> np.ndarray:
         """Return the `size` bytes that `peer` sends."""
         values = np.empty(size, np.uint8)
         with self.patience.waiting(lambda: [peer]):
-            self._done(self.mpi.Irecv(values, peer))
+            self._done([self.mpi.Irecv(values, peer)])
         return values
 
     # activations: float32 arrays [rows, width], `counts` rows per rank
@@ -178,7 +178,7 @@ class Comm:
         """Bring what rank 0 has to all, whenever that is: nobody is late, and whoever waits sleeps."""
         with self.turn:
             request = self.mpi.Ibcast(values)
-        self._done(request)
+        self._done([request])
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         self.summing(values, result)()
@@ -226,10 +226,7 @@ class Comm:
         with self.turn:
             waiting = [self.mpi.Irecv(incoming[peer], peer, TERMS) for peer in peers]
             waiting += [self.mpi.Isend(outgoing[peer], peer, TERMS) for peer in peers]
-        begin = time.perf_counter()
-        while not self._are_done(waiting):
-            waited = time.perf_counter() - begin
-            nap(waited, 0 if waited < eager else BETWEEN)
+        self._done(waiting, lambda waited: nap(waited, 0 if waited < eager else BETWEEN))
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
@@ -253,7 +250,7 @@ class Comm:
                 request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
                 if not (self.polite or (result is not None and not counts[0])):
                     request.Wait()
-            self._done(request)
+            self._done([request])
 
     def pass_on(self, peer: int, values: np.ndarray) -> Callable[[], None]:
         """Begin to send float32 `values` to `peer`, which calls `take_over`; return what waits until they have left."""
@@ -262,8 +259,7 @@ class Comm:
 
         def leaves() -> None:
             with self.patience.waiting():
-                for request in requests:
-                    self._done(request)
+                self._done(requests)
 
         return leaves
 
@@ -276,32 +272,25 @@ class Comm:
         with self.turn:
             requests = [self.mpi.Irecv(first, peer, STEPS)]
         with nullcontext() if pause is None else self.patience.waiting():
-            self._wait(requests, pause or nap)
+            self._done(requests, pause or nap)
         with self.turn:
             requests = [self.mpi.Irecv(part, peer, STEPS) for part in _cut(values[: size()])[1:]]
         with self.patience.waiting():
-            self._wait(requests, pause or nap)
+            self._done(requests, pause or nap)
 
-    def _wait(self, requests: Sequence[Any], pause: Pause) -> None:
-        begin = time.perf_counter()
-        while not self._are_done(requests):
-            pause(time.perf_counter() - begin)
+    def _done(self, requests: Sequence[Any], pause: Pause = nap) -> None:
+        """Wait without spinning: at once when the others are there, without taking a core when they compute, search or read.
 
-    def _done(self, request: Any) -> None:
-        """Wait without spinning: at once when the others are there, without taking a core when they compute, search or read."""
-        begin = time.perf_counter()
-        while not self._is_done(request):
-            nap(time.perf_counter() - begin)
-
-    def _is_done(self, request: Any) -> bool:
-        with self.turn:
-            return bool(request.Test())
-
-    def _are_done(self, requests: Sequence[Any]) -> bool:
+        MPI looks and then moves on: what came meanwhile is seen by the next look, so that there are two before each pause.
+        """
         from mpi4py import MPI
 
-        with self.turn:  # MPI looks and then moves on: what came is seen by the next look
-            return MPI.Request.Testall(requests) or MPI.Request.Testall(requests)
+        begin = time.perf_counter()
+        while True:
+            with self.turn:
+                if MPI.Request.Testall(requests) or MPI.Request.Testall(requests):
+                    return
+            pause(time.perf_counter() - begin)
 
     @staticmethod
     def _rows(values: np.ndarray, counts: Sequence[int]) -> list[Any]:

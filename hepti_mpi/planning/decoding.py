@@ -74,7 +74,7 @@ def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None)
     least latency for each sum, or by the soonest board alone."""
     steps, every = Steps(spec, profile, 1, attended), range(len(profile.nodes))
     work = layer_work(spec, 1)
-    numbers = spec.layers * (work.attention + work.mlp) + steps.table.held / steps.bytes
+    numbers = spec.layers * (work.attention + work.mlp) + steps.words
     alone = min(float(steps.pricer.gemm[steps.pricer.places([rank]), 1][0]) * numbers for rank in every)
     if len(every) == 1:
         return alone

@@ -16,13 +16,13 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
-from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes, word_table
+from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.traffic import FLOAT
-from hepti_mpi.planning.work import layer_work
+from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.placement import Placement, Stage, Team
@@ -255,7 +255,5 @@ def _pace(spec: ModelSpec, plan: Plan, profile: ClusterProfile, rows: int, atten
     few, every = (replace(plan, layers=plan.layers[:count], rows=(rows,)) for count in (1, spec.layers))
     one, all_ = (pricer.price(make_program(spec, some, everywhere=True), some).seconds - pricer.edges for some in (few, every))
     each = (all_ - one) / (spec.layers - 1)
-    held, weights = layer_bytes(spec), layer_work(spec, 1)
-    bytes_ = (held["heads"] + held["columns"]) / (weights.attention + weights.mlp)  # of a number in the layers
-    words = float(pricer.gemm[pricer.places([0]), 1][0]) * word_table(spec).held / bytes_
+    words = float(pricer.gemm[pricer.places([0]), 1][0]) * word_numbers(spec)
     return _Pace(max(0.0, one - each), each, words)

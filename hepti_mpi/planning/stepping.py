@@ -11,13 +11,12 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Costs, steady
-from hepti_mpi.planning.memory import word_table
 from hepti_mpi.planning.price import Batch, Pricer, shares_of
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.traffic import FLOAT
-from hepti_mpi.planning.work import layer_work
+from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, granules_fit
 from hepti_mpi.program.steps import Program, Sync
@@ -43,11 +42,9 @@ class Steps:
     """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns."""
 
     def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None) -> None:
-        self.spec, self.pricer, self.table = spec, _AtOnce(spec, profile, rows, attended, 1), word_table(spec)
+        self.spec, self.pricer = spec, _AtOnce(spec, profile, rows, attended, 1)
         self.elsewhere = sum(step.macs for step in spec.back) * profile.edges.mac  # what the price takes them for: rank 0's, of float32
-        held = layer_bytes(spec)
-        weights = layer_work(spec, 1)
-        self.bytes = (held["heads"] + held["columns"]) / (weights.attention + weights.mlp)  # of a number in the layers
+        self.words = word_numbers(spec)
         self.made: dict[tuple[object, ...], list[Program]] = {}
 
     def seconds(self, plan: Plan) -> float:
@@ -63,7 +60,7 @@ class Steps:
         columns[columns.sum(axis=1) == 0] = 1  # of a plan that divides none
         own = columns / columns.sum(axis=1, keepdims=True)
         per_number = (self.pricer.gemm[batch.places, 1] * batch.crowding).T  # [plans or 1, ranks]
-        return np.asarray(layers + (per_number * own).max(axis=1) * self.table.held / self.bytes)
+        return np.asarray(layers + (per_number * own).max(axis=1) * self.words)
 
     def priced(self, one: Candidate) -> Candidate:
         seconds = self.seconds(one.plan)
@@ -93,13 +90,13 @@ def divided(spec: ModelSpec, profile: ClusterProfile, request: Request, costs: C
         share = np.where(np.isin(np.arange(ranks), order[:count]), speeds, 0)
         plan = replace(like, heads=splits.split(spec.heads, share), columns=splits.split(spec.ffn, share, spec.column_granule))
         plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * request.rows for rank in range(ranks)))
-        if held(costs, [plan])[0]:
+        if fit(costs, [plan])[0]:
             found.append((float(whole([plan])[0]), plan))
     tops = [_climbed(spec, costs, *one, whole) for one in sorted(found, key=lambda one: one[0])[:CLIMBS]]
     return costs.candidates([min(tops, key=lambda one: one[0])[1]])[0] if tops else None
 
 
-def held(costs: Costs, plans: Sequence[Plan]) -> np.ndarray:
+def fit(costs: Costs, plans: Sequence[Plan]) -> np.ndarray:
     """Tell of each plan whether memory holds it; plans of the same layouts, on any ranks."""
     heads, columns, rows = (np.array([getattr(plan, what) for plan in plans]) for what in ("heads", "columns", "rows"))
     limits = np.array([costs.limits_of(plan) for plan in plans])
@@ -110,7 +107,7 @@ def _climbed(spec: ModelSpec, costs: Costs, seconds: float, plan: Plan, whole: W
     """Move heads and columns between ranks while that helps."""
     for _ in range(MOST_MOVES):
         near = [one for one in _near(spec, plan) if one.active == plan.active]
-        near = [one for one, fits in zip(near, held(costs, near)) if fits] if near else []
+        near = [one for one, fits in zip(near, fit(costs, near)) if fits] if near else []
         times = whole(near) if near else np.array([np.inf])
         best = int(times.argmin())
         if times[best] >= seconds:

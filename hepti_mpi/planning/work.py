@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.planning.memory import word_table
 from hepti_mpi.program import ops
 from hepti_mpi.program.ops import Share
 from hepti_mpi.program.plan import Plan
@@ -39,6 +40,12 @@ def layer_work(spec: ModelSpec, attended: float) -> LayerWork:
         widths = attention.width, attention.kv_width
         found.append((weights, ops.Mlp(0, (), (), mlp).work(share).weights, *widths, mix.attention / (2 * attention.width)))
     return LayerWork(*map(float, np.mean(found, axis=0)))
+
+
+def word_numbers(spec: ModelSpec) -> float:
+    """Return how many numbers in the layers take as many bytes as the table of words, which is read at their rate."""
+    held, one = layer_bytes(spec), layer_work(spec, 1)
+    return word_table(spec).held * (one.attention + one.mlp) / (held["heads"] + held["columns"])
 
 
 SUMMED = ("attention", "arranged", "elements", "activations", "casts")

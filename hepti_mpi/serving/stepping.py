@@ -5,6 +5,7 @@ Knows slots and the tables in front of the layers; does not know how ranks divid
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,17 +38,12 @@ class Ranks:
 
     def logits(self, slot: int, ids: Sequence[int], first: int) -> Array:
         """Take rows as `prefill` does; return the logits behind each of them [rows, words]."""
-        order = Order(slot, 1, len(ids), (first,), 0, every=True)
-        found = self.decoder.step(order, self.embedded(np.array(ids), np.arange(first, first + len(ids))))
-        self.lengths[slot] = first + len(ids)
-        return np.stack([scores.logits for scores in found])
+        return np.stack([scores.logits for scores in self.check(slot, ids, first, 0)])
 
     def check(self, slot: int, ids: Sequence[int], first: int, candidates: int) -> list[Scores]:
         """See serving.generation.Stepper."""
-        order = Order(slot, 1, len(ids), (first,), candidates, every=True)
-        found = self.decoder.step(order, self.embedded(np.array(ids), np.arange(first, first + len(ids))))
-        self.lengths[slot] = first + len(ids)  # also where some were guessed wrong: nothing is to be written between those that stay
-        return found
+        order, rows = self._chunk(slot, ids, first, candidates)  # of which all count as written, also what was guessed wrong
+        return self.decoder.step(replace(order, every=True), rows)
 
     def all_logits(self, ids: Sequence[int]) -> Array:
         """Return the logits behind each token of a prompt [tokens, words]; whatever was in the first slot is gone."""

@@ -73,28 +73,34 @@ def loaded(machine, store, shares, slots):
     return loading.load(machine, store, whole(divided(machine, store, shares)), slots, 64)
 
 
+def check_writes(ranks, case, between=lambda: None):
+    """Check logits of prompts in chunks, and what is written behind them, by rank 0; `between`: is called behind each prompt."""
+    _, ids, logits, tokens = expected(case)
+    prompts = [row[row >= 0].tolist() for row in ids]
+    for prompt, wanted in zip(prompts, logits):
+        cut = len(prompt) // 3  # in two chunks
+        parts = [ranks.logits(1, part, first) for part, first in ((prompt[:cut], 0), (prompt[cut:], cut)) if part]
+        found = np.concatenate(parts)[-len(wanted) :]
+        np.testing.assert_allclose(found, wanted[-len(found) :], atol=1e-4 * np.abs(logits).max())
+        between()
+    for sampling in (Sampling(max_tokens=8, ignore_end=True), Sampling(max_tokens=8, ignore_end=True, logprobs=3),
+                     Sampling(max_tokens=8, ignore_end=True, presence_penalty=1e-9)):  # fmt: skip
+        generator = Generator(ranks, ())
+        answers = [generator.submit(prompt, sampling) for prompt in prompts]
+        while generator.busy:
+            generator.step()
+        assert [answer.tokens for answer in answers] == tokens.tolist()
+
+
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("case", CASES)
 def test_as_transformers(machine, store_of, case, shares):
-    store, (_, ids, logits, tokens) = store_of(case), expected(case)
+    store = store_of(case)
     decoder = loaded(machine, store, SHARES[shares](machine.world.size), len(LENGTHS))
     if machine.world.rank:
         decoder.follow()
     else:
-        ranks = Ranks(decoder, OuterWeights(store))
-        prompts = [row[row >= 0].tolist() for row in ids]
-        for prompt, wanted in zip(prompts, logits):
-            cut = len(prompt) // 3  # in two chunks
-            parts = [ranks.logits(1, part, first) for part, first in ((prompt[:cut], 0), (prompt[cut:], cut)) if part]
-            found = np.concatenate(parts)[-len(wanted) :]
-            np.testing.assert_allclose(found, wanted[-len(found) :], atol=1e-4 * np.abs(logits).max())
-        for sampling in (Sampling(max_tokens=8, ignore_end=True), Sampling(max_tokens=8, ignore_end=True, logprobs=3),
-                         Sampling(max_tokens=8, ignore_end=True, presence_penalty=1e-9)):  # fmt: skip
-            generator = Generator(ranks, ())
-            answers = [generator.submit(prompt, sampling) for prompt in prompts]
-            while generator.busy:
-                generator.step()
-            assert [answer.tokens for answer in answers] == tokens.tolist()
+        check_writes(Ranks(decoder, OuterWeights(store)), case)
         decoder.end()
     machine.world.barrier()
 
@@ -127,27 +133,14 @@ def stages_of(kind, size, layers):
 @pytest.mark.parametrize("kind", ["uneven", "with nothing", "backwards"])
 @pytest.mark.parametrize("case", CASES)
 def test_stages_write_as_transformers(machine, store_of, case, kind):
-    store, (_, ids, logits, tokens) = store_of(case), expected(case)
+    store = store_of(case)
     placement = staged(store, *stages_of(kind, machine.world.size, store.spec.layers))
     decoder = loading.load(machine, store, placement, len(LENGTHS), 64)
     if machine.world.rank:
         decoder.follow()
         machine.world.barrier()
         return
-    ranks, prompts = Ranks(decoder, OuterWeights(store)), [row[row >= 0].tolist() for row in ids]
-    for prompt, wanted in zip(prompts, logits):
-        cut = len(prompt) // 3  # in two chunks
-        parts = [ranks.logits(1, part, first) for part, first in ((prompt[:cut], 0), (prompt[cut:], cut)) if part]
-        found = np.concatenate(parts)[-len(wanted) :]
-        np.testing.assert_allclose(found, wanted[-len(found) :], atol=1e-4 * np.abs(logits).max())
-        decoder.rest()
-    for sampling in (Sampling(max_tokens=8, ignore_end=True), Sampling(max_tokens=8, ignore_end=True, logprobs=3),
-                     Sampling(max_tokens=8, ignore_end=True, presence_penalty=1e-9)):  # fmt: skip
-        generator = Generator(ranks, ())
-        answers = [generator.submit(prompt, sampling) for prompt in prompts]
-        while generator.busy:
-            generator.step()
-        assert [answer.tokens for answer in answers] == tokens.tolist()
+    check_writes(Ranks(decoder, OuterWeights(store)), case, decoder.rest)
     decoder.end()
     machine.world.barrier()
 
