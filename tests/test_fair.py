@@ -12,11 +12,11 @@ def pieces(name, *rows):
     return [(count, (name, number)) for number, count in enumerate(rows)]
 
 
-def test_one_client_is_answered_in_order():
+def test_the_longest_of_a_question_goes_first_with_what_there_is_room_for():
     queue = Fair(100)
     queue.add("a", "x", pieces("x", 3, 4, 5))
     assert queue.rows == 12 and queue.count == 3
-    assert queue.take(8) == [("x", 0), ("x", 1)] and queue.take(8) == [("x", 2)] and queue.take(8) == []
+    assert queue.take(8) == [("x", 2), ("x", 0)] and queue.take(8) == [("x", 1)] and queue.take(8) == []
     assert queue.rows == queue.count == 0 and not queue.clients and not queue.heap
 
 
@@ -46,6 +46,36 @@ def test_clients_get_equal_rows():
         for name, _ in queue.take(200):
             had[name] += 1
     assert max(had.values()) < 1.25 * min(had.values()), (had, sizes)
+
+
+def test_what_is_about_as_long_goes_together():
+    queue = Fair(10**6)
+    for number in range(30):
+        queue.add("a", number, pieces(number, 40, 20, 10, 5))
+    batches = []
+    while taken := queue.take(200):
+        batches.append([(40, 20, 10, 5)[place] for _, place in taken])
+    assert sum(map(len, batches)) == 120 and all(sum(batch) <= 200 for batch in batches)
+    mixed = [batch for batch in batches if min(batch) < 0.9 * max(batch)]
+    assert len(mixed) <= 3, batches
+
+
+def test_who_is_next_is_not_passed_over_however_long_it_is():
+    queue = Fair(10**6)
+    queue.add("b", "odd", pieces("odd", 97))
+    for number in range(100):
+        queue.add("a", number, pieces(number, *[10] * 5))
+    assert ("odd", 0) in queue.take(100) + queue.take(100)
+
+
+def test_one_text_of_another_length_among_many_comes_within_its_turn():
+    queue, waited = Fair(10**6), 0
+    queue.add("a", "odd", pieces("odd", 97))
+    for number in range(100):
+        queue.add("a", number, pieces(number, *[10] * 50))
+    while ("odd", 0) not in queue.take(100):
+        waited += 1
+    assert waited <= 1
 
 
 def test_who_was_away_has_no_more_than_its_part_when_it_comes_back():

@@ -12,6 +12,7 @@ from hepti_mpi.models.inputs.requests import token_request
 from hepti_mpi.models.spec import ModelSpec, outer_weights
 from hepti_mpi.models.steps import Dense, LayerNorm, Normalize
 from hepti_mpi.models.tasks.heads import apply_head
+from hepti_mpi.serving.letters import packed, unpacked
 
 HIDDEN = np.array([[0, 4], [2, -4], [4, 0]], np.float32)
 
@@ -25,6 +26,8 @@ def embedded(keep=(0, 1, 2), weights=None, text="a text", hidden=HIDDEN, back=()
     model, ids = spec(back, **options), np.zeros(9, np.int64)
     request = replace(token_request(model, 0, "line 1", (ids, ids), np.array(keep)), text=text)
     [result] = apply_head(model, weights or {}, {}, hidden, [request], False)
+    [sent] = apply_head(model, weights or {}, {}, hidden, unpacked(*packed([request])), False)  # as the rank of a team sees it
+    np.testing.assert_array_equal(result["embedding"], sent["embedding"])
     return result["embedding"]
 
 

@@ -184,10 +184,13 @@ def test_a_batch_and_its_results_survive_the_way():
     facts, arrays = packed(given)
     for one, other in zip(unpacked(facts, arrays), given, strict=True):
         assert (one.index, one.origin, one.width, one.rows) == (other.index, other.origin, other.width, other.rows)
+        assert one.text is None
         assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in other.arrays)
     assert set(packed(given, embedded=True)[1]) == {"in.ids", "keep"}
+    said = [replace(given[0], text="secret"), given[1]]  # which poolings ask, whose rows of a prompt do not count
+    assert [one.text for one in unpacked(*packed(said))] == ["", None]
     results = [{"logits": np.ones(2)}, {}, {"logits": np.zeros(2), "mask_ids": np.arange(3)}]
-    again = unpacked_results(3, packed_results(results))
+    again = unpacked_results(*packed_results(results))
     assert [sorted(result) for result in again] == [["logits"], [], ["logits", "mask_ids"]] and again[2]["mask_ids"].tolist() == [0, 1, 2]
 
 
@@ -203,7 +206,7 @@ class Simulated:
         if facts["do"] == "end":
             self.ended.append(peer)
             return
-        rows = sum(rows for *_, rows in facts["requests"])
+        rows = sum(rows for _, _, _, rows, _ in facts["requests"])
         self.free[peer] = max(self.free[peer], self.now) + rows * self.seconds[peer]
         self.waiting.append((self.free[peer], peer, facts["ticket"], rows, len(facts["requests"])))
 
@@ -214,7 +217,8 @@ class Simulated:
         self.now, peer, ticket, rows, count = first
         self.count[peer] += 1
         spent = [rows * self.seconds[peer]]
-        return Letter(peer, {"ticket": ticket, "spent": spent, "errors": {}}, packed_results([{"x": np.array([peer])}] * count))
+        shapes, arrays = packed_results([{"x": np.array([peer])}] * count)
+        return Letter(peer, {"ticket": ticket, "spent": spent, "errors": {}, "results": shapes}, arrays)
 
 
 def front_of(mail, count, paces, rows=10):

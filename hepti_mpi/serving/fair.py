@@ -1,15 +1,20 @@
 """Who is next: requests of many clients that wait, and how many may. Pure: knows rows and names of clients; no clock, no engine.
 
 The client that has had the fewest rows while it waited is next, and of what it asks that which has had the fewest. So one that asks for
-thousands of texts delays nobody else, nor its own short questions.
+thousands of texts delays nobody else, nor its own short questions. With what is next goes first what is about as long, in the same order:
+attention pays for the longest of a batch.
 """
 
 import heapq
 import itertools
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Generic, TypeVar
+
+ALIKE = 0.9  # of the longer one that the shorter of two may have for them to be about as long
+MOST_PASSED = 64  # questions without such a piece that are passed over for it
 
 Piece = TypeVar("Piece")
 
@@ -21,10 +26,15 @@ class Turn(Generic[Piece]):
     rows: float
     number: int
     name: object = field(compare=False)
-    pieces: deque[tuple[int, Piece]] = field(compare=False, default_factory=deque)  # of a question, with their rows
+    pieces: list[tuple[int, Piece]] = field(compare=False, default_factory=list)  # of a question, with their rows, the longest last
     turns: "list[Turn[Piece]]" = field(compare=False, default_factory=list)  # of a client: a heap of its questions
     waiting: int = field(compare=False, default=0)  # rows
     count: int = field(compare=False, default=0)  # of a client: its pieces that wait
+
+    def place(self, low: float, high: float) -> int | None:
+        """Return where the longest piece of low to high rows is."""
+        at = bisect_right(self.pieces, high, key=itemgetter(0)) - 1
+        return at if at >= 0 and self.pieces[at][0] >= low else None
 
 
 class Fair(Generic[Piece]):
@@ -54,7 +64,7 @@ class Fair(Generic[Piece]):
 
     def add(self, client: str, question: object, pieces: Iterable[tuple[int, Piece]]) -> None:
         """Let the pieces of a question wait, each with its rows."""
-        turn: Turn[Piece] = Turn(0, next(self.numbers), question, deque(pieces))
+        turn: Turn[Piece] = Turn(0, next(self.numbers), question, sorted(pieces, key=itemgetter(0)))
         turn.waiting = sum(rows for rows, _ in turn.pieces)
         if not turn.pieces:
             return
@@ -70,45 +80,51 @@ class Fair(Generic[Piece]):
         self.count += len(turn.pieces)
 
     def take(self, most: int) -> list[Piece]:
-        """Return who is next, of at most `most` rows together; one that has more by itself comes alone."""
-        taken, room = list[Piece](), most
-        while self.heap:
-            client = self.heap[0]
-            turn = client.turns[0]
-            if not turn.pieces:  # it was dropped
-                heapq.heappop(client.turns)
-                self._leave_or_stay(client, 0)
-                continue
-            rows, piece = turn.pieces[0]
-            if rows > room and taken:
-                break
-            turn.pieces.popleft()
-            taken.append(piece)
-            room -= rows
-            self.now = client.rows
-            self.count -= 1
-            client.count -= 1
-            turn.waiting -= rows
-            if turn.pieces:
-                turn.rows += rows
-                heapq.heapreplace(client.turns, turn)
-            else:
-                heapq.heappop(client.turns)
-            self._leave_or_stay(client, rows)
-            if room <= 0:
-                break
-        return taken
+        """Return who is next and what goes with it, of at most `most` rows together; one that has more by itself comes alone."""
+        taken = list[tuple[int, Piece]]()
+        self._take(taken, 0, float("inf"), 1)  # who is next, however long
+        if taken:
+            longest = taken[0][0]
+            for low, high in ((ALIKE * longest, longest / ALIKE), (0.0, float("inf"))):
+                self._take(taken, low, high, most - sum(rows for rows, _ in taken))
+        return [piece for _, piece in taken]
 
-    def _leave_or_stay(self, client: Turn[Piece], rows: int) -> None:
-        """Give the first client its place behind others after it had `rows`."""
-        client.waiting -= rows
-        self.rows -= rows
-        client.rows += rows
-        if client.turns:
-            heapq.heapreplace(self.heap, client)
-        else:
-            heapq.heappop(self.heap)
-            del self.clients[str(client.name)]
+    def _take(self, taken: list[tuple[int, Piece]], low: float, high: float, room: float) -> None:
+        """Take pieces of low to high rows in turn, each the longest of its question that there is room for; the first one has room."""
+        passed, without = list[tuple[Turn[Piece], Turn[Piece]]](), list[Turn[Piece]]()  # questions with none, and clients
+        while self.heap and room > 0 and len(passed) < MOST_PASSED:
+            client = self.heap[0]
+            turn = heapq.heappop(client.turns)
+            at = turn.place(low, min(high, room) if taken else high)
+            if at is not None:
+                rows, _ = turn.pieces[at]
+                taken.append(turn.pieces.pop(at))
+                room -= rows
+                self._had(client, turn, rows)
+            elif turn.pieces:  # else it was dropped
+                passed.append((client, turn))
+            if client.turns:
+                heapq.heapreplace(self.heap, client)
+            else:
+                without.append(heapq.heappop(self.heap))
+        for client, turn in passed:
+            if not client.turns:
+                heapq.heappush(self.heap, client)
+            heapq.heappush(client.turns, turn)
+        for client in without:
+            if not client.turns:
+                self.clients.pop(str(client.name), None)
+
+    def _had(self, client: Turn[Piece], turn: Turn[Piece], rows: int) -> None:
+        """Note that a question of a client, which is not among its others now, had a piece of so many rows."""
+        self.now = client.rows
+        for one in (client, turn):
+            one.rows += rows
+            one.waiting -= rows
+        client.count -= 1
+        self.rows, self.count = self.rows - rows, self.count - 1
+        if turn.pieces:
+            heapq.heappush(client.turns, turn)
 
     def drop(self, client: str, question: object) -> None:
         """Let what is left of a question wait no longer."""

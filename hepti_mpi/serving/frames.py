@@ -4,7 +4,8 @@ Nothing that is read is executed or unpickled.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.serving import letters
 
 KINDS = ("float32", "float64", "int64", "bool")
 MOST_DIMS = 8
@@ -47,39 +49,33 @@ def unpacked(message: bytes) -> tuple[Head, list[np.ndarray]]:
 
 def asked(requests: Sequence[Request], places: Sequence[int]) -> bytes:
     """Return the message that requests are to be answered; `places` tell them apart. Their texts stay behind: ranks see rows."""
-    heads = [
-        {"place": place, "origin": f"input {request.index + 1}", "width": request.width, "text": request.text is not None}
-        | {"names": sorted(request.arrays)}
-        for place, request in zip(places, requests)
-    ]
-    arrays = [array for request in requests for array in (request.keep, *(request.arrays[name] for name in sorted(request.arrays)))]
-    return packed({"kind": "asked", "requests": heads}, arrays)
+    facts, arrays = letters.packed(requests)
+    heads = [[place, f"input {index + 1}", *rest] for place, (index, _, *rest) in zip(places, facts["requests"], strict=True)]
+    return packed({"kind": "asked", "requests": heads, "arrays": list(arrays)}, [*arrays.values()])
 
 
 def requests_of(head: Head, arrays: Sequence[np.ndarray]) -> list[Request]:
     """Return the requests of a message, with their places for indices. Raises InputError when it is damaged."""
-    left, found = iter(arrays), []
-    try:
-        for one in head["requests"]:
-            keep = next(left)
-            own = {name: next(left) for name in one["names"]}
-            found.append(Request(one["place"], one["origin"], own, keep, one["width"], "" if one["text"] else None))
-    except (KeyError, TypeError, StopIteration):
-        raise InputError("a message between the front and rank 0 is damaged: requests lack arrays") from None
-    return found
+    with _sound("requests"):
+        return letters.unpacked(head, dict(zip(head["arrays"], arrays, strict=True)))
 
 
 def answered(places: Sequence[int], results: Sequence[Result], **facts: Any) -> bytes:
     """Return the message that requests were answered, with `facts` about their batch."""
-    names = [sorted(result) for result in results]
-    arrays = [result[name] for result, own in zip(results, names) for name in own]
-    return packed({"kind": "answered", "places": list(places), "names": names, **facts}, arrays)
+    shapes, arrays = letters.packed_results(results)
+    return packed({"kind": "answered", "places": list(places), "results": shapes, "arrays": list(arrays), **facts}, [*arrays.values()])
 
 
 def results_of(head: Head, arrays: Sequence[np.ndarray]) -> list[tuple[int, Result]]:
     """Return the place and the result of each request that a message answers. Raises InputError when it is damaged."""
-    left = iter(arrays)
+    with _sound("answers"):
+        results = letters.unpacked_results(head["results"], dict(zip(head["arrays"], arrays, strict=True)))
+        return list(zip(head["places"], results, strict=True))
+
+
+@contextmanager
+def _sound(what: str) -> Iterator[None]:
     try:
-        return [(place, {name: next(left) for name in own}) for place, own in zip(head["places"], head["names"], strict=True)]
-    except (KeyError, TypeError, ValueError, StopIteration):
-        raise InputError("a message between the front and rank 0 is damaged: answers lack arrays") from None
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        raise InputError(f"a message between the front and rank 0 is damaged: {what} lack arrays") from None

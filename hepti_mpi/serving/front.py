@@ -122,8 +122,7 @@ class Front:
         call = Call(client, requests)
         with self.changed:
             self.check(client)
-            order = sorted(range(len(requests)), key=lambda at: -requests[at].rows)  # a batch of texts of one length is padded least
-            self.queue.add(client, call, [(requests[at].rows, Piece(call, at)) for at in order])
+            self.queue.add(client, call, [(request.rows, Piece(call, at)) for at, request in enumerate(requests)])
             self.changed.notify_all()
         return call
 

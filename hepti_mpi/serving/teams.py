@@ -151,7 +151,7 @@ class Front:
             team.shapes[shape] += 1
         team.requests += len(step.requests)
         self.outcome.answered += len(step.requests)
-        results = unpacked_results(len(step.requests), letter.arrays)
+        results = unpacked_results(letter.facts["results"], letter.arrays)
         self.desk.answerer.errors.update({int(place): why for place, why in letter.facts["errors"].items()})
         self.desk.sink.event(self.desk.scheduler.done(step, results, seconds))
 
@@ -243,14 +243,14 @@ def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
     hidden = crew.engine.run(lengths, rows)
     assert hidden is not None
     if crew.is_last:
-        arrays = packed_results(answerer.results(requests, hidden))
+        shapes, arrays = packed_results(answerer.results(requests, hidden))
     else:
         arrays = packed(requests, embedded=True)[1] | {"hidden": hidden.copy()}
     spent = [*letter.facts["spent"], time.perf_counter() - begin]
     errors = {request.index: answerer.errors.pop(request.index) for request in requests if request.index in answerer.errors}
     facts = {"do": "step", "ticket": letter.facts["ticket"], "spent": spent, "errors": errors}
     if crew.is_last:
-        mail.send(0, FRONT, facts, arrays)
+        mail.send(0, FRONT, {**facts, "results": shapes}, arrays)
     else:
         mail.send(crew.heir, WORK, {**facts, "requests": letter.facts["requests"]}, arrays)
 

@@ -192,8 +192,8 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
         if count and largest >= count:
             raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {count}")
     made = token_request(spec, index, item.origin, (np.array(ids), np.array(types)), np.arange(len(ids)))
-    made = replace(made, truncated=encoded.truncated, added=np.array(encoded.added, bool), unknown=encoded.unknown)
-    return replace(made, text=item.text, pair=item.pair, id=item.id)
+    said = {"text": item.text, "pair": item.pair, "id": item.id}
+    return replace(made, **said, truncated=encoded.truncated, added=np.array(encoded.added, bool), unknown=encoded.unknown)
 
 
 def token_request(spec: ModelSpec, index: int, origin: str, row: tuple[np.ndarray, np.ndarray], keep: np.ndarray) -> Request:
