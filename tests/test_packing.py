@@ -47,7 +47,7 @@ def test_types_are_those_of_the_graphs():
     part = pack((4, 1, 7), 2, 9)
     assert [a.dtype.name for a in (part.q_index, part.kv_index, part.kv_lengths, part.unpad)] == ["int64", "int64", "int32", "int64"]
     assert part.q_index.shape == (3, 4) and part.kv_index.shape == (3, 7)
-    assert part.q_index[2].tolist() == [3, 4, 5, 6] and part.q_index[1].tolist() == [2, 0, 0, 0]
+    assert part.q_index[2].tolist() == [3, 4, 5, 6] and part.q_index[1].tolist() == [2, 2, 2, 2]
 
 
 def test_keys_of_whole_requests_are_counted_from_the_first_at_hand():

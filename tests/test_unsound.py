@@ -4,12 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoders import CASES, write_folder
+from layers import MADE, odd_model
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine import kernels, sessions
+from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.products import LEAST, Made, Product
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import FORMATS, Seen
+from hepti_mpi.weights import store as stores
 from hepti_mpi.weights.slices import Slice
 
 ROWS, WIDTH, OUTPUTS, BAD = 5, 64, 48, 2  # the row that is spoilt
@@ -55,11 +61,11 @@ def test_products_that_lead_to_the_residual(name, smoothed, least):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_product_with_words(name):
+def test_products_that_sum_over_the_last_axis(name):
     kind = FORMATS[name]
     parts = kind.encode(np.random.default_rng(1).standard_normal((OUTPUTS, WIDTH)).astype(np.float32), 1)
     graph = Graph()
-    output = Product(graph, Made(parts), "x", Slice("w", 0, (OUTPUTS, WIDTH), kind, 1), ends=True).write(None, None)
+    output = Product(graph, Made(parts), "x", Slice("w", 0, (OUTPUTS, WIDTH), kind, 1)).write(None, None)
     check(graph, output, (np.nan, np.inf, -np.inf))
 
 
@@ -80,3 +86,39 @@ def test_float16_on_the_wire():
     (found,) = session_of(graph, output).run(None, {"x": x})
     np.testing.assert_array_equal(found[0], x[0].astype(np.float16).astype(np.float32))
     assert np.isnan(found[1:]).all()
+
+
+LENGTHS, SPOILT = (2, 5, 4, 6), {0: (0, np.inf), 2: (1, np.nan), 3: (2, -np.inf)}  # of requests; of which of them one number at which row
+PLAIN = ("tiny-bert", "tiny-vit")
+
+
+@pytest.fixture(scope="module")
+def store_of(tmp_path_factory):
+    made = {}
+
+    def store_of(case, format_name):
+        if (case, format_name) not in made:
+            folder = tmp_path_factory.mktemp("unsound")
+            make = random_model if case in PLAIN else odd_model if case in MADE else lambda name: read_model(write_folder(name, folder))
+            stores.write(folder / "s.h5", make(case).in_format(format_name))
+            made[case, format_name] = stores.Store(folder / "s.h5")
+        return made[case, format_name]
+
+    yield store_of
+    for store in made.values():
+        store.close()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("case", [*PLAIN, *MADE, *CASES])
+def test_rows_that_attend_to_one(store_of, case, name):
+    """They are not finite either, as with float32 weights, also where an RMS norm left one NaN among zeros; other requests are."""
+    store, exact, starts = store_of(case, name), store_of(case, "f32"), np.cumsum((0, *LENGTHS))
+    embedded = np.random.default_rng(1).standard_normal((sum(LENGTHS), store.spec.hidden), np.float32)
+    sound = np.full(len(embedded), True)
+    for request, (row, value) in SPOILT.items():
+        embedded[starts[request] + row, 5] = value
+        sound[starts[request] + row : starts[request + 1]] = False  # those before it may not attend to it
+    found, wanted = (np.isfinite(last_hidden_state(one, embedded, LENGTHS)).all(axis=1) for one in (store, exact))
+    assert found.tolist() == wanted.tolist()
+    assert not (found & ~sound).any() and found[starts[1] : starts[2]].all()

@@ -110,7 +110,7 @@ def project(to: Cached, op: ops.Project, w: Own) -> None:
     bias = None
     if biases:
         bias = to.graph.constant(f"{whole.name}.bias", np.concatenate([to.store.array(piece).reshape(-1) for piece in biases]))
-    to.together[op.layer] = Product(to.graph, Made(parts), op.reads[0], whole).write(bias, f"together.{op.layer}")
+    to.together[op.layer] = Product(to.graph, Made(parts), op.reads[0], whole, looks=to.mixes(op)).write(bias, f"together.{op.layer}")
 
 
 def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:
@@ -172,5 +172,5 @@ def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, thr
     """Return what turns rows "x" [r, hidden] into logits "y" [r, words] of a part of the vocabulary."""
     writing = Cached(Graph(), store, 0)
     assert prod(table.shape)
-    Product(writing.graph, OfStore(store), "x", table, ends=True).write(writing.vector(bias) if bias else None, "y")
+    Product(writing.graph, OfStore(store), "x", table).write(writing.vector(bias) if bias else None, "y")
     return session(_proto(writing, ["x"], ["y"], ()), store.path.parent, mode, threads)

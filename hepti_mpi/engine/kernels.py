@@ -121,6 +121,13 @@ class Writing:
         """Return of how many granules of heads the values of an operation are."""
         return self.heads if op.axis else op.block.granules
 
+    def mixes(self, op: ops.Project) -> bool:
+        """Tell whether a row that a projection reads may have some numbers that are not finite beside others that are. Its K must be told:
+        other rows attend to it. Its own row stays not finite in the residual, whatever its products are, up to the last one. LayerNorm
+        makes all of such a row NaN."""
+        norm = self.store.spec.attended(op.layer)
+        return norm is None or norm.kind != "layer"
+
     def vector(self, piece: Slice) -> str:
         return self.graph.weight(self.store, piece, (prod(piece.shape),))
 
@@ -128,11 +135,10 @@ class Writing:
         return self.graph.weight(self.store, piece, (prod(piece.shape[:-1]), piece.shape[-1]))
 
     def linear(
-        self, x: str, weight: Slice, bias: Slice | None = None, output: str | None = None, least: float | None = None, finite: bool = False
+        self, x: str, weight: Slice, bias: Slice | None = None, output: str | None = None, least: float | None = None, looks: bool = False
     ) -> str:  # fmt: skip
-        """Write rows [r, K] times a weight, [N.., K] or [K.., N], and its bias -> [r, N]. `least`: below which no number of x is; `finite`:
-        all of x is."""
-        return Product(self.graph, OfStore(self.store), x, weight, least, finite=finite).write(self.vector(bias) if bias else None, output)
+        """Write rows [r, K] times a weight, [N.., K] or [K.., N], and its bias -> [r, N]. `least` and `looks`: as of a Product."""
+        return Product(self.graph, OfStore(self.store), x, weight, least, looks).write(self.vector(bias) if bias else None, output)
 
 
 Own = Mapping[str, Slice]  # by what each is to the operation: the rank's slices of its weights
@@ -185,7 +191,7 @@ def join(to: Writing, op: ops.Join, w: Own) -> None:
 def project(to: Writing, op: ops.Project, w: Own) -> None:
     """y [r, h] -> [r, w] by each matrix"""
     for m, output in zip(op.matrices, op.writes, strict=True):
-        to.linear(op.reads[0], w[f"{m}.weight"], w.get(f"{m}.bias"), output)
+        to.linear(op.reads[0], w[f"{m}.weight"], w.get(f"{m}.bias"), output, looks=m == "k" and to.mixes(op))
 
 
 @of(ops.HeadNorm)
@@ -224,7 +230,7 @@ def mix(to: Writing, op: ops.Mix, w: Own) -> None:
 @of(ops.Out)
 def out(to: Writing, op: ops.Out, w: Own) -> None:
     """c [r, w] -> p [r, h]"""
-    to.linear(op.reads[0], w["o.weight"], output=op.writes[0], finite=op in to.finite)
+    to.linear(op.reads[0], w["o.weight"], output=op.writes[0], looks=op not in to.finite)
 
 
 @of(ops.Mlp)
@@ -238,7 +244,7 @@ def mlp(to: Writing, op: ops.Mlp, w: Own) -> None:
     mixed = activate(to.graph, kind, mixed, None if early or bias is None else to.vector(bias))
     if op.block.gated:
         mixed = to.graph.node("Mul", [mixed, to.linear(op.reads[0], w["up.weight"], w.get("up.bias"))])
-    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST[kind], op in to.finite)
+    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST[kind], op not in to.finite)
 
 
 @of(ops.Cast)

@@ -23,7 +23,8 @@ class Packing:
     """Index tensors for the queries [start, stop) of a packed batch; they are inputs of the attention segments.
 
     `q_index` [requests, q]: row among this rank's rows; `kv_index` [requests, kv]: row among all; `kv_lengths` [requests];
-    `unpad` [rows]: where each row lies in the flattened [requests, q]. Padding repeats row 0 of the part and is never read back.
+    `unpad` [rows]: where each row lies in the flattened [requests, q]. Padding repeats the first row of the own request, so that what is
+    not finite in another one stays there, and is never read back.
     `lone` [1]: whether the batch is one request, whose rows lie as attention wants them.
     """
 
@@ -56,12 +57,12 @@ def pack(
             parts.append((top - start, bottom - top, key, keys_end - key))
     q_width = max((own for _, own, _, _ in parts), default=0)
     kv_width = max((length for *_, length in parts), default=0)
-    q_index = np.zeros((len(parts), q_width), np.int64)
-    kv_index = np.zeros((len(parts), kv_width), np.int64)
+    q_index = np.empty((len(parts), q_width), np.int64)
+    kv_index = np.empty((len(parts), kv_width), np.int64)
     unpad = np.empty(stop - start, np.int64)
     for number, (first, own, begin, length) in enumerate(parts):
-        q_index[number, :own] = np.arange(first, first + own)
-        kv_index[number, :length] = np.arange(begin, begin + length) - first_key
+        q_index[number] = first + np.arange(q_width) * (np.arange(q_width) < own)
+        kv_index[number] = begin - first_key + np.arange(kv_width) * (np.arange(kv_width) < length)
         unpad[first : first + own] = number * q_width + np.arange(own)
     return Packing(q_index, kv_index, np.array([length for *_, length in parts], np.int32), unpad, np.array([len(lengths) == 1]))
 

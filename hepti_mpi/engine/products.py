@@ -61,21 +61,14 @@ class Made:
 @dataclass(frozen=True)
 class Product:
     """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known.
-    `ends`: whether it is the last one, behind the residual; `finite`: whether all of x is known to be finite."""
+    `looks`: whether it has to look for numbers that are not finite: rounding loses NaN, unless all of a row is."""
 
     graph: Graph
     source: Source
     x: str
     weight: Slice
     least: float | None = None
-    ends: bool = False
-    finite: bool = False
-
-    @property
-    def looks(self) -> bool:
-        """Whether it has to look for what is not finite, which its rounding loses. Products that read a norm of the residual need no such
-        care: there such a row stays one to the last product, which does."""
-        return not self.finite and (self.ends or not self.weight.inner)
+    looks: bool = True
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -167,6 +160,6 @@ class Product:
         return graph.node("Add", [found, self._unsound()], [output] if output else None)
 
     def _unsound(self) -> str:
-        """Write 0 for each row of x, [r, 1], NaN where a number in it is not finite."""
-        nought = self.graph.constant(f"noughts_{self.inputs}", np.zeros((self.inputs, 1), np.float32))
-        return self.graph.node("MatMul", [self.x, nought])
+        """Write 0 for each row of x, [r, 1], NaN where a number in it is not finite, or the sum of all."""
+        total = self.graph.node("ReduceSum", [self.x, self.graph.constant("rows", np.array([1], np.int64))], keepdims=1)
+        return self.graph.node("Mul", [total, self.graph.constant("nought", np.array(0, np.float32))])

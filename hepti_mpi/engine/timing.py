@@ -86,7 +86,7 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention) -> Layers | Non
         matrix = np.resize(tile, sizes[place]) * np.float32(1 + (number * len(sizes) + place) / 256)  # equal ones would be kept once
         kind = _format_of((number + 0.5) / count, used)
         piece = Slice(f"{number}.{place}", 0, matrix.shape, kind, 1)
-        return Product(chain, Made(kind.encode(matrix, 1)), x, piece).write(None, None)
+        return Product(chain, Made(kind.encode(matrix, 1)), x, piece, looks=False).write(None, None)
 
     for number in range(count):
         attend(chain, attention, [multiply(number, place, value) for place in range(3)], f"a{number}", attention.heads)
@@ -125,7 +125,7 @@ def products(spec: ModelSpec, threads: int, blocks: int | None = None) -> onnxru
         matrix, inner = tile * np.float32(1 + number / 256), 1 - number % 2  # equal ones would be kept once
         kind = _format_of((number + 0.5) / (2 * count), used)
         piece, made = Slice(f"{number}", 0, matrix.shape, kind, inner), Made(kind.encode(matrix, inner))
-        value = Product(chain, made, value, piece).write(None, "y" if number == 2 * count - 1 else None)
+        value = Product(chain, made, value, piece, looks=not inner).write(None, "y" if number == 2 * count - 1 else None)
     return probe(chain, ["x"], threads)
 
 

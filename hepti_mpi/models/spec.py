@@ -129,6 +129,11 @@ class ModelSpec:
         """Yield what the layers are, the first one first."""
         return map(self.layer, range(self.layers))
 
+    def attended(self, number: int) -> Norm | None:
+        """Return the norm whose result the attention of layer `number` reads, None where it reads a sum, or what is embedded."""
+        before = self.layer(number).norm_before("attention")
+        return before or (self.layer(number - 1).norm_after("mlp") if number else None)
+
     def stored(self, weight: Weight) -> Weight:
         """Return a weight, under its full name, with the format in which it is stored. Raises ModelError where ranks could not cut it."""
         name, found = weight.name, None

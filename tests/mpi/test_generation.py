@@ -105,6 +105,26 @@ def test_as_transformers(machine, store_of, case, shares):
     machine.world.barrier()
 
 
+@pytest.mark.parametrize("format_name", ["q8", "q4"])
+@pytest.mark.parametrize("case", ["llama", "gemma2", "qwen3", "gpt2"])
+def test_what_is_not_finite_reaches_all_that_follows(machine, store_of, case, format_name):
+    """Whatever the weights are rounded to: a text behind a row that overflowed has no scores."""
+    store = store_of(case, format_name)
+    decoder = loaded(machine, store, SHARES["uneven"](machine.world.size), 2)
+    if machine.world.rank:
+        decoder.follow()
+        return
+    order, random = decoders.Order(0, 1, 6, (0,), 0, every=True), np.random.default_rng(1)
+    for value in (np.inf, np.nan):
+        rows = random.standard_normal((order.rows, store.spec.hidden), np.float32)
+        rows[2, 5] = value
+        found = [np.isfinite(scores.logits).all() for scores in decoder.step(order, rows)]
+        assert not any(found[2:])  # of the rows before it in the step, the kernel may multiply it by 0
+        (scores,) = decoder.step(decoders.Order(0, 1, 1, (6,), 0), random.standard_normal((1, store.spec.hidden), np.float32))
+        assert not np.isfinite(scores.logits).any()
+    decoder.end()
+
+
 def staged(store, counts, ranks=None):
     """Return the placement of one team whose stages have `counts` layers, on `ranks`, by default those from 0 on."""
     stages, first = [], 0
