@@ -1,6 +1,7 @@
 """Chat templates."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -49,10 +50,40 @@ def test_what_cannot_be_read(source):
 
 def test_messages():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert checked_messages([{"role": "user", "content": parts}])[0]["content"] == "ab"
+    assert checked_messages([{"role": "user", "content": parts, "name": None}]) == [{"role": "user", "content": parts}]
     for wrong in (None, [], "x", [1], [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": [{"type": "image_url"}]}]):
         with pytest.raises(InputError):
             checked_messages(wrong)
+
+
+CHATS = json.loads((Path(__file__).parent / "golden" / "chats.json").read_text())
+FORMS = {"smollm2": "texts", "qwen3": "texts", "tulu": "texts", "printing": "texts", "smolvlm": "parts"}  # that these can take, others all
+
+
+def chat(template, talk):
+    marks = {"bos_token": "<bos>", "eos_token": "</s>"}
+    return ChatTemplate(CHATS["templates"][template], marks).text(checked_messages(CHATS["talks"][talk]))
+
+
+@pytest.mark.parametrize("talk", [talk for talk in CHATS["talks"] if talk != "calls"])
+@pytest.mark.parametrize("template", CHATS["templates"])
+def test_talks_as_transformers_writes_them(template, talk):
+    """Golden: as the talk is, or in the form that the template can take, where transformers fails or leaves words out."""
+    form = "texts" if (template, talk) == ("llama-3.2-vision", "all parts") else FORMS.get(template, "given")
+    assert chat(template, talk) == CHATS["answers"][template][talk][form] is not None
+
+
+@pytest.mark.parametrize("template", ["smollm2", "qwen2-vl", "printing"])
+def test_calls_of_tools_are_told_to_a_template_that_knows_none(template):
+    """transformers fails or leaves the call out, and the model reads the answer to a question that nobody asked."""
+    told = '<tool_call>{"name": "light", "arguments": {"on": true}}</tool_call>'
+    assert told in chat(template, "calls") and "done" in chat(template, "calls")
+    assert chat("qwen3", "calls") == CHATS["answers"]["qwen3"]["calls"]["given"]
+
+
+def test_a_refusal_of_the_template_counts():
+    with pytest.raises(InputError, match="roles must alternate"):
+        chat("gemma-3", "calls")
 
 
 NAMED = {"default": "plain {{ messages[0].content }}", "tool_use": "{{ tools | length }} <tool_call> {{ messages[0].content }}"}

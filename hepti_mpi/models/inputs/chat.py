@@ -1,12 +1,16 @@
 """A talk as one text, by the chat template of the model. The only user of jinja2.
 
 Templates are programs that others wrote: they run in the library's immutable sandbox, see nothing but the talk, and what they make has a
-largest size. Knows templates; knows no token and no model. Source: transformers 5, utils/chat_template_utils.py.
+largest size. A template takes the content of a message as a text, as a list of parts, or as both: messages go to it as they are, and in
+the other form where it cannot take them or loses what they say. Knows templates; knows no token and no model. Source: transformers 5,
+utils/chat_template_utils.py.
 """
 
 import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -22,6 +26,8 @@ NAME = "chat_template.jinja"
 WITH_TOOLS = "chat_template_tool_use.jinja"  # of a store: the template for talks with tools, where a model has one of its own for them
 LONGEST = 1 << 20  # characters of a template
 LARGEST = 1 << 24  # characters of a talk
+CALL = "<tool_call>", "</tool_call>"  # around a call of a tool in what a model writes, as Hermes, Qwen and SmolLM2 do
+REASONING = "reasoning_content", "thinking", "reasoning"  # names that a message's reasoning goes by
 Message = Mapping[str, Any]
 
 
@@ -82,38 +88,111 @@ class ChatTemplate:
         """Return the text of a talk; `answer`: up to where the model's answer begins. Raises InputError when the template refuses it."""
         if tools is not None and self._with_tools is not None:
             return self._with_tools.text(messages, answer, tools, **more)
-        parts: list[str] = []
-        size = 0
+        context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | more
+        talk = [_reasoned(message) for message in messages]
+        tried = [self._tried(talk, context)]
+        for turned in (_other_form, _with_calls_told):
+            lost = tried[-1].lost
+            if not lost:
+                break
+            talk = [turned(message) if place in lost else message for place, message in enumerate(talk)]
+            tried.append(self._tried(talk, context))
+        best = min(tried, key=lambda one: one.cost)  # the first of equals
+        if best.error is not None:
+            raise best.error
+        return best.text
+
+    def _tried(self, talk: Sequence[Message], context: Mapping[str, Any]) -> "_Made":
+        """Return what the template makes of messages in the form that they have. Raises InputError when it refuses them."""
         try:
-            for part in self._template.generate(
-                messages=messages, add_generation_prompt=answer, tools=tools, documents=None, **self.marks, **more
-            ):
-                size += len(part)
-                if size > LARGEST:
-                    raise InputError(f"the talk is longer than {LARGEST} characters")
-                parts.append(part)
+            text = self._made(talk, context)
         except _Refusal as error:
             raise InputError(f"the model's chat template refuses the messages: {shown(error)}") from None
         except InputError:
             raise
         except Exception as error:  # of a program that somebody else wrote
-            raise InputError(f"the model's chat template cannot take the messages: {shown(error)}") from None
+            failure = InputError(f"the model's chat template cannot take the messages: {shown(error)}")
+            return _Made("", math.inf, [place for place, one in enumerate(talk) if not isinstance(one.get("content"), str)], failure)
+        lost = [place for place, message in enumerate(talk) if _is_lost(message, text)]
+        if not any(_is_plain(talk[place]) and talk[place]["role"] == "user" for place in lost):
+            lost = [place for place in lost if not _is_plain(talk[place])]  # the rest on purpose: own reasoning is not read again
+        return _Made(text, len(lost), lost)
+
+    def _made(self, talk: Sequence[Message], context: Mapping[str, Any]) -> str:
+        parts: list[str] = []
+        size = 0
+        for part in self._template.generate(messages=talk, **context):
+            size += len(part)
+            if size > LARGEST:
+                raise InputError(f"the talk is longer than {LARGEST} characters")
+            parts.append(part)
         return "".join(parts)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What a template made of a talk: the text, the places of the messages that it lost, how many, or why it made nothing."""
+
+    text: str
+    cost: float
+    lost: Sequence[int]
+    error: InputError | None = None
+
+
+def _is_lost(message: Message, text: str) -> bool:
+    """Tell whether a template left out what a message says, or wrote its parts as a program would."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    said = [part["text"] for part in content] if isinstance(content, list) else [content or ""]
+    named = [call["function"].get("name") for call in calls if _is_call(call)] if isinstance(calls, list) else []
+    return (isinstance(content, list) and repr(content) in text) or any(str(one).strip() not in text for one in (*said, *named))
+
+
+def _is_plain(message: Message) -> bool:
+    return isinstance(message.get("content"), str) and not message.get("tool_calls")
+
+
+def _is_call(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(call.get("function"), dict)
+
+
+def _other_form(message: Message) -> Message:
+    """Return a message with its parts as one text, or its text as one part; with an empty text where it has none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": "".join(part["text"] for part in content)}
+    return {**message, "content": [{"type": "text", "text": content}] if content and _is_plain(message) else content or ""}
+
+
+def _with_calls_told(message: Message) -> Message:
+    """Return a message whose calls of tools are what the model wrote: for templates that know of none."""
+    calls = [call["function"] for call in message.get("tool_calls") or () if _is_call(call)]
+    wrote = [CALL[0] + json.dumps({key: call.get(key) for key in ("name", "arguments")}, ensure_ascii=False) + CALL[1] for call in calls]
+    if not isinstance(message.get("content"), str) or not wrote:
+        return message
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": message["content"] + "\n".join(wrote)}
+
+
+def _reasoned(message: Message) -> Message:
+    """Return a message with its reasoning under the names that templates read."""
+    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
 def checked_messages(value: object) -> list[dict[str, Any]]:
-    """Return `value` if it is a list of messages with a role and a content. Raises InputError."""
+    """Return the messages of `value`, each with a role and a content, or calls of tools in its place; null is the same as left out.
+
+    Raises InputError.
+    """
     if not isinstance(value, list) or not value:
         raise InputError(f"messages is {shown(repr(value), 60)}, expected a list of objects with role and content")
     for number, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise InputError(f"message {number + 1} is {shown(repr(message), 60)}, expected an object with role and content")
         content = message.get("content")
-        if isinstance(content, list):  # as parts, of which texts are known
+        if isinstance(content, list):
             texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
             if not all(isinstance(text, str) for text in texts):
                 raise InputError(f"message {number + 1} holds parts that are no text")
-            value[number] = message | {"content": "".join(text for text in texts if text)}
         elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise InputError(f"message {number + 1} has content {shown(repr(content), 60)}, expected a text")
-    return value
+    return [{key: one for key, one in message.items() if one is not None} for message in value]

@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-BEGIN, END = "<tool_call>", "</tool_call>"
+from hepti_mpi.models.inputs.chat import CALL
+
+BEGIN, END = CALL
 MARKED = re.compile(re.escape(BEGIN) + r"(.*?)(?:" + re.escape(END) + r"|\Z)", re.DOTALL)
 
 
