@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_bad_input import launch_environment
 
 from hepti_mpi.comm import launcher
 from hepti_mpi.commands.paths import no_model, no_store, profile_path, the_profile
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import store as stores
 
 
 def folder(path):
@@ -74,3 +77,14 @@ def test_only_an_mpirun_names_the_hostfile(tmp_path, parent, found):
     typed = [str(Path(sys.executable).with_name(parent)), "-c", code, "-f", "hosts.txt"]
     done = subprocess.run(typed, executable=sys.executable, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == found
+
+
+def test_a_store_behind_a_link_into_another_folder(tmp_path):
+    """ONNX Runtime reads weights beside the file that it is given only."""
+    stores.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/link.h5").symlink_to("../tiny.h5")
+    command = [sys.executable, "-m", "hepti_mpi", "run", "--weights", "weights/link.h5", "--output", "a.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=launch_environment())
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 8

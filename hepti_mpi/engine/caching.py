@@ -70,7 +70,7 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
     told = tuple(TOLD) if writing.layers else ()
     graph = _proto(writing, inputs, outputs, told)
     wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)
-    return CachedSegment(session(graph, store.path.parent, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
+    return CachedSegment(session(graph, store.file.parent, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
 
 
 @dataclass(frozen=True)
@@ -173,4 +173,4 @@ def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, thr
     writing = Cached(Graph(), store, 0)
     assert prod(table.shape)
     Product(writing.graph, OfStore(store), "x", table).write(writing.vector(bias) if bias else None, "y")
-    return session(_proto(writing, ["x"], ["y"], ()), store.path.parent, mode, threads)
+    return session(_proto(writing, ["x"], ["y"], ()), store.file.parent, mode, threads)

@@ -58,7 +58,7 @@ class Graph:
         """Declare a part of a slice of the store, viewed as `shape`, as an initializer that lives in the store's file."""
         region, kind, name = store.region(piece, part), piece.parts[part].kind, piece.name if part == VALUES else f"{piece.name}.{part}"
         tensor = TensorProto(name=name, data_type=DTYPES[kind.name], dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", store.path.name), ("offset", region.offset), ("length", region.bytes)):
+        for key, value in (("location", store.file.name), ("offset", region.offset), ("length", region.bytes)):
             tensor.external_data.add(key=key, value=str(value))
         assert kind.itemsize * prod(shape) == region.bytes
         self.initializers[name] = tensor

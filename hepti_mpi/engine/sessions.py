@@ -125,7 +125,7 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
     for op, slices in held.items():
         KERNELS[type(op)](writing, op, slices)
     graph = writing.graph
-    made = session(_proto(graph, held, inputs, outputs), store.path.parent, mode, threads)
+    made = session(_proto(graph, held, inputs, outputs), store.file.parent, mode, threads)
     # what a batch is prepared with, not computed: relative positions of the own heads
     tables = {op: np.array(store.array(slices["relative"])) for op, slices in held.items() if "relative" in slices}
     return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), tables)

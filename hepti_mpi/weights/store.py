@@ -197,6 +197,7 @@ class Store:
         self.path = path
         if not path.is_file():
             raise StoreError(f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}")
+        self.file = path.resolve()  # where the bytes lie: ONNX Runtime reads none by a link into another folder
         try:
             self._file = h5py.File(path, "r", locking=False)
         except (OSError, RuntimeError, ValueError) as error:
