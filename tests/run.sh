@@ -9,6 +9,9 @@
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
+# some thousand processes of Python follow: without compiled modules each would compile all of them anew, which is half of its start
+unset PYTHONDONTWRITEBYTECODE
+
 bash jobs/make-venv.sh mpi,test jobs/minilm.txt
 # shellcheck disable=SC1091
 . .venv/bin/activate

@@ -189,6 +189,7 @@ class Job:
         """Answer one request, on the buffers that the one before has left."""
         x, expected = case_of(self.name, self.lengths, number)
         self.ranks[0].root = {EMBEDDED: x, RESULT: np.full(x.shape, np.nan)}
+        self.received = {}  # (step, rank) -> its blocks, which `end` takes as `begin` found them
         self.sent = [{} for _ in self.program]  # per step, what each rank that has come so far sends; None: its buffers as they are
         if order:
             self.in_any_order(**order)
@@ -237,7 +238,8 @@ class Job:
                 rank.compute(step)
             return
         self.sent[place][number] = self.reads(place, number) if early else None
-        for target, *_ in self.blocks(step, number):
+        blocks = self.received[place, number] = self.blocks(step, number)
+        for target, *_ in blocks:
             target.fill(np.nan)
 
     def reads(self, place, number):
@@ -250,7 +252,7 @@ class Job:
         step, sent = self.program[place], self.sent[place]
         if isinstance(step, Compute):
             return True
-        blocks = [block for block in self.blocks(step, number) if block[0].size]
+        blocks = [block for block in self.received[place, number] if block[0].size]
         if not all(sender in sent for _, sender, *_ in blocks):
             return False
         for target, *_ in blocks:

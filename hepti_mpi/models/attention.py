@@ -4,7 +4,6 @@ Knows the properties of a block; knows no weight by name, no layer, no rank and 
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -57,10 +56,10 @@ def bucket(relative: Relative, distance: Array) -> Array:
     return result
 
 
-def mixed(block: Attention, q: Array, k: Array, v: Array, distance: Array, same: Any = True, table: Array | None = None) -> Array:
+def mixed(block: Attention, q: Array, k: Array, v: Array, distance: Array, table: Array | None = None) -> Array:
     """Return softmax(q k^T) v: q [r, granules x group x dim], k and v [n, granules x dim] -> [r, granules x group x dim].
 
-    `distance` [r, n]: how far a key is behind its query; `same` [r, n]: whether both are of one request; `table` [granules, buckets].
+    All are of one request. `distance` [r, n]: how far a key is behind its query; `table` [granules, buckets].
     Source: Vaswani et al., Attention is all you need, arXiv:1706.03762, equation 1 and section 3.2.2.
     """
     heads = q.reshape(len(q), -1, block.group, block.dim)
@@ -71,6 +70,6 @@ def mixed(block: Attention, q: Array, k: Array, v: Array, distance: Array, same:
     if block.relative is not None:
         assert table is not None
         scores = scores + table[:, None, bucket(block.relative, distance)]
-    scores = np.where(within(block, distance) & same, scores, -np.inf)
+    scores = np.where(within(block, distance), scores, -np.inf)
     result: Array = np.einsum("gsrn,ngd->rgsd", softmax(scores), v, optimize=True).reshape(q.shape)
     return result

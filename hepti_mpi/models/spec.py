@@ -149,7 +149,7 @@ class ModelSpec:
             assert isinstance(kind, Blocks)
             why = f"ranks divide its heads of {weight.shape[1]}, no multiple of {kind.block}"
             raise ModelError(f"{weight.name} cannot be {kind.name}: {why}")
-        return replace(weight, format=kind)
+        return weight if weight.format == kind else replace(weight, format=kind)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self) | {"labels": list(self.labels)}

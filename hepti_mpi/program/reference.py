@@ -87,8 +87,12 @@ def rotate(op: ops.Rotate, w: Own, reads: Sequence[Array], where: Where) -> list
 def mix(op: ops.Mix, w: Own, reads: Sequence[Array], where: Where) -> list[Array]:
     """q [r, w], k and v [n, w] -> [r, w]: rows attend to the rows of their own request"""
     q, k, v = reads
-    distance, same = where.rows_at[:, None] - where.keys_at, where.rows[:, None] == where.keys
-    return [mixed(op.block, q, k, v, distance, same, w.get("relative")) if len(q) else q]
+    result = np.empty_like(q)
+    for request in np.unique(where.rows):
+        rows, keys = where.rows == request, where.keys == request
+        distance = where.rows_at[rows, None] - where.keys_at[keys]
+        result[rows] = mixed(op.block, q[rows], k[keys], v[keys], distance, w.get("relative"))
+    return [result]
 
 
 @of(ops.Out)
