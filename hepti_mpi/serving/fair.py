@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Generic, TypeVar
 
 ALIKE = 0.9  # of the longer one that the shorter of two may have for them to be about as long
+ENOUGH = 7 / 8  # of the rows that a batch may have: then it takes nothing that is shorter
 MOST_PASSED = 64  # questions without such a piece that are passed over for it
 
 Piece = TypeVar("Piece")
@@ -80,13 +81,16 @@ class Fair(Generic[Piece]):
         self.count += len(turn.pieces)
 
     def take(self, most: int) -> list[Piece]:
-        """Return who is next and what goes with it, of at most `most` rows together; one that has more by itself comes alone."""
+        """Return who is next and what goes with it, of at most `most` rows together; one that has more by itself comes alone. What is
+        shorter or longer comes along where others leave room for it."""
         taken = list[tuple[int, Piece]]()
         self._take(taken, 0, float("inf"), 1)  # who is next, however long
         if taken:
             longest = taken[0][0]
-            for low, high in ((ALIKE * longest, longest / ALIKE), (0.0, float("inf"))):
-                self._take(taken, low, high, most - sum(rows for rows, _ in taken))
+            self._take(taken, ALIKE * longest, longest / ALIKE, most - longest)
+            rows = sum(rows for rows, _ in taken)
+            if rows < ENOUGH * most:
+                self._take(taken, 0, float("inf"), most - rows)
         return [piece for _, piece in taken]
 
     def _take(self, taken: list[tuple[int, Piece]], low: float, high: float, room: float) -> None:
