@@ -36,7 +36,7 @@ def launch_environment() -> dict[str, str]:
     return environment
 
 
-def launch(folder: Path, *arguments: object, ranks: int = 3) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     command = [str(MPIRUN), "-n", str(ranks), sys.executable, "-m", "hepti_mpi", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=launch_environment())
 
@@ -57,7 +57,7 @@ def planned(store, tmp_path_factory) -> tuple[Path, Path]:
     """A profile of 3 ranks and a plan for them."""
     folder = tmp_path_factory.mktemp("planned")
     profile, plan = folder / "p.json", folder / "plan.json"
-    assert launch(folder, "profile", "--weights", store, "--output", profile).returncode == 0
+    assert launch(folder, "profile", "--weights", store, "--output", profile, ranks=3).returncode == 0
     arguments = ["plan", "--weights", store, "--profile", profile, "--shares", "2,1,1", "--output", plan]
     done = CliRunner().invoke(main.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
@@ -65,7 +65,7 @@ def planned(store, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_good_run_ends_with_its_document(store, tmp_path):
-    result = launch(tmp_path, "run", "--weights", store, "--shares", "1,2,3", "--output", "x.jsonl")
+    result = launch(tmp_path, "run", "--weights", store, "--shares", "1,2,3", "--output", "x.jsonl", ranks=3)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout.splitlines()[-1])
     assert (record["format"], record["format_version"], len(record["ranks"])) == ("hepti-run", 1, 3)
@@ -90,7 +90,7 @@ def test_missing_store(tmp_path):
 def test_truncated_store(store, tmp_path):
     """At any length: tests/test_store.py."""
     (tmp_path / "cut.h5").write_bytes(store.read_bytes()[:-1])
-    refused(launch(tmp_path, "run", "--weights", "cut.h5", "--shares", "1,1,1"), "cut.h5")
+    refused(launch(tmp_path, "run", "--weights", "cut.h5", "--shares", "1,1"), "cut.h5")
 
 
 def test_flipped_bit(store, tmp_path):
@@ -99,7 +99,7 @@ def test_flipped_bit(store, tmp_path):
     content = bytearray(store.read_bytes())
     content[offset + 1000] ^= 4
     (tmp_path / "flip.h5").write_bytes(content)
-    refused(launch(tmp_path, "run", "--weights", "flip.h5", "--shares", "1,1,1"), "checksum", "layers.1.mlp.up.weight")
+    refused(launch(tmp_path, "run", "--weights", "flip.h5", "--shares", "1,1"), "checksum", "layers.1.mlp.up.weight")
 
 
 def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
@@ -113,9 +113,9 @@ def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
     content = bytearray(part.read_bytes())
     content[offset + 2] ^= 1
     part.write_bytes(content)
-    refused(launch(tmp_path, "run", "--weights", "parts", "--plan", plan), "(rank 2)", "checksum")
+    refused(launch(tmp_path, "run", "--weights", "parts", "--plan", plan, ranks=3), "(rank 2)", "checksum")
     part.unlink()
-    refused(launch(tmp_path, "run", "--weights", "parts", "--plan", plan), "(rank 2)", "rank02.h5 not found")
+    refused(launch(tmp_path, "run", "--weights", "parts", "--plan", plan, ranks=3), "(rank 2)", "rank02.h5 not found")
 
 
 def test_older_format(store, tmp_path):
@@ -127,9 +127,9 @@ def test_older_format(store, tmp_path):
 
 def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
     _, plan = planned
-    refused(launch(tmp_path, "run", "--weights", store, "--plan", plan, ranks=2), "3 ranks", "2")
+    refused(launch(tmp_path, "run", "--weights", store, "--plan", plan), "3 ranks", "2")
     stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
-    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--plan", plan), "tiny-bert", "tiny-vit")
+    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--plan", plan, ranks=3), "tiny-bert", "tiny-vit")
     data = json.loads(plan.read_text())
     (tmp_path / "older.json").write_text(json.dumps(data | {"format_version": 7}))
     refused(launch(tmp_path, "run", "--weights", store, "--plan", "older.json"), "format version 7")
@@ -142,12 +142,12 @@ def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
 def test_profile_of_other_hosts(store, planned, tmp_path):
     profile = tmp_path / "p.json"
     shutil.copy(planned[0], profile)
-    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile, ranks=2), "3 ranks", "profile --fresh")
+    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "3 ranks", "profile --fresh")
     data = json.loads(profile.read_text())
     (entry,) = data["profiles"]
     entry["nodes"][1]["host"] = "elsewhere"
     profile.write_text(json.dumps(data))
-    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "elsewhere")
+    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile, ranks=3), "elsewhere")
     profile.write_text("[1, 2")
     refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "not JSON")
 
@@ -156,14 +156,14 @@ def test_inputs(store, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "long.txt").write_text("short\n" + "word " * 2000 + "\n")
     np.savez(tmp_path / "ids.npz", input_ids=np.full((1, 3), 10**6))
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt", ranks=2), "empty")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict", ranks=2), "line 2", "512")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict", ranks=2), "ids.npz")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt", ranks=2), "nothing.txt")
-    refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz", ranks=2), "no/x.npz")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt"), "empty")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict"), "line 2", "512")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict"), "ids.npz")
+    refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt"), "nothing.txt")
+    refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz"), "no/x.npz")
     stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict", ranks=2), "broken.png")
+    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict"), "broken.png")
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
 
 
@@ -180,7 +180,7 @@ def test_memory_must_hold_the_longest_request_too(store, tmp_path):
 
 def test_forced_shares_that_do_not_fit(store, tmp_path):
     refused(
-        launch(tmp_path, "run", "--weights", store, "--layout", "rows/rows", "--shares", "1,1,1", "--memory-limit", "1G,1K,1G"),
+        launch(tmp_path, "run", "--weights", store, "--layout", "rows/rows", "--shares", "1,1", "--memory-limit", "1G,1K"),
         "rank 1",
         "lacks",
     )
@@ -208,8 +208,8 @@ def test_more_threads_than_cores(store, tmp_path):
 
 
 def test_boards_that_can_not_be_emulated(store, tmp_path):
-    refused(launch(tmp_path, "run", "--weights", store, "--emulate", "2,3"), "--emulate has 2 entries, the job has 3 ranks")
-    refused(launch(tmp_path, "bench", "--weights", store, "--emulate", "2", ranks=2), "--emulate has 1 entry, the job has 2 ranks")
+    refused(launch(tmp_path, "run", "--weights", store, "--emulate", "2,3,4"), "--emulate has 3 entries, the job has 2 ranks")
+    refused(launch(tmp_path, "bench", "--weights", store, "--emulate", "2"), "--emulate has 1 entry, the job has 2 ranks")
     assert not list(tmp_path.rglob("*.profile.json"))
 
 
@@ -227,14 +227,14 @@ def test_emulated_boards_and_the_division_of_others(store, tmp_path):
     """A profile of emulated boards is not one of this machine, and the other way round."""
     profile = tmp_path / "p.json"
     arguments = ["run", "--weights", store, "--strategy", "galaxy", "--boost", "--emulate", "2,pi4"]
-    result = launch(tmp_path, "profile", "--weights", store, "--output", profile, "--emulate", "2,pi4", ranks=2)
+    result = launch(tmp_path, "profile", "--weights", store, "--output", profile, "--emulate", "2,pi4")
     assert result.returncode == 0, result.stderr
-    result = launch(tmp_path, *arguments, "--profile", profile, ranks=2)
+    result = launch(tmp_path, *arguments, "--profile", profile)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout.splitlines()[-1])
     assert record["strategy"] == "tensor" and [item["emulated_board"] for item in record["ranks"]] == ["2", "pi4"]
     assert all(0 <= item["overruns"] <= 1 for item in record["ranks"])
-    refused(launch(tmp_path, *arguments[:-1], "2,pi5", "--profile", profile, ranks=2), "p.json", "emulated boards 2,pi4, here")
+    refused(launch(tmp_path, *arguments[:-1], "2,pi5", "--profile", profile), "p.json", "emulated boards 2,pi4, here")
 
 
 def test_options_that_do_not_go_together_are_told_once(store, tmp_path):
@@ -247,12 +247,12 @@ def test_options_that_do_not_go_together_are_told_once(store, tmp_path):
 
 def test_a_bench_of_bad_input(store, tmp_path):
     """What does not fit is left out and told; where nothing does, or nothing can be kept, the bench does not begin."""
-    refused(launch(tmp_path, "bench", "--weights", store, "--output", "no/r.jsonl", ranks=2), "no/r.jsonl")
+    refused(launch(tmp_path, "bench", "--weights", store, "--output", "no/r.jsonl"), "no/r.jsonl")
     words = ["bench", "--weights", store, "--rows", 8, "--repeat", 1]
-    refused(launch(tmp_path, *words, "--memory-limit", "1M,1M,1M", ranks=2), "--memory-limit has 3 entries, the job has 2 ranks")
-    refused(launch(tmp_path, *words, "--methods", "voltage,single", "--memory-limit", "1k", ranks=2), "voltage", "lacks", "bytes")
+    refused(launch(tmp_path, *words, "--memory-limit", "1M,1M,1M"), "--memory-limit has 3 entries, the job has 2 ranks")
+    refused(launch(tmp_path, *words, "--methods", "voltage,single", "--memory-limit", "1k"), "voltage", "lacks", "bytes")
     limit, methods = "250k", "megatron,single"
-    result = launch(tmp_path, *words, "--methods", methods, "--memory-limit", limit, "--output", "r.jsonl", ranks=2)
+    result = launch(tmp_path, *words, "--methods", methods, "--memory-limit", limit, "--output", "r.jsonl")
     assert result.returncode == 0, result.stderr
     assert any(line.startswith("single: single does not fit: rank") for line in result.stdout.splitlines()), result.stdout
     last = json.loads(result.stdout.splitlines()[-1])
@@ -279,7 +279,7 @@ def test_usage_error_is_told_once(store, tmp_path):
 
 
 def test_forced_shares_and_limits(store, tmp_path):
-    refused(launch(tmp_path, "run", "--weights", store, "--shares", "1,1"), "2 entries", "3 ranks")
+    refused(launch(tmp_path, "run", "--weights", store, "--shares", "1,1,1"), "3 entries", "2 ranks")
     writes = tmp_path / "tiny-llama.h5"
     assert CliRunner().invoke(main.main, ["slice", "random:tiny-llama", str(writes)]).exit_code == 0
     for model in (store, writes):
