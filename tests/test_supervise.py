@@ -96,6 +96,23 @@ def test_a_sweep_ends_the_job_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_removes_what_supervisors_that_were_killed_have_left(tmp_path):
+    """What ranks of another one name stays, what is fresh, and what is another user's."""
+    kept, gone = ["hepti-7-named.json", "hepti-7-fresh.json", "hepti-77-left.json", "hepti-7-a.txt"], "hepti-7-left.json"
+    for name in (*kept, gone):
+        (tmp_path / name).write_text("{}")
+        if name != "hepti-7-fresh.json":
+            os.utime(tmp_path / name, (0, 0))
+    rank = subprocess.Popen(["sleep", "60"], env={**os.environ, STATE: str(tmp_path / "hepti-7-named.json")}, stdout=subprocess.DEVNULL)
+    try:
+        assert sweep(tmp_path / "hepti-7-mine.json", b"what is known", "HEPTI_JOB=mine").returncode == 0
+        left = {path.name for path in tmp_path.iterdir()}
+    finally:
+        rank.kill()
+        rank.wait()
+    assert left == {*kept, "hepti-7-mine.json"}
+
+
 def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None, patient=False, said=None):
     """Supervise a shell script in the place of mpirun; return what was heard and said, and what came of it."""
     launcher = tmp_path / "launcher.sh"

@@ -11,7 +11,8 @@ from pathlib import Path
 from hepti_mpi.cluster.hosts import Host, answers
 
 SSH_SECONDS = 20  # to clean up on a host that answers
-# ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; run with python -c on each host
+# ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; removes those that supervisors
+# which were killed have left: they write theirs again before each start, and its ranks name it. Run with python -c on each host
 SWEEP = """
 import os, sys, time
 path, *marks = sys.argv[1:]
@@ -48,6 +49,16 @@ if content:
     os.replace(part, path)
 elif os.path.exists(path):
     os.unlink(path)
+folder, name = os.path.split(path)
+named = b"".join(read(number, "environ") for number in os.listdir("/proc") if number.isdigit())
+for other in os.listdir(folder):
+    left = os.path.join(folder, other)
+    if other.endswith(".json") and other.startswith(name.rpartition("-")[0] + "-") and left.encode() not in named:
+        try:
+            if time.time() - os.stat(left).st_mtime > 3600:
+                os.unlink(left)
+        except OSError:  # another one was sooner
+            pass
 print(os.uname().nodename)
 """
 
