@@ -71,6 +71,24 @@ def test_what_is_not_repeated_is_hardly_slower(cost, seed):
     assert timed(Lookup(tokens[:500]), tokens[500:], cost) < 1000 * (1 + COSTS) + 6 * cost
 
 
+def test_the_first_guesses_pay_for_wrong_ones():
+    lookup = Lookup([1, 2, 3, 4, 1, 2, 3])
+    for _ in range(SURE + 1):
+        lookup.grew(0, 0, 1.0)
+    for length, true in ((3, 3), (7, 7), (15, 2), (7, 0)):
+        lookup.grew(length, true, 0.3 * (1 + length))
+    assert lookup.guess(5) == [4, 1, 2]
+
+
+@pytest.mark.parametrize("seconds", [2.0, 50.0])  # with what ranks take to get ready
+def test_a_first_guess_that_is_wrong_is_dear(seconds):
+    lookup = Lookup([1, 2, 3, 4, 1, 2, 3])
+    for _ in range(SURE + 1):
+        lookup.grew(0, 0, 1.0)
+    lookup.grew(3, 0, seconds)
+    assert lookup.guess(5) == [] and lookup.lost <= 3
+
+
 def test_no_guess_before_a_step_is_timed():
     lookup = Lookup([1, 2, 3, 4, 1, 2, 3])
     for _ in range(SURE + 1):

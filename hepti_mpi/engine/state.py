@@ -1,10 +1,12 @@
 """The keys and values that sequences under way left in attention: on each rank those of its own heads.
 
 Every sequence has a slot; past and present lie in one buffer per layer, which kernels write into where they are. Memory is taken as rows
-come in, not when the buffers are made. Knows shapes and slots; knows no kernel, no MPI and no token.
+come in, not when the buffers are made: by huge pages where all layers together are large enough for them (NumPy asks for those from 4 MiB
+on), since steps of several sequences read here and there. Knows shapes and slots; knows no kernel, no MPI and no token.
 """
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 import numpy as np
 
@@ -34,8 +36,10 @@ class State:
             what = f"{counted(slots, 'slots')} of {counted(positions, 'rows')} take {size(self.bytes)} for keys and values"
             raise CapacityError(f"{what}, {size(int(free))} are free here; make them fewer or shorter: --slots, --context")
         shapes = [(slots, granules, positions, block.dim) for block in blocks]
-        self.keys = [np.empty(shape, np.float32) for shape in shapes]
-        self.values = [np.empty(shape, np.float32) for shape in shapes]
+        bounds = np.cumsum([0, *(2 * prod(shape) for shape in shapes)])
+        whole = np.empty(bounds[-1], np.float32)
+        both = [whole[first:stop].reshape(2, *shape) for first, stop, shape in zip(bounds, bounds[1:], shapes)]
+        self.keys, self.values = [keys for keys, _ in both], [values for _, values in both]
 
     def views(self, layer: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return keys and values of `count` slots from `first` on, [count, granules, positions, dim] each."""

@@ -56,9 +56,10 @@ class Lookup:
                 self.step_seconds += (seconds - self.step_seconds) * (1.0 if self.steps == 2 else SLOW)
             return
         self.guessed, self.true = self.guessed + guessed, self.true + true
-        if guessed in self.timed:
-            self.lost += seconds - (1 + true) * self.step_seconds
+        if guessed not in self.timed:  # a step takes no longer than its rows one by one: what is over was for getting ready
+            seconds = min(seconds, (1 + guessed) * self.step_seconds)
         self.timed.add(guessed)
+        self.lost += seconds - (1 + true) * self.step_seconds
         if true == guessed:
             self.at = min(self.at + 1, len(LENGTHS) - 1)
         elif 2 * true < guessed:
