@@ -17,8 +17,8 @@ CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\
 TALK = [{"role": "user", "content": "Hi"}]
 
 
-def text(source, messages=TALK, **more):
-    return ChatTemplate(source, {"bos_token": "<s>"}).text(messages, **more)
+def text(source, messages=TALK, **told):
+    return ChatTemplate(source, {"bos_token": "<s>"}).text(messages, **told)
 
 
 def test_a_talk():

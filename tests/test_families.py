@@ -17,6 +17,8 @@ from hepti_mpi.models.numerics import sigmoid
 from hepti_mpi.models.reference import forward
 from hepti_mpi.models.tasks.heads import answers, apply_head, embed
 
+from decoders import write_folder  # isort: skip
+
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = {"roberta": "roberta", "xlm-roberta": "xlm_roberta", "camembert": "camembert", "distilbert": "distilbert", "electra": "electra"}
 CASES = [(kind, architecture) for kind in FOLDERS for architecture in FAMILIES[kind].architectures]
@@ -164,6 +166,23 @@ def test_refused(kind, config, words, tmp_path):
     with pytest.raises(ModelError) as caught:
         read_model(changed(kind, tmp_path / "model", **config))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind, config, words", [
+    ("llama", {"is_causal": False}, "is_causal is False"), ("gpt2", {"is_causal": False}, "is_causal is False"),
+    ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ("qwen3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+    ("llama", {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "which differ"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "expected them for all layers alike"),
+    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, "expected them for each kind of layer"),
+])  # fmt: skip
+def test_what_transformers_takes_otherwise_is_refused_of_decoders(kind, config, words, tmp_path):
+    """is_causal makes all rows see each other there, and parts of positions or positions of all layers alike are passed over."""
+    folder = write_folder(kind, tmp_path)
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | config))
+    with pytest.raises(ModelError, match=words):
+        read_model(folder)
 
 
 def test_every_family_has_golden_folders():

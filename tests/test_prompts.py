@@ -48,6 +48,15 @@ def test_objects(spec, tmp_path):
     assert all(one.error and not one.ids for one in wrong)
 
 
+def test_what_a_talk_says_to_its_template(spec, tmp_path):
+    """As apply_chat_template(talk, tools=..., **chat_template_kwargs)."""
+    source = b"{{ 'a' * (tools | length) }}{{ thinks }}{{ messages[0].content }}"
+    talk = {"messages": [{"role": "user", "content": "c"}], "tools": [{}, {}], "chat_template_kwargs": {"thinks": "b"}}
+    (tmp_path / "x.jsonl").write_text(json.dumps(talk) + "\n" + json.dumps(talk | {"chat_template_kwargs": 3}))
+    first, second = read_prompts(spec, FILES | {"chat_template.jinja": source}, str(tmp_path / "x.jsonl"))
+    assert "".join(letters(first)) == "aabc" and "chat_template_kwargs is 3, expected an object" in second.error
+
+
 def test_built_in_ones(spec):
     assert all("capital" in one.given["input"] or "blue" in one.given["input"] for one in read_prompts(spec, FILES, None))
 

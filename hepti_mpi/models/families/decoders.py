@@ -15,11 +15,14 @@ from hepti_mpi.models.sidefiles import Table, honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Step, Words
 
 WORDS = Task("next-token", (lambda sizes: Words("head.words", sizes["vocabulary"], sizes["hidden"], sizes["tied"], bias=False),))
+WHOLE = "in this family positions turn all numbers of a head"
 KEYS: Table = {
     **honoured("num_key_value_heads rms_norm_eps rope_theta rope_scaling rope_parameters head_dim attention_bias mlp_bias"),
-    **honoured("sliding_window layer_types use_sliding_window max_window_layers partial_rotary_factor"),
+    **honoured("sliding_window layer_types use_sliding_window max_window_layers"),
     **without("pretraining_tp rope_interleaved bos_token_id eos_token_id pad_token_id cache_implementation use_cache"),
     **refused("is_encoder_decoder add_cross_attention", "only decoders by themselves are supported"),
+    **refused("is_causal", "texts grow from rows that see those before them only", (None, True)),
+    **refused("partial_rotary_factor", WHOLE, (None, 1)),
     **refused("num_experts num_local_experts n_routed_experts", "mixtures of experts are not supported yet", (None, 0)),
 }
 
@@ -109,19 +112,22 @@ def window_of(config: Mapping[str, Any]) -> int | None:
 # ---- rotary positions
 
 
-def rotary_of(config: Mapping[str, Any], dim: int, kind: str | None = None) -> Rotary:
-    """Return the rotary positions that config.json says, scaled as it says; `kind`: of layer, where it says it for each kind.
+def rotary_of(config: Mapping[str, Any], dim: int, kind: str | None = None, partly: bool = False) -> Rotary:
+    """Return the rotary positions that config.json says, scaled as it says; `kind`: of layer, where it says it for each kind; `partly`:
+    whether the family knows positions that turn a part of a head.
 
     Raises ModelError. Source: transformers 5, modeling_rope_utils.py.
     """
-    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    said = scaling_said(config)
     if kind is not None and isinstance(said.get(kind), dict):
         said = said[kind]
-    if not isinstance(said, dict):
-        raise ModelError(f"config.json: rope_scaling is {said!r:.60}, expected an object")
+    elif kind is None and any(isinstance(one, dict) for one in said.values()):
+        raise ModelError(f"config.json: rope_parameters is {said!r:.60}, expected them for all layers alike")
     base = number({"rope_theta": said.get("rope_theta", config.get("rope_theta", 10000.0))}, "rope_theta", 10000.0)
     part = number({"partial_rotary_factor": said.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))},
                   "partial_rotary_factor", 1.0)  # fmt: skip
+    if not partly and said.get("partial_rotary_factor") not in (None, 1):
+        raise ModelError(f"config.json: partial_rotary_factor is {said['partial_rotary_factor']!r:.60}, which is not supported: {WHOLE}")
     dims = int(dim * part)
     if dims < 2 or dims % 2 or not 0 < part <= 1 or base <= 1:
         raise ModelError(f"config.json: positions turn {dims} of {dim} numbers with base {base:g}, which is not possible")
@@ -130,6 +136,20 @@ def rotary_of(config: Mapping[str, Any], dim: int, kind: str | None = None) -> R
     if name not in SCALINGS:
         raise ModelError(f"config.json: positions are scaled by {name!r:.60}, which is not supported; supported: {', '.join(SCALINGS)}")
     return SCALINGS[name](plain, base, said, config)
+
+
+def scaling_said(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what config.json says of how positions are scaled, under its newer name or its older one.
+
+    Raises ModelError when it says both and they differ: transformers then forgets the base that the newer one says.
+    """
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    for name, said in (("rope_parameters", new), ("rope_scaling", old)):
+        if not isinstance(said, dict):
+            raise ModelError(f"config.json: {name} is {said!r:.60}, expected an object")
+    if new and old and new != old:
+        raise ModelError("config.json has rope_parameters and rope_scaling, which differ; put what is meant into rope_parameters alone")
+    return new or old
 
 
 Scaling = Callable[[list[float], float, Mapping[str, Any], Mapping[str, Any]], Rotary]
@@ -201,8 +221,8 @@ def _longrope(plain: list[float], base: float, said: Mapping[str, Any], config: 
 
 def original_positions(config: Mapping[str, Any]) -> int | None:
     """Return the rows of a text up to which longrope has factors of their own, None without longrope. Raises ModelError."""
-    said = config.get("rope_parameters") or config.get("rope_scaling")
-    if not isinstance(said, dict) or said.get("rope_type", said.get("type")) != "longrope":
+    said = scaling_said(config)
+    if said.get("rope_type", said.get("type")) != "longrope":
         return None
     key = "original_max_position_embeddings"
     given = said.get(key, config.get(key, config.get("max_position_embeddings")))

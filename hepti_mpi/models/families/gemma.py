@@ -26,7 +26,7 @@ from hepti_mpi.models.families.family import Family, Source, integer, number, ye
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Scale
 
-LOCAL = "sliding_attention"
+LOCAL, FULL = "sliding_attention", "full_attention"
 TANH = "gelu_pytorch_tanh"
 
 
@@ -43,10 +43,12 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         more |= {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm}
     mlp, both = sizes.mlp(_activation(config, version)), (sizes.norm, sizes.norm)
     given = both if version > 1 else (None, None)
+    if version == 3 and isinstance(said := config.get("rope_parameters"), dict) and said and LOCAL not in said and FULL not in said:
+        raise ModelError(f"config.json: rope_parameters is {said!r:.60}, expected them for each kind of layer: {FULL} and {LOCAL}")
     made = []
     for window in _windows(config, sizes.layers, version):
-        kind = LOCAL if window is not None else "full_attention"
-        rotary = rotary_of(_near(config) if window is not None and version == 3 else config, sizes.dim, kind)
+        kind = LOCAL if window is not None else FULL
+        rotary = rotary_of(_near(config) if window is not None and version == 3 else config, sizes.dim, kind if version == 3 else None)
         made.append(Layer(sizes.attention(rotary, window=window, **more), mlp, before=both, given=given))
     front = Lookup("embedding.words", "ids", sizes.vocabulary, sizes.hidden), Scale("embedding.scale", math.sqrt(sizes.hidden))
     fields = sizes.fields(made, front)

@@ -44,7 +44,7 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = Sizes.of({key: value for key, value in config.items() if key != "num_key_value_heads"} | {"rms_norm_eps": eps})
     norm, part = Norm(sizes.hidden, eps), config.get("rotary_pct", 0.25)
     said = {"rope_theta": config.get("rotary_emb_base", 10000.0), "partial_rotary_factor": part}
-    rotary = rotary_of(said | dict(config), sizes.dim)
+    rotary = rotary_of(dict(config) | said, sizes.dim, partly=True)
     attention = sizes.attention(rotary, biases="qkvo" if yes(config, "attention_bias", True) else "")
     mlp = sizes.mlp(activation(config, "hidden_act", default="gelu"), gated=False, bias=True)
     layer = Layer(attention, mlp, before=(norm, norm), parallel=yes(config, "use_parallel_residual", True))
@@ -54,7 +54,7 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def phi3_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Phi-3. Raises ModelError."""
     sizes = Sizes.of(config)
-    attention = sizes.attention(rotary_of(config, sizes.dim), window=window_of(config))
+    attention = sizes.attention(rotary_of(config, sizes.dim, partly=True), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
     return sizes.fields([layer] * sizes.layers)
 
@@ -121,7 +121,7 @@ NEOX = Family(
     dropped={r"layers\.\d+\.attention\.(bias|masked_bias)": "a mask"},
     renames=((r"^lm_head\.weight$", "embed_out.weight"),),  # in memory transformers 5 calls it so
     tied=("embed_out.weight", "embed_in.weight"),
-    keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps")},
+    keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps"), **without("partial_rotary_factor")},
     tokenizer="GPTNeoXTokenizer",
     defaults={"eos_token_id": 2},
 )
@@ -133,7 +133,7 @@ PHI3 = Family(
     sources=_phi3_sources(),
     dropped=DROPPED,
     tied=TIED,
-    keys={**KEYS, **honoured("original_max_position_embeddings"), **without("*_pdrop")},
+    keys={**KEYS, **honoured("original_max_position_embeddings partial_rotary_factor"), **without("*_pdrop")},
     tokenizer="PreTrainedTokenizerFast",
     other_tokenizers=False,
     defaults={

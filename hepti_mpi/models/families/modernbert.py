@@ -67,7 +67,7 @@ def kinds_of(config: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
 def base_of(config: Mapping[str, Any], kind: str) -> float:
     """Return the base of the rotary positions of a kind of layers. Raises ModelError."""
     said, old = (config.get("rope_parameters") or {}).get(kind) or {}, {FAR: "global_rope_theta", NEAR: "local_rope_theta"}[kind]
-    if said.get("rope_type", "default") != "default" or config.get("rope_scaling"):
+    if said.get("rope_type", said.get("type", "default")) != "default" or config.get("rope_scaling"):
         raise ModelError(f"config.json: rotary positions of {kind} are scaled, which is not supported for this family")
     default = {FAR: 160000.0, NEAR: 10000.0}[kind]
     return number(said, "rope_theta", default) if "rope_theta" in said else number(config, old, default)

@@ -14,6 +14,7 @@ OWN = {  # Nomic's keys of what transformers 5 calls otherwise
     "n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_inner": "intermediate_size",
     "layer_norm_epsilon": "layer_norm_eps", "n_positions": "max_position_embeddings", "rotary_emb_base": "rope_theta",
 }  # fmt: skip
+PLAIN = {"rope_type", "type", "rope_theta"}  # of positions that are not scaled
 ALIKE = {  # Nomic's switches, which its text models have so
     "prenorm": False, "parallel_block": False, "parallel_block_tied_norm": False, "causal": False, "use_rms_norm": False,
     "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "rotary_emb_interleaved": False, "scale_attn_weights": True,
@@ -30,8 +31,8 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     shared, hidden = shared_fields(config), integer(config, "hidden_size", 768)
     dim = integer(config, "head_dim", hidden // shared["heads"])
     said = config.get("rope_parameters") or {}
-    if said.get("rope_type", "default") != "default":
-        raise ModelError(f"config.json: rope_type {said['rope_type']!r:.60} is not supported for this family; supported: default")
+    if not isinstance(said, dict) or said.get("rope_type", said.get("type", "default")) != "default" or set(said) - PLAIN:
+        raise ModelError(f"config.json: rope_parameters is {said!r:.60}, which is not supported for this family; supported: default")
     turns = rotary(dim, number(said, "rope_theta", number(config, "rope_theta", 1000.0)))
     norm = Norm(hidden, shared["norm_eps"])
     layer = Layer(Attention(hidden, shared["heads"], dim, biases="", rotary=turns),

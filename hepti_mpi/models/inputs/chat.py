@@ -84,11 +84,14 @@ class ChatTemplate:
         with_tools = files[WITH_TOOLS].decode("utf-8", "replace") if WITH_TOOLS in files else None
         return cls(files[NAME].decode("utf-8", "replace"), marks, with_tools)
 
-    def text(self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, **more: Any) -> str:
-        """Return the text of a talk; `answer`: up to where the model's answer begins. Raises InputError when the template refuses it."""
+    def text(
+        self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, more: Mapping[str, Any] | None = None
+    ) -> str:
+        """Return the text of a talk; `answer`: up to where the model's answer begins; `more`: what else the template is told, by name, as
+        enable_thinking of Qwen3. Raises InputError when the template refuses it."""
         if tools is not None and self._with_tools is not None:
-            return self._with_tools.text(messages, answer, tools, **more)
-        context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | more
+            return self._with_tools.text(messages, answer, tools, more)
+        context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | dict(more or {})
         talk = [_reasoned(message) for message in messages]
         tried = [self._tried(talk, context)]
         for turned in (_other_form, _with_calls_told):
@@ -176,6 +179,16 @@ def _reasoned(message: Message) -> Message:
     """Return a message with its reasoning under the names that templates read."""
     reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request says to the template beside its messages, `tools` and `more` of `text`. Raises InputError."""
+    tools, more = values.get("tools"), values.get("chat_template_kwargs")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise InputError(f"tools is {shown(repr(tools), 60)}, expected a list of objects")
+    if more is not None and not isinstance(more, dict):
+        raise InputError(f"chat_template_kwargs is {shown(repr(more), 60)}, expected an object of names and values for the template")
+    return {"tools": tools or None, "more": more}
 
 
 def checked_messages(value: object) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import read_npz
-from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
+from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked_options
 from hepti_mpi.models.inputs.text import ID, bad_byte, lines_of, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
@@ -56,11 +56,12 @@ class Prompter:
         """Return the tokens of a text that is to be continued. Raises InputError."""
         return self._checked(self.tokens.encode([text], where).ids, where)
 
-    def of_messages(self, messages: Sequence[Mapping[str, Any]], where: str, **more: Any) -> list[int]:
-        """Return the tokens of a talk up to where the model's answer begins. Raises InputError."""
+    def of_messages(self, messages: Sequence[Mapping[str, Any]], where: str, asked: Mapping[str, Any] | None = None) -> list[int]:
+        """Return the tokens of a talk up to where the model's answer begins; `asked`: what else its request says. Raises InputError."""
         if self.template is None:
             raise InputError(f"{where} has messages, the model has no chat template; give a prompt instead")
-        return self._checked(self.tokens.plain(self.template.text(checked_messages(messages), **more), where), where)
+        text = self.template.text(checked_messages(messages), **checked_options(asked or {}))
+        return self._checked(self.tokens.plain(text, where), where)
 
     def _checked(self, ids: list[int], where: str) -> list[int]:
         if not ids:
@@ -128,7 +129,7 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
     """Return the prompt of an object. Raises InputError."""
     name = {} if values.get(ID) is None else {"id": values[ID]}
     if "messages" in values:
-        ids = prompter.of_messages(values["messages"], where)
+        ids = prompter.of_messages(values["messages"], where, values)
         return Prompt(place, where, name | {"input": values["messages"]}, ids, values)
     text = next(values[key] for key in FIELDS if key in values)
     if not isinstance(text, str) or not text:

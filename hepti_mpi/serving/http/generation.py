@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.chat import checked_messages
+from hepti_mpi.models.inputs.chat import checked_messages, checked_options
 from hepti_mpi.models.tasks.forms import NoForms, check
 from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling
 from hepti_mpi.serving.asking import Model
@@ -58,12 +58,9 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     """/v1/chat/completions. `room`: tokens that prompt and answer may have together."""
     check_name(model, fields)
     template = model.template
-    tools = fields.values.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise Refused(422, f"tools is {shown(tools)}, expected a list of objects", "tools")
-    if fields.values.get("tool_choice") == "none":
-        tools = None
-    text = template.text(as_objects(checked_messages(fields.any("messages"))), tools=tools or None)
+    asked = checked_options(fields.values)
+    tools = asked["tools"] = None if fields.values.get("tool_choice") == "none" else asked["tools"]
+    text = template.text(as_objects(checked_messages(fields.any("messages"))), **asked)
     prompt = model.tokens.plain(text, "the messages")
     told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
     logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
