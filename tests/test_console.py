@@ -66,12 +66,13 @@ def test_a_run_in_json_and_quietly(made):
     assert len(quiet) == len(every) - 1 and not said and not any(line.startswith(("{", "plan ")) for line in quiet)
 
 
-@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("columns", [40, 52, 60, 80, 120])
 def test_a_plan_is_drawn_on_a_terminal(made, columns):
     code, shown = on_a_terminal(words(made, "plan"), columns)
     text = ESCAPE.sub("", shown)
-    assert code == 0 and ESCAPE.search(shown) and ("█" in text) == (columns > 40) and "rank 2 on" in text and "…" not in text
-    if columns == 40:
+    assert code == 0 and ESCAPE.search(shown) and ("█" in text) == (columns > 52) and "rank 2 on" in text and "…" not in text
+    assert re.search(r"made\s+for\s+128\s+rows\s", text), text
+    if columns <= 52:
         return
     heads = [int(line.split()[4]) for line in text.splitlines() if re.match(r"rank \d+ on \S+ +\d+ +█", line)]
     assert sum(heads) == random_model("tiny-bert").spec.heads, text

@@ -88,4 +88,7 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
 def _line() -> str:
     """Return the next line, empty at the end."""
     SCREEN.part(PROMPT)
-    return sys.stdin.readline().strip()
+    line = sys.stdin.readline()
+    if not line:
+        SCREEN.part("\n")  # what comes next on the screen is not the talk
+    return line.strip()

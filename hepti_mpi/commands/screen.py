@@ -74,6 +74,7 @@ class Screen:
         if bars is None:
             self.show(records.plan_lines(plan, self.width))
         else:
+            self.show(records.plan_title(plan))  # by itself: a title of a table is folded within words where the table is narrow
             terminal.write(OUT, bars)
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:

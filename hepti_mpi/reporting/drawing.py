@@ -4,9 +4,8 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from hepti_mpi.program.plan import Plan, kind_of
+from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.records import share_word
-from hepti_mpi.wording import counted
 
 WIDEST, NARROWEST = 14, 8  # characters of a whole bar
 GAP = 1  # between columns
@@ -21,10 +20,7 @@ def plan_bars(plan: Plan, width: int) -> Table | None:
     bar = min(WIDEST, (width - words - 2 * GAP * len(parts)) // len(parts))
     if bar < NARROWEST:
         return None
-    made = f": {plan.strategy} ({kind_of(plan)}), made for {counted(plan.planned_rows, 'rows')}"
-    title = Text.assemble("plan ", (plan.hash, "dim"), made)
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
-                  padding=(0, GAP, 0, 0), header_style="bold")  # fmt: skip
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
     for name in parts:
         table.add_column(name, justify="right", no_wrap=True)

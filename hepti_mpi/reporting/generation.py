@@ -101,7 +101,7 @@ def ways_lines(chosen: Chosen, first: float | None, width: int | None = None) ->
         why = "chosen" if way["chosen"] else f"{way['token_seconds'] / chosen.seconds:.2f} x"
         rows.append((way["way"], milliseconds(way["token_seconds"]), why, prompt, str(way["ranks"]), size(max(way["memory_bytes"]))))
     notes = chosen.decision.notes if chosen.decision is not None and not chosen.in_stages else ()
-    return "\n".join([table(("way", "ms of a token", "", "first token", "ranks", "most memory"), rows, width), *notes])
+    return "\n".join([table(("way", "ms of a token", "", "first token ms", "ranks", "most memory"), rows, width), *notes])
 
 
 def ways_document(chosen: Chosen, first: float | None) -> dict[str, Any]:

@@ -171,8 +171,12 @@ def _answered(record: dict[str, Any], count: int) -> str:
 def plan_lines(plan: Plan, width: int | None = None) -> str:
     """Return who does what, one line per rank."""
     rows = [(*_share(plan, rank), "" if rank in plan.active else "left out") for rank in range(plan.ranks)]
-    head = f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {counted(plan.planned_rows, 'rows')}\n"
-    return head + table(("", "heads", "columns", "rows", ""), rows, width)
+    return plan_title(plan) + "\n" + table(("", "heads", "columns", "rows", ""), rows, width)
+
+
+def plan_title(plan: Plan) -> str:
+    """Return the line above a plan."""
+    return f"plan {plan.hash}: {plan.strategy} ({kind_of(plan)}), made for {counted(plan.planned_rows, 'rows')}"
 
 
 def share_word(counts: Sequence[int], rank: int, is_active: bool) -> str:
