@@ -3,7 +3,7 @@
 Knows what of a plan the price and the memory depend on; does not know where plans come from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby
@@ -13,7 +13,7 @@ import numpy as np
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes
 from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
-from hepti_mpi.planning.traffic import Shares
+from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
@@ -133,24 +133,34 @@ class Costs:
 
     def candidates(self, plans: Sequence[Plan]) -> list[Candidate]:
         """Price plans, those whose layers are alike by a few of them."""
-        groups: dict[tuple[object, ...], list[int]] = {}
+        groups: dict[tuple[object, ...], dict[tuple[object, ...], list[int]]] = {}  # steps that are worked out at once: those of programs
         for number, plan in enumerate(plans):
-            groups.setdefault((self._key(plan), len(plan.active)), []).append(number)
+            program, ranks = self._key(plan), len(plan.active)
+            alike = ranks, plan.collectives, len(plan.tiles), any(plan.heads), program if ranks > FAIR else None  # many take much memory
+            groups.setdefault(alike, {}).setdefault(program, []).append(number)
         found: dict[int, Candidate] = {}
-        for numbers in groups.values():
-            some = [plans[number] for number in numbers]
-            prices = self.pricer.prices(some, *self.programs(some[0]), times=self.further)
-            every = (np.array([getattr(plan, what) for plan in some]) for what in ("heads", "columns", "rows"))
-            memory = self.memory(some[0], *every).tolist()
-            for number, plan, price, needs in zip(numbers, some, prices, memory):
-                found[number] = Candidate(replace(plan, predicted_seconds=price.seconds), price, tuple(needs))
+        for group in groups.values():
+            batch = self.pricer.batch([plans[number] for numbers in group.values() for number in numbers])
+            programs = [self.programs(plans[numbers[0]]) for numbers in group.values()]
+            batch.learn(*chain.from_iterable(programs))
+            begin = 0
+            for numbers, depths in zip(group.values(), programs):
+                part = batch.of(range(begin, begin + len(numbers)), *depths)
+                prices = part.prices(*depths, times=self.further).each(part.ranks, self.ranks)
+                found.update(zip(numbers, self._candidates([plans[number] for number in numbers], prices)))
+                begin += len(numbers)
         return [found[number] for number in range(len(plans))]
 
     def whole(self, plan: Plan) -> Candidate:
         """Price a plan by all of its layers."""
-        price = self.pricer.price(make_program(self.spec, plan), plan)
-        every = (np.array([getattr(plan, what)]) for what in ("heads", "columns", "rows"))
-        return Candidate(replace(plan, predicted_seconds=price.seconds), price, tuple(self.memory(plan, *every)[0].tolist()))
+        (found,) = self._candidates([plan], [self.pricer.price(make_program(self.spec, plan), plan)])
+        return found
+
+    def _candidates(self, plans: Sequence[Plan], prices: Sequence[Price]) -> Iterator[Candidate]:
+        """Yield plans that differ in their shares with their prices and the memory that they need."""
+        every = (np.array([getattr(plan, what) for plan in plans]) for what in ("heads", "columns", "rows"))
+        for plan, price, needs in zip(plans, prices, self.memory(plans[0], *every).tolist()):
+            yield Candidate(replace(plan, predicted_seconds=price.seconds), price, tuple(needs))
 
     def tried(self, variants: Variants) -> Tried:
         """Price variants, all on the same active ranks."""

@@ -16,7 +16,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
-from hepti_mpi.planning.traffic import Links, Shares, Traffic, by_place, together, traffic
+from hepti_mpi.planning.traffic import Links, Shares, Traffic, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.ops import Op, Share
@@ -166,8 +166,12 @@ class Pricer:
     def prices(self, plans: Sequence[Plan], *programs: Program, times: float = 0.0) -> list[Price]:
         """Return what a program, which is that of all `plans`, costs on as many ranks each; with a second one of more layers, what it costs
         with `times` their difference more."""
-        batch = Batch(self, [plan.active for plan in plans], plans[0], shares_of(plans, self.lengths))
+        batch = self.batch(plans)
         return batch.prices(*programs, times=times).each(batch.ranks, plans[0].ranks)
+
+    def batch(self, plans: Sequence[Plan]) -> "Batch":
+        """Return what prices `plans`, on as many active ranks and in as many tiles each, by MPI's collectives all or none of them."""
+        return Batch(self, [plan.active for plan in plans], plans[0], shares_of(plans, self.lengths))
 
     def total(self, walks: Sequence[Walk], times: float = 0.0) -> np.ndarray:
         """Return the seconds of each plan, [plans], of a program, or with `times` the layers more that a second one has."""
@@ -239,6 +243,17 @@ def shares_of(plans: Sequence[Plan], lengths: Sequence[int]) -> Shares:
     return Shares(*(one[plan, :, active.T].transpose(0, 2, 1) for one in (counts, *every)))
 
 
+def _some(values: Any, numbers: Sequence[int]) -> Any:
+    """Return of arrays [..., plans], of one or in a record, those of some plans; an axis of 1 is of all."""
+    if isinstance(values, np.ndarray):
+        return values if values.shape[-1] == 1 else values.take(numbers, axis=-1)
+    if isinstance(values, tuple):
+        return type(values)(*(_some(one, numbers) for one in values))
+    if isinstance(values, (Links, Shares)):
+        return type(values)(*(_some(getattr(values, field.name), numbers) for field in fields(values)))
+    return values
+
+
 class Members:
     """What is fixed for a set of active ranks; arrays [ranks, 1]."""
 
@@ -258,7 +273,7 @@ class Members:
 
 
 class Batch:
-    """Plans that do the same steps, on as many active ranks each: `like` is one of them."""
+    """Plans on as many active ranks each, which do the same steps, or parts of which do: `like` is one of them."""
 
     def __init__(self, pricer: Pricer, active: Sequence[tuple[int, ...]], like: Plan, shares: Shares) -> None:
         self.pricer, self.shares = pricer, shares
@@ -281,7 +296,8 @@ class Batch:
 
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
         """Return what a program costs, or one with `times` the layers more that a second one has."""
-        walk, (one, *longer) = self.walk(), map(self._walked, programs)
+        self.learn(*programs)
+        walk, (one, *longer) = self.walk(), map(self.pricer.walked, programs)
         walks = [walk]
         if longer:  # what both begin with is walked once
             common = self.pricer.common(*programs)
@@ -294,13 +310,21 @@ class Batch:
         busy = extended([np.maximum(walk.sent, walk.received).max(axis=0) for walk in walks], times)
         return Prices(self.pricer.total(walks, times), compute, wait, wire, moved, busy)
 
+    def of(self, numbers: Sequence[int], *programs: Program) -> "Batch":
+        """Return the batch of some of the plans, which do the steps of `programs`, as far as these are known."""
+        part, kinds = copy(self), {kind for program in programs for kind in self.pricer.sorted_out(program)}
+        part.ranks, part.links, part.shares = (_some(values, numbers) for values in (self.ranks, self.links, self.shares))
+        part.known = {kind: [_some(one, numbers) for one in self.known[kind]] for kind in kinds}
+        return part
+
     def walk(self) -> Walk:
         """Return clocks at the begin of a batch."""
         return Walk(self.shares.rows[:, 0].shape, self.links, self.pricer.exchange, self.in_turn and self.by_messages)
 
     def steps(self, program: Program, walk: Walk) -> Iterator[Step]:
         """Do the steps of a program on the clocks of `walk`, and yield each when it is done."""
-        for walked in self._walked(program):
+        self.learn(program)
+        for walked in self.pricer.walked(program):
             self._go(walk, [walked])
             yield walked[0]
 
@@ -314,31 +338,28 @@ class Batch:
             else:
                 walk.exchanged_together(known)
 
-    def _walked(self, program: Program) -> list[Walked]:
-        """Return the steps of a program, when it is known what each does in each tile."""
-        walked = self.pricer.walked(program)
-        new = {kind: step for kind, step in self.pricer.sorted_out(program).items() if kind not in self.known}
-        syncs = {kind: step for kind, step in new.items() if isinstance(step, Sync)}
-        pricer, links, tiles = self.pricer, self.links.of_exchanges, (self.shares.rows.shape[1],)
-        for terms in (False, True):
-            some = {kind: step for kind, step in syncs.items() if step.have.terms == terms and self.by_messages and step.kind != "slice"}
-            if some:
-                fixed = pricer.start, pricer.start_per_byte, pricer.exchange
-                cast = pricer.cast[self.places]
-                sent = traffic(list(some.values()), self.shares, pricer.spec.heads, links, not self.in_turn, fixed, cast)
-                self.known.update(zip(some, sent))
+    def learn(self, *programs: Program) -> None:
+        """Work out what steps do that are not known yet, all exchanges at once."""
+        pricer, links = self.pricer, self.links.of_exchanges
+        new = {kind: step for program in programs for kind, step in pricer.sorted_out(program).items() if kind not in self.known}
+        sent = {kind: step for kind, step in new.items() if isinstance(step, Sync) and self.by_messages and step.kind != "slice"}
+        if sent:
+            fixed = pricer.start, pricer.start_per_byte, pricer.exchange
+            cast = pricer.cast[self.places]
+            self.known.update(zip(sent, traffic(list(sent.values()), self.shares, pricer.spec.heads, links, not self.in_turn, fixed, cast)))
         for kind, step in new.items():
             if isinstance(step, Compute):
-                done = self._computing(step)
-                self.known[kind] = [Computing(*some) for some in zip(*(by_place(values, tiles) for values in done))]
-            elif kind not in self.known:
+                self.known[kind] = self._computing(step)
+            elif kind not in sent:
                 rested = step.kind in ("allgatherv", "allreduce")
-                seconds, moved = (by_place(values[0], tiles) for values in together(step, self.shares, links))
-                self.known[kind] = [Together(*some, rested) for some in zip(seconds, moved)]
-        return walked
+                seconds, moved = (values[0] for values in together(step, self.shares, links))
+                self.known[kind] = [Together(one, some, rested) for one, some in zip(seconds, moved)]
 
-    def _computing(self, step: Compute) -> Computing:
+    def _computing(self, step: Compute) -> list[Computing]:
+        """Return what a Compute takes, of each tile."""
         share, places = self.parts[step.distribution], self.places[:, None]
         seconds = self.pricer.op_seconds(step.ops, share, places) * self.crowding[:, None]
-        seconds = seconds + self.segment * (share.rows > 0)
-        return Computing(seconds, (seconds > 0).astype(np.float64))
+        seconds = (seconds + self.segment * (share.rows > 0)).swapaxes(0, 1)
+        every = np.ascontiguousarray(seconds)
+        busy = every > 0
+        return [Computing(one, None if some.all() else some.astype(float)) for one, some in zip(every, busy)]

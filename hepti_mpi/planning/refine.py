@@ -37,7 +37,7 @@ class Refinement:
 
     def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried]) -> None:
         self.spec, self.tried = spec, tried
-        self.around: dict[Plan, list[Plan]] = {}  # of plans from which no single move helps, the best that such moves come to
+        self.known: dict[tuple[Plan, ...], Tried | None] = {}  # what moves from plans come to
 
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
@@ -93,21 +93,31 @@ class Refinement:
     def climb(self, candidate: Candidate, at_once: int = 1) -> Candidate:
         """Take the move that helps most, or, where no single one does, up to so many `at_once`, until none do."""
         for _ in range(MOST_MOVES * (not candidate.plan.keeps_requests)):  # whole requests do not move row by row
-            plans = self.around.get(candidate.plan, [candidate.plan])
-            for _ in range(at_once - (candidate.plan in self.around)):
-                variants = self.moves(candidate, plans)
-                if variants is None:
-                    return candidate
-                tried = self.tried(variants)
-                best = np.argsort(tried.seconds, kind="stable")[:NEAREST].tolist()
-                if tried.seconds[best[0]] < candidate.price.seconds * (1 - LEAST):
-                    break
-                plans = [variants.at(number) for number in best if np.isfinite(tried.seconds[number])]
-                self.around.setdefault(candidate.plan, plans)
-            else:
-                return candidate
-            candidate = tried.candidate(best[0])
+            better = self.moved(candidate, at_once)
+            if better is None:
+                break
+            candidate = better
         return candidate
+
+    def moved(self, candidate: Candidate, at_once: int) -> Candidate | None:
+        """Return what the move that helps most, or up to so many `at_once`, lead to; None where none do."""
+        plans = [candidate.plan]
+        for _ in range(at_once):
+            tried = self.near(candidate, plans)
+            if tried is None:
+                break
+            best = np.argsort(tried.seconds, kind="stable")[:NEAREST].tolist()
+            if tried.seconds[best[0]] < candidate.price.seconds * (1 - LEAST):
+                return tried.candidate(best[0])
+            plans = [tried.variants.at(number) for number in best if np.isfinite(tried.seconds[number])]
+        return None
+
+    def near(self, candidate: Candidate, plans: list[Plan]) -> Tried | None:
+        """Return what comes of a move from each of `plans`, which are near a candidate; None where nothing can move."""
+        if (key := tuple(plans)) not in self.known:
+            variants = self.moves(candidate, plans)
+            self.known[key] = None if variants is None else self.tried(variants)
+        return self.known[key]
 
     def moves(self, candidate: Candidate, plans: Sequence[Plan]) -> Variants | None:
         """Return what comes of `plans`, which are near a candidate, when some of something goes from one rank, or tile, to another; None

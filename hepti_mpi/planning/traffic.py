@@ -64,103 +64,116 @@ class Shares:
     columns: np.ndarray
 
 
-Direct = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+Sent = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+"""Seconds that each rank's link sends and receives, bytes that move, and what else of blocks must be known to tell when each is there."""
 
 
-class Way(NamedTuple):
-    """One way that blocks may take. Seconds that each rank's link sends (`out`) and receives (`into`, `received`: in a queue and in all);
-    `moved`: bytes. Round a ring, `first`: bytes that each rank sends first. Directly, `blocks`: seconds after leaving until each is out,
-    and `never`: inf where there is none; `until`: -inf for who does not receive, else inf; `late`: seconds that the exchange itself takes,
-    -inf for who takes nothing. What is not there is None: where there are too many ranks to tell blocks apart, and what the other way
-    has."""
+class Round(NamedTuple):
+    """Blocks that go round a ring: `out`: seconds that each rank's link sends; `first`: bytes that each rank sends first, None where there
+    are too many ranks to tell blocks apart."""
+
+    out: np.ndarray
+    first: np.ndarray | None
+
+
+class Direct(NamedTuple):
+    """Blocks that go straight to whoever takes them. Seconds that each rank's link sends (`out`) and receives (`into`); `until`: -inf for
+    who does not receive, else inf; `late`: seconds that the exchange itself takes, -inf for who takes nothing. [to, from, ...] `blocks`:
+    seconds after leaving until each is out, and `never`: inf where there is none; None where there are too many ranks to tell blocks
+    apart."""
 
     out: np.ndarray
     into: np.ndarray
-    received: np.ndarray
-    moved: np.ndarray
-    first: np.ndarray | None = None
-    blocks: np.ndarray | None = None
-    never: np.ndarray | None = None
-    until: np.ndarray | None = None
-    late: np.ndarray | None = None
+    until: np.ndarray
+    late: np.ndarray
+    blocks: np.ndarray | None
+    never: np.ndarray | None
 
 
 class Traffic(NamedTuple):
     """An exchange: `load` [3, ranks, ...]: seconds that each rank sends, receives, and the longer of both; `moved`: bytes; seconds that
-    starting takes, and adding what came short (`ending`), and the ways; `ring` [...]: who goes round where there are both."""
+    starting takes, and adding what came short (`ending`), and the ways that blocks take in any plan; `ring` [...]: who goes round."""
 
     load: np.ndarray
     moved: np.ndarray
     starting: np.ndarray
     ending: np.ndarray
     ring: np.ndarray
-    round: Way | None
-    direct: Way | None
+    round: Round | None
+    direct: Direct | None
 
 
-def by_place(values: Any, places: tuple[int, ...]) -> list[Any]:
-    """Return `values` [..., *places, plans] by place, as nested lists; an axis of 1 has the same everywhere. None is None everywhere."""
-    if values is None:
-        return [by_place(None, places[1:]) if len(places) > 1 else None] * places[0]
-    at = values.ndim - 1 - len(places)
-    found = values.transpose(*range(at, values.ndim - 1), *range(at), -1)
-    if len(places) == 1:
-        return list(found) if len(found) == places[0] else [found[0]] * places[0]
-    lists = [list(one) if len(one) == places[1] else [one[0]] * places[1] for one in found]
-    return lists if len(lists) == places[0] else lists * places[0]
+def by_place(values: np.ndarray) -> list[list[np.ndarray]]:
+    """Return `values` [..., exchanges, tiles, plans] of each exchange and tile, each in one piece, which clocks are much sooner with."""
+    at = values.ndim - 3
+    found = np.ascontiguousarray(values.transpose(at, at + 1, *range(at), -1))
+    return list(map(list, found))
 
 
 def traffic(
     syncs: Sequence[Sync], shares: Shares, granules: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
 ) -> list[list[Traffic]]:  # fmt: skip
-    """Return what exchanges are by messages, of each tile: exchanges all of terms, or all of none. `granules`: heads of the model;
-    `rings`: whether blocks may go round; `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange
-    takes beside what its bytes do; `cast`: that each rank takes for a number to or from float16."""
-    terms, count = syncs[0].have.terms, len(shares.rows)
-    have, want = held(syncs, shares, granules)
-    outer, size, width, casts, may, everywhere = _facts(tuple(syncs))
-    sizes, ring = (want.sizes if terms else have.sizes) * size, np.zeros((1, 1, 1), bool)  # of each rank's block
-    if rings and may.any():
-        ring = may & ((count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0)))
-    round_ = _round(sizes, terms, links) if ring.any() else None
-    direct = None
+    """Return what exchanges are by messages, of each tile. `granules`: heads of the model; `rings`: whether blocks may go round; `fixed`:
+    seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do; `cast`: that
+    each rank takes for a number to or from float16."""
+    count, facts = len(shares.rows), _facts(tuple(syncs))
+    have, want = held(syncs, shares, granules, facts.terms)
+    sizes = np.where(facts.terms, want.sizes, have.sizes) * facts.size  # of each rank's block
+    ring = np.zeros(sizes.shape[1:], bool)
+    if rings and facts.may.any():
+        ring = facts.may & ((count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0)))
+    rounds, straight = _round(sizes, facts.terms, links) if ring.any() else None, None
     if not ring.all():
-        blocks = _direct(cells(have, want) * size * (1.0 - np.eye(count))[..., None, None, None], links)
+        bytes_ = cells(have, want) * facts.size
+        bytes_[range(count), range(count)] = 0.0  # what a rank has already
+        straight = _direct(bytes_, links)
         if not links.rooted.all():
-            blocks = _past(blocks, shares.rows.sum(axis=0) * np.where(everywhere, count, 1) * size * width, outer, links)
-        direct = _straight(blocks, fixed[2])
-    ways = [(way.out, way.received, way.moved) for way in (round_, direct) if way]
+            total = shares.rows.sum(axis=0) * np.where(facts.everywhere, count, 1) * facts.size * facts.width
+            straight = _past(straight, total, facts.outer, links)
+    ways = [way[:3] for way in (rounds, straight) if way]
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
+    load = np.array([out, received, np.maximum(out, received)])
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
-    ending = cast[:, None, None] * casts * (count - 1) * want.sizes if terms else np.zeros_like(starting)
-    load, places = np.array([out, received, np.maximum(out, received)]), (len(syncs), shares.rows.shape[1])
-    parts = [by_place(values, places) for values in (load, moved, starting, ending, ring)]
-    both = _ways(round_, places, ring), _ways(direct, places, ~ring)
+    ending = cast[:, None, None] * facts.casts * (count - 1) * want.sizes if facts.casts.any() else np.zeros_like(starting)
+    parts = map(by_place, (load, moved, starting, ending, ring))
+    places = ring.shape[:2]
+    both = (_taken(Round, rounds and (rounds[0], rounds[3]), ring.any(axis=-1).tolist(), places),
+            _taken(Direct, straight and _straight(straight, fixed[2]), (~ring.all(axis=-1)).tolist(), places))  # fmt: skip
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
 
 
+class _Facts(NamedTuple):
+    """Of each exchange, [exchanges, 1, 1]: whether it is of terms, whether it is from or to the root, the bytes of a number, the numbers in
+    a row, how long casts of what came take, whether it may go round, and whether all want all."""
+
+    terms: np.ndarray
+    outer: np.ndarray
+    size: np.ndarray
+    width: np.ndarray
+    casts: np.ndarray
+    may: np.ndarray
+    everywhere: np.ndarray
+
+
 @lru_cache(maxsize=1024)
-def _facts(syncs: tuple[Sync, ...]) -> tuple[np.ndarray, ...]:
-    """Return of each exchange, [exchanges, 1, 1], whether it is from or to the root, the bytes of a number, the numbers in a row, how long
-    a cast takes, whether it may go round, and whether all want all."""
+def _facts(syncs: tuple[Sync, ...]) -> _Facts:
     facts = [
-        (ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, CASTS[sync.wire],
+        (sync.have.terms, ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, sync.have.terms * CASTS[sync.wire],
          (sync.have, sync.want) == (ROWS, FULL) or (sync.have.terms and sync.wire == "float32"),  # a short sum would round at each rank
          sync.want == FULL) for sync in syncs
     ]  # fmt: skip
-    return tuple(np.array(some)[:, None, None] for some in zip(*facts))
+    return _Facts(*(np.array(some)[:, None, None] for some in zip(*facts)))
 
 
-def _ways(way: Way | None, places: tuple[int, int], taken: np.ndarray) -> list[list[Way | None]]:
+def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, places: tuple[int, int]) -> list[list[Any]]:
     """Return a way by place; None where no plan takes it."""
     if way is None:
-        return by_place(None, places)
-    found = zip(*(by_place(values, places) for values in way))
-    whether = np.broadcast_to(np.any(taken, axis=-1), places).tolist()
-    return [[Way(*one) if any_ else None for any_, *one in zip(which, *some)] for which, some in zip(whether, found)]
+        return [[None] * places[1]] * places[0]
+    found = zip(*([[None] * places[1]] * places[0] if values is None else by_place(values) for values in way))
+    return [[kind(*one) if whether else None for whether, *one in zip(which, *some)] for which, some in zip(any_, found)]
 
 
-def held(syncs: Sequence[Sync], shares: Shares, granules: int) -> tuple[Held, Held]:
+def held(syncs: Sequence[Sync], shares: Shares, granules: int, terms: np.ndarray) -> tuple[Held, Held]:
     """Return who has and who wants what of each tile of exchanged values."""
     ends, known = np.cumsum(shares.heads, axis=0), dict[tuple[Holding, int], np.ndarray]()
     columns = np.stack([ends - shares.heads, ends], axis=1)
@@ -169,13 +182,13 @@ def held(syncs: Sequence[Sync], shares: Shares, granules: int) -> tuple[Held, He
             if (holding, sync.width) not in known:
                 own = columns * sync.width // granules
                 known[holding, sync.width] = boxes(holding, shares.rows[None], 0, own, sync.width)
-    have, want = (np.stack([known[holding, sync.width] for holding, sync in zip(some, syncs)], axis=2)
+    have, want = (np.stack([known[holding, sync.width] for holding, sync in zip(some, syncs)], axis=2, dtype=float)
                   for some in ([sync.have for sync in syncs], [sync.want for sync in syncs]))  # fmt: skip
-    return Held(have, syncs[0].have.terms), Held(want)
+    return Held(have, terms), Held(want)
 
 
-def _direct(bytes_: np.ndarray, links: Links) -> Direct:
-    """Return, of blocks of [from, to] `bytes_` that go straight to whoever takes them, `out`, `into`, `moved` and `blocks` of a Way."""
+def _direct(bytes_: np.ndarray, links: Links) -> Sent:
+    """Return what blocks of [from, to] `bytes_` are that go straight to whoever takes them."""
     sent, taken = bytes_.sum(axis=1), bytes_.sum(axis=0)
     out, into = sent * links.far, taken * links.far
     if links.shared:  # ranks of a host share its link, and what stays on a host does not take it
@@ -184,12 +197,16 @@ def _direct(bytes_: np.ndarray, links: Links) -> Direct:
                      for every, at in ((sent, 1), (taken, 0)))  # fmt: skip
     if len(bytes_) > FAIR:
         return out, into, sent.sum(axis=0), None
-    there = bytes_ > 0  # blocks to several ranks leave side by side: small ones are out first
-    blocks = np.minimum(bytes_[:, :, None], bytes_[:, None, :]).sum(axis=2) / np.maximum(sent, 1)[:, None] * out[:, None] * there
-    return out, into, sent.sum(axis=0), blocks
+    before = np.minimum(bytes_, bytes_[:, :1])  # blocks to several ranks leave side by side: small ones are out first
+    for other in range(1, len(bytes_)):
+        before += np.minimum(bytes_, bytes_[:, other : other + 1])
+    before /= np.maximum(sent, 1)[:, None]
+    before *= out[:, None]
+    before *= bytes_ > 0
+    return out, into, sent.sum(axis=0), before
 
 
-def _past(direct: Direct, total: np.ndarray, outer: np.ndarray, links: Links) -> Direct:
+def _past(direct: Sent, total: np.ndarray, outer: np.ndarray, links: Links) -> Sent:
     """Return the same of what the root, which is none of the members, gives or takes, `total` bytes: its link is the way then. `outer`:
     which exchanges are of that."""
     there, way = links.rooted | ~outer, total * links.root
@@ -198,26 +215,28 @@ def _past(direct: Direct, total: np.ndarray, outer: np.ndarray, links: Links) ->
             None if blocks is None else np.where(there, blocks, way))  # fmt: skip
 
 
-def _straight(direct: Direct, exchange: float) -> Way:
-    """Return the way of such blocks, when each exchange takes `exchange` seconds beside what its bytes do."""
-    out, into, moved, blocks = direct
-    receiving = into > 0
-    never = None if blocks is None else np.where(blocks > 0, 0.0, np.inf)
-    getting = receiving if blocks is None else np.any(blocks > 0, axis=0)
-    until, late = np.where(receiving, np.inf, -np.inf), np.where(getting, exchange, -np.inf)
-    return Way(out, into, into, moved, None, blocks, never, until, late)
+def _straight(direct: Sent, exchange: float) -> tuple[np.ndarray | None, ...]:
+    """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do."""
+    out, into, _, blocks = direct
+    receiving, never = into > 0, None
+    getting = receiving
+    if blocks is not None:
+        blocks = np.ascontiguousarray(blocks.swapaxes(0, 1))
+        there = blocks > 0
+        getting, never = np.asarray(there.any(axis=1)), np.where(there, 0.0, np.inf)
+    return out, into, np.where(receiving, np.inf, -np.inf), np.where(getting, exchange, -np.inf), blocks, never
 
 
-def _round(sizes: np.ndarray, terms: bool, links: Links) -> Way:
-    """Return the way of blocks of `sizes` bytes that go round a ring."""
+def _round(sizes: np.ndarray, terms: np.ndarray, links: Links) -> Sent:
+    """Return the same of blocks of `sizes` bytes that go round a ring, of which the last are the bytes that each rank sends first."""
     total, count = sizes.sum(axis=0), len(sizes)
     left, right = np.arange(-1, count - 1), np.arange(1, count + 1) % count  # of each rank
-    first = sizes.take(left, axis=0) if terms else sizes
+    first = np.where(terms, sizes.take(left, axis=0), sizes)
     if count > FAIR:
         out = (total - sizes.min(axis=0)) * links.way * links.mates.sum(axis=1)
     else:
         out = (total - first.take(right, axis=0)) * links.hop
-    return Way(out, first, out.take(left, axis=0), (count - 1) * total, first if count <= FAIR else None)
+    return out, out.take(left, axis=0), (count - 1) * total, first if count <= FAIR else None
 
 
 def together(sync: Sync, shares: Shares, links: Links) -> tuple[np.ndarray, np.ndarray]:

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from hepti_mpi.planning.rings import around
-from hepti_mpi.planning.traffic import RING_BYTES, Links, Traffic, Way
+from hepti_mpi.planning.traffic import RING_BYTES, Direct, Links, Round, Traffic
 
 BOTH_WAYS = 0.5  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
 
 
 class Computing(NamedTuple):
-    """What a Compute takes each rank, [ranks, plans], and whether it has any part in it: 1 or 0."""
+    """What a Compute takes each rank, [ranks, plans], and whether it has any part in it: 1 or 0; None where all have."""
 
     seconds: np.ndarray
-    busy: np.ndarray
+    busy: np.ndarray | None
 
 
 class Together(NamedTuple):
@@ -33,14 +33,18 @@ class Together(NamedTuple):
 
 
 class Walk:
-    """Clocks [ranks, plans] that steps advance; `links`: of the ranks; `exchange`: seconds that each takes beside what its bytes do."""
+    """Clocks [ranks, plans] that steps advance; `links`: of the ranks; `exchange`: seconds that each takes beside what its bytes do.
+
+    All arrays are as large and each in one piece: with few numbers NumPy takes three times as long for a view, or an axis of 1.
+    """
 
     def __init__(self, size: tuple[int, int], links: Links, exchange: float, in_turn: bool) -> None:
         self.links, self.exchange, self.in_turn = links, exchange, in_turn
-        self.ahead = links.ahead * (BOTH_WAYS if in_turn else 1)
-        self.piece = links.latency[0] + RING_BYTES * links.hop
         zeros = np.zeros(size)
-        self.clock, self.compute, self.wait, self.moved = zeros, zeros, zeros, np.zeros(size[1])
+        self.ahead = zeros + links.ahead * (BOTH_WAYS if in_turn else 1)
+        self.hop, self.piece = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop)
+        self.left = np.arange(-1, size[0] - 1)
+        self.zeros, self.clock, self.compute, self.wait, self.moved = zeros, zeros, zeros, zeros, np.zeros(size[1])
         self.load = np.zeros((3, *size))  # seconds that each rank sends, receives, and the longer of both, in all
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there
@@ -70,7 +74,9 @@ class Walk:
         for name in reads:
             when = self.coming.get(name)
             if when is not None and when is not before:  # values may come together
-                waits, before = np.maximum(when - clock, 0) * step.busy, when
+                waits, before = np.maximum(when - clock, self.zeros), when
+                if step.busy is not None:
+                    waits = waits * step.busy
                 self.wait = self.wait + waits
                 clock = clock + waits
         self.compute = self.compute + step.seconds
@@ -80,12 +86,12 @@ class Walk:
     def sent_by_messages(self, step: Traffic, reads: Sequence[str], writes: Sequence[str], last: bool) -> None:
         """Send each rank's blocks when they are made; the values are there when the last block for the rank has come in. `last`: they are
         the answer, for which all wait."""
-        begin = None
+        begin = self.clock if self.in_turn else None
+        before = None
         for name in reads:
-            if name in self.ready:
-                begin = self.ready[name] if begin is None else np.maximum(begin, self.ready[name])
-        if self.in_turn:
-            begin = self.clock if begin is None else np.maximum(begin, self.clock)
+            when = self.ready.get(name)
+            if when is not None and when is not before:  # values may be made together
+                begin, before = when if begin is None else np.maximum(begin, when), when
         begin = step.starting if begin is None else begin + step.starting  # the rank computes what it can meanwhile
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
         ways = [self._round(step.round, begin, leave)] if step.round else []
@@ -100,29 +106,27 @@ class Walk:
         if self.in_turn or last:
             self.clock = np.maximum(self.clock, done)
 
-    def _round(self, way: Way, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _round(self, way: Round, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return when each link has sent, and received, and when each rank has what it takes, round a ring."""
         if way.first is None:
-            up = np.broadcast_to((leave + way.out).max(axis=0), leave.shape)
+            up = self.zeros + (leave + way.out).max(axis=0)
         else:
-            up = around(leave, way.first, self.links.hop, self.piece)
-        left = np.arange(-1, len(leave) - 1)
-        done = np.maximum((up - self.ahead).take(left, axis=0), begin) + self.exchange
-        return up, up.take(left, axis=0), done
+            up = around(leave, way.first, self.hop, self.piece)
+        done = np.maximum((up - self.ahead).take(self.left, axis=0), begin) + self.exchange
+        return up, up.take(self.left, axis=0), done
 
-    def _directly(self, way: Way, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _directly(self, way: Direct, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the same of blocks that go the direct way."""
         up = leave + way.out
-        assert way.until is not None and way.late is not None, "it is not a ring"
         if way.blocks is None or way.never is None:
             last = up.max(axis=0, where=way.out > 0, initial=0)
             first = begin.min(axis=0, where=way.out > 0, initial=np.inf)
         else:
-            sent = (leave - self.ahead)[:, None] + way.blocks
-            np.maximum(sent, begin[:, None], out=sent)
+            sent = leave - self.ahead + way.blocks
+            np.maximum(sent, begin, out=sent)
             sent -= way.never
-            last = np.maximum.reduce(sent, axis=0)
-            first = np.minimum.reduce(begin[:, None] + way.never, axis=0)
+            last = np.maximum.reduce(sent, 1)
+            first = np.minimum.reduce(begin + way.never, 1)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
                 first = np.where(self.links.mates, first, np.inf).min(axis=1)
         down = np.maximum(np.minimum(first, way.until), self.down) + way.into
@@ -137,7 +141,7 @@ class Walk:
             seconds = np.maximum(seconds - rest, 0)
         seconds = seconds + self.exchange * (step.moved > 0)
         self.wait = self.wait + (start - self.clock)
-        self.clock = np.broadcast_to(start + seconds, self.clock.shape)
+        self.clock = self.zeros + (start + seconds)
         self.up = np.where(step.moved > 0, self.clock, self.up)
         self.load, self.moved = self.load + seconds, self.moved + step.moved
 

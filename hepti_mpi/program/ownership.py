@@ -43,11 +43,11 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What every rank holds of a value: `boxes` [ranks, 4, ...], one Box each, maybe of many divisions at once; `terms`: the sum of what
-    the ranks hold is the value."""
+    """What every rank holds of a value: `boxes` [ranks, 4, ...], one Box each, maybe of many divisions and values at once; `terms`: the sum
+    of what the ranks hold is the value; of many values, of which [...]."""
 
     boxes: np.ndarray
-    terms: bool = False
+    terms: bool | np.ndarray = False
 
     def box(self, rank: int) -> Box:
         return Box(*map(int, self.boxes[rank]))
@@ -80,19 +80,20 @@ def cells(have: Held, want: Held) -> np.ndarray:
     one, other = have.boxes[:, None], want.boxes[None, :]  # [givers, 1, 4, ...], [1, takers, 4, ...]
     rows, columns = (np.minimum(one[:, :, at + 1], other[:, :, at + 1]) - np.maximum(one[:, :, at], other[:, :, at]) for at in (0, 2))
     shared: np.ndarray = np.maximum(rows, 0) * np.maximum(columns, 0)
-    if have.terms:
+    once = np.logical_not(have.terms)
+    if not once.any():
         return shared
     ranks, sizes = np.arange(len(shared)), want.sizes
     own = np.zeros_like(shared)
     own[ranks, ranks] = shared[ranks, ranks]
-    shared = np.where(own[ranks, ranks] == sizes, own, shared)
+    shared = np.where(once & (own[ranks, ranks] == sizes), own, shared)
     given = shared.sum(axis=0)
-    if (given == sizes).all():
+    if not (once & (given != sizes)).any():
         return shared
-    for taker, *at in np.argwhere(given > sizes).tolist():
+    for taker, *at in np.argwhere(once & (given > sizes)).tolist():
         some: tuple[Any, ...] = (slice(None), slice(None), *at)
         _take_once(shared[some], Held(have.boxes[some]), Held(want.boxes[some]), taker)
-    lacking = np.argwhere(shared.sum(axis=0) != sizes)
+    lacking = np.argwhere(once & (shared.sum(axis=0) != sizes))
     if len(lacking):
         raise ValueError(f"nobody holds what rank {lacking[0, 0]} wants")
     return shared

@@ -13,6 +13,7 @@ the next is computed. The order of the steps is one in which they can be done; `
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
@@ -81,8 +82,7 @@ class Sync:
         return EXCHANGES[self.kind][1]
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What a rank holds of a value that outlives its Compute. `rows`: "full", "rows" (its own) or "root" (all, on rank 0 alone);
     `columns`: "hidden" (all) or "heads" (those of its own heads); `tile`: None where it spans all tiles; `dtype`: of its numbers;
     `width`: numbers in a row, of all heads."""
