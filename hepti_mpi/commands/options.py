@@ -179,7 +179,7 @@ def weights_option(command: Callable[..., None]) -> Callable[..., None]:
 def answering_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how ranks go about what they are asked."""
     adapt = "Plan again when boards or links change; left out: where there are enough requests."
-    cache = "Where a host without the store keeps what other ranks send it of the weights."
+    cache = "Where a host keeps what it is sent of a store that it lacks, and mapped weights as kernels read them."
     pack = "Pack requests together up to this many rows."
     objective = "What counts: how soon all ranks answer a batch, or how many batches or texts teams do; auto: teams where they gain."
     objectives = click.Choice(["auto", "latency", "throughput"])

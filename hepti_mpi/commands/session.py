@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hepti_mpi.commands.options import Machinery
 from hepti_mpi.commands.paths import agreed_store_path
-from hepti_mpi.commands.screen import say
+from hepti_mpi.commands.screen import SCREEN, say
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
@@ -46,10 +46,15 @@ class Session:
 
 
 def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None) -> Session:
-    """Start MPI and open the store on every rank; `cache`: where a host without it keeps what others send of it. Collective."""
+    """Start MPI and open the store on every rank; `cache`: where a host without it keeps what others send of it,
+    and weights as kernels read them. Collective."""
+    from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.engine import fetching
     from hepti_mpi.engine import machine as machines
+    from hepti_mpi.weights.prepacked import Prepacked
 
     machine = machines.start(machinery.threads, machinery.emulate, machinery.deadline)
     store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache)
+    if cache is not None:
+        store.prepacked = Prepacked(cache.expanduser() / "prepacked", lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
     return Session(machine, store, say(machine))

@@ -18,7 +18,7 @@ from hepti_mpi.engine.graph import MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Own, Writing
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.products import Made, OfStore, Product
-from hepti_mpi.engine.sessions import session
+from hepti_mpi.engine.sessions import of_store
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Rotary
 from hepti_mpi.models.formats import SCALES, VALUES, Blocks
@@ -52,7 +52,7 @@ class CachedSegment:
 
 
 def cached_segment(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> CachedSegment:
-    """Return the session of one Compute, all of whose rows are everywhere; `mode` as in sessions.build."""
+    """Return the session of one Compute, all of whose rows are everywhere; `mode` as in sessions.of_store."""
     held = part.held(compute)
     missing = {name for op in compute.ops if op not in held for name in op.writes}
     outputs = tuple(name for name in compute.writes if name not in missing)
@@ -70,7 +70,8 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
     told = tuple(TOLD) if writing.layers else ()
     graph = _proto(writing, inputs, outputs, told)
     wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)
-    return CachedSegment(session(graph, store.file.parent, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
+    pieces = [piece for own in held.values() for piece in own.values()]
+    return CachedSegment(of_store(graph, store, pieces, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
 
 
 @dataclass(frozen=True)
@@ -173,4 +174,5 @@ def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, thr
     writing = Cached(Graph(), store, 0)
     assert prod(table.shape)
     Product(writing.graph, OfStore(store), "x", table).write(writing.vector(bias) if bias else None, "y")
-    return session(_proto(writing, ["x"], ["y"], ()), store.file.parent, mode, threads)
+    pieces = [table] if bias is None else [table, bias]
+    return of_store(_proto(writing, ["x"], ["y"], ()), store, pieces, mode, threads)

@@ -17,7 +17,7 @@ import numpy as np
 
 from hepti_mpi.cluster import probe
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.engine import sessions
+from hepti_mpi.engine import pages, sessions
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently, together
@@ -130,6 +130,7 @@ def load(
     segments = segments or sessions.Segments(store)
     engine = Engine(machine, part, segments)
     engine.warm_up()
+    pages.trim()
     world.barrier()
     startup = startup | {"load": time.perf_counter() - begin}
     return Ready(machine, store, part, engine, segments, decision, startup)

@@ -21,9 +21,7 @@ FULL = 0.9  # of a huge page's pages must be there: the others would be taken to
 
 def settle() -> int:
     """Give free memory back and put what is in use into huge pages; return the bytes that were. Nothing where the system has none."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if hasattr(library, "malloc_trim"):  # of glibc
-        library.malloc_trim(0)
+    library = trim()
     if not hasattr(library, "madvise") or not _allowed():
         return 0
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -34,6 +32,14 @@ def settle() -> int:
         elif ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
             break
     return total
+
+
+def trim() -> ctypes.CDLL:
+    """Give free memory back; return the C library."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "malloc_trim"):  # of glibc
+        library.malloc_trim(0)
+    return library
 
 
 def _allowed() -> bool:

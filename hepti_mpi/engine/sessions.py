@@ -3,6 +3,7 @@
 Does not know how an operation is written as ONNX nodes (kernels.py), nor ranks, exchanges or where a value goes next.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -14,11 +15,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from hepti_mpi.engine import pages
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
+from hepti_mpi.weights.prepacked import key_of
 from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted
@@ -33,6 +36,9 @@ ELEMENT = {
     np.dtype(np.bool_): TensorProto.BOOL,
 }
 OPSETS = {"Attention": 23, "block_size": 21}  # of nodes, or attributes, that are younger than the others
+PROVIDERS = ["CPUExecutionProvider"]
+KEPT = "segment.onnx"  # what a file of weights that are kept packed belongs to
+LEAST_ROOM = 1 << 20  # bytes of such files besides weights
 _configured: list[tuple[int, bool]] = []
 _made: list[bool] = []  # whether a session was
 
@@ -106,9 +112,8 @@ class Segments:
 
 
 def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, threads: int) -> Segment:
-    """Return the session of one Compute for a rank that has slices `held` for its operations, and so many `heads`. `mode`: "packed" copies
-    weights into the kernels' own order, "mapped" leaves them in the file's pages, which the kernel may evict, where products can read them
-    so: float32 ones."""
+    """Return the session of one Compute for a rank that has slices `held` for its operations, and so many `heads`. `mode`: as of
+    `of_store`."""
     zero = {name for op in compute.ops if op not in held for name in op.writes}
     for op in held:
         if not zero.isdisjoint(op.reads):
@@ -119,13 +124,12 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
         return Segment(None, (), (), zeros)
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    if any(piece.format is not F32 for slices in held.values() for piece in slices.values()):
-        mode = "packed"
     writing = Writing(Graph(), store, heads)
     for op, slices in held.items():
         KERNELS[type(op)](writing, op, slices)
     graph = writing.graph
-    made = session(_proto(graph, held, inputs, outputs), store.file.parent, mode, threads)
+    pieces = [piece for slices in held.values() for piece in slices.values()]
+    made = of_store(_proto(graph, held, inputs, outputs), store, pieces, mode, threads)
     # what a batch is prepared with, not computed: relative positions of the own heads
     tables = {op: np.array(store.array(slices["relative"])) for op, slices in held.items() if "relative" in slices}
     return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), tables)
@@ -145,13 +149,70 @@ def _proto(graph: Graph, done: Iterable[Op], inputs: Sequence[str], outputs: Seq
     return helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
 
 
+def of_store(
+    graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], mode: str, threads: int
+) -> onnxruntime.InferenceSession:  # fmt: skip
+    """Return the session of a graph with `pieces` of a store. `mode`: "packed" copies weights into the kernels' own order; "mapped" leaves
+    them in the pages of a file, which the system may evict: of one that has them in that order, where the rank keeps such, else of the
+    store, where products can read them so: float32 ones."""
+    kept = _kept(graph, store, pieces, threads) if mode == "mapped" and pieces and store.prepacked is not None else None
+    if kept is not None:
+        return kept
+    if any(piece.format is not F32 for piece in pieces):
+        mode = "packed"
+    return session(graph, store.file.parent, mode, threads)
+
+
+def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads: int) -> onnxruntime.InferenceSession | None:
+    """Return a session whose weights lie packed in a file that the rank keeps, which is made where there is none; None where that fails.
+
+    ONNX Runtime packs them at each load all the same, to see whether those in the file are the same, and takes the file's if they are.
+    """
+    prepacked, model = store.prepacked, _model(graph)
+    assert prepacked is not None
+    content = model.SerializeToString(deterministic=True)
+    key = key_of(content, store.content(pieces), json.dumps(versions()).encode())
+
+    def write(folder: Path) -> None:
+        options = _options(threads, store.file.parent)
+        options.optimized_model_filepath = str(folder / KEPT)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+        onnxruntime.InferenceSession(content, options, providers=PROVIDERS)
+
+    found = prepacked.find(key)
+    if found is None:
+        room = sum(piece.bytes + 2 * piece.format.held(piece.shape, piece.inner) for piece in pieces) + 2 * len(content)
+        found = prepacked.make(key, room + LEAST_ROOM, write)
+    if found is None:
+        return None
+    try:
+        made = onnxruntime.InferenceSession(str(found / KEPT), _options(threads), providers=PROVIDERS)
+    except Exception as error:  # whatever it has against a file that it wrote
+        prepacked.fail(error)
+        return None
+    pages.trim()  # what it packed to compare
+    return made
+
+
 def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
-    """Return the session of a graph whose weights are in `folder`; `mode` as in `build`."""
-    if _configured and not _made:
-        _begin()
+    """Return the session of a graph whose weights are in `folder`; `mode`: whether they are "packed" in memory or read from the file as
+    they are ("mapped")."""
+    options = _options(threads, folder)
+    options.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
+    return onnxruntime.InferenceSession(_model(graph).SerializeToString(), options, providers=PROVIDERS)
+
+
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
     used = {name for node in graph.node if not node.domain for name in (node.op_type, *(one.name for one in node.attribute))}
     opsets = [helper.make_opsetid("", max([18, *(OPSETS.get(name, 0) for name in used)])), helper.make_opsetid(MICROSOFT, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def _options(threads: int, folder: Path | None = None) -> onnxruntime.SessionOptions:
+    """Return what all sessions have in common; `folder`: of the files with weights, where it is not the model's."""
+    if _configured and not _made:
+        _begin()
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = not (_configured and _configured[0][1])
     if options.use_per_session_threads:
@@ -161,9 +222,9 @@ def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> on
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    options.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    return options
 
 
 @cache

@@ -27,6 +27,7 @@ from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.formats import VALUES
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped, read_accuracy
+from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, all_weights, granule, span
 
 FORMAT, FORMAT_VERSION = "hepti-store", 2
@@ -190,7 +191,10 @@ def _place(name: str, part: str) -> str:
 
 
 class Store:
-    """An open store. Reads only what it is asked for; usable as a context manager."""
+    """An open store. Reads only what it is asked for; usable as a context manager. `prepacked`: where this rank keeps weights as kernels
+    read them."""
+
+    prepacked: Prepacked | None = None
 
     def __init__(self, path: Path) -> None:
         """Open `path` and read its description. Raises StoreError when it is missing, damaged or of another format."""
@@ -350,6 +354,17 @@ class Store:
             raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged ({_short(error)}); {AGAIN}") from None
         raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged; {AGAIN}")
 
+    def _sums_of(self, piece: Slice, part: str) -> tuple[int, int, list[int]]:
+        """Return how many entries of a part share a checksum, the number of the first one of a slice, and those of the slice."""
+        count, step = self.region(piece, part).shape[0], piece.parts[part].entries(granule(self.spec, self.weights[piece.name]))
+        begin = piece.parts[part].cut(piece.first - self._piece(piece.name).first, 0)[0]
+        return step, begin // step, self._checksums(piece, part, begin // step, -(-(begin + count) // step))
+
+    def content(self, slices: Iterable[Slice]) -> bytes:
+        """Return what tells slices of the same numbers: their checksums. Raises StoreError."""
+        found = [(piece.name, piece.format.name, part, self._sums_of(piece, part)[2]) for piece in slices for part in piece.parts]
+        return json.dumps([self.source_hash, found]).encode()
+
     def verify(self, slices: Iterable[Slice]) -> int:
         """Read each slice that was not found sound before, and compare its checksums; return the bytes of all.
 
@@ -360,14 +375,12 @@ class Store:
     def _verify(self, piece: Slice, part: str) -> int:
         """Verify a part of a slice; return its bytes."""
         region, at = self.region(piece, part), _place(piece.name, part)
-        array, step = piece.parts[part], piece.parts[part].entries(granule(self.spec, self.weights[piece.name]))
-        begin = array.cut(piece.first - self._piece(piece.name).first, 0)[0]
+        step, first_sum, sums = self._sums_of(piece, part)
         count, row = region.shape[0], region.bytes // max(region.shape[0], 1)
-        sums = self._checksums(piece, part, begin // step, -(-(begin + count) // step))
-        if {(at, begin // step + number) for number in range(len(sums))} <= self._sound:
+        if {(at, first_sum + number) for number in range(len(sums))} <= self._sound:
             return region.bytes
         os.posix_fadvise(self._descriptor, region.offset, region.bytes, os.POSIX_FADV_WILLNEED)
-        for number, (first, expected) in enumerate(zip(range(0, count, step), sums), begin // step):
+        for number, (first, expected) in enumerate(zip(range(0, count, step), sums), first_sum):
             want = min(step, count - first) * row
             if (at, number) in self._sound:
                 continue
