@@ -7,6 +7,7 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def _legend_columns(widths: Sequence[float]) -> int:
     return 1
 
 
+@lru_cache(4096)  # the same numbers and names stand in many pictures
 def inches(text: str, points: float) -> float:
     return TextPath((0, 0), text, size=points).get_extents().width / 72 if text.strip() else 0.0
 
