@@ -101,6 +101,10 @@ def test_the_ways_are_shown_soonest_first_and_what_was_chosen():
     assert lines[1].startswith("stages of ") and "chosen" in lines[1]
     assert any("heads/columns" in line and " x" in line for line in lines[2:])
     told = ways_document(chosen, 1.5)
+    assert all(len(way["members"]) == way["ranks"] for way in told["ways"])
+    names = [way["way"] for way in told["ways"]]
+    assert all(f" on rank{'s' * (way['ranks'] > 1)} {way['members'][0]}" in line for way, line in zip(told["ways"], lines[1:])
+               if names.count(way["way"]) > 1)  # fmt: skip
     assert [way["chosen"] for way in told["ways"]] == [True] + [False] * (len(told["ways"]) - 1)
     assert told["token_seconds"] == pytest.approx(chosen.seconds, rel=1e-4) and len(told["plan"]["teams"][0]) == len(chosen.staged.ranks)
     forced = ways_document(decide(cluster([20.0, 20.0]), "layers"), None)

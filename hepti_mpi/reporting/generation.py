@@ -95,11 +95,14 @@ def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None
 def ways_lines(chosen: Chosen, first: float | None, width: int | None = None) -> str:
     """Return the ways in which ranks may write together, soonest token first. `first`: seconds until the best division of layers has taken
     in a prompt."""
-    rows = []
-    for way in _ways(chosen, first):
+    rows, ways = [], _ways(chosen, first)
+    names = [way["way"] for way in ways]
+    for way in ways:
         prompt = "" if way["first_token_seconds"] is None else milliseconds(way["first_token_seconds"])
         why = "chosen" if way["chosen"] else f"{way['token_seconds'] / chosen.seconds:.2f} x"
-        rows.append((way["way"], milliseconds(way["token_seconds"]), why, prompt, str(way["ranks"]), size(max(way["memory_bytes"]))))
+        alike = names.count(way["way"]) > 1  # on other boards
+        name = way["way"] + f" on {'ranks' if way['ranks'] > 1 else 'rank'} {', '.join(map(str, way['members']))}" * alike
+        rows.append((name, milliseconds(way["token_seconds"]), why, prompt, str(way["ranks"]), size(max(way["memory_bytes"]))))
     notes = chosen.decision.notes if chosen.decision is not None and not chosen.in_stages else ()
     return "\n".join([table(("way", "ms of a token", "", "first token ms", "ranks", "most memory"), rows, width), *notes])
 
@@ -117,14 +120,15 @@ def _ways(chosen: Chosen, first: float | None) -> list[dict[str, Any]]:
     found, staged = [], chosen.staged
     if staged is not None:
         found.append({"way": "stages of " + " + ".join(map(str, staged.counts)) + " layers", "token_seconds": _short(staged.seconds),
-                      "first_token_seconds": _short(staged.prompt_seconds), "ranks": len(staged.ranks),
+                      "first_token_seconds": _short(staged.prompt_seconds), "ranks": len(staged.ranks), "members": list(staged.ranks),
                       "memory_bytes": list(staged.memory), "chosen": chosen.in_stages})  # fmt: skip
     decision = chosen.decision
     for one in (decision.chosen, *decision.others) if decision is not None else ():
         best = decision is not None and one is decision.chosen
         found.append({"way": kind_of(one.plan), "token_seconds": _short(one.price.seconds),
                       "first_token_seconds": _short(first) if best and first is not None else None, "ranks": len(one.plan.active),
-                      "memory_bytes": list(one.memory), "chosen": best and not chosen.in_stages})  # fmt: skip
+                      "members": list(one.plan.active), "memory_bytes": list(one.memory),
+                      "chosen": best and not chosen.in_stages})  # fmt: skip
     return sorted(found, key=lambda way: way["token_seconds"])
 
 
