@@ -126,6 +126,17 @@ def test_refused_cross_encoder(case, tmp_path):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_a_cross_encoder_that_pads_in_front_reads_another_token(tmp_path):
+    """With rotary positions, too: CrossEncoder.predict of texts beside longer ones, or of a fixed length, then answers by a pad token."""
+    files = {"tokenizer_config.json": json.loads((GOLDEN / "modernbert_seqcls/tokenizer_config.json").read_text())}
+    config = {"sentence_transformers": {"activation_fn": IDENTITY}}
+    folder = changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "right")
+    assert read_model(folder).spec.options["scores"] == "none"
+    files["tokenizer_config.json"]["padding_side"] = "left"
+    with pytest.raises(ModelError, match="padding_side left is not supported together with a cross-encoder"):
+        read_model(changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "left"))
+
+
 def test_a_mark_of_a_cross_encoder_beside_another_head_changes_nothing(tmp_path):
     folder = changed({"base": "bert_tokencls", "config": {"sentence_transformers": {"activation_fn": IDENTITY}}}, tmp_path / "model")
     assert "scores" not in read_model(folder).spec.options

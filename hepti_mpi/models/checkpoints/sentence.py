@@ -325,15 +325,16 @@ def call_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
 def check_padding(sentence: Sentence, built: Built, front: Sequence[Step]) -> None:
     """Refuse padding in front of texts where a row's place among all of them counts: there each embedding would depend on the others.
 
-    Where only distances count, as of rotary positions, it changes nothing. Raises ModelError.
+    Where only distances count, as of rotary positions, it changes nothing but the first token. Raises ModelError.
     """
     if not built.files or json.loads(built.files["tokenizer_config.json"])["padding_side"] == "right":
         return
     placed = [f"pooling {mode}" for mode in sentence.options.get("pooling", "").split("+") if mode in ("cls", "weightedmean")]
     placed += ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in front)
+    placed += ["a cross-encoder, which reads the first token"] * ("scores" in sentence.options)
     placed += ["a prompt that is left out"] * bool(sentence.options.get("prompt") and not sentence.include_prompt)
     if placed:
-        why = "an embedding would depend on the other texts beside it"
+        why = "an answer would depend on the other texts beside it"
         raise ModelError(f"the tokenizer's padding_side left is not supported together with {placed[0]}: {why}")
 
 
