@@ -56,5 +56,5 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     machine = machines.start(machinery.threads, machinery.emulate, machinery.deadline)
     store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache)
     if cache is not None:
-        store.prepacked = Prepacked(cache.expanduser() / "prepacked", lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
+        store.prepacked = Prepacked(cache.expanduser().resolve() / "prepacked", lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
     return Session(machine, store, say(machine))
