@@ -289,7 +289,7 @@ def test_forced_shares_and_limits(store, tmp_path):
 
 
 @pytest.mark.parametrize("place, victim", [
-    ("engine.sessions.build", 0), ("serving.loop.answer", 0), ("serving.loop.answer", 2), ("cluster.probe.measure", 2),
+    ("engine.sessions.build", 0), ("serving.loop.answer", 0), ("serving.loop.answer", 2), ("engine.measuring.gathered", 2),
     ("engine.loading.load", 2),
 ])  # fmt: skip
 def test_a_rank_that_raises_anywhere_ends_all(store, planned, tmp_path, place, victim):
@@ -306,7 +306,7 @@ from hepti_mpi.__main__ import main
 sys.argv[0] = "hepti_mpi"
 main()
 """)
-    speeds = ["--fresh"] if name in ("build", "measure") else ["--profile", planned[0]]  # the others come after measuring
+    speeds = ["--fresh"] if name in ("build", "gathered") else ["--profile", planned[0]]  # the others come after measuring
     command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", store, "--shares", "1,1,1", *speeds]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
     refused(result, f"(rank {victim})", "planted (", ".py, line ")

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from hepti_mpi.cluster.probe import may_use
-from hepti_mpi.engine.cores import Cores
+from hepti_mpi.engine.cores import Cores, may_use
 
 HOSTS = ["a", "a", "b", "a", "c", "c"]
 HERE = sorted(os.sched_getaffinity(0))

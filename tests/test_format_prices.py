@@ -56,7 +56,7 @@ def test_profiles_are_of_use_for_the_formats_they_were_measured_with(tmp_path):
 @pytest.mark.parametrize("spec", [random_model("tiny-bert").in_format(name).spec for name in ("f32", "f16", "q8", "q4")]
                          + [replace(random_model("tiny-bert").spec, formats={"layers.1": "q8"})], ids=range(5))  # fmt: skip
 def test_what_is_timed_is_what_the_store_needs(spec):
-    found = timers(spec, 1)
+    found = timers(spec, 1, product_formats(spec))
     for rows in (1, 8):
         found.gemm(rows)()
     assert found.formats == product_formats(spec)

@@ -118,6 +118,33 @@ class ClusterProfile:
             write_document(path, {"format": FILE_FORMAT, "format_version": FILE_VERSION, "profiles": entries}, ProfileError)
 
 
+def joined(
+    every: Sequence[Sequence[Any]], versions: dict[str, str], shape: tuple[int, int], exchange: tuple[float, float, float]
+) -> ClusterProfile:  # fmt: skip
+    """Return the profile of what each rank told: who it is, its speeds, those with all cores of its host or None, its latencies and bytes
+    per second to all ranks, and edges, of which the first rank's count. `exchange`: seconds as in a ClusterProfile."""
+    lone: dict[str, Any] = {}
+    memory: dict[str, int] = {}
+    for who, _, alone, *_ in every:
+        memory[who["host"]] = memory.get(who["host"], 0) + who["memory_bytes"]
+        if alone is not None:
+            lone.setdefault(who["host"], alone)
+    nodes = []
+    for who, own, *_ in every:
+        one = _told(who | own)
+        if one.host in lone:
+            whole = {"threads": one.cores, "memory_bytes": memory[one.host]}
+            one = replace(one, alone=_told(who | whole | lone[one.host]))
+        nodes.append(one)
+    latency, bandwidth = (tuple(tuple(told[place]) for told in every) for place in (3, 4))
+    return ClusterProfile(tuple(nodes), latency, bandwidth, versions, shape, *exchange, Edges(**every[0][5]))
+
+
+def _told(facts: dict[str, Any]) -> NodeProfile:
+    named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    return NodeProfile(**named)
+
+
 def in_formats(formats: Mapping[str, float]) -> dict[str, str]:
     """Return what the versions say of products with weights, of which such a part is in each of these formats."""
     said = ", ".join(name if part > 0.99 else f"{part:.0%} {name}" for name, part in formats.items())

@@ -84,12 +84,12 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
 
 def _ask_ranks(world: "Comm", own: dict[str, Any]) -> dict[str, Any] | None:
     """Return the facts of the hosts of all ranks on rank 0. Collective."""
-    from hepti_mpi.cluster import probe
+    from hepti_mpi.cluster.links import links
     from hepti_mpi.doctor.facts import ways
 
     names = world.gather_all(own["host"])
     own["ways"] = ways(sorted(set(names) - {own["host"]}))
-    _, rates, _ = probe.links(world)
+    _, rates, _ = links(world)
     others = [rate for rate, name in zip(rates, names) if name != own["host"]]
     own["bytes_per_second"] = max(others, default=None)
     begin = time.time()

@@ -8,6 +8,9 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.ranks import Comm
+
 
 @dataclass
 class Cores:
@@ -61,3 +64,44 @@ class Cores:
             os.sched_setaffinity(0, self.whole if alone else self.part)
             self.alone = alone
         return self.alone_threads if alone else self.threads
+
+
+def widen_affinity(comm: Comm, divide: bool) -> tuple[list[int], list[int], int]:
+    """Let each rank use its host's cores and return (cores of the host, those of them for this rank, its threads). Collective.
+
+    `divide`: keep each rank to its own part of them; not where the user sets the threads, which may be more than a part has.
+
+    mpirun binds 1 or 2 ranks to one core each, which would leave the other cores of a board idle. Inside a batch job
+    the binding is left as it is: the cores outside may be somebody else's.
+    """
+    batch = any(name in os.environ for name in ("SLURM_JOB_ID", "PBS_JOBID"))
+    before = os.sched_getaffinity(0)
+    if not batch:
+        try:
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel keeps what a cgroup's cpuset allows
+        except OSError:
+            pass
+    cores = sorted(os.sched_getaffinity(0) | before)
+    peers = comm.gather_all([host_name(), cores])
+    mates = [rank for rank, (host, _) in enumerate(peers) if host == host_name()]
+    every = sorted({core for rank in mates for core in peers[rank][1]})
+    if batch:
+        return every, cores, len(cores) if len(cores) < len(every) else max(1, len(every) // len(mates))
+    threads = max(1, len(cores) // len(mates))
+    if divide and 1 < len(mates) <= len(cores):
+        place = mates.index(comm.rank)
+        cores = cores[place * threads : (place + 1) * threads]
+        os.sched_setaffinity(0, cores)
+    return every, cores, threads
+
+
+def may_use(cores: Sequence[int]) -> bool:
+    """Tell whether this process may compute on all of `cores`: a batch system may have given other ranks some of them."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)
+        return os.sched_getaffinity(0) == set(cores)
+    except OSError:
+        return False
+    finally:
+        os.sched_setaffinity(0, before)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hepti_mpi.cluster.boards import FIGURES, OVERLAP, ROWS, Board, Call, Work
+from hepti_mpi.cluster.profile import PLAIN
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.graph import MICROSOFT, Graph
 from hepti_mpi.engine.sessions import bound
@@ -74,7 +75,7 @@ Kernel = tuple[tuple[str, str, Work, str], Callable[[], object]]
 
 def _kernels(spec: ModelSpec, threads: int) -> list[Kernel]:
     """Return a call of every kind of work, as the engine does it."""
-    kernels, hidden = timers(spec, threads), spec.hidden
+    kernels, hidden = timers(spec, threads, PLAIN), spec.hidden
     found: list[Kernel] = [(("call", "of next to nothing", Work(), ""), kernels.nothing)]
     for rows in ROWS:
         found.append((("product", counted(rows, "rows"), Work(((rows, kernels.weights),)), "float32"), kernels.gemm(rows)))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hepti_mpi.cluster import probe
+from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine import pages, sessions
 from hepti_mpi.engine.engine import Engine
@@ -153,7 +153,7 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool =
     machine.world.barrier()
     ready.engine.close()
     wanted = sum(piece.bytes for piece in part.slices)
-    if make_room and probe.usable_memory(1) < ROOM * wanted:
+    if make_room and usable_memory(1) < ROOM * wanted:
         ready.engine.segments.clear()
     return replace(ready, part=part, engine=Engine(machine, part, ready.segments), decision=decision)
 

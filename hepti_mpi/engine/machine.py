@@ -17,7 +17,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from hepti_mpi import __version__
-from hepti_mpi.cluster import probe
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile
@@ -25,7 +24,7 @@ from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine import measuring, sessions
-from hepti_mpi.engine.cores import Cores
+from hepti_mpi.engine.cores import Cores, may_use, widen_affinity
 from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
 from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.wording import counted
@@ -88,13 +87,13 @@ def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: f
     emulation = emulations[0]
     _all_or_none(world, emulation)
     threads = threads or (1 if emulation.on else None)
-    whole, part, own = probe.widen_affinity(world, divide=threads is None)
+    whole, part, own = widen_affinity(world, divide=threads is None)
     with together(world):
         if threads is not None and threads > len(whole):
             raise PlanError(f"--threads {threads} is more than the {counted(len(whole), 'cores')} of {host_name()}")
     hosts = world.gather_all(host_name())
     alone = threads or own  # who sets the threads means them
-    if threads is None and hosts.count(host_name()) > 1 and probe.may_use(whole):
+    if threads is None and hosts.count(host_name()) > 1 and may_use(whole):
         alone = len(whole)
     return machine_of(world, Cores(world.rank, hosts, part, whole, threads or own, alone), emulation)
 

@@ -1,32 +1,35 @@
-"""Measure this job's ranks: the kernels of the engine beside each other and, where ranks share a host, of one with all cores of it;
-and what rank 0 does around the layers.
+"""Measure this job's ranks: the kernels of the engine beside each other and, where ranks share a host, of one with all cores of it.
 
-Knows kernels, cores and clocks; does not know profile files.
+Decides what is timed and when, and times it. What there is to time is timing.py's, what comes of the seconds cluster/speeds.py's; knows no
+profile files.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from hepti_mpi.cluster import probe
+from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
-from hepti_mpi.cluster.profile import ClusterProfile, Edges
+from hepti_mpi.cluster.links import exchange, links
+from hepti_mpi.cluster.memory import usable_memory
+from hepti_mpi.cluster.profile import ClusterProfile, Edges, joined
+from hepti_mpi.cluster.speeds import Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
-from hepti_mpi.engine.timing import chained, products, timers
-from hepti_mpi.models.blocks import Norm, plain
-from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.models.spec import ModelSpec, outer_weights
-from hepti_mpi.models.steps import LayerNorm, Lookup, Normalize, Step
-from hepti_mpi.models.tasks.heads import apply_head, embed
+from hepti_mpi.engine.edges import edges_of
+from hepti_mpi.engine.timing import Timers, chained, products, timers
+from hepti_mpi.models.spec import ModelSpec, product_formats
 
+PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
+ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
+WHOLE = (8, 8), (8, 24)  # of the two that go through whole layers
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 GLANCE, GLANCES = 2, 6  # which of the curve's numbers of rows is looked at, and how often
-ROWS, REQUESTS, WORDS, CALLS = 128, 32, 1000, 15  # of a batch that only rank 0 handles
 
 
 def measured(
@@ -35,24 +38,91 @@ def measured(
     """Return the profile of all ranks, the same on every rank. Collective; takes a few seconds."""
     host = cores.hosts[world.rank]
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
-    memory = probe.usable_memory(cores.hosts.count(host))
+    memory = usable_memory(cores.hosts.count(host))
     crowd = sum(threads for other, threads in world.gather_all([host, cores.threads]) if other == host)
     clock: Callable[[], float] = time.perf_counter
     alone_clock = clock
     if crowd > len(cores.whole) and not emulation.on:  # both by the same kind of clock: what else the machine does must not decide
         clock, alone_clock = partial(_cpu_time, cores.threads), partial(_cpu_time, cores.alone_threads)
-    speeds = probe.speeds_of(timers(spec, cores.threads), rows, spec.positions, emulation, clock, world.barrier)
-    alone, edges = None, Edges()
     world.barrier()  # the others rest while one has all cores
-    if cores.leads and cores.two_ways:
-        alone = probe.speeds_of(timers(spec, cores.use(alone=True)), rows, spec.positions, emulation, alone_clock, lambda: None)
-    if world.rank == 0:
-        edges = edges_of(spec)
+    one_alone, alone = cores.leads and cores.two_ways, None
+    threads = cores.use(alone=one_alone)
+    edges = edges_of(spec.hidden) if world.rank == 0 else Edges()
+    used = product_formats(spec)
+    if one_alone:
+        alone = timed(timers(spec, threads, used), rows, spec.positions, emulation, alone_clock, lambda: None)
     cores.use(alone=False)
+    world.barrier()
+    own = timed(timers(spec, cores.threads, used), rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()
     who = {"host": host, "cores": len(cores.whole), "threads": cores.threads, "memory_bytes": memory, "gemm_rows": rows}
     with emulation.in_time():  # else links would seem the slower the more this machine does beside
-        return probe.measure(world, exchanges, who, speeds, alone, edges, versions, (spec.hidden, spec.ffn))
+        return gathered(world, exchanges, who, own, alone, edges, versions, (spec.hidden, spec.ffn))
+
+
+def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulation, clock: Callable[[], float],
+          begin: Callable[[], object], seconds: float = 2.0) -> Timed:
+    """Return what kernels take this rank by `clock`, timed for about `seconds`.
+
+    `begin` is called before each kernel: ranks that compute beside each other wait there for each other, so that they see each other.
+    """
+    shapes = [(count, min(length, positions)) for count, length in ATTENDED]
+    size = timers.rows * timers.hidden
+    parts = [(timers.weights * part, name) for name, part in timers.formats.items()]
+    calls = [(timers.gemm(count), Work(tuple((count, *part) for part in parts))) for count in rows]
+    for count, length in shapes:
+        laid_out = count * length * timers.hidden
+        calls.append((timers.attention(count, length), Work(attention=2.0 * laid_out * length, arranged=laid_out)))
+    calls += [(timers.elements, Work(elements=size)), (timers.activations, Work(activations=size)), (timers.casts, Work(casts=size))]
+    calls += [(timers.nothing, Work())]
+    parts_of_layers = len(calls)
+    whole = () if timers.layers is None or emulation.on else tuple((count, min(length, positions)) for count, length in WHOLE)
+    calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
+    times: list[list[float]] = [[] for _ in calls]
+    passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
+    for _ in range(passes):
+        for place, ((call, work), found) in enumerate(zip(calls, times)):
+            alone = len(rows) <= place < parts_of_layers and not emulation.on
+            before = timers.between if alone else None  # the chain of products has its own weights
+            begin()
+            with emulation.in_time():
+                _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found, before)
+    part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine
+    spent_of = [sorted(found)[int(part * len(found))] for found in times]
+    curve, spent = [taken / timers.weights for taken in spent_of[: len(rows)]], spent_of[len(rows) :]
+    attention = [(work, taken) for (_, work), taken in zip(calls[len(rows) :], spent[: len(shapes)])]
+    did = [timers.layers.work(*shape) for shape in whole if timers.layers is not None]
+    return Timed(rows, curve, attention, spent[2:6], size, list(zip(did, spent[6:])))
+
+
+def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float],
+          before: Callable[[], None] | None = None) -> None:
+    """Add to `times` the times of `call` by `clock` over about `seconds`, of at least one call; the very first warms up. `before`: is
+    called before each, and not timed."""
+    if not times:
+        call()
+    more, end = MOST_CALLS, time.perf_counter() + seconds
+    while more == MOST_CALLS or (time.perf_counter() < end and more > 0):
+        if before is not None:
+            before()
+        begin = clock()
+        call()
+        times.append(clock() - begin)
+        more -= 1
+
+
+def gathered(comm: Comm, exchanges: Exchanges, who: dict[str, Any], own: Timed, alone: Timed | None, edges: Edges,
+             versions: dict[str, str], shape: tuple[int, int]) -> ClusterProfile:
+    """Return the profile of all ranks, the same on every rank, with the links between them. Collective.
+
+    `who`: this rank's host, cores, threads, memory_bytes and gemm_rows, as in a NodeProfile; `own`: what kernels took it; `alone`: the same
+    with all cores of its host, None where another rank did that or nobody; `edges`: rank 0's.
+    """
+    latency, bandwidth, head_start = links(comm)
+    took = exchange(comm, exchanges)
+    speeds, whole = asdict(fitted(own)), alone and asdict(fitted(alone))
+    every = comm.gather_all([who | {"head_start_bytes": head_start}, speeds, whole, latency, bandwidth, asdict(edges)])
+    return joined(every, versions, shape, took)
 
 
 def sooner(world: Comm, emulation: Emulation, cores: Cores, spec: ModelSpec, profile: ClusterProfile) -> list[float]:
@@ -64,7 +134,7 @@ def sooner(world: Comm, emulation: Emulation, cores: Cores, spec: ModelSpec, pro
         return [1.0] * world.size
     node = profile.nodes[world.rank]
     place = min(GLANCE, len(node.gemm_rows) - 1)
-    chain, (tile, weights) = products(spec, cores.threads), chained(spec)
+    chain, (tile, weights) = products(spec, cores.threads, product_formats(spec)), chained(spec)
     rows = {"x": np.resize(tile, (node.gemm_rows[place], spec.hidden))}
     clock = time.perf_counter
     crowd = sum(threads for other, threads in world.gather_all([node.host, cores.threads]) if other == node.host)
@@ -81,46 +151,3 @@ def sooner(world: Comm, emulation: Emulation, cores: Cores, spec: ModelSpec, pro
 
 def _cpu_time(threads: int) -> float:
     return time.process_time() / threads
-
-
-def edges_of(spec: ModelSpec) -> Edges:
-    """Return what a batch takes around its layers, told from batches of sentences that differ in rows and in number."""
-    hidden = spec.hidden
-    front: list[Step] = [Lookup(by, by, size, hidden) for by, size in (("ids", WORDS), ("types", 2), ("positions", ROWS))]
-    front.append(LayerNorm("norm", hidden, 1e-12))
-    layer = plain(hidden, 1, 1, "gelu", Norm(hidden, 1e-12), first=False)
-    like = ModelSpec("bert", "like", 1, hidden, 1, 1, ROWS, "tokens", "sentence", (layer,), options={"pooling": "mean"})
-    like = replace(like, front=tuple(front), back=(Normalize("normalize"),))
-    weights = {one.name: np.full(one.shape, 0.01, np.float32) for one in outer_weights(like)}
-    values, square = np.full((ROWS, hidden), 0.01, np.float32), np.full((hidden, hidden), 0.01, np.float32)
-
-    def batch(requests: int, rows: int) -> Callable[[], object]:
-        places = np.arange(rows)
-        arrays = {"ids": places * 7 % WORDS, "types": places * 0, "positions": places}
-        every = [Request(index, "", arrays, places, rows) for index in range(requests)]
-        space = np.empty((requests * rows, hidden), np.float32)
-
-        def call() -> None:
-            joined = {key: np.concatenate([request.arrays[key] for request in every]) for key in arrays}
-            np.copyto(space, embed(like, weights, joined))
-            apply_head(like, weights, {}, space, every, False)
-
-        return call
-
-    least, longer, more, product = _quick(batch(1, 1), batch(1, ROWS), batch(REQUESTS, 1), lambda: values @ square)
-    element = max(longer - least, 0.0) / ((ROWS - 1) * hidden)
-    request = max((more - least) / (REQUESTS - 1) - hidden * element, 0.0)
-    mac = product / (ROWS * hidden * hidden)
-    return Edges(element, mac, request, max(least - request - hidden * element, 0.0))
-
-
-def _quick(*calls: Callable[[], object]) -> list[float]:
-    """Return the seconds of each call, of several in turns the lower quartile: what disturbs a moment disturbs all of them. Emulated boards
-    do this as fast as this machine does."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(CALLS):
-        for call, found in zip(calls, times):
-            begin = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - begin)
-    return [sorted(found)[len(found) // 4] for found in times]

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from hepti_mpi.cluster.probe import usable_memory
+from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.blocks import Attention
 from hepti_mpi.models.spec import ModelSpec

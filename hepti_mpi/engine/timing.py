@@ -1,6 +1,7 @@
-"""The kernels that a probe of the machine's speed times, as the engine runs its own. Knows no store, no plan and no exchange."""
+"""The kernels by which a machine's speed is timed, as the engine runs its own. Knows no clock, store, plan or exchange."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.cluster.probe import Layers, Timers
+from hepti_mpi.cluster.profile import PLAIN
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
@@ -16,17 +17,47 @@ from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound, session
 from hepti_mpi.models.blocks import Attention
 from hepti_mpi.models.formats import FORMATS, Format
-from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice
 
 PROBE_BYTES = 64 << 20
 
 
-def timers(spec: ModelSpec, threads: int) -> Timers:
-    """Return the kernels that the cluster's probe times, at the shapes of `spec`: chains of MLP products that are larger than
-    most caches, as the layers of a model are, attention among packed requests, one LayerNorm with residual, and one activation."""
+@dataclass(frozen=True)
+class Layers:
+    """A chain of whole layers, as a model has them: `call(requests, length)` runs it, `work(requests, length)` says what it does."""
+
+    call: Callable[[int, int], Callable[[], None]]
+    work: Callable[[int, int], Work]
+
+
+@dataclass(frozen=True)
+class Timers:
+    """What is timed: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights, of which a part is in each of
+    `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
+    elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
+    they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind."""
+
+    gemm: Callable[[int], Callable[[], None]]
+    weights: int
+    attention: Callable[[int, int], Callable[[], None]]
+    elements: Callable[[], None]
+    activations: Callable[[], None]
+    casts: Callable[[], None]
+    rows: int
+    hidden: int
+    nothing: Callable[[], None]
+    between: Callable[[], None]
+    formats: Mapping[str, float] = field(default_factory=lambda: PLAIN)
+    layers: Layers | None = None
+
+
+def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
+    """Return the kernels that are timed, at the shapes of `spec`: chains of MLP products that are larger than
+    most caches, as the layers of a model are, attention among packed requests, one LayerNorm with residual, and one activation.
+    `used`: the part of the weights in each format."""
     hidden, (tile, weights) = spec.hidden, chained(spec)
-    gemm, between = products(spec, threads), products(spec, threads, 1)
+    gemm, between = products(spec, threads, used), products(spec, threads, used, 1)
     mixing = Graph()
     dim = spec.layer(0).attention.dim
     plain = Attention(hidden, hidden // dim, dim)
@@ -66,19 +97,19 @@ def timers(spec: ModelSpec, threads: int) -> Timers:
         hidden=hidden,
         nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
         between=bound(between, {"x": some[rows]}, product),
-        formats=product_formats(spec),
-        layers=_layers(spec, threads, plain),
+        formats=used,
+        layers=_layers(spec, threads, plain, used),
     )
 
 
-def _layers(spec: ModelSpec, threads: int, attention: Attention) -> Layers | None:
+def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[str, float]) -> Layers | None:
     """Return a chain of whole layers, as many as the model has or outdo most caches; None where its layers are not of this kind."""
     mlp, hidden, columns, width = spec.layer(0).mlp, spec.hidden, spec.ffn, attention.width
     if mlp.gated or spec.generates:
         return None
     sizes = [(width, hidden)] * 3 + [(hidden, width), (columns, hidden), (hidden, columns)]  # (outputs, inputs)
     weights = sum(outputs * inputs for outputs, inputs in sizes)
-    count, chain, value, used = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(), "x", product_formats(spec)
+    count, chain, value = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(), "x"
     one, tile = chain.constant("one", np.ones(hidden, np.float32)), chained(spec)[0].ravel()
     bias = chain.constant("bias", np.zeros(columns, np.float32))
 
@@ -116,11 +147,11 @@ def chained(spec: ModelSpec) -> tuple[np.ndarray, int]:
     return np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden)), 2 * hidden * columns * blocks
 
 
-def products(spec: ModelSpec, threads: int, blocks: int | None = None) -> onnxruntime.InferenceSession:
-    """Return a chain of MLP products x [r, hidden] -> y [r, hidden]; `blocks`: pairs of them, None: as many as outdo most caches."""
+def products(spec: ModelSpec, threads: int, used: Mapping[str, float], blocks: int | None = None) -> onnxruntime.InferenceSession:
+    """Return a chain of MLP products x [r, hidden] -> y [r, hidden]; `used`: the part of the weights in each
+    format; `blocks`: pairs of them, None: as many as outdo most caches."""
     tile, weights = chained(spec)
     chain, value, count = Graph(), "x", weights // (2 * tile.size) if blocks is None else blocks
-    used = product_formats(spec)
     for number in range(2 * count):
         matrix, inner = tile * np.float32(1 + number / 256), 1 - number % 2  # equal ones would be kept once
         kind = _format_of((number + 0.5) / (2 * count), used)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.cluster import probe
+from hepti_mpi.cluster.links import links_again
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine.loading import Ready, swap, within
@@ -184,7 +184,7 @@ class Course:
     def links(self, order: Mapping[str, Any]) -> list[dict[str, float]]:
         """Measure links; return what they carry, per rank, by the other rank's number."""
         machine = self.ready.machine
-        found = probe.links_again(machine.world, [tuple(pair) for pair in order["pairs"]], order["sizes"], order["ahead"])
+        found = links_again(machine.world, [tuple(pair) for pair in order["pairs"]], order["sizes"], order["ahead"])
         return machine.world.gather_all({str(peer): rate for peer, rate in found.items()})
 
 

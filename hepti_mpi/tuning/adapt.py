@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.cluster.probe import round_robin
+from hepti_mpi.cluster.links import round_robin
 from hepti_mpi.cluster.profile import ClusterProfile, scaled
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods

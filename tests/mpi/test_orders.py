@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
 
-from hepti_mpi.cluster import probe
+from hepti_mpi.cluster import links
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
@@ -59,8 +59,8 @@ def test_who_waits_for_its_lead_hears_that_it_is_there(world, monkeypatch):
 
 def test_links_are_measured_again(world):
     """Both ends of every pair find a rate, and nobody waits for the wrong one."""
-    pairs = probe.round_robin(world.size)
-    found = probe.links_again(world, pairs, [100_000] * len(pairs), 70_000)
+    pairs = links.round_robin(world.size)
+    found = links.links_again(world, pairs, [100_000] * len(pairs), 70_000)
     assert set(found) == set(range(world.size)) - {world.rank}
     assert all(rate > 1e5 for rate in found.values())
 
@@ -78,7 +78,7 @@ class Restless(Steady):
         if self.turn % 3 == 0:
             return {"do": "swap", "plan": self.plans[self.turn // 3 % len(self.plans)].to_json()}
         if self.turn % 7 == 0:
-            pairs = probe.round_robin(self.ranks)
+            pairs = links.round_robin(self.ranks)
             return {"do": "links", "pairs": pairs, "sizes": [20_000] * len(pairs), "ahead": 1000}
         return {"do": "answer", "count": min(2, left), "pulse": True}
 

@@ -1,0 +1,46 @@
+"""How much memory this host has left. Knows /proc and cgroups; not what memory is for."""
+
+import os
+from pathlib import Path
+
+
+def usable_memory(mates: int) -> int:
+    """Return the bytes this rank may still take: MemAvailable and cgroup limits, divided among the ranks of the host."""
+    available = _mem_available()
+    for limit, used in _cgroups():
+        available = min(available, max(0, limit - used))
+    return max(1, available // mates)
+
+
+def _mem_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroups() -> list[tuple[int, int]]:
+    """Return (limit, used) of every memory cgroup around this process, versions 1 and 2."""
+    found = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = Path("/sys/fs/cgroup") if controllers == "" else Path("/sys/fs/cgroup/memory")
+        names = ("memory.max", "memory.current") if controllers == "" else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = base / path.lstrip("/")
+        while True:
+            try:
+                limit, used = ((folder / name).read_text().strip() for name in names)
+                if limit.isdigit() and int(limit) < 1 << 60:
+                    found.append((int(limit), int(used)))
+            except OSError:
+                pass
+            if folder == base or base not in folder.parents:
+                break
+            folder = folder.parent
+    return found

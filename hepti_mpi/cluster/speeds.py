@@ -1,0 +1,86 @@
+"""What a rank's speeds are by the seconds that its kernels took. Pure: knows kinds of work and seconds; no clock, no kernel, no rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hepti_mpi.cluster.boards import Work
+
+LEAST_PART = 0.5  # of what products take in a chain of their own: less is an error of the other parts
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a rank measured of itself, as in a NodeProfile."""
+
+    gemm_seconds_per_weight: tuple[float, ...]
+    attention_seconds_per_mac: float
+    element_seconds: float
+    segment_seconds: float
+    cast_seconds: float
+    activation_seconds: float
+    arrange_seconds: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What kernels took a rank. `products`: seconds per weight of those of `rows` rows; `attention`: of short requests and of long ones;
+    `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, by rising numbers of rows, where
+    they were timed."""
+
+    rows: Sequence[int]
+    products: Sequence[float]
+    attention: "Took"
+    others: Sequence[float]
+    size: int
+    whole: "Took" = ()
+
+
+Took = Sequence[tuple[Work, float]]  # what kernels did, and their seconds
+
+
+def fitted(timed: Timed) -> Speeds:
+    """Return the speeds by which kernels take what they took."""
+    mac, arrange = _attention(timed.attention)
+    *each, nothing = timed.others
+    elements, activations, casts = (max(spent - nothing, 1e-9) / timed.size for spent in each)
+    speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange)
+    return together(speeds, timed.rows, timed.whole) if timed.whole else speeds
+
+
+def together(speeds: Speeds, rows: Sequence[int], whole: Took) -> Speeds:
+    """Return speeds by which whole layers take the seconds that they took: what is beyond their parts, which were timed one by one, is
+    put into the curve of products, by rows. That is the starts of some twenty small kernels a layer, and caches that the parts had to
+    themselves.
+
+    `whole`: work and seconds of batches, by rising numbers of rows.
+    """
+    at, more = [], []
+    for work, seconds in whole:
+        count, weights = float(work.products[0][0]), sum(float(product[1]) for product in work.products)
+        products = float(np.interp(count, rows, speeds.gemm_seconds_per_weight)) * weights
+        parts = [(work.attention, speeds.attention_seconds_per_mac), (work.arranged, speeds.arrange_seconds),
+                 (work.elements, speeds.element_seconds), (work.activations, speeds.activation_seconds)]  # fmt: skip
+        beyond = seconds - speeds.segment_seconds - sum(amount * each for amount, each in parts)
+        at.append(count)
+        more.append(max(beyond, LEAST_PART * products) / products)
+    factors = np.interp(rows, at, more)
+    curve = [float(factor) * seconds for factor, seconds in zip(factors, speeds.gemm_seconds_per_weight)]
+    return replace(speeds, gemm_seconds_per_weight=tuple(_rising(curve)))
+
+
+def _attention(took: Took) -> tuple[float, float]:
+    """Return the seconds per multiply-add and per element of the input, of attention over short requests and long ones."""
+    (one, short), (other, long) = took
+    (macs, elements), (more, others) = ((work.attention, work.arranged) for work in (one, other))
+    part = macs * others - more * elements
+    mac = (short * others - long * elements) / part if part else 0.0
+    if not 0 < mac * more < long:  # too short to tell apart
+        return long / more, 0.0
+    return mac, (long - mac * more) / others
+
+
+def _rising(curve: Sequence[float]) -> list[float]:
+    """Return the curve without dips: more rows never take less time."""
+    return [max(curve[: place + 1]) for place in range(len(curve))]
