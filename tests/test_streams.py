@@ -185,7 +185,9 @@ class Poisoned(Generator):
         return super().submit(prompt, *more)
 
     def step(self):
-        return [] if self.lost else super().step()
+        if self.lost:
+            raise SystemExit  # of this thread: it would go round and round beside all tests that follow
+        return super().step()
 
 
 def test_one_that_makes_every_job_fail_costs_no_other(own):
