@@ -28,7 +28,7 @@ def grouped():
     head = Norm(10, EPS, "rms")
     turns = Rotary((0.9, 0.2, 0.05), interleaved=True, factor=1.1)
     attention = Attention(HIDDEN, 9, 10, kv_heads=3, biases="qkv", causal=True, rotary=turns, q_norm=head, k_norm=head)
-    return 3, (Layer(attention, Mlp(HIDDEN, FFN, "silu", gated=True, bias=False), before=(RMS, RMS)),), (0, 0, 0), RMS
+    return 9, (Layer(attention, Mlp(HIDDEN, FFN, "silu", gated=True, bias=False), before=(RMS, RMS)),), (0, 0, 0), RMS
 
 
 def sandwich():
@@ -36,7 +36,7 @@ def sandwich():
     parts = {"dim": 12, "kv_heads": 2, "biases": "o", "causal": True, "scale": 0.3, "softcap": 2.0, "rotary": rotary(12, 500.0)}
     mlp, norms = Mlp(HIDDEN, FFN, "gelu_tanh", gated=True, bias=True), {"before": (RMS, RMS), "given": (RMS, RMS)}
     kinds = tuple(Layer(Attention(HIDDEN, 4, window=window, **parts), mlp, **norms) for window in (3, None))
-    return 2, kinds, (0, 1, 0), RMS
+    return 4, kinds, (0, 1, 0), RMS
 
 
 def relative():

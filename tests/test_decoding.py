@@ -19,7 +19,7 @@ from hepti_mpi.program.build import make_program
 
 SPEC = random_model("smollm2-135m").spec
 LLAMA = random_model("llama-3.2-1b").spec
-ROW = cache_bytes([layer.attention for layer in SPEC.each()], SPEC.heads)
+ROW = cache_bytes([layer.attention for layer in SPEC.each()], SPEC.kv_heads)
 TEXT = Request(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
 
 
@@ -80,7 +80,7 @@ def test_plans_of_equal_layouts_are_priced_at_once_and_by_a_few_layers():
     profile, steps = cluster([20.0, 12.0, 5.0], latency=1e-4), Steps(SPEC, cluster([20.0, 12.0, 5.0], latency=1e-4), 1, 128)
     plan = decide(profile, "tensor").chosen.plan
     granule = SPEC.column_granule
-    shares = ((1, 1, 1), plan.columns), ((0, 2, 1), (SPEC.ffn - 2 * granule, granule, granule))
+    shares = ((3, 3, 3), plan.columns), ((0, 5, 4), (SPEC.ffn - 2 * granule, granule, granule))
     some = [replace(plan, heads=heads, columns=columns) for heads, columns in shares]
     assert steps.each(some) == pytest.approx([steps.seconds(one) for one in some])
     whole = steps.pricer.price(make_program(SPEC, plan, everywhere=True), plan).seconds
@@ -95,7 +95,7 @@ def test_equal_boards_have_equal_shares_though_links_differ_a_little(emulated):
     links = tuple(tuple(one * (1 + 0.3 * ((at + to) % 2)) for to, one in enumerate(row)) for at, row in enumerate(profile.latency_seconds))
     profile = replace(profile, latency_seconds=links, versions=profile.versions | ({EMULATION: "4,4,4,4"} if emulated else {}))
     plan = decoding.decide("tensor", LLAMA, "0" * 64, profile, TEXT).chosen.plan
-    assert plan.heads == (2, 2, 2, 2) and max(plan.columns) - min(plan.columns) <= LLAMA.column_granule
+    assert plan.heads == (8, 8, 8, 8) and max(plan.columns) - min(plan.columns) <= LLAMA.column_granule
 
 
 def test_shares_follow_the_speed_of_one_row_and_memory_holds_them():

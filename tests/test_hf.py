@@ -550,7 +550,7 @@ def test_random_sizes():
     tables = [spec for name, spec in specs.items() if spec.embedding == "tokens" and name not in rotary and not spec.generates]
     assert {spec.positions for spec in tables} == {512}
     small = specs["smollm2-135m"]
-    assert (small.layers, small.hidden, small.heads, small.layer(0).attention.heads, small.positions) == (30, 576, 3, 9, 8192)
+    assert (small.layers, small.hidden, small.heads, small.kv_heads, small.positions) == (30, 576, 9, 3, 8192)
     assert (specs["dinov2-base"].positions, specs["dinov2-base"].kinds[0].scaled) == (257, True)
     electra = specs["electra-small"]
     assert (electra.hidden, electra.heads, electra.ffn, electra.front[-1].inner) == (256, 4, 1024, 128)

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(name):
 
 def test_teams_may_be_in_stages():
     """Of boards that cannot hold the model alone, where messages are slow; each board that can is one too."""
-    memory = alone(kept=0).memory[0] + 1025 * decoding.cache_bytes([layer.attention for layer in SPEC.each()], SPEC.heads)
+    memory = alone(kept=0).memory[0] + 1025 * decoding.cache_bytes([layer.attention for layer in SPEC.each()], SPEC.kv_heads)
     profile = cluster([20.0, 9.0, 9.0], memory=[memory, 0.7 * memory, 0.7 * memory], latency=0.02)
     request = replace(TEXT, kept=4 * 256)
     one = texts.decide("hepti", SPEC, HASH, profile, request).placement

@@ -121,7 +121,7 @@ def test_a_slice_is_one_range_of_the_file(path, name, first, count):
 def test_a_store_can_be_read_by_the_documented_layout(path):
     """weights/README.md: what other programs rely on."""
     with h5py.File(path) as file:
-        assert file.attrs["format"] == "hepti-store" and file.attrs["format_version"] == 2
+        assert file.attrs["format"] == "hepti-store" and file.attrs["format_version"] == 3
         assert json.loads(file.attrs["spec"])["hidden"] == 12
         up = file["weights/layers.0.mlp.up.weight"]
         assert up.shape == (131, 12) and up.dtype == "<f4" and up.chunks is None

@@ -27,7 +27,7 @@ PROMPT, TOKENS, TURNS, CHUNK = 128, 64, 3, decoders.ROWS
 
 def even_plan(store, ranks):
     spec, equal = store.spec, (1,) * ranks
-    parts = splits.split(spec.heads, equal), splits.split(spec.ffn, equal, spec.column_granule)
+    parts = splits.split(spec.heads, equal, spec.group), splits.split(spec.ffn, equal, spec.column_granule)
     layout, parts = (("heads", "columns"), parts) if ranks > 1 else (("local", "rows"), ((0,), (0,)))
     return Plan(spec.name, store.source_hash, (layout,) * spec.layers, *parts, splits.split(1, equal), ("here",) * ranks,
                 ("packed",) * ranks)  # fmt: skip

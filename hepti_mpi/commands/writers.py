@@ -263,7 +263,8 @@ def facts(loaded: Loaded, session: "Session") -> dict[str, Any]:
 
     decoder, own = loaded.decoder, dict[str, Any](host=host_name())
     if decoder is None or not decoder.is_active:
-        return own | {"threads": session.machine.cores.threads, "heads": 0, "columns": 0, "words": 0}
+        return own | {"threads": session.machine.cores.threads, "heads": 0, "kv_heads": 0, "columns": 0, "words": 0}
     part = decoder.part
-    own |= {"threads": decoder.threads, "heads": part.granules, "columns": part.plan.columns[part.rank]}
+    own |= {"threads": decoder.threads, **{axis: part.computed(axis) for axis in ("heads", "kv_heads")}}
+    own |= {"columns": part.plan.columns[part.rank]}
     return own | {"words": part.words_of(part.rank)[1] - part.words_of(part.rank)[0], **decoder.spent}

@@ -23,6 +23,7 @@ from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Rotary
 from hepti_mpi.models.formats import SCALES, VALUES, Blocks
 from hepti_mpi.program import ops
+from hepti_mpi.program.grouping import padding
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
@@ -61,7 +62,7 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
         return CachedSegment(None, (), (), zeros)
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing, bounds = Cached(Graph(), store, part.heads), Bounds(store)
+    writing, bounds = Cached(Graph(), store, part.bounds["heads"]), Bounds(store)
     for op, own in held.items():
         kernel = CACHED.get(type(op)) or KERNELS[type(op)]
         if bounds.add(op, own):
@@ -124,9 +125,11 @@ def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:
 
 def attend(to: Cached, op: ops.Mix, w: Own) -> None:
     """q [r, w], k and v [r, kv w] -> c [r, w], by what is in the caches and these rows, which are added to them."""
-    block, graph, granules = op.block, to.graph, to.granules(op)
-    width, more = granules * block.group * block.dim, dict[str, int]()
+    block, graph, heads, kv_heads, more = op.block, to.graph, to.count(op), to.count(op, "k"), dict[str, int]()
     reads = [to.together[op.layer]] if op.layer in to.together else [to.before.get(name, name) for name in op.reads]
+    front, back = padding(*to.heads, block.group) if op.axis else (0, 0)
+    if front or back:
+        reads[0] = padded(to, reads[0], (front, heads, back, 2 * kv_heads if len(reads) == 1 else 0), block.dim)
     batch = [graph.node("Reshape", [name, "shape"]) for name in reads]  # [sequences, rows of each, numbers]
     inputs = [*batch, *[""] * (3 - len(batch)), KEYS.format(op.layer), ROWS.format(op.layer), "reach", "most"]
     if block.rotary is not None and turns_itself(block):
@@ -136,11 +139,28 @@ def attend(to: Cached, op: ops.Mix, w: Own) -> None:
     mixed = f"mixed.{op.layer}"
     graph.node(
         "GroupQueryAttention", inputs, [mixed, ALL_KEYS.format(op.layer), ALL_ROWS.format(op.layer)], MICROSOFT,
-        num_heads=granules * block.group, kv_num_heads=granules, scale=block.multiplier, softcap=block.softcap,
+        num_heads=front + heads + back, kv_num_heads=kv_heads, scale=block.multiplier, softcap=block.softcap,
         local_window_size=-1 if block.window is None else block.window + 1, **more,
     )  # fmt: skip
+    if front or back:
+        ends = [graph.constant(f"at_{at}", np.array([at], np.int64)) for at in (front * block.dim, (front + heads) * block.dim, 2)]
+        mixed = graph.node("Slice", [mixed, *ends])
+    width = heads * block.dim
     graph.node("Reshape", [mixed, graph.constant(f"flat_{width}", np.array([-1, width], np.int64))], op.writes)
     to.layers.append(op.layer)
+
+
+def padded(to: Cached, value: str, counts: tuple[int, int, int, int], dim: int) -> str:
+    """Write heads with so many before and behind them as each head of K and V must be read by as many: [r, w] -> [r, heads, dim].
+
+    `counts`: heads in front, own ones, behind them, and others that follow. What pads is one of them again, which costs nothing but its
+    part of the attention.
+    """
+    front, heads, back, others = counts
+    places = [*[0] * front, *range(heads), *[heads - 1] * back, *range(heads, heads + others)]
+    shape = to.graph.constant(f"heads_{heads + others}_{dim}", np.array([-1, heads + others, dim], np.int64))
+    chosen = to.graph.constant("_".join(map(str, ("chosen", *counts))), np.array(places, np.int64))
+    return to.graph.node("Gather", [to.graph.node("Reshape", [value, shape]), chosen], axis=1)
 
 
 CACHED: dict[type[ops.Op], Callable[[Cached, Any, Own], None]] = {ops.Project: project, ops.Rotate: rotate, ops.Mix: attend}
@@ -171,7 +191,7 @@ def _proto(to: Cached, inputs: Sequence[str], outputs: Sequence[str], told: Sequ
 
 def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, threads: int) -> onnxruntime.InferenceSession:
     """Return what turns rows "x" [r, hidden] into logits "y" [r, words] of a part of the vocabulary."""
-    writing = Cached(Graph(), store, 0)
+    writing = Cached(Graph(), store, (0, 0))
     assert prod(table.shape)
     Product(writing.graph, OfStore(store), "x", table).write(writing.vector(bias) if bias else None, "y")
     pieces = [table] if bias is None else [table, bias]

@@ -124,7 +124,7 @@ class Decoder:
         blocks = attentions(spec, part.plan.numbers)
         for block in dict.fromkeys(blocks):
             caching.check_cached(block)
-        self.state = State(blocks, part.granules, self.slots, self.positions, part.plan.first)
+        self.state = State(blocks, part.computed("kv_heads"), self.slots, self.positions, part.plan.first)
         every = np.arange(self.positions)
         self.tables = {block.rotary: angles(block.rotary, every) for block in blocks if block.rotary is not None}
         mode = part.plan.weights_mode[part.rank]

@@ -13,6 +13,7 @@ from hepti_mpi.engine.packing import reach
 from hepti_mpi.engine.products import LEAST, OfStore, Product
 from hepti_mpi.models import blocks
 from hepti_mpi.program import ops
+from hepti_mpi.program.grouping import read
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
@@ -23,41 +24,41 @@ ASKED = {  # what segments may ask about the rows of a batch: its type and how m
 }  # fmt: skip
 
 
-def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: str, granules: int) -> None:
+def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: str, heads: int) -> None:
     """Write attention among packed requests: q [r, w], k and v [n, kv w] -> [r, w]. What is plain needs neither places nor a mask where
     a batch is one request.
 
-    `granules`: of heads that the values have.
+    `heads`: that q has, all of those that read the heads of k and v.
     """
-    heads = granules * block.group
+    kv_heads = heads // block.group
     flat = graph.constant(f"flat_{heads * block.dim}", np.array([-1, heads * block.dim], np.int64))
     if not block.plain:
-        packed(graph, block, reads, granules, flat, output)
+        packed(graph, block, reads, kv_heads, flat, output)
         return
     front = graph.constant("front", np.array([0], np.int64))
     batch = [graph.node("Unsqueeze", [value, front]) for value in reads]  # [1, r, w]: outside of both ways, where it copies nothing
     mixed = graph.either(
-        graph.ask("lone"), lambda: multi_head(graph, block, batch, heads), lambda: packed(graph, block, reads, granules, flat)
+        graph.ask("lone"), lambda: multi_head(graph, block, batch, heads), lambda: packed(graph, block, reads, kv_heads, flat)
     )  # fmt: skip
     graph.node("Reshape", [mixed, flat], [output])
 
 
-def packed(graph: Graph, block: blocks.Attention, reads: Sequence[str], granules: int, flat: str, output: str | None = None) -> str:
+def packed(graph: Graph, block: blocks.Attention, reads: Sequence[str], kv_heads: int, flat: str, output: str | None = None) -> str:
     """Write attention by way of values that are laid out as [pieces, longest, w]: q [r, w], k and v [n, kv w] -> [r, w]."""
     of = reach(block)
     places = [graph.ask(kind, of) for kind in ("q_index", "kv_index", "kv_index")]
     batch = [graph.node("Gather", [value, place]) for value, place in zip(reads, places, strict=True)]
     if block.plain:
-        mixed = multi_head(graph, block, [*batch, "", graph.ask("kv_lengths")], granules * block.group)  # [requests, q, w]
+        mixed = multi_head(graph, block, [*batch, "", graph.ask("kv_lengths")], kv_heads * block.group)  # [requests, q, w]
     else:
         seen = graph.ask("mask", of)  # [pieces, 1 or heads, q, kv]
-        more: dict[str, Any] = {"scale": block.multiplier, "q_num_heads": granules * block.group, "kv_num_heads": granules}
-        mixed = capped(graph, block, batch, seen, granules) if block.softcap else graph.node("Attention", [*batch, seen], **more)
+        more: dict[str, Any] = {"scale": block.multiplier, "q_num_heads": kv_heads * block.group, "kv_num_heads": kv_heads}
+        mixed = capped(graph, block, batch, seen, kv_heads) if block.softcap else graph.node("Attention", [*batch, seen], **more)
     rows = graph.node("Reshape", [mixed, flat])
     return graph.node("Gather", [rows, graph.ask("unpad", of)], [output] if output else None)
 
 
-def capped(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: str, granules: int) -> str:
+def capped(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: str, kv_heads: int) -> str:
     """Write attention with a soft cap: in a third of the time of ONNX's operator, which has one but computes it number by number.
 
     q [pieces, q, w], k and v [pieces, kv, kv w] -> [pieces, q, w]; `seen` [pieces, 1, q, kv].
@@ -69,15 +70,15 @@ def capped(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: st
     def number(value: float) -> str:
         return graph.constant(f"number_{value!r}", np.array(value, np.float32))
 
-    shapes = ints(0, -1, granules, block.group, block.dim), ints(0, -1, granules, 1, block.dim), ints(0, -1, granules, 1, block.dim)
-    orders = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 2, 3, 1, 4)  # [pieces, granules, group or 1, q or kv, dim], of K its transpose
+    shapes = ints(0, -1, kv_heads, block.group, block.dim), ints(0, -1, kv_heads, 1, block.dim), ints(0, -1, kv_heads, 1, block.dim)
+    orders = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 2, 3, 1, 4)  # [pieces, kv heads, group or 1, q or kv, dim], of K its transpose
     parts = zip(batch, shapes, orders, strict=True)
     q, k, v = (graph.node("Transpose", [graph.node("Reshape", [values, shape])], perm=order) for values, shape, order in parts)
     scores = graph.node("MatMul", [graph.node("Mul", [q, number(block.multiplier / block.softcap)]), k])
     scores = graph.node("Mul", [graph.node("Tanh", [scores]), number(block.softcap)])
     chances = graph.node("Softmax", [graph.node("Add", [scores, graph.node("Unsqueeze", [seen, ints(1)])])], axis=-1)
     mixed = graph.node("Transpose", [graph.node("MatMul", [chances, v])], perm=[0, 3, 1, 2, 4])
-    return graph.node("Reshape", [mixed, ints(0, -1, granules * block.group * block.dim)])
+    return graph.node("Reshape", [mixed, ints(0, -1, kv_heads * block.group * block.dim)])
 
 
 def multi_head(graph: Graph, block: blocks.Attention, inputs: Sequence[str], heads: int) -> str:
@@ -109,17 +110,20 @@ def write_norm(to: "Writing", norm: blocks.Norm, w: "Own", prefix: str, x: str, 
 
 @dataclass(frozen=True)
 class Writing:
-    """A segment that is being written, for a rank with `heads` own granules of heads. `finite`: operations whose last product reads
+    """A segment that is being written, for a rank with query heads `heads`, [start, stop). `finite`: operations whose last product reads
     nothing that is not finite, whatever the rows are."""
 
     graph: Graph
     store: Store
-    heads: int
+    heads: tuple[int, int]
     finite: set[ops.Op] = field(default_factory=set)
 
-    def granules(self, op: ops.HeadNorm | ops.Rotate | ops.Mix) -> int:
-        """Return of how many granules of heads the values of an operation are."""
-        return self.heads if op.axis else op.block.granules
+    def count(self, op: ops.HeadNorm | ops.Rotate | ops.Mix, matrix: str = "q") -> int:
+        """Return of how many heads a value of an operation is, one that one of "qkv" gave."""
+        if not op.axis:
+            return op.block.kv_count if matrix in "kv" else op.block.heads
+        start, stop = read(*self.heads, op.block.group) if matrix in "kv" else self.heads
+        return stop - start
 
     def mixes(self, op: ops.Project) -> bool:
         """Tell whether a row that a projection reads may have some numbers that are not finite beside others that are. Its K must be told:
@@ -198,7 +202,7 @@ def project(to: Writing, op: ops.Project, w: Own) -> None:
 def head_norm(to: Writing, op: ops.HeadNorm, w: Own) -> None:
     """[r, w] -> [r, w]"""
     for m, name, output in zip(op.matrices, op.reads, op.writes, strict=True):
-        inner, dim, width = op.block.head_norm(m), op.block.dim, to.granules(op) * op.block.width_of(m) // op.block.granules
+        inner, dim, width = op.block.head_norm(m), op.block.dim, to.count(op, m) * op.block.dim
         assert inner
         heads = to.graph.node("Reshape", [name, to.graph.constant(f"flat_{dim}", np.array([-1, dim], np.int64))])  # [r x heads, dim]
         shape = to.graph.constant(f"flat_{width}", np.array([-1, width], np.int64))
@@ -215,16 +219,15 @@ def rotate(to: Writing, op: ops.Rotate, w: Own) -> None:
     if rotary.dims != op.block.dim:
         more["rotary_embedding_dim"] = rotary.dims
     for m, name, output in zip(op.matrices, op.reads, op.writes, strict=True):
-        heads = to.granules(op) * (op.block.width_of(m) // op.block.granules) // op.block.dim
         batch = graph.node("Unsqueeze", [name, tables[0]])  # [1, r, w]
-        batch = graph.node("RotaryEmbedding", [batch, *tables], domain=MICROSOFT, num_heads=heads, **more)
+        batch = graph.node("RotaryEmbedding", [batch, *tables], domain=MICROSOFT, num_heads=to.count(op, m), **more)
         graph.node("Squeeze", [batch, tables[0]], [output])
 
 
 @of(ops.Mix)
 def mix(to: Writing, op: ops.Mix, w: Own) -> None:
     """q [r, w], k and v [n, kv w] -> c [r, w]"""
-    attend(to.graph, op.block, op.reads, op.writes[0], to.granules(op))
+    attend(to.graph, op.block, op.reads, op.writes[0], to.count(op))
 
 
 @of(ops.Out)
@@ -250,7 +253,7 @@ def mlp(to: Writing, op: ops.Mlp, w: Own) -> None:
 @of(ops.Cast)
 def cast(to: Writing, op: ops.Cast, w: Own) -> None:
     """[r, w] -> the same in another type"""
-    count = op.width * to.heads // op.granules if op.axis else op.width  # of the own columns
+    count = op.width * (to.heads[1] - to.heads[0]) // op.heads if op.axis else op.width  # of the own columns
     flat = to.graph.constant(f"flat_{count}", np.array([-1, count], np.int64))
     if op.dtype == "int8":
         for name, number, scale in zip(op.reads, op.writes[::2], op.writes[1::2], strict=True):

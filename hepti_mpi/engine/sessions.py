@@ -112,8 +112,8 @@ class Segments:
 
 
 def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, threads: int) -> Segment:
-    """Return the session of one Compute for a rank that has slices `held` for its operations, and so many `heads`. `mode`: as of
-    `of_store`."""
+    """Return the session of one Compute for a rank that has slices `held` for its operations, and so many `heads`, whole groups of them.
+    `mode`: as of `of_store`."""
     zero = {name for op in compute.ops if op not in held for name in op.writes}
     for op in held:
         if not zero.isdisjoint(op.reads):
@@ -124,7 +124,7 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
         return Segment(None, (), (), zeros)
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing = Writing(Graph(), store, heads)
+    writing = Writing(Graph(), store, (0, heads))
     for op, slices in held.items():
         KERNELS[type(op)](writing, op, slices)
     graph = writing.graph

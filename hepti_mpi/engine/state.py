@@ -22,27 +22,27 @@ KEEP = 0.9  # of the memory that is free may be promised to the cache
 
 
 class State:
-    """Keys and values, per layer float32 [slots, granules, positions, dim]; none where the rank has no heads."""
+    """Keys and values, per layer float32 [slots, heads, positions, dim]; none where the rank has no heads."""
 
-    def __init__(self, blocks: Sequence[Attention], granules: int, slots: int, positions: int, first: int = 0) -> None:
-        """`granules`: of heads that this rank has; `first`: the number of the first layer of `blocks`.
+    def __init__(self, blocks: Sequence[Attention], heads: int, slots: int, positions: int, first: int = 0) -> None:
+        """`heads`: of K and V, that this rank has; `first`: the number of the first layer of `blocks`.
 
         Raises CapacityError where the buffers could never be filled.
         """
-        self.slots, self.positions, self.granules, self.first = slots, positions, granules, first
-        self.bytes = cache_bytes(blocks, granules) * slots * positions
+        self.slots, self.positions, self.heads, self.first = slots, positions, heads, first
+        self.bytes = cache_bytes(blocks, heads) * slots * positions
         free = usable_memory(1)
         if self.bytes > KEEP * free:
             what = f"{counted(slots, 'slots')} of {counted(positions, 'rows')} take {size(self.bytes)} for keys and values"
             raise CapacityError(f"{what}, {size(int(free))} are free here; make them fewer or shorter: --slots, --context")
-        shapes = [(slots, granules, positions, block.dim) for block in blocks]
+        shapes = [(slots, heads, positions, block.dim) for block in blocks]
         bounds = np.cumsum([0, *(2 * prod(shape) for shape in shapes)])
         whole = np.empty(bounds[-1], np.float32)
         both = [whole[first:stop].reshape(2, *shape) for first, stop, shape in zip(bounds, bounds[1:], shapes)]
         self.keys, self.values = [keys for keys, _ in both], [values for _, values in both]
 
     def views(self, layer: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys and values of `count` slots from `first` on, [count, granules, positions, dim] each."""
+        """Return keys and values of `count` slots from `first` on, [count, heads, positions, dim] each."""
         keys, values = self.keys[layer - self.first], self.values[layer - self.first]
         return keys[first : first + count], values[first : first + count]
 

@@ -57,9 +57,9 @@ def bucket(relative: Relative, distance: Array) -> Array:
 
 
 def mixed(block: Attention, q: Array, k: Array, v: Array, distance: Array, table: Array | None = None) -> Array:
-    """Return softmax(q k^T) v: q [r, granules x group x dim], k and v [n, granules x dim] -> [r, granules x group x dim].
+    """Return softmax(q k^T) v: q [r, kv heads x group x dim], k and v [n, kv heads x dim] -> [r, kv heads x group x dim].
 
-    All are of one request. `distance` [r, n]: how far a key is behind its query; `table` [granules, buckets].
+    All are of one request. `distance` [r, n]: how far a key is behind its query; `table` [heads, buckets].
     Source: Vaswani et al., Attention is all you need, arXiv:1706.03762, equation 1 and section 3.2.2.
     """
     heads = q.reshape(len(q), -1, block.group, block.dim)

@@ -12,7 +12,7 @@ from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.wording import counted
 
 KINDS = ("attention", "mlp")  # the blocks of a layer, in the order in which they are computed
-DIVIDED = ("heads", "columns")  # axes that ranks divide among themselves
+DIVIDED = ("heads", "kv_heads", "columns")  # axes that ranks divide among themselves
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Weight:
 
     `name`: its name in the store, with `{}` for the layer number when it belongs to a layer.
     `part`: "embedding", "attention", "mlp", "norm" or "head"; says which ranks need it.
-    `axes`: what its dimensions are, the first of them "heads" or "columns" where ranks divide it along that one.
+    `axes`: what its dimensions are, the first of them one of DIVIDED where ranks divide it along that one. Of "kv_heads" a rank has those
+    that its "heads" read, so that one may be on several.
     `shape`: numbers along each of `axes`.
     `inner`: what a product of rows with it sums over: 1, its last axis; 0, all the others; None where it is no matrix of a product.
     `format`: how its numbers are stored; as the blocks make it, plain (ModelSpec.stored).
@@ -111,8 +112,8 @@ SHARED = "relative.weight"  # the table of Relative in the store
 class Attention:
     """Self-attention of rows of `hidden` numbers: `heads` heads of `dim` numbers each.
 
-    `kv_heads`: heads of K and V, each read by `group` heads of Q that follow each other; 0: as many as of Q. Ranks divide these: a
-    granule of heads is one of K and V with those that read it.
+    `kv_heads`: heads of K and V, each read by `group` heads of Q that follow each other; 0: as many as of Q. Ranks divide the heads of Q,
+    and have those of K and V that their own read.
     `biases`: which of "qkvo" have one. `causal`: a row attends to itself and those before it only; `window`: to those at most so far
     away only. `q_norm`, `k_norm`: of each head, before `rotary`. `scale`: of the scores, 1 / sqrt(dim) for None; `softcap`: they become
     softcap x tanh(score / softcap), 0: as they are.
@@ -133,14 +134,14 @@ class Attention:
     softcap: float = 0.0
 
     @property
-    def granules(self) -> int:
-        """In how many parts ranks divide it at the most."""
+    def kv_count(self) -> int:
+        """Heads of K, and of V."""
         return self.kv_heads or self.heads
 
     @property
     def group(self) -> int:
         """Heads of Q that read one of K and V."""
-        return self.heads // self.granules
+        return self.heads // self.kv_count
 
     @property
     def width(self) -> int:
@@ -150,11 +151,15 @@ class Attention:
     @property
     def kv_width(self) -> int:
         """Numbers in a row of all heads of K, and of V."""
-        return self.granules * self.dim
+        return self.kv_count * self.dim
 
     def width_of(self, matrix: str) -> int:
         """Return the numbers in a row of what one of "qkv" gives."""
         return self.width if matrix == "q" else self.kv_width
+
+    def axis_of(self, matrix: str) -> str:
+        """Return the axis along which ranks divide one of "qkvo"."""
+        return "kv_heads" if matrix in "kv" and self.group > 1 else "heads"
 
     @property
     def multiplier(self) -> float:
@@ -185,13 +190,13 @@ class Attention:
     def weights(self, name: str) -> dict[str, Weight]:
         """Return the weights of the block `name` by what each is to it, in the order of the store.
 
-        Q, K, V, O are [granules, numbers of their heads, hidden], so that what a rank holds of each is one contiguous range: O is the
-        transpose of what PyTorch stores.
+        Q, K, V, O are [heads, dim, hidden], so that what a rank holds of each is one contiguous range: O is the transpose of what PyTorch
+        stores.
         """
-        axes = ("heads", "dim", "hidden")
-        shapes = {m: (self.granules, self.dim * (self.group if m in "qo" else 1), self.hidden) for m in "qkvo"}
-        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "attention", axes, shapes[m], int(m != "o")) for m in "qkvo"}
-        found |= {f"{m}.bias": Weight(f"{name}.{m}.bias", "attention", axes[:2], shapes[m][:2]) for m in "qkv" if m in self.biases}
+        axes = {m: (self.axis_of(m), "dim", "hidden") for m in "qkvo"}
+        shapes = {m: (self.kv_count if m in "kv" else self.heads, self.dim, self.hidden) for m in "qkvo"}
+        found = {f"{m}.weight": Weight(f"{name}.{m}.weight", "attention", axes[m], shapes[m], int(m != "o")) for m in "qkvo"}
+        found |= {f"{m}.bias": Weight(f"{name}.{m}.bias", "attention", axes[m][:2], shapes[m][:2]) for m in "qkv" if m in self.biases}
         for m in "qk":
             norm = self.head_norm(m)
             found |= {f"{m}.norm.{role}": one for role, one in norm.weights(f"{name}.{m}.norm").items()} if norm else {}
@@ -284,7 +289,7 @@ class Layer:
         attention, mlp = self.attention, self.mlp
         norms = {"before": self.before, "after": self.after, "inside": self.given}
         said = {
-            f"{counted(attention.heads, 'heads')} read {attention.granules} of keys and values": attention.group > 1,
+            f"{counted(attention.heads, 'heads')} read {attention.kv_count} of keys and values": attention.group > 1,
             "causal": attention.causal,
             f"a window of {attention.window} rows": attention.window is not None,
             "rotary positions": attention.rotary is not None,

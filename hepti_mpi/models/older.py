@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Norm, plain
+from hepti_mpi.models.blocks import Layer, Norm, plain
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Normalize, Patches, Step, Words
 
 NORM_EPS = 1e-5  # of torch.nn.LayerNorm
 PLAIN = ("norm", "norm_eps", "activation")  # what told what plain layers are
+
+
+def heads_of(heads: int, layer: Layer) -> int:
+    """Return the query heads, where a description may have those of keys and values in their place."""
+    return layer.attention.heads if heads == layer.attention.kv_heads else heads
 
 
 def layers_of(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer, Norm, Weight, layer_from_json
 from hepti_mpi.models.formats import F16, F32, NARROWER, Q8, Q8_BLOCKS, Q8_WIDE, Blocks, Format, format_named
-from hepti_mpi.models.older import PLAIN, back_of, front_of, layers_of
+from hepti_mpi.models.older import PLAIN, back_of, front_of, heads_of, layers_of
 from hepti_mpi.models.steps import Lookup, Step, Words, read_steps
 from hepti_mpi.wording import counted
 
@@ -21,7 +21,7 @@ LISTED = ("order", "last")  # what only some models say
 class ModelSpec:
     """The sizes and options that fix what is computed.
 
-    `heads`, `ffn`: in how many granules and columns ranks divide an attention and an MLP, the same in all layers.
+    `heads`, `ffn`: the query heads of an attention and the columns of an MLP, which ranks divide, the same in all layers.
     `kinds`: the few layers that differ; `order`: per layer which of them it is, and maybe of more layers than there are, or () where there
     is one kind; `last`: the norm behind the last layer.
     `positions`: the largest number of rows of one request.
@@ -72,9 +72,12 @@ class ModelSpec:
         for layer in self.kinds:
             attention, mlp = layer.attention, layer.mlp
             sizes = {"hidden": self.hidden, "heads": self.heads, "ffn": self.ffn}
-            found = {"hidden": attention.hidden, "heads": attention.granules, "ffn": mlp.width}
-            if found != sizes or mlp.hidden != self.hidden or attention.heads % self.heads or attention.dim < 1:
-                raise ModelError(f"model {self.name}: a layer of it has {found} and {counted(attention.heads, 'heads')}, the model {sizes}")
+            found = {"hidden": attention.hidden, "heads": attention.heads, "ffn": mlp.width}
+            if found != sizes or mlp.hidden != self.hidden or attention.heads % attention.kv_count or attention.dim < 1:
+                raise ModelError(f"model {self.name}: a layer of it has {found}, the model {sizes}")
+            if attention.kv_count != self.kv_heads:
+                heads = f"{attention.kv_count} and {self.kv_heads} heads of keys and values"
+                raise ModelError(f"model {self.name}: layers with {heads} are not supported")
             if layer.parallel and (layer.scaled or any((*layer.given, *layer.after))):
                 raise ModelError(f"model {self.name}: parallel blocks with norms or scales of what they give are not supported")
             if mlp.activation not in ACTIVATIONS:
@@ -82,9 +85,27 @@ class ModelSpec:
 
     @property
     def head_dim(self) -> int:
-        """Numbers in a row of the queries of a granule of heads."""
-        attention = self.layer(0).attention
-        return attention.group * attention.dim
+        """Numbers in a row of a head."""
+        return self.layer(0).attention.dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kinds[0].attention.kv_count
+
+    @property
+    def group(self) -> int:
+        """Query heads that read one head of keys and values."""
+        return self.kinds[0].attention.group
+
+    @cached_property
+    def head_granule(self) -> int:
+        """Ranks divide the query heads in multiples of this: where texts are written, as few as the formats allow; else those that read one
+        head of keys and values stay together."""
+        if not self.generates:
+            return self.group
+        every = (weight for number in range(self.layers) for weight in layer_weights(self, number)) if self.formats else ()
+        return lcm(1, *{weight.format.granule(weight.shape, 0) for weight in every if weight.split == "heads" and weight.inner == 0})
 
     @cached_property
     def column_granule(self) -> int:
@@ -145,9 +166,9 @@ class ModelSpec:
                 break
             name = name.rpartition(".")[0]
         kind = weight.format if found is None else format_named(found)
-        if weight.split == "heads" and weight.inner == 0 and kind.granule(weight.shape, 0) != 1:
+        if weight.split == "heads" and weight.inner == 0 and self.group % kind.granule(weight.shape, 0):
             assert isinstance(kind, Blocks)
-            why = f"ranks divide its heads of {weight.shape[1]}, no multiple of {kind.block}"
+            why = f"ranks divide its heads of {self.group * weight.shape[1]}, no multiple of {kind.block}"
             raise ModelError(f"{weight.name} cannot be {kind.name}: {why}")
         return weight if weight.format == kind else replace(weight, format=kind)
 
@@ -160,9 +181,10 @@ class ModelSpec:
         """Rebuild a spec. Raises ModelError when a key is missing, unknown or of the wrong kind."""
         try:
             steps = {key: read_steps(data[key]) if key in data else of(data) for key, of in (("front", front_of), ("back", back_of))}
-            listed = {"kinds": tuple(map(layer_from_json, data["kinds"]))} if data.get("kinds") else layers_of(data)
+            listed: dict[str, Any] = {"kinds": tuple(map(layer_from_json, data["kinds"]))} if data.get("kinds") else layers_of(data)
             listed |= {"order": tuple(data.get("order", ()))}
             listed |= {"last": Norm(**data["last"])} if data.get("last") is not None else {}
+            listed |= {"heads": heads_of(data["heads"], listed["kinds"][0])}
             known = {key: value for key, value in data.items() if key not in PLAIN}
             return cls(**(known | steps | listed | {"labels": tuple(data["labels"])}))
         except (TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
@@ -184,8 +206,15 @@ def layer_bytes(spec: ModelSpec, mapped: bool = False) -> dict[str | None, int]:
     for number in numbers:
         for weight in layer_weights(spec, number):
             if not (mapped and weight.split and weight.format is F32):
-                result[weight.split] += weight.held
+                result["heads" if weight.split == "kv_heads" else weight.split] += weight.held
     return {axis: -(-total // len(numbers)) for axis, total in result.items()}
+
+
+def kv_bytes(spec: ModelSpec, mapped: bool = False) -> int:
+    """Return those bytes of a layer, as layer_bytes has them, that belong to heads of keys and values which several query heads read."""
+    numbers = range(spec.layers if spec.formats or len(spec.kinds) > 1 else 1)
+    every = (weight for number in numbers for weight in layer_weights(spec, number) if weight.split == "kv_heads")
+    return -(-sum(weight.held for weight in every if not (mapped and weight.format is F32)) // len(numbers))
 
 
 def product_formats(spec: ModelSpec) -> dict[str, float]:
@@ -215,7 +244,7 @@ def reduced(spec: ModelSpec, name: str, head: str | None = None) -> ModelSpec:
     if kind is F32:
         return spec
     every = [weight for number in range(spec.layers) for weight in layer_weights(spec, number)]
-    cut = {weight.name: _cut(weight, kind) for weight in every if weight.split == "heads" and weight.inner == 0}
+    cut = {weight.name: _cut(weight, kind, spec.group) for weight in every if weight.split == "heads" and weight.inner == 0}
     wide = isinstance(kind, Blocks) and kind.block == Q8_WIDE.block
     words = dict.fromkeys(tables, name if kind is F16 else (Q8_WIDE if wide else Q8_BLOCKS).name)
     return replace(spec, formats={"": name} | {weight: one.name for weight, one in cut.items() if one is not kind} | words)
@@ -228,9 +257,9 @@ def _with_head(spec: ModelSpec, kind: Format, head: Format, tables: list[str]) -
     return replace(spec, formats=layers | (dict.fromkeys(tables, head.name) if head is not F32 else {}))
 
 
-def _cut(weight: Weight, kind: Format) -> Format:
-    """Return the format like `kind` in which ranks can cut a weight along its sum."""
-    while kind.granule(weight.shape, 0) != 1:
+def _cut(weight: Weight, kind: Format, group: int) -> Format:
+    """Return the format like `kind` in which ranks can cut a weight along its sum, at least between groups of so many heads."""
+    while group % kind.granule(weight.shape, 0):
         kind = NARROWER.get(kind, Q8)
     return kind
 

@@ -87,6 +87,11 @@ class Case:
         nothing = (0,) * self.ranks
         return Plan(self.spec.name, self.source_hash, (SEQUENCE,) * self.spec.layers, nothing, nothing, tuple(rows), *self.everyone)
 
+    def heads(self, shares: Sequence[float] | np.ndarray) -> tuple[int, ...]:
+        """Divide heads, those that read the same K and V together where no rank lacks any then."""
+        whole = np.count_nonzero(shares) <= self.spec.kv_heads
+        return splits.split(self.spec.heads, shares, self.spec.group if whole else self.spec.head_granule)
+
     def columns(self, shares: Sequence[float] | np.ndarray) -> tuple[int, ...]:
         return splits.split(self.spec.ffn, shares, self.spec.column_granule)
 
@@ -125,7 +130,7 @@ def megatron(case: Case) -> Plan:
     Source: Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism", 2019,
     arXiv 1909.08053. It asks for counts that the ranks divide; here they are as even as integers allow.
     """
-    return case.tensor(splits.even(case.spec.heads, case.ranks), case.columns((1,) * case.ranks), "allreduce")
+    return case.tensor(case.heads((1,) * case.ranks), case.columns((1,) * case.ranks), "allreduce")
 
 
 def voltage(case: Case) -> Plan:
@@ -150,12 +155,13 @@ def galaxy(case: Case) -> Plan:
     plan = replace(megatron(case), reduction="reduce_scatter")  # the values are those of any division
     room = case.limits - case.norm_bytes - case.activations(plan, np.ones(case.ranks))
     granules = -(-spec.ffn // spec.column_granule)
-    head_bytes, granule_bytes = case.attention_bytes / spec.heads, case.mlp_bytes / spec.ffn * spec.column_granule
+    groups = spec.kv_heads
+    head_bytes, granule_bytes = case.attention_bytes / groups, case.mlp_bytes / spec.ffn * spec.column_granule
     fraction = np.clip(room / (case.attention_bytes + case.mlp_bytes), 0, 1)
     for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
-        heads = overflowed(spec.heads, speed, np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads)))
+        heads = overflowed(groups, speed, np.minimum(rounding(fraction * groups), most(room, head_bytes, groups)))
         columns = case.columns(overflowed(granules, speed, most(room - heads * head_bytes, granule_bytes, granules)))
-        plan = case.tensor(heads.tolist(), columns, "reduce_scatter")
+        plan = case.tensor((heads * spec.group).tolist(), columns, "reduce_scatter")
         if (case.memory(plan) <= case.limits).all():
             break
     return plan
@@ -238,7 +244,7 @@ def ram(case: Case) -> Plan:
     each device layers in proportion to its memory, which compute one after the other; here every layer is divided in that proportion.
     """
     memory = np.maximum(case.limits, 1)
-    return case.tensor(splits.split(case.spec.heads, memory), case.columns(memory), "allreduce")
+    return case.tensor(case.heads(memory), case.columns(memory), "allreduce")
 
 
 def single(case: Case) -> Plan:

@@ -10,11 +10,12 @@ from itertools import chain, groupby
 
 import numpy as np
 
-from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.models.spec import ModelSpec, kv_bytes, layer_bytes
 from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes
 from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
+from hepti_mpi.program.grouping import shared
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
 
@@ -89,9 +90,10 @@ class Costs:
         self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
         self.limits, self.ranks = limits, len(limits) // 2
         held = layer_bytes(spec, mapped)  # pages of a file can be evicted
-        self.attention_bytes, self.mlp_bytes = held["heads"], held["columns"]
+        self.attention_bytes, self.mlp_bytes, self.kv_bytes = held["heads"], held["columns"], kv_bytes(spec, mapped)
         if kept is not None:
-            self.attention_bytes += -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.heads) // spec.layers)
+            cached = -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads) // spec.layers)
+            self.attention_bytes, self.kv_bytes = self.attention_bytes + cached, self.kv_bytes + cached
             self.mlp_bytes += -(-word_bytes(spec, mapped) // spec.layers)
         self.norm_bytes = spec.layers * held[None]
         self.steady = steady(spec)
@@ -178,6 +180,8 @@ class Costs:
         layers, layouts = self.spec.layers, like.layouts
         by_heads, by_columns = [a for a, _ in layouts].count("heads"), [m for _, m in layouts].count("columns")
         weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (layers - by_heads) * (rows > 0))
+        kv_heads, _ = shared(heads, self.spec.group, axis=1)  # what ranks have twice, where they have parts of a group
+        weights += by_heads * self.kv_bytes * (kv_heads / self.spec.kv_heads - heads / self.spec.heads)
         weights += self.mlp_bytes * (by_columns * columns / self.spec.ffn + (layers - by_columns) * (rows > 0))
         part = heads / self.spec.heads
         if by_heads < layers and not any(a == "alltoall" for a, _ in layouts):

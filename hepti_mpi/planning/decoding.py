@@ -17,9 +17,10 @@ from hepti_mpi.planning.memory import cache_bytes
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.planning.stepping import Steps, divided
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import Plan, granules_fit
 
 DIVIDED = ("heads", "columns")
+INSIDE = 1.01  # times as soon as whole groups of heads parts of them must promise to be: two more nodes a layer lay them out
 BY_WEIGHTS = ("hepti", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
 
 
@@ -47,7 +48,8 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     chunks = -(-request.prompt // taken.pricer.rows)
 
     def whole(plans: Sequence[Plan]) -> np.ndarray:
-        return np.asarray(chunks * taken.each(plans) + request.answer * added.each(plans))
+        inside = np.array([not granules_fit(plan.heads, spec.group) for plan in plans])
+        return np.asarray((chunks * taken.each(plans) + request.answer * added.each(plans)) * np.where(inside, INSIDE, 1))
 
     like = next((one.plan for one in every if one.plan.divided), None)
     if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
@@ -109,7 +111,7 @@ def _searched(spec: ModelSpec, source_hash: str, profile: ClusterProfile, reques
     if not request.kept:
         raise refused[0]
     search.choose(spec, source_hash, profile, replace(request, kept=0))  # says what is lacking for the weights alone
-    bytes_ = request.kept * cache_bytes([layer.attention for layer in spec.each()], spec.heads)
+    bytes_ = request.kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads)
     raise CapacityError(
         f"no plan has room for keys and values: those of {request.kept} rows take {bytes_} bytes in all, beside the weights; "
         "make answers fewer or shorter with --slots and --context, or give more memory or ranks"

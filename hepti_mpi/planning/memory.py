@@ -37,9 +37,9 @@ def activation_bytes(
     return (widths[0] * rows + widths[1] * own + rows * inner + scores * (rows * longest + padded) * part) * FLOAT
 
 
-def cache_bytes(blocks: Sequence[Attention], granules: int) -> int:
-    """Return the bytes that the keys and values of one row take in layers with these attentions, of `granules` granules of heads."""
-    return sum(2 * FLOAT * granules * block.dim for block in blocks)
+def cache_bytes(blocks: Sequence[Attention], heads: int) -> int:
+    """Return the bytes that the keys and values of one row take in layers with these attentions, of so many heads of each."""
+    return sum(2 * FLOAT * heads * block.dim for block in blocks)
 
 
 def word_table(spec: ModelSpec) -> Weight:

@@ -19,6 +19,7 @@ from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.traffic import Links, Shares, Traffic, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import Laid
+from hepti_mpi.program.grouping import shared
 from hepti_mpi.program.ops import Op, Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
@@ -290,7 +291,8 @@ class Batch:
         self.by_messages = like.divided and (not self.in_turn or pricer.emulated)
         own = shares.rows
         every = {"rows": own, "full": np.broadcast_to(own.sum(axis=0), own.shape)}
-        self.parts = {name: Share(rows, rows * pricer.attended, shares.heads, shares.columns) for name, rows in every.items()}
+        heads = shares.heads, shares.columns, *shared(shares.heads, pricer.spec.group)
+        self.parts = {name: Share(rows, rows * pricer.attended, *heads) for name, rows in every.items()}
         self.segment = pricer.segment[self.places[:, None]]
         self.known: dict[Kind, Sequence[Done]] = {}  # by tile; layers repeat: price each kind of step once
 

@@ -1,7 +1,7 @@
 """Improve a priced plan by small moves while its price falls. Pure: knows counts and prices, not how a first plan is found.
 
-Moved are rows, heads and granules of columns between ranks, and rows between tiles: a rank with few rows is better off with all of
-them in one tile, since small products are bound by reading the weights. All moves from a plan are priced at once, and the best is taken.
+Moved are rows, groups of heads and granules of columns between ranks, and rows between tiles: a rank with few rows is better off with all
+of them in one tile, since small products are bound by reading the weights. All moves from a plan are priced at once, and the best is taken.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,7 +140,7 @@ class Refinement:
         of_columns = np.concatenate([_moved(columns, pairs, step * granule) for step in COLUMN_STEPS])
         starts = np.cumsum(of_columns, axis=1) - of_columns
         of_columns = of_columns[((starts % granule == 0) | (of_columns == 0)).all(axis=1)]  # as plan.granules_fit() wants it
-        moved = np.concatenate(of_rows).reshape(-1, tiles, ranks), _moved(heads, pairs, 1), of_columns
+        moved = np.concatenate(of_rows).reshape(-1, tiles, ranks), _moved(heads, pairs, self.spec.group), of_columns
         return [  # what moves, while the others stay
             np.concatenate([after if what == moving else np.repeat(one[None], len(after), axis=0) for moving, after in enumerate(moved)])
             for what, one in enumerate((cells, heads, columns))

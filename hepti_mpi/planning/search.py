@@ -244,7 +244,7 @@ class _Search:
         if heads is None or columns is None:
             return None
         if not by_heads and any(a == "alltoall" for a, _ in layers):  # as the rows: what a rank keeps does not travel
-            heads = np.array(splits.split(spec.heads, rows))
+            heads = np.array(splits.split(spec.heads, rows, spec.group))
         result = np.zeros((3, self.ranks), np.int64)
         result[:, members] = heads, columns, rows
         return result[0], result[1], result[2]
@@ -289,7 +289,7 @@ class _Search:
         among = pricer.members(tuple(members.tolist()))
         at, crowding = among.places[:, 0], among.crowding[:, 0]
         gemm, each = pricer.gemm[at, rows], self.each
-        head_bytes = by_heads * self.attention_bytes / spec.heads
+        groups, head_bytes = spec.kv_heads, by_heads * self.attention_bytes / spec.kv_heads
         column_bytes = by_columns * self.mlp_bytes / spec.ffn
         whole = by_heads * self.attention_bytes + by_columns * self.mlp_bytes
         fraction = np.clip(room / whole, 0, 1) if whole else np.ones(len(members))
@@ -298,17 +298,17 @@ class _Search:
         granule, granules = spec.column_granule, -(-spec.ffn // spec.column_granule)
         for rounding in (np.floor, np.ceil):  # where whole heads leave gaps, let one more head take columns' room
             if by_heads:
-                limit = np.minimum(rounding(fraction * spec.heads), most(room, head_bytes, spec.heads))
+                limit = np.minimum(rounding(fraction * groups), most(room, head_bytes, groups))
                 per_row = (pricer.attention[at] * 2.0 * each.attended + pricer.arrange[at]) * rows
-                cost = (gemm * (each.attention / each.width) + per_row) * (each.width / spec.heads) * crowding
-                heads = divide(cost, spec.heads, limit, shares)
+                cost = (gemm * (each.attention / each.width) + per_row) * (each.width / groups) * crowding
+                heads = divide(cost, groups, limit, shares)
             if heads is not None and by_columns:
                 limit = most(room - heads * head_bytes, column_bytes * granule, granules)
                 cost = (gemm * (each.mlp / spec.ffn) + pricer.activation[at] * rows) * granule * crowding
                 units = divide(cost, granules, limit, shares)
                 columns = None if units is None else np.array(splits.split(spec.ffn, units, granule))
             if heads is not None and columns is not None:
-                return heads, columns
+                return heads * spec.group, columns
         return None, None
 
     def eased(self, mapped: Candidate) -> Candidate:
@@ -331,7 +331,7 @@ class _Search:
         name = self.plan(layers, MPI, *[np.isin(np.arange(self.ranks), everyone)] * 3).strategy
         others = self.request.shares is None and name == "tensor"  # divided by memory
         if others:
-            lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.heads)  # at the least one head of one layer
+            lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.kv_heads)  # at the least one head of one layer
         worst = int(np.argmin(room) if others else np.argmax(lack))
         rank = everyone[worst]
         found = capacity.Lack(name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others)

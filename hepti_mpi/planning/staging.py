@@ -99,7 +99,7 @@ class _Stages:
         self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
         self.mode = "mapped" if request.mode == "mapped" else "packed"
         held = layer_bytes(spec, self.mode == "mapped")
-        kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.heads)
+        kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads)
         self.layer_bytes = sum(held.values()) + -(-kept // spec.layers)
         self.word_bytes = word_bytes(spec, self.mode == "mapped")
         self.paces: dict[tuple[NodeProfile, int], _Pace] = {}

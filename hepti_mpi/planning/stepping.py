@@ -83,17 +83,26 @@ def divided(spec: ModelSpec, profile: ClusterProfile, request: Request, costs: C
     ranks = len(profile.nodes)
     if request.shares is not None or not 1 < ranks <= MOST_RANKS:
         return None
-    found: list[tuple[float, Plan]] = []
+    tops = [_soonest(spec, request, costs, like, whole, granule) for granule in dict.fromkeys((spec.group, spec.head_granule))]
+    found = [top for top in tops if top is not None]
+    return costs.candidates([min(found, key=lambda one: one[0])[1]])[0] if found else None
+
+
+def _soonest(
+    spec: ModelSpec, request: Request, costs: Costs, like: Plan, whole: Whole, granule: int
+) -> tuple[float, Plan] | None:  # fmt: skip
+    """Return the seconds and the plan of the soonest, heads being divided in multiples of `granule`."""
+    found, ranks = list[tuple[float, Plan]](), len(costs.limits) // 2
     speeds = 1 / costs.pricer.gemm[:ranks, 1]
     order = np.argsort(-speeds, kind="stable")
     for count in range(2, ranks + 1):
         share = np.where(np.isin(np.arange(ranks), order[:count]), speeds, 0)
-        plan = replace(like, heads=splits.split(spec.heads, share), columns=splits.split(spec.ffn, share, spec.column_granule))
+        plan = replace(like, heads=splits.split(spec.heads, share, granule), columns=splits.split(spec.ffn, share, spec.column_granule))
         plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * request.rows for rank in range(ranks)))
         if fit(costs, [plan])[0]:
             found.append((float(whole([plan])[0]), plan))
-    tops = [_climbed(spec, costs, *one, whole) for one in sorted(found, key=lambda one: one[0])[:CLIMBS]]
-    return costs.candidates([min(tops, key=lambda one: one[0])[1]])[0] if tops else None
+    tops = [_climbed(spec, costs, *one, whole, granule) for one in sorted(found, key=lambda one: one[0])[:CLIMBS]]
+    return min(tops, key=lambda one: one[0]) if tops else None
 
 
 def fit(costs: Costs, plans: Sequence[Plan]) -> np.ndarray:
@@ -103,10 +112,10 @@ def fit(costs: Costs, plans: Sequence[Plan]) -> np.ndarray:
     return np.asarray((costs.memory(plans[0], heads, columns, rows) <= limits).all(axis=1))
 
 
-def _climbed(spec: ModelSpec, costs: Costs, seconds: float, plan: Plan, whole: Whole) -> tuple[float, Plan]:
+def _climbed(spec: ModelSpec, costs: Costs, seconds: float, plan: Plan, whole: Whole, granule: int) -> tuple[float, Plan]:
     """Move heads and columns between ranks while that helps."""
     for _ in range(MOST_MOVES):
-        near = [one for one in _near(spec, plan) if one.active == plan.active]
+        near = [one for one in _near(spec, plan, granule) if one.active == plan.active]
         near = [one for one, fits in zip(near, fit(costs, near)) if fits] if near else []
         times = whole(near) if near else np.array([np.inf])
         best = int(times.argmin())
@@ -116,10 +125,11 @@ def _climbed(spec: ModelSpec, costs: Costs, seconds: float, plan: Plan, whole: W
     return seconds, plan
 
 
-def _near(spec: ModelSpec, plan: Plan) -> Iterator[Plan]:
+def _near(spec: ModelSpec, plan: Plan, granule: int) -> Iterator[Plan]:
     for one, other in permutations(plan.active, 2):
-        if plan.heads[one]:
-            yield replace(plan, heads=_moved(plan.heads, one, other, 1))
+        for step in dict.fromkeys((spec.group, granule)):
+            if plan.heads[one] >= step:
+                yield replace(plan, heads=_moved(plan.heads, one, other, step))
         for step in (steps * spec.column_granule for steps in STEPS):
             if plan.columns[one] >= step and granules_fit(columns := _moved(plan.columns, one, other, step), spec.column_granule):
                 yield replace(plan, columns=columns)

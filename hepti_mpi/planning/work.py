@@ -13,6 +13,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.memory import word_table
 from hepti_mpi.program import ops
+from hepti_mpi.program.grouping import shared
 from hepti_mpi.program.ops import Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
@@ -53,7 +54,8 @@ SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 
 def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, pairs: float) -> Work:
     """Return the work of a step on one rank: `rows` rows of it, which attend to keys in `pairs` pairs."""
-    share = Share(rows, pairs, plan.heads[rank], plan.columns[rank])
+    kv_heads, attending = (int(every[rank]) for every in shared(np.array(plan.heads), spec.group))
+    share = Share(rows, pairs, plan.heads[rank], plan.columns[rank], kv_heads, attending)
     parts = [op.work(share) for op in step.ops]
     sums = {name: float(sum(getattr(part, name) for part in parts)) for name in SUMMED}
     matrices = [(op, part.weights) for op, part in zip(step.ops, parts) if part.weights]

@@ -93,7 +93,7 @@ class _Builder:
     def short(self, kind: str, values: tuple[str, ...], roles: str, width: int) -> tuple[str, ...]:
         """Exchange in the plan's short type; of a sum the own term stays float32, and so does what is added to it."""
         wire, (have, want) = self.plan.wire, EXCHANGES[kind]
-        scales = math.gcd(width, self.spec.heads) if wire == "int8" else 0
+        scales = math.gcd(width, self.spec.kv_heads) if wire == "int8" else 0
         parts = ("short", "scale") if scales else ("short",)
         cut, came = (tuple(self.new(part) for _ in values for part in parts) for _ in range(2))
         targets = tuple(map(self.new, roles))

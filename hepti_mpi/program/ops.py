@@ -38,12 +38,20 @@ class OpWork:
 @dataclass(frozen=True)
 class Share:
     """What a rank does an operation on. `rows`: of the step; `pairs`: of a query and a key that these rows attend to where they attend to
-    all of their request; `heads`: its own granules of heads; `columns`: the own ones. Numbers, or arrays of one per rank."""
+    all of their request; `heads`, `columns`: the own ones; `kv_heads`: of K and V, that its heads read; `attending`: its heads and those
+    that pad them where it has a part of a group. Numbers, or arrays of one per rank."""
 
     rows: Any
     pairs: Any
     heads: Any
     columns: Any
+    kv_heads: Any = None
+    attending: Any = None
+
+    def __post_init__(self) -> None:
+        for what in ("kv_heads", "attending"):  # as many as `heads` where each reads one of its own
+            if getattr(self, what) is None:
+                object.__setattr__(self, what, self.heads)
 
 
 @dataclass(frozen=True)
@@ -188,7 +196,7 @@ class Project(Op):
     def weights(self) -> Roles:
         found = self.block.weights(f"layers.{self.layer}.attention")
         roles = (role for m in self.matrices for role in (f"{m}.weight", f"{m}.bias") if role in found)
-        return {role: (found[role], self.axis) for role in roles}
+        return {role: (found[role], self.axis and found[role].split) for role in roles}
 
     def gives(self) -> Form:
         return Form(self.axis)
@@ -271,7 +279,7 @@ class Mix(Op):
         return self.reads[1:]
 
     def work(self, share: Share) -> OpWork:
-        width = _width(self, share)
+        width = share.attending * self.block.dim if self.axis else self.block.width
         before, rows, behind = self.block.piece or (0, 0, 0)
         pairs = np.minimum(share.pairs, share.rows * (before + rows + behind)) if rows else share.pairs
         return OpWork(attention=2.0 * pairs * width, arranged=share.rows * width)
@@ -324,11 +332,11 @@ class Mlp(Op):
 @dataclass(frozen=True)
 class Cast(Op):
     """To `dtype`: "float16" or "int8", in which values travel on a short wire, or "float32", and back. `width`: numbers in a row of all
-    `granules` of heads. Where the short one is int8, each value is two there: numbers, and `scales` float32 scales per row of all granules,
+    `heads`. Where the short one is int8, each value is two there: numbers, and `scales` float32 scales per row of all heads,
     one for each block of columns; scale x number is the value again."""
 
     width: int
-    granules: int
+    heads: int
     dtype: str
     scales: int = 0
     everywhere: ClassVar[bool] = True
@@ -361,7 +369,7 @@ class Cast(Op):
         return self.pair * len(self.reads) if self.dtype == "int8" else super().writes_as()
 
     def work(self, share: Share) -> OpWork:
-        width = share.heads * self.width / self.granules if self.axis else self.width
+        width = share.heads * self.width / self.heads if self.axis else self.width
         values = len(self.reads) // (2 if self.needs().dtype == "int8" else 1)
         return OpWork(casts=share.rows * width * values * CASTS["int8" if self.scales else "float16"])
 
@@ -373,5 +381,6 @@ class Cast(Op):
 
 def _width(op: Project | _OfHeads | Mix | Out, share: Share, matrix: str = "q") -> Any:
     """Return the numbers in a row of what `op` computes of one of "qkv"."""
-    whole = op.block.width_of(matrix)
-    return share.heads * (whole // op.block.granules) if op.axis else whole
+    if not op.axis:
+        return op.block.width_of(matrix)
+    return (share.kv_heads if matrix in "kv" else share.heads) * op.block.dim

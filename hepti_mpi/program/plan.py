@@ -25,7 +25,8 @@ class Plan:
     """The division of a run of a model's layers over the ranks of a job or, as a part of a placement, over those of a stage.
 
     `layers`: per layer its (attention, mlp) layout, of LAYOUTS. `first`: the number of the first of them.
-    `heads`, `columns`: per rank, how many it holds; each sums to the model's count or, where no layer is so divided, is all 0.
+    `heads`, `columns`: per rank, how many query heads and columns it holds; each sums to the model's count or, where no layer is so
+    divided, is all 0. What is read by query heads of several ranks, of K and V, is on each of them.
     `rows`: per rank, its rows of a request of `planned_rows`; other requests are divided in the same proportion.
     `weights_mode`: per rank "packed" or "mapped".
     `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
@@ -193,8 +194,9 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool 
     for what, wanted, counts, total in (("heads", by_heads, plan.heads, spec.heads), ("columns", by_columns, plan.columns, spec.ffn)):
         if sum(counts) != (total if wanted else 0):
             raise PlanError(f"the plan has {sum(counts)} {what}, model {spec.name} has {total}")
-    if not granules_fit(plan.columns, spec.column_granule):
-        raise PlanError(f"the plan's columns do not start at multiples of {spec.column_granule}")
+    for what, counts, granule in (("heads", plan.heads, spec.head_granule), ("columns", plan.columns, spec.column_granule)):
+        if not granules_fit(counts, granule):
+            raise PlanError(f"the plan's {what} do not start at multiples of {granule}")
     if plan.planned_rows < 1:
         raise PlanError("the plan has no rows")
     for what, known in (("reduction", REDUCTIONS), ("collectives", COLLECTIVES), ("wire", WIRES)):

@@ -105,7 +105,8 @@ def inspection_document(store: Store) -> dict[str, Any]:
 def _fullest(store: Store, layout: tuple[str, str], ranks: int) -> int:
     """Return the bytes of rank 0's layers when heads, columns and rows are divided evenly."""
     spec = store.spec
-    heads = splits.even(spec.heads if layout[0] == "heads" else 0, ranks)
+    granule = spec.group if ranks <= spec.kv_heads else spec.head_granule
+    heads = splits.split(spec.heads if layout[0] == "heads" else 0, (1,) * ranks, granule)
     columns = splits.split(spec.ffn if layout[1] == "columns" else 0, (1,) * ranks, spec.column_granule)
     rows = splits.even(max(ranks, 128), ranks)
     plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, heads, columns, rows, ("",) * ranks, ("packed",) * ranks)

@@ -10,8 +10,8 @@ import numpy as np
 
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.weights.slices import Slice
-from hepti_mpi.weights.store import Store, joined, write_part
+from hepti_mpi.weights.slices import Slice, joined
+from hepti_mpi.weights.store import Store, write_part
 
 Fetch = Callable[[Slice], Mapping[str, np.ndarray]]
 

@@ -1,10 +1,11 @@
 """Which weights a rank needs. Pure: turns the operations of a program into ranges of store tensors; opens no file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from hepti_mpi.models.formats import F32, Format, Parts
 from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
 from hepti_mpi.models.steps import Words
 from hepti_mpi.program.build import make_program
+from hepti_mpi.program.grouping import read
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program
@@ -58,16 +60,40 @@ def all_weights(spec: ModelSpec) -> tuple[Weight, ...]:
 
 
 def granule(spec: ModelSpec, weight: Weight) -> int:
-    """Return how many entries along dim 0 share one checksum: a head, a granule of columns, or all."""
+    """Return how many entries along dim 0 share one checksum: a head or as many as a format cuts at, a granule of columns, or all."""
     if spec.generates and weight.axes[0] == "words":  # which ranks divide too
         return WORDS
-    return {"heads": 1, "columns": spec.column_granule}.get(weight.split or "", weight.shape[0])
+    heads = weight.format.granule(weight.shape, weight.inner or 0)
+    return {"heads": heads, "kv_heads": heads, "columns": spec.column_granule}.get(weight.split or "", weight.shape[0])
 
 
 def span(weight: Weight, first: int = 0, stop: int | None = None) -> Slice:
     """Return entries [first, stop) of a weight; all of them when they are left out."""
     stop = weight.shape[0] if stop is None else stop
     return Slice(weight.name, first, (stop - first, *weight.shape[1:]), weight.format, weight.inner or 0)
+
+
+class Whole(Protocol):
+    """What a part is cut out of: a Store, or what stands in for one."""
+
+    spec: ModelSpec
+    files: dict[str, bytes]
+    source_hash: str
+
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]: ...
+
+    def verify(self, slices: Iterable[Slice]) -> int: ...
+
+
+def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
+    """Return one slice per tensor that covers all of `slices`: a rank may hold its heads or columns, or all where a layer is computed
+    by rows."""
+    weights = {weight.name: weight for weight in all_weights(spec)}
+    ranges: dict[str, tuple[int, int]] = {}
+    for piece in slices:
+        first, stop = ranges.get(piece.name, (piece.first, piece.first))
+        ranges[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
+    return [span(weights[name], *bounds) for name, bounds in ranges.items()]
 
 
 @dataclass(frozen=True)
@@ -85,11 +111,13 @@ class Part:
 
     @cached_property
     def bounds(self) -> dict[str, tuple[int, int]]:
-        """The (start, stop) of its heads and of its columns."""
-        return {"heads": splits.bounds(self.plan.heads, self.rank), "columns": splits.bounds(self.plan.columns, self.rank)}
+        """The (start, stop) of its heads, of those of K and V that they read, and of its columns."""
+        heads = splits.bounds(self.plan.heads, self.rank)
+        return {"heads": heads, "kv_heads": read(*heads, self.spec.group), "columns": splits.bounds(self.plan.columns, self.rank)}
 
     @property
     def heads(self) -> int:
+        """How many query heads it has of a block that is divided by them."""
         start, stop = self.bounds["heads"]
         return stop - start
 
@@ -152,10 +180,12 @@ class DecodingPart(Part):
     def program(self) -> Program:
         return make_program(self.spec, self.plan, everywhere=True)
 
-    @property
-    def granules(self) -> int:
-        """How many granules of heads it computes."""
-        return self.heads if not self.plan.keeps_requests else self.spec.heads if self.holds_rows else 0
+    def computed(self, axis: str) -> int:
+        """Return how many of the query "heads" it computes, or of those of K and V, "kv_heads", which it keeps."""
+        if self.plan.keeps_requests:
+            return int(getattr(self.spec, axis)) if self.holds_rows else 0
+        start, stop = self.bounds[axis]
+        return stop - start
 
     @property
     def words(self) -> Words:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -28,10 +29,10 @@ from hepti_mpi.models.formats import VALUES
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped, read_accuracy
 from hepti_mpi.weights.prepacked import Prepacked
-from hepti_mpi.weights.slices import Slice, all_weights, granule, span
+from hepti_mpi.weights.slices import Slice, Whole, all_weights, granule, joined, span
 
-FORMAT, FORMAT_VERSION = "hepti-store", 2
-READ = (1, 2)  # versions; the first knows float32 only
+FORMAT, FORMAT_VERSION = "hepti-store", 3
+READ = (1, 2, 3)  # versions; the first knows float32 only, both first count query heads that read the same K and V as one
 PART_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a part of a usual tensor
 MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
@@ -110,17 +111,6 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             raise StoreError(f"the model gave no tensor {next(iter(expected))} ({len(expected)} are missing)")
 
 
-def joined(spec: ModelSpec, slices: Iterable[Slice]) -> list[Slice]:
-    """Return one slice per tensor that covers all of `slices`: a rank may hold its heads or columns, or all where a layer is computed
-    by rows."""
-    weights = {weight.name: weight for weight in all_weights(spec)}
-    ranges: dict[str, tuple[int, int]] = {}
-    for piece in slices:
-        first, stop = ranges.get(piece.name, (piece.first, piece.first))
-        ranges[piece.name] = min(first, piece.first), max(stop, piece.first + piece.shape[0])
-    return [span(weights[name], *bounds) for name, bounds in ranges.items()]
-
-
 def note_accuracy(path: Path, found: Accuracy) -> None:
     """Keep in the store at `path` what its formats cost, where that is finite. Raises: StoreError."""
     if not math.isfinite(found.largest):
@@ -130,18 +120,6 @@ def note_accuracy(path: Path, found: Accuracy) -> None:
             file.attrs["accuracy"] = json.dumps(asdict(found))
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {_short(error)}") from None
-
-
-class Whole(Protocol):
-    """What a part is cut out of: a Store, or what stands in for one."""
-
-    spec: ModelSpec
-    files: dict[str, bytes]
-    source_hash: str
-
-    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]: ...
-
-    def verify(self, slices: Iterable[Slice]) -> int: ...
 
 
 def write_part(path: Path, whole: Whole, slices: Iterable[Slice], progress: Progress = lambda written: None) -> None:
@@ -231,7 +209,8 @@ class Store:
             raise StoreError(f"{self.path} is an HDF5 file but not a weight store of hepti_mpi")
         version = int(attributes["format_version"])
         if version not in READ:
-            raise StoreError(f"{self.path} has store format {version}, this program reads {' and '.join(map(str, READ))}; {AGAIN}")
+            known = f"{READ[0]} to {READ[-1]}"
+            raise StoreError(f"{self.path} has store format {version}, this program reads {known}; {AGAIN}")
         text, self.source_hash = str(attributes["spec"]), str(attributes["source_hash"])
         self.files: dict[str, bytes] = {}
         found: list[tuple[str, Any]] = []  # a file's name may have a folder in it
@@ -247,6 +226,11 @@ class Store:
         if self.spec.layers > MOST_LAYERS:
             raise StoreError(f"{self.path} describes {self.spec.layers} layers, more than {MOST_LAYERS}; {AGAIN}")
         self.weights = {weight.name: weight for weight in all_weights(self.spec)}
+        self._group = self.spec.group if version < 3 else 1  # heads that the file counts as one
+
+    def _as_one(self, weight: Weight) -> int:
+        """Return how many entries of a weight the file counts as one."""
+        return self._group if weight.split == "heads" else 1
 
     @property
     def accuracy(self) -> Accuracy | None:
@@ -293,6 +277,7 @@ class Store:
             dataset, weight = self._file[_place(name, VALUES)], self.weights[name]
             entries = dataset.shape[0] if dataset.shape else weight.shape[0]  # of a store of version 1
             first, count = int(dataset.attrs["first"]), int(dataset.attrs.get("count", entries))
+            first, count = first * self._as_one(weight), count * self._as_one(weight)
             self._held[name] = span(weight, first, first + count)
         return self._held[name]
 
@@ -305,6 +290,8 @@ class Store:
         except Exception as error:
             raise StoreError(f"{self.path}: tensor {piece.name} is damaged ({_short(error)}); {AGAIN}") from None
         array = held.parts[part]
+        if self._as_one(self.weights[piece.name]) > 1 and prod(shape) == prod(array.shape):
+            shape = array.shape  # the same numbers in the same order
         if (kind, shape) != (array.kind, array.shape) or offset is None or (held.format, held.shape[1:]) != (piece.format, piece.shape[1:]):
             expected = f"{array.kind} {array.shape}"
             what = f"{part} of " * (part != VALUES) + f"tensor {piece.name}"
@@ -354,15 +341,28 @@ class Store:
             raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged ({_short(error)}); {AGAIN}") from None
         raise StoreError(f"{self.path}: the checksums of tensor {piece.name} are damaged; {AGAIN}")
 
+    def _checked(self, piece: Slice) -> Slice:
+        """Return a slice with what shares a checksum with it. Raises StoreError when the file does not hold it."""
+        if self._as_one(self.weights[piece.name]) == 1:
+            return piece
+        self.region(piece)
+        held, each = self._piece(piece.name), granule(self.spec, self.weights[piece.name]) * self._as_one(self.weights[piece.name])
+        first, stop = piece.first - held.first, piece.first + piece.shape[0] - held.first
+        return span(self.weights[piece.name], held.first + first // each * each, held.first + min(-(-stop // each) * each, held.shape[0]))
+
     def _sums_of(self, piece: Slice, part: str) -> tuple[int, int, list[int]]:
         """Return how many entries of a part share a checksum, the number of the first one of a slice, and those of the slice."""
-        count, step = self.region(piece, part).shape[0], piece.parts[part].entries(granule(self.spec, self.weights[piece.name]))
+        count, weight = self.region(piece, part).shape[0], self.weights[piece.name]
+        step = piece.parts[part].entries(granule(self.spec, weight) * self._as_one(weight))
         begin = piece.parts[part].cut(piece.first - self._piece(piece.name).first, 0)[0]
         return step, begin // step, self._checksums(piece, part, begin // step, -(-(begin + count) // step))
 
     def content(self, slices: Iterable[Slice]) -> bytes:
         """Return what tells slices of the same numbers: their checksums. Raises StoreError."""
-        found = [(piece.name, piece.format.name, part, self._sums_of(piece, part)[2]) for piece in slices for part in piece.parts]
+        found = [
+            (piece.name, piece.format.name, piece.first, piece.shape[0], part, self._sums_of(self._checked(piece), part)[2])
+            for piece in slices for part in piece.parts
+        ]  # fmt: skip
         return json.dumps([self.source_hash, found]).encode()
 
     def verify(self, slices: Iterable[Slice]) -> int:
@@ -374,8 +374,8 @@ class Store:
 
     def _verify(self, piece: Slice, part: str) -> int:
         """Verify a part of a slice; return its bytes."""
-        region, at = self.region(piece, part), _place(piece.name, part)
-        step, first_sum, sums = self._sums_of(piece, part)
+        piece, at = self._checked(piece), _place(piece.name, part)
+        region, (step, first_sum, sums) = self.region(piece, part), self._sums_of(piece, part)
         count, row = region.shape[0], region.bytes // max(region.shape[0], 1)
         if {(at, first_sum + number) for number in range(len(sums))} <= self._sound:
             return region.bytes

@@ -63,7 +63,7 @@ def divided(machine, store, shares):
 
 def divided_by(store, ranks, shares=None):
     spec, shares = store.spec, shares or tuple(range(1, ranks + 1))
-    heads, columns = splits.split(spec.heads, shares), splits.split(spec.ffn, shares, spec.column_granule)
+    heads, columns = splits.split(spec.heads, shares, spec.head_granule), splits.split(spec.ffn, shares, spec.column_granule)
     rows = splits.split(1, shares)
     return Plan(spec.name, store.source_hash, (("heads", "columns"),) * spec.layers, heads, columns, rows, ("here",) * ranks,
                 ("packed",) * ranks)  # fmt: skip

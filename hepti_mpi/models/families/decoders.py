@@ -78,7 +78,7 @@ class Sizes:
     def fields(self, each: Sequence[Layer], front: tuple[Step, ...] = ()) -> dict[str, Any]:
         """Return the ModelSpec fields of a decoder with these layers; words alone lead to them unless `front` says more."""
         return {
-            "layers": self.layers, "hidden": self.hidden, "heads": self.kv_heads, "ffn": self.ffn, "positions": self.positions,
+            "layers": self.layers, "hidden": self.hidden, "heads": self.heads, "ffn": self.ffn, "positions": self.positions,
             "embedding": "tokens", **listed(each), "last": self.norm,
             "front": front or (Lookup("embedding.words", "ids", self.vocabulary, self.hidden),),
         }  # fmt: skip
