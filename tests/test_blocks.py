@@ -42,7 +42,7 @@ def kept(folder, name):
 
 
 def part_of(spec, layout, rank=1):
-    heads, columns = splits.split(spec.heads, (1, 1)), splits.split(spec.ffn, (1, 1), spec.column_granule)
+    heads, columns = splits.split(spec.heads, (1, 1), spec.head_granule), splits.split(spec.ffn, (1, 1), spec.column_granule)
     return Part(spec, Plan(spec.name, "hash", (layout,) * spec.layers, heads, columns, (8, 7), ("here",) * 2, ("packed",) * 2), rank)
 
 

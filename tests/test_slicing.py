@@ -20,7 +20,7 @@ SHARES = [(1,), (5, 1, 1, 1), (1, 0, 3), (0, 1), (1,) * 7]
 
 def plan_of(spec, layers, shares):
     used, nothing = {layout for pair in layers for layout in pair}, (0,) * len(shares)
-    heads = splits.split(spec.heads, shares) if used & {"heads", "alltoall"} else nothing
+    heads = splits.split(spec.heads, shares, spec.head_granule) if used & {"heads", "alltoall"} else nothing
     columns = splits.split(spec.ffn, shares, spec.column_granule) if "columns" in used else nothing
     return Plan(spec.name, "hash", tuple(layers), heads, columns, splits.split(9, shares), ("a",) * len(shares), ("packed",) * len(shares))
 

@@ -342,7 +342,7 @@ def put(file, name, data, **options):
 BIAS, UP, SUMS = "weights/layers.0.mlp.up.bias", "weights/layers.0.mlp.up.weight", "checksums/layers.0.mlp.up.weight"
 HOSTILE = [
     ("older", lambda f: f.attrs.update(format_version=0), "has store format 0, this program reads 1"),
-    ("newer", lambda f: f.attrs.update(format_version=3), "has store format 3, this program reads 1 and 2"),
+    ("newer", lambda f: f.attrs.update(format_version=4), "has store format 4, this program reads 1 to 3"),
     ("no version", lambda f: f.attrs.pop("format_version"), "damaged"),
     ("version is a word", lambda f: f.attrs.update(format_version="one"), "damaged"),
     ("not ours", lambda f: f.attrs.update(format="somebody's"), "not a weight store of hepti_mpi"),

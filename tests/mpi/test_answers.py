@@ -39,7 +39,7 @@ SHARES = {
 def plan_of(spec, source_hash, layers, shares, mode="packed", reduction="allreduce", rows=9, tiles=(), **more) -> Plan:
     """`tiles`: per tile the shares of the ranks in it; otherwise the rows are one tile, divided by `shares`."""
     layers = tuple(layers)
-    heads = splits.split(spec.heads, shares) if any(a in (HEADS, "alltoall") for a, _ in layers) else (0,) * len(shares)
+    heads = splits.split(spec.heads, shares, spec.head_granule) if any(a in (HEADS, "alltoall") for a, _ in layers) else (0,) * len(shares)
     columns = splits.split(spec.ffn, shares, spec.column_granule) if any(m == COLUMNS for _, m in layers) else (0,) * len(shares)
     flat = splits.split(rows, [share for tile in tiles or (shares,) for share in tile])
     cut = tuple(flat[at : at + len(shares)] for at in range(0, len(flat), len(shares)))
