@@ -16,6 +16,7 @@ from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.stepping import SHORT_SUM, Steps
 from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.build import make_program
+from hepti_mpi.program.grouping import shared
 
 SPEC = random_model("smollm2-135m").spec
 LLAMA = random_model("llama-3.2-1b").spec
@@ -31,8 +32,8 @@ def test_keys_values_and_words_count_in_memory():
     profile = cluster([20.0, 20.0], latency=1e-5)
     few, many = (decide(profile, "tensor", kept=kept).chosen for kept in (0, 1000))
     assert many.plan.strategy == "tensor" and few.plan.heads == many.plan.heads
-    for rank, heads in enumerate(many.plan.heads):
-        assert many.memory[rank] - few.memory[rank] == pytest.approx(1000 * ROW * heads / SPEC.heads, rel=1e-3)
+    for rank, heads in enumerate(shared(np.array(many.plan.heads), SPEC.group)[0]):  # of K and V
+        assert many.memory[rank] - few.memory[rank] == pytest.approx(1000 * ROW * heads / SPEC.kv_heads, rel=1e-3)
     plain = decide(profile, "tensor", kept=None).chosen
     assert sum(few.memory) - sum(plain.memory) == pytest.approx(word_table(SPEC).held, rel=0.01)
 

@@ -56,7 +56,8 @@ def test_a_rank_reads_keys_and_values_of_all_its_heads():
     plans.check(plan, SMOL, "0" * 64, 2)
     for rank, (heads, kv_heads) in enumerate((((0, 5), (0, 2)), ((5, 9), (1, 3)))):
         part = DecodingPart(SMOL, plan, rank)
-        held = {piece.name: (piece.first, piece.first + piece.shape[0]) for piece in part.slices if piece.name.startswith("layers.7.attention.")}
+        every = (piece for piece in part.slices if piece.name.startswith("layers.7.attention."))
+        held = {piece.name: (piece.first, piece.first + piece.shape[0]) for piece in every}
         assert [held[f"layers.7.attention.{m}.weight"] for m in "qkvo"] == [heads, kv_heads, kv_heads, heads]
         assert (part.computed("heads"), part.computed("kv_heads")) == (heads[1] - heads[0], 2)
 
@@ -75,8 +76,15 @@ def test_what_is_computed_and_kept_twice_has_its_price():
     ends = ((6, 3), (5, 4), (3, 6))
     whole, parts, other = steps.each([parted(SMOL, heads) for heads in ends])
     assert whole == pytest.approx(other) and parts < whole, "Q and O are less for the rank that has most"
-    chosen = decoding.decide("tensor", SMOL, "0" * 64, cluster([20.0, 20.0], latency=1e-6), TEXT).chosen
-    assert chosen.plan.heads in ((6, 3), (3, 6)) or steps.seconds(chosen.plan) * decoding.INSIDE < min(whole, other)
+
+
+@pytest.mark.parametrize("seconds, groups", [(0.0, False), (1e-3, True)])
+def test_groups_stay_whole_where_parts_of_them_gain_nothing(seconds, groups):
+    """`seconds`: that a call takes, and about as long the nodes that lay parts of a group out."""
+    profile = cluster([20.0, 20.0], latency=1e-6)
+    profile = replace(profile, nodes=tuple(replace(one, segment_seconds=seconds) for one in profile.nodes))
+    heads = decoding.decide("tensor", SMOL, "0" * 64, profile, TEXT).chosen.plan.heads
+    assert sorted(heads) == ([3, 6] if groups else [4, 5])
 
 
 def test_more_ranks_than_heads_of_keys_and_values():

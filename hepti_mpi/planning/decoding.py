@@ -20,7 +20,7 @@ from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.plan import Plan, granules_fit
 
 DIVIDED = ("heads", "columns")
-INSIDE = 1.01  # times as soon as whole groups of heads parts of them must promise to be: two more nodes a layer lay them out
+INSIDE = 1.01  # times as soon as whole groups of heads parts of them must promise to be
 BY_WEIGHTS = ("hepti", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
 
 

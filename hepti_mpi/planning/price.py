@@ -20,10 +20,11 @@ from hepti_mpi.planning.traffic import Links, Shares, Traffic, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.grouping import shared
-from hepti_mpi.program.ops import Op, Share
+from hepti_mpi.program.ops import Mix, Op, Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
 
+PADDING = 0.25  # of what a call takes the nodes take that lay heads out of which a rank has a part of a group
 EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: engine.routes.in_turn
 
 Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers and tiles that do the same
@@ -361,7 +362,9 @@ class Batch:
         """Return what a Compute takes, of each tile."""
         share, places = self.parts[step.distribution], self.places[:, None]
         seconds = self.pricer.op_seconds(step.ops, share, places) * self.crowding[:, None]
-        seconds = (seconds + self.segment * (share.rows > 0)).swapaxes(0, 1)
-        every = np.ascontiguousarray(seconds)
+        seconds = seconds + self.segment * (share.rows > 0)
+        if self.pricer.spec.group > 1 and any(isinstance(op, Mix) and op.axis for op in step.ops):
+            seconds = seconds + PADDING * self.segment * (share.attending > share.heads)
+        every = np.ascontiguousarray(seconds.swapaxes(0, 1))
         busy = every > 0
         return [Computing(one, None if some.all() else some.astype(float)) for one, some in zip(every, busy)]

@@ -189,11 +189,14 @@ def test_layers_in_several_segments(machine, store_of, case, monkeypatch):
     machine.world.barrier()
 
 
-@pytest.mark.parametrize("format_name, most", [("f16", 0.005), ("q8-blocks", 0.1), ("q8", 0.3), ("q4", 1.0), ("q4-wide", 1.0),
-                                               ("f32+q8", 0.3), ("q8+q4", 1.0), ("q4-wide+f16", 1.0)])  # of the layers, of the words
-def test_weights_in_fewer_bits(machine, store_of, format_name, most):
+@pytest.mark.parametrize("case, format_name, most", [
+    ("qwen3", "f16", 0.005), ("qwen3", "q8-blocks", 0.1), ("qwen3", "q8", 0.3), ("qwen3", "q4", 1.0), ("qwen3", "q4-wide", 1.0),
+    ("qwen3", "f32+q8", 0.3), ("qwen3", "q8+q4", 1.0), ("qwen3", "q4-wide+f16", 1.0),  # of the layers, of the words
+    ("llama_groups", "q8-blocks", 0.1), ("llama_groups", "q8", 0.3), ("llama_groups", "q4", 1.0),
+])  # fmt: skip
+def test_weights_in_fewer_bits(machine, store_of, case, format_name, most):
     """However they are divided, logits are off by what the format costs a lone rank and no more."""
-    store, (_, ids, logits, _) = store_of("qwen3", format_name), expected("qwen3")
+    store, (_, ids, logits, _) = store_of(case, format_name), expected(case)
     errors = []
     for name in reversed(SHARES):
         decoder = loaded(machine, store, SHARES[name](machine.world.size), len(LENGTHS))
