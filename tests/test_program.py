@@ -647,7 +647,7 @@ def test_no_two_segments_without_a_reason_between():
 def test_what_a_rank_holds(pair, mode, expected):
     spec, _ = model_of("tiny-vit")
     values = distributions(make_program(spec, plan_of(spec, (pair,) * 3, (1, 2), (1, 2), (1, 2), mode)))
-    assert {name: values.get(name) for name in expected} == {name: replace(value, width=56) for name, value in expected.items()}
+    assert {name: values.get(name) for name in expected} == {name: value._replace(width=56) for name, value in expected.items()}
     for name in expected:
         short, _, tile = name.partition(".")
         assert named(values, short, int(tile or 1)) == name
