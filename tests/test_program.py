@@ -89,8 +89,8 @@ def case_of(name, lengths, number):
 def plan_of(spec, layers, heads, columns, rows, mode=MODES[0], total=ROWS):
     """A plan from three lists of shares; lists that no layer uses become 0, as the planner leaves them."""
     used, ranks, (reduction, collectives, tiles) = {layout for pair in layers for layout in pair}, len(rows), mode[:3]
-    parts = [splits.split(count, shares) if used & kinds else (0,) * ranks for kinds, count, shares in
-             (({"heads", "alltoall"}, spec.heads, heads), ({"columns"}, spec.ffn, columns))]  # fmt: skip
+    parts = [splits.split(count, shares, granule) if used & kinds else (0,) * ranks for kinds, count, shares, granule in
+             (({"heads", "alltoall"}, spec.heads, heads, spec.head_granule), ({"columns"}, spec.ffn, columns, 1))]  # fmt: skip
     flat = splits.split(total, [share for tile in TILES[tiles](rows) or (rows,) for share in tile])
     cut = tuple(flat[at : at + ranks] for at in range(0, len(flat), ranks))
     plan = Plan(

@@ -76,8 +76,8 @@ class ModelSpec:
             if found != sizes or mlp.hidden != self.hidden or attention.heads % attention.kv_count or attention.dim < 1:
                 raise ModelError(f"model {self.name}: a layer of it has {found}, the model {sizes}")
             if attention.kv_count != self.kv_heads:
-                heads = f"{attention.kv_count} and {self.kv_heads} heads of keys and values"
-                raise ModelError(f"model {self.name}: layers with {heads} are not supported")
+                heads = f"{attention.kv_count} and {counted(self.kv_heads, 'heads')}"
+                raise ModelError(f"model {self.name}: layers with {heads} of keys and values are not supported")
             if layer.parallel and (layer.scaled or any((*layer.given, *layer.after))):
                 raise ModelError(f"model {self.name}: parallel blocks with norms or scales of what they give are not supported")
             if mlp.activation not in ACTIVATIONS:
