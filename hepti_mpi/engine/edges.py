@@ -41,7 +41,8 @@ def edges_of(hidden: int) -> Edges:
         return call
 
     least, longer, more, product = _quick(batch(1, 1), batch(1, ROWS), batch(REQUESTS, 1), lambda: values @ square)
-    element = max(longer - least, 0.0) / ((ROWS - 1) * hidden)
+    beyond = longer - least if longer > least else longer  # a machine with much other work tells them apart no more: all of it at most
+    element = beyond / ((ROWS - 1) * hidden)
     request = max((more - least) / (REQUESTS - 1) - hidden * element, 0.0)
     mac = product / (ROWS * hidden * hidden)
     return Edges(element, mac, request, max(least - request - hidden * element, 0.0))
