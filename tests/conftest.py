@@ -20,6 +20,31 @@ def plain_screen():
     SCREEN.quiet = SCREEN.json = False
 
 
+@pytest.fixture(scope="module")
+def store_of(tmp_path_factory):
+    """A function that returns the store of a small model in a format: of tiny-bert, tiny-vit, one of layers.MADE or of decoders.CASES."""
+    from decoders import CASES, write_folder
+    from layers import MADE, odd_model
+
+    from hepti_mpi.models.checkpoints.hf import read_model
+    from hepti_mpi.models.checkpoints.random import random_model
+    from hepti_mpi.weights import store as stores
+
+    made = {}
+
+    def store_of(case, format_name):
+        if (case, format_name) not in made:
+            folder = tmp_path_factory.mktemp("store")
+            model = odd_model(case) if case in MADE else read_model(write_folder(case, folder)) if case in CASES else random_model(case)
+            stores.write(folder / "s.h5", model.in_format(format_name))
+            made[case, format_name] = stores.Store(folder / "s.h5")
+        return made[case, format_name]
+
+    yield store_of
+    for store in made.values():
+        store.close()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     if os.environ.get("STRICT") and reporter is not None and reporter.stats.get("skipped") and not session.exitstatus:

@@ -2,35 +2,17 @@
 
 import numpy as np
 import pytest
-from decoders import CASES, write_folder
+from decoders import CASES
 
 from hepti_mpi.engine.bounds import Bounds
-from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.formats import SCALES, VALUES
 from hepti_mpi.program import ops
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights import store as stores
 from hepti_mpi.weights.slices import DecodingPart
 
 ROWS = 6
-
-
-@pytest.fixture(scope="module")
-def store_of(tmp_path_factory):
-    made = {}
-
-    def store_of(case, format_name):
-        if (case, format_name) not in made:
-            folder = tmp_path_factory.mktemp("bounds")
-            stores.write(folder / "s.h5", read_model(write_folder(case, folder)).in_format(format_name))
-            made[case, format_name] = stores.Store(folder / "s.h5")
-        return made[case, format_name]
-
-    yield store_of
-    for store in made.values():
-        store.close()
 
 
 def segments(store):

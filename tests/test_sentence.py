@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +58,22 @@ def change(folder, name, value):
         path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | value))
 
 
+def embeddings(model, texts):
+    """The embedding of each text, one by one in NumPy."""
+    requests = text_requests(model.spec, model.files, [Item("a line", text) for text in texts], strict=True)
+    weights, found = dict(model.weights()), []
+    for request in requests:
+        hidden = forward(model.spec, weights, embed(model.spec, weights, request.arrays), [request.rows])
+        found.append(apply_head(model.spec, weights, model.files, hidden, [request], False)[0]["embedding"])
+    return found
+
+
 @pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: str(case["changes"])[:70])
 def test_golden_embeddings(folder, case):
     for name, value in case["changes"].items():
         change(folder, name, value)
-    model = read_model(folder)
-    requests = text_requests(model.spec, model.files, [Item("a line", text) for text in EXPECTED["texts"]], strict=True)
-    weights = dict(model.weights())
-    for request, expected in zip(requests, case["embeddings"]):
-        hidden = forward(model.spec, weights, embed(model.spec, weights, request.arrays), [request.rows])
-        [result] = apply_head(model.spec, weights, model.files, hidden, [request], False)
-        np.testing.assert_allclose(result["embedding"], expected, atol=2e-5)
+    for found, expected in zip(embeddings(read_model(folder), EXPECTED["texts"]), case["embeddings"], strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_what_is_read(folder):
@@ -183,6 +190,25 @@ def test_prompts(folder):
     assert options(folder, settings={"default_prompt_name": "document"})["prompt"] == ""
     found = options(folder, settings=prompts, pooling={"include_prompt": False})
     assert found["prompt_rows"] == 3  # [CLS] the rain, without the [SEP] behind it
+
+
+def test_a_prompt_is_left_out_whoever_answers(folder, tmp_path):
+    """All ranks together, and teams, which see numbers only."""
+    options(folder, settings={"prompts": {"query": "the rain "}, "default_prompt_name": "query"}, pooling={"include_prompt": False})
+    texts = [" ".join(EXPECTED["texts"][0].split()[: 1 + number % 5]) for number in range(40)]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    command = [sys.executable, "-m", "hepti_mpi"]
+    subprocess.run([*command, "slice", folder, "m.h5"], check=True, capture_output=True, cwd=tmp_path)
+    found = {}
+    for objective in ("latency", "throughput"):
+        words = ["--weights", "m.h5", "--input", "in.txt", "--output", f"{objective}.npz", "--batch-rows", "24", "--objective", objective]
+        done = subprocess.run([*command, "run", *words, "--json"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("teams" in json.loads(done.stdout.splitlines()[-1])) == (objective == "throughput")
+        with np.load(tmp_path / f"{objective}.npz") as answers:
+            found[objective] = answers["embedding"]
+    np.testing.assert_allclose(found["latency"], embeddings(read_model(folder), texts), atol=2e-5)
+    np.testing.assert_allclose(found["throughput"], found["latency"], atol=2e-5)
 
 
 def dense(folder, config=None, **tensors):

@@ -4,18 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoders import CASES, write_folder
-from layers import MADE, odd_model
+from decoders import CASES
+from layers import MADE
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine import kernels, sessions
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.products import LEAST, Made, Product
-from hepti_mpi.models.checkpoints.hf import read_model
-from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import FORMATS, Seen
-from hepti_mpi.weights import store as stores
 from hepti_mpi.weights.slices import Slice
 
 ROWS, WIDTH, OUTPUTS, BAD = 5, 64, 48, 2  # the row that is spoilt
@@ -90,23 +87,6 @@ def test_float16_on_the_wire():
 
 LENGTHS, SPOILT = (2, 5, 4, 6), {0: (0, np.inf), 2: (1, np.nan), 3: (2, -np.inf)}  # of requests; of which of them one number at which row
 PLAIN = ("tiny-bert", "tiny-vit")
-
-
-@pytest.fixture(scope="module")
-def store_of(tmp_path_factory):
-    made = {}
-
-    def store_of(case, format_name):
-        if (case, format_name) not in made:
-            folder = tmp_path_factory.mktemp("unsound")
-            make = random_model if case in PLAIN else odd_model if case in MADE else lambda name: read_model(write_folder(name, folder))
-            stores.write(folder / "s.h5", make(case).in_format(format_name))
-            made[case, format_name] = stores.Store(folder / "s.h5")
-        return made[case, format_name]
-
-    yield store_of
-    for store in made.values():
-        store.close()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -111,13 +111,13 @@ def by_place(values: np.ndarray) -> list[list[np.ndarray]]:
 
 
 def traffic(
-    syncs: Sequence[Sync], shares: Shares, granules: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
+    syncs: Sequence[Sync], shares: Shares, heads: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
 ) -> list[list[Traffic]]:  # fmt: skip
-    """Return what exchanges are by messages, of each tile. `granules`: heads of the model; `rings`: whether blocks may go round; `fixed`:
+    """Return what exchanges are by messages, of each tile. `heads`: of the model; `rings`: whether blocks may go round; `fixed`:
     seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do; `cast`: that
     each rank takes for a number to or from float16."""
     count, facts = len(shares.rows), _facts(tuple(syncs))
-    have, want = held(syncs, shares, granules, facts.terms)
+    have, want = held(syncs, shares, heads, facts.terms)
     sizes = np.where(facts.terms, want.sizes, have.sizes) * facts.size  # of each rank's block
     ring = np.zeros(sizes.shape[1:], bool)
     if rings and facts.may.any():
@@ -173,14 +173,14 @@ def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, 
     return [[kind(*one) if whether else None for whether, *one in zip(which, *some)] for which, some in zip(any_, found)]
 
 
-def held(syncs: Sequence[Sync], shares: Shares, granules: int, terms: np.ndarray) -> tuple[Held, Held]:
+def held(syncs: Sequence[Sync], shares: Shares, heads: int, terms: np.ndarray) -> tuple[Held, Held]:
     """Return who has and who wants what of each tile of exchanged values."""
     ends, known = np.cumsum(shares.heads, axis=0), dict[tuple[Holding, int], np.ndarray]()
     columns = np.stack([ends - shares.heads, ends], axis=1)
     for sync in syncs:
         for holding in (sync.have, sync.want):
             if (holding, sync.width) not in known:
-                own = columns * sync.width // granules
+                own = columns * sync.width // heads
                 known[holding, sync.width] = boxes(holding, shares.rows[None], 0, own, sync.width)
     have, want = (np.stack([known[holding, sync.width] for holding, sync in zip(some, syncs)], axis=2, dtype=float)
                   for some in ([sync.have for sync in syncs], [sync.want for sync in syncs]))  # fmt: skip
