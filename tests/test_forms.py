@@ -17,7 +17,7 @@ from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 from hepti_mpi.models.tasks import forms
 from hepti_mpi.models.tasks.forms import Forms, NoForms, Unformed, check
 from hepti_mpi.models.tasks.sampling import Sampler, Sampling, Scores, sampling_of
-from hepti_mpi.serving import front
+from hepti_mpi.serving import sockets
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.http.fields import Fields
@@ -260,7 +260,7 @@ def test_an_answer_of_a_service_keeps_to_it_also_after_a_failure(served):
     assert finish == "stop"
     parts = asked(own, **how)
     until(lambda: len(parts) >= 4)
-    front._shut(rank.remote.connection)
+    sockets.shut(rank.remote.connection)
     until(lambda: own.connection is None)
     Rank(own, generator=Generator(Slow(), ENDS, None, forms=FORMS))
     assert ended(parts) == (text, "stop")

@@ -12,7 +12,7 @@ import pytest
 from hepti_mpi.cluster.hosts import Host
 from hepti_mpi.errors import Busy, HostError, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.serving import frames, front, remote
+from hepti_mpi.serving import frames, front, remote, sockets
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.remote import Remote
 from hepti_mpi.supervisor.service import Job, Service
@@ -47,7 +47,7 @@ class Rank:
                 self.remote.event(SimpleNamespace(places=[one.index], requests=[one], results=answers([one]), seconds=0.001))
 
     def lose(self):
-        front._shut(self.remote.connection)
+        sockets.shut(self.remote.connection)
 
 
 @pytest.fixture
@@ -69,6 +69,14 @@ def ready(own, **how):
     starts, rank = own.starts, Rank(own, **how)
     until(lambda: own.starts == starts + 1)
     return rank
+
+
+def test_neither_end_keeps_a_message_back(own):
+    """Else answers to one text after another took 42 ms each, whatever the ranks needed."""
+    rank = ready(own)
+    for end in (own.connection, rank.remote.connection):
+        with sockets._socket(end) as one:
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_message_comes_back():

@@ -18,7 +18,7 @@ from hepti_mpi.errors import Busy, InputError, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
-from hepti_mpi.serving import front, generating, remote, streams
+from hepti_mpi.serving import front, generating, remote, sockets, streams
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.http import tools
@@ -135,7 +135,7 @@ def test_an_answer_goes_on_where_it_was_when_the_job_fails(own):
     first = Rank(own, slow=0.02)
     _, parts = grown(own, "zero", max_tokens=9)
     until(lambda: len(parts) >= 3)
-    front._shut(first.remote.connection)
+    sockets.shut(first.remote.connection)
     until(lambda: own.connection is None)
     assert not parts[-1].finish
     Rank(own)
@@ -149,7 +149,7 @@ def test_what_was_drawn_and_counted_before_a_failure_counts_after_it(own, monkey
     expected = ended(grown(own, "zero", max_tokens=30, ignore_end=True, **how)[1])
     _, parts = grown(own, "zero", max_tokens=30, ignore_end=True, **how)
     until(lambda: len(parts) >= 5)
-    front._shut(first.remote.connection)
+    sockets.shut(first.remote.connection)
     until(lambda: own.connection is None)
     Rank(own)
     assert ended(parts) == expected and len(parts) >= 10
@@ -162,7 +162,7 @@ def test_one_that_makes_every_job_fail_is_given_up(own):
     _, parts = grown(own, "zero")
     for number in range(streams.GIVEN_UP):
         until(lambda: own.streams.flying)
-        front._shut(silent.connection)
+        sockets.shut(silent.connection)
         until(lambda: own.connection is None)
         if number < streams.GIVEN_UP - 1:
             silent = Remote(own.address())
@@ -198,11 +198,11 @@ def test_one_that_makes_every_job_fail_costs_no_other(own):
     _, bad = grown(own, "zero")
     every = [grown(own, word)[1] for word in ("three", "six", "one two")]
     until(lambda: len(own.streams.flying) == 3)
-    front._shut(gone.connection)
+    sockets.shut(gone.connection)
     for _ in range(streams.GIVEN_UP - 1):
         until(lambda: own.connection is None)
         generator, remote = Poisoned("zero"), []
-        generator.lose = lambda: (until(lambda: remote), front._shut(remote[0].connection))  # noqa: B023
+        generator.lose = lambda: (until(lambda: remote), sockets.shut(remote[0].connection))  # noqa: B023
         remote.append(Rank(own, generator=generator).remote)
     until(lambda: bad)
     assert "4 times at the same token" in str(bad[-1].error)
@@ -217,7 +217,7 @@ def test_one_that_grows_between_failures_is_not_given_up(own):
     for _ in range(streams.GIVEN_UP + 1):
         count = len(parts)
         until(lambda: len(parts) > count)  # noqa: B023
-        front._shut(rank.remote.connection)
+        sockets.shut(rank.remote.connection)
         until(lambda: own.connection is None)
         rank = Rank(own, slow=0.05)
     assert ended(parts)[1] == "length" and len(parts) >= 10

@@ -6,7 +6,6 @@ request leaves when it is answered, given up by who asked, or was under way in t
 
 import itertools
 import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.errors import Busy, HeptiError, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
-from hepti_mpi.serving import frames
+from hepti_mpi.serving import frames, sockets
 from hepti_mpi.serving.fair import Fair
 from hepti_mpi.serving.streams import Growing, Grown, Streams
 from hepti_mpi.wording import counted
@@ -211,7 +210,7 @@ class Front:
     def _accept(self) -> None:
         while not self.closed:
             try:
-                connection = self.listener.accept()
+                connection = sockets.at_once(self.listener.accept())
             except OSError:
                 if self.closed:
                     return
@@ -221,7 +220,7 @@ class Front:
                 self.strangers.append(connection)
                 first = self.strangers.popleft() if len(self.strangers) > DOORS else None
             if first is not None:  # who says nothing keeps nobody out
-                _shut(first)
+                sockets.shut(first)
             threading.Thread(target=self._show, args=(connection,), name="rank 0", daemon=True).start()
 
     def _show(self, connection: Connection) -> None:
@@ -267,7 +266,7 @@ class Front:
         before = self.connection
         if before is not None:  # its host is gone without a word: of that the system learns minutes later, if ever
             self._lost(before)
-            _shut(before)
+            sockets.shut(before)
         with self.changed:
             self.connection, self.starts = connection, self.starts + 1
             self.streams.slots, self.streams.positions = head.get("slots", 0), head.get("positions", 0)
@@ -388,10 +387,3 @@ class Front:
         if taken or room < min(self.batch_rows, self.queue.rows):  # what waits makes a full batch when one more is answered
             return taken
         return [piece for piece in self.queue.take(min(room, self.batch_rows)) if not piece.call.future.done()]
-
-
-def _shut(connection: Connection) -> None:
-    """End a connection that another thread waits for."""
-    with suppress(OSError), socket.socket(fileno=connection.fileno()) as one:
-        one.shutdown(socket.SHUT_RDWR)
-        one.detach()

@@ -2,30 +2,26 @@
 all is well; does not know who asks.
 """
 
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection
 from typing import Any
 
 import numpy as np
 
 from hepti_mpi.comm import channel
-from hepti_mpi.errors import HostError, InputError
+from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.models.tasks.sampling import Sampling
-from hepti_mpi.serving import frames
+from hepti_mpi.serving import frames, sockets
 from hepti_mpi.serving.request import Answered, Answerer, Question
 from hepti_mpi.serving.streams import sampling_of
 from hepti_mpi.tuning.watch import Overheard, Watch
 from hepti_mpi.weights.store import Store
 
-CONNECT_SECONDS = 3.0
 BEAT_SECONDS = 1.0  # between two words to the supervisor that requests are answered
 ALIVE_SECONDS = 1.0  # between two that rank 0 is there
 IDLE_SECONDS = 10.0  # between two that there are none
@@ -46,7 +42,7 @@ class Remote:
 
     def __init__(self, address: Mapping[str, Any]) -> None:
         """Connect. `address`: as serving.front tells it. Raises HostError when the front is not there."""
-        self.connection = _connected(address)
+        self.connection = sockets.connected(address)
         self.waiting: list[Request] = []
         self.prompts: list[Prompt | list[int]] = []  # or places that nobody wants
         self.errors: dict[int, str] = {}  # of requests without an answer
@@ -198,16 +194,3 @@ class Watched(Overheard):
         self.remote.computed = {}  # ranks that are left out now compute nothing
         self.remote.tell("planned", plan=self.order["plan"], seconds=seconds)
         super().swapped(seconds, load_seconds, wire)
-
-
-def _connected(address: Mapping[str, Any]) -> Connection:
-    """Return a connection to the front by the first of its addresses where it answers."""
-    why = "it says no address"
-    for host in address["addresses"]:
-        place = (str(host), int(address["port"]))
-        try:
-            socket.create_connection(place, CONNECT_SECONDS).close()  # the next waits as long as the system does
-            return Client(place, "AF_INET", authkey=bytes.fromhex(address["key"]))
-        except (OSError, EOFError, AuthenticationError) as error:
-            why = f"{place[0]} port {place[1]}: {error}"
-    raise HostError(f"the machine that serves cannot be reached from the first host ({why}); look at its firewall")
