@@ -48,11 +48,14 @@ class Protocol(H11Protocol):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises HeptiError."""
+    """Return a socket that listens. What is said on its connections is sent at once: asyncio lets the content of an answer wait until its
+    head is known to be received, which clients put off for 40 ms, since it takes them for no TCP. Raises HeptiError."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, place = found[0]
-        return socket.create_server(place[:2], family=family, backlog=2048)
+        listener = socket.create_server(place[:2], family=family, backlog=2048)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # on Linux connections begin with what it has
+        return listener
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None)
         hint = "; choose another with --port" if number in (errno.EADDRINUSE, errno.EACCES) else ""
