@@ -1,10 +1,15 @@
 """Whose cores a rank computes on."""
 
 import os
+import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
-from hepti_mpi.engine.cores import Cores, may_use
+from hepti_mpi.engine import sessions
+from hepti_mpi.engine.cores import Cores, core_each, may_use
 
 HOSTS = ["a", "a", "b", "a", "c", "c"]
 HERE = sorted(os.sched_getaffinity(0))
@@ -49,3 +54,61 @@ def test_threads_that_are_set_stay():
 def test_cores_that_are_not_there_are_not_used():
     assert may_use(HERE) and not may_use([*HERE, 5000])
     assert os.sched_getaffinity(0) == set(HERE)
+
+
+several = pytest.mark.skipif(len(HERE) < 2, reason="there is one core")
+
+
+def started(count, within):
+    """Return the cores that so many threads have which are started `within`."""
+    end, threads = threading.Event(), []
+    with ExitStack() as meanwhile:
+        meanwhile.callback(end.set)
+        with within:
+            for _ in range(count):
+                threads.append(threading.Thread(target=end.wait))
+                threads[-1].start()
+        return [sorted(os.sched_getaffinity(thread.native_id)) for thread in threads]
+
+
+@several
+@pytest.mark.parametrize("threads, others, apart", [
+    (len(HERE), len(HERE) - 1, True), (len(HERE), len(HERE), False), (1, len(HERE) - 1, False), (len(HERE) + 1, len(HERE), False),
+])  # fmt: skip
+def test_threads_that_compute_together_have_a_core_each_where_there_are_as_many(threads, others, apart):
+    found = started(others, core_each(threads))
+    assert found == ([[core] for core in HERE[1:]] if apart else [HERE] * others)
+    assert os.sched_getaffinity(0) == set(HERE)
+
+
+@several
+def test_the_threads_of_a_session_have_a_core_each(monkeypatch):
+    monkeypatch.setattr(sessions, "_configured", [])  # each session has threads of its own then
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
+    before = set(os.listdir("/proc/self/task"))
+    made = sessions.session(graph, Path("."), "packed", len(HERE))
+    threads = set(os.listdir("/proc/self/task")) - before
+    assert made is not None
+    assert sorted(sorted(os.sched_getaffinity(int(thread))) for thread in threads) == [[core] for core in HERE[1:]]
+
+
+@several
+@pytest.mark.parametrize("threads, kept", [(len(HERE), HERE[:1]), (1, HERE), (len(HERE) + 1, HERE)])
+def test_who_computes_with_threads_leaves_them_their_cores(threads, kept):
+    one = Cores(0, ["a"], HERE, HERE, threads, threads)
+    with one.apart_from_threads():
+        assert sorted(os.sched_getaffinity(0)) == kept
+    assert sorted(os.sched_getaffinity(0)) == HERE
+
+
+@several
+def test_who_has_its_host_leaves_the_threads_of_all_cores_theirs():
+    one = cores(0, alone=len(HERE))
+    one.use(alone=True)
+    try:
+        with one.apart_from_threads():
+            assert os.sched_getaffinity(0) == {HERE[0]}
+        assert os.sched_getaffinity(0) == set(HERE)
+    finally:
+        os.sched_setaffinity(0, HERE)

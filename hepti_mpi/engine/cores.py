@@ -1,11 +1,13 @@
 """Which cores of its host a rank computes on: its own part of them, or all where no other rank of the host computes.
 
 Knows cores and hosts; does not know what is computed. A thread starts with the cores of the thread that starts it: sessions that are
-made after `use` compute where it said.
+made after `use` compute where it said. Threads that compute together have a core each where there are as many: left to itself a system may
+keep two of them on one core for a tenth of a second while another has nothing to do.
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from hepti_mpi.comm.launcher import host_name
@@ -64,6 +66,36 @@ class Cores:
             os.sched_setaffinity(0, self.whole if alone else self.part)
             self.alone = alone
         return self.alone_threads if alone else self.threads
+
+    @contextmanager
+    def apart_from_threads(self) -> Iterator[None]:
+        """Keep this thread to the first of its cores while it computes, where the threads that compute with it have the others."""
+        cores = self.whole if self.alone else self.part
+        if not 1 < len(cores) == (self.alone_threads if self.alone else self.threads):
+            yield
+            return
+        os.sched_setaffinity(0, cores[:1])
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def core_each(threads: int) -> Iterator[None]:
+    """Give threads that are started meanwhile a core each, all but the first of those that this thread may use, where that is one for each
+    of `threads`, of which this one is the first."""
+    cores, before = sorted(os.sched_getaffinity(0)), _started()
+    yield
+    started = sorted(_started() - before)
+    if 1 < threads == len(cores) == len(started) + 1:
+        for thread, core in zip(started, cores[1:]):
+            with suppress(OSError):  # it may have ended
+                os.sched_setaffinity(thread, [core])
+
+
+def _started() -> set[int]:
+    return {int(thread) for thread in os.listdir("/proc/self/task")}
 
 
 def widen_affinity(comm: Comm, divide: bool) -> tuple[list[int], list[int], int]:

@@ -195,7 +195,7 @@ class Decoder:
         assert self.group is not None
         emulation, rows = self.machine.emulation, order.rows
         emulation.refresh()
-        with emulation.in_time():
+        with emulation.in_time(), self.machine.cores.apart_from_threads():
             if rows > 1 and self.group.size > 1:
                 self.group.broadcast(self.x[:rows])
             elif self.rank:

@@ -92,7 +92,7 @@ class Engine:
         self.emulation.refresh()
         if embedded is not None:
             np.copyto(geometry.values[EMBEDDED], embedded)
-        with self.emulation.in_time():
+        with self.emulation.in_time(), self.cores.apart_from_threads():
             if self.in_order:
                 self._in_order(geometry)
             else:

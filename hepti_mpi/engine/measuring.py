@@ -50,10 +50,14 @@ def measured(
     edges = edges_of(spec.hidden) if world.rank == 0 else Edges()
     used = product_formats(spec)
     if one_alone:
-        alone = timed(timers(spec, threads, used), rows, spec.positions, emulation, alone_clock, lambda: None)
+        made = timers(spec, threads, used)
+        with cores.apart_from_threads():
+            alone = timed(made, rows, spec.positions, emulation, alone_clock, lambda: None)
     cores.use(alone=False)
     world.barrier()
-    own = timed(timers(spec, cores.threads, used), rows, spec.positions, emulation, clock, world.barrier)
+    made = timers(spec, cores.threads, used)
+    with cores.apart_from_threads():
+        own = timed(made, rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()
     who = {"host": host, "cores": len(cores.whole), "threads": cores.threads, "memory_bytes": memory, "gemm_rows": rows}
     with emulation.in_time():  # else links would seem the slower the more this machine does beside

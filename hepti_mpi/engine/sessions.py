@@ -16,6 +16,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine import pages
+from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.models.formats import F32
@@ -178,7 +179,7 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
         options.optimized_model_filepath = str(folder / KEPT)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-        onnxruntime.InferenceSession(content, options, providers=PROVIDERS)
+        _loaded(content, options, threads)
 
     found = prepacked.find(key)
     if found is None:
@@ -187,7 +188,7 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
     if found is None:
         return None
     try:
-        made = onnxruntime.InferenceSession(str(found / KEPT), _options(threads), providers=PROVIDERS)
+        made = _loaded(str(found / KEPT), _options(threads), threads)
     except Exception as error:  # whatever it has against a file that it wrote
         prepacked.fail(error)
         return None
@@ -200,7 +201,13 @@ def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> on
     they are ("mapped")."""
     options = _options(threads, folder)
     options.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
-    return onnxruntime.InferenceSession(_model(graph).SerializeToString(), options, providers=PROVIDERS)
+    return _loaded(_model(graph).SerializeToString(), options, threads)
+
+
+def _loaded(model: str | bytes, options: onnxruntime.SessionOptions, threads: int) -> onnxruntime.InferenceSession:
+    """Return the session of a model or of the file that it is in."""
+    with core_each(threads):
+        return onnxruntime.InferenceSession(model, options, providers=PROVIDERS)
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
