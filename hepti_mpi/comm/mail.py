@@ -22,7 +22,8 @@ from hepti_mpi.comm.pauses import Pause, nap
 from hepti_mpi.comm.ranks import PART_BYTES, Comm
 
 HEAD, CONTENT = 1, 2  # tags
-MOVING_SECONDS, LOOK_SECONDS = 500e-6, 3e-3  # between two looks: while something travels, and else
+MOVING_SECONDS, LOOK_SECONDS = 500e-6, 3e-3  # between two looks: while something travels or did just now, and when none has for long
+LOOK_PART = 1 / 8  # between two looks, of the time since the last letter: what is asked again and again is not kept waiting
 QUIET_PART = 0.2  # of the deadline that a rank is silent for at most
 LONG_PART = 0.5  # of the deadline without a word, after which a rank is waited for
 TAKE_SECONDS = 0.5
@@ -72,6 +73,7 @@ class Mail:
         self.coming: list[_Coming] = []
         now = time.monotonic()
         self.heard, self.told = dict.fromkeys(self.partners, now), dict.fromkeys([*self.partners, *followers], now)
+        self.last = now  # when this rank had or wrote a letter
         self.closing = False
         self.error: BaseException | None = None
         self.awake = threading.Event()
@@ -175,7 +177,7 @@ class Mail:
                 with self.turn:
                     moving = self._look()
                 self._note()
-                if self.awake.wait(MOVING_SECONDS if moving else LOOK_SECONDS):
+                if self.awake.wait(MOVING_SECONDS if moving else until_look(time.monotonic() - self.last)):
                     self.awake.clear()
         except BaseException as error:  # noqa: BLE001  whoever takes letters raises it
             self.error = error
@@ -198,6 +200,7 @@ class Mail:
             one = self.coming.pop(0)
             self.heard[one.letter.sender] = time.monotonic()
             if one.box != ALIVE:
+                self.last = time.monotonic()
                 self._box(one.box).put(one.letter)
         return bool(self.going or self.coming)
 
@@ -206,6 +209,8 @@ class Mail:
         head = np.frombuffer(json.dumps([box, facts, described]).encode(), np.uint8)
         if peer in self.told:
             self.told[peer] = time.monotonic()
+        if box != ALIVE:
+            self.last = time.monotonic()
         self.going.append((self.mpi.Isend(head, peer, HEAD), head))
         for values in arrays.values():
             for part in _pieces(np.ascontiguousarray(values)):
@@ -216,7 +221,8 @@ class Mail:
         from mpi4py import MPI
 
         status = MPI.Status()
-        message = self.mpi.Improbe(MPI.ANY_SOURCE, HEAD, status)
+        # Open MPI looks among what it has taken in, and if that is nothing takes in what has come: the second look finds it
+        message = self.mpi.Improbe(MPI.ANY_SOURCE, HEAD, status) or self.mpi.Improbe(MPI.ANY_SOURCE, HEAD, status)
         if message is None:
             return False
         head = np.empty(status.Get_count(MPI.BYTE), np.uint8)
@@ -233,6 +239,15 @@ class Mail:
         before = time.monotonic() - LONG_PART * self.patience.seconds
         late = {} if self.closing else {peer: when for peer, when in self.heard.items() if when < before}
         self.patience.hear(list(late), min(late.values(), default=0.0))
+
+
+def until_look(quiet: float) -> float:
+    """Return the seconds until the next look where the last letter was `quiet` seconds ago.
+
+    >>> [until_look(quiet) for quiet in (0.0, 0.008, 10.0)]
+    [0.0005, 0.001, 0.003]
+    """
+    return min(max(MOVING_SECONDS, LOOK_PART * quiet), LOOK_SECONDS)
 
 
 def _pieces(values: np.ndarray) -> list[np.ndarray]:

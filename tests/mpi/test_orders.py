@@ -37,6 +37,19 @@ def test_orders_come_in_order_and_reports_come_back(world, machine):
     mail.close()
 
 
+def test_one_look_finds_what_has_come(world, machine):
+    """A thread looks a few hundred times a second at most: a letter that needs several looks comes later by so much on each of its ways."""
+    mail = Mail(world, lead=0, pause=machine.exchanges.pause)
+    world.barrier()
+    if world.rank == 0:
+        mail.tell("orders", {"do": "this"})
+    else:
+        time.sleep(0.5)  # for it to come, while this rank does not look
+        mail._look()
+        assert not mail.boxes["orders"].empty()
+    mail.close()
+
+
 def test_who_waits_for_its_lead_hears_that_it_is_there(world, monkeypatch):
     """Where there is nothing to do for longer than a rank waits for another."""
     monkeypatch.setattr(world.patience, "seconds", 1.5)
