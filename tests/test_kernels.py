@@ -1,6 +1,7 @@
 """What a rank measures of itself: in which order kernels are called, and what they find."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from layers import sized
 from hepti_mpi.cluster.boards import Work, cluster_of
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import PLAIN
-from hepti_mpi.cluster.speeds import Speeds, fitted, together
+from hepti_mpi.cluster.speeds import Speeds, Timed, fitted, together
 from hepti_mpi.engine import measuring
 from hepti_mpi.engine.timing import Timers, timers
 from hepti_mpi.models.checkpoints.random import random_model
@@ -59,6 +60,10 @@ def test_what_whole_layers_take_beyond_their_parts_is_in_the_products():
     found = together(parts, (1, 8, 32), [(work[8], others + 3e-3), (work[32], others + 4.4e-3)])
     np.testing.assert_allclose(found.gemm_seconds_per_weight, [1.5e-9, 3e-9, 4.4e-9])
     assert found.element_seconds == parts.element_seconds
+    glance = replace(parts, glance_seconds_per_weight=4e-9)  # a later job times it as it was timed: products alone
+    assert together(glance, (1, 8, 32), [(work[8], others + 3e-3), (work[32], others + 40e-3)]).glance_seconds_per_weight == 4e-9
+    timed = Timed((1, 8, 32), (1e-9, 2e-9, 4e-9), [(work[8], 1e-3), (work[32], 4e-3)], [1e-3] * 4, 100, [(work[8], 1.0), (work[32], 1.0)])
+    assert fitted(timed).glance_seconds_per_weight == 4e-9 < fitted(timed).gemm_seconds_per_weight[2]
     sooner = together(parts, (1, 8, 32), [(work[8], 1e-6), (work[32], 1e-6)])  # the other parts were timed too slow
     np.testing.assert_allclose(sooner.gemm_seconds_per_weight, [0.5e-9, 1e-9, 2e-9])
 

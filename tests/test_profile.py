@@ -29,7 +29,7 @@ def test_a_saved_profile_is_the_same(tmp_path):
 
 
 def test_what_exchanges_cost_is_kept(tmp_path):
-    nodes = tuple(replace(node, head_start_bytes=250e3 + rank) for rank, node in enumerate(PROFILE.nodes))
+    nodes = tuple(replace(node, head_start_bytes=250e3 + rank, glance_seconds_per_weight=1e-10) for rank, node in enumerate(PROFILE.nodes))
     profile = replace(PROFILE, nodes=nodes, exchange_seconds=3e-4, start_seconds=2e-5, start_seconds_per_byte=1e-10)
     profile.save(tmp_path / "p.json")
     assert load(tmp_path / "p.json") == profile
@@ -42,7 +42,7 @@ def test_slower_ranks_compute_longer_and_are_linked_as_before():
     for rank, factor in enumerate((1, 2, 10)):
         before, after = PROFILE.nodes[rank], slower.nodes[rank]
         assert after.gemm_seconds_per_weight == pytest.approx([factor * seconds for seconds in before.gemm_seconds_per_weight])
-        for name in ("attention_seconds_per_mac", "element_seconds", "segment_seconds"):
+        for name in ("attention_seconds_per_mac", "element_seconds", "segment_seconds", "glance_seconds_per_weight"):
             assert getattr(after, name) == pytest.approx(factor * getattr(before, name))
         for name in ("host", "cores", "threads", "memory_bytes", "gemm_rows", "head_start_bytes"):
             assert getattr(after, name) == getattr(before, name)

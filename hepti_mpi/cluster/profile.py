@@ -36,6 +36,8 @@ class NodeProfile:
     `activation_seconds`: seconds per element of an activation with its bias.
     `arrange_seconds`: seconds per element of its input that attention takes to lay requests out and back, and to begin.
     `cast_seconds`: seconds per element to make float16 of float32.
+    `glance_seconds_per_weight`: seconds of one number of rows of the curve in a chain of products alone, which a later job times again to
+    see whether the rank had other work; 0 where nobody did.
     `segment_seconds`: fixed cost of one session run.
     `memory_bytes`: what it can use for weights and activations.
     `head_start_bytes`: what passes its idle link at once, before the link's rate holds.
@@ -55,6 +57,7 @@ class NodeProfile:
     cast_seconds: float = 1e-10
     activation_seconds: float = 2e-9
     arrange_seconds: float = 0.0
+    glance_seconds_per_weight: float = 0.0
     alone: "NodeProfile | None" = None
 
 
@@ -176,7 +179,7 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
             attention_seconds_per_mac=by * node.attention_seconds_per_mac, element_seconds=by * node.element_seconds,
             cast_seconds=by * node.cast_seconds, segment_seconds=by * node.segment_seconds,
             activation_seconds=by * node.activation_seconds, arrange_seconds=by * node.arrange_seconds,
-            alone=node.alone and slower(node.alone, by),
+            glance_seconds_per_weight=by * node.glance_seconds_per_weight, alone=node.alone and slower(node.alone, by),
         )  # fmt: skip
 
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
@@ -304,7 +307,8 @@ def _node(item: dict[str, Any]) -> NodeProfile:
         for key in ("attention_seconds_per_mac", "element_seconds", "segment_seconds", "cast_seconds", "activation_seconds")
     )
     arrange, head_start = _between(item["arrange_seconds"], 0, 1e6), _between(item["head_start_bytes"], 0, 1 << 40)
-    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange)
+    glance = _between(item.get("glance_seconds_per_weight", 0.0), 0, 1e6)
+    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange, glance)
     alone = None if item["alone"] is None else _node(item["alone"])
     if alone is not None and (alone.alone is not None or len(alone.gemm_rows) != len(rows)):
         raise ValueError("what a rank can do alone is not of the same rows")

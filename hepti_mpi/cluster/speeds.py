@@ -7,6 +7,7 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import Work
 
+GLANCE = 2  # which of the curve's numbers of rows a later job looks at
 LEAST_PART = 0.5  # of what products take in a chain of their own: less is an error of the other parts
 
 
@@ -21,6 +22,7 @@ class Speeds:
     cast_seconds: float
     activation_seconds: float
     arrange_seconds: float
+    glance_seconds_per_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def fitted(timed: Timed) -> Speeds:
     mac, arrange = _attention(timed.attention)
     *each, nothing = timed.others
     elements, activations, casts = (max(spent - nothing, 1e-9) / timed.size for spent in each)
-    speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange)
+    glance = timed.products[min(GLANCE, len(timed.products) - 1)]  # as it was timed: what layers take beyond is not in it
+    speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange, glance)
     return together(speeds, timed.rows, timed.whole) if timed.whole else speeds
 
 

@@ -17,7 +17,7 @@ from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
 from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.cluster.profile import ClusterProfile, Edges, joined
-from hepti_mpi.cluster.speeds import Timed, fitted
+from hepti_mpi.cluster.speeds import GLANCE, Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
@@ -29,7 +29,7 @@ PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of sho
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 WHOLE = (8, 8), (8, 24)  # of the two that go through whole layers
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
-GLANCE, GLANCES = 2, 6  # which of the curve's numbers of rows is looked at, and how often
+GLANCES = 6  # how often products are looked at
 
 
 def measured(
@@ -145,11 +145,12 @@ def sooner(world: Comm, emulation: Emulation, cores: Cores, spec: ModelSpec, pro
     if crowd > len(cores.whole):  # as the profile was measured
         clock = partial(_cpu_time, cores.threads)
     times = []
-    for _ in range(GLANCES):
-        begin = clock()
-        chain.run(None, rows)
-        times.append(clock() - begin)
-    then = node.gemm_seconds_per_weight[place] * weights
+    with cores.apart_from_threads():
+        for _ in range(GLANCES):
+            begin = clock()
+            chain.run(None, rows)
+            times.append(clock() - begin)
+    then = node.glance_seconds_per_weight * weights
     return [float(ratio) for ratio in world.gather_all(then / max(min(times[1:]), 1e-9))]
 
 
