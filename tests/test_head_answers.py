@@ -129,12 +129,14 @@ def test_refused_cross_encoder(case, tmp_path):
 def test_a_cross_encoder_that_pads_in_front_reads_another_token(tmp_path):
     """With rotary positions, too: CrossEncoder.predict of texts beside longer ones, or of a fixed length, then answers by a pad token."""
     files = {"tokenizer_config.json": json.loads((GOLDEN / "modernbert_seqcls/tokenizer_config.json").read_text())}
-    config = {"sentence_transformers": {"activation_fn": IDENTITY}}
+    config = {"sentence_transformers": {"activation_fn": IDENTITY}, "classifier_pooling": "cls"}
     folder = changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "right")
     assert read_model(folder).spec.options["scores"] == "none"
     files["tokenizer_config.json"]["padding_side"] = "left"
     with pytest.raises(ModelError, match="padding_side left is not supported together with a cross-encoder"):
         read_model(changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "left"))
+    config["classifier_pooling"] = "mean"  # reads all tokens alike, wherever they stand
+    assert read_model(changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "mean")).spec.pooling == "mean"
 
 
 def test_a_mark_of_a_cross_encoder_beside_another_head_changes_nothing(tmp_path):

@@ -70,6 +70,18 @@ def test_published_configurations(name):
     assert (spec.layers, len(spec.kinds), spec.heads, spec.ffn, spec.positions) == SIZES[name]
 
 
+@pytest.mark.parametrize("more, base", [
+    ({}, 1000), ({"rotary_emb_base": 500}, 500), ({"rotary_emb_base": 1000.0, "rope_parameters": {"rope_theta": 1000}}, 1000),
+    ({"rope_parameters": {"rope_theta": 500}, "rotary_emb_base": None}, 500), ({"max_position_embeddings": 512}, 1000),
+])  # fmt: skip
+def test_the_base_of_nomics_positions(more, base):
+    """Nomic's code reads rotary_emb_base; transformers' class does not, and gives the same numbers for all published models."""
+    config = json.loads(PUBLISHED["nomic-ai/nomic-embed-text-v1"]) | more
+    fields = FAMILIES["nomic_bert"].fields(config)
+    assert fields["kinds"][0].attention.rotary.frequencies[1] == pytest.approx(base ** (-2 / 64))
+    assert fields["positions"] == config.get("max_position_embeddings", 2048)
+
+
 def test_layers_of_modernbert():
     spec = read_model(GOLDEN / "modernbert").spec
     assert [layer.attention.window for layer in spec.each()] == [None, 3, 3, None]
@@ -107,6 +119,8 @@ def test_other_prefixes_and_half_precision(case, tmp_path):
     ("modernbert", {"mlp_bias": 1}, "mlp_bias"), ("modernbert", {"hidden_activation": "mish"}, "'mish'"),
     ("nomicbert", {"prenorm": True}, "prenorm"), ("nomicbert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
     ("nomicbert", {"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"), ("nomicbert", {"is_causal": True}, "is_causal"),
+    ("nomicbert", {"rotary_emb_base": 500}, "rotary_emb_base is 500, and rope_theta is 1000.0 to transformers"),
+    ("nomicbert", {"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05, and layer_norm_eps"),
     ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets"), ("mpnet", {"max_position_embeddings": 2}, "max_position_embeddings"),
     ("dinov2", {"patch_size": 60}, "patches of 60"), ("dinov2", {"use_swiglu_ffn": True}, "tensors"), ("dinov2", {"odd_key": 1}, "odd_key"),
 ])  # fmt: skip

@@ -64,7 +64,7 @@ class Sentence:
 
     def finish(self, built: Built, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of the ModelSpec, with what only the tokenizer can say; `fields`: of the ModelSpec. Raises ModelError."""
-        check_padding(self, built, fields["front"])
+        check_padding(self, built, fields)
         options = self.options | {"max_tokens": token_limit(self, built, fields["positions"])}
         if self.include_prompt or not options["prompt"] or not built.files:
             return options
@@ -322,7 +322,7 @@ def call_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
     return call
 
 
-def check_padding(sentence: Sentence, built: Built, front: Sequence[Step]) -> None:
+def check_padding(sentence: Sentence, built: Built, fields: Mapping[str, Any]) -> None:
     """Refuse padding in front of texts where a row's place among all of them counts: there each embedding would depend on the others.
 
     Where only distances count, as of rotary positions, it changes nothing but the first token. Raises ModelError.
@@ -330,8 +330,9 @@ def check_padding(sentence: Sentence, built: Built, front: Sequence[Step]) -> No
     if not built.files or json.loads(built.files["tokenizer_config.json"])["padding_side"] == "right":
         return
     placed = [f"pooling {mode}" for mode in sentence.options.get("pooling", "").split("+") if mode in ("cls", "weightedmean")]
-    placed += ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in front)
-    placed += ["a cross-encoder, which reads the first token"] * ("scores" in sentence.options)
+    placed += ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in fields["front"])
+    first = "scores" in sentence.options and fields.get("options", {}).get("pooling", "cls") == "cls"
+    placed += ["a cross-encoder, which reads the first token"] * first
     placed += ["a prompt that is left out"] * bool(sentence.options.get("prompt") and not sentence.include_prompt)
     if placed:
         why = "an answer would depend on the other texts beside it"

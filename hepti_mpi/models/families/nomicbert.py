@@ -14,6 +14,7 @@ OWN = {  # Nomic's keys of what transformers 5 calls otherwise
     "n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_inner": "intermediate_size",
     "layer_norm_epsilon": "layer_norm_eps", "n_positions": "max_position_embeddings", "rotary_emb_base": "rope_theta",
 }  # fmt: skip
+BASE = 1000.0  # of rotary positions where nothing is said, in Nomic's code as in transformers
 PLAIN = {"rope_type", "type", "rope_theta"}  # of positions that are not scaled
 ALIKE = {  # Nomic's switches, which its text models have so
     "prenorm": False, "parallel_block": False, "parallel_block_tied_norm": False, "causal": False, "use_rms_norm": False,
@@ -27,13 +28,13 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, expected in ALIKE.items():
         if config.get(key, expected) != expected:
             raise ModelError(f"config.json: {key} is {config[key]!r:.60}, only {expected!r} is supported")
-    config = {"hidden_act": "silu"} | {OWN.get(key, key): value for key, value in config.items()}
+    config = {"hidden_act": "silu"} | translated(config)
     shared, hidden = shared_fields(config), integer(config, "hidden_size", 768)
     dim = integer(config, "head_dim", hidden // shared["heads"])
     said = config.get("rope_parameters") or {}
     if not isinstance(said, dict) or said.get("rope_type", said.get("type", "default")) != "default" or set(said) - PLAIN:
         raise ModelError(f"config.json: rope_parameters is {said!r:.60}, which is not supported for this family; supported: default")
-    turns = rotary(dim, number(said, "rope_theta", number(config, "rope_theta", 1000.0)))
+    turns = rotary(dim, number(said, "rope_theta", number(config, "rope_theta", BASE)))
     norm = Norm(hidden, shared["norm_eps"])
     layer = Layer(Attention(hidden, shared["heads"], dim, biases="", rotary=turns),
                   Mlp(hidden, shared["ffn"], shared["activation"], gated=True, bias=False), after=(norm, norm))  # fmt: skip
@@ -44,6 +45,24 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     positions = min(positions, integer(config, "max_trained_positions", positions))
     fields = {"embedding": "tokens", "positions": positions, "front": front}
     return shared | fields | listed([layer] * shared["layers"])
+
+
+def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json in the words of transformers. Raises ModelError where it says two things of one.
+
+    Only Nomic's code reads rotary_emb_base, transformers' class takes BASE or rope_parameters. All text models that Nomic has published say
+    BASE, so that both give the same numbers; another one in a file with Nomic's own sizes is what such weights were trained with.
+    """
+    plain = {key: value for key, value in config.items() if key not in OWN}
+    own = {OWN[key]: (key, value) for key, value in config.items() if key in OWN and value is not None}
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    known = plain | {"rope_theta": plain.get("rope_theta", BASE if "n_embd" not in config else None) if theta is None else theta}
+    for name, (key, value) in own.items():
+        if known.get(name, value) not in (None, value) and name != "max_position_embeddings":
+            where = "rope_parameters" if name == "rope_theta" else name
+            why = f"config.json: {key} is {value!r:.60}, and {name} is {known[name]!r:.60} to transformers"
+            raise ModelError(f"{why}; put what is meant into {where} alone")
+    return {name: value for name, (_, value) in own.items()} | plain
 
 
 NOMICBERT = Family(
