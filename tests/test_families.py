@@ -218,3 +218,37 @@ def test_keys_that_are_left_out(kind, said):
 def test_null_is_not_what_is_meant_where_a_key_is_left_out():
     fields = FAMILIES["gemma2"].fields({**FAMILIES["gemma2"].defaults, "model_type": "gemma2", "final_logit_softcapping": None, **DECODER})
     assert "options" not in fields and [layer.attention.window for layer in fields["kinds"]] == [4095, None]
+
+
+SEES_ALL = [dict(model_type=kind, hidden_act="silu", **DECODER) for kind in ("llama", "gemma", "gpt_neox")]
+SEES_ALL += [{"model_type": "gpt2", "vocab_size": 9, "n_embd": 64, "n_layer": 7, "n_head": 16, "n_positions": 128}]
+SEES_NEAR = [{"model_type": kind, "sliding_window": 8, **DECODER} for kind in ("mistral", "phi3")]
+KINDS, NEAR, FAR = "layer_types", ["sliding_attention"] * 7, ["full_attention"] * 7
+OTHER_WINDOWS = [
+    *((config, change, "see all rows, layer_types or sliding_window say 5") for config in SEES_ALL
+      for change in ({"sliding_window": 5}, {"sliding_window": 5, KINDS: NEAR}, {"sliding_window": 5, KINDS: FAR[:6] + NEAR[:1]})),
+    *((config, {KINDS: FAR}, "see 8 rows, layer_types or sliding_window say all") for config in SEES_NEAR),
+    *((config, {KINDS: NEAR[:6] + FAR[:1]}, "see 8 rows") for config in SEES_NEAR),
+    *((config, {"sliding_window": None, KINDS: NEAR}, "there is no sliding_window") for config in (*SEES_ALL, *SEES_NEAR)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config, change, words", OTHER_WINDOWS, ids=str)
+def test_a_window_that_the_layers_do_not_have(config, change, words):
+    """transformers 5.23 takes it for its cache alone: a Llama then reads a prompt as a whole, and each new token sees five rows."""
+    family = FAMILIES[config["model_type"]]
+    with pytest.raises(ModelError, match=words):
+        family.fields({**family.defaults, **config, **change})
+
+
+@pytest.mark.parametrize("config, change", [
+    *((config, change) for config in SEES_ALL
+      for change in ({"sliding_window": 5, KINDS: FAR}, {"sliding_window": None}, {"sliding_window": 64, "max_position_embeddings": 64})),
+    *((config, {KINDS: NEAR}) for config in SEES_NEAR), *((config, {"sliding_window": None, KINDS: FAR}) for config in SEES_NEAR),
+], ids=str)  # fmt: skip
+def test_windows_that_agree(config, change):
+    family = FAMILIES[config["model_type"]]
+    if "max_position_embeddings" in change and config["model_type"] == "gpt2":
+        change = {"n_positions": 64, "sliding_window": 64}
+    window = None if config in SEES_ALL or change.get("sliding_window", 8) is None else 7
+    assert {one.attention.window for one in family.fields({**family.defaults, **config, **change})["kinds"]} == {window}

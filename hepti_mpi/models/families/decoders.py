@@ -101,7 +101,25 @@ def windows(config: Mapping[str, Any], layers: int, window: int | None) -> list[
     known = {"full_attention": None, "sliding_attention": window}
     if not isinstance(kinds, list) or len(kinds) != layers or not all(isinstance(kind, str) and kind in known for kind in kinds):
         raise ModelError(f"config.json: layer_types is {kinds!r:.100}, expected {' or '.join(known)} for each of {layers} layers")
+    if window is None and "sliding_attention" in kinds:
+        raise ModelError("config.json: layer_types has sliding_attention, and there is no sliding_window")
     return [known[kind] for kind in kinds]
+
+
+def check_alike(config: Mapping[str, Any], sizes: Sizes, window: int | None) -> None:
+    """Refuse what says another window than all layers of the family have: transformers then masks by the family, and forgets in its cache
+    what is behind the other one, so that each token would see other rows as it is made than as it is read. Raises ModelError.
+    """
+
+    def least(one: int | None) -> int | None:
+        return None if one is None or one + 1 >= sizes.positions else one
+
+    said = next((one for one in windows(config, sizes.layers, window_of(config)) if least(one) != least(window)), window)
+    if said != window:
+        own = "all rows" if window is None else f"{window + 1} rows"
+        told = "all" if said is None else said + 1
+        why = f"layers of this family see {own}, layer_types or sliding_window say {told}"
+        raise ModelError(f"config.json: {why}; take out the one that is not meant")
 
 
 def window_of(config: Mapping[str, Any]) -> int | None:

@@ -17,6 +17,7 @@ from hepti_mpi.models.families.decoders import (
     WORDS,
     Sizes,
     activation,
+    check_alike,
     decoder_sources,
     rotary_of,
     window_of,
@@ -35,6 +36,8 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     version = {"gemma": 1, "gemma2": 2}.get(str(config.get("model_type")), 3)
     sizes = Sizes.of(config)
     more: dict[str, Any] = {"biases": "qkvo" if yes(config, "attention_bias", False) else ""}
+    if version == 1:
+        check_alike(config, sizes, None)
     if version > 1:
         more["scale"] = number(config, "query_pre_attn_scalar", 256) ** -0.5
     if version == 2:  # Gemma 3 of transformers 5 reads it and does nothing with it

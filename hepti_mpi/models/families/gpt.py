@@ -11,6 +11,7 @@ from hepti_mpi.models.families.decoders import (
     WORDS,
     Sizes,
     activation,
+    check_alike,
     decoder_sources,
     rotary_of,
     window_of,
@@ -30,6 +31,7 @@ def gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     inner = config.get("n_inner") or 4 * integer(named, "hidden_size")
     eps = number(config, "layer_norm_epsilon", 1e-5)
     sizes = Sizes.of(named | {"vocab_size": config.get("vocab_size"), "intermediate_size": inner, "rms_norm_eps": eps})
+    check_alike(config, sizes, None)
     norm = Norm(sizes.hidden, eps)
     mlp = sizes.mlp(activation(config, "activation_function", default="gelu_new"), gated=False, bias=True)
     layer = Layer(sizes.attention(None, biases="qkvo"), mlp, before=(norm, norm))
@@ -42,6 +44,7 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a GPT-NeoX. Raises ModelError."""
     eps = number(config, "layer_norm_eps", 1e-5)
     sizes = Sizes.of({key: value for key, value in config.items() if key != "num_key_value_heads"} | {"rms_norm_eps": eps})
+    check_alike(config, sizes, None)
     norm, part = Norm(sizes.hidden, eps), config.get("rotary_pct", 0.25)
     said = {"rope_theta": config.get("rotary_emb_base", 10000.0), "partial_rotary_factor": part}
     rotary = rotary_of(dict(config) | said, sizes.dim, partly=True)
@@ -54,6 +57,7 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def phi3_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Phi-3. Raises ModelError."""
     sizes = Sizes.of(config)
+    check_alike(config, sizes, window_of(config))
     attention = sizes.attention(rotary_of(config, sizes.dim, partly=True), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
     return sizes.fields([layer] * sizes.layers)

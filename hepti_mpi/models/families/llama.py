@@ -12,6 +12,7 @@ from hepti_mpi.models.families.decoders import (
     WORDS,
     Sizes,
     activation,
+    check_alike,
     decoder_sources,
     rotary_of,
     window_of,
@@ -25,12 +26,14 @@ def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = Sizes.of(config)
     attention = sizes.attention(rotary_of(config, sizes.dim), biases="qkvo" if yes(config, "attention_bias", False) else "")
     mlp = sizes.mlp(activation(config, "hidden_act"), bias=yes(config, "mlp_bias", False))
+    check_alike(config, sizes, None)
     return sizes.fields([Layer(attention, mlp, before=(sizes.norm, sizes.norm))] * sizes.layers)
 
 
 def mistral_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Mistral, whose layers all may look back so far only. Raises ModelError."""
     sizes = Sizes.of(config)
+    check_alike(config, sizes, window_of(config))
     attention = sizes.attention(rotary_of(config, sizes.dim), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
     return sizes.fields([layer] * sizes.layers)
