@@ -220,7 +220,7 @@ def test_null_is_not_what_is_meant_where_a_key_is_left_out():
     assert "options" not in fields and [layer.attention.window for layer in fields["kinds"]] == [4095, None]
 
 
-SEES_ALL = [dict(model_type=kind, hidden_act="silu", **DECODER) for kind in ("llama", "gemma", "gpt_neox")]
+SEES_ALL = [dict(model_type=kind, hidden_act="silu", rotary_pct=1.0, **DECODER) for kind in ("llama", "gemma", "gpt_neox")]
 SEES_ALL += [{"model_type": "gpt2", "vocab_size": 9, "n_embd": 64, "n_layer": 7, "n_head": 16, "n_positions": 128}]
 SEES_NEAR = [{"model_type": kind, "sliding_window": 8, **DECODER} for kind in ("mistral", "phi3")]
 KINDS, NEAR, FAR = "layer_types", ["sliding_attention"] * 7, ["full_attention"] * 7

@@ -5,7 +5,7 @@ Source: sentence-transformers 6.2, base/model.py, base/modules/transformer.py, s
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
