@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from clusters import GIB, cluster
 
+from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.comm.mail import Letter
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
@@ -95,6 +96,16 @@ def test_nobody_is_in_a_team_without_a_part_in_it():
 def test_ranks_of_one_host_share_its_cores():
     apart, shared = arranged((20, 20), threads=4), arranged((20, 20), threads=4, hosts=["pi0", "pi0"])
     assert shared.rate < 0.6 * apart.rate
+
+
+@pytest.mark.parametrize("times, chosen", [(1.7, {0}), (1.1, {0}), (0.4, {0, 1})])
+def test_ranks_of_a_host_must_promise_far_more_than_one_with_all_of_its_cores(times, chosen):
+    profile = cluster((20, 20), hosts=["pi0", "pi0"])
+    sooner = scaled(profile, (1 / times, 1 / times)).nodes
+    nodes = tuple(replace(node, threads=1, alone=replace(one, threads=2)) for node, one in zip(profile.nodes, sooner))
+    found = teams.arranged(SPEC, "x", replace(profile, nodes=nodes), Wanted(128, 32))
+    beside, lone = (found.others[what] for what in ("2 teams of 2 ranks", "1 team of 1 rank"))
+    assert beside > lone and {rank for team in members(found) for rank in team} == chosen
 
 
 def test_each_thread_of_a_rank_alone_answers_batches_of_its_own():

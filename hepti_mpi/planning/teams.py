@@ -20,6 +20,7 @@ from hepti_mpi.planning.forecast import Forecast, Shape
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import alone, firsts
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid
@@ -100,7 +101,8 @@ class Arrangement:
 
 
 def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, pipeline: bool = False) -> Arrangement:
-    """Return the teams that answer the most batches of `request` a second; `pipeline`: all ranks as stages of one team.
+    """Return the teams that answer the most batches of `request` a second, one rank of a host where several do not promise far more;
+    `pipeline`: all ranks as stages of one team.
 
     A rank that is a team alone becomes several, as many as it has threads and memory for. Raises: CapacityError when no team can hold the
     model.
@@ -118,9 +120,11 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
     if not found:
         search.choose(spec, source_hash, profile, narrowed)  # says what it lacks
         raise CapacityError("no team of ranks can hold the model in stages; leave out --layout")
-    chosen = max(found, key=lambda one: one.rate)
-    members = [[choice.team.members for choice in one.choices] for one in found]
-    sizes = [(len(set(each)), len({rank for ranks in each for rank in ranks})) for each in members]
+    members = [{choice.team.members for choice in one.choices} for one in found]
+    ranks = [{rank for team in teams for rank in team} for teams in members]
+    believed = [one.rate / (WORTH if are_crowded(some, profile) else 1.0) for one, some in zip(found, ranks)]
+    chosen = found[int(np.argmax(believed))]
+    sizes = [(len(teams), len(some)) for teams, some in zip(members, ranks)]
     beside = {f"{counted(several, 'teams')} of {counted(ranks, 'ranks')}": one.rate for (several, ranks), one in zip(sizes, found)}
     return replace(chosen, others={**beside, **chosen.others})
 
