@@ -8,12 +8,14 @@ import pytest
 from hepti_mpi.cluster.boards import ROWS, cluster_of, read_boards
 from hepti_mpi.cluster.profile import in_formats, load_all, mismatch
 from hepti_mpi.engine.timing import timers
+from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.formats import F32
 from hepti_mpi.models.spec import layer_bytes, product_formats
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program.build import make_program
+from hepti_mpi.program.build import PAGED_BYTES, make_program
 from hepti_mpi.program.steps import Compute
 
 BASE = random_model("bert-base").spec
@@ -80,7 +82,33 @@ def test_plans_are_priced_and_fit_by_format():
 
 
 def test_only_float32_stays_in_the_file():
-    assert layer_bytes(BASE, mapped=True) == {"heads": 0, "columns": 0, None: layer_bytes(BASE)[None]}
+    assert layer_bytes(BASE, [F32]) == {"heads": 0, "columns": 0, None: layer_bytes(BASE)[None]}
     for spec in REDUCED.values():
-        held, mapped = layer_bytes(spec), layer_bytes(spec, mapped=True)
+        held, mapped = layer_bytes(spec), layer_bytes(spec, [F32])
         assert 0.99 * held["columns"] < mapped["columns"] <= held["columns"]  # all but biases
+
+
+@pytest.mark.parametrize("name", ["f16", "q8", "q4"])
+def test_kept_files_let_a_share_larger_than_memory_in(name):
+    """Of weights that no product can read in the store; all but the segment that is made or opened."""
+    spec = replace(REDUCED[name], layers=48)
+    limit = PAGED_BYTES + (8 << 20)
+    assert sum(layer_bytes(spec).values()) * spec.layers > 1.5 * limit
+    with pytest.raises(CapacityError, match="run with --weights-mode mapped --weights-cache FOLDER, which reads"):
+        choose(spec, "h", boards(spec), Request(16, limits=(limit,), mode="mapped"))
+    chosen = choose(spec, "h", boards(spec), Request(16, limits=(limit,), mode="mapped", prepacked=True)).chosen
+    assert chosen.plan.weights_mode == ("mapped",) and PAGED_BYTES <= chosen.memory[0] <= limit
+    segments = [step for step in make_program(spec, chosen.plan) if isinstance(step, Compute)]
+    assert len(segments) > 1
+    layers = max(len({op.layer for op in step.ops if op.layer >= 0}) for step in segments)
+    assert layers * sum(layer_bytes(spec).values()) <= PAGED_BYTES
+    with pytest.raises(CapacityError, match=r"weights stay in the file\); give each rank at least \d{9} bytes"):
+        choose(spec, "h", boards(spec), Request(16, limits=(PAGED_BYTES // 2,), mode="mapped", prepacked=True))
+
+
+def test_float32_weights_stay_in_the_store_without_files():
+    with pytest.raises(CapacityError, match="run with --weights-mode mapped, which reads"):
+        choose(BASE, "h", boards(BASE), Request(16, limits=(PAGED_BYTES,)))
+    assert choose(BASE, "h", boards(BASE), Request(16, limits=(PAGED_BYTES // 2,), mode="mapped")).chosen.memory[0] < PAGED_BYTES // 2
+    packed = make_program(BASE, choose(BASE, "h", boards(BASE), Request(16)).chosen.plan)
+    assert sum(isinstance(step, Compute) for step in packed) == 1

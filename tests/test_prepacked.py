@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from decoders import CASES, write_folder
 
 from hepti_mpi.engine import caching, sessions
 from hepti_mpi.engine.packing import Rows
+from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import FORMATS
@@ -112,6 +114,36 @@ def test_what_fails_on_the_way_leaves_nothing(kept):
     assert kept.make("k", 10, write) is None and not os.listdir(kept.folder) and len(kept.said) == 1 and "no space" in kept.said[0]
 
 
+def test_one_of_another_user_that_does_not_hold_is_said(kept, monkeypatch):
+    write, calls = written(b"abc")
+    (kept.make("k", 10, write) / "one").write_bytes(b"ab")
+    monkeypatch.setattr(prepacked.shutil, "rmtree", lambda *given, **more: None)
+    assert kept.make("k", 10, write) is None and kept.make("k", 10, write) is None and len(calls) == 2
+    (sentence,) = kept.said
+    assert "k in it cannot be replaced" in sentence
+
+
+def test_one_that_may_only_be_read_is_used(kept, monkeypatch):
+    write, _ = written(b"abc")
+    entry = kept.make("k", 10, write)
+
+    def refused(path):
+        raise PermissionError
+
+    monkeypatch.setattr(prepacked.os, "utime", refused)
+    assert kept.find("k") == entry
+
+
+def test_whether_entries_can_be_made(kept, monkeypatch):
+    assert kept.writable and not kept.folder.parent.exists()
+    asked = []
+    monkeypatch.setattr(prepacked.os, "access", lambda path, how: asked.append(path))
+    assert not kept.writable and asked == [kept.folder.parent.parent]
+    kept.folder.parent.mkdir()
+    kept.folder.write_bytes(b"")
+    assert not kept.writable
+
+
 def test_old_ones_are_removed(kept):
     write, _ = written(b"abc")
     day = 86400
@@ -150,10 +182,10 @@ def answer(store, mode):
 
 
 @pytest.fixture(params=FORMATS)
-def store(request, tmp_path):
+def store(request, tmp_path, kept):
     """A model whose products are as wide as rows of blocks, so that none is too small to be packed."""
     stores.write(tmp_path / "s.h5", random_model("tiny-vit").in_format(request.param))
-    with stores.Store(tmp_path / "s.h5") as found:
+    with stores.Store(tmp_path / "s.h5", kept) as found:
         yield found
 
 
@@ -163,7 +195,6 @@ def mapped_files():
 
 def test_sessions_answer_as_packed_ones_do(store, kept):
     wanted = answer(store, "packed")
-    store.prepacked = kept
     for _ in range(2):
         found = answer(store, "mapped")
         for one, other in zip(found, wanted, strict=True):
@@ -174,7 +205,7 @@ def test_sessions_answer_as_packed_ones_do(store, kept):
 
 
 def test_weights_lie_in_the_file(store, kept):
-    store.prepacked, part = kept, part_of(store)
+    part = part_of(store)
     step = next(step for step in part.program if isinstance(step, Compute))
     segment = sessions.build(step, store, part.held(step), part.heads, "mapped", 1)
     (entry,) = kept.folder.iterdir()
@@ -193,9 +224,8 @@ def test_other_weights_and_versions_have_entries_of_their_own(tmp_path, kept, mo
         stores.write(folder / "s.h5", replace(model, stream=lambda given=given: iter(given)))
         if change == "onnxruntime" and name == "b":
             monkeypatch.setattr(sessions, "versions", lambda: {"onnxruntime": "another"})
-        with stores.Store(folder / "s.h5") as store:
+        with stores.Store(folder / "s.h5", kept) as store:
             wanted = answer(store, "packed")
-            store.prepacked = kept
             np.testing.assert_array_equal(answer(store, "mapped")[0], wanted[0])
     assert len(os.listdir(kept.folder)) == 2
 
@@ -203,7 +233,6 @@ def test_other_weights_and_versions_have_entries_of_their_own(tmp_path, kept, mo
 def test_without_room_it_answers_all_the_same(store, kept, monkeypatch):
     wanted = answer(store, "packed")
     no_room(kept, monkeypatch)
-    store.prepacked = kept
     np.testing.assert_allclose(answer(store, "mapped")[0], wanted[0], atol=1e-5)
     assert len(kept.said) == 1
 
@@ -212,8 +241,8 @@ def test_without_room_it_answers_all_the_same(store, kept, monkeypatch):
 def test_segments_with_caches_and_words(tmp_path, kept, name):
     case = next(iter(CASES))
     stores.write(tmp_path / "s.h5", read_model(write_folder(case, tmp_path)).in_format(name))
-    with stores.Store(tmp_path / "s.h5") as store:
-        store.prepacked, part = kept, part_of(store, DecodingPart)
+    with stores.Store(tmp_path / "s.h5", kept) as store:
+        part = part_of(store, DecodingPart)
         step = next(step for step in part.program if isinstance(step, Compute))
         segment = caching.cached_segment(step, store, part, "mapped", 1)
         x, every = np.random.default_rng(1).standard_normal((3, store.spec.hidden), np.float32), []
@@ -221,3 +250,28 @@ def test_segments_with_caches_and_words(tmp_path, kept, name):
             every += caching.words_session(store, *part.words_slices, mode, 1).run(None, {"x": x})
         np.testing.assert_array_equal(*every)
         assert segment.session is not None and len(os.listdir(kept.folder)) == 2 and not kept.said
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_what_cannot_be_mapped_is_not_packed_where_memory_does_not_hold_it(store, kept, monkeypatch, cache):
+    if not cache:
+        store.prepacked = None
+    no_room(kept, monkeypatch)
+    monkeypatch.setattr(sessions, "usable_memory", lambda mates: 9)
+    if store.spec.formats:
+        why = "where .* cannot keep them" if cache else "without --weights-cache FOLDER"
+        with pytest.raises(StoreError, match=f"packed into memory {why}: [0-9]+ bytes, 9 are free"):
+            answer(store, "mapped")
+    else:
+        assert np.isfinite(answer(store, "mapped")[0]).all()
+
+
+def test_an_entry_that_cannot_be_opened_is_removed(store, kept):
+    """Its checksums are right: what was written is not a model."""
+    answer(store, "mapped")
+    (entry,) = kept.folder.iterdir()
+    listed = json.loads((entry / LIST).read_bytes())
+    (entry / sessions.KEPT).write_bytes(b"")
+    files = [[path.name, path.stat().st_size, zlib.crc32(path.read_bytes())] for path in sorted(entry.iterdir()) if path.name != LIST]
+    (entry / LIST).write_text(json.dumps(listed | {"files": files}))
+    assert np.isfinite(answer(store, "mapped")[0]).all() and len(kept.said) == 1 and not list(kept.folder.iterdir())

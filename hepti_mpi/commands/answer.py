@@ -70,7 +70,7 @@ def answer(
         if session.root:
             channel.tell("done")
         return
-    request = planning_request(service_rows(session.store.spec, batch_rows), options, session.world.size)
+    request = planning_request(service_rows(session.store.spec, batch_rows), options, session.world.size, session.keeps)
     teaming = teams.wanted(options, objective, adapt is None and method == "hepti", MANY)
     aim = Aim(method, request, options["tolerance"], teaming, not state.again, state, told=True)
     _answer(session, jobs.prepared(session, aim, _at(session)), remote, adapt is not False, batch_rows)

@@ -228,8 +228,9 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int) -> "Request":
-    """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest."""
+def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int, prepacked: bool = False) -> "Request":
+    """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest; `prepacked`: as
+    of a Request."""
     from hepti_mpi.planning.request import Request
     from hepti_mpi.program.plan import WIRES
 
@@ -240,7 +241,7 @@ def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int)
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
         options["strategy"], layout, options["shares"], limits, options["weights_mode"],
-        WIRES if options["tolerance"] else WIRES[:1],
+        WIRES if options["tolerance"] else WIRES[:1], prepacked=prepacked,
     )  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def run(weights: Path | None, **options: Any) -> None:
     no_text(writing)
     work = _taken_in(session, question, choice)
     if work.typical is not None:
-        request = planning_request(work.typical, options, session.world.size)
+        request = planning_request(work.typical, options, session.world.size, session.keeps)
         free = adaptable and method == "hepti" and choice.plan_file is None and choice.adapt is None
         teaming = teams.wanted(options, choice.objective, free, work.batches)
         many = work.batches >= SETTLE_FROM and not work.state.finished

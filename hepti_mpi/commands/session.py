@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """The ranks of a command and the store that all of them have open. `tell` says a sentence once."""
+    """The ranks of a command and the store that all of them have open. `tell` says a sentence once; `keeps`: whether all of them may keep
+    weights as kernels read them."""
 
     machine: "Machine"
     store: "Store"
     tell: Callable[[str], None]
+    keeps: bool = False
 
     @property
     def world(self) -> "Comm":
@@ -54,7 +56,10 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     from hepti_mpi.weights.prepacked import Prepacked
 
     machine = machines.start(machinery.threads, machinery.emulate, machinery.deadline)
-    store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache)
+    prepacked = None
     if cache is not None:
-        store.prepacked = Prepacked(cache.expanduser().resolve() / "prepacked", lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
-    return Session(machine, store, say(machine))
+        folder = cache.expanduser().resolve() / "prepacked"
+        prepacked = Prepacked(folder, lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
+    store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache, prepacked)
+    keeps = all(machine.world.gather_all(prepacked is not None and prepacked.writable))
+    return Session(machine, store, say(machine), keeps)

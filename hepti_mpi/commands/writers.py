@@ -97,7 +97,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         at("planning")
         sizes = {"rows": 1, "attended": min(positions, ATTENDED), "largest": decoders.ROWS, "longest": decoders.ROWS}
         half = max(1, sizes["attended"] // 2)  # of a text is its prompt, where nobody knows
-        request = planning_request(sizes, machining.options, session.world.size)
+        request = planning_request(sizes, machining.options, session.world.size, session.keeps)
         request = replace(request, kept=slots * positions, prompt=machining.prompt or half, answer=machining.answer or half)
         method = method_of(machining.options)
         at_once = min(slots, machining.texts) if machining.objective != "latency" and machining.texts else 1

@@ -16,14 +16,16 @@ from hepti_mpi.engine.machine import Machine, together
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.cache import CachedStore
+from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, span
 from hepti_mpi.weights.store import Store
 
 
-def open_store(machine: Machine, path: Path, cache: Path | None = None) -> Store:
+def open_store(machine: Machine, path: Path, cache: Path | None = None, prepacked: Prepacked | None = None) -> Store:
     """Open the store, or this rank's file in a folder of rank files, and check that all ranks have the same model. Collective.
 
-    `cache`: where a rank that has none keeps what it is sent; None: then it is an error.
+    `cache`: where a rank that has none keeps what it is sent; None: then it is an error. `prepacked`: where this rank keeps weights as
+    kernels read them.
     """
     world, found = machine.world, list[Store]()
     own = path / f"rank{world.rank:02d}.h5" if path.is_dir() else path
@@ -31,7 +33,7 @@ def open_store(machine: Machine, path: Path, cache: Path | None = None) -> Store
         if own.exists() or cache is None:
             if path.is_dir() and not own.exists():
                 raise StoreError(f"{own} not found; cut it with: python -m hepti_mpi slice SOURCE STORE --plan PLAN --ranks {path}")
-            found.append(Store(own))
+            found.append(Store(own, prepacked))
     hashes = world.gather_all(found[0].source_hash if found else None)
     holders = [rank for rank, one in enumerate(hashes) if one]
     with together(world):
@@ -44,7 +46,7 @@ def open_store(machine: Machine, path: Path, cache: Path | None = None) -> Store
             )
     place = (cache or Path()).expanduser() / f"{hashes[holders[0]][:32]}-rank{world.rank:02d}.h5"
     with together(world):
-        if not found and (kept := CachedStore.existing(place, hashes[holders[0]])):
+        if not found and (kept := CachedStore.existing(place, hashes[holders[0]], prepacked)):
             found.append(kept)
     bare = [rank for rank, has in enumerate(world.gather_all(bool(found))) if not has]
     if not bare:
@@ -58,7 +60,7 @@ def open_store(machine: Machine, path: Path, cache: Path | None = None) -> Store
             content = world.receive(holders[0], size).tobytes()
     with together(world):
         if not found:
-            found.append(CachedStore.beginning(place, _unpacked(content)))
+            found.append(CachedStore.beginning(place, _unpacked(content), prepacked))
     return found[0]
 
 

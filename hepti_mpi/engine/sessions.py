@@ -15,10 +15,12 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
+from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
@@ -160,6 +162,8 @@ def of_store(
     if kept is not None:
         return kept
     if any(piece.format is not F32 for piece in pieces):
+        if mode == "mapped":
+            _check_memory(store, pieces)
         mode = "packed"
     return session(graph, store.file.parent, mode, threads)
 
@@ -190,10 +194,18 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
     try:
         made = _loaded(str(found / KEPT), _options(threads), threads)
     except Exception as error:  # whatever it has against a file that it wrote
-        prepacked.fail(error)
+        prepacked.fail(error, found)
         return None
     pages.trim()  # what it packed to compare
     return made
+
+
+def _check_memory(store: Store, pieces: Sequence[Slice]) -> None:
+    """Raise StoreError where memory does not hold weights that were to be mapped, but that no product can read from a file."""
+    need, free = sum(piece.format.held(piece.shape, piece.inner) for piece in pieces), usable_memory(1)
+    if need > free:
+        where = "without --weights-cache FOLDER" if store.prepacked is None else f"where {store.prepacked.folder} cannot keep them"
+        raise StoreError(f"mapped weights in other formats than f32 are packed into memory {where}: {need} bytes, {free} are free")
 
 
 def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:

@@ -1,6 +1,6 @@
 """What a model is: its sizes, its options and the weights it is made of. Knows no file format, no rank and no plan."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import lcm, prod
@@ -196,25 +196,25 @@ def layer_weights(spec: ModelSpec, number: int) -> tuple[Weight, ...]:
     return tuple(map(spec.stored, spec.layer(number).weights(f"layers.{number}")))
 
 
-def layer_bytes(spec: ModelSpec, mapped: bool = False) -> dict[str | None, int]:
+def layer_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> dict[str | None, int]:
     """Return the bytes that a layer's weights take in memory by the axis along which ranks divide them; None: those that are held whole.
 
-    Where layers differ, or are stored in different formats, the mean of all. `mapped`: what ranks divide may stay in a file's pages, where
-    products can read it there: float32 numbers."""
+    Where layers differ, or are stored in different formats, the mean of all. `paged`: formats in which what ranks divide stays in a file's
+    pages, which the system can evict."""
     alike = not spec.formats and len(spec.kinds) < 2
     numbers, result = range(1 if alike else spec.layers), dict[str | None, int]({"heads": 0, "columns": 0, None: 0})
     for number in numbers:
         for weight in layer_weights(spec, number):
-            if not (mapped and weight.split and weight.format is F32):
+            if not (weight.split and weight.format in paged):
                 result["heads" if weight.split == "kv_heads" else weight.split] += weight.held
     return {axis: -(-total // len(numbers)) for axis, total in result.items()}
 
 
-def kv_bytes(spec: ModelSpec, mapped: bool = False) -> int:
+def kv_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> int:
     """Return those bytes of a layer, as layer_bytes has them, that belong to heads of keys and values which several query heads read."""
     numbers = range(spec.layers if spec.formats or len(spec.kinds) > 1 else 1)
     every = (weight for number in numbers for weight in layer_weights(spec, number) if weight.split == "kv_heads")
-    return -(-sum(weight.held for weight in every if not (mapped and weight.format is F32)) // len(numbers))
+    return -(-sum(weight.held for weight in every if weight.format not in paged) // len(numbers))
 
 
 def product_formats(spec: ModelSpec) -> dict[str, float]:

@@ -3,15 +3,16 @@
 Knows what of a plan the price and the memory depend on; does not know where plans come from.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby
 
 import numpy as np
 
+from hepti_mpi.models.formats import Format
 from hepti_mpi.models.spec import ModelSpec, kv_bytes, layer_bytes
-from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes
+from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
 from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
@@ -81,20 +82,22 @@ class Tried:
 
 class Costs:
     """Prices and memory of plans for one model and cluster. `rows`: of the batch that is priced; `largest`, `longest`: of the largest batch
-    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `mapped`: float32
-    weights do not count; `kept`: as of a Request."""
+    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `paged` and `kept`: as
+    of a Request."""
 
     def __init__(
-        self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, mapped: bool, kept: int | None = None
+        self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, paged: Collection[Format],
+        kept: int | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
         self.limits, self.ranks = limits, len(limits) // 2
-        held = layer_bytes(spec, mapped)  # pages of a file can be evicted
-        self.attention_bytes, self.mlp_bytes, self.kv_bytes = held["heads"], held["columns"], kv_bytes(spec, mapped)
+        held, self.making = layer_bytes(spec, paged), making_bytes(spec, paged)
+        self.attention_bytes, self.mlp_bytes, self.kv_bytes = held["heads"], held["columns"], kv_bytes(spec, paged)
+        self.unpaged = layer_bytes(spec)
         if kept is not None:
             cached = -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads) // spec.layers)
             self.attention_bytes, self.kv_bytes = self.attention_bytes + cached, self.kv_bytes + cached
-            self.mlp_bytes += -(-word_bytes(spec, mapped) // spec.layers)
+            self.mlp_bytes += -(-word_bytes(spec, paged) // spec.layers)
         self.norm_bytes = spec.layers * held[None]
         self.steady = steady(spec)
         self.made: dict[tuple[object, ...], Program] = {}
@@ -179,16 +182,18 @@ class Costs:
         """Return the bytes of every rank [plans, ranks] under plans that differ from `like` in their shares [plans, ranks]."""
         layers, layouts = self.spec.layers, like.layouts
         by_heads, by_columns = [a for a, _ in layouts].count("heads"), [m for _, m in layouts].count("columns")
-        weights = self.attention_bytes * (by_heads * heads / self.spec.heads + (layers - by_heads) * (rows > 0))
+        attention = by_heads * heads / self.spec.heads + (layers - by_heads) * (rows > 0)
+        mlp = by_columns * columns / self.spec.ffn + (layers - by_columns) * (rows > 0)
+        weights = self.attention_bytes * attention + self.mlp_bytes * mlp
         kv_heads, _ = shared(heads, self.spec.group, axis=1)  # what ranks have twice, where they have parts of a group
         weights += by_heads * self.kv_bytes * (kv_heads / self.spec.kv_heads - heads / self.spec.heads)
-        weights += self.mlp_bytes * (by_columns * columns / self.spec.ffn + (layers - by_columns) * (rows > 0))
         part = heads / self.spec.heads
         if by_heads < layers and not any(a == "alltoall" for a, _ in layouts):
             part = np.maximum(part, rows / self.rows)
         values = activation_bytes(self.spec, self.widths(like), self.largest, self.longest, -(-rows * self.largest // self.rows), part)
         active = (heads > 0) | (columns > 0) | (rows > 0)
-        return np.ceil((weights + self.norm_bytes + values) * active).astype(np.int64)
+        making = np.minimum(self.unpaged["heads"] * attention + self.unpaged["columns"] * mlp, self.making)  # before there are values
+        return np.ceil((np.maximum(weights + values, making) + self.norm_bytes) * active).astype(np.int64)
 
     def limits_of(self, plan: Plan) -> np.ndarray:
         """Return the bytes of every rank: one that alone computes on its host has all of them."""

@@ -12,7 +12,8 @@ from hepti_mpi.wording import counted
 class Lack:
     """What the worst rank lacks under the leanest plan, of a `strategy` on so many `ranks`: `bytes` of memory beside the `has` that it has.
 
-    `whole`: bytes of all layers' weights, 0 where they stay in the file; `shared`: whether the plan fits when every rank gets as much more.
+    `whole`: bytes of all layers' weights, 0 where they stay in the file; `shared`: whether the plan fits when every rank gets as much more;
+    `paging`: the options with which they stay there.
     """
 
     strategy: str
@@ -23,6 +24,7 @@ class Lack:
     has: int
     whole: int
     shared: bool
+    paging: str
 
     @property
     def missing(self) -> int:
@@ -48,7 +50,7 @@ def refusal(lack: Lack, room: Callable[[int], float], largest: int, longest: int
 
 
 def _ways(lack: Lack, room: Callable[[int], float], largest: int, longest: int) -> str:
-    mapped = "run with --weights-mode mapped, which reads weights from storage while computing"
+    mapped = f"run with {lack.paging}, which reads weights from storage while computing"
     if lack.whole and room(largest) >= 0:
         return f"give more memory, add ranks, or {mapped}"
     least, also = f"give each rank at least {lack.has + lack.missing} bytes", f"{mapped}, and " * bool(lack.whole)

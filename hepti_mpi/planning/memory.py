@@ -1,15 +1,16 @@
 """How many bytes of buffers and inner values a rank needs to run a program. Pure; knows nothing of weights, of time and of machines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from hepti_mpi.models.blocks import Attention, Layer, Weight
-from hepti_mpi.models.formats import F32
+from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.steps import Words
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid, buffers
+from hepti_mpi.program.build import PAGED_BYTES
 
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
@@ -48,10 +49,18 @@ def word_table(spec: ModelSpec) -> Weight:
     return spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
 
 
-def word_bytes(spec: ModelSpec, mapped: bool) -> int:
-    """Return the bytes that it takes in memory; `mapped`: float32 numbers may stay in a file's pages."""
+def word_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> int:
+    """Return the bytes that it takes in memory; `paged`: as of layer_bytes."""
     table = word_table(spec)
-    return 0 if mapped and table.format is F32 else table.held
+    return 0 if table.format in paged else table.held
+
+
+def making_bytes(spec: ModelSpec, paged: Collection[Format]) -> int:
+    """Return how many bytes of weights are in memory at most while files are made, or opened, with weights as kernels read them: those of
+    a segment, or of the words. 0 where there are no such files: float32 weights alone stay in the store's."""
+    if set(paged) <= {F32}:
+        return 0
+    return max(PAGED_BYTES, spec.bytes_of_layer, word_bytes(spec) if spec.generates else 0)
 
 
 def _inner(layer: Layer, longest: int) -> tuple[int, float]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from hepti_mpi.models.formats import F32, FORMATS, Format
+from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.planning.candidates import Candidate
 
 
@@ -13,6 +15,7 @@ class Request:
 
     `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
     `wires`: types that may travel between layers.
+    `prepacked`: whether ranks keep mapped weights as kernels read them, in files of their own.
 
     `kept`: rows whose keys and values stay with who has their heads, of texts under way, whose words are divided as columns are; None: not
     texts. `prompt`, `answer`: rows that a text begins with, and how many are added one by one.
@@ -31,6 +34,19 @@ class Request:
     kept: int | None = None
     prompt: int = 0
     answer: int = 1
+    prepacked: bool = False
+
+    @property
+    def paged(self) -> tuple[Format, ...]:
+        """The formats in which weights may stay in pages of a file: of the store's products can read float32 numbers only."""
+        if self.mode != "mapped":
+            return ()
+        return tuple(FORMATS.values()) if self.prepacked else (F32,)
+
+    def paging(self, spec: ModelSpec) -> str:
+        """Return the options with which weights stay in pages of a file; "" where they do."""
+        cache = set(product_formats(spec)) != {F32.name} and not self.prepacked
+        return "--weights-mode mapped" * (self.mode != "mapped" or cache) + " --weights-cache FOLDER" * cache
 
 
 @dataclass(frozen=True)

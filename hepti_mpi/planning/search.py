@@ -85,7 +85,7 @@ class _Search:
         whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
         self.costs = Costs(
-            spec, self.pricer, self.largest, self.longest, self.all_limits, request.mode == "mapped", request.kept
+            spec, self.pricer, self.largest, self.longest, self.all_limits, request.paged, request.kept
         )  # fmt: skip
         self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
         self.each = layer_work(spec, self.pricer.attended)
@@ -257,7 +257,9 @@ class _Search:
             plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later
             widths = tuple(map(max, zip(*(self.costs.widths(one) for one in plans))))
             every = np.array([self.largest])  # as if the rank had all rows
-            self.inner[key] = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
+            inner = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
+            whole = self.costs.unpaged["heads"] + self.costs.unpaged["columns"]
+            self.inner[key] = max(inner, min(self.costs.making, self.spec.layers * whole))
         return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[key]
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -334,7 +336,10 @@ class _Search:
             lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.kv_heads)  # at the least one head of one layer
         worst = int(np.argmin(room) if others else np.argmax(lack))
         rank = everyone[worst]
-        found = capacity.Lack(name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others)
+        found = capacity.Lack(
+            name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others,
+            self.request.paging(self.spec),
+        )  # fmt: skip
 
         def room_of(count: int) -> float:
             fewer = replace(self.request, rows=min(count, self.request.rows), largest=count, longest=min(count, self.longest))

@@ -16,7 +16,7 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
-from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, word_bytes
+from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.sharing import WORTH, are_crowded
@@ -98,10 +98,11 @@ class _Stages:
     def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> None:
         self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
         self.mode = "mapped" if request.mode == "mapped" else "packed"
-        held = layer_bytes(spec, self.mode == "mapped")
+        paged = replace(request, mode=self.mode).paged
+        held, self.making = layer_bytes(spec, paged), making_bytes(spec, paged)
         kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads)
         self.layer_bytes = sum(held.values()) + -(-kept // spec.layers)
-        self.word_bytes = word_bytes(spec, self.mode == "mapped")
+        self.word_bytes = word_bytes(spec, paged)
         self.paces: dict[tuple[NodeProfile, int], _Pace] = {}
 
     # memory
@@ -120,14 +121,15 @@ class _Stages:
 
     def most(self, rank: int, ranks: Sequence[int], last: bool) -> int:
         """Return how many layers fit, for the `last` stage beside the words."""
-        left = self.limit(rank, ranks) - self.inner - last * self.word_bytes
+        left = self.limit(rank, ranks) - max(self.inner + last * self.word_bytes, self.making)
         return max(0, min(self.spec.layers, int(left // self.layer_bytes)))
 
     def refusal(self) -> CapacityError:
         everyone = range(len(self.profile.nodes))
         last = max(everyone, key=lambda rank: self.limit(rank, everyone))
         room = sum(self.most(rank, everyone, rank == last) for rank in everyone)
-        mapped = ", run with --weights-mode mapped, which reads weights from storage while computing," * (self.mode != "mapped")
+        paging = self.request.paging(self.spec)
+        mapped = f", run with {paging}, which reads weights from storage while computing," * bool(paging)
         return CapacityError(
             f"no stages fit: all ranks together have room for {room} of {counted(self.spec.layers, 'layers')}, each of which takes "
             f"{self.layer_bytes} bytes with its keys and values, and {self.word_bytes} are for the words; give more memory or ranks"

@@ -13,6 +13,7 @@ from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Sy
 
 FINAL = "final.norm"  # the weights of the norm behind the last layer
 SEGMENT_BYTES = 1 << 30  # of layers that one segment may have: what no kernel reads from a file is in its model, which holds 2 GiB
+PAGED_BYTES = 1 << 27  # the same where weights are mapped: a segment is in memory while its file is made, and where it is opened
 
 
 def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Program:
@@ -44,7 +45,8 @@ class _Builder:
         self.spec, self.plan = spec, plan
         self.last = "full" if everywhere and not plan.keeps_requests else "rows"  # how the last rows are wanted
         self.tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
-        self.most = max(1, SEGMENT_BYTES // spec.bytes_of_layer)  # layers of a segment
+        segment = PAGED_BYTES if "mapped" in plan.weights_mode else SEGMENT_BYTES
+        self.most = max(1, segment // spec.bytes_of_layer)  # layers of a segment
         behind = plan.numbers.stop  # the layer that follows the last one of the plan, where the model has one
         self.beyond = (behind, KINDS[0]) if behind < spec.layers else None
         self.steps: list[Step] = []

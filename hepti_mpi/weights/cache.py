@@ -10,6 +10,7 @@ import numpy as np
 
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, joined
 from hepti_mpi.weights.store import Store, write_part
 
@@ -34,10 +35,10 @@ class CachedStore(Store):
     """What a rank holds of another's store, in a file of its own."""
 
     @classmethod
-    def existing(cls, path: Path, source_hash: str) -> "CachedStore | None":
+    def existing(cls, path: Path, source_hash: str, prepacked: Prepacked | None = None) -> "CachedStore | None":
         """Return the one at `path`, None where there is none of that model."""
         try:
-            store = cls(path)
+            store = cls(path, prepacked)
         except StoreError:  # there is none, or it is damaged
             return None
         if store.source_hash == source_hash:
@@ -46,7 +47,7 @@ class CachedStore(Store):
         return None
 
     @classmethod
-    def beginning(cls, path: Path, head: Any) -> "CachedStore":
+    def beginning(cls, path: Path, head: Any, prepacked: Prepacked | None = None) -> "CachedStore":
         """Return a new one without weights for the model of `head` (spec, files, source hash). Raises StoreError when it cannot be
         written."""
         spec, files, source_hash = head
@@ -55,7 +56,7 @@ class CachedStore(Store):
         except OSError as error:
             raise StoreError(f"{path.parent} cannot be made: {error.strerror or error}") from None
         write_part(path, Source(spec, files, source_hash, _nothing), ())
-        return cls(path)
+        return cls(path, prepacked)
 
     def lacking(self, wanted: Iterable[Slice]) -> list[Slice]:
         """Return what must come for `wanted` to be there and sound, joined with what is held of the same tensors."""
@@ -82,7 +83,7 @@ class CachedStore(Store):
 
         write_part(self.path, Source(self.spec, self.files, self.source_hash, parts), [*kept, *pieces])
         self.close()
-        Store.__init__(self, self.path)
+        Store.__init__(self, self.path, self.prepacked)
 
 
 def _nothing(piece: Slice) -> Mapping[str, np.ndarray]:

@@ -32,6 +32,12 @@ class Prepacked:
     say: Callable[[str], None]
     failed: bool = False
 
+    @property
+    def writable(self) -> bool:
+        """Whether entries can be made, as far as is known before one is."""
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
     def find(self, key: str) -> Path | None:
         """Return the folder of an entry whose files are those that were written; None where there is none."""
         entry = self.folder / key
@@ -42,7 +48,8 @@ class Prepacked:
             for name, size, checksum in listed["files"]:
                 if (entry / name).stat().st_size != size or _checksum(entry / name) != checksum:
                     return None
-            os.utime(entry)
+            with suppress(OSError):  # of another user, who must see to its age
+                os.utime(entry)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return entry
@@ -66,15 +73,19 @@ class Prepacked:
                 shutil.rmtree(entry, ignore_errors=True)
             with suppress(OSError):  # another process was sooner
                 beside.rename(entry)
-            return self.find(key)
+            if found := self.find(key):
+                return found
+            raise PermissionError(f"{entry.name} in it cannot be replaced")
         except Exception as error:  # of the runtime too, which has no class of errors for files
             self.fail(error)
             return None
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def fail(self, error: Exception) -> None:
-        """Say why there is no entry; there is no other attempt."""
+    def fail(self, error: Exception, entry: Path | None = None) -> None:
+        """Say why there is no entry, or none that can be used, which is removed; there is no other attempt."""
+        if entry is not None:
+            shutil.rmtree(entry, ignore_errors=True)
         if not self.failed:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
             self.say(f"{self.folder} cannot keep weights as kernels read them ({why}): going on without")

@@ -172,11 +172,9 @@ class Store:
     """An open store. Reads only what it is asked for; usable as a context manager. `prepacked`: where this rank keeps weights as kernels
     read them."""
 
-    prepacked: Prepacked | None = None
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, prepacked: Prepacked | None = None) -> None:
         """Open `path` and read its description. Raises StoreError when it is missing, damaged or of another format."""
-        self.path = path
+        self.path, self.prepacked = path, prepacked
         if not path.is_file():
             raise StoreError(f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}")
         self.file = path.resolve()  # where the bytes lie: ONNX Runtime reads none by a link into another folder
