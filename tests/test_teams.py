@@ -1,5 +1,7 @@
 """Which teams are made, and which batch goes to whom. What real ranks answer in teams: tests/mpi/test_teams.py."""
 
+import queue
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -210,7 +212,7 @@ class Simulated:
 
     def __init__(self, seconds):
         self.seconds, self.free, self.now, self.waiting = seconds, dict.fromkeys(seconds, 0.0), 0.0, []
-        self.count, self.ended, self.partners = dict.fromkeys(seconds, 0), [], list(seconds)
+        self.count, self.ended, self.partners, self.rank = dict.fromkeys(seconds, 0), [], list(seconds), 0
 
     def send(self, peer, box, facts, arrays=None):
         assert box == WORK
@@ -229,7 +231,7 @@ class Simulated:
         self.count[peer] += 1
         spent = [rows * self.seconds[peer]]
         shapes, arrays = packed_results([{"x": np.array([peer])}] * count)
-        return Letter(peer, {"ticket": ticket, "spent": spent, "errors": {}, "results": shapes}, arrays)
+        return Letter(peer, {"do": "step", "ticket": ticket, "spent": spent, "errors": {}, "results": shapes}, arrays)
 
 
 def front_of(mail, count, paces, rows=10):
@@ -285,6 +287,37 @@ def test_a_team_that_becomes_slow_gets_less():
     mail.take = take
     front._work()
     assert mail.count[0] > 2 * mail.count[1] and len(events) == 100
+
+
+class Open:
+    """A source without an end, of which nothing comes until somebody asks."""
+
+    def __init__(self):
+        self.came, self.ended = queue.SimpleQueue(), False
+
+    def take(self, timeout):
+        return self.came.get() if timeout else [] if self.came.empty() else self.came.get()
+
+    def ask(self, one):
+        self.came.put([one])
+        self.ring()
+
+
+def test_a_team_that_is_free_begins_with_what_comes_while_another_answers():
+    """Else of two who ask at the same time one waits for the other, and half of the teams rest."""
+    letters, given = queue.SimpleQueue(), queue.SimpleQueue()
+
+    def send(peer, box, facts, arrays=None):
+        (letters if box == FRONT else given).put(Letter(peer, facts))
+
+    mail = SimpleNamespace(seconds={0: 0.01, 1: 0.01}, rank=0, partners=[], send=send, take=lambda box, timeout=None: letters.get())
+    front, _ = front_of(mail, 0, [0.01, 0.01])
+    source = front.desk.source = Open()
+    front = Front(front.desk, mail, front.placement, [0.01, 0.01])
+    threading.Thread(target=front._work, daemon=True).start()
+    for one in requests(5, 6):
+        source.ask(one)
+    assert {given.get(timeout=20).sender for _ in range(2)} == {0, 1}
 
 
 def test_a_sink_that_fails_ends_all_teams():

@@ -178,6 +178,19 @@ def test_an_answer_that_fails_in_a_team_costs_itself():
     assert [event.finish for event in events if event.answer is bad] == ["error"]
 
 
+def test_a_prompt_that_comes_while_others_write_is_handed_out():
+    with Sent([]) as mail:
+        making = TeamGenerator(None, mail, [writer(1)], 300, [END])
+        mail.boxes[1] = queue.SimpleQueue()
+        making.submit([3, 3], Sampling(max_tokens=4))
+        mail.take = lambda box, timeout: mail.take_of(0, box, 60 if timeout else 0)
+        threading.Timer(0.1, making.wake).start()
+        assert making.step() == []
+        making.submit([3, 3], Sampling(max_tokens=4))
+        making.wake()
+        assert making.step() == [] and mail.given.count((1, "prompt")) == 2
+
+
 def test_a_cancelled_text_is_nobodys():
     with Sent([1]) as mail:
         making = TeamGenerator(None, mail, [writer(1)], 300, [END], letters)

@@ -88,6 +88,7 @@ def _write(session: "Session", machining: Machining, remote: "Remote | None", ro
         return
     try:
         making = writers.maker(loaded, session, texts=False)  # the front makes texts of tokens
+        remote.ring = making.wake
         remote.ready(session.store.source_hash, 1, writers.told(loaded, session))
         lead(making, remote, loaded.rest)
     finally:

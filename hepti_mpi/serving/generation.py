@@ -174,6 +174,9 @@ class Asked:
         self.positions, self.ends, self.decode, self.penalty, self.forms = positions, frozenset(ends), decode, penalty, forms
         self.waiting: deque[Answer] = deque()
 
+    def wake(self) -> None:
+        """Let a step that waits end: something has come that it may begin with. Any thread may call it."""
+
     def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
         """Take a prompt; its answer begins as soon as there is a slot, and goes on behind what another job has `made` of it.
 

@@ -4,7 +4,7 @@ all is well; does not know who asks.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class Prompt:
 
 
 class Remote:
-    """The front, as rank 0 sees it. `ended`: whether nothing more will come (serving.source.Source)."""
+    """The front, as rank 0 sees it. `ended`: whether nothing more will come; `ring` (serving.source.Source)."""
 
     def __init__(self, address: Mapping[str, Any]) -> None:
         """Connect. `address`: as serving.front tells it. Raises HostError when the front is not there."""
@@ -48,6 +48,7 @@ class Remote:
         self.errors: dict[int, str] = {}  # of requests without an answer
         self.computed: dict[int, float] = {}  # seconds that ranks computed for their last batch, as far as they tell
         self.ended = False
+        self.ring: Callable[[], object] = lambda: None
         self.came = threading.Condition()
         self.told, self.answered, self.sending = time.monotonic(), 0, threading.Lock()
         threading.Thread(target=self._read, name="front", daemon=True).start()
@@ -131,11 +132,12 @@ class Remote:
                     elif head["kind"] == "end":
                         self.ended = True
                     self.came.notify_all()
+                self.ring()
         except (OSError, EOFError, InputError):  # the front is gone: nobody wants answers any more
             with self.came:
                 self.ended = True
                 self.came.notify_all()
-
+            self.ring()
 
     def _leave(self, places: set[int]) -> None:
         """Leave requests that nobody waits for any more, but for those that are begun."""

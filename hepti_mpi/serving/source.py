@@ -3,7 +3,7 @@
 Knows inputs; does not know what becomes of requests.
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from hepti_mpi.comm.launcher import standard_input
@@ -15,7 +15,9 @@ from hepti_mpi.weights.store import Store
 
 
 class Source(Protocol):
-    """What gives requests as they arrive."""
+    """What gives requests as they arrive. `ring` is called, by any thread, when something has come: for whoever waits for more than that."""
+
+    ring: Callable[[], object]
 
     @property
     def ended(self) -> bool:
@@ -30,6 +32,7 @@ class Given:
 
     def __init__(self, requests: list[Request]) -> None:
         self.left, self.ended = requests, False
+        self.ring: Callable[[], object] = lambda: None
 
     def take(self, timeout: float) -> list[Request]:
         taken, self.left, self.ended = self.left, [], True

@@ -82,6 +82,7 @@ class Front:
         self.steps: dict[int, tuple[int, Step, float]] = {}  # by ticket: whose, what, since when
         self.ticket, self.begin = 0, 0.0
         self.error: BaseException | None = None
+        desk.source.ring = lambda: mail.send(mail.rank, FRONT, {"do": "look"})  # a team may be free for what comes while others answer
         self.thread = threading.Thread(target=self._work, name="front", daemon=True)
 
     def _work(self) -> None:
@@ -101,8 +102,8 @@ class Front:
             self._hand_out()
             if not self.steps and desk.source.ended:
                 break
-            letter = self.mail.take(FRONT, None if desk.source.ended else WAIT_SECONDS) if self.steps else None
-            if letter is not None:
+            letter = self.mail.take(FRONT) if self.steps else None
+            if letter is not None and letter.facts["do"] == "step":
                 self._answered(letter)
                 wanted = desk.wanted()
 

@@ -81,6 +81,10 @@ class TeamGenerator(Asked):
             for one in self.teams
         ]
 
+    def wake(self) -> None:
+        """See serving.generation.Asked."""
+        self.mail.send(self.mail.rank, FRONT, {"events": []})
+
     def cancel(self, answer: Answer) -> None:
         """End an answer that nobody wants any more."""
         if answer.finish_reason is None:
