@@ -15,7 +15,7 @@ from hepti_mpi.weights.store import Store
 
 
 class Source(Protocol):
-    """What gives requests as they arrive. `ring` is called, by any thread, when something has come: for whoever waits for more than that."""
+    """What gives requests as they arrive. `ring` is called, by any thread, when some have come: for whoever waits for more than that."""
 
     ring: Callable[[], object]
 
