@@ -19,6 +19,9 @@ class Maker(Protocol):
     def busy(self) -> bool:
         """Whether a step would do anything."""
 
+    def wake(self) -> None:
+        """Let a step that waits end: something has come that it may begin with. Any thread may call it."""
+
     def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
         """Take a prompt. Raises InputError."""
 
