@@ -33,6 +33,23 @@ def test_each_batch_by_its_own_shape():
     assert found[0] > found[1] > found[2]
 
 
+def test_requests_of_different_length_are_laid_out_as_if_all_were_as_long_as_the_longest():
+    """As many rows that attend to as many: what differs is the rows that only fill up."""
+    one = PROFILE.nodes[0]
+    slow = replace(PROFILE, nodes=tuple(replace(node, arrange_seconds=node.arrange_seconds + 1e-6) for node in PROFILE.nodes))
+    alone = replace(PROFILE, nodes=(one,), latency_seconds=((0.0,),), bytes_per_second=((0.0,),))
+    plan = choose(SPEC, "hash", alone, Request(64)).chosen.plan
+    plan = replace(plan, weights_mode=("packed", "packed"), heads=(*plan.heads, 0), columns=(*plan.columns, 0), rows=(*plan.rows, 0),
+                   hosts=PROFILE.hosts)  # fmt: skip
+    for lengths in ([9, 8, 8], [19, 11, 4], [40]):
+        more = [Forecast(SPEC, profile, plan).seconds(lengths) for profile in (PROFILE, slow)]
+        laid = len(lengths) * max(lengths)
+        assert more[1] - more[0] == pytest.approx(SPEC.layers * laid * SPEC.hidden * 1e-6, rel=0.02)
+        pricers = [Pricer(SPEC, profile, 64).of_batch(lengths) for profile in (PROFILE, slow)]
+        one, other = (pricer.price(make_program(SPEC, plan), plan).seconds for pricer in pricers)
+        assert other - one == pytest.approx(SPEC.layers * laid * SPEC.hidden * 1e-6)
+
+
 @pytest.mark.parametrize("rounds, switches, count", [(1, [], 4), (3, [], 12), (2, [5, 6], 5), (2, [99], 8)])
 def test_measured_and_predicted_are_of_the_same_batches(rounds, switches, count):
     seconds = [0.1 * (1 + number) for number in range(4 * rounds)]

@@ -3,7 +3,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from hepti_mpi.engine.packing import pack
+from hepti_mpi.engine.packing import Rows, pack
 
 LENGTHS = [(9,), (1,), (4, 1, 7), (1, 1, 1), (7, 8, 9), (3, 3)]
 
@@ -57,3 +57,10 @@ def test_keys_of_whole_requests_are_counted_from_the_first_at_hand():
         assert getattr(part, name).tolist() == getattr(alone, name).tolist()
     for row, own, length in zip(part.kv_index, alone.kv_index, alone.kv_lengths):
         assert row[:length].tolist() == own[:length].tolist()
+
+
+@pytest.mark.parametrize("lengths, start, stop, size", [
+    ((19, 4), 0, 23, (2 * 19 * 19, 2 * 19)), ((19, 4), 17, 23, (2 * 4 * 19, 2 * 4)), ((5,), 1, 4, (3 * 5, 3)), ((5, 5), 3, 3, (0, 0)),
+])  # fmt: skip
+def test_padding_is_counted(lengths, start, stop, size):
+    assert Rows(lengths, start, stop).size == size

@@ -240,7 +240,6 @@ def _answer(work: Work, job: Job, adaptable: bool) -> None:
 def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
     """Answer on rank 0, while another thread writes; `adaptable`: under a watch, where the job is worth one."""
     from hepti_mpi.comm import interrupts
-    from hepti_mpi.serving.metrics import Metered
     from hepti_mpi.serving.sink import Beside
     from hepti_mpi.tuning.adapt import FROM
 
@@ -253,6 +252,8 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
         desk.watch = job.watched(session.tell)
     metered = None
     if choice.metrics is not None:
+        from hepti_mpi.serving.metrics import Metered
+
         metered = Metered(choice.metrics, session.store.spec.name, work.batches, session.tell)
         desk.watch = job.metered(metered, desk.watch)
     listeners: list[Listener] = [asked.sink, *([metered] if metered else [])]

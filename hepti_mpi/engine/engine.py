@@ -320,7 +320,7 @@ class Engine:
             found[name] = value[rows] if name in self.values else value
         at.zeros[place] = [found[name] for name in segment.zeros]
         at.runs[place] = segment.bind(found) if rows.stop > rows.start else None
-        at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, at.packings[which].pairs)
+        at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, *at.packings[which].size)
 
     def _view(self, number: int, rows: int, width: int, kind: str) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""

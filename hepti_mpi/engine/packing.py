@@ -88,9 +88,11 @@ class Rows:
     known: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def pairs(self) -> int:
-        """How many pairs of a query and a key are computed where rows attend to all of their request, padding among them."""
-        return pack(self.lengths, self.start, self.stop).pairs
+    def size(self) -> tuple[int, int]:
+        """How many pairs of a query and a key are computed where rows attend to all of their request, and how many rows of queries are laid
+        out for that; padding among both."""
+        packing = pack(self.lengths, self.start, self.stop)
+        return packing.pairs, packing.q_index.size
 
     @property
     def bytes(self) -> int:

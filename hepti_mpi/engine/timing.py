@@ -105,27 +105,33 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
 def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[str, float]) -> Layers | None:
     """Return a chain of whole layers, as many as the model has or outdo most caches; None where its layers are not of this kind."""
     mlp, hidden, columns, width = spec.layer(0).mlp, spec.hidden, spec.ffn, attention.width
+    biases = spec.layer(0).attention.biases
     if mlp.gated or spec.generates:
         return None
     sizes = [(width, hidden)] * 3 + [(hidden, width), (columns, hidden), (hidden, columns)]  # (outputs, inputs)
     weights = sum(outputs * inputs for outputs, inputs in sizes)
     count, chain, value = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(), "x"
     one, tile = chain.constant("one", np.ones(hidden, np.float32)), chained(spec)[0].ravel()
-    bias = chain.constant("bias", np.zeros(columns, np.float32))
 
-    def multiply(number: int, place: int, x: str) -> str:
+    def bias(size: int) -> str:
+        return chain.constant(f"bias_{size}", np.zeros(size, np.float32))
+
+    def multiply(number: int, place: int, x: str, added: str | None = None) -> str:
         matrix = np.resize(tile, sizes[place]) * np.float32(1 + (number * len(sizes) + place) / 256)  # equal ones would be kept once
         kind = _format_of((number + 0.5) / count, used)
         piece = Slice(f"{number}.{place}", 0, matrix.shape, kind, 1)
-        return Product(chain, Made(kind.encode(matrix, 1)), x, piece, looks=False).write(None, None)
+        return Product(chain, Made(kind.encode(matrix, 1)), x, piece, looks=False).write(added, None)
+
+    def tail(block: str, x: str, biased: bool, output: str | None = None) -> str:
+        total = chain.node("Add", [x, chain.node("Add", [block, bias(hidden)]) if biased else block])
+        return chain.node("LayerNormalization", [total, one, one], [output] if output else None, axis=-1)
 
     for number in range(count):
-        attend(chain, attention, [multiply(number, place, value) for place in range(3)], f"a{number}", attention.heads)
-        middle = chain.node("Add", [value, multiply(number, 3, f"a{number}")])
-        middle = chain.node("LayerNormalization", [middle, one, one], axis=-1)
-        wide = activate(chain, mlp.activation, multiply(number, 4, middle), bias if mlp.activation not in WITHOUT_BIAS else None)
-        value = chain.node("Add", [middle, multiply(number, 5, wide)])
-        value = chain.node("LayerNormalization", [value, one, one], ["y" if number == count - 1 else f"x{number}"], axis=-1)
+        read = [multiply(number, place, value, bias(width) if name in biases else None) for place, name in enumerate("qkv")]
+        attend(chain, attention, read, f"a{number}", attention.heads)
+        middle = tail(multiply(number, 3, f"a{number}"), value, "o" in biases)
+        wide = activate(chain, mlp.activation, multiply(number, 4, middle), bias(columns) if mlp.activation not in WITHOUT_BIAS else None)
+        value = tail(multiply(number, 5, wide), middle, mlp.bias, "y" if number == count - 1 else f"x{number}")
     made = probe(chain, ["x", *chain.indexes], threads)
 
     def of_requests(requests: int, length: int) -> Callable[[], None]:

@@ -75,6 +75,8 @@ class Pricer:
     ) -> None:  # fmt: skip
         self.spec, self.profile, self.rows = spec, profile, rows
         self.attended: float = rows if attended is None else attended
+        # rows as attention lays them out, for each that there is: of requests that are as long as they must be to attend to so many
+        self.padding = 1.0 if requests is None else max(1.0, float(np.sqrt(requests * self.attended / rows)))
         requests = requests or max(1, round(rows / self.attended))  # of equal length
         self.lengths = splits.even(rows, requests)
         self.emulated = EMULATION in profile.versions
@@ -114,7 +116,8 @@ class Pricer:
         other = copy(self)
         other.groups = {}
         other.lengths, other.rows = tuple(lengths), sum(lengths)
-        other.attended = len(lengths) * max(lengths) ** 2 / other.rows  # attention is computed as if all were as long as the longest
+        other.padding = len(lengths) * max(lengths) / other.rows  # attention is computed as if all were as long as the longest
+        other.attended = other.padding * max(lengths)
         other.edges = edge_seconds(self.spec, self.profile.edges, lengths)
         return other
 
@@ -293,7 +296,7 @@ class Batch:
         own = shares.rows
         every = {"rows": own, "full": np.broadcast_to(own.sum(axis=0), own.shape)}
         heads = shares.heads, shares.columns, *shared(shares.heads, pricer.spec.group)
-        self.parts = {name: Share(rows, rows * pricer.attended, *heads) for name, rows in every.items()}
+        self.parts = {name: Share(rows, rows * pricer.attended, *heads, rows * pricer.padding) for name, rows in every.items()}
         self.segment = pricer.segment[self.places[:, None]]
         self.known: dict[Kind, Sequence[Done]] = {}  # by tile; layers repeat: price each kind of step once
 

@@ -52,10 +52,10 @@ def word_numbers(spec: ModelSpec) -> float:
 SUMMED = ("attention", "arranged", "elements", "activations", "casts")
 
 
-def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, pairs: float) -> Work:
-    """Return the work of a step on one rank: `rows` rows of it, which attend to keys in `pairs` pairs."""
+def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, pairs: float, laid: int | None = None) -> Work:
+    """Return the work of a step on one rank: `rows` rows of it, which attend to keys in `pairs` pairs and lie as `laid` rows then."""
     kv_heads, attending = (int(every[rank]) for every in shared(np.array(plan.heads), spec.group))
-    share = Share(rows, pairs, plan.heads[rank], plan.columns[rank], kv_heads, attending)
+    share = Share(rows, pairs, plan.heads[rank], plan.columns[rank], kv_heads, attending, laid)
     parts = [op.work(share) for op in step.ops]
     sums = {name: float(sum(getattr(part, name) for part in parts)) for name in SUMMED}
     matrices = [(op, part.weights) for op, part in zip(step.ops, parts) if part.weights]

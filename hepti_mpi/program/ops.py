@@ -39,7 +39,8 @@ class OpWork:
 class Share:
     """What a rank does an operation on. `rows`: of the step; `pairs`: of a query and a key that these rows attend to where they attend to
     all of their request; `heads`, `columns`: the own ones; `kv_heads`: of K and V, that its heads read; `attending`: its heads and those
-    that pad them where it has a part of a group. Numbers, or arrays of one per rank."""
+    that pad them where it has a part of a group; `laid`: rows as attention lays them out, requests as long as the longest. Numbers, or
+    arrays of one per rank."""
 
     rows: Any
     pairs: Any
@@ -47,11 +48,14 @@ class Share:
     columns: Any
     kv_heads: Any = None
     attending: Any = None
+    laid: Any = None
 
     def __post_init__(self) -> None:
         for what in ("kv_heads", "attending"):  # as many as `heads` where each reads one of its own
             if getattr(self, what) is None:
                 object.__setattr__(self, what, self.heads)
+        if self.laid is None:  # requests of one length
+            object.__setattr__(self, "laid", self.rows)
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,7 @@ class Mix(Op):
         width = share.attending * self.block.dim if self.axis else self.block.width
         before, rows, behind = self.block.piece or (0, 0, 0)
         pairs = np.minimum(share.pairs, share.rows * (before + rows + behind)) if rows else share.pairs
-        return OpWork(attention=2.0 * pairs * width, arranged=share.rows * width)
+        return OpWork(attention=2.0 * pairs * width, arranged=(share.rows if rows else share.laid) * width)
 
 
 @dataclass(frozen=True)
