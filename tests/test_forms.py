@@ -85,6 +85,9 @@ class Chance:
         assert candidates == 0  # all logits
         return [Scores.of_all(logits_of(token, place + 1)) for _, token, place in rows]
 
+    def copy(self, *how):
+        """What follows a token is not by what is in the slot."""
+
     def check(self, slot, ids, first, candidates):
         return [Scores.of_all(logits_of(token, first + place + 1)) for place, token in enumerate(ids)]
 

@@ -51,6 +51,13 @@ class Counting:
             self.cache[slot].append(token)
         return [self.scores(slot) for slot, _, _ in rows]
 
+    def copy(self, source, slot, first, stop):
+        self.steps.append(("copy", source, slot, first, stop))
+        assert source != slot and stop <= len(self.cache[source])
+        own = self.cache.setdefault(slot, [])
+        assert first <= len(own)
+        own[first:] = self.cache[source][first:stop]
+
 
 def finished(generator):
     while generator.busy:
@@ -152,6 +159,66 @@ def test_a_prompt_is_asked_again_by_the_chunk_that_it_was_scored_by(length):
         scored.append(prefills[-1])
     assert scored == [("prefill", 0, (length - 1) % CHUNK + 1)] * 3
     assert len(prefills) == (length - 1) // CHUNK + 3  # whole chunks before it are not taken in again
+
+
+def prefills(stepper):
+    return [step[2] for step in stepper.steps if step[0] == "prefill"]
+
+
+def copies(stepper):
+    return [step[1:] for step in stepper.steps if step[0] == "copy"]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+def test_what_prompts_begin_with_alike_is_taken_in_once(slots):
+    """By whole chunks, which each would compute so, whichever of them comes first; with one slot it is still there."""
+    stepper, common = Counting(slots, 8 * CHUNK), [1, 2, 3, 4] * (3 * CHUNK // 4)
+    generator = Generator(stepper, [END])
+    prompts = [[*common, *[40] * (slots % 2), start, start + 1] for start in range(5, 12)] + [[*common[: 2 * CHUNK - 3], 30]]
+    answers = [generator.submit(prompt, Sampling(max_tokens=3)) for prompt in prompts]
+    list(finished(generator))
+    assert [one.tokens for one in answers] == [[prompt[-1] + more for more in (1, 2, 3)] for prompt in prompts]
+    assert prefills(stepper).count(CHUNK) == 3, "of 19 whole chunks"
+    assert all(not (stop - first) % CHUNK for _, _, first, stop in copies(stepper)) and bool(copies(stepper)) == (slots > 1)
+
+
+def test_rows_that_were_not_taken_in_by_chunks_counted_from_0_are_nobody_elses():
+    stepper = Counting(3, 8 * CHUNK)
+    generator = Generator(stepper, [END])
+    first = generator.submit([7] * 10, Sampling(max_tokens=4))
+    list(finished(generator))
+    talk = [*first.prompt, *first.tokens, *[9] * (3 * CHUNK)]  # goes on behind an answer: its chunks are counted from there
+    going = generator.submit(talk, Sampling(max_tokens=20))
+    while not going.tokens:
+        generator.step()
+    generator.submit([*talk, 5], Sampling(max_tokens=1))
+    list(finished(generator))
+    assert not copies(stepper)
+
+
+@pytest.mark.parametrize("length", [1, 36, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
+def test_several_answers_to_one_prompt_have_its_scores(length):
+    stepper = Counting(8, 8 * CHUNK)
+    generator = Generator(stepper, [END])
+    prompt = [7] * (length - 1) + [20]
+    answers = [generator.submit(prompt, Sampling(max_tokens=most)) for most in (1, 5, 5, 2)]
+    other = generator.submit(prompt, Sampling(max_tokens=3, temperature=0.01, seed=1))  # which chooses from other scores
+    list(finished(generator))
+    assert [one.tokens for one in answers] == [list(range(21, 21 + most)) for most in (1, 5, 5, 2)]
+    assert other.tokens == [21, 22, 23] and other.sampling.candidates != answers[0].sampling.candidates
+    assert len(prefills(stepper)) == -(-length // CHUNK) + 1
+
+
+def test_who_had_the_beginning_may_be_gone():
+    stepper, common = Counting(3, 8 * CHUNK), [1, 2] * CHUNK
+    generator = Generator(stepper, [END])
+    first, second, third = (generator.submit([*common, start], Sampling(max_tokens=3)) for start in (5, 15, 25))
+    generator.step()
+    generator.cancel(first)
+    generator.step()
+    generator.cancel(second)
+    list(finished(generator))
+    assert third.tokens == [26, 27, 28] and prefills(stepper) == [CHUNK, CHUNK, 1]
 
 
 def test_cancelled():

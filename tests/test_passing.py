@@ -90,3 +90,16 @@ def test_who_does_not_want_an_answer_any_more_gets_none_and_its_slot_is_free():
     events = list(finished(making))
     assert (first.finish_reason, second.tokens, third.tokens) == ("cancelled", [11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 25, 26])
     assert all(event.answer is not first for event in events)
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_prompts_that_begin_alike_and_answers_to_the_same_one(slots):
+    stages = Queue(slots)
+    making, common = Passing(stages, 2, [END]), [1, 2] * CHUNK
+    prompts = [[*common, start] for start in (5, 15, 15, 25, 15)]
+    answers = [making.submit(prompt, Sampling(max_tokens=3)) for prompt in prompts]
+    making.step()
+    making.cancel(answers[1])
+    list(finished(making))
+    assert [one.tokens for one in answers[2:]] == [[prompt[-1] + more for more in (1, 2, 3)] for prompt in prompts[2:]]
+    assert [step[2] for step in stages.steps if step[0] == "prefill"].count(CHUNK) == 2 and not making.under_way

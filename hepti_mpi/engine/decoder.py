@@ -29,7 +29,7 @@ from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
 
 END, REST, STEP = 0, 1, 2  # what rank 0 says
-HEADER = 8  # numbers of a message before the rows that each sequence has
+HEADER, COPY = 8, 4  # numbers of a message before the rows that each sequence has, and of each copy behind those
 GEOMETRIES = 32  # shapes of steps that are kept ready
 ROWS = 128  # the most of a step, where there are fewer slots
 
@@ -39,7 +39,7 @@ class Order:
     """What a step is: `each` rows of `count` sequences, in the slots from `first` on, which have `lengths` rows already.
 
     `candidates`: how many of the likeliest words of each part of the vocabulary are wanted behind the last row of each sequence, or behind
-    `every` row; 0: all of them; -1: no scores at all.
+    `every` row; 0: all of them; -1: no scores at all. `copies`: of rows between slots (State.copy) before it, as many as slots at most.
     """
 
     first: int
@@ -48,6 +48,21 @@ class Order:
     lengths: tuple[int, ...]
     candidates: int
     every: bool = False
+    copies: tuple[tuple[int, int, int, int], ...] = ()
+
+    @classmethod
+    def read(cls, numbers: Array, slots: int) -> "Order":
+        """Return what `write` wrote."""
+        first, count, each, candidates, every, copied = numbers[1:7].tolist()
+        copies = numbers[HEADER + slots :][: COPY * copied].reshape(-1, COPY).tolist()
+        return cls(first, count, each, tuple(numbers[HEADER:][:count].tolist()), candidates, bool(every), tuple(map(tuple, copies)))
+
+    def write(self, numbers: Array, slots: int) -> None:
+        """Write it into a message's int32 numbers [numbers_in(slots)], as STEP."""
+        numbers[:7] = STEP, self.first, self.count, self.each, self.candidates, self.every, len(self.copies)
+        numbers[HEADER:][: self.count] = self.lengths
+        if self.copies:
+            numbers[HEADER + slots :][: COPY * len(self.copies)] = np.ravel(self.copies)
 
     @property
     def rows(self) -> int:
@@ -57,6 +72,11 @@ class Order:
     def scored(self) -> int:
         """How many rows are scored."""
         return 0 if self.candidates < 0 else self.rows if self.every else self.count
+
+
+def numbers_in(slots: int) -> int:
+    """Return how many numbers of a message say what a step is."""
+    return HEADER + slots + COPY * slots
 
 
 @dataclass
@@ -99,7 +119,7 @@ class Decoder:
             if comm is not None:
                 comm.polite = machine.emulation.on
         self.threads = machine.cores.use(machine.cores.has_host(active))
-        self.message = np.zeros(HEADER + slots + spec.hidden, np.float32)
+        self.message = np.zeros(numbers_in(slots) + spec.hidden, np.float32)
         self.rows = max(ROWS, slots)
         values, numbers = (laid := Laid(self.program)).values, buffers(laid)
         self.interfaces = [interface(values, step) for step in self.program]
@@ -138,9 +158,7 @@ class Decoder:
 
     def step(self, order: Order, x: Array) -> list[Scores]:
         """Do a step with the embedded rows `x` [rows, hidden]; return the scores behind each sequence. Rank 0 calls it."""
-        numbers = self.message.view(np.int32)
-        numbers[:6] = STEP, order.first, order.count, order.each, order.candidates, order.every
-        numbers[HEADER : HEADER + order.count] = order.lengths
+        order.write(self.message.view(np.int32), self.slots)
         np.copyto(self.x[: order.rows], x)
         if order.rows == 1:
             self.message[-self.spec.hidden :] = x[0]
@@ -186,8 +204,7 @@ class Decoder:
             if numbers[0] == REST:
                 self.resting = True
                 continue
-            first, count, each, candidates, every = numbers[1:6].tolist()
-            self._perform(Order(first, count, each, tuple(numbers[HEADER : HEADER + count].tolist()), candidates, bool(every)))
+            self._perform(Order.read(numbers, self.slots))
 
     # all
 
@@ -208,6 +225,7 @@ class Decoder:
 
     def _layers(self, order: Order, x: Array) -> Array:
         """Bring the first rows of `x` through the layers; return what becomes of them, until the next step."""
+        self.state.copy(order.copies)
         at = self._geometry(order)
         lengths = np.array(order.lengths, np.int64)
         at.tell(lengths, self.tables)

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from hepti_mpi.comm.pauses import PAUSES
-from hepti_mpi.engine.decoder import END, HEADER, REST, STEP, Decoder, Order
+from hepti_mpi.engine.decoder import END, REST, STEP, Decoder, Order, numbers_in
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.words import Words
 from hepti_mpi.errors import PlanError
@@ -27,22 +27,22 @@ class _Message:
     """A step on its way: what it is, and its rows. It is used again when it has left."""
 
     def __init__(self, slots: int, rows: int, hidden: int) -> None:
-        self.values = np.zeros(HEADER + slots + rows * hidden, np.float32)
-        self.numbers = self.values[: HEADER + slots].view(np.int32)
-        self.rows = self.values[HEADER + slots :].reshape(rows, hidden)
+        self.slots, numbers = slots, numbers_in(slots)
+        self.values = np.zeros(numbers + rows * hidden, np.float32)
+        self.numbers = self.values[:numbers].view(np.int32)
+        self.rows = self.values[numbers:].reshape(rows, hidden)
         self.leaves: Callable[[], None] | None = None  # waits until it has
 
-    def write(self, what: int, order: Order | None = None) -> None:
-        """Say what is done next; the rows are written by whoever has them."""
-        self.numbers[0] = what
-        if order is not None:
-            self.numbers[1:6] = order.first, order.count, order.each, order.candidates, order.every
-            self.numbers[HEADER : HEADER + order.count] = order.lengths
+    def write(self, what: int | Order) -> None:
+        """Say what is done next; the rows of a step are written by whoever has them."""
+        if isinstance(what, Order):
+            what.write(self.numbers, self.slots)
+        else:
+            self.numbers[0] = what
 
     @property
     def order(self) -> Order:
-        first, count, each, candidates, every = self.numbers[1:6].tolist()
-        return Order(first, count, each, tuple(self.numbers[HEADER : HEADER + count].tolist()), candidates, bool(every))
+        return Order.read(self.numbers, self.slots)
 
     @property
     def whole(self) -> Array:
@@ -110,7 +110,7 @@ class Staged(Decoder):
             self._compute(order, x)
             return
         message = self._outbox()
-        message.write(STEP, order)
+        message.write(order)
         np.copyto(message.rows[: order.rows], x)
         self._send(message, self.head)
 
@@ -188,7 +188,7 @@ class Staged(Decoder):
             hidden = self._layers(order, x)
             if not self.is_last:
                 message = self._outbox()
-                message.write(STEP, order)
+                message.write(order)
                 np.copyto(message.rows[: order.rows], hidden)
                 emulation.show()
                 self._send(message, self.behind)

@@ -46,6 +46,12 @@ class State:
         keys, values = self.keys[layer - self.first], self.values[layer - self.first]
         return keys[first : first + count], values[first : first + count]
 
+    def copy(self, copies: Iterable[tuple[int, int, int, int]]) -> None:
+        """Let rows of one slot be rows of another too, for each of some (from, to, first row, row behind the last)."""
+        for source, slot, first, stop in copies:
+            for every in (*self.keys, *self.values):
+                every[slot, :, first:stop] = every[source, :, first:stop]
+
 
 def attentions(spec: ModelSpec, layers: Iterable[int]) -> list[Attention]:
     """Return what the attention of each of some layers is."""

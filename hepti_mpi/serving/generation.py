@@ -43,6 +43,9 @@ class Stepper(Protocol):
     def decode(self, rows: Sequence[tuple[int, int, int]], candidates: int) -> list[Scores]:
         """Take one row for each of some (slot, token, position), by slot; return the scores behind each."""
 
+    def copy(self, source: int, slot: int, first: int, stop: int) -> None:
+        """Let rows `first` to `stop` of `source` be those of `slot` too, behind all steps so far and before the next one."""
+
     def check(self, slot: int, ids: Sequence[int], first: int, candidates: int) -> list[Scores]:
         """Take rows `first` and on of the sequence in `slot`, all but the first of them guessed; return the scores behind each."""
 
@@ -136,6 +139,11 @@ class Running:
     def is_in(self) -> bool:
         """Whether it grows by one step after the other now."""
         return self.taken >= len(self.rows)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that is in was taken in by whole chunks counted from 0."""
+        return self.whole == self.taken
 
 
 @dataclass(frozen=True)
@@ -303,8 +311,43 @@ class Generator(Asked):
         return []
 
     def _prefill(self, one: Running) -> list[Event]:
+        self._share(one)
+        twins = self._twins(one)
         scores = self.stepper.prefill(*next_chunk(one))
-        return [self._grown(one, scores)] if scores is not None else []
+        self._follow(one, twins)
+        return [self._grown(each, scores) for each in (one, *twins)] if scores is not None else []
+
+    def _share(self, one: Running) -> None:
+        """Copy what another slot has of a prompt and its own has not: whole chunks counted from 0, which are what it would compute.
+
+        So chunks that prompts begin with alike are taken in once, whichever of them comes first.
+        """
+        if not one.is_whole:
+            return
+        others = [(other.rows, other.whole, other.slot) for other in self.running if other is not one]
+        others += [(self.kept[slot].tokens, self.kept[slot].whole, slot) for slot in self.free]
+        common, neglected = max(((_common(rows[:whole], one.rows), -slot) for rows, whole, slot in others), default=(0, 0))
+        shared = common // CHUNK * CHUNK
+        if shared > one.taken:
+            self.stepper.copy(-neglected, one.slot, one.taken, shared)
+            one.taken = one.whole = shared
+
+    def _twins(self, one: Running) -> list[Running]:
+        """Return who waits for the same last chunk of the same prompt, as several answers to one do: their scores are the same."""
+        if not one.is_whole or len(one.rows) - one.taken > CHUNK:
+            return []
+        wanted = one.answer.sampling.candidates
+        return [
+            other for other in self.running
+            if other is not one and not other.is_in and other.is_whole and other.rows == one.rows
+            and other.answer.sampling.candidates == wanted
+        ]  # fmt: skip
+
+    def _follow(self, one: Running, twins: Sequence[Running]) -> None:
+        """Let those who wait for the chunk that `one` was given have it too."""
+        for twin in twins:
+            self.stepper.copy(one.slot, twin.slot, twin.taken, one.taken)
+            twin.taken, twin.whole = one.taken, one.whole
 
     def _grown(self, one: Running, scores: Scores) -> Event:
         """Add the next token to an answer, and end it where that ends it."""

@@ -68,7 +68,7 @@ class Passing(Generator):
         if not self.under_way:
             return events
         scores, step = self.stages.end(), self.under_way.popleft()
-        for one, found in zip(step.growing, scores):
+        for one, found in zip(step.growing, scores * len(step.growing) if step.prompt else scores):
             one.away = False
             if any(one is other for other in self.running):  # else nobody wants it any more
                 events.append(self._grown(one, found))
@@ -80,12 +80,17 @@ class Passing(Generator):
         coming = self._coming() if not (self.was_prompt and group) else None
         self.was_prompt = coming is not None
         if coming is not None:
+            self._share(coming)
+            twins = self._twins(coming)
             slot, ids, first, candidates = next_chunk(coming)
             if candidates is None and any(one.is_in for one in self.running):
                 candidates = 1  # it is over when they come; else parts without end would wait in front of those that grow
             self.stages.begin_prefill(slot, ids, first, candidates)
-            coming.away = coming.is_in
-            self.under_way.append(_Step([coming] if coming.is_in else [], prompt=True))
+            self._follow(coming, twins)
+            growing = [coming, *twins] if coming.is_in else []
+            for one in growing:
+                one.away = True
+            self.under_way.append(_Step(growing, prompt=True))
             return True
         if not group:
             return False

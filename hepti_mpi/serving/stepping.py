@@ -25,6 +25,17 @@ class Ranks:
         self.decoder, self.weights, self.spec = decoder, weights, decoder.spec
         self.slots, self.positions = decoder.slots, decoder.positions
         self.lengths = np.zeros(self.slots, np.int64)  # rows that are in each slot
+        self.copies: list[tuple[int, int, int, int]] = []  # that are made before the next step
+
+    def copy(self, source: int, slot: int, first: int, stop: int) -> None:
+        """See serving.generation.Stepper."""
+        self.copies.append((source, slot, first, stop))
+        self.lengths[slot] = stop
+
+    def _order(self, order: Order) -> Order:
+        """Return it with the copies that are to be made before it."""
+        copies, self.copies = tuple(self.copies), []
+        return replace(order, copies=copies) if copies else order
 
     def prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> Scores | None:
         """See serving.generation.Stepper."""
@@ -33,7 +44,7 @@ class Ranks:
 
     def _chunk(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> tuple[Order, Array]:
         self.lengths[slot] = first + len(ids)
-        order = Order(slot, 1, len(ids), (first,), -1 if candidates is None else candidates)
+        order = self._order(Order(slot, 1, len(ids), (first,), -1 if candidates is None else candidates))
         return order, self.embedded(np.array(ids), np.arange(first, first + len(ids)))
 
     def logits(self, slot: int, ids: Sequence[int], first: int) -> Array:
@@ -63,7 +74,7 @@ class Ranks:
             ids[slot - first], lengths[slot - first] = token, place
         for slot, _, place in rows:
             self.lengths[slot] = place + 1
-        return Order(first, count, 1, tuple(lengths.tolist()), candidates), self.embedded(ids, lengths)
+        return self._order(Order(first, count, 1, tuple(lengths.tolist()), candidates)), self.embedded(ids, lengths)
 
     def embedded(self, ids: Array, places: Array) -> Array:
         """Return what the layers begin with, float32 [rows, hidden]."""

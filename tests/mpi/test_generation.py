@@ -299,6 +299,57 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
         assert "uneven" in texts.compared(found, {"galaxy": "does not fit"}, 1e-9)
 
 
+def rows_taken(ranks):
+    """Return a list to which the rows of each part of a prompt are added that the ranks take in."""
+    taken, take = [], ranks._chunk
+
+    def noted(slot, ids, *how):
+        taken.append(len(ids))
+        return take(slot, ids, *how)
+
+    ranks._chunk = noted
+    return taken
+
+
+@pytest.mark.parametrize("case, format_name", [("llama", "f32"), ("gemma3", "f32"), ("qwen3", "q8"), ("llama_groups", "q4")])
+def test_what_prompts_begin_with_alike_is_taken_in_once(machine, store_of, case, format_name, monkeypatch):
+    """By heads with uneven shares, and in stages: the same bits as of each prompt by itself, windows among them; several answers to one
+    prompt, one that nobody wants any more, and more answers than slots too."""
+    monkeypatch.setattr("hepti_mpi.serving.generation.CHUNK", 8)
+    store, world, random = store_of(case, format_name), machine.world, np.random.default_rng(1)
+    common = random.integers(3, 131, 29).tolist()
+    prompts = [common + random.integers(3, 131, more).tolist() for more in (1, 4, 9, 4, 17)] + [common[:20] + [5, 6], [7] * 11]
+    prompts += [prompts[1], prompts[1], prompts[4]]
+    placements = [whole(divided(machine, store, SHARES[name](world.size))) for name in SHARES]
+    placements += [staged(store, *stages_of(kind, world.size, store.spec.layers)) for kind in ("uneven", "with nothing", "backwards")]
+    for placement in placements:
+        decoder = loading.load(machine, store, placement, 5, 64)
+        if world.rank:
+            decoder.follow()
+            continue
+        in_stages = isinstance(decoder, Staged)
+        ranks = (InStages if in_stages else Ranks)(decoder, OuterWeights(store))
+        taken, found, rows = rows_taken(ranks), [], []
+        for together in (False, True):
+            making = Passing(ranks, 2, ()) if in_stages else Generator(ranks, ())
+            dropped, answers = making.submit([*common, 9], Sampling(max_tokens=9)) if together else None, []
+            for prompt in prompts:
+                answers.append(making.submit(prompt, Sampling(max_tokens=1, ignore_end=True, logprobs=3)))
+                while making.busy and not together:
+                    making.step()
+                    making.kept = [type(one)([], 0, 0, 0) for one in making.kept]  # each prompt anew
+            while making.busy:
+                making.step()
+                if dropped is not None and sum(taken) - rows[0] > 3 * 8:
+                    making.cancel(dropped)
+            found.append([answer.chosen for answer in answers])
+            rows.append(sum(taken))
+        assert found[0] == found[1] and rows[0] == sum(map(len, prompts))
+        assert rows[1] - rows[0] <= rows[0] - 24 * 4, "of those that had to wait for a slot some find nobody who has it"
+        decoder.end()
+    world.barrier()
+
+
 @pytest.mark.parametrize("case", ["llama3", "gemma2", "gpt2"])
 def test_several_steps_pass_through_stages(machine, store_of, case, monkeypatch):
     """Long prompts in parts that follow each other, answers in groups, one that nobody wants: the same tokens as one after another."""
