@@ -184,6 +184,25 @@ def test_refused_settings(folder, file, value, words):
         options(folder, **{file: value})
 
 
+@pytest.mark.parametrize("kind, config", [("LayerNorm", {"dimension": 39}), ("Dense", {"in_features": 39, "out_features": 4})])
+def test_modules_for_rows_of_another_width(folder, kind, config):
+    entry = {"idx": 2, "name": "2", "path": "2_Other", "type": f"sentence_transformers.models.{kind}"}
+    (folder / "2_Other").mkdir()
+    (folder / "2_Other/config.json").write_text(json.dumps(config))
+    (folder / "modules.json").write_text(json.dumps(json.loads((folder / "modules.json").read_text())[:2] + [entry]))
+    with pytest.raises(ModelError, match="2_Other/config.json describes a module for 39 numbers, what comes to it has 40"):
+        read_model(folder)
+
+
+def test_padding_that_counts_as_text(folder):
+    """Without a mask SentenceTransformer.encode answers otherwise beside a longer text."""
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(said | {"model_input_names": ["input_ids", "token_type_ids"]}))
+    with pytest.raises(ModelError, match="model_input_names has no attention_mask"):
+        read_model(folder)
+
+
 def test_prompts(folder):
     prompts = {"prompts": {"query": "the rain "}, "default_prompt_name": "query"}
     assert options(folder, settings=prompts)["prompt"] == "the rain "

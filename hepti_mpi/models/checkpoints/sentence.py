@@ -65,6 +65,7 @@ class Sentence:
     def finish(self, built: Built, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of the ModelSpec, with what only the tokenizer can say; `fields`: of the ModelSpec. Raises ModelError."""
         check_padding(self, built, fields)
+        check_sizes(self, fields["hidden"])
         options = self.options | {"max_tokens": token_limit(self, built, fields["positions"])}
         if self.include_prompt or not options["prompt"] or not built.files:
             return options
@@ -322,12 +323,28 @@ def call_of(own: Mapping[str, Any], name: str) -> dict[str, Any]:
     return call
 
 
+def check_sizes(sentence: Sentence, hidden: int) -> None:
+    """Raise ModelError where a module behind the pooling takes rows of another width than those that come to it."""
+    width = hidden * len(sentence.options.get("pooling", "").split("+"))
+    for step, folder in zip(sentence.steps, sentence.folders):
+        taken = step.inner if isinstance(step, Dense) else step.width if isinstance(step, LayerNorm) else width
+        if taken != width:
+            raise ModelError(f"{folder.name}/config.json describes a module for {taken} numbers, what comes to it has {width}")
+        width = step.out if isinstance(step, Dense) else width
+
+
 def check_padding(sentence: Sentence, built: Built, fields: Mapping[str, Any]) -> None:
-    """Refuse padding in front of texts where a row's place among all of them counts: there each embedding would depend on the others.
+    """Refuse padding that counts: of texts without a mask, and in front of texts where a row's place among all of them counts. There each
+    embedding would depend on the others.
 
     Where only distances count, as of rotary positions, it changes nothing but the first token. Raises ModelError.
     """
-    if not built.files or json.loads(built.files["tokenizer_config.json"])["padding_side"] == "right":
+    if not built.files:
+        return
+    why, said = "an answer would depend on the other texts beside it", json.loads(built.files["tokenizer_config.json"])
+    if "attention_mask" not in said["model_input_names"]:
+        raise ModelError(f"tokenizer_config.json: model_input_names has no attention_mask, so that padding counts as text: {why}")
+    if said["padding_side"] == "right":
         return
     placed = [f"pooling {mode}" for mode in sentence.options.get("pooling", "").split("+") if mode in ("cls", "weightedmean")]
     placed += ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in fields["front"])
@@ -335,7 +352,6 @@ def check_padding(sentence: Sentence, built: Built, fields: Mapping[str, Any]) -
     placed += ["a cross-encoder, which reads the first token"] * first
     placed += ["a prompt that is left out"] * bool(sentence.options.get("prompt") and not sentence.include_prompt)
     if placed:
-        why = "an answer would depend on the other texts beside it"
         raise ModelError(f"the tokenizer's padding_side left is not supported together with {placed[0]}: {why}")
 
 
