@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from click.testing import CliRunner
 
 from hepti_mpi.commands import doctor, main
 from hepti_mpi.doctor import facts as own
-from hepti_mpi.doctor.findings import Asking, carrier, finding_lines, findings, host_lines, hostfile_finding, network, recommended
+from hepti_mpi.doctor.findings import (
+    Asking,
+    carrier,
+    finding_lines,
+    findings,
+    host_lines,
+    hostfile_finding,
+    kept_lines,
+    network,
+    recommended,
+)
 from hepti_mpi.reporting.tables import folded
 
 PYTHON = "/home/pi/hepti/.venv/bin/python"
@@ -70,6 +81,9 @@ def test_healthy_hosts():
     ({"memory_free": 100 << 20}, "100.0 MiB of 4.00 GiB memory is free", "ps aux"),
     ({"disk_free": {"/tmp": 1 << 20}}, "1.0 MiB of disk is free at /tmp", "du -xh"),
     ({"skew": -40.0}, "its clock is 40 s behind", "timedatectl"),
+    ({"kept": {"path": "/c/prepacked", "free": 1 << 30, "old_bytes": 3 << 30}},
+     "/c/prepacked: 3.00 GiB was not used for a day, 1.00 GiB of disk is free", "inspect --weights-cache /c --clear old"),
+    ({"kept": {"path": "/c/prepacked", "error": "Permission denied"}}, "/c/prepacked cannot be read: Permission denied", "ls -ld"),
     ({"throttled": 0x50005}, "its supply voltage is too low, it is throttled", "supply"),
     ({"throttled": 0x50000}, "its supply voltage is too low now and then, it is throttled now and then", "supply"),
     ({"celsius": 84.0}, "84 degrees", "heat sink"),
@@ -201,6 +215,25 @@ def test_facts_of_this_host(tmp_path):
     assert told.keys() == here.keys() and told["cores"] == os.cpu_count() and told["ways"] == {"127.0.0.1": "127.0.0.1"}
     assert told["packages"]["numpy"] is None and here["packages"]["numpy"] and here["store"]["error"] == "not found"
     assert here["memory_free"] > 1 << 20 and all(free > 0 for free in here["disk_free"].values())
+
+
+def test_what_is_kept_of_weights(tmp_path):
+    empty = own.facts({"store": "none.h5", "hosts": [], "cache": str(tmp_path)})["kept"]
+    assert (empty["entries"], empty["bytes"], own.facts({"store": "none.h5", "hosts": []})["kept"]) == (0, 0, None)
+    for name, days, of in (("a", 0, "one"), ("b", 2, "one"), ("c", 3, None)):
+        entry = tmp_path / "prepacked" / name
+        entry.mkdir(parents=True)
+        (entry / "weights").write_bytes(b"x" * 1000)
+        if of:
+            (entry / "list.json").write_text(json.dumps({"of": {"model": of}}))
+        os.utime(entry, (time.time() - days * 86400,) * 2)
+    listed = len(json.dumps({"of": {"model": "one"}}))
+    kept = own.facts({"store": "none.h5", "hosts": [], "cache": str(tmp_path)})["kept"]
+    assert (kept["entries"], kept["bytes"], kept["old_bytes"]) == (3, 3000 + 2 * listed, 2000 + listed) and kept["models"] == ["one"]
+    hosts = cluster()
+    assert kept_lines(hosts) == ""
+    hosts["pi4-1"]["kept"] = kept
+    assert kept_lines(hosts).startswith(f"pi4-1: {tmp_path}/prepacked has 3 entries of one, 3.0 KiB, 2.0 KiB of it not used for a day")
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from decoders import CASES, write_folder
 
+from hepti_mpi.commands.main import main
 from hepti_mpi.engine import caching, sessions
 from hepti_mpi.engine.packing import Rows
 from hepti_mpi.errors import StoreError
@@ -155,6 +157,67 @@ def test_old_ones_are_removed(kept):
     os.utime(kept.folder / "k", (0, 0))
     kept.find("k")
     assert (kept.folder / "k").stat().st_mtime > time.time() - day
+
+
+def aged(path, days):
+    os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_where_the_disk_is_full_the_oldest_go(kept, monkeypatch):
+    """As many as it takes; what was used within a day stays."""
+    write, _ = written(b"abc")
+    for name, days in (("new", 0.5), ("old", 3), ("older", 5), ("oldest", 9)):
+        aged(kept.make(name, 10, write), days)
+
+    def there(folder):
+        whole = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return prepacked.shutil._ntuple_diskusage(99, 0, 99 - 20 * len(whole))
+
+    monkeypatch.setattr(prepacked.shutil, "disk_usage", there)
+    assert kept.make("k", 50, write) and sorted(os.listdir(kept.folder)) == ["k", "new", "old"]
+    assert kept.make("l", 99, write) is None and sorted(os.listdir(kept.folder)) == ["k", "new"] and "it takes 99 bytes" in kept.said[0]
+
+
+def test_what_is_there_is_told_and_cleared(kept, monkeypatch):
+    assert prepacked.entries(kept.folder) == [] == prepacked.clear(kept.folder, every=True)
+    write, _ = written(b"abc")
+    here = prepacked.processor_name()
+    for name, days, processor in (("used", 0, here), ("unused", 2, here), ("other", 0, "another")):
+        aged(kept.make(name, 10, write, {"model": name, "processor": processor}), days)
+    (kept.folder / ".half.part").mkdir()
+    (kept.folder / "unused" / LIST).write_bytes(b"?")
+    found = {entry.path.name: entry for entry in prepacked.entries(kept.folder)}
+    assert next(iter(found)) == "unused" and {name for name, entry in found.items() if entry.old} == {"unused", "other"}
+    assert found["used"].of == {"model": "used", "processor": here} and found["unused"].of == {} and not found[".half.part"].whole
+    assert found["used"].bytes == 8 + (kept.folder / "used" / LIST).stat().st_size
+    assert {entry.path.name for entry in prepacked.clear(kept.folder, every=False)} == {"unused", "other"}
+    assert sorted(os.listdir(kept.folder)) == [".half.part", "used"]
+    prepacked.clear(kept.folder, every=True)
+    assert not os.listdir(kept.folder)
+
+
+def test_the_command_that_tells_and_clears(store, kept):
+    cache = str(kept.folder.parent)
+    answer(store, "mapped")
+    (entry,) = kept.folder.iterdir()
+    document = json.loads(CliRunner().invoke(main, ["inspect", "--weights-cache", cache, "--json"]).stdout)
+    (told,) = document["entries"]
+    assert (told["model"], told["source"], told["old"]) == (store.spec.name, store.source_hash, False)
+    aged(entry, 3)
+    said = CliRunner().invoke(main, ["inspect", "--weights-cache", cache]).stdout
+    assert f"{kept.folder}: 1 entry" in said and "3 days ago" in said and "--clear old" in said
+    assert "removed 1 entry" in CliRunner().invoke(main, ["inspect", "--weights-cache", cache, "--clear", "old"]).stdout
+    assert not list(kept.folder.iterdir())
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--weights-cache", "gone"], "gone is not a folder"), (["--clear", "old"], "--clear is for --weights-cache"),
+    (["s.h5", "--weights-cache", "."], "use just one of STORE"),
+])  # fmt: skip
+def test_the_command_refuses(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["inspect", *words])
+    assert done.exit_code and said in (done.stderr + str(done.exception))
 
 
 def test_keys(monkeypatch):

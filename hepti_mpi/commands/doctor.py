@@ -25,10 +25,11 @@ ASK_SECONDS = 30.0
 @click.command()
 @click.argument("hostfile", type=FILE, required=False)
 @weights_option
+@click.option("--weights-cache", "cache", type=FILE, help="Also tell what hosts keep in this folder of weights as kernels read them.")
 @click.option("--write", "folder", type=FILE, help="Also write the recommended hostfile, settings and batch script into this folder.")
 @words_options()
 @click.pass_context
-def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, folder: Path | None) -> None:
+def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, cache: Path | None, folder: Path | None) -> None:
     """Look at all hosts for what would keep them from working, or from working fast.
 
     \b
@@ -38,12 +39,13 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
     """
     from hepti_mpi.cluster.hosts import Host, read_hosts
     from hepti_mpi.comm.launcher import host_name, launched, launcher_hostfile
-    from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, recommended
+    from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, kept_lines, recommended
     from hepti_mpi.errors import HeptiError
 
     if weights is None:
         weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
     named = str(hostfile or launcher_hostfile() or "HOSTFILE")
+    question = {"store": str(weights), "cache": cache and str(cache)}
     asking, unread = Asking(sys.executable, os.getcwd(), launched()), []
     if launched():
         from hepti_mpi.comm.ranks import Comm
@@ -52,7 +54,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
             raise click.UsageError("mpirun knows the hosts: leave HOSTFILE out, or mpirun")
         from hepti_mpi.doctor.facts import facts
 
-        own = facts({"store": str(weights), "hosts": []})  # before MPI is started: it can change which cores are used
+        own = facts(question | {"hosts": []})  # before MPI is started: it can change which cores are used
         hosts = _ask_ranks(Comm.world(ASK_SECONDS), own)
         if hosts is None:
             return
@@ -60,7 +62,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         listed = read_hosts(hostfile) if hostfile else [Host(host_name())]
         faulty = [host for host in listed if host.foreign]
         unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, host.line) for host in faulty]
-        hosts = _ask_hosts(listed, str(weights))
+        hosts = _ask_hosts(listed, question)
     found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)
     if folder is not None:
@@ -72,6 +74,8 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         except OSError as error:
             raise HeptiError(f"{folder} cannot be written: {error.strerror or error}") from None
     SCREEN.show(host_lines(hosts, SCREEN.width) + "\n")
+    if kept := kept_lines(hosts):
+        SCREEN.show(kept + "\n")
     SCREEN.result(finding_lines(found, len(hosts)))
     SCREEN.show(f"\nto start a job:\n  {line}")
     if folder is not None:
@@ -110,12 +114,12 @@ def _ask_ranks(world: "Comm", own: dict[str, Any]) -> dict[str, Any] | None:
     return hosts
 
 
-def _ask_hosts(hosts: "Sequence[Host]", weights: str) -> dict[str, Any]:
-    """Return the facts of each of the hosts, or why it cannot be asked."""
+def _ask_hosts(hosts: "Sequence[Host]", question: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of each of the hosts, or why it cannot be asked; `question`: as of facts.facts, but for the others."""
     from concurrent.futures import ThreadPoolExecutor
 
     names = [host.name for host in hosts]
-    questions = [json.dumps({"store": weights, "hosts": [name for name in names if name != own]}) for own in names]
+    questions = [json.dumps(question | {"hosts": [name for name in names if name != own]}) for own in names]
     with ThreadPoolExecutor(min(32, len(hosts))) as pool:
         return {host.login: found for host, found in zip(hosts, pool.map(_ask, hosts, questions))}
 

@@ -60,6 +60,11 @@ def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = F
     return path
 
 
+def kept_folder(cache: Path) -> Path:
+    """Return where weights as kernels read them are in a --weights-cache."""
+    return cache.expanduser().resolve() / "prepacked"
+
+
 def no_store(path: Path) -> str | None:
     """Say what is at `path`, and the next command, where that cannot be a store; None where it may be one."""
     if not path.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hepti_mpi.commands.options import Machinery
-from hepti_mpi.commands.paths import agreed_store_path
+from hepti_mpi.commands.paths import agreed_store_path, kept_folder
 from hepti_mpi.commands.screen import SCREEN, say
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     machine = machines.start(machinery.threads, machinery.emulate, machinery.deadline)
     prepacked = None
     if cache is not None:
-        folder = cache.expanduser().resolve() / "prepacked"
-        prepacked = Prepacked(folder, lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
+        prepacked = Prepacked(kept_folder(cache), lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
     store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache, prepacked)
     keeps = all(machine.world.gather_all(prepacked is not None and prepacked.writable))
     return Session(machine, store, say(machine), keeps)

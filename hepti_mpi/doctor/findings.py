@@ -130,6 +130,15 @@ def _room(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
         if free < LEAST_DISK:
             yield Finding(host, f"{size(free)} of disk is free at {path}", "stores, answers and Open MPI's own files are written there",
                           "see what takes it: " + _on(host, facts, f"du -xh {quote(path)} | sort -h | tail"))  # fmt: skip
+    kept = facts.get("kept")
+    if kept and "error" in kept:
+        yield Finding(host, f"{kept['path']} cannot be read: {kept['error']}", "mapped weights that are not float32 take memory then",
+                      "see whose it is: " + _on(host, facts, f"ls -ld {quote(kept['path'])}"))  # fmt: skip
+    elif kept and kept["free"] is not None and kept["old_bytes"] > kept["free"]:
+        clear = f"{quote(asking.python)} -m hepti_mpi inspect --weights-cache {quote(str(Path(kept['path']).parent))} --clear old"
+        yield Finding(host, f"{kept['path']}: {size(kept['old_bytes'])} was not used for a day, {size(kept['free'])} of disk is free",
+                      "each plan keeps weights of its own there, for 30 days",
+                      _on(host, facts, f"cd {quote(asking.folder)} && {clear}"))  # fmt: skip
 
 
 def _network(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
@@ -267,6 +276,18 @@ def host_lines(hosts: Mapping[str, Facts | str], width: int | None = None) -> st
             facts["python"], facts["packages"]["onnxruntime"] or "-", link or "-", speed,
         ))  # fmt: skip
     return table(("host", "architecture", "cores", "memory free", "python", "onnxruntime", "network", "Mbit/s"), rows, width)
+
+
+def kept_lines(hosts: Mapping[str, Facts | str]) -> str:
+    """Return what each host keeps of weights as kernels read them; "" where nobody was asked."""
+    lines = []
+    for name, facts in hosts.items():
+        kept = facts.get("kept") if isinstance(facts, dict) else None
+        if kept:
+            of = f" of {_listed(kept['models'])}" * bool(kept["models"])
+            old = f", {size(kept['old_bytes'])} of it not used for a day" * bool(kept["old_bytes"])
+            lines.append(f"{name}: {kept['path']} has {counted(kept['entries'], 'entries')}{of}, {size(kept['bytes'])}{old}")
+    return "\n".join(lines)
 
 
 def finding_lines(found: Sequence[Finding], hosts: int) -> str:

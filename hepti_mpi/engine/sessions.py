@@ -24,7 +24,7 @@ from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights.prepacked import key_of
+from hepti_mpi.weights.prepacked import key_of, processor_name
 from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted
@@ -188,7 +188,9 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
     found = prepacked.find(key)
     if found is None:
         room = sum(piece.bytes + 2 * piece.format.held(piece.shape, piece.inner) for piece in pieces) + 2 * len(content)
-        found = prepacked.make(key, room + LEAST_ROOM, write)
+        runtime = " ".join(word for pair in versions().items() for word in pair)
+        of = {"model": store.spec.name, "source": store.source_hash, "runtime": runtime, "processor": processor_name()}
+        found = prepacked.make(key, room + LEAST_ROOM, write, of)
     if found is None:
         return None
     try:

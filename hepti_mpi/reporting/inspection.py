@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from hepti_mpi import splits
@@ -15,6 +16,7 @@ from hepti_mpi.planning.search import choose
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.weights.calibration import Accuracy
+from hepti_mpi.weights.prepacked import Entry
 from hepti_mpi.weights.slices import Part, root_slices
 from hepti_mpi.weights.store import Store, whole_slices
 from hepti_mpi.wording import counted
@@ -111,6 +113,47 @@ def _fullest(store: Store, layout: tuple[str, str], ranks: int) -> int:
     rows = splits.even(max(ranks, 128), ranks)
     plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, heads, columns, rows, ("",) * ranks, ("packed",) * ranks)
     return max(sum(piece.bytes for piece in set(Part(spec, plan, rank).slices) - set(root_slices(spec))) for rank in range(ranks))
+
+
+def kept_lines(folder: Path, found: Sequence[Entry], gone: Sequence[Entry], width: int | None = None) -> str:
+    """Return what is kept in a folder of weights as kernels read them, model by model, and what was removed."""
+    rows = []
+    for (model, source), every in _by_model(found).items():
+        old = [entry for entry in every if entry.old]
+        last = min(entry.age for entry in every)
+        sizes = (size(sum(entry.bytes for entry in ones)) for ones in (every, old))
+        rows.append((model, source[:12], str(len(every)), *sizes, ago(last)))
+    lines = [f"{folder}: {counted(len(found), 'entries')}, {size(sum(entry.bytes for entry in found))}"]
+    if rows:
+        lines.append(table(("model", "source", "entries", "bytes", "old", "last used"), rows, width))
+    if gone:
+        lines.append(f"removed {counted(len(gone), 'entries')}, {size(sum(entry.bytes for entry in gone))}")
+    elif any(entry.old for entry in found):
+        lines.append("old ones, not used for a day or of another processor, go with --clear old; each is made again when it is wanted")
+    return "\n".join(lines)
+
+
+def kept_document(folder: Path, found: Sequence[Entry], gone: Sequence[Entry]) -> dict[str, Any]:
+    """Return the same as a JSON document, format hepti-kept-weights."""
+    every = [{"name": one.path.name, "bytes": one.bytes, "unused_seconds": round(one.age), "old": one.old, **one.of} for one in found]
+    removed = {"entries": len(gone), "bytes": sum(entry.bytes for entry in gone)}
+    return {"format": "hepti-kept-weights", "format_version": 1, "folder": str(folder), "entries": every, "removed": removed}
+
+
+def _by_model(found: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    every: dict[tuple[str, str], list[Entry]] = {}
+    for entry in found:
+        unknown = "not known" if entry.whole else "not finished"
+        every.setdefault((entry.of.get("model", unknown), entry.of.get("source", "-")), []).append(entry)
+    return every
+
+
+def ago(seconds: float) -> str:
+    """Return how long something is past: 5 minutes ago."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{counted(int(seconds // length), unit)} ago"
+    return "just now"
 
 
 def profile_lines(profile: ClusterProfile, width: int | None = None) -> str:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +21,7 @@ from hepti_mpi.documents import whole_file
 
 FORMAT, LIST = 1, "list.json"
 UNUSED_SECONDS, BROKEN_SECONDS = 30 * 86400.0, 3600.0  # after which an entry is removed, and what somebody did not finish
+OLD_SECONDS = 86400.0  # after which an entry is removed where the disk is full
 PIECE = 1 << 22  # bytes that are checked at once
 
 
@@ -54,21 +55,22 @@ class Prepacked:
             return None
         return entry
 
-    def make(self, key: str, room: int, write: Callable[[Path], None]) -> Path | None:
-        """Return the folder of a new entry that `write` fills, with at most `room` bytes; None, said once, where that fails."""
+    def make(self, key: str, room: int, write: Callable[[Path], None], of: Mapping[str, str] | None = None) -> Path | None:
+        """Return the folder of a new entry that `write` fills, with at most `room` bytes; None, said once, where that fails. `of`: what is
+        told of it (Entry)."""
         if self.failed:
             return None
         entry, beside = self.folder / key, self.folder / f".{key}.{os.urandom(4).hex()}.part"
         try:
             beside.mkdir(parents=True, mode=0o700)
             self._sweep()
-            free = shutil.disk_usage(self.folder).free
+            free = self._freed(room)
             if free < room:
                 raise OSError(f"it takes {room} bytes, {free} are free")
             write(beside)
             files = [(path.name, path.stat().st_size, _checksum(path)) for path in sorted(beside.iterdir())]
             with whole_file(beside / LIST) as file:
-                file.write(json.dumps({"format": FORMAT, "key": key, "files": files}).encode())
+                file.write(json.dumps({"format": FORMAT, "key": key, "files": files, "of": dict(of or {})}).encode())
             if entry.exists() and self.find(key) is None:
                 shutil.rmtree(entry, ignore_errors=True)
             with suppress(OSError):  # another process was sooner
@@ -93,11 +95,58 @@ class Prepacked:
 
     def _sweep(self) -> None:
         """Remove what nobody used for long, and what was not finished."""
-        for path in self.folder.iterdir():
-            with suppress(OSError):
-                age = time.time() - path.stat().st_mtime
-                if age > (BROKEN_SECONDS if path.name.startswith(".") else UNUSED_SECONDS):
-                    shutil.rmtree(path, ignore_errors=True)
+        for entry in entries(self.folder):
+            if entry.age > (UNUSED_SECONDS if entry.whole else BROKEN_SECONDS):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+    def _freed(self, room: int) -> int:
+        """Return the bytes that are free on the disk, after the entries that were not used for longest are removed, as far as there must be
+        `room`."""
+        for entry in entries(self.folder):
+            if shutil.disk_usage(self.folder).free >= room:
+                break
+            if entry.whole and entry.age > OLD_SECONDS:
+                shutil.rmtree(entry.path, ignore_errors=True)
+        return shutil.disk_usage(self.folder).free
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What lies at `path`: `bytes`, not used for `age` seconds. `whole`: whether it was finished; `of`: `model`, whose weights these are,
+    its `source`, and the `runtime` and `processor` that read them; nothing of older ones."""
+
+    path: Path
+    bytes: int
+    age: float
+    whole: bool
+    of: Mapping[str, str]
+
+    @property
+    def old(self) -> bool:
+        """Whether nobody used it lately, or nobody can on this processor."""
+        here = processor_name()
+        return self.age > OLD_SECONDS or self.of.get("processor", here) != here
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Return what is in a folder of entries, what was not used for longest first. Raises OSError when it cannot be read."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            age, of = time.time() - path.stat().st_mtime, dict[str, str]()
+            size = sum(file.stat().st_size for file in path.iterdir())
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                of = {str(name): str(said) for name, said in json.loads((path / LIST).read_bytes())["of"].items()}
+            found.append(Entry(path, size, age, not path.name.startswith("."), of))
+    return sorted(found, key=lambda entry: -entry.age)
+
+
+def clear(folder: Path, every: bool) -> list[Entry]:
+    """Remove the old entries of a folder, or `every` one; return those that are gone. What is mapped stays until its process ends."""
+    chosen = [entry for entry in entries(folder) if every or entry.old]
+    for entry in chosen:
+        shutil.rmtree(entry.path, ignore_errors=True)
+    return [entry for entry in chosen if not entry.path.exists()]
 
 
 def key_of(*what: bytes) -> str:
@@ -116,6 +165,11 @@ def processor() -> str:
         found = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         lines += sorted({line for line in found if line.split("\t")[0].strip() in wanted})
     return "\n".join(lines)
+
+
+def processor_name() -> str:
+    """Return a short name of the processor, which others of its kind have too."""
+    return sha256(processor().encode()).hexdigest()[:12]
 
 
 def _checksum(path: Path) -> int:
