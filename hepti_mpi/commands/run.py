@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from hepti_mpi.supervisor.progress import State
 
 SETTLE_FROM = 30  # batches of a job that is worth the time to try plans out
+WATCH_FROM = 8  # of one that is watched
 ADAPTING = ("hepti", *OURS, "coedge")  # methods that by themselves plan again when something changes; the others are fixed plans
 
 
@@ -241,14 +242,13 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
     """Answer on rank 0, while another thread writes; `adaptable`: under a watch, where the job is worth one."""
     from hepti_mpi.comm import interrupts
     from hepti_mpi.serving.sink import Beside
-    from hepti_mpi.tuning.adapt import FROM
 
     def interrupted() -> str | None:
         beside.stop()
         return asked.sink.interrupted(asked.requests)
 
     session, choice, desk = work.session, work.choice, asked.desk
-    if adaptable and work.batches >= FROM if choice.adapt is None else choice.adapt:
+    if adaptable and work.batches >= WATCH_FROM if choice.adapt is None else choice.adapt:
         desk.watch = job.watched(session.tell)
     metered = None
     if choice.metrics is not None:

@@ -24,7 +24,6 @@ from hepti_mpi.tuning.cusum import AGREE
 from hepti_mpi.tuning.drift import Expectation, Links, Speeds, Waits, bucket_of, promised, worth
 from hepti_mpi.tuning.watch import at_once
 
-FROM = 8  # batches of a job that is watched
 NO_HELP = "it did not help"
 HELPED, JUDGED, PATIENT = 1.03, 6, 60  # times what batches took before a switch that they may after it; orders that tell, and at most
 DOUBTED = 2  # orders that take longer after a switch, upon which links are looked at
