@@ -122,7 +122,7 @@ class Front:
         with self.changed:
             self.check(client)
             self.queue.add(client, call, [(request.rows, Piece(call, at)) for at, request in enumerate(requests)])
-            self.changed.notify_all()
+            self._wake()
         return call
 
     def check(self, client: str) -> None:
@@ -149,13 +149,13 @@ class Front:
             if len(growing.prompt) >= room:
                 raise InputError(f"the prompt has {counted(len(growing.prompt), 'tokens')}, there is room for {room} with its answer")
             self.streams.ask(growing)
-            self.changed.notify_all()
+            self._wake()
 
     def stop(self, growing: Growing) -> None:
         """End an answer that nobody wants any more."""
         with self.changed:
             self.streams.cancel(growing)
-            self.changed.notify_all()
+            self._wake()
 
     def cancel(self, call: Call) -> None:
         """Forget a call; what rank 0 has of it and has not begun, it leaves."""
@@ -163,7 +163,7 @@ class Front:
         with self.changed:
             self.queue.drop(call.client, call)
             self.unwanted += [place for place, piece in self.flying.items() if piece.call is call]
-            self.changed.notify_all()
+            self._wake()
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -254,7 +254,7 @@ class Front:
         elif head["kind"] == "grown":
             with self.changed:
                 found = self.streams.grown(head["events"])
-                self.changed.notify_all()
+                self._wake()
             for one, part in found:
                 one.tell(part)
         self.heard(head)
@@ -301,7 +301,7 @@ class Front:
                 now = rows / head["seconds"]
                 self.rows_per_second = now if self.rows_per_second is None else 0.9 * self.rows_per_second + 0.1 * now
                 self._limit()
-            self.changed.notify_all()
+            self._wake()
         for call in whole:
             with suppress(InvalidStateError):
                 call.future.set_result([result for result in call.results if result is not None])
@@ -314,7 +314,7 @@ class Front:
             for place in places:
                 piece = self.flying.pop(place, None)
                 self.flying_rows -= piece.request.rows if piece is not None else 0
-            self.changed.notify_all()
+            self._wake()
 
     def _lost(self, connection: Connection) -> None:
         """Ask again what was under way, when the next job is ready."""
@@ -337,6 +337,17 @@ class Front:
             piece.call.fail(ServiceError(f"input {piece.at + 1} was under way {when}: it is not tried again"))
         if bad or cut:
             self.heard({"kind": "given up", "count": len(bad) + len(cut)})
+
+    def _wake(self) -> None:
+        """Let `feed` hand on what there is, if it is anything: a turn of that thread for nothing would delay the others."""
+        if self.unwanted or self.streams.is_due or ((self.again or self.queue.count) and self._room > 0):
+            self.changed.notify()
+
+    @property
+    def _room(self) -> int:
+        """How many rows may be handed to rank 0 now; none while what waits makes a full batch when one more is answered."""
+        room = self.window - self.flying_rows
+        return room if self.again or room >= min(self.batch_rows, self.queue.rows) else 0
 
     def _feed(self) -> None:
         """Hand requests and prompts to rank 0 as long as it has room."""
@@ -369,7 +380,7 @@ class Front:
 
     def _next(self) -> list[Piece]:
         """Return what is to be handed to rank 0 now."""
-        room = self.window - self.flying_rows
+        room = self._room
         if self.connection is None or room <= 0 or any(piece.tries >= ALONE for piece in self.flying.values()):
             return []
         taken = list[Piece]()
@@ -384,6 +395,6 @@ class Front:
                 return [self.again.popleft()]
             taken.append(self.again.popleft())
             room -= piece.request.rows
-        if taken or room < min(self.batch_rows, self.queue.rows):  # what waits makes a full batch when one more is answered
+        if taken or room < min(self.batch_rows, self.queue.rows):
             return taken
         return [piece for piece in self.queue.take(min(room, self.batch_rows)) if not piece.call.future.done()]

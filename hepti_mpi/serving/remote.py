@@ -96,9 +96,9 @@ class Remote:
     def event(self, event: Answered) -> None:
         """Send answers (serving.sink.Listener)."""
         errors = {str(place): self.errors.pop(place) for place in event.places if place in self.errors}
-        self._send(frames.answered(event.places, event.results, seconds=event.seconds, errors=errors))
         rows = sum(request.rows for request in event.requests)
-        self.tell("batches", rows=[rows], requests=[len(event.requests)], seconds=[event.seconds], computed=self.computed)
+        facts = {"rows": rows, "seconds": event.seconds, "computed": self.computed, "errors": errors}
+        self._send(frames.answered(event.places, event.results, **facts))
         self.answered += len(event.requests)
         self._tell_answers()
 

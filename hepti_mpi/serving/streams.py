@@ -83,6 +83,11 @@ class Streams:
     def busy(self) -> bool:
         return bool(self.flying or self.again or self.queue.count)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether rank 0 may be to be told something."""
+        return bool(self.cancelled or (len(self.flying) < self.slots and (self.again or self.queue.count)))
+
     def ask(self, growing: Growing) -> None:
         self.queue.add(growing.client, growing, [(len(growing.prompt), growing)])
 

@@ -119,7 +119,7 @@ class Service:
             self.ready.set()
         elif record["kind"] == "planned":
             self.plan, self.why, self.computed = record["plan"], [], {}
-        elif record["kind"] == "batches":
+        elif record["kind"] == "answered":
             self.computed = record["computed"]
         elif record["kind"] == "said":
             self.say(record["what"])

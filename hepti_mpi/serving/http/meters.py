@@ -48,12 +48,11 @@ class Meters:
         if record["kind"] in ("ready", "planned"):
             self._planned(record["plan"])
             self.switches.inc(record["kind"] == "planned")
-        elif record["kind"] == "batches":
-            self.inputs.inc(sum(record["requests"]))
-            self.rows.inc(sum(record["rows"]))
-            for rows, seconds in zip(record["rows"], record["seconds"]):
-                self.batches.observe(seconds)
-                self.batch_rows.observe(rows)
+        elif record["kind"] == "answered":
+            self.inputs.inc(len(record["places"]))
+            self.rows.inc(record["rows"])
+            self.batches.observe(record["seconds"])
+            self.batch_rows.observe(record["rows"])
             for rank, seconds in record["computed"].items():
                 self.compute.labels(rank, self.hosts[int(rank)]).set(seconds)
 
