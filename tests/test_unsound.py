@@ -89,8 +89,13 @@ LENGTHS, SPOILT = (2, 5, 4, 6), {0: (0, np.inf), 2: (1, np.nan), 3: (2, -np.inf)
 PLAIN = ("tiny-bert", "tiny-vit")
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("case", [*PLAIN, *MADE, *CASES])
+CASES_OF_ALL = (*PLAIN, "llama")  # with every format; others with every second one in turn: what is lost depends on norm and format
+
+
+@pytest.mark.parametrize("case, name", [
+    (case, name) for row, case in enumerate((*PLAIN, *MADE, *CASES)) for column, name in enumerate(FORMATS)
+    if case in CASES_OF_ALL or (row + column) % 2
+])  # fmt: skip
 def test_rows_that_attend_to_one(store_of, case, name):
     """They are not finite either, as with float32 weights, also where an RMS norm left one NaN among zeros; other requests are."""
     store, exact, starts = store_of(case, name), store_of(case, "f32"), np.cumsum((0, *LENGTHS))
