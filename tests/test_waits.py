@@ -2,6 +2,9 @@
 looked at, no clock."""
 
 import socket
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 
 from hepti_mpi.errors import ServiceError
 from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import frames
+from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.http.server import listening
 from hepti_mpi.serving.remote import Remote
@@ -87,3 +92,45 @@ def test_who_hands_requests_on_is_woken_when_there_is_room_only(front):
         front.woken.clear()
         front._answered({"errors": {}, "seconds": 1.0}, [(1, {})])
         assert not front.woken, "nothing waits"
+
+
+def test_the_first_request_waits_for_no_tokenizer(monkeypatch):
+    """It is read while ranks get ready."""
+    from hepti_mpi.commands import serve
+
+    done = []
+    service = SimpleNamespace(start=lambda: done.append("start"), stop=lambda: None, error=None, front=SimpleNamespace(drain=None))
+    service.failed = threading.Event()
+    server = SimpleNamespace(run=lambda began, ending: began() or True, end=lambda: None)
+    files = {"tokenizer.json": word_piece_json([*SPECIALS, "zero"])}
+    model = Model(SimpleNamespace(embedding="words", name="one", head="sentence", options={}), files, "0123")
+    serve.run(service, server, "http://here", model)
+    service.failed.set()
+    assert done == ["start"] and "_tokens" in vars(model)
+
+
+def test_the_first_stream_loads_no_library():
+    """Starlette's own streams load one that takes a quarter of a second, between the first request and its first token."""
+    program = """if True:
+        import asyncio, sys
+        from types import SimpleNamespace
+        from hepti_mpi.serving.http.app import Growing
+
+        async def stream():
+            yield b"data: 1"
+
+        async def waiting():
+            await asyncio.sleep(1000)
+
+        async def send(message):
+            sent.append((message["type"], message.get("body")))
+
+        sent, ended = [], []
+        conversation = SimpleNamespace(stream=stream, close=lambda: None, queued_seconds=0.0, status=200)
+        growing = Growing(conversation, lambda seconds: None)
+        growing.ended = ended.append
+        asyncio.run(growing({"type": "http", "asgi": {"spec_version": "2.3"}}, waiting, send))
+        assert [body for _, body in sent] == [None, b"data: 1", b""] and ended == [200]
+        assert not [name for name in sys.modules if name.startswith("anyio._backends")]
+    """
+    subprocess.run([sys.executable, "-c", program], check=True)

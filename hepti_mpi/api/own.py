@@ -34,6 +34,7 @@ class Own:
         self.timeout, self.takes_pictures = timeout, self.model.takes_pictures
         self.service = Service(Job.on(hostfile, words, mpirun), self.model.source_hash, LOG.info)
         self.service.start()
+        self.model.warm_up()  # ranks get ready meanwhile
         ready = self.service.ready.wait(timeout)
         if self.service.error is not None or not ready:
             error = self.service.error or ServiceError(f"the job was not ready within {timeout:g} s; it was {self.service.doing}")

@@ -100,6 +100,7 @@ def run(service: "Service", server: "Server", address: str, model: Any) -> None:
     def began() -> None:
         SCREEN.say(f"serving {model.spec.name} ({model.gives}) on {address}; it is loaded meanwhile")
         service.start()
+        model.warm_up()
 
     threading.Thread(target=give_up, name="failure", daemon=True).start()
     try:

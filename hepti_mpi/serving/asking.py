@@ -4,12 +4,13 @@ heads; knows neither engine nor protocol, and no weight.
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.images import modes, picture
@@ -63,6 +64,12 @@ class Model:
     def tokens(self) -> Tokens:
         with self.lock:
             return self._tokens
+
+    def warm_up(self) -> None:
+        """Read what the first request would have to wait for."""
+        if not self.takes_pictures:
+            with suppress(HeptiError):  # whoever asks with texts hears of it
+                _ = self.tokens
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -56,19 +56,33 @@ class Document(Response):
         super().__init__(json.dumps(content, ensure_ascii=False).encode(errors="replace"), status, dict(headers or {}))
 
 
-class Growing(StreamingResponse):
-    """An answer as events, which is counted when it has ended: `ended` is told as what."""
+class Growing(Response):
+    """An answer as events, as long as its client reads, which is counted when it has ended: `ended` is told as what. Starlette's own would
+    load a library for the first of them."""
 
     def __init__(self, conversation: Conversation, queued: Callable[[float], None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(conversation.stream(), media_type="text/event-stream", headers=headers)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
+        super().__init__(None, headers=headers)
+        del self.headers["content-length"]
         self.conversation, self.queued = conversation, queued
         self.ended: Callable[[int], None] = lambda status: None
 
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for piece in self.conversation.stream():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait((sent, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sent.done():
+                sent.result()
         finally:
+            for one in (sent, gone):
+                one.cancel()
+            await asyncio.gather(sent, gone, return_exceptions=True)
             self.conversation.close()  # a stream that nobody has begun to read does not do that itself
             self.queued(self.conversation.queued_seconds)
             self.ended(self.conversation.status)
@@ -214,7 +228,7 @@ class Api:
     async def _results(self, request: Request, call: Call) -> Sequence[Any]:
         """Wait for the results of a call as long as its client does. Raises Refused, ClientDisconnect and what the call fails with."""
         answered: asyncio.Future[Any] = asyncio.wrap_future(call.future)
-        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request.receive))
         try:
             await asyncio.wait((answered, gone), timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
@@ -252,7 +266,7 @@ class Api:
     async def _whole(self, request: Request, conversation: Conversation) -> dict[str, Any]:
         """Return the whole answer as long as its client waits. Raises ClientDisconnect and what goes wrong."""
         answered: asyncio.Future[Any] = asyncio.ensure_future(conversation.whole())
-        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request.receive))
         try:
             await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
@@ -324,9 +338,9 @@ def shared(origins: Sequence[str]) -> list[Middleware]:
     return [Middleware(CORSMiddleware, allow_origins=list(origins), **how)] if origins else []
 
 
-async def _gone(request: Request) -> None:
+async def _gone(receive: Receive) -> None:
     """Return when a client has gone away, whose body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

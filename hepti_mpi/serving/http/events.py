@@ -26,7 +26,7 @@ class Conversation:
     def __init__(self, model: Model, front: Front, client: str, wanted: Wanted) -> None:
         """Ask for all of them. Raises NotReady, Busy, InputError."""
         self.front, self.choices = front, Choices(model, wanted)
-        self.loop, self.parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Grown]]()
+        self.loop, self.parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Grown] | None]()
         self.growing: list[Growing] = []
         self.status, self.heard = 499, time.monotonic()  # how it is counted, where nobody reads it to its end; when the last part came
         decode = model.tokens.decode
@@ -56,15 +56,18 @@ class Conversation:
     async def _next(self) -> tuple[int, Grown] | None:
         """Take in the next part of a choice and return it, None where none has come for QUIET_SECONDS. Raises what went wrong, and Refused
         when none has come for too long."""
+        late = self.loop.call_later(QUIET_SECONDS, self.parts.put_nowait, None)  # a timeout of asyncio's own costs a task for each token
         try:
-            index, part = await asyncio.wait_for(self.parts.get(), QUIET_SECONDS)
-        except asyncio.TimeoutError:
+            found = await self.parts.get()
+        finally:
+            late.cancel()
+        if found is None:
             if time.monotonic() > self.heard + ANSWER_SECONDS:
-                raise Refused(504, f"nothing more of the answer came within {ANSWER_SECONDS:g} s", retry_after=10) from None
+                raise Refused(504, f"nothing more of the answer came within {ANSWER_SECONDS:g} s", retry_after=10)
             return None
         self.heard = time.monotonic()
-        self.choices.add(index, part)
-        return index, part
+        self.choices.add(*found)
+        return found
 
     def close(self) -> None:
         """End what has not ended."""
