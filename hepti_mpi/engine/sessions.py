@@ -17,11 +17,12 @@ from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.engine import pages
+from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.errors import StoreError
-from hepti_mpi.models.formats import F32
+from hepti_mpi.models.formats import F16, F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.prepacked import key_of, processor_name
@@ -127,8 +128,11 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
         return Segment(None, (), (), zeros)
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing = Writing(Graph(), store, (0, heads))
+    writing, bounds = Writing(Graph(), store, (0, heads)), Bounds(store)
+    rounded = any(piece.format not in (F32, F16) for slices in held.values() for piece in slices.values())
     for op, slices in held.items():
+        if rounded and bounds.add(op, slices):
+            writing.finite.add(op)
         KERNELS[type(op)](writing, op, slices)
     graph = writing.graph
     pieces = [piece for slices in held.values() for piece in slices.values()]
