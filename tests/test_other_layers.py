@@ -116,6 +116,9 @@ def test_other_prefixes_and_half_precision(case, tmp_path):
 @pytest.mark.parametrize("case, change, word", [
     ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"), ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling"),
     ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "scaled"),
+    ("modernbert", {"rope_parameters": "default"}, "rope_parameters is 'default', expected an object"),
+    ("modernbert", {"rope_parameters": {"full_attention": [1]}}, "full_attention is [1], expected an object"),
+    ("nomicbert", {"rope_parameters": "default"}, "rope_parameters is 'default', expected an object"),
     ("modernbert", {"mlp_bias": 1}, "mlp_bias"), ("modernbert", {"hidden_activation": "mish"}, "'mish'"),
     ("nomicbert", {"prenorm": True}, "prenorm"), ("nomicbert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
     ("nomicbert", {"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"), ("nomicbert", {"is_causal": True}, "is_causal"),

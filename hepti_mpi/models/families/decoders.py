@@ -10,7 +10,7 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Rotary
-from hepti_mpi.models.families.family import Source, Task, integer, listed, named_activation, number, pair
+from hepti_mpi.models.families.family import Source, Task, integer, listed, mapping, named_activation, number, pair
 from hepti_mpi.models.sidefiles import Table, honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Step, Words
 
@@ -161,10 +161,7 @@ def scaling_said(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Raises ModelError when it says both and they differ: transformers then forgets the base that the newer one says.
     """
-    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-    for name, said in (("rope_parameters", new), ("rope_scaling", old)):
-        if not isinstance(said, dict):
-            raise ModelError(f"config.json: {name} is {said!r:.60}, expected an object")
+    new, old = mapping(config, "rope_parameters"), mapping(config, "rope_scaling")
     if new and old and new != old:
         raise ModelError("config.json has rope_parameters and rope_scaling, which differ; put what is meant into rope_parameters alone")
     return new or old

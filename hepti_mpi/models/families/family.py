@@ -143,6 +143,14 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an object of config.json, an empty one where it says none. Raises ModelError."""
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise ModelError(f"config.json: {key} is {value!r:.60}, expected an object")
+    return value
+
+
 def named_activation(config: Mapping[str, Any], key: str, default: str) -> str:
     """Return the activation that config.json names. Raises ModelError."""
     value = config.get(key, default)

@@ -14,6 +14,7 @@ from hepti_mpi.models.families.family import (
     Task,
     integer,
     listed,
+    mapping,
     named_activation,
     number,
     pair,
@@ -66,7 +67,7 @@ def kinds_of(config: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
 
 def base_of(config: Mapping[str, Any], kind: str) -> float:
     """Return the base of the rotary positions of a kind of layers. Raises ModelError."""
-    said, old = (config.get("rope_parameters") or {}).get(kind) or {}, {FAR: "global_rope_theta", NEAR: "local_rope_theta"}[kind]
+    said, old = mapping(mapping(config, "rope_parameters"), kind), {FAR: "global_rope_theta", NEAR: "local_rope_theta"}[kind]
     if said.get("rope_type", said.get("type", "default")) != "default" or config.get("rope_scaling"):
         raise ModelError(f"config.json: rotary positions of {kind} are scaled, which is not supported for this family")
     default = {FAR: 160000.0, NEAR: 10000.0}[kind]

@@ -6,7 +6,7 @@ from typing import Any
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, rotary
 from hepti_mpi.models.families.bert import BERT, MASKED_WORDS
-from hepti_mpi.models.families.family import CLASSES, POOLER, Family, Source, Task, integer, listed, number, pair, shared_fields
+from hepti_mpi.models.families.family import CLASSES, POOLER, Family, Source, Task, integer, listed, mapping, number, pair, shared_fields
 from hepti_mpi.models.sidefiles import honoured, without
 from hepti_mpi.models.steps import LayerNorm, Lookup
 
@@ -31,8 +31,8 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {"hidden_act": "silu"} | translated(config)
     shared, hidden = shared_fields(config), integer(config, "hidden_size", 768)
     dim = integer(config, "head_dim", hidden // shared["heads"])
-    said = config.get("rope_parameters") or {}
-    if not isinstance(said, dict) or said.get("rope_type", said.get("type", "default")) != "default" or set(said) - PLAIN:
+    said = mapping(config, "rope_parameters")
+    if said.get("rope_type", said.get("type", "default")) != "default" or set(said) - PLAIN:
         raise ModelError(f"config.json: rope_parameters is {said!r:.60}, which is not supported for this family; supported: default")
     turns = rotary(dim, number(said, "rope_theta", number(config, "rope_theta", BASE)))
     norm = Norm(hidden, shared["norm_eps"])
@@ -55,7 +55,7 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = {key: value for key, value in config.items() if key not in OWN}
     own = {OWN[key]: (key, value) for key, value in config.items() if key in OWN and value is not None}
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    theta = mapping(config, "rope_parameters").get("rope_theta")
     known = plain | {"rope_theta": plain.get("rope_theta", BASE if "n_embd" not in config else None) if theta is None else theta}
     for name, (key, value) in own.items():
         if known.get(name, value) not in (None, value) and name != "max_position_embeddings":
