@@ -80,6 +80,19 @@ def test_help_has_an_example(name):
     assert CliRunner().invoke(main.main, [name, "-h"]).output == text
 
 
+@pytest.mark.parametrize("name", sorted(SHOWN))
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_help_breaks_lines_between_words(name, width):
+    """Options and what they may be fit into the width of a terminal, which else cuts them anywhere."""
+    text = CliRunner().invoke(main.main, [name, "--help"], terminal_width=width).output
+    lines = text[text.index("Options:") :].splitlines()
+    assert max(map(len, lines)) <= width
+    words = set(text.replace("[", " ").replace("]", " ").replace(",", " ").split())
+    for option in main.main.commands[name].params:
+        assert words >= set(getattr(option.type, "choices", ())), option.name
+    assert name != "bench" or words >= set(main.main.commands["bench"].params[1].default.split(","))
+
+
 def test_help_and_version():
     result = CliRunner().invoke(main.main, ["--help"])
     assert result.exit_code == 0 and all(name in result.output for name in SHOWN) and "Example" in result.output

@@ -299,6 +299,8 @@ CONFIG_CASES = [
     ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a"}, "problem_type": "single_label_classification"},
      "takes two labels or more"),
     ({"architectures": ["BertForSequenceClassification"], "num_labels": 10**7}, "num_labels is 10000000"),
+    ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b"}, "num_labels": 3},
+     "num_labels is 3 and id2label holds 2 labels"),
     ({"architectures": ["BertForSequenceClassification"]}, "classifier.weight"),
 ]
 

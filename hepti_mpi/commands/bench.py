@@ -12,7 +12,7 @@ import click
 
 from hepti_mpi.commands import session as sessions
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, FORMATS, Machinery, Size, grouped, machine_options, weights_option, words_options
+from hepti_mpi.commands.options import FILE, FORMATS, Machinery, Size, grouped, machine_options, one_of, weights_option, words_options
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
@@ -93,17 +93,18 @@ class Formats(click.ParamType):
         return tuple(dict.fromkeys(names))
 
 
+USUAL = "hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single"
+
+
 @click.command()
 @weights_option
-@click.option("--methods", show_default=True,
-              default="hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single",
+@click.option("--methods", default=USUAL, show_default=USUAL.replace(",", ", "),
               help="What to measure; NAME-boost is another system's division with our exchanges.")
 @click.option("--rows", type=Sizes(), default="128", show_default=True,
               help="Rows (tokens, patches) of the request. Of a list, such as 128,384:6, each is measured in turn in one job: the first by "
               "plans that were tried, the others by what that taught; ROWS:N of the first N layers.")
-@click.option("--phase", type=click.Choice(PHASES), default=PHASES[0], show_default=True,
-              help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added "
-              "to it.")
+@one_of("--phase", words=PHASES, default=PHASES[0], show_default=True,
+        help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added to it.")
 @click.option("--tokens", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens added, for --phase decode.")
 @click.option("--formats", type=Formats(), default=(),
               help="Measure the float32 store in these formats, such as f32,q8, in turns, and say what each costs in time, memory and "

@@ -1,6 +1,6 @@
 """Option types and the options that several commands share. Knows click and words on a command line, not what is done with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -176,15 +176,28 @@ def weights_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--weights", type=FILE, help="Store, or folder of rank files. Left out: the one store in weights/.")(command)
 
 
+class OneOf(click.Option):
+    """One of several words, which --help lists as text, whose lines end between words; behind the name a terminal would cut their list."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        found, words = super().get_help_record(ctx), getattr(self.type, "choices", ())
+        return found and (found[0], f"{found[1]}  [one of {', '.join(words)}]")
+
+
+def one_of(*names: str, words: Sequence[str], **more: Any) -> Callable[[Any], Any]:
+    """Return an option that is one of `words`."""
+    return click.option(*names, type=click.Choice(words), metavar="NAME", cls=OneOf, **more)
+
+
 def answering_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how ranks go about what they are asked."""
     adapt = "Plan again when boards or links change; left out: where there are enough requests."
     cache = "Where a host keeps what it is sent of a store that it lacks, and mapped weights as kernels read them."
     pack = "Pack requests together up to this many rows."
     objective = "What counts: how soon all ranks answer a batch, or how many batches or texts teams do; auto: teams where they gain."
-    objectives = click.Choice(["auto", "latency", "throughput"])
+    objectives = ("auto", "latency", "throughput")
     for option in (
-        click.option("--objective", type=objectives, default="auto", show_default=True, help=objective),
+        one_of("--objective", words=objectives, default="auto", show_default=True, help=objective),
         click.option("--weights-cache", type=FILE, help=cache),
         click.option("--batch-rows", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help=pack),
         click.option("--adapt/--no-adapt", default=None, help=adapt),
@@ -196,9 +209,9 @@ def answering_options(command: Callable[..., None]) -> Callable[..., None]:
 def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what narrows the planner's search."""
     for option in (
-        click.option(
+        one_of(
             "--weights-mode",
-            type=click.Choice(["packed", "mapped", "auto"]),
+            words=("packed", "mapped", "auto"),
             default="auto",
             show_default=True,
             help="Copy weights into the kernels' order, or page them from the file.",
@@ -207,10 +220,10 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
             "--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank."
         ),
         click.option("--shares", type=SHARES, help="Force the proportions of the ranks, such as 5,1,1,1."),
-        click.option("--layout", type=click.Choice(LAYOUT_NAMES), help="Force how attention / MLP are divided, or layers."),
-        click.option(
+        one_of("--layout", words=LAYOUT_NAMES, help="Force how attention / MLP are divided, or layers."),
+        one_of(
             "--strategy",
-            type=click.Choice(["auto", *OURS, *BASELINES]),
+            words=("auto", *OURS, *BASELINES),
             default="auto",
             show_default=True,
             help="Consider only plans of this strategy, or divide as another system does.",

@@ -15,6 +15,7 @@ from hepti_mpi.commands.options import (
     FILE,
     PIPELINE,
     grouped,
+    one_of,
     planning_method,
     planning_options,
     planning_request,
@@ -68,8 +69,8 @@ class Described:
 @click.option("--tokens", type=click.IntRange(1, 1 << 16),
               help=f"Of a model that generates text: tokens that are added one by one to a prompt of --rows rows; left out: {TOKENS}.")
 @click.option("--output", type=FILE, help="Write the plan to this file.")
-@click.option("--objective", type=click.Choice(["latency", "throughput"]),
-              help="What counts: how soon all ranks answer a batch (left out), or how many batches teams of them do.")  # fmt: skip
+@one_of("--objective", words=("latency", "throughput"),
+        help="What counts: how soon all ranks answer a batch (left out), or how many batches teams of them do.")  # fmt: skip
 @click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
 @planning_options
 @words_options()

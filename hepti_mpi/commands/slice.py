@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, FORMATS, words_options
+from hepti_mpi.commands.options import FILE, FORMATS, one_of, words_options
 from hepti_mpi.commands.paths import no_model
 from hepti_mpi.commands.screen import SCREEN
 
@@ -26,17 +26,17 @@ FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")
-@click.option(
+@one_of(
     "--format",
     "format_name",
-    type=click.Choice([*FORMATS, AUTO]),
+    words=(*FORMATS, AUTO),
     default="f32",
     show_default=True,
     help="How the weights of the layers are stored; its cost is measured and said. auto: in the fewest bits that --error allows.",
 )
-@click.option(
+@one_of(
     "--head-format",
-    type=click.Choice(FORMATS),
+    words=FORMATS,
     help="How the words are stored that texts are written in. Left out: in 8 bits where --format has fewer than 16, else as it says.",
 )
 @click.option("--error", type=click.FloatRange(0, 1), help="With --format auto, on built-in inputs: by how much the cosine of what the "

@@ -12,6 +12,7 @@ from hepti_mpi.models.blocks import Layer, Norm, plain
 from hepti_mpi.models.sidefiles import Table
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Step, Words
+from hepti_mpi.wording import counted
 
 # the fields of a model, with "config" (config.json), "vocabulary", "word" (the width of a word's row), "labels" and "tied"
 Sizes = Mapping[str, Any]
@@ -251,6 +252,9 @@ def class_labels(config: Mapping[str, Any]) -> tuple[str | int, ...]:
     except (AttributeError, KeyError, ValueError, TypeError):
         raise ModelError("config.json: id2label does not number its labels 0, 1, 2 and so on") from None
     odd = [label for label in labels if isinstance(label, bool) or not isinstance(label, (str, int))]
+    if config.get("num_labels") not in (None, len(labels)):
+        why = f"num_labels is {config['num_labels']!r:.60} and id2label holds {counted(len(labels), 'labels')}"
+        raise ModelError(f"config.json: {why}; take out num_labels if those are meant")
     if odd:
         raise ModelError(f"config.json: id2label holds {odd[0]!r:.60}, expected the names of labels")
     return labels
