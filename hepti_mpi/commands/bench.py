@@ -104,7 +104,8 @@ USUAL = "hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,
               help="Rows (tokens, patches) of the request. Of a list, such as 128,384:6, each is measured in turn in one job: the first by "
               "plans that were tried, the others by what that taught; ROWS:N of the first N layers.")
 @one_of("--phase", words=PHASES, default=PHASES[0], show_default=True,
-        help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added to it.")
+        help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added "
+        "to it.")
 @click.option("--tokens", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens added, for --phase decode.")
 @click.option("--formats", type=Formats(), default=(),
               help="Measure the float32 store in these formats, such as f32,q8, in turns, and say what each costs in time, memory and "
