@@ -19,6 +19,7 @@ WORLD = Comm.world()
 ALL_ON = 3  # ranks: enough for a first, a last and one between
 OTHERS = (1, 2, 4, 5, 7)  # ranks that tests/run.sh tries too
 GRID = ("test_answers.py", "test_formats.py", "test_generation.py", "test_teams.py", "test_minilm.py", "test_steady.py")
+JOBS = ("test_alone.py", "test_orders.py", "test_settling.py")  # of whole jobs, which are alike between ALL_ON and the most ranks
 MEASURES = ("test_a_profile_of_a_busy_machine_is_measured_again",)  # for ten seconds where cores are shared; not with more than ALL_ON
 HERE = sorted(os.sched_getaffinity(0))
 CORES = Cores(WORLD.rank, WORLD.gather_all(host_name()), HERE, HERE, threads=1, alone_threads=2 if WORLD.size > 1 else 1)
@@ -33,12 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run all cases on ALL_ON ranks, and each of those that compare answers on one other number of ranks, in turn: what divides is walked
-    on 1 to 7 simulated ranks by tests/test_program.py. What has no cases runs on every number. WHOLE=1 runs all everywhere."""
+    on 1 to 7 simulated ranks by tests/test_program.py. JOBS run on up to ALL_ON and on the most ranks, what else has no cases on every
+    number. WHOLE=1 runs all everywhere."""
     if WORLD.size == ALL_ON or os.environ.get("WHOLE"):
         return
     turn = OTHERS.index(WORLD.size) if WORLD.size in OTHERS else WORLD.size
     grid = [item for item in items if item.path.name in GRID and hasattr(item, "callspec")]
     left = [item for number, item in enumerate(grid) if (number - turn) % len(OTHERS)]
+    if ALL_ON < WORLD.size < max(OTHERS):
+        left += [item for item in items if item.path.name in JOBS]
     if WORLD.size > ALL_ON:
         left += [item for item in items if item.name in MEASURES]
     config.hook.pytest_deselected(items=left)
