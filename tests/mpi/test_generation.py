@@ -311,7 +311,7 @@ def rows_taken(ranks):
     return taken
 
 
-@pytest.mark.parametrize("case, format_name", [("llama", "f32"), ("gemma3", "f32"), ("qwen3", "q8"), ("llama_groups", "q4")])
+@pytest.mark.parametrize("case, format_name", [("gemma3", "f32"), ("qwen3", "q8"), ("llama_groups", "q4")])
 def test_what_prompts_begin_with_alike_is_taken_in_once(machine, store_of, case, format_name, monkeypatch):
     """By heads with uneven shares, and in stages: the same bits as of each prompt by itself, windows among them; several answers to one
     prompt, one that nobody wants any more, and more answers than slots too."""
@@ -320,8 +320,8 @@ def test_what_prompts_begin_with_alike_is_taken_in_once(machine, store_of, case,
     common = random.integers(3, 131, 29).tolist()
     prompts = [common + random.integers(3, 131, more).tolist() for more in (1, 4, 9, 4, 17)] + [common[:20] + [5, 6], [7] * 11]
     prompts += [prompts[1], prompts[1], prompts[4]]
-    placements = [whole(divided(machine, store, SHARES[name](world.size))) for name in SHARES]
-    placements += [staged(store, *stages_of(kind, world.size, store.spec.layers)) for kind in ("uneven", "with nothing", "backwards")]
+    placements = [whole(divided(machine, store, SHARES[name](world.size))) for name in ("uneven", "with nothing")]
+    placements += [staged(store, *stages_of(kind, world.size, store.spec.layers)) for kind in ("with nothing", "backwards")]
     for placement in placements:
         decoder = loading.load(machine, store, placement, 5, 64)
         if world.rank:
