@@ -252,3 +252,14 @@ def test_windows_that_agree(config, change):
         change = {"n_positions": 64, "sliding_window": 64}
     window = None if config in SEES_ALL or change.get("sliding_window", 8) is None else 7
     assert {one.attention.window for one in family.fields({**family.defaults, **config, **change})["kinds"]} == {window}
+
+
+@pytest.mark.parametrize("said", [{"type": "linear", "factor": 2.0}, {"full_attention": {"rope_type": "linear", "factor": 2.0}}], ids=str)
+def test_an_older_scaling_of_gemma_3_names_its_type(said):
+    """transformers 5.23 puts it over {"rope_type": "default"}, and scales nothing by these two."""
+    config = {**FAMILIES["gemma3_text"].defaults, "model_type": "gemma3_text", **DECODER}
+    with pytest.raises(ModelError, match="rope_scaling is .*, expected rope_type"):
+        FAMILIES["gemma3_text"].fields(config | {"rope_scaling": said})
+    found = FAMILIES["gemma3_text"].fields(config | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+    first = [one.attention.rotary.frequencies[0] for one in found["kinds"]]
+    assert sorted(first) == [0.5, 1.0]

@@ -23,7 +23,7 @@ from hepti_mpi.models.families.decoders import (
     window_of,
     windows,
 )
-from hepti_mpi.models.families.family import Family, Source, integer, number, yes
+from hepti_mpi.models.families.family import Family, Source, integer, mapping, number, yes
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Scale
 
@@ -48,6 +48,9 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     given = both if version > 1 else (None, None)
     if version == 3 and isinstance(said := config.get("rope_parameters"), dict) and said and LOCAL not in said and FULL not in said:
         raise ModelError(f"config.json: rope_parameters is {said!r:.60}, expected them for each kind of layer: {FULL} and {LOCAL}")
+    old = mapping(config, "rope_scaling")  # which transformers puts over a default of layers that see all rows: "type" alone does nothing
+    if version == 3 and not config.get("rope_parameters") and old and ("rope_type" not in old or LOCAL in old or FULL in old):
+        raise ModelError(f"config.json: rope_scaling is {dict(old)!r:.60}, expected rope_type, factor and so on of {FULL}")
     made = []
     for window in _windows(config, sizes.layers, version):
         kind = LOCAL if window is not None else FULL
