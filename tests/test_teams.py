@@ -298,26 +298,71 @@ class Open:
     def take(self, timeout):
         return self.came.get() if timeout else [] if self.came.empty() else self.came.get()
 
-    def ask(self, one):
-        self.came.put([one])
+    def ask(self, *asked):
+        self.came.put([*asked])
         self.ring()
 
 
-def test_a_team_that_is_free_begins_with_what_comes_while_another_answers():
+@pytest.fixture
+def service():
+    """Return what makes teams of a service that answer nothing: who asks, and a queue of what they are given. They end with the test."""
+    ends = []
+
+    def begin(*paces):
+        letters, given = queue.SimpleQueue(), queue.SimpleQueue()
+
+        def send(peer, box, facts, arrays=None):
+            (letters if box == FRONT else given).put(Letter(peer, facts))
+
+        mail = SimpleNamespace(seconds=dict(enumerate(paces)), rank=0, partners=[], send=send, take=lambda box, timeout=None: letters.get())
+        front, _ = front_of(mail, 0, paces, rows=128)
+        source = front.desk.source = Open()
+        thread = threading.Thread(target=Front(front.desk, mail, front.placement, paces)._work, daemon=True)
+        ends.append(lambda: (setattr(source, "ended", True), letters.put(Letter(0, {})), source.came.put([]), thread.join(20)))
+        thread.start()
+        return source, given
+
+    yield begin
+    for end in ends:
+        end()
+
+
+def handed(given, count):
+    """Return to whom so many letters go, and the rows of each request in them."""
+    letters = [given.get(timeout=20) for _ in range(count)]
+    return [(letter.sender, [rows for _, _, _, rows, _ in letter.facts["requests"]]) for letter in letters]
+
+
+def test_a_team_that_is_free_begins_with_what_comes_while_another_answers(service):
     """Else of two who ask at the same time one waits for the other, and half of the teams rest."""
-    letters, given = queue.SimpleQueue(), queue.SimpleQueue()
-
-    def send(peer, box, facts, arrays=None):
-        (letters if box == FRONT else given).put(Letter(peer, facts))
-
-    mail = SimpleNamespace(seconds={0: 0.01, 1: 0.01}, rank=0, partners=[], send=send, take=lambda box, timeout=None: letters.get())
-    front, _ = front_of(mail, 0, [0.01, 0.01])
-    source = front.desk.source = Open()
-    front = Front(front.desk, mail, front.placement, [0.01, 0.01])
-    threading.Thread(target=front._work, daemon=True).start()
+    source, given = service(0.01, 0.01)
     for one in requests(5, 6):
         source.ask(one)
-    assert {given.get(timeout=20).sender for _ in range(2)} == {0, 1}
+    assert handed(given, 2) == [(0, [5]), (1, [6])]
+
+
+@pytest.mark.parametrize("paces, rows, parts", [
+    ((0.01, 0.01), [16] * 8, [(0, [16] * 4), (1, [16] * 4)]),
+    ((0.01, 0.01), [19, 15, 12, 10, 8, 7, 6, 4], [(0, [19, 15, 12]), (1, [10, 8, 7, 6, 4])]),
+    ((0.01,) * 4, [16] * 8, [(0, [16] * 2), (1, [16] * 2), (2, [16] * 2), (3, [16] * 2)]),
+    ((0.01, 0.03), [16] * 8, [(0, [16] * 6), (1, [16] * 2)]),
+    ((0.01, 0.5), [16] * 8, [(0, [16] * 8)]),
+    ((0.01, 0.01), [5, 4, 4], [(0, [5, 4, 4])]),
+    ((0.01, 0.01), [60], [(0, [60])]),
+])  # fmt: skip
+def test_what_comes_while_all_teams_are_free_is_shared_out_by_speed(service, paces, rows, parts):
+    """Else eight texts are answered by one core of a board while the others rest."""
+    source, given = service(*paces)
+    source.ask(*requests(*rows))
+    assert handed(given, len(parts)) == parts and given.empty()
+
+
+def test_what_comes_while_some_are_busy_is_not_cut(service):
+    source, given = service(0.01, 0.01)
+    source.ask(*requests(100))
+    assert handed(given, 1) == [(0, [100])]
+    source.ask(*requests(*[16] * 6))
+    assert handed(given, 1) == [(1, [16] * 6)]
 
 
 def test_a_sink_that_fails_ends_all_teams():

@@ -31,6 +31,7 @@ MOST_SHAPES = 1000  # of batches that are noted
 LEARNED = 0.25  # of what is known of a team that one batch may change
 LEAST_PART = 4  # of a full batch is the smallest one, with which the last rows are shared out
 BEFORE_END = 2  # batches in which a team gets what is left for it, if they can be so small
+FEW_ROWS = 16  # fewer take hardly less time: weights are read for them too
 
 
 @dataclass
@@ -110,27 +111,31 @@ class Front:
     def _hand_out(self) -> None:
         """Give teams that have room what they will have answered first, one batch each in turns, the fastest first."""
         order = sorted(range(len(self.outcome.teams)), key=lambda number: self.outcome.teams[number].pace)
-        most = list(map(most_under_way, self.placement.teams))
+        most, idle = list(map(most_under_way, self.placement.teams)), not self.steps
         for room in range(max(most)):
             for number in order:
-                if len(self.outcome.teams[number].under_way) <= min(room, most[number] - 1) and (rows := self._due(number)):
+                if len(self.outcome.teams[number].under_way) <= min(room, most[number] - 1) and (rows := self._due(number, idle)):
                     step = self.desk.scheduler.next(rows)
                     if step is None:
                         return
                     self._give(number, step)
 
-    def _due(self, number: int) -> float:
-        """Return the rows of the batch that a team gets now, so that all will have answered the last one together; 0: none."""
+    def _due(self, number: int, idle: bool) -> float:
+        """Return the rows of the batch that a team gets now, so that all will have answered the last one together; 0: none. Of a source
+        without an end the last one is what has come while all were `idle`: else a team gets a full batch, since more will come."""
         scheduler, (team, teams) = self.desk.scheduler, (self.outcome.teams[number], self.outcome.teams)
-        if not self.desk.source.ended:
+        ends = self.desk.source.ended
+        if not ends and not idle:
             return scheduler.most_rows
-        least = max(scheduler.most_rows / LEAST_PART, scheduler.first_rows)
+        least = max(scheduler.most_rows / LEAST_PART if ends else FEW_ROWS, scheduler.first_rows)
         others = [other for other in teams if other is not team]
         if others:
             first = min(other.waits + least * other.pace for other in others)
             if team.waits + least * team.pace > max(first, common_end(scheduler.rows_left, others)):
                 return 0  # they will have answered all before
         share = (common_end(scheduler.rows_left, teams) - team.waits) / team.pace
+        if not ends:
+            return max(share + scheduler.first_rows / 2, least)
         return max(share / BEFORE_END, least) if team.batches or not others else least  # a small one first, to see how fast it is
 
     def _give(self, number: int, step: Step) -> None:
