@@ -39,14 +39,14 @@ check() { # SECONDS COMMAND...: print the command, what it says and how long it 
     [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
 }
 unit() { # what computes
+    # each process takes a run of files and later what the other has left of its own, so that what a module makes is mostly made once
+    local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
+    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist worksteal "${others[@]}" tests
+}
+waiting() { # what waits most of the time, for deadlines, for hosts that come back and for what is installed; and short checks
     check 300 ruff check hepti_mpi tests
     check 900 mypy hepti_mpi
     check 900 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
-    local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
-    # each process takes a run of files and later what the other has left of its own, so that what a module makes is mostly made once
-    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist worksteal "${others[@]}" tests
-}
-lab() { # what waits most of the time, for deadlines, for hosts that come back and for what is installed
     # two labs at a time, of a file each, since a file keeps its lab; the longest first
     local labs=(tests/test_lab_tutorial.py tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench,faults,deadline}.py)
     check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist loadfile --no-loadscope-reorder "${labs[@]}"
@@ -57,11 +57,10 @@ beside() { # NAME COMMAND...: begin a command whose words are told when all are 
     set +m
 }
 
-# Three lines side by side: hosts of the lab wait most of the time, ranks wait for each other, and what computes takes the cores that they
-# leave. It does so in the idle class: a rank that is woken for each of its messages would wait for a busy core at any niceness.
-beside lab lab
-beside unit unit
-chrt --idle --pid 0 $! || renice -n 19 $! >/dev/null
+# Two lines side by side, since hosts of the lab wait most of the time. Ranks come last: where they share cores with much else they are late
+# for each other, look for each other's messages all the while, and take four times as long.
+beside waiting waiting
+unit
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 1800 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi
