@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hepti_mpi.commands.options import FILE, words_options
+from hepti_mpi.commands.options import FILE, one_of, words_options
 from hepti_mpi.commands.paths import kept_folder, no_store, store_path
 from hepti_mpi.commands.screen import SCREEN
 
@@ -12,7 +12,7 @@ from hepti_mpi.commands.screen import SCREEN
 @click.command()
 @click.argument("store", type=FILE, required=False)
 @click.option("--weights-cache", type=FILE, help="Print instead what this host keeps of weights as kernels read them in this folder.")
-@click.option("--clear", type=click.Choice(["old", "all"]), help="Remove of it what is of another processor or not used for a day; or all.")
+@one_of("--clear", words=["old", "all"], help="Remove of it what is of another processor or not used for a day; or all.")
 @words_options()
 def inspect(store: Path | None, weights_cache: Path | None, clear: str | None) -> None:
     """Print what a store, or the one in weights/, holds: family, shapes, parameters, and bytes per strategy and rank count.

@@ -13,6 +13,7 @@ from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Rotary
 from hepti_mpi.models.families.family import Source, Task, integer, listed, mapping, named_activation, number, pair
 from hepti_mpi.models.sidefiles import Table, honoured, refused, without
 from hepti_mpi.models.steps import Lookup, Step, Words
+from hepti_mpi.wording import counted
 
 WORDS = Task("next-token", (lambda sizes: Words("head.words", sizes["vocabulary"], sizes["hidden"], sizes["tied"], bias=False),))
 WHOLE = "in this family positions turn all numbers of a head"
@@ -116,7 +117,7 @@ def check_alike(config: Mapping[str, Any], sizes: Sizes, window: int | None) -> 
 
     said = next((one for one in windows(config, sizes.layers, window_of(config)) if least(one) != least(window)), window)
     if said != window:
-        own = "all rows" if window is None else f"{window + 1} rows"
+        own = "all rows" if window is None else counted(window + 1, "rows")
         told = "all" if said is None else said + 1
         why = f"layers of this family see {own}, layer_types or sliding_window say {told}"
         raise ModelError(f"config.json: {why}; take out the one that is not meant")
