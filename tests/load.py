@@ -3,9 +3,11 @@
     python tests/load.py crowd weights/all-MiniLM-L6-v2.h5 --clients 200 --seconds 300
     python tests/load.py rude weights/all-MiniLM-L6-v2.h5 --fuzz 10000
     python tests/load.py speed weights/all-MiniLM-L6-v2.h5 --reference ref/bin/python --folder MODEL
+    python tests/load.py alone weights/all-MiniLM-L6-v2.h5
 
 `crowd`: each client asks again when it has its answer; `run` answers texts of the same kind before and after. `rude`: see rude.py. `speed`:
-embeddings a second over HTTP, beside sentence-transformers in one process. What follows `--` are options of serve. The last line is JSON.
+embeddings a second over HTTP, beside sentence-transformers in one process. `alone`: how long one client waits that asks again when it
+has its answer, over HTTP and in Python. What follows `--` are options of serve. The last line is JSON.
 """
 
 import argparse
@@ -20,12 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from services import ROOT, Served, served
 
 WORDS = "cat river train book house night water bread stone cloud the of is at my garden window paper".split()
 SIZES = (1, 1, 1, 1, 2, 8, 64)  # texts of one request
+ALONE = 100  # answers of each kind that one client waits for
 PATIENCE = 120  # seconds for an answer, after which it is missing
 GOOD_PART, GROWTH = 0.9, 0.05  # of the throughput of `run`; by how much memory may grow after the first fifth
 
@@ -195,9 +199,43 @@ async def embedded(port: int, asked: list[str], size: int, clients: int) -> floa
     return len(asked) / (time.monotonic() - begin)
 
 
+def waited(own: Served, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Measure how long one client waits for an answer; return what came of it. Nothing is promised."""
+    from hepti_mpi import Model
+
+    found: dict[str, dict[str, list[float]]] = {"http": {}, "python": {}}
+    asked = {count: texts(random.Random(count), count) for count in (1, 8, 32)}
+    for count, some in asked.items():
+        found["http"][str(count)] = asyncio.run(times_over_http(own.port, some))
+    own.end()
+    with Model(own.store, options=options.rest) as model:
+        for count, some in asked.items():
+            times = []
+            for _ in range(ALONE):
+                begin = time.monotonic()
+                model.embed(some)
+                times.append(time.monotonic() - begin)
+            found["python"][str(count)] = times
+    summed = {way: {count: [round(1e3 * time, 1) for time in quantiles(times, n=10)[::4]] for count, times in each.items()}
+              for way, each in found.items()}  # fmt: skip
+    return {"milliseconds_10_50_90_percent_by_texts": summed}, []
+
+
+async def times_over_http(port: int, some: list[str]) -> list[float]:
+    """Return the seconds of each answer on a connection that is kept."""
+    link, times, body = Link(port), list[float](), json.dumps({"input": some, "encoding_format": "base64"}).encode()
+    for _ in range(ALONE):
+        begin = time.monotonic()
+        status, _, content = await link.ask("/v1/embeddings", body)
+        times.append(time.monotonic() - begin)
+        assert status == 200, content
+    link.close()
+    return times
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("what", choices=("crowd", "rude", "speed"))
+    parser.add_argument("what", choices=("crowd", "rude", "speed", "alone"))
     parser.add_argument("weights", type=Path)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
@@ -214,7 +252,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     import rude  # which imports from here
 
-    works: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {"crowd": crowded, "rude": rude.annoyed, "speed": sped}
+    works: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
+        "crowd": crowded, "rude": rude.annoyed, "speed": sped, "alone": waited,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as name, served(Path(name), options.weights.resolve(), *options.rest) as own:
         found, missed = works[options.what](own, options, Path(name))
     for sentence in missed:
