@@ -39,17 +39,15 @@ check() { # SECONDS COMMAND...: print the command, what it says and how long it 
     [ $code -eq 0 ] || printf 'FAILED, exit code %s: %s\n' $code "$*" >>"$failures/all"
 }
 unit() { # what computes
-    # each process takes a run of files and later what the other has left of its own, so that what a module makes is mostly made once
-    local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
-    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist worksteal "${others[@]}" tests
-}
-waiting() { # what waits most of the time, for deadlines, for hosts that come back and for what is installed; and short checks
     check 300 ruff check hepti_mpi tests
     check 900 mypy hepti_mpi
     check 900 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
-    # two labs at a time, of a file each, since a file keeps its lab; the longest first
-    local labs=(tests/test_lab_tutorial.py tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench,faults,deadline}.py)
-    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist loadfile --no-loadscope-reorder "${labs[@]}"
+    local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
+    # each process takes a run of files and later what the other has left of its own, so that what a module makes is mostly made once
+    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist worksteal "${others[@]}" tests
+}
+lab() { # FILE...: what waits most of the time, for deadlines, for hosts that come back and for what is installed
+    check 3600 python -m pytest -q -rs --durations=8 "$@"
 }
 beside() { # NAME COMMAND...: begin a command whose words are told when all are done
     set -m # else it could not be interrupted, which some tests do
@@ -57,16 +55,17 @@ beside() { # NAME COMMAND...: begin a command whose words are told when all are 
     set +m
 }
 
-# What waits, and beside it, in the idle class, what computes: in the same class each would take twice as long, since hosts of the lab are then
-# late for each other. Ranks come last, by themselves: while one of them waits for a core the others look for its messages on theirs.
-beside waiting waiting
+# Three lines side by side: hosts of the lab wait most of the time, ranks wait for each other, and what computes takes the cores that they
+# leave. All are about as long.
+beside lab lab tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench,faults,deadline}.py
 beside unit unit
-chrt --idle --pid 0 $! || renice -n 19 $! >/dev/null
-wait
+renice -n 10 $! >/dev/null
+lab tests/test_lab_tutorial.py
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder
     check 1800 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi
 done
+wait
 cat "$failures"/*.log
 
 if [ -s "$failures/all" ]; then
