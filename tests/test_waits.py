@@ -110,7 +110,7 @@ def test_the_first_request_waits_for_no_tokenizer(monkeypatch):
 
 
 def test_the_first_stream_loads_no_library():
-    """Starlette's own streams load one that takes a quarter of a second, between the first request and its first token."""
+    """Starlette's own streams load one between the first request and its first token."""
     program = """if True:
         import asyncio, sys
         from types import SimpleNamespace

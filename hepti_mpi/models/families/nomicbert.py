@@ -50,8 +50,8 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json in the words of transformers. Raises ModelError where it says two things of one.
 
-    Only Nomic's code reads rotary_emb_base, transformers' class takes BASE or rope_parameters. All text models that Nomic has published say
-    BASE, so that both give the same numbers; another one in a file with Nomic's own sizes is what such weights were trained with.
+    Only Nomic's code reads rotary_emb_base, transformers' class takes BASE or rope_parameters. nomic-embed-text-v1 says BASE, so that both
+    give the same numbers; another one in a file with Nomic's own sizes is what such weights were trained with.
     """
     plain = {key: value for key, value in config.items() if key not in OWN}
     own = {OWN[key]: (key, value) for key, value in config.items() if key in OWN and value is not None}
