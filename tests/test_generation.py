@@ -12,7 +12,8 @@ from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
 from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
-from hepti_mpi.serving.generation import CHUNK, Generator
+from hepti_mpi.serving.chunks import CHUNK, rows_taken_in
+from hepti_mpi.serving.generation import Generator
 
 VOCABULARY, END = 50, 0
 
@@ -207,6 +208,35 @@ def test_several_answers_to_one_prompt_have_its_scores(length):
     assert [one.tokens for one in answers] == [list(range(21, 21 + most)) for most in (1, 5, 5, 2)]
     assert other.tokens == [21, 22, 23] and other.sampling.candidates != answers[0].sampling.candidates
     assert len(prefills(stepper)) == -(-length // CHUNK) + 1
+
+
+@pytest.mark.parametrize("length", [1, 36, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
+def test_an_answer_that_comes_later_has_the_scores_of_one_to_the_same_prompt_that_grows(length):
+    """As several do that a client asks for at once, where the first has begun before the others are there or there are not enough slots."""
+    stepper = Counting(2, 8 * CHUNK)
+    generator = Generator(stepper, [END])
+    prompt = [7] * (length - 1) + [2]
+    first = generator.submit(prompt, Sampling(max_tokens=30))
+    while not first.tokens:
+        generator.step()
+    later = [generator.submit(prompt, Sampling(max_tokens=most)) for most in (1, 4, 4)]
+    other = generator.submit(prompt, Sampling(max_tokens=2, temperature=0.01, seed=1))  # which chooses from other scores
+    list(finished(generator))
+    assert [one.tokens for one in (first, *later, other)] == [[*range(3, 3 + most)] for most in (30, 1, 4, 4, 2)]
+    assert len(prefills(stepper)) == -(-length // CHUNK) + 1 and all(slot != source for source, slot, *_ in copies(stepper))
+
+
+def test_chunks_that_prompts_begin_with_alike_are_priced_once():
+    common = [*range(2 * CHUNK + 5)]
+    assert rows_taken_in([common]) == rows_taken_in([common, common]) == len(common)
+    assert rows_taken_in([common, [*common, 9], common[1:], common[: CHUNK + 3]]) == len(common) + 6 + len(common) - 1 + 3
+    stepper = Counting(3, 8 * CHUNK)
+    generator = Generator(stepper, [END])
+    prompts = [[*common, place % 2, 9] for place in range(6)]
+    for prompt in prompts:
+        generator.submit(prompt, Sampling(max_tokens=2))
+    list(finished(generator))
+    assert rows_taken_in(prompts) <= sum(prefills(stepper))
 
 
 def test_who_had_the_beginning_may_be_gone():

@@ -6,7 +6,8 @@ import pytest
 from test_generation import END, Counting, finished
 
 from hepti_mpi.models.tasks.sampling import Sampling
-from hepti_mpi.serving.generation import CHUNK, Generator
+from hepti_mpi.serving.chunks import CHUNK
+from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.passing import Passing
 
 

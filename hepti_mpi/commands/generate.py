@@ -148,9 +148,11 @@ def _wanted(session: "Session", task: Task, writing: Writing) -> dict[str, int] 
 
 
 def _typical(task: Task) -> dict[str, int]:
-    """Return how long prompts are, and how long answers may be."""
-    prompts, answers = [len(one.ids) for one in task.left], [task.asked[one.index].max_tokens for one in task.left]
-    return {"prompt": round(sum(prompts) / len(prompts)), "answer": round(sum(answers) / len(answers))}
+    """Return how many rows of a prompt are taken in, and how long answers may be."""
+    from hepti_mpi.serving.chunks import rows_taken_in
+
+    count, answers = len(task.left), [task.asked[one.index].max_tokens for one in task.left]
+    return {"prompt": max(1, round(rows_taken_in(one.ids for one in task.left) / count)), "answer": round(sum(answers) / count)}
 
 
 def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> Result:

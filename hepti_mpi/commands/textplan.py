@@ -19,7 +19,7 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
     from hepti_mpi.errors import InputError
     from hepti_mpi.planning import decoding, texts
     from hepti_mpi.reporting import generation, records
-    from hepti_mpi.serving.generation import CHUNK
+    from hepti_mpi.serving.chunks import CHUNK
 
     if not spec.generates:
         raise InputError(f"--tokens is for models that generate text, which {spec.name} does not; leave it out")

@@ -60,7 +60,7 @@ class Loaded:
 @dataclass(frozen=True)
 class Machining:
     """What is said of measuring and planning. `objective`: as of options.answering_options; `texts`: how many are to be written, and
-    `prompt` and `answer`: tokens of one; 0: nobody knows."""
+    `prompt` and `answer`: tokens of one that are taken in, and that it grows by; 0: nobody knows."""
 
     profile: Path | None
     fresh: bool

@@ -17,10 +17,9 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.tasks.forms import Forms
 from hepti_mpi.models.tasks.sampling import Chosen, Sampler, Sampling, Scores
 from hepti_mpi.models.tasks.streaming import Decode, Streamed
+from hepti_mpi.serving.chunks import CHUNK, Kept, alike
 from hepti_mpi.serving.lookup import Lookup
 from hepti_mpi.wording import counted
-
-CHUNK = 128  # rows of a prompt that are taken in at once: a longer one would make the answers under way wait
 
 
 class Stepper(Protocol):
@@ -133,6 +132,7 @@ class Running:
     lookup: Lookup
     begun: int  # rows that the slot had of a talk before it went on: chunks are counted from there
     whole: int  # rows that were taken in by whole chunks counted from 0, as whoever has the same beginning takes them in
+    behind: Scores | None = None  # what its rows were followed by, where whoever has the same ones takes them in so
     away: bool = False  # whether a step is under way behind which it grows (serving.passing)
 
     @property
@@ -144,30 +144,6 @@ class Running:
     def is_whole(self) -> bool:
         """Whether all that is in was taken in by whole chunks counted from 0."""
         return self.whole == self.taken
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What a slot still has: rows of `tokens`, of which the first `read` were taken in as a prompt; `begun`, `whole`: as Running."""
-
-    tokens: list[int]
-    read: int
-    begun: int
-    whole: int
-
-    def reused(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return how many of `rows` need not be taken in again, and from which row on chunks are counted then.
-
-        A talk that goes on behind an answer has all that was said. Else the same chunks are taken in as before: one row alone is computed
-        by another kernel than as one of many, and a prompt would have another answer when it is asked again, where two tokens are
-        about as likely.
-        """
-        common = _common(self.tokens, rows)
-        if common > self.read:
-            return common, common
-        begun = self.begun if common >= self.begun else 0
-        known = common if begun == self.begun else min(common, self.whole)
-        return begun + (known - begun) // CHUNK * CHUNK, begun
 
 
 class Asked:
@@ -227,7 +203,7 @@ class Generator(Asked):
         self.running: list[Running] = []
         self.free = list(range(stepper.slots))
         self.turn = 0  # of prompts that are taken in
-        self.kept = [_Kept([], 0, 0, 0) for _ in self.free]  # per slot that is free, what is still in it
+        self.kept = [Kept([], 0, 0, 0) for _ in self.free]  # per slot that is free, what is still in it
 
     @property
     def busy(self) -> bool:
@@ -311,11 +287,27 @@ class Generator(Asked):
         return []
 
     def _prefill(self, one: Running) -> list[Event]:
+        if (known := self._known(one)) is not None:
+            return [self._grown(one, known)]
         self._share(one)
-        twins = self._twins(one)
+        twins, is_whole = self._twins(one), one.is_whole
         scores = self.stepper.prefill(*next_chunk(one))
         self._follow(one, twins)
-        return [self._grown(each, scores) for each in (one, *twins)] if scores is not None else []
+        if scores is None:
+            return []
+        for each in (one, *twins):
+            each.behind = scores if is_whole else None
+        return [self._grown(each, scores) for each in (one, *twins)]
+
+    def _known(self, one: Running) -> Scores | None:
+        """Return what the prompt of an answer is followed by, where another answer to the same one grows: as twins that came too late for
+        its last chunk, and those of many that had to wait for a slot."""
+        other = next((other for other in self.running if other.behind is not None and _are_twins(one, other)), None)
+        if other is None:
+            return None
+        self.stepper.copy(other.slot, one.slot, one.taken, len(one.rows))
+        one.taken, one.whole, one.behind = len(one.rows), other.whole, other.behind
+        return one.behind
 
     def _share(self, one: Running) -> None:
         """Copy what another slot has of a prompt and its own has not: whole chunks counted from 0, which are what it would compute.
@@ -326,7 +318,7 @@ class Generator(Asked):
             return
         others = [(other.rows, other.whole, other.slot) for other in self.running if other is not one]
         others += [(self.kept[slot].tokens, self.kept[slot].whole, slot) for slot in self.free]
-        common, neglected = max(((_common(rows[:whole], one.rows), -slot) for rows, whole, slot in others), default=(0, 0))
+        common, neglected = max(((alike(rows[:whole], one.rows), -slot) for rows, whole, slot in others), default=(0, 0))
         shared = common // CHUNK * CHUNK
         if shared > one.taken:
             self.stepper.copy(-neglected, one.slot, one.taken, shared)
@@ -334,14 +326,9 @@ class Generator(Asked):
 
     def _twins(self, one: Running) -> list[Running]:
         """Return who waits for the same last chunk of the same prompt, as several answers to one do: their scores are the same."""
-        if not one.is_whole or len(one.rows) - one.taken > CHUNK:
+        if len(one.rows) - one.taken > CHUNK:
             return []
-        wanted = one.answer.sampling.candidates
-        return [
-            other for other in self.running
-            if other is not one and not other.is_in and other.is_whole and other.rows == one.rows
-            and other.answer.sampling.candidates == wanted
-        ]  # fmt: skip
+        return [other for other in self.running if other is not one and not other.is_in and other.is_whole and _are_twins(one, other)]
 
     def _follow(self, one: Running, twins: Sequence[Running]) -> None:
         """Let those who wait for the chunk that `one` was given have it too."""
@@ -369,7 +356,7 @@ class Generator(Asked):
         self.running.remove(one)
         self.free.append(one.slot)
         tokens = [*one.answer.prompt, *one.answer.tokens][: one.taken]
-        self.kept[one.slot] = _Kept(tokens, min(len(one.rows), one.taken), one.begun, one.whole)
+        self.kept[one.slot] = Kept(tokens, min(len(one.rows), one.taken), one.begun, one.whole)
 
 
 def next_chunk(one: Running) -> tuple[int, list[int], int, int | None]:
@@ -381,13 +368,13 @@ def next_chunk(one: Running) -> tuple[int, list[int], int, int | None]:
     return one.slot, part, first, one.answer.sampling.candidates if one.is_in else None
 
 
+def _are_twins(one: Running, other: Running) -> bool:
+    """Tell whether `one`, whose prompt is not in yet, takes in the same rows as `other` in the same chunks, and wants the same scores."""
+    same = one.answer.sampling.candidates == other.answer.sampling.candidates
+    return one.is_whole and same and one.rows == other.rows
+
+
 def _failed(answer: Answer, error: InputError) -> Event:
     """End an answer that cannot go on; what there is of it is kept."""
     answer.finish_reason, answer.error, answer.ended = "error", str(error), time.perf_counter()
     return Event(answer, None, "" if answer.streamed is None else answer.streamed.end(), "error")
-
-
-def _common(known: Sequence[int], prompt: Sequence[int]) -> int:
-    """Return how many rows of `prompt` are known; never all of them, since the last one has to be scored."""
-    most = min(len(known), len(prompt) - 1)
-    return next((place for place in range(most) if known[place] != prompt[place]), max(most, 0))

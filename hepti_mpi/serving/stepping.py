@@ -14,7 +14,7 @@ from hepti_mpi.engine.stages import Staged
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
 from hepti_mpi.models.tasks.stepping import Weights, apply_steps
-from hepti_mpi.serving.generation import CHUNK
+from hepti_mpi.serving.chunks import CHUNK
 
 
 class Ranks:
