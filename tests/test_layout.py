@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hepti_mpi"
 MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
-    ("errors", "splits", "documents", "wording"),
+    ("errors", "splits", "quantiles", "documents", "wording"),
     ("models",),
     ("comm",),
     ("cluster",),

@@ -10,6 +10,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.quantiles import median
 
 Shape = tuple[int, int, int]  # of a batch: rows, rows of its longest request, and how many requests
 MOST_PRICES = 64  # of different shapes; others are taken from the nearest, in proportion to their rows
@@ -50,7 +51,7 @@ def compared(forecast: Forecast, batches: Sequence[Sequence[int]], seconds: Sequ
     if not predicted:
         return {}
     return {
-        "predicted_seconds": _short(np.median(predicted)),
+        "predicted_seconds": _short(float(median(predicted))),
         "batches": {
             "count": count, "seconds": _short(sum(seconds[:count])), "predicted_seconds": _short(sum(predicted)),
             "first_seconds": _short(seconds[0]), "first_predicted_seconds": _short(predicted[0]),

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.staging import Staged
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.planning.writing import Writers
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import kind_of
+from hepti_mpi.quantiles import median
 from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.reporting.teams import described
@@ -165,7 +164,7 @@ def generation_lines(document: Mapping[str, Any]) -> str:
 
 
 def _median(values: Sequence[float]) -> float | None:
-    return _short(float(np.median(values))) if values else None
+    return _short(float(median(values))) if values else None
 
 
 def _short(value: float) -> float:

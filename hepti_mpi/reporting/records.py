@@ -18,6 +18,7 @@ from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.request import Decision
 from hepti_mpi.program.plan import Plan, kind_of
 from hepti_mpi.program.steps import OUTER, Program, Sync
+from hepti_mpi.quantiles import median, quantile
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, size, table
 from hepti_mpi.wording import counted
 
@@ -40,7 +41,7 @@ class Spent:
 def divide_time(program: Program, active: Sequence[int], seconds: np.ndarray) -> Spent:
     """Divide measured `seconds` [ranks, batches, steps] into compute, wire and waiting, medians over the batches."""
     ranks, batches, _ = seconds.shape
-    return Spent(*(np.median(values, axis=1) if batches else np.zeros(ranks) for values in time_by_batch(program, active, seconds)))
+    return Spent(*(median(values, axis=1) if batches else np.zeros(ranks) for values in time_by_batch(program, active, seconds)))
 
 
 def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,7 +82,7 @@ def run_record(
     latencies, rows, requests, spent = measured.latencies, measured.rows, measured.requests, measured.spent
     seconds = max(float(np.sum(latencies)) if measured.seconds is None else measured.seconds, 1e-9)
     values = np.array(latencies)
-    latency = {"median": np.median(values), "p90": np.quantile(values, 0.9), "min": values.min(), "max": values.max()}
+    latency = {"median": median(values), "p90": quantile(values, 0.9), "min": values.min(), "max": values.max()}
     ranks = [
         {"rank": rank, "host": fact["host"], "threads": fact["threads"]}
         | {"emulated_board": fact.get("emulated_board"), "overruns": fact.get("overruns", 0.0)}
@@ -103,7 +104,7 @@ def run_record(
         "requests_per_second": short(requests / seconds),
         "rows_per_second": short(float(np.sum(rows)) / seconds),
         "output": output,
-        "rows": int(np.median(rows)),
+        "rows": int(median(rows)),
         "latency_seconds": {key: short(value) for key, value in latency.items()},
         "predicted_seconds": None if plan.predicted_seconds is None else short(plan.predicted_seconds),
         "startup_seconds": {key: short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},

@@ -13,7 +13,6 @@ import numpy as np
 from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate, Message, checked_messages
-from hepti_mpi.models.inputs.images import modes, picture
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
 from hepti_mpi.models.inputs.requests import Request, image_request, text_request, text_tokens, token_request
 from hepti_mpi.models.inputs.text import Item
@@ -67,9 +66,8 @@ class Model:
 
     def warm_up(self) -> None:
         """Read what the first request would have to wait for."""
-        if not self.takes_pictures:
-            with suppress(HeptiError):  # whoever asks with texts hears of it
-                _ = self.tokens
+        with suppress(HeptiError):  # whoever asks hears of it
+            _ = self._preprocessor if self.takes_pictures else self.tokens
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -86,6 +84,8 @@ class Model:
 
     @cached_property
     def _preprocessor(self) -> Any:
+        from hepti_mpi.models.inputs.images import modes
+
         channels = self.spec.options["channels"]
         modes(channels)
         steps = read_preprocessor(self.files, channels)
@@ -130,6 +130,8 @@ class Model:
         """Return the requests of pictures, each as the bytes of its file. Raises InputError for the first that the model does not take."""
         if not self.takes_pictures:
             raise InputError(f"model {self.spec.name} takes texts, not pictures")
+        from hepti_mpi.models.inputs.images import picture  # Pillow, which texts do without
+
         channels, steps = self.spec.options["channels"], self._preprocessor
         names = [f"input {index + 1}" for index in range(len(contents))]
         opened = [partial(picture, content, name, channels) for content, name in zip(contents, names)]

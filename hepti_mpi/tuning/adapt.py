@@ -19,6 +19,7 @@ from hepti_mpi.planning import methods
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.quantiles import median
 from hepti_mpi.tuning.advising import Advice, Adviser, Question
 from hepti_mpi.tuning.cusum import AGREE
 from hepti_mpi.tuning.drift import Expectation, Links, Speeds, Waits, bucket_of, promised, worth
@@ -119,7 +120,7 @@ class Adapter:
         self.late.append(order.seconds / order.expected)
         self.number = number + len(lengths)
         self.looks = 0
-        self.seconds = float(np.median(seconds))
+        self.seconds = float(median(seconds))
         self.passed += sum(seconds)
         self.heard(0, {"number": number, "compute": list(compute)})
 
@@ -217,7 +218,7 @@ class Adapter:
         self.held = None if recent else advice  # until a batch has shown what predictions are worth
         if not recent or advice is None or advice.plan == self.plan or advice.plan.hash in self.refused:
             return None
-        before = float(np.median(recent)) * self.present
+        before = float(median(recent)) * self.present
         after = before - float(np.mean(self.kept)) * (before - promised(advice.seconds, self.present, before))
         if self.method in methods.OURS:  # another system solves again and goes on with what comes out
             if self._cooling() or not worth(before, after, left, self.number - self.began, self.cost):
@@ -248,7 +249,7 @@ class Adapter:
         if not self.switch or self.before is None:
             return None
         plan, before = self.before
-        after = float(np.median(self.late)) * self.present if self.late else None
+        after = float(median(self.late)) * self.present if self.late else None
         lost = 0.0 if after is None else (after - before) * (self.number - self.switch["batch"])
         bad = after is not None and after > HELPED * before and lost >= self.cost and len(self.late) >= AGREE
         good = after is not None and after <= HELPED * before and len(self.late) >= JUDGED

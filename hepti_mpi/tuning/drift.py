@@ -18,6 +18,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.quantiles import median
 from hepti_mpi.tuning.cusum import TAIL, Chart, Level, Recent, weighted_median
 
 TICK = 1e-3  # seconds by which any measurement may be wrong
@@ -95,7 +96,7 @@ class Speeds:
         for rank, level in enumerate(levels):
             if level is None:  # it has next to nothing to do: as its host, where that is known
                 mates = [one for host, one in zip(self.hosts, levels) if host == self.hosts[rank] and one is not None]
-                levels[rank] = float(np.median(mates)) if mates else 0.0
+                levels[rank] = float(median(mates)) if mates else 0.0
         return np.asarray(self.used * np.exp(np.array(levels, dtype=float)))
 
     def _alarmed(self) -> list[Chart]:
@@ -111,7 +112,7 @@ class Speeds:
             usual = np.exp([level.last for level in self.levels])
             rank = int(np.argmax(np.abs(np.log(change / usual)) * [chart.alarm for chart in self.charts]))
             return f"rank {rank} on {self.hosts[rank]} computes {change[rank] / usual[rank]:.2f} x as long as it did"
-        return f"all ranks compute {float(np.median(change)):.2f} x as long as they did"
+        return f"all ranks compute {float(median(change)):.2f} x as long as they did"
 
     def since(self) -> int:
         """Return for how many values what changed has been so."""

@@ -23,6 +23,7 @@ from hepti_mpi.program import plan as plans
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Sync
+from hepti_mpi.quantiles import median
 from hepti_mpi.weights.slices import Part
 
 ROUNDS = 3
@@ -161,11 +162,11 @@ def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> ClusterProfile:
     """
     program = make_program(spec, trial.plan)
     predicted = pricer.price(program, trial.plan).compute
-    ratios = np.divide(np.median(trial.compute, axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
+    ratios = np.divide(median(np.array(trial.compute), axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
     profile = scaled(pricer.profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
     price = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan)
     if not price.bytes:
         return profile
     exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
-    late = (float(np.median(trial.seconds)) - price.seconds) / exchanges
+    late = (float(median(trial.seconds)) - price.seconds) / exchanges
     return replace(profile, exchange_seconds=min(max(profile.exchange_seconds + late, 0.0), MOST_LATE))

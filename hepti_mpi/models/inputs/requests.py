@@ -1,7 +1,8 @@
 """From what the user gives (text, images, arrays) to requests. Knows what a model accepts; knows no weight, nor how texts lie in files.
 
 Sources: None (built-in inputs), "-" (standard input), a file of texts (text.py), an image, a folder of images, or a .npz file
-with input_ids or pixel_values. An input that cannot be answered becomes a request that says why.
+with input_ids or pixel_values. An input that cannot be answered becomes a request that says why. What opens images is imported where there
+are some: Pillow takes longer to import than a few texts to answer.
 """
 
 import os
@@ -16,16 +17,6 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import read_npz
 from hepti_mpi.models.inputs.heldout import TEXTS, masked
-from hepti_mpi.models.inputs.images import (
-    TAKEN,
-    built_in_images,
-    check_kind,
-    find_pictures,
-    held_out_images,
-    modes,
-    open_image,
-    pixel_values,
-)
 from hepti_mpi.models.inputs.passages import PASSAGES
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
@@ -113,6 +104,8 @@ def read_requests(
         return array_requests(spec, path, reading.strict)
     if spec.embedding == "patches":
         if source == "-":
+            from hepti_mpi.models.inputs.images import TAKEN
+
             raise InputError(f"pictures are not read from standard input; {TAKEN}")
         return image_requests(spec, files, source, reading.strict)
     return text_requests(spec, files, None if source is None else read_texts(source, stdin, reading), reading.strict)
@@ -121,7 +114,7 @@ def read_requests(
 def held_out_requests(spec: ModelSpec, files: Mapping[str, bytes]) -> list[Request]:
     """Return requests of built-in inputs that are none of the others. Raises InputError."""
     if spec.embedding == "patches":
-        return image_requests(spec, files, None, False, held_out_images)
+        return image_requests(spec, files, None, False, held_out=True)
     mask = text_tokens(spec, files).mask_token if spec.head == "masked-words" else None
     texts = TEXTS if mask is None else [masked(text, mask) for text in TEXTS]
     return text_requests(spec, files, [Item(f"held-out text {number}", text) for number, text in enumerate(texts, 1)], False)
@@ -220,11 +213,13 @@ def numbered(spec: ModelSpec, ids: np.ndarray) -> np.ndarray:
 
 
 def image_requests(
-    spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool,
-    built_in: Callable[[int], Sequence[Any]] = built_in_images,
+    spec: ModelSpec, files: Mapping[str, bytes], source: str | None, strict: bool, held_out: bool = False
 ) -> list[Request]:  # fmt: skip
-    """Return a request per image in a file or folder; None stands for those `built_in` that have so many channels. Raises InputError."""
-    channels = spec.options["channels"]
+    """Return a request per image in a file or folder; None stands for those that are built in, or of them the ones `held_out`. Raises
+    InputError."""
+    from hepti_mpi.models.inputs.images import built_in_images, held_out_images, modes, open_image
+
+    channels, built_in = spec.options["channels"], held_out_images if held_out else built_in_images
     modes(channels)  # refuses channels that are no image before any image is opened
     steps = read_preprocessor(files, channels)
     if steps is None:
@@ -239,11 +234,15 @@ def image_requests(
 
 def image_request(spec: ModelSpec, steps: Preprocessor, origin: str, image: Callable[[], Any], index: int) -> Request:
     """Return the request of the image that `image` opens. Raises InputError."""
+    from hepti_mpi.models.inputs.images import pixel_values
+
     return checked(spec, steps, index, origin, pixel_values(steps, image()))
 
 
 def image_paths(path: Path) -> list[Path]:
     """Return the picture files at `path`, a file or a folder, sorted by name. Raises InputError."""
+    from hepti_mpi.models.inputs.images import check_kind, find_pictures
+
     if not os.path.isdir(path):
         check_kind(path)
         return [path]
@@ -257,6 +256,8 @@ def left_out(spec: ModelSpec, source: str | None) -> str | None:
     """Return a sentence on what is in a folder of pictures and is none, None if all is taken. Raises InputError."""
     if spec.embedding != "patches" or source is None or not os.path.isdir(source):
         return None
+    from hepti_mpi.models.inputs.images import find_pictures
+
     _, others = find_pictures(Path(source))
     return f"of {source} are left out, for they are no pictures: {named(others)}" if others else None
 
