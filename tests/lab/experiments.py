@@ -24,6 +24,8 @@ from .errors import LabError
 from .lab import Lab
 from .trials import PROGRAM, TOLD, inputs, print_table, records_of, say, sliced
 
+ONE_PLAN = ["--objective", "latency"]  # for so many requests `run` would make teams, which have no plan to switch
+
 # drift
 
 SLOW, THIN, BACK = 1 / 4, 1 / 2, 3 / 4  # of the requests, when a board becomes slow, a link thin, and both are as before
@@ -156,7 +158,7 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
 
         for what in changes.get(0, ()):
             change(what)
-        arguments = ["run", "--weights", str(weights), "--input", str(source), "--repeat", str(requests)]
+        arguments = ["run", "--weights", str(weights), "--input", str(source), "--repeat", str(requests), *ONE_PLAN]
         running = lab.start([*PROGRAM, *arguments, *words], env=TOLD, stdout=subprocess.PIPE)
         begin = 0.0
         for record in records_of(running):
@@ -210,7 +212,7 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
     record: dict[str, Any] = {}
     with Lab("mixed4", share=[folder]) as lab:
         repeat = str(-(-requests // len(lengths)))
-        words = ["run", "--weights", str(weights), "--input", str(source), "--repeat", repeat, "--batch-rows", "1"]
+        words = ["run", "--weights", str(weights), "--input", str(source), "--repeat", repeat, "--batch-rows", "1", *ONE_PLAN]
         running = lab.start([*PROGRAM, *words, "--adapt"], env=TOLD, stdout=subprocess.PIPE)
         ranks: dict[int, int] = {}
         for item in records_of(running):
