@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hepti_mpi.comm.exchange import Exchanges
+from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
@@ -37,20 +38,22 @@ def exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:
     return whole[0], starting[0], max(0.0, (starting[1] - starting[0]) / ((BLOCK - SMALL) * len(peers)))
 
 
-def links(comm: Comm) -> tuple[list[float], list[float], float]:
+def links(comm: Comm, polite: bool = False) -> tuple[list[float], list[float], float]:
     """Return this rank's latency in seconds and bandwidth in bytes per second to every rank, and the bytes that pass an idle link at
     once before its rate holds (what switches and shapers save up). Collective.
 
-    Disjoint pairs measure at once: a round-robin tournament of size - 1 rounds (or size, when it is odd).
+    Disjoint pairs measure at once: a round-robin tournament of size - 1 rounds (or size, when it is odd). `polite`: whoever waits for a
+    block from another host sleeps: emulated boards go before all else, and those that spin would take this machine's cores for seconds.
     """
-    size = comm.size
+    size, hosts = comm.size, comm.gather_all(host_name())
     latency, bandwidth, head_start = [0.0] * size, [0.0] * size, [0.0] * size
     players = size + size % 2
     for turn in range(players - 1):
         peer = _opponent(comm.rank, turn, players)
         if peer < size:
             latency[peer] = max(comm.ping_pong(peer, SMALL, 20) / 2, 1e-9)
-            some, all_ = (comm.ping_pong(peer, size, 2, PAUSE_SECONDS) for size in (MEDIUM, LARGE))
+            asleep = polite and hosts[peer] != hosts[comm.rank]
+            some, all_ = (comm.ping_pong(peer, size, 2, PAUSE_SECONDS, asleep) for size in (MEDIUM, LARGE))
             bandwidth[peer] = (LARGE - MEDIUM) / max(all_ - some, all_ / 4, 1e-9)  # a disturbed measurement must not make it endless
             head_start[peer] = min(max(MEDIUM - bandwidth[peer] * (some - 2 * latency[peer]), 0.0), MEDIUM)
         comm.barrier()

@@ -307,27 +307,32 @@ class Comm:
 
     # measurement
 
-    def ping_pong(self, peer: int, size: int, repeat: int, pause: float = 0.0) -> float:
+    def ping_pong(self, peer: int, size: int, repeat: int, pause: float = 0.0, asleep: bool = False) -> float:
         """Return the shortest time in seconds in which `size` bytes go to `peer` and one byte comes back; both ranks call it.
 
-        `pause`: seconds of silence before each.
+        `pause`: seconds of silence before each; `asleep`: sleep while they travel for long, until the sockets to another host wake it.
         """
         buffer, reply, times = np.zeros(size, np.uint8), np.zeros(1, np.uint8), []
         late = self.latencies[peer] if self.latencies else 0.0
+        send, receive = (self._asleep(self.mpi.Isend), self._asleep(self.mpi.Irecv)) if asleep else (self.mpi.Send, self.mpi.Recv)
         for turn in range(2 * (repeat + 1)):
             time.sleep(pause)
             with self.patience.waiting(lambda: [peer]):
                 begin = time.perf_counter()
                 if (self.rank < peer) == (turn % 2 == 0):
-                    self.mpi.Send(buffer, peer)
-                    self.mpi.Recv(reply, peer)
+                    send(buffer, peer)
+                    receive(reply, peer)
                     time.sleep(late)
                     times.append(time.perf_counter() - begin)
                 else:
-                    self.mpi.Recv(buffer, peer)
+                    receive(buffer, peer)
                     time.sleep(late)
-                    self.mpi.Send(reply, peer)
+                    send(reply, peer)
         return min(times[1:])
+
+    def _asleep(self, begin: Callable[[np.ndarray, int], Any]) -> Callable[[np.ndarray, int], None]:
+        """Return what sends or receives; who waits for longer than EAGER_SECONDS sleeps until something comes."""
+        return lambda values, peer: self._done([begin(values, peer)], lambda waited: nap(waited, 0) if waited > EAGER_SECONDS else None)
 
     def burst_to(self, peer: int, ahead: int, size: int) -> None:
         """Send `ahead` and then `size` bytes to `peer`, which calls `burst_from`."""

@@ -122,7 +122,7 @@ def gathered(comm: Comm, exchanges: Exchanges, who: dict[str, Any], own: Timed, 
     `who`: this rank's host, cores, threads, memory_bytes and gemm_rows, as in a NodeProfile; `own`: what kernels took it; `alone`: the same
     with all cores of its host, None where another rank did that or nobody; `edges`: rank 0's.
     """
-    latency, bandwidth, head_start = links(comm)
+    latency, bandwidth, head_start = links(comm, polite=exchanges.first)
     took = exchange(comm, exchanges)
     speeds, whole = asdict(fitted(own)), alone and asdict(fitted(alone))
     every = comm.gather_all([who | {"head_start_bytes": head_start}, speeds, whole, latency, bandwidth, asdict(edges)])
