@@ -318,7 +318,7 @@ def test_keys_without_influence(bert):
         "dtype": "bfloat16", "transformers_version": "4.6.0", "classifier_dropout": 0.1, "xla_device": True, "directionality": "bidi",
         "task_specific_params": {"x": {}}, "pooler_fc_size": 768, "pooler_type": "first_token_transform", "max_length": 20,
         "eos_token_ids": 0, "output_past": True, "pad_token_id": 0, "chunk_size_feed_forward": 4, "output_hidden_states": True,
-        "finetuning_task": "mnli", "top_p": 1.0,
+        "finetuning_task": "mnli", "top_p": 1.0, "use_fast": True,
         "pruned_heads": {}, "quantization_config": None, "nobody_knows_this": None, "position_embedding_type": "absolute",
         "hidden_dropout_prob": 0.5, "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}, "tokenizer_class": None,
     })  # fmt: skip

@@ -71,7 +71,8 @@ def test_published_configurations(name):
 
 
 @pytest.mark.parametrize("more, base", [
-    ({}, 1000), ({"rotary_emb_base": 500}, 500), ({"rotary_emb_base": 1000.0, "rope_parameters": {"rope_theta": 1000}}, 1000),
+    ({}, 1000), ({"rotary_emb_base": 500, "rope_parameters": {"rope_theta": 500}}, 500),
+    ({"rotary_emb_base": 1000.0, "rope_parameters": {"rope_theta": 1000}}, 1000),
     ({"rope_parameters": {"rope_theta": 500}, "rotary_emb_base": None}, 500), ({"max_position_embeddings": 512}, 1000),
 ])  # fmt: skip
 def test_the_base_of_nomics_positions(more, base):
@@ -80,6 +81,14 @@ def test_the_base_of_nomics_positions(more, base):
     fields = FAMILIES["nomic_bert"].fields(config)
     assert fields["kinds"][0].attention.rotary.frequencies[1] == pytest.approx(base ** (-2 / 64))
     assert fields["positions"] == config.get("max_position_embeddings", 2048)
+
+
+@pytest.mark.parametrize("more", [{"rotary_emb_base": 500}, {"rotary_emb_base": 10000}, {"layer_norm_epsilon": 1e-5}, {"n_head": 16}])
+def test_nomics_own_keys_that_only_nomics_code_reads(more):
+    """The shapes fit, so that transformers would answer with the values of its class and not say so."""
+    config = json.loads(PUBLISHED["nomic-ai/nomic-embed-text-v1"]) | more
+    with pytest.raises(ModelError, match=rf"{next(iter(more))} is .*, and .* to transformers; put what is meant into"):
+        FAMILIES["nomic_bert"].fields(config)
 
 
 def test_layers_of_modernbert():

@@ -170,7 +170,7 @@ CONFIG = {
     **without("language languages name tags license author description model_name base_model* train* *_lr learning_rate loss_* seed"),
     **without("model_max_length max_seq_length max_seq_len do_lower_case adapters adapter_* use_flash_attn* unpad_inputs pad_logits"),
     **without("use_memory_efficient_attention logn_attention_* fp16 bf16 out_features out_indices stage_names num_classes"),
-    **without("pre_trained pretrained* version date epoch* batch_size vocab_size_or_config_json_file emb_size pretraining_tp"),
+    **without("pre_trained pretrained* version date epoch* batch_size vocab_size_or_config_json_file emb_size pretraining_tp use_fast"),
 }
 # how a model of texts is asked where nobody says: whether to draw tokens, by which chances and how many, is said by whoever asks here
 CHOICES = "the choice of tokens does not know it"

@@ -15,6 +15,7 @@ OWN = {  # Nomic's keys of what transformers 5 calls otherwise
     "layer_norm_epsilon": "layer_norm_eps", "n_positions": "max_position_embeddings", "rotary_emb_base": "rope_theta",
 }  # fmt: skip
 BASE = 1000.0  # of rotary positions where nothing is said, in Nomic's code as in transformers
+UNSEEN = {"rope_theta": BASE, "layer_norm_eps": 1e-12, "num_attention_heads": 12}  # what transformers' class takes, and no shape tells
 PLAIN = {"rope_type", "type", "rope_theta"}  # of positions that are not scaled
 ALIKE = {  # Nomic's switches, which its text models have so
     "prenorm": False, "parallel_block": False, "parallel_block_tied_norm": False, "causal": False, "use_rms_norm": False,
@@ -50,13 +51,13 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json in the words of transformers. Raises ModelError where it says two things of one.
 
-    Only Nomic's code reads rotary_emb_base, transformers' class takes BASE or rope_parameters. nomic-embed-text-v1 says BASE, so that both
-    give the same numbers; another one in a file with Nomic's own sizes is what such weights were trained with.
+    Only Nomic's code reads the keys of OWN: transformers' class takes its own ones, or UNSEEN. All published models say the same, so that
+    both give the same numbers. Of a size a shape tells that transformers took another.
     """
     plain = {key: value for key, value in config.items() if key not in OWN}
     own = {OWN[key]: (key, value) for key, value in config.items() if key in OWN and value is not None}
     theta = mapping(config, "rope_parameters").get("rope_theta")
-    known = plain | {"rope_theta": plain.get("rope_theta", BASE if "n_embd" not in config else None) if theta is None else theta}
+    known = UNSEEN | plain | ({} if theta is None else {"rope_theta": theta})
     for name, (key, value) in own.items():
         if known.get(name, value) not in (None, value) and name != "max_position_embeddings":
             where = "rope_parameters" if name == "rope_theta" else name
