@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.inputs.requests import read_requests
@@ -194,7 +195,7 @@ def test_every_family_has_golden_folders():
 
 DECODER = {"vocab_size": 9, "hidden_size": 64, "num_hidden_layers": 7, "num_attention_heads": 16, "intermediate_size": 8}
 UNSAID = [  # what the classes of transformers 5.23 mean where config.json lacks these keys
-    ("mistral", {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072, "eos_token_id": 2}),
+    ("mistral", {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}),
     ("gemma", {"num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192}),
     ("gemma2", {"num_key_value_heads": 4, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
     ("gemma3_text", {"sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "max_position_embeddings": 131072}),
@@ -210,9 +211,17 @@ def test_keys_that_are_left_out(kind, said):
     family, left_out = FAMILIES[kind], {"model_type": kind} | DECODER
     wanted, found = (family.fields({**family.defaults, **config}) for config in (left_out | said, left_out))
     assert found == wanted
-    for key in set(said) - {"max_position_embeddings", "rope_parameters", "eos_token_id"}:
+    for key in set(said) - {"max_position_embeddings", "rope_parameters"}:
         other = family.fields({**family.defaults, **left_out, key: said[key] / 2 if isinstance(said[key], float) else said[key] // 2})
         assert other != wanted, key
+
+
+def test_where_an_answer_ends_is_never_a_default():
+    """transformers' generate goes on where neither generation_config.json nor config.json names an end, whatever the class says."""
+    table = sidefiles.FILES["generation_config.json"]
+    assert sidefiles.verdict(table, "eos_token_id") and not [
+        (kind, key) for kind, family in FAMILIES.items() for key in family.defaults if sidefiles.verdict(table, key)
+    ]
 
 
 def test_null_is_not_what_is_meant_where_a_key_is_left_out():

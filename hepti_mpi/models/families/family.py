@@ -90,6 +90,7 @@ class Family:
     `refused`: tensor name -> why a model with this tensor is not supported. `tied`: a tensor and the one it may repeat.
     `instead`: a tensor -> the one that it is read instead of, where both are there.
     `defaults`: what config.json means where it lacks a key, beside what `fields` says itself. Source: its class in transformers 5.23.
+    Where an answer ends is none of them: of that transformers takes what the files say, and nothing from the class.
     `resized`: whether the table of positions follows the size of the preprocessor's pictures; image_size and table_size tell both then.
     """
 

@@ -101,7 +101,7 @@ SANDWICH = decoder_sources("plus one") | {
     "layers.{}.mlp.norm.weight": Source("plus one", ("layers.{}.pre_feedforward_layernorm.weight",)),
     "layers.{}.mlp.given.weight": Source("plus one", ("layers.{}.post_feedforward_layernorm.weight",)),
 }
-FIRST = {"head_dim": 256, "num_key_value_heads": 16, "max_position_embeddings": 8192, "eos_token_id": 1}
+FIRST = {"head_dim": 256, "num_key_value_heads": 16, "max_position_embeddings": 8192}
 GEMMA = Family(
     name="gemma",
     fields=gemma_fields,

@@ -114,7 +114,6 @@ GPT2 = Family(
         **refused("scale_attn_by_inverse_layer_idx", "scores are divided alike in all layers"),
     },
     tokenizer="GPT2Tokenizer",
-    defaults={"eos_token_id": 50256},
 )
 NEOX = Family(
     name="gpt_neox",
@@ -127,7 +126,6 @@ NEOX = Family(
     tied=("embed_out.weight", "embed_in.weight"),
     keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps"), **without("partial_rotary_factor")},
     tokenizer="GPTNeoXTokenizer",
-    defaults={"eos_token_id": 2},
 )
 PHI3 = Family(
     name="phi3",
@@ -140,8 +138,6 @@ PHI3 = Family(
     keys={**KEYS, **honoured("original_max_position_embeddings partial_rotary_factor"), **without("*_pdrop")},
     tokenizer="PreTrainedTokenizerFast",
     other_tokenizers=False,
-    defaults={
-        "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "eos_token_id": 32000,
-    },
-)  # fmt: skip
+    defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+)
 MODEL_TYPES = {"gpt2": GPT2, "gpt_neox": NEOX, "phi3": PHI3}

@@ -67,10 +67,10 @@ LLAMA = Family(
     tied=TIED,
     keys=KEYS,
     tokenizer="PreTrainedTokenizerFast",
-    defaults={"max_position_embeddings": 2048, "eos_token_id": 2},
+    defaults={"max_position_embeddings": 2048},
 )
 QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
-MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "eos_token_id": 2}
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 MODEL_TYPES = {
     "llama": LLAMA,
     "mistral": replace(
