@@ -113,11 +113,11 @@ def test_a_board_that_is_half_as_fast_as_its_profile_is_told_in_the_beginning():
 def rates(profile, changes=None, noise=0.1, seed=0):
     draw = np.random.default_rng(seed)
     return {pair: profile.bytes_per_second[pair[0]][pair[1]] * (changes or {}).get(pair, 1.0) * np.exp(draw.normal(0, noise))
-            for pair in Links(profile.hosts).charts}  # fmt: skip
+            for pair in Links(profile.hosts, profile).charts}  # fmt: skip
 
 
 def test_links_that_changed():
-    links = Links(PROFILE.hosts)
+    links = Links(PROFILE.hosts, PROFILE)
     for look in range(300):
         links.looked(rates(PROFILE, seed=look), PROFILE)
     assert links.use(PROFILE) == (PROFILE, None)
@@ -131,16 +131,35 @@ def test_links_that_changed():
         assert found.bytes_per_second[one][other] == pytest.approx(part * PROFILE.bytes_per_second[one][other], rel=0.2)
 
 
+@pytest.mark.parametrize("again, carries", [(1.2, 1.0), (0.8, 1.0), (1.5, 1.5), (0.5, 0.5)])
+def test_a_link_that_is_back_carries_what_was_measured(again, carries):
+    """A look, which is short and begins with a link at rest, finds up to a quarter more or less."""
+    links, pair = Links(PROFILE.hosts, PROFILE), (1, 2)
+    slow, _ = used(links, PROFILE, {pair: 0.1})
+    assert slow.bytes_per_second[1][2] == pytest.approx(0.1 * PROFILE.bytes_per_second[1][2], rel=0.2)
+    profile, what = used(links, slow, {pair: again * PROFILE.bytes_per_second[1][2] / slow.bytes_per_second[1][2]})
+    assert what is not None
+    assert profile.bytes_per_second[1][2] == pytest.approx(carries * PROFILE.bytes_per_second[1][2], rel=1e-6 if carries == 1 else 0.1)
+
+
+def used(links, profile, changes):
+    """Return what `links` makes of a profile after some looks at what it says and some at something else."""
+    for look in range(65):
+        links.looked(rates(profile, changes if look >= 60 else None, noise=0.02, seed=look), profile)
+    return links.use(profile)
+
+
 def test_one_look_tells_nothing():
-    links = Links(PROFILE.hosts)
+    links = Links(PROFILE.hosts, PROFILE)
     links.looked(rates(PROFILE, {(0, 1): 0.01}), PROFILE)
     assert not links.changed and links.unsure() == [(0, 1)]
 
 
 def test_inside_a_host_there_is_no_link():
     hosts = ("a", "a", "b", "b")
-    assert not Links(("vm",) * 4).charts and list(Links(hosts).charts) == [(0, 2)]
-    profile, links = cluster((1,) * 4, hosts=hosts), Links(hosts)
+    profile = cluster((1,) * 4, hosts=hosts)
+    links = Links(hosts, profile)
+    assert not Links(("vm",) * 4, profile).charts and list(links.charts) == [(0, 2)]
     for look in range(5):
         links.looked(rates(profile, {(0, 2): 0.1}, seed=look), profile)
     found, _ = links.use(profile)

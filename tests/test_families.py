@@ -216,6 +216,17 @@ def test_keys_that_are_left_out(kind, said):
         assert other != wanted, key
 
 
+def test_longrope_goes_by_what_is_said_beside_the_scaling():
+    """As transformers 5.23: original_max_position_embeddings of config.json itself, or its class's, is set over that of rope_parameters."""
+    family, key = FAMILIES["phi3"], "original_max_position_embeddings"
+    config = {"model_type": "phi3", "max_position_embeddings": 256} | DECODER | {"hidden_size": 64, "num_attention_heads": 8}
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 1e4}
+    for beside in ({key: 128}, {}):
+        plain = family.fields({**family.defaults, **config, **beside, "rope_parameters": scaling})
+        assert family.fields({**family.defaults, **config, **beside, "rope_parameters": scaling | {key: 64}}) == plain
+    assert plain != family.fields({**family.defaults, **config, key: 128, "rope_parameters": scaling})
+
+
 def test_where_an_answer_ends_is_never_a_default():
     """transformers' generate goes on where neither generation_config.json nor config.json names an end, whatever the class says."""
     table = sidefiles.FILES["generation_config.json"]

@@ -73,7 +73,7 @@ class Adapter:
         profile, plan = start.profile, start.plan
         self.request = replace(start.request, wires=tuple(dict.fromkeys(("float32", plan.wire))))  # another was not tried on this model
         self.base = profile  # with links as they are now and speeds as they were in the beginning
-        self.speeds, self.links, self.waits = Speeds(plan.hosts), Links(plan.hosts), Waits()
+        self.speeds, self.links, self.waits = Speeds(plan.hosts), Links(plan.hosts, profile), Waits()
         self.cost = load_seconds
         self.adviser = Adviser()
         self.number = 0

@@ -23,6 +23,7 @@ from hepti_mpi.tuning.cusum import TAIL, Chart, Level, Recent, weighted_median
 
 TICK = 1e-3  # seconds by which any measurement may be wrong
 LINK_SCATTER = 0.2  # of the rate of a link that is looked at, to begin with: looks are short
+SAME_LINK = 0.25  # of what a link carried in the beginning: one that is back within it is as it was, which was measured for longer
 MARGIN = 0.05  # of a batch's time that another plan must promise to save
 PAYS_BACK = 2.0  # times what a switch costs that it must save in the batches that are left
 PRICES = 1024  # batches whose prices are kept
@@ -187,9 +188,9 @@ class Links:
     """What the links between hosts carry, as a multiple of what `ClusterProfile` says: one value for each pair of hosts, told by looks
     at the way between one rank of each. What ranks of one host say to each other passes no link."""
 
-    def __init__(self, hosts: Sequence[str]) -> None:
-        """`hosts`: of the ranks."""
-        self.hosts = hosts
+    def __init__(self, hosts: Sequence[str], measured: ClusterProfile) -> None:
+        """`hosts`: of the ranks; `measured`: before the job."""
+        self.hosts, self.measured = hosts, measured.bytes_per_second
         self.first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}  # who speaks for each
         pairs = list(combinations(sorted(self.first.values()), 2))
         self.charts = {pair: Chart(len(pairs), agree=2, scatter=LINK_SCATTER) for pair in pairs}
@@ -221,7 +222,9 @@ class Links:
         for pair, chart in self.charts.items():
             level = self.recent[pair].level(chart.since) if chart.alarm else None
             if level is not None:
-                changes[pair] = math.exp(level)
+                one, other = pair
+                back = math.log(self.measured[one][other] / profile.bytes_per_second[one][other])
+                changes[pair] = math.exp(back if abs(level - back) <= SAME_LINK < abs(back) else level)
                 self.recent[pair] = Recent()
                 chart.restart()
         if not changes:

@@ -236,13 +236,16 @@ def _longrope(plain: list[float], base: float, said: Mapping[str, Any], config: 
 
 
 def original_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the rows of a text up to which longrope has factors of their own, None without longrope. Raises ModelError."""
+    """Return the rows of a text up to which longrope has factors of their own, None without longrope. Raises ModelError.
+
+    What config.json says beside rope_parameters comes first. Source: transformers, RotaryEmbeddingConfigMixin.standardize_rope_params.
+    """
     said = scaling_said(config)
     if said.get("rope_type", said.get("type")) != "longrope":
         return None
     key = "original_max_position_embeddings"
-    given = said.get(key, config.get(key, config.get("max_position_embeddings")))
-    return integer({key: given}, key)
+    given = (one for one in (config.get(key), said.get(key), config.get("max_position_embeddings")) if one is not None)
+    return integer({key: next(given, None)}, key)
 
 
 def _positive(said: Mapping[str, Any], key: str) -> float:
