@@ -283,3 +283,12 @@ def test_an_older_scaling_of_gemma_3_names_its_type(said):
     found = FAMILIES["gemma3_text"].fields(config | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}})
     first = [one.attention.rotary.frequencies[0] for one in found["kinds"]]
     assert sorted(first) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("kind, change, words", [  # transformers 5.23 takes no such name, and forgets other rows in its cache
+    ("mistral", {"sliding_window": 1}, "expected 2 or more"), ("llama", {"hidden_act": ""}, "hidden_act '' is not supported"),
+    ("gemma2", {"sliding_window": 1}, "expected 2 or more"), ("gpt_neox", {"hidden_act": 0, "rotary_pct": 1.0}, "hidden_act 0 is not"),
+])  # fmt: skip
+def test_values_that_mean_nothing(kind, change, words):
+    with pytest.raises(ModelError, match=words):
+        FAMILIES[kind].fields({**FAMILIES[kind].defaults, "model_type": kind, **DECODER, **change})

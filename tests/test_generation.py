@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoders import write_folder
 
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
+from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.tokenizing import build_tokenizer
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
@@ -296,7 +298,7 @@ def test_what_a_folder_says_of_generation(said, options, tmp_path):
     ({"no_repeat_ngram_size": 3}, "the choice of tokens does not know it"), ({"suppress_tokens": [5]}, "suppress_tokens is"),
     ({"forced_eos_token_id": 2}, "forced_eos_token_id is 2"), ({"min_new_tokens": 5}, "min_new_tokens is 5"),
     ({"stop_strings": ["."]}, "stop_strings is"), ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a number from 0.01"),
-    ({"odd": 1}, "'odd' is in no list of what this file may say"),
+    ({"num_return_sequences": 2}, "a prompt gets one answer"), ({"odd": 1}, "'odd' is in no list of what this file may say"),
 ])  # fmt: skip
 def test_what_changes_answers_and_is_not_done_is_refused(said, words, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
@@ -317,6 +319,40 @@ def test_a_chat_template_may_name_every_special_token(said, table, text, tmp_pat
     built = build_tokenizer(files | {"special_tokens_map.json": json.dumps(table).encode()}, None)
     found = ChatTemplate.of(built.files | chat_files(tmp_path, built))
     assert found is not None and found.text([{"role": "user", "content": " hello"}]) == text + " hello"
+
+
+@pytest.mark.parametrize("name, content, words", [  # AutoTokenizer of transformers 5.23 refuses them too
+    ("tokenizer_config.json", {"chat_template": ["{{ messages }}"]}, "expected a name and a template for each"),
+    ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "expected a name and a template for each"),
+    ("chat_template.jinja", "{{ messages }}".encode("utf-16"), "chat_template.jinja is not in UTF-8"),
+    ("additional_chat_templates/tool_use.jinja", b"\xff", "tool_use.jinja is not in UTF-8"),
+])  # fmt: skip
+def test_chat_templates_that_are_none(name, content, words, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(ModelError, match=words):
+        chat_files(tmp_path, build_tokenizer({}, None))
+
+
+@pytest.mark.parametrize("said, ends", [({}, []), ({"eos_token_id": None}, []), ({"eos_token_id": 2}, [2])])
+def test_an_end_that_no_file_says_is_none(said, ends, tmp_path):
+    """As generate() of transformers 5.23, which reads config.json itself: what the class of a Llama says of eos_token_id does not count."""
+    folder = write_folder("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config | said))
+    assert read_model(folder).spec.options["ends"] == ends
+
+
+def test_null_is_refused_where_it_means_no(tmp_path):
+    """As transformers 5.23 takes is_causal: null to mean no, but of a key that nobody reads null says nothing."""
+    folder = write_folder("mistral", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": True, "mystery": None, "num_experts": None}))
+    assert read_model(folder).spec.head == "next-token"
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": None}))
+    with pytest.raises(ModelError, match="is_causal is None, which is not supported"):
+        read_model(folder)
 
 
 def test_without_the_file_config_json_counts(tmp_path):

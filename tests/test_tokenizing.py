@@ -55,6 +55,8 @@ CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 REFUSED = [
     ({CONFIG: {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}}, "'BertJapaneseTokenizer' is not supported"),
     ({CONFIG: {"tokenizer_class": 3}}, "tokenizer_class is 3, expected a name"),
+    ({CONFIG: {"tokenizer_class": 0}}, "tokenizer_class is 0, expected a name"),
+    ({"tokenizer.json": {"model": {"type": "BPE", "dropout": 0.1, "vocab": {}, "merges": []}}}, "dropout of the model is 0.1"),
     ({"config.json": {"tokenizer_class": "RobertaTokenizer"}, CONFIG: {"tokenizer_class": None}},
      "tokenizer.json holds a WordPiece model, RobertaTokenizer is for BPE"),
     ({CONFIG: {"tokenizer_class": "XLMRobertaTokenizer"}}, "tokenizer.json holds a WordPiece model, XLMRobertaTokenizer is for Unigram"),
@@ -210,3 +212,12 @@ def test_kinds_are_named_without_fast():
 def test_a_token_whose_number_is_none_is_refused(value):
     with pytest.raises(ModelError, match="an added token has the number"):
         number_of(value)
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_a_token_that_tokenizer_json_has_as_special_stays_so(name):
+    """As in transformers 5.23, where added_tokens_decoder says the opposite of it: the library remembers what it was first."""
+    first = GOLDEN["base"]["tokenizer.json"]["added_tokens"][0]
+    assert first["special"]
+    changes = {CONFIG: {"tokenizer_class": name, "added_tokens_decoder": {str(first["id"]): first | {"special": False}}}}
+    assert Tokens(built(changes).files).decode([first["id"]]) == ""

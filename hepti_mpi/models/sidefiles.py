@@ -50,8 +50,9 @@ def verdict(table: Table, key: str) -> Verdict | None:
     return next((found for pattern, found in table.items() if "*" in pattern and fnmatchcase(key, pattern)), None)
 
 
-def check(name: str, data: Mapping[str, Any], table: Table | None = None) -> None:
-    """Hold every key of the parsed file `name` against `table`, by default the one of that file in FILES.
+def check(name: str, data: Mapping[str, Any], table: Table | None = None, nulls: bool = False) -> None:
+    """Hold every key of the parsed file `name` against `table`, by default the one of that file in FILES; `nulls`: a key that the list
+    does not know says nothing where it is null.
 
     Raises ModelError for the first key that is refused or not known.
     """
@@ -59,6 +60,8 @@ def check(name: str, data: Mapping[str, Any], table: Table | None = None) -> Non
     for key, value in data.items():
         found = verdict(table, key)
         if found is None:
+            if nulls and value is None:
+                continue
             hint = "it is not known whether it changes answers; if it does not, take it out and slice again"
             raise ModelError(f"{name}: {shown(repr(key), 60)} is in no list of what this file may say: {hint}")
         if found.kind == REFUSED and value not in found.harmless:
@@ -177,7 +180,7 @@ CHOICES = "the choice of tokens does not know it"
 GENERATION = {
     **honoured("eos_token_id repetition_penalty"),
     **without("_* transformers_version *_token_id trust_remote_code torch_dtype dtype"),
-    **without("do_sample temperature top_k top_p min_p max_length max_new_tokens max_time num_return_sequences early_stopping"),
+    **without("do_sample temperature top_k top_p min_p max_length max_new_tokens max_time early_stopping"),
     **without("length_penalty renormalize_logits remove_invalid_values use_cache use_mtp cache_* max_cache_len return_* output_*"),
     **without("assistant_* is_assistant num_assistant_* prompt_lookup_num_tokens max_matching_ngram_size target_lookbehind"),
     **without("speculation_type compile_config disable_compile continuous_batching_config low_memory prefill_chunk_size"),
@@ -186,6 +189,7 @@ GENERATION = {
     **refused("epsilon_cutoff eta_cutoff diversity_penalty", CHOICES, (None, 0)),
     **refused("typical_p top_h encoder_repetition_penalty guidance_scale", CHOICES, (None, 1)),
     **refused("num_beams num_beam_groups", "beams are not searched", (None, 1)),
+    **refused("num_return_sequences", "a prompt gets one answer", (None, 1)),
     **refused("bad_words_ids force_words_ids suppress_tokens begin_suppress_tokens sequence_bias constraints", CHOICES, (None, [], {})),
     **refused("forced_bos_token_id forced_eos_token_id forced_decoder_ids exponential_decay_length_penalty", CHOICES, (None, [])),
     **refused("penalty_alpha dola_layers watermarking_config token_healing", CHOICES, (None, 0, False)),

@@ -14,7 +14,7 @@ from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling
-from hepti_mpi.models.untrusted import is_file, parse_json, read_small
+from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
 OTHERS = "additional_chat_templates"
@@ -27,7 +27,7 @@ def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if is_file(base / GENERATION):
         name, said = GENERATION, parse_json(read_small(base / GENERATION), GENERATION)
-    else:  # then transformers takes what config.json has of it
+    else:  # then transformers takes what config.json has of it, and nothing that its class says where a key is left out
         table = sidefiles.FILES[GENERATION]
         name, said = "config.json", {key: value for key, value in config.items() if sidefiles.verdict(table, key)}
     sidefiles.check(name, said, sidefiles.FILES[GENERATION])
@@ -61,6 +61,14 @@ def _check_cleaning(said: Mapping[str, Any], built: Built) -> None:
         raise ModelError(f"{CONFIG}: {key} is {said[key]!r:.60}, which is not supported for a model that writes; {hint}")
 
 
+def _utf8(path: Path) -> str:
+    """Return the text of a small file. Raises ModelError where it is in another encoding."""
+    try:
+        return read_small(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path.name} is not in UTF-8: {error.reason} at byte {error.start}") from None
+
+
 def chat_files(base: Path, built: Built) -> dict[str, bytes]:
     """Return the chat template of a folder, and the tokenizer_config.json that was built with the special tokens that templates name.
 
@@ -70,11 +78,13 @@ def chat_files(base: Path, built: Built) -> dict[str, bytes]:
     _check_cleaning(raw, built)
     template = raw.get("chat_template")
     if isinstance(template, list):  # several by name
-        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in template):
+            raise ModelError(f"{CONFIG}: chat_template is {shown(template, 60)}, expected a name and a template for each of several")
+        template = {one["name"]: one["template"] for one in template}
     named = template if isinstance(template, dict) else {"default": template}
     if is_file(base / TEMPLATE) or (base / OTHERS).is_dir():  # then those of the other file do not count
         paths = {"default": base / TEMPLATE} | {path.stem: path for path in (base / OTHERS).glob("*.jinja")}
-        named = {name: read_small(path).decode("utf-8", "replace") for name, path in paths.items() if is_file(path)}
+        named = {name: _utf8(path) for name, path in paths.items() if is_file(path)}
     found: dict[str, bytes] = {}
     for key, name in ((TEMPLATE, "default"), (WITH_TOOLS, "tool_use")):
         if isinstance(source := named.get(name), str):

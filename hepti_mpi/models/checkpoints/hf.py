@@ -49,8 +49,8 @@ def read_model(source: Path) -> ModelFiles:
         raise ModelError(f"{base} has no config.json")
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
-    sidefiles.check("config.json", {key: value for key, value in config.items() if value is not None}, {**sidefiles.CONFIG, **family.keys})
-    config = {**family.defaults, **config}
+    sidefiles.check("config.json", config, {**sidefiles.CONFIG, **family.keys}, nulls=True)
+    own, config = config, {**family.defaults, **config}
     if family.resized:
         config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
@@ -63,7 +63,7 @@ def read_model(source: Path) -> ModelFiles:
     spec = make_spec(source.resolve().name, family, config, (sentence, built), plain, tensors)
     if spec.generates:
         files |= chat_files(base, built)
-        spec = replace(spec, options=spec.options | writing_options(base, config))
+        spec = replace(spec, options=spec.options | writing_options(base, own))
     if spec.embedding == "patches":
         read_preprocessor(files, spec.options["channels"])  # refuses what no picture could be prepared with
     imports = match(family, spec, {short: tensors.shapes[name] for short, name in plain.items()})

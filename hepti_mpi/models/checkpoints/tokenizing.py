@@ -58,6 +58,8 @@ def build_tokenizer(
         return Built({}, frozenset())
     settings = parse_json(files.get(CONFIG, b"{}"), CONFIG)
     named = settings.pop("tokenizer_class", None)
+    if not isinstance(named, str | None):
+        raise ModelError(f"{CONFIG}: tokenizer_class is {named!r:.60}, expected a name")
     kind = tokenizer_kind((others and named) or default, files)
     sidefiles.check(CONFIG, settings)
     settings |= changes or {}
@@ -68,6 +70,7 @@ def build_tokenizer(
     for key, mark in kind.marks.items():
         settings.setdefault(key, mark)
     settings["extra_special_tokens"] = settings["extra_special_tokens"] or list(kind.extra)
+    check_chance(files)
     broken = ModelError("the tokenizer cannot be made of its files")
     tokenizer = guarded(lambda: kind.build(settings, files), broken)
     guarded(lambda: add_tokens(tokenizer, settings, given), broken)
@@ -88,6 +91,14 @@ def check_switches(settings: Mapping[str, Any]) -> None:
     for key in SWITCHES:
         if not isinstance(settings.get(key), bool | None):
             raise ModelError(f"{CONFIG}: {key} is {settings[key]!r:.60}, expected true or false")
+
+
+def check_chance(files: Mapping[str, bytes]) -> None:
+    """Raise ModelError where merges are left out by chance: one text then has other tokens each time."""
+    model = parse_json(files[JSON], JSON).get("model") if JSON in files else None
+    if isinstance(model, dict) and model.get("dropout"):
+        why = "merges would be left out by chance, and no two answers be alike; set it to null and slice again"
+        raise ModelError(f"{JSON}: dropout of the model is {model['dropout']!r:.60}, which is not supported: {why}")
 
 
 def run_settings(settings: Settings, kind: Kind) -> bytes:
@@ -225,7 +236,8 @@ def check_one_each(tokenizer: Tokenizer) -> None:
 
 def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, AddedToken]) -> None:
     """Add every token that the tokenizer lacks, in the order of transformers: it decides their numbers."""
-    there = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    before = tokenizer.get_added_tokens_decoder()
+    there = {token.content: number for number, token in before.items()}
     if "added_tokens_decoder" in settings:  # without it they are those of tokenizer.json
         check_numbers(given, f"added_tokens_decoder of {CONFIG}", there)
     fresh: list[Any] = [token for _, token in sorted(given.items())]  # those too that are there: they may be special by name
@@ -234,7 +246,8 @@ def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, Add
     for token in (*named, *settings["extra_special_tokens"]):
         if text_of(token, "") not in texts and token not in fresh:
             fresh.append(token)
-    marks = {text_of(token, "") for token in named if token}
+    # a token that was special stays so in the library, whatever is said of it later, until it is written and read again
+    marks = {text_of(token, "") for token in named if token} | {token.content for token in before.values() if token.special}
     for place, token in enumerate(fresh):
         if isinstance(token, str):
             fresh[place] = AddedToken(token, special=True)

@@ -22,7 +22,7 @@ KEYS: Table = {
     **honoured("sliding_window layer_types use_sliding_window max_window_layers"),
     **without("pretraining_tp rope_interleaved bos_token_id eos_token_id pad_token_id cache_implementation use_cache"),
     **refused("is_encoder_decoder add_cross_attention", "only decoders by themselves are supported"),
-    **refused("is_causal", "texts grow from rows that see those before them only", (None, True)),
+    **refused("is_causal", "texts grow from rows that see those before them only", (True,)),  # null is no to a window's mask
     **refused("partial_rotary_factor", WHOLE, (None, 1)),
     **refused("num_experts num_local_experts n_routed_experts", "mixtures of experts are not supported yet", (None, 0)),
 }
@@ -88,7 +88,7 @@ class Sizes:
 def activation(config: Mapping[str, Any], *keys: str, default: str = "silu") -> str:
     """Return the activation of the MLP, under the first of `keys` that is there. Raises ModelError."""
     key = next((key for key in keys if config.get(key) is not None), keys[0])
-    return named_activation({key: config.get(key) or default}, key, default)
+    return named_activation({key: default if config.get(key) is None else config[key]}, key, default)
 
 
 def windows(config: Mapping[str, Any], layers: int, window: int | None) -> list[int | None]:
@@ -124,8 +124,14 @@ def check_alike(config: Mapping[str, Any], sizes: Sizes, window: int | None) -> 
 
 
 def window_of(config: Mapping[str, Any]) -> int | None:
-    """Return how far back a row of a local layer attends; sliding_window counts the row itself. Raises ModelError."""
-    return None if config.get("sliding_window") is None else integer(config, "sliding_window") - 1
+    """Return how far back a row of a local layer attends; sliding_window counts the row itself.
+
+    Raises ModelError, also for a window of that row alone: transformers' cache then keeps the last rows that it was given at once.
+    """
+    window = None if config.get("sliding_window") is None else integer(config, "sliding_window")
+    if window == 1:
+        raise ModelError("config.json: sliding_window is 1, so that rows see nothing but themselves, expected 2 or more")
+    return None if window is None else window - 1
 
 
 # ---- rotary positions
