@@ -38,6 +38,20 @@ def test_keys_values_and_words_count_in_memory():
     assert sum(few.memory) - sum(plain.memory) == pytest.approx(word_table(SPEC).held, rel=0.01)
 
 
+def test_a_cache_in_float16_takes_half():
+    profile, asked = cluster([20.0, 20.0], latency=1e-5), {"kept": 20000, "shares": (1.0, 1.0)}
+    few = decide(profile, "tensor", **asked | {"kept": 0}).chosen.memory
+    more = [np.subtract(decide(profile, "tensor", **asked, cache=cache).chosen.memory, few) for cache in ("float32", "float16")]
+    np.testing.assert_allclose(more[0], 2 * more[1], rtol=1e-3)
+    memory = decide(cluster([20.0]), kept=0).chosen.memory[0] + 600 * ROW
+    small, packed = cluster([20.0], memory=memory), {"mode": "packed"}
+    with pytest.raises(CapacityError, match="--slots and --context, or with --cache-format float16"):
+        decide(small, **packed)
+    assert decide(small, **packed, cache="float16").chosen.memory[0] <= memory
+    with pytest.raises(CapacityError, match="--slots and --context, or give more memory"):
+        decide(small, **packed, cache="float16", kept=2000)
+
+
 def test_answers_that_fit_on_no_rank_alone_are_kept_by_several():
     alone = decide(cluster([20.0]), kept=0).chosen.memory[0]
     memory = alone + 1001 * ROW

@@ -12,7 +12,20 @@ import click
 
 from hepti_mpi.commands import session as sessions
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, FORMATS, Machinery, Size, grouped, machine_options, one_of, weights_option, words_options
+from hepti_mpi.commands.options import (
+    CACHES,
+    FILE,
+    FORMATS,
+    Machinery,
+    Size,
+    cache_option,
+    grouped,
+    machine_options,
+    one_of,
+    said_cache,
+    weights_option,
+    words_options,
+)
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
@@ -65,6 +78,7 @@ class Choice:
     phase: str
     tokens: int
     formats: tuple[str, ...]
+    cache_format: str | None = None
 
 
 @dataclass
@@ -116,6 +130,7 @@ USUAL = "hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure the cluster even when the saved profile still matches.")
 @click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")
+@cache_option
 @machine_options
 @words_options()
 def bench(weights: Path | None, methods: str, **options: Any) -> None:
@@ -129,9 +144,12 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     from hepti_mpi.planning.capacity import check_limits
     from hepti_mpi.serving import outputs
 
+    said = said_cache(options)
     names, choice, begin = named(methods, options["phase"]), grouped(Choice, options), time.perf_counter()
     if choice.phase == "decode":
         check_texts(choice, names)
+    elif said:
+        raise click.UsageError(f"{said[0]} is for texts: give --phase decode")
     session = sessions.opened(grouped(Machinery, options), weights)
     store, file, limits = session.store, choice.profile_file, choice.memory_limit
     path = file or profile_path(session.machine)
@@ -282,7 +300,7 @@ def measure_texts(
     for prompt, _ in choice.rows:
         kept, chunk = prompt + choice.tokens, min(prompt, ROWS)
         request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
-                          answer=choice.tokens)  # fmt: skip
+                          answer=choice.tokens, cache=choice.cache_format or CACHES[0])  # fmt: skip
         plans = plans_of(session, subjects, [one.store for one in subjects], names, request, loading.decide)
         with meanwhile("loading, and writing by all methods in turns", choice.repeat + 1, session.root) as meter:
             loaded = [texts.load(machine, one.store, chosen, request) for one, (chosen, _) in zip(subjects, plans)]

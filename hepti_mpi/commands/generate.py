@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from hepti_mpi.commands import writers
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.record import put_record
@@ -212,9 +210,3 @@ def _finish(
         document |= ranks_record(ran[0].placement, ran[0].startup, ran[1], ran[0].making.facts if ran[0].making else ())
     document["output"] = None if question.output is None else str(question.output)
     put_record(document, tally, lambda: SCREEN.show(generation_lines(document)))
-
-
-def no_text(writing: Writing) -> None:
-    """Raise UsageError where options for text were given and the model does not generate any."""
-    if writing.said:
-        raise click.UsageError(f"{writing.said[0]} is for models that generate text, which this one does not")

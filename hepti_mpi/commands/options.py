@@ -17,6 +17,7 @@ Group = TypeVar("Group")
 
 DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
 FORMATS = ("f32", "f16", "q8", "q8-blocks", "q8-wide", "q4", "q4-wide")  # of weights
+CACHES = ("float32", "float16")  # of keys and values
 PIPELINE = "pipeline"  # a run of layers on each rank
 LAYOUT_NAMES = (*DIVIDED, "local/rows", PIPELINE)
 OURS = ("tensor", "hybrid", "sequence")
@@ -206,6 +207,17 @@ def answering_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def cache_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what says how keys and values of texts stay in memory; None where nobody does."""
+    told = "Text: keep keys and values as these numbers; float16 halves their memory, and rounds. Left out: float32."
+    return one_of("--cache-format", words=CACHES, help=told)(command)
+
+
+def said_cache(options: dict[str, Any]) -> list[str]:
+    """Return that option where it was given."""
+    return ["--cache-format"] if options["cache_format"] is not None else []
+
+
 def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what narrows the planner's search."""
     for option in (
@@ -238,7 +250,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
     ):
         command = option(command)
-    return command
+    return cache_option(command)
 
 
 def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int, prepacked: bool = False) -> "Request":
@@ -254,7 +266,7 @@ def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int,
     return Request(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
         options["strategy"], layout, options["shares"], limits, options["weights_mode"],
-        WIRES if options["tolerance"] else WIRES[:1], prepacked=prepacked,
+        WIRES if options["tolerance"] else WIRES[:1], prepacked=prepacked, cache=options["cache_format"] or CACHES[0],
     )  # fmt: skip
 
 

@@ -19,12 +19,13 @@ from hepti_mpi.commands.options import (
     planning_method,
     planning_options,
     planning_request,
+    said_cache,
     weights_option,
     words_options,
 )
 from hepti_mpi.commands.paths import store_path, the_profile
 from hepti_mpi.commands.screen import SCREEN
-from hepti_mpi.commands.writing import refuse_for_text
+from hepti_mpi.commands.writing import no_text, refuse_for_text
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     if spec.generates:
         teamed = None if objective == "latency" else objective
         refuse_for_text({"output": output, "scale": scale, "objective": teamed} | {name: options[name] for name in ("tolerance", "boost")})
+    else:
+        no_text(said_cache(options))
     profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
     if spec.generates or tokens is not None:
         textplan.show(spec, source_hash, profile, rows, tokens or TOKENS, options)

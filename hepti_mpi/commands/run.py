@@ -13,7 +13,7 @@ import click
 
 from hepti_mpi.commands import jobs, teams
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands.generate import generate, no_text
+from hepti_mpi.commands.generate import generate
 from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import (
@@ -28,13 +28,14 @@ from hepti_mpi.commands.options import (
     planning_method,
     planning_options,
     planning_request,
+    said_cache,
     weights_option,
     words_options,
 )
 from hepti_mpi.commands.record import put_record
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.writers import Machining
-from hepti_mpi.commands.writing import Writing, refuse_for_text, writing_options
+from hepti_mpi.commands.writing import Writing, no_text, refuse_for_text, writing_options
 
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
@@ -122,7 +123,7 @@ def run(weights: Path | None, **options: Any) -> None:
     if session.store.spec.generates:
         _generate(session, question, writing, choice, options)
         return
-    no_text(writing)
+    no_text(writing.said + said_cache(options))
     work = _taken_in(session, question, choice)
     if work.typical is not None:
         request = planning_request(work.typical, options, session.world.size, session.keeps)

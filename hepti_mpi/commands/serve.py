@@ -15,12 +15,13 @@ from hepti_mpi.commands.options import (
     machine_options,
     planning_method,
     planning_options,
+    said_cache,
     weights_option,
     words_options,
 )
 from hepti_mpi.commands.paths import store_path
 from hepti_mpi.commands.screen import SCREEN
-from hepti_mpi.commands.writing import room_options
+from hepti_mpi.commands.writing import no_text, room_options
 from hepti_mpi.errors import HeptiError, InputError
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
         model = Model(store.spec, store.files, store.source_hash)
     if model.spec.generates and options["adapt"]:
         raise click.UsageError("the plan of a model that writes text is kept: leave out --adapt")
+    if not model.spec.generates:
+        no_text(said_cache(options))
     server.make_room()
     listener = server.listening(host, port)
     words = ["answer", "--weights", str(path), *handed_on(given)]

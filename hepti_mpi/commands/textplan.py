@@ -18,7 +18,9 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
     """Plan for one text, of a prompt of so many rows and tokens that are added to it. Raises InputError, CapacityError, PlanError."""
     from hepti_mpi.errors import InputError
     from hepti_mpi.planning import decoding, texts
+    from hepti_mpi.planning.memory import cache_bytes
     from hepti_mpi.reporting import generation, records
+    from hepti_mpi.reporting.tables import size
     from hepti_mpi.serving.chunks import CHUNK
 
     if not spec.generates:
@@ -40,5 +42,8 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
         SCREEN.show("\n" + records.rank_lines(chosen.decision, SCREEN.width))
     SCREEN.show(f"{counted(prompt, 'rows')} and {counted(tokens, 'tokens')}: {chosen.prompt_seconds + tokens * chosen.seconds:.3g} s; no "
                 f"token is added in less than {1e3 * bound:.3g} ms, all weights read once, each board at its own rate, and a latency a sum")
+    cache = (prompt + tokens) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
+    SCREEN.show(f"keys and values of these rows take {size(cache)} in {request.cache}, those of each head counted once")
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
-    SCREEN.document(generation.ways_document(chosen, first) | {"bound_token_seconds": float(f"{bound:.5g}")})
+    SCREEN.document(generation.ways_document(chosen, first) | {"bound_token_seconds": float(f"{bound:.5g}")}
+                    | {"cache_format": request.cache, "cache_bytes": cache})

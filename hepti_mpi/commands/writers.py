@@ -108,7 +108,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
             facts = {"profile": measured.to_json(), "spec": session.store.spec.to_json(), "source_hash": session.store.source_hash}
             channel.tell("measured", method=method, request=asdict(request), **facts)
         at("loading weights")
-        decoder = texts.load(session.machine, session.store, placement, slots, positions)
+        decoder = texts.load(session.machine, session.store, placement, slots, positions, request.cache)
         startup["load"] = time.perf_counter() - begin
     mail = None
     if not placement.is_one:
@@ -267,4 +267,5 @@ def facts(loaded: Loaded, session: "Session") -> dict[str, Any]:
     part = decoder.part
     own |= {"threads": decoder.threads, **{axis: part.computed(axis) for axis in ("heads", "kv_heads")}}
     own |= {"columns": part.plan.columns[part.rank]}
+    own |= {"cache_format": decoder.cache, "cache_bytes": decoder.state.bytes}
     return own | {"words": part.words_of(part.rank)[1] - part.words_of(part.rank)[0], **decoder.spent}

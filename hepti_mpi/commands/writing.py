@@ -1,6 +1,6 @@
 """Options for models that generate text. Knows click and words on a command line, not what is done with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,3 +89,9 @@ def refuse_for_text(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value not in (None, False, "auto", 0, 1):
             raise click.UsageError(f"the model generates text, which --{name.replace('_', '-')} is not for yet; leave it out")
+
+
+def no_text(said: Sequence[str]) -> None:
+    """Raise UsageError where options for text were said and the model does not generate any."""
+    if said:
+        raise click.UsageError(f"{said[0]} is for models that generate text, which this one does not")

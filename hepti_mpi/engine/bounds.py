@@ -12,6 +12,7 @@ import numpy as np
 
 from hepti_mpi.models.blocks import Norm
 from hepti_mpi.models.formats import CHANNELS, SCALES, VALUES, Blocks, Columns
+from hepti_mpi.planning.memory import FULL
 from hepti_mpi.program import ops
 from hepti_mpi.program.ops import Op
 from hepti_mpi.weights.slices import Slice
@@ -22,10 +23,11 @@ SAFE = 1e30  # terms of so many layers still have a sum
 
 @dataclass
 class Bounds:
-    """`largest`: how large each value of a segment can be, by name, where that is known."""
+    """`largest`: how large each value of a segment can be, by name, where that is known; `cache`: the type of numbers of caches."""
 
     store: Store
     largest: dict[str, float] = field(default_factory=dict)
+    cache: str = FULL
 
     def add(self, op: Op, own: Mapping[str, Slice]) -> bool:
         """Note how large what `op` writes can be, with the rank's `own` weights; tell whether it is the last product of a block and all
@@ -42,7 +44,8 @@ class Bounds:
             self.largest.update((name, 2 * op.block.rotary.factor * one) for name, one in zip(op.writes, reads, strict=True))
         elif isinstance(op, ops.Mix):  # a mean of rows of v, where scores are finite
             q, k, v = reads
-            self.largest[op.writes[0]] = v if op.block.dim * q * k * max(op.block.multiplier, 1.0) < SAFE else inf
+            most = SAFE if self.cache == FULL else float(np.finfo(self.cache).max)  # of scores, which may be in its type too
+            self.largest[op.writes[0]] = v if op.block.dim * q * k * max(op.block.multiplier, 1.0) < most > v else inf
         elif isinstance(op, ops.Out):
             return self._is_safe(own, "o", reads[0])
         elif isinstance(op, ops.Mlp):

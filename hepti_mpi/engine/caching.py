@@ -3,9 +3,9 @@
 All but attention is written as in kernels.py. Knows neither who holds which heads nor when a step is done.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine.bounds import Bounds
-from hepti_mpi.engine.graph import MICROSOFT, Graph
-from hepti_mpi.engine.kernels import ASKED, KERNELS, Own, Writing
+from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
+from hepti_mpi.engine.kernels import ASKED, KERNELS, MOST_FLOAT16, Own, Writing, within_float16
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.products import Made, OfStore, Product
 from hepti_mpi.engine.sessions import of_store
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Rotary
 from hepti_mpi.models.formats import SCALES, VALUES, Blocks
+from hepti_mpi.planning.memory import FULL
 from hepti_mpi.program import ops
 from hepti_mpi.program.grouping import padding
 from hepti_mpi.program.steps import Compute
@@ -52,8 +53,9 @@ class CachedSegment:
     turns: tuple[str, ...] = ()
 
 
-def cached_segment(compute: Compute, store: Store, part: Part, mode: str, threads: int) -> CachedSegment:
-    """Return the session of one Compute, all of whose rows are everywhere; `mode` as in sessions.of_store."""
+def cached_segment(compute: Compute, store: Store, part: Part, mode: str, threads: int, cache: str = FULL) -> CachedSegment:
+    """Return the session of one Compute, all of whose rows are everywhere; `mode` as in sessions.of_store; `cache`: the type of numbers of
+    caches."""
     held = part.held(compute)
     missing = {name for op in compute.ops if op not in held for name in op.writes}
     outputs = tuple(name for name in compute.writes if name not in missing)
@@ -62,7 +64,8 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
         return CachedSegment(None, (), (), zeros)
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing, bounds = Cached(Graph(), store, part.bounds["heads"]), Bounds(store)
+    bounds = Bounds(store, cache=cache)
+    writing = Cached(Graph(), store, part.bounds["heads"], cache=cache, largest=bounds.largest)
     for op, own in held.items():
         kernel = CACHED.get(type(op)) or KERNELS[type(op)]
         if bounds.add(op, own):
@@ -78,12 +81,15 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
 @dataclass(frozen=True)
 class Cached(Writing):
     """A segment with caches that is being written. `layers`: whose; `turns`: tables of rotary positions that it reads; `before`: what a
-    value was before the attention that reads it turns it itself; `together`: of a layer, Q, K and V as one value."""
+    value was before the attention that reads it turns it itself; `together`: of a layer, Q, K and V as one value; `cache`: the type of
+    numbers of caches; `largest`: as of Bounds."""
 
     layers: list[int] = field(default_factory=list)
     turns: dict[str, None] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
     together: dict[int, str] = field(default_factory=dict)
+    cache: str = FULL
+    largest: Mapping[str, float] = field(default_factory=dict)
 
 
 def whole_table(kind: str, rotary: Rotary) -> str:
@@ -91,9 +97,10 @@ def whole_table(kind: str, rotary: Rotary) -> str:
     return asked(f"all_{kind}", rotary)
 
 
-def turns_itself(block: Attention) -> bool:
-    """Tell whether the kernel that attends can turn heads itself: whole ones of certain widths."""
-    return block.rotary is not None and block.rotary.dims == block.dim and not block.dim % TURNED_STEP
+def turns_itself(to: Cached, block: Attention) -> bool:
+    """Tell whether the kernel that attends can turn heads itself: whole ones of certain widths, and in float32: in float16 the tables would
+    be rounded too, which doubles the error."""
+    return to.cache == FULL and block.rotary is not None and block.rotary.dims == block.dim and not block.dim % TURNED_STEP
 
 
 def project(to: Cached, op: ops.Project, w: Own) -> None:
@@ -102,7 +109,7 @@ def project(to: Cached, op: ops.Project, w: Own) -> None:
     pieces, biases = [w[f"{m}.weight"] for m in op.matrices], [w[f"{m}.bias"] for m in op.matrices if f"{m}.bias" in w]
     kind, block = pieces[0].format, op.block
     alike = isinstance(kind, Blocks) and all(piece.format is kind for piece in pieces) and len(biases) in (0, len(pieces))
-    between = any(map(block.head_norm, op.matrices)) or (block.rotary is not None and not turns_itself(block))
+    between = any(map(block.head_norm, op.matrices)) or (block.rotary is not None and not turns_itself(to, block))
     if op.matrices != "qkv" or not alike or between:
         KERNELS[ops.Project](to, op, w)
         return
@@ -117,7 +124,7 @@ def project(to: Cached, op: ops.Project, w: Own) -> None:
 
 def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:
     """[r, w] -> [r, w], left to the attention where that can do it."""
-    if turns_itself(op.block):
+    if turns_itself(to, op.block):
         to.before.update(zip(op.writes, op.reads, strict=True))
     else:
         KERNELS[ops.Rotate](to, op, w)
@@ -130,9 +137,10 @@ def attend(to: Cached, op: ops.Mix, w: Own) -> None:
     front, back = padding(*to.heads, block.group) if op.axis else (0, 0)
     if front or back:
         reads[0] = padded(to, reads[0], (front, heads, back, 2 * kv_heads if len(reads) == 1 else 0), block.dim)
+    reads = reads if to.cache == FULL else [short(to, name, op) for name in reads]
     batch = [graph.node("Reshape", [name, "shape"]) for name in reads]  # [sequences, rows of each, numbers]
     inputs = [*batch, *[""] * (3 - len(batch)), KEYS.format(op.layer), ROWS.format(op.layer), "reach", "most"]
-    if block.rotary is not None and turns_itself(block):
+    if block.rotary is not None and turns_itself(to, block):
         tables = [whole_table(kind, block.rotary) for kind in ("cos", "sin")]
         to.turns.update(dict.fromkeys(tables))
         inputs, more = [*inputs, *tables], {"do_rotary": 1, "rotary_interleaved": int(block.rotary.interleaved)}
@@ -142,12 +150,21 @@ def attend(to: Cached, op: ops.Mix, w: Own) -> None:
         num_heads=front + heads + back, kv_num_heads=kv_heads, scale=block.multiplier, softcap=block.softcap,
         local_window_size=-1 if block.window is None else block.window + 1, **more,
     )  # fmt: skip
+    if to.cache != FULL:
+        mixed = graph.node("Cast", [mixed], to=DTYPES[FULL])
     if front or back:
         ends = [graph.constant(f"at_{at}", np.array([at], np.int64)) for at in (front * block.dim, (front + heads) * block.dim, 2)]
         mixed = graph.node("Slice", [mixed, *ends])
     width = heads * block.dim
     graph.node("Reshape", [mixed, graph.constant(f"flat_{width}", np.array([-1, width], np.int64))], op.writes)
     to.layers.append(op.layer)
+
+
+def short(to: Cached, value: str, op: ops.Mix) -> str:
+    """Write what an attention reads in the type of its cache, where all is NaN of a row that has what this type does not."""
+    if not max(to.largest.get(name, inf) for name in op.reads) < MOST_FLOAT16:
+        value = within_float16(to.graph, value)
+    return to.graph.node("Cast", [value], to=DTYPES[to.cache])
 
 
 def padded(to: Cached, value: str, counts: tuple[int, int, int, int], dim: int) -> str:
@@ -184,8 +201,9 @@ def _proto(to: Cached, inputs: Sequence[str], outputs: Sequence[str], told: Sequ
     infos += [value(name, dims, kind) for name, (kind, dims) in ((name, TOLD[name]) for name in told)]
     infos += [value(name, ASKED[kind][1], ASKED[kind][0]) for name, kind in graph.indexes.items()]
     infos += [value(name, 2) for name in to.turns]
-    infos += [value(name.format(layer), 4) for layer in layers for name in (KEYS, ROWS)]
-    given = [value(name, 2) for name in outputs] + [value(name.format(layer), 4) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
+    infos += [value(name.format(layer), 4, DTYPES[to.cache]) for layer in layers for name in (KEYS, ROWS)]
+    given = [value(name, 2) for name in outputs]
+    given += [value(name.format(layer), 4, DTYPES[to.cache]) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
     return helper.make_graph(graph.nodes, "segment", infos, given, list(graph.initializers.values()))
 
 

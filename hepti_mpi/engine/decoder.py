@@ -22,6 +22,7 @@ from hepti_mpi.models.attention import angles
 from hepti_mpi.models.blocks import Rotary
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
+from hepti_mpi.planning.memory import FULL
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.buffers import Laid, buffers, interface
 from hepti_mpi.program.steps import Compute, Sync
@@ -103,14 +104,15 @@ class Decoder:
     """The part of this rank in the steps of a job."""
 
     def __init__(
-        self, machine: Machine, part: DecodingPart, slots: int, positions: int, active: tuple[int, ...] | None = None
+        self, machine: Machine, part: DecodingPart, slots: int, positions: int, active: tuple[int, ...] | None = None, cache: str = FULL
     ) -> None:  # fmt: skip
         """Make communicators. Collective; every rank of the job calls it, also those the plan leaves out, and then `build`.
 
-        `active`: the ranks that compute, where they are not those of the part's plan.
+        `active`: the ranks that compute, where they are not those of the part's plan; `cache`: the type of numbers of keys and values.
         """
         world, spec, plan = machine.world, part.spec, part.plan
         self.machine, self.part, self.spec, self.rank, self.slots, self.positions = machine, part, spec, world.rank, slots, positions
+        self.cache = cache
         active = plan.active if active is None else active
         self.program, self.members = part.program, sorted({0, *active})
         self.is_active = world.rank in active
@@ -144,13 +146,13 @@ class Decoder:
         blocks = attentions(spec, part.plan.numbers)
         for block in dict.fromkeys(blocks):
             caching.check_cached(block)
-        self.state = State(blocks, part.computed("kv_heads"), self.slots, self.positions, part.plan.first)
+        self.state = State(blocks, part.computed("kv_heads"), self.slots, self.positions, part.plan.first, self.cache)
         every = np.arange(self.positions)
         self.tables = {block.rotary: angles(block.rotary, every) for block in blocks if block.rotary is not None}
         mode = part.plan.weights_mode[part.rank]
         for place, step in enumerate(self.program):
             if isinstance(step, Compute):
-                self.segments[place] = caching.cached_segment(step, store, part, mode, self.threads)
+                self.segments[place] = caching.cached_segment(step, store, part, mode, self.threads, self.cache)
         self.first = next(self.interfaces[place][1][0] for place, step in enumerate(self.program) if isinstance(step, Sync))
         self.last = self.interfaces[max(self.segments)][1][-1]
 

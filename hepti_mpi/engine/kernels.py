@@ -98,6 +98,7 @@ def activate(graph: Graph, kind: str, x: str, bias: str | None, output: str | No
     return graph.node(name, [x] if bias is None else [x, bias], outputs, domain=MICROSOFT)
 
 
+MOST_FLOAT16 = float(np.finfo(np.float16).max)
 WITHOUT_BIAS = ("relu", "silu")  # activations whose kernels add none: the product before them does
 
 
@@ -270,7 +271,7 @@ def cast(to: Writing, op: ops.Cast, w: Own) -> None:
 def within_float16(graph: Graph, x: str) -> str:
     """Write x [r, w] with NaN in all of a row that has what float16 does not: a key of -inf would be one that nobody looks at."""
     axis, kind = graph.constant("rows", np.array([1], np.int64)), np.float32
-    most = graph.constant("most", np.array(np.finfo(np.float16).max, kind))
+    most = graph.constant("most_float16", np.array(MOST_FLOAT16, kind))
     ends = [graph.node("ReduceMax", [x, axis], keepdims=1), graph.node("Neg", [graph.node("ReduceMin", [x, axis], keepdims=1)])]
     over = graph.node("Greater", [graph.node("Max", ends), most])  # [r, 1]
     nothing, none = graph.constant("nan", np.array(np.nan, kind)), graph.constant("nought", np.array(0, kind))

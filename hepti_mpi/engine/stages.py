@@ -18,6 +18,7 @@ from hepti_mpi.engine.words import Words
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
+from hepti_mpi.planning.memory import FULL
 from hepti_mpi.program.placement import Team
 from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
@@ -54,7 +55,7 @@ class _Message:
 class Staged(Decoder):
     """The part of this rank in steps that pass through stages of one rank each."""
 
-    def __init__(self, machine: Machine, part: DecodingPart, slots: int, positions: int, team: Team) -> None:
+    def __init__(self, machine: Machine, part: DecodingPart, slots: int, positions: int, team: Team, cache: str = FULL) -> None:
         """`team`: its ranks as `machine` counts them; `part`: of this one's stage, or any where it has none. Collective, as a Decoder's.
 
         Raises PlanError for a stage of several ranks.
@@ -62,7 +63,7 @@ class Staged(Decoder):
         ranks = [stage.lead for stage in team.stages]
         if any(len(stage.members) > 1 for stage in team.stages):
             raise PlanError("a stage of a text is one rank, the plan has one of several")
-        super().__init__(machine, part, slots, positions, tuple(sorted(ranks)))
+        super().__init__(machine, part, slots, positions, tuple(sorted(ranks)), cache)
         self.ends, self.end_ranks = machine.world.subset(sorted({0, ranks[-1]})), sorted({0, ranks[-1]})
         if self.ends is not None:
             self.ends.polite = machine.emulation.on

@@ -14,7 +14,7 @@ from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.blocks import Attention
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.memory import cache_bytes
+from hepti_mpi.planning.memory import FULL, cache_bytes, less_cache
 from hepti_mpi.reporting.tables import size
 from hepti_mpi.wording import counted
 
@@ -22,22 +22,24 @@ KEEP = 0.9  # of the memory that is free may be promised to the cache
 
 
 class State:
-    """Keys and values, per layer float32 [slots, heads, positions, dim]; none where the rank has no heads."""
+    """Keys and values, per layer [slots, heads, positions, dim]; none where the rank has no heads."""
 
-    def __init__(self, blocks: Sequence[Attention], heads: int, slots: int, positions: int, first: int = 0) -> None:
-        """`heads`: of K and V, that this rank has; `first`: the number of the first layer of `blocks`.
+    def __init__(
+        self, blocks: Sequence[Attention], heads: int, slots: int, positions: int, first: int = 0, kind: str = FULL
+    ) -> None:  # fmt: skip
+        """`heads`: of K and V, that this rank has; `first`: the number of the first layer of `blocks`; `kind`: the type of numbers.
 
         Raises CapacityError where the buffers could never be filled.
         """
         self.slots, self.positions, self.heads, self.first = slots, positions, heads, first
-        self.bytes = cache_bytes(blocks, heads) * slots * positions
+        self.bytes = cache_bytes(blocks, heads, kind) * slots * positions
         free = usable_memory(1)
         if self.bytes > KEEP * free:
             what = f"{counted(slots, 'slots')} of {counted(positions, 'rows')} take {size(self.bytes)} for keys and values"
-            raise CapacityError(f"{what}, {size(int(free))} are free here; make them fewer or shorter: --slots, --context")
+            raise CapacityError(f"{what}, {size(int(free))} are free here; make that less with {less_cache(kind)}")
         shapes = [(slots, heads, positions, block.dim) for block in blocks]
         bounds = np.cumsum([0, *(2 * prod(shape) for shape in shapes)])
-        whole = np.empty(bounds[-1], np.float32)
+        whole = np.empty(bounds[-1], np.dtype(kind))
         both = [whole[first:stop].reshape(2, *shape) for first, stop, shape in zip(bounds, bounds[1:], shapes)]
         self.keys, self.values = [keys for keys, _ in both], [values for _, values in both]
 

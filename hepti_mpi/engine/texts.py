@@ -15,6 +15,7 @@ from hepti_mpi.engine.loading import agreed
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.stages import Staged
 from hepti_mpi.planning import texts
+from hepti_mpi.planning.memory import FULL
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program import placement as placements
@@ -40,8 +41,11 @@ def decide(
 
 
 @patiently
-def load(machine: Machine, store: Store, placement: Placement, slots: int, positions: int) -> Decoder | None:
-    """Check the plans, read and verify this rank's slices, and build its part in its team; None on a rank that rests. Collective.
+def load(
+    machine: Machine, store: Store, placement: Placement, slots: int, positions: int, cache: str = FULL
+) -> Decoder | None:  # fmt: skip
+    """Check the plans, read and verify this rank's slices, and build its part in its team; None on a rank that rests. `cache`: the type of
+    numbers in which keys and values stay. Collective.
 
     Raises PlanError, StoreError, CapacityError.
     """
@@ -58,9 +62,9 @@ def load(machine: Machine, store: Store, placement: Placement, slots: int, posit
     fetch(machine, store, slices)
     decoder: Decoder | None = None
     if own is not None and len(team.stages) > 1:
-        decoder = Staged(own, part or DecodingPart(store.spec, team.stages[-1].plan, 0), slots, positions, team)
+        decoder = Staged(own, part or DecodingPart(store.spec, team.stages[-1].plan, 0), slots, positions, team, cache)
     elif own is not None and part is not None:
-        decoder = Decoder(own, part, slots, positions)
+        decoder = Decoder(own, part, slots, positions, cache=cache)
     with together(world):
         store.verify(slices)
         if decoder is not None:

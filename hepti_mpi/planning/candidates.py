@@ -12,7 +12,7 @@ import numpy as np
 
 from hepti_mpi.models.formats import Format
 from hepti_mpi.models.spec import ModelSpec, kv_bytes, layer_bytes
-from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
+from hepti_mpi.planning.memory import FULL, activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
 from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
@@ -82,12 +82,12 @@ class Tried:
 
 class Costs:
     """Prices and memory of plans for one model and cluster. `rows`: of the batch that is priced; `largest`, `longest`: of the largest batch
-    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `paged` and `kept`: as
-    of a Request."""
+    and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `paged`, `kept` and
+    `cache`: as of a Request."""
 
     def __init__(
         self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, paged: Collection[Format],
-        kept: int | None = None,
+        kept: int | None = None, cache: str = FULL,
     ) -> None:  # fmt: skip
         self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
         self.limits, self.ranks = limits, len(limits) // 2
@@ -95,7 +95,7 @@ class Costs:
         self.attention_bytes, self.mlp_bytes, self.kv_bytes = held["heads"], held["columns"], kv_bytes(spec, paged)
         self.unpaged = layer_bytes(spec)
         if kept is not None:
-            cached = -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads) // spec.layers)
+            cached = -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, cache) // spec.layers)
             self.attention_bytes, self.kv_bytes = self.attention_bytes + cached, self.kv_bytes + cached
             self.mlp_bytes += -(-word_bytes(spec, paged) // spec.layers)
         self.norm_bytes = spec.layers * held[None]

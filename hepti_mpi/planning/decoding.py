@@ -13,7 +13,7 @@ from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import baselines, methods, search
 from hepti_mpi.planning.candidates import Candidate
-from hepti_mpi.planning.memory import cache_bytes
+from hepti_mpi.planning.memory import cache_bytes, less_cache
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.planning.stepping import Steps, divided
 from hepti_mpi.planning.work import layer_work
@@ -111,8 +111,8 @@ def _searched(spec: ModelSpec, source_hash: str, profile: ClusterProfile, reques
     if not request.kept:
         raise refused[0]
     search.choose(spec, source_hash, profile, replace(request, kept=0))  # says what is lacking for the weights alone
-    bytes_ = request.kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads)
+    bytes_ = request.kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
     raise CapacityError(
         f"no plan has room for keys and values: those of {request.kept} rows take {bytes_} bytes in all, beside the weights; "
-        "make answers fewer or shorter with --slots and --context, or give more memory or ranks"
+        f"make that less with {less_cache(request.cache)}, or give more memory or ranks"
     )

@@ -12,6 +12,7 @@ from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid, buffers
 from hepti_mpi.program.build import PAGED_BYTES
 
+FULL = "float32"  # of keys and values, where nobody says
 PADDED_SCORES = 0.3  # of rows x hidden: padding that a batch may add to its attention scores, at most a twentieth of its multiply-adds
 
 
@@ -38,9 +39,15 @@ def activation_bytes(
     return (widths[0] * rows + widths[1] * own + rows * inner + scores * (rows * longest + padded) * part) * FLOAT
 
 
-def cache_bytes(blocks: Sequence[Attention], heads: int) -> int:
-    """Return the bytes that the keys and values of one row take in layers with these attentions, of so many heads of each."""
-    return sum(2 * FLOAT * heads * block.dim for block in blocks)
+def cache_bytes(blocks: Sequence[Attention], heads: int, kind: str = FULL) -> int:
+    """Return the bytes that the keys and values of one row take in layers with these attentions, of so many heads of each, as numbers of a
+    `kind`."""
+    return sum(2 * np.dtype(kind).itemsize * heads * block.dim for block in blocks)
+
+
+def less_cache(kind: str) -> str:
+    """Return the options with which keys and values that are numbers of a `kind` take less."""
+    return "--slots and --context" + ", or with --cache-format float16" * (kind == FULL)
 
 
 def word_table(spec: ModelSpec) -> Weight:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hepti_mpi.models.formats import F32, FORMATS, Format
 from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.planning.candidates import Candidate
+from hepti_mpi.planning.memory import FULL
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Request:
     `prepacked`: whether ranks keep mapped weights as kernels read them, in files of their own.
 
     `kept`: rows whose keys and values stay with who has their heads, of texts under way, whose words are divided as columns are; None: not
-    texts. `prompt`, `answer`: rows that a text begins with, and how many are added one by one.
+    texts. `cache`: the type of numbers in which they stay. `prompt`, `answer`: rows that a text begins with, and how many are added one by
+    one.
     """
 
     rows: int
@@ -32,6 +34,7 @@ class Request:
     mode: str = "auto"
     wires: tuple[str, ...] = ("float32",)
     kept: int | None = None
+    cache: str = FULL
     prompt: int = 0
     answer: int = 1
     prepacked: bool = False

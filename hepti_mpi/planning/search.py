@@ -85,7 +85,7 @@ class _Search:
         whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
         self.costs = Costs(
-            spec, self.pricer, self.largest, self.longest, self.all_limits, request.paged, request.kept
+            spec, self.pricer, self.largest, self.longest, self.all_limits, request.paged, request.kept, request.cache
         )  # fmt: skip
         self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
         self.each = layer_work(spec, self.pricer.attended)

@@ -16,7 +16,7 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
-from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
+from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, less_cache, making_bytes, word_bytes
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.sharing import WORTH, are_crowded
@@ -100,7 +100,7 @@ class _Stages:
         self.mode = "mapped" if request.mode == "mapped" else "packed"
         paged = replace(request, mode=self.mode).paged
         held, self.making = layer_bytes(spec, paged), making_bytes(spec, paged)
-        kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads)
+        kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
         self.layer_bytes = sum(held.values()) + -(-kept // spec.layers)
         self.word_bytes = word_bytes(spec, paged)
         self.paces: dict[tuple[NodeProfile, int], _Pace] = {}
@@ -133,7 +133,7 @@ class _Stages:
         return CapacityError(
             f"no stages fit: all ranks together have room for {room} of {counted(self.spec.layers, 'layers')}, each of which takes "
             f"{self.layer_bytes} bytes with its keys and values, and {self.word_bytes} are for the words; give more memory or ranks"
-            f"{mapped} or make answers fewer or shorter with --slots and --context"
+            f"{mapped} or make those less with {less_cache(self.request.cache)}"
         )
 
     # seconds

@@ -63,7 +63,7 @@ def load(
     """Load every placement. Collective; `chosen` holds what rank 0 knows of it. Raises what loading raises."""
     loaded = {}
     for name, (placement, found) in chosen.items():
-        decoder = loading.load(machine, store, placement, 1, request.prompt + request.answer)
+        decoder = loading.load(machine, store, placement, 1, request.prompt + request.answer, request.cache)
         assert decoder is not None, "all ranks are in it"
         loaded[name] = Loaded(decoder, Written(placement, (found.prompt_seconds, found.seconds) if found else (0.0, 0.0)))
     return loaded

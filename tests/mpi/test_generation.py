@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from clusters import cluster
-from decoders import CASES, LENGTHS, expected, write_folder
+from decoders import CASES, LENGTHS, expected, values, write_folder
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
@@ -69,8 +69,8 @@ def divided_by(store, ranks, shares=None):
                 ("packed",) * ranks)  # fmt: skip
 
 
-def loaded(machine, store, shares, slots):
-    return loading.load(machine, store, whole(divided(machine, store, shares)), slots, 64)
+def loaded(machine, store, shares, slots, cache="float32"):
+    return loading.load(machine, store, whole(divided(machine, store, shares)), slots, 64, cache)
 
 
 def check_writes(ranks, case, between=lambda: None):
@@ -102,6 +102,59 @@ def test_as_transformers(machine, store_of, case, shares):
     else:
         check_writes(Ranks(decoder, OuterWeights(store)), case)
         decoder.end()
+    machine.world.barrier()
+
+
+@pytest.mark.parametrize("kind", ["heads", "stages"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_cache_in_float16(machine, store_of, case, kind):
+    """As transformers to what float16 rounds, in half the memory, also where rows of a slot become another one's."""
+    store, (_, ids, logits, _), found = store_of(case), expected(case), []
+    layers, size = store.spec.layers, machine.world.size
+    divided_so = whole(divided(machine, store, SHARES["uneven"](size)))
+    placement = staged(store, *stages_of("uneven", size, layers)) if kind == "stages" else divided_so
+    for cache in ("float32", "float16"):
+        decoder = loading.load(machine, store, placement, 2, 64, cache)
+        found.append(sum(machine.world.gather_all(decoder.state.bytes if decoder.is_active else 0)))
+        kept = [*decoder.state.keys, *decoder.state.values] if decoder.is_active else []
+        assert sum(one.nbytes for one in kept) == (decoder.state.bytes if decoder.is_active else 0)
+        if machine.world.rank:
+            decoder.follow()
+            continue
+        ranks, most = Ranks(decoder, OuterWeights(store)), {"float32": 1e-4, "float16": 5e-3}[cache] * np.abs(logits).max()
+        for prompt, wanted in zip((row[row >= 0].tolist() for row in ids), logits):
+            cut, copied = len(prompt) // 3, len(prompt) - 1
+            parts = [ranks.logits(0, part, first) for part, first in ((prompt[:cut], 0), (prompt[cut:], cut)) if part]
+            got = np.concatenate(parts)[-len(wanted) :]
+            np.testing.assert_allclose(got, wanted[-len(got) :], atol=most)
+            if copied:
+                ranks.copy(0, 1, 0, copied)
+                (again,) = ranks.logits(1, prompt[copied:], copied)
+                np.testing.assert_allclose(again, got[-1], atol=most)
+        decoder.end()
+    assert found[0] == 2 * found[1]
+    machine.world.barrier()
+
+
+@pytest.mark.parametrize("format_name", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("large", ["k_proj", "v_proj"])
+def test_what_float16_does_not_have_is_no_answer(machine, folder, monkeypatch, format_name, large):
+    """Keys or values that are too large for such a cache leave no scores, rather than wrong ones."""
+    path = folder / f"{large}-{format_name}.h5"
+    monkeypatch.setattr("decoders.values", lambda name, shape: values(name, shape) * np.float32(1e5 if large in name else 1))
+    if machine.world.rank == 0:
+        stores.write(path, read_model(write_folder("llama", folder / large / format_name)).in_format(format_name))
+    machine.world.barrier()
+    with fetching.open_store(machine, path) as store:
+        for cache in ("float32", "float16"):
+            decoder = loaded(machine, store, SHARES["uneven"](machine.world.size), 2, cache)
+            if machine.world.rank:
+                decoder.follow()
+                continue
+            ranks = Ranks(decoder, OuterWeights(store))
+            assert np.isfinite(ranks.logits(0, [5, 6, 7], 0)).all() == (cache == "float32")
+            assert np.isfinite(ranks.logits(0, [8], 3)).any() == (cache == "float32")
+            decoder.end()
     machine.world.barrier()
 
 
