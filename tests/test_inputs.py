@@ -124,6 +124,12 @@ def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
     ("x.csv", "text\n", "x.csv has no rows below its head", {}),
     ("x.csv", "", "x.csv has no rows", {}),
     ("x.tsv", "text\tb\n", "x.tsv has no column", {"pair": "c"}),
+    ("x.csv", "text;id\na;1\n", 'x.csv has ";" between its columns; save it with ",", then give it again', {}),
+    ("x.csv", "text\tid\na\t1\n", 'x.csv has "\\t" between its columns; save it with ",", then give it again', {"field": "id"}),
+    ("x.tsv", "text,id\na,1\n", 'x.tsv has "," between its columns; save it with "\\t", then give it again', {}),
+    ("x.csv", '"a,b"\nc\n', 'x.csv has no column "text"; it has: a,b', {}),
+    ("x.jsonl", '[{"text": "a"}, {"text": "b"}]', "x.jsonl is one JSON list; write each of its members into a line", {}),
+    ("x.jsonl", '[\n {"text": "a"},\n {"text": "b"}\n]\n', "x.jsonl is one JSON list; write each of its members into a line", {}),
     ("x.txt", "", "x.txt is empty", {}),
     ("x.txt", "hello\n".encode("utf-16"), "x.txt is UTF-16: save it as UTF-8", {}),
     ("x.txt", b"\x1f\x8b\x08...", "x.txt is compressed with gzip: unpack it", {}),
@@ -132,6 +138,12 @@ def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
 ])  # fmt: skip
 def test_what_holds_no_texts(tmp_path, name, content, words, how):
     refused(tmp_path, name, content, words, **how)
+
+
+def test_a_folder_is_no_text(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(InputError, match="x.txt is a folder; the model takes texts"):
+        read_texts(str(tmp_path / "x.txt"), None, Reading())
 
 
 def test_half_a_character_costs_its_line_and_an_id_of_such_is_kept(tmp_path):

@@ -201,7 +201,8 @@ def test_masked_ids_may_be_anything(tmp_path):
 ARRAY_CASES = [
     ({"input_ids": IDS.astype(float)}, "input_ids is float64", "expected integers"),
     ({"input_ids": IDS[0]}, "of shape [4], expected integers of shape [inputs, positions]"),
-    ({"input_ids": IDS[:, :0]}, "of shape [2, 0]"),
+    ({"input_ids": IDS[:, :0]}, "of shape [2, 0], which holds nothing"),
+    ({"input_ids": IDS[:0]}, "of shape [0, 4], which holds nothing"),
     ({"input_ids": IDS, "attention_mask": IDS[:, :3] * 0 + 1}, "attention_mask is int64 of shape [2, 3]", "[2, 4]"),
     ({"input_ids": IDS, "attention_mask": IDS}, "other than 0 and 1"),
     ({"input_ids": IDS, "attention_mask": np.array([[1] * 4, [0] * 4])}, "array 2 of x.npz: attention_mask leaves no position"),

@@ -297,7 +297,9 @@ def array_requests(spec: ModelSpec, path: Path, strict: bool) -> list[Request]:
     if spec.embedding == "patches":
         pixels = read_npz(path, ("pixel_values",))["pixel_values"]
         side, channels = spec.options["image_size"], spec.options["channels"]
-        if pixels.dtype.kind != "f" or pixels.ndim != 4 or pixels.shape[1:] != (channels, side, side) or not len(pixels):
+        if not pixels.size:
+            raise InputError(f"{path}: pixel_values is of shape {list(pixels.shape)}, which holds nothing")
+        if pixels.dtype.kind != "f" or pixels.ndim != 4 or pixels.shape[1:] != (channels, side, side):
             expected = f"floats of shape [images, {channels}, {side}, {side}]"
             raise InputError(f"{path}: pixel_values is {pixels.dtype} of shape {list(pixels.shape)}, the model takes {expected}")
         with np.errstate(over="ignore"):
@@ -320,9 +322,11 @@ def token_rows(spec: ModelSpec, path: Path) -> Iterator[tuple[Item, Callable[[in
     if "input_ids" not in found:
         raise InputError(f"{path} has no input_ids, only {', '.join(found)}")
     ids = found["input_ids"]
+    if not ids.size:
+        raise InputError(f"{path}: input_ids is of shape {list(ids.shape)}, which holds nothing")
     mask, types = found.get("attention_mask", np.ones_like(ids)), found.get("token_type_ids", np.zeros_like(ids))
     for name, array, kinds in (("input_ids", ids, "iu"), ("attention_mask", mask, "iub"), ("token_type_ids", types, "iu")):
-        if array.dtype.kind not in kinds or array.ndim != 2 or array.shape != ids.shape or not array.size:
+        if array.dtype.kind not in kinds or array.ndim != 2 or array.shape != ids.shape:
             shape = "[inputs, positions]" if name == "input_ids" else str(list(ids.shape))
             raise InputError(f"{path}: {name} is {array.dtype} of shape {list(array.shape)}, expected integers of shape {shape}")
     width = ids.shape[1]

@@ -70,6 +70,8 @@ def read_texts(source: str, stdin: IO[Any] | None, reading: Reading) -> list[Ite
     else:
         lines = lines_of(text, name)
         items = _objects(lines, name, reading) if suffix == ".jsonl" else [_of_line(line, where) for where, line in lines]
+        if suffix == ".jsonl" and any(item.error for item in items) and _one_list(text):
+            raise InputError(f"{name} is one JSON list; write each of its members into a line of its own: jq -c '.[]' FILE")
     if not items:
         raise InputError(f"{name} is empty; expected a text per line" if suffix not in DELIMITERS else f"{name} has no rows below its head")
     return items
@@ -87,7 +89,7 @@ def read_text(source: str, stdin: IO[Any] | None, streamed: str) -> tuple[str, s
     elif suffix in SUFFIXES and is_file(path):
         name, content = path.name, _read_file(path)
     else:
-        raise InputError(f"input {path} is not supported; {TAKEN}")
+        raise InputError(f"input {path} is {'a folder' if path.is_dir() else 'not supported'}; {TAKEN}")
     what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), None)
     if what is not None:
         raise InputError(f"{name} is {what}, then give it again")
@@ -193,6 +195,17 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
     return items
 
 
+def _one_list(text: str) -> bool:
+    """Return whether a file is a list of objects as a whole, which is what a data set is often kept as, in one line or several."""
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return any(isinstance(member, dict) for member in value)
+
+
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
@@ -216,7 +229,7 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
             yield Item(where, error=why)
         elif head is None and row:
             head = [cell.strip() for cell in row]
-            _check_head(head, name, reading)
+            _check_head(head, delimiter, name, reading)
         elif head is not None and row:
             wrong = bad_byte(delimiter.join(row), where)
             if len(row) > len(head):
@@ -242,10 +255,14 @@ def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]
             first += 1
 
 
-def _check_head(head: Sequence[str], name: str, reading: Reading) -> None:
-    """Raise InputError when the table has no such columns, or two of the same name."""
+def _check_head(head: Sequence[str], delimiter: str, name: str, reading: Reading) -> None:
+    """Raise InputError when the table has no such columns, or two of the same name, or is divided by something else."""
     _refuse_partner(head, name, reading)
     if not set(reading.named) <= set(head):
+        other = next((one for one in (";", "\t", ",") if one != delimiter and one in head[0]), None)
+        if len(head) == 1 and other is not None:  # so spreadsheets write where a comma is the decimal point
+            between = f"{name} has {json.dumps(other)} between its columns"
+            raise InputError(f"{between}; save it with {json.dumps(delimiter)}, then give it again")
         raise _lacking(name, reading, head, "column")
     twice = next((column for column in reading.named if head.count(column) > 1), None)
     if twice is not None:
