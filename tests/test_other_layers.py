@@ -125,6 +125,8 @@ def test_other_prefixes_and_half_precision(case, tmp_path):
 @pytest.mark.parametrize("case, change, word", [
     ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"), ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling"),
     ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "scaled"),
+    ("modernbert", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}, "expected them for each kind of layer"),
+    ("modernbert", {"head_dim": 6}, "head_dim is 6, only hidden_size"), ("dinov2", {"head_dim": 6}, "head_dim is 6, only hidden_size"),
     ("modernbert", {"rope_parameters": "default"}, "rope_parameters is 'default', expected an object"),
     ("modernbert", {"rope_parameters": {"full_attention": [1]}}, "full_attention is [1], expected an object"),
     ("nomicbert", {"rope_parameters": "default"}, "rope_parameters is 'default', expected an object"),

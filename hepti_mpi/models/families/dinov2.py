@@ -6,7 +6,20 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm
-from hepti_mpi.models.families.family import Family, Sizes, Source, Task, integer, listed, number, pair, shared_fields, square, yes
+from hepti_mpi.models.families.family import (
+    Family,
+    Sizes,
+    Source,
+    Task,
+    check_head_dim,
+    integer,
+    listed,
+    number,
+    pair,
+    shared_fields,
+    square,
+    yes,
+)
 from hepti_mpi.models.families.vit import VIT
 from hepti_mpi.models.sidefiles import honoured, without
 from hepti_mpi.models.steps import Dense, Lookup, Patches
@@ -20,6 +33,7 @@ def dinov2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     hidden, heads = shared["hidden"], shared["heads"]
     if image < patch or hidden % heads:
         raise ModelError(f"config.json: image_size {image} in patches of {patch} or hidden_size {hidden} in heads of {heads} leaves a rest")
+    check_head_dim(config, shared)
     width, gated = int(hidden * number(config, "mlp_ratio", 4)), yes(config, "use_swiglu_ffn", False)
     width = (int(width * 2 / 3) + 7) // 8 * 8 if gated else width  # source: Dinov2SwiGLUFFN, transformers 5.23
     norm = Norm(hidden, shared["norm_eps"])

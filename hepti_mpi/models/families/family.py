@@ -179,6 +179,14 @@ def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_head_dim(config: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Refuse a width of heads that does not fill `hidden` with the heads that there are. Raises ModelError."""
+    whole = shared["hidden"] // shared["heads"]
+    if config.get("head_dim", whole) != whole:
+        filled = f"hidden_size {shared['hidden']} in {counted(shared['heads'], 'heads')}"
+        raise ModelError(f"config.json: head_dim is {config['head_dim']!r:.60}, only {filled} is supported")
+
+
 def pair(
     store: str, source: str, transform: str = "as is", option: str | None = None, part: tuple[int, int] = (0, 1),
     other: Mapping[str, Source] | None = None,

@@ -12,6 +12,7 @@ from hepti_mpi.models.families.family import (
     Sizes,
     Source,
     Task,
+    check_head_dim,
     integer,
     listed,
     mapping,
@@ -38,6 +39,8 @@ def modernbert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     biases = "qkvo" if yes(config, "attention_bias", False) else ""
     if hidden % heads:
         raise ModelError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+    if config.get("head_dim") is not None:  # null means the same as no word
+        check_head_dim(config, shared)
     reach = integer(config, "local_attention", 128) // 2
     attentions = {kind: Attention(hidden, heads, hidden // heads, biases=biases, rotary=rotary(hidden // heads, base_of(config, kind)),
                                   window=reach if kind == NEAR else None) for kind in (FAR, NEAR)}  # fmt: skip
@@ -67,7 +70,10 @@ def kinds_of(config: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
 
 def base_of(config: Mapping[str, Any], kind: str) -> float:
     """Return the base of the rotary positions of a kind of layers. Raises ModelError."""
-    said, old = mapping(mapping(config, "rope_parameters"), kind), {FAR: "global_rope_theta", NEAR: "local_rope_theta"}[kind]
+    both = mapping(config, "rope_parameters")
+    if set(both) - {FAR, NEAR}:
+        raise ModelError(f"config.json: rope_parameters is {both!r:.60}, expected them for each kind of layer: {FAR} and {NEAR}")
+    said, old = mapping(both, kind), {FAR: "global_rope_theta", NEAR: "local_rope_theta"}[kind]
     if said.get("rope_type", said.get("type", "default")) != "default" or config.get("rope_scaling"):
         raise ModelError(f"config.json: rotary positions of {kind} are scaled, which is not supported for this family")
     default = {FAR: 160000.0, NEAR: 10000.0}[kind]

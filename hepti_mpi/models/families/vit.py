@@ -4,9 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.families.family import CLASSES, LEFT_OVER, POOLER, Family, Source, Task, alike, integer, pair, shared_fields, square
+from hepti_mpi.models.families.family import (
+    CLASSES,
+    LEFT_OVER,
+    POOLER,
+    Family,
+    Source,
+    Task,
+    alike,
+    check_head_dim,
+    integer,
+    pair,
+    shared_fields,
+    square,
+)
 from hepti_mpi.models.steps import Lookup, Patches
-from hepti_mpi.wording import counted
 
 
 def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,9 +32,7 @@ def vit_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     qkv_bias = config.get("qkv_bias", True)
     if not isinstance(qkv_bias, bool):
         raise ModelError(f"config.json: qkv_bias is {qkv_bias!r:.60}, expected true or false")
-    if config.get("head_dim", shared["hidden"] // shared["heads"]) != shared["hidden"] // shared["heads"]:
-        whole = f"hidden_size {shared['hidden']} in {counted(shared['heads'], 'heads')}"
-        raise ModelError(f"config.json: head_dim is {config['head_dim']!r:.60}, only {whole} is supported")
+    check_head_dim(config, shared)
     channels, positions, hidden = integer(config, "num_channels", 3), (image // patch) ** 2 + 1, shared["hidden"]
     options = {"image_size": image, "patch_size": patch, "channels": channels, "qkv_bias": qkv_bias}
     # row 0 of positions holds the class token, the others the bias of the patch projection: one addition at run time
