@@ -13,6 +13,7 @@ from hepti_mpi.models.checkpoints.ggml import TYPES
 from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel, llama3_factors
 from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
+from hepti_mpi.models.families.registry import FAMILIES
 
 NUMBERS = np.arange(64, dtype=np.float32).reshape(2, 32)
 LLAMA = {
@@ -150,6 +151,12 @@ def test_scaled_positions(opened):
         model(opened, tensors={"rope_freqs.weight": factors.astype(np.float32)[::-1] + 1})
     with pytest.raises(ModelError, match="longrope"):
         model(opened, {"llama.rope.scaling.type": "longrope"})
+
+
+def test_positions_that_turn_a_part_of_a_head(opened):
+    """transformers 5.23 turns all of a Llama's head, whatever the file says, llama.cpp the part."""
+    with pytest.raises(ModelError, match="partial_rotary_factor is 0.5, which is not supported"):
+        FAMILIES["llama"].fields(model(opened, {"llama.rope.dimension_count": 4}).config)
 
 
 @pytest.mark.parametrize("more, tensors, words", [

@@ -151,8 +151,8 @@ def rotary_of(config: Mapping[str, Any], dim: int, kind: str | None = None, part
     base = number({"rope_theta": said.get("rope_theta", config.get("rope_theta", 10000.0))}, "rope_theta", 10000.0)
     part = number({"partial_rotary_factor": said.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))},
                   "partial_rotary_factor", 1.0)  # fmt: skip
-    if not partly and said.get("partial_rotary_factor") not in (None, 1):
-        raise ModelError(f"config.json: partial_rotary_factor is {said['partial_rotary_factor']!r:.60}, which is not supported: {WHOLE}")
+    if not partly and part != 1:
+        raise ModelError(f"config.json: partial_rotary_factor is {part:g}, which is not supported: {WHOLE}")
     dims = int(dim * part)
     if dims < 2 or dims % 2 or not 0 < part <= 1 or base <= 1:
         raise ModelError(f"config.json: positions turn {dims} of {dim} numbers with base {base:g}, which is not possible")
