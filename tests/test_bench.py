@@ -5,7 +5,8 @@ from click.testing import CliRunner
 from hepti_mpi.commands import main
 from hepti_mpi.commands.bench import MOST_ROWS, Choice, Formats, Sizes, check_layers, check_room
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec
+from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
+from hepti_mpi.weights import store as stores
 
 
 def test_sizes_of_requests():
@@ -54,3 +55,14 @@ def test_formats_are_named():
     for text in ("", "q9", "f32,,q8", "auto"):
         with pytest.raises(click.BadParameter, match="is none of f32, f16, q8"):
             Formats().convert(text, None, None)
+
+
+def test_a_table_says_what_it_is_of(monkeypatch, tmp_path):
+    """One job may measure several sizes and formats; on a terminal no document below a table tells them apart."""
+    stores.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    words = ["bench", "--weights", "tiny.h5", "--methods", "single", "--repeat", "1", "--threads", "1"]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main.main, [*words, "--rows", "8,4:1", "--formats", "f32,q8"])
+    assert done.exit_code == 0, done.output
+    told = [line for line in done.output.splitlines() if line.startswith("tiny")]
+    assert told == [f"tiny-bert in {name}, {size}" for size in ("8 rows", "4 rows, the first 1 of 3 layers") for name in ("f32", "q8")]

@@ -112,6 +112,7 @@ def test_texts_name_every_rank_and_candidate():
             assert f"rank {rank} on pi{rank}" in text
     lines = records.decision_lines(DECISION).splitlines()
     assert "chosen" in lines[1] and all(" x  " in line for line in lines[2 : 2 + len(DECISION.others)])
+    assert records.decision_lines(replace(DECISION, others=DECISION.others[::-1])).splitlines() == lines, "soonest first, however trusted"
     assert plan.hash in records.plan_lines(plan) and plan.strategy in records.plan_lines(plan)
     without = records.run_lines(record_of(plan), None)
     assert " / -" in without and "9 texts by" in without

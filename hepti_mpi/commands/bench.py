@@ -214,6 +214,8 @@ def measure(
             for one, bench, samples, (_, refused), known in zip(subjects, every, ready, plans, before):
                 if session.root and samples:
                     made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
+                    part = f", the first {layers} of {counted(one.store.spec.layers, 'layers')}" if layers else ""
+                    SCREEN.show(one.found.title(session.store.spec.name, counted(count, "rows") + part))
                     show(bench, samples, refused, known, request, where, made)
                     one.found.methods = {name: Taken.of(sample) for name, sample in samples.items()}
         show_formats(session, choice, subjects, count, where)
@@ -311,6 +313,7 @@ def measure_texts(
                 found = {name: method.written for name, method in methods.items()}
                 bound = decoding.bound(one.store.spec, one.known, request.attended)
                 refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
+                SCREEN.show(one.found.title(session.store.spec.name, f"{counted(choice.tokens, 'tokens')} after {counted(prompt, 'rows')}"))
                 SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
                 made = {"ranks": session.world.size, "versions": machines.versions(machine, one.store.spec)}
                 made["seconds"] = round(time.perf_counter() - begin, 3)

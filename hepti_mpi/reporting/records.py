@@ -191,10 +191,15 @@ def _share(plan: Plan, rank: int) -> tuple[str, ...]:
     return f"rank {rank} on {plan.hosts[rank]}", *words, str(plan.rows[rank])
 
 
+def refusals(refused: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each method that was not measured; most reasons begin with its name."""
+    return [why if why.startswith(f"{name} ") else f"{name}: {why}" for name, why in refused.items()]
+
+
 def decision_lines(decision: Decision, width: int | None = None) -> str:
-    """Return the candidates, soonest first, why each was not chosen, and why a rank was left out."""
+    """Return the chosen candidate, then the others, soonest first, and why a rank was left out."""
     best = decision.chosen
-    rows = [_candidate_row(candidate, best) for candidate in (best, *decision.others)]
+    rows = [_candidate_row(candidate, best) for candidate in _candidates(decision)]
     head = ("candidate", "ms", "", "ranks", "compute", "wire", "waiting", "sent", "most memory")
     lines = [table(head, rows, width)]
     lines += [f"{kind}: fits on no set of these ranks" for kind in decision.unfit]
@@ -212,7 +217,7 @@ def decision_document(decision: Decision) -> dict[str, Any]:
              "compute_seconds": [short(seconds) for seconds in item.price.compute], "wire_seconds": short(item.price.wire),
              "wait_seconds": [short(seconds) for seconds in item.price.wait], "wire_bytes": item.price.bytes,
              "memory_bytes": list(item.memory)}
-            for item in (decision.chosen, *decision.others)
+            for item in _candidates(decision)
         ],
         "unfit": list(decision.unfit),
         "remarks": [*reasons(decision), *decision.notes],
@@ -233,6 +238,11 @@ def bound_document(decision: Decision, possible: Bound) -> dict[str, float]:
     nearness = possible.nearness(decision.chosen.price.seconds)
     found = {"bound_seconds": possible.seconds, "perfect_seconds": possible.perfect, "nearness": nearness}
     return {name: short(value) for name, value in found.items()}
+
+
+def _candidates(decision: Decision) -> list[Candidate]:
+    """Return the chosen one, then the soonest: a decision has them as it trusts them, and ranks of one host less than a rank alone."""
+    return [decision.chosen, *sorted(decision.others, key=lambda one: one.price.seconds)]
 
 
 def _candidate_row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:

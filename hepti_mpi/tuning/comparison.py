@@ -12,7 +12,7 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.reporting.above import Above, Measured, above_bound
-from hepti_mpi.reporting.records import MOST_LATE, time_by_batch
+from hepti_mpi.reporting.records import MOST_LATE, refusals, time_by_batch
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.tuning.bench import Samples
 
@@ -121,7 +121,7 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
     head = ("method", "median ms", "10 - 90 %", f"x {compared}", "predicted", "error", "requests/s", "rows/s", "nearness", "sent",
             "most weights", "difference", "layout")  # fmt: skip
     text = [table(head, rows, width)]
-    text += [f"{name}: {why}" for name, why in refused.items()]
+    text += refusals(refused)
     for wire, one in found.bounds.items():
         text.append(f"bound, {wire} on the wire: {milliseconds(one.seconds)} ms; nearness is the bound over the median")
     text.append(f"perfect division over all boards: {milliseconds(next(iter(found.bounds.values())).perfect)} ms")

@@ -59,6 +59,10 @@ class InFormat:
     accuracy: Accuracy | None
     methods: dict[str, Taken] = field(default_factory=dict)
 
+    def title(self, model: str, asked: str) -> str:
+        """Return the line above a table: of which model, in which format, and what was asked."""
+        return f"{model}{self.name and ' in '}{self.name}, {asked}"
+
 
 @patiently
 def in_format(machine: Machine, source: Store, name: str, say: Callable[[str], None], folder: Path) -> InFormat:

@@ -18,7 +18,7 @@ from hepti_mpi.models.numerics import Array
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program.placement import Placement
-from hepti_mpi.reporting.records import MOST_LATE
+from hepti_mpi.reporting.records import MOST_LATE, refusals
 from hepti_mpi.reporting.tables import milliseconds, rate, table
 from hepti_mpi.weights.store import Store
 
@@ -147,7 +147,7 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
         rows.append((name, *cells, *(layers and f"stages of {layers}" or _parts(shares[what]) for what in ("heads", "columns"))))
     head = ("method", "tokens/s", "median ms", "10 - 90 %", "x", "predicted", "error", "nearness", "first token", "predicted", "difference",
             "heads", "columns")  # fmt: skip
-    text = [table(head, rows, width), *(f"{name}: {why}" for name, why in refused.items())]
+    text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
     late = {name: found[name].late for name in names if found[name].late > MOST_LATE}
     later = "of its time messages left later than from its boards"
