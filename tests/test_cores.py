@@ -1,14 +1,14 @@
 """Whose cores a rank computes on."""
 
+import json
 import os
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper
 
-from hepti_mpi.engine import sessions
 from hepti_mpi.engine.cores import Cores, core_each, may_use
 
 HOSTS = ["a", "a", "b", "a", "c", "c"]
@@ -81,16 +81,25 @@ def test_threads_that_compute_together_have_a_core_each_where_there_are_as_many(
     assert os.sched_getaffinity(0) == set(HERE)
 
 
+SESSION = """
+import os
+from pathlib import Path
+from onnx import TensorProto, helper
+from hepti_mpi.engine import sessions
+
+value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
+before = set(os.listdir("/proc/self/task"))
+made = sessions.session(graph, Path("."), "packed", len(os.sched_getaffinity(0)))
+print(sorted(sorted(os.sched_getaffinity(int(thread))) for thread in set(os.listdir("/proc/self/task")) - before))
+"""
+
+
 @several
-def test_the_threads_of_a_session_have_a_core_each(monkeypatch):
-    monkeypatch.setattr(sessions, "_configured", [])  # each session has threads of its own then
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
-    before = set(os.listdir("/proc/self/task"))
-    made = sessions.session(graph, Path("."), "packed", len(HERE))
-    threads = set(os.listdir("/proc/self/task")) - before
-    assert made is not None
-    assert sorted(sorted(os.sched_getaffinity(int(thread))) for thread in threads) == [[core] for core in HERE[1:]]
+def test_the_threads_of_a_session_have_a_core_each():
+    """In a process of its own: one whose sessions share their threads, as those of other tests may, makes none with threads of its own."""
+    found = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == [[core] for core in HERE[1:]]
 
 
 @several
