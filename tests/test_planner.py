@@ -500,6 +500,10 @@ def test_one_rank_with_all_cores_of_a_host_is_a_candidate(ranks):
     longer = min(seconds for count, seconds in decision.by_ranks.items() if count > 1)
     assert f"{decision.chosen.price.seconds * 1e3:.1f} ms" in sentence and f"{longer * 1e3:.1f} ms" in sentence
     assert sentence.startswith("more ranks are slower here: rank 0 on a alone, with all cores of its host, takes ")
+    hardly = "hardly sooner, if at all,"
+    for times, what in ((1.03, "slower"), (1.01, hardly), (0.99, hardly), (0.97, "not sure to be sooner")):
+        (sentence,) = more_ranks(replace(decision, by_ranks={ranks: times * decision.chosen.price.seconds}))
+        assert sentence.startswith(f"more ranks are {what} ")
 
 
 @pytest.mark.parametrize("mates", [2, 4])

@@ -26,8 +26,10 @@ def more_ranks(decision: Decision) -> Iterator[str]:
         rank = plan.active[0]
         shared = plan.hosts.count(plan.hosts[rank]) > 1
         few = f"rank {rank} on {plan.hosts[rank]} alone{', with all cores of its host,' * shared} takes"
-    what = "slower" if more[count] > seconds else "hardly sooner, if at all,"
-    if more[count] * SAME < seconds:
+    what = "hardly sooner, if at all,"
+    if more[count] > SAME * seconds:
+        what = "slower"
+    elif more[count] * SAME < seconds:
         what = "not sure to be sooner"
     best = f"the best plan on {counted(count, 'ranks')} {more[count] * 1e3:.1f} ms"
     yield f"more ranks are {what} here: {few} {seconds * 1e3:.1f} ms a batch, {best}"
