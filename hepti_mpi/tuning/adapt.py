@@ -294,7 +294,8 @@ class Adapter:
             self.pairs = self._suspects()
         if not self.pairs:
             return None
-        rates = self.base.bytes_per_second
+        # a look that is to tell how far it goes is as long as the link needs that is what it was: a shorter one finds up to a third more
+        rates = np.maximum(self.base.bytes_per_second, self.best_rates if self.looks else 0)
         sizes = [int(np.clip(rates[one][other] * TIMED_SECONDS, LEAST_TIMED, MOST_TIMED)) for one, other in self.pairs]
         ahead = int(AHEAD * max(node.head_start_bytes for node in self.base.nodes))
         return {"do": "links", "pairs": self.pairs, "sizes": sizes, "ahead": ahead}
