@@ -58,9 +58,10 @@ class Now:
 
 
 class World:
-    """Boards that compute and links that carry as `reality` says, with `noise`."""
+    """Boards that compute and links that carry as `reality` says, with `noise`; of what a look times, `grain` bytes come at once."""
 
-    def __init__(self, method="hepti", noise=0.05, seed=1, profile=PROFILE):
+    def __init__(self, method="hepti", noise=0.05, seed=1, profile=PROFILE, grain=0):
+        self.grain = grain
         self.reality, self.draw, self.noise, self.start = profile, np.random.default_rng(seed), noise, profile
         self.ranks = len(profile.nodes)
         plan = chosen(profile).plan
@@ -84,8 +85,8 @@ class World:
                 self.looks += 1
                 assert self.looks < 100 + self.number, "it looks at links and answers nothing"
                 rates = [{} for _ in range(self.ranks)]
-                for one, other in order["pairs"]:
-                    rate = self.reality.bytes_per_second[one][other]
+                for (one, other), size in zip(order["pairs"], order["sizes"]):
+                    rate = self.reality.bytes_per_second[one][other] * size / (size - self.grain)
                     rates[one][str(other)] = rates[other][str(one)] = rate * (1 + 0.1 * self.draw.standard_normal())
                 self.adapter.linked(rates, 0.01)
             else:
@@ -263,6 +264,18 @@ def test_changes_that_follow_each_other_are_all_followed():
         world.reality = reality
         world.go(20)
         assert world.now() <= 1.05 * world.best(), world.adapter.made
+
+
+def test_looks_that_find_too_much_lead_back_to_the_plan_that_there_was():
+    boards = cluster((32, 22.9, 13.3, 8.9), mbit=191)
+    world, slow = World(noise=0.003, profile=boards, grain=40 << 10), scaled(boards, [3.2, 1, 1, 1])
+    world.go(20)
+    for reality in (slow, thin(slow, 1, 0.1), boards):
+        world.reality = reality
+        world.go(20)
+    assert world.now() <= 1.01 * world.best(), world.adapter.made
+    found = world.adapter.base.bytes_per_second
+    assert found[1] == pytest.approx(boards.bytes_per_second[1], rel=1e-6), "not what was measured"
 
 
 SMALL = sized(SPEC, layers=6, hidden=384, ffn=1536)
