@@ -113,6 +113,25 @@ def test_it_fits_a_phone_and_a_desk(page, service, width, dark):
     assert page.problems == []
 
 
+def test_what_boards_of_teams_do_is_told(page, service):
+    url, _, details = service
+    hosts = [*PLAN["hosts"], "pi3"]
+    stages = [[{"members": [0]}], [{"members": [0]}], [{"members": [1]}, {"members": [2]}]]
+    teams = [{"ranks": [0], "rows_per_second": 700.0, "inputs": 1}, {"ranks": [0], "rows_per_second": 800.0, "inputs": 0},
+             {"ranks": [1, 2], "rows_per_second": 1500.0, "inputs": 0}]  # fmt: skip
+    details.update(plan={"hash": "5ad1c0de", "strategy": "teams", "hosts": hosts, "teams": stages}, computed={}, teams=teams)
+    page.show(url, 390, 844, dark=True)
+    page.until("document.querySelectorAll('#ranks tr').length == 4")
+    told = page.value("[...document.querySelectorAll('#ranks tr')].map(row => row.innerText)")
+    assert [row.replace("\n", "").replace("\t", "|") for row in told] == [
+        "0|pi4-1||1,500|1 input", "1|pi4-2||1,500|rests", "2|pi5|stage 2 of 2||rests", "3|pi3|left out||",
+    ]
+    assert page.value("[...document.querySelectorAll('#ranks .bar')].map(bar => bar.ariaLabel)") == ["50 %", "50 %"]
+    assert page.text("#unit") == "tokens/s" and page.value("document.documentElement.scrollWidth <= innerWidth")
+    kept(page, "phone-teams")
+    assert page.problems == []
+
+
 def test_a_key_is_asked_for_and_used(page):
     with test_streams.counting(dict(BOARDS), dict(DETAILS), keys=["secret-key"]) as port:
         page.show(f"http://127.0.0.1:{port}/")

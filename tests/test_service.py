@@ -463,7 +463,12 @@ def test_texts_of_a_service_in_teams(folder, writer):
     with served(folder, writer.store, *words) as own, ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda one: own.answer("/v1/completions", one)["choices"][0], asked))
         assert [one["text"] for one in found] == [one["text"] for one in right]
-        assert own.get("/status")[1]["plan"]["strategy"] == "teams"
+        status = own.get("/status")[1]
+        assert status["plan"]["strategy"] == "teams"
+        own.until(lambda: [team["inputs"] for team in own.get("/status")[1]["teams"]] == [0, 0])
+        teams = own.get("/status")[1]["teams"]
+        assert sorted(team["ranks"] for team in teams) == [[0], [1]] and all(team["rows_per_second"] > 0 for team in teams)
+        assert b"hepti_rank_inputs{host=" in own.get("/metrics")[1]
 
 
 

@@ -89,6 +89,7 @@ def _write(session: "Session", machining: Machining, remote: "Remote | None", ro
     try:
         making = writers.maker(loaded, session, texts=False)  # the front makes texts of tokens
         remote.ring = making.wake
+        remote.doing = remote.doing if loaded.making is None else loaded.making.doing
         remote.ready(session.store.source_hash, 1, writers.told(loaded, session))
         lead(making, remote, loaded.rest)
     finally:
@@ -121,4 +122,6 @@ def _answer(session: "Session", job: Job, remote: "Remote | None", adapt: bool, 
     watch: Watch = job.watched(say) if adapt else Steady()
     remote.ready(session.store.source_hash, batch_rows, job.facts)
     with Beside(remote) as beside:
-        job.answer(answerer, Desk(remote, Scheduler(answerer, batch_rows), answerer, beside, Watched(watch, remote)))
+        desk = Desk(remote, Scheduler(answerer, batch_rows), answerer, beside, Watched(watch, remote))
+        remote.doing = lambda: desk.doing()  # which is known when there are teams
+        job.answer(answerer, desk)

@@ -40,7 +40,7 @@ BEAT_SECONDS = 1.0  # between two words to those that rest: whoever hears nothin
 @dataclass
 class Desk:
     """What rank 0 has that leads: where requests come from, who puts them together and answers them, where the answers go, and the watch
-    over the plan. `wanted` tells whether to go on; left out: always."""
+    over the plan. `wanted` tells whether to go on; left out: always. `doing`: what teams do now, where there are some (serving.teams)."""
 
     source: Source
     scheduler: Scheduler
@@ -48,6 +48,7 @@ class Desk:
     sink: Listener
     watch: Watch = field(default_factory=Steady)
     wanted: Callable[[], bool] = lambda: True
+    doing: Callable[[], list[dict[str, Any]]] = list
 
 
 @dataclass

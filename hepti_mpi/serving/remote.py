@@ -49,6 +49,7 @@ class Remote:
         self.computed: dict[int, float] = {}  # seconds that ranks computed for their last batch, as far as they tell
         self.ended = False
         self.ring: Callable[[], object] = lambda: None
+        self.doing: Callable[[], list[dict[str, Any]]] = list  # what teams do now (serving.teams)
         self.came = threading.Condition()
         self.told, self.answered, self.sending = time.monotonic(), 0, threading.Lock()
         threading.Thread(target=self._read, name="front", daemon=True).start()
@@ -111,10 +112,16 @@ class Remote:
             self.connection.send_bytes(message)
 
     def _beat(self) -> None:
-        """Tell the supervisor that this process is not stopped, whatever it does: ranks that rest wait for it much longer."""
+        """Tell the supervisor that this process is not stopped, whatever it does: ranks that rest wait for it much longer. Tell the front
+        what teams do."""
+        told = list[dict[str, Any]]()
         while not self.ended:
             time.sleep(ALIVE_SECONDS)
             channel.tell("alive")
+            now = self.doing()
+            if now != told:
+                self.tell("teams", teams=now)
+                told = now
 
     def _read(self) -> None:
         try:

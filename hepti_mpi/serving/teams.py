@@ -84,7 +84,18 @@ class Front:
         self.ticket, self.begin = 0, 0.0
         self.error: BaseException | None = None
         desk.source.ring = lambda: mail.send(mail.rank, FRONT, {"do": "look"})  # a team may be free for what comes while others answer
+        desk.doing = self.doing
         self.thread = threading.Thread(target=self._work, name="front", daemon=True)
+
+    def doing(self) -> list[dict[str, Any]]:
+        """Return what each team does now, for any thread: its ranks, how many rows a second it answers, and how many inputs it has."""
+        inputs = Counter[int]()
+        for number, step, _ in list(self.steps.values()):
+            inputs[number] += len(step.requests)
+        return [
+            {"ranks": list(team.members), "rows_per_second": 1 / work.pace, "inputs": inputs[number]}
+            for number, (team, work) in enumerate(zip(self.placement.teams, self.outcome.teams))
+        ]
 
     def _work(self) -> None:
         try:

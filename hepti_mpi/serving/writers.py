@@ -81,6 +81,13 @@ class TeamGenerator(Asked):
             for one in self.teams
         ]
 
+    def doing(self) -> list[dict[str, Any]]:
+        """Return what each team does now, for any thread: its ranks, tokens a second of full slots, and how many texts it has."""
+        return [
+            {"ranks": list(one.writer.team.members), "rows_per_second": one.writer.rate / one.slower, "inputs": len(one.under_way)}
+            for one in self.teams
+        ]
+
     def wake(self) -> None:
         """See serving.generation.Asked."""
         self.mail.send(self.mail.rank, FRONT, {"events": []})

@@ -53,6 +53,7 @@ class Service:
         self.supervisor = Supervisor(job.hosts, job.mpirun, job.words, self._state, self._heard, self._gains, self.say, True)
         self.doing, self.plan, self.why = "starting", dict[str, Any](), list[str]()
         self.computed: dict[str, float] = {}  # seconds of each rank in its last batch
+        self.teams: list[dict[str, Any]] = []  # what each does now, where there are some
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.error: HeptiError | None = None
         self.failed, self.ready = threading.Event(), threading.Event()
@@ -85,8 +86,9 @@ class Service:
         return {"status": state, "doing": doing, "hosts": hosts, "starts": front.starts}
 
     def details(self) -> dict[str, Any]:
-        """Return who does what and why, what ranks computed last, and what happened."""
-        return {"plan": self.plan, "why": self.why, "computed": self.computed, "events": list(self.events)}
+        """Return who does what and why, what ranks computed last or teams do now, and what happened."""
+        doing = {"computed": self.computed, "teams": self.teams}
+        return {"plan": self.plan, "why": self.why, **doing, "events": list(self.events)}
 
     def _run(self) -> None:
         try:
@@ -113,7 +115,7 @@ class Service:
 
     def _heard_of_rank_0(self, record: dict[str, Any]) -> None:
         if record["kind"] == "ready":
-            self.plan, self.why, self.computed = record["plan"], record.get("why", []), {}
+            self.plan, self.why, self.computed, self.teams = record["plan"], record.get("why", []), {}, []
             self.say(f"ready on {', '.join(dict.fromkeys(record['plan']['hosts']))}" + " again" * (self.front.starts > 1))
             self.supervisor.going = True
             self.ready.set()
@@ -121,6 +123,8 @@ class Service:
             self.plan, self.why, self.computed = record["plan"], [], {}
         elif record["kind"] == "answered":
             self.computed = record["computed"]
+        elif record["kind"] == "teams":
+            self.teams = record["teams"]
         elif record["kind"] == "said":
             self.say(record["what"])
         elif record["kind"] == "given up":

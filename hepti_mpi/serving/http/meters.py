@@ -28,6 +28,8 @@ class Meters:
         self.batch_rows = Histogram("hepti_batch_rows", "Rows of a batch.", buckets=ROWS, registry=own)
         self.switches = Counter("hepti_plan_switches", "Changes of the plan.", registry=own)
         self.compute = Gauge("hepti_rank_compute_seconds", "What a rank computed in its last batch.", ["rank", "host"], registry=own)
+        self.teams = [Gauge("hepti_rank_rows_per_second", "Rows that the teams of a rank answer.", ["rank", "host"], registry=own),
+                      Gauge("hepti_rank_inputs", "Inputs that the teams of a rank have.", ["rank", "host"], registry=own)]  # fmt: skip
         self.info = Gauge("hepti_plan_info", "The plan in use: 1.", ["strategy", "hash"], registry=own)
         self.shares = [Gauge(f"hepti_rank_{name}", f"The part of the {name} that a rank has.", ["rank", "host"], registry=own)
                        for name in SHARES]  # fmt: skip
@@ -55,10 +57,16 @@ class Meters:
             self.batch_rows.observe(record["rows"])
             for rank, seconds in record["computed"].items():
                 self.compute.labels(rank, self.hosts[int(rank)]).set(seconds)
+        elif record["kind"] == "teams":
+            for gauge, name in zip(self.teams, ("rows_per_second", "inputs")):
+                gauge.clear()
+                for team in record["teams"]:  # a rank may be several teams
+                    for rank in team["ranks"]:
+                        gauge.labels(rank, self.hosts[rank]).inc(team[name])
 
     def _planned(self, plan: Mapping[str, Any]) -> None:
         self.hosts = list(plan["hosts"])
-        for gauge in (self.info, self.compute, *self.shares):
+        for gauge in (self.info, self.compute, *self.teams, *self.shares):
             gauge.clear()
         self.info.labels(plan.get("strategy", ""), plan.get("hash", "")).set(1)
         for name, gauge in zip(SHARES, self.shares):
