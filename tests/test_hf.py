@@ -272,7 +272,7 @@ CONFIG_CASES = [
     ({"model_type": "mamba"}, "'mamba'", ", ".join(FAMILIES)),
     ({"model_type": ...}, "has no model_type"),
     ({"model_type": ["bert"]}, "supported"),
-    ({"hidden_act": "mish"}, "'mish'", "gelu, gelu_new"),
+    ({"hidden_act": "relu2"}, "'relu2'", "gelu, gelu_new"),
     ({"hidden_act": None}, "hidden_act None"),
     ({"hidden_size": 0}, "hidden_size is 0"),
     ({"hidden_size": True}, "hidden_size is True"),

@@ -91,6 +91,45 @@ def test_nomics_own_keys_that_only_nomics_code_reads(more):
         FAMILIES["nomic_bert"].fields(config)
 
 
+FAR, NEAR = "full_attention", "sliding_attention"
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+PLAIN, PLAIN_NEAR = [1, 0.05, 0.0025, 0.000125], [1, 0.1, 0.01, 0.001]
+SCALED = [  # rotary positions of layers that see all tokens, and of those that see near ones: by transformers 5.23
+    ({"rope_parameters": {FAR: {"rope_type": "linear", "factor": 4.0}}}, ([0.25, 0.0125, 0.000625, 3.125e-05], 1), (PLAIN_NEAR, 1)),
+    ({"rope_parameters": {FAR: {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, NEAR: {"rope_theta": 500.0}}},
+     ([1, 0.0125, 0.000625, 3.125e-05], 1.1386294), ([1, 0.21147424, 0.04472136, 0.00945742], 1)),
+    ({"rope_parameters": {FAR: {"rope_type": "dynamic", "factor": 2.0}}}, (PLAIN, 1), (PLAIN_NEAR, 1)),
+    ({"rope_parameters": {FAR: LLAMA3}}, ([0.57605636, 0.00625, 0.0003125, 1.563e-05], 1), (PLAIN_NEAR, 1)),
+    ({"rope_parameters": {FAR: dict(list(LLAMA3.items())[:4])}}, ([1, 0.00625, 0.0003125, 1.563e-05], 1), (PLAIN_NEAR, 1)),
+    ({"global_rope_theta": 1000.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+     ([1, 0.13337095, 0.01581139, 0.00281171], 1.0693147), ([1, 0.075, 0.005, 0.0005], 1.0693147)),
+]  # fmt: skip
+SIZES_OF_EIGHT = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 64, "vocab_size": 30,
+                  "intermediate_size": 8}  # fmt: skip
+
+
+def turns(attention):
+    return (pytest.approx(list(attention.rotary.frequencies), rel=1e-3), pytest.approx(attention.rotary.factor))
+
+
+@pytest.mark.parametrize("said, far, near", SCALED)
+def test_scaled_positions_of_modernbert(said, far, near):
+    fields = FAMILIES["modernbert"].fields(SIZES_OF_EIGHT | {"layer_types": [FAR, NEAR]} | said)
+    assert [far, near] == [turns(kind.attention) for kind in fields["kinds"]]
+
+
+@pytest.mark.parametrize("said, expected", [
+    ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, ([0.25, 0.04445698, 0.00790569, 0.00140585], 1)),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+     ([1, 0.04445698, 0.00790569, 0.00140585], 1.1386294)),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ([1, 0.11114246, 0.00790569, 0.00140585], 1.1386294)),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}}, ([1, 0.21147424, 0.04472136, 0.00945742], 1)),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ([0.5, 0.08891397, 0.01581139, 0.00281171], 1)),
+])  # fmt: skip
+def test_scaled_positions_of_nomicbert(said, expected):
+    assert expected == turns(FAMILIES["nomic_bert"].fields(SIZES_OF_EIGHT | said)["kinds"][0].attention)
+
+
 def test_layers_of_modernbert():
     spec = read_model(GOLDEN / "modernbert").spec
     assert [layer.attention.window for layer in spec.each()] == [None, 3, 3, None]
@@ -124,15 +163,18 @@ def test_other_prefixes_and_half_precision(case, tmp_path):
 
 @pytest.mark.parametrize("case, change, word", [
     ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"), ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling"),
-    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "scaled"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "factor"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "longrope needs"),
+    ("modernbert", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
+    ("modernbert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "put what is meant into rope_parameters"),
     ("modernbert", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}, "expected them for each kind of layer"),
     ("modernbert", {"head_dim": 6}, "head_dim is 6, only hidden_size"), ("dinov2", {"head_dim": 6}, "head_dim is 6, only hidden_size"),
     ("modernbert", {"rope_parameters": "default"}, "rope_parameters is 'default', expected an object"),
     ("modernbert", {"rope_parameters": {"full_attention": [1]}}, "full_attention is [1], expected an object"),
     ("nomicbert", {"rope_parameters": "default"}, "rope_parameters is 'default', expected an object"),
-    ("modernbert", {"mlp_bias": 1}, "mlp_bias"), ("modernbert", {"hidden_activation": "mish"}, "'mish'"),
+    ("modernbert", {"mlp_bias": 1}, "mlp_bias"), ("modernbert", {"hidden_activation": "relu2"}, "'relu2'"),
     ("nomicbert", {"prenorm": True}, "prenorm"), ("nomicbert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
-    ("nomicbert", {"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"), ("nomicbert", {"is_causal": True}, "is_causal"),
+    ("nomicbert", {"rope_parameters": {"rope_type": "dynamic"}}, "factor is None"), ("nomicbert", {"is_causal": True}, "is_causal"),
     ("nomicbert", {"rotary_emb_base": 500}, "rotary_emb_base is 500, and rope_theta is 1000.0 to transformers"),
     ("nomicbert", {"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05, and layer_norm_eps"),
     ("mpnet", {"relative_attention_num_buckets": 16}, "num_buckets"), ("mpnet", {"max_position_embeddings": 2}, "max_position_embeddings"),

@@ -9,7 +9,7 @@ import pytest
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
-from hepti_mpi.models.numerics import activate, erf, layer_norm, softmax
+from hepti_mpi.models.numerics import ACTIVATIONS, activate, erf, layer_norm, softmax
 from hepti_mpi.models.reference import forward
 from hepti_mpi.models.tasks.heads import apply_head, embed
 
@@ -102,12 +102,28 @@ def test_erf_is_exact():
     assert np.isnan(erf(np.nan))
 
 
-@pytest.mark.parametrize("name, at_one", [("gelu", 0.8413447), ("gelu_tanh", 0.8411920), ("relu", 1.0)])
-def test_activations(name, at_one):
-    x = np.array([-30.0, -1.0, 0.0, 1.0, 30.0], dtype=np.float32)
-    y = activate(name, x)
+ACTIVATED = {  # at -30, -1, 0, 1 and 30, by torch
+    "gelu": [0, -0.1586553, 0, 0.8413447, 30],
+    "gelu_tanh": [0, -0.1588080, 0, 0.8411920, 30],
+    "gelu_10": [0, -0.1586553, 0, 0.8413447, 10],
+    "quick_gelu": [0, -0.1542038, 0, 0.8457962, 30],
+    "relu": [0, 0, 0, 1, 30],
+    "leaky_relu": [-0.3, -0.01, 0, 1, 30],
+    "silu": [0, -0.2689414, 0, 0.7310586, 30],
+    "mish": [0, -0.3034015, 0, 0.8650984, 30],
+    "tanh": [-1, -0.7615942, 0, 0.7615942, 1],
+}
+
+
+def test_every_activation_is_known_by_its_values():
+    assert ACTIVATED.keys() == ACTIVATIONS.keys()
+
+
+@pytest.mark.parametrize("name", ACTIVATED)
+def test_activations(name):
+    y = activate(name, np.array([-30.0, -1.0, 0.0, 1.0, 30.0], dtype=np.float32))
     assert y.dtype == np.float32
-    np.testing.assert_allclose(y, [0, at_one - 1, 0, at_one, 30], atol=1e-6)
+    np.testing.assert_allclose(y, ACTIVATED[name], atol=1e-6)
 
 
 def test_layer_norm_and_softmax():

@@ -13,6 +13,7 @@ from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.products import LEAST, Made, Product
 from hepti_mpi.models.formats import FORMATS, Seen
+from hepti_mpi.models.numerics import ACTIVATIONS, activate
 from hepti_mpi.weights.slices import Slice
 
 ROWS, WIDTH, OUTPUTS, BAD = 5, 64, 48, 2  # the row that is spoilt
@@ -55,6 +56,17 @@ def test_products_that_lead_to_the_residual(name, smoothed, least):
     graph = Graph()
     output = Product(graph, Made(parts), "x", Slice("w", 0, (WIDTH, OUTPUTS), kind, 0), least).write(None, None)
     check(graph, output, (np.nan, np.inf) if least is not None else (np.nan, np.inf, -np.inf))
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_activations(kind, biased):
+    graph, bias = Graph(), np.linspace(-1, 1, WIDTH).astype(np.float32)
+    added = biased and kind not in kernels.WITHOUT_BIAS
+    session = session_of(graph, kernels.activate(graph, kind, "x", graph.constant("bias", bias) if added else None))
+    x = np.linspace(-20, 20, ROWS * WIDTH).astype(np.float32).reshape(ROWS, WIDTH)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], activate(kind, x + bias * added), atol=5e-6)
+    assert np.isnan(session.run(None, {"x": np.full((ROWS, WIDTH), np.nan, np.float32)})[0]).all()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -12,6 +12,7 @@ from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.packing import reach
 from hepti_mpi.engine.products import LEAST, OfStore, Product
 from hepti_mpi.models import blocks
+from hepti_mpi.models.numerics import ACTIVATIONS
 from hepti_mpi.program import ops
 from hepti_mpi.program.grouping import read
 from hepti_mpi.weights.slices import Slice
@@ -90,16 +91,23 @@ def multi_head(graph: Graph, block: blocks.Attention, inputs: Sequence[str], hea
 def activate(graph: Graph, kind: str, x: str, bias: str | None, output: str | None = None) -> str:  # [r, w], [w] -> [r, w]
     """Write the activation `kind`, with a bias unless it is one of WITHOUT_BIAS; return what it is called."""
     outputs = [output] if output else None
-    if kind == "relu":
-        return graph.node("Relu", [x], outputs)
-    if kind == "silu":
-        return graph.node("QuickGelu", [x], outputs, domain=MICROSOFT, alpha=1.0)
+    if kind in ("relu", "tanh"):
+        return graph.node(kind.capitalize(), [x], outputs)
+    if kind == "leaky_relu":
+        return graph.node("LeakyRelu", [x], outputs, alpha=0.01)
+    if kind in ("silu", "quick_gelu"):
+        return graph.node("QuickGelu", [x], outputs, domain=MICROSOFT, alpha=1.0 if kind == "silu" else 1.702)
+    if kind == "mish":
+        return graph.node("Mul", [x, graph.node("Tanh", [graph.node("Softplus", [x])])], outputs)
+    if kind == "gelu_10":
+        ends = [graph.constant(f"number_{end!r}", np.array(end, np.float32)) for end in (-10.0, 10.0)]
+        return graph.node("Clip", [graph.node("Gelu", [x], domain=MICROSOFT), *ends], outputs)
     name = {"gelu": "Gelu" if bias is None else "BiasGelu", "gelu_tanh": "FastGelu"}[kind]
     return graph.node(name, [x] if bias is None else [x, bias], outputs, domain=MICROSOFT)
 
 
 MOST_FLOAT16 = float(np.finfo(np.float16).max)
-WITHOUT_BIAS = ("relu", "silu")  # activations whose kernels add none: the product before them does
+WITHOUT_BIAS = ACTIVATIONS.keys() - {"gelu", "gelu_tanh"}  # activations whose kernels add none: the product before them does
 
 
 def write_norm(to: "Writing", norm: blocks.Norm, w: "Own", prefix: str, x: str, output: str | None = None) -> str:  # [r, h] -> [r, h]
@@ -248,7 +256,7 @@ def mlp(to: Writing, op: ops.Mlp, w: Own) -> None:
     mixed = activate(to.graph, kind, mixed, None if early or bias is None else to.vector(bias))
     if op.block.gated:
         mixed = to.graph.node("Mul", [mixed, to.linear(op.reads[0], w["up.weight"], w.get("up.bias"))])
-    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST[kind], op not in to.finite)
+    to.linear(mixed, w["down.weight"], None, op.writes[0], None if op.block.gated else LEAST.get(kind), op not in to.finite)
 
 
 @of(ops.Cast)

@@ -18,7 +18,8 @@ from hepti_mpi.models.formats import CHANNELS, F16, F32, SCALES, VALUES, Blocks,
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
-LEAST = {"relu": 0.0, "gelu": -0.17, "gelu_tanh": -0.1701, "silu": -0.2785}  # below which an activation gives nothing
+# below which an activation gives nothing; that of tanh is as far from 0 as its most, and the rest have none
+LEAST = {"relu": 0.0, "gelu": -0.17, "gelu_10": -0.17, "gelu_tanh": -0.1701, "quick_gelu": -0.1637, "silu": -0.2785, "mish": -0.3089}
 MIDDLE, BELOW = 128, 32  # of 256 whole numbers: those below 0, where values may be anything; where they are hardly below 0
 
 

@@ -1,6 +1,7 @@
 """Norms, activations and softmax on NumPy arrays. Knows formulas; knows no model, no file and no rank."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,19 +35,35 @@ def erf(x: ArrayLike) -> NDArray[np.float64]:
 
 
 def activate(name: str, x: Array) -> Array:
-    """Return the activation `name` ("gelu", "gelu_tanh", "relu" or "silu") of every element, in the type of `x`.
+    """Return the activation `name`, one of ACTIVATIONS, of every element, in the type of `x`."""
+    result: Array = ACTIVATIONS[name](x).astype(x.dtype)
+    return result
 
-    Source: Hendrycks and Gimpel, Gaussian error linear units, arXiv:1606.08415, the exact form, the tanh form and, in section 5, silu.
-    """
-    if name == "relu":
-        return np.maximum(x, 0)
-    if name == "silu":
-        return x * sigmoid(x)
-    if name == "gelu_tanh":
-        approximate: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-        return approximate
-    exact: Array = 0.5 * x * (1 + erf(x / math.sqrt(2)))
-    return exact.astype(x.dtype)
+
+def gelu(x: Array) -> Array:
+    """Source: Hendrycks and Gimpel, Gaussian error linear units, arXiv:1606.08415, the exact form."""
+    result: Array = 0.5 * x * (1 + erf(x / math.sqrt(2)))
+    return result
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Source: the same, section 2, the form by tanh."""
+    result: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return result
+
+
+# the names of transformers, but for "gelu_tanh", which has several there
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "gelu_10": lambda x: np.clip(gelu(x), -10, 10),  # kept within 10, to be rounded to 8 bits
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "leaky_relu": lambda x: np.where(x < 0, 0.01 * x, x),
+    "silu": lambda x: x * sigmoid(x),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),  # source: Misra, Mish, arXiv:1908.08681
+    "tanh": np.tanh,
+}
 
 
 def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:

@@ -9,11 +9,11 @@ from typing import Any
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer, Norm, Weight, layer_from_json
 from hepti_mpi.models.formats import F16, F32, NARROWER, Q8, Q8_BLOCKS, Q8_WIDE, Blocks, Format, format_named
+from hepti_mpi.models.numerics import ACTIVATIONS
 from hepti_mpi.models.older import PLAIN, back_of, front_of, heads_of, layers_of
 from hepti_mpi.models.steps import Lookup, Step, Words, read_steps
 from hepti_mpi.wording import counted
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 LISTED = ("order", "last")  # what only some models say
 
 

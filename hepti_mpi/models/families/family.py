@@ -25,12 +25,11 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
-    "relu": "relu",
     "gelu_python": "gelu",  # the same functions, written in Python
     "gelu_python_tanh": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
-    "silu": "silu",
     "swish": "silu",
+    **{name: name for name in ("gelu_10", "quick_gelu", "relu", "leaky_relu", "silu", "mish", "tanh")},
 }
 
 

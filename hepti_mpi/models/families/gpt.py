@@ -13,10 +13,10 @@ from hepti_mpi.models.families.decoders import (
     activation,
     check_alike,
     decoder_sources,
-    rotary_of,
     window_of,
 )
 from hepti_mpi.models.families.family import Family, Source, integer, number, pair, yes
+from hepti_mpi.models.families.rotary import rotary_of
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup
 

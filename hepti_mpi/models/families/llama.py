@@ -14,11 +14,11 @@ from hepti_mpi.models.families.decoders import (
     activation,
     check_alike,
     decoder_sources,
-    rotary_of,
     window_of,
     windows,
 )
 from hepti_mpi.models.families.family import Family, yes
+from hepti_mpi.models.families.rotary import rotary_of
 
 
 def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, rotary
+from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Rotary
 from hepti_mpi.models.families.family import (
     CLASSES,
     LEFT_OVER,
@@ -22,6 +22,7 @@ from hepti_mpi.models.families.family import (
     shared_fields,
     yes,
 )
+from hepti_mpi.models.families.rotary import rotary_of
 from hepti_mpi.models.sidefiles import honoured, without
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Words
 
@@ -42,7 +43,7 @@ def modernbert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("head_dim") is not None:  # null means the same as no word
         check_head_dim(config, shared)
     reach = integer(config, "local_attention", 128) // 2
-    attentions = {kind: Attention(hidden, heads, hidden // heads, biases=biases, rotary=rotary(hidden // heads, base_of(config, kind)),
+    attentions = {kind: Attention(hidden, heads, hidden // heads, biases=biases, rotary=turns_of(config, kind, hidden // heads),
                                   window=reach if kind == NEAR else None) for kind in (FAR, NEAR)}  # fmt: skip
     layers = [Layer(attentions[kind], mlp, before=(norm if place else None, norm)) for place, kind in enumerate(kinds_of(config, shared))]
     words = Lookup("embedding.words", "ids", integer(config, "vocab_size", 50368), hidden)
@@ -68,16 +69,16 @@ def kinds_of(config: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def base_of(config: Mapping[str, Any], kind: str) -> float:
-    """Return the base of the rotary positions of a kind of layers. Raises ModelError."""
-    both = mapping(config, "rope_parameters")
+def turns_of(config: Mapping[str, Any], kind: str, dim: int) -> Rotary:
+    """Return the rotary positions of a kind of layers. Raises ModelError."""
+    both, old = mapping(config, "rope_parameters"), mapping(config, "rope_scaling")
     if set(both) - {FAR, NEAR}:
         raise ModelError(f"config.json: rope_parameters is {both!r:.60}, expected them for each kind of layer: {FAR} and {NEAR}")
-    said, old = mapping(both, kind), {FAR: "global_rope_theta", NEAR: "local_rope_theta"}[kind]
-    if said.get("rope_type", said.get("type", "default")) != "default" or config.get("rope_scaling"):
-        raise ModelError(f"config.json: rotary positions of {kind} are scaled, which is not supported for this family")
-    default = {FAR: 160000.0, NEAR: 10000.0}[kind]
-    return number(said, "rope_theta", default) if "rope_theta" in said else number(config, old, default)
+    if old and (both or "rope_type" not in old or FAR in old or NEAR in old):  # transformers puts it over what both kinds say
+        raise ModelError(f"config.json: rope_scaling is {old!r:.60}; put what is meant into rope_parameters, for {FAR} and {NEAR}")
+    theta, default = {FAR: ("global_rope_theta", 160000.0), NEAR: ("local_rope_theta", 10000.0)}[kind]
+    said = {"rope_theta": number(config, theta, default)} | dict(mapping(both, kind)) | dict(old)
+    return rotary_of(dict(config) | {"rope_parameters": {kind: said}, "rope_scaling": None}, dim, kind)
 
 
 def transform(sizes: Sizes) -> Dense:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hepti_mpi.errors import ModelError
-from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, rotary
+from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm
 from hepti_mpi.models.families.bert import BERT, MASKED_WORDS
-from hepti_mpi.models.families.family import CLASSES, POOLER, Family, Source, Task, integer, listed, mapping, number, pair, shared_fields
+from hepti_mpi.models.families.family import CLASSES, POOLER, Family, Source, Task, integer, listed, mapping, pair, shared_fields
+from hepti_mpi.models.families.rotary import rotary_of
 from hepti_mpi.models.sidefiles import honoured, without
 from hepti_mpi.models.steps import LayerNorm, Lookup
 
@@ -16,7 +17,6 @@ OWN = {  # Nomic's keys of what transformers 5 calls otherwise
 }  # fmt: skip
 BASE = 1000.0  # of rotary positions where nothing is said, in Nomic's code as in transformers
 UNSEEN = {"rope_theta": BASE, "layer_norm_eps": 1e-12, "num_attention_heads": 12}  # what transformers' class takes, and no shape tells
-PLAIN = {"rope_type", "type", "rope_theta"}  # of positions that are not scaled
 ALIKE = {  # Nomic's switches, which its text models have so
     "prenorm": False, "parallel_block": False, "parallel_block_tied_norm": False, "causal": False, "use_rms_norm": False,
     "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "rotary_emb_interleaved": False, "scale_attn_weights": True,
@@ -32,10 +32,7 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {"hidden_act": "silu"} | translated(config)
     shared, hidden = shared_fields(config), integer(config, "hidden_size", 768)
     dim = integer(config, "head_dim", hidden // shared["heads"])
-    said = mapping(config, "rope_parameters")
-    if said.get("rope_type", said.get("type", "default")) != "default" or set(said) - PLAIN:
-        raise ModelError(f"config.json: rope_parameters is {said!r:.60}, which is not supported for this family; supported: default")
-    turns = rotary(dim, number(said, "rope_theta", number(config, "rope_theta", BASE)))
+    turns = rotary_of({"rope_theta": BASE, "max_position_embeddings": 2048} | config, dim)
     norm = Norm(hidden, shared["norm_eps"])
     layer = Layer(Attention(hidden, shared["heads"], dim, biases="", rotary=turns),
                   Mlp(hidden, shared["ffn"], shared["activation"], gated=True, bias=False), after=(norm, norm))  # fmt: skip
@@ -97,7 +94,7 @@ NOMICBERT = Family(
     tied=BERT.tied,
     instead=BERT.instead,
     keys={
-        **honoured(" ".join((*OWN, *ALIKE, "rope_parameters", "max_trained_positions"))),
+        **honoured(" ".join((*OWN, *ALIKE, "rope_parameters", "rope_scaling", "max_trained_positions"))),
         **without("auto_map fused_bias_fc fused_dropout_add_ln dense_seq_output use_flash_attn use_xentropy pad_vocab_size_multiple"),
         **without("rotary_scaling_factor reorder_and_upcast_attn *_pdrop last_layer_subset"),
     },

@@ -65,11 +65,7 @@ def activated(kind: str, x: Array) -> Array:
     """Return the activation `kind` of `x`, of the same shape."""
     if kind == "identity":
         return x
-    if kind == "tanh":
-        return np.tanh(x)
-    if kind == "sigmoid":
-        return sigmoid(x)
-    return x * sigmoid(x) if kind == "silu" else activate(kind, x)
+    return sigmoid(x) if kind == "sigmoid" else activate(kind, x)
 
 
 FUNCTIONS: dict[str, Callable[[Any, Weights, Array, Mapping[str, np.ndarray]], Array]] = dict(
