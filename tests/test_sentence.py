@@ -363,6 +363,27 @@ def test_padding_in_front_where_only_distances_count(tmp_path, file, change, wor
         read_model(folder)
 
 
+@pytest.mark.parametrize("case", ["qwen3_embedding", "gemma3_embedding"])
+def test_embeddings_of_decoders(case):
+    """EmbeddingGemma: rows see both ways, near ones in some layers, and its products behind the pooling have no bias."""
+    wanted = json.loads((GOLDEN / case / "expected_text.json").read_text())
+    np.testing.assert_allclose(embeddings(read_model(GOLDEN / case), wanted["texts"]), wanted["embeddings"], atol=1e-5)
+
+
+def test_layers_that_see_both_ways(tmp_path):
+    spec = read_model(GOLDEN / "gemma3_embedding").spec
+    assert [(layer.attention.causal, layer.attention.window) for layer in spec.each()] == [(False, 4), (False, None)] * 2
+    folder = Path(shutil.copytree(GOLDEN / "gemma3_embedding", tmp_path / "gemma3"))
+    for name in ("modules.json", SETTINGS, LIMITS):
+        (folder / name).unlink()
+    for name in ("1_Pooling", "2_Dense", "3_Dense", "4_Normalize"):
+        shutil.rmtree(folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma3ForCausalLM"]}))
+    with pytest.raises(ModelError, match="rows of the model see those behind them, so that no text grows from them"):
+        read_model(folder)
+
+
 def test_what_is_put_around_texts_is_not_changed_by_settings():
     """In transformers 5.23 either key, even false, replaces what tokenizer.json puts around texts."""
     for value in (True, False):

@@ -56,23 +56,24 @@ for case in CASES:
 np.savez_compressed(Path(__file__).parent / "decoders.npz", **found)
 
 
-def embedding(name="qwen3"):
-    """Make qwen3_embedding: a sentence-transformers model of a decoder: the last token's row, padded in front, with a prompt.
+def embedding(name, mark, padding_side, folder_of, **more):
+    """Make a folder NAME_embedding: a sentence-transformers model of a decoder, with a prompt; `folder_of` makes the modules behind the
+    transformer, given its width. A text gets the token `mark` behind it.
 
     expected_text.json: {"texts", "embeddings"}, as SentenceTransformer.encode answers.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoModel, PreTrainedTokenizerFast
 
-    words = "<pad> <|endoftext|> <unk> query : the cat sat on a mat and saw two birds in old trees by river".split()
+    words = f"<pad> {mark} <unk> query : the cat sat on a mat and saw two birds in old trees by river".split()
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 1)])
-    special = {"pad_token": "<pad>", "eos_token": "<|endoftext|>", "unk_token": "<unk>"}
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", model_max_length=64, **special)
-    sizes = CASES[name] | {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {mark}", special_tokens=[(mark, 1)])
+    special = {"pad_token": "<pad>", "eos_token": mark, "unk_token": "<unk>"}
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=padding_side, model_max_length=64, **special)
+    sizes = CASES[name] | {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1} | more
     model = AutoModel.from_config(AutoConfig.for_model(sizes.pop("model_type"), **sizes)).eval()
     for key, tensor in model.state_dict().items():
         tensor.copy_(torch.from_numpy(values(key, tuple(tensor.shape))))
@@ -80,7 +81,7 @@ def embedding(name="qwen3"):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         whole.save_pretrained(folder)
-        made = SentenceTransformer(modules=[Transformer(folder), Pooling(sizes["hidden_size"], "lasttoken"), Normalize()], device="cpu")
+        made = SentenceTransformer(modules=[Transformer(folder), *folder_of(sizes["hidden_size"])], device="cpu")
     made.prompts, made.default_prompt_name = {"query": "query : ", "document": ""}, "query"
     made.save(str(path), create_model_card=False)
     texts = ["the cat sat", "two birds in old trees by the river and a mat", "river", "a cat saw the two birds " * 5]
@@ -88,5 +89,24 @@ def embedding(name="qwen3"):
     (path / "expected_text.json").write_text(json.dumps({"texts": texts, "embeddings": found.tolist()}) + "\n")
 
 
+def of_qwen(width):
+    """Return what is behind Qwen3-Embedding: the last token's row, which is padded in front."""
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    return Pooling(width, "lasttoken"), Normalize()
+
+
+def of_gemma(width):
+    """Return what is behind EmbeddingGemma: a mean of all rows, and two products without bias or activation."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+    made = [Dense(inner, outer, bias=False, activation_function=torch.nn.Identity()) for inner, outer in ((width, 12), (12, width))]
+    for number, module in enumerate(made):
+        module.linear.weight.copy_(torch.from_numpy(values(f"dense.{number}", tuple(module.linear.weight.shape))))
+    return Pooling(width, "mean"), *made, Normalize()
+
+
 with torch.no_grad():
-    embedding()
+    embedding("qwen3", "<|endoftext|>", "left", of_qwen)
+    # saved with twice the window, from which the class makes what it uses
+    embedding("gemma3", "<eos>", "right", of_gemma, use_bidirectional_attention=True, sliding_window=8)

@@ -359,11 +359,13 @@ def _read_by_calls() -> int:
 
 @pytest.mark.parametrize("shares", ["uneven", "with nothing", "all on the last"])
 @pytest.mark.parametrize("layout", [*LAYOUTS, ("alltoall", ROWS), ("recompute", COLUMNS)], ids="/".join)
-def test_embeddings_of_a_decoder(machine, folder, layout, shares):
-    """As sentence-transformers: the row of the last token, which sees those before it, of texts that are padded in front there."""
-    store = opened(folder, "qwen3_embedding", machine.world.rank, machine.world)
-    wanted = json.loads((GOLDEN / "qwen3_embedding" / "expected_text.json").read_text())
-    path = folder / "qwen3_texts.txt"
+@pytest.mark.parametrize("case", ["qwen3_embedding", "gemma3_embedding"])
+def test_embeddings_of_a_decoder(machine, folder, case, layout, shares):
+    """As sentence-transformers: the row of the last token, which sees those before it, of texts that are padded in front there; a mean of
+    rows that see both ways."""
+    store = opened(folder, case, machine.world.rank, machine.world)
+    wanted = json.loads((GOLDEN / case / "expected_text.json").read_text())
+    path = folder / f"{case}.txt"
     if machine.world.rank == 0:
         path.write_text("\n".join(wanted["texts"]) + "\n")
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size), collectives="own",

@@ -126,6 +126,9 @@ def make_spec(
     task = Task("sentence") if "pooling" in added else choose_task(family, config, plain)
     head = task.head
     labels = (task.labels or class_labels(config)) if head.endswith("-classes") else ()
+    if head == "next-token" and not all(layer.attention.causal for layer in fields["kinds"]):
+        raise ModelError("config.json: rows of the model see those behind them, so that no text grows from them; embeddings are made of "
+                         "them in a folder with modules.json")  # fmt: skip
     options = fields.pop("options", {})
     if head in ("sequence-classes", "image-classes"):
         options["scores"] = score_kind(config, labels)

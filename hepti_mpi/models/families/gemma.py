@@ -43,7 +43,7 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if version == 2:  # Gemma 3 of transformers 5 reads it and does nothing with it
         more["softcap"] = _cap(config, "attn_logit_softcapping")
     if version == 3:
-        more |= {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm}
+        more |= {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "causal": not _both_ways(config)}
     mlp, both = sizes.mlp(_activation(config, version)), (sizes.norm, sizes.norm)
     given = both if version > 1 else (None, None)
     if version == 3 and isinstance(said := config.get("rope_parameters"), dict) and said and LOCAL not in said and FULL not in said:
@@ -84,10 +84,16 @@ def _windows(config: Mapping[str, Any], layers: int, version: int) -> list[int |
     """Return per layer how far back it sees: Gemma 2 and 3 have layers that see near rows between those that see all."""
     if version == 1:
         return [None] * layers
+    near = integer(config, "sliding_window") // 2 if version == 3 and _both_ways(config) else window_of(config)
     if config.get("layer_types") is not None:
-        return windows(config, layers, window_of(config))
+        return windows(config, layers, near)
     period = 2 if version == 2 else integer(config, "sliding_window_pattern", 6)
-    return [None if (place + 1) % period == 0 else window_of(config) for place in range(layers)]
+    return [None if (place + 1) % period == 0 else near for place in range(layers)]
+
+
+def _both_ways(config: Mapping[str, Any]) -> bool:
+    """Return whether rows see those behind them too, half of sliding_window each way (EmbeddingGemma). Raises ModelError."""
+    return config.get("use_bidirectional_attention") is not None and yes(config, "use_bidirectional_attention", False)
 
 
 def _near(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -115,16 +121,18 @@ GEMMA = Family(
         **honoured("hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping sliding_window_pattern"),
         **honoured("rope_local_base_freq"),
         **without("_sliding_window_pattern"),
-        **refused("use_bidirectional_attention", "texts grow from rows that see those before them only"),
+        **refused("use_bidirectional_attention", "rows of this family see those before them only"),
     },
     tokenizer="GemmaTokenizer",
     defaults=FIRST,
 )
 LATER = FIRST | {"num_key_value_heads": 4, "sliding_window": 4096}
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+THIRD_KEYS = {**GEMMA.keys, **honoured("use_bidirectional_attention")}
 THIRD = {"max_position_embeddings": 131072, "rope_theta": 1e6}
 MODEL_TYPES = {
     "gemma": GEMMA,
     "gemma2": replace(GEMMA, name="gemma2", architectures={"Gemma2ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | CAPS),
-    "gemma3_text": replace(GEMMA, name="gemma3", architectures={"Gemma3ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | THIRD),
-}
+    "gemma3_text": replace(GEMMA, name="gemma3", architectures={"Gemma3ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | THIRD,
+                           keys=THIRD_KEYS),
+}  # fmt: skip
