@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from clusters import cluster
 
-from hepti_mpi.cluster.profile import EMULATION
+from hepti_mpi.cluster.profile import CACHES, EMULATION
 from hepti_mpi.comm.ranks import DIRECT_BYTES
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning import decoding
+from hepti_mpi.planning import decoding, staging
 from hepti_mpi.planning.memory import cache_bytes, word_table
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.stepping import SHORT_SUM, Steps
@@ -50,6 +50,30 @@ def test_a_cache_in_float16_takes_half():
     assert decide(small, **packed, cache="float16").chosen.memory[0] <= memory
     with pytest.raises(CapacityError, match="--slots and --context, or give more memory"):
         decide(small, **packed, cache="float16", kept=2000)
+
+
+def test_a_token_is_priced_by_what_a_cache_of_its_numbers_takes():
+    """As it was measured, where it was; prompts, whose rows are many, as any attention is."""
+    plain, asked = cluster([20.0, 20.0], latency=1e-5), {"attended": 4096, "prompt": 4032, "kept": 4160}
+    measured = replace(plain, nodes=tuple(replace(node, cached_seconds_per_mac=(1e-10, 3e-10), cached_arrange_seconds=(0.0, 1e-8))
+                                          for node in plain.nodes))  # fmt: skip
+    assert len({decide(plain, "single", **asked, cache=cache).chosen.price.seconds for cache in CACHES}) == 1
+    block = SPEC.layer(0).attention
+    macs, rows = SPEC.layers * 2.0 * 4096 * block.width, SPEC.layers * block.width
+    shares = {"single": {}, "tensor": {"shares": (1.0, 1.0)}}
+    for method in (*shares, "stages"):
+        request = replace(TEXT, **asked)
+        if method == "stages":
+            found = [staging.staged("stages", SPEC, "0" * 64, measured, replace(request, cache=cache)) for cache in CACHES]
+            seconds, prompts = [sum(one.stage_seconds) for one in found], [one.prompt_seconds for one in found]
+        else:
+            found = [decide(measured, method, **asked, **shares[method], cache=cache) for cache in CACHES]
+            seconds = [one.chosen.price.seconds for one in found]
+            plan = found[0].chosen.plan
+            prompts = [decoding.prompt_seconds(SPEC, measured, replace(request, cache=cache), plan) for cache in CACHES]
+        part = max(found[0].chosen.plan.heads) / SPEC.heads if method == "tensor" else 1
+        assert seconds[1] - seconds[0] == pytest.approx(part * (macs * 2e-10 + rows * 1e-8), rel=1e-6)
+        assert prompts[0] == pytest.approx(prompts[1])
 
 
 def test_answers_that_fit_on_no_rank_alone_are_kept_by_several():

@@ -9,10 +9,13 @@ from layers import sized
 
 from hepti_mpi.cluster.boards import Work, cluster_of
 from hepti_mpi.cluster.emulation import Emulation
-from hepti_mpi.cluster.profile import PLAIN
+from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.cluster.speeds import Speeds, Timed, fitted, together
 from hepti_mpi.engine import measuring
-from hepti_mpi.engine.timing import Timers, timers
+from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
+from hepti_mpi.engine.sessions import bound
+from hepti_mpi.engine.timing import Behind, Timers, timers
+from hepti_mpi.models.attention import mixed
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
@@ -41,6 +44,50 @@ def test_kernels_find_what_a_product_has_left(board, others):
             assert ("between", name) in pairs
         timed = [name for name in called if name not in ("gemm", "between")]
         assert called.count("between") == len(timed) - 6
+
+
+def test_attention_of_a_text_is_timed_over_a_cache_of_each_kind():
+    """Not on an emulated board, whose attention is described. What begins an attention is told from what each of the rows takes."""
+    called, rows = [], []
+
+    def behind(cache, length):
+        return lambda: called.append((cache, length))
+
+    names = ("elements", "activations", "casts", "nothing", "between")
+    kernels = {name: lambda: None for name in names}
+    timers = Timers(gemm=lambda rows: lambda: None, weights=10, attention=lambda requests, length: lambda: None, rows=4, hidden=8,
+                    cached=Behind(behind, lambda length: Work(attention=2.0 * length, arranged=3.0)), **kernels)  # fmt: skip
+    for board in (None, "2"):
+        rows.append(measuring.timed(timers, (1, 8), 500, Emulation(board), time.perf_counter, lambda: None, seconds=0.01).cached)
+    assert set(called) == {(cache, length) for cache in CACHES for length in (128, 499)} and rows[1] == []
+    assert [[work.attention for work, _ in took] for took in rows[0]] == [[256.0, 998.0]] * 2
+    timed = Timed((1,), (1e-9,), [(Work(attention=9, arranged=2), 1e-3)] * 2, [1e-3] * 3 + [1e-6], 100)
+    assert fitted(timed).cached_seconds_per_mac == ()
+    took = [[(Work(attention=macs, arranged=10), 1e-6 + begin + macs * each) for macs in (100, 1000)]
+            for each, begin in ((1e-8, 1e-5), (2e-8, 3e-5))]  # fmt: skip
+    found = fitted(replace(timed, cached=took))
+    np.testing.assert_allclose((found.cached_seconds_per_mac, found.cached_arrange_seconds), ((1e-8, 2e-8), (1e-6, 3e-6)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_is_timed_over_a_cache_is_the_attention_of_a_text(cache):
+    """Of each layer over a cache of its own, which has the row then."""
+    block, random, length = replace(random_model("tiny-llama").spec.layer(0).attention, rotary=None), np.random.default_rng(0), 5
+    shape = 2, 2, 1, block.kv_count, length + 1, block.dim  # keys and values, layers
+    kept, told = random.standard_normal(shape).astype(cache), {"shape": np.array([1, 1, -1]), "most": np.array(length + 1, np.int32)}
+    told["reach"] = np.array([length], np.int32)
+    widths = {"x": block.width, "k": block.kv_width, "v": block.kv_width}
+    rows = {name: random.standard_normal((1, width), np.float32) for name, width in widths.items()}
+    past, whole = ({name.format(layer): kept[which, layer] for layer in range(2) for which, name in enumerate(both)}
+                   for both in ((KEYS, ROWS), (ALL_KEYS, ALL_ROWS)))  # fmt: skip
+    y = np.empty((1, block.width), np.float32)
+    bound(attention_chain(block, 2, cache, 1), rows | told | past, y, whole)()
+    expected, distance = rows["x"], length - np.arange(length + 1)[None]
+    for layer in range(2):
+        keys, values = (kept[which, layer, 0].swapaxes(0, 1).reshape(length + 1, -1).astype(np.float32) for which in range(2))
+        np.testing.assert_allclose(keys[-1], rows["k"][0], rtol=1e-3)
+        expected = mixed(block, expected, keys, values, distance)
+    np.testing.assert_allclose(y, expected, atol=1e-5 if cache == "float32" else 5e-3)
 
 
 def test_short_calls_are_not_repeated_for_ever():

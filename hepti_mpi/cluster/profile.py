@@ -21,6 +21,7 @@ MOST_KEPT = 64  # entries of a file; the oldest go
 EMULATION = "emulation"  # among the versions: the boards that the ranks pretend to be, where they do
 FORMATS = "formats"  # among the versions: those of the weights that products were measured with, where not all are float32
 PLAIN: Mapping[str, float] = {"f32": 1.0}
+CACHES = ("float32", "float16")  # numbers that keys and values of texts may be kept as
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
@@ -35,6 +36,8 @@ class NodeProfile:
     `element_seconds`: seconds per element of a residual sum with LayerNorm.
     `activation_seconds`: seconds per element of an activation with its bias.
     `arrange_seconds`: seconds per element of its input that attention takes to lay requests out and back, and to begin.
+    `cached_seconds_per_mac`, `cached_arrange_seconds`: the same two of a row of a text that attends to those in a cache, of each of CACHES;
+    () where nobody timed them: as of any attention.
     `cast_seconds`: seconds per element to make float16 of float32.
     `glance_seconds_per_weight`: seconds of one number of rows of the curve in a chain of products alone, which a later job times again to
     see whether the rank had other work; 0 where nobody did.
@@ -58,7 +61,17 @@ class NodeProfile:
     activation_seconds: float = 2e-9
     arrange_seconds: float = 0.0
     glance_seconds_per_weight: float = 0.0
+    cached_seconds_per_mac: tuple[float, ...] = ()
+    cached_arrange_seconds: tuple[float, ...] = ()
     alone: "NodeProfile | None" = None
+
+    def attention(self, cache: str | None) -> tuple[float, float]:
+        """Return the seconds per multiply-add of an attention and per element of its input; `cache`: the numbers of the cache to which rows
+        of texts attend, one each, or None."""
+        if cache is None or not self.cached_seconds_per_mac:
+            return self.attention_seconds_per_mac, self.arrange_seconds
+        place = CACHES.index(cache)
+        return self.cached_seconds_per_mac[place], self.cached_arrange_seconds[place]
 
 
 @dataclass(frozen=True)
@@ -180,6 +193,8 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
             cast_seconds=by * node.cast_seconds, segment_seconds=by * node.segment_seconds,
             activation_seconds=by * node.activation_seconds, arrange_seconds=by * node.arrange_seconds,
             glance_seconds_per_weight=by * node.glance_seconds_per_weight, alone=node.alone and slower(node.alone, by),
+            cached_seconds_per_mac=tuple(by * seconds for seconds in node.cached_seconds_per_mac),
+            cached_arrange_seconds=tuple(by * seconds for seconds in node.cached_arrange_seconds),
         )  # fmt: skip
 
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
@@ -308,7 +323,11 @@ def _node(item: dict[str, Any]) -> NodeProfile:
     )
     arrange, head_start = _between(item["arrange_seconds"], 0, 1e6), _between(item["head_start_bytes"], 0, 1 << 40)
     glance = _between(item.get("glance_seconds_per_weight", 0.0), 0, 1e6)
-    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange, glance)
+    cached = tuple(_seconds(v) for v in item.get("cached_seconds_per_mac", ()))
+    begins = tuple(_between(v, 0, 1e6) for v in item.get("cached_arrange_seconds", ()))
+    if len(cached) != len(begins) or len(cached) not in (0, len(CACHES)):
+        raise ValueError(f"what caches take is not of {', '.join(CACHES)}")
+    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange, glance, cached, begins)
     alone = None if item["alone"] is None else _node(item["alone"])
     if alone is not None and (alone.alone is not None or len(alone.gemm_rows) != len(rows)):
         raise ValueError("what a rank can do alone is not of the same rows")

@@ -23,13 +23,15 @@ class Speeds:
     activation_seconds: float
     arrange_seconds: float
     glance_seconds_per_weight: float = 0.0
+    cached_seconds_per_mac: tuple[float, ...] = ()
+    cached_arrange_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Timed:
     """What kernels took a rank. `products`: seconds per weight of those of `rows` rows; `attention`: of short requests and of long ones;
     `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, by rising numbers of rows, where
-    they were timed."""
+    they were timed; `cached`: for each of CACHES, where they were, attention of one row behind few others in a cache and behind many."""
 
     rows: Sequence[int]
     products: Sequence[float]
@@ -37,6 +39,7 @@ class Timed:
     others: Sequence[float]
     size: int
     whole: "Took" = ()
+    cached: Sequence["Took"] = ()
 
 
 Took = Sequence[tuple[Work, float]]  # what kernels did, and their seconds
@@ -48,7 +51,9 @@ def fitted(timed: Timed) -> Speeds:
     *each, nothing = timed.others
     elements, activations, casts = (max(spent - nothing, 1e-9) / timed.size for spent in each)
     glance = timed.products[min(GLANCE, len(timed.products) - 1)]  # as it was timed: what layers take beyond is not in it
-    speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange, glance)
+    cached = [_attention([(work, max(spent - nothing, 1e-9)) for work, spent in took]) for took in timed.cached]
+    behind = tuple(each for each, _ in cached), tuple(begin for _, begin in cached)
+    speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange, glance, *behind)
     return together(speeds, timed.rows, timed.whole) if timed.whole else speeds
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.cluster.profile import CACHES
 from hepti_mpi.commands import session as sessions
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import (
-    CACHES,
     FILE,
     FORMATS,
     Machinery,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hepti_mpi.cluster.profile import CACHES
 from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ Group = TypeVar("Group")
 
 DIVIDED = tuple(f"{attention}/{mlp}" for attention in ("heads", "rows", "alltoall", "recompute") for mlp in ("columns", "rows"))
 FORMATS = ("f32", "f16", "q8", "q8-blocks", "q8-wide", "q4", "q4-wide")  # of weights
-CACHES = ("float32", "float16")  # of keys and values
 PIPELINE = "pipeline"  # a run of layers on each rank
 LAYOUT_NAMES = (*DIVIDED, "local/rows", PIPELINE)
 OURS = ("tensor", "hybrid", "sequence")

@@ -6,6 +6,7 @@ All but attention is written as in kernels.py. Knows neither who holds which hea
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, MOST_FLOAT16, Own, Writing, within_float16
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.products import Made, OfStore, Product
-from hepti_mpi.engine.sessions import of_store
+from hepti_mpi.engine.sessions import of_store, session
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Rotary
 from hepti_mpi.models.formats import SCALES, VALUES, Blocks
@@ -72,7 +73,7 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
             writing.finite.add(op)
         kernel(writing, op, own)
     told = tuple(TOLD) if writing.layers else ()
-    graph = _proto(writing, inputs, outputs, told)
+    graph = _proto(writing.graph, inputs, outputs, told, writing.layers, tuple(writing.turns), cache)
     wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)
     pieces = [piece for own in held.values() for piece in own.values()]
     return CachedSegment(of_store(graph, store, pieces, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
@@ -132,32 +133,44 @@ def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:
 
 def attend(to: Cached, op: ops.Mix, w: Own) -> None:
     """q [r, w], k and v [r, kv w] -> c [r, w], by what is in the caches and these rows, which are added to them."""
-    block, graph, heads, kv_heads, more = op.block, to.graph, to.count(op), to.count(op, "k"), dict[str, int]()
+    block, graph, heads, kv_heads = op.block, to.graph, to.count(op), to.count(op, "k")
     reads = [to.together[op.layer]] if op.layer in to.together else [to.before.get(name, name) for name in op.reads]
     front, back = padding(*to.heads, block.group) if op.axis else (0, 0)
     if front or back:
         reads[0] = padded(to, reads[0], (front, heads, back, 2 * kv_heads if len(reads) == 1 else 0), block.dim)
     reads = reads if to.cache == FULL else [short(to, name, op) for name in reads]
-    batch = [graph.node("Reshape", [name, "shape"]) for name in reads]  # [sequences, rows of each, numbers]
-    inputs = [*batch, *[""] * (3 - len(batch)), KEYS.format(op.layer), ROWS.format(op.layer), "reach", "most"]
+    tables = list[str]()
     if block.rotary is not None and turns_itself(to, block):
         tables = [whole_table(kind, block.rotary) for kind in ("cos", "sin")]
         to.turns.update(dict.fromkeys(tables))
-        inputs, more = [*inputs, *tables], {"do_rotary": 1, "rotary_interleaved": int(block.rotary.interleaved)}
-    mixed = f"mixed.{op.layer}"
-    graph.node(
-        "GroupQueryAttention", inputs, [mixed, ALL_KEYS.format(op.layer), ALL_ROWS.format(op.layer)], MICROSOFT,
-        num_heads=front + heads + back, kv_num_heads=kv_heads, scale=block.multiplier, softcap=block.softcap,
-        local_window_size=-1 if block.window is None else block.window + 1, **more,
-    )  # fmt: skip
-    if to.cache != FULL:
-        mixed = graph.node("Cast", [mixed], to=DTYPES[FULL])
+    mixed = over_cache(graph, block, op.layer, reads, (front + heads + back, kv_heads), to.cache, tables)
     if front or back:
         ends = [graph.constant(f"at_{at}", np.array([at], np.int64)) for at in (front * block.dim, (front + heads) * block.dim, 2)]
         mixed = graph.node("Slice", [mixed, *ends])
     width = heads * block.dim
     graph.node("Reshape", [mixed, graph.constant(f"flat_{width}", np.array([-1, width], np.int64))], op.writes)
     to.layers.append(op.layer)
+
+
+def over_cache(
+    graph: Graph, block: Attention, layer: int, reads: Sequence[str], counts: tuple[int, int], cache: str, tables: Sequence[str] = ()
+) -> str:  # fmt: skip
+    """Write attention of rows [r, w], in the numbers of the cache -> float32 [sequences, rows of each, w].
+
+    `reads`: q, k and v, or all three as one value; `counts`: heads of q, and of k and v; `tables`: of positions by which they are turned.
+    """
+    batch, more = [graph.node("Reshape", [name, "shape"]) for name in reads], dict[str, int]()
+    inputs = [*batch, *[""] * (3 - len(batch)), KEYS.format(layer), ROWS.format(layer), "reach", "most", *tables]
+    if tables:
+        assert block.rotary is not None
+        more = {"do_rotary": 1, "rotary_interleaved": int(block.rotary.interleaved)}
+    mixed = f"mixed.{layer}"
+    graph.node(
+        "GroupQueryAttention", inputs, [mixed, ALL_KEYS.format(layer), ALL_ROWS.format(layer)], MICROSOFT,
+        num_heads=counts[0], kv_num_heads=counts[1], scale=block.multiplier, softcap=block.softcap,
+        local_window_size=-1 if block.window is None else block.window + 1, **more,
+    )  # fmt: skip
+    return mixed if cache == FULL else graph.node("Cast", [mixed], to=DTYPES[FULL])
 
 
 def short(to: Cached, value: str, op: ops.Mix) -> str:
@@ -191,20 +204,33 @@ def check_cached(block: Attention) -> None:
         raise ModelError(f"heads of {block.dim} numbers are not supported for text: their width must be a multiple of {HEAD_STEP}")
 
 
-def _proto(to: Cached, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str]) -> onnx.GraphProto:
-    graph, layers = to.graph, to.layers
-
+def _proto(
+    graph: Graph, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str] = (), layers: Sequence[int] = (),
+    turns: Sequence[str] = (), cache: str = FULL,
+) -> onnx.GraphProto:  # fmt: skip
     def value(name: str, dims: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, [None] * dims)
 
     infos = [value(name, 2) for name in inputs]
     infos += [value(name, dims, kind) for name, (kind, dims) in ((name, TOLD[name]) for name in told)]
     infos += [value(name, ASKED[kind][1], ASKED[kind][0]) for name, kind in graph.indexes.items()]
-    infos += [value(name, 2) for name in to.turns]
-    infos += [value(name.format(layer), 4, DTYPES[to.cache]) for layer in layers for name in (KEYS, ROWS)]
+    infos += [value(name, 2) for name in turns]
+    infos += [value(name.format(layer), 4, DTYPES[cache]) for layer in layers for name in (KEYS, ROWS)]
     given = [value(name, 2) for name in outputs]
-    given += [value(name.format(layer), 4, DTYPES[to.cache]) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
+    given += [value(name.format(layer), 4, DTYPES[cache]) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
     return helper.make_graph(graph.nodes, "segment", infos, given, list(graph.initializers.values()))
+
+
+def attention_chain(block: Attention, layers: int, cache: str, threads: int) -> onnxruntime.InferenceSession:
+    """Return attentions of so many layers, one behind the other, each with a cache of its own: rows "x", "k" and "v" and what segments
+    are told -> "y"."""
+    graph, value = Graph(), "x"
+    flat = graph.constant("flat", np.array([-1, block.width], np.int64))
+    for layer in range(layers):
+        reads = [value, "k", "v"] if cache == FULL else [graph.node("Cast", [name], to=DTYPES[cache]) for name in (value, "k", "v")]
+        mixed = over_cache(graph, block, layer, reads, (block.heads, block.kv_count), cache)
+        value = graph.node("Reshape", [mixed, flat], ["y"] if layer == layers - 1 else None)
+    return session(_proto(graph, ["x", "k", "v"], ["y"], tuple(TOLD), range(layers), cache=cache), Path("."), "packed", threads)
 
 
 def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, threads: int) -> onnxruntime.InferenceSession:
@@ -213,4 +239,4 @@ def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, thr
     assert prod(table.shape)
     Product(writing.graph, OfStore(store), "x", table).write(writing.vector(bias) if bias else None, "y")
     pieces = [table] if bias is None else [table, bias]
-    return of_store(_proto(writing, ["x"], ["y"], ()), store, pieces, mode, threads)
+    return of_store(_proto(writing.graph, ["x"], ["y"]), store, pieces, mode, threads)

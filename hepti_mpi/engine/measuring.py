@@ -16,7 +16,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
 from hepti_mpi.cluster.memory import usable_memory
-from hepti_mpi.cluster.profile import ClusterProfile, Edges, joined
+from hepti_mpi.cluster.profile import CACHES, ClusterProfile, Edges, joined
 from hepti_mpi.cluster.speeds import GLANCE, Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
@@ -27,6 +27,7 @@ from hepti_mpi.models.spec import ModelSpec, product_formats
 
 PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
+BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
 WHOLE = (8, 8), (8, 24)  # of the two that go through whole layers
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 GLANCES = 6  # how often products are looked at
@@ -79,6 +80,9 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
         calls.append((timers.attention(count, length), Work(attention=2.0 * laid_out * length, arranged=laid_out)))
     calls += [(timers.elements, Work(elements=size)), (timers.activations, Work(activations=size)), (timers.casts, Work(casts=size))]
     calls += [(timers.nothing, Work())]
+    behind = () if timers.cached is None or emulation.on else tuple(
+        (cache, min(length, positions - 1)) for cache in CACHES for length in BEHIND)  # fmt: skip
+    calls += [(timers.cached.call(*shape), timers.cached.work(shape[1])) for shape in behind if timers.cached is not None]
     parts_of_layers = len(calls)
     whole = () if timers.layers is None or emulation.on else tuple((count, min(length, positions)) for count, length in WHOLE)
     calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
@@ -96,7 +100,9 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     curve, spent = [taken / timers.weights for taken in spent_of[: len(rows)]], spent_of[len(rows) :]
     attention = [(work, taken) for (_, work), taken in zip(calls[len(rows) :], spent[: len(shapes)])]
     did = [timers.layers.work(*shape) for shape in whole if timers.layers is not None]
-    return Timed(rows, curve, attention, spent[2:6], size, list(zip(did, spent[6:])))
+    took = [(work, taken) for (_, work), taken in zip(calls[len(rows) + 6 :], spent[6:])][: len(behind)]
+    cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
+    return Timed(rows, curve, attention, spent[2:6], size, list(zip(did, spent[6 + len(behind) :])), cached)
 
 
 def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float],

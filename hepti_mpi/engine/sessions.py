@@ -279,14 +279,18 @@ def add_short(target: np.ndarray, own: np.ndarray, terms: Sequence[tuple[np.ndar
     return bound(_summing(len(terms), block), feed, target.reshape(shape))
 
 
-def bound(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], result: np.ndarray) -> Callable[[], None]:
-    """Return what runs a session as the engine runs its segments: on arrays that stay where they are."""
-    binding = session.io_binding()
-    assert all(array.flags.c_contiguous for array in (*feed.values(), result))
-    for name, array in feed.items():
-        binding.bind_input(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
-    binding.bind_output("y", "cpu", 0, ELEMENT[result.dtype], result.shape, result.ctypes.data)
-    kept = (feed, result)  # the binding knows their addresses only
+def bound(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], result: np.ndarray,
+    others: Mapping[str, np.ndarray] | None = None,
+) -> Callable[[], None]:  # fmt: skip
+    """Return what runs a session as the engine runs its segments: on arrays that stay where they are. `result`: of "y"; `others`: of
+    outputs beside it."""
+    binding, results = session.io_binding(), {"y": result, **(others or {})}
+    assert all(array.flags.c_contiguous for array in (*feed.values(), *results.values()))
+    for bind, arrays in ((binding.bind_input, feed), (binding.bind_output, results)):
+        for name, array in arrays.items():
+            bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
+    kept = (feed, results)  # the binding knows their addresses only
 
     def run() -> None:
         assert kept

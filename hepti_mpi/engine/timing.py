@@ -1,7 +1,7 @@
 """The kernels by which a machine's speed is timed, as the engine runs its own. Knows no clock, store, plan or exchange."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.cluster.profile import PLAIN
+from hepti_mpi.cluster.profile import CACHES, PLAIN
+from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
@@ -21,6 +22,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice
 
 PROBE_BYTES = 64 << 20
+KEPT_BYTES, KEPT_ROWS = 32 << 20, 1024  # of keys and values in float32, and how many rows they are of
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,21 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """A chain of attentions that are larger than most caches of a processor: `call(cache, length)` adds a row of a text behind `length`
+    rows whose keys and values are of the numbers `cache`, `work(length)` says what it does."""
+
+    call: Callable[[str, int], Callable[[], None]]
+    work: Callable[[int], Work]
+
+
+@dataclass(frozen=True)
 class Timers:
     """What is timed: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights, of which a part is in each of
     `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
     elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
-    they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind."""
+    they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind. `cached`: of a
+    model that generates text."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -50,6 +62,7 @@ class Timers:
     between: Callable[[], None]
     formats: Mapping[str, float] = field(default_factory=lambda: PLAIN)
     layers: Layers | None = None
+    cached: Behind | None = None
 
 
 def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
@@ -99,7 +112,27 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
         between=bound(between, {"x": some[rows]}, product),
         formats=used,
         layers=_layers(spec, threads, plain, used),
+        cached=_cached(spec, threads) if spec.generates else None,
     )
+
+
+def _cached(spec: ModelSpec, threads: int) -> Behind:
+    """Return attention of one row, at the shapes of the first layer."""
+    block = replace(spec.layer(0).attention, window=None, rotary=None)
+    layers = max(1, min(spec.layers, KEPT_BYTES // (2 * KEPT_ROWS * block.kv_width * 4)))
+
+    def of_row(cache: str, length: int) -> Callable[[], None]:
+        shape = 2, layers, 1, block.kv_count, length + 1, block.dim
+        keys, values = np.full(shape, 0.5, cache)
+        widths = {"x": block.width, "k": block.kv_width, "v": block.kv_width}
+        rows = {name: np.full((1, width), 0.5, np.float32) for name, width in widths.items()}
+        told = {"shape": np.array([1, 1, -1]), "reach": np.array([length], np.int32), "most": np.array(length + 1, np.int32)}
+        before = {name.format(layer): every[layer] for layer in range(layers) for name, every in ((KEYS, keys), (ROWS, values))}
+        after = {name.format(layer): every[layer] for layer in range(layers) for name, every in ((ALL_KEYS, keys), (ALL_ROWS, values))}
+        return bound(made[cache], {**rows, **told, **before}, np.empty_like(rows["x"]), after)
+
+    made = {cache: attention_chain(block, layers, cache, threads) for cache in CACHES}
+    return Behind(of_row, lambda length: Work(attention=2.0 * layers * block.width * (length + 1), arranged=layers * block.width))
 
 
 def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[str, float]) -> Layers | None:

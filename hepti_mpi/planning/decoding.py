@@ -34,7 +34,8 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
         raise PlanError(f"{rows}; there are heads/columns and pipeline")
     if name not in BY_WEIGHTS:
         raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {', '.join(BY_WEIGHTS)}")
-    added, taken = Steps(spec, profile, 1, request.attended), Steps(spec, profile, request.largest or request.rows, request.attended)
+    added, taken = (Steps(spec, profile, rows, request.attended, cache)
+                    for rows, cache in ((1, request.cache), (request.largest or request.rows, None)))  # fmt: skip
     if name in baselines.NAMES:
         decision = methods.decide(name, spec, source_hash, profile, request)
         plan = decision.chosen.plan
@@ -68,7 +69,7 @@ def prompt_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, p
 
 def step_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan, texts: int) -> float:
     """Return the seconds of a step in which so many texts get one more token."""
-    return Steps(spec, profile, texts, request.attended).seconds(plan)
+    return Steps(spec, profile, texts, request.attended, request.cache).seconds(plan)
 
 
 def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None) -> float:

@@ -68,23 +68,25 @@ class Prices:
 
 
 class Pricer:
-    """Prices programs for one model, cluster and request size. `attended`: rows that each row attends to; `requests`: in the batch."""
+    """Prices programs for one model, cluster and request size. `attended`: rows that each row attends to; `requests`: in the batch;
+    `cache`: the numbers of caches where rows are of texts, one of each."""
 
     def __init__(
-        self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: float | None = None, requests: int | None = None
+        self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: float | None = None, requests: int | None = None,
+        cache: str | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.profile, self.rows = spec, profile, rows
         self.attended: float = rows if attended is None else attended
-        # rows as attention lays them out, for each that there is: of requests that are as long as they must be to attend to so many
-        self.padding = 1.0 if requests is None else max(1.0, float(np.sqrt(requests * self.attended / rows)))
+        # rows as attention lays them out, for each that there is: of requests that are as long as they must be to attend to so many; those
+        # of one, and of texts, which are told as one here, are laid out as they are
+        self.padding = 1.0 if requests in (None, 1) else max(1.0, float(np.sqrt(requests * self.attended / rows)))
         requests = requests or max(1, round(rows / self.attended))  # of equal length
         self.lengths = splits.even(rows, requests)
         self.emulated = EMULATION in profile.versions
         nodes = [*profile.nodes, *(node.alone or node for node in profile.nodes)]  # as places() counts them
-        self.attention = np.array([node.attention_seconds_per_mac for node in nodes])
+        self.attention, self.arrange = np.array([node.attention(cache) for node in nodes]).T
         self.element = np.array([node.element_seconds for node in nodes])
         self.activation = np.array([node.activation_seconds for node in nodes])
-        self.arrange = np.array([node.arrange_seconds for node in nodes])
         self.cast = np.array([node.cast_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
         self.speeds = {"attention": self.attention, "arranged": self.arrange, "elements": self.element, "activations": self.activation,

@@ -103,7 +103,7 @@ class _Stages:
         kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
         self.layer_bytes = sum(held.values()) + -(-kept // spec.layers)
         self.word_bytes = word_bytes(spec, paged)
-        self.paces: dict[tuple[NodeProfile, int], _Pace] = {}
+        self.paces: dict[tuple[NodeProfile, int, str | None], _Pace] = {}
 
     # memory
 
@@ -144,18 +144,19 @@ class _Stages:
         beside = sum(hosts[other] == hosts[rank] for other in ranks) > 1
         return replace(node, alone=None) if beside else replace(node.alone or node, alone=None)
 
-    def stage_seconds(self, ranks: Sequence[int], counts: Sequence[int], rows: int) -> tuple[float, ...]:
-        """Return the seconds of a step of so many rows on each stage, the words of one row with the last one's."""
-        paces = [self.pace(rank, ranks, rows) for rank in ranks]
+    def stage_seconds(self, ranks: Sequence[int], counts: Sequence[int], rows: int, prompt: bool = False) -> tuple[float, ...]:
+        """Return the seconds of a step of so many rows on each stage, the words of one row with the last one's; the rows are of a `prompt`,
+        or of as many texts."""
+        paces = [self.pace(rank, ranks, rows, prompt) for rank in ranks]
         return tuple(pace.fixed + count * pace.each + (pace.words if place == len(ranks) - 1 else 0.0)
                      for place, (pace, count) in enumerate(zip(paces, counts)))  # fmt: skip
 
-    def pace(self, rank: int, ranks: Sequence[int], rows: int) -> "_Pace":
-        node = self.node(rank, ranks)
-        kind = replace(node, host="", memory_bytes=0), rows
+    def pace(self, rank: int, ranks: Sequence[int], rows: int, prompt: bool = False) -> "_Pace":
+        node, cache = self.node(rank, ranks), None if prompt else self.request.cache
+        kind = replace(node, host="", memory_bytes=0), rows, cache
         if kind not in self.paces:
             own = replace(profiles.of_ranks(self.profile, (rank,)), nodes=(node,))
-            self.paces[kind] = _pace(self.spec, self.plan(rank, 0, self.spec.layers), own, rows, self.request.attended)
+            self.paces[kind] = _pace(self.spec, self.plan(rank, 0, self.spec.layers), own, rows, self.request.attended, cache)
         return self.paces[kind]
 
     def hops(self, ranks: Sequence[int], rows: int) -> float:
@@ -229,7 +230,7 @@ class _Stages:
             memory[rank] = self.inner + count * self.layer_bytes + (place == len(ranks) - 1) * self.word_bytes
             first += count
         rows = min(request.prompt, request.largest or request.rows) or 1
-        chunk, chunks = self.stage_seconds(ranks, counts, rows), -(-request.prompt // rows)
+        chunk, chunks = self.stage_seconds(ranks, counts, rows, prompt=True), -(-request.prompt // rows)
         following = chunks * max(chunk)
         prompt = sum(chunk) + following - max(chunk) + self.hops(ranks, rows)
         one = self.stage_seconds(ranks, counts, 1)
@@ -251,9 +252,11 @@ class _Pace:
     words: float
 
 
-def _pace(spec: ModelSpec, plan: Plan, profile: ClusterProfile, rows: int, attended: int | None) -> _Pace:
-    """`plan`: of all layers on the one rank of `profile`."""
-    pricer = Pricer(spec, profile, rows, attended, 1)
+def _pace(
+    spec: ModelSpec, plan: Plan, profile: ClusterProfile, rows: int, attended: int | None, cache: str | None
+) -> _Pace:  # fmt: skip
+    """`plan`: of all layers on the one rank of `profile`; `cache`: as of a Pricer."""
+    pricer = Pricer(spec, profile, rows, attended, 1, cache)
     few, every = (replace(plan, layers=plan.layers[:count], rows=(rows,)) for count in (1, spec.layers))
     one, all_ = (pricer.price(make_program(spec, some, everywhere=True), some).seconds - pricer.edges for some in (few, every))
     each = (all_ - one) / (spec.layers - 1)

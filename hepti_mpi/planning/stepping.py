@@ -39,10 +39,10 @@ class _AtOnce(Pricer):
 
 
 class Steps:
-    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns."""
+    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns. `cache`: as of a Pricer."""
 
-    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None) -> None:
-        self.spec, self.pricer = spec, _AtOnce(spec, profile, rows, attended, 1)
+    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None, cache: str | None = None) -> None:
+        self.spec, self.pricer = spec, _AtOnce(spec, profile, rows, attended, 1, cache)
         self.elsewhere = sum(step.macs for step in spec.back) * profile.edges.mac  # what the price takes them for: rank 0's, of float32
         self.words = word_numbers(spec)
         self.made: dict[tuple[object, ...], list[Program]] = {}
