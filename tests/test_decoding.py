@@ -64,7 +64,8 @@ def test_a_token_is_priced_by_what_a_cache_of_its_numbers_takes():
     for method in (*shares, "stages"):
         request = replace(TEXT, **asked)
         if method == "stages":
-            found = [staging.staged("stages", SPEC, "0" * 64, measured, replace(request, cache=cache)) for cache in CACHES]
+            team = staging.staged("stages", SPEC, "0" * 64, measured, request).placement.teams[0]
+            found = [staging.of_team(SPEC, measured, replace(request, cache=cache), team) for cache in CACHES]
             seconds, prompts = [sum(one.stage_seconds) for one in found], [one.prompt_seconds for one in found]
         else:
             found = [decide(measured, method, **asked, **shares[method], cache=cache) for cache in CACHES]
