@@ -319,6 +319,7 @@ def test_keys_without_influence(bert):
         "task_specific_params": {"x": {}}, "pooler_fc_size": 768, "pooler_type": "first_token_transform", "max_length": 20,
         "eos_token_ids": 0, "output_past": True, "pad_token_id": 0, "chunk_size_feed_forward": 4, "output_hidden_states": True,
         "finetuning_task": "mnli", "top_p": 1.0, "use_fast": True,
+        "transformers.js_config": {"dtype": "q8"}, "unsloth_version": "2025.1", "matryoshka_dimensions": [256, 128],
         "pruned_heads": {}, "quantization_config": None, "nobody_knows_this": None, "position_embedding_type": "absolute",
         "hidden_dropout_prob": 0.5, "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}, "tokenizer_class": None,
     })  # fmt: skip

@@ -74,8 +74,9 @@ def check(name: str, data: Mapping[str, Any], table: Table | None = None, nulls:
 PICTURES = (
     honoured("image_processor_type feature_extractor_type do_resize size default_to_square resample crop_pct do_center_crop crop_size")
     | honoured("do_rescale rescale_factor rescale_offset do_normalize include_top image_mean image_std do_pad pad_size do_convert_rgb")
-    | without("processor_class _valid_processor_keys data_format input_data_format device return_tensors disable_grouping")
+    | without("processor_class data_format input_data_format device return_tensors disable_grouping")
     | without("max_size do_reduce_labels reduce_labels image_seq_length size_divisor num_channels patch_size image_size")
+    | without("use_fast antialias _* name_or_path transformers_version torch_dtype dtype")  # written, and read by no processor
     | refused("use_square_size", "size is to be written as height and width")
     | refused("do_flip_channel_order do_thumbnail do_align_long_axis do_color_quantize keep_aspect_ratio", "a step of other processors")
     | refused("auto_map", "it names code in the model's folder, which is never run", (None, {}))
@@ -173,6 +174,8 @@ CONFIG = {
     **without("language languages name tags license author description model_name base_model* train* *_lr learning_rate loss_* seed"),
     **without("model_max_length max_seq_length max_seq_len do_lower_case adapters adapter_* use_flash_attn* unpad_inputs pad_logits"),
     **without("use_memory_efficient_attention logn_attention_* fp16 bf16 out_features out_indices stage_names num_classes"),
+    **without("transformers.js_config unsloth_* matryoshka_dim* add_pooling_layer trust_remote_code ignore_mismatched_sizes"),
+    **without("mean_resizing return_all_scores custom_pipelines"),
     **without("pre_trained pretrained* version date epoch* batch_size vocab_size_or_config_json_file emb_size pretraining_tp use_fast"),
 }
 # how a model of texts is asked where nobody says: whether to draw tokens, by which chances and how many, is said by whoever asks here

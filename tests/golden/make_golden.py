@@ -426,14 +426,14 @@ def deit_distilled():
 def processor_files():
     """Preprocessor files as people have them: each kind with what it takes by default, the old forms of sizes, switches."""
     kinds = ["ViT", "DeiT", "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "EfficientNet", "Levit", "MobileNetV1",
-             "MobileNetV2", "Pvt", "Siglip"]
+             "MobileNetV2", "Pvt", "Siglip", "Segformer"]
     small = {"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 7}}
     for kind in kinds:
         yield {"image_processor_type": f"{kind}ImageProcessor", **small}
         size = 9 if kind != "ConvNext" else {"shortest_edge": 7}
         yield {"feature_extractor_type": f"{kind}FeatureExtractor", "size": size, "crop_size": 8}
     vit, clip = {"image_processor_type": "ViTImageProcessorFast"}, {"image_processor_type": "CLIPImageProcessor", "crop_size": 8}
-    yield {"size": [7, 9]}
+    yield {"size": [7, 9], "use_fast": True, "_processor_class": "ViTProcessor", "antialias": False}
     yield {**vit, "size": 9, "default_to_square": False, "max_size": 10, "resample": 0}
     yield {**vit, "size": {"shortest_edge": 9, "longest_edge": 11}, "do_center_crop": True, "crop_size": [12, 6], "resample": 5}
     yield {**vit, "size": {"shortest_edge": 9, "longest_edge": None}, "do_normalize": None, "resample": 4}

@@ -241,6 +241,9 @@ def sentence_cases():
                                              "activation_function": gelu},
            weights: {"linear.weight": [5, 40], "residual.weight": [5, 40]},
            "3_More/config.json": {"dimension": 5}, "3_More/model.safetensors": {"norm.weight": [5], "norm.bias": [5]}}
+    for name in ("Mish", "LeakyReLU"):
+        dense = {"in_features": 40, "out_features": 3, "activation_function": tanh.replace("Tanh", name)}
+        yield {"modules.json": modules[:3], config: dense, weights: {"linear.weight": [3, 40], "linear.bias": [3]}}
 
 
 def make_sentences():

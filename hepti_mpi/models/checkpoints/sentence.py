@@ -29,7 +29,8 @@ SWITCHES = {  # in the order in which their results are put together
     "pooling_mode_lasttoken": "lasttoken",
 }
 MODES = {mode: mode for mode in SWITCHES.values() if mode != "mean_sqrt_len"} | {"mean_sqrt_len_tokens": "mean_sqrt_len"}
-FUNCTIONS = {"Identity": "identity", "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "Sigmoid": "sigmoid", "SiLU": "silu"}
+FUNCTIONS = {"Identity": "identity", "Tanh": "tanh", "ReLU": "relu", "LeakyReLU": "leaky_relu", "GELU": "gelu", "Sigmoid": "sigmoid",
+             "SiLU": "silu", "Mish": "mish"}  # fmt: skip
 ACTIVATIONS = {f"torch.nn.{name}": plain for name, plain in FUNCTIONS.items()}
 ACTIVATIONS |= {f"torch.nn.modules.{'linear' if name == 'Identity' else 'activation'}.{name}": plain for name, plain in FUNCTIONS.items()}
 PLACES = {  # where each module may come from: under its name in any version's folders; no class of anybody else's is run

@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {  # what a kind of processor takes where the
     "MobileNetV1": EDGE | {"size": {"shortest_edge": 256}, "resample": 2},
     "MobileNetV2": EDGE | {"size": {"shortest_edge": 256}, "resample": 2},
     "Pvt": {"size": [224, 224]} | IMAGENET,
+    "Segformer": {"size": [512, 512], "resample": 2} | IMAGENET,
     "Siglip": {"size": [224, 224], "default_to_square": False, "do_convert_rgb": True},
 }
 OWN = {"deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": None}  # of a model, where no file names a kind; ViT of all others
