@@ -41,3 +41,16 @@ def test_a_system_without_huge_pages_is_left_alone(monkeypatch, tmp_path):
     (tmp_path / "enabled").write_text("always madvise [never]\n")
     (tmp_path / "hpage_pmd_size").write_text(f"{HUGE}\n")
     assert pages.settle() == 0
+
+
+def test_what_is_untouched_takes_no_memory_until_it_is_written_to():
+    """Not even where the C library would have given memory that was in use before."""
+    for _ in range(8):
+        np.ones(3 << 20, np.float32)
+    values = pages.untouched(256, 3 << 12)
+    assert values.dtype == np.float32 and values.shape == (256, 3 << 12) and values.flags.c_contiguous and values.flags.writeable
+    assert there(values.ctypes.data, values.nbytes) == 0
+    values[:2] = 1
+    assert 0 < there(values.ctypes.data, values.nbytes) <= HUGE // PAGE and values[:3].sum() == 2 * (3 << 12)
+    assert pages.untouched(8, 0).shape == (8, 0)
+

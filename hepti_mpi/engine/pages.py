@@ -1,13 +1,15 @@
 """The memory that weights lie in once they are loaded: what loading left over is given back, the rest is put into huge pages, so that
-reading all of it for every token needs few entries of the processor's page tables.
+reading all of it for every token needs few entries of the processor's page tables. Buffers of which little is used take no more.
 
 Knows the kernel's view of this process (Linux) and the C library; does not know what lies where. Source: madvise(2), MADV_COLLAPSE.
 """
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,15 @@ def trim() -> ctypes.CDLL:
     if hasattr(library, "malloc_trim"):  # of glibc
         library.malloc_trim(0)
     return library
+
+
+def untouched(*shape: int) -> np.ndarray:
+    """Return float32 zeros that take no memory where nothing is written to them: of pages of their own, since what the C library has had
+    back before is in memory already."""
+    size = prod(shape)
+    if not size:
+        return np.zeros(shape, np.float32)
+    return np.frombuffer(mmap.mmap(-1, 4 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32, size).reshape(shape)
 
 
 def _allowed() -> bool:

@@ -6,7 +6,7 @@ Knows parts of a table and how they come together; does not know what is chosen 
 import numpy as np
 
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.engine import sessions
+from hepti_mpi.engine import pages, sessions
 from hepti_mpi.engine.caching import words_session
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores, largest, log_sum
@@ -26,7 +26,7 @@ class Words:
         self.ids = np.arange(*bounds[group.rank])
         self.cap = part.logit_cap
         self.x = np.zeros((rows, part.spec.hidden), np.float32)
-        self.logits = np.zeros((rows, len(self.ids)), np.float32)
+        self.logits = pages.untouched(rows, len(self.ids))  # seldom of so many rows
         self.session = None
         if len(self.ids):
             table, bias = part.words_slices
