@@ -27,8 +27,8 @@ GPT2 = {"n_embd": "embedding_length", "n_layer": "block_count", "n_head": "atten
         "n_positions": "context_length", "layer_norm_epsilon": "attention.layer_norm_epsilon"}  # fmt: skip
 
 
-def written(case, key):
-    """Return the GGUF file of a case: names, order of rows and added ones as convert_hf_to_gguf.py has them."""
+def written(case, key, more=None):
+    """Return the GGUF file of a case, with `more` keys: names, order of rows and added ones as convert_hf_to_gguf.py has them."""
     said, *_ = expected(case)
     config, kind = said["config"], ARCHITECTURES[key]
     sizes = {f"{key}.{own}": config[name] for name, own in (GPT2 if key == "gpt2" else SIZES).items() if config.get(name) is not None}
@@ -52,7 +52,7 @@ def written(case, key):
         if kind.added and "norm" in name:
             value = value + 1
         tensors[name] = value.T if kind.transposed and name.startswith("blk.") and value.ndim == 2 else value
-    return gguf({"general.architecture": key} | sizes | TOKENS, tensors)
+    return gguf({"general.architecture": key} | sizes | TOKENS | (more or {}), tensors)
 
 
 CASES = [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma2", "gemma2"), ("gpt2", "gpt2")]
@@ -86,3 +86,35 @@ def test_several_in_a_folder(tmp_path):
         gguf_path(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert gguf_path(tmp_path) is None
+
+
+@pytest.mark.parametrize("case, more, words", [
+    ("llama", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping = 5.0 is not known of a llama"),
+    ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"), ("qwen3", {"rope.freq_base_swa": 100.0}, "freq_base_swa"),
+    ("qwen2", {"attention.sliding_window": 4}, "sliding_window = 4 is not known"), ("llama", {"attention.causal": False}, "causal"),
+    ("llama", {"rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5, only 1.0"), ("llama", {"vocab_size": 100}, "only 131"),
+    ("gemma2", {"attention.sliding_window_pattern": 6}, "pattern is 6, only 2"),
+    ("gpt2", {"attention.head_count_kv": 1}, "head_count_kv is 1"),
+    ("gpt2", {"attention.key_length": 4}, "key_length is 4"), ("llama", {"rope.scaling.type": "longrope"}, "'longrope', which is not"),
+])  # fmt: skip
+def test_what_an_architecture_does_not_read_is_refused(tmp_path, case, more, words):
+    with pytest.raises(ModelError, match=words):
+        read(tmp_path, case, more)
+
+
+@pytest.mark.parametrize("more, factor", [
+    ({}, 1), ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 1), ({"rope.scaling.factor": 4.0}, 4),
+    ({"rope.scale_linear": 2.0}, 2), ({"rope.scale_linear": 2.0, "rope.scaling.factor": 1.0}, 1),
+    ({"rope.scaling.type": "none", "rope.scale_linear": 2.0}, 1), ({"rope.scaling.type": "linear", "rope.scale_linear": 2.0}, 2),
+    ({"final_logit_softcapping": 0.0, "attention.causal": True, "attention.sliding_window": 0, "rope.scaling.attn_factor": 1.0}, 1),
+])  # fmt: skip
+def test_positions_are_scaled_as_in_llama_cpp(tmp_path, more, factor):
+    plain, scaled = (read(tmp_path, "llama", one).spec.kinds[0].attention.rotary.frequencies for one in ({}, more))
+    np.testing.assert_allclose(np.array(plain) / scaled, factor)
+
+
+def read(folder, case, more):
+    """Return the model in the file of a case with `more` keys of its architecture."""
+    found = written(case, case, {f"{case}.{key}": value for key, value in more.items()})
+    (folder / "y.gguf").write_bytes(found)
+    return read_gguf(folder / "y.gguf")[0]

@@ -4,9 +4,8 @@ Knows what llama.cpp calls things, and what its converter changes: rows of Q and
 Knows no store and no family's table. Source: convert_hf_to_gguf.py, gguf-py/gguf/constants.py and src/llama-model.cpp of llama.cpp.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -35,13 +34,22 @@ FREQUENCIES = "rope_freqs.weight"  # by which each frequency of Llama 3 is divid
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as in all of its models; factor and the original length are found out
 LENGTHS = (8192, 4096, 16384)
 
-# keys below the architecture's own name; what is in neither list is refused
-READ = """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count attention.head_count_kv
-attention.key_length attention.value_length attention.layer_norm_rms_epsilon attention.layer_norm_epsilon attention.sliding_window
-attn_logit_softcapping final_logit_softcapping rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor
-rope.scaling.original_context_length rope.scaling.attn_factor rope.freq_base_swa attention.sliding_window_pattern expert_count
-rope.scale_linear""".split()
-PLAIN = ("rope.scaling.finetuned", "expert_used_count", "attention.causal", "use_parallel_residual")
+# keys below the architecture's own name: of all of them, of those that turn positions, and what each adds. What an architecture does not
+# read is refused, unless its value is one of HARMLESS: files are made by hand too, and whoever wrote a key meant something by it
+SHARED = """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count attention.head_count_kv
+attention.key_length attention.value_length expert_count""".split()
+TURNED = """attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor rope.scale_linear
+rope.scaling.original_context_length rope.scaling.attn_factor""".split()
+WINDOWS = ("attention.sliding_window", "attention.sliding_window_pattern")
+READ: dict[str, Sequence[str]] = {
+    "llama": TURNED, "qwen2": TURNED, "qwen3": TURNED, "phi3": [*TURNED, "attention.sliding_window"],
+    "gemma2": [*TURNED, *WINDOWS, "attn_logit_softcapping", "final_logit_softcapping"],
+    "gemma3": [*TURNED, *WINDOWS, "final_logit_softcapping", "rope.freq_base_swa"], "gpt2": ["attention.layer_norm_epsilon"],
+}  # fmt: skip
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,), "attn_logit_softcapping": (0.0,), "final_logit_softcapping": (0.0,), "attention.sliding_window": (0,),
+}  # fmt: skip
+PLAIN = ("rope.scaling.finetuned", "expert_used_count", "use_parallel_residual")
 
 
 @dataclass(frozen=True)
@@ -113,15 +121,24 @@ class GgufModel:
         raise ModelError(f"{self.file.path}: tensor {shown(name, 100)} does not belong to a {self.key}, as far as is known here")
 
     def _refuse_unknown(self) -> None:
+        read = {*SHARED, *READ[self.key], *PLAIN}
         for key, value in self.file.metadata.items():
             part = key.removeprefix(f"{self.key}.")
-            if key != part and not any(fnmatchcase(part, known) for known in (*READ, *PLAIN)):
-                raise ModelError(f"{self.file.path}: key {shown(key, 100)} = {shown(value, 60)} is not known: it may change answers")
+            if key != part and part not in read and not _is_one_of(value, HARMLESS.get(part, ())):
+                why = f"is not known of a {self.key}: it may change answers"
+                raise ModelError(f"{self.file.path}: key {shown(key, 100)} = {shown(value, 60)} {why}")
         if self._get("expert_count", 0):
             raise ModelError(f"{self.file.path} is a mixture of experts, which is not supported yet")
 
     def _get(self, key: str, default: Any = None) -> Any:
         return self.file.metadata.get(f"{self.key}.{key}", default)
+
+    def _refuse_other(self, key: str, expected: object) -> None:
+        """Refuse a key that says something else than what is taken all the same. Raises ModelError."""
+        value = self._get(key, expected)
+        if not _is_one_of(value, (expected,)):
+            why = f"only {expected} is supported"
+            raise ModelError(f"{self.file.path}: {self.key}.{key} is {shown(value, 60)}, {why}")
 
     def _integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
@@ -150,6 +167,7 @@ class GgufModel:
         }  # fmt: skip
         if self._integer("attention.value_length", config["head_dim"]) != config["head_dim"]:
             raise ModelError(f"{self.file.path}: keys and values have different widths, which is not supported")
+        self._refuse_other("vocab_size", words)
         return config | EXTRAS[self.key](self)
 
     # what the architectures add
@@ -173,15 +191,17 @@ class GgufModel:
     def gemma(self) -> dict[str, Any]:
         config = {key: value for key, value in self.llama().items() if key not in ("hidden_act", "attention_bias", "mlp_bias")}
         config |= {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": self._integer("attention.sliding_window")}
+        self._refuse_other("attention.sliding_window_pattern", period := 2 if self.key == "gemma2" else 6)
         width = self._get("attention.key_length", 256)
         config["query_pre_attn_scalar"] = width  # but of the 27B models: hidden / heads
         if (self.key, config_layers := self._integer("block_count")) in (("gemma2", 46), ("gemma3", 62)):
             config["query_pre_attn_scalar"] = self._integer("embedding_length") // self._integer("attention.head_count")
         if self.key == "gemma2":
             caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-            return config | {key: self._number(key, default) for key, default in caps.items()} | _alternating(config_layers, 2)
+            return config | {key: self._number(key, default) or None for key, default in caps.items()} | _alternating(config_layers, period)
         config["rope_local_base_freq"] = self._number("rope.freq_base_swa", 10000.0)
-        return config | {"rope_theta": self._number("rope.freq_base", 1e6)} | _alternating(config_layers, 6)
+        config["final_logit_softcapping"] = self._number("final_logit_softcapping", 0.0) or None
+        return config | {"rope_theta": self._number("rope.freq_base", 1e6)} | _alternating(config_layers, period)
 
     def phi(self) -> dict[str, Any]:
         if "rope_factors_long.weight" in self.file.shapes:
@@ -190,26 +210,36 @@ class GgufModel:
         return config | {"sliding_window": self._get("attention.sliding_window") or None}
 
     def gpt2(self) -> dict[str, Any]:
+        heads = self._integer("attention.head_count")
+        self._refuse_other("attention.head_count_kv", heads)
+        self._refuse_other("attention.key_length", self._integer("embedding_length") // heads)
         return {
             "activation_function": "gelu_new", "layer_norm_epsilon": self._number("attention.layer_norm_epsilon"),
             "n_embd": self._integer("embedding_length"), "n_layer": self._integer("block_count"),
-            "n_head": self._integer("attention.head_count"), "n_positions": self._integer("context_length"),
+            "n_head": heads, "n_positions": self._integer("context_length"),
             "n_inner": self._integer("feed_forward_length"),
         }  # fmt: skip
 
     def _scaling(self, width: int) -> dict[str, Any] | None:
-        """Return rope_scaling of config.json. Raises ModelError for a kind that is not supported."""
-        kind, factor = self._get("rope.scaling.type", "none"), self._get("rope.scaling.factor", 1.0)
+        """Return rope_scaling of config.json. Raises ModelError for a kind that is not supported.
+
+        A file that names no kind means linear, as in llama.cpp, whose older key of the factor counts where the newer one is missing.
+        """
+        kind, factor = self._get("rope.scaling.type", "linear"), self._number("rope.scaling.factor", self._number("rope.scale_linear", 1.0))
+        factor = factor or 1.0  # 0: not said
+        self._refuse_other("rope.scaling.attn_factor", 1.0)
         if FREQUENCIES in self.file.shapes:
+            if kind not in ("none", "linear") or (kind == "linear" and factor != 1):
+                why = f"positions are scaled by {FREQUENCIES} and by {kind!r:.60} too"
+                raise ModelError(f"{self.file.path}: {why}, which together are not supported")
             return self._llama3(width)
-        if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
-            factor = self._get("rope.scale_linear", 1.0)
-            return None if factor in (0.0, 1.0) else {"rope_type": "linear", "factor": factor}
+        if kind == "none" or (kind == "linear" and factor == 1):
+            return None
         if kind == "linear":
-            return {"rope_type": "linear", "factor": self._number("rope.scaling.factor")}
-        if kind == "yarn" and self._get("rope.scaling.attn_factor", 1.0) in (0.0, 1.0):
-            original = self._integer("rope.scaling.original_context_length")
-            return {"rope_type": "yarn", "factor": self._number("rope.scaling.factor"), "original_max_position_embeddings": original}
+            return {"rope_type": "linear", "factor": factor}
+        if kind == "yarn":
+            original = self._integer("rope.scaling.original_context_length", self._integer("context_length"))
+            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         raise ModelError(f"{self.file.path}: positions are scaled by {kind!r:.60}, which is not supported; supported: linear, yarn, llama3")
 
     def _llama3(self, width: int) -> dict[str, Any]:
@@ -227,6 +257,11 @@ EXTRAS: dict[str, Callable[[GgufModel], dict[str, Any]]] = {
     "llama": GgufModel.llama, "qwen2": GgufModel.qwen, "qwen3": GgufModel.qwen, "gemma2": GgufModel.gemma, "gemma3": GgufModel.gemma,
     "phi3": GgufModel.phi, "gpt2": GgufModel.gpt2,
 }  # fmt: skip
+
+
+def _is_one_of(value: object, expected: Sequence[object]) -> bool:
+    """Return whether a value of metadata, which may be a list of numbers, is one of these."""
+    return not isinstance(value, np.ndarray | list) and value in expected
 
 
 def _alternating(layers: int, period: int) -> dict[str, Any]:
