@@ -7,7 +7,7 @@ import pytest
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen
+from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen, encoded
 from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights, reduced
 from hepti_mpi.weights.slices import all_weights, span
 from hepti_mpi.weights.store import whole_slices
@@ -166,3 +166,17 @@ def test_ranks_that_could_not_cut_wide_blocks_have_narrow_ones():
     assert spec.column_granule == 64
     assert {weight.format.name for weight in all_weights(reduced(random_model("tiny-bert").spec, "q4-wide"))} >= {"q4-wide", "q8"}
     assert Q4_WIDE.bytes((64, 256), 1) == 64 * (128 + 8) < Q4.bytes((64, 256), 1) == 64 * (128 + 16)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("inner", [0, 1])
+def test_a_value_that_is_too_large_for_float16_is_refused(name, inner):
+    """Its number, or the scale of its block, would be infinite; formats whose scales reach it keep it."""
+    values = np.ones((64, 4), np.float32)
+    values[3, 2] = 1e6
+    if name in ("f16", "q4", "q4-wide"):
+        with pytest.raises(ModelError, match="tensor x holds values up to 1e"):
+            encoded("x", FORMATS[name], values, inner, None)
+    else:
+        found = FORMATS[name].decode(encoded("x", FORMATS[name], values, inner, None), values.shape, inner)
+        assert np.abs(found - values).max() < 1e6 * 5e-3

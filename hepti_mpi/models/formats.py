@@ -237,6 +237,16 @@ FORMATS = {one.name: one for one in (F32, F16, Q8, Q8_BLOCKS, Q8_WIDE, Q4, Q4_WI
 NARROWER: dict[Format, Format] = {Q8_WIDE: Q8_BLOCKS, Q4_WIDE: Q4}  # of as many bits, which may be cut where the other may not
 
 
+def encoded(name: str, kind: Format, values: np.ndarray, inner: int, seen: Seen | None) -> dict[str, np.ndarray]:
+    """Return the parts of the tensor `name` in a format. Raises ModelError where they would not be finite: float16 ends at 65504."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = kind.encode(values, inner, seen)
+    if all(part.dtype.kind != "f" or np.isfinite(part).all() for part in parts.values()):
+        return parts
+    largest = f"tensor {name} holds values up to {np.abs(values).max():.3g}"
+    raise ModelError(f"{largest}, too large for {kind.name}, whose numbers or scales are float16; take --format q8 or f32")
+
+
 def format_named(name: object) -> Format:
     """Return the format of that name. Raises ModelError when there is none."""
     if not isinstance(name, str) or name not in FORMATS:

@@ -25,7 +25,7 @@ from hepti_mpi import __version__
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
-from hepti_mpi.models.formats import VALUES
+from hepti_mpi.models.formats import VALUES, encoded
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped, read_accuracy
 from hepti_mpi.weights.prepacked import Prepacked
@@ -104,7 +104,7 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             for name, values in group.items():
                 weight = expected.pop(name)
                 piece = span(weight)
-                parts = weight.format.encode(values, piece.inner, seen.get(name))
+                parts = encoded(name, weight.format, values, piece.inner, seen.get(name))
                 _write_tensor(file, piece, weight, parts, granule(model.spec, weight))
                 progress(piece.bytes)
         if expected:
