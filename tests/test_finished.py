@@ -40,7 +40,7 @@ def test_the_note(tmp_path, name):
     assert found.head == HEAD and found.tally.inputs == 2 and found.tally.errors == (name == "x.jsonl")
     found.check(HEAD)
     others = [("source_hash", "t", "its model has other weights"), ("input_hash", "j", "its inputs are others"),
-              ("requests", 1, "it has 2 inputs, this run 1;"), ("hidden", True, "it has hidden None, this run True"),
+              ("requests", 1, "it has 2 inputs, this run 1;"), ("hidden", True, "it has hidden unknown, this run True"),
               ("model", "n", "it is of the model m, this run of n")]  # fmt: skip
     for key, value, words in others:
         with pytest.raises(InputError, match=f"holds the answers of another run: {words}"):

@@ -204,5 +204,5 @@ def test_where_nothing_can_be_locked(tmp_path, monkeypatch):
 
 def test_a_journal_of_arrays_with_more_in_them(tmp_path):
     journal(tmp_path, head=HEAD | {"hidden": True}).add([1], [RESULTS[0]])
-    with pytest.raises(InputError, match="it has hidden True, this run None"):
+    with pytest.raises(InputError, match="it has hidden True, this run unknown"):
         journal(tmp_path, resume=True)

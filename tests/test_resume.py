@@ -15,7 +15,7 @@ from test_bad_input import MPIRUN, SECONDS, launch, launch_environment, refused
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
-from hepti_mpi.serving.journal import Journal, input_hash, journal_path
+from hepti_mpi.serving.journal import Journal, head_of, input_hash, journal_path
 from hepti_mpi.serving.lock import open_locked
 from hepti_mpi.serving.outputs import finished_answer
 from hepti_mpi.weights import store as stores
@@ -104,6 +104,8 @@ def test_a_finished_run_is_left_as_it_is(folder):
     result = launch(folder, *words("c.jsonl", "--resume"), ranks=2)
     assert result.returncode == 0 and "c.jsonl had been answered already: nothing is left" in result.stderr, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["requests"] == 0
+    changed = launch(folder, *words("c.jsonl", "--resume", "--tolerance", "0.01"), ranks=2)
+    refused(changed, "c.jsonl holds the answers of another run", "answered with --tolerance 0.0, this run with 0.01")
     np.savez(folder / "short.npz", input_ids=np.full((3, 4), 7))
     again = ["run", "--weights", "tiny.h5", "--input", "short.npz", "--output", "c.jsonl"]
     refused(launch(folder, *again, "--resume", ranks=2), "c.jsonl holds the answers", "another --output", "--resume")
@@ -127,7 +129,8 @@ def note_all(folder: Path) -> int:
     """Make the journal of a run that ended before it wrote its output."""
     with stores.Store(folder / "tiny.h5") as store:
         requests = read_requests(store.spec, store.files, str(folder / "in.npz"), None)
-        head = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(requests)}
+        options = {"hidden": False, "tolerance": 0.0, "wires": []}
+        head = head_of(store.spec.name, store.source_hash, input_hash(requests), **options)
     journal = Journal(journal_path(folder / "b.jsonl"), head, REQUESTS, False)
     results = [finished_answer(json.loads(line)) for line in (folder / "before.jsonl").read_text().splitlines()]
     journal.add(range(REQUESTS), results)

@@ -19,7 +19,7 @@ from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.journal import Journal, journal_path, noted
 from hepti_mpi.serving.outputs import write_finished
 from hepti_mpi.serving.sink import Spoken
-from hepti_mpi.serving.written import Written, finished_text, head_of
+from hepti_mpi.serving.written import Written, finished_text, texts_head
 from hepti_mpi.supervisor.kept import Kept
 from hepti_mpi.supervisor.progress import State, read_state
 from hepti_mpi.weights import store as stores
@@ -122,7 +122,7 @@ def test_a_run_goes_on_in_the_middle_of_its_texts(folder):
     assert not logits[0, 5:].any() and (logits[1, -1].argmax(), logits[2, 0].argmax()) == (tokens[1, 0], tokens[2, 0])
     with stores.Store(folder / "tiny.h5") as store:
         prompts = array_prompts(store.spec, folder / "in.npz")
-        head = head_of(store, prompts, Sampling(max_tokens=MOST))
+        head = texts_head(store, prompts, Sampling(max_tokens=MOST), "float32", store.spec.positions)
     for output in ("cut.npz", "cut.jsonl"):
         path = journal_path(folder / output)
         journal = Journal(path, head, 3, False)
@@ -130,6 +130,12 @@ def test_a_run_goes_on_in_the_middle_of_its_texts(folder):
         journal.file.close()
         done = run(folder, output)
         assert done.returncode == 2 and "0 of 3 answers and the beginnings of 2" in done.stderr
+        if output == "cut.npz":
+            others = {"--cache-format float32, this run with float16": ("--cache-format", "float16"), "this run's 40": ("--context", 40),
+                      "temperature 0.0, now temperature 0.5": ("--temperature", 0.5)}  # fmt: skip
+            for words, more in others.items():
+                done = run(folder, output, "--resume", *more)
+                assert done.returncode == 2 and "is of another run" in done.stderr and words in done.stderr, done.stderr
         done = run(folder, output, "--resume", "--json")
         assert done.returncode == 0, done.stderr
         made = json.loads(done.stdout.splitlines()[-1])

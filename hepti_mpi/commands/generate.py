@@ -55,7 +55,7 @@ def generate(session: "Session", question: "Question", writing: Writing, machini
     with world.patience.slower(), together(world):
         _check(question, writing)
         if session.root:
-            task = _asked(session, question, writing)
+            task = _asked(session, question, writing, machining.options["cache_format"])
     wanted = world.from_root(_wanted(session, task, writing) if task is not None else None)
     result, ran = Result(), None
     if wanted is not None:
@@ -83,12 +83,13 @@ def _check(question: "Question", writing: Writing) -> None:
         raise InputError("--logits are too many to be kept of a run that is cut off: leave out supervise and --resume")
 
 
-def _asked(session: "Session", question: "Question", writing: Writing) -> Task:
+def _asked(session: "Session", question: "Question", writing: Writing, cache: str | None) -> Task:
     """Read the prompts and get ready to keep their answers. Raises InputError."""
+    from hepti_mpi.cluster.profile import CACHES
     from hepti_mpi.comm import channel, interrupts
     from hepti_mpi.errors import InputError
     from hepti_mpi.serving.sink import Filed, Shown, Sink, Spoken
-    from hepti_mpi.serving.written import finished_text, head_of
+    from hepti_mpi.serving.written import finished_text, texts_head
     from hepti_mpi.supervisor.progress import Told, read_state
 
     state_file = channel.state_path()
@@ -105,10 +106,17 @@ def _asked(session: "Session", question: "Question", writing: Writing) -> Task:
     if sink is None:
         sink = Shown(SCREEN) if SCREEN.json else Spoken(SCREEN, [asked_of(prompt.given) for prompt in prompts])
     refused = {one.index: finished_text(one, None, default.max_tokens, {}) for one in prompts if one.error is not None}
-    sink.begin(head_of(session.store, prompts, default), len(prompts), refused)
+    head = texts_head(session.store, prompts, default, cache or CACHES[0], _rows(session, writing))
+    sink.begin(head, len(prompts), refused)
     left = [one for one in prompts if one.error is None and one.index not in sink.known]
     interrupts.say(lambda: sink.interrupted(len(left)))
     return Task(prompts, left, asked, sink, state)
+
+
+def _rows(session: "Session", writing: Writing) -> int:
+    """Return how many rows an answer may have with its prompt."""
+    positions = session.store.spec.positions
+    return min(writing.context or positions, positions)
 
 
 def _prompts(
@@ -123,7 +131,7 @@ def _prompts(
 
     store, stdin, asked = session.store, standard_input() if question.source == "-" else None, dict[int, "Sampling"]()
     found = read_prompts(store.spec, store.files, question.source, stdin, writing.chat)
-    found = check_room(found, min(writing.context or store.spec.positions, store.spec.positions))
+    found = check_room(found, _rows(session, writing))
     for place, one in enumerate(found):
         try:
             asked[one.index] = sampling_of(one.asked, default)

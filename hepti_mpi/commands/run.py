@@ -124,7 +124,7 @@ def run(weights: Path | None, **options: Any) -> None:
         _generate(session, question, writing, choice, options)
         return
     no_text(writing.said + said_cache(options))
-    work = _taken_in(session, question, choice)
+    work = _taken_in(session, question, choice, options["tolerance"])
     if work.typical is not None:
         request = planning_request(work.typical, options, session.world.size, session.keeps)
         free = adaptable and method == "hepti" and choice.plan_file is None and choice.adapt is None
@@ -159,7 +159,7 @@ def _adaptable(choice: Choice, weights: Path | None, options: dict[str, Any]) ->
     return options["shares"] is None and not cut
 
 
-def _taken_in(session: "Session", question: "Question", choice: Choice) -> Work:
+def _taken_in(session: "Session", question: "Question", choice: Choice, tolerance: float) -> Work:
     """Read the input and get ready to keep its answers, on rank 0; all ranks know what a plan is made for. Collective."""
     from hepti_mpi.comm import channel
     from hepti_mpi.engine.machine import together
@@ -171,13 +171,13 @@ def _taken_in(session: "Session", question: "Question", choice: Choice) -> Work:
     with world.patience.slower(), together(world):
         if session.root:
             state = read_state(state_file) if state_file else state
-            found = _asked(session, question, choice, state if state_file else None)
+            found = _asked(session, question, choice, tolerance, state if state_file else None)
     shapes = found.desk.scheduler.shapes if found is not None else []
     typical, batches = world.from_root([typical_rows(shapes) if shapes else None, question.repeat * len(shapes)])
     return Work(session, question, choice, state, state_file is not None, found, typical, batches)
 
 
-def _asked(session: "Session", question: "Question", choice: Choice, state: "State | None") -> Asked:
+def _asked(session: "Session", question: "Question", choice: Choice, tolerance: float, state: "State | None") -> Asked:
     """Read the input. `state`: of a supervised run, whose supervisor keeps the answers. Raises InputError."""
     from hepti_mpi.comm import interrupts
     from hepti_mpi.program import placement as placements
@@ -189,7 +189,8 @@ def _asked(session: "Session", question: "Question", choice: Choice, state: "Sta
     from hepti_mpi.supervisor.progress import Told
 
     sink: Sink = Told(state) if state else Shown(SCREEN) if question.output is None else Filed(question, SCREEN.say)
-    read, answerer = Input(session.store, question), Answerer(session.store, question)
+    plan = placements.load(choice.plan_file) if choice.plan_file else None  # whatever is wrong with it is told before ranks are measured
+    read, answerer = Input(session.store, question, tolerance, plan.rounding if plan else ()), Answerer(session.store, question)
     sink.begin(read.head, len(read.every), {one.index: answerer.refused(one, one.error or "") for one in read.refused})
     source, scheduler = read.without(sink.known), Scheduler(answerer, choice.batch_rows, question.repeat)
     requests = question.repeat * len(source.left)
@@ -200,7 +201,6 @@ def _asked(session: "Session", question: "Question", choice: Choice, state: "Sta
         from hepti_mpi.serving.metrics import check_path
 
         check_path(choice.metrics)
-    plan = placements.load(choice.plan_file) if choice.plan_file else None  # whatever is wrong with it is told before ranks are measured
     scheduler.add(source.take(0.0))
     return Asked(read, sink, Desk(source, scheduler, answerer, sink, wanted=lambda: sink.wanted), requests, plan)
 

@@ -15,7 +15,7 @@ from hepti_mpi.documents import read_document, write_document
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import WIRES, Plan
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 2
 AGAIN = "make it with: python -m hepti_mpi plan"
@@ -70,6 +70,11 @@ class Placement:
     def stages(self) -> tuple[Stage, ...]:
         """All stages, team after team."""
         return tuple(stage for team in self.teams for stage in team.stages)
+
+    @property
+    def rounding(self) -> tuple[str, ...]:
+        """The types of what travels in it that round values, each once."""
+        return tuple(sorted({stage.plan.wire for stage in self.stages} - {WIRES[0]}))
 
     def place(self, rank: int) -> tuple[int, int] | None:
         """Return the number of a rank's first team and that of its stage in it, None where it is in none."""

@@ -31,7 +31,20 @@ DIFFERENT = {  # what a head that differs means, by its key, given both values
     "requests": "it has {} inputs, this run {}",
     "input_hash": "its inputs are others",
     "texts": "it was asked for with other options of texts: {}, now {}",
+    "tolerance": "it was answered with --tolerance {}, this run with {}",
+    "wires": "its plan sends {}, this run's {}",
+    "cache_format": "it was answered with --cache-format {}, this run with {}",
+    "context": "its texts may have {} rows with their prompts, this run's {}",
 }
+
+
+def head_of(model: str, source_hash: str, asked: str, **deciding: Any) -> dict[str, Any]:
+    """Return the head of a run, which tells it from another one, whose answers are not to be mixed with its own.
+
+    `asked`: a hash of its input. `deciding`: every option that decides an answer, as JSON has it and whatever its value is; how the work
+    is divided decides none.
+    """
+    return {"model": model, "source_hash": source_hash, "input_hash": asked, **json.loads(json.dumps(deciding))}
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
@@ -42,6 +55,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
             if isinstance(had, dict) and isinstance(has, dict):
                 changed = [one for one in sorted(had.keys() | has.keys()) if had.get(one) != has.get(one)]
                 had, has = (", ".join(f"{one} {values.get(one)}" for one in changed) for values in (had, has))
+            had, has = ("unknown" if value is None else value for value in (had, has))
             return DIFFERENT.get(key, f"it has {key} {{}}, this run {{}}").format(had, has)
     return None
 

@@ -3,13 +3,13 @@
 Knows inputs; does not know what becomes of requests.
 """
 
-from collections.abc import Callable, Container
-from typing import Any, Protocol
+from collections.abc import Callable, Container, Sequence
+from typing import Protocol
 
 from hepti_mpi.comm.launcher import standard_input
 from hepti_mpi.models.inputs.requests import Request, left_out, read_requests
 from hepti_mpi.models.inputs.text import Reading
-from hepti_mpi.serving.journal import input_hash
+from hepti_mpi.serving.journal import head_of, input_hash
 from hepti_mpi.serving.request import Question
 from hepti_mpi.weights.store import Store
 
@@ -45,15 +45,18 @@ class Input:
     `every` request of it; `refused`: those that cannot be answered. `left_out`: a sentence on what of a folder is no input.
     """
 
-    def __init__(self, store: Store, question: Question) -> None:
-        """Raises InputError when the input cannot be read."""
+    def __init__(self, store: Store, question: Question, tolerance: float = 0.0, wires: Sequence[str] = ()) -> None:
+        """`tolerance`: by how much values may change on their way; `wires`: by which a plan that was given lets them travel.
+
+        Raises InputError when the input cannot be read.
+        """
         reading = Reading(question.field, question.pair, question.strict)
         stdin = standard_input() if question.source == "-" else None
         self.every = read_requests(store.spec, store.files, question.source, stdin, reading)
         self.refused = [request for request in self.every if request.error is not None]
         self.left_out = left_out(store.spec, question.source)
-        self.head: dict[str, Any] = {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": input_hash(self.every)}
-        self.head |= {"hidden": True} if question.hidden else {}
+        deciding = {"hidden": question.hidden, "tolerance": tolerance, "wires": list(wires)}
+        self.head = head_of(store.spec.name, store.source_hash, input_hash(self.every), **deciding)
 
     def without(self, known: Container[int]) -> Given:
         """Return the source of what is to be answered: not what is refused, nor the places that are `known`."""

@@ -3,7 +3,6 @@
 Knows prompts and answers; knows no rank, and not where what is kept goes (serving.sink).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from hepti_mpi.models.inputs.prompts import Prompt
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving.generation import Answer, Event
-from hepti_mpi.serving.journal import hash_of
+from hepti_mpi.serving.journal import hash_of, head_of
 from hepti_mpi.serving.outputs import Finished, encoded
 from hepti_mpi.serving.streams import told
 from hepti_mpi.weights.store import Store
@@ -42,11 +41,11 @@ class Written:
         self.said.append((prompt.index, event.text))
 
 
-def head_of(store: Store, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
-    """Return what tells a run from another one, whose answers are not to be mixed with its own."""
-    said = json.loads(json.dumps(told(sampling)))  # as it comes back from a file
+def texts_head(store: Store, prompts: Sequence[Prompt], sampling: Sampling, cache: str, rows: int) -> dict[str, Any]:
+    """Return the head of a run (serving.journal) whose texts are kept in a `cache` of that format, and have so many rows at most."""
+    said = told(sampling)
     asked = [[prompt.given, prompt.ids, {key: prompt.asked[key] for key in sorted(prompt.asked) if key in said}] for prompt in prompts]
-    return {"model": store.spec.name, "source_hash": store.source_hash, "input_hash": hash_of(asked), "texts": said}
+    return head_of(store.spec.name, store.source_hash, hash_of(asked), texts=said, cache_format=cache, context=rows)
 
 
 def record(prompt: Prompt, answer: Answer | None) -> dict[str, Any]:
