@@ -94,7 +94,6 @@ class Adapter:
         self.left_at: dict[int, float] = {}  # how many times longer ranks that are left out computed when they were
         self.anchors: dict[int, float] = {}  # of ranks that are left out: what a pulse of 1 means
         self.spent = self.passed = 0.0
-        self.best_rates = np.array(profile.bytes_per_second)
         self.switch: dict[str, Any] = {}  # under way, or to be judged
         self.before: tuple[Plan, float] | None = None
         self.refused: set[str] = set()
@@ -295,7 +294,7 @@ class Adapter:
         if not self.pairs:
             return None
         # a look that is to tell how far it goes is as long as the link needs that is what it was: a shorter one finds up to a third more
-        rates = np.maximum(self.base.bytes_per_second, self.best_rates if self.looks else 0)
+        rates = np.maximum(self.base.bytes_per_second, self.links.measured if self.looks else 0)
         sizes = [int(np.clip(rates[one][other] * TIMED_SECONDS, LEAST_TIMED, MOST_TIMED)) for one, other in self.pairs]
         ahead = int(AHEAD * max(node.head_start_bytes for node in self.base.nodes))
         return {"do": "links", "pairs": self.pairs, "sizes": sizes, "ahead": ahead}
@@ -304,7 +303,7 @@ class Adapter:
         """Return a pair for each host whose link was better once or that has no part, if it is time to look again."""
         ranks = sorted(self.links.first.values())
         far = np.array(self.base.hosts)[:, None] != np.array(self.base.hosts)[None, :]
-        rates, best = np.array(self.base.bytes_per_second) * far, self.best_rates * far
+        rates, best = np.array(self.base.bytes_per_second) * far, self.links.measured * far
         slow = rates.max(axis=1) * 2 < best.max(axis=1)
         if self.looked == self.number or self.spent > (SLOW_PART if slow.any() else IDLE_PART) * self.passed:
             return []

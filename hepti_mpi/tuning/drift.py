@@ -189,8 +189,8 @@ class Links:
     at the way between one rank of each. What ranks of one host say to each other passes no link."""
 
     def __init__(self, hosts: Sequence[str], measured: ClusterProfile) -> None:
-        """`hosts`: of the ranks; `measured`: before the job."""
-        self.hosts, self.measured = hosts, measured.bytes_per_second
+        """`hosts`: of the ranks; `measured`: before the job, of which the rates are kept: what links may come back to."""
+        self.hosts, self.measured = hosts, np.array(measured.bytes_per_second)
         self.first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}  # who speaks for each
         pairs = list(combinations(sorted(self.first.values()), 2))
         self.charts = {pair: Chart(len(pairs), agree=2, scatter=LINK_SCATTER) for pair in pairs}
@@ -223,7 +223,7 @@ class Links:
             level = self.recent[pair].level(chart.since) if chart.alarm else None
             if level is not None:
                 one, other = pair
-                back = math.log(self.measured[one][other] / profile.bytes_per_second[one][other])
+                back = math.log(self.measured[one, other] / profile.bytes_per_second[one][other])
                 changes[pair] = math.exp(back if abs(level - back) <= SAME_LINK < abs(back) else level)
                 self.recent[pair] = Recent()
                 chart.restart()
