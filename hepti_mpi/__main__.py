@@ -25,6 +25,7 @@ def main() -> None:
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank, ranks
     from hepti_mpi.commands import main
+    from hepti_mpi.commands.helping import tell_misuse
     from hepti_mpi.errors import HeptiError, RankError, place_of
 
     rank = launched_rank()
@@ -38,7 +39,7 @@ def main() -> None:
         code = done if isinstance(done, int) else 0
     except click.ClickException as error:  # every rank has the same words on its command line: one of them tells
         if rank == 0:
-            error.show()
+            tell_misuse(error)
             channel.tell_trouble("error", error.format_message())
         else:
             interrupts.rest()

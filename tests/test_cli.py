@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,14 +84,30 @@ def test_help_has_an_example(name):
 @pytest.mark.parametrize("name", sorted(SHOWN))
 @pytest.mark.parametrize("width", [60, 80, 110])
 def test_help_breaks_lines_between_words(name, width):
-    """Options and what they may be fit into the width of a terminal, which else cuts them anywhere."""
+    """Options, what they may be, and examples fit into the width of a terminal, which else cuts them anywhere."""
     text = CliRunner().invoke(main.main, [name, "--help"], terminal_width=width).output
-    lines = text[text.index("Options:") :].splitlines()
-    assert max(map(len, lines)) <= width
+    assert max(map(len, text.splitlines())) <= width
     words = set(text.replace("[", " ").replace("]", " ").replace(",", " ").split())
     for option in main.main.commands[name].params:
         assert words >= set(getattr(option.type, "choices", ())), option.name
     assert name != "bench" or words >= set(main.main.commands["bench"].params[1].default.split(","))
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_examples_can_be_copied_from_a_narrow_terminal(name):
+    """A line that goes on ends with a backslash: the shell reads what a wide terminal shows."""
+    narrow, wide = (CliRunner().invoke(main.main, [name, "--help"], terminal_width=width).output for width in (50, 500))
+    examples, copied = ({" ".join(line.split()) for line in text.splitlines()} for text in (wide, narrow.replace("\\\n", "")))
+    examples = {line for line in examples if re.match("(mpirun|python) ", line)}
+    assert examples and examples <= copied
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_list_of_commands_says_all_of_what_each_is_for(width):
+    text = CliRunner().invoke(main.main, ["--help"], terminal_width=width).output
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    assert all(f"{name} {main.main.commands[name].get_short_help_str(10_000)}" in words for name in SHOWN)
 
 
 def test_help_and_version():

@@ -196,3 +196,9 @@ def test_standard_streams_that_are_closed_or_full(made, words, streams, code, sa
     assert done.returncode == code, done.stderr
     assert (said is None and not done.stderr) or done.stderr == said
     assert bool(done.stdout) == (not code and ">&-" not in streams.split())
+
+
+def test_a_wrong_command_line_is_told_in_lines_that_end_between_words():
+    code, shown = on_a_terminal(["run", "--strategy", "nope"], 60)
+    lines = ESCAPE.sub("", shown).splitlines()
+    assert code == 2 and max(map(len, lines)) <= 60 and "'tensor'," in shown and "Try 'python -m hepti_mpi run --help' for help." in lines

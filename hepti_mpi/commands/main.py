@@ -10,6 +10,7 @@ from hepti_mpi.commands.answer import answer
 from hepti_mpi.commands.bench import bench
 from hepti_mpi.commands.chat import chat
 from hepti_mpi.commands.doctor import doctor
+from hepti_mpi.commands.helping import Group
 from hepti_mpi.commands.inspect import inspect
 from hepti_mpi.commands.plan import plan
 from hepti_mpi.commands.profile import profile
@@ -21,7 +22,7 @@ from hepti_mpi.commands.slice import slice_command
 from hepti_mpi.commands.supervise import supervise
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hepti_mpi")
 @click.pass_context
 def main(context: click.Context) -> None:

@@ -153,8 +153,8 @@ def asked(options: dict[str, Any]) -> "Question":
     return question
 
 
-def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add --quiet and, for a command that `has_document`, --json."""
+def words_options(has_document: bool = True, has_answers: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add --quiet and, for a command that `has_document`, --json; `has_answers`: lines of their own come before the document."""
 
     def choose(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
         def chosen(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -165,7 +165,8 @@ def words_options(has_document: bool = True) -> Callable[[Callable[..., None]], 
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         if has_document:
-            told = "Standard output is JSON lines only: of run without --output one of kind answer per input; last one document."
+            lines = "JSON lines only: without --output one of kind answer per input; last one document"
+            told = f"Standard output is {lines if has_answers else 'JSON only: a document a line'}."
             command = click.option("--json", is_flag=True, expose_value=False, callback=choose("json"), help=told)(command)
         told = "Print answers and errors only."
         return click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=choose("quiet"), help=told)(command)

@@ -102,7 +102,7 @@ class Work:
 @writing_options
 @machine_options
 @planning_options
-@words_options()
+@words_options(has_answers=True)
 def run(weights: Path | None, **options: Any) -> None:
     """Answer inputs on all ranks together.
 

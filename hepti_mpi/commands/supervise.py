@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("hostfile", type=FILE)
 @click.option("--mpirun", default="mpirun", show_default=True, help="How mpirun is called, with options for it.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@words_options()
+@words_options(has_answers=True)
 @click.pass_context
 def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tuple[str, ...]) -> None:
     """Run on the hosts of a hostfile, and go on without those that are lost; no answer is lost.

@@ -145,8 +145,8 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
         shares = _shares(one.placement)
         layers = "/".join(map(str, shares.get("layers", ())))
         rows.append((name, *cells, *(layers and f"stages of {layers}" or _parts(shares[what]) for what in ("heads", "columns"))))
-    head = ("method", "tokens/s", "median ms", "10 - 90 %", "x", "predicted", "error", "nearness", "first token", "predicted", "difference",
-            "heads", "columns")  # fmt: skip
+    head = ("method", "tokens/s", "median ms", "10 - 90 %", "x", "predicted", "error", "nearness", "first token", "first predicted",
+            "difference", "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
     late = {name: found[name].late for name in names if found[name].late > MOST_LATE}

@@ -1,0 +1,53 @@
+"""What --help and a wrong command line show, with lines that end between words. Knows click; does not know what commands do."""
+
+import io
+
+import click
+
+from hepti_mpi.commands.screen import SCREEN
+
+KEPT = "\b\n"  # in front of lines that are not joined: commands, to be copied
+WHOLE = 10_000  # characters: what a command is for is never cut
+
+
+class Formatter(click.HelpFormatter):
+    """Folds examples as the program's other commands are, so that they can be copied from a narrow terminal."""
+
+    def write_text(self, text: str) -> None:
+        from hepti_mpi.reporting.tables import folded
+
+        for number, paragraph in enumerate(text.split("\n\n")):
+            if number:
+                self.write_paragraph()
+            if not paragraph.startswith(KEPT):
+                super().write_text(paragraph)
+                continue
+            indent = " " * self.current_indent
+            lines = folded(paragraph.removeprefix(KEPT), self.width - self.current_indent).splitlines()
+            self.write("".join(f"{indent}{line}\n" for line in lines))
+
+
+class Context(click.Context):
+    formatter_class = Formatter
+
+
+class Group(click.Group):
+    """The commands, each with the whole sentence that says what it is for."""
+
+    context_class = Context
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.context_class = Context
+        super().add_command(cmd, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(WHOLE)) for name, command in shown])
+
+
+def tell_misuse(error: click.ClickException) -> None:
+    """Tell what is wrong with a command line."""
+    told = io.StringIO()
+    error.show(told)
+    SCREEN.warn(told.getvalue().rstrip())
