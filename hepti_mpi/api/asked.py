@@ -15,7 +15,9 @@ from hepti_mpi.models.tasks.sampling import Sampling
 Picture = Path | bytes
 Input = str | tuple[str, str] | Picture
 T = TypeVar("T")
+UNORDERED = (set, frozenset)  # whose order would be lost
 USUAL_TOKENS = 256  # of an answer, where nobody says
+LONGEST = 1_000_000  # seconds that are waited
 TOGETHER = 1024  # inputs that are asked for at once: more are asked for in parts
 
 
@@ -53,6 +55,25 @@ class Asked(Protocol):
     def close(self) -> None: ...
 
 
+def of_type(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Raise InputError for an argument of another type."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{name} is of type {type(value).__name__}, expected {wanted}")
+
+
+def words_of(options: Any) -> list[str]:
+    """Return options for the ranks. Raises InputError."""
+    of_type("options", options, (list, tuple), 'a list of words, such as ["--threads", "2"]')
+    return [str(word) for word in options]
+
+
+def checked_seconds(seconds: Any) -> float:
+    """Return how long is waited. Raises InputError."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST:
+        raise InputError(f"timeout is {seconds!r}, expected seconds above 0, at most {LONGEST:,}")
+    return float(seconds)
+
+
 def patiently(ask: Callable[[], T], seconds: float) -> T:
     """Return what is answered; ask again when it is said to be too early, for so many seconds."""
     end = time.monotonic() + seconds
@@ -75,7 +96,16 @@ def checked(inputs: Sequence[Any], pictures: bool) -> list[Input]:
         if not pair and not isinstance(one, kinds):
             kind = f"tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__
             raise InputError(f"input {number} is of type {kind}, expected {wanted}")
+        if not pictures:
+            for text in one if pair else (one,):
+                check_whole(number, text)
     return list(inputs)
+
+
+def check_whole(number: int, text: str) -> None:
+    """Raise InputError for a text with half a character, which no tokenizer takes."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"input {number} holds half a character (a lone surrogate), which is no text")
 
 
 def asked_for(prompt: Any, how: Mapping[str, Any]) -> Sampling:

@@ -15,8 +15,8 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from hepti_mpi.api.address import Address
-from hepti_mpi.api.asked import Asked, Input, Label, Ranked, checked
-from hepti_mpi.api.own import Own
+from hepti_mpi.api.asked import UNORDERED, Asked, Input, Label, Ranked, check_whole, checked, checked_seconds, of_type, words_of
+from hepti_mpi.api.own import ANSWER, Own, store_of
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import Message
 
@@ -39,15 +39,19 @@ class Model:
         readiness, and for an answer.
         Raises: StoreError, HostError, ServiceError and other HeptiErrors, each a sentence that says what to do.
         """
-        if not isinstance(model, (str, Path)):
-            raise InputError(f"model is of type {type(model).__name__}, expected a store, or the address of a service")
+        of_type("model", model, (str, Path), "a store, or the address of a service")
+        words, seconds = words_of(options), checked_seconds(timeout)
         if isinstance(model, str) and model.lower().startswith(("http://", "https://")):
             if hostfile is not None or options:
                 raise InputError(f"the service at {model} has hosts and options of its own: leave out hostfile and options")
-            self._asked: Asked = Address(model, api_key, timeout)
+            self._asked: Asked = Address(model, api_key, seconds)
         else:
-            words = ["answer", "--quiet", "--weights", str(model), *options]
-            self._asked = Own(Path(model), None if hostfile is None else Path(hostfile), mpirun, words, timeout)
+            if api_key is not None:
+                raise InputError("a job of one's own needs no api_key: leave it out, or give the address of a service, such as http://pi4-1:8080")
+            of_type("hostfile", hostfile, (str, Path, type(None)), "the path of a hostfile")
+            of_type("mpirun", mpirun, str, "how mpirun is called, such as mpirun")
+            found = Path(store_of(model))
+            self._asked = Own(found, None if hostfile is None else Path(hostfile), mpirun, [*ANSWER, str(found), *words], seconds)
 
     def embed(self, texts: str | Sequence[str]) -> np.ndarray:
         """Return the embeddings of texts, float32 [texts, size]; of one text alone [size].
@@ -63,7 +67,8 @@ class Model:
 
         Raises: InputError, ServiceError.
         """
-        many: Any = inputs if isinstance(inputs, Iterable) and not isinstance(inputs, (str, tuple, bytes)) else [inputs]
+        one = isinstance(inputs, (str, tuple, bytes, *UNORDERED)) or not isinstance(inputs, Iterable)
+        many: Any = [inputs] if one else inputs
         return self._asked.classify(checked(list(many), self._asked.takes_pictures))
 
     def rerank(self, query: str, texts: Sequence[str]) -> list[Ranked]:
@@ -127,12 +132,13 @@ class Model:
 
 def _many(texts: str | Iterable[str]) -> list[str]:
     """Return texts, of one text a list of it. Raises InputError for what is no text."""
-    if not isinstance(texts, Iterable):
-        raise InputError(f"what is asked is of type {type(texts).__name__}, expected texts")
+    if isinstance(texts, UNORDERED) or not isinstance(texts, Iterable):
+        raise InputError(f"what is asked is of type {type(texts).__name__}, expected a text or a list of texts")
     many = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(many, 1):
         if not isinstance(text, str):
             raise InputError(f"input {number} is of type {type(text).__name__}, expected a text")
+        check_whole(number, text)
     return many
 
 

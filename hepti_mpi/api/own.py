@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.api.asked import TOGETHER, Input, Label, T, asked_for, content, labels, patiently
-from hepti_mpi.errors import ServiceError
+from hepti_mpi.errors import ServiceError, StoreError
 from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.forms import check
@@ -19,10 +20,26 @@ from hepti_mpi.serving import asking
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.streams import Grown, growing
 from hepti_mpi.supervisor.service import Job, Service
+from hepti_mpi.weights.places import NO_STORE, no_store
 from hepti_mpi.weights.store import Store
 
+ANSWER = ("answer", "--quiet", "--weights")  # the command of the ranks, before the store
 UNDER_WAY = 3  # parts of what is asked
+PLACE = re.compile(r"[A-Za-z]+://|[\w.-]+:\d+/?$")  # what looks like an address
 LOG = logging.getLogger("hepti_mpi")
+
+
+def store_of(model: str | Path) -> Path:
+    """Return the path of a store. Raises StoreError for what is none, with the next command."""
+    path = Path(model)
+    if not str(model).strip():
+        raise StoreError(f"the name of the model is empty; {NO_STORE}")
+    if PLACE.match(str(model)):
+        raise StoreError(f"{model} is no store; the address of a service begins with http, such as http://{str(model).rpartition('//')[2]}")
+    what = no_store(path)
+    if what is not None:
+        raise StoreError(what)
+    return path
 
 
 class Own:

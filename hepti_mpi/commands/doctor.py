@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi.commands.options import FILE, weights_option, words_options
-from hepti_mpi.commands.paths import DEFAULT_STORE, WEIGHTS, store_path
+from hepti_mpi.commands.paths import store_path
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.weights.places import DEFAULT_STORE, WEIGHTS
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.hosts import Host

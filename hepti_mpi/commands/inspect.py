@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from hepti_mpi.commands.options import FILE, one_of, words_options
-from hepti_mpi.commands.paths import kept_folder, no_store, store_path
+from hepti_mpi.commands.paths import kept_folder, store_path
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.weights.places import no_store
 
 
 @click.command()

@@ -42,7 +42,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
     session = sessions.opened(machinery, weights)
     path = output or profile_path(session.machine)
     begin = time.perf_counter()
-    measured = session.measured(path, fresh, required=False)
+    measured = session.measured(path, fresh, required=False, must_keep=True)
     if session.root:
         SCREEN.show(profile_lines(measured, SCREEN.width))
         SCREEN.document(measured.to_json())

@@ -37,14 +37,16 @@ class Session:
     def root(self) -> bool:
         return self.world.rank == 0
 
-    def measured(self, path: Path, fresh: bool, required: bool, known: Sequence["ClusterProfile"] = ()) -> "ClusterProfile":
+    def measured(
+        self, path: Path, fresh: bool, required: bool, known: Sequence["ClusterProfile"] = (), must_keep: bool = False
+    ) -> "ClusterProfile":
         """Return what is known of the ranks, from `path` or from before, else measured and saved there. Collective.
 
-        `required`: what is in `path` must match. Raises ProfileError.
+        `required`: what is in `path` must match; `must_keep`: what is measured must be saved. Raises ProfileError.
         """
         from hepti_mpi.engine.machine import measured_profile
 
-        return measured_profile(self.machine, self.store.spec, path, fresh, required, self.tell, known)
+        return measured_profile(self.machine, self.store.spec, path, fresh, required, self.tell, known, must_keep)
 
 
 def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None) -> Session:

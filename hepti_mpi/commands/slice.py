@@ -10,8 +10,8 @@ import click
 
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, FORMATS, one_of, words_options
-from hepti_mpi.commands.paths import no_model
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.weights.places import no_model
 
 if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles

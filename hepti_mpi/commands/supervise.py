@@ -31,13 +31,11 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     Example, on any machine that the hosts can be reached from with ssh:
       python -m hepti_mpi supervise hostfiles/pi4.txt -- run --input texts.txt --output answers.jsonl
     """
-    import shlex
-
     from hepti_mpi.cluster.hosts import read_hosts
     from hepti_mpi.comm import interrupts
     from hepti_mpi.serving.outputs import check_apart
     from hepti_mpi.supervisor.kept import Kept
-    from hepti_mpi.supervisor.supervise import Interrupted, Supervisor
+    from hepti_mpi.supervisor.supervise import Interrupted, Supervisor, mpirun_words
 
     if arguments[:1] != ("run",):
         raise click.UsageError("what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ...")
@@ -63,7 +61,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     if SCREEN.width is not None:
         os.environ[COLUMNS] = str(SCREEN.width)
     rest = [word for word in arguments if word != "--resume"] + ["--quiet"] * SCREEN.quiet
-    supervisor = Supervisor(hosts, shlex.split(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
+    supervisor = Supervisor(hosts, mpirun_words(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 

@@ -142,12 +142,13 @@ def made() -> dict[str, str]:
 
 @patiently
 def measured_profile(
-    machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say, known: Sequence[ClusterProfile] = ()
+    machine: Machine, spec: ModelSpec, path: Path | None, fresh: bool, required: bool, say: Say, known: Sequence[ClusterProfile] = (),
+    must_keep: bool = False,
 ) -> ClusterProfile:  # fmt: skip
     """Return the saved profile where it still matches this job, else measure and save. Collective.
 
     `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
-    `known`: on rank 0, those that were measured before, of these hosts and maybe more.
+    `known`: on rank 0, those that were measured before, of these hosts and maybe more. `must_keep`: that it cannot be saved is an error.
     """
     world = machine.world
     cores = machine.cores
@@ -171,13 +172,24 @@ def measured_profile(
         say(f"{told}: it had other work when that was measured")
     say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
     profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, using)
-    if world.rank == 0 and path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            profile.save(path)
-        except (OSError, ProfileError) as error:  # the run can do without; the next one measures again
-            say(f"the profile is not kept: {error}")
+    with together(world):
+        if world.rank == 0 and path is not None:
+            try:
+                _keep(profile, path)
+            except ProfileError as error:
+                if must_keep:
+                    raise ProfileError(f"{error}; name another file with --output") from None
+                say(f"the profile is not kept: {error}")  # the run can do without; the next one measures again
     return profile
+
+
+def _keep(profile: ClusterProfile, path: Path) -> None:
+    """Write a profile. Raises ProfileError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProfileError(f"folder {path.parent} cannot be made: {error.strerror or error}") from None
+    profile.save(path)
 
 
 def _usable(

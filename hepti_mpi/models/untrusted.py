@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import InputError, ModelError
 
 FILE_LIMIT = 32 << 20  # bytes of a file that is read as a whole
 MOST_DIGITS = 300  # of a whole number
@@ -40,6 +40,15 @@ def refuse_pointer(path: Path) -> None:
 def is_file(path: Path) -> bool:
     """Return whether `path` is a file that can be seen; never raises, unlike Path.is_file."""
     return os.path.isfile(path)
+
+
+def check_there(path: Path) -> None:
+    """Raise InputError where there is no input at `path`, or nobody may look."""
+    try:
+        path.stat()
+    except OSError as error:
+        gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        raise InputError(f"input {path} {'not found' if gone else f'cannot be read: {error.strerror}'}") from None
 
 
 def parse_json(data: bytes, name: str, kind: type = dict) -> Any:

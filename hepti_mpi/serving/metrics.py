@@ -30,7 +30,7 @@ def check_path(path: Path) -> None:
     """Refuse a file that the collector would not read or that could not be written. Raises InputError."""
     if path.suffix != ".prom":
         raise InputError(f"metrics {path} does not end in .prom: the textfile collector reads no others")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"metrics {path}: folder {path.parent} does not exist or cannot be written")
 
 

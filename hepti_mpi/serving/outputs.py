@@ -60,9 +60,9 @@ def check_path(path: Path, kinds: Sequence[str] = (".jsonl", ".npz")) -> None:
     """Refuse an output that could not be written, or is of none of `kinds`, before hours of work. Raises InputError."""
     if path.suffix not in kinds:
         raise InputError(f"output {path} does not end in {' or '.join(kinds)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"output {path} is a folder")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"output {path}: folder {path.parent} does not exist or cannot be written")
 
 

@@ -3,7 +3,6 @@
 Knows both and what they tell; does not know who asks (serving.http, the API of the package) nor how the job answers.
 """
 
-import shlex
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from hepti_mpi.errors import HeptiError, ServiceError, place_of
 from hepti_mpi.serving.front import Front
 from hepti_mpi.supervisor.kept import UNKNOWN_GAIN, Known
 from hepti_mpi.supervisor.progress import State
-from hepti_mpi.supervisor.supervise import Supervisor
+from hepti_mpi.supervisor.supervise import Supervisor, mpirun_words
 from hepti_mpi.wording import counted
 
 AHEAD_SECONDS = 600.0  # of a service, which has no end, for which a host that is back is worth to be taken back
@@ -39,7 +38,7 @@ class Job:
         """Return what is started on the hosts of a hostfile, or on this machine without mpirun. Raises HeptiError."""
         if hostfile is None:
             return cls(words, [Host("localhost")])
-        return cls(words, read_hosts(hostfile), shlex.split(mpirun), hostfile.with_suffix(".profile.json"))
+        return cls(words, read_hosts(hostfile), mpirun_words(mpirun), hostfile.with_suffix(".profile.json"))
 
 
 class Service:

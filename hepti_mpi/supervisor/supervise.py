@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -44,6 +45,17 @@ PATIENT = 6  # of those, where one input may be the reason, and is given up soon
 IN_A_ROW = 2  # of those, for which one host is blamed and left out although it answers
 BEGIN_SECONDS = 120  # for the ranks to find each other
 SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
+
+
+def mpirun_words(called: str) -> list[str]:
+    """Return the words of how mpirun is called. Raises HeptiError."""
+    try:
+        words = shlex.split(called)
+    except ValueError as error:  # a quote that does not end
+        raise HeptiError(f"mpirun is called {called!r}, which a shell cannot read: {str(error).lower()}") from None
+    if not words:
+        raise HeptiError("mpirun is called by an empty word; leave that out for the one that is found")
+    return words
 
 
 class GivenUp(HeptiError):
@@ -145,7 +157,8 @@ class Supervisor:
     def _start(self, live: Sequence[Host]) -> Attempt:
         hostfile = self.folder / "hosts.txt"
         hostfile.write_text("".join(host.line + "\n" for host in live))
-        environment = os.environ | {JOB: self.job, STATE: str(self.path)}
+        home = {"HOME": os.path.expanduser("~")}  # without it, as in a unit of systemd that names no user, mpirun does not start
+        environment = home | os.environ | {JOB: self.job, STATE: str(self.path)}
         handed = [name for name in environment if name.startswith(HANDED_ON) or name in ("PATH", "PYTHONPATH")]
         exports = [word for name in sorted(handed) for word in ("-x", name)]
         program = [sys.executable, "-m", "hepti_mpi", *self.arguments]

@@ -179,6 +179,10 @@ class Store:
             raise StoreError(f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}")
         self.file = path.resolve()  # where the bytes lie: ONNX Runtime reads none by a link into another folder
         try:
+            str(self.file).encode()  # as kernels are told it
+        except UnicodeEncodeError:
+            raise StoreError(f"{path} has a name that is no UTF-8 here; name it and its folders otherwise, or set LC_ALL=C.UTF-8") from None
+        try:
             self._file = h5py.File(path, "r", locking=False)
         except (OSError, RuntimeError, ValueError) as error:
             if "already open for write" in str(error) or "unable to lock file" in str(error):

@@ -18,7 +18,7 @@ from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked
 from hepti_mpi.models.inputs.text import ID, bad_byte, lines_of, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.models.untrusted import shown
+from hepti_mpi.models.untrusted import check_there, shown
 from hepti_mpi.wording import counted
 
 QUESTIONS = ("What is the capital of France?", "Why is the sky blue?")
@@ -80,16 +80,15 @@ def read_prompts(
     Raises InputError when nothing can be read.
     """
     if source is not None and source != "-" and Path(source).suffix.lower() == ".npz":
-        if not Path(source).exists():
-            raise InputError(f"input {source} not found")
+        check_there(Path(source))
         return array_prompts(spec, Path(source))
     prompter = Prompter(spec, files)
     if source is None:
         talks = prompter.template is not None
         texts = enumerate(QUESTIONS if talks else BEGINNINGS)
         return [_prompt(prompter, place, f"built-in prompt {place + 1}", {"prompt": text}, talks) for place, text in texts]
-    if source != "-" and not Path(source).exists():
-        raise InputError(f"input {source} not found")
+    if source != "-":
+        check_there(Path(source))
     name, suffix, content = read_text(source, stdin, ".txt")
     if suffix not in (".txt", ".jsonl"):
         raise InputError(f"input {source} is not supported; {TAKEN}")

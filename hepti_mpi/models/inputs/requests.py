@@ -22,7 +22,7 @@ from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_prepr
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.models.untrusted import shown
+from hepti_mpi.models.untrusted import check_there, shown
 from hepti_mpi.wording import counted
 
 SENTENCES = (
@@ -96,8 +96,8 @@ def read_requests(
         raise InputError(f"model {spec.name} generates text; give it prompts with: python -m hepti_mpi run")
     reading = reading or Reading()
     path = None if source is None or source == "-" else Path(source)
-    if path is not None and not os.path.exists(path):
-        raise InputError(f"input {path} not found")
+    if path is not None:
+        check_there(path)
     if (reading.field or reading.pair) and (spec.embedding == "patches" or source is None or path and path.suffix.lower() == ".npz"):
         raise InputError("--field and --pair are for texts in .jsonl, .csv and .tsv files")
     if path is not None and path.suffix.lower() == ".npz":

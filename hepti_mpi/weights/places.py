@@ -1,0 +1,143 @@
+"""What lies at a path that was given for a store or a model, and what to do where it is neither: sentences with the next command.
+
+Knows names and folders; opens nothing but small files.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from shlex import quote
+
+from hepti_mpi.wording import counted
+
+WEIGHTS = Path("weights")
+DEFAULT_STORE = WEIGHTS / "all-MiniLM-L6-v2.h5"
+FIRST_PART = "rank00.h5"
+USES = {  # what a document of ours is for, by its kind
+    "profile": "plan with it: python -m hepti_mpi plan --profile {}",
+    "plan": "answer by it: mpirun -hostfile FILE python -m hepti_mpi run --plan {}",
+    "bench": "draw it: python -m hepti_mpi report {}",
+}
+NO_STORE = f"name a store, made with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".msgpack", ".index.json")  # other programs' weights
+CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a folder of huggingface_hub
+BELOW = ("*/config.json",)  # of a folder of snapshots
+NAMED = 5  # files in a sentence
+LARGEST = 64 << 20  # bytes of a document that is looked into
+
+
+def no_store(path: Path) -> str | None:
+    """Say what is at `path`, and the next command, where that cannot be a store; None where it may be one."""
+    if (closed := _closed(path)) is not None:
+        return closed
+    if not path.exists():
+        return None if path.suffix == ".h5" else _named(path) or _hub_name(str(path)) or _random(str(path))
+    if path.is_dir():
+        return _folder(path)
+    if str(path).endswith(SOURCES):
+        return f"{path} holds weights of another program, not a store; slice the model folder that it is in: {_slice(path.parent)}"
+    if path.suffix == ".json":
+        kind = _document(path)
+        return kind and f"{path} is a {kind}, not a store; {USES.get(kind, NO_STORE).format(quote(str(path)))}"
+    return None
+
+
+def no_model(source: Path) -> str | None:
+    """Say what is at `source`, and the next command, where that cannot be a model folder; None where it may be one."""
+    if (closed := _closed(source)) is not None:
+        return closed
+    if source.is_file() and str(source).endswith(SOURCES):
+        return f"{source} is a file of a model; name the folder that it is in: {_slice(source.parent)}"
+    if not source.exists():
+        return _hub_name(str(source))
+    snapshots = _snapshots(source) or _snapshots(source / "hub")
+    if snapshots and not (source / "config.json").exists():
+        return f"{source} is a folder of the Hugging Face cache; the model is in a snapshot: {_slice(snapshots[0])}"
+    return None
+
+
+def _closed(path: Path) -> str | None:
+    """Say why nobody can look at what is at `path`; None where one can, or nothing is there."""
+    try:
+        if path.stat() and path.is_dir():
+            with os.scandir(path):
+                pass
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+    return None
+
+
+def _folder(path: Path) -> str | None:
+    if (path / "config.json").is_file() or (path / "modules.json").is_file():
+        return f"{path} is a model folder, not a store; make a store of it with: {_slice(path)}"
+    snapshots = _snapshots(path)
+    if snapshots:
+        return f"{path} is a folder of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"
+    if (path / FIRST_PART).is_file():
+        parts = len(list(path.glob("rank*.h5")))
+        return f"{path} holds the files of {counted(parts, 'ranks')}, not a whole store; name one of them, such as {path / FIRST_PART}"
+    stores = sorted(path.glob("*.h5"))
+    if stores:
+        return f"{path} is a folder of {counted(len(stores), 'stores')}; name one: {some(stores)}"
+    snapshots = _snapshots(path / "hub")
+    if snapshots:
+        return f"{path} is the root of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"
+    cached = sorted(path.glob("*/*.h5"))
+    if cached:
+        return f"{path} is a folder of folders with stores, such as a --weights-cache; name a store: {some(cached)}"
+    return f"{path} is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER {WEIGHTS / 'model.h5'}"
+
+
+def _snapshots(path: Path) -> list[Path]:
+    """Return the model folders in a folder of huggingface_hub's cache."""
+    return sorted(found.parent for how in (*CACHED, *BELOW * (path.name == "snapshots")) for found in path.glob(how))
+
+
+def _named(path: Path) -> str | None:
+    """Say where the store is whose name was given, without its folder and ending."""
+    store = WEIGHTS / f"{path.name}.h5"
+    return f"{path} not found; there is a store of that name: {store}" if store.is_file() else None
+
+
+def _hub_name(text: str) -> str | None:
+    if not HUB_NAME.fullmatch(text) or Path(text).parent.is_dir():
+        return None
+    name = text.partition("/")[2]
+    fetching = f"hf download {text} --local-dir models/{name}, then: {_slice(Path('models') / name)}"
+    return f"{text} is no file here; if it is a model's name on the Hugging Face hub, from which nothing is fetched by itself: {fetching}"
+
+
+def _random(text: str) -> str | None:
+    if not text.startswith("random:"):
+        return None
+    return f"{text} is a random model, not a store; make a store of it with: python -m hepti_mpi slice {text} {_store_of(Path(text[7:]))}"
+
+
+def _slice(folder: Path) -> str:
+    return f"python -m hepti_mpi slice {quote(str(folder))} {quote(str(_store_of(folder)))}"
+
+
+def _store_of(folder: Path) -> Path:
+    """Return a good name for the store of a model folder, which in huggingface_hub's cache is named after a commit."""
+    parts = [part for part in folder.absolute().parts if part.startswith("models--")]
+    name = parts[-1].rpartition("--")[2] if parts else folder.absolute().name
+    return WEIGHTS / f"{name or 'model'}.h5"
+
+
+def _document(path: Path) -> str | None:
+    """Return what kind of document of ours a JSON file is."""
+    try:
+        if path.stat().st_size > LARGEST:
+            return None
+        form = json.loads(path.read_text()).get("format")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return form.removeprefix("hepti-").removesuffix("s") if isinstance(form, str) and form.startswith("hepti-") else None
+
+
+def some(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths[:NAMED])) + ", ..." * (len(paths) > NAMED)
