@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.models.families.gpt import GPT2_NAMES
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.tokens import Tokens
@@ -176,6 +177,8 @@ def test_refused(kind, config, words, tmp_path):
     ("llama", {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "which differ"),
     ("llama", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "expected them for all layers alike"),
     ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, "expected them for each kind of layer"),
+    ("gemma3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}}, "expected them for each kind of layer"),
+    *(("gpt2", {common: 3}, f"and {common} is 3, which are the same thing") for common in GPT2_NAMES.values()),
 ])  # fmt: skip
 def test_what_transformers_takes_otherwise_is_refused_of_decoders(kind, config, words, tmp_path):
     """is_causal makes all rows see each other there, and parts of positions or positions of all layers alike are passed over."""
@@ -184,6 +187,17 @@ def test_what_transformers_takes_otherwise_is_refused_of_decoders(kind, config, 
     (folder / "config.json").write_text(json.dumps(said | config))
     with pytest.raises(ModelError, match=words):
         read_model(folder)
+
+
+def test_positions_for_all_layers_alike_that_those_of_gemma_3_have_anyway(tmp_path):
+    """transformers passes over them: layers that see near rows have a base of their own."""
+    folder = write_folder("gemma3", tmp_path)
+    said = json.loads((folder / "config.json").read_text())
+    found = []
+    for flat in ({}, {"rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default"}):
+        (folder / "config.json").write_text(json.dumps(said | {"rope_parameters": flat}))
+        found.append([one.attention.rotary for one in read_model(folder).spec.each()])
+    assert all(one == found[0] for one in found) and len(set(found[0])) == 2
 
 
 def test_every_family_has_golden_folders():

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hepti_mpi.errors import ModelError
 from hepti_mpi.models.families.family import (
     CLASSES,
     LEFT_OVER,
@@ -15,6 +14,7 @@ from hepti_mpi.models.families.family import (
     integer,
     norm,
     pair,
+    renamed,
     shared_fields,
     token_front,
     words,
@@ -30,14 +30,9 @@ KEYS = {  # its own, and what the same is called elsewhere: transformers reads b
 
 def distilbert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a DistilBERT. Raises ModelError."""
-    renamed = dict(config) | {"num_hidden_layers": 6} | {"layer_norm_eps": 1e-12, "hidden_act": config.get("activation", "gelu")}
-    for key, other in KEYS.items():
-        own, elsewhere = (config.get(name) for name in (key, other))
-        if None not in (own, elsewhere) and own != elsewhere:
-            raise ModelError(f"config.json: {key} is {own!r:.60} and {other} is {elsewhere!r:.60}, which are the same thing")
-        found = elsewhere if own is None else own
-        renamed |= {} if found is None else {other: found}
-    shared = shared_fields(renamed | {"intermediate_size": config.get("hidden_dim", 3072)})
+    sizes = {"num_hidden_layers": 6} | {name: value for name, value in renamed(config, KEYS).items() if value is not None}
+    sizes |= {"layer_norm_eps": 1e-12, "hidden_act": config.get("activation", "gelu"), "intermediate_size": config.get("hidden_dim", 3072)}
+    shared = shared_fields(sizes)
     positions = integer(config, "max_position_embeddings", 512)
     front = token_front(integer(config, "vocab_size", 30522), positions, 0, shared["hidden"], shared["norm_eps"])
     return shared | alike(shared, first=False) | {"embedding": "tokens", "positions": positions, "front": front}

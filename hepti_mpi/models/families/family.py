@@ -118,6 +118,20 @@ def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> 
     return value
 
 
+def renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return config.json with what a family calls by names of its own, name -> the common one, under the common one too.
+
+    Raises ModelError when it says both and they differ: transformers takes the one that comes last.
+    """
+    found = dict(config)
+    for name, common in names.items():
+        own, other = config.get(name), config.get(common)
+        if None not in (own, other) and own != other:
+            raise ModelError(f"config.json: {name} is {own!r:.60} and {common} is {other!r:.60}, which are the same thing")
+        found[common] = other if own is None else own
+    return found
+
+
 def square(config: Mapping[str, Any], key: str, default: int) -> int:
     """Return a side length that is given as one integer or as two equal ones. Raises ModelError."""
     value = config.get(key, default)

@@ -46,8 +46,8 @@ def gemma_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         more |= {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "causal": not _both_ways(config)}
     mlp, both = sizes.mlp(_activation(config, version)), (sizes.norm, sizes.norm)
     given = both if version > 1 else (None, None)
-    if version == 3 and isinstance(said := config.get("rope_parameters"), dict) and said and LOCAL not in said and FULL not in said:
-        raise ModelError(f"config.json: rope_parameters is {said!r:.60}, expected them for each kind of layer: {FULL} and {LOCAL}")
+    if version == 3:
+        _check_flat(config)
     old = mapping(config, "rope_scaling")  # which transformers puts over a default of layers that see all rows: "type" alone does nothing
     if version == 3 and not config.get("rope_parameters") and old and ("rope_type" not in old or LOCAL in old or FULL in old):
         raise ModelError(f"config.json: rope_scaling is {dict(old)!r:.60}, expected rope_type, factor and so on of {FULL}")
@@ -94,6 +94,19 @@ def _windows(config: Mapping[str, Any], layers: int, version: int) -> list[int |
 def _both_ways(config: Mapping[str, Any]) -> bool:
     """Return whether rows see those behind them too, half of sliding_window each way (EmbeddingGemma). Raises ModelError."""
     return config.get("use_bidirectional_attention") is not None and yes(config, "use_bidirectional_attention", False)
+
+
+def _check_flat(config: Mapping[str, Any]) -> None:
+    """Refuse positions that are said for all layers alike, unless layers that see all rows have these anyway: transformers passes over
+    them, and takes what is said beside rope_parameters, or what the family begins with. Raises ModelError.
+    """
+    said = mapping(config, "rope_parameters")
+    if not said or LOCAL in said or FULL in said:
+        return
+    kind = said.get("rope_type", said.get("type", "default"))
+    same = kind == "default" and said.get("rope_theta", config.get("rope_theta")) == config.get("rope_theta")
+    if not same or set(said) - {"rope_type", "type", "rope_theta"}:
+        raise ModelError(f"config.json: rope_parameters is {dict(said)!r:.60}, expected them for each kind of layer: {FULL} and {LOCAL}")
 
 
 def _near(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,19 +15,20 @@ from hepti_mpi.models.families.decoders import (
     decoder_sources,
     window_of,
 )
-from hepti_mpi.models.families.family import Family, Source, integer, number, pair, yes
+from hepti_mpi.models.families.family import Family, Source, integer, number, pair, renamed, yes
 from hepti_mpi.models.families.rotary import rotary_of
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup
 
 GPT2_NAMES = {
-    "hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions",
+    "n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings",
 }  # fmt: skip
 
 
 def gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a GPT-2. Raises ModelError."""
-    named = {key: config.get(own, config.get(key)) for key, own in GPT2_NAMES.items()}
+    whole = renamed(config, GPT2_NAMES)
+    named = {key: whole[key] for key in GPT2_NAMES.values()}
     inner = config.get("n_inner") or 4 * integer(named, "hidden_size")
     eps = number(config, "layer_norm_epsilon", 1e-5)
     sizes = Sizes.of(named | {"vocab_size": config.get("vocab_size"), "intermediate_size": inner, "rms_norm_eps": eps})
