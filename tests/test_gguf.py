@@ -14,6 +14,7 @@ from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel, llama3_factors
 from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
 from hepti_mpi.models.families.registry import FAMILIES
+from hepti_mpi.models.inputs.tokens import Tokens
 
 NUMBERS = np.arange(64, dtype=np.float32).reshape(2, 32)
 LLAMA = {
@@ -165,7 +166,7 @@ def test_positions_that_turn_a_part_of_a_head(opened):
     ({"general.architecture": "mamba"}, {}, "supported: llama"),
     ({"llama.attention.head_count": [4, 2]}, {}, "one positive integer"),
     ({"llama.block_count": 0}, {}, "one positive integer"),
-    ({}, {"blk.0.ssm.weight": NUMBERS}, "does not belong"),
+    ({}, {"blk.0.ssm.weight": NUMBERS}, "does not belong"), ({"split.count": 3, "split.no": 0}, {}, "is one of 3 parts"),
 ])  # fmt: skip
 def test_models_that_are_refused(opened, more, tensors, words):
     with pytest.raises(ModelError, match=words):
@@ -187,9 +188,15 @@ def tokens(**more):
     return gguf_tokens(TOKENS | {"tokenizer.ggml.token_type": types} | {f"tokenizer.ggml.{key}": one for key, one in more.items()})
 
 
-def test_a_tokenizer():
-    from hepti_mpi.models.inputs.tokens import Tokens
+@pytest.mark.parametrize("types", [[1] * len(LETTERS), [4] * len(LETTERS), None])
+def test_what_ends_an_answer_whatever_its_type(types):
+    """As in llama.cpp, where it is a control token; Llama 3 ends at <|end_of_text|> as well as at the eos of its talks."""
+    said = TOKENS | {"tokenizer.ggml.tokens": [*LETTERS, "<|end_of_text|>"]}
+    made = gguf_tokens(said | ({} if types is None else {"tokenizer.ggml.token_type": np.array([*types, 1])}))
+    assert made.ends == (2, 0, len(LETTERS)) and Tokens(made.files).plain("ab<|im_end|>", "x")[-1] == 2
 
+
+def test_a_tokenizer():
     made = tokens()
     words = Tokens(made.files)
     ids = words.plain("ab ab 12<|im_end|>c", "x")
@@ -204,14 +211,13 @@ def test_a_tokenizer():
     ({"pre": "llama-bpe", "add_bos_token": False}, [AB]),
 ])  # fmt: skip
 def test_what_texts_begin_and_end_with(more, ids):
-    from hepti_mpi.models.inputs.tokens import Tokens
-
     assert Tokens(tokens(**more).files).encode(["ab"], "x").ids == ids
 
 
 @pytest.mark.parametrize("more, words", [
     ({"pre": "other"}, "beside the file"), ({"model": "t5"}, "beside the file"), ({"model": "llama"}, "no tokenizer.ggml.scores"),
-    ({"merges": ["a zz"]}, "cannot be made"),
+    ({"merges": ["a zz"]}, "cannot be made"), ({"token_type": np.ones(3)}, "token_type is 3 values"),
+    ({"token_type": "x"}, "token_type is x"),
     ({"eos_token_id": 99}, "vocabulary has"), ({"add_eos_token": 1}, "true or false"),
     ({"add_bos_token": True, "bos_token_id": -1}, "has no tokenizer.ggml.bos_token_id"), ({"tokens": 3}, "no tokenizer.ggml.tokens"),
 ])  # fmt: skip
@@ -232,8 +238,6 @@ def pieces(case, **more):
 
 @pytest.mark.parametrize("case", ["llama", "gemma"])
 def test_pieces_as_sentencepiece_cuts_texts(case):
-    from hepti_mpi.models.inputs.tokens import Tokens
-
     words = Tokens(pieces(case).files)
     for text, ids in PIECES[case]["texts"]:
         assert words.plain(text, "x") == ids, text

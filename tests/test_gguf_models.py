@@ -63,7 +63,7 @@ def test_the_same_model(tmp_path, case, key):
     (tmp_path / "x.gguf").write_bytes(written(case, key))
     found, mixed = read_gguf(tmp_path / "x.gguf")
     wanted = read_model(write_folder(case, tmp_path))
-    assert mixed == [] and found.spec.options["ends"] == [2]
+    assert mixed == [] and found.spec.options["ends"] == [2, 0]
     for name in ("layers", "hidden", "heads", "ffn", "positions", "front", "back", "head", "family", "order"):
         assert getattr(found.spec, name) == getattr(wanted.spec, name), name
     assert [one.described for one in found.spec.kinds] == [one.described for one in wanted.spec.kinds]
@@ -74,6 +74,12 @@ def test_the_same_model(tmp_path, case, key):
     for (name, mine), (other, theirs) in zip(found.weights(), wanted.weights(), strict=True):
         assert name == other
         np.testing.assert_allclose(mine, theirs, atol=1e-6, err_msg=name)
+
+
+def test_more_tokens_than_embeddings(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(written("llama", "llama", {"tokenizer.ggml.tokens": [*WORDS, "more"]}))
+    with pytest.raises(ModelError, match="has 132 tokens and embeddings of 131"):
+        read_gguf(tmp_path / "x.gguf")
 
 
 def test_several_in_a_folder(tmp_path):

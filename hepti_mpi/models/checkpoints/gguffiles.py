@@ -20,6 +20,7 @@ from hepti_mpi.models.families.registry import FAMILIES, choose_task
 from hepti_mpi.models.identity import source_hash
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.models.untrusted import is_file, read_small
+from hepti_mpi.wording import counted
 
 SUFFIX = ".gguf"
 
@@ -43,6 +44,9 @@ def read_gguf(path: Path) -> tuple[ModelFiles, list[str]]:
     model = GgufModel(file)
     own = path.parent / "tokenizer.json"
     tokens = gguf_tokens(file.metadata, read_small(own) if is_file(own) else None)
+    words, rows = file.metadata["tokenizer.ggml.tokens"], model.config["vocab_size"]
+    if len(words) > rows:
+        raise ModelError(f"{path} has {counted(len(words), 'tokens')} and embeddings of {rows}")
     family = FAMILIES[model.config["model_type"]]
     plain = plain_names(family, model.shapes)
     fields, task = family.fields(model.config), choose_task(family, model.config, plain)

@@ -86,6 +86,10 @@ class GgufModel:
     def __init__(self, file: GgufFile) -> None:
         """Raises ModelError for an architecture, a key or a tensor that is not supported."""
         self.file = file
+        parts = file.metadata.get("split.count", 0)
+        if not _is_one_of(parts, (0, 1)):
+            why = f"is one of {shown(parts, 20)} parts of a model; join them with llama-gguf-split --merge of llama.cpp"
+            raise ModelError(f"{file.path} {why}, and name what that writes")
         found = file.metadata.get("general.architecture")
         if not isinstance(found, str) or found not in ARCHITECTURES:
             raise ModelError(f"{file.path} has architecture {found!r:.60}, which is not supported; supported: {', '.join(ARCHITECTURES)}")

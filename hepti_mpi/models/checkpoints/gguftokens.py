@@ -23,7 +23,8 @@ KEY, PIECES = "tokenizer.ggml.", "llama"
 UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # types of tokens; control and user's ones are taken whole
 LONGEST = 1 << 10  # characters of a piece, each of which is a place where two others may meet
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "</s>")  # of an answer, beside eos
+# of an answer, beside eos: whatever type the file says they are of
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,9 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     if not isinstance(texts, list) or not texts:
         raise ModelError("the GGUF file has no tokenizer.ggml.tokens")
     bos, eos = (_id(metadata, name, len(texts)) for name in ("bos_token_id", "eos_token_id"))
-    types = metadata.get(f"{KEY}token_type")
-    if not isinstance(types, np.ndarray) or len(types) != len(texts):
-        types = np.ones(len(texts), np.int64)
-    control = _of_type(texts, types, CONTROL)
+    types = _types(metadata, texts)
     ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id"))]
-    ends += [texts.index(text) for text in ENDS if text in control]
+    ends += [texts.index(text) for text in ENDS if text in texts]
     if own is None:
         make = _pieces if metadata.get(f"{KEY}model") == PIECES else _bpe
         tokenizer = guarded(lambda: make(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
@@ -81,6 +79,18 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     if isinstance(template, str):
         files["chat_template.jinja"] = template.encode()
     return GgufTokens(files, tuple(dict.fromkeys(number for number in ends if number is not None)))
+
+
+def _types(metadata: Mapping[str, Any], texts: Sequence[str]) -> np.ndarray:
+    """Return the type of each token, plain ones in a file without types; what ends answers is a control token, as in llama.cpp.
+
+    Raises ModelError.
+    """
+    types = metadata.get(f"{KEY}token_type", np.ones(len(texts), np.int64))
+    if not isinstance(types, np.ndarray) or len(types) != len(texts):
+        count = f"{counted(len(types), 'values')}" if isinstance(types, np.ndarray) else shown(types, 60)
+        raise ModelError(f"the GGUF file's {KEY}token_type is {count}, its vocabulary has {counted(len(texts), 'tokens')}")
+    return np.array([CONTROL if text in ENDS else kind for text, kind in zip(texts, types.tolist())])
 
 
 def _of_type(texts: Sequence[str], types: np.ndarray, kind: int) -> list[str]:
