@@ -195,6 +195,18 @@ def test_too_much_is_refused_with_a_time(own):
         assert refused.value.retry_after >= 1
 
 
+def test_nobody_looks_at_the_queue_while_another_thread_changes_it(own):
+    """Else one of some thousand requests met a queue that had lost its only client in between, and was answered with 500."""
+    ready(own)
+    looking = threading.Thread(target=own.check, args=("a",))
+    with own.changed:
+        looking.start()
+        looking.join(0.2)
+        assert looking.is_alive()
+    looking.join(10)
+    assert not looking.is_alive()
+
+
 def test_ranks_have_as_many_batches_as_they_say(own):
     ready(own, rows=8, batches=5)
     assert own.window == 40

@@ -133,9 +133,10 @@ class Front:
             raise NotReady("the service is ending; ask again when it is back", 10)
         if not self.starts:
             raise NotReady("the model is being loaded; ask again in some seconds", 5)
-        if self.queue.is_full(client):
-            seconds = max(1, round(self.queue.rows / (self.rows_per_second or self.queue.rows)))
-            raise Busy(f"{counted(self.queue.count, 'inputs')} wait already, which takes about {seconds} s; ask again then", seconds)
+        with self.changed:  # the queue counts clients, of which another thread may be taking the last one out
+            if self.queue.is_full(client):
+                seconds = max(1, round(self.queue.rows / (self.rows_per_second or self.queue.rows)))
+                raise Busy(f"{counted(self.queue.count, 'inputs')} wait already, which takes about {seconds} s; ask again then", seconds)
 
     def grow(self, growing: Growing) -> None:
         """Let a prompt wait for its answer. Raises NotReady, Busy, and InputError where there is no room for an answer."""
