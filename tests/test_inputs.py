@@ -11,6 +11,9 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
+from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def read(tmp_path, name, content, **how):
@@ -174,3 +177,21 @@ def test_masks_with_gaps_are_refused_where_distances_count(tmp_path):
     assert [bool(request.error) for request in requests] == [False, False, True] and "array 3 of in.npz" in requests[2].error
     model = read_model(golden / "bert")
     assert not any(request.error for request in read_requests(model.spec, model.files, str(tmp_path / "in.npz")))
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in GOLDEN.glob("*/tokenizer.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("limit", [None, 6])
+def test_texts_together_have_the_tokens_that_each_has_by_itself(folder, limit):
+    tokens = Tokens({path.name: path.read_bytes() for path in folder.glob("tokenizer*.json")})
+    if limit:
+        tokens.truncate(limit)
+    texts = [["the cat sat"], ["\u4e2d\u6587 \u2603 a\u0301"], ["a", "pair"], ["", "b"], ["[MASK] <mask> </s>"], [""]]
+    texts.append(["night and water " * 9])
+    origins = [f"input {number}" for number in range(len(texts))]
+    assert tokens.encode_all(texts, origins) == [tokens.encode(one, origin) for one, origin in zip(texts, origins)]
+
+
+def test_a_text_among_others_that_is_none_is_named():
+    tokens = Tokens({"tokenizer.json": word_piece_json([*SPECIALS, "a"])})
+    with pytest.raises(InputError, match="^second cannot be tokenised"):
+        tokens.encode_all([["a"], ["\ud800"], ["\udc00"]], ["first", "second", "third"])

@@ -1,5 +1,6 @@
 """The command that keeps a model warm and answers over HTTP; it starts its own ranks, and starts them again."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     """
     from hepti_mpi.comm import interrupts
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # requests are tokenised beside each other, and ranks may need the cores
     planning_method(options)  # what does not go together is refused before anything is started
     teams.check(options, options["objective"], options["adapt"] is True, weights)
     if options["emulate"] is not None or options["shares"] is not None or len(options["memory_limit"] or ()) > 1:

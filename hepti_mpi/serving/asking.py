@@ -14,7 +14,7 @@ from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
-from hepti_mpi.models.inputs.requests import Request, image_request, text_request, text_tokens, token_request
+from hepti_mpi.models.inputs.requests import Request, image_request, many_text_requests, text_tokens, token_request
 from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.numerics import sigmoid
@@ -99,8 +99,7 @@ class Model:
         """Return the requests of texts or pairs of texts. Raises InputError for the first that the model does not take."""
         if self.takes_pictures:
             raise InputError(f"model {self.spec.name} takes pictures, not texts")
-        tokens = self.tokens
-        return [text_request(self.spec, tokens, _item(index, text), index) for index, text in enumerate(texts)]
+        return many_text_requests(self.spec, self.tokens, [_item(index, text) for index, text in enumerate(texts)])
 
     def ids(self, lists: Sequence[Sequence[int]]) -> list[Request]:
         """Return the requests of token ids of this model, taken as they are: with the special tokens that are among them. Raises

@@ -20,7 +20,7 @@ from hepti_mpi.models.inputs.heldout import TEXTS, masked
 from hepti_mpi.models.inputs.passages import PASSAGES
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
-from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.inputs.tokens import Encoded, Tokens
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import check_there, shown
 from hepti_mpi.wording import counted
@@ -174,8 +174,21 @@ def text_tokens(spec: ModelSpec, files: Mapping[str, bytes]) -> Tokens:
 
 def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Request:
     """Return the request of a text or pair of texts. Raises InputError when the model does not take it."""
-    full = [spec.options.get("prompt", "") + (item.text or ""), *([] if item.pair is None else [item.pair])]
-    encoded = tokens.encode(full, item.origin)
+    return _encoded_request(spec, item, index, tokens.encode(_said(spec, item), item.origin))
+
+
+def many_text_requests(spec: ModelSpec, tokens: Tokens, items: Sequence[Item]) -> list[Request]:
+    """Return what `text_request` returns of each item. Raises InputError for the first that the model does not take."""
+    encoded = tokens.encode_all([_said(spec, item) for item in items], [item.origin for item in items])
+    return [_encoded_request(spec, item, index, one) for index, (item, one) in enumerate(zip(items, encoded))]
+
+
+def _said(spec: ModelSpec, item: Item) -> list[str]:
+    """Return the text of an item, or both, as they are tokenised."""
+    return [spec.options.get("prompt", "") + (item.text or ""), *([] if item.pair is None else [item.pair])]
+
+
+def _encoded_request(spec: ModelSpec, item: Item, index: int, encoded: Encoded) -> Request:
     ids, types = encoded.ids, encoded.types
     if not ids:
         raise InputError(f"{item.origin} has no tokens")
@@ -184,9 +197,12 @@ def text_request(spec: ModelSpec, tokens: Tokens, item: Item, index: int) -> Req
     for what, largest, count in (("token id", max(ids), spec.numbers("ids")), ("token type", max(types), spec.numbers("types"))):
         if count and largest >= count:
             raise InputError(f"{item.origin}: tokenizer.json gives {what} {largest}, the model has only {count}")
-    made = token_request(spec, index, item.origin, (np.array(ids), np.array(types)), np.arange(len(ids)))
-    said = {"text": item.text, "pair": item.pair, "id": item.id}
-    return replace(made, **said, truncated=encoded.truncated, added=np.array(encoded.added, bool), unknown=encoded.unknown)
+    there, keep = np.array(ids, np.int64), np.arange(len(ids))
+    arrays = {"ids": there, "types": np.array(types, np.int64), "positions": numbered(spec, there)}
+    added = np.array(encoded.added, bool)
+    return Request(
+        index, item.origin, arrays, keep, len(ids), item.text, item.pair, item.id, encoded.truncated, added, encoded.unknown
+    )  # fmt: skip
 
 
 def token_request(spec: ModelSpec, index: int, origin: str, row: tuple[np.ndarray, np.ndarray], keep: np.ndarray) -> Request:

@@ -110,11 +110,27 @@ class Tokens:
     def encode(self, texts: Sequence[str], where: str) -> Encoded:
         """Return the tokens of a text or a pair of texts. Raises InputError naming `where`."""
         text, pair = (*texts, None)[:2]
-        encoding = guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised"))
-        types = encoding.type_ids if self._typed else [0] * len(encoding.ids)
-        places = [place for place, number in enumerate(encoding.ids) if number == self._unknown] if pair is None else []
-        unknown = {place: texts[0][slice(*encoding.offsets[place])] for place in places}
-        return Encoded(encoding.ids, types, encoding.special_tokens_mask, bool(encoding.overflowing), unknown)
+        return self._encoded(texts, guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised")))
+
+    def encode_all(self, texts: Sequence[Sequence[str]], wheres: Sequence[str]) -> list[Encoded]:
+        """Return what `encode` returns of each, in one call of the library, which lets other threads work meanwhile. Raises InputError
+        naming the first that cannot be tokenised."""
+        if len(texts) == 1:  # which is not worth waking threads of the library
+            return [self.encode(texts[0], wheres[0])]
+        given = [one[0] if len(one) == 1 else tuple(one) for one in texts]
+        try:  # its encode_batch_fast, which tells no offsets, gives pairs other types
+            encodings = guarded(lambda: self._tokenizer.encode_batch(given), InputError("some text cannot be tokenised"))
+        except InputError:  # `encode` says which
+            return [self.encode(one, where) for one, where in zip(texts, wheres)]
+        return [self._encoded(one, encoding) for one, encoding in zip(texts, encodings)]
+
+    def _encoded(self, texts: Sequence[str], encoding: Any) -> Encoded:
+        ids, unknown = encoding.ids, dict[int, str]()
+        if len(texts) == 1 and self._unknown in ids:
+            offsets = encoding.offsets
+            unknown = {place: texts[0][slice(*offsets[place])] for place, number in enumerate(ids) if number == self._unknown}
+        types = encoding.type_ids if self._typed else [0] * len(ids)
+        return Encoded(ids, types, encoding.special_tokens_mask, bool(encoding.overflowing), unknown)
 
     def decode(self, ids: Sequence[int], more: bool = False) -> str:
         """Return the text of token ids, without special tokens.
