@@ -53,10 +53,6 @@ class Call:
             self.future.set_result([])
 
     @property
-    def rows(self) -> int:
-        return sum(request.rows for request in self.requests)
-
-    @property
     def queued_seconds(self) -> float:
         """How long it waited until it was begun."""
         return (self.begun or time.monotonic()) - self.since
