@@ -92,6 +92,8 @@ MODULES = [
     ([TRANSFORMER, {"type": "my_pooling.Pooling", "path": "1_Pooling", "name": "1"}], "module my_pooling.Pooling is not supported"),
     ([TRANSFORMER, POOLING, {"type": T + "LSTM", "path": "2", "name": "2"}], "module sentence_transformers.models.LSTM is not supported"),
     ([TRANSFORMER, POOLING | {"path": "../1_Pooling"}], "plain name"),
+    ([TRANSFORMER | {"path": "/"}, POOLING], "plain name"),
+    ([TRANSFORMER, POOLING | {"path": "/1_Pooling"}], "plain name"),
     ([TRANSFORMER | {"path": "gone"}, POOLING], "has no config.json"),
     ([TRANSFORMER, POOLING | {"name": "0"}], "two modules have one name"),
     ([TRANSFORMER, POOLING | {"odd": 1}], "'odd' is in no list of what this file may say"),
@@ -115,6 +117,12 @@ def test_refused_modules(folder, modules, words):
 def test_full_names_of_every_version(folder, prefix):
     transformer = TRANSFORMER | {"type": "sentence_transformers.base.modules.transformer.Transformer"}
     assert options(folder, modules=[transformer, POOLING | {"type": prefix + "Pooling"}])["steps"] == []
+
+
+@pytest.mark.parametrize("own, path", [("./", "1_Pooling/"), (".", "./1_Pooling"), ("", "./1_Pooling/")])
+def test_folders_of_modules_that_are_said_in_other_words(folder, own, path):
+    found = options(folder, pooling={"pooling_mode": "max"}, modules=[TRANSFORMER | {"path": own}, POOLING | {"path": path}])
+    assert found["pooling"] == "max"
 
 
 def test_a_pooling_that_nothing_describes(folder):

@@ -18,6 +18,7 @@ from hepti_mpi.models.checkpoints.sentence import (
     Sentence,
     call_of,
     check_outputs,
+    folder_name,
     module_kind,
     read_json,
     read_lower_case,
@@ -26,7 +27,7 @@ from hepti_mpi.models.checkpoints.sentence import (
     tokenizer_changes,
 )
 from hepti_mpi.models.families.family import class_labels
-from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
+from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 CONFIG = "config.json"
 SAID, SAID_BEFORE = "sentence_transformers", "sbert_ce_default_activation_function"  # keys of config.json, the newer one first
@@ -79,9 +80,9 @@ def transformer_path(source: Path) -> str:
         raise ModelError(f"{MODULES}: a cross-encoder of {len(modules)} modules is not supported; supported: one Transformer")
     sidefiles.check(MODULES, modules[0])
     path = modules[0].get("path", "")
-    if module_kind(modules[0]["type"]) != "Transformer" or not (path == "" or plain_name(path)):
+    if module_kind(modules[0]["type"]) != "Transformer" or not isinstance(path, str):
         raise ModelError(f"{MODULES}: module {shown(modules[0], 100)} is not supported in a cross-encoder; supported: one Transformer")
-    return str(path)
+    return folder_name(path)
 
 
 def read_activation(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:

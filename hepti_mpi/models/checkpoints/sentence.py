@@ -167,8 +167,7 @@ def read_modules(source: Path) -> list[dict[str, Any]]:
         if not isinstance(module, dict) or not isinstance(module.get("type"), str) or not isinstance(module.get("path"), str):
             raise ModelError(f"{MODULES}: a module lacks its type or path")
         sidefiles.check(MODULES, module)
-        if module["path"] and not plain_name(module["path"]):
-            raise ModelError(f"{MODULES}: {module['path']!r:.60} is not the plain name of a folder of the model")
+        module["path"] = folder_name(module["path"])
         module["kind"] = module_kind(module["type"])
     kinds = [module["kind"] for module in modules]
     # sentence-transformers goes on from what has been made so far: nothing but a Normalize may stand before the pooling, without effect
@@ -180,6 +179,18 @@ def read_modules(source: Path) -> list[dict[str, Any]]:
     if len({module.get("name") for module in modules}) != len(modules):
         raise ModelError(f"{MODULES}: two modules have one name")
     return list(modules)
+
+
+def folder_name(path: str) -> str:
+    """Return the plain name of a module's folder, "" for that of the model; `./` before it and `/` behind it say nothing.
+
+    Raises ModelError.
+    """
+    name = "" if path in (".", "./") else path.removeprefix("./")
+    name = name.removesuffix("/") if name != "/" else name
+    if name and not plain_name(name):
+        raise ModelError(f"{MODULES}: {path!r:.60} is not the plain name of a folder of the model")
+    return name
 
 
 def module_kind(said: str) -> str:
