@@ -14,6 +14,7 @@ from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel, llama3_factors
 from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
 from hepti_mpi.models.families.registry import FAMILIES
+from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import Tokens
 
 NUMBERS = np.arange(64, dtype=np.float32).reshape(2, 32)
@@ -186,6 +187,17 @@ TOKENS = {
 def tokens(**more):
     types = np.array([3] * 3 + [1] * (len(LETTERS) - 3))
     return gguf_tokens(TOKENS | {"tokenizer.ggml.token_type": types} | {f"tokenizer.ggml.{key}": one for key, one in more.items()})
+
+
+def test_templates_of_a_file():
+    """The one for talks with tools counts there, as in llama.cpp; what is no template is refused before anybody talks."""
+    found = gguf_tokens(TOKENS | {"tokenizer.chat_template.tool_use": "tools {{ tools }}", "tokenizer.chat_template.rag": "x"}).files
+    template = ChatTemplate.of(found)
+    assert template.text([{"role": "user", "content": "a"}], tools=[1]) == "tools [1]"
+    assert template.text([{"role": "user", "content": "a"}]) == "[{'role': 'user', 'content': 'a'}]"
+    for value, words in (("{{ nope", "cannot be read"), (3, "expected a text")):
+        with pytest.raises(ModelError, match=words):
+            gguf_tokens(TOKENS | {"tokenizer.chat_template": value})
 
 
 @pytest.mark.parametrize("types", [[1] * len(LETTERS), [4] * len(LETTERS), None])

@@ -205,7 +205,7 @@ class GgufModel:
             return config | {key: self._number(key, default) or None for key, default in caps.items()} | _alternating(config_layers, period)
         config["rope_local_base_freq"] = self._number("rope.freq_base_swa", 10000.0)
         config["final_logit_softcapping"] = self._number("final_logit_softcapping", 0.0) or None
-        return config | {"rope_theta": self._number("rope.freq_base", 1e6)} | _alternating(config_layers, period)
+        return config | {"rope_theta": self._number("rope.freq_base")} | _alternating(config_layers, period)
 
     def phi(self) -> dict[str, Any]:
         if "rope_factors_long.weight" in self.file.shapes:

@@ -15,6 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.pieces import pieces_tokenizer
+from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
+from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate
 from hepti_mpi.models.inputs.tokens import guarded
 from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
@@ -75,9 +77,12 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     said = {"mask_token": None, "model_input_names": ["input_ids", "attention_mask"], "truncation_side": "right", "padding_side": "left"}
     said |= {name: texts[number] for name, number in (("bos_token", bos), ("eos_token", eos)) if number is not None}
     files = {"tokenizer.json": own, "tokenizer_config.json": json.dumps(said).encode()}
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        files["chat_template.jinja"] = template.encode()
+    for key, name in (("tokenizer.chat_template", TEMPLATE), ("tokenizer.chat_template.tool_use", WITH_TOOLS)):
+        if (template := metadata.get(key)) is not None:
+            if not isinstance(template, str):
+                raise ModelError(f"the GGUF file's {key} is {shown(template, 60)}, expected a text")
+            ChatTemplate(template, {})
+            files[name] = template.encode()
     return GgufTokens(files, tuple(dict.fromkeys(number for number in ends if number is not None)))
 
 
