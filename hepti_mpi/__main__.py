@@ -20,16 +20,32 @@ def main() -> None:
     _set_streams()
     gc.set_threshold(20_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
     channel.tell_place()  # before anything can fail on this host
+    from hepti_mpi.comm import interrupts
+    from hepti_mpi.comm.launcher import is_up, launched_rank
+
+    rank, code = launched_rank(), interrupts.EXIT_CODE
+    interrupts.listen(_tell_last if rank == 0 else None)  # before what takes long to import
+    try:
+        code = _command(rank)
+    except interrupts.Interrupted:
+        interrupts.finish()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    if code and is_up():
+        interrupts.rest()
+        time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
+    sys.exit(code)
+
+
+def _command(rank: int) -> int:
+    """Do what the command line says; return the exit code. Raises Interrupted."""
     import click
 
     from hepti_mpi.comm import interrupts
-    from hepti_mpi.comm.launcher import abort_all, host_name, is_up, launched_rank, ranks
+    from hepti_mpi.comm.launcher import abort_all, host_name, ranks
     from hepti_mpi.commands import main
     from hepti_mpi.commands.helping import tell_misuse
     from hepti_mpi.errors import HeptiError, RankError, place_of
-
-    rank = launched_rank()
-    interrupts.listen(_tell_last if rank == 0 else None)
 
     def error_words() -> str:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
@@ -45,9 +61,6 @@ def main() -> None:
             interrupts.rest()
             time.sleep(2)  # mpirun ends all when the first ends, so let rank 0 speak
         code = 2
-    except interrupts.Interrupted:
-        interrupts.finish()
-        code = interrupts.EXIT_CODE
     except HeptiError as error:
         code = 0  # the rank that tells why has the code: mpirun breaks down when many end with one
         if not (isinstance(error, RankError) or error.alike and rank):
@@ -56,7 +69,7 @@ def main() -> None:
             if not (error.agreed or error.alike):
                 interrupts.rest()  # mpirun may end this rank while it waits to end the others
                 abort_all(code)
-    except SystemExit:
+    except (SystemExit, interrupts.Interrupted):
         raise
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})")
@@ -65,12 +78,7 @@ def main() -> None:
         interrupts.rest()
         abort_all(1)
         code = 1
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-    if code and is_up():
-        interrupts.rest()
-        time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
-    sys.exit(code)
+    return code
 
 
 def _set_threads() -> None:

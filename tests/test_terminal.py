@@ -5,6 +5,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -202,3 +203,18 @@ def test_a_wrong_command_line_is_told_in_lines_that_end_between_words():
     code, shown = on_a_terminal(["run", "--strategy", "nope"], 60)
     lines = ESCAPE.sub("", shown).splitlines()
     assert code == 2 and max(map(len, lines)) <= 60 and "'tensor'," in shown and "Try 'python -m hepti_mpi run --help' for help." in lines
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6])
+def test_an_interruption_while_the_program_is_imported_is_one_word(seconds):
+    """On a small board that takes seconds."""
+    listening = "import sys\nfrom hepti_mpi.comm import interrupts\nlisten = interrupts.listen\n"
+    listening += "interrupts.listen = lambda tell: (listen(tell), print('listens', flush=True))\n"
+    listening += "sys.argv = ['hepti_mpi', 'plan', '--weights', 'random:bert-large', '--boards', 'pi4,pi4,pi4,pi5']\n"
+    code = listening + "from hepti_mpi.__main__ import main\nmain()\n"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout is not None and process.stdout.readline() == "listens\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=100)[1]
+    assert (process.returncode, said) == (130, "interrupted\n") or process.returncode == 0, said
