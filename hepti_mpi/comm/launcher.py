@@ -59,6 +59,14 @@ def is_up() -> bool:
     return MPI.Is_initialized() and not MPI.Is_finalized()
 
 
+def leave_all() -> None:
+    """End MPI in this process, where it runs; collective."""
+    if is_up():
+        from mpi4py import MPI
+
+        MPI.Finalize()
+
+
 def abort_all(code: int) -> None:
     """End every rank of the job, where there is one."""
     if is_up():
