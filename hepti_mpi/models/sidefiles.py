@@ -187,7 +187,7 @@ GENERATION = {
     **without("length_penalty renormalize_logits remove_invalid_values use_cache use_mtp cache_* max_cache_len return_* output_*"),
     **without("assistant_* is_assistant num_assistant_* prompt_lookup_num_tokens max_matching_ngram_size target_lookbehind"),
     **without("speculation_type compile_config disable_compile continuous_batching_config low_memory prefill_chunk_size"),
-    **without("chat_format max_window_size max_context_size"),  # of Qwen's own code
+    **without("chat_format max_window_size max_context_size presence_penalty frequency_penalty"),  # of others' code
     **refused("min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size", CHOICES, (None, 0)),
     **refused("epsilon_cutoff eta_cutoff diversity_penalty", CHOICES, (None, 0)),
     **refused("typical_p top_h encoder_repetition_penalty guidance_scale", CHOICES, (None, 1)),
