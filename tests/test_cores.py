@@ -84,11 +84,11 @@ def test_threads_that_compute_together_have_a_core_each_where_there_are_as_many(
 SESSION = """
 import os
 from pathlib import Path
+from onnx import TensorProto, helper
 from hepti_mpi.engine import sessions
-from hepti_mpi.engine.onnxfile import FLOAT, Body, Node, Value
 
-value = [Value(name, FLOAT, [None, 4]) for name in "xy"]
-graph = Body("negative", [Node("Neg", ["x"], ["y"])], value[:1], value[1:])
+value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
 before = set(os.listdir("/proc/self/task"))
 made = sessions.session(graph, Path("."), "packed", len(os.sched_getaffinity(0)))
 print(sorted(sorted(os.sched_getaffinity(int(thread))) for thread in set(os.listdir("/proc/self/task")) - before))

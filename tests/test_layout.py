@@ -31,7 +31,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 OWNERS = {
     "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/mail.py"},
     "h5py": {"weights/store.py"},
-    "onnx": set(),  # see engine/onnxfile.py
+    "onnx": {"engine/graph.py", "engine/kernels.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
     "onnxruntime": {"engine/caching.py", "engine/sessions.py", "engine/timing.py"},
     "click": {"commands/*", "__main__.py"},
     "tokenizers": {

@@ -13,9 +13,8 @@ from functools import partial
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.engine import caching
+from hepti_mpi.engine import caching, sessions
 from hepti_mpi.engine.machine import Machine
-from hepti_mpi.engine.onnxfile import TYPES
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.state import State, attentions
 from hepti_mpi.engine.words import Words
@@ -324,7 +323,7 @@ class Decoder:
         binding = segment.session.io_binding()
 
         def bind(to: Callable[..., None], name: str, array: Array) -> None:
-            to(name, "cpu", 0, TYPES[array.dtype], array.shape, array.ctypes.data)
+            to(name, "cpu", 0, sessions.ELEMENT[array.dtype], array.shape, array.ctypes.data)
 
         for name in (*segment.inputs, *segment.told, *segment.asked, *segment.turns):
             bind(binding.bind_input, name, values[name])

@@ -5,16 +5,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper
 
-from hepti_mpi.engine import onnxfile
-from hepti_mpi.engine.onnxfile import Body, Node, Tensor, Value
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.models.formats import VALUES
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
 MICROSOFT = "com.microsoft"
-DTYPES = {"float32": onnxfile.FLOAT, "float16": onnxfile.FLOAT16, "int8": onnxfile.INT8, "uint8": onnxfile.UINT8}
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
 
 
 class Graph:
@@ -24,8 +24,8 @@ class Graph:
     """
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.initializers: dict[str, Tensor] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
         self.indexes: dict[str, str] = {}  # what is asked about the rows of a batch: of which kind
         self.written: set[str] = set()
         self.rounded: dict[tuple[object, ...], tuple[str, str]] = {}
@@ -35,7 +35,7 @@ class Graph:
         if outputs is None:
             self.count += 1
             outputs = [f"{kind}_{self.count}"]
-        self.nodes.append(Node(kind, tuple(inputs), tuple(outputs), domain, attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **attributes))
         return outputs[0]
 
     def either(self, condition: str, one: Callable[[], str], other: Callable[[], str]) -> str:
@@ -43,8 +43,8 @@ class Graph:
         ways, outside = [], self.nodes
         for write in (one, other):
             self.nodes = []
-            found = Value(write(), onnxfile.FLOAT)
-            ways.append(Body("way", self.nodes, [], [found]))
+            found = helper.make_tensor_value_info(write(), TensorProto.FLOAT, None)
+            ways.append(helper.make_graph(self.nodes, "way", [], [found]))
         self.nodes = outside
         return self.node("If", [condition], then_branch=ways[0], else_branch=ways[1])
 
@@ -57,15 +57,13 @@ class Graph:
     def weight(self, store: Store, piece: Slice, shape: tuple[int, ...], part: str = VALUES) -> str:
         """Declare a part of a slice of the store, viewed as `shape`, as an initializer that lives in the store's file."""
         region, kind, name = store.region(piece, part), piece.parts[part].kind, piece.name if part == VALUES else f"{piece.name}.{part}"
+        tensor = TensorProto(name=name, data_type=DTYPES[kind.name], dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", store.file.name), ("offset", region.offset), ("length", region.bytes)):
+            tensor.external_data.add(key=key, value=str(value))
         assert kind.itemsize * prod(shape) == region.bytes
-        place = {"location": store.file.name, "offset": str(region.offset), "length": str(region.bytes)}
-        self.initializers[name] = Tensor(name, DTYPES[kind.name], shape, place=place)
+        self.initializers[name] = tensor
         return name
 
     def constant(self, name: str, values: np.ndarray) -> str:
-        self.initializers[name] = Tensor(name, onnxfile.TYPES[values.dtype], values.shape, values.tobytes())
+        self.initializers[name] = onnx.numpy_helper.from_array(values, name)
         return name
-
-    def body(self, name: str, inputs: Sequence[Value], outputs: Sequence[Value]) -> Body:
-        """Return what was written, as a graph from `inputs` to `outputs`."""
-        return Body(name, self.nodes, inputs, outputs, list(self.initializers.values()))

@@ -11,15 +11,16 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.memory import usable_memory
-from hepti_mpi.engine import onnxfile, pages
+from hepti_mpi.engine import pages
 from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
-from hepti_mpi.engine.onnxfile import Body, Value
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F16, F32
 from hepti_mpi.program.ops import Op
@@ -30,6 +31,14 @@ from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted
 
 Held = Mapping[Op, Mapping[str, Slice]]  # the operations of a step that a rank takes part in, with its slices by what each is to it
+ELEMENT = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.bool_): TensorProto.BOOL,
+}
 OPSETS = {"Attention": 23, "block_size": 21}  # of nodes, or attributes, that are younger than the others
 PROVIDERS = ["CPUExecutionProvider"]
 KEPT = "segment.onnx"  # what a file of weights that are kept packed belongs to
@@ -83,7 +92,7 @@ class Segment:
         for names, bind in (((*self.inputs, *self.asked), binding.bind_input), (self.outputs, binding.bind_output)):
             for name in names:
                 array = values[name]
-                bind(name, "cpu", 0, onnxfile.TYPES[array.dtype], array.shape, array.ctypes.data)
+                bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
         runner: Callable[[object], None] = self.session.run_with_iobinding
         return partial(runner, binding)
 
@@ -133,22 +142,22 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
     return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), tables)
 
 
-def _proto(graph: Graph, done: Iterable[Op], inputs: Sequence[str], outputs: Sequence[str]) -> Body:
+def _proto(graph: Graph, done: Iterable[Op], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
     dtypes = {name: form.dtype for op in done for name, form in zip(op.reads, op.reads_as(), strict=True)}
     dtypes |= {name: form.dtype for op in done for name, form in zip(op.writes, op.writes_as(), strict=True)}
 
-    def value(name: str) -> Value:
-        return Value(name, DTYPES[dtypes[name]], [None, None])
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, DTYPES[dtypes[name]], [None, None])
 
     infos = [value(name) for name in inputs]
     for name, kind in graph.indexes.items():
         dtype, rank = ASKED[kind]
-        infos.append(Value(name, dtype, [None] * rank))
-    return graph.body("segment", infos, [value(name) for name in outputs])
+        infos.append(helper.make_tensor_value_info(name, dtype, [None] * rank))
+    return helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
 
 
 def of_store(
-    graph: Body, store: Store, pieces: Sequence[Slice], mode: str, threads: int
+    graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], mode: str, threads: int
 ) -> onnxruntime.InferenceSession:  # fmt: skip
     """Return the session of a graph with `pieces` of a store. `mode`: "packed" copies weights into the kernels' own order; "mapped" leaves
     them in the pages of a file, which the system may evict: of one that has them in that order, where the rank keeps such, else of the
@@ -163,13 +172,14 @@ def of_store(
     return session(graph, store.file.parent, mode, threads)
 
 
-def _kept(graph: Body, store: Store, pieces: Sequence[Slice], threads: int) -> onnxruntime.InferenceSession | None:
+def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads: int) -> onnxruntime.InferenceSession | None:
     """Return a session whose weights lie packed in a file that the rank keeps, which is made where there is none; None where that fails.
 
     ONNX Runtime packs them at each load all the same, to see whether those in the file are the same, and takes the file's if they are.
     """
-    prepacked, content = store.prepacked, _model(graph)
+    prepacked, model = store.prepacked, _model(graph)
     assert prepacked is not None
+    content = model.SerializeToString(deterministic=True)
     key = key_of(content, store.content(pieces), json.dumps(versions()).encode())
 
     def write(folder: Path) -> None:
@@ -204,12 +214,12 @@ def _check_memory(store: Store, pieces: Sequence[Slice]) -> None:
         raise StoreError(f"mapped weights in other formats than f32 are packed into memory {where}: {need} bytes, {free} are free")
 
 
-def session(graph: Body, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
+def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
     """Return the session of a graph whose weights are in `folder`; `mode`: whether they are "packed" in memory or read from the file as
     they are ("mapped")."""
     options = _options(threads, folder)
     options.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
-    return _loaded(_model(graph), options, threads)
+    return _loaded(_model(graph).SerializeToString(), options, threads)
 
 
 def _loaded(model: str | bytes, options: onnxruntime.SessionOptions, threads: int) -> onnxruntime.InferenceSession:
@@ -218,9 +228,10 @@ def _loaded(model: str | bytes, options: onnxruntime.SessionOptions, threads: in
         return onnxruntime.InferenceSession(model, options, providers=PROVIDERS)
 
 
-def _model(graph: Body) -> bytes:
-    used = {name for node in graph.nodes if not node.domain for name in (node.kind, *node.attributes)}
-    return onnxfile.model(graph, {"": max([18, *(OPSETS.get(name, 0) for name in used)]), MICROSOFT: 1})
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    used = {name for node in graph.node if not node.domain for name in (node.op_type, *(one.name for one in node.attribute))}
+    opsets = [helper.make_opsetid("", max([18, *(OPSETS.get(name, 0) for name in used)])), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def _options(threads: int, folder: Path | None = None) -> onnxruntime.SessionOptions:
@@ -244,15 +255,16 @@ def _options(threads: int, folder: Path | None = None) -> onnxruntime.SessionOpt
 @cache
 def _summing(terms: int, block: int | None) -> onnxruntime.InferenceSession:
     """Return the session that adds float16 terms to x [r, w] or, where `block` columns have a scale, int8 ones to x [n, block]."""
-    graph, total, float_, short = Graph(), "x", onnxfile.FLOAT, onnxfile.FLOAT16 if block is None else onnxfile.INT8
+    graph, total, float_, short = Graph(), "x", TensorProto.FLOAT, TensorProto.FLOAT16 if block is None else TensorProto.INT8
     infos = [("x", float_)]
     for number in range(terms):
         names = [f"term{number}", f"scale{number}"][: 1 if block is None else 2]
         infos += zip(names, (short, float_))
         term = graph.node("Cast", names, to=float_) if block is None else from_int8(graph, names, block)
         total = graph.node("Add", [total, term], ["y"] if number == terms - 1 else None)
-    made = graph.body("summing", [Value(name, kind) for name, kind in infos], [Value("y", float_)])
-    return session(made, Path("."), "packed", 1)
+    values = [helper.make_tensor_value_info(name, kind, None) for name, kind in infos]
+    y = helper.make_tensor_value_info("y", float_, None)
+    return session(helper.make_graph(graph.nodes, "summing", values, [y], list(graph.initializers.values())), Path("."), "packed", 1)
 
 
 def add_short(target: np.ndarray, own: np.ndarray, terms: Sequence[tuple[np.ndarray, ...]]) -> Callable[[], None]:
@@ -277,7 +289,7 @@ def bound(
     assert all(array.flags.c_contiguous for array in (*feed.values(), *results.values()))
     for bind, arrays in ((binding.bind_input, feed), (binding.bind_output, results)):
         for name, array in arrays.items():
-            bind(name, "cpu", 0, onnxfile.TYPES[array.dtype], array.shape, array.ctypes.data)
+            bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
     kept = (feed, results)  # the binding knows their addresses only
 
     def run() -> None:

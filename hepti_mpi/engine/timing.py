@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
-from hepti_mpi.engine import onnxfile
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
-from hepti_mpi.engine.onnxfile import Value
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound, session
@@ -85,8 +84,8 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
     activate(turning, spec.layer(0).mlp.activation, "x", turning.constant("one", np.ones(hidden, np.float32)), "y")
     activations = probe(turning, ["x"], threads)
     casting = Graph()
-    casting.node("Cast", ["x"], ["y"], to=onnxfile.FLOAT16)
-    casts = probe(casting, ["x"], threads, onnxfile.FLOAT16)
+    casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
+    casts = probe(casting, ["x"], threads, TensorProto.FLOAT16)
     rows = min(128, spec.positions)
     some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
     product = np.empty((rows, hidden), np.float32)  # what the others handle lies where the threads of a product have left it
@@ -206,7 +205,9 @@ def _format_of(place: float, used: Mapping[str, float]) -> Format:
     return FORMATS[list(used)[min(int(np.searchsorted(ends, place)), len(used) - 1)]]
 
 
-def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = onnxfile.FLOAT) -> onnxruntime.InferenceSession:
+def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
     """Return the session of a graph that writes `y`, of the ONNX type `kind`."""
-    infos = [Value(name, ASKED.get(name, (onnxfile.FLOAT, 2))[0]) for name in inputs]
-    return session(graph.body("probe", infos, [Value("y", kind)]), Path("."), "packed", threads)
+    infos = [helper.make_tensor_value_info(name, ASKED.get(name, (TensorProto.FLOAT, 2))[0], None) for name in inputs]
+    result = helper.make_tensor_value_info("y", kind, None)
+    made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
+    return session(made, Path("."), "packed", threads)
