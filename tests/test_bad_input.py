@@ -198,7 +198,10 @@ def test_forced_shares_that_do_not_fit(store, tmp_path):
 def test_closed_standard_input(store, tmp_path):
     environment = launch_environment()
     command = f"exec '{MPIRUN}' -n 2 '{sys.executable}' -m hepti_mpi run --weights '{store}' --input - <&-"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
+    for _ in range(3):
+        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
+        if "PMIx server's listener thread failed to start" not in result.stderr:  # mpirun itself, now and then, where 0 is closed
+            break
     refused(result, "standard input")
 
 

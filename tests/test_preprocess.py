@@ -93,7 +93,7 @@ def test_refused_text(tmp_path, name, data, words):
 def test_sources_that_are_not_there(tmp_path):
     refused("bert", tmp_path / "x.txt", "not found")
     refused("bert", tmp_path, "the model takes texts: .txt")
-    refused("bert", "x" * 5000 + ".txt", "not found")
+    refused("bert", "x" * 5000 + ".txt", "cannot be read: File name too long")
     refused("bert", "-", "standard input is empty")
     refused("bert", None, "no tokenizer.json", ".npz", files={})
 
