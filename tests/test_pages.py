@@ -1,6 +1,10 @@
 import mmap
+import platform
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 
 from hepti_mpi.engine import pages
 
@@ -54,3 +58,33 @@ def test_what_is_untouched_takes_no_memory_until_it_is_written_to():
     assert 0 < there(values.ctypes.data, values.nbytes) <= HUGE // PAGE and values[:3].sum() == 2 * (3 << 12)
     assert pages.untouched(8, 0).shape == (8, 0)
 
+
+
+HEAPS = """
+import ctypes, os, sys, threading
+from hepti_mpi.engine import pages
+if "one" in sys.argv:
+    pages.one_heap()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.fdopen.restype = ctypes.c_void_p, ctypes.c_void_p
+library.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+barrier = threading.Barrier(4)
+def take():
+    barrier.wait()
+    library.malloc(50_000)
+    barrier.wait()
+threads = [threading.Thread(target=take) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+library.malloc_info(0, library.fdopen(os.dup(1), b"w"))
+library.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+def test_threads_share_one_heap():
+    found = {}
+    for how in ("one", "many"):
+        done = subprocess.run([sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True)
+        found[how] = done.stdout.count("<heap nr=")
+    assert found["one"] == 1 < found["many"]

@@ -1,7 +1,8 @@
 """The memory that weights lie in once they are loaded: what loading left over is given back, the rest is put into huge pages, so that
 reading all of it for every token needs few entries of the processor's page tables. Buffers of which little is used take no more.
 
-Knows the kernel's view of this process (Linux) and the C library; does not know what lies where. Source: madvise(2), MADV_COLLAPSE.
+Knows the kernel's view of this process (Linux) and the C library; does not know what lies where. Sources: madvise(2), MADV_COLLAPSE;
+mallopt(3).
 """
 
 import ctypes
@@ -17,6 +18,7 @@ import numpy as np
 HUGE = Path("/sys/kernel/mm/transparent_hugepage")
 PROCESS = Path("/proc/self")
 COLLAPSE = 25  # MADV_COLLAPSE, of Linux 6.1 and later
+ARENA_MAX = -8  # M_ARENA_MAX of mallopt
 PRESENT = 63  # the bit of a page in pagemap that says whether it is in memory
 FULL = 0.9  # of a huge page's pages must be there: the others would be taken too
 
@@ -42,6 +44,14 @@ def trim() -> ctypes.CDLL:
     if hasattr(library, "malloc_trim"):  # of glibc
         library.malloc_trim(0)
     return library
+
+
+def one_heap() -> None:
+    """Let all threads take memory from one heap: with one each, what sessions have given back to the heap of one thread is not there for
+    another, and a process that answers batches of ever other shapes grows for minutes."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # of glibc
+        library.mallopt(ARENA_MAX, 1)
 
 
 def untouched(*shape: int) -> np.ndarray:

@@ -59,6 +59,7 @@ def configure(threads: int, one_pool: bool = True) -> None:
 def _begin() -> None:
     """Set up what all sessions share: without one allocator each of some fifty keeps an arena for intermediate values."""
     onnxruntime.set_default_logger_severity(4)
+    pages.one_heap()
     if _configured[0][1]:
         onnxruntime.set_global_thread_pool_sizes(_configured[0][0], 1)
     memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
