@@ -508,7 +508,7 @@ def test_texts_of_a_service_in_teams(folder, writer):
         found = list(pool.map(lambda one: own.answer("/v1/completions", one)["choices"][0], asked))
         assert [one["text"] for one in found] == [one["text"] for one in right]
         status = own.get("/status")[1]
-        assert status["plan"]["strategy"] == "teams"
+        assert status["plan"]["strategy"] == "teams" and len(status["why"]) == 3 and "by all ranks together" in status["why"][-1]
         own.until(lambda: [team["inputs"] for team in own.get("/status")[1]["teams"]] == [0, 0])
         teams = own.get("/status")[1]["teams"]
         assert sorted(team["ranks"] for team in teams) == [[0], [1]] and all(team["rows_per_second"] > 0 for team in teams)

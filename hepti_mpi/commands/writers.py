@@ -242,6 +242,7 @@ def told(loaded: Loaded, session: "Session") -> dict[str, Any]:
     """Return what is told of the ranks as soon as they are ready (commands.jobs.Job.facts), and how much they write at once. Rank 0 calls
     it."""
     from hepti_mpi.commands import jobs
+    from hepti_mpi.reporting.generation import why_teams
     from hepti_mpi.reporting.teams import duties
 
     slots, positions = loaded.room
@@ -253,7 +254,8 @@ def told(loaded: Loaded, session: "Session") -> dict[str, Any]:
         speed = None if loaded.chosen is None else 1 / loaded.chosen.seconds
         return {"plan": plan, "why": duties(loaded.placement, session.machine.cores.hosts), "rows_per_second": speed, "batches": 1} | room
     plan = {"strategy": "teams", "hash": loaded.placement.hash, "hosts": session.machine.cores.hosts, **loaded.placement.to_json()}
-    found = {"plan": plan, "why": [], "rows_per_second": loaded.writers.rate, "batches": len(loaded.writers.every)}
+    why = [*duties(loaded.placement, session.machine.cores.hosts), why_teams(loaded.writers)]
+    found = {"plan": plan, "why": why, "rows_per_second": loaded.writers.rate, "batches": len(loaded.writers.every)}
     return found | {"slots": slots * len(loaded.writers.every), "positions": positions}
 
 

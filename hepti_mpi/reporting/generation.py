@@ -82,13 +82,19 @@ def writers_lines(found: Writers, hosts: Sequence[str], width: int | None = None
         lines.append((who, described(one.team), rate(1 / one.steps[0]), rate(one.rate)))
     busy = {rank for one in found.every for rank in one.team.members}
     resting = [f"rank {rank} on {host}" for rank, host in enumerate(hosts) if rank not in busy]
-    several, texts = counted(found.every[0].slots, "texts"), counted(found.texts, "texts")
+    several = counted(found.every[0].slots, "texts")
     return "\n".join([
         table(("team", "does", "tokens/s of one text", f"tokens/s of {several} with prompts"), lines, width),
         *([f"at rest: {', '.join(resting)}"] if resting else []),
-        f"{texts} of {counted(found.every[0].answer, 'tokens')}: {duration(found.seconds)} by teams, each text by one of them; "
-        f"{duration(found.together.seconds(found.texts))} by all ranks together",
+        why_teams(found),
     ])
+
+
+def why_teams(found: Writers) -> str:
+    """Return how long teams and all ranks together take, in one sentence."""
+    texts, together = counted(found.texts, "texts"), duration(found.together.seconds(found.texts))
+    teams = f"{duration(found.seconds)} by teams, each text by one of them"
+    return f"{texts} of {counted(found.every[0].answer, 'tokens')}: {teams}; {together} by all ranks together"
 
 
 def ways_lines(chosen: Chosen, first: float | None, width: int | None = None) -> str:
