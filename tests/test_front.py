@@ -271,3 +271,19 @@ def test_rank_0_ends_when_the_front_does(own):
     rank = ready(own)
     own.end()
     until(lambda: rank.remote.ended)
+
+
+def test_what_teams_do_is_told_when_it_is_known_who_they_are(monkeypatch):
+    """The front would look for hosts of a plan that it does not have, and lose the connection over it."""
+    monkeypatch.setattr(remote, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(remote.channel, "tell", lambda kind: None)
+    heard = []
+    own = Front(SOURCE, near=True, heard=lambda record: heard.append(record["kind"]))
+    rank = Remote(own.address())
+    rank.doing = lambda: [{"ranks": [0], "rows_per_second": 1.0, "inputs": 0}]
+    time.sleep(0.2)
+    assert heard == []
+    rank.ready(SOURCE, 8, {"rows_per_second": 1000, "plan": {"hosts": ["here"]}, "batches": 2})
+    until(lambda: heard == ["ready", "teams"])
+    rank.ended = True
+    own.end()

@@ -47,7 +47,7 @@ class Remote:
         self.prompts: list[Prompt | list[int]] = []  # or places that nobody wants
         self.errors: dict[int, str] = {}  # of requests without an answer
         self.computed: dict[int, float] = {}  # seconds that ranks computed for their last batch, as far as they tell
-        self.ended = False
+        self.ended = self.is_ready = False
         self.ring: Callable[[], object] = lambda: None
         self.doing: Callable[[], list[dict[str, Any]]] = list  # what teams do now (serving.teams)
         self.came = threading.Condition()
@@ -86,6 +86,7 @@ class Remote:
     def ready(self, source_hash: str, batch_rows: int, facts: Mapping[str, Any]) -> None:
         """Tell that the ranks are ready for batches of so many rows. `facts`: as of commands.jobs.Job, and room for texts."""
         self.tell("ready", source_hash=source_hash, batch_rows=batch_rows, **facts)
+        self.is_ready = True
 
     def grown(self, events: Sequence[Sequence[Any]]) -> None:
         """Send what was added to answers: place, token, its logarithm, the likeliest tokens, why it ended, and what went
@@ -118,7 +119,7 @@ class Remote:
         while not self.ended:
             time.sleep(ALIVE_SECONDS)
             channel.tell("alive")
-            now = self.doing()
+            now = self.doing() if self.is_ready else told  # before, the front does not know of which ranks it hears
             if now != told:
                 self.tell("teams", teams=now)
                 told = now
