@@ -64,7 +64,9 @@ class Address:
         return np.concatenate(found)
 
     def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Generator[str, None, None]:
-        asked_for(prompt, how)  # a service ignores what it does not know, and gives several answers where they are asked for
+        if asked_for(prompt, how).ignore_end:  # a service ignores what it does not know, and gives several answers where they are asked for
+            raise InputError("ignore_end is not for a service that others use: leave it out, or use a store")
+        how = {name: value for name, value in how.items() if name != "logprobs"}  # of which a text tells nothing
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         document = {"stream": True, "max_tokens": USUAL_TOKENS, "temperature": 0, **asked, **how}
         path = "/v1/completions" if isinstance(prompt, str) else "/v1/chat/completions"
@@ -109,24 +111,35 @@ class Address:
             response = link.getresponse()
             if response.status == 200:
                 return link, response
-            said = json.loads(response.read()).get("error", {}).get("message") or f"status {response.status}"
-        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            said = _said(response.read()) or f"what answers at {self.place.netloc} says {response.status} {response.reason}"
+        except (OSError, http.client.HTTPException, ValueError) as error:
             link.close()
             raise self._unheard(error) from None
         link.close()
         kinds: dict[int, type[ServiceError]] = {429: Busy, 503: NotReady}
         if response.status in kinds:
-            raise kinds[response.status](said, float(response.headers.get("retry-after") or 1))
+            wait = response.headers.get("retry-after", "")
+            raise kinds[response.status](said, float(wait) if wait.isdecimal() else 1.0)  # from a proxy it may be a date
         raise InputError(said) if response.status < 500 or response.status == 501 else ServiceError(said)
 
     def _unheard(self, error: Exception) -> ServiceError:
         return ServiceError(f"the service at {self.place.scheme}://{self.place.netloc} cannot be asked: {_why(error)}")
 
 
+def _said(content: bytes) -> str | None:
+    """Return what an error object says, None for what is none, such as a page of a proxy."""
+    try:
+        return str(json.loads(content)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def _why(error: Exception) -> str:
     """Return what keeps a service from being asked, in words, with what can be done."""
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there; start it with: python -m hepti_mpi serve"
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return "what answers there gives no JSON: it is no service of hepti_mpi"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

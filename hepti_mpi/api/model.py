@@ -105,6 +105,8 @@ class Model:
 
     async def generate_async(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
         """Do as `generate`, beside other tasks."""
+        if how.pop("stream", False):
+            raise InputError("generate_async returns a whole text; its parts come with: async for part in model.stream_async(...)")
         return await asyncio.to_thread(lambda: self.generate(prompt, **how))
 
     async def embed_async(self, texts: str | Sequence[str]) -> np.ndarray:
