@@ -50,7 +50,8 @@ PERSON = {
 }  # fmt: skip
 NUMBERS = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
 SPEC = SimpleNamespace(name="toy", numbers=lambda by: WORDS)
-SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{{ messages[0].content }}", {}), calls_tools=True)
+SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{{ messages[0].content }}", {}))
+SERVED.calls_tools, SERVED.calls_plainly = True, False
 SERVED.check_writes = lambda: None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import http.server
 import json
 import math
 import threading
@@ -14,11 +15,11 @@ import pytest
 
 from hepti_mpi import Model
 from hepti_mpi.api.own import streamed
-from hepti_mpi.errors import Busy, InputError, ServiceError
+from hepti_mpi.errors import Busy, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 from hepti_mpi.models.tasks.sampling import Sampling, Scores
-from hepti_mpi.serving import front, generating, remote, sockets, streams
+from hepti_mpi.serving import asking, front, generating, remote, sockets, streams
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.http import tools
@@ -251,7 +252,8 @@ def counting(status, details, slow=0.02, keys=(), origins=()):
     Rank(own, slow)
     template = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", {})
     spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
-    model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None, calls_tools=True)
+    model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None)
+    model.calls_tools, model.calls_plainly = True, False
     model.prompt = lambda asked: TOKENS.plain(asked, "it")
     api = app.Api(app.Parts(model, own, keys, lambda: status, lambda: details, print, origins))
     served = server.Server(api.app(), listener)
@@ -337,6 +339,15 @@ def test_where_in_the_text_the_tokens_of_logprobs_are(port):
     assert [one["text_offset"] for one in parts] == [[0], [3], [8]]
 
 
+def queue(port):
+    """How many texts grow, and how many wait."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    link.request("GET", "/status")
+    found = json.loads(link.getresponse().read())["queue"]
+    link.close()
+    return found["growing"], found["waiting"]
+
+
 def metrics(port):
     """The samples without buckets, by name and labels."""
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -396,12 +407,28 @@ def test_one_client_that_asks_for_much_keeps_no_other_from_being_written_for(own
     assert own.waiting == (5, 5)
 
 
+def test_one_that_sends_many_keys_is_one_client_where_none_is_wanted(monkeypatch):
+    monkeypatch.setattr(front, "MOST_PROMPTS", 4)
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}, slow=2) as own:
+        links = [http.client.HTTPConnection("127.0.0.1", own, timeout=120) for _ in range(8)]
+        for number, link in enumerate(links):
+            link.request("POST", "/v1/completions", json.dumps({"prompt": "zero"}), {"Authorization": f"Bearer key-{number}"})
+            until(lambda: number == 7 or queue(own) == (min(number + 1, 3), max(0, number - 2)))  # noqa: B023  it is called at once
+        refused = links[7].getresponse()
+        assert refused.status == 429 and int(refused.headers["retry-after"]) > 0
+        for link in links:
+            link.close()
+
+
 def test_a_probe_for_tools_is_answered(port):
     """As Home Assistant asks: three tokens, with tools, plain and as a stream."""
     tools = [{"type": "function", "function": {"name": "x", "parameters": {"type": "object", "properties": {}}}}]
     asked = {"messages": TALK, "tools": tools, "max_tokens": 3}
     assert answer(port, "/v1/chat/completions", **asked)["choices"][0]["finish_reason"] == "length"
     assert events(port, "/v1/chat/completions", **asked)[-1]["choices"][0]["finish_reason"] == "length"
+    parts = events(port, "/v1/chat/completions", **asked | {"max_tokens": 9}, logprobs=True)
+    told = [one["token"] for part in parts for one in (part["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert told == ["six", "seven", "eight", "nine", "end"], "those whose text is held back, or that have none, too"
 
 
 @pytest.mark.parametrize("path, body, status, said", [
@@ -440,11 +467,38 @@ CALL = '<tool_call>{"name": "light", "arguments": {"on": true}}</tool_call>'
 def test_calls_of_tools(text, said, names):
     found, called = tools.calls(text)
     assert found == said and [one["function"]["name"] for one in called] == names
-    assert all(json.loads(one["function"]["arguments"]) is not None and one["id"].startswith("call_") for one in called)
+    assert all(json.loads(one["function"]["arguments"]) is not None for one in called)
+    assert all(len(one["id"]) == 9 and one["id"].isalnum() for one in called), "templates of Mistral refuse others"
     held = tools.Held()
     early = "".join(held.add(letter) for letter in text)
     late, again = held.end()
     assert "<tool" not in early and len(again) == len(called) and (early + late).strip() == said.strip()
+
+
+@pytest.mark.parametrize("text, names", [
+    ('{"name": "light", "parameters": {"on": true}}', ["light"]), ('\n {"name": "light", "parameters": {}} ', ["light"]),
+    ('[{"name": "light", "arguments": {"on": 1}}, {"name": "heat", "arguments": {}}]', ["light", "heat"]),
+    ('[TOOL_CALLS] [{"name": "heat", "arguments": {}}]', ["heat"]), ('{"name": "Tom", "age": 4}', []), ('{"name": "light", "para', []),
+    ('[1, 2] are numbers', []), ("Light is on", []), ("", []), (CALL, ["light"]),
+])  # fmt: skip
+def test_calls_that_are_all_of_an_answer(text, names):
+    """As Llama 3 and Mistral write them, whose tokens before them are no text: only those of tools that there are."""
+    found, called = tools.calls(text, ("light", "heat"))
+    assert [one["function"]["name"] for one in called] == names and found == ("" if names else text)
+    assert text.startswith("<tool_call>") or tools.calls(text) == (text, [])
+    held = tools.Held(("light", "heat"))
+    early = "".join(held.add(letter) for letter in text)
+    late, again = held.end()
+    assert len(again) == len(called) and early + late == found and (early == "") == (not text.startswith("L"))
+
+
+@pytest.mark.parametrize("template, form", [
+    ('{{ "<tool_call>" }} {{ \'{"name": x, "parameters": y}\' }}', (True, False)), ("{{ messages }}", (False, False)),
+    ('{{- \'{"name": "\' + call.name + \'", \' }}{{- \'"parameters": \' }}', (True, True)), ('{{- "[TOOL_CALLS] [" }}', (True, True)),
+])  # fmt: skip
+def test_how_a_template_has_calls(template, form):
+    model = asking.Model(SimpleNamespace(), {"chat_template.jinja": template.encode()}, "")
+    assert (model.calls_tools, model.calls_plainly) == form
 
 
 def test_arguments_go_to_the_template_as_objects():
@@ -481,6 +535,11 @@ def test_a_program_goes_on_with_texts(port, own):
                 model.generate("one", **wrong)
         with pytest.raises(InputError, match="the prompt is of type NoneType"):
             model.generate(None)
+        assert model.generate(TALK, logprobs=2) == "six seven eight nine"
+        with pytest.raises(InputError, match="ignore_end is not for a service"):
+            model.generate("one", ignore_end=True)
+        with pytest.raises(InputError, match="async for part in model.stream_async"):
+            asyncio.run(model.generate_async("one", stream=True))
         with pytest.raises(InputError, match="temperature is -1"):
             asyncio.run(model.stream_async("one", temperature=-1).__anext__())
     Rank(own)
@@ -492,6 +551,30 @@ def test_a_program_goes_on_with_texts(port, own):
     until(lambda: not own.streams.busy)
     with pytest.raises(InputError, match="hot is nothing"):
         next(streamed(stand_in, own, "one", {"hot": 1}, 10))
+
+
+@pytest.mark.parametrize("status, headers, error, said", [
+    (502, {}, ServiceError, "says 502 Bad Gateway"), (413, {}, InputError, "says 413 Request Entity Too Large"),
+    (503, {"Retry-After": "Sat, 28 Nov 2026 10:00:00 GMT"}, NotReady, "says 503 Service Unavailable"),
+    (200, {}, ServiceError, "gives no JSON: it is no service of hepti_mpi"),
+])  # fmt: skip
+def test_what_a_proxy_says_in_between_is_told(status, headers, error, said):
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"<html><body>nginx</body></html>")
+
+        def log_message(self, *words):
+            """Nothing is logged."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with pytest.raises(error, match=said):
+            Model(f"http://127.0.0.1:{proxy.server_port}", timeout=0.5)
+        proxy.shutdown()
 
 
 def test_pages_of_other_origins_ask_only_where_that_is_wanted(port):

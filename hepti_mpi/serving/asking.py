@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import HeptiError, InputError
+from hepti_mpi.models.inputs.chat import CALL, PLAIN, WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
-from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
 from hepti_mpi.models.inputs.requests import Request, image_request, many_text_requests, text_tokens, token_request
 from hepti_mpi.models.inputs.text import Item
@@ -77,10 +77,19 @@ class Model:
             raise InputError(f"model {self.spec.name} has no chat template: ask it with /v1/completions")
         return found
 
+    def _forms_calls(self, *marks: str) -> bool:
+        """Tell whether its template for talks with tools has one of these marks."""
+        return any(mark.encode() in self.files.get(WITH_TOOLS, self.files.get(TEMPLATE, b"")) for mark in marks)
+
     @property
     def calls_tools(self) -> bool:
-        """Whether its template marks the calls of tools in a way that is known."""
-        return b"<tool_call>" in self.files.get(WITH_TOOLS, self.files.get(TEMPLATE, b""))
+        """Whether its template has a form for calls of tools that is known."""
+        return self._forms_calls(CALL[0], *PLAIN)
+
+    @property
+    def calls_plainly(self) -> bool:
+        """Whether an answer that calls tools is nothing but the calls."""
+        return self._forms_calls(*PLAIN) and not self._forms_calls(CALL[0])
 
     @cached_property
     def _preprocessor(self) -> Any:

@@ -27,6 +27,8 @@ WITH_TOOLS = "chat_template_tool_use.jinja"  # of a store: the template for talk
 LONGEST = 1 << 20  # characters of a template
 LARGEST = 1 << 24  # characters of a talk
 CALL = "<tool_call>", "</tool_call>"  # around a call of a tool in what a model writes, as Hermes, Qwen and SmolLM2 do
+LIST = "[TOOL_CALLS]"  # before the calls that are all of an answer, as Mistral does; most tokenizers have it as no text
+PLAIN = LIST, '"parameters": '  # in a template by whose form a call is all of an answer: Mistral's, Llama's
 REASONING = "reasoning_content", "thinking", "reasoning"  # names that a message's reasoning goes by
 Message = Mapping[str, Any]
 

@@ -157,11 +157,15 @@ class Api:
 
         return Route(path, guarded, methods=methods)
 
+    def _key(self, request: Request) -> str:
+        """Return the key that is sent."""
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        return given.strip() if kind.lower() == "bearer" else request.headers.get("api-key", "")
+
     def _check_key(self, request: Request) -> None:
         if not self.own.keys:
             return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        given = given.strip() if kind.lower() == "bearer" else request.headers.get("api-key", "")
+        given = self._key(request)
         if not any([hmac.compare_digest(given.encode(), key.encode()) for key in self.own.keys]):  # all are looked at: time tells nothing
             raise Refused(401, "this server needs an API key: send it as Authorization: Bearer KEY")
 
@@ -195,9 +199,10 @@ class Api:
         return inquire(self.model, parsed(body))
 
     def _client(self, request: Request) -> str:
-        """Return who asks: between such names the service is fair."""
+        """Return who asks: between such names the service is fair. A key that nobody looks at makes no client: else one that sends another
+        each time would be many."""
         address = request.client.host if request.client else ""
-        return f"{request.headers.get('authorization', '')} {address}"
+        return f"{self._key(request) if self.own.keys else ''} {address}"
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, which counts as held until the caller says otherwise. Raises Refused."""

@@ -17,7 +17,7 @@ from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
-from hepti_mpi.serving.http.tools import Held, as_objects, calls
+from hepti_mpi.serving.http.tools import Held, as_objects, calls, names
 from hepti_mpi.serving.streams import Grown
 from hepti_mpi.wording import counted
 
@@ -39,6 +39,7 @@ class Wanted:
     with_usage: bool
     echo: bool
     calls: bool = False  # whether calls of tools are looked for in what is written
+    plain: tuple[str, ...] = ()  # names of the tools whose calls need no mark (tools.calls)
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -68,7 +69,7 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     wanted = _wanted(model, fields, (True, [prompt], [text]), most, max(1, room - len(prompt)), logprobs)
     if tools and wanted.sampling.schema is not None:
         raise Refused(422, 'response_format and tools do not go together: a call is none; give tool_choice "none"', "response_format")
-    return replace(wanted, calls=bool(tools) and model.calls_tools)
+    return replace(wanted, calls=bool(tools) and model.calls_tools, plain=names(tools or ()) * model.calls_plainly)
 
 
 def completion(model: Model, fields: Fields, room: int) -> Wanted:
@@ -162,7 +163,7 @@ class Choices:
         self.texts = ["" for _ in wanted.each()]
         self.chosen: list[list[Chosen]] = [[] for _ in self.texts]
         self.finish: list[str | None] = [None for _ in self.texts]
-        self.held = [Held() for _ in self.texts]
+        self.held = [Held(wanted.plain) for _ in self.texts]
         self.letters = [0 for _ in self.texts]  # of the tokens whose logarithms were told
         if wanted.echo:
             self.texts = [text for text in wanted.texts for _ in range(wanted.count)]
@@ -189,7 +190,7 @@ class Choices:
         for index, (text, finish) in enumerate(zip(self.texts, self.finish)):
             own: dict[str, Any] = {"text": text}
             if self.wanted.chat:
-                said, called = calls(text) if self.wanted.calls else (text, [])
+                said, called = calls(text, self.wanted.plain) if self.wanted.calls else (text, [])
                 finish = "tool_calls" if called else finish
                 message = {"role": "assistant", "content": said or (None if called else ""), "refusal": None}
                 own = {"message": message | ({"tool_calls": called} if called else {})}
@@ -214,7 +215,8 @@ class Choices:
         if part.finish is not None:
             more, called = self.held[index].end()
             text += more
-        found = [self._part(index, {"content": text}, part.chosen, None)] if text else []
+        is_told = text or (part.chosen is not None and part.chosen.logprob is not None)
+        found = [self._part(index, {"content": text}, part.chosen, None)] if is_told else []
         if called:
             found.append(self._part(index, {"tool_calls": [{"index": at, **one} for at, one in enumerate(called)]}, None, None))
         if part.finish is not None:

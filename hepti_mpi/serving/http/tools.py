@@ -1,22 +1,28 @@
-"""Calls of tools in what a model writes, for the families whose templates mark them: <tool_call>{"name", "arguments"}</tool_call>, as
-Hermes, Qwen and SmolLM2 do. Pure: knows texts and JSON; calls nothing.
+"""Calls of tools in what a model writes, for the families whose templates have a form for them. Pure: knows texts and JSON; calls nothing.
+
+Hermes, Qwen and SmolLM2 mark them: <tool_call>{"name", "arguments"}</tool_call>. Llama 3 writes nothing but {"name", "parameters"}, and
+Mistral nothing but a list of calls; tokens of their own before these are no text.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from hepti_mpi.models.inputs.chat import CALL
+from hepti_mpi.models.inputs.chat import CALL, LIST
 
 BEGIN, END = CALL
 MARKED = re.compile(re.escape(BEGIN) + r"(.*?)(?:" + re.escape(END) + r"|\Z)", re.DOTALL)
 
 
-def calls(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """Return what a text says besides calls, and the calls, as OpenAI's documents have them; a mark with no sound call in it stays text."""
-    found: list[dict[str, Any]] = []
+def calls(text: str, plain: Collection[str] = ()) -> tuple[str, list[dict[str, Any]]]:
+    """Return what a text says besides calls, and the calls, as OpenAI's documents have them; a mark with no sound call in it stays text.
+    `plain`: names of the tools whose calls need no mark, where they are all of the text."""
+    found = _calls(text.strip().removeprefix(LIST)) if plain else []
+    if found and all(one["function"]["name"] in plain for one in found):
+        return "", found
+    found = []
 
     def taken(match: "re.Match[str]") -> str:
         own = _calls(match[1])
@@ -39,8 +45,9 @@ def _calls(text: str) -> list[dict[str, Any]]:
 
 
 def _call(name: str, arguments: Any) -> dict[str, Any]:
+    """Return a call; Mistral's templates take it back only with an id of nine letters or digits."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": name, "arguments": text}}
+    return {"id": secrets.token_hex(5)[:9], "type": "function", "function": {"name": name, "arguments": text}}
 
 
 def as_objects(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -59,15 +66,23 @@ def _opened(call: Any) -> Any:
         return call
 
 
-class Held:
-    """The text of a stream, of which what may be a call is held back until the end."""
+def names(tools: Sequence[Any]) -> tuple[str, ...]:
+    """Return the names of tools that a request gives."""
+    functions = [tool.get("function", tool) for tool in tools]
+    return tuple(one["name"] for one in functions if isinstance(one, dict) and isinstance(one.get("name"), str))
 
-    def __init__(self) -> None:
-        self.text, self.sent = "", 0
+
+class Held:
+    """The text of a stream, of which what may be a call is held back until the end. `plain`: as of `calls`."""
+
+    def __init__(self, plain: Collection[str] = ()) -> None:
+        self.text, self.sent, self.plain = "", 0, plain
 
     def add(self, text: str) -> str:
         """Return what is surely no call."""
         self.text += text
+        if self.plain and self.text.lstrip()[:1] in ("", "{", "["):
+            return ""
         at = self.text.find(BEGIN)
         if at < 0:
             at = len(self.text) - next((size for size in range(len(BEGIN) - 1, 0, -1) if self.text.endswith(BEGIN[:size])), 0)
@@ -76,4 +91,4 @@ class Held:
 
     def end(self) -> tuple[str, list[dict[str, Any]]]:
         """Return the rest: text, and calls."""
-        return calls(self.text[self.sent :])
+        return calls(self.text[self.sent :], self.plain)
