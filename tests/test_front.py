@@ -286,4 +286,19 @@ def test_what_teams_do_is_told_when_it_is_known_who_they_are(monkeypatch):
     rank.ready(SOURCE, 8, {"rows_per_second": 1000, "plan": {"hosts": ["here"]}, "batches": 2})
     until(lambda: heard == ["ready", "teams"])
     rank.ended = True
+    sockets.shut(rank.connection)
+    until(lambda: heard == ["ready", "teams", "lost"])
     own.end()
+
+
+def test_teams_of_a_job_that_is_lost_have_nothing():
+    meters = pytest.importorskip("hepti_mpi.serving.http.meters", reason="serve is an extra").Meters(dict)
+    service = Service(Job(["answer"], [Host("localhost")]), SOURCE, lambda said: None)
+    service.listeners.append(meters.heard)
+    teams = [{"ranks": [0], "rows_per_second": 5.0, "inputs": 3}, {"ranks": [0, 1], "rows_per_second": 2.0, "inputs": 4}]
+    service._heard_of_rank_0({"kind": "ready", "plan": {"hosts": ["a", "b"]}})
+    service._heard_of_rank_0({"kind": "teams", "teams": teams})
+    assert b'hepti_rank_inputs{host="a",rank="0"} 7.0' in meters.page() and service.details()["teams"] == teams
+    service._heard_of_rank_0({"kind": "lost"})
+    assert b"hepti_rank_inputs{" not in meters.page() and [team["inputs"] for team in service.details()["teams"]] == [0, 0]
+    service.front.end()

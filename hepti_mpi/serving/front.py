@@ -79,7 +79,8 @@ class Front:
     """Where a service's requests wait and come back. Its methods may be called by any thread."""
 
     def __init__(self, source_hash: str, near: bool, heard: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
-        """`near`: all hosts are this machine. `heard` is told what rank 0 tells besides answers, and how many inputs are given up."""
+        """`near`: all hosts are this machine. `heard` is told what rank 0 tells besides answers, that it is lost, and how many inputs are
+        given up."""
         self.source_hash, self.near, self.heard = source_hash, near, heard
         self.key = secrets.token_bytes(32)
         self.listener = Listener(("127.0.0.1" if near else "0.0.0.0", 0), "AF_INET", backlog=DOORS)
@@ -327,6 +328,7 @@ class Front:
                 piece.tries += 1
             bad, cut = [piece for piece in pieces if piece.tries >= GIVEN_UP], self.streams.lost()
             self.again.extendleft(reversed([piece for piece in pieces if piece.tries < GIVEN_UP]))
+        self.heard({"kind": "lost"})
         for one, part in cut:
             one.tell(part)
         for piece in bad:

@@ -124,6 +124,8 @@ class Service:
             self.computed = record["computed"]
         elif record["kind"] == "teams":
             self.teams = record["teams"]
+        elif record["kind"] == "lost":  # what they had is asked again
+            self.teams = [team | {"inputs": 0} for team in self.teams]
         elif record["kind"] == "said":
             self.say(record["what"])
         elif record["kind"] == "given up":

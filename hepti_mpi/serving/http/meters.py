@@ -63,6 +63,8 @@ class Meters:
                 for team in record["teams"]:  # a rank may be several teams
                     for rank in team["ranks"]:
                         gauge.labels(rank, self.hosts[rank]).inc(team[name])
+        elif record["kind"] == "lost":
+            self.teams[1].clear()
 
     def _planned(self, plan: Mapping[str, Any]) -> None:
         self.hosts = list(plan["hosts"])
