@@ -392,6 +392,17 @@ def test_an_answer_that_stays_away_has_an_end(monkeypatch):
         assert status == 200 and b'"timeout_error"' in content and content.endswith(b"[DONE]\n\n")
 
 
+def test_a_stream_whose_text_is_held_back_tells_that_it_goes_on(monkeypatch):
+    from hepti_mpi.serving.http import events as growing
+
+    monkeypatch.setattr(growing, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(tools.Held, "add", lambda self, text: "")
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}, slow=0.05) as own:
+        asked = {"max_tokens": 50, "temperature": 5, "seed": 1, "logit_bias": {str(END): -100}, "stream": True}
+        _, content = post(own, "/v1/chat/completions", {"messages": TALK, "tools": [{"function": {"name": "x"}}], **asked})
+    assert content.count(b": still at it\n\n") >= 2 and content.endswith(b"data: [DONE]\n\n")
+
+
 def test_one_client_that_asks_for_much_keeps_no_other_from_being_written_for(own, monkeypatch):
     monkeypatch.setattr(front, "MOST_PROMPTS", 4)
     Rank(own, slow=0.5)

@@ -89,13 +89,17 @@ class Conversation:
         try:
             for document in self.choices.begin():
                 yield event(document)
+            sent = time.monotonic()
             while not self.choices.ended:
                 part = await self._next()
-                if part is None:
-                    yield COMMENT
-                    continue
-                for document in self.choices.part(*part):
+                documents = [] if part is None else self.choices.part(*part)
+                for document in documents:
                     yield event(document)
+                is_late = part is None or time.monotonic() > sent + QUIET_SECONDS  # what may be a call of a tool is held back
+                if is_late and not documents:
+                    yield COMMENT
+                if is_late or documents:
+                    sent = time.monotonic()
             for document in self.choices.end():
                 yield event(document)
             self.status = 200
