@@ -26,27 +26,27 @@ def main() -> None:
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.launcher import is_up, launched_rank
 
-    rank, code = launched_rank(), interrupts.EXIT_CODE
+    rank, code, went_well = launched_rank(), interrupts.EXIT_CODE, False
     interrupts.listen(_tell_last if rank == 0 else None)  # before what takes long to import
     try:
-        code = _command(rank)
+        code, went_well = _command(rank)
     except interrupts.Interrupted:
         interrupts.finish()
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
+    if went_well:
+        _ended.append(code)
     if code and is_up():
         interrupts.rest()
         time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
     sys.exit(code)
 
 
-def _command(rank: int) -> int:
-    """Do what the command line says; return the exit code. Raises Interrupted."""
+def _command(rank: int) -> tuple[int, bool]:
+    """Do what the command line says; return the exit code, and whether it went as it should. Raises Interrupted."""
     import click
 
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.launcher import abort_all, host_name, ranks
-    from hepti_mpi.commands import main
+    from hepti_mpi.commands import main, terminal
     from hepti_mpi.commands.helping import tell_misuse
     from hepti_mpi.errors import HeptiError, RankError, place_of
 
@@ -54,9 +54,11 @@ def _command(rank: int) -> int:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
 
     try:
-        done = main.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
-        code = done if isinstance(done, int) else 0
-        _ended.append(code)
+        try:
+            done = main.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
+        finally:
+            terminal.flush()  # what standard output does not take is no end as it should be
+        return done if isinstance(done, int) else 0, True
     except click.ClickException as error:  # every rank has the same words on its command line: one of them tells
         if rank == 0:
             tell_misuse(error)
@@ -82,7 +84,7 @@ def _command(rank: int) -> int:
         interrupts.rest()
         abort_all(1)
         code = 1
-    return code
+    return code, False
 
 
 def _leave() -> None:

@@ -69,19 +69,23 @@ def timed(act):
     return 1e3 * (time.thread_time() - begin)
 
 
+def compare(past, rows, made, turns):
+    """Print what each of `made`, by kind what acts and where its result is, takes in turns, and its largest error beside float32's."""
+    times = {kind: [] for kind in made}
+    for _ in range(turns):
+        for kind, (act, _) in made.items():
+            times[kind].append(timed(act))
+    right = made["float32"][1]
+    errors = {kind: np.abs(y - right).max() / np.abs(right).max() for kind, (_, y) in made.items()}
+    parts = ", ".join(f"{kind} {median(times[kind]):.2f} ({errors[kind]:.0e})" for kind in made)
+    print(f"{rows} rows behind {past}, ms (error): {parts}", flush=True)
+
+
 def main():
     heads, kv_heads, layers = map(int, sys.argv[1:])
     for past in PASTS:
         for rows in ROWS:
-            made = {kind: attention(heads, kv_heads, layers, past, rows, kind) for kind in KINDS}
-            times = {kind: [] for kind in KINDS}
-            for _ in range(3):
-                for kind, (act, _) in made.items():
-                    times[kind].append(timed(act))
-            right = made["float32"][1]
-            errors = {kind: np.abs(y - right).max() / np.abs(right).max() for kind, (_, y) in made.items()}
-            parts = ", ".join(f"{kind} {median(times[kind]):.2f} ({errors[kind]:.0e})" for kind in KINDS)
-            print(f"{rows} rows behind {past}, ms (error): {parts}", flush=True)
+            compare(past, rows, {kind: attention(heads, kv_heads, layers, past, rows, kind) for kind in KINDS}, 3)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ Neither adds the row to the cache, turns it, or knows windows, soft caps and sev
 """
 
 import sys
-import time
 from pathlib import Path
-from statistics import median
 
 import numpy as np
+from cache_formats import compare
 from onnx import TensorProto, helper
 
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, TOLD, over_cache
@@ -102,12 +101,6 @@ def attention(block, layers, past, count, kind):
     return lambda: [run() for run in runs], y
 
 
-def timed(act):
-    begin = time.thread_time()
-    act()
-    return 1e3 * (time.thread_time() - begin)
-
-
 def main():
     heads, kv_heads, layers = map(int, sys.argv[1:])
     block = Attention(heads * DIM, heads, DIM, kv_heads, causal=True)
@@ -115,14 +108,7 @@ def main():
     for past in PASTS:
         for count in COUNTS:
             made = {kind: attention(block, layers, past, count, kind) for kind in KEPT if kind != "integer" or count == 1}
-            times = {kind: [] for kind in made}
-            for _ in range(TURNS):
-                for kind, (act, _) in made.items():
-                    times[kind].append(timed(act))
-            right = made["float32"][1]
-            errors = {kind: np.abs(y - right).max() / np.abs(right).max() for kind, (_, y) in made.items()}
-            parts = ", ".join(f"{kind} {median(times[kind]):.2f} ({errors[kind]:.0e})" for kind in made)
-            print(f"{count} rows behind {past}, ms (error): {parts}", flush=True)
+            compare(past, count, made, TURNS)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_too_much_is_refused_with_a_time(own):
 
 
 def test_nobody_looks_at_the_queue_while_another_thread_changes_it(own):
-    """Else one of some thousand requests met a queue that had lost its only client in between, and was answered with 500."""
+    """Else a request might meet a queue that has lost its only client in between, and be answered with 500."""
     ready(own)
     looking = threading.Thread(target=own.check, args=("a",))
     with own.changed:

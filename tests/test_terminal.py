@@ -185,15 +185,16 @@ def test_text_that_comes_in_parts_is_folded_between_words():
     assert flow.add("as it") == "as it" and flow.end() == ""
 
 
-@pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"]])
+@pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"], ["--help"]])
 @pytest.mark.parametrize("streams, code, said", [
     (">&-", 0, ""), ("<&-", 0, ""), ("2>&-", 0, None), (">&- 2>&- <&-", 0, None), ("2>/dev/full", 0, None),
     (">/dev/full", 4, "error: standard output takes no more: No space left on device; free space there, or send it elsewhere\n"),
 ])  # fmt: skip
 def test_standard_streams_that_are_closed_or_full(made, words, streams, code, said):
     """Nothing that is opened later is taken for one of them; who can be told is told in a sentence."""
-    command = f'exec "$@" {streams}'
-    done = subprocess.run(["bash", "-c", command, "-", *PROGRAM, *words], cwd=made, env=environment(), capture_output=True, text=True)
+    command, usual = f'exec "$@" {streams}', environment()
+    usual.pop("PYTHONUNBUFFERED", None)
+    done = subprocess.run(["bash", "-c", command, "-", *PROGRAM, *words], cwd=made, env=usual, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert (said is None and not done.stderr) or done.stderr == said
     assert bool(done.stdout) == (not code and ">&-" not in streams.split())

@@ -88,9 +88,21 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
                 click.echo(CLEAR, err=True, nl=False, color=True)  # another rank may have drawn there
             console(descriptor).print(text, crop=False)
     except OSError as error:
-        close(descriptor)
-        if descriptor == OUT and not isinstance(error, BrokenPipeError):  # nobody can be told what standard error does not take
-            raise HostError(f"standard output takes no more: {error.strerror}; free space there, or send it elsewhere") from None
+        _refused(descriptor, error)
+
+
+def flush() -> None:
+    """Write what standard output has not got yet. Raises HostError."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _refused(OUT, error)
+
+
+def _refused(descriptor: int, error: OSError) -> None:
+    close(descriptor)
+    if descriptor == OUT and not isinstance(error, BrokenPipeError):  # nobody can be told what standard error does not take
+        raise HostError(f"standard output takes no more: {error.strerror}; free space there, or send it elsewhere") from None
 
 
 class Flow:
