@@ -63,6 +63,9 @@ def test_somebody_talks_stops_and_sees_a_board_go(page, service):
     assert page.value("[...document.querySelectorAll('#ranks tr')].map(row => row.innerText.includes('lost'))") == [False, False, True]
     assert page.text("#events").splitlines()[0].endswith("pi4-2 does not answer; starting again")
     kept(page, "desk-light-lost")
+    assert page.text("#unit") == "ms a batch"
+    details.update(computed={})  # of texts nobody tells it
+    page.until("document.getElementById('unit').textContent == ''")
     assert page.problems == []
 
 
