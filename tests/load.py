@@ -5,9 +5,12 @@
     python tests/load.py speed weights/all-MiniLM-L6-v2.h5 --reference ref/bin/python --folder MODEL
     python tests/load.py alone weights/all-MiniLM-L6-v2.h5
 
-`crowd`: each client asks again when it has its answer; `run` answers texts of the same kind before and after. `rude`: see rude.py. `speed`:
-embeddings a second over HTTP, beside sentence-transformers in one process. `alone`: how long one client waits that asks again when it
-has its answer, over HTTP and in Python. What follows `--` are options of serve. The last line is JSON.
+`crowd`: each client asks again when it has its answer. It is done in turns with `run`, since the speed of a machine changes within minutes
+by more than what is to be told: after each turn of the crowd, `run` answers texts that were answered in it, with the same store and
+options. Both are warm: the service stays, and must take next to no CPU meanwhile; `run` answers its texts three times. A turn lasts from
+its first request to its last answer; of `run` count its own seconds, without start and loading. Medians of the turns are compared.
+`rude`: see rude.py. `speed`: embeddings a second over HTTP, beside sentence-transformers in one process. `alone`: how long one client waits
+that asks again when it has its answer, over HTTP and in Python. What follows `--` are options of serve. The last line is JSON.
 """
 
 import argparse
@@ -22,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 from services import ROOT, Served, served
@@ -31,7 +34,10 @@ WORDS = "cat river train book house night water bread stone cloud the of is at m
 SIZES = (1, 1, 1, 1, 2, 8, 64)  # texts of one request
 ALONE = 100  # answers of each kind that one client waits for
 PATIENCE = 120  # seconds for an answer, after which it is missing
-GOOD_PART, GROWTH = 0.9, 0.05  # of the throughput of `run`; by how much memory may grow after the first fifth
+RUNS = 3  # times that `run` answers the texts of a turn, of which the first is a little slower
+GOOD_PART = 0.9  # of the throughput of `run`
+GROWTH, MORE = 0.05, 8  # by what part, and how many MiB besides, memory may grow after the first fifth
+IDLE_CORES = 0.02  # that a service may take while nobody asks, for what is measured beside it to be right
 
 
 class Link:
@@ -74,42 +80,63 @@ def texts(draw: random.Random, count: int) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, 40))) for _ in range(count)]
 
 
-async def crowd(port: int, clients: int, seconds: float) -> dict[str, Any]:
-    """Let clients ask for embeddings for so many seconds; return what they got."""
-    statuses, queued, total, count, wrong = Counter[str](), list[float](), list[float](), 0, list[str]()
-    begin = time.monotonic()
+class Crowd:
+    """Clients of a service, in turns of some seconds each, and what came of them all."""
 
-    async def client(seed: int) -> None:
-        nonlocal count
-        draw, link = random.Random(seed), Link(port)
-        while time.monotonic() < begin + seconds:
+    def __init__(self, port: int, clients: int) -> None:
+        self.port, self.clients = port, [random.Random(seed) for seed in range(clients)]
+        self.statuses, self.queued, self.total, self.wrong = Counter[str](), list[float](), list[float](), list[str]()
+        self.answered: list[str] = []  # texts, in the last turn
+        self.texts, self.seconds, self.rates = 0, 0.0, list[float]()  # texts a second, of each turn
+
+    async def turn(self, seconds: float) -> None:
+        """Let all ask for embeddings for so many seconds, and hear the answers to what they asked."""
+        self.answered, begin = [], time.monotonic()
+        self.last, self.end = begin, begin + seconds
+        await asyncio.gather(*map(self._client, self.clients))
+        taken = self.last - begin
+        self.texts, self.seconds = self.texts + len(self.answered), self.seconds + taken
+        self.rates.append(round(len(self.answered) / max(taken, 1e-9), 1))
+
+    async def _client(self, draw: random.Random) -> None:
+        link = Link(self.port)
+        while time.monotonic() < self.end:
             asked = texts(draw, draw.choice(SIZES))
             body, since = json.dumps({"input": asked, "encoding_format": "base64"}).encode(), time.monotonic()
             try:
                 status, headers, content = await asyncio.wait_for(link.ask("/v1/embeddings", body), PATIENCE)
             except (OSError, ValueError, asyncio.TimeoutError) as error:
-                statuses[type(error).__name__] += 1
+                self.statuses[type(error).__name__] += 1
                 link.close()
                 continue
-            statuses[str(status)] += 1
+            self.statuses[str(status)] += 1
+            self.last = max(self.last, time.monotonic())
             if status == 200:
-                total.append(time.monotonic() - since)
-                queued.append(float(headers["x-queue-time"]) / 1000)
-                count += len(asked)
+                self.total.append(time.monotonic() - since)
+                self.queued.append(float(headers["x-queue-time"]) / 1000)
+                self.answered += asked
                 if content.count(b'"embedding":') != len(asked):
-                    wrong.append(f"{len(asked)} texts, {content.count(b'embedding')} embeddings")
+                    self.wrong.append(f"{len(asked)} texts, {content.count(b'embedding')} embeddings")
             elif status == 429:
-                await asyncio.sleep(min(float(headers["retry-after"]), 5))
+                await asyncio.sleep(min(float(headers["retry-after"]), 5, max(0.0, self.end - time.monotonic())))
             else:
-                wrong.append(f"{status}: {content[:100]!r}")
+                self.wrong.append(f"{status}: {content[:100]!r}")
         link.close()
 
-    await asyncio.gather(*(client(seed) for seed in range(clients)))
-    taken = time.monotonic() - begin
-    found = {"statuses": dict(statuses), "texts": count, "seconds": round(taken, 1), "texts_per_second": round(count / taken, 1)}
-    found |= {f"{name}_{word}_seconds": part(times, share) for name, times in (("queued", queued), ("total", total))
-              for word, share in (("median", 0.5), ("p99", 0.99), ("longest", 1.0))}  # fmt: skip
-    return found | {"wrong": wrong[:5], "client_cpu_seconds": round(time.process_time(), 1)}
+    def found(self) -> dict[str, Any]:
+        """Return what came of all turns."""
+        told = {"statuses": dict(self.statuses), "texts": self.texts, "seconds": round(self.seconds, 1)}
+        told |= {"texts_per_second": round(median(self.rates), 1), "texts_per_second_by_turns": self.rates}
+        told |= {f"{name}_{word}_seconds": part(times, share) for name, times in (("queued", self.queued), ("total", self.total))
+                 for word, share in (("median", 0.5), ("p99", 0.99), ("longest", 1.0))}  # fmt: skip
+        return told | {"wrong": self.wrong[:5], "client_cpu_seconds": round(time.process_time(), 1)}
+
+
+async def crowd(port: int, clients: int, seconds: float) -> dict[str, Any]:
+    """Let a crowd ask for so many seconds; return what came of it."""
+    own = Crowd(port, clients)
+    await own.turn(seconds)
+    return own.found()
 
 
 def part(times: list[float], share: float) -> float | None:
@@ -126,32 +153,53 @@ async def watched(own: Served, work: Any, seconds: float = 1.0) -> tuple[Any, li
     return task.result(), memory
 
 
-def run_rate(store: Path, folder: Path, count: int, options: list[str]) -> float:
+def run_rate(store: Path, folder: Path, asked: list[str], options: list[str]) -> float:
     """Return the texts a second of `run`."""
-    draw = random.Random(0)
     source = folder / "texts.txt"
-    source.write_text("\n".join(text for _ in range(count) for text in texts(draw, 1)) + "\n")
-    words = ["run", "--weights", str(store), "--input", str(source), "--output", str(folder / "run.npz"), "--json", *options]
-    done = subprocess.run([sys.executable, "-m", "hepti_mpi", *words], capture_output=True, text=True, cwd=ROOT, check=True)
-    record = json.loads(done.stdout.splitlines()[-1])
-    return count / record["seconds"]
+    source.write_text("\n".join(asked) + "\n")
+    words = ["run", "--weights", str(store), "--input", str(source), "--output", str(folder / "run.npz"), "--json", "--repeat", str(RUNS)]
+    done = subprocess.run([sys.executable, "-m", "hepti_mpi", *words, *options], capture_output=True, text=True, cwd=ROOT, check=True)
+    rate: float = json.loads(done.stdout.splitlines()[-1])["requests_per_second"]
+    return rate
+
+
+async def in_turns(own: Served, options: argparse.Namespace, folder: Path) -> tuple[Crowd, list[float], list[float], float]:
+    """Let a crowd and `run` have turns; return the crowd, the service's memory in its turns, what `run` answered a second in each of its
+    own, and how many cores the service took then."""
+    asking, memory, rates, idle, passed = Crowd(own.port, options.clients), list[float](), list[float](), 0.0, 0.0
+    turns = max(1, round(options.seconds / options.turn))
+    for _ in range(turns):
+        _, some = await watched(own, asking.turn(options.seconds / turns))
+        memory += some
+        if options.texts:
+            cpu, begin = own.cpu_seconds(), time.monotonic()
+            rates.append(await asyncio.to_thread(run_rate, own.store, folder, asking.answered[: options.texts], options.rest))
+            idle, passed = idle + own.cpu_seconds() - cpu, passed + time.monotonic() - begin
+    return asking, memory, rates, idle / max(passed, 1e-9)
+
+
+def grown(settled: float, last: float) -> tuple[dict[str, Any], list[str]]:
+    """Return the memory of a service after a fifth of what was done with it and at the end, MiB, and what is missed."""
+    much = last > (1 + GROWTH) * settled + MORE
+    missed = [f"memory grew from {settled:.0f} to {last:.0f} MiB"] if much else []
+    return {"memory_mib": {"after_a_fifth": round(settled), "at_the_end": round(last)}}, missed
 
 
 def crowded(own: Served, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Do `crowd`, beside `run`; return what came of it and what was missed."""
-    rates = [run_rate(own.store, folder, options.texts, options.rest)] if options.texts else []
-    found, memory = asyncio.run(watched(own, crowd(own.port, options.clients, options.seconds)))
-    rates += [run_rate(own.store, folder, options.texts, options.rest)] if options.texts else []
-    settled, last = max(memory[: max(1, len(memory) // 5)]), max(memory[-max(1, len(memory) // 5) :])
-    found["memory_mib"] = {"after_a_fifth": round(settled), "at_the_end": round(last)}
-    found["run_texts_per_second"] = [round(rate, 1) for rate in rates]
-    missed = [f"{count} x {status}" for status, count in found["statuses"].items() if status not in ("200", "429")]
-    missed += found["wrong"]
-    if last > (1 + GROWTH) * settled + 8:
-        missed.append(f"memory grew from {settled:.0f} to {last:.0f} MiB")
-    if rates:
-        found["part_of_run"] = round(found["texts_per_second"] / (sum(rates) / len(rates)), 3)
-        missed += [f"{found['part_of_run']} of run"] if found["part_of_run"] < GOOD_PART else []
+    """Do `crowd`, in turns with `run`; return what came of it and what was missed."""
+    asking, memory, rates, idle = asyncio.run(in_turns(own, options, folder))
+    fifth = max(1, len(memory) // 5)
+    found, missed = grown(max(memory[:fifth]), max(memory[-fifth:]))
+    found = asking.found() | found
+    missed += [f"{count} x {status}" for status, count in asking.statuses.items() if status not in ("200", "429")] + found["wrong"]
+    if not rates:
+        return found, missed
+    parts = [round(one / other, 3) for one, other in zip(asking.rates, rates)]
+    whole = round(median(asking.rates) / median(rates), 3)
+    found |= {"run_texts_per_second": round(median(rates), 1), "run_texts_per_second_by_turns": [round(rate, 1) for rate in rates]}
+    found |= {"part_of_run": whole, "part_of_run_by_turns": parts, "idle_cores": round(idle, 4)}
+    missed += [f"{whole} of run"] if whole < GOOD_PART else []
+    missed += [f"the service took {idle:.3f} of a core while nobody asked"] if idle > IDLE_CORES else []
     return found, missed
 
 
@@ -239,7 +287,8 @@ def main() -> int:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--texts", type=int, default=2000, help="of `run` and of speed")
+    parser.add_argument("--turn", type=float, default=20, help="seconds of each turn of the crowd")
+    parser.add_argument("--texts", type=int, default=2000, help="of a turn of `run`, at most, 0: without; of speed")
     parser.add_argument("--input", type=Path, help="texts of speed, a line each; left out: made up")
     parser.add_argument("--fuzz", type=int, default=10000)
     parser.add_argument("--silent", type=int, default=1000)

@@ -12,11 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from load import GROWTH, PATIENCE, Link, part, watched
+from load import PATIENCE, Link, grown, part, watched
 from services import Served
 
 FINE = {501, 503}  # statuses above 499 that are no fault
 SLOW, JUNK = 8, 300
+WATCH_SECONDS = 0.25  # between two looks at the memory
 
 
 async def rude(port: int, fuzz: int, seed: int = 7, silent: int = 1000) -> dict[str, Any]:
@@ -167,16 +168,17 @@ async def fuzzed(port: int, count: int, seed: int) -> dict[str, Any]:
 
 
 def annoyed(own: Served, options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Do `rude`; return what came of it and what was missed."""
-    descriptors = own.descriptors()
-    asyncio.run(rude(own.port, options.fuzz // 10, seed=1, silent=options.silent))  # what is loaded at the first use is no growth
-    found, memory = asyncio.run(watched(own, rude(own.port, options.fuzz, silent=options.silent)))
-    after = own.memory()
-    found |= {"memory_mib": {"begin": round(memory[0]), "most": round(max(memory)), "end": round(after)}}
-    missed = list(found["fuzzed"]["faults"])
-    missed += [f"witness: {count} x {status}" for status, count in found["witness"].items() if status != "200"]
+    """Do `rude`; return what came of it and what was missed. Memory is judged from its most in the first fifth on: before, the service is
+    cold, and loads and prepares what it has not needed yet."""
+    descriptors, fifth = own.descriptors(), options.fuzz // 5
+    first, before = asyncio.run(watched(own, rude(own.port, fifth, seed=1, silent=options.silent), WATCH_SECONDS))
+    rest, after = asyncio.run(watched(own, rude(own.port, options.fuzz - fifth, silent=options.silent), WATCH_SECONDS))
+    memory, missed = grown(max(before), max(*after[-max(1, len(after) // 4) :], own.memory()))  # a fifth of all, too
+    for one in (first, rest):
+        missed += one["fuzzed"]["faults"]
+        missed += [f"witness: {count} x {status}" for status, count in one["witness"].items() if status != "200"]
+        missed += ["an endless body is taken"] if one["endless_mib"] >= 1024 else []
     missed += [f"log: {line}" for line in own.said.splitlines() if "Traceback" in line or "Error:" in line][:5]
-    missed += ["an endless body is taken"] if found["endless_mib"] >= 1024 else []
-    missed += [f"memory grew from {memory[0]:.0f} to {after:.0f} MiB"] if after > (1 + GROWTH) * memory[0] + 16 else []
     own.until(lambda: own.descriptors() <= descriptors + 8, 150)
-    return found, missed
+    memory["memory_mib"] |= {"most": round(max(*before, *after)), "begin": round(before[0])}
+    return {"first_fifth": first, **rest} | memory, missed

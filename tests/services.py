@@ -98,6 +98,11 @@ class Served:
         """Return the anonymous memory of the front and of all ranks that are its children, MiB."""
         return sum(anonymous_bytes(number) for number in (self.process.pid, *self.ranks())) / 2**20
 
+    def cpu_seconds(self):
+        """Return what the front and all ranks that are its children have computed."""
+        taken = [Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:13] for number in (self.process.pid, *self.ranks())]
+        return sum(int(ticks) for one in taken for ticks in one) / os.sysconf("SC_CLK_TCK")
+
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
