@@ -81,6 +81,20 @@ def test_calls_of_tools_are_told_to_a_template_that_knows_none(template):
     assert chat("qwen3", "calls") == CHATS["answers"]["qwen3"]["calls"]["given"]
 
 
+@pytest.mark.parametrize("template", CHATS["templates"])
+def test_what_a_developer_says_is_not_lost(template):
+    """transformers leaves it out where a template knows no such role, or fails; to OpenAI's newer clients it is the system."""
+    said = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    marks = {"bos_token": "<bos>", "eos_token": "</s>"}
+    own = ChatTemplate(CHATS["templates"][template], marks)
+    assert own.text([said[0] | {"role": "developer"}, said[1]]) == own.text(said)
+
+
+def test_a_template_that_knows_developers_has_them():
+    own = ChatTemplate("{% for one in messages %}{{ one.role if one.role == 'developer' else 'x' }} {% endfor %}", {})
+    assert own.text([{"role": "developer", "content": "developer"}]) == "developer "
+
+
 def test_a_refusal_of_the_template_counts():
     with pytest.raises(InputError, match="roles must alternate"):
         chat("gemma-3", "calls")

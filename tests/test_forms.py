@@ -21,9 +21,9 @@ from hepti_mpi.serving import sockets
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.http.fields import Fields
-from hepti_mpi.serving.http.generation import chat, completion
+from hepti_mpi.serving.http.generation import Choices, chat, completion
 from hepti_mpi.serving.http.refusals import Refused
-from hepti_mpi.serving.streams import growing
+from hepti_mpi.serving.streams import Grown, growing
 
 pytest.importorskip("llguidance", reason="schemas are an extra")
 
@@ -51,7 +51,7 @@ PERSON = {
 NUMBERS = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
 SPEC = SimpleNamespace(name="toy", numbers=lambda by: WORDS)
 SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{{ messages[0].content }}", {}))
-SERVED.calls_tools, SERVED.calls_plainly = True, False
+SERVED.calls_tools, SERVED.calls_plainly, SERVED.call_form = True, False, ("<tool_call>\n", "arguments", False)
 SERVED.check_writes = lambda: None
 
 
@@ -162,7 +162,7 @@ def test_logprobs_are_of_the_model():
 def test_schemas_that_no_answer_can_be_held_to(said, why):
     with pytest.raises(InputError, match=why) as caught:
         check(said)
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("the schema of response_format cannot be kept to: ")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("the schema of the answer cannot be kept to: ")
 
 
 @pytest.mark.parametrize("said", [
@@ -227,6 +227,87 @@ def test_what_a_service_takes(monkeypatch):
     with pytest.raises(Refused, match="not installed") as caught:
         chat(SERVED, Fields(said), 64)
     assert caught.value.status == 501
+
+
+# calls of tools that a request demands
+
+COLOURED = {"type": "object", "required": ["colour"], "properties": {"colour": {"$ref": "#/$defs/Colour"}}, "additionalProperties": False,
+            "$defs": {"Colour": {"enum": ["red", "blue"]}}}  # fmt: skip
+TOOLS = [{"type": "function", "function": {"name": name, "description": "it does", "parameters": parameters}}
+         for name, parameters in (("light", COLOURED), ("heat", None), ("numbers", {"additionalProperties": False}))]  # fmt: skip
+NAMED = {"type": "function", "function": {"name": "light"}}
+SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+ARGUMENTS = {"light": ({"colour": "red"}, {"colour": "blue"}), "heat": ({},), "numbers": ({},)}
+
+
+def demanded(choice, **more):
+    said = {"messages": [{"role": "user", "content": "a"}], "tools": TOOLS, "tool_choice": choice, "max_tokens": 390}
+    return chat(SERVED, Fields(said | more), 400)
+
+
+@pytest.mark.parametrize("form", [("<tool_call>\n", "arguments", False), ("[TOOL_CALLS]", "arguments", True), ("", "parameters", False)])
+@pytest.mark.parametrize("choice, names", [("required", set(ARGUMENTS)), (NAMED, {"light"}), (SOME, {"light"}),
+                                           ({"type": "function", "name": "heat"}, {"heat"})])  # fmt: skip
+def test_a_call_that_is_demanded_is_given(monkeypatch, form, choice, names):
+    """Whatever the logits are, and however the model's template has calls; whole, and as a stream."""
+    monkeypatch.setattr(SERVED, "call_form", form)
+    for seed in range(4):
+        wanted = demanded(choice, seed=seed)
+        assert TOKENS.decode(wanted.prompts[0]) == "a" + form[0]
+        (answer,) = answers([wanted.sampling], wanted.prompts[0])
+        assert answer.finish_reason == "stop"
+        whole, parts = Choices(SERVED, wanted), Choices(SERVED, wanted)
+        told = [Grown(letter) for letter in answer.text] + [Grown("", finish="stop")]
+        for part in told:
+            whole.add(0, part)
+        (one,) = whole.document()["choices"]
+        assert one["finish_reason"] == "tool_calls" and one["message"]["content"] is None
+        (call,) = one["message"]["tool_calls"]
+        assert call["function"]["name"] in names and json.loads(call["function"]["arguments"]) in ARGUMENTS[call["function"]["name"]]
+        found = [document["choices"][0] for part in told for document in parts.part(0, part)]
+        assert [one["delta"].get("content") for one in found] == [None, None] and found[-1]["finish_reason"] == "tool_calls"
+        assert found[0]["delta"]["tool_calls"][0]["function"] == call["function"]
+
+
+def test_what_else_is_said_of_tools():
+    assert demanded("auto").sampling.schema is demanded("none").sampling.schema is demanded(None).sampling.schema is None
+    assert demanded("auto").calls and not demanded("none").calls
+    some = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}
+    assert demanded(some).sampling.schema is None and demanded(some).calls
+    text = ('<tool_call>{"name": "light", "arguments": {}}</tool_call>') * 2
+    for together, count in ((True, 2), (None, 2), (False, 1)):
+        choices = Choices(SERVED, demanded("auto", parallel_tool_calls=together))
+        choices.add(0, Grown(text, finish="stop"))
+        assert len(choices.document()["choices"][0]["message"]["tool_calls"]) == count
+        assert len(choices.part(0, Grown(text, finish="stop"))[0]["choices"][0]["delta"]["tool_calls"]) == count
+
+
+@pytest.mark.parametrize("more, status, why, param", [
+    ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, 422, "no function 'x', which tool_choice names", "tool_choice"),
+    ({"tool_choice": "required", "tools": []}, 422, "no function, and tool_choice wants one", "tool_choice"),
+    ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, 422, "no function, and", "tool_choice"),
+    ({"tool_choice": "always"}, 422, 'tool_choice is "always", expected none, auto, required', "tool_choice"),
+    ({"tool_choice": 5}, 422, "tool_choice is 5", "tool_choice"), ({"tool_choice": {"type": "function"}}, 422, "expected", "tool_choice"),
+    ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [3]}}, 422, "expected", "tool_choice"),
+    ({"tools": [{"type": "function", "function": {"name": "x", "parameters": {"not": {}}}}]}, 400, "Unimplemented keys", "tool_choice"),
+    ({"response_format": schema(PERSON)}, 422, "do not go together", "response_format"),
+    ({"functions": [{"name": "x"}]}, 422, "ask with tools", "functions"),
+    ({"modalities": ["text", "audio"]}, 422, "answers are text", "modalities"),
+    ({"modalities": 3}, 422, "modalities is a number", "modalities"), ({"reasoning_effort": 3}, 422, "expected text", "reasoning_effort"),
+    ({"parallel_tool_calls": "no"}, 422, "expected true or false", "parallel_tool_calls"),
+    ({"messages": [{"role": "user", "content": "a" * 400}]}, 400, "there is room for 400", "messages"),
+])  # fmt: skip
+def test_what_a_demanded_call_is_refused_for(more, status, why, param):
+    with pytest.raises(Refused, match=why) as caught:
+        demanded(more.pop("tool_choice", "required"), **more)
+    assert caught.value.status == status and caught.value.param == param
+
+
+def test_a_demanded_call_needs_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(Refused, match="not installed") as caught:
+        demanded("required")
+    assert caught.value.status == 501 and caught.value.param == "tool_choice"
 
 
 # through the front

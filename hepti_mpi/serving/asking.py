@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import HeptiError, InputError
-from hepti_mpi.models.inputs.chat import CALL, PLAIN, WITH_TOOLS, ChatTemplate, Message, checked_messages
+from hepti_mpi.models.inputs.chat import CALL, LIST, PLAIN, WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
 from hepti_mpi.models.inputs.requests import Request, image_request, many_text_requests, text_tokens, token_request
@@ -90,6 +90,16 @@ class Model:
     def calls_plainly(self) -> bool:
         """Whether an answer that calls tools is nothing but the calls."""
         return self._forms_calls(*PLAIN) and not self._forms_calls(CALL[0])
+
+    @property
+    def call_form(self) -> tuple[str, str, bool]:
+        """How its answer begins where that is a call of a tool, how it names the arguments, and whether it is a list of calls; where its
+        template has no form that is known, it is nothing but a call."""
+        if self._forms_calls(CALL[0]):
+            return f"{CALL[0]}\n", "arguments", False
+        if self._forms_calls(LIST):
+            return LIST, "arguments", True
+        return "", "parameters" if self.calls_plainly else "arguments", False
 
     @cached_property
     def _preprocessor(self) -> Any:

@@ -29,6 +29,7 @@ LARGEST = 1 << 24  # characters of a talk
 CALL = "<tool_call>", "</tool_call>"  # around a call of a tool in what a model writes, as Hermes, Qwen and SmolLM2 do
 LIST = "[TOOL_CALLS]"  # before the calls that are all of an answer, as Mistral does; most tokenizers have it as no text
 PLAIN = LIST, '"parameters": '  # in a template by whose form a call is all of an answer: Mistral's, Llama's
+DEVELOPER = "developer"  # what newer clients call the system
 REASONING = "reasoning_content", "thinking", "reasoning"  # names that a message's reasoning goes by
 Message = Mapping[str, Any]
 
@@ -70,7 +71,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _as_json
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
-        self.marks = dict(marks)
+        self.marks, self._knows_developers = dict(marks), DEVELOPER in source
         try:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, ValueError) as error:
@@ -94,7 +95,7 @@ class ChatTemplate:
         if tools is not None and self._with_tools is not None:
             return self._with_tools.text(messages, answer, tools, more)
         context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | dict(more or {})
-        talk = [_reasoned(message) for message in messages]
+        talk = [_reasoned(message if self._knows_developers else _of_system(message)) for message in messages]
         tried = [self._tried(talk, context)]
         for turned in (_other_form, _with_calls_told):
             lost = tried[-1].lost
@@ -175,6 +176,11 @@ def _with_calls_told(message: Message) -> Message:
     if not isinstance(message.get("content"), str) or not wrote:
         return message
     return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": message["content"] + "\n".join(wrote)}
+
+
+def _of_system(message: Message) -> Message:
+    """Return a message of a developer as one of the system, which it is to templates that would leave it out or refuse it."""
+    return {**message, "role": "system"} if message.get("role") == DEVELOPER else message
 
 
 def _reasoned(message: Message) -> Message:

@@ -100,7 +100,7 @@ def picture(content: bytes, name: str, channels: int) -> Image.Image:
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{name} is no picture that can be read; {TAKEN}") from None
+        raise InputError(f"{name} is no picture that can be read; save it as PNG or JPEG") from None
     except Exception as error:  # Pillow's decoders raise nearly every kind
         raise InputError(f"image {name} cannot be read: {shown(error)}") from None
 

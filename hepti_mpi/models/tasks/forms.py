@@ -18,7 +18,7 @@ from hepti_mpi.models.untrusted import shown
 
 SPACES = r"[\x20\x0A\x0D\x09]{1,16}"  # between what a schema asks for: as people write, but no model may go on with it for ever
 LARGEST = 1 << 16  # characters of a schema: a larger one takes seconds to read, while other answers wait
-REFUSED = "the schema of response_format cannot be kept to"
+REFUSED = "the schema of the answer cannot be kept to"
 
 
 class NoForms(InputError):
@@ -34,7 +34,7 @@ def _library() -> Any:
         import llguidance
     except ImportError:
         how = "install it, in the checkout, with: pip install '.[schema]'"
-        raise NoForms(f"llguidance is not installed, which a response_format needs; {how}") from None
+        raise NoForms(f"llguidance is not installed, which an answer by a schema needs; {how}") from None
     return llguidance
 
 
@@ -64,10 +64,10 @@ class Forms:
     @cached_property
     def _tokenizer(self) -> Any:
         if "tokenizer.json" not in self.files:
-            raise InputError("a response_format needs a tokenizer, which the model lacks")
+            raise InputError("an answer by a schema needs a tokenizer, which the model lacks")
         if not self.ends:
-            raise InputError("a response_format needs a token that ends an answer, and the model names none")
-        make, broken = _library().LLTokenizer, InputError("a response_format cannot be kept to with this model's tokenizer")
+            raise InputError("an answer by a schema needs a token that ends it, and the model names none")
+        make, broken = _library().LLTokenizer, InputError("no schema can be kept to with this model's tokenizer")
         return guarded(lambda: make(self.files["tokenizer.json"].decode(), n_vocab=self.words, eos_token=self.ends[0]), broken)
 
     def load(self) -> None:

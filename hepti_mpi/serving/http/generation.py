@@ -17,7 +17,7 @@ from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
-from hepti_mpi.serving.http.tools import Held, as_objects, calls, names
+from hepti_mpi.serving.http.tools import Held, as_objects, calls, chosen, names, schema_of_call
 from hepti_mpi.serving.streams import Grown
 from hepti_mpi.wording import counted
 
@@ -40,6 +40,7 @@ class Wanted:
     echo: bool
     calls: bool = False  # whether calls of tools are looked for in what is written
     plain: tuple[str, ...] = ()  # names of the tools whose calls need no mark (tools.calls)
+    most_calls: int | None = None  # that are given of an answer
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -58,25 +59,45 @@ class Wanted:
 def chat(model: Model, fields: Fields, room: int) -> Wanted:
     """/v1/chat/completions. `room`: tokens that prompt and answer may have together."""
     check_name(model, fields)
+    if fields.values.get("functions"):
+        raise Refused(422, "functions are not supported: ask with tools and tool_choice, which took their place", "functions")
+    if "modalities" in fields and fields.texts("modalities")[0] != ["text"]:
+        raise Refused(422, f"modalities is {shown(fields.values['modalities'])}, answers are text", "modalities")
     template = model.template
     asked = checked_options(fields.values)
-    tools = asked["tools"] = None if fields.values.get("tool_choice") == "none" else asked["tools"]
+    tools, must = chosen(asked["tools"], fields.values.get("tool_choice"))
+    asked["tools"], asked["more"] = tools, _effort(fields) | (asked["more"] or {})
     text = template.text(as_objects(checked_messages(fields.any("messages"))), **asked)
-    prompt = model.tokens.plain(text, "the messages")
+    begin, arguments, many = model.call_form if must else ("", "", False)
+    prompt = model.tokens.plain(text + begin, "the messages")
     told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
     logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
     most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-    wanted = _wanted(model, fields, (True, [prompt], [text]), most, max(1, room - len(prompt)), logprobs)
+    wanted = _wanted(model, fields, (True, [prompt], [text]), most, (room, room), logprobs)
     if tools and wanted.sampling.schema is not None:
         raise Refused(422, 'response_format and tools do not go together: a call is none; give tool_choice "none"', "response_format")
-    return replace(wanted, calls=bool(tools) and model.calls_tools, plain=names(tools or ()) * model.calls_plainly)
+    known, most_calls = names(tools or ()), None if fields.flag("parallel_tool_calls", True) else 1
+    if must:
+        form = {"type": "json_schema", "json_schema": {"schema": schema_of_call(tools or (), arguments, many)}}
+        sampling = _formed(wanted.sampling, form, "tool_choice")
+        return replace(wanted, sampling=sampling, calls=True, plain=known, most_calls=1)
+    return replace(wanted, calls=bool(tools) and model.calls_tools, plain=known * model.calls_plainly, most_calls=most_calls)
+
+
+def _effort(fields: Fields) -> dict[str, Any]:
+    """Return what templates are told of how much is to be thought before the answer, under the names that they know it by."""
+    effort = fields.text("reasoning_effort", "")
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {}) if effort else {}
 
 
 def completion(model: Model, fields: Fields, room: int) -> Wanted:
     """/v1/completions: of a text, a list of texts, token ids, or a list of those."""
     check_name(model, fields)
-    if "suffix" in fields:
+    if fields.text("suffix", ""):
         raise Refused(422, "suffix is not supported: texts are gone on with at their end", "suffix")
+    best = fields.number("best_of", 1, MOST_ANSWERS, whole=True)
+    if best is not None and best > (fields.number("n", 1, MOST_ANSWERS, whole=True) or 1):
+        raise Refused(422, f"best_of is {best:g}, and no more answers are made than are given: ask for n of them", "best_of")
     tokens, asked = model.tokens, fields.any("prompt")
     if is_tokens(asked):
         asked = [asked]
@@ -92,20 +113,30 @@ def completion(model: Model, fields: Fields, room: int) -> Wanted:
     told = fields.number("logprobs", 0, MOST_LOGPROBS, whole=True)
     if told is not None and fields.flag("echo", False):
         raise Refused(422, "logprobs with echo would be those of the prompt too, which are not known: leave one of them out", "logprobs")
-    return _wanted(model, fields, (False, prompts, texts), "max_tokens", USUAL_TOKENS, None if told is None else int(told))
+    return _wanted(model, fields, (False, prompts, texts), "max_tokens", (room, USUAL_TOKENS), None if told is None else int(told))
 
 
 Prompts = tuple[bool, list[list[int]], list[str]]  # whether it is a talk, the tokens, and the texts
 
 
-def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int, logprobs: int | None) -> Wanted:
+def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, rooms: tuple[int, int], logprobs: int | None) -> Wanted:
+    """`most`: the field that says how many tokens an answer may have; `rooms`: tokens that there are for a prompt with its answer, and that
+    an answer has at most where nobody says."""
     is_chat, prompts, texts = asked
+    room, longest = rooms[0], max(map(len, prompts))
+    if longest >= room:
+        said = f"the prompt has {counted(longest, 'tokens')}, there is room for {room} with its answer; shorten it"
+        raise Refused(400, said, "messages" if is_chat else "prompt", "context_length_exceeded")
     count = int(fields.number("n", 1, MOST_ANSWERS, whole=True) or 1)
     if len(prompts) * count > MOST_ANSWERS:
         many = f"{len(prompts)} prompts with n {count} are {counted(len(prompts) * count, 'answers')}"
         raise Refused(413, f"{many}, at most {MOST_ANSWERS} are given at once")
     limit = fields.number(most, 1, 1 << 24, whole=True)
-    options: dict[str, Any] = {"max_tokens": usual if limit is None else int(limit), "temperature": 1.0, "logprobs": logprobs}
+    options: dict[str, Any] = {
+        "max_tokens": min(rooms[1], room - longest) if limit is None else int(limit),
+        "temperature": 1.0,
+        "logprobs": logprobs,
+    }
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         value = fields.number(name, *RANGES[name])
         options |= {} if value is None else {name: value}
@@ -116,22 +147,23 @@ def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, usual: int,
         sampling = Sampling(**options, stop=_stops(fields), logit_bias=_biases(fields, model.spec.numbers("ids")))
     except InputError as error:
         raise Refused(422, str(error)) from None
-    sampling = _formed(sampling, fields.values.get("response_format"))
+    sampling = _formed(sampling, fields.values.get("response_format"), "response_format")
     more = fields.values.get("stream_options")
     with_usage = isinstance(more, dict) and more.get("include_usage") is True
     stream, echo = fields.flag("stream", False), not is_chat and fields.flag("echo", False)
     return Wanted(is_chat, model.spec.name, prompts, texts, count, sampling, stream, with_usage, echo)
 
 
-def _formed(sampling: Sampling, form: Any) -> Sampling:
+def _formed(sampling: Sampling, form: Any, field: str) -> Sampling:
+    """Return what is asked of an answer that keeps to a form, which a `field` wants. Raises Refused."""
     try:
         formed = replace(sampling, response_format=form)
     except InputError as error:
-        raise Refused(422, str(error), "response_format") from None
+        raise Refused(422, str(error), field) from None
     try:
         check(formed.schema)
     except InputError as error:
-        raise Refused(501 if isinstance(error, NoForms) else 400, str(error), "response_format") from None
+        raise Refused(501 if isinstance(error, NoForms) else 400, str(error), field) from None
     return formed
 
 
@@ -191,6 +223,7 @@ class Choices:
             own: dict[str, Any] = {"text": text}
             if self.wanted.chat:
                 said, called = calls(text, self.wanted.plain) if self.wanted.calls else (text, [])
+                called = called[: self.wanted.most_calls]
                 finish = "tool_calls" if called else finish
                 message = {"role": "assistant", "content": said or (None if called else ""), "refusal": None}
                 own = {"message": message | ({"tool_calls": called} if called else {})}
@@ -214,6 +247,7 @@ class Choices:
         text, called = self.held[index].add(part.text), list[dict[str, Any]]()
         if part.finish is not None:
             more, called = self.held[index].end()
+            called = called[: self.wanted.most_calls]
             text += more
         is_told = text or (part.chosen is not None and part.chosen.logprob is not None)
         found = [self._part(index, {"content": text}, part.chosen, None)] if is_told else []

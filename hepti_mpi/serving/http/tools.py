@@ -1,4 +1,5 @@
-"""Calls of tools in what a model writes, for the families whose templates have a form for them. Pure: knows texts and JSON; calls nothing.
+"""Which tools a model may call or has to, and calls in what it writes, for the families whose templates have a form for them. Pure: knows
+texts and JSON; calls nothing.
 
 Hermes, Qwen and SmolLM2 mark them: <tool_call>{"name", "arguments"}</tool_call>. Llama 3 writes nothing but {"name", "parameters"}, and
 Mistral nothing but a list of calls; tokens of their own before these are no text.
@@ -7,13 +8,67 @@ Mistral nothing but a list of calls; tokens of their own before these are no tex
 import json
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hepti_mpi.models.inputs.chat import CALL, LIST
+from hepti_mpi.serving.http.fields import shown
+from hepti_mpi.serving.http.refusals import Refused
 
 BEGIN, END = CALL
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}  # parameters of a tool that tells none
 MARKED = re.compile(re.escape(BEGIN) + r"(.*?)(?:" + re.escape(END) + r"|\Z)", re.DOTALL)
+
+
+def chosen(tools: Sequence[Any] | None, choice: Any) -> tuple[Sequence[Any] | None, bool]:
+    """Return which of its tools a request lets a model call, by its `tool_choice`, and whether one has to be called. Raises Refused."""
+    if choice in (None, "auto"):
+        return tools, False
+    if choice == "none":
+        return None, False
+    asked = choice if isinstance(choice, dict) else {}
+    must, named = choice == "required" or asked.get("type") == "function", None
+    if asked.get("type") == "function":
+        named = names([asked])
+    elif asked.get("type") == "allowed_tools":
+        own = asked.get("allowed_tools", asked)
+        if isinstance(own, dict) and isinstance(own.get("tools"), list) and own.get("mode") in ("auto", "required"):
+            must, named = own["mode"] == "required", names(own["tools"])
+    if named == () or not (must or named):
+        what = "none, auto, required, a function of tools by its name, or allowed_tools with some of them"
+        raise Refused(422, f"tool_choice is {shown(choice)}, expected {what}", "tool_choice")
+    there = names(tools or ())
+    missing = [name for name in named or () if name not in there]
+    if missing or not there:
+        what = f"has no function {missing[0][:60]!r}, which tool_choice names" if missing else "has no function, and tool_choice wants one"
+        raise Refused(422, f"tools {what}", "tool_choice")
+    wanted = there if named is None else named
+    return [tool for tool in tools or () if any(name in wanted for name in names([tool]))], must
+
+
+def schema_of_call(tools: Sequence[Any], arguments: str, many: bool) -> dict[str, Any]:
+    """Return the schema of a call of one of these tools, which has the arguments under that name; `many`: of a list of one call."""
+    known = {function["name"]: function.get("parameters") for function in (tool.get("function", tool) for tool in tools)}
+    every = [(name, f"call{number}", given or NOTHING) for number, (name, given) in enumerate(known.items())]
+    call: dict[str, Any] = {"anyOf": [
+        {"type": "object", "properties": {"name": {"const": name}, arguments: {"$ref": f"#/$defs/{place}"}},
+         "required": ["name", arguments], "additionalProperties": False}
+        for name, place, _ in every
+    ]}  # fmt: skip
+    definitions = {
+        place: _moved({"type": "object", **given} if isinstance(given, dict) else given, f"#/$defs/{place}") for _, place, given in every
+    }
+    return ({"type": "array", "items": call, "minItems": 1, "maxItems": 1} if many else call) | {"$defs": definitions}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """Return a schema whose references are right where it stands at `place` of another."""
+    if isinstance(schema, list):
+        return [_moved(one, place) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {key: place + one[1:] if key == "$ref" and isinstance(one, str) and one.startswith("#") else _moved(one, place)
+            for key, one in schema.items()}  # fmt: skip
 
 
 def calls(text: str, plain: Collection[str] = ()) -> tuple[str, list[dict[str, Any]]]:
@@ -68,7 +123,7 @@ def _opened(call: Any) -> Any:
 
 def names(tools: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of tools that a request gives."""
-    functions = [tool.get("function", tool) for tool in tools]
+    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
     return tuple(one["name"] for one in functions if isinstance(one, dict) and isinstance(one.get("name"), str))
 
 
