@@ -1,15 +1,10 @@
 """Entry point: parse, run, and on any error end all ranks with one sentence. Knows exit codes, not commands."""
 
-import atexit
-import gc
-import io
+# What is imported here delays the moment from which Ctrl-C says no more than it ought to: the rest is imported below
 import os
+import signal
 import sys
 import time
-import traceback
-from contextlib import suppress
-
-from hepti_mpi.comm import channel
 
 _ended: list[int] = []  # the exit code of a command that went as it should
 
@@ -19,24 +14,28 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a fault of the program, 2 bad input or usage, 130 interrupted; comm.patience has 3, errors.py 4 and 5.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until somebody listens: an end without a word, not Python's traceback
+    import gc
+
+    from hepti_mpi.comm import channel, interrupts
+    from hepti_mpi.comm.launcher import is_up, launched_rank
+
     _set_threads()
     _set_streams()
     gc.set_threshold(20_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
     channel.tell_place()  # before anything can fail on this host
-    from hepti_mpi.comm import interrupts
-    from hepti_mpi.comm.launcher import is_up, launched_rank
-
-    rank, code, went_well = launched_rank(), interrupts.EXIT_CODE, False
-    interrupts.listen(_tell_last if rank == 0 else None)  # before what takes long to import
+    rank, code = launched_rank(), interrupts.EXIT_CODE
     try:
+        interrupts.listen(_tell_last if rank == 0 else None)  # before what takes long to import
         code, went_well = _command(rank)
+        if went_well:
+            _ended.append(code)
+        if code and is_up():
+            interrupts.rest()
+            time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
     except interrupts.Interrupted:
         interrupts.finish()
-    if went_well:
-        _ended.append(code)
-    if code and is_up():
-        interrupts.rest()
-        time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
     sys.exit(code)
 
 
@@ -44,7 +43,7 @@ def _command(rank: int) -> tuple[int, bool]:
     """Do what the command line says; return the exit code, and whether it went as it should. Raises Interrupted."""
     import click
 
-    from hepti_mpi.comm import interrupts
+    from hepti_mpi.comm import channel, interrupts
     from hepti_mpi.comm.launcher import abort_all, host_name, ranks
     from hepti_mpi.commands import main, terminal
     from hepti_mpi.commands.helping import tell_misuse
@@ -80,6 +79,8 @@ def _command(rank: int) -> tuple[int, bool]:
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})")
         if os.environ.get("HEPTI_TRACEBACK"):
+            import traceback
+
             traceback.print_exc()
         interrupts.rest()
         abort_all(1)
@@ -95,8 +96,10 @@ def _leave() -> None:
 
         leave_all()
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            try:
                 stream.flush()
+            except (OSError, ValueError):
+                pass
         os._exit(_ended[0])
 
 
@@ -112,6 +115,8 @@ def _set_threads() -> None:
 def _set_streams() -> None:
     """Spell out what a terminal's letters cannot say. Lead streams that the caller closed nowhere: the next file that is opened would be
     taken for one of them."""
+    import io
+
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -124,6 +129,7 @@ def _set_streams() -> None:
 
 
 def _tell(sentence: str) -> None:
+    from hepti_mpi.comm import channel
     from hepti_mpi.commands.screen import SCREEN
 
     SCREEN.warn(sentence)
@@ -141,5 +147,7 @@ def _tell_last(sentence: str) -> None:
 
 
 if __name__ == "__main__":
+    import atexit
+
     atexit.register(_leave)  # the first to be registered is the last that is called
     main()

@@ -206,6 +206,24 @@ def test_a_wrong_command_line_is_told_in_lines_that_end_between_words():
     assert code == 2 and max(map(len, lines)) <= 60 and "'tensor'," in shown and "Try 'python -m hepti_mpi run --help' for help." in lines
 
 
+@pytest.mark.parametrize("module", ["gc", "hepti_mpi.comm.channel", "hepti_mpi.comm.launcher", "click", "hepti_mpi.commands.main"])
+def test_an_interruption_of_the_first_imports_is_no_traceback(module):
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+sys.modules.pop("gc", None)
+sys.argv = ["hepti_mpi", "--help"]
+from hepti_mpi.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stderr) in [(-signal.SIGINT, ""), (130, "interrupted\n")], done.stderr
+
+
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6])
 def test_an_interruption_while_the_program_is_imported_is_one_word(seconds):
     """On a small board that takes seconds."""
