@@ -138,11 +138,12 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
+    from hepti_mpi.commands import terminal
     from hepti_mpi.commands.meter import end_meters
     from hepti_mpi.commands.screen import SCREEN
 
     end_meters()
-    if not tell_past_launcher(SCREEN.folded(sentence)):
+    if not tell_past_launcher("\n" * bool(terminal.begun) + SCREEN.folded(sentence)):
         _tell(sentence)
 
 

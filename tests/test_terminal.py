@@ -185,6 +185,24 @@ def test_text_that_comes_in_parts_is_folded_between_words():
     assert flow.add("as it") == "as it" and flow.end() == ""
 
 
+def test_a_text_that_grows_on_a_terminal_is_shown_whole_whatever_is_told_meanwhile(monkeypatch, capsys):
+    from hepti_mpi.commands.screen import Screen
+
+    monkeypatch.setattr(terminal, "path", lambda descriptor: "/nowhere")
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.console.cache_clear()
+    screen = Screen()
+    for number, part in enumerate(["The", " colour", " is", " a rare and", " precious one."]):
+        screen.say_text("Name a colour." if number == 0 else None, part, number == 4)
+    assert capsys.readouterr().out == "> Name a colour.\nThe colour is a rare\nand precious one.\n\n"
+    screen.say_text("And?", "It grows ", False)
+    screen.warn("rank 1 is slow")
+    screen.say_text(None, "on.", True)
+    shown = capsys.readouterr()
+    assert shown.out == "> And?\nIt grows on.\n\n" and ESCAPE.sub("", shown.err) == "\n\rrank 1 is slow\n" and not terminal.begun
+    terminal.console.cache_clear()
+
+
 @pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"], ["--help"]])
 @pytest.mark.parametrize("streams, code, said", [
     (">&-", 0, ""), ("<&-", 0, ""), ("2>&-", 0, None), (">&- 2>&- <&-", 0, None), ("2>/dev/full", 0, None),

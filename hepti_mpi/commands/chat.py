@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.commands import terminal
 from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, planning_options, weights_option, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import Flow
@@ -89,6 +90,8 @@ def _line() -> str:
     """Return the next line, empty at the end."""
     SCREEN.part(PROMPT)
     line = sys.stdin.readline()
+    if line and terminal.path(terminal.IN) is not None:
+        terminal.begun.clear()  # who typed it has ended the line
     if not line:
         SCREEN.part("\n")  # what comes next on the screen is not the talk
     return line.strip()

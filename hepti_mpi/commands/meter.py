@@ -73,7 +73,7 @@ class Meter:
 
     def _draw(self) -> None:
         with self.lock:
-            if self.ended.is_set():
+            if self.ended.is_set() or terminal.begun:
                 return
             self.is_drawn, self.drawn = True, time.monotonic()
             text = self.words()

@@ -102,7 +102,7 @@ class Screen:
         if asked is not None:
             self.result(f"> {asked}")
             self.flow = Flow(self.width)
-        self.part(self.flow.add(text) + (self.flow.end() + "\n\n") * ended)
+        self.part(self.flow.add(text) + (self.flow.end() + "\n\n" if ended else ""))
 
     def part(self, text: str) -> None:
         """Show a part of a line."""

@@ -19,12 +19,13 @@ from hepti_mpi.errors import HostError
 if TYPE_CHECKING:
     from rich.console import Console
 
-OUT, ERR = 1, 2  # descriptors
+IN, OUT, ERR = 0, 1, 2  # descriptors
 COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which a supervisor shows what its ranks print
 CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click takes it out of what goes to a pipe: under mpirun
 
 closed: set[int] = set()  # descriptors that nobody reads
 drawn: list[Callable[[], None]] = []  # wipes what is drawn where something else is to be printed now
+begun: set[str] = set()  # terminals with a line that goes on
 
 
 def path(descriptor: int) -> str | None:
@@ -80,8 +81,13 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
     if descriptor in closed:
         return
     make_room()
+    place = path(descriptor)
     try:
-        if plain or path(descriptor) is None:
+        if ends:
+            end_line(descriptor)
+        elif place is not None:
+            (begun.discard if text.endswith("\n") else begun.add)(place)
+        if plain or place is None:
             click.echo(text, err=descriptor == ERR, nl=ends)
         else:
             if descriptor == ERR:
@@ -89,6 +95,14 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
             console(descriptor).print(text, crop=False)
     except OSError as error:
         _refused(descriptor, error)
+
+
+def end_line(descriptor: int = ERR) -> None:
+    """End the line that goes on, if there is one on that terminal: something else is said now, which would wipe it."""
+    place = path(descriptor) if begun else None
+    if place in begun:
+        begun.remove(place)
+        click.echo(err=descriptor == ERR)
 
 
 def flush() -> None:
