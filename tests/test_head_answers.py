@@ -106,7 +106,7 @@ REFUSED = [
     ({"own": {"transformer_task": "text-generation"}}, "transformer_task is 'text-generation'"),
     ({"own": {"processing_kwargs": {"text": {"truncation": "only_first"}}}}, "only_first", "longest_first"),
     ({"own": {"transformer_task": None}}, "transformer_task is None", "a cross-encoder is a classifier"),
-    ({"own": {}, "config": {"architectures": ["BertModel"]}}, "said to be a cross-encoder", "BertModel"),
+    ({"own": {}, "config": {"architectures": ["BertForTokenClassification"]}}, "said to be a cross-encoder", "BertForTokenClassification"),
 ]
 
 
@@ -137,6 +137,24 @@ def test_a_cross_encoder_that_pads_in_front_reads_another_token(tmp_path):
         read_model(changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "left"))
     config["classifier_pooling"] = "mean"  # reads all tokens alike, wherever they stand
     assert read_model(changed({"base": "modernbert_seqcls", "config": config, "files": files}, tmp_path / "mean")).spec.pooling == "mean"
+
+
+def test_a_classifier_that_only_the_mark_tells_of_has_one_score(tmp_path):
+    """Beside the architecture of a model without a head; the values are those of CrossEncoder of sentence-transformers 6.2."""
+    config = {"sentence_transformers": {"activation_fn": IDENTITY}, "architectures": ["BertModel"]}
+    folder = changed({"base": "bert_seqcls", "config": config}, tmp_path / "model")
+    with pytest.raises(ModelError, match="classifier.weight has shape"):  # of three labels, as CrossEncoder refuses it too
+        read_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    only_first = {name: tensors[name][:1].copy() for name in ("classifier.weight", "classifier.bias")}
+    save_file(tensors | only_first, folder / "model.safetensors")
+    found = records(folder, [["the cat", "sat on the mat"], ["rain", "the rain"]])
+    np.testing.assert_allclose([item["labels"][0]["score"] for item in found], [-0.23339076, -0.15653123], atol=1e-4)
+    config = {"sentence_transformers": {"version": "4.1"}, "architectures": None}
+    shutil.rmtree(folder)
+    save_file(tensors | only_first, changed({"base": "bert_seqcls", "config": config}, folder) / "model.safetensors")
+    [found] = records(folder, [["the cat", "sat on the mat"]])
+    np.testing.assert_allclose([item["score"] for item in found["labels"]], [0.44191572], atol=1e-4)
 
 
 def test_a_mark_of_a_cross_encoder_beside_another_head_changes_nothing(tmp_path):

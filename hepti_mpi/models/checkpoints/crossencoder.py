@@ -5,6 +5,7 @@ cross-encoder is scored as transformers' pipelines do (families).
 Source: sentence-transformers 6.2, cross_encoder/model.py.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from hepti_mpi.models.checkpoints.sentence import (
     settings_name,
     tokenizer_changes,
 )
+from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.families.family import class_labels
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 CONFIG = "config.json"
+CLASSIFIER = r"(.*\.)?classifier(\.out_proj)?\.weight"  # what every family calls the last product of its head
 SAID, SAID_BEFORE = "sentence_transformers", "sbert_ce_default_activation_function"  # keys of config.json, the newer one first
 SCORES = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh"}
 ACTIVATIONS = {f"torch.nn.{name}": kind for name, kind in SCORES.items()}
@@ -44,7 +47,7 @@ def read_cross_encoder(source: Path) -> Sentence | None:
     settings = read_json(source, SETTINGS)
     saved = is_file(source / MODULES)  # by versions that save modules; before, all was in config.json
     config = read_json(source, CONFIG)
-    if settings.get("model_type") != "CrossEncoder" and (saved or not is_marked(config)):
+    if settings.get("model_type") != "CrossEncoder" and (saved or not is_marked(source, config)):
         return None
     base, own, name = source, {}, LIMITS[0]
     if saved:
@@ -57,20 +60,35 @@ def read_cross_encoder(source: Path) -> Sentence | None:
     call = call_of(own, name)
     if call.get("truncation") == "only_first":
         raise ModelError(f"{name}: truncation only_first is not supported for pairs; supported: longest_first")
-    labels = class_labels(config)
+    one_score = is_untold(base, config)
+    labels = 1 if one_score else len(class_labels(config))
     options = {
-        "scores": read_activation(settings, config) or ("sigmoid" if len(labels) == 1 else "none"),
+        "scores": read_activation(settings, config) or ("sigmoid" if labels == 1 else "none"),
         "prompt": read_prompt(settings, ()),
         "lower_case": read_lower_case(own, name),
     }
-    return Sentence(base, options, (), [], tokenizer_changes(own, name), call, include_prompt=True)
+    return Sentence(base, options, (), [], tokenizer_changes(own, name), call, True, one_score)
 
 
-def is_marked(config: Mapping[str, Any]) -> bool:
-    """Return whether config.json describes a classifier and says that it is a cross-encoder."""
+def is_marked(source: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether the model is a classifier and config.json says that it is a cross-encoder. Raises ModelError."""
+    if config.get(SAID) is None and config.get(SAID_BEFORE) is None:
+        return False
+    return architecture(config).endswith("ForSequenceClassification") or is_untold(source, config)
+
+
+def is_untold(base: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether there is a classifier that config.json does not tell of: beside the architecture of the model without a head, as it
+    is written where the rest was saved alone. CrossEncoder gives such a model one score. Raises ModelError.
+    """
+    bare = architecture(config).endswith("Model") or not config.get("architectures")
+    return bare and any(re.fullmatch(CLASSIFIER, name) for name in TensorFiles(base).shapes)
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """Return the first of the architectures of config.json, "" if it names none."""
     listed = config.get("architectures")
-    first = listed[0] if isinstance(listed, list) and listed else None
-    return str(first).endswith("ForSequenceClassification") and (config.get(SAID) is not None or config.get(SAID_BEFORE) is not None)
+    return str(listed[0]) if isinstance(listed, list) and listed else ""
 
 
 def transformer_path(source: Path) -> str:

@@ -51,6 +51,9 @@ def read_model(source: Path) -> ModelFiles:
     family = family_of(config)
     sidefiles.check("config.json", config, {**sidefiles.CONFIG, **family.keys}, nulls=True)
     own, config = config, {**family.defaults, **config}
+    if sentence and sentence.one_score:
+        classifiers = [name for name in family.architectures if name.endswith("ForSequenceClassification")]
+        config |= {"architectures": classifiers or config.get("architectures"), "id2label": None, "num_labels": 1}
     if family.resized:
         config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}

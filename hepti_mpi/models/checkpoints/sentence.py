@@ -52,7 +52,8 @@ class Sentence:
 
     `base`: the folder with the transformer. `options`: of the ModelSpec. `steps`: the modules behind the pooling, `folders`: of each.
     `changes`: settings of the tokenizer that replace those of tokenizer_config.json. `call`: how the tokenizer is called.
-    `include_prompt`: whether the rows of the prompt count in the pooling.
+    `include_prompt`: whether the rows of the prompt count in the pooling. `one_score`: it is a classifier of one label, which config.json
+    does not tell.
     """
 
     base: Path
@@ -62,6 +63,7 @@ class Sentence:
     changes: dict[str, Any]
     call: dict[str, Any]
     include_prompt: bool
+    one_score: bool = False
 
     def finish(self, built: Built, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of the ModelSpec, with what only the tokenizer can say; `fields`: of the ModelSpec. Raises ModelError."""
