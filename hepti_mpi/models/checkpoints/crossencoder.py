@@ -12,6 +12,7 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
+from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import (
     LIMITS,
     MODULES,
@@ -27,7 +28,6 @@ from hepti_mpi.models.checkpoints.sentence import (
     settings_name,
     tokenizer_changes,
 )
-from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.families.family import class_labels
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
