@@ -241,6 +241,32 @@ def test_longrope_goes_by_what_is_said_beside_the_scaling():
     assert plain != family.fields({**family.defaults, **config, key: 128, "rope_parameters": scaling})
 
 
+WRITTEN = {  # what published config.json files say beside the sizes, and transformers' classes do not read
+    "gpt2": {"n_special": 0, "predict_special_tokens": True, "n_ctx": 1024},
+    "llama": {"is_llama_config": True, "rope_interleaved": False, "max_sequence_length": 2048, "pretraining_tp": 1},
+    "qwen2": {"use_mrope": False},
+    "phi3": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "embd_pdrop": 0.0, "auto_map": {
+        "AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM", "AutoTokenizer": "x/y"}},
+    "bert": {"cell": {}, "emb_size": 312, "structure": [], "training": "", "pre_trained": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_keys_that_published_models_have(kind):
+    family = FAMILIES[kind]
+    sidefiles.check("config.json", WRITTEN[kind], {**sidefiles.CONFIG, **family.keys})
+    if kind in ("llama", "phi3"):
+        config = {**family.defaults, "model_type": kind, **DECODER, "num_attention_heads": 8}
+        assert family.fields(config | WRITTEN[kind]) == family.fields(config)
+
+
+@pytest.mark.parametrize("name", ["modeling_phi3.Phi3SmallForCausalLM", ["own.Phi3", None], None])
+def test_code_of_the_folder_that_is_not_phi3_itself(name):
+    family = FAMILIES["phi3"]
+    with pytest.raises(ModelError, match="auto_map names .* never run"):
+        family.fields({**family.defaults, "model_type": "phi3", **DECODER, "auto_map": {"AutoModelForCausalLM": name}})
+
+
 def test_where_an_answer_ends_is_never_a_default():
     """transformers' generate goes on where neither generation_config.json nor config.json names an end, whatever the class says."""
     table = sidefiles.FILES["generation_config.json"]

@@ -169,7 +169,7 @@ CONFIG = {
     **without("num_return_sequences return_dict_in_generate remove_invalid_values exponential_decay_length_penalty suppress_tokens"),
     **without("begin_suppress_tokens forced_* *_cutoff encoder_repetition_penalty assistant_* num_assistant_* target_lookbehind"),
     # of the first BERTs, of other families that people begin with, of trainers
-    **without("pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type structure training"),
+    **without("pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type structure cell training"),
     **without("embedding_size num_hidden_groups inner_group_num net_type down_scale_factor gap_size rope_theta scale_grad_by_freq"),
     **without("language languages name tags license author description model_name base_model* train* *_lr learning_rate loss_* seed"),
     **without("model_max_length max_seq_length max_seq_len do_lower_case adapters adapter_* use_flash_attn* unpad_inputs pad_logits"),

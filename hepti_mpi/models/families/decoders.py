@@ -20,6 +20,7 @@ KEYS: Table = {
     **honoured("num_key_value_heads rms_norm_eps rope_theta rope_scaling rope_parameters head_dim attention_bias mlp_bias"),
     **honoured("sliding_window layer_types use_sliding_window max_window_layers"),
     **without("pretraining_tp rope_interleaved bos_token_id eos_token_id pad_token_id cache_implementation use_cache"),
+    **without("is_llama_config max_sequence_length use_mrope"),  # of SmolLM2, of the first Llamas, of DeepSeek's
     **refused("is_encoder_decoder add_cross_attention", "only decoders by themselves are supported"),
     **refused("is_causal", "texts grow from rows that see those before them only", (True,)),  # null is no to a window's mask
     **refused("partial_rotary_factor", WHOLE, (None, 1)),

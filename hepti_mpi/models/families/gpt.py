@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer, Norm
 from hepti_mpi.models.families.decoders import (
     DROPPED,
@@ -15,11 +16,13 @@ from hepti_mpi.models.families.decoders import (
     decoder_sources,
     window_of,
 )
-from hepti_mpi.models.families.family import Family, Source, integer, number, pair, renamed, yes
+from hepti_mpi.models.families.family import Family, Source, integer, mapping, number, pair, renamed, yes
 from hepti_mpi.models.families.rotary import rotary_of
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup
 
+PHI3_CLASSES = ("Phi3Config", "Phi3Model", "Phi3ForCausalLM")
+ALMOST = "the class that transformers itself has may answer differently"
 GPT2_NAMES = {
     "n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings",
 }  # fmt: skip
@@ -57,11 +60,21 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def phi3_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Phi-3. Raises ModelError."""
+    check_code(config)
     sizes = Sizes.of(config)
     check_alike(config, sizes, window_of(config))
     attention = sizes.attention(rotary_of(config, sizes.dim, partly=True), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
     return sizes.fields([layer] * sizes.layers)
+
+
+def check_code(config: Mapping[str, Any]) -> None:
+    """Refuse code of the folder but for that of Phi-3 itself, which Microsoft's models still name: it became transformers' class, and says
+    the same. Raises ModelError.
+    """
+    for key, name in mapping(config, "auto_map").items():
+        if key.startswith(("AutoConfig", "AutoModel")) and str(name).rsplit(".", 1)[-1] not in PHI3_CLASSES:
+            raise ModelError(f"config.json: auto_map names {name!r:.60}, code of the folder, which is never run: {ALMOST}")
 
 
 def _gpt2_sources() -> dict[str, Source]:
@@ -110,7 +123,7 @@ GPT2 = Family(
     keys={
         **KEYS,
         **honoured("n_embd n_head n_layer n_positions n_inner activation_function layer_norm_epsilon"),
-        **without("n_ctx *_pdrop reorder_and_upcast_attn"),
+        **without("n_ctx n_special predict_special_tokens *_pdrop reorder_and_upcast_attn"),
         **refused("scale_attn_weights", "scores are always divided by the root of the width", (True,)),
         **refused("scale_attn_by_inverse_layer_idx", "scores are divided alike in all layers"),
     },
@@ -136,7 +149,12 @@ PHI3 = Family(
     sources=_phi3_sources(),
     dropped=DROPPED,
     tied=TIED,
-    keys={**KEYS, **honoured("original_max_position_embeddings partial_rotary_factor"), **without("*_pdrop")},
+    keys={
+        **KEYS,
+        **honoured("original_max_position_embeddings partial_rotary_factor auto_map"),
+        **without("*_pdrop full_attn_mod interpolate_factor"),
+        **refused("lm_head_bias", "the words of this family have no bias"),
+    },
     tokenizer="PreTrainedTokenizerFast",
     other_tokenizers=False,
     defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
