@@ -105,8 +105,11 @@ class Costs:
 
     def programs(self, plan: Plan) -> list[Program]:
         """Return the steps of `plan`, or of its first layers where the others repeat them."""
-        depths = self.steady if self.steady and len(set(plan.layouts)) == 1 else (self.spec.layers,)
-        return [self._made(plan, plan.layouts[:depth]) for depth in depths]
+        return [self._made(plan, plan.layouts[:depth]) for depth in self._depths(plan)]
+
+    def _depths(self, plan: Plan) -> tuple[int, ...]:
+        """Return how many layers each of those programs has."""
+        return self.steady if self.steady and len(set(plan.layouts)) == 1 else (self.spec.layers,)
 
     def widths(self, plan: Plan) -> tuple[float, float]:
         """Return the widths of the buffers of `plan`, which a few layers of each layout tell where the others repeat them."""
@@ -114,7 +117,7 @@ class Costs:
         if len(runs) > 1 and len(self.spec.kinds) < 2:
             program = self._made(plan, tuple(chain.from_iterable(run[: STEADY[1]] for run in runs)))
         else:
-            program = self.programs(plan)[-1]
+            program = self._made(plan, plan.layouts[: self._depths(plan)[-1]])
         if id(program) not in self.known_widths:
             self.known_widths[id(program)] = activation_widths(self.pricer.laid_out(program))
         return self.known_widths[id(program)]

@@ -78,9 +78,9 @@ class Round(NamedTuple):
 
 class Direct(NamedTuple):
     """Blocks that go straight to whoever takes them. Seconds that each rank's link sends (`out`) and receives (`into`); `until`: -inf for
-    who does not receive, else inf; `late`: seconds that the exchange itself takes, -inf for who takes nothing. [to, from, ...] `blocks`:
-    seconds after leaving until each is out, and `never`: inf where there is none; None where there are too many ranks to tell blocks
-    apart."""
+    who does not receive, else inf; `late`: seconds that the exchange itself takes, -inf for who takes nothing. Of blocks, [givers, to, ...]
+    as `givers` says, seconds after leaving until each is out, and `never`: inf where there is none, None where none is missing; None where
+    there are too many ranks to tell blocks apart."""
 
     out: np.ndarray
     into: np.ndarray
@@ -92,19 +92,23 @@ class Direct(NamedTuple):
 
 class Traffic(NamedTuple):
     """An exchange: `load` [3, ranks, ...]: seconds that each rank sends, receives, and the longer of both; `moved`: bytes; seconds that
-    starting takes, and adding what came short (`ending`), and the ways that blocks take in any plan; `ring` [...]: who goes round."""
+    starting takes, and adding what came short (`ending`, None where nothing does), and the ways that blocks take in any plan; `ring` [...]:
+    who goes round."""
 
     load: np.ndarray
     moved: np.ndarray
     starting: np.ndarray
-    ending: np.ndarray
+    ending: np.ndarray | None
     ring: np.ndarray
     round: Round | None
     direct: Direct | None
 
 
-def by_place(values: np.ndarray) -> list[list[np.ndarray]]:
-    """Return `values` [..., exchanges, tiles, plans] of each exchange and tile, each in one piece, which clocks are much sooner with."""
+def _by_place(values: np.ndarray | None, places: tuple[int, int]) -> Sequence[Sequence[np.ndarray | None]]:
+    """Return `values` [..., exchanges, tiles, plans] of each exchange and tile, each in one piece, which clocks are much sooner with; where
+    there are none, None for each of as many `places`."""
+    if values is None:
+        return [[None] * places[1]] * places[0]
     at = values.ndim - 3
     found = np.ascontiguousarray(values.transpose(at, at + 1, *range(at), -1))
     return list(map(list, found))
@@ -134,11 +138,11 @@ def traffic(
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
     load = np.array([out, received, np.maximum(out, received)])
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
-    ending = cast[:, None, None] * facts.casts * (count - 1) * want.sizes if facts.casts.any() else np.zeros_like(starting)
-    parts = map(by_place, (load, moved, starting, ending, ring))
+    ending = cast[:, None, None] * facts.casts * (count - 1) * want.sizes if facts.casts.any() else None
     places = ring.shape[:2]
+    parts = (_by_place(values, places) for values in (load, moved, starting, ending, ring))
     both = (_taken(Round, rounds and (rounds[0], rounds[3]), ring.any(axis=-1).tolist(), places),
-            _taken(Direct, straight and _straight(straight, fixed[2]), (~ring.all(axis=-1)).tolist(), places))  # fmt: skip
+            _taken(Direct, straight and _straight(straight, fixed[2], links), (~ring.all(axis=-1)).tolist(), places))  # fmt: skip
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
 
 
@@ -169,7 +173,7 @@ def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, 
     """Return a way by place; None where no plan takes it."""
     if way is None:
         return [[None] * places[1]] * places[0]
-    found = zip(*([[None] * places[1]] * places[0] if values is None else by_place(values) for values in way))
+    found = zip(*(values if isinstance(values, list) else _by_place(values, places) for values in way))
     return [[kind(*one) if whether else None for whether, *one in zip(which, *some)] for which, some in zip(any_, found)]
 
 
@@ -215,15 +219,33 @@ def _past(direct: Sent, total: np.ndarray, outer: np.ndarray, links: Links) -> S
             None if blocks is None else np.where(there, blocks, way))  # fmt: skip
 
 
-def _straight(direct: Sent, exchange: float) -> tuple[np.ndarray | None, ...]:
+@lru_cache
+def givers(count: int, ranks: int) -> np.ndarray:
+    """Return from whom blocks may come to each of the ranks, [count, ranks]: all but itself, or all where a root that is none of them gives
+    for everybody.
+
+    >>> givers(2, 3)
+    array([[1, 0, 0],
+           [2, 2, 1]])
+    """
+    every = np.arange(ranks)
+    return np.array([every[every != rank] if count < ranks else every for rank in range(ranks)], np.int64).reshape(ranks, count).T
+
+
+def _straight(direct: Sent, exchange: float, links: Links) -> tuple[Any, ...]:
     """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do."""
     out, into, _, blocks = direct
     receiving, never = into > 0, None
     getting = receiving
     if blocks is not None:
-        blocks = np.ascontiguousarray(blocks.swapaxes(0, 1))
+        ranks = len(blocks)
+        who = givers(ranks - 1 if links.rooted.all() else ranks, ranks)
+        blocks = blocks.reshape(-1, *blocks.shape[2:]).take(who * ranks + range(ranks), axis=0)
         there = blocks > 0
-        getting, never = np.asarray(there.any(axis=1)), np.where(there, 0.0, np.inf)
+        getting = there.any(axis=0)
+        complete = there.all(axis=0).all(axis=0).all(axis=-1).tolist()
+        gaps = _by_place(None if np.all(complete) else np.where(there, 0.0, np.inf), there.shape[2:4])
+        never = [[None if whole else gap for whole, gap in zip(*some)] for some in zip(complete, gaps)]
     return out, into, np.where(receiving, np.inf, -np.inf), np.where(getting, exchange, -np.inf), blocks, never
 
 

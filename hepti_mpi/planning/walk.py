@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hepti_mpi.planning.rings import around
-from hepti_mpi.planning.traffic import RING_BYTES, Direct, Links, Round, Traffic
+from hepti_mpi.planning.traffic import RING_BYTES, Direct, Links, Round, Traffic, givers
 
 BOTH_WAYS = 0.5  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
 
@@ -97,10 +97,12 @@ class Walk:
         ways = [self._round(step.round, begin, leave)] if step.round else []
         ways += [self._directly(step.direct, begin, leave)] if step.direct else []
         self.up, self.down, done = ways[0] if len(ways) == 1 else (np.where(step.ring, one, other) for one, other in zip(*ways))
-        done = done + step.ending
+        if step.ending is not None:
+            done = done + step.ending
         self.moved, self.load = self.moved + step.moved, self.load + step.load
         _note(self.ready, writes, done)
-        self.coming.update((name, self.ready[name]) for name in writes)
+        for name in writes:
+            self.coming[name] = self.ready[name]
         if self.in_turn:
             self.wait = self.wait + done - self.clock
         if self.in_turn or last:
@@ -118,15 +120,18 @@ class Walk:
     def _directly(self, way: Direct, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the same of blocks that go the direct way."""
         up = leave + way.out
-        if way.blocks is None or way.never is None:
+        if way.blocks is None:
             last = up.max(axis=0, where=way.out > 0, initial=0)
             first = begin.min(axis=0, where=way.out > 0, initial=np.inf)
         else:
-            sent = leave - self.ahead + way.blocks
-            np.maximum(sent, begin, out=sent)
-            sent -= way.never
-            last = np.maximum.reduce(sent, 1)
-            first = np.minimum.reduce(begin + way.never, 1)
+            who = givers(*way.blocks.shape[:2])
+            sent, begun = (leave - self.ahead).take(who, axis=0) + way.blocks, begin.take(who, axis=0)
+            np.maximum(sent, begun, out=sent)
+            if way.never is not None:
+                sent -= way.never
+                begun += way.never
+            last = np.maximum.reduce(sent, 0)
+            first = np.minimum.reduce(begun, 0)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
                 first = np.where(self.links.mates, first, np.inf).min(axis=1)
         down = np.maximum(np.minimum(first, way.until), self.down) + way.into

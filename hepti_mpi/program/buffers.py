@@ -22,8 +22,9 @@ def distributions(program: Program) -> dict[str, Value]:
     for step in program:
         if isinstance(step, Compute) and id(step.ops) not in made:
             all_rows = {name for op in step.ops for name in op.whole()}
-            whole.update(name for name in (*step.reads, *step.writes) if name in all_rows)
-            made[id(step.ops)] = {name: (form, width) for op in step.ops if not set(step.writes).isdisjoint(op.writes)
+            whole.update(all_rows.intersection((*step.reads, *step.writes)))
+            outside = set(step.writes)
+            made[id(step.ops)] = {name: (form, width) for op in step.ops if not outside.isdisjoint(op.writes)
                                   for name, form, width in zip(op.writes, op.writes_as(), op.widths(), strict=True)}  # fmt: skip
     result: dict[str, Value] = {}
     for step in program:
