@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_embed_is_of_length_one(sentences):
     (b"[]", 422, "a list"), ({}, 422, "input is missing"),
     ({"input": None}, 422, "missing"), ({"input": 3}, 422, "a number"), ({"input": []}, 422, "empty list"),
     ({"input": ["a", 3]}, 422, "a number"), ({"input": [[]]}, 422, "a list"), ({"input": {"a": 1}}, 422, "an object"),
-    ({"input": [1, 10**9]}, 422, "another tokenizer"), ({"input": [True]}, 422, "true or false"),
-    ({"input": "\ud800"}, 422, "half a character"),
+    ({"input": [1, 10**9]}, 422, "another tokenizer"), ({"input": [5, 6, 7]}, 422, "ask with texts"),
+    ({"input": [True]}, 422, "true or false"), ({"input": "\ud800"}, 422, "half a character"),
     ({"input": "a", "model": "gpt-4"}, 404, "served is 'bert_sentence'"), ({"input": "a", "model": 3}, 422, "a number"),
     ({"input": "a", "dimensions": 10**6}, 422, "dimensions is"), ({"input": "a", "dimensions": 1.5}, 422, "whole number"),
     ({"input": "a", "dimensions": "x"}, 422, "is text"), ({"input": "a", "encoding_format": "x"}, 422, "float or base64"),
@@ -312,6 +313,25 @@ def test_a_program_asks_as_the_page_says(folder, sentences, capsys):
                 ask()
 
 
+@pytest.mark.parametrize("where", ["a service", "a job"])
+def test_who_stops_to_wait_ends_what_is_under_way(sentences, where):
+    """asyncio.run itself waits until the thread that asked has ended."""
+    texts, asked = ["the cat sat on the mat and slept there for a while"] * 1_000_000, []
+
+    async def give_up(model):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(model.embed_async(texts), 2)
+
+    with hepti_mpi.Model(*(sentences.url,) if where == "a service" else (sentences.store,)) as model:
+        ask = model._asked.embed
+        model._asked.embed = lambda texts: asked.append(1) or ask(texts)
+        begin = time.monotonic()
+        asyncio.run(give_up(model))
+        assert asked and time.monotonic() < begin + 60, "a million texts take minutes"
+        assert model.embed("the cat").shape == (40,)
+    sentences.until(lambda: sentences.queue["waiting"] == sentences.queue["under_way"] == 0)
+
+
 BOTH = {"vit_cls": (["rgb.png", "gray.png"], [("a", "b"), 5, "nowhere.png", b"no picture"]),
         "bert_seqcls": (["the cat", ("the cat", "a dog")], [("a",), ("a", "b", "c"), 5, b"a", Path("a")])}  # fmt: skip
 
@@ -329,8 +349,10 @@ def test_classes_are_the_same_of_a_job_and_of_a_service(folder, name):
                 assert len(many) == len(good) and all(len(one) >= 3 and one[0].score >= one[1].score for one in many)
                 assert each.classify(good[0])[0][0].label == many[0][0].label and each.classify([]) == []
                 for one in bad:
-                    with pytest.raises(InputError):
+                    with pytest.raises(InputError) as caught:
                         each.classify(one)
+                    if one == b"no picture":
+                        assert str(caught.value) == "input 1 is no picture that can be read; save it as PNG or JPEG"
             every = [[label.score for one in each.classify(good) for label in one] for each in (asked, model)]
             np.testing.assert_allclose(*every, atol=1e-5)
     with pytest.raises(InputError, match="leave out hostfile and options"):

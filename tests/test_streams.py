@@ -238,6 +238,26 @@ def test_what_is_asked_comes_back():
     assert streams.sampling_of(json.loads(json.dumps(streams.told(asked)))) == asked
 
 
+def test_how_long_texts_wait(own, monkeypatch):
+    """By how long the last ones took; before the first has ended, by how long those take that are under way."""
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(streams.time, "monotonic", lambda: clock.now)
+    some = own.streams
+    some.slots = 2
+    for _ in range(6):
+        some.ask(streams.growing("a", [1], Sampling(), TOKENS.decode, lambda part: None))
+    assert some.waits == 0 and len(some.messages()) == 2
+    clock.now = 13.0
+    assert some.waits == 4 * 3 / 2
+    some.grown([[0, 5, None, [], "stop", None]])
+    clock.now = 100.0
+    assert some.text_seconds == 3 and some.waits == 4 * 3 / 2
+    some.messages()
+    clock.now = 113.0
+    some.grown([[2, 5, None, [], "stop", None]])
+    assert some.text_seconds == pytest.approx(0.9 * 3 + 0.1 * 13) and some.waits == pytest.approx(3 * some.text_seconds / 2)
+
+
 # over HTTP
 
 
@@ -426,7 +446,8 @@ def test_one_that_sends_many_keys_is_one_client_where_none_is_wanted(monkeypatch
             link.request("POST", "/v1/completions", json.dumps({"prompt": "zero"}), {"Authorization": f"Bearer key-{number}"})
             until(lambda: number == 7 or queue(own) == (min(number + 1, 3), max(0, number - 2)))  # noqa: B023  it is called at once
         refused = links[7].getresponse()
-        assert refused.status == 429 and int(refused.headers["retry-after"]) > 0
+        assert refused.status == 429 and 1 <= int(refused.headers["retry-after"]) <= 30
+        assert f"ask again in {refused.headers['retry-after']} s" in json.loads(refused.read())["error"]["message"]
         for link in links:
             link.close()
 

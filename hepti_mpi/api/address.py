@@ -3,13 +3,15 @@
 import base64
 import http.client
 import json
+import socket
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, asked_for, content, labels, of_type, patiently
+from hepti_mpi.api.asked import TOGETHER, USUAL_TOKENS, Input, Label, asked_for, content, labels, of_type, patiently, waiting
 from hepti_mpi.errors import Busy, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.chat import Message
 
@@ -107,6 +109,8 @@ class Address:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         try:
             body = None if document is None else json.dumps(document)
+            link.connect()
+            waiting().ends(lambda: _shut(link))
             link.request("GET" if document is None else "POST", self.place.path + path, body, headers)
             response = link.getresponse()
             if response.status == 200:
@@ -124,6 +128,13 @@ class Address:
 
     def _unheard(self, error: Exception) -> ServiceError:
         return ServiceError(f"the service at {self.place.scheme}://{self.place.netloc} cannot be asked: {_why(error)}")
+
+
+def _shut(link: http.client.HTTPConnection) -> None:
+    """End a connection that another thread waits for."""
+    with suppress(OSError):
+        if link.sock is not None:
+            link.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _said(content: bytes) -> str | None:

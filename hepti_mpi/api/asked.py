@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -55,6 +57,33 @@ class Asked(Protocol):
     def close(self) -> None: ...
 
 
+class Waiting:
+    """Somebody who waits for an answer, and may give up."""
+
+    def __init__(self) -> None:
+        self.given_up = False
+        self._end: Callable[[], object] = lambda: None
+
+    def give_up(self) -> None:
+        """End what is under way. Any thread may call it."""
+        self.given_up = True
+        self._end()
+
+    def ends(self, end: Callable[[], object]) -> None:
+        """Let `end` be how what is under way now is ended, which is done at once where nobody waits any more."""
+        self._end = end
+        if self.given_up:
+            end()
+
+
+WAITS: ContextVar[Waiting | None] = ContextVar("waits", default=None)  # who waits for what this thread asks, where it may give up
+
+
+def waiting() -> Waiting:
+    """Return who waits for what this thread asks."""
+    return WAITS.get() or Waiting()
+
+
 def of_type(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
     """Raise InputError for an argument of another type."""
     if not isinstance(value, kinds):
@@ -75,9 +104,12 @@ def checked_seconds(seconds: Any) -> float:
 
 
 def patiently(ask: Callable[[], T], seconds: float) -> T:
-    """Return what is answered; ask again when it is said to be too early, for so many seconds."""
+    """Return what is answered; ask again when it is said to be too early, for so many seconds. Raises CancelledError when nobody waits for
+    it any more."""
     end = time.monotonic() + seconds
     while True:
+        if waiting().given_up:
+            raise CancelledError
         try:
             return ask()
         except (Busy, NotReady) as error:

@@ -6,8 +6,9 @@ ranks are other processes.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -15,7 +16,21 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from hepti_mpi.api.address import Address
-from hepti_mpi.api.asked import UNORDERED, Asked, Input, Label, Ranked, check_whole, checked, checked_seconds, of_type, words_of
+from hepti_mpi.api.asked import (
+    UNORDERED,
+    WAITS,
+    Asked,
+    Input,
+    Label,
+    Ranked,
+    T,
+    Waiting,
+    check_whole,
+    checked,
+    checked_seconds,
+    of_type,
+    words_of,
+)
 from hepti_mpi.api.own import ANSWER, Own, store_of
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import Message
@@ -47,7 +62,9 @@ class Model:
             self._asked: Asked = Address(model, api_key, seconds)
         else:
             if api_key is not None:
-                raise InputError("a job of one's own needs no api_key: leave it out, or give the address of a service, such as http://pi4-1:8080")
+                raise InputError(
+                    "a job of one's own needs no api_key: leave it out, or give the address of a service, such as http://pi4-1:8080"
+                )
             of_type("hostfile", hostfile, (str, Path, type(None)), "the path of a hostfile")
             of_type("mpirun", mpirun, str, "how mpirun is called, such as mpirun")
             found = Path(store_of(model))
@@ -107,19 +124,19 @@ class Model:
         """Do as `generate`, beside other tasks."""
         if how.pop("stream", False):
             raise InputError("generate_async returns a whole text; its parts come with: async for part in model.stream_async(...)")
-        return await asyncio.to_thread(lambda: self.generate(prompt, **how))
+        return "".join([part async for part in self.stream_async(prompt, **how)])
 
     async def embed_async(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Do as `embed`, beside other tasks."""
-        return await asyncio.to_thread(self.embed, texts)
+        """Do as `embed`, beside other tasks. Who stops to wait, as asyncio.timeout does, ends it."""
+        return await _awaited(lambda: self.embed(texts))
 
     async def classify_async(self, inputs: Input | Sequence[Input]) -> list[list[Label]]:
         """Do as `classify`, beside other tasks."""
-        return await asyncio.to_thread(self.classify, inputs)
+        return await _awaited(lambda: self.classify(inputs))
 
     async def rerank_async(self, query: str, texts: Sequence[str]) -> list[Ranked]:
         """Do as `rerank`, beside other tasks."""
-        return await asyncio.to_thread(self.rerank, query, texts)
+        return await _awaited(lambda: self.rerank(query, texts))
 
     def close(self) -> None:
         """End the job; a service that was there before stays."""
@@ -144,16 +161,28 @@ def _many(texts: str | Iterable[str]) -> list[str]:
     return many
 
 
+async def _awaited(work: Callable[[], T]) -> T:
+    """Return what work returns, which a thread does."""
+    waits, context = Waiting(), copy_context()
+    context.run(WAITS.set, waits)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, lambda: context.run(work))
+    except asyncio.CancelledError:
+        waits.give_up()
+        raise
+
+
 async def _beside(parts: Generator[str, None, None]) -> AsyncIterator[str]:
     """Yield parts that a thread waits for."""
-    loop, came, wanted = asyncio.get_running_loop(), asyncio.Queue[str | BaseException | None](), threading.Event()
-    wanted.set()
+    loop, came = asyncio.get_running_loop(), asyncio.Queue[str | BaseException | None]()
+    waits, context = Waiting(), copy_context()
+    context.run(WAITS.set, waits)
 
     def pump() -> None:
         end: BaseException | None = None
         try:
             for part in parts:
-                if not wanted.is_set():
+                if waits.given_up:
                     return
                 loop.call_soon_threadsafe(came.put_nowait, part)
         except BaseException as error:  # noqa: BLE001  whoever listens raises it
@@ -163,11 +192,11 @@ async def _beside(parts: Generator[str, None, None]) -> AsyncIterator[str]:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(came.put_nowait, end)
 
-    threading.Thread(target=pump, name="stream", daemon=True).start()
+    threading.Thread(target=lambda: context.run(pump), name="stream", daemon=True).start()
     try:
         while (part := await came.get()) is not None:
             if isinstance(part, BaseException):
                 raise part
             yield part
     finally:
-        wanted.clear()
+        waits.give_up()

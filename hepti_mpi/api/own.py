@@ -5,12 +5,13 @@ import queue
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hepti_mpi.api.asked import TOGETHER, Input, Label, T, asked_for, content, labels, patiently
+from hepti_mpi.api.asked import TOGETHER, Input, Label, T, asked_for, content, labels, patiently, waiting
 from hepti_mpi.errors import ServiceError, StoreError
 from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.inputs.requests import Request
@@ -79,22 +80,33 @@ class Own:
         self, inputs: Sequence[Any], made: Callable[[Any], list[Request]], answered: Callable[[Sequence[Request], Sequence[Result]], T]
     ) -> Iterator[T]:
         """Yield what is answered of each part of the inputs, of which some are under way."""
-        waiting: deque[Any] = deque()
-        for first in range(0, len(inputs), TOGETHER):
-            if len(waiting) == UNDER_WAY:
-                yield self._result(waiting.popleft(), answered)
-            requests = made(inputs[first : first + TOGETHER])
-            waiting.append(patiently(lambda: self.service.front.ask("python", requests), self.timeout))  # noqa: B023  it is called at once
-        while waiting:
-            yield self._result(waiting.popleft(), answered)
+        calls: deque[Any] = deque()
+
+        def end() -> None:
+            for call in list(calls):
+                self.service.front.cancel(call)
+
+        waiting().ends(end)
+        try:
+            for first in range(0, len(inputs), TOGETHER):
+                if len(calls) == UNDER_WAY:
+                    yield self._result(calls[0], answered)
+                    calls.popleft()
+                requests = made(inputs[first : first + TOGETHER])
+                calls.append(patiently(lambda: self.service.front.ask("python", requests), self.timeout))  # noqa: B023  it is called at once
+            while calls:
+                yield self._result(calls[0], answered)
+                calls.popleft()
+        finally:
+            end()
 
     def _result(self, call: Any, answered: Callable[[Sequence[Request], Sequence[Result]], T]) -> T:
+        if waiting().given_up:  # what was asked at that moment is not ended
+            raise CancelledError
         try:
             return answered(call.requests, call.future.result(self.timeout))
         except TimeoutError:
             raise ServiceError(f"no answer within {self.timeout:g} s") from None
-        finally:
-            self.service.front.cancel(call)
 
     def close(self) -> None:
         self.service.stop()
@@ -108,6 +120,7 @@ def streamed(
     check(sampling.schema)
     parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
     one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
+    waiting().ends(lambda: parts.put(Grown("", error=ServiceError("nobody waits for the answer any more"))))
     patiently(lambda: front.grow(one), seconds)
     try:
         while True:

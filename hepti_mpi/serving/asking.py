@@ -120,9 +120,19 @@ class Model:
             raise InputError(f"model {self.spec.name} takes pictures, not texts")
         return many_text_requests(self.spec, self.tokens, [_item(index, text) for index, text in enumerate(texts)])
 
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that its tokenizer puts before a text and behind it."""
+        try:
+            made = self.tokens.encode(["a"], "a text")
+        except HeptiError:  # it has none, and is asked with token ids alone
+            return [], []
+        own = [place for place, added in enumerate(made.added) if not added]
+        return (made.ids[: own[0]], made.ids[own[-1] + 1 :]) if own else ([], [])
+
     def ids(self, lists: Sequence[Sequence[int]]) -> list[Request]:
         """Return the requests of token ids of this model, taken as they are: with the special tokens that are among them. Raises
-        InputError for the first that the model does not take."""
+        InputError for the first that the model does not take: of another tokenizer they would be another text."""
         if self.takes_pictures:
             raise InputError(f"model {self.spec.name} takes pictures, not tokens")
         requests, words = [], self.spec.numbers("ids")
@@ -133,6 +143,10 @@ class Model:
             if not 0 <= min(own) <= max(own) < words:
                 why = "they are of another tokenizer: ask with texts"
                 raise InputError(f"input {index + 1} has token ids from {min(own)} to {max(own)}, the model has {words}; {why}")
+            before, behind = self._around
+            if list(own[: len(before)]) != before or list(own[len(own) - len(behind) :]) != behind:
+                why = "they are of another tokenizer; ask with texts (LangChain: check_embedding_ctx_length=False)"
+                raise InputError(f"input {index + 1} has token ids without {before + behind}, the model's own around each text: {why}")
             array = np.array(own, np.int64)
             requests.append(token_request(self.spec, index, f"input {index + 1}", (array, np.zeros_like(array)), np.arange(len(own))))
         return requests

@@ -141,7 +141,8 @@ class Front:
             self.check(growing.client)
             room = self.streams.positions
             if self.streams.queue.is_crowded(growing.client, MOST_PROMPTS):
-                raise Busy(f"{self.streams.queue.count} prompts wait already; ask again in some seconds", 5)
+                seconds = min(max(1, round(self.streams.waits)), QUEUE_SECONDS)  # of those that wait some will have been begun then
+                raise Busy(f"{counted(self.streams.queue.count, 'prompts')} wait already; ask again in {seconds:g} s", seconds)
             if not growing.prompt:
                 raise InputError("the prompt has no tokens: there is nothing to go on with")
             if len(growing.prompt) >= room:

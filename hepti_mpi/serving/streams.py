@@ -78,6 +78,7 @@ class Streams:
         self.places = itertools.count()
         self.slots = self.positions = 0  # that rank 0 has; 0: it makes no text
         self.tokens = 0  # made so far
+        self.text_seconds: float | None = None  # from the beginning of a text to its end, of the last ones
 
     @property
     def busy(self) -> bool:
@@ -87,6 +88,13 @@ class Streams:
     def is_due(self) -> bool:
         """Whether rank 0 may be to be told something."""
         return bool(self.cancelled or (len(self.flying) < self.slots and (self.again or self.queue.count)))
+
+    @property
+    def waits(self) -> float:
+        """Seconds until all that wait will have been begun."""
+        now = time.monotonic()
+        each = self.text_seconds or max((now - (one.begun or now) for one in self.flying.values()), default=0.0)
+        return self.queue.count * each / max(1, self.slots)
 
     def ask(self, growing: Growing) -> None:
         self.queue.add(growing.client, growing, [(len(growing.prompt), growing)])
@@ -132,6 +140,8 @@ class Streams:
             self.tokens += event.chosen is not None
             if event.finish is not None:
                 del self.flying[place]
+                took = time.monotonic() - (one.begun or one.since)
+                self.text_seconds = took if self.text_seconds is None else 0.9 * self.text_seconds + 0.1 * took
                 if finish is None and why is None:  # it ends at a stop text, which is known here only
                     self.cancelled.append(place)
             part = Grown(event.text, event.chosen, event.finish) if why is None else Grown("", error=InputError(why))
