@@ -13,10 +13,9 @@ import pytest
 from lab import __main__ as main
 from lab import check, jobs, network, processes, state
 from lab.check import PATIENCE
-from lab.clusters import Cluster, Host, cluster_named, read_clusters
+from lab.clusters import Cluster, Host, cluster_named, read_clusters, slower
 from lab.errors import LabError
 from lab.lab import Lab, _covered
-from lab.throughput import slower
 
 from hepti_mpi.cluster.boards import board_named
 
@@ -76,6 +75,7 @@ def test_a_link_may_have_a_latency(tmp_path):
         ("[a.board]\nx = 1\ny = 1\n[a.mbit]\nx = 1\nz = 1\n", "name different hosts: y, z"),
         ("[a]\nmbit = 5\nlatency_us = -1\n[a.board]\nx = 1\n", "the latency of x in microseconds is -1"),
         ("[a]\nmbit = 5\n[a.latency_us]\ny = 1\n[a.board]\nx = 1\n", "`board` and `latency_us` name different hosts: x, y"),
+        ("[a]\nmbit = 5\nslow = 0\n[a.board]\nx = 1\n", "slow motion of a is 0"),
         ("[a\n", "cannot read"),
     ],
 )
@@ -312,6 +312,20 @@ def test_run_returns_the_exit_code_of_the_job():
     assert done.returncode == 2 and "no-such-command" in done.stderr
 
 
-@pytest.mark.parametrize("board, expected", [("2.5", "7.5"), ("pi4", "pi4*3"), ("laptop*2", "laptop*6")])
-def test_a_board_that_becomes_slow(board, expected):
-    assert slower(board) == expected
+@pytest.mark.parametrize(
+    "board, times, expected", [("2.5", 3, "7.5"), ("pi4", 3, "pi4*3"), ("laptop*2", 3, "laptop*6"), ("pi4*2", 0.5, "pi4")]
+)
+def test_a_board_that_becomes_slow(board, times, expected):
+    assert slower(board, times) == expected
+
+
+def test_slow_motion_is_of_boards_links_and_latencies_alike(tmp_path):
+    file = tmp_path / "clusters.toml"
+    file.write_text("[a]\nslow = 2\nmbit = 100\nlatency_us = 300\n[a.board]\nx = 'pi4'\ny = 2.5\n")
+    own = cluster_named("a", file)
+    assert [(host.board, host.mbit, host.latency_us) for host in own.hosts] == [("pi4*2", 50, 600), ("5", 50, 600)]
+    more = own.in_slow_motion(5)
+    assert more.slow == 5 and [(host.board, host.mbit, host.latency_us) for host in more.hosts] == [("pi4*5", 20, 1500), ("12.5", 20, 1500)]
+    assert own.in_slow_motion(2) == own and more.in_slow_motion(2) == own
+    with pytest.raises(LabError, match="slow motion of a is 0.5; it has to be a number from 1 to 100"):
+        own.in_slow_motion(0.5)

@@ -93,9 +93,10 @@ def test_clusters_of_the_lab():
     pytest.importorskip("tomllib", reason="new in Python 3.11")
     page = (ROOT / "tests/lab/README.md").read_text()
     for cluster in read_clusters().values():
-        boards, rates = [host.board for host in cluster.hosts], [f"{host.mbit:g}" for host in cluster.hosts]
-        shown = rates[0] if len(set(rates)) == 1 else ", ".join(rates)
-        assert f"| `{cluster.name}` | {', '.join(boards)} | {shown} |" in page
+        described = cluster.in_slow_motion(1)
+        boards, rates = [host.board for host in described.hosts], [f"{host.mbit:g}" for host in described.hosts]
+        shown, slow = rates[0] if len(set(rates)) == 1 else ", ".join(rates), "" if cluster.slow == 1 else f"{cluster.slow:g} "
+        assert f"| `{cluster.name}` | {', '.join(boards)} | {shown} | {slow}|" in page
 
 
 def test_options_are_those_of_the_program():

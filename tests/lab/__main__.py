@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import check, state
-from .clusters import cluster_named, read_clusters
+from .clusters import Cluster, cluster_named, read_clusters
 from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def up(options: argparse.Namespace) -> int:
-    cluster = cluster_named(options.cluster)
+    cluster = _cluster(options)
     lab = Lab(cluster, name=options.name or cluster.name, share=options.share, burst_seconds=_burst(options))
     lab.up()
     lab.stay()
@@ -49,7 +49,7 @@ def up(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    cluster = cluster_named(options.cluster)
+    cluster = _cluster(options)
     with Lab(cluster, share=options.share, burst_seconds=_burst(options)) as lab:
         program = [options.program] if options.program else ["-m", "hepti_mpi"]
         return lab.mpirun([sys.executable, *program, *_rest(options.arguments)], stdin=None).returncode
@@ -136,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in starting:
         share = "a folder below /tmp, /run or /dev/shm that all hosts see; other folders they see anyway"
         command.add_argument("--share", metavar="FOLDER", action="append", default=[], help=share)
+        motion = "slow motion: boards and links S times slower than described; times are S times as long; default: the cluster's own"
+        command.add_argument("--slow", metavar="S", type=float, help=motion)
         command.add_argument("--burst", metavar="MS", type=float, help="what a link may save up while idle, in ms; default: 128 KiB")
     for command in [*starting, verb("down", down, "take a lab down, and remove what is left of killed ones")]:
         command.add_argument("cluster", metavar="CLUSTER")
@@ -173,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _rest(arguments: list[str]) -> list[str]:
     return arguments[1:] if arguments[:1] == ["--"] else arguments
+
+
+def _cluster(options: argparse.Namespace) -> Cluster:
+    cluster = cluster_named(options.cluster)
+    return cluster if options.slow is None else cluster.in_slow_motion(options.slow)
 
 
 def _burst(options: argparse.Namespace) -> float | None:

@@ -1,10 +1,10 @@
 """The clusters of clusters.toml: names of hosts, the boards that they are, link rates.
 
-Knows the file and what a sound cluster is. Does not know how hosts are made.
+Knows the file, what a sound cluster is and what it is in slow motion. Does not know how hosts are made.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,16 @@ class Host:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Boards on one switch, in the order of the ranks."""
+    """Boards on one switch, in the order of the ranks.
+
+    Attributes:
+        slow: how many times slower than what the file describes the boards and links are here, latencies as many times longer: so a
+            machine that could not keep up with them can, and all times are that many times those of the cluster.
+    """
 
     name: str
     hosts: tuple[Host, ...]
+    slow: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.hosts or len(self.hosts) > MOST_HOSTS:
@@ -67,6 +73,25 @@ class Cluster:
             if host.name == name:
                 return host
         raise LabError(f"no host {name} in {self.name}; it has: {', '.join(host.name for host in self.hosts)}")
+
+    def in_slow_motion(self, times: float) -> "Cluster":
+        """Return the cluster with everything `times` as slow as in the file. Raises LabError where that is no cluster."""
+        more = _checked(times, 1, 100, f"slow motion of {self.name}") / self.slow
+        hosts = (
+            replace(host, board=slower(host.board, more), mbit=host.mbit / more, latency_us=host.latency_us * more) for host in self.hosts
+        )
+        return Cluster(self.name, tuple(hosts), float(times))
+
+
+def slower(board: str, times: float) -> str:
+    """Return the board that is `times` as slow as one, which is a factor of the lab's own or NAME*FACTOR.
+
+    >>> slower("2.5", 3), slower("pi4", 3), slower("laptop*2", 3), slower("pi4*2", 0.5)
+    ('7.5', 'pi4*3', 'laptop*6', 'pi4')
+    """
+    name, _, factor = board.rpartition("*") if "*" in board else ("", "", board) if board[0].isdigit() else (board, "", "1")
+    now = float(factor) * times
+    return f"{now:g}" if not name else name if now == 1 else f"{name}*{now:g}"
 
 
 def checked_board(board: Any, host: str) -> str:
@@ -113,8 +138,8 @@ def read_clusters(file: Path = FILE) -> dict[str, Cluster]:
 
 def _cluster(name: str, table: Any, file: str) -> Cluster:
     place = f"{file}, cluster {name}"
-    if not isinstance(table, dict) or set(table) - {"latency_us"} != {"board", "mbit"}:
-        raise LabError(f"{place}: wants `mbit`, a table `board` and, if need be, `latency_us`, and nothing else")
+    if not isinstance(table, dict) or set(table) - {"latency_us", "slow"} != {"board", "mbit"}:
+        raise LabError(f"{place}: wants `mbit`, a table `board` and, if need be, `latency_us` and `slow`, and nothing else")
     boards, rates, latencies = table["board"], table["mbit"], table.get("latency_us", 0.0)
     if not isinstance(boards, dict):
         raise LabError(f"{place}: `board` is not a table with one line a host")
@@ -125,6 +150,6 @@ def _cluster(name: str, table: Any, file: str) -> Cluster:
     try:
         return Cluster(name, tuple(
             Host(host, checked_board(boards[host], host), rates[host], number, latencies[host]) for number, host in enumerate(boards, 1)
-        ))  # fmt: skip
+        )).in_slow_motion(table.get("slow", 1))  # fmt: skip
     except LabError as problem:
         raise LabError(f"{file}: {problem}") from None

@@ -18,9 +18,9 @@ for number in 1 2 3 4 5; do
         python -c 'while True: pass' &
         busy=$!
     fi
-    python -m tests.lab run --share "$folder" mixed4 -- bench --weights "$folder/bert-large.h5" --cluster mixed4 --repeat 3 \
+    python -m tests.lab run --slow 2 --share "$folder" mixed4 -- bench --weights "$folder/bert-large.h5" --cluster mixed4 --repeat 3 \
         --methods hepti,hepti-float16,tensor,sequence,megatron,coedge,single --json | tail -n 1 >"$folder/$number-$name.json"
     [ -z "$busy" ] || kill "$busy"
     busy=
 done
-python -m tests.lab.tables --repeated "$folder" | tee "$folder/repeated.md"
+python -m tests.lab.tables --repeated --slow 2 "$folder" | tee "$folder/repeated.md"

@@ -1,11 +1,12 @@
 """Tables of what tables.sh and repeat.sh measured, in Markdown: predictions, regret, nearness to the bound.
 
-    python -m tests.lab.tables FOLDER               FOLDER/*.json: documents of `bench --json`, one a line
+    python -m tests.lab.tables [--slow S] FOLDER    FOLDER/*.json: documents of `bench --json`, one a line
     python -m tests.lab.tables --repeated FOLDER    of the same bench, again and again
 
 Knows the documents of bench; does not know how they were made.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +21,16 @@ MOST_LATE = 0.01
 
 
 def main() -> int:
-    again, folders = sys.argv[1:2] == ["--repeated"], sys.argv[1:]
-    folders = folders[1:] if again else folders
-    if len(folders) != 1:
-        print("error: give the folder with the documents: python -m tests.lab.tables [--repeated] FOLDER", file=sys.stderr)
-        return 2
-    documents = read(Path(folders[0]))
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.tables", description="Tables of what tables.sh and repeat.sh measured.")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="with documents of `bench --json`")
+    parser.add_argument("--slow", metavar="S", type=float, default=1.0, help="slow motion of all of them; times are divided by it")
+    parser.add_argument("--repeated", action="store_true", help="they are of the same bench, again and again")
+    options = parser.parse_args()
+    documents = [in_its_own_time(one, options.slow) for one in read(options.folder)]
     if not documents:
-        print(f"error: no documents of bench in {folders[0]}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
+        print(f"error: no documents of bench in {options.folder}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
         return 2
-    if again:
+    if options.repeated:
         print(repeated(documents))
         return 0
     print("\n\n".join((latencies(documents), predictions(documents), regrets(documents), nearness(documents), late(documents))))
@@ -40,6 +41,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """Return the documents of bench in a folder, in the order of their names and lines."""
     every = [json.loads(line) for path in sorted(folder.glob("*.json")) for line in path.read_text().splitlines()]
     return [one for one in every if one.get("format") == FORMAT]
+
+
+def in_its_own_time(value: Any, slow: float, name: str = "") -> Any:
+    """Return a document, or a part of one that is called `name`, with all seconds divided by the slow motion they were measured in."""
+    if isinstance(value, Mapping):
+        return {key: in_its_own_time(one, slow, key if not name.endswith("seconds") else name) for key, one in value.items()}
+    if isinstance(value, list):
+        return [in_its_own_time(one, slow, name) for one in value]
+    return value / slow if name.endswith("seconds") and isinstance(value, float) else value
 
 
 def latencies(documents: Sequence[Mapping[str, Any]]) -> str:

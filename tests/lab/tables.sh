@@ -11,6 +11,7 @@ cd "$(dirname "$0")/../.."
 python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; install it with: bash jobs/make-venv.sh mpi,pictures" >&2; exit 2; }
 folder=${1:-tables}
 repeat=${REPEAT:-1} # what is emulated repeats within 2 %; see repeat.sh
+slow=${SLOW:-2}     # slow motion of all clusters: two cores keep up with them
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
 
@@ -20,7 +21,7 @@ measure() { # CLUSTER MODEL ROWS METHODS [NAME OPTION...]
     shift $(($# < 5 ? 4 : 5))
     [ ! -e "$file" ] || return 0
     echo "== $model, $rows rows, $name $*"
-    python -m tests.lab run --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
+    python -m tests.lab run --slow "$slow" --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
         --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" | grep '^{' >"$file.part"
     mv "$file.part" "$file"
     echo "took $((SECONDS - begin)) s"
@@ -41,6 +42,6 @@ for cluster in ${CLUSTERS:-$clusters}; do
     measure "$cluster" vit-large 197,64:6,384:6 "$(of "$cluster")"
 done
 measure mixed4 bert-large 128 hepti,tensor,megatron,galaxy,galaxy-boost mixed4-430M --memory-limit 430M # only tensor fits
-python -m tests.lab.tables "$folder" | tee "$folder/tables.md"
+python -m tests.lab.tables --slow "$slow" "$folder" | tee "$folder/tables.md"
 python -m hepti_mpi report "$folder/records.jsonl" --output "$folder/pictures"
 echo "documents, tables and pictures are in $folder"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .clusters import slower
 from .errors import LabError
 from .jobs import CHECKOUT, mpirun
 from .lab import Lab
@@ -156,16 +157,6 @@ def _alone(lab: Lab, weights: Path, sample: Path, folder: Path) -> list[float]:
     return rates
 
 
-def slower(board: str) -> str:
-    """Return the board that is AS_SLOW times as slow as one, which is a factor of the lab's own or NAME*FACTOR.
-
-    >>> slower("2.5"), slower("pi4"), slower("laptop*2")
-    ('7.5', 'pi4*3', 'laptop*6')
-    """
-    name, _, factor = board.rpartition("*") if "*" in board else ("", "", board) if board[0].isdigit() else (board, "", "1")
-    return f"{name}*{float(factor) * AS_SLOW:g}" if name else f"{float(factor) * AS_SLOW:g}"
-
-
 def _slowed(lab: Lab, words: Sequence[str], lengths: Sequence[int]) -> float:
     """Return rows a second after a board has become slower in the middle, once that is known."""
     host, half, after, before = lab.hosts[SLOWED], sum(lengths) / 2, 0.0, lab.board(lab.hosts[SLOWED])
@@ -177,7 +168,7 @@ def _slowed(lab: Lab, words: Sequence[str], lengths: Sequence[int]) -> float:
         rows += sum(lengths[place] for place in record["places"])
         last = time.monotonic()
         if not after and rows >= half:
-            lab.set_board(host, slower(before))
+            lab.set_board(host, slower(before, AS_SLOW))
             after = half + SETTLING * half
         elif after and not begin and rows >= after:
             begin, counted_from = last, rows
