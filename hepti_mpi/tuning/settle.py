@@ -1,12 +1,14 @@
 """Settle on a plan by trying: answer a few requests by the best candidates, learn how fast each rank really is, plan again.
 
 Knows engines and predictions; does not search itself (planning.search does). Candidates answer in turns, since a machine that is
-disturbed for a second would otherwise decide by when it was.
+disturbed for a second would otherwise decide by when it was. Where all layers are alike and a plan divides all of them alike, the first
+few tell what all would take.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from hepti_mpi.quantiles import median
 from hepti_mpi.weights.slices import Part
 
 ROUNDS = 3
+LAYERS = 6  # that are tried, at least, and QUARTER of all
+QUARTER = 0.25
 REQUESTS = 3  # per plan that is tried, after one to warm up
 AGREED = 0.01  # by how much two requests of a plan may differ, after which another one tells nothing new
 FINALISTS = 3  # which answer as often again
@@ -38,19 +42,24 @@ TRUST = 0.25  # of a rank's speed that one round may take away or add
 
 @dataclass
 class Trial:
-    """A plan that is tried: `seconds` of its requests and, for each of them, every rank's seconds of computing; `last`: of its last
-    request, which may have been the one to warm up."""
+    """A plan that is tried, by the first layers of it: `tried` is what its `engine` does.
+
+    `times`: how many times longer all layers take, by their price. `seconds`: of its requests by those that are tried and, for each of
+    them, every rank's seconds of computing; `last`: of its last request, which may have been the one to warm up.
+    """
 
     plan: Plan
+    tried: Part
     engine: Engine
+    times: float = 1.0
     seconds: list[float] = field(default_factory=list)
     compute: list[np.ndarray] = field(default_factory=list)
     last: float | None = None
 
     @property
     def typical(self) -> float:
-        """Mean of the sooner half of its requests: what disturbs only makes them longer."""
-        return float(np.mean(sorted(self.seconds)[: (len(self.seconds) + 1) // 2]))
+        """Seconds of all layers, by the mean of the sooner half of its requests: what disturbs only makes them longer."""
+        return self.times * float(np.mean(sorted(self.seconds)[: (len(self.seconds) + 1) // 2]))
 
 
 @dataclass(frozen=True)
@@ -74,19 +83,19 @@ def settle(
     profile = replace(profile, edges=Edges())  # what is asked here is without
 
     def opened(plan: Plan) -> Trial:
-        part = Part(spec, plan, world.rank)
-        fetch(machine, segments.store, part.slices)
-        return Trial(plan, Engine(machine, part, segments))
+        tried = first_layers(Part(spec, plan, world.rank))
+        times = longer(plan, tried, profile, request) if world.rank == 0 else 1.0
+        fetch(machine, segments.store, tried.slices)
+        return Trial(plan, tried, Engine(machine, tried, segments), world.from_root(times))
 
     documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
     trials = [opened(plans.from_json(document)) for document in documents]
     known = [trial.plan for trial in trials]
-    pricer = Pricer(spec, profile, request.rows, request.attended)
-    ask(machine, trials, pricer.lengths)
+    lengths = Pricer(spec, profile, request.rows, request.attended).lengths
+    ask(machine, trials, lengths)
     for _ in range(ROUNDS):
         best = min(trials, key=lambda trial: trial.typical)
-        profile = learned(pricer, spec, best)
-        pricer = Pricer(spec, profile, request.rows, request.attended)
+        profile = learned(profile, request, best)
         suggestion = search.again(spec, source_hash, profile, request, best.plan).plan if world.rank == 0 else best.plan
         suggestion = plans.from_json(world.from_root(suggestion.to_json()))
         if suggestion in known:
@@ -99,15 +108,34 @@ def settle(
             break  # other slices of the weights, for which there may be no room
         known.append(suggestion)
         trials.append(opened(suggestion))
-        ask(machine, [best, trials[-1]], pricer.lengths)
+        ask(machine, [best, trials[-1]], lengths)
     finalists = sorted(trials, key=lambda trial: trial.typical)[:FINALISTS]
-    ask(machine, finalists, pricer.lengths)
+    ask(machine, finalists, lengths)
     best = min(finalists, key=lambda trial: trial.typical)
     for trial in trials:
         trial.engine.close()
-    profile = replace(learned(pricer, spec, best), edges=edges)
+    profile = replace(learned(profile, request, best), edges=edges)
     price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
+
+
+def first_layers(part: Part) -> Part:
+    """Return what a part does of as many layers as tell what all take: of all, unless all are alike and divided alike."""
+    spec, plan = part.spec, part.plan
+    count = max(LAYERS, ceil(QUARTER * spec.layers))
+    if count >= spec.layers or len(spec.kinds) > 1 or len(set(plan.layers)) > 1:
+        return part
+    return Part(replace(spec, layers=count), replace(plan, layers=plan.layers[:count]), part.rank)
+
+
+def longer(plan: Plan, tried: Part, profile: ClusterProfile, request: Request) -> float:
+    """Return how many times longer all layers of a plan take than those that are tried, by their prices."""
+
+    def price(spec: ModelSpec, one: Plan) -> float:
+        return Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, one), one).seconds
+
+    whole = replace(tried.spec, layers=len(plan.layers))
+    return 1.0 if tried.plan == plan else price(whole, plan) / price(tried.spec, tried.plan)
 
 
 def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
@@ -156,15 +184,15 @@ def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> No
     world.barrier()
 
 
-def learned(pricer: Pricer, spec: ModelSpec, trial: Trial) -> ClusterProfile:
-    """Return the profile of `pricer` with what a trial taught: how many times longer each rank computes than was predicted, within
-    TRUST, and how much longer an exchange takes, which is for the most part waiting for whoever is late this time.
+def learned(profile: ClusterProfile, request: Request, trial: Trial) -> ClusterProfile:
+    """Return the profile with what a trial taught: how many times longer each rank computes than was predicted, within TRUST, and how
+    much longer an exchange takes, which is for the most part waiting for whoever is late this time.
     """
-    program = make_program(spec, trial.plan)
-    predicted = pricer.price(program, trial.plan).compute
+    spec, plan, program = trial.tried.spec, trial.tried.plan, trial.tried.program
+    predicted = Pricer(spec, profile, request.rows, request.attended).price(program, plan).compute
     ratios = np.divide(median(np.array(trial.compute), axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
-    profile = scaled(pricer.profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
-    price = Pricer(spec, profile, pricer.rows, pricer.attended).price(program, trial.plan)
+    profile = scaled(profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
+    price = Pricer(spec, profile, request.rows, request.attended).price(program, plan)
     if not price.bytes:
         return profile
     exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
