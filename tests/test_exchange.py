@@ -10,7 +10,7 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.comm import latency
-from hepti_mpi.comm.exchange import PIECE_BYTES, RING_BYTES, Direct, Exchanges, RingReduce
+from hepti_mpi.comm.exchange import PIECE_BYTES, RING_BYTES, Direct, Exchanges, RingGather, RingReduce
 from hepti_mpi.comm.patience import Patience
 
 WIDTH = 96  # so that blocks of some rows are several segments of a ring
@@ -274,11 +274,34 @@ def test_who_waits_moves_all_on(wait):
 
 
 def test_what_came_while_MPI_looked_is_seen_without_a_pause():
-    """MPI's Testall says what was there before it moved on; whoever sleeps then sleeps beside what is there."""
-    blocks = Direct([object()], [1])
-    looks: list[bool] = [False, True]
-    blocks.testall = lambda requests: looks.pop(0)
+    """MPI's Testsome says what was there before it moved on; whoever sleeps then sleeps beside what is there."""
+    blocks = Direct([object()] * 4, [1] * 4)
+    blocks.startall = lambda requests: None
+    looks: list[list[int]] = [[], [0, 2], [], [3], [], [], [1]]
+    blocks.testsome = lambda requests: looks.pop(0)
+    blocks.start()
+    assert not blocks.progress() and blocks.left == 1 and looks == [[1]]
     assert blocks.progress() and not looks
+
+
+def test_a_ring_takes_all_that_has_come():
+    """A look of MPI brings some of what has come: a ring that waited for the thread's next one after each would carry little."""
+
+    class Came:
+        def __init__(self, looks):
+            self.looks, self.started = looks, 0
+
+        def Start(self):
+            self.started += 1
+
+        def Test(self):
+            self.looks -= 1
+            return self.looks < 0
+
+    receives, forwards = [Came(1) for _ in range(5)] + [Came(9)], [Came(0) for _ in range(6)]
+    ring = RingGather([], receives, forwards, (0, 1))
+    ring.start()
+    assert not ring.progress() and ring.place == 5 and [one.started for one in forwards] == [1] * 5 + [0]
 
 
 def test_an_unknown_way_to_wait():

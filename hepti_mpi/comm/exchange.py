@@ -20,6 +20,7 @@ from hepti_mpi.comm.ranks import Comm
 PIECE_BYTES = 60 << 10  # below the TCP transport's eager limit: sent at once, without the receiver's consent
 RING_BYTES = 16 << 10  # what a ring passes on at a time
 PROGRESS_SECONDS = 500e-6
+LOOKS = 2  # in vain, until nothing has come: MPI looks and then moves on a little, so what came is seen by the next look
 IDLE_WIRE_SECONDS = 0.04
 
 Block = tuple[int, np.ndarray]  # (peer, rows [r, w] of an array, whose columns may be some of it)
@@ -48,11 +49,12 @@ class Direct:
         """`peers`: with whom each of `requests` is."""
         from mpi4py import MPI
 
-        self.peers = list(peers)
-        self.requests, self.startall, self.testall = list(requests), MPI.Prequest.Startall, MPI.Request.Testall
+        self.peers, self.left = list(peers), 0
+        self.requests, self.startall, self.testsome = list(requests), MPI.Prequest.Startall, MPI.Request.Testsome
         self.late = any(isinstance(request, Late) for request in self.requests)
 
     def start(self) -> None:
+        self.left = len(self.requests)
         if self.late:
             for request in self.requests:
                 request.Start()
@@ -60,12 +62,16 @@ class Direct:
             self.startall(self.requests)
 
     def progress(self) -> bool:
-        return not self.requests or self._are_done() or self._are_done()  # MPI looks and then moves on: what came is seen by the next look
+        in_vain = 0
+        while self.left and in_vain < LOOKS:
+            before, self.left = self.left, self._still_open()
+            in_vain = in_vain + 1 if self.left == before else 0
+        return not self.left
 
-    def _are_done(self) -> bool:
+    def _still_open(self) -> int:
         if self.late:
-            return all([request.Test() for request in self.requests])
-        return bool(self.testall(self.requests))
+            return sum([not request.Test() for request in self.requests])
+        return self.left - len(self.testsome(self.requests) or ())
 
     def missing(self) -> list[int]:
         return [peer for peer, request in zip(self.peers, self.requests) if not request.Test()]
@@ -100,13 +106,17 @@ class RingGather:
         for request in self.receives[self.place :]:
             if isinstance(request, Late):
                 request.Test()  # it notes when the message came, also behind others that are not to be seen yet
-        while self.place < len(self.receives) and self.receives[self.place].Test():
+        while self.place < len(self.receives) and self._has(self.receives[self.place]):
             self.arrived(self.place)
             forward = self.forwards[self.place]
             if forward is not None:
                 forward.Start()
             self.place += 1
         return self.place == len(self.receives) and all(r.Test() for r in (*self.own, *self.forwards) if r is not None)
+
+    @staticmethod
+    def _has(request: Any) -> bool:
+        return any(request.Test() for _ in range(LOOKS))
 
     def missing(self) -> list[int]:
         return [self.sides[0] if self.place < len(self.receives) else self.sides[1]]
