@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.machine import Machine
-    from hepti_mpi.engine.sessions import Segments
+    from hepti_mpi.engine.segments import Segments
     from hepti_mpi.models.spec import ModelSpec
     from hepti_mpi.planning.request import Request
     from hepti_mpi.tuning.bench import Bench, Samples
@@ -176,7 +176,7 @@ def subject(session: "Session", choice: Choice, path: Path, name: str | None, fo
     """
     from hepti_mpi.cluster.profile import Edges
     from hepti_mpi.engine.machine import measured_profile
-    from hepti_mpi.engine.sessions import Segments
+    from hepti_mpi.engine.segments import Segments
     from hepti_mpi.tuning.formats import InFormat, in_format
 
     machine, given = session.machine, InFormat("", session.store, 0, None)

@@ -1,6 +1,9 @@
-"""What --help and a wrong command line show, with lines that end between words. Knows click; does not know what commands do."""
+"""Where commands are found, and what --help and a wrong command line show, with lines that end between words. Knows click; does not know
+what commands do."""
 
+import importlib
 import io
+from collections.abc import Iterator, Mapping, MutableMapping
 
 import click
 
@@ -31,14 +34,37 @@ class Context(click.Context):
     formatter_class = Formatter
 
 
+class Commands(MutableMapping[str, click.Command]):
+    """The commands by name. One is imported when it is asked for: of a short job each of them is a part that counts."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        """`places`: the module of each and what it is called there."""
+        self.places, self.found = dict(places), dict[str, click.Command]()
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.found:
+            module, _, called = self.places[name].partition(":")
+            self[name] = getattr(importlib.import_module(module), called)
+        return self.found[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        command.context_class = Context
+        self.found[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self.places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 class Group(click.Group):
     """The commands, each with the whole sentence that says what it is for."""
 
     context_class = Context
-
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        cmd.context_class = Context
-        super().add_command(cmd, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         shown = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]

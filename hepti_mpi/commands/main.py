@@ -6,23 +6,13 @@ MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is i
 import click
 
 from hepti_mpi import __version__
-from hepti_mpi.commands.answer import answer
-from hepti_mpi.commands.bench import bench
-from hepti_mpi.commands.chat import chat
-from hepti_mpi.commands.doctor import doctor
-from hepti_mpi.commands.helping import Group
-from hepti_mpi.commands.inspect import inspect
-from hepti_mpi.commands.plan import plan
-from hepti_mpi.commands.profile import profile
-from hepti_mpi.commands.push import push
-from hepti_mpi.commands.report import report
-from hepti_mpi.commands.run import run
-from hepti_mpi.commands.serve import serve
-from hepti_mpi.commands.slice import slice_command
-from hepti_mpi.commands.supervise import supervise
+from hepti_mpi.commands.helping import Commands, Group
+
+ALIKE = ("answer", "bench", "chat", "doctor", "inspect", "plan", "profile", "push", "report", "run", "serve", "supervise")
+PLACES = {**{name: f"hepti_mpi.commands.{name}:{name}" for name in ALIKE}, "slice": "hepti_mpi.commands.slice:slice_command"}
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, commands=Commands(PLACES), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hepti_mpi")
 @click.pass_context
 def main(context: click.Context) -> None:
@@ -38,7 +28,3 @@ def main(context: click.Context) -> None:
 
         if launched_rank():
             context.exit()  # these need one process: under mpirun the first does it
-
-
-for command in (answer, bench, chat, doctor, inspect, plan, profile, push, report, run, serve, slice_command, supervise):
-    main.add_command(command)

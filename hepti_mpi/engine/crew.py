@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from hepti_mpi.comm.exchange import Exchanges
-from hepti_mpi.engine import sessions
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.engine.segments import Segments
 from hepti_mpi.errors import PlanError
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement, Stage, Team
@@ -84,7 +84,7 @@ def load(machine: Machine, store: Store, placement: Placement, startup: dict[str
     if place is not None and stage is not None and part is not None:
         assert group is not None
         computing = [rank for one in placement.stages for rank in one.computing]
-        own, segments = _machine(machine, stage, replace(machine, world=group), computing), sessions.Segments(store)
+        own, segments = _machine(machine, stage, replace(machine, world=group), computing), Segments(store)
         parts = placement.apart(world.rank)
         if parts > 1:
             own = replace(own, cores=own.cores.apart(parts))

@@ -10,19 +10,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.engine import sessions
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.packing import Rows
 from hepti_mpi.engine.routes import TAGS, Route, Router
+from hepti_mpi.engine.segments import Segments
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.buffers import Laid, buffers, dependencies, interface, named
 from hepti_mpi.program.ownership import Division, Holding, division
 from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Value
 from hepti_mpi.weights.slices import Part
+
+if TYPE_CHECKING:
+    from hepti_mpi.engine.sessions import Segment
 
 GEOMETRIES = 16  # prepared batch shapes that are kept
 ASKED_BYTES = 32 << 20  # of masks and the like that they may hold, if it is more than one
@@ -44,7 +48,7 @@ class _Geometry:
 class Engine:
     """The layers of one model on one rank of a plan."""
 
-    def __init__(self, machine: Machine, part: Part, segments: sessions.Segments) -> None:
+    def __init__(self, machine: Machine, part: Part, segments: Segments) -> None:
         """Build sessions and communicators. Collective; every rank of the job calls it, also those the plan leaves out."""
         world, (spec, plan, program) = machine.world, (part.spec, part.plan, part.program)
         self.spec, self.plan, self.program, self.rank = spec, plan, program, world.rank
@@ -59,7 +63,7 @@ class Engine:
         by_mpi = self.in_order and not self.emulation.on  # who waits there spins, and would take the cores of emulated boards
         self.layers = world.subset(self.active) if by_mpi else None  # those who compute
         self.outer = world.subset(sorted({0, *self.active})) if by_mpi else None
-        self.segments: dict[int, sessions.Segment] = {}
+        self.segments: dict[int, Segment] = {}
         if self.is_active:
             for place, step in enumerate(program):
                 if isinstance(step, Compute):

@@ -17,10 +17,11 @@ import numpy as np
 
 from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.engine import pages, sessions
+from hepti_mpi.engine import pages
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently, together
+from hepti_mpi.engine.segments import Segments
 from hepti_mpi.errors import CapacityError, InputError, PlanError
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.spec import ModelSpec
@@ -50,7 +51,7 @@ class Ready:
     store: Store
     part: Part
     engine: Engine
-    segments: sessions.Segments
+    segments: Segments
     decision: Decision | None
     startup_seconds: dict[str, float]
     tolerance: float = math.inf
@@ -108,7 +109,7 @@ def agreed(machine: Machine, rule: Callable[[], R], told: Callable[[R], Any]) ->
 @patiently
 def load(
     machine: Machine, store: Store, plan: Plan, decision: Decision | None, startup: dict[str, float],
-    segments: sessions.Segments | None = None,
+    segments: Segments | None = None,
 ) -> Ready:  # fmt: skip
     """Check the plan, read and verify this rank's slices, and build the engine. Collective.
 
@@ -127,7 +128,7 @@ def load(
         begin = time.perf_counter()
     with together(world):
         store.verify(part.slices)
-    segments = segments or sessions.Segments(store)
+    segments = segments or Segments(store)
     engine = Engine(machine, part, segments)
     engine.warm_up()
     pages.trim()

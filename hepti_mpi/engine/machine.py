@@ -23,7 +23,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
-from hepti_mpi.engine import measuring, sessions
+from hepti_mpi.engine import pool
 from hepti_mpi.engine.cores import Cores, may_use, widen_affinity
 from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
 from hepti_mpi.models.spec import ModelSpec, product_formats
@@ -47,7 +47,7 @@ class Machine:
 
     def tell_threads_apart(self) -> None:
         """Let sessions have threads of their own, so that some compute by one beside others; before the first one is made."""
-        sessions.configure(self.cores.threads, one_pool=self.cores.alone_threads == 1)
+        pool.configure(self.cores.threads, one_pool=self.cores.alone_threads == 1)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def _all_or_none(world: Comm, emulation: Emulation) -> None:
 
 def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
     """Configure this process to compute with its threads and to wait as suits the host. Collective."""
-    sessions.configure(cores.threads, one_pool=not cores.two_ways)
+    pool.configure(cores.threads, one_pool=not cores.two_ways)
     crowd = sum(wanted for host, wanted in world.gather_all([host_name(), cores.threads]) if host == host_name())
     latencies = world.gather_all(emulation.latency_seconds)  # of each one's link: a message travels on two
     if any(latencies):
@@ -122,6 +122,8 @@ def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:
 
 def versions(machine: Machine, spec: ModelSpec) -> dict[str, str]:
     """Return what a profile must have been measured with to be of use again for a model."""
+    from hepti_mpi.engine import sessions
+
     emulated = {profiles.EMULATION: ",".join(str(board) for board in machine.boards)} if any(machine.boards) else {}
     formats = profiles.in_formats(product_formats(spec))
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **sessions.versions(), **emulated, **formats}
@@ -150,10 +152,9 @@ def measured_profile(
     `required`: a saved profile that does not match is an error (the user named it) instead of a reason to measure.
     `known`: on rank 0, those that were measured before, of these hosts and maybe more. `must_keep`: that it cannot be saved is an error.
     """
-    world = machine.world
-    cores = machine.cores
+    world, cores = machine.world, machine.cores
     nodes = [tuple(own) for own in world.gather_all([host_name(), len(cores.whole), cores.threads, cores.alone_threads])]
-    shape, using = (spec.hidden, spec.ffn), versions(machine, spec)
+    shape, using = (spec.hidden, spec.ffn), versions(machine, spec) if world.rank == 0 else {}
     saved: list[ClusterProfile | None] = [None]
     with together(world):
         parts = [part for one in known if (part := profiles.of_hosts(one, [host for host, *_ in nodes])) is not None]
@@ -164,14 +165,14 @@ def measured_profile(
     content, trusted = world.from_root([None if saved[0] is None else saved[0].to_json(), required or bool(known)])
     if content is not None:
         found = profiles.from_json(content)
-        ratios = [1.0] if trusted else measuring.sooner(world, machine.emulation, cores, spec, found)
+        ratios = [1.0] if trusted else _sooner(machine, spec, found)
         if max(ratios) < SOONER:
             return found
         rank = int(np.argmax(ratios))
         told = f"rank {rank} on {nodes[rank][0]} is {ratios[rank]:.1f} times as fast as in profile {path}"
         say(f"{told}: it had other work when that was measured")
     say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
-    profile = measuring.measured(world, machine.exchanges, machine.emulation, cores, spec, using)
+    profile = _measured(machine, spec, world.from_root(using))
     with together(world):
         if world.rank == 0 and path is not None:
             try:
@@ -181,6 +182,24 @@ def measured_profile(
                     raise ProfileError(f"{error}; name another file with --output") from None
                 say(f"the profile is not kept: {error}")  # the run can do without; the next one measures again
     return profile
+
+
+def _sooner(machine: Machine, spec: ModelSpec, profile: ClusterProfile) -> list[float]:
+    """Return how many times as fast each rank is now as its profile says, 1 of one that does not look: of a host that one rank may have
+    whole the first rank looks so, alone as it was measured, since all of that host was measured within the same seconds. Collective."""
+    cores, ratio = machine.cores, 1.0
+    if not machine.emulation.on and (cores.leads or not cores.two_ways):
+        from hepti_mpi.engine import measuring
+
+        ratio = measuring.sooner(cores, spec, profile.nodes)
+    return [float(one) for one in machine.world.gather_all(ratio)]
+
+
+def _measured(machine: Machine, spec: ModelSpec, using: dict[str, str]) -> ClusterProfile:
+    """Measure the ranks. Collective."""
+    from hepti_mpi.engine import measuring
+
+    return measuring.measured(machine.world, machine.exchanges, machine.emulation, machine.cores, spec, using)
 
 
 def _keep(profile: ClusterProfile, path: Path) -> None:

@@ -16,7 +16,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
 from hepti_mpi.cluster.memory import usable_memory
-from hepti_mpi.cluster.profile import CACHES, ClusterProfile, Edges, joined
+from hepti_mpi.cluster.profile import CACHES, ClusterProfile, Edges, NodeProfile, joined
 from hepti_mpi.cluster.speeds import GLANCE, Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
@@ -135,29 +135,27 @@ def gathered(comm: Comm, exchanges: Exchanges, who: dict[str, Any], own: Timed, 
     return joined(every, versions, shape, took)
 
 
-def sooner(world: Comm, emulation: Emulation, cores: Cores, spec: ModelSpec, profile: ClusterProfile) -> list[float]:
-    """Return how many times as fast each rank is now as its profile says, by some products of few rows. Collective; takes a moment.
+def sooner(cores: Cores, spec: ModelSpec, nodes: Sequence[NodeProfile]) -> float:
+    """Return how many times as fast this rank is now as its profile says, by some products of few rows; where it may have its host's cores
+    for itself, with all of them. `nodes`: the profiles of all ranks. It takes a moment.
 
     A machine with other work can only be slower: much faster than the profile means that it had other work when that was measured.
     """
-    if emulation.on:
-        return [1.0] * world.size
-    node = profile.nodes[world.rank]
+    node = nodes[cores.rank]
+    crowd = sum(one.threads for one in nodes if one.host == node.host)
+    threads, before = cores.use(alone=cores.two_ways), node.alone or node
     place = min(GLANCE, len(node.gemm_rows) - 1)
-    chain, (tile, weights) = products(spec, cores.threads, product_formats(spec)), chained(spec)
+    chain, (tile, weights) = products(spec, threads, product_formats(spec)), chained(spec)
     rows = {"x": np.resize(tile, (node.gemm_rows[place], spec.hidden))}
-    clock = time.perf_counter
-    crowd = sum(threads for other, threads in world.gather_all([node.host, cores.threads]) if other == node.host)
-    if crowd > len(cores.whole):  # as the profile was measured
-        clock = partial(_cpu_time, cores.threads)
+    clock = partial(_cpu_time, threads) if crowd > len(cores.whole) else time.perf_counter  # as the profile was measured
     times = []
     with cores.apart_from_threads():
         for _ in range(GLANCES):
             begin = clock()
             chain.run(None, rows)
             times.append(clock() - begin)
-    then = node.glance_seconds_per_weight * weights
-    return [float(ratio) for ratio in world.gather_all(then / max(min(times[1:]), 1e-9))]
+    cores.use(alone=False)
+    return before.glance_seconds_per_weight * weights / max(min(times[1:]), 1e-9)
 
 
 def _cpu_time(threads: int) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
-from hepti_mpi.engine import sessions
 from hepti_mpi.planning.traffic import FLOAT, RING_GAIN
 from hepti_mpi.program.ops import CASTS
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
@@ -51,6 +50,8 @@ class Route:
         if not self.sums or self.sums[0][0].dtype == np.float32:
             copies = [partial(np.copyto, target, source) for target, source in self.after]
             return [*copies, *(partial(np.add, self.after[0][0], term, out=self.after[0][0]) for (term,) in self.sums)]
+        from hepti_mpi.engine import sessions
+
         ((target, own),) = self.after
         return [sessions.add_short(target, own, self.sums)] if own.size else []
 

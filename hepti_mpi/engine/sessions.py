@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -21,14 +20,14 @@ from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
+from hepti_mpi.engine.pool import POOL
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F16, F32
 from hepti_mpi.program.ops import Op
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.prepacked import key_of, processor_name
-from hepti_mpi.weights.slices import Part, Slice
+from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
-from hepti_mpi.wording import counted
 
 Held = Mapping[Op, Mapping[str, Slice]]  # the operations of a step that a rank takes part in, with its slices by what each is to it
 ELEMENT = {
@@ -43,29 +42,18 @@ OPSETS = {"Attention": 23, "block_size": 21}  # of nodes, or attributes, that ar
 PROVIDERS = ["CPUExecutionProvider"]
 KEPT = "segment.onnx"  # what a file of weights that are kept packed belongs to
 LEAST_ROOM = 1 << 20  # bytes of such files besides weights
-_configured: list[tuple[int, bool]] = []
-_made: list[bool] = []  # whether a session was
-
-
-def configure(threads: int, one_pool: bool = True) -> None:
-    """Give all sessions of this process one allocator and, with `one_pool`, one thread pool of `threads`: it cannot be changed any more.
-    Else each session has threads of its own, as many as it is made with. Counts from the first session on, and cannot be changed then.
-    """
-    if _made and _configured[0] != (threads, one_pool):
-        raise ValueError(f"this process already runs ONNX Runtime with {counted(_configured[0][0], 'threads')}")
-    _configured[:] = [(threads, one_pool)]
 
 
 def _begin() -> None:
     """Set up what all sessions share: without one allocator each of some fifty keeps an arena for intermediate values."""
     onnxruntime.set_default_logger_severity(4)
     pages.one_heap()
-    if _configured[0][1]:
-        onnxruntime.set_global_thread_pool_sizes(_configured[0][0], 1)
+    if POOL.shared and POOL.threads is not None:
+        onnxruntime.set_global_thread_pool_sizes(POOL.threads, 1)
     memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
     arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, not a power of two
     onnxruntime.create_and_register_allocator(memory, arena)
-    _made.append(True)
+    POOL.in_use = True
 
 
 def versions() -> dict[str, str]:
@@ -96,24 +84,6 @@ class Segment:
                 bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
         runner: Callable[[object], None] = self.session.run_with_iobinding
         return partial(runner, binding)
-
-
-class Segments:
-    """The sessions of one store in this process: plans and tiles with the same operations on the same weights share one."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.made: WeakValueDictionary[tuple[object, ...], Segment] = WeakValueDictionary()  # as long as an engine uses it
-
-    def get(self, compute: Compute, part: Part, mode: str, threads: int) -> Segment:
-        held = part.held(compute)
-        pieces = tuple((op, *slices.values()) for op, slices in held.items())
-        heads = part.heads if any(op.axis == "heads" for op in compute.ops) else 0
-        key = (compute.ops, compute.reads, compute.writes, compute.distribution, heads, pieces, mode, threads)
-        segment = self.made.get(key)
-        if segment is None:
-            segment = self.made[key] = build(compute, self.store, held, heads, mode, threads)
-        return segment
 
 
 def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, threads: int) -> Segment:
@@ -237,10 +207,10 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 def _options(threads: int, folder: Path | None = None) -> onnxruntime.SessionOptions:
     """Return what all sessions have in common; `folder`: of the files with weights, where it is not the model's."""
-    if _configured and not _made:
+    if POOL.threads is not None and not POOL.in_use:
         _begin()
     options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = not (_configured and _configured[0][1])
+    options.use_per_session_threads = not POOL.shared
     if options.use_per_session_threads:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")  # between two runs other sessions want the cores

@@ -16,7 +16,7 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.loading import Ready
 from hepti_mpi.engine.machine import Machine
-from hepti_mpi.engine.sessions import Segments
+from hepti_mpi.engine.segments import Segments
 from hepti_mpi.planning.price import Price, Pricer
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan

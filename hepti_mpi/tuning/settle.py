@@ -16,7 +16,7 @@ from hepti_mpi.cluster.profile import ClusterProfile, Edges, scaled
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import fetch
 from hepti_mpi.engine.machine import Machine, patiently
-from hepti_mpi.engine.sessions import Segments
+from hepti_mpi.engine.segments import Segments
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
 from hepti_mpi.planning.price import Price, Pricer

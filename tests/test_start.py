@@ -1,0 +1,49 @@
+"""What a start imports: the command that is asked for and, on each rank, what that rank uses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_bad_input import MPIRUN, SECONDS, launch_environment
+
+from hepti_mpi.commands import main
+
+COMMANDS = sorted(main.PLACES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_imports_no_other(name):
+    code = f"import sys\nfrom hepti_mpi.commands import main\ntry:\n    main.main(['{name}', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert f"hepti_mpi.commands.{name}" in done.stderr.split()
+    assert not {f"hepti_mpi.commands.{other}" for other in COMMANDS if other != name} & set(done.stderr.split())
+
+
+def test_a_rank_that_rests_does_not_import_what_computes(tmp_path):
+    """Three ranks of one host, whose plan lets the first compute with all cores: the others neither look at their speed nor make a
+    session."""
+    store, root = tmp_path / "tiny.h5", Path(__file__).parent.parent
+    assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(store)]).exit_code == 0
+    (tmp_path / "told.py").write_text("""
+import atexit, os, sys
+from pathlib import Path
+from hepti_mpi import __main__ as program
+def tell():
+    found = [name for name in ("onnx", "onnxruntime", "scipy", "matplotlib") if name in sys.modules]
+    Path("imported." + os.environ["OMPI_COMM_WORLD_RANK"]).write_text(" ".join(found))
+atexit.register(tell)
+sys.argv[0] = "hepti_mpi"
+program.main()
+""")
+    environment = launch_environment() | {"PYTHONPATH": str(root)}
+    command = [str(MPIRUN), "-n", "3", sys.executable, "told.py", "run", "--weights", str(store), "--strategy", "single", "--json"]
+    for fresh in (["--fresh"], []):
+        done = subprocess.run([*command, *fresh], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+    told = [(tmp_path / f"imported.{rank}").read_text().split() for rank in range(3)]
+    assert told == [["onnx", "onnxruntime"], [], []]
