@@ -233,18 +233,19 @@ def givers(count: int, ranks: int) -> np.ndarray:
 
 
 def _straight(direct: Sent, exchange: float, links: Links) -> tuple[Any, ...]:
-    """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do."""
+    """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do; `never` by place, since where
+    none is missing there is none."""
     out, into, _, blocks = direct
     receiving, never = into > 0, None
     getting = receiving
     if blocks is not None:
-        ranks = len(blocks)
+        ranks, places = len(blocks), blocks.shape[2:4]
         who = givers(ranks - 1 if links.rooted.all() else ranks, ranks)
-        blocks = blocks.reshape(-1, *blocks.shape[2:]).take(who * ranks + range(ranks), axis=0)
+        blocks = blocks.reshape(-1, *blocks.shape[2:]).take(who * ranks + np.arange(ranks), axis=0)
         there = blocks > 0
-        getting = there.any(axis=0)
-        complete = there.all(axis=0).all(axis=0).all(axis=-1).tolist()
-        gaps = _by_place(None if np.all(complete) else np.where(there, 0.0, np.inf), there.shape[2:4])
+        getting = np.asarray(there.any(axis=0))
+        complete: Any = np.asarray(there.all(axis=0)).all(axis=0).all(axis=-1).tolist()
+        gaps = _by_place(None if all(map(all, complete)) else np.where(there, 0.0, np.inf), places)
         never = [[None if whole else gap for whole, gap in zip(*some)] for some in zip(complete, gaps)]
     return out, into, np.where(receiving, np.inf, -np.inf), np.where(getting, exchange, -np.inf), blocks, never
 
