@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-BETWEEN = 120e-6  # seconds between two looks at least: each takes a core from those who compute, and messages come in many pieces
+BETWEEN = 30e-6  # seconds between two looks at least: each takes a core from those who compute, and messages come in many pieces
 SHORTEST, LONGEST, PART = 0.2e-3, 0.005, 1 / 40  # seconds that one sleeps at most, and of those waited: sending needs looks as well
 AGAIN_SECONDS = 1.0  # between two searches for new connections, at most: they are made when ranks first have something to say
 GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
