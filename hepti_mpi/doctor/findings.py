@@ -24,6 +24,15 @@ SKEW_SECONDS = 2.0
 SLOW_LINK = 4  # times slower than the median of the hosts
 SLOW_WIRE = 2  # times slower than the interface says
 NOW = {0: "its supply voltage is too low", 1: "its clock is held down", 2: "it is throttled", 3: "it is near the limit of temperature"}
+UNREACHABLE = {  # what ssh says, and what mends it
+    "not resolve hostname": "write its address and name into /etc/hosts, or the address or {name}.local into the hostfile",
+    "Connection refused": "switch ssh on there: sudo systemctl enable --now ssh",
+    "Connection timed out": "is it switched on, in this network, and is the address right?",
+    "No route to host": "is it switched on, in this network, and is the address right?",
+    "Network is unreachable": "is this machine in the network of that address?",
+    "Host key verification failed": "if that board was set up anew, forget its old key: ssh-keygen -R {name}",
+    "Permission denied": "give it your key with: ssh-copy-id {host}",
+}
 BOOT = 16  # bits from here: the same, at some time since it was started
 
 
@@ -74,8 +83,9 @@ def _on(host: str, facts: Facts, command: str) -> str:
 
 
 def _unreachable(host: str, why: str) -> Finding:
+    mend = next((mend for words, mend in UNREACHABLE.items() if words in why), UNREACHABLE["Permission denied"])
     return Finding(host, f"cannot be asked: {why}", "mpirun starts its ranks over ssh, and must not be asked for a password",
-                   f"try: ssh -o BatchMode=yes {host} true; give it your key with: ssh-copy-id {host}")  # fmt: skip
+                   f"{mend.format(host=host, name=host.rpartition('@')[2])}; look with: ssh -o BatchMode=yes {host} true")  # fmt: skip
 
 
 def _software(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
