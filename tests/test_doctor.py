@@ -104,7 +104,7 @@ def test_settings_that_hold():
 
 
 @pytest.mark.parametrize("said, mend", [
-    ("ssh: Could not resolve hostname pi4-3: Name or service not known", "into /etc/hosts, or the address or pi4-3.local into the hostfile"),
+    ("ssh: Could not resolve hostname pi4-3: Name or service not known", "the address or pi4-3.local into the hostfile"),
     ("ssh: connect to host pi4-3 port 22: Connection refused", "systemctl enable --now ssh"),
     ("ssh: connect to host pi4-3 port 22: Connection timed out", "is it switched on"),
     ("ssh: connect to host pi4-3 port 22: No route to host", "is it switched on"),

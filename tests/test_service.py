@@ -5,6 +5,7 @@ import base64
 import http.client
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 import rude
 from services import BEGIN_SECONDS, GOLDEN, ROOT, Served, served, writing_folder
+from terminals import environment
 
 import hepti_mpi
 from hepti_mpi.api.asked import checked
@@ -259,6 +261,24 @@ def test_what_keeps_it_from_starting_is_one_sentence(folder, sentences, words, s
     command = [sys.executable, "-m", "hepti_mpi", "serve", "--port", "0", *given, *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ranks_of_a_service_are_told_how_wide_its_terminal_is(folder, sentences):
+    master, slave = pty.openpty()
+    subprocess.run(["stty", "cols", "47"], stdin=slave, check=True)
+    command = [sys.executable, "-m", "hepti_mpi", "serve", "--port", "0", "--weights", str(sentences.store)]
+    process = subprocess.Popen(command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=environment())
+    os.close(slave)
+    shown = b""
+    try:
+        while b"ready on" not in shown:
+            shown += os.read(master, 1 << 16)
+        [rank] = [child for file in Path(f"/proc/{process.pid}/task").glob("*/children") for child in file.read_text().split()]
+        assert b"HEPTI_COLUMNS=47" in Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(BEGIN_SECONDS) == 0
+        os.close(master)
 
 
 def curls():

@@ -22,6 +22,7 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.paths import store_path
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.terminal import ERR, hand_on
 from hepti_mpi.commands.writing import no_text, room_options
 from hepti_mpi.errors import HeptiError, InputError
 
@@ -83,6 +84,7 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
         raise click.UsageError("the plan of a model that writes text is kept: leave out --adapt")
     if not model.spec.generates:
         no_text(said_cache(options))
+    hand_on(ERR)
     server.make_room()
     listener = server.listening(host, port)
     words = ["answer", "--weights", str(path), *handed_on(given)]

@@ -1,6 +1,5 @@
 """The command that keeps a run going when hosts are lost: it keeps the journal and writes the output."""
 
-import os
 import signal
 import sys
 import time
@@ -12,7 +11,7 @@ import click
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, words_options
 from hepti_mpi.commands.screen import SCREEN
-from hepti_mpi.commands.terminal import COLUMNS, make_room
+from hepti_mpi.commands.terminal import OUT, hand_on, make_room
 
 if TYPE_CHECKING:
     from hepti_mpi.supervisor.kept import Kept
@@ -58,8 +57,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     hosts = read_hosts(hostfile)
 
     kept = Kept(hostfile.with_suffix(".profile.json"), options["output"], options["resume"], SCREEN.say, options["fresh"])
-    if SCREEN.width is not None:
-        os.environ[COLUMNS] = str(SCREEN.width)
+    hand_on(OUT)
     rest = [word for word in arguments if word != "--resume"] + ["--quiet"] * SCREEN.quiet
     supervisor = Supervisor(hosts, mpirun_words(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 IN, OUT, ERR = 0, 1, 2  # descriptors
-COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which a supervisor shows what its ranks print
+COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which this process shows what its ranks print
 CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click takes it out of what goes to a pipe: under mpirun
 
 closed: set[int] = set()  # descriptors that nobody reads
@@ -74,6 +74,13 @@ def width(descriptor: int) -> int | None:
         return console(descriptor).width
     told = os.environ.get(COLUMNS, "")
     return int(told) if told.isdecimal() and int(told) else None
+
+
+def hand_on(descriptor: int) -> None:
+    """Tell processes that are started from now on how wide the terminal is where what they print is shown, if there is one."""
+    columns = width(descriptor)
+    if columns is not None:
+        os.environ[COLUMNS] = str(columns)
 
 
 def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) -> None:
