@@ -19,10 +19,11 @@ def main() -> None:
     import gc
 
     from hepti_mpi.comm import channel, interrupts
-    from hepti_mpi.comm.launcher import is_up, launched_rank
+    from hepti_mpi.comm.launcher import is_up, launched_rank, print_past_launcher
 
     _set_threads()
     _set_streams()
+    print_past_launcher()
     gc.set_threshold(20_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
     channel.tell_place()  # before anything can fail on this host
     rank, code = launched_rank(), interrupts.EXIT_CODE
@@ -138,12 +139,12 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
-    from hepti_mpi.commands import terminal
     from hepti_mpi.commands.meter import end_meters
     from hepti_mpi.commands.screen import SCREEN
+    from hepti_mpi.commands.terminal import begun
 
     end_meters()
-    if not tell_past_launcher("\n" * bool(terminal.begun) + SCREEN.folded(sentence)):
+    if not tell_past_launcher("\n" * bool(begun) + SCREEN.folded(sentence)):
         _tell(sentence)
 
 

@@ -73,6 +73,44 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(made):
     assert not (made / "one.jsonl").exists() and said.splitlines()[-1] == sentence
 
 
+WAITING = """
+import os, sys, time
+from hepti_mpi.comm.launcher import print_past_launcher
+print_past_launcher()
+print("> ", end="", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+print("seen")
+"""
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("options", [[], ["--tag-output"]])
+def test_a_line_that_has_not_ended_is_seen_on_the_terminal_of_mpirun(tmp_path, options):
+    """Which holds it back. Where mpirun is to say whose each line is, it has all of them."""
+    gate = tmp_path / "seen"
+    if options:
+        gate.touch()
+    master, slave = pty.openpty()
+    command = [str(MPIRUN), "--oversubscribe", *options, "-n", "1", sys.executable, "-c", WAITING, str(gate)]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    try:
+        while True:
+            shown += os.read(master, 1 << 16)
+            if b"> " in shown:
+                gate.touch()
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        os.close(master)
+        process.kill()
+        process.wait()
+    assert b"seen" in shown and (b"<stdout>" in shown) == bool(options), shown
+
+
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
 def test_ctrl_c_under_mpirun_is_one_sentence_and_leaves_no_rank(made):
     code, said = interrupted(made, "two.jsonl", str(MPIRUN), "-n", "2", "--oversubscribe")

@@ -4,6 +4,7 @@ import io
 import os
 import select
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -13,6 +14,7 @@ from typing import IO
 from hepti_mpi.errors import InputError
 
 PIPE_QUIET_SECONDS = 0.5
+PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
 
 
@@ -125,6 +127,28 @@ def tell_past_launcher(sentence: str) -> bool:
     except OSError:  # a socket
         return False
     return True
+
+
+def print_past_launcher() -> None:
+    """Let what the first rank prints on mpirun's terminal go there by itself: Open MPI 5 holds a line back until it has ended, and so a
+    bar, a question, a text that grows. Not where mpirun was asked to do something with what is printed."""
+    parent, own = os.getppid(), _words(os.getpid())
+    words = _words(parent)
+    if not launched() or launched_rank() or not _is_mpirun(words):
+        return
+    while own and words and own[-1] == words[-1]:  # what is left are mpirun's own options, and the interpreter's name
+        own, words = own[:-1], words[:-1]
+    if any(word.lstrip("-").partition("=")[0] in PRINTING for word in words if word.startswith("-")):
+        return
+    for descriptor in (1, 2):
+        try:
+            found = os.open(f"/proc/{parent}/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+        except OSError:  # a socket, or another user's
+            continue
+        if os.isatty(found):
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # ranks are no part of the group that `stty tostop` lets print
+            os.dup2(found, descriptor)
+        os.close(found)
 
 
 def _is_mpirun(words: list[str]) -> bool:
