@@ -269,6 +269,16 @@ def test_a_call_that_is_demanded_is_given(monkeypatch, form, choice, names):
         assert found[0]["delta"]["tool_calls"][0]["function"] == call["function"]
 
 
+def test_a_demanded_call_has_no_arguments_that_its_tool_does_not_name():
+    """Clients leave that out: a small model wrote property after property until there was no room."""
+    inner = {"type": "object", "properties": {"a": {"type": "string"}}}
+    said = {"properties": {"one": inner, "free": inner | {"additionalProperties": True}, "both": {"allOf": [inner, inner]}}}
+    tools = [{"type": "function", "function": {"name": "x", "parameters": said}}]
+    found = demanded("required", tools=tools).sampling.schema["$defs"]["call0"]
+    assert found["additionalProperties"] is found["properties"]["one"]["additionalProperties"] is False
+    assert found["properties"]["free"]["additionalProperties"] is True and found["properties"]["both"]["allOf"] == [inner, inner]
+
+
 def test_what_else_is_said_of_tools():
     assert demanded("auto").sampling.schema is demanded("none").sampling.schema is demanded(None).sampling.schema is None
     assert demanded("auto").calls and not demanded("none").calls

@@ -17,6 +17,7 @@ from hepti_mpi.serving.http.refusals import Refused
 
 BEGIN, END = CALL
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}  # parameters of a tool that tells none
+OPEN = set("additionalProperties patternProperties unevaluatedProperties allOf anyOf oneOf if $ref".split())  # say what else there is
 MARKED = re.compile(re.escape(BEGIN) + r"(.*?)(?:" + re.escape(END) + r"|\Z)", re.DOTALL)
 
 
@@ -61,14 +62,17 @@ def schema_of_call(tools: Sequence[Any], arguments: str, many: bool) -> dict[str
     return ({"type": "array", "items": call, "minItems": 1, "maxItems": 1} if many else call) | {"$defs": definitions}
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """Return a schema whose references are right where it stands at `place` of another."""
+def _moved(schema: Any, place: str, closed: bool = True) -> Any:
+    """Return a schema whose references are right where it stands at `place` of another; `closed`: objects have nothing but their properties
+    where it does not say otherwise, else a small model goes on to make some up."""
     if isinstance(schema, list):
-        return [_moved(one, place) for one in schema]
+        return [_moved(one, place, closed) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
-    return {key: place + one[1:] if key == "$ref" and isinstance(one, str) and one.startswith("#") else _moved(one, place)
-            for key, one in schema.items()}  # fmt: skip
+    found = {key: place + one[1:] if key == "$ref" and isinstance(one, str) and one.startswith("#")
+             else _moved(one, place, closed and key != "allOf") for key, one in schema.items()}  # fmt: skip
+    closes = closed and schema.get("type") == "object" and "properties" in schema and not OPEN & schema.keys()
+    return found | {"additionalProperties": False} if closes else found
 
 
 def calls(text: str, plain: Collection[str] = ()) -> tuple[str, list[dict[str, Any]]]:
