@@ -80,7 +80,7 @@ print_past_launcher()
 print("> ", end="", flush=True)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.05)
-print("seen")
+print("seen", sys.stdin.readline())
 """
 
 
@@ -90,12 +90,14 @@ def test_a_line_that_has_not_ended_is_seen_on_the_terminal_of_mpirun(tmp_path, o
     """Which holds it back. Where mpirun is to say whose each line is, it has all of them."""
     gate = tmp_path / "seen"
     if options:
-        gate.touch()
+        gate.touch()  # nothing is seen before the line ends
     master, slave = pty.openpty()
     command = [str(MPIRUN), "--oversubscribe", *options, "-n", "1", sys.executable, "-c", WAITING, str(gate)]
     environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=slave, stderr=slave, env=environ, start_new_session=True)
     os.close(slave)
+    process.stdin.write(b"yes\n")
+    process.stdin.close()
     shown = b""
     try:
         while True:
@@ -108,7 +110,7 @@ def test_a_line_that_has_not_ended_is_seen_on_the_terminal_of_mpirun(tmp_path, o
         os.close(master)
         process.kill()
         process.wait()
-    assert b"seen" in shown and (b"<stdout>" in shown) == bool(options), shown
+    assert b"seen yes" in shown and (b"<stdout>" in shown) == bool(options), shown
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")

@@ -147,6 +147,7 @@ def print_past_launcher() -> None:
             continue
         if os.isatty(found):
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # ranks are no part of the group that `stty tostop` lets print
+            os.dup(descriptor)  # kept open: mpirun takes a rank that has closed both for one that reads no more either
             os.dup2(found, descriptor)
         os.close(found)
 
