@@ -86,6 +86,27 @@ def test_a_cache_grows_by_parts(path, tmp_path):
         cache.close()
 
 
+def test_a_cache_asks_for_all_that_is_sent_and_keeps_what_it_has(path, tmp_path):
+    with Store(path) as whole:
+        cache = CachedStore.beginning(tmp_path / "cache.h5", (whole.spec, whole.files, whole.source_hash))
+        slices, asked = whole_slices(SPEC), []
+        cache.take(cache.lacking(slices[:4]), whole.parts)
+        before = cache.path.read_bytes()
+
+        def fetch(piece):
+            asked.append(piece)
+            if len(asked) in (3, 5):
+                raise StoreError("damaged on its way")
+            return whole.parts(piece)
+
+        lacking = cache.lacking(slices)
+        with pytest.raises(StoreError, match="damaged on its way"):
+            cache.take(lacking, fetch)
+        assert asked == lacking and len(asked) > 5
+        assert cache.path.read_bytes() == before and cache.lacking(slices) == lacking
+        cache.close()
+
+
 def test_a_flipped_bit_in_any_part_is_named(path, content):
     with Store(path) as store:
         regions = {(piece.name, part): store.region(piece, part) for piece in whole_slices(SPEC) for part in piece.parts}

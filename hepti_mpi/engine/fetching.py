@@ -6,12 +6,13 @@ Knows which rank has what and sends it; what the file looks like is weights.cach
 import base64
 import json
 import zlib
-from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.machine import Machine, together
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.spec import ModelSpec
@@ -99,29 +100,18 @@ def fetch(machine: Machine, store: Store, wanted: Iterable[Slice]) -> int:
                     world.send(rank, values)
                     world.send(rank, np.array([zlib.crc32(values.data)], np.uint32).view(np.uint8))
         if pieces:
-            _take(machine, store, pieces, serving[world.rank])
+            assert isinstance(store, CachedStore)
+            store.take(pieces, partial(_received, world, serving[world.rank]))
     return sum(piece.bytes for every in asked.values() for piece in every)
 
 
-def _take(machine: Machine, store: Store, pieces: list[Slice], holder: int) -> None:
-    """Take what `holder` sends; all of it, whatever goes wrong here."""
-    assert isinstance(store, CachedStore)
-    left = deque((piece, part) for piece in pieces for part in piece.parts)
-
-    def arrived(piece: Slice) -> dict[str, np.ndarray]:
-        return {part: array_of(piece, part) for part in piece.parts}
-
-    def array_of(piece: Slice, part: str) -> np.ndarray:
-        assert left.popleft() == (piece, part)
-        array = piece.parts[part]
-        values, checksum = machine.world.receive(holder, array.bytes), machine.world.receive(holder, 4).view(np.uint32)
-        if zlib.crc32(values.data) != checksum[0]:
-            raise StoreError(f"{piece.name} from rank {holder} was damaged on its way; run again")
-        return values.view(array.kind).reshape(array.shape)
-
-    try:
-        store.take(pieces, arrived)
-    finally:
-        while left:
-            piece, part = left.popleft()
-            machine.world.receive(holder, piece.parts[part].bytes), machine.world.receive(holder, 4)
+def _received(world: Comm, holder: int, piece: Slice) -> dict[str, np.ndarray]:
+    """Take a piece, part by part, from the rank that sends it. Raises StoreError where it came otherwise than it was sent."""
+    found, sound = dict[str, np.ndarray](), True
+    for part, array in piece.parts.items():
+        values, checksum = world.receive(holder, array.bytes), world.receive(holder, 4).view(np.uint32)
+        sound &= bool(zlib.crc32(values.data) == checksum[0])
+        found[part] = values.view(array.kind).reshape(array.shape)
+    if not sound:
+        raise StoreError(f"{piece.name} from rank {holder} was damaged on its way; run again")
+    return found

@@ -3,6 +3,7 @@ how the bytes come.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,22 @@ class CachedStore(Store):
         return [piece for name in self.names if (piece := self.piece(name)) is not None]
 
     def take(self, pieces: Sequence[Slice], fetch: Fetch) -> None:
-        """Write the file again with `pieces`, which `fetch` is asked for in their order. Raises StoreError; then nothing has changed."""
-        coming = {piece.name for piece in pieces}
-        kept = [piece for piece in self.held() if piece.name not in coming and not self.lacking([piece])]
+        """Write the file again with `pieces`. Raises StoreError; then nothing has changed.
+
+        `fetch` is asked for each of them in their order, also where something fails, since who sends them sends all.
+        """
+        coming = {piece.name: piece for piece in pieces}
 
         def parts(piece: Slice) -> Mapping[str, np.ndarray]:
-            return fetch(piece) if piece.name in coming else self.parts(piece)
+            return fetch(coming.pop(piece.name)) if piece.name in coming else self.parts(piece)
 
-        write_part(self.path, Source(self.spec, self.files, self.source_hash, parts), [*kept, *pieces])
+        try:
+            kept = [piece for piece in self.held() if piece.name not in coming and not self.lacking([piece])]
+            write_part(self.path, Source(self.spec, self.files, self.source_hash, parts), [*kept, *pieces])
+        finally:
+            for piece in coming.values():
+                with suppress(StoreError):
+                    fetch(piece)
         self.close()
         Store.__init__(self, self.path, self.prepacked)
 
