@@ -69,7 +69,9 @@ REFUSED = [
       "merges.txt": ""}, "sep_token is null"),
     ({CONFIG: {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "auto_map is .*: it names code of the folder, which is never run"),
     ({CONFIG: {"fix_mistral_regex": True}}, "fix_mistral_regex is True, .*: it splits texts by another rule"),
-    ({CONFIG: {"processor_class": "CLIPProcessor"}}, "a model of texts has a tokenizer only"),
+    ({CONFIG: {"model_specific_special_tokens": ["<img>"]}}, "model_specific_special_tokens is .*, expected an object of tokens"),
+    ({CONFIG: {"model_specific_special_tokens": {"mask_token": "<img>"}}}, "expected an object of tokens without keys of their own"),
+    ({CONFIG: {"model_specific_special_tokens": {"a_token": 3}}}, "a_token is 3, expected a token"),
     ({CONFIG: {"word_tokenizer_type": "mecab"}}, "'word_tokenizer_type' is in no list of what this file may say"),
     ({CONFIG: {"do_lower_case": "no"}}, "do_lower_case is 'no', expected true or false"),
     ({CONFIG: {"add_prefix_space": 1}}, "add_prefix_space is 1, expected true or false"),
@@ -152,6 +154,32 @@ def test_settings_that_go_before():
     cased = Tokens(built({CONFIG: {"do_lower_case": False}}).files)
     assert Tokens(made.files).encode(["Hello"], "x").ids == cased.encode(["Hello"], "x").ids
     assert json.loads(made.files[CONFIG])["model_max_length"] == 7
+
+
+def test_a_processor_is_sentence_transformers_alone_to_load():
+    """AutoTokenizer makes nothing of the name, which Gemma 3's text models have."""
+    data = {name: json.dumps(value).encode() for name, value in GOLDEN["base"].items() if name in FILES}
+    data[CONFIG] = json.dumps(json.loads(data[CONFIG]) | {"processor_class": "CLIPProcessor"}).encode()
+    assert build_tokenizer(data, None).files == build_tokenizer(data | {CONFIG: json.dumps(GOLDEN["base"][CONFIG]).encode()}, None).files
+    with pytest.raises(ModelError, match="processor_class is 'CLIPProcessor', which sentence-transformers would load"):
+        build_tokenizer(data, None, {})
+
+
+IMAGE, USER = {"image_token": "<img>"}, {"user_token": "hello"}
+NAMED_TOKENS = [  # what transformers 5.23 makes of a text: <img> and hello are tokens, or not
+    ({"model_specific_special_tokens": IMAGE | USER}, [2, 126, 124, 130, 8, 74, 66, 118, 25, 119, 4, 3]),
+    ({"model_specific_special_tokens": IMAGE, "user_token": "<u>"}, [2, 126, 124, 118, 13, 72, 66, 119, 8, 74, 66, 130, 4, 3]),
+    ({"model_specific_special_tokens": IMAGE, "extra_special_tokens": {"user_token": "<u>"}},
+     [2, 126, 124, 118, 13, 72, 66, 119, 8, 74, 66, 130, 4, 3]),
+    ({"model_specific_special_tokens": IMAGE, "extra_special_tokens": ["<u>"]}, [2, 126, 124, 130, 8, 74, 66, 131, 4, 3]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, ids", NAMED_TOKENS, ids=str)
+def test_tokens_that_transformers_5_writes_by_name(changes, ids):
+    """They count where no others of a name are there: without it a Gemma 3 that it saved was refused."""
+    found = Tokens(built({CONFIG: changes}).files).encode(["the hello <img> dog <u> [MASK]"], "a line").ids
+    assert found == ids
 
 
 # ---- the list

@@ -87,14 +87,14 @@ TOKENIZER = {
     **honoured("tokenizer_class do_lower_case strip_accents tokenize_chinese_chars add_prefix_space added_tokens_decoder"),
     **honoured("additional_special_tokens extra_special_tokens split_special_tokens model_input_names truncation_side"),
     **honoured("padding_side model_max_length max_len bos_token eos_token unk_token sep_token pad_token cls_token mask_token"),
-    **honoured("add_bos_token add_eos_token legacy"),
+    **honoured("add_bos_token add_eos_token legacy model_specific_special_tokens"),
     **honoured("*_token"),  # special tokens with a name of their own
     **refused("auto_map", UNTRUSTED, (None, {}, [])),
     **refused("fast_tokenizer_files", "one tokenizer.json of several would have to be chosen; keep the one that is meant", (None, [])),
     **refused("fix_mistral_regex", "it splits texts by another rule than tokenizer.json; save the tokenizer with transformers"),
-    **refused("processor_class", "a model of texts has a tokenizer only"),
+    **honoured("processor_class"),  # sentence-transformers alone reads it
     **refused("init_inputs", "it changes how the tokenizer is built", (None, [], ())),
-    **refused("vocab merges tokenizer_object gguf_file model_specific_special_tokens", "tokens have to be in tokenizer.json", (None,)),
+    **refused("vocab merges tokenizer_object gguf_file", "tokens have to be in tokenizer.json", (None,)),
     # written by some version, read by none or only for what is no token: paths, chats, padding, slow tokenizers, other languages' models
     **without("*_file *_files *_token_id *_token_type_id name_or_path _name_or_path _commit_hash transformers_version from_slow"),
     **honoured("clean_up_tokenization_spaces*"),  # of models that write: refused there where it changes the text

@@ -51,7 +51,7 @@ def build_tokenizer(
     """Return the tokenizer that the `files` of a folder make, no files if they make none.
 
     `default`: the class where tokenizer_config.json names none, or in any case where there are no `others`. `changes`: settings that
-    go before those of tokenizer_config.json.
+    go before those of tokenizer_config.json, where sentence-transformers reads the folder.
     Raises ModelError for files that are damaged or that ask for what is not supported.
     """
     if not {JSON, VOCAB, WORDS, MERGES} & files.keys():
@@ -62,6 +62,10 @@ def build_tokenizer(
         raise ModelError(f"{CONFIG}: tokenizer_class is {named!r:.60}, expected a name")
     kind = tokenizer_kind((others and named) or default, files)
     sidefiles.check(CONFIG, settings)
+    processor = settings.pop("processor_class", None)
+    if changes is not None and processor:
+        why = "which sentence-transformers would load; a model of texts has none"
+        raise ModelError(f"{CONFIG}: processor_class is {processor!r:.60}, {why}")
     settings |= changes or {}
     check_switches(settings)
     if JSON in files:  # which says itself what is put around texts
@@ -150,6 +154,11 @@ def read_tokens(settings: Settings, files: Mapping[str, bytes], changes: Mapping
     own = [key for key in settings if key.endswith("_token") and key not in NAMED]
     settings["own_tokens"] = {key: settings.pop(key) for key in own if isinstance(settings[key], str)}
     name_extra(settings)
+    stated = settings.pop("model_specific_special_tokens", None)  # as transformers 5 writes them once more: the others go before
+    if not isinstance(stated, dict | None) or set(NAMED) & set(stated or ()):
+        expected = "expected an object of tokens without keys of their own"
+        raise ModelError(f"{CONFIG}: model_specific_special_tokens is {stated!r:.60}, {expected}")
+    settings["own_tokens"] = settings["own_tokens"] or stated or {}
     given: dict[int, AddedToken] = {}
     table = parse_json(files.get(MAP, b"{}"), MAP)
     sidefiles.check(MAP, table)
