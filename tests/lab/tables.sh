@@ -1,6 +1,6 @@
 #!/bin/bash
 # The full tables: every method on every cluster of the lab, for BERT-Large and ViT-Large, and the pictures of them.
-# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes about an hour and a half.
+# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes nearly two hours.
 #   bash tests/lab/tables.sh [FOLDER]        FOLDER: for stores, documents and pictures; default: tables
 #   CLUSTERS="even4 pi54" bash tests/lab/tables.sh   of these clusters only
 # What is there already is not measured again.
@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; install it with: bash jobs/make-venv.sh mpi,pictures" >&2; exit 2; }
 folder=${1:-tables}
 repeat=${REPEAT:-1} # what is emulated repeats within 2 %; see repeat.sh
-slow=${SLOW:-2}     # slow motion of all clusters: two cores keep up with them
+slow=${SLOW:-2}     # slow motion of all clusters: two cores keep up with most of them
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
 
