@@ -284,6 +284,32 @@ def test_what_came_while_MPI_looked_is_seen_without_a_pause():
     assert blocks.progress() and not looks
 
 
+def test_a_message_that_comes_while_somebody_asks_what_is_missing_counts():
+    """MPI tells of each that it is done once: whoever waits must not wait for one that the watching thread was told of."""
+
+    class Came:
+        def __init__(self, looks):
+            self.looks, self.told = looks, False
+
+        def Test(self):
+            self.looks -= 1
+            self.told |= self.looks < 0
+            return self.told
+
+    def testsome(requests):  # as MPI's: nothing of those that are told, None where all are
+        left = [request for request in requests if not request.told]
+        return [place for place, request in enumerate(requests) if request in left and request.Test()] if left else None
+
+    blocks = Direct([Came(0), Came(2), Came(9)], [1, 2, 3])
+    blocks.startall, blocks.testsome = lambda requests: None, testsome
+    blocks.start()
+    assert blocks.missing() == [2, 3] and not blocks.progress()
+    for _ in range(9):
+        if blocks.progress():
+            break
+    assert blocks.left == 0
+
+
 def test_a_ring_takes_all_that_has_come():
     """A look of MPI brings some of what has come: a ring that waited for the thread's next one after each would carry little."""
 

@@ -16,6 +16,7 @@ from lab.check import PATIENCE
 from lab.clusters import Cluster, Host, cluster_named, read_clusters, slower
 from lab.errors import LabError
 from lab.lab import Lab, _covered
+from lab.tables import in_its_own_time
 
 from hepti_mpi.cluster.boards import board_named
 
@@ -317,6 +318,15 @@ def test_run_returns_the_exit_code_of_the_job():
 )
 def test_a_board_that_becomes_slow(board, times, expected):
     assert slower(board, times) == expected
+
+
+def test_tables_tell_seconds_of_the_boards_not_of_slow_motion():
+    measured = {"rows": 128, "bound_seconds": 3.0, "methods": {"hepti": {"median_seconds": 4.0, "nearness": 0.75,
+                "samples_seconds": [4.0, 5.0], "above_bound": {"seconds": 1.0, "parts_seconds": {"waiting": 0.5}}}}}  # fmt: skip
+    told = in_its_own_time(measured, 2.0)
+    assert told == {"rows": 128, "bound_seconds": 1.5, "methods": {"hepti": {"median_seconds": 2.0, "nearness": 0.75,
+                    "samples_seconds": [2.0, 2.5], "above_bound": {"seconds": 0.5, "parts_seconds": {"waiting": 0.25}}}}}  # fmt: skip
+    assert in_its_own_time(measured, 1.0) == measured
 
 
 def test_slow_motion_is_of_boards_links_and_latencies_alike(tmp_path):

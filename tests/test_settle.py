@@ -26,13 +26,13 @@ def decision():
 
 def trial(plan, slower=1.0, late=0.0):
     """A plan that computes `slower` times as long as priced and then answers `late` seconds after what that explains."""
-    tried, price = Part(SPEC, plan, 0), priced(plan)
+    tried, price = Part(SPEC, plan, 0), price_of(plan)
     known = learned(PROFILE, REQUEST, Trial(plan, tried, None, 1.0, [price.seconds], [price.compute * slower]))
-    seconds = priced(plan, replace(known, exchange_seconds=PROFILE.exchange_seconds)).seconds
+    seconds = price_of(plan, replace(known, exchange_seconds=PROFILE.exchange_seconds)).seconds
     return Trial(plan, tried, None, 1.0, [seconds + late] * 3, [price.compute * slower] * 3)
 
 
-def priced(plan, profile=PROFILE, spec=SPEC):
+def price_of(plan, profile=PROFILE, spec=SPEC):
     return Pricer(spec, profile, 96).price(make_program(spec, plan), plan)
 
 
@@ -71,7 +71,7 @@ def test_a_rank_without_a_part_teaches_nothing():
     profile = cluster((20, 12, 0.01), mbit=300)
     plan = choose(SPEC, "hash", profile, REQUEST).chosen.plan
     assert 2 not in plan.active
-    price = priced(plan, profile)
+    price = price_of(plan, profile)
     taught = [np.array([*(price.compute[:2] * 1.2), 0.0])]
     after = learned(profile, REQUEST, Trial(plan, Part(SPEC, plan, 0), None, 1.0, [price.seconds], taught))
     assert after.nodes[2] == profile.nodes[2] and after.nodes[0].element_seconds == pytest.approx(1.2 * profile.nodes[0].element_seconds)
@@ -79,9 +79,9 @@ def test_a_rank_without_a_part_teaches_nothing():
 
 def test_what_speeds_do_not_explain_is_the_exchanges(decision):
     plan = decision.chosen.plan
-    before = priced(plan).seconds
+    before = price_of(plan).seconds
     after = learned(PROFILE, REQUEST, trial(plan, late=0.02))
-    known = priced(plan, after).seconds
+    known = price_of(plan, after).seconds
     assert PROFILE.exchange_seconds < after.exchange_seconds and before < known <= before + 0.0201
     assert learned(PROFILE, REQUEST, trial(plan, late=9.0)).exchange_seconds == MOST_LATE
     assert learned(PROFILE, REQUEST, trial(plan, late=-9.0)).exchange_seconds == 0
@@ -90,7 +90,7 @@ def test_what_speeds_do_not_explain_is_the_exchanges(decision):
 def test_one_rank_has_no_exchanges():
     profile = cluster((20,))
     plan = choose(SPEC, "hash", profile, REQUEST).chosen.plan
-    price = priced(plan, profile)
+    price = price_of(plan, profile)
     trial = Trial(plan, Part(SPEC, plan, 0), None, 1.0, [2 * price.seconds], [price.compute])
     assert learned(profile, REQUEST, trial).exchange_seconds == profile.exchange_seconds
 
@@ -100,8 +100,8 @@ def test_the_first_layers_are_tried_where_all_are_alike(decision):
     tried = first_layers(Part(deep, plan, 1))
     assert (tried.spec.layers, len(tried.plan.layers), tried.rank) == (8, 8, 1) and tried.plan.rows == plan.rows
     assert {piece.name for piece in tried.slices} < {piece.name for piece in Part(deep, plan, 1).slices}
-    whole, part = (priced(one, spec=spec).seconds for one, spec in ((plan, deep), (tried.plan, tried.spec)))
-    assert longer(plan, tried, PROFILE, REQUEST) == whole / part and 3 < whole / part <= 4  # what comes once is no longer
+    whole, part = (price_of(one, spec=spec).seconds for one, spec in ((plan, deep), (tried.plan, tried.spec)))
+    assert longer(Part(deep, plan, 1), tried, PROFILE, REQUEST) == whole / part and 3 < whole / part <= 4  # what comes once is no longer
 
 
 @pytest.mark.parametrize("spec, layers", [
@@ -112,4 +112,4 @@ def test_the_first_layers_are_tried_where_all_are_alike(decision):
 def test_else_all_layers_are_tried(decision, spec, layers):
     plan = replace(decision.chosen.plan, layers=tuple(zip(layers[::2], layers[1::2])))
     part = Part(spec, plan, 0)
-    assert first_layers(part) is part and longer(plan, part, PROFILE, REQUEST) == 1.0
+    assert first_layers(part) is part and longer(part, part, PROFILE, REQUEST) == 1.0

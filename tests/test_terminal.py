@@ -73,6 +73,21 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(made):
     assert not (made / "one.jsonl").exists() and said.splitlines()[-1] == sentence
 
 
+def all_shown(master, process, seen):
+    """Return what a process shows on its terminal until it ends; `seen` is told all that was shown after each part of it."""
+    shown = b""
+    try:
+        while True:
+            shown += os.read(master, 1 << 16)
+            seen(shown)
+    except OSError:  # the other end is closed
+        return shown
+    finally:
+        os.close(master)
+        process.kill()
+        process.wait()
+
+
 WAITING = """
 import os, sys, time
 from hepti_mpi.comm.launcher import print_past_launcher
@@ -99,21 +114,15 @@ def test_a_line_that_has_not_ended_is_seen_on_the_terminal_of_mpirun(tmp_path, o
     if options:
         process.stdin.write(b"yes\n")
         process.stdin.close()
-    shown = b""
-    try:
-        while True:
-            shown += os.read(master, 1 << 16)
-            if b"> " in shown and not process.stdin.closed:
-                gate.touch()
-                time.sleep(0.3)  # of a rank that had closed what mpirun gave it, mpirun ends the input meanwhile
-                process.stdin.write(b"yes\n")
-                process.stdin.close()
-    except OSError:  # the other end is closed
-        pass
-    finally:
-        os.close(master)
-        process.kill()
-        process.wait()
+
+    def type_once_asked(shown):
+        if b"> " in shown and not process.stdin.closed:
+            gate.touch()
+            time.sleep(0.3)  # of a rank that had closed what mpirun gave it, mpirun ends the input meanwhile
+            process.stdin.write(b"yes\n")
+            process.stdin.close()
+
+    shown = all_shown(master, process, type_once_asked)
     assert b"seen yes" in shown and (b"<stdout>" in shown) == bool(options), shown
 
 
@@ -184,18 +193,12 @@ def test_nothing_is_drawn_over_what_ctrl_c_says(made):
     command = [*PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", "drawn.jsonl", "--batch-rows", "64"]
     process = subprocess.Popen(command, cwd=made, env=environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
-    shown = b""
-    try:
-        while True:
-            shown += os.read(master, 1 << 16)
-            if b"answering: " in shown and process.poll() is None and b"interrupted" not in shown:
-                process.send_signal(signal.SIGINT)
-    except OSError:  # the other end is closed
-        pass
-    finally:
-        os.close(master)
-        process.kill()
-        process.wait()
+
+    def interrupt_once_drawn(shown):
+        if b"answering: " in shown and process.poll() is None and b"interrupted" not in shown:
+            process.send_signal(signal.SIGINT)
+
+    shown = all_shown(master, process, interrupt_once_drawn)
     before, found, after = shown.decode().rpartition("interrupted")
     last = before.rpartition("\n")[2]
     assert found and "answering" not in after, shown[-2000:]

@@ -71,7 +71,8 @@ class Direct:
     def _still_open(self) -> int:
         if self.late:
             return sum([not request.Test() for request in self.requests])
-        return self.left - len(self.testsome(self.requests) or ())
+        found = self.testsome(self.requests)
+        return 0 if found is None else self.left - len(found)  # None: all are done, also those that `missing` has seen before
 
     def missing(self) -> list[int]:
         return [peer for peer, request in zip(self.peers, self.requests) if not request.Test()]

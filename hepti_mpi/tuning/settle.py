@@ -22,7 +22,6 @@ from hepti_mpi.planning import search
 from hepti_mpi.planning.price import Price, Pricer
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.quantiles import median
@@ -83,8 +82,9 @@ def settle(
     profile = replace(profile, edges=Edges())  # what is asked here is without
 
     def opened(plan: Plan) -> Trial:
-        tried = first_layers(Part(spec, plan, world.rank))
-        times = longer(plan, tried, profile, request) if world.rank == 0 else 1.0
+        whole = Part(spec, plan, world.rank)
+        tried = first_layers(whole)
+        times = longer(whole, tried, profile, request) if world.rank == 0 else 1.0
         fetch(machine, segments.store, tried.slices)
         return Trial(plan, tried, Engine(machine, tried, segments), world.from_root(times))
 
@@ -115,7 +115,7 @@ def settle(
     for trial in trials:
         trial.engine.close()
     profile = replace(learned(profile, request, best), edges=edges)
-    price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, best.plan), best.plan)
+    price = priced(Part(spec, best.plan, world.rank), profile, request)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
 
 
@@ -128,14 +128,14 @@ def first_layers(part: Part) -> Part:
     return Part(replace(spec, layers=count), replace(plan, layers=plan.layers[:count]), part.rank)
 
 
-def longer(plan: Plan, tried: Part, profile: ClusterProfile, request: Request) -> float:
+def longer(whole: Part, tried: Part, profile: ClusterProfile, request: Request) -> float:
     """Return how many times longer all layers of a plan take than those that are tried, by their prices."""
+    return 1.0 if tried is whole else priced(whole, profile, request).seconds / priced(tried, profile, request).seconds
 
-    def price(spec: ModelSpec, one: Plan) -> float:
-        return Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, one), one).seconds
 
-    whole = replace(tried.spec, layers=len(plan.layers))
-    return 1.0 if tried.plan == plan else price(whole, plan) / price(tried.spec, tried.plan)
+def priced(part: Part, profile: ClusterProfile, request: Request) -> Price:
+    """Return what the ranks of a part's plan take for a request."""
+    return Pricer(part.spec, profile, request.rows, request.attended).price(part.program, part.plan)
 
 
 def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
@@ -188,13 +188,12 @@ def learned(profile: ClusterProfile, request: Request, trial: Trial) -> ClusterP
     """Return the profile with what a trial taught: how many times longer each rank computes than was predicted, within TRUST, and how
     much longer an exchange takes, which is for the most part waiting for whoever is late this time.
     """
-    spec, plan, program = trial.tried.spec, trial.tried.plan, trial.tried.program
-    predicted = Pricer(spec, profile, request.rows, request.attended).price(program, plan).compute
+    predicted = priced(trial.tried, profile, request).compute
     ratios = np.divide(median(np.array(trial.compute), axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
     profile = scaled(profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
-    price = Pricer(spec, profile, request.rows, request.attended).price(program, plan)
+    price = priced(trial.tried, profile, request)
     if not price.bytes:
         return profile
-    exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in program)
+    exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in trial.tried.program)
     late = (float(median(trial.seconds)) - price.seconds) / exchanges
     return replace(profile, exchange_seconds=min(max(profile.exchange_seconds + late, 0.0), MOST_LATE))
