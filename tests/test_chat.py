@@ -56,6 +56,12 @@ def test_messages():
             checked_messages(wrong)
 
 
+def test_arguments_of_calls_are_objects_whoever_asks():
+    made = [{"function": {"name": "x", "arguments": '{"a": 1}'}}, {"function": {"arguments": "{"}}, 3]
+    (found,) = checked_messages([{"role": "assistant", "tool_calls": made}])
+    assert [found["tool_calls"][0]["function"]["arguments"], *found["tool_calls"][1:]] == [{"a": 1}, {"function": {"arguments": "{"}}, 3]
+
+
 CHATS = json.loads((Path(__file__).parent / "golden" / "chats.json").read_text())
 FORMS = {"smollm2": "texts", "qwen3": "texts", "tulu": "texts", "printing": "texts", "smolvlm": "parts"}  # that these can take, others all
 

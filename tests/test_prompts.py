@@ -9,8 +9,13 @@ from test_gguf import LETTERS, tokens
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.prompts import check_room, read_prompts
+from hepti_mpi.serving import asking
+from hepti_mpi.serving.http.fields import Fields
+from hepti_mpi.serving.http.generation import chat, completion
 
 from decoders import write_folder  # isort: skip
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,23 @@ def test_what_a_talk_says_to_its_template(spec, tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(talk) + "\n" + json.dumps(talk | {"chat_template_kwargs": 3}))
     first, second = read_prompts(spec, FILES | {"chat_template.jinja": source}, str(tmp_path / "x.jsonl"))
     assert "".join(letters(first)) == "aabc" and "chat_template_kwargs is 3, expected an object" in second.error
+
+
+@pytest.mark.parametrize("text, words", [("<pad>", "token id 131, the model has only 131"), ("", "has no tokens")])
+def test_no_door_takes_a_token_that_the_model_lacks(spec, tmp_path, text, words):
+    """As fine-tuned checkpoints have whose tokenizer got a padding, and whose embeddings did not."""
+    tokenizer = json.loads(FILES["tokenizer.json"])
+    tokenizer["model"]["vocab"]["<pad>"] = spec.numbers("ids")
+    tokenizer["added_tokens"].append({"id": spec.numbers("ids"), "content": "<pad>", "special": True} | dict.fromkeys(FLAGS, False))
+    model = asking.Model(spec, {"tokenizer.json": json.dumps(tokenizer).encode(), "chat_template.jinja": b"{{ messages[0].content }}"}, "")
+    talk = [{"role": "user", "content": text}]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": talk}))
+    assert words in str(read_prompts(spec, model.files, str(tmp_path / "x.jsonl"))[0].error)
+    ways = [lambda: model.prompt(text), lambda: model.prompt(talk)]
+    ways += [lambda: completion(model, Fields({"prompt": text}), 64), lambda: chat(model, Fields({"messages": talk}), 64)]
+    for way in ways:
+        with pytest.raises(InputError, match=words):
+            way()
 
 
 def test_built_in_ones(spec):

@@ -534,12 +534,6 @@ def test_how_a_template_has_calls(template, form):
     assert (model.calls_tools, model.calls_plainly) == form
 
 
-def test_arguments_go_to_the_template_as_objects():
-    made = [{"function": {"name": "x", "arguments": '{"a": 1}'}}, {"function": {"arguments": "{"}}, 3]
-    (found,) = tools.as_objects([{"role": "assistant", "tool_calls": made}])
-    assert [found["tool_calls"][0]["function"]["arguments"], *found["tool_calls"][1:]] == [{"a": 1}, {"function": {"arguments": "{"}}, 3]
-
-
 async def listened(model):
     """Listen to two streams beside each other, to one of them not to its end."""
 

@@ -14,6 +14,7 @@ from hepti_mpi.errors import HeptiError, InputError
 from hepti_mpi.models.inputs.chat import CALL, LIST, PLAIN, WITH_TOOLS, ChatTemplate, Message, checked_messages
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.preprocessors import NAME, read_preprocessor
+from hepti_mpi.models.inputs.prompts import checked_ids
 from hepti_mpi.models.inputs.requests import Request, image_request, many_text_requests, text_tokens, token_request
 from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.inputs.tokens import Tokens
@@ -155,8 +156,8 @@ class Model:
         """Return the tokens of a text that is to be gone on with, or of a talk. Raises InputError."""
         self.check_writes()
         if isinstance(asked, str):
-            return list(self.tokens.encode([asked], "the prompt").ids)
-        return self.tokens.plain(self.template.text(checked_messages(list(asked))), "the messages")
+            return checked_ids(self.spec, self.tokens.encode([asked], "the prompt").ids, "the prompt")
+        return checked_ids(self.spec, self.tokens.plain(self.template.text(checked_messages(list(asked))), "the messages"), "the messages")
 
     def pictures(self, contents: Sequence[bytes]) -> list[Request]:
         """Return the requests of pictures, each as the bytes of its file. Raises InputError for the first that the model does not take."""

@@ -200,7 +200,8 @@ def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_messages(value: object) -> list[dict[str, Any]]:
-    """Return the messages of `value`, each with a role and a content, or calls of tools in its place; null is the same as left out.
+    """Return the messages of `value`, each with a role and a content, or calls of tools in its place; null is the same as left out, and
+    arguments of calls that are text, as OpenAI's are, become the objects that they say: templates turn these into JSON themselves.
 
     Raises InputError.
     """
@@ -216,4 +217,19 @@ def checked_messages(value: object) -> list[dict[str, Any]]:
                 raise InputError(f"message {number + 1} holds parts that are no text")
         elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise InputError(f"message {number + 1} has content {shown(repr(content), 60)}, expected a text")
-    return [{key: one for key, one in message.items() if one is not None} for message in value]
+    return [_opened({key: one for key, one in message.items() if one is not None}) for message in value]
+
+
+def _opened(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message in which the arguments of calls are objects."""
+    calls = message.get("tool_calls")
+    return message | {"tool_calls": [_with_arguments(call) for call in calls]} if isinstance(calls, list) else message
+
+
+def _with_arguments(call: Any) -> Any:
+    if not _is_call(call) or not isinstance(call["function"].get("arguments"), str):
+        return call
+    try:
+        return call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
+    except (ValueError, RecursionError):
+        return call

@@ -54,22 +54,24 @@ class Prompter:
 
     def of_text(self, text: str, where: str) -> list[int]:
         """Return the tokens of a text that is to be continued. Raises InputError."""
-        return self._checked(self.tokens.encode([text], where).ids, where)
+        return checked_ids(self.spec, self.tokens.encode([text], where).ids, where)
 
     def of_messages(self, messages: Sequence[Mapping[str, Any]], where: str, asked: Mapping[str, Any] | None = None) -> list[int]:
         """Return the tokens of a talk up to where the model's answer begins; `asked`: what else its request says. Raises InputError."""
         if self.template is None:
             raise InputError(f"{where} has messages, the model has no chat template; give a prompt instead")
         text = self.template.text(checked_messages(messages), **checked_options(asked or {}))
-        return self._checked(self.tokens.plain(text, where), where)
+        return checked_ids(self.spec, self.tokens.plain(text, where), where)
 
-    def _checked(self, ids: list[int], where: str) -> list[int]:
-        if not ids:
-            raise InputError(f"{where} has no tokens")
-        size = self.spec.numbers("ids")
-        if max(ids) >= size:
-            raise InputError(f"{where}: tokenizer.json gives token id {max(ids)}, the model has only {size}")
-        return ids
+
+def checked_ids(spec: ModelSpec, ids: list[int], where: str) -> list[int]:
+    """Return the tokens of a prompt. Raises InputError where there are none, or the model has no embedding for one."""
+    size = spec.numbers("ids")
+    if not ids:
+        raise InputError(f"{where} has no tokens")
+    if max(ids) >= size:
+        raise InputError(f"{where}: tokenizer.json gives token id {max(ids)}, the model has only {size}")
+    return ids
 
 
 def read_prompts(

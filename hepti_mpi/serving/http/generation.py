@@ -11,13 +11,14 @@ from typing import Any
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import checked_messages, checked_options
+from hepti_mpi.models.inputs.prompts import checked_ids
 from hepti_mpi.models.tasks.forms import NoForms, check
 from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
-from hepti_mpi.serving.http.tools import Held, as_objects, calls, chosen, names, schema_of_call
+from hepti_mpi.serving.http.tools import Held, calls, chosen, names, schema_of_call
 from hepti_mpi.serving.streams import Grown
 from hepti_mpi.wording import counted
 
@@ -67,9 +68,9 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     asked = checked_options(fields.values)
     tools, must = chosen(asked["tools"], fields.values.get("tool_choice"))
     asked["tools"], asked["more"] = tools, _effort(fields) | (asked["more"] or {})
-    text = template.text(as_objects(checked_messages(fields.any("messages"))), **asked)
+    text = template.text(checked_messages(fields.any("messages")), **asked)
     begin, arguments, many = model.call_form if must else ("", "", False)
-    prompt = model.tokens.plain(text + begin, "the messages")
+    prompt = checked_ids(model.spec, model.tokens.plain(text + begin, "the messages"), "the messages")
     told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
     logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
     most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
@@ -109,7 +110,8 @@ def completion(model: Model, fields: Fields, room: int) -> Wanted:
         texts = [tokens.decode(one) for one in prompts]
     else:
         texts = fields.texts("prompt")[0]
-        prompts = [list(tokens.encode([text], f"prompt {number}").ids) for number, text in enumerate(texts, 1)]
+        named = [(f"prompt {number}", text) for number, text in enumerate(texts, 1)]
+        prompts = [list(checked_ids(model.spec, tokens.encode([text], name).ids, name)) for name, text in named]
     told = fields.number("logprobs", 0, MOST_LOGPROBS, whole=True)
     if told is not None and fields.flag("echo", False):
         raise Refused(422, "logprobs with echo would be those of the prompt too, which are not known: leave one of them out", "logprobs")

@@ -109,22 +109,6 @@ def _call(name: str, arguments: Any) -> dict[str, Any]:
     return {"id": secrets.token_hex(5)[:9], "type": "function", "function": {"name": name, "arguments": text}}
 
 
-def as_objects(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages in which the arguments of calls are objects, which templates turn into JSON themselves; clients send text."""
-    return [message | {"tool_calls": [_opened(call) for call in message["tool_calls"]]} if isinstance(message.get("tool_calls"), list)
-            else message for message in messages]  # fmt: skip
-
-
-def _opened(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
-    except (ValueError, RecursionError):
-        return call
-
-
 def names(tools: Sequence[Any]) -> tuple[str, ...]:
     """Return the names of tools that a request gives."""
     functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
