@@ -241,11 +241,12 @@ def test_tokenizers_that_are_refused(more, words):
 PIECES = json.loads((Path(__file__).parent / "golden" / "pieces.json").read_text())
 
 
-def pieces(case, **more):
+def pieces(case, architecture="llama", **more):
     said = PIECES[case]
     values = {"model": "llama", "tokens": said["tokens"], "scores": np.array(said["scores"], np.float32)}
     values |= {"bos_token_id": 1, "eos_token_id": 2, "token_type": np.array(said["token_type"]), "add_space_prefix": case == "llama"} | more
-    return gguf_tokens({f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None})
+    keys = {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+    return gguf_tokens(keys | {"general.architecture": architecture})
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma"])
@@ -255,6 +256,21 @@ def test_pieces_as_sentencepiece_cuts_texts(case):
         assert words.plain(text, "x") == ids, text
         assert words.decode(ids) == text.replace("▁", " ")  # which are one to SentencePiece
     assert words.encode(["ranks"], "x").ids == [1, *words.plain("ranks", "x")]
+
+
+@pytest.mark.parametrize("architecture, strips", [("phi3", True), ("llama", False)])
+def test_what_follows_the_tokens_of_a_talk(architecture, strips):
+    """As transformers reads Phi-3's own tokenizer, whose tokens take what is blank behind them; no key of a GGUF file says so."""
+    named, said = ["<|user|>", "<|end|>", "<|endoftext|>"], PIECES["llama"]
+    every, types = [*said["tokens"], *named], np.array([*said["token_type"], 3, 4, 3])
+    more = {"tokens": every, "scores": np.zeros(len(every)), "token_type": types}
+    words = Tokens(pieces("llama", architecture=architecture, **more).files)
+    user, end, over = range(len(said["tokens"]), len(said["tokens"]) + len(named))
+    blank, lines = (words.plain(text, "x") for text in (" ", "\n  x"))
+    x = words.plain("x", "x")
+    assert words.plain("<|user|>\n  x<|end|>\n", "x") == ([user, *x, end] if strips else [user, *lines, end, *words.plain("\n", "x")])
+    for kept, number in (("<s>", 1), ("<unk>", 0), ("<|endoftext|>", over)):
+        assert words.plain(f"{kept} ", "x") == [number, *blank]
 
 
 @pytest.mark.parametrize("more, words", [

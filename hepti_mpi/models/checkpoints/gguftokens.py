@@ -22,9 +22,11 @@ from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 KEY, PIECES = "tokenizer.ggml.", "llama"
-UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # types of tokens; control and user's ones are taken whole
+UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # types of tokens; all but bytes are taken whole where a text says them
 LONGEST = 1 << 10  # characters of a piece, each of which is a place where two others may meet
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+STRIPPING = "phi3"  # the architecture of which spaces and line ends behind such tokens are left out, but behind:
+KEEPING = ("<unk>", "<s>", "<|endoftext|>")
 # of an answer, beside eos: whatever type the file says they are of
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
 
@@ -153,9 +155,14 @@ def _pieces(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray
 
 
 def _complete(tokenizer: Tokenizer, metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray, begun: bool) -> None:
-    """Add what is taken whole, and what texts begin and end with; `begun`: with bos, where the file does not say."""
-    for kind, special in ((CONTROL, True), (USER, False)):
-        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in _of_type(texts, types, kind)])
+    """Add what is taken whole, and what texts begin and end with; `begun`: with bos, where the file does not say.
+
+    Source: llama.cpp, src/llama-vocab.cpp, cache_special_tokens; what Phi-3's tokens do with what follows them no key says.
+    """
+    strips = metadata.get("general.architecture") == STRIPPING and metadata.get(f"{KEY}model") == PIECES
+    for kind, special in ((UNKNOWN, True), (CONTROL, True), (USER, False)):
+        those = [(text, strips and text not in KEEPING) for text in _of_type(texts, types, kind)]
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False, rstrip=more) for text, more in those])
     begin, end = _mark(metadata, texts, "bos", begun), _mark(metadata, texts, "eos", False)
     if begin or end:
         single, pair = [*begin, "$A", *end], [*begin, "$A", *end, *begin, "$B", *end]
