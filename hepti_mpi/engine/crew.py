@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.engine.engine import Engine
-from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.fetching import hold, same_plan
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.segments import Segments
-from hepti_mpi.errors import PlanError
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.weights.slices import Part
@@ -66,19 +65,11 @@ def load(machine: Machine, store: Store, placement: Placement, startup: dict[str
     world, begin = machine.world, time.perf_counter()
     with together(world):
         placements.check(placement, store.spec, store.source_hash, world.size)
-    hashes = world.gather_all(placement.hash)
-    with together(world):
-        if hashes[world.rank] != hashes[0]:
-            raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
+    same_plan(machine, placement.hash)
     place = placement.place(world.rank)
     stage = None if place is None else placement.teams[place[0]].stages[place[1]]
     part = None if stage is None else Part(store.spec, stage.plan, stage.members.index(world.rank))
-    slices = () if part is None else part.slices
-    if fetch(machine, store, slices):
-        startup["fetch"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-    with together(world):
-        store.verify(slices)
+    fetched = hold(machine, store, () if part is None else part.slices)
     group = world.parted(list(dict.fromkeys(one.members for one in placement.stages)))
     found: list[Crew] = []
     if place is not None and stage is not None and part is not None:
@@ -93,7 +84,7 @@ def load(machine: Machine, store: Store, placement: Placement, startup: dict[str
             engine.warm_up()
             found.append(Crew(placement.teams[place[0]], place[1], own, engine))
     world.barrier()
-    startup["load"] = time.perf_counter() - begin
+    startup.update(fetched, load=time.perf_counter() - begin - sum(fetched.values()))
     return found
 
 

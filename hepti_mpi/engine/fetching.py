@@ -1,12 +1,14 @@
-"""Weights for ranks whose host has no store: from a rank that has one, into a cache of their own.
+"""What ranks must have before they load: the same model, the same plan, and each its slices, undamaged. Weights for ranks whose host has no
+store come from a rank that has one, into a cache of their own.
 
 Knows which rank has what and sends it; what the file looks like is weights.cache's business.
 """
 
 import base64
 import json
+import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.machine import Machine, together
-from hepti_mpi.errors import StoreError
+from hepti_mpi.errors import PlanError, StoreError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.cache import CachedStore
 from hepti_mpi.weights.prepacked import Prepacked
@@ -73,6 +75,28 @@ def _packed(store: Store) -> bytes:
 def _unpacked(content: bytes) -> tuple[ModelSpec, dict[str, bytes], str]:
     spec, files, source_hash = json.loads(content)
     return ModelSpec.from_json(spec), {name: base64.b64decode(text) for name, text in files.items()}, source_hash
+
+
+def same_plan(machine: Machine, own: str) -> None:
+    """Check that the hash of this rank's plan is that of rank 0's. Collective. Raises: PlanError."""
+    world = machine.world
+    hashes = world.gather_all(own)
+    with together(world):
+        if own != hashes[0]:
+            raise PlanError(f"this rank has plan {own}, rank 0 has {hashes[0]}; give every host the same plan file")
+
+
+def hold(machine: Machine, store: Store, wanted: Collection[Slice]) -> dict[str, float]:
+    """Make sure that this rank holds `wanted`, undamaged; return the seconds of `fetch` where something came, on all ranks. Collective.
+
+    Raises: StoreError.
+    """
+    begin = time.perf_counter()
+    came = fetch(machine, store, wanted)
+    seconds = {"fetch": time.perf_counter() - begin} if came else {}
+    with together(machine.world):
+        store.verify(wanted)
+    return seconds
 
 
 def fetch(machine: Machine, store: Store, wanted: Iterable[Slice]) -> int:

@@ -19,10 +19,10 @@ from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.engine import Engine
-from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.fetching import hold, same_plan
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.segments import Segments
-from hepti_mpi.errors import CapacityError, InputError, PlanError
+from hepti_mpi.errors import CapacityError, InputError
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.heads import embed
@@ -68,7 +68,6 @@ class Ready:
     @property
     def program(self) -> Program:
         return self.part.program
-
 
 
 @patiently
@@ -118,22 +117,15 @@ def load(
     world, begin = machine.world, time.perf_counter()
     with together(world):
         plans.check(plan, store.spec, store.source_hash, world.size)
-    hashes = world.gather_all(plan.hash)
-    with together(world):
-        if hashes[world.rank] != hashes[0]:
-            raise PlanError(f"this rank has plan {hashes[world.rank]}, rank 0 has {hashes[0]}; give every host the same plan file")
+    same_plan(machine, plan.hash)
     part = Part(store.spec, plan, world.rank)
-    if fetch(machine, store, part.slices):
-        startup = startup | {"fetch": time.perf_counter() - begin}
-        begin = time.perf_counter()
-    with together(world):
-        store.verify(part.slices)
+    fetched = hold(machine, store, part.slices)
     segments = segments or Segments(store)
     engine = Engine(machine, part, segments)
     engine.warm_up()
     pages.trim()
     world.barrier()
-    startup = startup | {"load": time.perf_counter() - begin}
+    startup = startup | fetched | {"load": time.perf_counter() - begin - sum(fetched.values())}
     return Ready(machine, store, part, engine, segments, decision, startup)
 
 
@@ -148,9 +140,7 @@ def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool =
     if plan == ready.plan:
         return replace(ready, part=replace(ready.part, plan=plan), decision=decision)
     machine, part = ready.machine, replace(ready.part, plan=plan)
-    fetch(machine, ready.store, part.slices)
-    with together(machine.world):
-        ready.store.verify(part.slices)
+    hold(machine, ready.store, part.slices)
     machine.world.barrier()
     ready.engine.close()
     wanted = sum(piece.bytes for piece in part.slices)

@@ -10,7 +10,7 @@ from typing import Any
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.decoder import Decoder
-from hepti_mpi.engine.fetching import fetch
+from hepti_mpi.engine.fetching import hold
 from hepti_mpi.engine.loading import agreed
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.stages import Staged
@@ -59,14 +59,13 @@ def load(
     own, team = _of_team(machine, placement)
     if own is not None and own.world.rank == 0:
         slices = tuple(dict.fromkeys((*slices, *front_slices(store.spec))))
-    fetch(machine, store, slices)
+    hold(machine, store, slices)
     decoder: Decoder | None = None
     if own is not None and len(team.stages) > 1:
         decoder = Staged(own, part or DecodingPart(store.spec, team.stages[-1].plan, 0), slots, positions, team, cache)
     elif own is not None and part is not None:
         decoder = Decoder(own, part, slots, positions, cache=cache)
     with together(world):
-        store.verify(slices)
         if decoder is not None:
             decoder.build(store)
     pages.settle()

@@ -74,3 +74,11 @@ def test_nobody_has_it(machine, folder):
         with pytest.raises(HeptiError) as error:
             fetching.open_store(machine, folder / "nowhere.h5" if machine.world.rank else whole.path)
         assert machine.world.rank != 1 or "not found" in str(error.value)
+
+
+def test_all_ranks_have_the_same_plan(machine):
+    fetching.same_plan(machine, "1234")
+    if machine.world.size > 1:
+        with pytest.raises(HeptiError) as error:
+            fetching.same_plan(machine, "5678" if machine.world.rank == 1 else "1234")
+        assert machine.world.rank != 1 or "has plan 5678, rank 0 has 1234" in str(error.value)
