@@ -106,7 +106,8 @@ def test_an_operation(kind, weights, attention, elements):
     """Rank 0 has 5 of 9 heads and 102 of 203 columns; 7 rows that attend to 9; a cast of two values."""
     plan = plan_of(("heads", "columns"), (1, 1))
     pricer, rows = Pricer(SPEC, simple(), ROWS, attended=9), np.array([7, 7])
-    seconds = pricer.op_seconds([operations(SPEC)[kind]], Share(rows, 9 * rows, np.array(plan.heads), np.array(plan.columns)), np.arange(2))
+    share = Share(rows, 9 * rows, np.array(plan.heads), np.array(plan.columns))
+    seconds = pricer.op_seconds([operations(SPEC)[kind]], share, pricer.speeds_at(np.arange(2), rows))
     assert seconds[0] == pytest.approx(7 * (weights * 1e-9 + attention * 2e-9 + elements * 3e-9))
 
 

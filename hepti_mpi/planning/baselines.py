@@ -113,7 +113,7 @@ class Case:
     def seconds(self, operations: Sequence[Op] | None = None) -> np.ndarray:
         """Return, per rank, what `operations`, or those of a layer, take it on all rows: measured on the machine, with no network."""
         ranks, share = np.arange(self.ranks), Share(np.full(self.ranks, self.rows), self.rows**2, 0, 0)
-        took = self.pricer.op_seconds(operations or (*self.first, *self.rest), share, ranks)
+        took = self.pricer.op_seconds(operations or (*self.first, *self.rest), share, self.pricer.speeds_at(ranks, share.rows))
         return took * self.pricer.crowding(tuple(ranks))
 
     def travel(self) -> np.ndarray:

@@ -4,7 +4,7 @@ Knows how fast ranks compute; what an exchange puts on their links is traffic.py
 the ranks being the active ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
@@ -153,18 +153,22 @@ class Pricer:
             wanted[node.host] = wanted.get(node.host, 0) + threads
         return np.array([max(1.0, wanted.get(node.host, 0) / node.cores) for node in self.profile.nodes])
 
-    def op_seconds(self, ops: Sequence[Op], share: Share, places: np.ndarray) -> np.ndarray:
-        """Return seconds of `ops` on as many rows each, without the fixed cost of the run. `places`: of the ranks' speeds."""
+    def speeds_at(self, places: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return seconds per unit of each kind of work, as of OpWork, on as many `rows`. `places`: of the ranks' speeds."""
+        return {name: speed[places] for name, speed in self.speeds.items()} | {"weights": self.gemm[places, rows]}
+
+    def op_seconds(self, ops: Sequence[Op], share: Share, speeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return seconds of `ops`, at `speeds`, without the fixed cost of the run."""
         amounts: dict[str, Any] = {}  # in the order of OpWork, so that a sum is the same whatever the order of operations
         for work in [op.work(share) for op in ops]:
             for name, amount in vars(work).items():
                 if not _none(amount):
                     amounts[name] = amounts[name] + amount if name in amounts else amount
         spent = np.zeros(1)
-        for name, speed in self.speeds.items():
+        for name, speed in speeds.items():
             if name in amounts:
-                spent = spent + speed[places] * amounts[name]
-        return spent + self.gemm[places, share.rows] * amounts["weights"] if "weights" in amounts else spent
+                spent = spent + speed * amounts[name]
+        return spent
 
     def price(self, program: Program, plan: Plan) -> Price:
         """Return what `program` costs."""
@@ -299,7 +303,9 @@ class Batch:
         every = {"rows": own, "full": np.broadcast_to(own.sum(axis=0), own.shape)}
         heads = shares.heads, shares.columns, *shared(shares.heads, pricer.spec.group)
         self.parts = {name: Share(rows, rows * pricer.attended, *heads, rows * pricer.padding) for name, rows in every.items()}
-        self.segment = pricer.segment[self.places[:, None]]
+        places = self.places[:, None]
+        self.segment = pricer.segment[places]
+        self.speeds = {name: pricer.speeds_at(places, share.rows) for name, share in self.parts.items()}
         self.known: dict[Kind, Sequence[Done]] = {}  # by tile; layers repeat: price each kind of step once
 
     def prices(self, *programs: Program, times: float = 0.0) -> Prices:
@@ -365,8 +371,8 @@ class Batch:
 
     def _computing(self, step: Compute) -> list[Computing]:
         """Return what a Compute takes, of each tile."""
-        share, places = self.parts[step.distribution], self.places[:, None]
-        seconds = self.pricer.op_seconds(step.ops, share, places) * self.crowding[:, None]
+        share, speeds = self.parts[step.distribution], self.speeds[step.distribution]
+        seconds = self.pricer.op_seconds(step.ops, share, speeds) * self.crowding[:, None]
         seconds = seconds + self.segment * (share.rows > 0)
         if self.pricer.spec.group > 1 and any(isinstance(op, Mix) and op.axis for op in step.ops):
             seconds = seconds + PADDING * self.segment * (share.attending > share.heads)

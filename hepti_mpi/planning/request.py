@@ -1,6 +1,7 @@
 """What a plan is wanted for, and what the search answers. Knows no search and no price of its own."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hepti_mpi.models.formats import F32, FORMATS, Format
 from hepti_mpi.models.spec import ModelSpec, product_formats
@@ -52,8 +53,7 @@ class Request:
         return "--weights-mode mapped" * (self.mode != "mapped" or cache) + " --weights-cache FOLDER" * cache
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """How values travel: plan.reduction, plan.collectives and plan.wire."""
 
     reduction: str

@@ -5,7 +5,7 @@ counts x ways to exchange. Every candidate is priced by the very steps the engin
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -210,7 +210,7 @@ class _Search:
     def plan(self, layers: Layers, exchange: Exchange, heads: Counts, columns: Counts, rows: Counts) -> Plan:
         h, c, r = (tuple(map(int, counts)) for counts in (heads, columns, rows))
         modes = (self.request.mode,) * self.ranks
-        return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *astuple(exchange))
+        return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *exchange)
 
     def counts(self, layers: Layers, subset: tuple[int, ...]) -> Division | None:
         """Return (heads, columns, rows) per rank of the job for `layers` on `subset`, or None when they do not fit."""

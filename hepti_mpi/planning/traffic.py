@@ -78,25 +78,24 @@ class Round(NamedTuple):
 
 class Direct(NamedTuple):
     """Blocks that go straight to whoever takes them. Seconds that each rank's link sends (`out`) and receives (`into`); `until`: -inf for
-    who does not receive, else inf; `late`: seconds that the exchange itself takes, -inf for who takes nothing. Of blocks, [givers, to, ...]
-    as `givers` says, seconds after leaving until each is out, and `never`: inf where there is none, None where none is missing; None where
-    there are too many ranks to tell blocks apart."""
+    who does not receive, else inf, None where all do; `late`: seconds that the exchange itself takes, -inf for who takes nothing, None
+    where all take some. Of blocks, [givers, to, ...] as `givers` says, seconds after leaving until each is out, and `never`: inf where
+    there is none, None where none is missing; None where there are too many ranks to tell blocks apart."""
 
     out: np.ndarray
     into: np.ndarray
-    until: np.ndarray
-    late: np.ndarray
+    until: np.ndarray | None
+    late: np.ndarray | None
     blocks: np.ndarray | None
     never: np.ndarray | None
 
 
 class Traffic(NamedTuple):
-    """An exchange: `load` [3, ranks, ...]: seconds that each rank sends, receives, and the longer of both; `moved`: bytes; seconds that
-    starting takes, and adding what came short (`ending`, None where nothing does), and the ways that blocks take in any plan; `ring` [...]:
-    who goes round."""
+    """An exchange: `load` [3 x ranks + 1, ...]: seconds that each rank sends, that it receives, and the longer of both, and bytes that
+    move; seconds that starting takes, and adding what came short (`ending`, None where nothing does), and the ways that blocks take in any
+    plan; `ring` [...]: who goes round."""
 
     load: np.ndarray
-    moved: np.ndarray
     starting: np.ndarray
     ending: np.ndarray | None
     ring: np.ndarray
@@ -136,11 +135,11 @@ def traffic(
             straight = _past(straight, total, facts.outer, links)
     ways = [way[:3] for way in (rounds, straight) if way]
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
-    load = np.array([out, received, np.maximum(out, received)])
+    load = np.concatenate([out, received, np.maximum(out, received), moved[None]])
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
     ending = cast[:, None, None] * facts.casts * (count - 1) * want.sizes if facts.casts.any() else None
     places = ring.shape[:2]
-    parts = (_by_place(values, places) for values in (load, moved, starting, ending, ring))
+    parts = (_by_place(values, places) for values in (load, starting, ending, ring))
     both = (_taken(Round, rounds and (rounds[0], rounds[3]), ring.any(axis=-1).tolist(), places),
             _taken(Direct, straight and _straight(straight, fixed[2], links), (~ring.all(axis=-1)).tolist(), places))  # fmt: skip
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
@@ -233,21 +232,26 @@ def givers(count: int, ranks: int) -> np.ndarray:
 
 
 def _straight(direct: Sent, exchange: float, links: Links) -> tuple[Any, ...]:
-    """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do; `never` by place, since where
-    none is missing there is none."""
+    """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do; by place what tells of gaps,
+    since where there are none it is None."""
     out, into, _, blocks = direct
     receiving, never = into > 0, None
     getting = receiving
     if blocks is not None:
-        ranks, places = len(blocks), blocks.shape[2:4]
+        ranks = len(blocks)
         who = givers(ranks - 1 if links.rooted.all() else ranks, ranks)
         blocks = blocks.reshape(-1, *blocks.shape[2:]).take(who * ranks + np.arange(ranks), axis=0)
         there = blocks > 0
-        getting = np.asarray(there.any(axis=0))
-        complete: Any = np.asarray(there.all(axis=0)).all(axis=0).all(axis=-1).tolist()
-        gaps = _by_place(None if all(map(all, complete)) else np.where(there, 0.0, np.inf), places)
-        never = [[None if whole else gap for whole, gap in zip(*some)] for some in zip(complete, gaps)]
-    return out, into, np.where(receiving, np.inf, -np.inf), np.where(getting, exchange, -np.inf), blocks, never
+        getting, never = np.asarray(there.any(axis=0)), _gaps(there, 0.0, np.inf)
+    return out, into, _gaps(receiving, np.inf, -np.inf), _gaps(getting, exchange, -np.inf), blocks, never
+
+
+def _gaps(there: np.ndarray, yes: float, no: float) -> Sequence[Sequence[np.ndarray | None]]:
+    """Return by place `yes` where `there` [..., exchanges, tiles, plans] holds, else `no`; None for a place where it holds everywhere."""
+    places = there.shape[-3:-1]
+    complete: Any = there.all(axis=-1).reshape(-1, *places).all(axis=0).tolist()
+    found = _by_place(None if all(map(all, complete)) else np.where(there, yes, no), places)
+    return [[None if whole else one for whole, one in zip(*some)] for some in zip(complete, found)]
 
 
 def _round(sizes: np.ndarray, terms: np.ndarray, links: Links) -> Sent:

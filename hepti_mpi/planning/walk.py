@@ -44,8 +44,8 @@ class Walk:
         self.ahead = zeros + links.ahead * (BOTH_WAYS if in_turn else 1)
         self.hop, self.piece = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop)
         self.left = np.arange(-1, size[0] - 1)
-        self.zeros, self.clock, self.compute, self.wait, self.moved = zeros, zeros, zeros, zeros, np.zeros(size[1])
-        self.load = np.zeros((3, *size))  # seconds that each rank sends, receives, and the longer of both, in all
+        self.zeros, self.clock, self.compute, self.wait = zeros, zeros, zeros, zeros
+        self.load = np.zeros((3 * size[0] + 1, size[1]))  # in all, as of a Traffic
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there
         self.coming: dict[str, np.ndarray] = {}  # the same of what exchanges bring: what a rank makes is there when it looks for it
@@ -58,15 +58,19 @@ class Walk:
 
     @property
     def sent(self) -> np.ndarray:
-        return self.load[0]
+        return self.load[: len(self.clock)]
 
     @property
     def received(self) -> np.ndarray:
-        return self.load[1]
+        return self.load[len(self.clock) : -len(self.clock) - 1]
 
     @property
     def wire(self) -> np.ndarray:
-        return self.load[2]
+        return self.load[-len(self.clock) - 1 : -1]
+
+    @property
+    def moved(self) -> np.ndarray:
+        return self.load[-1]
 
     def computed(self, step: Computing, reads: Sequence[str], writes: Sequence[str]) -> None:
         """Compute, once what is read has come."""
@@ -99,7 +103,7 @@ class Walk:
         self.up, self.down, done = ways[0] if len(ways) == 1 else (np.where(step.ring, one, other) for one, other in zip(*ways))
         if step.ending is not None:
             done = done + step.ending
-        self.moved, self.load = self.moved + step.moved, self.load + step.load
+        self.load = self.load + step.load
         _note(self.ready, writes, done)
         for name in writes:
             self.coming[name] = self.ready[name]
@@ -134,8 +138,10 @@ class Walk:
             first = np.minimum.reduce(begun, 0)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
                 first = np.where(self.links.mates, first, np.inf).min(axis=1)
-        down = np.maximum(np.minimum(first, way.until), self.down) + way.into
-        done = np.maximum(np.maximum(down - self.ahead, last) + way.late, begin)
+        if way.until is not None:
+            first = np.minimum(first, way.until)
+        down = np.maximum(first, self.down) + way.into
+        done = np.maximum(np.maximum(down - self.ahead, last) + (self.exchange if way.late is None else way.late), begin)
         return up, down, done
 
     def exchanged_together(self, step: Together) -> None:
@@ -148,7 +154,7 @@ class Walk:
         self.wait = self.wait + (start - self.clock)
         self.clock = self.zeros + (start + seconds)
         self.up = np.where(step.moved > 0, self.clock, self.up)
-        self.load, self.moved = self.load + seconds, self.moved + step.moved
+        self.load = self.load + np.concatenate([np.broadcast_to(seconds, (len(self.load) - 1, len(seconds))), step.moved[None]])
 
 
 def _note(times: dict[str, np.ndarray], names: Sequence[str], when: np.ndarray) -> None:

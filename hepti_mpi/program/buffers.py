@@ -33,13 +33,15 @@ def distributions(program: Program) -> dict[str, Value]:
                 tile, (form, width) = None if name in whole else step.tile, made[id(step.ops)][name]
                 result[key(name, tile)] = Value(step.distribution, form.axis or "hidden", tile, form.dtype, width)
             continue
-        outer = [name for name in (*step.reads, *step.writes) if name in (EMBEDDED, RESULT)]
-        result |= dict.fromkeys(outer, Value("root", "hidden", None, width=step.width))
-        if step.want != ROOT:
+        for name in (*step.reads, *step.writes):
+            if name in (EMBEDDED, RESULT):
+                result[name] = Value("root", "hidden", None, width=step.width)
+        want = step.want
+        if want != ROOT:
             for read, name in zip(step.reads, step.writes):
                 tile, went = None if name in whole else step.tile, result.get(named(result, read, step.tile))
                 width, dtype = (went.width, went.dtype) if went else (step.width, "float32")  # it comes as it went
-                result[key(name, tile)] = Value(step.want.rows, step.want.columns, tile, dtype, width)
+                result[key(name, tile)] = Value(want.rows, want.columns, tile, dtype, width)
     return result
 
 
@@ -55,7 +57,7 @@ def named(values: dict[str, Value], name: str, tile: int | None) -> str:
 
 def interface(values: dict[str, Value], step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the keys of what a step reads and of what it writes, or writes a part of."""
-    reads, writes = (tuple(named(values, name, step.tile) for name in names) for names in (step.reads, step.writes))
+    reads, writes = (tuple([named(values, name, step.tile) for name in names]) for names in (step.reads, step.writes))
     return reads, writes
 
 

@@ -63,21 +63,24 @@ class _Builder:
         return "full" if self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
 
     def compute(self, op: Op, distribution: str) -> None:
-        """Append `op`, to the segment under way where it has the same distribution and nothing forbids it.
-
-        Casts never join what has weights: its session is then the same for every wire.
-        """
+        """Append `op`, to the segment under way where it may join that."""
         last = self.steps[-1] if self.steps else None
-        if isinstance(last, Compute):
-            both = (last.ops[-1], op)
-            self.fenced |= any(isinstance(one, ops.Cast) for one in both) and any(one.weights() for one in both)
-            first = next((one.layer for one in last.ops if one.layer >= 0), op.layer)
-            self.fenced |= op.layer >= first + self.most
-        if isinstance(last, Compute) and last.distribution == distribution and not self.fenced:
+        if isinstance(last, Compute) and self.joins(last, op, distribution):
             self.steps[-1] = Compute((*last.ops, op), distribution)
         else:
             self.steps.append(Compute((op,), distribution))
         self.fenced = False
+
+    def joins(self, last: Compute, op: Op, distribution: str) -> bool:
+        """Tell whether `op` may join a segment: where it has the same distribution and nothing forbids it.
+
+        Casts never join what has weights: its session is then the same for every wire.
+        """
+        if self.fenced or last.distribution != distribution:
+            return False
+        both, first = (last.ops[-1], op), next((one.layer for one in last.ops if one.layer >= 0), op.layer)
+        cast = any(isinstance(one, ops.Cast) for one in both)
+        return op.layer < first + self.most and not (cast and any(one.weights() for one in both))
 
     def fence(self) -> None:
         """Begin a new segment: what follows reads the other tiles too, or is to be shared with other plans."""
@@ -275,7 +278,7 @@ def _with_interfaces(steps: list[Step]) -> list[Step]:
         inside: set[str] = set()
         kept: list[Op] = []
         for op in reversed(step.ops):
-            if any(name in needed or name in inside for name in op.writes):
+            if not (needed.isdisjoint(op.writes) and inside.isdisjoint(op.writes)):
                 kept.append(op)
                 inside.update(op.reads)
         kept.reverse()
@@ -283,7 +286,7 @@ def _with_interfaces(steps: list[Step]) -> list[Step]:
         writes = tuple(name for op in kept for name in op.writes if name in needed)
         reads = tuple(dict.fromkeys(name for op in kept for name in op.reads if name not in made))
         needed.update(reads)
-        result.append(replace(step, ops=tuple(kept), reads=reads, writes=writes))
+        result.append(Compute(tuple(kept), step.distribution, reads, writes))
     return result[::-1]
 
 
