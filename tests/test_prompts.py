@@ -1,14 +1,17 @@
 """Prompts as they are given: lines, objects, talks and arrays."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_gguf import LETTERS, tokens
 
+from hepti_mpi.commands.generate import _prompts
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.prompts import check_room, read_prompts
+from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import asking
 from hepti_mpi.serving.http.fields import Fields
 from hepti_mpi.serving.http.generation import chat, completion
@@ -60,6 +63,32 @@ def test_what_a_talk_says_to_its_template(spec, tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(talk) + "\n" + json.dumps(talk | {"chat_template_kwargs": 3}))
     first, second = read_prompts(spec, FILES | {"chat_template.jinja": source}, str(tmp_path / "x.jsonl"))
     assert "".join(letters(first)) == "aabc" and "chat_template_kwargs is 3, expected an object" in second.error
+
+
+@pytest.mark.parametrize("more, said", [
+    ({}, "a"), ({"reasoning_effort": "low"}, "ab"), ({"reasoning_effort": "none", "tool_choice": "auto"}, "ac"),
+    ({"tool_choice": "none"}, ""),
+])  # fmt: skip
+def test_a_line_says_to_the_template_what_a_service_is_told(spec, tmp_path, more, said):
+    source = b"c{{ 'a' if tools }}{{ 'b' if reasoning_effort == 'low' }}{{ 'c' if enable_thinking is false }}"
+    talk = {"messages": [{"role": "user", "content": "c"}], "tools": [{}]} | more
+    files = FILES | {"chat_template.jinja": source}
+    (tmp_path / "x.jsonl").write_text(json.dumps(talk))
+    (found,) = read_prompts(spec, files, str(tmp_path / "x.jsonl"))
+    assert "".join(letters(found)) == f"c{said}"
+    assert chat(asking.Model(spec, files, ""), Fields(talk), 64).prompts == [found.ids]
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"reasoning_effort": 3}, "reasoning_effort is 3"), ({"tool_choice": "required"}, "start serve and ask it"),
+    ({"logit_bias": {"400": 1}}, "not of this model, which has 131"),
+])  # fmt: skip
+def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "c"}]} | more))
+    question = SimpleNamespace(source=str(tmp_path / "x.jsonl"), strict=False)
+    session = SimpleNamespace(store=SimpleNamespace(spec=spec, files=FILES))
+    (found,), _ = _prompts(session, question, SimpleNamespace(chat=False, context=None), Sampling())
+    assert words in found.error and not found.ids
 
 
 @pytest.mark.parametrize("text, words", [("<pad>", "token id 131, the model has only 131"), ("", "has no tokens")])

@@ -106,6 +106,7 @@ def test_what_a_request_asks_for_itself():
     assert sampling_of({"stop": "b", "max_tokens": 3, "logit_bias": {"5": 1}}, default) == Sampling(
         temperature=0.7, stop=("b",), max_tokens=3, logit_bias={5: 1}
     )
+    assert sampling_of({"max_completion_tokens": 4, "temperature": None, "stop": ""}, default) == Sampling(4, 0.7)  # as services take them
     for wrong in ({"stop": 3}, {"logit_bias": {"x": 1}}, {"logit_bias": [1]}):
         with pytest.raises(InputError):
             sampling_of(wrong, default)

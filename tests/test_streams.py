@@ -557,7 +557,7 @@ def test_a_program_goes_on_with_texts(port, own):
             break
         assert asyncio.run(listened(model)) == (["two", " three"], ["eight", " nine", ""])
         assert list(model.generate("seven", stream=True)) == ["eight", " nine", ""]
-        for wrong, said in ({"temperature": -1}, "temperature is -1"), ({"n": 2}, "n is nothing"), ({"stop": 5}, "stop is of type int"):
+        for wrong, said in ({"temperature": -1}, "temperature is -1"), ({"n": 2}, "n is nothing"), ({"stop": 5}, "stop is 5"):
             with pytest.raises(InputError, match=said):
                 model.generate("one", **wrong)
         with pytest.raises(InputError, match="the prompt is of type NoneType"):
@@ -570,7 +570,8 @@ def test_a_program_goes_on_with_texts(port, own):
         with pytest.raises(InputError, match="temperature is -1"):
             asyncio.run(model.stream_async("one", temperature=-1).__anext__())
     Rank(own)
-    stand_in = SimpleNamespace(tokens=TOKENS, prompt=lambda asked: TOKENS.plain(asked, "it"))
+    spec = SimpleNamespace(numbers=lambda by: len(WORDS))
+    stand_in = SimpleNamespace(tokens=TOKENS, spec=spec, prompt=lambda asked: TOKENS.plain(asked, "it"))
     assert list(streamed(stand_in, own, "seven", {}, 10)) == ["eight", " nine", ""]
     parts = streamed(stand_in, own, "one", {"max_tokens": 5}, 10)
     assert next(parts) == "two"
@@ -578,6 +579,8 @@ def test_a_program_goes_on_with_texts(port, own):
     until(lambda: not own.streams.busy)
     with pytest.raises(InputError, match="hot is nothing"):
         next(streamed(stand_in, own, "one", {"hot": 1}, 10))
+    with pytest.raises(InputError, match="not of this model"):
+        next(streamed(stand_in, own, "one", {"logit_bias": {99: 1}}, 10))
 
 
 @pytest.mark.parametrize("status, headers, error, said", [

@@ -68,7 +68,8 @@ class Address:
     def stream(self, prompt: "str | Sequence[Message]", how: dict[str, Any]) -> Generator[str, None, None]:
         if asked_for(prompt, how).ignore_end:  # a service ignores what it does not know, and gives several answers where they are asked for
             raise InputError("ignore_end is not for a service that others use: leave it out, or use a store")
-        how = {name: value for name, value in how.items() if name != "logprobs"}  # of which a text tells nothing
+        # None is the same as left out, and of logprobs a text tells nothing
+        how = {name: value for name, value in how.items() if name != "logprobs" and value is not None}
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         document = {"stream": True, "max_tokens": USUAL_TOKENS, "temperature": 0, **asked, **how}
         path = "/v1/completions" if isinstance(prompt, str) else "/v1/chat/completions"

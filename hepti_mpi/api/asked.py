@@ -12,7 +12,7 @@ import numpy as np
 
 from hepti_mpi.errors import Busy, InputError, NotReady
 from hepti_mpi.models.inputs.chat import Message
-from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.models.tasks.sampling import Sampling, sampling_of
 
 Picture = Path | bytes
 Input = str | tuple[str, str] | Picture
@@ -147,10 +147,7 @@ def asked_for(prompt: Any, how: Mapping[str, Any]) -> Sampling:
     unknown = sorted(how.keys() - {one.name for one in fields(Sampling)})
     if unknown:
         raise InputError(f"{unknown[0]} is nothing that is known of an answer")
-    stop = how.get("stop") or ()
-    if not isinstance(stop, (str, list, tuple)):
-        raise InputError(f"stop is of type {type(stop).__name__}, expected a text or a list of texts")
-    return Sampling(**{"max_tokens": USUAL_TOKENS, **how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    return sampling_of(how, Sampling(max_tokens=USUAL_TOKENS))
 
 
 def content(picture: Any) -> bytes:

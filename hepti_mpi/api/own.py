@@ -17,6 +17,7 @@ from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.forms import check
 from hepti_mpi.models.tasks.heads import Result
+from hepti_mpi.models.tasks.sampling import check_biases
 from hepti_mpi.serving import asking
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.streams import Grown, growing
@@ -118,6 +119,7 @@ def streamed(
     """Yield the parts of an answer that a front gives; `seconds` to wait for each. Raises InputError, ServiceError."""
     sampling = asked_for(prompt, how)
     check(sampling.schema)
+    check_biases(sampling.logit_bias, model.spec.numbers("ids"))
     parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
     one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
     waiting().ends(lambda: parts.put(Grown("", error=ServiceError("nobody waits for the answer any more"))))

@@ -127,7 +127,7 @@ def _prompts(
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import check_room, read_prompts
     from hepti_mpi.models.tasks.forms import check
-    from hepti_mpi.models.tasks.sampling import sampling_of
+    from hepti_mpi.models.tasks.sampling import check_biases, sampling_of
 
     store, stdin, asked = session.store, standard_input() if question.source == "-" else None, dict[int, "Sampling"]()
     found = read_prompts(store.spec, store.files, question.source, stdin, writing.chat)
@@ -136,6 +136,7 @@ def _prompts(
         try:
             asked[one.index] = sampling_of(one.asked, default)
             check(asked[one.index].schema)
+            check_biases(asked[one.index].logit_bias, store.spec.numbers("ids"))
         except InputError as error:
             found[place] = replace(one, ids=[], error=one.error or f"{one.origin}: {error}")
     wrong = next((one for one in found if one.error), None)

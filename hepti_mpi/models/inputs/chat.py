@@ -190,13 +190,19 @@ def _reasoned(message: Message) -> Message:
 
 
 def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a request says to the template beside its messages, `tools` and `more` of `text`. Raises InputError."""
-    tools, more = values.get("tools"), values.get("chat_template_kwargs")
+    """Return what a request says to the template beside its messages, `tools` and `more` of `text`. Raises InputError.
+
+    Templates know how much is to be thought before the answer by one of two names.
+    """
+    tools, more, effort = (values.get(name) for name in ("tools", "chat_template_kwargs", "reasoning_effort"))
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise InputError(f"tools is {shown(repr(tools), 60)}, expected a list of objects")
     if more is not None and not isinstance(more, dict):
         raise InputError(f"chat_template_kwargs is {shown(repr(more), 60)}, expected an object of names and values for the template")
-    return {"tools": tools or None, "more": more}
+    if effort is not None and not isinstance(effort, str):
+        raise InputError(f"reasoning_effort is {shown(repr(effort), 60)}, expected a text, such as low")
+    told = {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {}) if effort else {}
+    return {"tools": tools or None, "more": told | (more or {})}
 
 
 def checked_messages(value: object) -> list[dict[str, Any]]:

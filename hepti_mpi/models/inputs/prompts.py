@@ -60,7 +60,10 @@ class Prompter:
         """Return the tokens of a talk up to where the model's answer begins; `asked`: what else its request says. Raises InputError."""
         if self.template is None:
             raise InputError(f"{where} has messages, the model has no chat template; give a prompt instead")
-        text = self.template.text(checked_messages(messages), **checked_options(asked or {}))
+        options, choice = checked_options(asked or {}), (asked or {}).get("tool_choice")
+        if choice not in (None, "auto", "none"):
+            raise InputError(f"{where} has tool_choice {shown(repr(choice), 60)}, which a service keeps to alone: start serve and ask it")
+        text = self.template.text(checked_messages(messages), **options | ({"tools": None} if choice == "none" else {}))
         return checked_ids(self.spec, self.tokens.plain(text, where), where)
 
 

@@ -252,10 +252,12 @@ class Sampler:
 
 
 def sampling_of(asked: Mapping[str, Any], default: Sampling) -> Sampling:
-    """Return `default` with what a request asks for itself. Raises InputError."""
+    """Return `default` with what a request asks for itself; null is the same as left out. Raises InputError."""
     known = {name: asked[name] for name in Sampling.__dataclass_fields__ if asked.get(name) is not None}
+    if asked.get("max_completion_tokens") is not None:  # OpenAI's newer name
+        known["max_tokens"] = asked["max_completion_tokens"]
     if isinstance(known.get("stop"), str):
-        known["stop"] = (known["stop"],)
+        known["stop"] = (known["stop"],) if known["stop"] else ()
     elif "stop" in known:
         if not isinstance(known["stop"], list | tuple):
             raise InputError(f"stop is {known['stop']!r:.60}, expected a text or a list of texts")
@@ -266,3 +268,9 @@ def sampling_of(asked: Mapping[str, Any], default: Sampling) -> Sampling:
         except (AttributeError, TypeError, ValueError):
             raise InputError(f"logit_bias is {known['logit_bias']!r:.60}, expected an object of token ids and numbers") from None
     return Sampling(**{name: getattr(default, name) for name in Sampling.__dataclass_fields__} | known)
+
+
+def check_biases(biases: Mapping[int, float], words: int) -> None:
+    """Raise InputError for a logit_bias of a token that a model of so many `words` lacks: it is of another tokenizer."""
+    if not all(0 <= token < words for token in biases):
+        raise InputError(f"logit_bias has token ids that are not of this model, which has {words}")

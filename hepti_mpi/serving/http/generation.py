@@ -13,7 +13,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import checked_messages, checked_options
 from hepti_mpi.models.inputs.prompts import checked_ids
 from hepti_mpi.models.tasks.forms import NoForms, check
-from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling
+from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling, check_biases
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.inquiries import check_name
@@ -65,9 +65,10 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     if "modalities" in fields and fields.texts("modalities")[0] != ["text"]:
         raise Refused(422, f"modalities is {shown(fields.values['modalities'])}, answers are text", "modalities")
     template = model.template
+    fields.text("reasoning_effort", "")
     asked = checked_options(fields.values)
     tools, must = chosen(asked["tools"], fields.values.get("tool_choice"))
-    asked["tools"], asked["more"] = tools, _effort(fields) | (asked["more"] or {})
+    asked["tools"] = tools
     text = template.text(checked_messages(fields.any("messages")), **asked)
     begin, arguments, many = model.call_form if must else ("", "", False)
     prompt = checked_ids(model.spec, model.tokens.plain(text + begin, "the messages"), "the messages")
@@ -83,12 +84,6 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
         sampling = _formed(wanted.sampling, form, "tool_choice")
         return replace(wanted, sampling=sampling, calls=True, plain=known, most_calls=1)
     return replace(wanted, calls=bool(tools) and model.calls_tools, plain=known * model.calls_plainly, most_calls=most_calls)
-
-
-def _effort(fields: Fields) -> dict[str, Any]:
-    """Return what templates are told of how much is to be thought before the answer, under the names that they know it by."""
-    effort = fields.text("reasoning_effort", "")
-    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {}) if effort else {}
 
 
 def completion(model: Model, fields: Fields, room: int) -> Wanted:
@@ -184,8 +179,10 @@ def _biases(fields: Fields, words: int) -> dict[int, float]:
         found = {int(token): float(bias) for token, bias in value.items()}
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise Refused(422, f"logit_bias is {shown(value)}, expected an object of token ids and numbers", "logit_bias") from None
-    if not all(0 <= token < words for token in found):
-        raise Refused(422, f"logit_bias has token ids that are not of this model, which has {words}", "logit_bias")
+    try:
+        check_biases(found, words)
+    except InputError as error:
+        raise Refused(422, str(error), "logit_bias") from None
     return found
 
 
