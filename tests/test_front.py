@@ -12,7 +12,7 @@ import pytest
 from hepti_mpi.cluster.hosts import Host
 from hepti_mpi.errors import Busy, HostError, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.serving import frames, front, remote, sockets
+from hepti_mpi.serving import door, frames, front, remote, sockets
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.remote import Remote
 from hepti_mpi.supervisor.service import Job, Service
@@ -252,7 +252,7 @@ def test_another_model_behind_it_is_a_failure(own):
 def test_only_rank_0_gets_in(own):
     with pytest.raises(HostError, match="cannot be reached"):
         Remote(own.address() | {"key": "00" * 32})
-    silent = [socket.create_connection(("127.0.0.1", own.address()["port"])) for _ in range(2 * front.DOORS)]
+    silent = [socket.create_connection(("127.0.0.1", own.address()["port"])) for _ in range(2 * door.STRANGERS)]
     ready(own)
     assert own.ask("a", requests(3)).future.result(10)
     for one in silent:

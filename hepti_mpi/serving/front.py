@@ -1,11 +1,10 @@
 """The front of a service: what is asked waits here, is handed to rank 0 a little at a time, and is asked again after a failure.
 
-Knows requests, clients and the one connection to rank 0; does not know how requests are made, nor what starts the job. Nothing is lost: a
-request leaves when it is answered, given up by who asked, or was under way in too many failures of the job.
+Knows requests, clients and what is said to rank 0; does not know how it connects, how requests are made, nor what starts the job. Nothing
+is lost: a request leaves when it is answered, given up by who asked, or was under way in too many failures of the job.
 """
 
 import itertools
-import secrets
 import threading
 import time
 from collections import deque
@@ -13,15 +12,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection
 from typing import Any
 
-from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.errors import Busy, HeptiError, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.serving import frames, sockets
+from hepti_mpi.serving.door import Door
 from hepti_mpi.serving.fair import Fair
 from hepti_mpi.serving.streams import Growing, Grown, Streams
 from hepti_mpi.wording import counted
@@ -32,8 +30,6 @@ STEPS = 2  # batches that rank 0 has: one that is answered, and the next
 ALONE = 2  # failures of the job that a request was under way in, after which it goes alone: if it is the reason, no other is to suffer
 GIVEN_UP = 4  # such failures after which it is refused
 MOST_PROMPTS = 256  # that may wait for a slot; a client that has less than its part of them may go on
-DOORS = 8  # connections that have not shown that they are rank 0's; for one more the first has to leave
-LARGEST_MESSAGE = 1 << 30
 
 
 @dataclass(eq=False)
@@ -81,10 +77,7 @@ class Front:
     def __init__(self, source_hash: str, near: bool, heard: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
         """`near`: all hosts are this machine. `heard` is told what rank 0 tells besides answers, that it is lost, and how many inputs are
         given up."""
-        self.source_hash, self.near, self.heard = source_hash, near, heard
-        self.key = secrets.token_bytes(32)
-        self.listener = Listener(("127.0.0.1" if near else "0.0.0.0", 0), "AF_INET", backlog=DOORS)
-        self.strangers: deque[Connection] = deque()
+        self.source_hash, self.heard = source_hash, heard
         self.queue: Fair[Piece] = Fair(LEAST_BATCHES * 256)
         self.again: deque[Piece] = deque()  # what was under way when a job failed
         self.flying: dict[int, Piece] = {}
@@ -99,13 +92,12 @@ class Front:
         self.streams = Streams(Fair(1 << 62))
         self.changed = threading.Condition()
         self.closed = self.draining = False
-        for work in (self._accept, self._feed):
-            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+        self.door = Door(near, self._hear, self._lost)
+        threading.Thread(target=self._feed, name="feed", daemon=True).start()
 
     def address(self) -> dict[str, Any]:
         """Return how rank 0 finds this, for a file that only its user reads."""
-        port = self.listener.address[1]
-        return {"addresses": ["127.0.0.1", *([] if self.near else own_addresses())], "port": port, "key": self.key.hex()}
+        return self.door.address()
 
     # what clients do
 
@@ -201,47 +193,9 @@ class Front:
         with suppress(OSError):
             if connection is not None:
                 connection.send_bytes(frames.packed({"kind": "end"}))
-        with suppress(OSError):
-            self.listener.close()
+        self.door.close()
 
     # rank 0
-
-    def _accept(self) -> None:
-        while not self.closed:
-            try:
-                connection = sockets.at_once(self.listener.accept())
-            except OSError:
-                if self.closed:
-                    return
-                time.sleep(0.1)  # too many files are open
-                continue
-            with self.changed:
-                self.strangers.append(connection)
-                first = self.strangers.popleft() if len(self.strangers) > DOORS else None
-            if first is not None:  # who says nothing keeps nobody out
-                sockets.shut(first)
-            threading.Thread(target=self._show, args=(connection,), name="rank 0", daemon=True).start()
-
-    def _show(self, connection: Connection) -> None:
-        """Listen to a connection once it has shown that it is rank 0's."""
-        try:
-            deliver_challenge(connection, self.key)
-            answer_challenge(connection, self.key)
-        except (OSError, EOFError, AuthenticationError, ValueError):
-            connection.close()
-            return
-        finally:
-            with self.changed, suppress(ValueError):
-                self.strangers.remove(connection)
-        try:
-            while True:
-                self._hear(connection, *frames.unpacked(connection.recv_bytes(LARGEST_MESSAGE)))
-        except (OSError, EOFError, InputError):
-            pass
-        finally:
-            self._lost(connection)
-            with suppress(OSError):
-                connection.close()
 
     def _hear(self, connection: Connection, head: frames.Head, arrays: Sequence[Any]) -> None:
         if head["kind"] == "answered":
