@@ -77,6 +77,26 @@ def test_a_token_is_priced_by_what_a_cache_of_its_numbers_takes():
         assert prompts[0] == pytest.approx(prompts[1])
 
 
+PARALLEL = replace(SPEC.layer(0), parallel=True, before=(SPEC.layer(0).before[0], None))
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, kinds=(PARALLEL,))])
+def test_what_layers_take_beside_their_products_is_as_much_on_every_rank(spec):
+    """Whatever the share: the starts of small kernels. By the rows of a step; prompts are priced as before."""
+    plain = cluster([20.0, 20.0], latency=1e-5)
+    none = replace(plain, nodes=tuple(replace(node, beside_seconds=(0.0, 0.0)) for node in plain.nodes))
+    some = replace(plain, nodes=tuple(replace(node, beside_seconds=(1e-4, 8e-4)) for node in plain.nodes))
+    one = decide(plain, "single").chosen.plan
+    two = decide(plain, "tensor", shares=(1.0, 2.0)).chosen.plan
+    for plan in (one, two):
+        for rows, more in ((1, 1e-4), (8, 8e-4), (4, 4e-4)):
+            base, found = (Steps(spec, profile, rows, 128, "float32").seconds(plan) for profile in (none, some))
+            assert found - base == pytest.approx(spec.layers * more, rel=1e-6)
+            assert base < Steps(spec, plain, rows, 128, "float32").seconds(plan), "elements and activations are in it"
+        before, after = (Steps(spec, profile, 128, 128).seconds(plan) for profile in (plain, some))
+        assert before == after
+
+
 def test_answers_that_fit_on_no_rank_alone_are_kept_by_several():
     alone = decide(cluster([20.0]), kept=0).chosen.memory[0]
     memory = alone + 1001 * ROW

@@ -69,6 +69,40 @@ def test_attention_of_a_text_is_timed_over_a_cache_of_each_kind():
     np.testing.assert_allclose((found.cached_seconds_per_mac, found.cached_arrange_seconds), ((1e-8, 2e-8), (1e-6, 3e-6)), rtol=1e-6)
 
 
+def test_layers_of_texts_are_timed_whole():
+    """What they take beside products and attention is told, by rows; not on an emulated board, which is described."""
+    called, found = [], []
+
+    class Texts:
+        count = 3
+
+        def call(self, texts, length):
+            return lambda: called.append((texts, length))
+
+        def work(self, texts, length):
+            return Work(((texts, 1e6, "q4"),), attention=1e3 * texts * length)
+
+    names = ("elements", "activations", "casts", "nothing", "between")
+    kernels = {name: lambda: None for name in names}
+    timers = Timers(gemm=lambda rows: lambda: None, weights=10, attention=lambda requests, length: lambda: None, rows=4, hidden=8,
+                    cached=Behind(lambda cache, length: lambda: None, lambda length: Work(attention=2.0 * length, arranged=3.0)),
+                    texts=Texts(), **kernels)  # fmt: skip
+    for board in (None, "2"):
+        found.append(measuring.timed(timers, (1, 8), 100, Emulation(board), time.perf_counter, lambda: None, seconds=0.01))
+    assert set(called) == {(1, 99), (8, 99)} and [len(one.steps) for one in found] == [2, 0] and found[0].layers == 3
+    assert [work.products for work, _ in found[0].steps] == [((1, 1e6, "q4"),), ((8, 1e6, "q4"),)]
+    assert len(found[0].whole) == 0 and len(found[0].cached) == len(found[1].cached) + 2 == 2
+    timed = Timed((1, 8), (1e-9, 4e-9), [(Work(attention=9, arranged=2), 1e-3)] * 2, [1e-3] * 3 + [1e-6], 100,
+                  cached=[[(Work(attention=macs, arranged=10), 2e-6 + macs * 1e-8) for macs in (100, 1000)]] * 2)  # fmt: skip
+    assert fitted(timed).beside_seconds == ()
+    works = [Work(((rows, 1e6, "q4"),), attention=1e4 * rows, arranged=10 * rows) for rows in (1, 8)]
+    parts = [1e-6 + 1e-3 + 1e-4 + 1e-6, 1e-6 + 4e-3 + 8e-4 + 8e-6]
+    steps = [(work, part + more) for work, part, more in zip(works, parts, (3e-4, 9e-4))]
+    np.testing.assert_allclose(fitted(replace(timed, steps=steps, layers=3)).beside_seconds, (1e-4, 3e-4), rtol=1e-6)
+    sooner = fitted(replace(timed, steps=[(work, 1e-6) for work in works], layers=3))  # the parts were timed too slow
+    assert sooner.beside_seconds == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_what_is_timed_over_a_cache_is_the_attention_of_a_text(cache):
     """Of each layer over a cache of its own, which has the row then."""

@@ -22,6 +22,7 @@ EMULATION = "emulation"  # among the versions: the boards that the ranks pretend
 FORMATS = "formats"  # among the versions: those of the weights that products were measured with, where not all are float32
 PLAIN: Mapping[str, float] = {"f32": 1.0}
 CACHES = ("float32", "float16")  # numbers that keys and values of texts may be kept as
+STEP_ROWS = (1, 8)  # rows, each of a text, of the steps whose layers are timed whole
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 
@@ -38,6 +39,8 @@ class NodeProfile:
     `arrange_seconds`: seconds per element of its input that attention takes to lay requests out and back, and to begin.
     `cached_seconds_per_mac`, `cached_arrange_seconds`: the same two of a row of a text that attends to those in a cache, of each of CACHES;
     () where nobody timed them: as of any attention.
+    `beside_seconds`: seconds of a layer beside its products and its attention, in steps of texts, of each of STEP_ROWS, whatever the rank's
+    share; () where nobody timed them: as its elements and activations.
     `cast_seconds`: seconds per element to make float16 of float32.
     `glance_seconds_per_weight`: seconds of one number of rows of the curve in a chain of products alone, which a later job times again to
     see whether the rank had other work; 0 where nobody did.
@@ -63,7 +66,15 @@ class NodeProfile:
     glance_seconds_per_weight: float = 0.0
     cached_seconds_per_mac: tuple[float, ...] = ()
     cached_arrange_seconds: tuple[float, ...] = ()
+    beside_seconds: tuple[float, ...] = ()
     alone: "NodeProfile | None" = None
+
+    def beside(self, rows: int) -> float | None:
+        """Return `beside_seconds` of a step of so many rows, each of a text."""
+        if not self.beside_seconds:
+            return None
+        (few, many), (least, most) = STEP_ROWS, self.beside_seconds
+        return least + min(max((rows - few) / (many - few), 0.0), 1.0) * (most - least)
 
     def attention(self, cache: str | None) -> tuple[float, float]:
         """Return the seconds per multiply-add of an attention and per element of its input; `cache`: the numbers of the cache to which rows
@@ -195,6 +206,7 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
             glance_seconds_per_weight=by * node.glance_seconds_per_weight, alone=node.alone and slower(node.alone, by),
             cached_seconds_per_mac=tuple(by * seconds for seconds in node.cached_seconds_per_mac),
             cached_arrange_seconds=tuple(by * seconds for seconds in node.cached_arrange_seconds),
+            beside_seconds=tuple(by * seconds for seconds in node.beside_seconds),
         )  # fmt: skip
 
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
@@ -327,7 +339,10 @@ def _node(item: dict[str, Any]) -> NodeProfile:
     begins = tuple(_between(v, 0, 1e6) for v in item.get("cached_arrange_seconds", ()))
     if len(cached) != len(begins) or len(cached) not in (0, len(CACHES)):
         raise ValueError(f"what caches take is not of {', '.join(CACHES)}")
-    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange, glance, cached, begins)
+    beside = tuple(_between(v, 0, 1e6) for v in item.get("beside_seconds", ()))
+    if len(beside) not in (0, len(STEP_ROWS)):
+        raise ValueError(f"what layers of texts take is not of steps of {', '.join(map(str, STEP_ROWS))} rows")
+    speeds = (curve, attention, element, segment, head_start, cast, activation, arrange, glance, cached, begins, beside)
     alone = None if item["alone"] is None else _node(item["alone"])
     if alone is not None and (alone.alone is not None or len(alone.gemm_rows) != len(rows)):
         raise ValueError("what a rank can do alone is not of the same rows")

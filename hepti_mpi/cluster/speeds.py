@@ -25,13 +25,15 @@ class Speeds:
     glance_seconds_per_weight: float = 0.0
     cached_seconds_per_mac: tuple[float, ...] = ()
     cached_arrange_seconds: tuple[float, ...] = ()
+    beside_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Timed:
     """What kernels took a rank. `products`: seconds per weight of those of `rows` rows; `attention`: of short requests and of long ones;
     `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, by rising numbers of rows, where
-    they were timed; `cached`: for each of CACHES, where they were, attention of one row behind few others in a cache and behind many."""
+    they were timed; `cached`: for each of CACHES, where they were, attention of one row behind few others in a cache and behind many;
+    `steps`: where they were, `layers` layers of steps of texts, of each of STEP_ROWS."""
 
     rows: Sequence[int]
     products: Sequence[float]
@@ -40,6 +42,8 @@ class Timed:
     size: int
     whole: "Took" = ()
     cached: Sequence["Took"] = ()
+    steps: "Took" = ()
+    layers: int = 0
 
 
 Took = Sequence[tuple[Work, float]]  # what kernels did, and their seconds
@@ -54,7 +58,21 @@ def fitted(timed: Timed) -> Speeds:
     cached = [_attention([(work, max(spent - nothing, 1e-9)) for work, spent in took]) for took in timed.cached]
     behind = tuple(each for each, _ in cached), tuple(begin for _, begin in cached)
     speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange, glance, *behind)
+    if timed.steps:
+        speeds = replace(speeds, beside_seconds=_beside(speeds, timed))
     return together(speeds, timed.rows, timed.whole) if timed.whole else speeds
+
+
+def _beside(speeds: Speeds, timed: Timed) -> tuple[float, ...]:
+    """Return what a layer of each step of texts takes beside its products and its attention: the starts of some ten small kernels, most of
+    all, and weights that the products alone found in a cache."""
+    mac, arrange = speeds.cached_seconds_per_mac[0], speeds.cached_arrange_seconds[0]
+    found = []
+    for work, seconds in timed.steps:
+        products = sum(weights * float(np.interp(rows, timed.rows, speeds.gemm_seconds_per_weight)) for rows, weights, *_ in work.products)
+        parts = products + work.attention * mac + work.arranged * arrange
+        found.append(max(seconds - speeds.segment_seconds - parts, 0.0) / timed.layers)
+    return tuple(_rising(found))
 
 
 def together(speeds: Speeds, rows: Sequence[int], whole: Took) -> Speeds:

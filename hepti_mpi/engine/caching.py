@@ -54,9 +54,11 @@ class CachedSegment:
     turns: tuple[str, ...] = ()
 
 
-def cached_segment(compute: Compute, store: Store, part: Part, mode: str, threads: int, cache: str = FULL) -> CachedSegment:
+def cached_segment(
+    compute: Compute, store: Store, part: Part, mode: str, threads: int, cache: str = FULL, graph: Graph | None = None
+) -> CachedSegment:  # fmt: skip
     """Return the session of one Compute, all of whose rows are everywhere; `mode` as in sessions.of_store; `cache`: the type of numbers of
-    caches."""
+    caches; `graph`: into which it is written, None: one whose weights stay in the store."""
     held = part.held(compute)
     missing = {name for op in compute.ops if op not in held for name in op.writes}
     outputs = tuple(name for name in compute.writes if name not in missing)
@@ -66,17 +68,17 @@ def cached_segment(compute: Compute, store: Store, part: Part, mode: str, thread
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
     bounds = Bounds(store, cache=cache)
-    writing = Cached(Graph(), store, part.bounds["heads"], cache=cache, largest=bounds.largest)
+    writing = Cached(graph or Graph(), store, part.bounds["heads"], cache=cache, largest=bounds.largest)
     for op, own in held.items():
         kernel = CACHED.get(type(op)) or KERNELS[type(op)]
         if bounds.add(op, own):
             writing.finite.add(op)
         kernel(writing, op, own)
     told = tuple(TOLD) if writing.layers else ()
-    graph = _proto(writing.graph, inputs, outputs, told, writing.layers, tuple(writing.turns), cache)
+    made = _proto(writing.graph, inputs, outputs, told, writing.layers, tuple(writing.turns), cache)
     wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)
     pieces = [piece for own in held.values() for piece in own.values()]
-    return CachedSegment(of_store(graph, store, pieces, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
+    return CachedSegment(of_store(made, store, pieces, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
 from hepti_mpi.cluster.memory import usable_memory
-from hepti_mpi.cluster.profile import CACHES, ClusterProfile, Edges, NodeProfile, joined
+from hepti_mpi.cluster.profile import CACHES, STEP_ROWS, ClusterProfile, Edges, NodeProfile, joined
 from hepti_mpi.cluster.speeds import GLANCE, Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
@@ -83,9 +83,11 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     behind = () if timers.cached is None or emulation.on else tuple(
         (cache, min(length, positions - 1)) for cache in CACHES for length in BEHIND)  # fmt: skip
     calls += [(timers.cached.call(*shape), timers.cached.work(shape[1])) for shape in behind if timers.cached is not None]
-    parts_of_layers = len(calls)
+    parts_of_layers, behind_few = len(calls), min(BEHIND[0], positions - 1)
     whole = () if timers.layers is None or emulation.on else tuple((count, min(length, positions)) for count, length in WHOLE)
     calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
+    of_texts = None if emulation.on else timers.texts
+    calls += [(of_texts.call(texts, behind_few), Work()) for texts in STEP_ROWS if of_texts is not None]
     times: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
     for _ in range(passes):
@@ -102,7 +104,11 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     did = [timers.layers.work(*shape) for shape in whole if timers.layers is not None]
     took = [(work, taken) for (_, work), taken in zip(calls[len(rows) + 6 :], spent[6:])][: len(behind)]
     cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
-    return Timed(rows, curve, attention, spent[2:6], size, list(zip(did, spent[6 + len(behind) :])), cached)
+    layers = list(zip(did, spent[6 + len(behind) :]))
+    if of_texts is None:
+        return Timed(rows, curve, attention, spent[2:6], size, layers, cached)
+    steps = [(of_texts.work(texts, behind_few), taken) for texts, taken in zip(STEP_ROWS, spent[-len(STEP_ROWS) :])]
+    return Timed(rows, curve, attention, spent[2:6], size, layers, cached, steps, of_texts.count)
 
 
 def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float],

@@ -256,7 +256,14 @@ def bound(
 ) -> Callable[[], None]:  # fmt: skip
     """Return what runs a session as the engine runs its segments: on arrays that stay where they are. `result`: of "y"; `others`: of
     outputs beside it."""
-    binding, results = session.io_binding(), {"y": result, **(others or {})}
+    return running(session, feed, {"y": result, **(others or {})})
+
+
+def running(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray]
+) -> Callable[[], None]:  # fmt: skip
+    """Return what runs a session on arrays that stay where they are, by the names of inputs and outputs."""
+    binding = session.io_binding()
     assert all(array.flags.c_contiguous for array in (*feed.values(), *results.values()))
     for bind, arrays in ((binding.bind_input, feed), (binding.bind_output, results)):
         for name, array in arrays.items():

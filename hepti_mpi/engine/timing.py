@@ -12,6 +12,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
+from hepti_mpi.engine.imagined import TextLayers
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
@@ -47,8 +48,8 @@ class Timers:
     """What is timed: each call runs a kernel once. `gemm(rows)` multiplies by `weights` weights, of which a part is in each of
     `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
     elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
-    they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind. `cached`: of a
-    model that generates text."""
+    they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind. `cached` and
+    `texts`, whole layers: of a model that generates text."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -63,6 +64,7 @@ class Timers:
     formats: Mapping[str, float] = field(default_factory=lambda: PLAIN)
     layers: Layers | None = None
     cached: Behind | None = None
+    texts: TextLayers | None = None
 
 
 def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
@@ -113,6 +115,7 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
         formats=used,
         layers=_layers(spec, threads, plain, used),
         cached=_cached(spec, threads) if spec.generates else None,
+        texts=TextLayers(spec, threads) if spec.generates else None,
     )
 
 

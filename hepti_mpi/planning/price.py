@@ -20,7 +20,7 @@ from hepti_mpi.planning.traffic import Links, Shares, Traffic, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.grouping import shared
-from hepti_mpi.program.ops import Mix, Op, Share
+from hepti_mpi.program.ops import AddNorm, Mix, Op, Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
 
@@ -89,8 +89,11 @@ class Pricer:
         self.activation = np.array([node.activation_seconds for node in nodes])
         self.cast = np.array([node.cast_seconds for node in nodes])
         self.segment = np.array([node.segment_seconds for node in nodes])
-        self.speeds = {"attention": self.attention, "arranged": self.arrange, "elements": self.element, "activations": self.activation,
-                       "casts": self.cast}  # fmt: skip
+        beside = [None if cache is None else node.beside(rows) for node in nodes]
+        apart = np.array([one is None for one in beside])  # elements and activations are priced by themselves
+        self.beside = np.array([one or 0.0 for one in beside]) if not apart.all() else None
+        self.speeds = {"attention": self.attention, "arranged": self.arrange, "elements": self.element * apart,
+                       "activations": self.activation * apart, "casts": self.cast}  # fmt: skip
         self.exchange, self.start, self.start_per_byte = profile.exchange_seconds, profile.start_seconds, profile.start_seconds_per_byte
         self.latency = np.array(profile.latency_seconds)
         with np.errstate(divide="ignore"):
@@ -376,6 +379,9 @@ class Batch:
         seconds = seconds + self.segment * (share.rows > 0)
         if self.pricer.spec.group > 1 and any(isinstance(op, Mix) and op.axis for op in step.ops):
             seconds = seconds + PADDING * self.segment * (share.attending > share.heads)
+        if self.pricer.beside is not None:
+            layers = sum(1 if op.block.parallel else 0.5 for op in step.ops if isinstance(op, AddNorm))
+            seconds = seconds + layers * self.pricer.beside[places] * self.crowding[:, None] * (share.rows > 0)
         every = np.ascontiguousarray(seconds.swapaxes(0, 1))
         busy = every > 0
         return [Computing(one, None if some.all() else some.astype(float)) for one, some in zip(every, busy)]
