@@ -7,13 +7,14 @@ import pytest
 from decoders import CASES, write_folder
 
 from hepti_mpi.engine import caching, imagined
-from hepti_mpi.engine.imagined import TextLayers
+from hepti_mpi.engine.imagined import text_layers
 from hepti_mpi.engine.timing import timers
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import FORMATS
 from hepti_mpi.models.spec import product_formats
 from hepti_mpi.planning.work import layer_work
+from hepti_mpi.weights.slices import DecodingPart
 
 FEW = replace(random_model("smollm2-135m").spec, layers=2)
 PLAIN_ROWS = 5  # that each text has
@@ -30,7 +31,7 @@ def test_layers_of_every_family_take_a_step(case, tmp_path, monkeypatch):
 
     real = imagined.running
     monkeypatch.setattr(imagined, "running", running)
-    layers = TextLayers(spec, 1)
+    layers = text_layers(spec, 1)
     assert layers.count == spec.layers
     for texts in (1, 3):
         layers.call(texts, PLAIN_ROWS)()
@@ -45,9 +46,9 @@ def test_layers_of_every_family_take_a_step(case, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_they_are_of_the_formats_of_the_model_and_no_two_weights_are_equal(kind):
     spec = replace(FEW, formats={"": kind})
-    layers, store = TextLayers(spec, 1), imagined._MadeUp(spec)
+    layers, store = text_layers(spec, 1), imagined._MadeUp(spec)
     layers.call(2, PLAIN_ROWS)()
-    pieces = [piece for piece in layers.part.of_layers if len(piece.shape) > 1]
+    pieces = [piece for piece in DecodingPart(spec, layers.plan, 0).of_layers if len(piece.shape) > 1]
     assert {piece.format.name for piece in pieces} == {kind}
     values = [store.array(piece).tobytes() for piece in pieces]
     assert len(set(values)) == len(values)
@@ -66,8 +67,8 @@ def test_they_are_as_many_as_outdo_the_caches(sizes, counts, tmp_path, monkeypat
     monkeypatch.setattr(imagined, "CACHES", tmp_path)
     monkeypatch.setattr(imagined, "beyond_caches", imagined.beyond_caches.__wrapped__)
     spec = random_model("smollm2-135m").spec
-    found = [TextLayers(replace(spec, formats={"": kind}), 1).count for kind in ("f32", "q4")]
-    assert (*found, TextLayers(random_model("llama-3.2-1b").spec, 1).count) == counts
+    found = [imagined.enough(replace(spec, formats={"": kind})) for kind in ("f32", "q4")]
+    assert (*found, imagined.enough(random_model("llama-3.2-1b").spec)) == counts
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama"])

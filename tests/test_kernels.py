@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 from layers import sized
 
@@ -101,6 +102,21 @@ def test_layers_of_texts_are_timed_whole():
     np.testing.assert_allclose(fitted(replace(timed, steps=steps, layers=3)).beside_seconds, (1e-4, 3e-4), rtol=1e-6)
     sooner = fitted(replace(timed, steps=[(work, 1e-6) for work in works], layers=3))  # the parts were timed too slow
     assert sooner.beside_seconds == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama"])
+def test_sessions_are_made_before_anything_is_timed(name, monkeypatch):
+    """Threads start on the cores of the thread that starts them, and what times keeps to one core: all threads of a session that is made
+    there would share it, and a token of 8 ms took 48."""
+    spec = random_model(name).spec
+    made = timers(spec, 1, PLAIN)
+
+    def another(*args, **options):
+        raise AssertionError("a session is made")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", another)
+    found = measuring.timed(made, (1, 8), spec.positions, Emulation(None), time.perf_counter, lambda: None, seconds=0.01)
+    assert len(found.steps) == (2 if spec.generates else 0)
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -5,7 +5,7 @@ Knows shapes and formats; knows no clock, no store and no rank.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.plan import WHOLE, Plan
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import DecodingPart, Slice
-from hepti_mpi.weights.store import Store
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 SOME_BYTES = 32 << 20  # of weights, where nobody knows how large the caches of the processor are
@@ -77,34 +76,13 @@ class _MadeUp:
 
 @dataclass(frozen=True)
 class TextLayers:
-    """As many of the first layers as outdo the caches of a processor, on one rank with `threads`."""
+    """The first `count` layers on one rank, in one session."""
 
     spec: ModelSpec
-    threads: int
-
-    @property
-    def count(self) -> int:
-        return max(1, min(self.spec.layers, -(-beyond_caches() // self.spec.bytes_of_layer)))
-
-    @cached_property
-    def part(self) -> DecodingPart:
-        plan = Plan(self.spec.name, "", (WHOLE,) * self.count, (0,), (0,), (1,), ("here",), ("packed",))
-        return DecodingPart(self.spec, plan, 0)
-
-    @cached_property
-    def compute(self) -> Compute:
-        first, *others = (step for step in self.part.program if isinstance(step, Compute))  # of parallel blocks there are several
-        every = (first, *others)
-        return replace(first, ops=tuple(op for step in every for op in step.ops), writes=every[-1].writes)
-
-    @cached_property
-    def segment(self) -> caching.CachedSegment:
-        store: Any = _MadeUp(self.spec)
-        made: Store = store
-        segment = caching.cached_segment(self.compute, made, self.part, "packed", self.threads, graph=_InMemory())
-        del store, made
-        pages.settle()  # as weights of texts lie when they are loaded
-        return segment
+    count: int
+    plan: Plan
+    compute: Compute
+    segment: caching.CachedSegment
 
     def call(self, texts: int, length: int) -> Callable[[], None]:
         """Return what adds a row to each of so many texts of `length` rows."""
@@ -130,4 +108,24 @@ class TextLayers:
 
     def work(self, texts: int, length: int) -> Work:
         """Return what that does."""
-        return step_work(self.spec, self.part.plan, 0, self.compute, texts, float(texts * (length + 1)))
+        return step_work(self.spec, self.plan, 0, self.compute, texts, float(texts * (length + 1)))
+
+
+def enough(spec: ModelSpec) -> int:
+    """Return how many layers of the model outdo the caches of a processor, if it has as many."""
+    return max(1, min(spec.layers, -(-beyond_caches() // spec.bytes_of_layer)))
+
+
+def text_layers(spec: ModelSpec, threads: int) -> TextLayers:
+    """Return layers, as many as are enough, whose session computes with `threads`."""
+    count = enough(spec)
+    plan = Plan(spec.name, "", (WHOLE,) * count, (0,), (0,), (1,), ("here",), ("packed",))
+    part = DecodingPart(spec, plan, 0)
+    first, *others = (step for step in part.program if isinstance(step, Compute))  # of parallel blocks there are several
+    every = (first, *others)
+    compute = replace(first, ops=tuple(op for step in every for op in step.ops), writes=every[-1].writes)
+    store: Any = _MadeUp(spec)
+    segment = caching.cached_segment(compute, store, part, "packed", threads, graph=_InMemory())
+    del store
+    pages.settle()  # as weights of texts lie when they are loaded
+    return TextLayers(spec, count, plan, compute, segment)

@@ -12,7 +12,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.imagined import TextLayers
+from hepti_mpi.engine.imagined import TextLayers, text_layers
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
@@ -68,9 +68,9 @@ class Timers:
 
 
 def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
-    """Return the kernels that are timed, at the shapes of `spec`: chains of MLP products that are larger than
-    most caches, as the layers of a model are, attention among packed requests, one LayerNorm with residual, and one activation.
-    `used`: the part of the weights in each format."""
+    """Return the kernels that are timed, whose sessions are all made here, where this thread may use all of the rank's cores: their threads
+    start with those. They are at the shapes of `spec`: chains of MLP products that are larger than most caches, as the layers of a model
+    are, attention among packed requests, one LayerNorm with residual, and one activation. `used`: the part of the weights in each format."""
     hidden, (tile, weights) = spec.hidden, chained(spec)
     gemm, between = products(spec, threads, used), products(spec, threads, used, 1)
     mixing = Graph()
@@ -115,7 +115,7 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
         formats=used,
         layers=_layers(spec, threads, plain, used),
         cached=_cached(spec, threads) if spec.generates else None,
-        texts=TextLayers(spec, threads) if spec.generates else None,
+        texts=text_layers(spec, threads) if spec.generates else None,
     )
 
 
