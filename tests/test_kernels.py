@@ -71,37 +71,68 @@ def test_attention_of_a_text_is_timed_over_a_cache_of_each_kind():
 
 
 def test_layers_of_texts_are_timed_whole():
-    """What they take beside products and attention is told, by rows; not on an emulated board, which is described."""
-    called, found = [], []
+    """A large part of each and a small one tell what products take by weights, and what a layer takes whatever the part is."""
+    called = []
 
     class Texts:
         count = 3
 
+        def __init__(self, weights):
+            self.weights = weights
+
         def call(self, texts, length):
-            return lambda: called.append((texts, length))
+            return lambda: called.append((self.weights, texts, length))
 
         def work(self, texts, length):
-            return Work(((texts, 1e6, "q4"),), attention=1e3 * texts * length)
+            return Work(((texts, self.weights, "q4"),), attention=1e3 * texts * length)
 
     names = ("elements", "activations", "casts", "nothing", "between")
     kernels = {name: lambda: None for name in names}
     timers = Timers(gemm=lambda rows: lambda: None, weights=10, attention=lambda requests, length: lambda: None, rows=4, hidden=8,
                     cached=Behind(lambda cache, length: lambda: None, lambda length: Work(attention=2.0 * length, arranged=3.0)),
-                    texts=Texts(), **kernels)  # fmt: skip
-    for board in (None, "2"):
-        found.append(measuring.timed(timers, (1, 8), 100, Emulation(board), time.perf_counter, lambda: None, seconds=0.01))
-    assert set(called) == {(1, 99), (8, 99)} and [len(one.steps) for one in found] == [2, 0] and found[0].layers == 3
-    assert [work.products for work, _ in found[0].steps] == [((1, 1e6, "q4"),), ((8, 1e6, "q4"),)]
-    assert len(found[0].whole) == 0 and len(found[0].cached) == len(found[1].cached) + 2 == 2
-    timed = Timed((1, 8), (1e-9, 4e-9), [(Work(attention=9, arranged=2), 1e-3)] * 2, [1e-3] * 3 + [1e-6], 100,
+                    texts=[Texts(1e6), Texts(1e5)], **kernels)  # fmt: skip
+    found = measuring.timed(timers, (1, 8), 100, Emulation(None), time.perf_counter, lambda: None, seconds=0.01)
+    assert set(called) == {(weights, texts, 99) for weights in (1e6, 1e5) for texts in (1, 8)} and found.layers == 3
+    assert [work.products for work, _ in found.steps] == [((texts, weights, "q4"),) for weights in (1e6, 1e5) for texts in (1, 8)]
+    assert len(found.whole) == 0 and len(found.cached) == 2
+
+
+AT, CURVE = (1, 8, 16, 64, 128), (1e-9, 4e-9, 8e-9, 32e-9, 64e-9)
+
+
+def of_steps(layers, each, fixed, weights=(1e6, 1e5)):
+    """Return what steps of texts take where a weight takes `each` and a layer `fixed`, of 1 row and of 8."""
+    timed = Timed(AT, CURVE, [(Work(attention=9, arranged=2), 1e-3)] * 2, [1e-3] * 3 + [1e-6], 100, layers=layers,
                   cached=[[(Work(attention=macs, arranged=10), 2e-6 + macs * 1e-8) for macs in (100, 1000)]] * 2)  # fmt: skip
-    assert fitted(timed).beside_seconds == ()
-    works = [Work(((rows, 1e6, "q4"),), attention=1e4 * rows, arranged=10 * rows) for rows in (1, 8)]
-    parts = [1e-6 + 1e-3 + 1e-4 + 1e-6, 1e-6 + 4e-3 + 8e-4 + 8e-6]
-    steps = [(work, part + more) for work, part, more in zip(works, parts, (3e-4, 9e-4))]
-    np.testing.assert_allclose(fitted(replace(timed, steps=steps, layers=3)).beside_seconds, (1e-4, 3e-4), rtol=1e-6)
-    sooner = fitted(replace(timed, steps=[(work, 1e-6) for work in works], layers=3))  # the parts were timed too slow
-    assert sooner.beside_seconds == (0.0, 0.0)
+    steps = []
+    for held in weights:
+        for rows, weight, layer in zip((1, 8), each, fixed):
+            work = Work(((rows, held / 2, "q4"), (rows, held / 2, "q4")), attention=1e-2 * held * rows, arranged=10 * rows)
+            steps.append((work, 1e-6 + held * weight + layers * layer + work.attention * 1e-8 + work.arranged * 1e-7))
+    return timed, steps
+
+
+@pytest.mark.parametrize("each, fixed", [((2.5e-9, 6e-9), (1e-4, 3e-4)), ((2.5e-9, 6e-9), (0.0, 0.0)), ((1e-9, 4e-9), (2e-5, 2e-5))])
+def test_what_layers_of_texts_take_is_what_their_speeds_tell(each, fixed):
+    """Where products take longer than in a chain of their own: of as many rows; of many, what is computed decides."""
+    timed, steps = of_steps(3, each, fixed)
+    before, found = fitted(timed), fitted(replace(timed, steps=steps))
+    assert before.beside_seconds == () and before.gemm_seconds_per_weight == CURVE
+    np.testing.assert_allclose(found.beside_seconds, fixed, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(found.gemm_seconds_per_weight[:2], each, rtol=1e-6)
+    factor = each[1] / 4e-9
+    np.testing.assert_allclose(found.gemm_seconds_per_weight[2:], (8e-9 * (factor + (1 - factor) / 7), *CURVE[3:]), rtol=1e-6)
+    assert found.glance_seconds_per_weight == before.glance_seconds_per_weight
+
+
+def test_parts_of_layers_that_were_disturbed_leave_speeds_that_may_be():
+    timed, steps = of_steps(3, (1e-9, 4e-9), (1e-4, 3e-4))
+    for changed in ([(work, 1e-6) for work, _ in steps], [*steps[2:], *steps[:2]], [*steps[:2], *[(work, 1.0) for work, _ in steps[2:]]],
+                    [*steps[:2], *steps[:2]]):  # fmt: skip
+        found = fitted(replace(timed, steps=changed))
+        assert min(found.beside_seconds) >= 0 and np.isfinite(found.beside_seconds).all()
+        curve = found.gemm_seconds_per_weight
+        assert all(one >= 0.5 * before for one, before in zip(curve, CURVE)) and list(curve) == sorted(curve) and np.isfinite(curve).all()
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama"])
@@ -116,7 +147,7 @@ def test_sessions_are_made_before_anything_is_timed(name, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", another)
     found = measuring.timed(made, (1, 8), spec.positions, Emulation(None), time.perf_counter, lambda: None, seconds=0.01)
-    assert len(found.steps) == (2 if spec.generates else 0)
+    assert len(found.steps) == (4 if spec.generates else 0)
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -8,6 +8,7 @@ import numpy as np
 from hepti_mpi.cluster.boards import Work
 
 GLANCE = 2  # which of the curve's numbers of rows a later job looks at
+MANY = 8  # times the rows of the largest timed step of texts are many
 LEAST_PART = 0.5  # of what products take in a chain of their own: less is an error of the other parts
 
 
@@ -33,7 +34,7 @@ class Timed:
     """What kernels took a rank. `products`: seconds per weight of those of `rows` rows; `attention`: of short requests and of long ones;
     `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, by rising numbers of rows, where
     they were timed; `cached`: for each of CACHES, where they were, attention of one row behind few others in a cache and behind many;
-    `steps`: where they were, `layers` layers of steps of texts, of each of STEP_ROWS."""
+    `steps`: where they were, `layers` layers of steps of texts, a large part of each, of each of STEP_ROWS, and then a small part."""
 
     rows: Sequence[int]
     products: Sequence[float]
@@ -59,20 +60,31 @@ def fitted(timed: Timed) -> Speeds:
     behind = tuple(each for each, _ in cached), tuple(begin for _, begin in cached)
     speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange, glance, *behind)
     if timed.steps:
-        speeds = replace(speeds, beside_seconds=_beside(speeds, timed))
+        speeds = of_texts(speeds, timed)
     return together(speeds, timed.rows, timed.whole) if timed.whole else speeds
 
 
-def _beside(speeds: Speeds, timed: Timed) -> tuple[float, ...]:
-    """Return what a layer of each step of texts takes beside its products and its attention: the starts of some ten small kernels, most of
-    all, and weights that the products alone found in a cache."""
+def of_texts(speeds: Speeds, timed: Timed) -> Speeds:
+    """Return speeds by which layers of steps of texts take the seconds that they took: of what is beyond attention, a large part of each
+    layer and a small one tell what products take, by weights, that no cache has, and what a layer takes whatever the part is, the starts
+    of some ten small kernels most of all. The curve of products is so many times as high as at those rows; at many, where what is computed
+    decides and not what is read, as it was timed."""
     mac, arrange = speeds.cached_seconds_per_mac[0], speeds.cached_arrange_seconds[0]
-    found = []
-    for work, seconds in timed.steps:
-        products = sum(weights * float(np.interp(rows, timed.rows, speeds.gemm_seconds_per_weight)) for rows, weights, *_ in work.products)
-        parts = products + work.attention * mac + work.arranged * arrange
-        found.append(max(seconds - speeds.segment_seconds - parts, 0.0) / timed.layers)
-    return tuple(_rising(found))
+    curve, at, factors, beside = speeds.gemm_seconds_per_weight, [], [], []
+    beyond = [seconds - speeds.segment_seconds - work.attention * mac - work.arranged * arrange for work, seconds in timed.steps]
+    every = [sum(float(product[1]) for product in work.products) for work, _ in timed.steps]
+    half = len(timed.steps) // 2
+    for (work, _), most, least, weights, few in zip(timed.steps, beyond, beyond[half:], every, every[half:]):
+        rows = float(work.products[0][0])
+        alone = float(np.interp(rows, timed.rows, curve))
+        each = (most - least) / (weights - few) if weights > few else alone
+        fixed = max(least - few * max(each, alone * LEAST_PART), 0.0)
+        at.append(rows)
+        factors.append(max((most - fixed) / weights / alone, LEAST_PART))
+        beside.append(fixed / timed.layers)
+    scale = np.interp(timed.rows, [*at, MANY * at[-1]], [*factors, 1.0])
+    curve = tuple(_rising([float(factor) * seconds for factor, seconds in zip(scale, curve)]))
+    return replace(speeds, gemm_seconds_per_weight=curve, beside_seconds=tuple(_rising(beside)))
 
 
 def together(speeds: Speeds, rows: Sequence[int], whole: Took) -> Speeds:

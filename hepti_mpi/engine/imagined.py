@@ -6,6 +6,7 @@ Knows shapes and formats; knows no clock, no store and no rank.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil, lcm, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.sessions import running
 from hepti_mpi.engine.state import State, attentions
 from hepti_mpi.models.attention import angles
-from hepti_mpi.models.formats import VALUES
+from hepti_mpi.models.formats import CHANNELS, VALUES, Array
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program.plan import WHOLE, Plan
-from hepti_mpi.program.steps import Compute
+from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.weights.slices import DecodingPart, Slice
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+SOME = np.resize(np.array([50, -100, 75, -25, 15], np.int8), 5 << 12)  # weights
 SOME_BYTES = 32 << 20  # of weights, where nobody knows how large the caches of the processor are
 
 
@@ -55,41 +57,44 @@ class _MadeUp:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.made: dict[Slice, Mapping[str, np.ndarray]] = {}
-        self.encoded: dict[tuple[Any, ...], Mapping[str, np.ndarray]] = {}
 
     def array(self, piece: Slice) -> np.ndarray:
         return self.parts(piece)[VALUES]
 
     def parts(self, piece: Slice) -> Mapping[str, np.ndarray]:
         if piece not in self.made:
-            key = piece.format, piece.shape, piece.inner
-            if key not in self.encoded:
-                some = np.array([0.01, -0.02, 0.015, -0.005, 0.003] if len(piece.shape) > 1 else [1.0], np.float32)
-                self.encoded[key] = piece.format.encode(np.resize(some, piece.shape), piece.inner)
-            number = 1 + len(self.made) % 127
-            self.made[piece] = {
-                name: part ^ part.dtype.type(number) if part.dtype.kind in "iu" else part * part.dtype.type(1 + number / 256)
-                for name, part in self.encoded[key].items()
-            }
+            number, arrays = 1 + len(self.made) % 127, piece.format.parts(piece.shape, piece.inner)
+            self.made[piece] = {name: self._filled(name, array, len(piece.shape), number) for name, array in arrays.items()}
         return self.made[piece]
+
+    def _filled(self, name: str, array: Array, axes: int, number: int) -> np.ndarray:
+        if name == VALUES and array.kind.kind in "iu":
+            return np.resize(SOME ^ number, prod(array.shape)).astype(array.kind).reshape(array.shape)
+        if name == CHANNELS:
+            return np.ones(array.shape, array.kind)
+        some = np.ones(1) if axes < 2 else SOME / 5000 if name == VALUES else np.array([0.001])
+        return np.resize((some * (1 + number / 256)).astype(array.kind), array.shape)
 
 
 @dataclass(frozen=True)
 class TextLayers:
-    """The first `count` layers on one rank, in one session."""
+    """The part of one rank in the first `count` layers, in one session: nothing is exchanged between them."""
 
     spec: ModelSpec
-    count: int
-    plan: Plan
+    part: DecodingPart
     compute: Compute
     segment: caching.CachedSegment
+
+    @property
+    def count(self) -> int:
+        return len(self.part.plan.layers)
 
     def call(self, texts: int, length: int) -> Callable[[], None]:
         """Return what adds a row to each of so many texts of `length` rows."""
         segment, spec = self.segment, self.spec
         assert segment.session is not None
         blocks = attentions(spec, range(self.count))
-        state, every = State(blocks, spec.kv_heads, texts, length + 1), np.arange(length + 1)
+        state, every = State(blocks, self.part.computed("kv_heads"), texts, length + 1), np.arange(length + 1)
         for array in (*state.keys, *state.values):
             array.fill(0.5)
         feed: dict[str, np.ndarray] = {name: np.full((texts, spec.hidden), 0.5, np.float32) for name in segment.inputs}
@@ -108,24 +113,39 @@ class TextLayers:
 
     def work(self, texts: int, length: int) -> Work:
         """Return what that does."""
-        return step_work(self.spec, self.plan, 0, self.compute, texts, float(texts * (length + 1)))
+        return step_work(self.spec, self.part.plan, 0, self.compute, texts, float(texts * (length + 1)))
 
 
-def enough(spec: ModelSpec) -> int:
-    """Return how many layers of the model outdo the caches of a processor, if it has as many."""
-    return max(1, min(spec.layers, -(-beyond_caches() // spec.bytes_of_layer)))
+def divided(spec: ModelSpec) -> tuple[DecodingPart, DecodingPart]:
+    """Return what a rank has that holds just enough to outdo the caches of a processor, if the model has as much, and what one has that
+    holds next to nothing of as many layers."""
+    count = max(1, min(spec.layers, -(-beyond_caches() // spec.bytes_of_layer)))
+    share = min(1.0, beyond_caches() / (count * spec.bytes_of_layer))
+    return _part(spec, count, share), _part(spec, count, 0.0)
 
 
-def text_layers(spec: ModelSpec, threads: int) -> TextLayers:
-    """Return layers, as many as are enough, whose session computes with `threads`."""
-    count = enough(spec)
-    plan = Plan(spec.name, "", (WHOLE,) * count, (0,), (0,), (1,), ("here",), ("packed",))
-    part = DecodingPart(spec, plan, 0)
-    first, *others = (step for step in part.program if isinstance(step, Compute))  # of parallel blocks there are several
-    every = (first, *others)
-    compute = replace(first, ops=tuple(op for step in every for op in step.ops), writes=every[-1].writes)
+def _part(spec: ModelSpec, count: int, share: float) -> DecodingPart:
+    """Return the part of the first of two ranks in the first `count` layers: at least one head of keys and values, and some columns."""
+
+    def some(whole: int, granule: int) -> tuple[int, int]:
+        own = min(max(1, ceil(share * whole / granule)) * granule, whole)
+        return own, whole - own
+
+    heads, columns = some(spec.heads, lcm(spec.group, spec.head_granule)), some(spec.ffn, spec.column_granule)
+    layers, modes = (("heads", "columns"),) * count, ("packed", "packed")
+    return DecodingPart(spec, Plan(spec.name, "", layers, heads, columns, (1, 0), ("here", "there"), modes), 0)
+
+
+def text_layers(part: DecodingPart, threads: int) -> TextLayers:
+    """Return a rank's layers, whose session computes with `threads`."""
+    spec, steps = part.spec, [step for step in part.program if isinstance(step, Compute)]
+    written = {name for step in steps for name in step.writes}
+    sums = [step for step in part.program if isinstance(step, Sync) and written.issuperset(step.reads)]
+    same = {into: name for step in sums for name, into in zip(step.reads, step.writes, strict=True)}  # a part of a sum is as good as all
+    ops = tuple(replace(op, reads=tuple(same.get(name, name) for name in op.reads)) for step in steps for op in step.ops)
+    compute = replace(steps[0], ops=ops, writes=steps[-1].writes)
     store: Any = _MadeUp(spec)
     segment = caching.cached_segment(compute, store, part, "packed", threads, graph=_InMemory())
     del store
     pages.settle()  # as weights of texts lie when they are loaded
-    return TextLayers(spec, count, plan, compute, segment)
+    return TextLayers(spec, part, compute, segment)

@@ -51,12 +51,12 @@ def measured(
     edges = edges_of(spec.hidden) if world.rank == 0 else Edges()
     used = product_formats(spec)
     if one_alone:
-        made = timers(spec, threads, used)
+        made = timers(spec, threads, used, not emulation.on)
         with cores.apart_from_threads():
             alone = timed(made, rows, spec.positions, emulation, alone_clock, lambda: None)
     cores.use(alone=False)
     world.barrier()
-    made = timers(spec, cores.threads, used)
+    made = timers(spec, cores.threads, used, not emulation.on)
     with cores.apart_from_threads():
         own = timed(made, rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()
@@ -84,10 +84,10 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
         (cache, min(length, positions - 1)) for cache in CACHES for length in BEHIND)  # fmt: skip
     calls += [(timers.cached.call(*shape), timers.cached.work(shape[1])) for shape in behind if timers.cached is not None]
     parts_of_layers, behind_few = len(calls), min(BEHIND[0], positions - 1)
-    whole = () if timers.layers is None or emulation.on else tuple((count, min(length, positions)) for count, length in WHOLE)
+    whole = () if timers.layers is None else tuple((count, min(length, positions)) for count, length in WHOLE)
     calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
-    of_texts = None if emulation.on else timers.texts
-    calls += [(of_texts.call(texts, behind_few), Work()) for texts in STEP_ROWS if of_texts is not None]
+    steps = [(part, texts) for part in timers.texts for texts in STEP_ROWS]
+    calls += [(part.call(texts, behind_few), Work()) for part, texts in steps]
     times: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
     for _ in range(passes):
@@ -105,10 +105,8 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     took = [(work, taken) for (_, work), taken in zip(calls[len(rows) + 6 :], spent[6:])][: len(behind)]
     cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
     layers = list(zip(did, spent[6 + len(behind) :]))
-    if of_texts is None:
-        return Timed(rows, curve, attention, spent[2:6], size, layers, cached)
-    steps = [(of_texts.work(texts, behind_few), taken) for texts, taken in zip(STEP_ROWS, spent[-len(STEP_ROWS) :])]
-    return Timed(rows, curve, attention, spent[2:6], size, layers, cached, steps, of_texts.count)
+    of_texts = [(part.work(texts, behind_few), taken) for (part, texts), taken in zip(steps, spent[len(spent) - len(steps) :])]
+    return Timed(rows, curve, attention, spent[2:6], size, layers, cached, of_texts, timers.texts[0].count if steps else 0)
 
 
 def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float],

@@ -12,7 +12,7 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.imagined import TextLayers, text_layers
+from hepti_mpi.engine.imagined import TextLayers, divided, text_layers
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
@@ -49,7 +49,7 @@ class Timers:
     `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
     elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
     they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind. `cached` and
-    `texts`, whole layers: of a model that generates text."""
+    `texts`, whole layers, a large part of each and a small one: of a model that generates text."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -64,13 +64,14 @@ class Timers:
     formats: Mapping[str, float] = field(default_factory=lambda: PLAIN)
     layers: Layers | None = None
     cached: Behind | None = None
-    texts: TextLayers | None = None
+    texts: Sequence[TextLayers] = ()
 
 
-def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
+def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool = True) -> Timers:
     """Return the kernels that are timed, whose sessions are all made here, where this thread may use all of the rank's cores: their threads
     start with those. They are at the shapes of `spec`: chains of MLP products that are larger than most caches, as the layers of a model
-    are, attention among packed requests, one LayerNorm with residual, and one activation. `used`: the part of the weights in each format."""
+    are, attention among packed requests, one LayerNorm with residual, and one activation. `used`: the part of the weights in each format;
+    `whole`: with whole layers."""
     hidden, (tile, weights) = spec.hidden, chained(spec)
     gemm, between = products(spec, threads, used), products(spec, threads, used, 1)
     mixing = Graph()
@@ -113,9 +114,9 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float]) -> Timers:
         nothing=bound(casts, {"x": some[1]}, np.empty((1, hidden), np.float16)),
         between=bound(between, {"x": some[rows]}, product),
         formats=used,
-        layers=_layers(spec, threads, plain, used),
+        layers=_layers(spec, threads, plain, used) if whole else None,
         cached=_cached(spec, threads) if spec.generates else None,
-        texts=text_layers(spec, threads) if spec.generates else None,
+        texts=[text_layers(part, threads) for part in divided(spec)] if spec.generates and whole else (),
     )
 
 
