@@ -381,7 +381,7 @@ class Batch:
             seconds = seconds + PADDING * self.segment * (share.attending > share.heads)
         if self.pricer.beside is not None:
             layers = sum(1 if op.block.parallel else 0.5 for op in step.ops if isinstance(op, AddNorm))
-            seconds = seconds + layers * self.pricer.beside[places] * self.crowding[:, None] * (share.rows > 0)
+            seconds = seconds + layers * self.pricer.beside[self.places[:, None]] * self.crowding[:, None] * (share.rows > 0)
         every = np.ascontiguousarray(seconds.swapaxes(0, 1))
         busy = every > 0
         return [Computing(one, None if some.all() else some.astype(float)) for one, some in zip(every, busy)]
