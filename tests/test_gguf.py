@@ -217,6 +217,19 @@ def test_a_tokenizer():
     assert made.files["chat_template.jinja"] == b"{{ messages }}"
 
 
+def test_a_tokenizer_beside_the_file_has_to_be_of_its_model():
+    """Files of several models lie in one folder; a tokenizer of another one would make other texts of all."""
+    own = tokens().files["tokenizer.json"]
+    assert gguf_tokens(TOKENS | {"tokenizer.ggml.pre": "unheard of"}, own).files["tokenizer.json"] == own
+    changed = json.loads(own)
+    vocabulary = changed["model"]["vocab"]
+    a, b = LETTERS.index("a"), LETTERS.index("b")
+    vocabulary |= {"a": b, "b": a}
+    for other, words in ((json.dumps(changed).encode(), f"token {min(a, b)} .* of another model"), (b"{", "cannot be used")):
+        with pytest.raises(ModelError, match=words):
+            gguf_tokens(TOKENS, other)
+
+
 @pytest.mark.parametrize("more, ids", [
     ({}, [AB]), ({"add_bos_token": True}, [1, AB]), ({"add_eos_token": True}, [AB, 2]),
     ({"pre": "llama-bpe"}, [1, AB]),  # llama.cpp: as its rule says, where the file says nothing

@@ -22,7 +22,7 @@ from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 KEY, PIECES = "tokenizer.ggml.", "llama"
-UNKNOWN, CONTROL, USER, BYTE = 2, 3, 4, 6  # types of tokens; all but bytes are taken whole where a text says them
+PLAIN, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6  # types of tokens; all but bytes are taken whole where a text says them
 LONGEST = 1 << 10  # characters of a piece, each of which is a place where two others may meet
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 STRIPPING = "phi3"  # the architecture of which spaces and line ends behind such tokens are left out, but behind:
@@ -76,6 +76,8 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
         make = _pieces if metadata.get(f"{KEY}model") == PIECES else _bpe
         tokenizer = guarded(lambda: make(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
         own = guarded(lambda: tokenizer.to_str(), ModelError("the tokenizer of the GGUF file cannot be written")).encode()
+    else:
+        _check_same(own, texts, types)
     said = {"mask_token": None, "model_input_names": ["input_ids", "attention_mask"], "truncation_side": "right", "padding_side": "left"}
     said |= {name: texts[number] for name, number in (("bos_token", bos), ("eos_token", eos)) if number is not None}
     files = {"tokenizer.json": own, "tokenizer_config.json": json.dumps(said).encode()}
@@ -86,6 +88,21 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
             ChatTemplate(template, {})
             files[name] = template.encode()
     return GgufTokens(files, tuple(dict.fromkeys(number for number in ends if number is not None)))
+
+
+def _check_same(own: bytes, texts: Sequence[str], types: np.ndarray) -> None:
+    """Refuse a tokenizer.json of another model, which lies beside the file by chance. What is taken whole may be written otherwise.
+
+    Raises ModelError.
+    """
+    broken = ModelError("the tokenizer.json beside the GGUF file cannot be used")
+    tokenizer = guarded(lambda: Tokenizer.from_str(own.decode("utf-8")), broken)
+    theirs = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
+    for number in np.flatnonzero(types == PLAIN).tolist():
+        if theirs.get(number) != texts[number]:
+            there = "lacks it" if number not in theirs else f"has {shown(theirs[number], 30)!r}"
+            why = f"token {number} of the GGUF file is {shown(texts[number], 30)!r}, the tokenizer.json beside it {there}"
+            raise ModelError(f"{why}; it is of another model: move it away, or put the model's own there")
 
 
 def _types(metadata: Mapping[str, Any], texts: Sequence[str]) -> np.ndarray:
