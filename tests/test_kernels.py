@@ -13,6 +13,7 @@ from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.cluster.speeds import Speeds, Timed, fitted, together
 from hepti_mpi.engine import measuring
+from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.sessions import bound
 from hepti_mpi.engine.timing import Behind, Timers, timers
@@ -23,6 +24,7 @@ from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute
+from hepti_mpi.weights import store as stores
 
 
 @pytest.mark.parametrize("board, others", [(None, True), ("2", False)])
@@ -211,3 +213,21 @@ def test_whole_layers_do_what_a_plan_of_one_rank_is_priced_for(name, last):
         assert getattr(work, part) == pytest.approx(getattr(priced, part)), part
     assert work.elements == priced.elements - last
     assert timers(sized(random_model("llama-3.2-1b").spec, layers=2, hidden=64, heads=4, ffn=96), 1, PLAIN).layers is None
+
+
+@pytest.mark.parametrize("format_name", ["f32", "q8", "q4"])
+def test_a_bias_of_k_adds_the_same_to_all_scores_of_a_query(tmp_path, format_name):
+    """So it is left out."""
+    model = random_model("tiny-bert").in_format(format_name)
+
+    def stream(number):
+        for name, values in model.weights():
+            yield name, np.full_like(values, number) if name.endswith("attention.k.bias") else values
+
+    rows, found = np.random.default_rng(0).standard_normal((9, 56), np.float32), []
+    for number in (0.0, 3.0):
+        path = tmp_path / f"{number}.h5"
+        stores.write(path, replace(model, stream=lambda number=number: stream(number)))
+        with stores.Store(path) as store:
+            found.append(last_hidden_state(store, rows, (4, 5)))
+    np.testing.assert_array_equal(*found)

@@ -62,7 +62,8 @@ class Engine:
         self.in_order = plan.collectives == "mpi"
         by_mpi = self.in_order and not self.emulation.on  # who waits there spins, and would take the cores of emulated boards
         self.layers = world.subset(self.active) if by_mpi else None  # those who compute
-        self.outer = world.subset(sorted({0, *self.active})) if by_mpi else None
+        self.at_root = by_mpi and self.active == (0,)  # the root computes alone, on its own arrays
+        self.outer = world.subset(sorted({0, *self.active})) if by_mpi and not self.at_root else None
         self.segments: dict[int, Segment] = {}
         if self.is_active:
             for place, step in enumerate(program):
@@ -245,7 +246,8 @@ class Engine:
 
     def _outer(self, sync: Sync, reads: str, writes: str, at: _Geometry) -> None:
         """Bring the embedding from the root to the active ranks, or the result back."""
-        assert self.outer is not None
+        if self.outer is None:
+            return
         values, members = at.values, sorted({0, *self.active})
         counts = [at.places.counts[0][rank] for rank in members]
         none = np.empty((0, self.spec.hidden), np.float32)  # what a root that computes nothing holds of the layers
@@ -284,12 +286,14 @@ class Engine:
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
         places = division(self.plan, lengths, 1, self.spec.heads)
         values: dict[str, np.ndarray] = {}
+        own = self._own() if self.at_root else {}
         for name, value in self.values.items():
             if value.rows == "root":
                 if self.rank == 0:
                     values[name] = np.empty((rows, self.spec.hidden), np.float32)
-            elif self.takes_part:
+            elif self.takes_part and name not in own:
                 values[name] = self._view(self.numbers[name], *self._shape(value, places), value.dtype)
+        values.update((name, values[root]) for name, root in own.items())
         geometry = _Geometry(places, values)
         router = Router(self.exchanges, self.plan, places, self.values, values)
         for place, step in enumerate(self.program):
@@ -299,6 +303,15 @@ class Engine:
             elif not self.in_order or self.emulation.on:
                 geometry.routes[place] = router.in_turn(step, *self.interfaces[place], tag=place * TAGS)
         return geometry
+
+    def _own(self) -> dict[str, str]:
+        """Return which value of the root each value is that it would bring to itself."""
+        found = {}
+        for place, step in enumerate(self.program):
+            if isinstance(step, Sync) and step.kind in OUTER:
+                (read, *_), (write, *_) = self.interfaces[place]
+                found.update({read: write} if write == RESULT else {write: read})
+        return found
 
     def _shape(self, value: Value, places: Division) -> tuple[int, int]:
         box = places.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(self.rank)

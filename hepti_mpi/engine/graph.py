@@ -38,15 +38,15 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **attributes))
         return outputs[0]
 
-    def either(self, condition: str, one: Callable[[], str], other: Callable[[], str]) -> str:
-        """Write two ways to a float32 value, of which `condition` decides at each run; return what it is called."""
+    def either(self, condition: str, one: Callable[[], str], other: Callable[[], str], output: str) -> None:
+        """Write two ways to a float32 value, of which `condition` decides at each run."""
         ways, outside = [], self.nodes
         for write in (one, other):
             self.nodes = []
             found = helper.make_tensor_value_info(write(), TensorProto.FLOAT, None)
             ways.append(helper.make_graph(self.nodes, "way", [], [found]))
         self.nodes = outside
-        return self.node("If", [condition], then_branch=ways[0], else_branch=ways[1])
+        self.node("If", [condition], [output], then_branch=ways[0], else_branch=ways[1])
 
     def ask(self, kind: str, of: object = None) -> str:
         """Declare an input that says something about the rows of a batch, see packing."""

@@ -36,12 +36,13 @@ def attend(graph: Graph, block: blocks.Attention, reads: Sequence[str], output: 
     if not block.plain:
         packed(graph, block, reads, kv_heads, flat, output)
         return
-    front = graph.constant("front", np.array([0], np.int64))
-    batch = [graph.node("Unsqueeze", [value, front]) for value in reads]  # [1, r, w]: outside of both ways, where it copies nothing
-    mixed = graph.either(
-        graph.ask("lone"), lambda: multi_head(graph, block, batch, heads), lambda: packed(graph, block, reads, kv_heads, flat)
-    )  # fmt: skip
-    graph.node("Reshape", [mixed, flat], [output])
+
+    def lone() -> str:
+        front = graph.constant("front", np.array([0], np.int64))
+        batch = [graph.node("Unsqueeze", [value, front]) for value in reads]  # [1, r, w], without a copy
+        return graph.node("Reshape", [multi_head(graph, block, batch, heads), flat])
+
+    graph.either(graph.ask("lone"), lone, lambda: packed(graph, block, reads, kv_heads, flat), output)
 
 
 def packed(graph: Graph, block: blocks.Attention, reads: Sequence[str], kv_heads: int, flat: str, output: str | None = None) -> str:
@@ -102,12 +103,14 @@ def activate(graph: Graph, kind: str, x: str, bias: str | None, output: str | No
     if kind == "gelu_10":
         ends = [graph.constant(f"number_{end!r}", np.array(end, np.float32)) for end in (-10.0, 10.0)]
         return graph.node("Clip", [graph.node("Gelu", [x], domain=MICROSOFT), *ends], outputs)
-    name = {"gelu": "Gelu" if bias is None else "BiasGelu", "gelu_tanh": "FastGelu"}[kind]
-    return graph.node(name, [x] if bias is None else [x, bias], outputs, domain=MICROSOFT)
+    if kind == "gelu":
+        return graph.node("Gelu", [x], outputs, domain=MICROSOFT)
+    return graph.node("FastGelu", [x] if bias is None else [x, bias], outputs, domain=MICROSOFT)
 
 
 MOST_FLOAT16 = float(np.finfo(np.float16).max)
-WITHOUT_BIAS = ACTIVATIONS.keys() - {"gelu", "gelu_tanh"}  # activations whose kernels add none: the product before them does
+# activations before which the product adds the bias: their kernels add none, or, as BiasGelu, take longer for it
+WITHOUT_BIAS = ACTIVATIONS.keys() - {"gelu_tanh"}
 
 
 def write_norm(to: "Writing", norm: blocks.Norm, w: "Own", prefix: str, x: str, output: str | None = None) -> str:  # [r, h] -> [r, h]
@@ -202,9 +205,12 @@ def join(to: Writing, op: ops.Join, w: Own) -> None:
 
 @of(ops.Project)
 def project(to: Writing, op: ops.Project, w: Own) -> None:
-    """y [r, h] -> [r, w] by each matrix"""
+    """y [r, h] -> [r, w] by each matrix. Where keys are neither turned nor normed, a bias of K adds the same to all scores of a query,
+    which changes nothing: it is left out."""
+    same = op.block.plain and not op.block.rotary and not op.block.k_norm
     for m, output in zip(op.matrices, op.writes, strict=True):
-        to.linear(op.reads[0], w[f"{m}.weight"], w.get(f"{m}.bias"), output, looks=m == "k" and to.mixes(op))
+        bias = None if m == "k" and same else w.get(f"{m}.bias")
+        to.linear(op.reads[0], w[f"{m}.weight"], bias, output, looks=m == "k" and to.mixes(op))
 
 
 @of(ops.HeadNorm)

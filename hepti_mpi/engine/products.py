@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
-from hepti_mpi.models.formats import CHANNELS, F16, F32, SCALES, VALUES, Blocks, Columns
+from hepti_mpi.models.formats import CHANNELS, F16, F32, SCALES, VALUES, Blocks
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
@@ -92,10 +92,11 @@ class Product:
         """Write it; return what it is called."""
         if self.weight.format in (F32, F16):
             return self._plain(bias, output)
-        way = self._columns if isinstance(self.weight.format, Columns) else self._blocks
+        if isinstance(self.weight.format, Blocks):
+            return self._blocks(bias, output)
         if bias is None:
-            return way(output)
-        return self.graph.node("Add", [way(None), bias], [output] if output else None)
+            return self._columns(output)
+        return self.graph.node("Add", [self._columns(None), bias], [output] if output else None)
 
     def _plain(self, bias: str | None, output: str | None) -> str:
         weight = self.part(VALUES, self.matrix)
@@ -105,14 +106,15 @@ class Product:
         return self.graph.node("Gemm", inputs, [output] if output else None, transB=self.weight.inner)
 
     def _columns(self, output: str | None) -> str:
-        graph, size = self.graph, self.outputs
+        graph, weight = self.graph, self.part(VALUES, self.matrix)
         whole, scale, zero = self._rounded()
         if self.looks:
             scale = graph.node("Add", [scale, self._unsound()])
-        one, none = graph.constant("one", np.array(1, np.float32)), graph.constant(f"zeros_{size}", np.zeros(size, np.int8))
-        inputs = [whole, one, zero, self.part(VALUES, self.matrix), self.part(SCALES, (size,)), none]
-        found = graph.node("QGemm", inputs, domain=MICROSOFT, transB=self.weight.inner)
-        return graph.node("Mul", [found, scale], [output] if output else None)
+        if self.weight.inner:  # done once, when a session is made
+            weight = graph.node("Transpose", [weight], perm=[1, 0])
+        # each row of what it gives is multiplied by its scale in place; a bias would be too
+        inputs = [whole, weight, scale, self.part(SCALES, (self.outputs,)), zero]
+        return graph.node("MatMulIntegerToFloat", inputs, [output] if output else None, MICROSOFT)
 
     def _rounded(self) -> tuple[str, str, str]:
         """Write x * channels as 8-bit whole numbers, once for all products that read it so; return them, what one is worth in each row
@@ -142,7 +144,7 @@ class Product:
             graph.written.add(graph.node("Expand", [fill, graph.node("Shape", [flat])], [zeros]))
         return graph.node("QuantizeLinear", [x, flat, zeros], axis=0), scale
 
-    def _blocks(self, output: str | None) -> str:
+    def _blocks(self, bias: str | None, output: str | None) -> str:
         graph, kind, name = self.graph, self.weight.format, self.weight.name
         assert isinstance(kind, Blocks)
         count, packed = -(-self.inputs // kind.block), kind.block * kind.bits // 8
@@ -152,8 +154,9 @@ class Product:
             both = kind.unpacked(self.source.parts(self.weight), self.weight.shape, 0)
             values, scales = (graph.constant(f"{name}.{part}", array) for part, array in zip((VALUES, SCALES), both))
         scales = graph.node("Cast", [scales], to=DTYPES["float32"])
+        inputs = [self.x, values, scales, *(["", "", bias] if bias else [])]
         found = graph.node(
-            "MatMulNBits", [self.x, values, scales], None if output is None or self.looks else [output], MICROSOFT,
+            "MatMulNBits", inputs, None if output is None or self.looks else [output], MICROSOFT,
             K=self.inputs, N=self.outputs, bits=kind.bits, block_size=kind.block, accuracy_level=4,
         )  # fmt: skip
         if not self.looks:

@@ -84,7 +84,8 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
     norm.node("LayerNormalization", [norm.node("Add", ["x", norm.node("Add", ["p", one])]), one, one], ["y"], axis=-1)
     elements = probe(norm, ["x", "p"], threads)
     turning = Graph()
-    activate(turning, spec.layer(0).mlp.activation, "x", turning.constant("one", np.ones(hidden, np.float32)), "y")
+    kind = spec.layer(0).mlp.activation
+    activate(turning, kind, "x", None if kind in WITHOUT_BIAS else turning.constant("one", np.ones(hidden, np.float32)), "y")
     activations = probe(turning, ["x"], threads)
     casting = Graph()
     casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
@@ -142,7 +143,7 @@ def _cached(spec: ModelSpec, threads: int) -> Behind:
 def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[str, float]) -> Layers | None:
     """Return a chain of whole layers, as many as the model has or outdo most caches; None where its layers are not of this kind."""
     mlp, hidden, columns, width = spec.layer(0).mlp, spec.hidden, spec.ffn, attention.width
-    biases = spec.layer(0).attention.biases
+    biases, early = spec.layer(0).attention.biases.replace("k", ""), mlp.activation in WITHOUT_BIAS  # that of K is left out
     if mlp.gated or spec.generates:
         return None
     sizes = [(width, hidden)] * 3 + [(hidden, width), (columns, hidden), (hidden, columns)]  # (outputs, inputs)
@@ -167,7 +168,8 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[s
         read = [multiply(number, place, value, bias(width) if name in biases else None) for place, name in enumerate("qkv")]
         attend(chain, attention, read, f"a{number}", attention.heads)
         middle = tail(multiply(number, 3, f"a{number}"), value, "o" in biases)
-        wide = activate(chain, mlp.activation, multiply(number, 4, middle), bias(columns) if mlp.activation not in WITHOUT_BIAS else None)
+        wide = multiply(number, 4, middle, bias(columns) if mlp.bias and early else None)
+        wide = activate(chain, mlp.activation, wide, bias(columns) if mlp.bias and not early else None)
         value = tail(multiply(number, 5, wide), middle, mlp.bias, "y" if number == count - 1 else f"x{number}")
     made = probe(chain, ["x", *chain.indexes], threads)
 
