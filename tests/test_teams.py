@@ -22,7 +22,7 @@ from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.reporting.teams import arrangement_lines, described, duties
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
 from hepti_mpi.serving.scheduler import Scheduler
-from hepti_mpi.serving.teams import FRONT, WORK, Front, partners
+from hepti_mpi.serving.teams import RESULTS, WORK, Dispatcher, partners
 from hepti_mpi.tuning.teaming import worth
 
 SPEC = random_model("random:bert-large").spec
@@ -224,7 +224,7 @@ class Simulated:
         self.waiting.append((self.free[peer], peer, facts["ticket"], rows, len(facts["requests"])))
 
     def take(self, box, timeout=None):
-        assert box == FRONT
+        assert box == RESULTS
         first = min(self.waiting)
         self.waiting.remove(first)
         self.now, peer, ticket, rows, count = first
@@ -234,7 +234,7 @@ class Simulated:
         return Letter(peer, {"do": "step", "ticket": ticket, "spent": spent, "errors": {}, "results": shapes}, arrays)
 
 
-def front_of(mail, count, paces, rows=10):
+def dispatcher_of(mail, count, paces, rows=10):
     source = SimpleNamespace(ended=True)
     events = []
     scheduler = Scheduler(SimpleNamespace(spec=SimpleNamespace(hidden=1000)), rows)
@@ -243,7 +243,7 @@ def front_of(mail, count, paces, rows=10):
     answerer = SimpleNamespace(errors={})
     desk = SimpleNamespace(source=source, scheduler=scheduler, sink=sink, wanted=lambda: True, answerer=answerer)
     placement = Placement(tuple(Team((Stage((rank,), None),)) for rank in mail.seconds))
-    return Front(desk, mail, placement, paces), events
+    return Dispatcher(desk, mail, placement, paces), events
 
 
 @pytest.mark.parametrize("speeds", [(1, 1, 1), (8, 4, 2, 1), (20, 1)])
@@ -251,31 +251,31 @@ def front_of(mail, count, paces, rows=10):
 def test_batches_go_to_whoever_will_have_answered_first(speeds, known):
     mail = Simulated({rank: 0.01 / speed for rank, speed in enumerate(speeds)})
     paces = list(mail.seconds.values()) if known else [0.01] * len(speeds)
-    front, events = front_of(mail, 200, paces)
-    front._work()
-    assert front.error is None and sorted(place for event in events for place in event.places) == list(range(200))
+    dispatcher, events = dispatcher_of(mail, 200, paces)
+    dispatcher._work()
+    assert dispatcher.error is None and sorted(place for event in events for place in event.places) == list(range(200))
     least = 200 * 10 / sum(1 / seconds for seconds in mail.seconds.values())
     assert mail.now <= 1.05 * least + 10 * max(mail.seconds.values()) * (not known)
-    assert sorted(mail.ended) == list(mail.seconds) and front.outcome.answered == 200
-    assert [team.batches for team in front.outcome.teams] == list(mail.count.values())
+    assert sorted(mail.ended) == list(mail.seconds) and dispatcher.outcome.answered == 200
+    assert [team.batches for team in dispatcher.outcome.teams] == list(mail.count.values())
 
 
 @pytest.mark.parametrize("speeds", [(32, 23, 13, 9), (16, 16, 13, 13, 10, 10, 7, 7), (20, 1)])
 def test_all_teams_end_together(speeds):
     """Also where a full batch of the slowest takes a tenth of the job."""
     mail = Simulated({rank: 0.01 / speed for rank, speed in enumerate(speeds)})
-    front, events = front_of(mail, 1, list(mail.seconds.values()), rows=256)
+    dispatcher, events = dispatcher_of(mail, 1, list(mail.seconds.values()), rows=256)
     rows = [4 + 7 * number % 61 for number in range(300)]
-    front.desk.scheduler.given = 1
-    front.desk.scheduler.add(requests(*rows))
-    front._work()
-    assert front.error is None and sorted(place for event in events for place in event.places) == list(range(300))
+    dispatcher.desk.scheduler.given = 1
+    dispatcher.desk.scheduler.add(requests(*rows))
+    dispatcher._work()
+    assert dispatcher.error is None and sorted(place for event in events for place in event.places) == list(range(300))
     assert mail.now <= 1.05 * sum(rows) / sum(1 / seconds for seconds in mail.seconds.values())
 
 
 def test_a_team_that_becomes_slow_gets_less():
     mail = Simulated({0: 0.001, 1: 0.001})
-    front, events = front_of(mail, 100, [0.001, 0.001])
+    dispatcher, events = dispatcher_of(mail, 100, [0.001, 0.001])
     real = mail.take
 
     def take(box, timeout=None):
@@ -285,7 +285,7 @@ def test_a_team_that_becomes_slow_gets_less():
         return letter
 
     mail.take = take
-    front._work()
+    dispatcher._work()
     assert mail.count[0] > 2 * mail.count[1] and len(events) == 100
 
 
@@ -312,12 +312,12 @@ def service():
         letters, given = queue.SimpleQueue(), queue.SimpleQueue()
 
         def send(peer, box, facts, arrays=None):
-            (letters if box == FRONT else given).put(Letter(peer, facts))
+            (letters if box == RESULTS else given).put(Letter(peer, facts))
 
         mail = SimpleNamespace(seconds=dict(enumerate(paces)), rank=0, partners=[], send=send, take=lambda box, timeout=None: letters.get())
-        front, _ = front_of(mail, 0, paces, rows=128)
-        source = front.desk.source = Open()
-        thread = threading.Thread(target=Front(front.desk, mail, front.placement, paces)._work, daemon=True)
+        dispatcher, _ = dispatcher_of(mail, 0, paces, rows=128)
+        source = dispatcher.desk.source = Open()
+        thread = threading.Thread(target=Dispatcher(dispatcher.desk, mail, dispatcher.placement, paces)._work, daemon=True)
         ends.append(lambda: (setattr(source, "ended", True), letters.put(Letter(0, {})), source.came.put([]), thread.join(20)))
         thread.start()
         return source, given
@@ -367,14 +367,14 @@ def test_what_comes_while_some_are_busy_is_not_cut(service):
 
 def test_a_sink_that_fails_ends_all_teams():
     mail = Simulated({0: 0.001, 1: 0.001})
-    front, _ = front_of(mail, 20, [0.001, 0.001])
+    dispatcher, _ = dispatcher_of(mail, 20, [0.001, 0.001])
 
     def full(event):
         raise OSError("no space left")
 
-    front.desk.sink.event = full
-    front._work()
-    assert isinstance(front.error, OSError) and sorted(mail.ended) == [0, 1]
+    dispatcher.desk.sink.event = full
+    dispatcher._work()
+    assert isinstance(dispatcher.error, OSError) and sorted(mail.ended) == [0, 1]
 
 
 def test_who_writes_to_whom():
@@ -389,18 +389,18 @@ def test_who_rests_hears_that_rank_0_is_there_and_of_the_end():
     assert partners(placement, 0, 5) == {0, 1, 3, 4} and partners(placement, 3, 5) == {0} and partners(placement, 2, 5) == set()
     mail = Simulated({1: 0.01})
     mail.partners = [1, 3, 4]
-    front, _ = front_of(mail, 3, [0.01])
-    front._work()
+    dispatcher, _ = dispatcher_of(mail, 3, [0.01])
+    dispatcher._work()
     assert sorted(mail.ended) == [1, 3, 4]
 
 
 def test_handing_out_many_batches_does_not_count_all_that_are_left_each_time():
     spent = []
     for repeat in (200, 2000):
-        front, events = front_of(Simulated({0: 0.01, 1: 0.01}), 20, [0.01, 0.01])
-        front.desk.scheduler.repeat = repeat
+        dispatcher, events = dispatcher_of(Simulated({0: 0.01, 1: 0.01}), 20, [0.01, 0.01])
+        dispatcher.desk.scheduler.repeat = repeat
         begin = time.process_time()
-        front._work()
+        dispatcher._work()
         spent.append(time.process_time() - begin)
         assert len(events) == 20 * repeat
     assert spent[1] < 40 * spent[0]  # about 10 times as much; counting each time would be 100

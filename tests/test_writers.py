@@ -20,7 +20,7 @@ from hepti_mpi.planning.writing import Writer
 from hepti_mpi.program.placement import Stage, Team, whole
 from hepti_mpi.reporting.generation import writers_lines
 from hepti_mpi.serving.generation import Generator
-from hepti_mpi.serving.teams import FRONT, WORK
+from hepti_mpi.serving.teams import RESULTS, WORK
 from hepti_mpi.serving.writers import TeamGenerator, follow
 
 SLOTS = 4
@@ -98,7 +98,7 @@ class Sent:
             self.threads[-1].start()
 
     def send(self, peer, box, facts, arrays=None):
-        assert box == (WORK if peer else FRONT)
+        assert box == (WORK if peer else RESULTS)
         self.given += [(peer, facts.get("do"))]
         self.boxes[peer].put(Letter(0, json.loads(json.dumps(facts)), arrays or {}))
 

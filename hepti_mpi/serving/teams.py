@@ -1,8 +1,9 @@
 """Answer batches by teams: each batch goes to the team that will have answered it first.
 
-Rank 0 has a thread, the front, that hands out batches and takes results, whatever that rank computes itself; the first rank of each
-stage takes a batch, lets its members do their layers, and hands it on to the next stage or back to the front. A few batches wait at each
-team, so that none waits for the front. Knows batches, teams and letters; does not know how layers are divided, nor where answers go.
+Rank 0 has a thread, the dispatcher, that hands out batches and takes results, whatever that rank computes itself; the first rank of each
+stage takes a batch, lets its members do their layers, and hands it on to the next stage or back to the dispatcher. A few batches wait at
+each team, so that none waits for the dispatcher. Knows batches, teams and letters; does not know how layers are divided, nor where answers
+go.
 """
 
 import threading
@@ -25,7 +26,7 @@ from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Step
 from hepti_mpi.tuning.teaming import Teamed
 
-FRONT, WORK = "front", "work"  # boxes
+RESULTS, WORK = "results", "work"  # boxes
 AHEAD = 2  # batches that a team of one stage has: one under way, one that waits; one more for each stage more
 MOST_SHAPES = 1000  # of batches that are noted
 LEARNED = 0.25  # of what is known of a team that one batch may change
@@ -73,7 +74,7 @@ def most_under_way(team: Team) -> int:
     return len(team.stages) + AHEAD - 1
 
 
-class Front:
+class Dispatcher:
     """Hands out the batches of a desk to teams and takes their results, in a thread of rank 0."""
 
     def __init__(self, desk: Desk, mail: Mail, placement: Placement, paces: Sequence[float]) -> None:
@@ -83,9 +84,9 @@ class Front:
         self.steps: dict[int, tuple[int, Step, float]] = {}  # by ticket: whose, what, since when
         self.ticket, self.begin = 0, 0.0
         self.error: BaseException | None = None
-        desk.source.ring = lambda: mail.send(mail.rank, FRONT, {"do": "look"})  # a team may be free for what comes while others answer
+        desk.source.ring = lambda: mail.send(mail.rank, RESULTS, {"do": "look"})  # a team may be free for what comes while others answer
         desk.doing = self.doing
-        self.thread = threading.Thread(target=self._work, name="front", daemon=True)
+        self.thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
 
     def doing(self) -> list[dict[str, Any]]:
         """Return what each team does now, for any thread: its ranks, how many rows a second it answers, and how many inputs it has."""
@@ -114,7 +115,7 @@ class Front:
             self._hand_out()
             if not self.steps and desk.source.ended:
                 break
-            letter = self.mail.take(FRONT) if self.steps else None
+            letter = self.mail.take(RESULTS) if self.steps else None
             if letter is not None and letter.facts["do"] == "step":
                 self._answered(letter)
                 wanted = desk.wanted()
@@ -205,7 +206,7 @@ def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
     own = partners(placement, world.rank, world.size)
     if crew is None or crew.leads:
         return Mail(world, own, crew.members[1:] if crew else ())
-    return Mail(world, own, lead=None if world.rank == 0 else crew.members[0], pause=crew.machine.exchanges.pause)  # rank 0 has the front
+    return Mail(world, own, lead=None if world.rank == 0 else crew.members[0], pause=crew.machine.exchanges.pause)  # rank 0 dispatches
 
 
 def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | None) -> Outcome:
@@ -213,21 +214,21 @@ def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | No
     crews, world = teamed.crews, machine.world
     crew = crews[0] if crews else None
     mail = mail_of(world, teamed.placement, crew)
-    front = None if desk is None else Front(desk, mail, teamed.placement, teamed.paces)
-    if front is not None:
-        front.thread.start()
+    dispatcher = None if desk is None else Dispatcher(desk, mail, teamed.placement, teamed.paces)
+    if dispatcher is not None:
+        dispatcher.thread.start()
     if crew is not None and crew.leads:
         beside(crews, lambda own: _lead(own, mail, answerer))
     elif crew is not None:
         _follow(crew, mail)
-    elif front is None:
+    elif dispatcher is None:
         mail.take(WORK)  # the end
-    if front is not None:
-        front.thread.join()
-        if front.error is not None:
-            raise front.error
+    if dispatcher is not None:
+        dispatcher.thread.join()
+        if dispatcher.error is not None:
+            raise dispatcher.error
     mail.close()
-    outcome = Outcome([]) if front is None else front.outcome
+    outcome = Outcome([]) if dispatcher is None else dispatcher.outcome
     outcome.facts = world.gather_all(_facts(machine, crews))
     return outcome
 
@@ -267,7 +268,7 @@ def _do(crew: Crew, mail: Mail, answerer: Answerer, letter: Letter) -> None:
     errors = {request.index: answerer.errors.pop(request.index) for request in requests if request.index in answerer.errors}
     facts = {"do": "step", "ticket": letter.facts["ticket"], "spent": spent, "errors": errors}
     if crew.is_last:
-        mail.send(0, FRONT, {**facts, "results": shapes}, arrays)
+        mail.send(0, RESULTS, {**facts, "results": shapes}, arrays)
     else:
         mail.send(crew.heir, WORK, {**facts, "requests": letter.facts["requests"]}, arrays)
 

@@ -19,7 +19,7 @@ from hepti_mpi.serving import generating
 from hepti_mpi.serving.generation import Answer, Asked, Event, Generator
 from hepti_mpi.serving.remote import Prompt
 from hepti_mpi.serving.streams import sampling_of, told
-from hepti_mpi.serving.teams import FRONT, WORK
+from hepti_mpi.serving.teams import RESULTS, WORK
 
 WAIT_SECONDS = 0.02  # for a letter, where rank 0 has nothing to write itself
 LEARNED = 0.25  # of what is known of a team that one text may change
@@ -90,7 +90,7 @@ class TeamGenerator(Asked):
 
     def wake(self) -> None:
         """See serving.generation.Asked."""
-        self.mail.send(self.mail.rank, FRONT, {"events": []})
+        self.mail.send(self.mail.rank, RESULTS, {"events": []})
 
     def cancel(self, answer: Answer) -> None:
         """End an answer that nobody wants any more."""
@@ -109,7 +109,7 @@ class TeamGenerator(Asked):
                 if id(grown.answer) in self.made:
                     found.append(generating.told(self.made[id(grown.answer)][0], grown))
         seconds = 0.0 if self.made else WAIT_SECONDS
-        while (letter := self.mail.take(FRONT, seconds)) is not None:
+        while (letter := self.mail.take(RESULTS, seconds)) is not None:
             found += letter.facts["events"]
             seconds = 0.0
         return [event for one in found if (event := self._heard(*one)) is not None]
@@ -188,7 +188,7 @@ class Post:
     def grown(self, events: Sequence[Sequence[Any]]) -> None:
         """Tell what was added to answers."""
         self.given -= {place for place, *_, finish, why in events if finish is not None or why is not None}
-        self.mail.send(0, FRONT, {"events": [list(one) for one in events]})
+        self.mail.send(0, RESULTS, {"events": [list(one) for one in events]})
 
 
 def follow(mail: Mail, making: Callable[[], Generator] | None, rest: Callable[[], None]) -> None:
