@@ -3,7 +3,8 @@ import pytest
 from click.testing import CliRunner
 
 from hepti_mpi.commands import main
-from hepti_mpi.commands.bench import MOST_ROWS, Choice, Formats, Sizes, check_layers, check_room
+from hepti_mpi.commands.bench import MOST_ROWS, Formats, Sizes, check_layers, check_room
+from hepti_mpi.commands.benching import Choice
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
 from hepti_mpi.weights import store as stores

@@ -1,18 +1,15 @@
 """The bench command: measures ways to divide a model against each other."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hepti_mpi.cluster.profile import CACHES
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands.meter import meanwhile
+from hepti_mpi.commands.benching import PHASES, Choice, OneSize, measure, measure_texts, subject
 from hepti_mpi.commands.options import (
     FILE,
     FORMATS,
@@ -27,24 +24,12 @@ from hepti_mpi.commands.options import (
     words_options,
 )
 from hepti_mpi.commands.paths import profile_path
-from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
-    from hepti_mpi.cluster.profile import ClusterProfile
-    from hepti_mpi.commands.session import Session
-    from hepti_mpi.engine.machine import Machine
-    from hepti_mpi.engine.segments import Segments
     from hepti_mpi.models.spec import ModelSpec
-    from hepti_mpi.planning.request import Request
-    from hepti_mpi.tuning.bench import Bench, Samples
-    from hepti_mpi.tuning.formats import InFormat
-    from hepti_mpi.weights.store import Store
 
 MOST_ROWS = 1 << 20
-PHASES = ("request", "decode")
-Decide = Callable[..., tuple[Any, Any]]  # (machine, store, profile, name, request): what is done, and on rank 0 why
-OneSize = tuple[int, int | None]  # rows of a request, layers that answer it; None: all
 
 
 class Sizes(click.ParamType):
@@ -62,36 +47,6 @@ class Sizes(click.ParamType):
                 self.fail(f"{word!r} is no number of rows from 1 to {MOST_ROWS}, such as 128 or 128:6 (of the first 6 layers)", param, ctx)
             sizes.append((int(rows), int(layers) if colon else None))
         return tuple(dict.fromkeys(sizes))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is measured and where that goes: the options that are the command's own."""
-
-    rows: tuple[OneSize, ...]
-    repeat: int
-    output: Path | None
-    cluster: str
-    profile_file: Path | None
-    fresh: bool
-    memory_limit: tuple[int, ...] | None
-    phase: str
-    tokens: int
-    formats: tuple[str, ...]
-    cache_format: str | None = None
-
-
-@dataclass
-class Subject:
-    """A checkpoint as it is measured, in one format: its sessions, and what is known of the ranks with it."""
-
-    found: "InFormat"
-    known: "ClusterProfile"
-    segments: "Segments"
-
-    @property
-    def store(self) -> "Store":
-        return self.found.store
 
 
 class Formats(click.ParamType):
@@ -169,95 +124,6 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
         (measure_texts if choice.phase == "decode" else measure)(session, choice, subjects, names, limits, where, begin)
 
 
-def subject(session: "Session", choice: Choice, path: Path, name: str | None, folder: Path) -> Subject:
-    """Return what is measured: the store that was named or, of its checkpoint in a format, one beside it. Collective.
-
-    `path`: of profiles; `folder`: where a host keeps what it lacks of a store.
-    """
-    from hepti_mpi.cluster.profile import Edges
-    from hepti_mpi.engine.machine import measured_profile
-    from hepti_mpi.engine.segments import Segments
-    from hepti_mpi.tuning.formats import InFormat, in_format
-
-    machine, given = session.machine, InFormat("", session.store, 0, None)
-    found = given if name is None else in_format(machine, session.store, name, session.tell, folder)
-    known = measured_profile(machine, found.store.spec, path, choice.fresh, choice.profile_file is not None, session.tell)
-    if choice.phase != "decode":  # a request begins with its embedding and ends with the last hidden state
-        known = replace(known, edges=Edges())
-    return Subject(found, known, Segments(found.store))
-
-
-def measure(
-    session: "Session", choice: Choice, subjects: Sequence[Subject], names: Sequence[str], limits: tuple[int, ...] | None, where: str,
-    begin: float,
-) -> None:  # fmt: skip
-    """Measure requests of each size in turn, and show what was found. `where`: the cluster; `begin`: when all began."""
-    from hepti_mpi.engine.machine import together
-    from hepti_mpi.planning.request import Request
-    from hepti_mpi.tuning import bench as benches
-    from hepti_mpi.tuning.formats import Taken
-
-    machine, output = session.machine, choice.output
-    for number, (count, layers) in enumerate(choice.rows):
-        request = Request(count, limits=limits, mode="packed")
-        parts = [one.store if layers is None else one.store.shortened(layers) for one in subjects]
-        plans = plans_of(session, subjects, parts, names, request)
-        every = [benches.Bench(machine, part, one.segments) for one, part in zip(subjects, parts)]
-        before, ready = [one.known for one in subjects], []
-        with meanwhile("loading and settling on plans", choice.repeat + benches.warm_up(machine), session.root) as meter:
-            for one, bench, (chosen, _) in zip(subjects, every, plans):
-                samples, one.known = bench.ready(one.known, chosen, request, not number)
-                ready.append(samples)
-            meter.at("answering by all methods in turns")
-            benches.answer(machine, [one for samples in ready for one in samples.values()], count, choice.repeat, meter.advance)
-        with together(session.world):
-            for one, bench, samples, (_, refused), known in zip(subjects, every, ready, plans, before):
-                if session.root and samples:
-                    made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
-                    part = f", the first {layers} of {counted(one.store.spec.layers, 'layers')}" if layers else ""
-                    SCREEN.show(one.found.title(session.store.spec.name, counted(count, "rows") + part))
-                    show(bench, samples, refused, known, request, where, made)
-                    one.found.methods = {name: Taken.of(sample) for name, sample in samples.items()}
-        show_formats(session, choice, subjects, count, where)
-        begin = time.perf_counter()
-
-
-def plans_of(
-    session: "Session", subjects: Sequence[Subject], parts: "Sequence[Store]", names: Sequence[str], request: "Request",
-    decide: "Decide | None" = None,
-) -> list[tuple[dict[str, tuple[Any, Any]], dict[str, str]]]:  # fmt: skip
-    """Return, for each of what is measured, the plans of the methods that fit and why the others do not. Collective.
-
-    `parts`: its store, or the first layers of it. Raises: CapacityError when nothing fits.
-    """
-    from hepti_mpi.errors import CapacityError
-
-    found, last = [], None
-    for one, part in zip(subjects, parts):
-        try:
-            found.append(choose(session.machine, part, one.known, names, request, decide))
-        except CapacityError as error:  # on every rank
-            if len(subjects) > 1:
-                session.tell(f"{one.found.name or one.store.path} is left out: {error}")
-            found.append(({}, {}))
-            last = error
-    if last is not None and not any(chosen for chosen, _ in found):
-        raise last
-    return found
-
-
-def show_formats(session: "Session", choice: Choice, subjects: Sequence[Subject], rows: int, where: str) -> None:
-    """Print formats beside each other, where there are any, with the date and machine."""
-    from hepti_mpi.engine import machine as machines
-    from hepti_mpi.tuning import formats
-
-    if choice.formats and session.root:
-        every = [one.found for one in subjects]
-        SCREEN.show("\n" + formats.compared(every, SCREEN.width))
-        model = session.store.spec.name
-        SCREEN.document(formats.document(model, rows, where, every) | machines.made() | {"ranks": session.world.size}, always=True)
-
-
 def check_texts(choice: Choice, names: Sequence[str]) -> None:
     """Raise UsageError where something is asked for that is not for texts."""
     from hepti_mpi.planning.texts import NAMES
@@ -282,47 +148,6 @@ def check_room(choice: Choice, spec: "ModelSpec") -> None:
                          f"{counted(choice.tokens, 'tokens')}; make --rows or --tokens smaller")  # fmt: skip
 
 
-def measure_texts(
-    session: "Session", choice: Choice, subjects: Sequence[Subject], names: Sequence[str], limits: tuple[int, ...] | None, where: str,
-    begin: float,
-) -> None:  # fmt: skip
-    """Measure a prompt of each size in turn, with the tokens added to it, and show what was found."""
-    from hepti_mpi.engine import machine as machines
-    from hepti_mpi.engine import texts as loading
-    from hepti_mpi.engine.decoder import ROWS
-    from hepti_mpi.planning import decoding
-    from hepti_mpi.planning.request import Request
-    from hepti_mpi.planning.texts import NAMES
-    from hepti_mpi.tuning import texts
-    from hepti_mpi.tuning.formats import Taken
-
-    machine, spec = session.machine, session.store.spec
-    other = [name for name in names if name not in NAMES]
-    names = [name for name in names if name not in other]
-    for prompt, _ in choice.rows:
-        kept, chunk = prompt + choice.tokens, min(prompt, ROWS)
-        request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
-                          answer=choice.tokens, cache=choice.cache_format or CACHES[0])  # fmt: skip
-        plans = plans_of(session, subjects, [one.store for one in subjects], names, request, loading.decide)
-        with meanwhile("loading, and writing by all methods in turns", choice.repeat + 1, session.root) as meter:
-            loaded = [texts.load(machine, one.store, chosen, request) for one, (chosen, _) in zip(subjects, plans)]
-            every = [method for methods in loaded for method in methods.values()]
-            texts.write(machine, every, spec.hidden, request, choice.repeat, meter.advance)
-        for one, methods, (_, refused) in zip(subjects, loaded, plans):
-            if session.root and methods:
-                found = {name: method.written for name, method in methods.items()}
-                bound = decoding.bound(one.store.spec, one.known, request.attended)
-                refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
-                SCREEN.show(one.found.title(session.store.spec.name, f"{counted(choice.tokens, 'tokens')} after {counted(prompt, 'rows')}"))
-                SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
-                made = {"ranks": session.world.size, "versions": machines.versions(machine, one.store.spec)}
-                made["seconds"] = round(time.perf_counter() - begin, 3)
-                SCREEN.document(texts.document(one.store.spec.name, where, request, found, bound) | machines.made() | made, always=True)
-                one.found.methods = {name: Taken.of_text(written, every[0].written) for name, written in found.items()}
-        show_formats(session, choice, subjects, prompt, where)
-        begin = time.perf_counter()
-
-
 def named(methods: str, phase: str = PHASES[0]) -> list[str]:
     """Return the methods of a list. Raises UsageError for one that there is not in a phase."""
     from hepti_mpi.planning.methods import BOOST, OURS
@@ -330,7 +155,6 @@ def named(methods: str, phase: str = PHASES[0]) -> list[str]:
     from hepti_mpi.planning.staging import NAMES as STAGES
 
     known = (*REQUESTS, *STAGES) if phase == "decode" else REQUESTS
-
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
         if name.removesuffix(BOOST) not in known or name.removesuffix(BOOST) in (*OURS, *STAGES) and name.endswith(BOOST):
@@ -345,54 +169,3 @@ def check_layers(spec: "ModelSpec", layers: int | None) -> None:
 
     if layers is not None and layers > spec.layers:
         raise InputError(f"--rows asks for {counted(layers, 'layers')}, {spec.name} has {spec.layers}")
-
-
-def choose(
-    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request",
-    decide: "Decide | None" = None,
-) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:  # fmt: skip
-    """Return the plans of the methods that fit, with rank 0's decisions, and why the others do not. Collective.
-
-    `decide`: what turns a name into a plan, or a placement, where that is not for requests. Raises: CapacityError when none fits.
-    """
-    from hepti_mpi.engine import loading
-    from hepti_mpi.engine import machine as machines
-    from hepti_mpi.errors import CapacityError
-
-    chosen: dict[str, tuple[Any, Any]] = {}
-    refused: dict[str, str] = {}
-    for name in names:
-        try:
-            chosen[name] = (decide or loading.decide)(machine, store, profile, name, request)
-        except CapacityError as error:  # on every rank
-            refused[name] = str(error)
-    with machines.together(machine.world):
-        if not chosen:
-            raise CapacityError.of_all(refused[names[0]])
-    return chosen, refused
-
-
-def show(
-    bench: "Bench", samples: dict[str, "Samples"], refused: dict[str, str], profile: "ClusterProfile", request: "Request", where: str,
-    made: dict[str, Any],
-) -> None:  # fmt: skip
-    """Print what a bench found, and append it to the file that `made` names."""
-    from hepti_mpi.engine import machine as machines
-    from hepti_mpi.planning.bound import bound
-    from hepti_mpi.tuning import comparison
-
-    machine, store = bench.machine, bench.store
-    wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
-    plans = [sample.ready.plan for sample in samples.values()]
-    bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}
-    about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
-    above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}
-    whole = bench.segments.store.spec.layers == store.spec.layers
-    model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"
-    found = comparison.Found(model, request.rows, where, machine.boards, samples, bounds, about, above)
-    records = list(comparison.lines(found))
-    SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
-    SCREEN.document(records[-1], always=True)
-    if made["output"] is not None:
-        with open(made["output"], "a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
