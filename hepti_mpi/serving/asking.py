@@ -5,6 +5,7 @@ heads; knows neither engine nor protocol, and no weight.
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -172,10 +173,14 @@ class Model:
 
     # answers
 
-    def records(self, requests: Sequence[Request], results: Sequence[Result]) -> list[dict[str, Any]]:
-        """Return what `run` answers with (models.tasks.heads.answers). Raises InputError for the first result that is none."""
+    def records(self, requests: Sequence[Request], results: Sequence[Result], raw: bool = False) -> list[dict[str, Any]]:
+        """Return what `run` answers with (models.tasks.heads.answers); `raw`: with scores as the model gives them, as in `scores`.
+
+        Raises InputError for the first result that is none.
+        """
         self._sound(requests, results)
-        return answers(self.spec, self.files, requests, results)
+        spec = replace(self.spec, options={**self.spec.options, "scores": "none"}) if raw else self.spec
+        return answers(spec, self.files, requests, results)
 
     def embeddings(self, requests: Sequence[Request], results: Sequence[Result]) -> np.ndarray:
         """Return float32 [requests, size]. Raises InputError for the first result that is none."""

@@ -57,7 +57,8 @@ class Encoded:
 
 
 class Tokens:
-    """A tokenizer without padding; `mask_token` is the text that stands for a masked word, None if it has none."""
+    """A tokenizer without padding; `mask_token` is the text that stands for a masked word, None if it has none; `side`: of a text that is
+    cut off, "left" or "right"."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """Read tokenizer.json and, for what it cannot say, tokenizer_config.json.
@@ -80,7 +81,7 @@ class Tokens:
         self.mask_id: int | None = self._tokenizer.token_to_id(self.mask_token) if self.mask_token else None
         unknown = self._special(said.get("unk_token"))
         self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
-        self._side = "left" if said.get("truncation_side") == "left" else "right"
+        self.side = "left" if said.get("truncation_side") == "left" else "right"
         self._typed = "token_type_ids" in (said.get("model_input_names") or ["token_type_ids"])
         self._tokenizer.encode_special_tokens = said.get("split_special_tokens") is True
         self._by_bytes = b'"ByteFallback"' in files["tokenizer.json"]  # a word of a vocabulary by that name only holds text back
@@ -94,7 +95,7 @@ class Tokens:
     def truncate(self, limit: int) -> None:
         """Cut every text down to `limit` tokens, special tokens included, at the side that the tokenizer says."""
         error = ModelError(f"tokenizer.json cannot cut texts at {counted(limit, 'tokens')}")
-        guarded(lambda: self._tokenizer.enable_truncation(limit, direction=self._side), error)
+        guarded(lambda: self._tokenizer.enable_truncation(limit, direction=self.side), error)
 
     def lower_case(self) -> None:
         """Lower-case texts, but not the special tokens in them.

@@ -15,7 +15,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result, numbers
 from hepti_mpi.serving.asking import Model, Text
-from hepti_mpi.serving.http.fields import Fields, data_url, is_tokens, listed, sound
+from hepti_mpi.serving.http.fields import Fields, data_url, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.refusals import Refused
 
 Reply = Callable[[Sequence[Result]], Any]
@@ -42,6 +42,17 @@ def check_name(model: Model, fields: Fields) -> None:
         raise Refused(404, f"model {asked[:60]!r} is not served here; served is {model.spec.name!r}", "model", "model_not_found")
 
 
+def check_kept(model: Model, fields: Fields) -> None:
+    """Refuse what asks for other tokens of the texts than the store makes of them: passed over, the answer would be another's."""
+    if name := fields.text("prompt_name", ""):
+        why = "a store has only the prompt that its model puts before all texts; write this one before the texts"
+        raise Refused(422, f"prompt_name is {shown(name)}: {why}", "prompt_name")
+    side = fields.text("truncation_direction", "")
+    if side and not model.takes_pictures and side.lower() != model.tokens.side:
+        why = f"this model's texts are cut off at the {model.tokens.side}"
+        raise Refused(422, f"truncation_direction is {shown(side)}: {why}", "truncation_direction")
+
+
 def usage(requests: Sequence[Request]) -> dict[str, int]:
     tokens = sum(request.rows for request in requests)
     return {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -50,6 +61,7 @@ def usage(requests: Sequence[Request]) -> dict[str, int]:
 def embeddings(model: Model, fields: Fields) -> Inquiry:
     """OpenAI's /v1/embeddings."""
     check_name(model, fields)
+    check_kept(model, fields)
     model.check_embeds()
     coding = fields.choice("encoding_format", ("float", "base64"))
     size = fields.number("dimensions", 1, 1 << 20, whole=True)
@@ -91,6 +103,7 @@ def in_base64(values: np.ndarray) -> str:
 
 def embed(model: Model, fields: Fields) -> Inquiry:
     """text-embeddings-inference's /embed: embeddings of length 1 unless told otherwise, and texts cut off only where told so."""
+    check_kept(model, fields)
     model.check_embeds()
     texts, _ = fields.texts("inputs")
     size, unit = fields.number("dimensions", 1, 1 << 20, whole=True), fields.flag("normalize", True)
@@ -109,6 +122,7 @@ def embed(model: Model, fields: Fields) -> Inquiry:
 def rerank(model: Model, fields: Fields) -> Inquiry:
     """/rerank and /v1/rerank: as Jina and Cohere ask, with documents, or as text-embeddings-inference, with texts."""
     check_name(model, fields)
+    check_kept(model, fields)
     model.check_ranks()
     query, plain = fields.text("query"), "texts" in fields
     name = "texts" if plain else "documents"
@@ -136,10 +150,11 @@ def predict(model: Model, fields: Fields) -> Inquiry:
     that give no classes, what `run` answers with."""
     if model.spec.generates:
         raise InputError(f"model {model.spec.name} has nothing to predict: it writes text; ask it with /v1/completions")
-    asked = fields.any("inputs")
+    check_kept(model, fields)
+    asked, raw = fields.any("inputs"), fields.flag("raw_scores", False)
     many = isinstance(asked, list) and any(isinstance(one, list) for one in asked)
     texts = [_text_or_pair(one) for one in (listed("inputs", asked) if many else [asked])]
-    return _labelled(model, model.texts(texts), lambda records: records if many else records[0])
+    return _labelled(model, model.texts(texts), raw, lambda records: records if many else records[0])
 
 
 def _text_or_pair(value: Any) -> Text:
@@ -151,9 +166,9 @@ def _text_or_pair(value: Any) -> Text:
     return own[0] if len(own) == 1 else (own[0], own[1])
 
 
-def _labelled(model: Model, requests: list[Request], shaped: Callable[[list[Any]], Any]) -> Inquiry:
+def _labelled(model: Model, requests: list[Request], raw: bool, shaped: Callable[[list[Any]], Any]) -> Inquiry:
     def reply(results: Sequence[Result]) -> Any:
-        records = model.records(requests, results)
+        records = model.records(requests, results, raw)
         if all("labels" in record for record in records):
             records = [record["labels"] for record in records]
         return shaped(records)
@@ -164,6 +179,7 @@ def _labelled(model: Model, requests: list[Request], shaped: Callable[[list[Any]
 def classify(model: Model, fields: Fields) -> Inquiry:
     """/classify of texts, or of pictures in data URLs."""
     check_name(model, fields)
+    check_kept(model, fields)
     texts, _ = fields.texts("input" if "input" in fields or "inputs" not in fields else "inputs")
     if model.takes_pictures:
         return classes(model, model.pictures([data_url("input", text) for text in texts]))

@@ -1,0 +1,42 @@
+"""What the routes for texts ask of a model and answer with, without a service."""
+
+import math
+
+import numpy as np
+import pytest
+from services import GOLDEN
+
+from hepti_mpi.models.checkpoints.hf import read_model
+from hepti_mpi.serving.asking import Model
+from hepti_mpi.serving.http import inquiries
+from hepti_mpi.serving.http.fields import Fields
+from hepti_mpi.serving.http.refusals import Refused
+
+
+def model(case):
+    made = read_model(GOLDEN / case)
+    return Model(made.spec, made.files, "")
+
+
+@pytest.mark.parametrize("route, case, fields", [
+    (inquiries.embed, "bert_sentence", {"inputs": "a"}), (inquiries.embeddings, "bert_sentence", {"input": "a"}),
+    (inquiries.predict, "bert_seqcls", {"inputs": "a"}), (inquiries.classify, "bert_seqcls", {"input": "a"}),
+])  # fmt: skip
+def test_what_would_make_other_tokens_is_not_passed_over(route, case, fields):
+    """text-embeddings-inference puts the prompt of that name before each text, and cuts off at that side."""
+    served = model(case)
+    plain = route(served, Fields(fields)).requests
+    same = route(served, Fields(fields | {"prompt_name": None, "truncation_direction": "Right"})).requests
+    assert [one.arrays["ids"].tolist() for one in same] == [one.arrays["ids"].tolist() for one in plain]
+    for more in ({"prompt_name": "query"}, {"truncation_direction": "Left"}):
+        with pytest.raises(Refused, match="|".join(more)) as caught:
+            route(served, Fields(fields | more))
+        assert caught.value.status == 422 and caught.value.param in more
+
+
+def test_raw_scores_are_those_of_the_model():
+    served = model("bert_seqcls")
+    logits = {"logits": np.arange(len(served.spec.labels), dtype=np.float32)}
+    found = inquiries.predict(served, Fields({"inputs": "a", "raw_scores": True})).reply([logits])
+    assert [one["score"] for one in found] == sorted(logits["logits"].tolist(), reverse=True)[:5]
+    assert math.isclose(sum(one["score"] for one in inquiries.predict(served, Fields({"inputs": "a"})).reply([logits])), 1, rel_tol=1e-5)
