@@ -14,7 +14,7 @@ from hepti_mpi.planning import decoding, staging
 from hepti_mpi.planning.memory import cache_bytes, word_table
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.stepping import SHORT_SUM, Steps
-from hepti_mpi.planning.work import word_numbers
+from hepti_mpi.planning.work import bytes_of_number, word_numbers
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.grouping import shared
 
@@ -95,6 +95,20 @@ def test_what_layers_take_beside_their_products_is_as_much_on_every_rank(spec):
             assert base < Steps(spec, plain, rows, 128, "float32").seconds(plan), "elements and activations are in it"
         before, after = (Steps(spec, profile, 128, 128).seconds(plan) for profile in (plain, some))
         assert before == after
+
+
+def test_words_are_priced_by_a_table_that_was_timed():
+    """And so is what no plan takes less than: all weights by the rate of the table, whatever the starts of small products take."""
+    plain = cluster([20.0], latency=1e-5)
+    node = plain.nodes[0]
+    as_layers = node.gemm_seconds_per_weight[0] / bytes_of_number(SPEC)
+    plan = decide(plain, "single").chosen.plan
+    before, bound_before = Steps(SPEC, plain, 1, 128).seconds(plan), decoding.bound(SPEC, plain)
+    for times in (1.0, 0.5):
+        timed = replace(plain, nodes=(replace(node, table_seconds=times * as_layers),))
+        words = word_table(SPEC).held * as_layers
+        assert Steps(SPEC, timed, 1, 128).seconds(plan) == pytest.approx(before - (1 - times) * words)
+        assert decoding.bound(SPEC, timed) == pytest.approx(times * bound_before)
 
 
 def test_answers_that_fit_on_no_rank_alone_are_kept_by_several():

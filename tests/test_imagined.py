@@ -53,7 +53,7 @@ def test_they_are_of_the_formats_of_the_model_and_no_two_weights_are_equal(kind)
     assert (whole.plan.heads, whole.plan.columns) == ((spec.heads, 0), (spec.ffn, 0)) and not whole.plan.divided
     assert (few.plan.heads[0], few.plan.columns[0]) == (spec.group * max(1, spec.head_granule // spec.group), spec.column_granule)
     for part, heads, columns in ((whole, spec.heads, spec.ffn), (few, few.plan.heads[0], few.plan.columns[0])):
-        layers, store = text_layers(part, 1), imagined._MadeUp(spec)
+        layers, store = text_layers(part, 1), imagined.MadeUp(spec)
         layers.call(2, PLAIN_ROWS)()
         pieces = [piece for piece in part.of_layers if len(piece.shape) > 1]
         assert {piece.format.name for piece in pieces} == {kind}

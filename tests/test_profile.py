@@ -31,7 +31,7 @@ def test_a_saved_profile_is_the_same(tmp_path):
 def test_what_exchanges_cost_is_kept(tmp_path):
     nodes = tuple(replace(node, head_start_bytes=250e3 + rank, glance_seconds_per_weight=1e-10) for rank, node in enumerate(PROFILE.nodes))
     nodes = tuple(replace(node, cached_seconds_per_mac=(1e-10, 2e-10), cached_arrange_seconds=(0.0, 1e-9),
-                          beside_seconds=(1e-5, 2e-5)) for node in nodes)  # fmt: skip
+                          beside_seconds=(1e-5, 2e-5), table_seconds=1e-10) for node in nodes)  # fmt: skip
     profile = replace(PROFILE, nodes=nodes, exchange_seconds=3e-4, start_seconds=2e-5, start_seconds_per_byte=1e-10)
     profile.save(tmp_path / "p.json")
     assert load(tmp_path / "p.json") == profile
@@ -39,10 +39,12 @@ def test_what_exchanges_cost_is_kept(tmp_path):
 
 
 def test_slower_ranks_compute_longer_and_are_linked_as_before():
-    caches = {"cached_seconds_per_mac": (1e-10, 2e-10), "cached_arrange_seconds": (0.0, 1e-9), "beside_seconds": (1e-5, 2e-5)}
+    caches = {"cached_seconds_per_mac": (1e-10, 2e-10), "cached_arrange_seconds": (0.0, 1e-9), "beside_seconds": (1e-5, 2e-5),
+              "table_seconds": 1e-10}  # fmt: skip
     measured = replace(PROFILE, nodes=tuple(replace(node, **caches) for node in PROFILE.nodes))
     for name, seconds in caches.items():
-        assert getattr(scaled(measured, (1, 2, 10)).nodes[2], name) == pytest.approx([10 * one for one in seconds])
+        slower = 10 * seconds if isinstance(seconds, float) else [10 * one for one in seconds]
+        assert getattr(scaled(measured, (1, 2, 10)).nodes[2], name) == pytest.approx(slower)
     slower = scaled(PROFILE, (1, 2, 10))
     assert slower.nodes[0] == PROFILE.nodes[0] and slower.hosts == PROFILE.hosts
     for rank, factor in enumerate((1, 2, 10)):
@@ -120,6 +122,7 @@ DAMAGED = [
     (edited(node(cached_seconds_per_mac=[1e-9, 0], cached_arrange_seconds=[0, 0])), "between"),
     (edited(node(beside_seconds=[1e-5])), "what layers of texts take is not of steps of 1, 8 rows"),
     (edited(node(beside_seconds=[-1e-5, 0])), "between"),
+    (edited(node(table_seconds=-1e-10)), "between"),
     (edited(node(gemm_rows=[1, 8, 32])), "curve"),
     (edited(node(gemm_rows=[1, 32, 8, 128])), "curve"),
     (edited(node(gemm_rows=[0, 8, 32, 128])), "between"),

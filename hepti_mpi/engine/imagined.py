@@ -48,7 +48,7 @@ class _InMemory(Graph):
         return self.constant(piece.name if part == VALUES else f"{piece.name}.{part}", store.parts(piece)[part].reshape(shape))
 
 
-class _MadeUp:
+class MadeUp:
     """Stands in for a store. No two weights are equal: ONNX Runtime would keep those once."""
 
     file = Path("model")
@@ -144,7 +144,7 @@ def text_layers(part: DecodingPart, threads: int) -> TextLayers:
     same = {into: name for step in sums for name, into in zip(step.reads, step.writes, strict=True)}  # a part of a sum is as good as all
     ops = tuple(replace(op, reads=tuple(same.get(name, name) for name in op.reads)) for step in steps for op in step.ops)
     compute = replace(steps[0], ops=ops, writes=steps[-1].writes)
-    store: Any = _MadeUp(spec)
+    store: Any = MadeUp(spec)
     segment = caching.cached_segment(compute, store, part, "packed", threads, graph=_InMemory())
     del store
     pages.settle()  # as weights of texts lie when they are loaded

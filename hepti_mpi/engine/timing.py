@@ -12,15 +12,16 @@ from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.imagined import TextLayers, divided, text_layers
+from hepti_mpi.engine.imagined import MadeUp, TextLayers, beyond_caches, divided, text_layers
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound, session
-from hepti_mpi.models.blocks import Attention
+from hepti_mpi.models.blocks import Attention, Weight
 from hepti_mpi.models.formats import FORMATS, Format
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.weights.slices import Slice
+from hepti_mpi.models.steps import Words
+from hepti_mpi.weights.slices import Slice, span
 
 PROBE_BYTES = 64 << 20
 KEPT_BYTES, KEPT_ROWS = 32 << 20, 1024  # of keys and values in float32, and how many rows they are of
@@ -49,7 +50,8 @@ class Timers:
     `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
     elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
     they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind. `cached` and
-    `texts`, whole layers, a large part of each and a small one: of a model that generates text."""
+    `texts`, whole layers, a large part of each and a small one, and `table`, one row times a table of words, of so many bytes: of a
+    model that generates text."""
 
     gemm: Callable[[int], Callable[[], None]]
     weights: int
@@ -65,6 +67,7 @@ class Timers:
     layers: Layers | None = None
     cached: Behind | None = None
     texts: Sequence[TextLayers] = ()
+    table: tuple[Callable[[], None], int] | None = None
 
 
 def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool = True) -> Timers:
@@ -118,7 +121,20 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
         layers=_layers(spec, threads, plain, used) if whole else None,
         cached=_cached(spec, threads) if spec.generates else None,
         texts=[text_layers(part, threads) for part in divided(spec)] if spec.generates and whole else (),
+        table=_table(spec, threads) if spec.generates and whole else None,
     )
+
+
+def _table(spec: ModelSpec, threads: int) -> tuple[Callable[[], None], int]:
+    """Return a row times as much of the table of words as outdoes most caches, and the bytes of that in memory."""
+    (words,) = (step for step in spec.back if isinstance(step, Words))
+    weight = spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
+    each = max(1, weight.format.held(weight.shape, 1) // words.size)
+    piece = replace(span(weight, 0, min(words.size, -(-beyond_caches() // each))), inner=1)
+    chain = Graph()
+    Product(chain, Made(MadeUp(spec).parts(piece)), "x", piece, looks=False).write(None, "y")
+    row, scores = np.full((1, words.width), 0.5, np.float32), np.empty((1, piece.shape[0]), np.float32)
+    return bound(probe(chain, ["x"], threads), {"x": row}, scores), piece.format.held(piece.shape, 1)
 
 
 def _cached(spec: ModelSpec, threads: int) -> Behind:

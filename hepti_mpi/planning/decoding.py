@@ -78,10 +78,10 @@ def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None)
     steps, every = Steps(spec, profile, 1, attended), range(len(profile.nodes))
     work = layer_work(spec, 1)
     numbers = spec.layers * (work.attention + work.mlp) + steps.words
-    alone = min(float(steps.pricer.gemm[steps.pricer.places([rank]), 1][0]) * numbers for rank in every)
+    alone = min(float(steps.pricer.reading[steps.pricer.places([rank])][0]) * numbers for rank in every)
     if len(every) == 1:
         return alone
-    own = steps.pricer.gemm[steps.pricer.places(every), 1] * steps.pricer.crowding(tuple(every)) * numbers
+    own = steps.pricer.reading[steps.pricer.places(every)] * steps.pricer.crowding(tuple(every)) * numbers
     latency = min(profile.latency_seconds[one][other] for one in every for other in every if one != other)
     sums = sum(1 if layer.parallel else 2 for layer in spec.each())
     return min(alone, float(1 / (1 / own).sum()) + sums * latency)

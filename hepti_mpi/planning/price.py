@@ -18,6 +18,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.traffic import Links, Shares, Traffic, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
+from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.grouping import shared
 from hepti_mpi.program.ops import AddNorm, Mix, Op, Share
@@ -106,8 +107,11 @@ class Pricer:
             far = np.where(self.same_host, 0, bandwidth).max(axis=1)
             self.link = np.where(far > 0, 1 / np.maximum(far, 1e-9), 0.0)  # seconds per byte of the way out of its host
         self.ahead = np.array([node.head_start_bytes for node in profile.nodes]) * self.link  # seconds that an idle link is ahead
+        by_bytes = bytes_of_number(spec) if any(node.table_seconds for node in nodes) else 0.0
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
+        tables = np.array([node.table_seconds * by_bytes for node in nodes])
+        self.reading = np.where(tables > 0, tables, self.gemm[:, 1])  # seconds for each number of a table that one row is multiplied by
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
         self.laid: dict[int, Laid] = {}  # by id, which stays a program's own while that is kept

@@ -260,5 +260,5 @@ def _pace(
     few, every = (replace(plan, layers=plan.layers[:count], rows=(rows,)) for count in (1, spec.layers))
     one, all_ = (pricer.price(make_program(spec, some, everywhere=True), some).seconds - pricer.edges for some in (few, every))
     each = (all_ - one) / (spec.layers - 1)
-    words = float(pricer.gemm[pricer.places([0]), 1][0]) * word_numbers(spec)
+    words = float(pricer.reading[pricer.places([0])][0]) * word_numbers(spec)
     return _Pace(max(0.0, one - each), each, words)

@@ -59,7 +59,7 @@ class Steps:
         columns = np.array([[plan.columns[rank] for rank in plan.active] for plan in plans], float)
         columns[columns.sum(axis=1) == 0] = 1  # of a plan that divides none
         own = columns / columns.sum(axis=1, keepdims=True)
-        per_number = (self.pricer.gemm[batch.places, 1] * batch.crowding).T  # [plans or 1, ranks]
+        per_number = (self.pricer.reading[batch.places] * batch.crowding).T  # [plans or 1, ranks]
         return np.asarray(layers + (per_number * own).max(axis=1) * self.words)
 
     def priced(self, one: Candidate) -> Candidate:

@@ -43,10 +43,15 @@ def layer_work(spec: ModelSpec, attended: float) -> LayerWork:
     return LayerWork(*map(float, np.mean(found, axis=0)))
 
 
-def word_numbers(spec: ModelSpec) -> float:
-    """Return how many numbers in the layers take as many bytes as the table of words, which is read at their rate."""
+def bytes_of_number(spec: ModelSpec) -> float:
+    """Return the bytes of a number in the layers."""
     held, one = layer_bytes(spec), layer_work(spec, 1)
-    return word_table(spec).held * (one.attention + one.mlp) / (held["heads"] + held["columns"])
+    return float(held["heads"] + held["columns"]) / (one.attention + one.mlp)
+
+
+def word_numbers(spec: ModelSpec) -> float:
+    """Return how many numbers in the layers take as many bytes as the table of words."""
+    return word_table(spec).held / bytes_of_number(spec)
 
 
 SUMMED = ("attention", "arranged", "elements", "activations", "casts")
