@@ -23,6 +23,7 @@
 
 set -euo pipefail
 cd "${PBS_O_WORKDIR:?start this with: qsub jobs/pbs.sh}"
+[ -e .venv/bin/activate ] || { echo "error: there is no .venv in $PWD; make it with: bash jobs/make-venv.sh mpi jobs/minilm.txt" >&2; exit 2; }
 # shellcheck disable=SC1091
 . .venv/bin/activate
 

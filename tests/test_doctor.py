@@ -203,6 +203,15 @@ def test_what_is_recommended():
     subprocess.run(["bash", "-n"], input=files["run.sbatch"], text=True, check=True)
 
 
+def test_what_is_recommended_without_a_hostfile():
+    """As it can be pasted: it said HOSTFILE, also for this machine alone, which needs no mpirun."""
+    hosts = cluster()
+    alone = {"pi4-1": hosts["pi4-1"]}
+    assert recommended(ASKING, alone, None)[0] == f"{PYTHON} -m hepti_mpi run"
+    mpirun = f"{Path(PYTHON).parent}/mpirun -host pi4-1,pi4-2,pi4-3,pi4-4 --bind-to none"
+    assert recommended(ASKING, hosts, None)[0] == f"{mpirun} {PYTHON} -m hepti_mpi run"
+
+
 def test_what_is_told():
     hosts = cluster() | {"pi4-3": "no route to host"}
     assert host_lines(hosts).splitlines()[1].split() == [

@@ -76,6 +76,7 @@ def test_one_rank_alone(tmp_path):
     (HERE, VERSIONS, SHAPE, None),
     (HERE, {}, SHAPE, None),
     (HERE, {"emulation": "2,3,4"}, SHAPE, "it was measured with boards that are there, here with emulated boards 2,3,4"),
+    ([*HERE[:2], ("c", 4, 4, 2)], {"emulation": "2,3,4"}, SHAPE, "it was measured with boards that are there, here with emulated boards 2,3,4"),
     (HERE[:2], VERSIONS, SHAPE, "it has 3 ranks, this job 2"),
     ([HERE[0], HERE[2], HERE[1]], VERSIONS, SHAPE, "its rank 1 is on b, here on c"),
     ([*HERE[:2], ("c", 8, 4, 4)], VERSIONS, SHAPE, "its rank 2 has 4 threads of 4 cores, here 4 of 8"),

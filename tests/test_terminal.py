@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusters import cluster
+from services import writing_folder
 from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
 
 from hepti_mpi.commands import meter as meters
@@ -81,6 +82,7 @@ def all_shown(master, process, seen):
             shown += os.read(master, 1 << 16)
             seen(shown)
     except OSError:  # the other end is closed
+        process.wait(60)
         return shown
     finally:
         os.close(master)
@@ -302,3 +304,43 @@ def test_an_interruption_while_the_program_is_imported_is_one_word(seconds):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=100)[1]
     assert (process.returncode, said) == (130, "interrupted\n") or process.returncode == 0, said
+
+
+@pytest.fixture(scope="module")
+def talker(made):
+    folder = made / "talker"
+    folder.mkdir()
+    assert subprocess.run([*PROGRAM, "slice", str(writing_folder(folder)), str(made / "talker.h5")]).returncode == 0
+    return ["--weights", "talker.h5", "--max-tokens", "2"]
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("end, word", [(lambda master, group: os.killpg(group, signal.SIGINT), True),
+                                       (lambda master, group: os.write(master, b"\n"), False)], ids=["Ctrl-C", "empty line"])  # fmt: skip
+def test_how_a_talk_under_mpirun_ends(made, talker, end, word):
+    """At Ctrl-C mpirun ends standard input first: the talk ended without a word."""
+    master, slave = pty.openpty()
+    command = [str(MPIRUN), "--oversubscribe", "-n", "2", *PROGRAM, "chat", *talker]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    process = subprocess.Popen(command, cwd=made, env=environ, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    ended = []
+
+    def end_once_asked(shown):
+        if shown.endswith(b"> ") and not ended:
+            ended.append(end(master, process.pid))
+
+    shown = all_shown(master, process, end_once_asked).decode()
+    assert ended and shown.count("interrupted") == word, shown
+    assert (process.returncode == 0) == (not word)
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("given", [b"w1 w2\nw3", b""], ids=["pipe", "nothing"])
+def test_a_talk_under_mpirun_ends_with_its_pipe(made, talker, given):
+    """mpirun forwards neither the end of a pipe nor that of /dev/null."""
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    told = {"input": given} if given else {"stdin": subprocess.DEVNULL}
+    done = subprocess.run([str(MPIRUN), "--oversubscribe", "-n", "2", *PROGRAM, "chat", *talker], cwd=made, env=environ,
+                          capture_output=True, timeout=240, **told)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count(b"> ") == (3 if given else 1), done

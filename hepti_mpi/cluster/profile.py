@@ -246,14 +246,18 @@ def mismatch(
     versions and shape, or None when it does."""
     if len(profile.nodes) != len(nodes):
         return f"it has {counted(len(profile.nodes), 'ranks')}, this job {len(nodes)}"
-    for rank, (node, (host, cores, threads, alone)) in enumerate(zip(profile.nodes, nodes)):
+    for rank, (node, (host, _, _, _)) in enumerate(zip(profile.nodes, nodes)):
         if node.host != host:
             return f"its rank {rank} is on {node.host}, here on {host}"
+    then, now = (_said(EMULATION, of.get(EMULATION)) for of in (profile.versions, versions))
+    if then != now:  # boards that were pretended are not those that are there, and have threads of their own
+        return f"it was measured with {then}, here with {now}"
+    for rank, (node, (_, cores, threads, alone)) in enumerate(zip(profile.nodes, nodes)):
         if (node.cores, node.threads) != (cores, threads):
             return f"its rank {rank} has {counted(node.threads, 'threads')} of {node.cores} cores, here {threads} of {cores}"
         if (node.alone or node).threads != alone:
             return f"its rank {rank} has {counted((node.alone or node).threads, 'threads')} alone on its host, here {alone}"
-    for name in dict.fromkeys((*versions, EMULATION, FORMATS)):  # boards that were pretended are not those that are there
+    for name in dict.fromkeys((*versions, FORMATS)):
         if profile.versions.get(name) != versions.get(name):
             then, now = (_said(name, of.get(name)) for of in (profile.versions, versions))
             return f"it was measured with {then}, here with {now}"

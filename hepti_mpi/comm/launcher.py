@@ -9,11 +9,13 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from typing import IO
 
 from hepti_mpi.errors import InputError
 
 PIPE_QUIET_SECONDS = 0.5
+END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
 
@@ -177,13 +179,46 @@ def standard_input() -> IO[bytes]:
     source = f"/proc/{os.getppid()}/fd/0"
     try:
         mode = os.stat(source).st_mode
-        if stat.S_ISREG(mode):
+        if _whole(source, mode):
             return open(source, "rb")
         if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
-            return io.BytesIO(_drained(os.open(source, os.O_RDONLY | os.O_NONBLOCK)))
+            return io.BytesIO(b"".join(_forwarded(os.open(source, os.O_RDONLY | os.O_NONBLOCK))))
     except OSError:
         pass
     raise InputError("standard input does not reach this rank through mpirun; write it to a file and give that with --input")
+
+
+def typed_lines() -> Iterator[str]:
+    """Yield rank 0's standard input line by line, as it comes, until its end; see standard_input. Where an end is not one that somebody
+    typed but that of an interruption, that is told before the end is."""
+    source, launcher = f"/proc/{os.getppid()}/fd/0", None
+    if "PMIX_RANK" in os.environ:
+        try:
+            mode = os.stat(source).st_mode
+            if _whole(source, mode):
+                with open(source, encoding="utf-8", errors="replace") as file:
+                    yield from file
+                return
+            if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
+                launcher = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            pass
+    if launcher is None:
+        yield from iter(sys.stdin.readline, "")
+    else:
+        begun = b""
+        for part in _forwarded(launcher):
+            *lines, begun = (begun + part).split(b"\n")
+            yield from (line.decode(errors="replace") + "\n" for line in lines)
+        if begun:
+            yield begun.decode(errors="replace")
+    if launched():
+        time.sleep(END_SECONDS)
+
+
+def _whole(source: str, mode: int) -> bool:
+    """Say whether mpirun's standard input can be read from its beginning: a file, or nothing."""
+    return stat.S_ISREG(mode) or os.path.realpath(source) == os.devnull
 
 
 def _own_pipe(process: int) -> bool:
@@ -192,18 +227,17 @@ def _own_pipe(process: int) -> bool:
     return ends.count(os.readlink(f"/proc/{process}/fd/0")) > 1
 
 
-def _drained(launcher: int) -> bytes:
-    """Return what mpirun forwards of the pipe `launcher`, once all writers of that are gone and it is quiet."""
-    writers, content, quiet = select.poll(), bytearray(), 0.0
+def _forwarded(launcher: int) -> Iterator[bytes]:
+    """Yield what mpirun forwards of the pipe `launcher`, until all writers of that are gone and it is quiet."""
+    writers, quiet = select.poll(), 0.0
     writers.register(launcher, select.POLLIN)
     while quiet < PIPE_QUIET_SECONDS:
         if select.select([sys.stdin.fileno()], [], [], 0.05)[0]:
             arrived = os.read(sys.stdin.fileno(), 1 << 16)
             if not arrived:  # a launcher that does forward the end
                 break
-            content += arrived
+            yield arrived
             quiet = 0.0
         elif any(event & select.POLLHUP and not event & select.POLLIN for _, event in writers.poll(0)):
             quiet += 0.05
     os.close(launcher)
-    return bytes(content)

@@ -1,6 +1,6 @@
 """The chat command: a talk in the terminal, whose answers appear as they grow. Knows lines and turns; computes nothing."""
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from hepti_mpi.commands import terminal
 from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, planning_options, weights_option, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import Flow
-from hepti_mpi.commands.writing import Writing, writing_options
+from hepti_mpi.commands.writing import Writing, sampling_options
 
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
@@ -24,12 +24,12 @@ PROMPT = "> "
 @weights_option
 @click.option("--system", help="What the model is told before the talk begins.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
-@writing_options
+@sampling_options(f"{CONTEXT}, or what the model takes")
 @machine_options
 @planning_options
 @words_options(has_document=False)
 def chat(weights: Path | None, system: str | None, profile_file: Path | None, **options: Any) -> None:
-    """Talk with a model: a line of yours, then its answer, as it grows. An empty line or Ctrl-D ends it.
+    """Talk with a model: a line of yours, then its answer, as it grows. An empty line ends it; so does Ctrl-D, which mpirun does not pass on.
 
     \b
     Example:
@@ -60,15 +60,17 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
 
 def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Writing) -> None:
     """Answer line after line. What the model has read of the talk is not read again."""
+    from hepti_mpi.comm.launcher import typed_lines
     from hepti_mpi.commands.writers import maker
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import Prompter
 
     prompter, making, sampling = Prompter(session.store.spec, session.store.files), maker(loaded, session), writing.sampling()
     messages = [{"role": "system", "content": system}] if system else []
+    lines = typed_lines()
     while True:
         loaded.rest()
-        line = _line()
+        line = _line(lines)
         if not line:
             return
         messages.append({"role": "user", "content": line})
@@ -86,10 +88,10 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
         messages.append({"role": "assistant", "content": answer.text})
 
 
-def _line() -> str:
+def _line(lines: Iterator[str]) -> str:
     """Return the next line, empty at the end."""
     SCREEN.part(PROMPT)
-    line = sys.stdin.readline()
+    line = next(lines, "")
     if line and terminal.path(terminal.IN) is not None:
         terminal.begun.clear()  # who typed it has ended the line
     if not line:

@@ -45,7 +45,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
 
     if weights is None:
         weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
-    named = str(hostfile or launcher_hostfile() or "HOSTFILE")
+    named = str(hostfile or launcher_hostfile() or "") or None
     question = {"store": str(weights), "cache": cache and str(cache)}
     asking, unread = Asking(sys.executable, os.getcwd(), launched()), []
     if launched():

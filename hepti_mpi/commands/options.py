@@ -102,8 +102,8 @@ class Machinery:
 
 
 def grouped(kind: type[Group], options: dict[str, Any]) -> Group:
-    """Take the fields of a dataclass out of what a command was given."""
-    return kind(**{one.name: options.pop(one.name) for one in fields(kind)})  # type: ignore[arg-type]
+    """Take the fields of a dataclass out of what a command was given, those that it has options for."""
+    return kind(**{one.name: options.pop(one.name) for one in fields(kind) if one.name in options})  # type: ignore[arg-type]
 
 
 def machine_options(command: Callable[..., None]) -> Callable[..., None]:

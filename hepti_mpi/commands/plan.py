@@ -72,7 +72,7 @@ class Described:
 @click.option("--output", type=FILE, help="Write the plan to this file.")
 @one_of("--objective", words=("latency", "throughput"),
         help="What counts: how soon all ranks answer a batch (left out), or how many batches teams of them do.")  # fmt: skip
-@click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this picture.")
+@click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this .png picture.")
 @planning_options
 @words_options()
 def plan(weights: Path | None, profile_file: Path | None, entry: int | None, output: Path | None, scale: Path | None, rows: int,
@@ -95,6 +95,8 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         raise click.UsageError("--profile and --entry are of ranks that were measured, --boards of described ones: leave one out")
     if scale is not None and options["shares"] is not None:
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
+    if scale is not None and scale.suffix.lower() != ".png":
+        raise click.UsageError(f"--scale {scale} does not end in .png, which the picture is")
     if scale is not None and objective == "throughput":
         raise click.UsageError("--scale draws how soon a batch is answered: leave out --objective throughput")
     teams.check(options, objective or "auto", False, None)

@@ -22,6 +22,7 @@ def report(records: Path, output: Path) -> None:
     from hepti_mpi.errors import InputError
     from hepti_mpi.reporting.benches import read_benches
     from hepti_mpi.reporting.page import write_page
+    from hepti_mpi.wording import counted
 
     write_page(output / "report.html", records.name, read_benches(records))
     SCREEN.show(str(output / "report.html"))
@@ -30,5 +31,5 @@ def report(records: Path, output: Path) -> None:
     except InputError as error:  # the page needs no more than this package does
         SCREEN.say(str(error))
         return
-    for path in plots.write_report(records, output):
-        SCREEN.show(str(path))
+    pictures = [path for path in plots.write_report(records, output) if path.suffix == ".png"]
+    SCREEN.show(f"beside it {counted(len(pictures), 'pictures')}, and requests as traces for ui.perfetto.dev")

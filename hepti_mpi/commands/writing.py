@@ -15,7 +15,7 @@ SERVED, CONTEXT = 4, 2048  # of a service: answers at once, and rows of each wit
 
 @dataclass(frozen=True)
 class Writing:
-    """How text is generated: the values of writing_options; None, () and False: not said."""
+    """How text is generated: the values of writing_options, or of sampling_options; None, () and False: not said."""
 
     max_tokens: int | None
     temperature: float | None
@@ -27,11 +27,11 @@ class Writing:
     frequency_penalty: float | None
     seed: int | None
     stop: tuple[str, ...]
-    logprobs: int | None
-    chat: bool
-    logits: bool
-    slots: int | None
     context: int | None
+    logprobs: int | None = None
+    chat: bool = False
+    logits: bool = False
+    slots: int | None = None
 
     @property
     def said(self) -> list[str]:
@@ -60,28 +60,40 @@ def room_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what says how text is generated."""
-    number, whole = click.FloatRange(-100, 100), click.IntRange(1, 1 << 24)
-    repetition = "Text: divides logits of tokens so far; left out: as the model's files say."
+    """Add what says how texts are generated from many prompts."""
     for option in (
-        click.option("--context", type=whole, help="Text: rows that an answer may have with its prompt; left out: what the input needs."),
         click.option("--slots", type=click.IntRange(1, 256), help=f"Text: answers under way at once; left out: up to {SLOTS}."),
         click.option("--logits", is_flag=True, help="Text: also write the logits behind each token of the prompts into a .npz output."),
         click.option("--chat", is_flag=True, help="Text: prompts are what a user says, put into the model's chat template."),
         click.option("--logprobs", type=click.IntRange(0, 20), help="Text: also give log-probabilities of tokens and of so many others."),
-        click.option("--stop", multiple=True, help="Text: end an answer before this text; may be given several times."),
-        click.option("--seed", type=int, help="Text: the same answers each time, also with a temperature."),
-        click.option("--frequency-penalty", type=number, help="Text: taken off a token's logit each time that the answer has it."),
-        click.option("--presence-penalty", type=number, help="Text: taken off the logits of tokens that the answer has."),
-        click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help=repetition),
-        click.option("--min-p", type=click.FloatRange(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
-        click.option("--top-p", type=click.FloatRange(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
-        click.option("--top-k", type=click.IntRange(0, 1 << 24), help="Text: leave so many of the likeliest tokens."),
-        click.option("--temperature", type=click.FloatRange(0, 100), help="Text: how much chance there is; left out: none, the likeliest."),
-        click.option("--max-tokens", type=whole, help="Text: the longest answer; left out: 256."),
     ):
         command = option(command)
-    return command
+    return sampling_options("what the input needs")(command)
+
+
+def sampling_options(context: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add what says how one text is generated; `context`: the rows that it may have where nobody says."""
+    number, whole = click.FloatRange(-100, 100), click.IntRange(1, 1 << 24)
+    repetition = "Text: divides logits of tokens so far; left out: as the model's files say."
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--context", type=whole, help=f"Text: rows that an answer may have with its prompt; left out: {context}."),
+            click.option("--stop", multiple=True, help="Text: end an answer before this text; may be given several times."),
+            click.option("--seed", type=int, help="Text: the same answers each time, also with a temperature."),
+            click.option("--frequency-penalty", type=number, help="Text: taken off a token's logit each time that the answer has it."),
+            click.option("--presence-penalty", type=number, help="Text: taken off the logits of tokens that the answer has."),
+            click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help=repetition),
+            click.option("--min-p", type=click.FloatRange(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
+            click.option("--top-p", type=click.FloatRange(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
+            click.option("--top-k", type=click.IntRange(0, 1 << 24), help="Text: leave so many of the likeliest tokens."),
+            click.option("--temperature", type=click.FloatRange(0, 100), help="Text: how much chance there is; left out: none, the likeliest."),
+            click.option("--max-tokens", type=whole, help="Text: the longest answer; left out: 256."),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 def refuse_for_text(options: dict[str, Any]) -> None:

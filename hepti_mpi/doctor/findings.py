@@ -310,9 +310,10 @@ def finding_lines(found: Sequence[Finding], hosts: int) -> str:
 # what is recommended
 
 
-def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str) -> tuple[str, dict[str, str]]:
+def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str | None) -> tuple[str, dict[str, str]]:
     """Return the line that starts a job on the hosts that can be used, one rank each, not bound, in a network that all of them are in;
-    and the same as texts of files by name: a hostfile, parameters of Open MPI and of its launcher, and a batch script."""
+    and the same as texts of files by name: a hostfile, parameters of Open MPI and of its launcher, and a batch script. Without a hostfile
+    one host needs no mpirun, and several are named."""
     usable = {name: facts for name, facts in hosts.items() if isinstance(facts, dict) and facts["bits"] == 64}
     networks = [{network(item): name for name, item in facts["interfaces"].items()} for facts in usable.values()]
     common = [one for one in (networks[0] if networks else ()) if all(one in each for each in networks)]
@@ -321,9 +322,9 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str)
     if common and any(len(each) > 1 for each in networks):
         settings["btl_tcp_if_include"] = common[0]
     launcher = {"hwloc_default_binding_policy": "none", "rmaps_default_mapping_policy": "slot:oversubscribe", "prte_fwd_environment": "1"}
-    mpirun = [str(Path(asking.python).parent / "mpirun"), "-hostfile", hostfile, "--bind-to", "none"]
+    mpirun = [str(Path(asking.python).parent / "mpirun"), *(["-hostfile", hostfile] if hostfile else ["-host", ",".join(usable)]), "--bind-to", "none"]
     mpirun += [word for name, value in settings.items() for word in ("--mca", name, value)]
-    line = join([*mpirun, asking.python, "-m", "hepti_mpi", "run"])
+    line = join([*(mpirun if hostfile or len(usable) > 1 else []), asking.python, "-m", "hepti_mpi", "run"])
     etc = Path(asking.python).parent.parent / "etc"
     script = (
         f"#!/usr/bin/env bash\n#SBATCH --nodes={max(1, len(usable))} --nodelist={','.join(usable)}\n"

@@ -20,6 +20,7 @@ USES = {  # what a document of ours is for, by its kind
     "bench": "draw it: python -m hepti_mpi report {}",
 }
 NO_STORE = f"name a store, made with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
+HUB = re.compile(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*")  # a Path has one / of two
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".msgpack", ".index.json")  # other programs' weights
 CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a folder of huggingface_hub
@@ -104,6 +105,8 @@ def _named(path: Path) -> str | None:
 
 
 def _hub_name(text: str) -> str | None:
+    if found := HUB.fullmatch(text):
+        text = found[1]
     if not HUB_NAME.fullmatch(text) or Path(text).parent.is_dir():
         return None
     name = text.partition("/")[2]
