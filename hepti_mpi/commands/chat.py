@@ -29,7 +29,7 @@ PROMPT = "> "
 @planning_options
 @words_options(has_document=False)
 def chat(weights: Path | None, system: str | None, profile_file: Path | None, **options: Any) -> None:
-    """Talk with a model: a line of yours, then its answer, as it grows. An empty line ends it; so does Ctrl-D, which mpirun does not pass on.
+    """Talk with a model: a line of yours, then its answer, as it grows. An empty line ends it; Ctrl-D too, but not under mpirun.
 
     \b
     Example:

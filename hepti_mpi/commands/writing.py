@@ -74,6 +74,7 @@ def writing_options(command: Callable[..., None]) -> Callable[..., None]:
 def sampling_options(context: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add what says how one text is generated; `context`: the rows that it may have where nobody says."""
     number, whole = click.FloatRange(-100, 100), click.IntRange(1, 1 << 24)
+    chance = "Text: how much chance there is; left out: none, the likeliest."
     repetition = "Text: divides logits of tokens so far; left out: as the model's files say."
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
@@ -87,7 +88,7 @@ def sampling_options(context: str) -> Callable[[Callable[..., None]], Callable[.
             click.option("--min-p", type=click.FloatRange(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
             click.option("--top-p", type=click.FloatRange(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
             click.option("--top-k", type=click.IntRange(0, 1 << 24), help="Text: leave so many of the likeliest tokens."),
-            click.option("--temperature", type=click.FloatRange(0, 100), help="Text: how much chance there is; left out: none, the likeliest."),
+            click.option("--temperature", type=click.FloatRange(0, 100), help=chance),
             click.option("--max-tokens", type=whole, help="Text: the longest answer; left out: 256."),
         ):
             command = option(command)

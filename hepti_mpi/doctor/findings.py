@@ -322,7 +322,8 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str 
     if common and any(len(each) > 1 for each in networks):
         settings["btl_tcp_if_include"] = common[0]
     launcher = {"hwloc_default_binding_policy": "none", "rmaps_default_mapping_policy": "slot:oversubscribe", "prte_fwd_environment": "1"}
-    mpirun = [str(Path(asking.python).parent / "mpirun"), *(["-hostfile", hostfile] if hostfile else ["-host", ",".join(usable)]), "--bind-to", "none"]
+    where = ["-hostfile", hostfile] if hostfile else ["-host", ",".join(usable)]
+    mpirun = [str(Path(asking.python).parent / "mpirun"), *where, "--bind-to", "none"]
     mpirun += [word for name, value in settings.items() for word in ("--mca", name, value)]
     line = join([*(mpirun if hostfile or len(usable) > 1 else []), asking.python, "-m", "hepti_mpi", "run"])
     etc = Path(asking.python).parent.parent / "etc"
