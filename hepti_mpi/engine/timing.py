@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
+from hepti_mpi.engine import pages
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.imagined import MadeUp, TextLayers, beyond_caches, divided, text_layers
@@ -134,7 +135,9 @@ def _table(spec: ModelSpec, threads: int) -> tuple[Callable[[], None], int]:
     chain = Graph()
     Product(chain, Made(MadeUp(spec).parts(piece)), "x", piece, looks=False).write(None, "y")
     row, scores = np.full((1, words.width), 0.5, np.float32), np.empty((1, piece.shape[0]), np.float32)
-    return bound(probe(chain, ["x"], threads), {"x": row}, scores), piece.format.held(piece.shape, 1)
+    made = probe(chain, ["x"], threads)
+    pages.settle()  # as it lies when it is loaded
+    return bound(made, {"x": row}, scores), piece.format.held(piece.shape, 1)
 
 
 def _cached(spec: ModelSpec, threads: int) -> Behind:
