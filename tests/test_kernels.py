@@ -234,3 +234,12 @@ def test_a_bias_of_k_adds_the_same_to_all_scores_of_a_query(tmp_path, format_nam
         with stores.Store(path) as store:
             found.append(last_hidden_state(store, rows, (4, 5)))
     np.testing.assert_array_equal(*found)
+
+
+def test_rows_are_scaled_alike_inside_a_product_and_behind_it(tmp_path):
+    """By one thread and by several, with the same bits."""
+    path, rows = tmp_path / "m.h5", np.random.default_rng(0).standard_normal((9, 56), np.float32)
+    stores.write(path, random_model("tiny-bert").in_format("q8"))
+    with stores.Store(path) as store:
+        one, several = (last_hidden_state(store, rows, (4, 5), threads) for threads in (1, 2))
+    np.testing.assert_array_equal(one, several)

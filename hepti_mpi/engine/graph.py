@@ -20,10 +20,12 @@ DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": 
 class Graph:
     """Collects nodes, initializers and inputs of one segment.
 
-    `rounded`: what values were rounded to that several products read, by what decides it; `written`: what else is written once.
+    `threads`: with which it is computed, None where that is not known. `rounded`: what values were rounded to that several products read,
+    by what decides it; `written`: what else is written once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.indexes: dict[str, str] = {}  # what is asked about the rows of a batch: of which kind

@@ -112,9 +112,12 @@ class Product:
             scale = graph.node("Add", [scale, self._unsound()])
         if self.weight.inner:  # done once, when a session is made
             weight = graph.node("Transpose", [weight], perm=[1, 0])
-        # each row of what it gives is multiplied by its scale in place; a bias would be too
-        inputs = [whole, weight, scale, self.part(SCALES, (self.outputs,)), zero]
-        return graph.node("MatMulIntegerToFloat", inputs, [output] if output else None, MICROSOFT)
+        # it multiplies rows by their scales in place, but with one thread only: several are sooner with a node of its own
+        inside = graph.threads == 1
+        one = scale if inside else graph.constant("one", np.array(1, np.float32))
+        inputs, outputs = [whole, weight, one, self.part(SCALES, (self.outputs,)), zero], [output] if output else None
+        found = graph.node("MatMulIntegerToFloat", inputs, outputs if inside else None, MICROSOFT)
+        return found if inside else graph.node("Mul", [found, scale], outputs)
 
     def _rounded(self) -> tuple[str, str, str]:
         """Write x * channels as 8-bit whole numbers, once for all products that read it so; return them, what one is worth in each row

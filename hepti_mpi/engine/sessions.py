@@ -99,7 +99,7 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
         return Segment(None, (), (), zeros)
     reads = {name for op in held for name in op.reads}
     inputs = tuple(name for name in compute.reads if name in reads)
-    writing, bounds = Writing(Graph(), store, (0, heads)), Bounds(store)
+    writing, bounds = Writing(Graph(threads), store, (0, heads)), Bounds(store)
     rounded = any(piece.format not in (F32, F16) for slices in held.values() for piece in slices.values())
     for op, slices in held.items():
         if rounded and bounds.add(op, slices):

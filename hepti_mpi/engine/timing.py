@@ -167,7 +167,7 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[s
         return None
     sizes = [(width, hidden)] * 3 + [(hidden, width), (columns, hidden), (hidden, columns)]  # (outputs, inputs)
     weights = sum(outputs * inputs for outputs, inputs in sizes)
-    count, chain, value = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(), "x"
+    count, chain, value = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(threads), "x"
     one, tile = chain.constant("one", np.ones(hidden, np.float32)), chained(spec)[0].ravel()
 
     def bias(size: int) -> str:
@@ -215,7 +215,7 @@ def products(spec: ModelSpec, threads: int, used: Mapping[str, float], blocks: i
     """Return a chain of MLP products x [r, hidden] -> y [r, hidden]; `used`: the part of the weights in each
     format; `blocks`: pairs of them, None: as many as outdo most caches."""
     tile, weights = chained(spec)
-    chain, value, count = Graph(), "x", weights // (2 * tile.size) if blocks is None else blocks
+    chain, value, count = Graph(threads), "x", weights // (2 * tile.size) if blocks is None else blocks
     for number in range(2 * count):
         matrix, inner = tile * np.float32(1 + number / 256), 1 - number % 2  # equal ones would be kept once
         kind = _format_of((number + 0.5) / (2 * count), used)
