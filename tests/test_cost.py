@@ -287,6 +287,22 @@ def test_uneven_blocks_go_round(kind, wire, rows, ring):
     assert waited == pytest.approx(result.wire + start_up, abs=5 * width / 1e7 if ring else 1e-9)  # the large block is passed on last
 
 
+@pytest.mark.parametrize("kind, wire, rows, ring", [
+    ("allgatherv", "float32", (33, 32, 32), True),
+    ("reduce_scatter", "float32", (32, 33, 32), True),
+    ("reduce_scatter", "float16", (33, 32, 32), False),
+    ("allgatherv", "float32", (32, 32, 32), False),
+    ("allgatherv", "float32", (33, 32), False),
+])  # fmt: skip
+def test_long_blocks_go_round_where_they_are_alike_too(kind, wire, rows, ring, monkeypatch):
+    """Of blocks that are alike the busiest link carries as much both ways; rows that differ a little tell which way it is."""
+    monkeypatch.setattr(traffic, "RING_BLOCK", 33 * WIDTHS["float32"])
+    plan = own_plan(("rows", "rows"), rows, counts=rows, wire=wire)
+    result = Pricer(SPEC, simple(len(rows)), sum(rows)).price(lone(kind, wire=wire), plan)
+    heaviest = sum(rows) - min(rows) if ring else (len(rows) - 1) * max(rows)
+    assert result.wire == pytest.approx(heaviest * WIDTHS[wire] / 1e7)
+
+
 def test_what_came_early_goes_round_while_one_still_computes():
     """Of 80 rows, 70 pass the busiest link; a late rank begins late to pass on what came: 50 go from rank 2 to rank 0 after that."""
     rows, profile = (30, 10, 40), replace(cluster((9, 9, 9), mbit=80, latency=1e-9), exchange_seconds=0.0)

@@ -16,7 +16,7 @@ from lab.check import PATIENCE
 from lab.clusters import Cluster, Host, cluster_named, read_clusters, slower
 from lab.errors import LabError
 from lab.lab import Lab, _covered
-from lab.tables import in_its_own_time
+from lab.tables import in_its_own_time, motion_of, motions
 
 from hepti_mpi.cluster.boards import board_named
 
@@ -318,6 +318,13 @@ def test_run_returns_the_exit_code_of_the_job():
 )
 def test_a_board_that_becomes_slow(board, times, expected):
     assert slower(board, times) == expected
+
+
+@pytest.mark.parametrize("said, found", [
+    ("2", {"even4": 2.0, "mixed4-430M": 2.0}), ("even4=2.5,mixed4=1.4", {"even4": 2.5, "mixed4-430M": 1.4}), ("mixed4=1.4", {"even4": 1.0}),
+])  # fmt: skip
+def test_each_cluster_has_a_slow_motion_of_its_own(said, found):
+    assert {cluster: motion_of(cluster, motions(said)) for cluster in found} == found
 
 
 def test_tables_tell_seconds_of_the_boards_not_of_slow_motion():

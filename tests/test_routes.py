@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_program import MODELS, PAIRS, SHARES, TILES, model_of, plan_of
 
+from hepti_mpi.engine import routes as making
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.routes import TAGS, Route, Router
 from hepti_mpi.program.buffers import distributions, interface
@@ -194,6 +195,21 @@ def test_uneven_blocks_go_round(rows, wire, gather, reduce):
     seen = {(step.kind, one.kind) for place, step in enumerate(job.program) if isinstance(step, Sync) and step.kind not in OUTER
             for some in job.check(place, step) for one in some.values()}  # fmt: skip
     assert seen == {("allgatherv", gather), ("reduce_scatter", reduce)}
+
+
+@pytest.mark.parametrize("collectives, reduction, ways", [
+    ("own", "reduce_scatter", {("allgatherv", "gather"), ("reduce_scatter", "reduce")}),
+    ("mpi", "reduce_scatter", {("allgatherv", "gather"), ("reduce_scatter", "reduce")}),
+    ("mpi", "allreduce", {("allreduce", "reduce"), ("allreduce", "gather"), ("reduce_scatter", "reduce")}),
+])  # fmt: skip
+def test_long_blocks_go_round_where_they_are_alike_too(collectives, reduction, ways, monkeypatch):
+    monkeypatch.setattr(making, "RING_BLOCK", 5 * 4 * SPEC.hidden)
+    for rows, expected in (((5, 5, 5), ways), ((4, 4, 4), {(kind, "direct") for kind, _ in ways})):
+        even, mode = (1, 1, 1), (reduction, collectives, "none", "float32")
+        job = Job(plan_of(SPEC, (("heads", "columns"),) * SPEC.layers, even, even, rows, mode, sum(rows)), (sum(rows),))
+        seen = {(step.kind, one.kind) for place, step in enumerate(job.program) if isinstance(step, Sync) and step.kind not in OUTER
+                for some in job.check(place, step) for one in some.values()}  # fmt: skip
+        assert seen == expected
 
 
 @pytest.mark.parametrize("lengths", [(ROWS,), (4, 3), (1,)])

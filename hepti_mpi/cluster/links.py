@@ -7,10 +7,13 @@ import numpy as np
 
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.pauses import PAUSES, Pause
 from hepti_mpi.comm.ranks import Comm
 
 EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
-SMALL, MEDIUM, LARGE = 64, 512 << 10, 1536 << 10  # bytes of a ping-pong: a lone value, blocks of rows
+SMALL = 64  # bytes of a lone value
+REPEAT, TRIES = 20, 4  # of a byte there and back, and of blocks; the first does not count
+MEDIUM, LARGE = 512 << 10, 1536 << 10  # bytes of blocks of rows
 PAUSE_SECONDS = 0.03  # for a link to come to rest
 
 
@@ -51,14 +54,23 @@ def links(comm: Comm, polite: bool = False) -> tuple[list[float], list[float], f
     for turn in range(players - 1):
         peer = _opponent(comm.rank, turn, players)
         if peer < size:
-            latency[peer] = max(comm.ping_pong(peer, SMALL, 20) / 2, 1e-9)
-            asleep = polite and hosts[peer] != hosts[comm.rank]
-            some, all_ = (comm.ping_pong(peer, size, 2, PAUSE_SECONDS, asleep) for size in (MEDIUM, LARGE))
+            latency[peer] = max(comm.ping_pong(peer, REPEAT) / 2, 1e-9)
+            pause = PAUSES["sleep" if polite and hosts[peer] != hosts[comm.rank] else "spin"]
+            some, all_ = (_least(comm, peer, size, pause) for size in (MEDIUM, LARGE))
             bandwidth[peer] = (LARGE - MEDIUM) / max(all_ - some, all_ / 4, 1e-9)  # a disturbed measurement must not make it endless
-            head_start[peer] = min(max(MEDIUM - bandwidth[peer] * (some - 2 * latency[peer]), 0.0), MEDIUM)
+            head_start[peer] = min(max(MEDIUM - bandwidth[peer] * (some - latency[peer]), 0.0), MEDIUM)
         comm.barrier()
     started = sorted(value for peer, value in enumerate(head_start) if peer != comm.rank)
     return latency, bandwidth, started[len(started) // 2] if started else 0.0
+
+
+def _least(comm: Comm, peer: int, size: int, pause: Pause) -> float:
+    """Return the least seconds, of some tries, in which `size` bytes come from a peer while as many go there."""
+    times = []
+    for _ in range(TRIES):
+        time.sleep(PAUSE_SECONDS)
+        times.append(comm.both_ways(peer, size, pause=pause))
+    return min(times[1:])
 
 
 def links_again(comm: Comm, pairs: Sequence[tuple[int, int]], sizes: Sequence[int], ahead: int) -> dict[int, float]:
@@ -71,11 +83,7 @@ def links_again(comm: Comm, pairs: Sequence[tuple[int, int]], sizes: Sequence[in
     for (one, other), timed in zip(pairs, sizes):
         if comm.rank in (one, other):
             peer = other if comm.rank == one else one
-            for sender in (one, other):
-                if sender == comm.rank:
-                    comm.burst_to(peer, ahead, timed)
-                else:
-                    found[peer] = timed / max(comm.burst_from(peer, ahead, timed), 1e-9)
+            found[peer] = timed / max(comm.both_ways(peer, timed, ahead), 1e-9)
     return found
 
 

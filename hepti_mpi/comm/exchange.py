@@ -249,8 +249,12 @@ class Exchanges:
     # preparation
 
     def direct(self, sends: Sequence[Block], receives: Sequence[Block], tag: int) -> Direct:
-        """Return the transfer that sends blocks and receives others. Blocks between two ranks match in order and shape."""
+        """Return the transfer that sends blocks and receives others. Blocks between two ranks match in order and shape.
+
+        Each rank begins with the next one: were all to begin with the first, its link would be full while theirs are empty.
+        """
         coming = [(peer, part) for peer, block in receives for part in self._pieces(block)]
+        sends = sorted(sends, key=lambda one: (one[0] < self.rank, one[0]))
         going = [(peer, part) for peer, block in sends for part in self._pieces(block)]
         requests = [self._receive(part, peer, tag) for peer, part in coming]
         requests += [self.mpi.Send_init(part, peer, tag) for peer, part in going]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,9 @@ from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
 from hepti_mpi.errors import HeptiError, RankError
 
-POLITE_SECONDS = 20e-6
 PART_BYTES = 48 << 10
 DIRECT_BYTES = 32 << 10  # of terms of a sum, at most, that go to each rank at once where ranks wait politely
-TERMS, STEPS = 1, 2  # tags: of them, and of what one stage hands on to the next
+TERMS, STEPS, MEETING, TIMED = 1, 2, 3, 4  # tags: of them, of what a stage hands on, of two that begin together, and what is timed then
 EAGER_SECONDS = 0.02  # the wait for few terms, in which no look is put off: a token waits; whoever waits longer waits for who is lost
 
 
@@ -221,11 +221,16 @@ class Comm:
         self._swap([sums[self.rank]] * self.size, sums)
 
     def _swap(self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray], eager: float = 0.0) -> None:
-        """Send one of some arrays to each other rank, and receive one from each; for `eager` seconds it looks at once at what comes."""
-        peers = [rank for rank in range(self.size) if rank != self.rank]
+        """Send one of some arrays to each other rank, and receive one from each; for `eager` seconds it looks at once at what comes.
+
+        A long message asks first whether it may come, and both question and answer stand in line behind what the links carry already: four
+        ranks that each send three messages of 100 KiB and more take 1.4 to 1.7 times as long as their links need, in parts at most 1.3.
+        """
+        peers = [(self.rank + step) % self.size for step in range(1, self.size)]
         with self.turn:
-            waiting = [self.mpi.Irecv(incoming[peer], peer, TERMS) for peer in peers]
-            waiting += [self.mpi.Isend(outgoing[peer], peer, TERMS) for peer in peers]
+            waiting = [self.mpi.Irecv(part, peer, TERMS) for peer in peers for part in _cut(incoming[peer].reshape(-1))]
+            for parts in zip_longest(*(_cut(outgoing[peer].reshape(-1)) for peer in peers)):
+                waiting += [self.mpi.Isend(part, peer, TERMS) for part, peer in zip(parts, peers) if part is not None]
         self._done(waiting, lambda waited: nap(waited, 0 if waited < eager else BETWEEN))
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
@@ -307,56 +312,45 @@ class Comm:
 
     # measurement
 
-    def ping_pong(self, peer: int, size: int, repeat: int, pause: float = 0.0, asleep: bool = False) -> float:
-        """Return the shortest time in seconds in which `size` bytes go to `peer` and one byte comes back; both ranks call it.
-
-        `pause`: seconds of silence before each; `asleep`: sleep while they travel for long, until the sockets to another host wake it.
-        """
-        buffer, reply, times = np.zeros(size, np.uint8), np.zeros(1, np.uint8), []
+    def ping_pong(self, peer: int, repeat: int) -> float:
+        """Return the shortest time in seconds in which one byte goes to `peer` and one comes back; both ranks call it."""
+        buffer, times = np.zeros(1, np.uint8), []
         late = self.latencies[peer] if self.latencies else 0.0
-        send, receive = (self._asleep(self.mpi.Isend), self._asleep(self.mpi.Irecv)) if asleep else (self.mpi.Send, self.mpi.Recv)
         for turn in range(2 * (repeat + 1)):
-            _rest(pause)
             with self.patience.waiting(lambda: [peer]):
                 begin = time.perf_counter()
                 if (self.rank < peer) == (turn % 2 == 0):
-                    send(buffer, peer)
-                    receive(reply, peer)
+                    self.mpi.Send(buffer, peer)
+                    self.mpi.Recv(buffer, peer)
                     _rest(late)
                     times.append(time.perf_counter() - begin)
                 else:
-                    receive(buffer, peer)
+                    self.mpi.Recv(buffer, peer)
                     _rest(late)
-                    send(reply, peer)
+                    self.mpi.Send(buffer, peer)
         return min(times[1:])
 
-    def _asleep(self, begin: Callable[[np.ndarray, int], Any]) -> Callable[[np.ndarray, int], None]:
-        """Return what sends or receives; who waits for longer than EAGER_SECONDS sleeps until something comes."""
-        return lambda values, peer: self._done([begin(values, peer)], lambda waited: nap(waited, 0) if waited > EAGER_SECONDS else None)
+    def both_ways(self, peer: int, size: int, ahead: int = 0, pause: Pause = nap) -> float:
+        """Return the seconds in which `size` bytes come from `peer`, behind `ahead` others and while as many go there; both ranks call it.
 
-    def burst_to(self, peer: int, ahead: int, size: int) -> None:
-        """Send `ahead` and then `size` bytes to `peer`, which calls `burst_from`."""
+        Exchanges go both ways at once, for which wires have a way each; Wi-Fi has one for both.
+        """
+        late = self.latencies[peer] if self.latencies and not ahead else 0.0
         with self.patience.waiting(lambda: [peer]):
-            self.mpi.Recv(np.zeros(1, np.uint8), peer)  # what comes before somebody looks would all seem to come at once
-            self._all_done([self.mpi.Isend(part, peer) for count in (ahead, size) for part in _parts(count)])
-            self.mpi.Recv(np.zeros(1, np.uint8), peer)  # a burst back must not begin before this one has ended
-
-    def burst_from(self, peer: int, ahead: int, size: int) -> float:
-        """Return the seconds in which the last `size` bytes come that `peer` sends, after `ahead` others."""
-        with self.patience.waiting(lambda: [peer]):
-            first, second = ([self.mpi.Irecv(part, peer) for part in _parts(count)] for count in (ahead, size))
-            self.mpi.Send(np.zeros(1, np.uint8), peer)
-            self._all_done(first)
+            first, second = ([self.mpi.Irecv(part, peer, TIMED) for part in _parts(count)] for count in (ahead, size))
+            self._meet(peer)  # what comes before somebody looks would all seem to come at once
             begin = time.perf_counter()
-            self._all_done(second)
+            sends = [self.mpi.Isend(part, peer, TIMED) for count in (ahead, size) for part in _parts(count)]
+            self._done(first, pause)
+            begin = time.perf_counter() if ahead else begin
+            self._done(second, pause)
             seconds = time.perf_counter() - begin
-            self.mpi.Send(np.zeros(1, np.uint8), peer)
-        return seconds
+            self._done(sends, pause)
+        return seconds + late
 
-    @staticmethod
-    def _all_done(requests: Sequence[Any]) -> None:
-        while not all(request.Test() for request in requests):
-            time.sleep(POLITE_SECONDS)
+    def _meet(self, peer: int) -> None:
+        """Wait until `peer` is here as well."""
+        self.mpi.Sendrecv(np.zeros(1, np.uint8), peer, MEETING, np.zeros(1, np.uint8), peer, MEETING)
 
 
 def _rest(seconds: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
-from hepti_mpi.planning.traffic import FLOAT, RING_GAIN
+from hepti_mpi.planning.traffic import FLOAT, RING_BLOCK, RING_GAIN
 from hepti_mpi.program.ops import CASTS
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
 from hepti_mpi.program.plan import Plan
@@ -91,7 +91,7 @@ class Router:
             return Route()
         if have.terms:
             return self._reduce(reads, writes[0], (holdings[1], tile), tag)
-        if holdings == (ROWS, FULL) and self._uneven(have):
+        if holdings in ((ROWS, FULL), (EVEN, FULL)) and self._goes_round(have, self.arrays[reads[0]].itemsize):
             return self._ring_gather(reads, writes, holdings[0], tile, tag)
         sends: list[Block] = []
         receives: list[Block] = []
@@ -117,10 +117,12 @@ class Router:
         """Return who would hold what of a value that is held so."""
         return self.division.of(self.values[name].width).held(holding, tile)
 
-    def _uneven(self, held: Held) -> bool:
-        """Tell whether blocks that everybody sends to everybody go round: what the busiest link carries then is less."""
+    def _goes_round(self, held: Held, size: int) -> bool:
+        """Tell whether blocks of numbers of `size` bytes that everybody sends to everybody go round: what the busiest link carries then is
+        less, or they are long and alike, so that MPI would do so too."""
         sizes = held.sizes[list(self.members)]
-        return bool(self.rings and (len(sizes) - 1) * sizes.max() > RING_GAIN * (sizes.sum() - sizes.min()))
+        uneven = (len(sizes) - 1) * sizes.max() > RING_GAIN * (sizes.sum() - sizes.min())
+        return len(sizes) > 2 and bool(self.rings if uneven else sizes.max() * size >= RING_BLOCK)
 
     def _ring_gather(self, reads: Sequence[str], writes: Sequence[str], holding: Holding, tile: int, tag: int) -> Route:
         """Fill each target with the ranks' own rows."""
@@ -128,7 +130,7 @@ class Router:
         for number, (read, write) in enumerate(zip(reads, writes)):
             have = self._held(read, holding, tile)
             mine, parts = have.box(self.rank), [self._part(write, have.box(rank)) for rank in self.members]
-            copies.append((self._part(write, mine), self._part(read, mine)))
+            copies += [(self._part(write, mine), self._part(read, mine))] * (read != write)
             rings.append(self.exchanges.ring_gather(parts, self.members, tag + number))
         return Route(_Together(rings), copies)
 
@@ -137,7 +139,7 @@ class Router:
         on a short wire, what travels of it."""
         term, *short = reads
         want = self._held(term, *wanted)
-        if not short and self._uneven(want):
+        if not short and self._goes_round(want, self.arrays[term].itemsize):
             terms = [self._part(term, want.box(rank)) for rank in self.members]
             return Route(self.exchanges.ring_reduce(terms, self._part(write, want.box(self.rank)), self.members, tag))
         sends, came = list[Block](), {peer: list[np.ndarray]() for peer in self.peers}

@@ -13,12 +13,13 @@ import numpy as np
 
 from hepti_mpi.planning.collectives import collective
 from hepti_mpi.program.ops import CASTS
-from hepti_mpi.program.ownership import FULL, ROOT, ROWS, Held, Holding, boxes, cells
+from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, Held, Holding, boxes, cells
 from hepti_mpi.program.steps import Sync
 
 FLOAT = 4  # bytes
 RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
+RING_BLOCK = 192 << 10  # bytes of a block from which a ring is sooner all the same: long ones from many ranks wait before one link
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
 
@@ -116,15 +117,17 @@ def _by_place(values: np.ndarray | None, places: tuple[int, int]) -> Sequence[Se
 def traffic(
     syncs: Sequence[Sync], shares: Shares, heads: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
 ) -> list[list[Traffic]]:  # fmt: skip
-    """Return what exchanges are by messages, of each tile. `heads`: of the model; `rings`: whether blocks may go round; `fixed`:
-    seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do; `cast`: that
-    each rank takes for a number to or from float16."""
+    """Return what exchanges are by messages, of each tile. `heads`: of the model; `rings`: whether uneven blocks go round, as long ones do;
+    `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do;
+    `cast`: that each rank takes for a number to or from float16."""
     count, facts = len(shares.rows), _facts(tuple(syncs))
     have, want = held(syncs, shares, heads, facts.terms)
     sizes = np.where(facts.terms, want.sizes, have.sizes) * facts.size  # of each rank's block
     ring = np.zeros(sizes.shape[1:], bool)
-    if rings and facts.may.any():
-        ring = facts.may & ((count - 1) * sizes.max(axis=0) > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0)))
+    largest = sizes.max(axis=0)
+    if count > 2 and facts.may.any() and (rings or (largest >= RING_BLOCK).any()):
+        uneven = (count - 1) * largest > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0))
+        ring = facts.may & (uneven & rings | ~uneven & (largest >= RING_BLOCK))
     rounds, straight = _round(sizes, facts.terms, links) if ring.any() else None, None
     if not ring.all():
         bytes_ = cells(have, want) * facts.size
@@ -162,7 +165,8 @@ class _Facts(NamedTuple):
 def _facts(syncs: tuple[Sync, ...]) -> _Facts:
     facts = [
         (sync.have.terms, ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, sync.have.terms * CASTS[sync.wire],
-         (sync.have, sync.want) == (ROWS, FULL) or (sync.have.terms and sync.wire == "float32"),  # a short sum would round at each rank
+         # a short sum would round at each rank
+         (sync.have, sync.want) in ((ROWS, FULL), (EVEN, FULL)) or (sync.have.terms and sync.wire == "float32"),
          sync.want == FULL) for sync in syncs
     ]  # fmt: skip
     return _Facts(*(np.array(some)[:, None, None] for some in zip(*facts)))

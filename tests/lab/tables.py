@@ -23,10 +23,11 @@ MOST_LATE = 0.01
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.tables", description="Tables of what tables.sh and repeat.sh measured.")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="with documents of `bench --json`")
-    parser.add_argument("--slow", metavar="S", type=float, default=1.0, help="slow motion of all of them; times are divided by it")
+    motion = "slow motion of all, or CLUSTER=S,...; times are divided by it"
+    parser.add_argument("--slow", metavar="S", type=motions, default={}, help=motion)
     parser.add_argument("--repeated", action="store_true", help="they are of the same bench, again and again")
     options = parser.parse_args()
-    documents = [in_its_own_time(one, options.slow) for one in read(options.folder)]
+    documents = [in_its_own_time(one, motion_of(one["cluster"], options.slow)) for one in read(options.folder)]
     if not documents:
         print(f"error: no documents of bench in {options.folder}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
         return 2
@@ -35,6 +36,25 @@ def main() -> int:
         return 0
     print("\n\n".join((latencies(documents), predictions(documents), regrets(documents), nearness(documents), late(documents))))
     return 0
+
+
+def motions(text: str) -> dict[str, float]:
+    """Read how slow the motion of clusters was; of "" where it is of all.
+
+    >>> motions("2"), motions("even4=2.5,wifi3=1")
+    ({'': 2.0}, {'even4': 2.5, 'wifi3': 1.0})
+    """
+    pairs = (one.rpartition("=") for one in text.split(","))
+    return {name: float(number) for name, _, number in pairs}
+
+
+def motion_of(cluster: str, slow: Mapping[str, float]) -> float:
+    """Return how slow the motion of a cluster was, also of one NAME-MEMORY of which a part of the memory was taken.
+
+    >>> motion_of("mixed4-430M", {"mixed4": 1.4}), motion_of("even4", {"": 2.0}), motion_of("even4", {"mixed4": 1.4})
+    (1.4, 2.0, 1.0)
+    """
+    return slow.get(cluster, slow.get(cluster.partition("-")[0], slow.get("", 1.0)))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

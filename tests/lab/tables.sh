@@ -11,17 +11,26 @@ cd "$(dirname "$0")/../.."
 python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; install it with: bash jobs/make-venv.sh mpi,pictures" >&2; exit 2; }
 folder=${1:-tables}
 repeat=${REPEAT:-1} # what is emulated repeats within 2 %; see repeat.sh
-slow=${SLOW:-2}     # slow motion of all clusters: two cores keep up with most of them
+# slow motion in which two cores keep up with every method: much where links are fast, little where ranks wait for them
+slow=${SLOW:-even4=2.5,mixed4=1.4,skewed4=1,slowlink4=1.3,wifi3=1,pi4x4=3,pi54=4,desk3=2,pair22=3,pi8=1.5}
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
 
+slowed() { # CLUSTER: how slow its motion is, which SLOW says by cluster or, as one number, for all
+    local one
+    for one in ${slow//,/ }; do
+        [ "${one%%=*}" != "$1" ] && [ "$one" != "${one#*=}" ] || { echo "${one#*=}" && return; }
+    done
+    echo 1
+}
 measure() { # CLUSTER MODEL ROWS METHODS [NAME OPTION...]
     local cluster=$1 model=$2 rows=$3 names=$4 name=${5:-$1} begin=$SECONDS
     local file="$folder/$name-$model.json"
     shift $(($# < 5 ? 4 : 5))
     [ ! -e "$file" ] || return 0
     echo "== $model, $rows rows, $name $*"
-    python -m tests.lab run --slow "$slow" --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
+    # links save up as little as those of boards do
+    python -m tests.lab run --burst 1 --slow "$(slowed "$cluster")" --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
         --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" | grep '^{' >"$file.part"
     mv "$file.part" "$file"
     echo "took $((SECONDS - begin)) s"
