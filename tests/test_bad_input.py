@@ -225,6 +225,15 @@ def test_boards_that_can_not_be_emulated(store, tmp_path):
     assert not list(tmp_path.rglob("*.profile.json"))
 
 
+@pytest.mark.parametrize("words, named", [
+    (("serve", "--port", "0"), "serve [HOSTFILE]"), (("supervise", "hosts.txt", "--", "run"), "supervise HOSTFILE -- run"),
+])  # fmt: skip
+def test_what_calls_mpirun_is_not_called_by_it(words, named, store, tmp_path):
+    """A service started so waited for ever: the ranks that it started took themselves for one of mpirun's."""
+    (tmp_path / "hosts.txt").write_text("localhost slots=2\n")
+    refused(launch(tmp_path, *words, *(("--weights", store) if words[0] == "serve" else ())), "without mpirun", named)
+
+
 def test_boards_for_some_ranks_only(store, tmp_path):
     """Ranks that pretend and ranks that do not would measure and exchange in different ways, and wait for each other for ever."""
     (tmp_path / "board").write_text("pi4")

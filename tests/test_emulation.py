@@ -43,6 +43,7 @@ class Clock:
 def clock(monkeypatch):
     made = Clock(late=0.9 * NAP_SECONDS)
     monkeypatch.setattr(emulation, "time", made)
+    monkeypatch.setattr(emulation.os, "sched_yield", lambda: made.work(cpu=0.0, waiting=1e-6))
     return made
 
 

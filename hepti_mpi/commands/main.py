@@ -23,7 +23,7 @@ def main(context: click.Context) -> None:
       python -m hepti_mpi slice MODEL_FOLDER weights/model.h5
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi run
     """
-    if context.invoked_subcommand in ("slice", "inspect", "plan", "report", "push", "serve"):
+    if context.invoked_subcommand in ("slice", "inspect", "plan", "report", "push", "serve", "supervise"):
         from hepti_mpi.comm.launcher import launched_rank
 
         if launched_rank():

@@ -287,3 +287,11 @@ def planning_method(options: dict[str, Any]) -> str:
         if options["weights_mode"] == "mapped":
             raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
     return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
+
+
+def check_alone(name: str, example: str) -> None:
+    """Raise UsageError where mpirun started a command that calls mpirun itself, whose ranks would take themselves for the first one's."""
+    from hepti_mpi.comm.launcher import launched
+
+    if launched():
+        raise click.UsageError(f"{name} starts ranks itself: call it without mpirun, as python -m hepti_mpi {name} {example}")

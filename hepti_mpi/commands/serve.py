@@ -13,6 +13,7 @@ from hepti_mpi.commands import teams
 from hepti_mpi.commands.options import (
     FILE,
     answering_options,
+    check_alone,
     machine_options,
     planning_method,
     planning_options,
@@ -60,6 +61,7 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     from hepti_mpi.comm import interrupts
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # requests are tokenised beside each other, and ranks may need the cores
+    check_alone("serve", "[HOSTFILE]")
     planning_method(options)  # what does not go together is refused before anything is started
     teams.check(options, options["objective"], options["adapt"] is True, weights)
     if options["emulate"] is not None or options["shares"] is not None or len(options["memory_limit"] or ()) > 1:

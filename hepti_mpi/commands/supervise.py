@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, words_options
+from hepti_mpi.commands.options import FILE, check_alone, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import OUT, hand_on, make_room
 
@@ -36,6 +36,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     from hepti_mpi.supervisor.kept import Kept
     from hepti_mpi.supervisor.supervise import Interrupted, Supervisor, mpirun_words
 
+    check_alone("supervise", "HOSTFILE -- run")
     if arguments[:1] != ("run",):
         raise click.UsageError("what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ...")
     verbs = context.parent.command if context.parent else None
