@@ -299,7 +299,7 @@ def test_an_interruption_while_the_program_is_imported_is_one_word(seconds):
     listening = "import sys\nfrom hepti_mpi.comm import interrupts\nlisten = interrupts.listen\n"
     listening += "interrupts.listen = lambda tell: (listen(tell), print('listens', flush=True))\n"
     listening += "sys.argv = ['hepti_mpi', 'plan', '--weights', 'random:bert-large', '--boards', 'pi4,pi4,pi4,pi5']\n"
-    code = listening + "from hepti_mpi.__main__ import main\nmain()\n"
+    code = listening + "import runpy\nrunpy.run_module('hepti_mpi', run_name='__main__')\n"  # which ends as the program does
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     assert process.stdout is not None and process.stdout.readline() == "listens\n"
     time.sleep(seconds)
