@@ -18,7 +18,7 @@ for number in 1 2 3 4 5; do
         python -c 'while True: pass' &
         busy=$!
     fi
-    python -m tests.lab run --burst 1 --slow 2 --share "$folder" mixed4 -- bench --weights "$folder/bert-large.h5" --cluster mixed4 --repeat 3 \
+    python -m tests.lab run --slow 2 --share "$folder" mixed4 -- bench --weights "$folder/bert-large.h5" --cluster mixed4 --repeat 3 \
         --methods hepti,hepti-float16,tensor,sequence,megatron,coedge,single --json | tail -n 1 >"$folder/$number-$name.json"
     [ -z "$busy" ] || kill "$busy"
     busy=

@@ -29,8 +29,7 @@ measure() { # CLUSTER MODEL ROWS METHODS [NAME OPTION...]
     shift $(($# < 5 ? 4 : 5))
     [ ! -e "$file" ] || return 0
     echo "== $model, $rows rows, $name $*"
-    # links save up as little as those of boards do
-    python -m tests.lab run --burst 1 --slow "$(slowed "$cluster")" --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
+    python -m tests.lab run --slow "$(slowed "$cluster")" --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
         --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" | grep '^{' >"$file.part"
     mv "$file.part" "$file"
     echo "took $((SECONDS - begin)) s"
