@@ -14,7 +14,7 @@ import numpy as np
 from hepti_mpi.planning.rings import around
 from hepti_mpi.planning.traffic import RING_BYTES, Direct, Links, Round, Traffic, givers
 
-BOTH_WAYS = 0.5  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
+BOTH_WAYS = 0.75  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
 
 
 class Computing(NamedTuple):
