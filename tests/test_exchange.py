@@ -162,6 +162,16 @@ def test_what_comes_over_a_link_with_a_latency_is_seen_so_much_later(members, co
     assert hops * late <= min(took) <= max(took) < (hops + 1) * late, took
 
 
+@pytest.mark.parametrize("rank, order", [(0, [1, 2, 3]), (1, [2, 3, 0]), (3, [0, 1, 2])])
+def test_each_rank_sends_to_the_next_one_first(rank, order, monkeypatch):
+    """All would send to the first at once otherwise; blocks for one rank keep their order, by which they are matched."""
+    sent, block = [], np.zeros((2, 8), np.float32)
+    monkeypatch.setattr(Communicator, "Send_init", lambda self, buffer, peer, tag: sent.append((peer, len(buffer))))
+    peers = [peer for peer in range(4) if peer != rank]
+    exchanges_of(Network(0), rank, 4).direct([(peer, block[:rows]) for rows in (2, 1) for peer in peers], [], 1)
+    assert sent == [(peer, rows) for peer in order for rows in (2, 1)]
+
+
 def test_a_block_over_a_link_with_a_latency_is_seen_so_much_later(monkeypatch):
     network, late, clock = Network(0), 0.03, Ticking(1e-6)
     monkeypatch.setattr(latency, "time", clock)

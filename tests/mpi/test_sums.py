@@ -5,9 +5,10 @@ import pytest
 
 
 @pytest.mark.parametrize("polite", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 2048), (4, 2048), (5, 2049)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 2048), (4, 2048), (5, 2049), (64, 2049)])
 def test_a_sum_is_the_same_everywhere(world, shape, polite):
-    """Few bytes go to each rank at once; of many each rank sums a part, though there may be fewer numbers than ranks."""
+    """Few bytes go to each rank at once; of many each rank sums a part, though there may be fewer numbers than ranks, and of
+    very many each travels in pieces."""
     every = [np.random.default_rng([rank, *shape]).normal(size=shape).astype(np.float32) for rank in range(world.size)]
     own, result = every[world.rank].copy(), np.full(shape, np.nan, np.float32)
     group = world.subset(range(world.size))
