@@ -333,17 +333,22 @@ class Comm:
     def both_ways(self, peer: int, size: int, ahead: int = 0, pause: Pause = nap) -> float:
         """Return the seconds in which `size` bytes come from `peer`, behind `ahead` others and while as many go there; both ranks call it.
 
-        Exchanges go both ways at once, for which wires have a way each; Wi-Fi has one for both.
+        Exchanges go both ways at once, for which wires have a way each; Wi-Fi has one for both. Behind others, no more than these are on
+        the way at once: a link that has become thin would drop what waits too long, and seem thinner still.
         """
         late = self.latencies[peer] if self.latencies and not ahead else 0.0
+        before, timed = _parts(ahead), _parts(size)
+        parts, at_once = before + timed, len(before or timed)
         with self.patience.waiting(lambda: [peer]):
-            first, second = ([self.mpi.Irecv(part, peer, TIMED) for part in _parts(count)] for count in (ahead, size))
+            receives = [self.mpi.Irecv(np.empty_like(part), peer, TIMED) for part in parts]
             self._meet(peer)  # what comes before somebody looks would all seem to come at once
             begin = time.perf_counter()
-            sends = [self.mpi.Isend(part, peer, TIMED) for count in (ahead, size) for part in _parts(count)]
-            self._done(first, pause)
-            begin = time.perf_counter() if ahead else begin
-            self._done(second, pause)
+            sends = [self.mpi.Isend(part, peer, TIMED) for part in parts[:at_once]]
+            for number, request in enumerate(receives, 1):
+                self._done([request], pause)
+                if number == len(before):
+                    begin = time.perf_counter()
+                sends += [self.mpi.Isend(part, peer, TIMED) for part in parts[at_once + number - 1 : at_once + number]]
             seconds = time.perf_counter() - begin
             self._done(sends, pause)
         return seconds + late

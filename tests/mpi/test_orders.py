@@ -10,6 +10,7 @@ from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
 
 from hepti_mpi.cluster import links
 from hepti_mpi.comm.mail import Mail
+from hepti_mpi.comm.ranks import PART_BYTES
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program import plan as plans
@@ -76,6 +77,36 @@ def test_links_are_measured_again(world):
     found = links.links_again(world, pairs, [100_000] * len(pairs), 70_000)
     assert set(found) == set(range(world.size)) - {world.rank}
     assert all(rate > 1e5 for rate in found.values())
+
+
+@pytest.mark.parametrize("ahead", [1, 100_000, 300_000])
+def test_a_look_fills_no_link(world, monkeypatch, ahead):
+    """A link of 20 Mbit/s with a queue of 0.2 s was told as 13: more was on the way than it could hold, and was sent again."""
+    sent, came, under_way, waited = [], [], [], world._done
+
+    def done(requests, *how):
+        if requests and requests[0] not in sent:
+            under_way.append(len(sent) - len(came))
+            came.extend(requests)
+        waited(requests, *how)
+
+    class Spying:
+        def __getattr__(self, name):
+            return getattr(mpi, name)
+
+        def Isend(self, *what):
+            sent.append(mpi.Isend(*what))
+            return sent[-1]
+
+    mpi = world.mpi
+    if world.rank < 2 <= world.size:
+        with monkeypatch.context() as spying:
+            spying.setattr(world, "mpi", Spying())
+            spying.setattr(world, "_done", done)
+            assert world.both_ways(1 - world.rank, 500_000, ahead) > 0
+        assert len(sent) == len(came) == -(-ahead // PART_BYTES) + -(-500_000 // PART_BYTES)
+        assert max(under_way) == -(-ahead // PART_BYTES)
+    world.barrier()
 
 
 class Restless(Steady):
