@@ -259,6 +259,16 @@ def test_only_rank_0_gets_in(own):
         one.close()
 
 
+def test_what_else_listens_and_says_nothing_is_not_waited_for(own, monkeypatch):
+    """Another program may have that port on the first host."""
+    monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.3)
+    address = own.address()
+    with socket.create_server(("127.0.0.2", address["port"])):
+        with pytest.raises(HostError, match="127.0.0.2 port"):
+            sockets.connected(address | {"addresses": ["127.0.0.2"]})
+        sockets.connected(address | {"addresses": ["127.0.0.2", "127.0.0.1"]}).close()
+
+
 def test_when_all_is_over_who_waits_hears_why(own):
     ready(own, most=0)
     call = own.ask("a", requests(*[4] * 50))

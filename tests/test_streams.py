@@ -5,6 +5,8 @@ import http.client
 import http.server
 import json
 import math
+import select
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -410,6 +412,38 @@ def test_an_answer_that_stays_away_has_an_end(monkeypatch):
         assert status == 504 and "nothing more of the answer came within 0.1 s" in json.loads(content)["error"]["message"]
         status, content = post(own, "/v1/completions", {"prompt": "zero", "stream": True})
         assert status == 200 and b'"timeout_error"' in content and content.endswith(b"[DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_program_is_told_here_and_to_the_client(monkeypatch, capsys, stream):
+    """Where an answer grows too: its client would see a connection that breaks off."""
+    monkeypatch.setattr(tools.Held, "add", lambda self, text: 1 / 0)
+    monkeypatch.setattr("hepti_mpi.serving.http.generation.calls", lambda text, plain: 1 / 0)
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}) as own:
+        asked = {"messages": TALK, "tools": [{"function": {"name": "x"}}], "stream": stream}
+        status, content = post(own, "/v1/chat/completions", asked)
+        assert status == (200 if stream else 500) and b"the server has a fault; its log says which" in content
+        until(lambda: metrics(own).get('hepti_request_count_total{route="/v1/chat/completions",status="500"}') == 1)
+    assert "/v1/chat/completions: ZeroDivisionError: division by zero" in capsys.readouterr().out
+
+
+def test_bodies_that_are_read_beside_each_other_have_one_limit(monkeypatch):
+    from hepti_mpi.serving.http import app
+
+    monkeypatch.setattr(app, "HELD_BODIES", 60_000)
+    body = json.dumps({"prompt": "zero", "pad": "x" * 50_000}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with counting({"status": "ready", "hosts": [], "starts": 1}, {}) as own:
+        both = [socket.create_connection(("127.0.0.1", own), 120) for _ in range(2)]
+        for one in both:
+            one.sendall(head + body[:40_000])
+        (refused,), *_ = select.select(both, [], [], 120)
+        assert refused.recv(1 << 16).startswith(b"HTTP/1.1 429 ")
+        (other,) = (one for one in both if one is not refused)
+        other.sendall(body[40_000:])
+        assert other.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        for one in both:
+            one.close()
 
 
 def test_a_stream_whose_text_is_held_back_tells_that_it_goes_on(monkeypatch):

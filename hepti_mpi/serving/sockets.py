@@ -3,10 +3,11 @@ what is said.
 """
 
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 from hepti_mpi.errors import HostError
@@ -16,15 +17,27 @@ CONNECT_SECONDS = 3.0
 
 def connected(address: Mapping[str, Any]) -> Connection:
     """Return a connection to the front by the first of its addresses where it answers. Raises HostError when none does."""
-    why = "it says no address"
+    why, key = "it says no address", bytes.fromhex(address["key"])
     for host in address["addresses"]:
         place = (str(host), int(address["port"]))
         try:
-            socket.create_connection(place, CONNECT_SECONDS).close()  # the next waits as long as the system does
-            return at_once(Client(place, "AF_INET", authkey=bytes.fromhex(address["key"])))
+            with socket.create_connection(place, CONNECT_SECONDS) as one:
+                one.settimeout(None)
+                connection = at_once(Connection(one.detach()))
+            _wait(connection, CONNECT_SECONDS)  # what else listens there may say nothing
+            answer_challenge(connection, key)
+            deliver_challenge(connection, key)
+            _wait(connection, 0)
+            return connection
         except (OSError, EOFError, AuthenticationError) as error:
             why = f"{place[0]} port {place[1]}: {error}"
     raise HostError(f"the machine that serves cannot be reached from the first host ({why}); look at its firewall")
+
+
+def _wait(connection: Connection, seconds: float) -> None:
+    """Let a connection wait so long for what it is to read, 0: for ever; of a socket's own timeout it does not know."""
+    with _socket(connection) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 def at_once(connection: Connection) -> Connection:

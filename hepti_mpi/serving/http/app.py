@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -139,15 +140,12 @@ class Api:
                 if path not in OPEN:
                     self._check_key(request)
                 response = await work(request)
-            except HeptiError as error:
-                refused = Refused.of(error)
-                unread = {"Connection": "close"} if refused.status in (408, 413) else {}  # what is left of a body is not waited for
-                response = Document(refused.document(), refused.status, refused.headers() | unread)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it
-            except Exception as error:  # a fault of the program: one sentence here, and none of its insides to the client
-                self.own.say(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]} ({place_of(error)})")
-                response = Document(Refused(500, "the server has a fault; its log says which").document(), 500)
+            except Exception as error:
+                refused = self._refused(path, error)
+                unread = {"Connection": "close"} if refused.status in (408, 413) else {}  # what is left of a body is not waited for
+                response = Document(refused.document(), refused.status, refused.headers() | unread)
             finally:
                 if isinstance(response, Growing):
                     response.ended = lambda status: self.meters.answered(path, status, time.perf_counter() - begin)
@@ -156,6 +154,13 @@ class Api:
             return response
 
         return Route(path, guarded, methods=methods)
+
+    def _refused(self, path: str, error: Exception) -> Refused:
+        """Return why there is no answer; of a fault of the program one sentence is said here, and none of its insides to the client."""
+        if isinstance(error, HeptiError):
+            return Refused.of(error)
+        self.own.say(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]} ({place_of(error)})")
+        return Refused(500, "the server has a fault; its log says which")
 
     def _key(self, request: Request) -> str:
         """Return the key that is sent."""
@@ -209,8 +214,7 @@ class Api:
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > LARGEST_BODY:
             raise Refused(413, f"the body has {length} bytes, at most {LARGEST_BODY} are taken")
-        if self.held > HELD_BODIES:
-            raise Refused(429, "the bodies of other requests fill the memory that is for them; ask again in a moment", retry_after=1)
+        self._check_held()
         pieces = list[bytes]()
         try:
             await asyncio.wait_for(self._read(request, pieces), BODY_SECONDS)
@@ -221,6 +225,10 @@ class Api:
             raise
         return b"".join(pieces)
 
+    def _check_held(self) -> None:
+        if self.held > HELD_BODIES:
+            raise Refused(429, "the bodies of other requests fill the memory that is for them; ask again in a moment", retry_after=1)
+
     async def _read(self, request: Request, pieces: list[bytes]) -> None:
         size = 0
         async for piece in request.stream():
@@ -229,6 +237,7 @@ class Api:
             self.held += len(piece)
             if size > LARGEST_BODY:
                 raise Refused(413, f"the body has more than {LARGEST_BODY} bytes, which is the most that is taken")
+            self._check_held()  # others may be reading theirs beside this one
 
     async def _results(self, request: Request, call: Call) -> Sequence[Any]:
         """Wait for the results of a call as long as its client does. Raises Refused, ClientDisconnect and what the call fails with."""
@@ -259,7 +268,7 @@ class Api:
                 wanted = await beside(len(body) > SMALL, lambda: want(self.model, parsed(body), room))
             finally:
                 self.held -= len(body)
-            conversation = Conversation(self.model, self.front, client, wanted)
+            conversation = Conversation(self.model, self.front, client, wanted, partial(self._refused, request.url.path))
             if wanted.stream:
                 return Growing(conversation, self.meters.queued.observe)
             document = await self._whole(request, conversation)

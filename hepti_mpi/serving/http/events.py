@@ -23,9 +23,9 @@ COMMENT, DONE = b": still at it\n\n", b"data: [DONE]\n\n"
 class Conversation:
     """The choices of one request, while they grow."""
 
-    def __init__(self, model: Model, front: Front, client: str, wanted: Wanted) -> None:
-        """Ask for all of them. Raises NotReady, Busy, InputError."""
-        self.front, self.choices = front, Choices(model, wanted)
+    def __init__(self, model: Model, front: Front, client: str, wanted: Wanted, refused: Callable[[Exception], Refused]) -> None:
+        """Ask for all of them; `refused` says of what goes wrong in a stream how its client hears it. Raises NotReady, Busy, InputError."""
+        self.front, self.choices, self.refused = front, Choices(model, wanted), refused
         self.loop, self.parts = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Grown] | None]()
         self.growing: list[Growing] = []
         self.status, self.heard = 499, time.monotonic()  # how it is counted, where nobody reads it to its end; when the last part came
@@ -104,8 +104,8 @@ class Conversation:
                 yield event(document)
             self.status = 200
             yield DONE
-        except HeptiError as error:
-            refused = Refused.of(error)
+        except Exception as error:
+            refused = self.refused(error)
             self.status = refused.status
             yield event(refused.document())
             yield DONE

@@ -72,8 +72,7 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     text = template.text(checked_messages(fields.any("messages")), **asked)
     begin, arguments, many = model.call_form if must else ("", "", False)
     prompt = checked_ids(model.spec, model.tokens.plain(text + begin, "the messages"), "the messages")
-    told = fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) if fields.flag("logprobs", False) else None
-    logprobs = (int(told or 0)) if fields.flag("logprobs", False) else None
+    logprobs = int(fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) or 0) if fields.flag("logprobs", False) else None
     most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     wanted = _wanted(model, fields, (True, [prompt], [text]), most, (room, room), logprobs)
     if tools and wanted.sampling.schema is not None:
