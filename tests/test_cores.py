@@ -82,11 +82,13 @@ def test_threads_that_compute_together_have_a_core_each_where_there_are_as_many(
 
 
 SESSION = """
-import os
+import os, sys
 from pathlib import Path
 from onnx import TensorProto, helper
-from hepti_mpi.engine import sessions
+from hepti_mpi.engine import pool, sessions
 
+if sys.argv[1] == "shared":
+    pool.configure(len(os.sched_getaffinity(0)))
 value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
 graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
 before = set(os.listdir("/proc/self/task"))
@@ -96,9 +98,10 @@ print(sorted(sorted(os.sched_getaffinity(int(thread))) for thread in set(os.list
 
 
 @several
-def test_the_threads_of_a_session_have_a_core_each():
-    """In a process of its own: one whose sessions share their threads, as those of other tests may, makes none with threads of its own."""
-    found = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("threads", ["own", "shared"])
+def test_the_threads_of_a_session_have_a_core_each(threads):
+    """In a process of its own: it is said once whether sessions share their threads."""
+    found = subprocess.run([sys.executable, "-c", SESSION, threads], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == [[core] for core in HERE[1:]]
 
 

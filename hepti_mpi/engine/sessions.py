@@ -48,11 +48,12 @@ def _begin() -> None:
     """Set up what all sessions share: without one allocator each of some fifty keeps an arena for intermediate values."""
     onnxruntime.set_default_logger_severity(4)
     pages.one_heap()
-    if POOL.shared and POOL.threads is not None:
-        onnxruntime.set_global_thread_pool_sizes(POOL.threads, 1)
     memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
     arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, not a power of two
-    onnxruntime.create_and_register_allocator(memory, arena)
+    with core_each(POOL.threads or 1):  # the threads of a shared pool start here, not with a session
+        if POOL.shared and POOL.threads is not None:
+            onnxruntime.set_global_thread_pool_sizes(POOL.threads, 1)
+        onnxruntime.create_and_register_allocator(memory, arena)
     POOL.in_use = True
 
 
