@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from hepti_mpi.errors import HeptiError
+from hepti_mpi.errors import HeptiError, reason_of
 
 LARGEST_DOCUMENT = 256 << 20  # bytes
+BEGIN = b'{"format":"hepti-'  # of each document, without blanks
 
 
 @contextmanager
@@ -36,6 +37,48 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+def check_place(path: Path, failure: type[HeptiError], what: str = "", making: bool = False) -> None:
+    """Raise `failure` where no file of that name could be written, before there is much to lose. `what`: it is, with a blank behind;
+    `making`: folders that lack will be made."""
+    folder = path.parent
+    while making and folder != folder.parent and not os.path.lexists(folder):
+        folder = folder.parent
+    if os.path.isdir(path):
+        raise failure(f"{what}{path} is a folder")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise failure(f"{what}{path}: folder {folder} does not exist or cannot be written")
+
+
+def check_document_place(path: Path, failure: type[HeptiError], what: str = "", making: bool = False) -> None:
+    """The same for a document of ours, which takes the place of another one only."""
+    check_place(path, failure, what, making)
+    try:
+        with path.open("rb") as file:
+            begin = b"".join(file.read(4 * len(BEGIN)).split())[: len(BEGIN)]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failure(f"{what}{path} cannot be read: {reason_of(error)}") from None
+    if begin and not BEGIN.startswith(begin):
+        raise failure(f"{what}{path} is there and was not written by this program: name another file")
+
+
+def append_lines(path: Path, lines: Sequence[str], failure: type[HeptiError]) -> None:
+    """Write lines behind what is in a file, all of them or none. Raises `failure`."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            before, left = file.tell(), memoryview("".join(line + "\n" for line in lines).encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise failure(f"{path} cannot be written: {reason_of(error)}") from None
+
+
 def json_line(value: Any) -> str:
     """Return JSON in one line, its letters as they are; escaped where there is half a character, which UTF-8 cannot say."""
     text = json.dumps(value, ensure_ascii=False)
@@ -48,7 +91,7 @@ def write_document(path: Path, document: dict[str, Any], failure: type[HeptiErro
         with whole_file(path) as file:
             file.write(json.dumps(document, indent=1).encode() + b"\n")
     except OSError as error:
-        raise failure(f"{path} cannot be written: {error.strerror or error}") from None
+        raise failure(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 def read_document(
@@ -65,7 +108,7 @@ def read_document(
             raise failure(f"{path} is larger than {LARGEST_DOCUMENT >> 20} MiB, so it is not a {kind} of hepti_mpi; {again}")
         data = json.loads(path.read_text())
     except OSError as error:
-        raise failure(f"{path} cannot be read: {error.strerror or error}; {again}") from None
+        raise failure(f"{path} cannot be read: {reason_of(error)}; {again}") from None
     except (ValueError, RecursionError):
         raise failure(f"{path} is not JSON; {again}") from None
     if not isinstance(data, dict) or data.get("format") not in forms:

@@ -5,6 +5,7 @@ Message form: what, where, the numbers, the next command. Lower case, no full st
 
 import os
 import traceback
+from pathlib import Path
 
 
 class HeptiError(Exception):
@@ -78,6 +79,21 @@ class NotReady(ServiceError):
 
 class Busy(ServiceError):
     """Too much waits already."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why the system refused a file, without its name; of a link that leads nowhere, where to."""
+    name = getattr(error, "filename", None)
+    link = dead_link(Path(os.fsdecode(name))) if isinstance(error, FileNotFoundError) and isinstance(name, (str, bytes)) else None
+    return link or getattr(error, "strerror", None) or str(error)
+
+
+def dead_link(path: Path) -> str | None:
+    """Say where a link leads that is at `path`, or on the way there, and at whose end nothing is; None where there is none."""
+    for link in (path, *path.parents):
+        if os.path.islink(link) and not os.path.exists(link):
+            return f"{'it' if link == path else link} is a link to {os.readlink(link)}, where nothing is"
+    return None
 
 
 def place_of(error: BaseException) -> str:

@@ -300,9 +300,26 @@ def test_usage_error_is_told_once(store, tmp_path):
 
 
 def test_forced_shares_and_limits(store, tmp_path):
-    refused(launch(tmp_path, "run", "--weights", store, "--shares", "1,1,1"), "3 entries", "2 ranks")
+    """What cannot be asked of so many ranks is refused before they are measured."""
     writes = tmp_path / "tiny-llama.h5"
     assert CliRunner().invoke(main.main, ["slice", "random:tiny-llama", str(writes)]).exit_code == 0
+    for words, *expected in (
+        (("run", "--weights", store, "--shares", "1,1,1"), "--shares has 3 entries, the job has 2 ranks"),
+        (("run", "--weights", store, "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries", "2 ranks"),
+        (("run", "--weights", store, "--strategy", "voltage", "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries"),
+        (("bench", "--weights", store, "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries"),
+        (("run", "--weights", writes, "--shares", "1,1,1"), "--shares has 3 entries, the job has 2 ranks"),
+        (("run", "--weights", writes, "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries"),
+        (("run", "--weights", writes, "--layout", "rows/rows"), "layout rows/rows divides rows", "there are heads/columns and pipeline"),
+        (("run", "--weights", writes, "--strategy", "sequence"), "strategy sequence divides rows", "there are hepti, tensor"),
+        (("profile", "--weights", store, "--output", "."), "--output . is a folder"),
+        (("profile", "--weights", store, "--output", writes), "was not written by this program"),
+        (("bench", "--weights", store, "--output", "answers.jsonl"), "answers.jsonl line 1 is of kind null"),
+    ):
+        (tmp_path / "answers.jsonl").write_text('{"input": "x"}\n')
+        result = launch(tmp_path, *words)
+        refused(result, *expected)
+        assert "measuring" not in result.stderr and not list(tmp_path.rglob("*.profile.json")), words
     for model in (store, writes):
         result = launch(tmp_path, "run", "--weights", model, "--memory-limit", "1k")
         refused(result, "(rank 0)", "lacks", "bytes")

@@ -39,6 +39,8 @@ def made(tmp_path_factory):
                  "hub/models--a--b/snapshots/0f/config.json", "empty/nothing"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
+    (folder / "links").mkdir()
+    (folder / "links/dead.h5").symlink_to("/no/such.h5")
     return folder
 
 
@@ -90,7 +92,9 @@ def test_help_breaks_lines_between_words(name, width):
     words = set(text.replace("[", " ").replace("]", " ").replace(",", " ").split())
     for option in main.main.commands[name].params:
         assert words >= set(getattr(option.type, "choices", ())), option.name
-    assert name != "bench" or words >= set(main.main.commands["bench"].params[1].default.split(","))
+    wide = CliRunner().invoke(main.main, [name, "--help"], terminal_width=500).output
+    options = wide[wide.index("Options:") :].replace("[", " ").replace("]", " ").replace(",", " ").split()
+    assert words >= {word for word in options if "-" in word[1:]}, "a name with a hyphen is one word"
 
 
 @pytest.mark.parametrize("name", sorted(SHOWN))
@@ -258,7 +262,23 @@ def test_slice_writes_a_store(run, made):
     ([*PLAN, "--memory-limit", "much"], click.UsageError, "not a size"),
     ([*PLAN, "--memory-limit", "-5M"], click.UsageError, "not a size"),
     ([*PLAN, "--memory-limit", ""], click.UsageError, "not a size"),
-    ([*PLAN, "--output", "gone/plan.json"], PlanError, "cannot be written"),
+    ([*PLAN, "--output", "gone/plan.json"], PlanError, "--output gone/plan.json: folder gone does not exist or cannot be written"),
+    ([*PLAN, "--output", "folder"], PlanError, "--output folder is a folder"),
+    ([*PLAN, "--output", "folder/model.safetensors"], PlanError, "was not written by this program: name another file"),
+    ([*PLAN, "--scale", "gone/s.png"], HeptiError, "--scale gone/s.png: folder gone does not exist"),
+    (["slice", "random:tiny-bert", "folder"], StoreError, "folder is a folder"),
+    (["slice", "random:tiny-bert", "folder/model.safetensors"], StoreError, "is there and is no store: name another file"),
+    (["slice", "random:tiny-bert", "x.h5", "--plan", "three.json", "--ranks", "three.json"], PlanError,
+     "three.json is not a plan"),
+    (["doctor", "--write", "three.json/x"], HeptiError, "--write three.json/x/hosts.txt: folder three.json does not exist"),
+    (["inspect", "links/dead.h5"], StoreError, "links/dead.h5 cannot be read: it is a link to /no/such.h5, where nothing is"),
+    (["inspect", "links/dead.h5/m.h5"], StoreError, "links/dead.h5/m.h5 cannot be read: links/dead.h5 is a link to /no/such.h5"),
+    (["slice", "links/dead.h5", "x.h5"], ModelError, "links/dead.h5 cannot be read: it is a link to /no/such.h5"),
+    (["plan", "--weights", "tiny-bert.h5", "--profile", "links/dead.h5"], ProfileError, "it is a link to /no/such.h5, where nothing is"),
+    (["report", "links/dead.h5", "--output", "pictures"], HeptiError, "it is a link to /no/such.h5, where nothing is"),
+    (["doctor", "links/dead.h5"], HeptiError, "hostfile links/dead.h5 cannot be read: it is a link to /no/such.h5, where nothing is"),
+    (["push", "tiny-bert.h5", "links/dead.h5"], HeptiError, "hostfile links/dead.h5 cannot be read: it is a link to /no/such.h5"),
+    (["serve", "--weights", "links/dead.h5"], StoreError, "it is a link to /no/such.h5, where nothing is"),
 ])  # fmt: skip
 def test_errors_are_sentences(run, words, kind, expected):
     with pytest.raises(kind, match=expected) as error:
@@ -430,13 +450,13 @@ def test_rank_files_of_a_plan(run, made):
         "--output",
         "tensor.json",
     )
-    said = run("slice", "random:tiny-bert", "cut.h5", "--plan", "tensor.json", "--ranks", "parts")
+    said = run("slice", "random:tiny-bert", "cut.h5", "--plan", "tensor.json", "--ranks", "ranks")
     plan = placements.load(made / "tensor.json").together
     for rank in range(3):
-        assert f"parts/rank{rank:02d}.h5" in said
-        with Store(made / "parts" / f"rank{rank:02d}.h5") as store:
+        assert f"ranks/rank{rank:02d}.h5" in said
+        with Store(made / "ranks" / f"rank{rank:02d}.h5") as store:
             assert store.verify(Part(store.spec, plan, rank).slices) > 0
-    said = run("inspect", "parts/rank01.h5")
+    said = run("inspect", "ranks/rank01.h5")
     assert "a rank's part" in said
 
 

@@ -1,10 +1,13 @@
 """Files that are there whole or not at all."""
 
+import errno
+import os
 import threading
 
 import pytest
 
-from hepti_mpi.documents import whole_file
+from hepti_mpi.documents import append_lines, check_document_place, whole_file, write_document
+from hepti_mpi.errors import HeptiError, PlanError, dead_link, reason_of
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -35,3 +38,42 @@ def test_two_writers_do_not_meet(tmp_path):
     for writer in writers:
         writer.join()
     assert not failures and list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_are_added_all_or_none(tmp_path, monkeypatch):
+    path = tmp_path / "records.jsonl"
+    append_lines(path, ["a", "b"], HeptiError)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HeptiError, match="records.jsonl cannot be written: No space left on device"):
+        append_lines(path, ["c"], HeptiError)
+    assert path.read_text() == "a\nb\n"
+
+
+@pytest.mark.parametrize("there, refused", [(b"# a page", True), (b'{"name": "x"}', True), (b"", False), (None, False)])
+def test_a_document_replaces_no_file_of_somebody_else(tmp_path, there, refused):
+    path = tmp_path / "plan.json"
+    if there is not None:
+        path.write_bytes(there)
+    if refused:
+        with pytest.raises(PlanError, match="plan.json is there and was not written by this program"):
+            check_document_place(path, PlanError)
+        return
+    for _ in range(2):
+        check_document_place(path, PlanError)
+        write_document(path, {"format": "hepti-plan"}, PlanError)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "away").symlink_to("gone/folder")
+    (tmp_path / "here").symlink_to(tmp_path)
+    assert dead_link(tmp_path / "away") == "it is a link to gone/folder, where nothing is"
+    assert dead_link(tmp_path / "away/x.txt") == f"{tmp_path}/away is a link to gone/folder, where nothing is"
+    assert dead_link(tmp_path / "here") is None is dead_link(tmp_path / "none")
+    for name, why in (("away", "it is a link to gone/folder, where nothing is"), ("none", "No such file or directory")):
+        with pytest.raises(OSError) as error:
+            open(tmp_path / name)
+        assert reason_of(error.value) == why

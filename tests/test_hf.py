@@ -406,6 +406,16 @@ def test_pointers_of_git_lfs(tmp_path, name):
     refused(sentence, f"{name} is a pointer of Git LFS", "git lfs pull")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json", "1_Pooling",
+                                  "tokenizer.json", "sentence_bert_config.json"])  # fmt: skip
+def test_links_that_lead_nowhere(tmp_path, name):
+    """A snapshot of huggingface_hub that was copied without what its links lead to is not a model that lacks these files."""
+    sentence = Path(shutil.copytree(GOLDEN / "bert_sentence", tmp_path / "sentence"))
+    (sentence / name).rename(tmp_path / "moved")
+    (sentence / name).symlink_to("../../blobs/4d7a21")
+    refused(sentence, f"{name}", "is a link to ../../blobs/4d7a21, where nothing is", "cp -rL")
+
+
 def test_labels_that_are_numbers(tmp_path):
     folder = Path(shutil.copytree(GOLDEN / "bert_seqcls", tmp_path / "cls"))
     edit(folder / "config.json", id2label={"2": "c", "0": 5, "1": "b"})

@@ -126,9 +126,13 @@ def test_a_folder_of_photos(tmp_path):
     for name, content in ((".DS_Store", b"x"), (".hidden.png", b"x"), ("Thumbs.db", b"\xd0\xcf\x11\xe0"), ("Python.txt", b"Python is")):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "more.png").mkdir()
+    for name in ("gone.png", "gone.txt"):
+        (tmp_path / name).symlink_to("/no/such.png")
     taken, others = find_pictures(tmp_path)
-    assert [path.name for path in taken] == ["a.jpeg", "b.JPG", "broken.png", "c.tiff", "d.Gif", "noname", "phone.HEIC"]
-    assert [path.name for path in others] == ["Python.txt", "Thumbs.db", "more.png"]
+    assert [path.name for path in taken] == ["a.jpeg", "b.JPG", "broken.png", "c.tiff", "d.Gif", "gone.png", "noname", "phone.HEIC"]
+    assert [path.name for path in others] == ["Python.txt", "Thumbs.db", "gone.txt", "more.png"]
+    with pytest.raises(InputError, match="gone.png cannot be read: it is a link to /no/such.png, where nothing is"):
+        open_image(tmp_path / "gone.png", 3)
 
 
 def test_programs_are_not_started_for_a_picture(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from hepti_mpi.errors import Busy, InputError, NotReady
+from hepti_mpi.errors import Busy, InputError, NotReady, reason_of
 from hepti_mpi.models.inputs.chat import Message
 from hepti_mpi.models.tasks.sampling import Sampling, sampling_of
 
@@ -157,7 +157,7 @@ def content(picture: Any) -> bytes:
     try:
         return Path(picture).read_bytes()
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"picture {str(picture)[:100]} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"picture {str(picture)[:100]} cannot be read: {reason_of(error)}") from None
 
 
 def labels(record: dict[str, Any]) -> list[Label]:

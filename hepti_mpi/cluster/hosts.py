@@ -9,7 +9,7 @@ from typing import Any
 from hepti_mpi.cluster import hostfile
 from hepti_mpi.comm import names
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.errors import HeptiError
+from hepti_mpi.errors import HeptiError, reason_of
 
 ANSWER_SECONDS = 1.0
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "StrictHostKeyChecking=accept-new",
@@ -74,7 +74,7 @@ def read_hosts(path: Path) -> list[Host]:
     try:
         lines = hostfile.parse(path.read_bytes())
     except OSError as error:
-        raise HeptiError(f"hostfile {path} cannot be read: {error.strerror or error}") from None
+        raise HeptiError(f"hostfile {path} cannot be read: {reason_of(error)}") from None
     except HeptiError as error:
         raise HeptiError(f"hostfile {path}, {error}" if str(error).startswith("line") else f"hostfile {path}: {error}") from None
     names.look_up(line.name for line in lines)

@@ -97,6 +97,7 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     """
     from hepti_mpi.engine.machine import together
     from hepti_mpi.planning.capacity import check_limits
+    from hepti_mpi.reporting.benches import read_benches
     from hepti_mpi.serving import outputs
 
     said = said_cache(options)
@@ -115,11 +116,12 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
             check_layers(store.spec, layers)
         if choice.output is not None and session.root:
             outputs.check_path(choice.output, (".jsonl",))
+            if choice.output.exists() and choice.output.stat().st_size:
+                read_benches(choice.output)  # what it is added to
+        check_limits(limits if limits and len(limits) > 1 else None, session.world.size)
     limits = limits * session.world.size if limits and len(limits) == 1 else limits
     with TemporaryDirectory(prefix="hepti-bench-") as folder:
         subjects = [subject(session, choice, path, name, Path(folder)) for name in choice.formats or (None,)]
-        with together(session.world):
-            check_limits(limits, session.world.size)
         where = choice.cluster or path.name.removesuffix(".profile.json")
         (measure_texts if choice.phase == "decode" else measure)(session, choice, subjects, names, limits, where, begin)
 

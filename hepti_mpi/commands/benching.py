@@ -219,7 +219,9 @@ def show(
     made: dict[str, Any],
 ) -> None:  # fmt: skip
     """Print what a bench found, and append it to the file that `made` names."""
+    from hepti_mpi.documents import append_lines
     from hepti_mpi.engine import machine as machines
+    from hepti_mpi.errors import InputError
     from hepti_mpi.planning.bound import bound
     from hepti_mpi.tuning import comparison
 
@@ -236,5 +238,4 @@ def show(
     SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
     SCREEN.document(records[-1], always=True)
     if made["output"] is not None:
-        with open(made["output"], "a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        append_lines(Path(made["output"]), list(map(json.dumps, records)), InputError)

@@ -39,10 +39,13 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
     """
     from hepti_mpi.cluster.hosts import Host, read_hosts
-    from hepti_mpi.comm.launcher import host_name, launched, launcher_hostfile
+    from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launcher_hostfile
     from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, kept_lines, recommended
-    from hepti_mpi.errors import HeptiError
+    from hepti_mpi.documents import check_place, whole_file
+    from hepti_mpi.errors import HeptiError, reason_of
 
+    if folder is not None and launched_rank() == 0:
+        check_place(folder / "hosts.txt", HeptiError, "--write ", making=True)
     if weights is None:
         weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
     named = str(hostfile or launcher_hostfile() or "") or None
@@ -71,9 +74,10 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
-                (folder / name).write_text(text)
+                with whole_file(folder / name) as file:
+                    file.write(text.encode())
         except OSError as error:
-            raise HeptiError(f"{folder} cannot be written: {error.strerror or error}") from None
+            raise HeptiError(f"{folder} cannot be written: {reason_of(error)}") from None
     SCREEN.show(host_lines(hosts, SCREEN.width) + "\n")
     if kept := kept_lines(hosts):
         SCREEN.show(kept + "\n")
@@ -132,6 +136,7 @@ def _ask(host: "Host", question: str) -> dict[str, Any] | str:
 
     from hepti_mpi.cluster.hosts import shell
     from hepti_mpi.doctor import facts
+    from hepti_mpi.errors import reason_of
 
     text = Path(facts.__file__).read_text()
     program, asked = shlex.quote(sys.executable), shlex.quote(question)
@@ -140,7 +145,7 @@ def _ask(host: "Host", question: str) -> dict[str, Any] | str:
     try:
         done = shell(host, line, input=text, capture_output=True, text=True, timeout=ASK_SECONDS)
     except OSError as error:
-        return f"ssh cannot be called: {error.strerror or error}"
+        return f"ssh cannot be called: {reason_of(error)}"
     except subprocess.TimeoutExpired:
         return f"it did not answer within {ASK_SECONDS:.0f} s"
     end = time.time()

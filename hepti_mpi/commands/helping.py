@@ -3,7 +3,7 @@ what commands do."""
 
 import importlib
 import io
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
 import click
 
@@ -11,10 +11,17 @@ from hepti_mpi.commands.screen import SCREEN
 
 KEPT = "\b\n"  # in front of lines that are not joined: commands, to be copied
 WHOLE = 10_000  # characters: what a command is for is never cut
+HYPHEN = "\N{NON-BREAKING HYPHEN}"  # behind the other one lines would end, within names such as hepti-float16
 
 
 class Formatter(click.HelpFormatter):
-    """Folds examples as the program's other commands are, so that they can be copied from a narrow terminal."""
+    """Folds examples as the program's other commands are, so that they can be copied from a narrow terminal, and no word at its hyphen."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl([(first, text.replace("-", HYPHEN)) for first, text in rows], col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(HYPHEN, "-")
 
     def write_text(self, text: str) -> None:
         from hepti_mpi.reporting.tables import folded
@@ -23,7 +30,7 @@ class Formatter(click.HelpFormatter):
             if number:
                 self.write_paragraph()
             if not paragraph.startswith(KEPT):
-                super().write_text(paragraph)
+                super().write_text(paragraph.replace("-", HYPHEN))
                 continue
             indent = " " * self.current_indent
             lines = folded(paragraph.removeprefix(KEPT), self.width - self.current_indent).splitlines()

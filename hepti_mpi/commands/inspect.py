@@ -45,7 +45,7 @@ def inspect(store: Path | None, weights_cache: Path | None, clear: str | None) -
 
 def _kept(cache: Path, clear: str | None) -> None:
     """Print what is kept in a folder, after what is to be removed is gone."""
-    from hepti_mpi.errors import StoreError
+    from hepti_mpi.errors import StoreError, reason_of
     from hepti_mpi.reporting.inspection import kept_document, kept_lines
     from hepti_mpi.weights import prepacked
 
@@ -56,6 +56,6 @@ def _kept(cache: Path, clear: str | None) -> None:
         gone = prepacked.clear(folder, clear == "all") if clear else []
         found = prepacked.entries(folder)
     except OSError as error:
-        raise StoreError(f"{folder} cannot be read: {error.strerror or error}") from None
+        raise StoreError(f"{folder} cannot be read: {reason_of(error)}") from None
     SCREEN.show(kept_lines(folder, found, gone, SCREEN.width))
     SCREEN.document(kept_document(folder, found, gone))

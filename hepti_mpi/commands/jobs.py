@@ -216,10 +216,14 @@ class InTeams:
 def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
     """Measure, plan and load. `at` is told what is done now. Collective."""
     from hepti_mpi.comm import channel
+    from hepti_mpi.engine.machine import together
+    from hepti_mpi.planning import methods
     from hepti_mpi.tuning import prepare
     from hepti_mpi.tuning.teaming import teamed
 
     store, startup, begin = session.store, dict[str, float](), time.perf_counter()
+    with together(session.world):  # what cannot be asked of so many ranks is refused before they are measured
+        methods.check(aim.method, aim.request, session.world.size)
     if aim.teaming is not None:
         session.machine.tell_threads_apart()
     measured = session.measured(aim.file or profile_path(session.machine), aim.fresh, aim.file is not None, aim.state.profiles)

@@ -100,6 +100,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     if scale is not None and objective == "throughput":
         raise click.UsageError("--scale draws how soon a batch is answered: leave out --objective throughput")
     teams.check(options, objective or "auto", False, None)
+    check_places(output, scale)
     spec, source_hash = _model(weights)
     if spec.generates:
         teamed = None if objective == "latency" else objective
@@ -128,6 +129,17 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     _keep(placements.whole(decision.chosen.plan), output)
     if scale is not None:
         _draw_scale(method, spec, source_hash, profile, request, scale)
+
+
+def check_places(output: Path | None, scale: Path | None) -> None:
+    """Raise HeptiError where what is found could not be written, before it is looked for."""
+    from hepti_mpi.documents import check_document_place, check_place
+    from hepti_mpi.errors import InputError, PlanError
+
+    if output is not None:
+        check_document_place(output, PlanError, "--output ")
+    if scale is not None:
+        check_place(scale, InputError, "--scale ")
 
 
 def _arranged(

@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, weights_option, words_options
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN
+
+if TYPE_CHECKING:
+    from hepti_mpi.commands.session import Session
 
 BUSY = 0.5  # load from which a machine is measured too slow
 
@@ -40,6 +43,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
         _describe(describe, machinery.threads)
         return
     session = sessions.opened(machinery, weights)
+    _check_place(session, output)
     path = output or profile_path(session.machine)
     begin = time.perf_counter()
     measured = session.measured(path, fresh, required=False, must_keep=True)
@@ -47,6 +51,17 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
         SCREEN.show(profile_lines(measured, SCREEN.width))
         SCREEN.document(measured.to_json())
         SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
+
+
+def _check_place(session: "Session", output: Path | None) -> None:
+    """Raise ProfileError where what is measured could not be written, before it is. Collective."""
+    from hepti_mpi.documents import check_document_place
+    from hepti_mpi.engine import machine as machines
+    from hepti_mpi.errors import ProfileError
+
+    with machines.together(session.world):
+        if output is not None and session.root:
+            check_document_place(output, ProfileError, "--output ", making=True)
 
 
 def _describe(name: str, threads: int | None) -> None:

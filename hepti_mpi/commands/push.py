@@ -76,6 +76,7 @@ def _sha256(path: Path) -> str:
 def _push(host: "Host", path: Path, found: str) -> bool:
     """Copy a file to a host, say what came of it, and tell whether it is there."""
     from hepti_mpi.cluster.hosts import shell
+    from hepti_mpi.errors import reason_of
     from hepti_mpi.reporting.tables import size
 
     if host.here:
@@ -86,7 +87,7 @@ def _push(host: "Host", path: Path, found: str) -> bool:
         with open(path, "rb") as file:
             done = shell(host, line, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     except OSError as error:
-        SCREEN.warn(f"{host.name}: ssh cannot be called: {error.strerror or error}")
+        SCREEN.warn(f"{host.name}: ssh cannot be called: {reason_of(error)}")
         return False
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -25,7 +25,7 @@ from hepti_mpi.commands.paths import store_path
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import ERR, hand_on
 from hepti_mpi.commands.writing import no_text, room_options
-from hepti_mpi.errors import HeptiError, InputError
+from hepti_mpi.errors import HeptiError, InputError, reason_of
 
 if TYPE_CHECKING:
     from hepti_mpi.serving.http.server import Server
@@ -149,7 +149,7 @@ def read_keys(path: Path | None) -> list[str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from None
     keys = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")}
     for number, key in keys.items():
         if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:

@@ -11,7 +11,7 @@ import click
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, FORMATS, one_of, words_options
 from hepti_mpi.commands.screen import SCREEN
-from hepti_mpi.weights.places import no_model
+from hepti_mpi.weights.places import FIRST_PART, check_new, no_model
 
 if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
@@ -70,6 +70,8 @@ def slice_command(
     if format_name == AUTO and plan_file is not None:
         raise click.UsageError("--plan is of a model in one format, --format auto looks for it: leave out one of them")
     plan = placements.load(plan_file) if plan_file else None
+    for path in (store, *([folder / FIRST_PART] if folder else [])):
+        check_new(path)
     model = _model(source, format_name, head_format)
     if store.exists() and Path(source).exists() and store.samefile(source):
         raise click.UsageError(f"{source} would be written over while it is read: name another file for the new store")

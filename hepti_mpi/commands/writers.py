@@ -77,7 +77,9 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.engine import decoder as decoders
     from hepti_mpi.engine import texts
+    from hepti_mpi.engine.machine import together
     from hepti_mpi.planning import staging
+    from hepti_mpi.planning import texts as plans
     from hepti_mpi.serving.teams import partners
 
     startup: dict[str, float] = {}
@@ -90,16 +92,18 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
                 channel.tell("doing", what=what)
 
         at(meter.label)
-        path = machining.profile or profile_path(session.machine)
-        known = state.profiles if state is not None else ()
-        measured = session.measured(path, machining.fresh, machining.profile is not None, known)
-        startup["profile"], begin = time.perf_counter() - begin, time.perf_counter()
-        at("planning")
         sizes = {"rows": 1, "attended": min(positions, ATTENDED), "largest": decoders.ROWS, "longest": decoders.ROWS}
         half = max(1, sizes["attended"] // 2)  # of a text is its prompt, where nobody knows
         request = planning_request(sizes, machining.options, session.world.size, session.keeps)
         request = replace(request, kept=slots * positions, prompt=machining.prompt or half, answer=machining.answer or half)
         method = method_of(machining.options)
+        with together(session.world):  # what cannot be asked of so many ranks is refused before they are measured
+            plans.check(method, session.store.spec, request, session.world.size)
+        path = machining.profile or profile_path(session.machine)
+        known = state.profiles if state is not None else ()
+        measured = session.measured(path, machining.fresh, machining.profile is not None, known)
+        startup["profile"], begin = time.perf_counter() - begin, time.perf_counter()
+        at("planning")
         at_once = min(slots, machining.texts) if machining.objective != "latency" and machining.texts else 1
         placement, chosen = texts.decide(session.machine, session.store, measured, method, request, at_once)
         placement, writers = _arranged(session, measured, request, placement, machining, slots)

@@ -25,7 +25,7 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine import pool
 from hepti_mpi.engine.cores import Cores, may_use, widen_affinity
-from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError
+from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError, reason_of
 from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.wording import counted
 
@@ -207,7 +207,7 @@ def _keep(profile: ClusterProfile, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ProfileError(f"folder {path.parent} cannot be made: {error.strerror or error}") from None
+        raise ProfileError(f"folder {path.parent} cannot be made: {reason_of(error)}") from None
     profile.save(path)
 
 

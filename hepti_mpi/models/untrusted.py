@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hepti_mpi.errors import InputError, ModelError
+from hepti_mpi.errors import InputError, ModelError, dead_link, reason_of
 
 FILE_LIMIT = 32 << 20  # bytes of a file that is read as a whole
 MOST_DIGITS = 300  # of a whole number
@@ -20,7 +20,7 @@ def read_small(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(FILE_LIMIT + 1)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from None
     if len(data) > FILE_LIMIT:
         raise ModelError(f"{path} is larger than {FILE_LIMIT >> 20} MiB")
     return data
@@ -32,13 +32,16 @@ def refuse_pointer(path: Path) -> None:
         with path.open("rb") as file:
             begin = file.read(len(POINTER))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from None
     if begin == POINTER:
         raise ModelError(f"{path} is a pointer of Git LFS, not the file itself; fetch it: git lfs pull, in the folder that was cloned")
 
 
 def is_file(path: Path) -> bool:
-    """Return whether `path` is a file that can be seen; never raises, unlike Path.is_file."""
+    """Return whether `path` is a file that can be seen. Raises ModelError for a link that leads nowhere: what it stands for is lacking, as
+    in a copy of a folder of huggingface_hub's cache without what its links lead to, and must not be taken for what the model has not."""
+    if link := dead_link(path):
+        raise ModelError(f"{path} cannot be read: {link}; copy the model anew with what its links lead to, as cp -rL does")
     return os.path.isfile(path)
 
 
@@ -47,8 +50,8 @@ def check_there(path: Path) -> None:
     try:
         path.stat()
     except OSError as error:
-        gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        raise InputError(f"input {path} {'not found' if gone else f'cannot be read: {error.strerror}'}") from None
+        gone = isinstance(error, (FileNotFoundError, NotADirectoryError)) and dead_link(path) is None
+        raise InputError(f"input {path} {'not found' if gone else f'cannot be read: {reason_of(error)}'}") from None
 
 
 def parse_json(data: bytes, name: str, kind: type = dict) -> Any:

@@ -24,16 +24,22 @@ INSIDE = 1.01  # times as soon as whole groups of heads parts of them must promi
 BY_WEIGHTS = ("hepti", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
 
 
-def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
-    """Return the plan of a method that takes in `request.prompt` rows and adds `request.answer` to them soonest, priced by an added one.
-
-    Raises: CapacityError when it does not fit into memory, PlanError for a method that divides rows.
-    """
+def check(name: str, request: Request, ranks: int) -> None:
+    """Raise PlanError for what a method cannot be asked of so many ranks, whatever they turn out to be."""
     if request.layout not in (None, DIVIDED):
         rows = f"layout {'/'.join(request.layout)} divides rows, of which a step of a text has one"
         raise PlanError(f"{rows}; there are heads/columns and pipeline")
     if name not in BY_WEIGHTS:
         raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {', '.join(BY_WEIGHTS)}")
+    methods.check(name, request, ranks)
+
+
+def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
+    """Return the plan of a method that takes in `request.prompt` rows and adds `request.answer` to them soonest, priced by an added one.
+
+    Raises: CapacityError when it does not fit into memory, PlanError for a method that divides rows.
+    """
+    check(name, request, len(profile.nodes))
     added, taken = (Steps(spec, profile, rows, request.attended, cache)
                     for rows, cache in ((1, request.cache), (request.largest or request.rows, None)))  # fmt: skip
     if name in baselines.NAMES:

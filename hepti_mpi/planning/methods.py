@@ -46,18 +46,26 @@ def meaning(name: str) -> str:
     return f"{plain}, with our exchanges" if plain and name.endswith(BOOST) else plain
 
 
+def check(name: str, request: Request, ranks: int) -> None:
+    """Raise PlanError for what a method cannot be asked of so many ranks, whatever they turn out to be."""
+    request.check(ranks)
+    if name in OURS:
+        return
+    if request.layout is not None or request.shares is not None:
+        raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")
+    if request.mode == "mapped":
+        raise PlanError(f"strategy {name} holds its weights in memory; leave out --weights-mode mapped")
+
+
 def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
     """Return the plan of a method. `request` says for what; its strategy and wires are the method's where that is one of ours.
 
     Raises: CapacityError when it does not fit into memory, PlanError for an unknown name.
     """
+    check(name, request, len(profile.nodes))
     if name in OURS:
         decision = search.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
         return replace(decision, ruled_out=ruled_out(name, True, profile, request, decision))
-    if request.layout is not None or request.shares is not None:
-        raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")
-    if request.mode == "mapped":
-        raise PlanError(f"strategy {name} holds its weights in memory; leave out --weights-mode mapped")
     plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, request.rows, request.limits)
     pricer = Pricer(spec, profile, request.rows, request.attended)
     case = baselines.Case(spec, source_hash, profile, request.rows, request.limits)

@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hepti_mpi.errors import PlanError
 from hepti_mpi.models.formats import F32, FORMATS, Format
 from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.planning.candidates import Candidate
+from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.memory import FULL
+from hepti_mpi.wording import counted
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ class Request:
         if self.mode != "mapped":
             return ()
         return tuple(FORMATS.values()) if self.prepacked else (F32,)
+
+    def check(self, ranks: int) -> None:
+        """Raise PlanError unless what is given for each rank is given for so many."""
+        if self.shares is not None and (len(self.shares) != ranks or min(self.shares) < 0 or not sum(self.shares)):
+            given = f"{counted(len(self.shares), 'entries')}, the job has {counted(ranks, 'ranks')}"
+            raise PlanError(f"--shares has {given}; shares are at least 0 and not all 0")
+        check_limits(self.limits, ranks)
 
     def paging(self, spec: ModelSpec) -> str:
         """Return the options with which weights stay in pages of a file; "" where they do."""

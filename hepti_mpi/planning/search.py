@@ -12,7 +12,7 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.errors import CapacityError, PlanError
+from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import capacity
 from hepti_mpi.planning.candidates import Candidate, Costs
@@ -26,7 +26,6 @@ from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, alone, firsts, subset
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.plan import WHOLE, Plan, kind_of
-from hepti_mpi.wording import counted
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
@@ -91,14 +90,7 @@ class _Search:
         self.each = layer_work(spec, self.pricer.attended)
         self.known: dict[tuple[Layers, tuple[int, ...]], Division | None] = {}  # counts
         self.inner: dict[Layers, float] = {}  # bytes of activations before rows are divided
-        self.check_request()
-
-    def check_request(self) -> None:
-        shares, limits = self.request.shares, self.request.limits
-        if shares is not None and (len(shares) != self.ranks or min(shares) < 0 or not sum(shares)):
-            given = f"{counted(len(shares), 'entries')}, the job has {counted(self.ranks, 'ranks')}"
-            raise PlanError(f"--shares has {given}; shares are at least 0 and not all 0")
-        capacity.check_limits(limits, self.ranks)
+        request.check(self.ranks)
 
     def decide(self) -> Decision:
         best: dict[str, Candidate] = {}

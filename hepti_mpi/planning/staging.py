@@ -59,13 +59,19 @@ class Staged:
         return self.prompt_seconds + (texts - 1) * self.next_prompt_seconds
 
 
+def check(request: Request, ranks: int) -> None:
+    """Raise PlanError for what stages cannot be asked of so many ranks, whatever they turn out to be."""
+    if request.shares is not None or request.layout is not None:
+        raise PlanError("stages have their own rule for layers; leave out --layout and --shares")
+    request.check(ranks)
+
+
 def staged(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, texts: int = 1) -> Staged:
     """Return the stages by which as many `texts` at once are written soonest; by the name "layers" those of layers by memory.
 
     Raises CapacityError where none fits, PlanError where something is forced that is not for stages.
     """
-    if request.shares is not None or request.layout is not None:
-        raise PlanError("stages have their own rule for layers; leave out --layout and --shares")
+    check(request, len(profile.nodes))
     if len(profile.nodes) < 2 or spec.layers < 2:
         raise PlanError(f"stages need two ranks and two layers; here are {counted(len(profile.nodes), 'ranks')}, "
                         f"{spec.name} has {counted(spec.layers, 'layers')}")  # fmt: skip

@@ -33,13 +33,25 @@ class Chosen:
         return len(self.placement.stages) > 1
 
 
+def check(name: str, spec: ModelSpec, request: Request, ranks: int) -> None:
+    """Raise PlanError for what a method cannot be asked of so many ranks, whatever they turn out to be."""
+    name = _meant(name, spec, ranks)
+    if name in staging.NAMES:
+        staging.check(request, ranks)
+    else:
+        decoding.check(name, request, ranks)
+
+
+def _meant(name: str, spec: ModelSpec, ranks: int) -> str:
+    return "single" if name in staging.NAMES and min(ranks, spec.layers) < 2 else name  # whoever is left of a job has all layers
+
+
 def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, texts: int = 1) -> Chosen:
     """Return by what as many `texts` at once are written soonest, or what a method says.
 
     Raises: CapacityError when nothing fits into memory, PlanError for a method that is not for texts.
     """
-    if name in staging.NAMES and min(len(profile.nodes), spec.layers) < 2:
-        name = "single"  # whoever is left of a job has all layers
+    name = _meant(name, spec, len(profile.nodes))
     if name in staging.NAMES:
         return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
     free = name == "hepti" and request.layout is None and request.shares is None and len(profile.nodes) > 1

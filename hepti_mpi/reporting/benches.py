@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
@@ -207,7 +207,7 @@ def _lines(path: Path) -> Iterator[_Line]:
                     raise InputError(f"{path} line {number} is JSON but no object; {AGAIN}")
                 yield _Line(f"{path} line {number}", data)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; {AGAIN}") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}; {AGAIN}") from None
 
 
 def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:

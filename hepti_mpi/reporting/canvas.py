@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.documents import whole_file
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.reporting.benches import Bench
 from hepti_mpi.wording import counted
 
@@ -53,7 +53,7 @@ def write(path: Path, content: bytes) -> None:
         with whole_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 def page(height: float, title: str, legend: Sequence[Any], caption: str = "") -> Figure:

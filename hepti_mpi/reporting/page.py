@@ -11,7 +11,7 @@ import numpy as np
 
 from hepti_mpi import __version__
 from hepti_mpi.documents import whole_file
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.planning.methods import OURS, meaning
 from hepti_mpi.reporting.above import meant, ordered
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
@@ -82,7 +82,7 @@ def write_page(path: Path, title: str, benches: Sequence[Bench]) -> None:
         with whole_file(path) as file:
             file.write(page(title, benches).encode())
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 def page(source: str, benches: Sequence[Bench]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.reporting import above_plot
 from hepti_mpi.reporting.benches import Bench, Lane, Method, read_benches, trace
 from hepti_mpi.reporting.canvas import (  # fmt: skip
@@ -59,7 +59,7 @@ def write_report(records: Path, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"folder {folder} cannot be made: {error.strerror or error}") from None
+        raise InputError(f"folder {folder} cannot be made: {reason_of(error)}") from None
     written: list[Path] = []
 
     def place(*parts: str, suffix: str) -> Path:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.lock import open_locked
 from hepti_mpi.serving.outputs import Finished, checked
@@ -134,7 +134,7 @@ class Journal:
                 self._write([whole])
                 self._sync()
         except OSError as error:
-            raise InputError(f"journal {path} cannot be used: {error.strerror or error}") from None
+            raise InputError(f"journal {path} cannot be used: {reason_of(error)}") from None
 
     def add(self, places: Sequence[int], finished: Sequence[Finished], seconds: float = 0.0, grown: Sequence[Any] = ()) -> None:
         """Note the answers to the requests at `places`, which took `seconds`, and the tokens of texts that have `grown` (add_grown).
@@ -150,7 +150,7 @@ class Journal:
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 self._sync()
         except OSError as error:
-            raise InputError(f"journal {self.path} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"journal {self.path} cannot be written: {reason_of(error)}") from None
 
     def _finish(self, finished: Iterable[tuple[int, Finished]]) -> None:
         for place, one in finished:

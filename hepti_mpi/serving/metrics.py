@@ -4,7 +4,6 @@ Hears of answers, and what rank 0's watch hears; decides nothing. Counters begin
 Prometheus takes for a reset.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, write_to_textfile
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.documents import check_place
+from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.request import Answered
@@ -30,8 +30,7 @@ def check_path(path: Path) -> None:
     """Refuse a file that the collector would not read or that could not be written. Raises InputError."""
     if path.suffix != ".prom":
         raise InputError(f"metrics {path} does not end in .prom: the textfile collector reads no others")
-    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"metrics {path}: folder {path.parent} does not exist or cannot be written")
+    check_place(path, InputError, "metrics ")
 
 
 class Metered:
@@ -70,7 +69,7 @@ class Metered:
             write_to_textfile(str(self.path), self.registry)
         except OSError as error:
             if self.written < float("inf"):
-                self.say(f"metrics {self.path} cannot be written any more: {error.strerror or error}")
+                self.say(f"metrics {self.path} cannot be written any more: {reason_of(error)}")
             self.written = float("inf")  # answers are worth more than numbers about them
 
     def event(self, event: Answered) -> None:

@@ -12,8 +12,8 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from hepti_mpi.documents import json_line, whole_file
-from hepti_mpi.errors import InputError, PartlyAnswered
+from hepti_mpi.documents import check_place, json_line, whole_file
+from hepti_mpi.errors import InputError, PartlyAnswered, reason_of
 
 ARRAYS = ("last_hidden_state", "pooler_output", "class_row", "logits", "embedding")
 PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position, spread over the padded positions
@@ -53,17 +53,14 @@ def _answer_file(path: Path) -> Iterator[IO[bytes]]:
         with whole_file(path) as file:
             yield file
     except OSError as error:
-        raise InputError(f"output {path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"output {path} cannot be written: {reason_of(error)}") from None
 
 
 def check_path(path: Path, kinds: Sequence[str] = (".jsonl", ".npz")) -> None:
     """Refuse an output that could not be written, or is of none of `kinds`, before hours of work. Raises InputError."""
     if path.suffix not in kinds:
         raise InputError(f"output {path} does not end in {' or '.join(kinds)}")
-    if os.path.isdir(path):
-        raise InputError(f"output {path} is a folder")
-    if not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"output {path}: folder {path.parent} does not exist or cannot be written")
+    check_place(path, InputError, "output ")
 
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]], sign: Sign = lambda file: None) -> None:

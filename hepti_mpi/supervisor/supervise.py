@@ -28,7 +28,7 @@ from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import names
 from hepti_mpi.comm.channel import STATE, told, untangled
 from hepti_mpi.comm.patience import SLOWER
-from hepti_mpi.errors import HeptiError
+from hepti_mpi.errors import HeptiError, reason_of
 from hepti_mpi.supervisor.blame import Troubles
 from hepti_mpi.supervisor.progress import State
 from hepti_mpi.supervisor.returning import BLAMED, FOR_GOOD, heard, is_due, lose, take_back
@@ -169,7 +169,7 @@ class Supervisor:
             )
         except OSError as error:
             own = os.path.join(sys.prefix, "bin", "mpirun")
-            why = f"{error.strerror or error}; with --mpirun give that of the Open MPI which the ranks have, which may be {own}"
+            why = f"{reason_of(error)}; with --mpirun give that of the Open MPI which the ranks have, which may be {own}"
             raise GivenUp(f"{command[0]} cannot be started: {why}") from None
         self.marks.append(f"prterun-{socket.gethostname()}-{process.pid}@")  # the daemons of this mpirun carry it
         attempt = Attempt(process)

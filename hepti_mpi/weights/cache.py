@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.errors import StoreError
+from hepti_mpi.errors import StoreError, reason_of
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, joined
@@ -55,7 +55,7 @@ class CachedStore(Store):
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StoreError(f"{path.parent} cannot be made: {error.strerror or error}") from None
+            raise StoreError(f"{path.parent} cannot be made: {reason_of(error)}") from None
         write_part(path, Source(spec, files, source_hash, _nothing), ())
         return cls(path, prepacked)
 

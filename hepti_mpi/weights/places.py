@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from shlex import quote
 
+from hepti_mpi.documents import check_place
+from hepti_mpi.errors import StoreError, dead_link, reason_of
 from hepti_mpi.wording import counted
 
 WEIGHTS = Path("weights")
@@ -26,6 +28,7 @@ SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".m
 CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a folder of huggingface_hub
 BELOW = ("*/config.json",)  # of a folder of snapshots
 NAMED = 5  # files in a sentence
+SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of each HDF5 file
 LARGEST = 64 << 20  # bytes of a document that is looked into
 
 
@@ -59,16 +62,35 @@ def no_model(source: Path) -> str | None:
     return None
 
 
+def no_file(path: Path) -> str:
+    """Say why there is no store at `path`, where no file is."""
+    link = dead_link(path)
+    return f"{path} cannot be read: {link}" if link else f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}"
+
+
+def check_new(path: Path) -> None:
+    """Raise StoreError where a store could not be written, or another file would be lost for it, before much is read."""
+    check_place(path, StoreError, making=True)
+    try:
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                if file.read(len(SIGNATURE)) != SIGNATURE:
+                    raise StoreError(f"{path} is there and is no store: name another file for the new one")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {reason_of(error)}") from None
+
+
 def _closed(path: Path) -> str | None:
-    """Say why nobody can look at what is at `path`; None where one can, or nothing is there."""
+    """Say why nobody can look at what is at `path`; None where one can, or nothing is there, and no link that leads nowhere."""
     try:
         if path.stat() and path.is_dir():
             with os.scandir(path):
                 pass
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        link = dead_link(path)
+        return link and f"{path} cannot be read: {link}"
     except (OSError, ValueError) as error:
-        return f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        return f"{path} cannot be read: {reason_of(error)}"
     return None
 
 

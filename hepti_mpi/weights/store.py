@@ -22,12 +22,13 @@ import h5py
 import numpy as np
 
 from hepti_mpi import __version__
-from hepti_mpi.errors import StoreError
+from hepti_mpi.errors import StoreError, reason_of
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.formats import VALUES, encoded
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped, read_accuracy
+from hepti_mpi.weights.places import no_file
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, Whole, all_weights, granule, joined, span
 
@@ -74,7 +75,7 @@ def _new_file(path: Path, slices: Sequence[Slice]) -> Iterator[h5py.File]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise StoreError(f"{path} cannot be written: {reason_of(error)}") from None
     finally:
         with suppress(OSError):  # whatever kept it from being made has been told
             temporary.unlink()
@@ -176,7 +177,7 @@ class Store:
         """Open `path` and read its description. Raises StoreError when it is missing, damaged or of another format."""
         self.path, self.prepacked = path, prepacked
         if not path.is_file():
-            raise StoreError(f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}")
+            raise StoreError(no_file(path))
         self.file = path.resolve()  # where the bytes lie: ONNX Runtime reads none by a link into another folder
         try:
             str(self.file).encode()  # as kernels are told it

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import ModelError, reason_of
 from hepti_mpi.models.checkpoints.ggml import TYPES, UNREAD, GgmlType
 from hepti_mpi.models.untrusted import refuse_pointer, shown
 from hepti_mpi.wording import counted
@@ -88,7 +88,7 @@ class GgufFile:
                 while block := file.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise ModelError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise ModelError(f"{self.path} cannot be read: {reason_of(error)}") from None
         yield f"gguf {digest.hexdigest()}"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import ModelError, reason_of
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
 from hepti_mpi.wording import counted
 
@@ -96,7 +96,7 @@ class TensorFiles:
                     while block := file.read(1 << 20):
                         digest.update(block)
             except OSError as error:
-                raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+                raise ModelError(f"{path} cannot be read: {reason_of(error)}") from None
             yield f"{path.name} {digest.hexdigest()}"
 
 

@@ -6,6 +6,7 @@ gives them. Knows no model and no request.
 
 import io
 import math
+import os
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, dead_link, reason_of
 from hepti_mpi.models.inputs.heldout import pictures
 from hepti_mpi.models.inputs.preprocessors import SIDE_LIMIT, Preprocessor
-from hepti_mpi.models.untrusted import is_file, shown
+from hepti_mpi.models.untrusted import shown
 
 CLOSED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow has no decoder of its own for these, or starts another program
 ELSEWHERE = (".heic", ".heif", ".jxl", ".svg")  # pictures too, though Pillow reads none of them
@@ -48,9 +49,10 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         seen = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+        raise InputError(f"{folder} cannot be read: {reason_of(error)}") from None
     known = suffixes()
-    taken = [path for path in seen if is_file(path) and (path.suffix.lower() in known or is_picture(path))]
+    files = [path for path in seen if os.path.isfile(path) or dead_link(path)]  # such a link is a picture that cannot be read
+    taken = [path for path in files if (path.suffix.lower() in known or is_picture(path))]
     chosen = set(taken)
     return taken, [path for path in seen if path not in chosen]
 
@@ -80,7 +82,7 @@ def open_image(path: Path, channels: int) -> Image.Image:
     try:
         content = path.read_bytes()  # from a file Pillow would ask for as many bytes as a chunk says that it has
     except OSError as error:
-        raise InputError(f"image {path} cannot be read: {shown(error)}") from None
+        raise InputError(f"image {path} cannot be read: {shown(reason_of(error))}") from None
     return picture(content, str(path), channels)
 
 

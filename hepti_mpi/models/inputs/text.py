@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hepti_mpi.errors import InputError
-from hepti_mpi.models.untrusted import is_file, shown, whole_number
+from hepti_mpi.errors import InputError, reason_of
+from hepti_mpi.models.untrusted import shown, whole_number
 
 TEXT_LIMIT = 1 << 28  # bytes of one text file
 TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named
@@ -86,7 +86,7 @@ def read_text(source: str, stdin: IO[Any] | None, streamed: str) -> tuple[str, s
     suffix = path.suffix.lower()
     if source == "-":
         name, content, suffix = "standard input", _read_stream(stdin), streamed
-    elif suffix in SUFFIXES and is_file(path):
+    elif suffix in SUFFIXES and os.path.isfile(path):
         name, content = path.name, _read_file(path)
     else:
         raise InputError(f"input {path} is {'a folder' if path.is_dir() else 'not supported'}; {TAKEN}")
@@ -112,7 +112,7 @@ def _read_file(path: Path) -> bytes:
             few = min(os.fstat(file.fileno()).st_size, TEXT_LIMIT) + 1  # read() takes memory for all that it is asked for
             data = file.read(few)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from None
     if len(data) > TEXT_LIMIT:
         raise InputError(f"{path} is larger than {TEXT_LIMIT >> 20} MiB; give it in parts")
     return data
