@@ -2,8 +2,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from hepti_mpi.commands import main
-from hepti_mpi.commands.bench import MOST_ROWS, Formats, Sizes, check_layers, check_room
+from hepti_mpi.commands import main, options
+from hepti_mpi.commands.bench import MOST_ROWS, Formats, Sizes, check_sizes
 from hepti_mpi.commands.benching import Choice
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
@@ -21,12 +21,35 @@ def test_no_sizes(text):
         Sizes().convert(text, None, None)
 
 
-def test_no_more_layers_than_there_are():
+def asked(*rows, phase="request"):
+    return Choice(rows, 1, None, "", None, False, None, phase, 128, ())
+
+
+def test_no_more_rows_and_layers_than_the_model_has():
     spec = make_spec("tiny-bert", CONFIGS["tiny-bert"])
-    check_layers(spec, spec.layers)
-    check_layers(spec, None)
+    check_sizes(asked((spec.positions, spec.layers), (1, None)), spec)
     with pytest.raises(InputError, match=f"{spec.layers + 1} layers"):
-        check_layers(spec, spec.layers + 1)
+        check_sizes(asked((1, spec.layers + 1)), spec)
+    with pytest.raises(InputError, match=f"^tiny-bert has {spec.positions} positions, too few for a request of {spec.positions + 1} rows;"):
+        check_sizes(asked((1, None), (spec.positions + 1, 1)), spec)
+
+
+@pytest.mark.parametrize("words, why", [
+    (["random:minilm", "--rows", "513"], "minilm has 512 positions, too few for a request of 513 rows; make --rows smaller"),
+    (["random:tiny-llama", "--rows", "200", "--tokens", "57"],
+     "tiny-llama has 256 positions, too few for a prompt of 200 rows and 57 tokens; make --rows or --tokens smaller"),
+    (["random:minilm", "--tokens", "5"], "--tokens is for models that generate text, which minilm does not"),
+])  # fmt: skip
+def test_no_plan_for_more_rows_than_the_model_has(words, why):
+    done = CliRunner().invoke(main.main, ["plan", "--boards", "pi5,pi4", "--weights", *words])
+    assert isinstance(done.exception, InputError) and str(done.exception).startswith(why)
+
+
+def test_rows_that_nobody_says_are_as_many_as_the_model_takes(monkeypatch):
+    monkeypatch.setattr(options, "ROWS", 10_000)
+    for model, told in (("random:minilm", 512), ("random:tiny-llama", "128 rows and 128 tokens")):
+        done = CliRunner().invoke(main.main, ["plan", "--boards", "pi5,pi4", "--weights", model])
+        assert done.exit_code == 0 and str(told) in done.output, done.output
 
 
 @pytest.mark.parametrize(
@@ -43,12 +66,12 @@ def test_what_is_not_for_texts_is_refused_before_anything_starts(words, why):
 
 
 def test_texts_are_of_models_that_make_them_and_as_long_as_these_go():
-    choice = Choice(((128, None), (1000, None)), 1, None, "", None, False, None, "decode", 128, ())
-    check_room(choice, make_spec("smollm2-135m", CONFIGS["smollm2-135m"]))
+    choice = asked((128, None), (1000, None), phase="decode")
+    check_sizes(choice, make_spec("smollm2-135m", CONFIGS["smollm2-135m"]))
     with pytest.raises(InputError, match="is for models that generate text"):
-        check_room(choice, make_spec("tiny-bert", CONFIGS["tiny-bert"]))
+        check_sizes(choice, make_spec("tiny-bert", CONFIGS["tiny-bert"]))
     with pytest.raises(InputError, match="256 positions, too few for a prompt of 1000 rows and 128 tokens"):
-        check_room(choice, make_spec("tiny-llama", CONFIGS["tiny-llama"]))
+        check_sizes(choice, make_spec("tiny-llama", CONFIGS["tiny-llama"]))
 
 
 def test_formats_are_named():

@@ -46,7 +46,7 @@ def test_lines_end_in_every_way(tmp_path, end, last, begin):
 
 
 def test_what_is_no_json_costs_its_line(tmp_path):
-    lines = [b'{"text": "a", "id": 7}', b"{cat}", b'{"txt": 1}', b'{"text": 3, "id": "x"}', b"", b'{"text": NaN}', b"[1]", b'{"text": " "}',
+    lines = [b'{"text": "a", "id": 7}', b"{cat}", b'{"txt": 1}', b'{"text": 3, "id": "x"}', b"", b'{"text": NaN}', b"[1]", b" ",
              b'"\xff"']  # fmt: skip
     items = read(tmp_path, "x.jsonl", b"\n".join(lines))
     assert [item.error for item in items] == [
@@ -56,6 +56,15 @@ def test_what_is_no_json_costs_its_line(tmp_path):
         "line 9 of x.jsonl is not UTF-8: byte 2 is 0xff",
     ]  # fmt: skip
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
+
+
+def test_what_json_says_to_be_empty_is_a_text(tmp_path):
+    """As sentence-transformers and a service answer it; a line or a cell with nothing in it is none."""
+    items = read(tmp_path, "x.jsonl", '""\n{"text": "", "id": 1}\n" "\n["", "b"]\n{"text": ["a", ""]}\n{"text": "", "text_pair": null}\n')
+    assert [(item.text, item.pair, item.error) for item in items] == [
+        ("", None, None), ("", None, None), (" ", None, None), ("", "b", None), ("a", "", None), ("", None, None),
+    ]  # fmt: skip
+    assert items[1].id == 1 and given(read(tmp_path, "x.jsonl", '{"q": ""}', field="q")) == [""]
 
 
 def test_the_field_is_named(tmp_path):
@@ -76,10 +85,10 @@ def test_pairs(tmp_path):
     items = read(tmp_path, "x.jsonl", "\n".join(lines))
     assert given(items) == [
         ("a", "b"), ("a", "c"), "a", 'line 4 of x.jsonl has something else than text as "text"',
-        'line 5 of x.jsonl is empty: "text_pair" is',
+        ("a", ""),
         'line 6 of x.jsonl has something else than text as "text"', 'line 7 of x.jsonl has something else than text as "text_pair"',
     ]  # fmt: skip
-    assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n")) == [("a", "b")]
+    assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\na,\n")) == [("a", "b"), 'line 3 of x.csv is empty: "text_pair" is']
     assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n", field="text")) == ["a"]
 
 

@@ -78,7 +78,7 @@ TEXT_CASES = [
     ("a.jsonl", b'"cat"\n{"tex": "cat"}\n', "line 2 of a.jsonl has no \"text\""),
     ("a.jsonl", b'"cat"\n{cat}\n', "line 2 of a.jsonl is not valid JSON"),
     ("a.jsonl", b"[" * 99999, "line 1 of a.jsonl is not valid JSON"),
-    ("a.jsonl", b'""', "line 1 of a.jsonl is empty"),
+    ("a.jsonl", b'""\n\n"a"', "line 2 of a.jsonl is empty"),
     ("a.pdf", b"cat", "the model takes texts: .txt, .jsonl, .csv, .tsv, .npz"),
     ("a.png", b"cat", "the model takes texts: .txt, .jsonl, .csv, .tsv, .npz"),
 ]

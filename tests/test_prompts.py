@@ -54,6 +54,9 @@ def test_objects(spec, tmp_path):
     assert found[0].given == {"id": 7, "input": "ab"} and found[0].asked["max_tokens"] == 3
     wrong = read(spec, tmp_path, "x.jsonl", '{"x": 1}\n[1]\n{"prompt": 3}\n{"messages": []}\n{\n')
     assert all(one.error and not one.ids for one in wrong)
+    numbers = read(spec, tmp_path, "x.jsonl", '{"prompt": "ab", "id": NaN}\n{"prompt": "ab", "id": 1e999}\n{"prompt": 3, "id": "x"}\n""')
+    assert [one.error for one in numbers[:2]] == ["line 1 of x.jsonl is not valid JSON", "line 2 of x.jsonl is not valid JSON"]
+    assert numbers[2].given["id"] == "x" and numbers[3].error == "line 4 of x.jsonl has no tokens"
 
 
 def test_what_a_talk_says_to_its_template(spec, tmp_path):

@@ -103,6 +103,7 @@ def test_the_ways_are_shown_soonest_first_and_what_was_chosen():
     told = ways_document(chosen, 1.5)
     assert all(len(way["members"]) == way["ranks"] for way in told["ways"])
     names = [way["way"] for way in told["ways"]]
+    assert len({line.split("  ")[0] for line in lines[1:]}) == len(told["ways"])  # no two are named alike
     assert all(f" on rank{'s' * (way['ranks'] > 1)} {way['members'][0]}" in line for way, line in zip(told["ways"], lines[1:])
                if names.count(way["way"]) > 1)  # fmt: skip
     assert [way["chosen"] for way in told["ways"]] == [True] + [False] * (len(told["ways"]) - 1)

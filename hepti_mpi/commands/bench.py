@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ from hepti_mpi.commands.benching import PHASES, Choice, OneSize, measure, measur
 from hepti_mpi.commands.options import (
     FILE,
     FORMATS,
+    ROWS,
     Machinery,
     Size,
     cache_option,
+    check_positions,
     grouped,
     machine_options,
     one_of,
+    request_rows,
     said_cache,
     weights_option,
     words_options,
@@ -69,9 +73,10 @@ USUAL = "hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,
 @weights_option
 @click.option("--methods", default=USUAL, show_default=USUAL.replace(",", ", "),
               help="What to measure; NAME-boost is another system's division with our exchanges.")
-@click.option("--rows", type=Sizes(), default="128", show_default=True,
-              help="Rows (tokens, patches) of the request. Of a list, such as 128,384:6, each is measured in turn in one job: the first by "
-              "plans that were tried, the others by what that taught; ROWS:N of the first N layers.")
+@click.option("--rows", type=Sizes(), default=(),
+              help=f"Rows (tokens, patches) of the request; left out: {ROWS}, or as many as the model takes. Of a list, such as "
+              "128,384:6, each is measured in turn in one job: the first by plans that were tried, the others by what that taught; ROWS:N "
+              "of the first N layers.")
 @one_of("--phase", words=PHASES, default=PHASES[0], show_default=True,
         help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added "
         "to it.")
@@ -108,12 +113,10 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
         raise click.UsageError(f"{said[0]} is for texts: give --phase decode")
     session = sessions.opened(grouped(Machinery, options), weights)
     store, file, limits = session.store, choice.profile_file, choice.memory_limit
+    choice = replace(choice, rows=choice.rows or ((request_rows(store.spec, None), None),))
     path = file or profile_path(session.machine)
     with together(session.world):
-        if choice.phase == "decode":
-            check_room(choice, store.spec)
-        for _, layers in choice.rows:
-            check_layers(store.spec, layers)
+        check_sizes(choice, store.spec)
         if choice.output is not None and session.root:
             outputs.check_path(choice.output, (".jsonl",))
             if choice.output.exists() and choice.output.stat().st_size:
@@ -138,16 +141,16 @@ def check_texts(choice: Choice, names: Sequence[str]) -> None:
         raise click.UsageError(f"none of --methods divides a step of a text, which has one row; there are {', '.join(NAMES)}")
 
 
-def check_room(choice: Choice, spec: "ModelSpec") -> None:
-    """Raise InputError where the model makes no text, or none that long."""
+def check_sizes(choice: Choice, spec: "ModelSpec") -> None:
+    """Raise InputError where the model makes no text, or takes none that long, or has not as many layers."""
     from hepti_mpi.errors import InputError
 
-    if not spec.generates:
+    if choice.phase == "decode" and not spec.generates:
         raise InputError(f"--phase decode is for models that generate text, which {spec.name} does not; leave it out")
-    longest = max(rows for rows, _ in choice.rows)
-    if longest + choice.tokens > spec.positions:
-        raise InputError(f"{spec.name} has {counted(spec.positions, 'positions')}, too few for a prompt of {longest} rows and "
-                         f"{counted(choice.tokens, 'tokens')}; make --rows or --tokens smaller")  # fmt: skip
+    for rows, layers in choice.rows:
+        check_positions(spec, rows, choice.tokens if choice.phase == "decode" else 0)
+        if layers is not None and layers > spec.layers:
+            raise InputError(f"--rows asks for {counted(layers, 'layers')}, {spec.name} has {spec.layers}")
 
 
 def named(methods: str, phase: str = PHASES[0]) -> list[str]:
@@ -164,10 +167,3 @@ def named(methods: str, phase: str = PHASES[0]) -> list[str]:
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(known)}, and with {BOOST} those not our own{more}")
     return names
 
-
-def check_layers(spec: "ModelSpec", layers: int | None) -> None:
-    """Raise InputError where the model has not as many."""
-    from hepti_mpi.errors import InputError
-
-    if layers is not None and layers > spec.layers:
-        raise InputError(f"--rows asks for {counted(layers, 'layers')}, {spec.name} has {spec.layers}")

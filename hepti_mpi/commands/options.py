@@ -9,8 +9,10 @@ import click
 
 from hepti_mpi.cluster.profile import CACHES
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
+    from hepti_mpi.models.spec import ModelSpec
     from hepti_mpi.planning.request import Request
     from hepti_mpi.serving.request import Question
 
@@ -22,6 +24,7 @@ PIPELINE = "pipeline"  # a run of layers on each rank
 LAYOUT_NAMES = (*DIVIDED, "local/rows", PIPELINE)
 OURS = ("tensor", "hybrid", "sequence")
 BASELINES = ("megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single")
+ROWS = 128  # of a request, where nobody says
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -287,6 +290,21 @@ def planning_method(options: dict[str, Any]) -> str:
         if options["weights_mode"] == "mapped":
             raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
     return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
+
+
+def request_rows(spec: "ModelSpec", rows: int | None) -> int:
+    """Return how many rows a request or prompt has: as usual where nobody says, if the model takes as many."""
+    return rows or min(ROWS, max(1, spec.positions // 2) if spec.generates else spec.positions)
+
+
+def check_positions(spec: "ModelSpec", rows: int, tokens: int = 0) -> None:
+    """Raise InputError for a request of more rows than the model takes; `tokens`: that are added to them."""
+    from hepti_mpi.errors import InputError
+
+    if rows + tokens > spec.positions:
+        what = f"a prompt of {rows} rows and {counted(tokens, 'tokens')}" if tokens else f"a request of {rows} rows"
+        smaller = "--rows or --tokens" if tokens else "--rows"
+        raise InputError(f"{spec.name} has {counted(spec.positions, 'positions')}, too few for {what}; make {smaller} smaller")
 
 
 def check_alone(name: str, example: str) -> None:

@@ -14,11 +14,14 @@ from hepti_mpi.commands import teams, textplan
 from hepti_mpi.commands.options import (
     FILE,
     PIPELINE,
+    ROWS,
+    check_positions,
     grouped,
     one_of,
     planning_method,
     planning_options,
     planning_request,
+    request_rows,
     said_cache,
     weights_option,
     words_options,
@@ -66,7 +69,8 @@ class Described:
 @click.option("--mbit", type=click.FloatRange(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")
 @click.option("--latency-us", type=click.FloatRange(1, 1e6), default=200.0, show_default=True,
               help="Microseconds that a message between --boards takes.")  # fmt: skip
-@click.option("--rows", type=click.IntRange(1, 1 << 20), default=128, show_default=True, help="Rows (tokens, patches) of a request.")
+@click.option("--rows", type=click.IntRange(1, 1 << 20),
+              help=f"Rows (tokens, patches) of a request; left out: {ROWS}, or as many as the model takes.")
 @click.option("--tokens", type=click.IntRange(1, 1 << 16),
               help=f"Of a model that generates text: tokens that are added one by one to a prompt of --rows rows; left out: {TOKENS}.")
 @click.option("--output", type=FILE, help="Write the plan to this file.")
@@ -75,7 +79,7 @@ class Described:
 @click.option("--scale", type=FILE, help="Draw the latency of the best plan on the first n ranks, for growing n, to this .png picture.")
 @planning_options
 @words_options()
-def plan(weights: Path | None, profile_file: Path | None, entry: int | None, output: Path | None, scale: Path | None, rows: int,
+def plan(weights: Path | None, profile_file: Path | None, entry: int | None, output: Path | None, scale: Path | None, rows: int | None,
          tokens: int | None, objective: str | None, **options: Any) -> None:  # fmt: skip
     """Find the best division of a model over ranks or boards; needs no MPI.
 
@@ -107,9 +111,10 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         refuse_for_text({"output": output, "scale": scale, "objective": teamed} | {name: options[name] for name in ("tolerance", "boost")})
     else:
         no_text(said_cache(options))
+    rows, tokens = _sizes(spec, rows, tokens)
     profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
-    if spec.generates or tokens is not None:
-        textplan.show(spec, source_hash, profile, rows, tokens or TOKENS, options)
+    if spec.generates:
+        textplan.show(spec, source_hash, profile, rows, tokens, options)
         return
     begin = time.perf_counter()
     request = planning_request({"rows": rows}, options, len(profile.nodes))
@@ -140,6 +145,19 @@ def check_places(output: Path | None, scale: Path | None) -> None:
         check_document_place(output, PlanError, "--output ")
     if scale is not None:
         check_place(scale, InputError, "--scale ")
+
+
+def _sizes(spec: "ModelSpec", rows: int | None, tokens: int | None) -> tuple[int, int]:
+    """Return how many rows a request or prompt has, and how many tokens are added to it. Raises InputError for what the model does not
+    take."""
+    from hepti_mpi.errors import InputError
+
+    if tokens is not None and not spec.generates:
+        raise InputError(f"--tokens is for models that generate text, which {spec.name} does not; leave it out")
+    rows = request_rows(spec, rows)
+    added = (tokens or min(TOKENS, max(1, spec.positions - rows))) if spec.generates else 0
+    check_positions(spec, rows, added)
+    return rows, added
 
 
 def _arranged(

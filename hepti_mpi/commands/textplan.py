@@ -15,16 +15,13 @@ if TYPE_CHECKING:
 
 
 def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt: int, tokens: int, options: dict[str, Any]) -> None:
-    """Plan for one text, of a prompt of so many rows and tokens that are added to it. Raises InputError, CapacityError, PlanError."""
-    from hepti_mpi.errors import InputError
+    """Plan for one text, of a prompt of so many rows and tokens that are added to it. Raises CapacityError, PlanError."""
     from hepti_mpi.planning import decoding, texts
     from hepti_mpi.planning.memory import cache_bytes
     from hepti_mpi.reporting import generation, records
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.serving.chunks import CHUNK
 
-    if not spec.generates:
-        raise InputError(f"--tokens is for models that generate text, which {spec.name} does not; leave it out")
     begin, chunk = time.perf_counter(), min(prompt, CHUNK)
     sizes = {"rows": 1, "attended": prompt + tokens // 2, "largest": chunk, "longest": chunk}
     request = planning_request(sizes, options, len(profile.nodes))

@@ -4,7 +4,6 @@ An object has a "prompt", or the "messages" of a talk, and may say how its own a
 template; knows no rank.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import read_npz
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked_options
-from hepti_mpi.models.inputs.text import ID, bad_byte, lines_of, read_text
+from hepti_mpi.models.inputs.text import ID, bad_byte, json_value, lines_of, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import check_there, shown
@@ -102,11 +101,13 @@ def read_prompts(
         raise InputError(f"{name} is empty; expected a prompt per line")
     found = []
     for place, (where, line) in enumerate(lines):
+        given: dict[str, Any] = {"input": shown(line, 1000)}
         try:
             values = _object(line, where) if suffix == ".jsonl" else {"prompt": _text(line, where)}
+            given = _named(values) | given
             found.append(_prompt(prompter, place, where, values, chat))
         except InputError as error:
-            found.append(Prompt(place, where, {"input": shown(line, 1000)}, error=str(error)))
+            found.append(Prompt(place, where, given, error=str(error)))
     return found
 
 
@@ -120,7 +121,7 @@ def _text(line: str, where: str) -> str:
 def _object(line: str, where: str) -> dict[str, Any]:
     """Return the object of a line; a JSON string is a prompt. Raises InputError."""
     try:
-        value = json.loads(_text(line, where))
+        value = json_value(_text(line, where))
     except (ValueError, RecursionError):
         raise InputError(f"{where} is not valid JSON") from None
     value = {"prompt": value} if isinstance(value, str) else value
@@ -129,17 +130,21 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an object is called."""
+    return {} if values.get(ID) is None else {"id": values[ID]}
+
+
 def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any], chat: bool) -> Prompt:
     """Return the prompt of an object. Raises InputError."""
-    name = {} if values.get(ID) is None else {"id": values[ID]}
     if "messages" in values:
         ids = prompter.of_messages(values["messages"], where, values)
-        return Prompt(place, where, name | {"input": values["messages"]}, ids, values)
+        return Prompt(place, where, _named(values) | {"input": values["messages"]}, ids, values)
     text = next(values[key] for key in FIELDS if key in values)
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str):
         raise InputError(f"{where} has {shown(repr(text), 60)} as prompt, expected a text")
     ids = prompter.of_messages([{"role": "user", "content": text}], where) if chat else prompter.of_text(text, where)
-    return Prompt(place, where, name | {"input": text}, ids, values)
+    return Prompt(place, where, _named(values) | {"input": text}, ids, values)
 
 
 def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:

@@ -1,5 +1,6 @@
 """What the user gives as texts: lines, JSON lines and tables become items, each with its place and, where it is of no use, why.
 
+JSON says that a text is empty, and such a text has an answer; a line or a cell with nothing in it says that there is none.
 Knows files and how texts lie in them; knows no model, no token and no array.
 """
 
@@ -149,11 +150,7 @@ def bad_byte(text: str, where: str) -> str | None:
 
 def _of_line(line: str, where: str) -> Item:
     wrong = bad_byte(line, where)
-    return Item(where, error=wrong) if wrong else _of_text(line, where)
-
-
-def _of_text(text: str, where: str) -> Item:
-    return Item(where, text, error=_half_character(text, where) if text.strip() else f"{where} is empty")
+    return Item(where, error=wrong) if wrong else Item(where, line, error=None if line.strip() else f"{where} is empty")
 
 
 def _half_character(text: str, where: str) -> str | None:
@@ -172,7 +169,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
     for where, line in lines:
         wrong = bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
         try:
-            value = None if wrong else json.loads(line, parse_constant=_no_constant, parse_float=_finite, parse_int=whole_number)
+            value = None if wrong else json_value(line)
         except (ValueError, RecursionError):
             wrong = f"{where} is not valid JSON"
         if wrong is not None:
@@ -186,13 +183,18 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
             items.append(_of_fields(value, where, reading))
         elif isinstance(value, str) and reading.field is None and reading.pair is None:
             found = True
-            items.append(_of_text(value, where))
+            items.append(Item(where, value, error=_half_character(value, where)))
         else:
             items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"))
     _refuse_partner(keys, name, reading)
     if keys and not found:
         raise _lacking(name, reading, list(keys), "field")
     return items
+
+
+def json_value(line: str) -> Any:
+    """Return the value of JSON whose numbers can be written again. Raises ValueError or RecursionError."""
+    return json.loads(line, parse_constant=_no_constant, parse_float=_finite, parse_int=whole_number)
 
 
 def _one_list(text: str) -> bool:
@@ -235,7 +237,7 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
             if len(row) > len(head):
                 quote = f"quote a text that holds a {json.dumps(delimiter)}"
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
-            yield Item(where, error=wrong) if wrong else _of_fields(dict(zip(head, row)), where, reading)
+            yield Item(where, error=wrong) if wrong else _of_fields(dict(zip(head, row)), where, reading, cells=True)
 
 
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -283,8 +285,8 @@ def _lacking(name: str, reading: Reading, there: Sequence[str], kind: str) -> In
     return InputError(f"{name} has no {kind} {json.dumps(lacks)[:100]}; it has: {known}; name one of them with {option}")
 
 
-def _of_fields(values: Mapping[str, Any], where: str, reading: Reading) -> Item:
-    """Return the item that an object or a row of a table holds."""
+def _of_fields(values: Mapping[str, Any], where: str, reading: Reading, cells: bool = False) -> Item:
+    """Return the item that an object or, of `cells`, a row of a table holds."""
     name, second = reading.field or TEXT, reading.pair or (PAIR if reading.field is None else "")
     wanted = [(name, values.get(name))]
     if isinstance(wanted[0][1], list) and len(wanted[0][1]) == 2 and second not in values:
@@ -296,7 +298,7 @@ def _of_fields(values: Mapping[str, Any], where: str, reading: Reading) -> Item:
         if not isinstance(value, str):
             what = "has something else than text as" if key in values else "has no"
             wrong = wrong or f"{where} {what} {json.dumps(key)[:100]}"
-        elif not value.strip():
+        elif cells and not value.strip():
             wrong = wrong or f"{where} is empty" + f": {json.dumps(key)[:100]} is" * (len(wanted) > 1)
         else:
             wrong = wrong or _half_character(value, where)
