@@ -30,6 +30,10 @@ class ModelError(HeptiError):
     """The model folder is not one that can be read, or describes a model that is not supported."""
 
 
+class FormatError(ModelError):
+    """A format of weights cannot hold the numbers of this model; another one may."""
+
+
 class StoreError(HeptiError):
     """The weight store is missing, damaged, of another format, or lacks what this rank has to load."""
 

@@ -12,7 +12,7 @@ from hepti_mpi.commands import main
 from hepti_mpi.commands import slice as slicing
 from hepti_mpi.engine.accuracy import accuracy_of
 from hepti_mpi.engine.alone import last_hidden_state
-from hepti_mpi.errors import StoreError
+from hepti_mpi.errors import ModelError, StoreError
 from hepti_mpi.models.checkpoints.random import random_model, random_weight
 from hepti_mpi.models.formats import CHANNELS
 from hepti_mpi.models.inputs.requests import held_out_requests
@@ -50,6 +50,17 @@ def uneven(name, format_name):
             yield called, large
 
     return replace(model, stream=stream).in_format(format_name)
+
+
+def scaled(name, roles, factor):
+    """A tiny model with the matrices of these roles that many times as large."""
+    model = random_model(name)
+
+    def stream():
+        for called, values in model.weights():
+            yield called, values * np.float32(factor if called.endswith(tuple(f"{role}.weight" for role in roles)) else 1)
+
+    return replace(model, stream=stream)
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-vit"])
@@ -216,6 +227,26 @@ def test_labels_that_change_are_counted(tmp_path):
         results = (apply_head(model.spec, weights, store.files, state, held_out.requests, False) for state in states)
         one, other = ([answer["logits"].argmax() for answer in answers] for answers in results)
     assert cost.agreement == np.mean(np.equal(one, other)) and cost.divergence is None
+
+
+@pytest.mark.parametrize("format_name", ["q8", "auto"])
+def test_nothing_is_rounded_by_numbers_that_float32_does_not_hold(tmp_path, monkeypatch, format_name):
+    monkeypatch.setattr(slicing, "_model", lambda *given: scaled("tiny-bert", ("mlp.up", "mlp.down"), 1e25))
+    error = ["--error", "0.1"] if format_name == "auto" else []
+    done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(tmp_path / "m.h5"), "--format", format_name, *error])
+    assert isinstance(done.exception, ModelError) and str(done.exception).endswith("take --format f32")
+    assert "is not finite in front of layers.1.attention.q.weight: numbers become too large for float32" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_auto_leaves_out_formats_that_cannot_hold_the_weights(tmp_path, monkeypatch):
+    """Scales of float16 end at 65504 times a whole number; those of q8 are float32."""
+    monkeypatch.setattr(slicing, "_model", lambda *given: scaled("tiny-bert", ["mlp.down"], 1e9))
+    path = tmp_path / "m.h5"
+    done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(path), "--format", "auto", "--error", "0.5"])
+    assert done.exit_code == 0 and "q4-wide is left out: tensor layers.0.mlp.down.weight holds values up to" in done.output
+    with Store(path) as store:
+        assert store.spec.formats[""] == "q8"
 
 
 def test_answers_that_are_not_finite_are_no_accuracy(tmp_path):

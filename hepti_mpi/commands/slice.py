@@ -137,13 +137,17 @@ def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accurac
 
 def _write_fewest(store: Path, model: "ModelFiles", head: str | None, error: float) -> None:
     """Write the store in the format of the fewest bits that costs at most `error`. Raises ModelError where that cannot be measured."""
-    from hepti_mpi.errors import ModelError
+    from hepti_mpi.errors import FormatError, ModelError
 
     trial = store.with_name(f".{store.name}.trial")
     try:
         for name in FEWEST_FIRST:
             reduced = model.in_format(name, head)
-            calibration = _write(trial, reduced)
+            try:
+                calibration = _write(trial, reduced)
+            except FormatError as refusal:
+                SCREEN.show(f"{name} is left out: {str(refusal).partition('; ')[0]}")
+                continue
             if calibration is None and name != "f32":
                 raise ModelError("the model takes no built-in inputs, so what formats cost is not known; give --format q8 instead of auto")
             choosing, held_out = (None, None) if calibration is None else calibration.finished()

@@ -15,7 +15,7 @@ from math import lcm, prod
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import FormatError, ModelError
 from hepti_mpi.models.rounding import fed_back, nearest
 
 VALUES, SCALES, CHANNELS = "values", "scales", "channels"  # the parts of tensors; every format has the first
@@ -238,13 +238,15 @@ NARROWER: dict[Format, Format] = {Q8_WIDE: Q8_BLOCKS, Q4_WIDE: Q4}  # of as many
 
 
 def encoded(name: str, kind: Format, values: np.ndarray, inner: int, seen: Seen | None) -> dict[str, np.ndarray]:
-    """Return the parts of the tensor `name` in a format. Raises ModelError where they would not be finite: float16 ends at 65504."""
+    """Return the parts of the tensor `name` in a format. Raises FormatError where they would not be finite: float16 ends at 65504."""
     with np.errstate(over="ignore", invalid="ignore"):
         parts = kind.encode(values, inner, seen)
     if all(part.dtype.kind != "f" or np.isfinite(part).all() for part in parts.values()):
         return parts
     largest = f"tensor {name} holds values up to {np.abs(values).max():.3g}"
-    raise ModelError(f"{largest}, too large for {kind.name}, whose numbers or scales are float16; take --format q8 or f32")
+    why = "" if isinstance(kind, Columns) else ", whose numbers or scales are float16"
+    instead = "--format f32" if isinstance(kind, Columns) else "--format q8 or f32" if name.startswith("layers.") else "--head-format f32"
+    raise FormatError(f"{largest}, too large for {kind.name}{why}; take {instead}")
 
 
 def format_named(name: object) -> Format:

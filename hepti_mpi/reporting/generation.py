@@ -123,7 +123,7 @@ def ways_document(chosen: Chosen, first: float | None) -> dict[str, Any]:
 def _ways(chosen: Chosen, first: float | None) -> list[dict[str, Any]]:
     """Return what each way takes; of divisions of layers only the best has a first token. Of plans of one kind on the same ranks there is
     the best alone."""
-    found, staged = [], chosen.staged
+    found, staged = list[dict[str, Any]](), chosen.staged
     if staged is not None:
         found.append({"way": "stages of " + " + ".join(map(str, staged.counts)) + " layers", "token_seconds": _short(staged.seconds),
                       "first_token_seconds": _short(staged.prompt_seconds), "ranks": len(staged.ranks), "members": list(staged.ranks),
@@ -135,9 +135,9 @@ def _ways(chosen: Chosen, first: float | None) -> list[dict[str, Any]]:
                       "first_token_seconds": _short(first) if best and first is not None else None, "ranks": len(one.plan.active),
                       "members": list(one.plan.active), "memory_bytes": list(one.memory),
                       "chosen": best and not chosen.in_stages})  # fmt: skip
-    kinds: dict[Any, dict[str, Any]] = {}
+    kinds: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
     for way in sorted(found, key=lambda way: (not way["chosen"], way["first_token_seconds"] is None, way["token_seconds"])):
-        kinds.setdefault((way["way"], *way["members"]), way)
+        kinds.setdefault((way["way"], tuple(way["members"])), way)
     return sorted(kinds.values(), key=lambda way: way["token_seconds"])
 
 

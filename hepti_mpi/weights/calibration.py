@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.formats import Seen
@@ -136,7 +136,10 @@ class Calibration:
         return cls(spec, fewer(first, most), fewer(others[::2], MOST_OTHERS), fewer(others[1::2], MOST_OTHERS))
 
     def take(self, group: Group) -> dict[str, Seen]:
-        """Go on with these weights; return, by the name of each matrix of a layer, what is known of the products with it."""
+        """Go on with these weights; return, by the name of each matrix of a layer, what is known of the products with it.
+
+        Raises ModelError where numbers become too large for float32 on the way: nothing can be rounded by those.
+        """
         inner = any(name.startswith("layers.") for name in group)
         self.own |= {name: values for name, values in group.items() if inner or name in self.wanted}
         if not inner:
@@ -148,9 +151,13 @@ class Calibration:
         return seen
 
     def finished(self) -> tuple[Inputs, Inputs]:
-        """Return what came of it when all weights have passed: of the inputs that a format may be chosen by, and of those held out."""
+        """Return what came of it when all weights have passed: of the inputs that a format may be chosen by, and of those held out.
+
+        Raises ModelError as `take` does.
+        """
         self._advance()
         assert not self.left
+        _check(self.values[RESULT], "behind the last layer")
         count = len(self.requests) - self.held_out
         hidden, rows = self.values[RESULT], sum(request.rows for request in self.requests[:count])
         return Inputs(self.requests[:count], hidden[:rows]), Inputs(self.requests[count:], hidden[rows:])
@@ -171,9 +178,11 @@ class Calibration:
             if not all(weight.name in self.own for weight in weights.values()):
                 break
             reads, own = [self.values[name] for name in step.reads], {role: self.own[weight.name] for role, weight in weights.items()}
+            _check(reads[0], f"in front of {next(iter(weights.values())).name}" if weights else "on the way")
             if isinstance(step, ops.Project | ops.Out | ops.Mlp):
                 seen |= self._seen(step, own, reads[0][: self.shown], weights)
-            self.values.update(zip(step.writes, REFERENCES[type(step)](step, own, reads, self.where), strict=True))
+            with np.errstate(over="ignore", invalid="ignore"):  # the next one finds what is not finite
+                self.values.update(zip(step.writes, REFERENCES[type(step)](step, own, reads, self.where), strict=True))
             self.left.popleft()
         return seen
 
@@ -202,6 +211,14 @@ class Calibration:
 def fewer(requests: Sequence[Request], most: int) -> Sequence[Request]:
     """Return the first requests that have at most so many rows in all; at least one."""
     return requests[: max(1, int((np.cumsum([request.rows for request in requests]) <= most).sum()))]
+
+
+def _check(values: np.ndarray, where: str) -> None:
+    """Raise ModelError for numbers that are not finite."""
+    if not np.isfinite(values).all():
+        why = "numbers become too large for float32 on the way"
+        raise ModelError(f"what the model makes of built-in inputs is not finite {where}: {why}, so that no weight can be rounded by them; "
+                         "take --format f32")  # fmt: skip
 
 
 def _spread(largest: np.ndarray, power: float) -> np.ndarray:

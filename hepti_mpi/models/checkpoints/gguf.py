@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import ModelError, reason_of
+from hepti_mpi.models.checkpoints.finite import check_finite
 from hepti_mpi.models.checkpoints.ggml import TYPES, UNREAD, GgmlType
 from hepti_mpi.models.untrusted import refuse_pointer, shown
-from hepti_mpi.wording import counted
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}
@@ -74,10 +74,9 @@ class GgufFile:
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: tensor {name} cannot be read: {shown(error)}") from None
         with np.errstate(over="ignore", invalid="ignore"):
-            values = tensor.kind.decode(blocks).astype(np.float32, copy=False).reshape(tensor.shape)
-        if not np.isfinite(values).all():
-            count = int((~np.isfinite(values)).sum())
-            raise ModelError(f"{self.path}: tensor {name} holds {counted(count, 'values')} not finite")
+            held = tensor.kind.decode(blocks).reshape(tensor.shape)
+            values = held.astype(np.float32, copy=False)
+        check_finite(values, f"{self.path}: tensor {name}", held)
         return values
 
     def hashes(self) -> Iterator[str]:

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from hepti_mpi.errors import ModelError, reason_of
+from hepti_mpi.models.checkpoints.finite import check_finite
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
-from hepti_mpi.wording import counted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -81,11 +81,9 @@ class TensorFiles:
         if tensor.kind == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         with np.errstate(over="ignore"):  # a float64 that float32 cannot hold becomes infinite
-            array = np.asarray(array, dtype=np.float32)
-        if not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
-            raise ModelError(f"{tensor.path}: tensor {name} holds {counted(count, 'values')} not finite")
-        return array
+            values = np.asarray(array, dtype=np.float32)
+        check_finite(values, f"{tensor.path}: tensor {name}", array)
+        return values
 
     def hashes(self) -> Iterator[str]:
         """Yield the name of every file and the SHA-256 of its contents, in hexadecimal. Raises ModelError."""
