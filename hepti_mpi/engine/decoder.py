@@ -321,21 +321,16 @@ class Decoder:
         if segment.session is None:
             return None
         binding = segment.session.io_binding()
-
-        def bind(to: Callable[..., None], name: str, array: Array) -> None:
-            to(name, "cpu", 0, sessions.ELEMENT[array.dtype], array.shape, array.ctypes.data)
-
         for name in (*segment.inputs, *segment.told, *segment.asked, *segment.turns):
-            bind(binding.bind_input, name, values[name])
+            sessions.bind(binding.bind_input, name, values[name])
         for name in segment.outputs:
-            bind(binding.bind_output, name, values[name])
+            sessions.bind(binding.bind_output, name, values[name])
         for layer in segment.layers:
             keys, rows = self.state.views(layer, order.first, order.count)
             for past, whole, array in ((caching.KEYS, caching.ALL_KEYS, keys), (caching.ROWS, caching.ALL_ROWS, rows)):
-                bind(binding.bind_input, past.format(layer), array)
-                bind(binding.bind_output, whole.format(layer), array)
-        runner: Callable[[object], None] = segment.session.run_with_iobinding
-        return partial(runner, binding)
+                sessions.bind(binding.bind_input, past.format(layer), array)
+                sessions.bind(binding.bind_output, whole.format(layer), array)
+        return sessions.runner(segment.session, binding)
 
     def _buffer(self, number: int) -> Array:
         if number not in self.memory:

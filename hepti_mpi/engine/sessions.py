@@ -79,12 +79,10 @@ class Segment:
         if self.session is None:
             return None
         binding = self.session.io_binding()
-        for names, bind in (((*self.inputs, *self.asked), binding.bind_input), (self.outputs, binding.bind_output)):
+        for names, to in (((*self.inputs, *self.asked), binding.bind_input), (self.outputs, binding.bind_output)):
             for name in names:
-                array = values[name]
-                bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
-        runner: Callable[[object], None] = self.session.run_with_iobinding
-        return partial(runner, binding)
+                bind(to, name, values[name])
+        return runner(self.session, binding)
 
 
 def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, threads: int) -> Segment:
@@ -266,13 +264,29 @@ def running(
     """Return what runs a session on arrays that stay where they are, by the names of inputs and outputs."""
     binding = session.io_binding()
     assert all(array.flags.c_contiguous for array in (*feed.values(), *results.values()))
-    for bind, arrays in ((binding.bind_input, feed), (binding.bind_output, results)):
+    for to, arrays in ((binding.bind_input, feed), (binding.bind_output, results)):
         for name, array in arrays.items():
-            bind(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
-    kept = (feed, results)  # the binding knows their addresses only
+            bind(to, name, array)
+    kept, run = (feed, results), runner(session, binding)  # the binding knows their addresses only
 
-    def run() -> None:
+    def run_kept() -> None:
         assert kept
-        session.run_with_iobinding(binding)
+        run()
 
-    return run
+    return run_kept
+
+
+def bind(to: Callable[..., None], name: str, array: np.ndarray) -> None:
+    """Bind an array by its address, `to` an input or an output of a binding."""
+    to(name, "cpu", 0, ELEMENT[array.dtype], array.shape, array.ctypes.data)
+
+
+def runner(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> Callable[[], None]:
+    """Return what runs a session on what is bound. A token of a text is some sixty runs of parts of layers, of 50 to 80 us: what ONNX
+    Runtime's Python class does before each, and making options for it, takes 3 of them. So it is passed by."""
+    return partial(session._sess.run_with_iobinding, binding._iobinding, _options_of_runs())
+
+
+@cache
+def _options_of_runs() -> onnxruntime.RunOptions:
+    return onnxruntime.RunOptions()
