@@ -94,6 +94,10 @@ class Cached(Writing):
     cache: str = FULL
     largest: Mapping[str, float] = field(default_factory=dict)
 
+    def mixes(self, op: ops.Project) -> bool:
+        """A step of texts looks once, behind its last layer: Decoder."""
+        return False
+
 
 def whole_table(kind: str, rotary: Rotary) -> str:
     """Return what the table of "cos" or "sin" at all positions is called."""
@@ -122,7 +126,7 @@ def project(to: Cached, op: ops.Project, w: Own) -> None:
     bias = None
     if biases:
         bias = to.graph.constant(f"{whole.name}.bias", np.concatenate([to.store.array(piece).reshape(-1) for piece in biases]))
-    to.together[op.layer] = Product(to.graph, Made(parts), op.reads[0], whole, looks=to.mixes(op)).write(bias, f"together.{op.layer}")
+    to.together[op.layer] = Product(to.graph, Made(parts), op.reads[0], whole, looks=False).write(bias, f"together.{op.layer}")
 
 
 def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:

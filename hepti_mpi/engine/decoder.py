@@ -246,7 +246,21 @@ class Decoder:
                 computed += clock - before
         self.spent["compute_seconds"] += computed
         self.spent["wire_seconds"] += exchanged
-        return at.values[self.last]
+        rows = at.values[self.last]
+        if not np.isfinite(rows).all():
+            self._lose(order, rows)
+        return rows
+
+    def _lose(self, order: Order, rows: Array) -> None:
+        """Make NaN of rows that are not finite and of those behind them in their texts, and of their keys, to which others will attend:
+        products that round rows may have lost it. Behind the last layer it is still to be seen, since each adds to what it reads."""
+        texts = rows.reshape(order.count, order.each, -1)
+        for number, (text, length) in enumerate(zip(texts, order.lengths)):
+            bad = np.flatnonzero(~np.isfinite(text).all(axis=1))
+            if len(bad):
+                text[bad[0] :] = np.nan
+                for keys in self.state.keys:
+                    keys[order.first + number, :, length + bad[0] : length + order.each] = np.nan
 
     def _to_words(self, order: Order, hidden: Array) -> None:
         """Bring the rows behind which scores are wanted to the words."""

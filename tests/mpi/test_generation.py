@@ -158,23 +158,27 @@ def test_what_float16_does_not_have_is_no_answer(machine, folder, monkeypatch, f
     machine.world.barrier()
 
 
+@pytest.mark.parametrize("kind", ["heads", "stages"])
 @pytest.mark.parametrize("format_name", ["q8", "q4"])
 @pytest.mark.parametrize("case", ["llama", "gemma2", "qwen3", "gpt2"])
-def test_what_is_not_finite_reaches_all_that_follows(machine, store_of, case, format_name):
-    """Whatever the weights are rounded to: a text behind a row that overflowed has no scores."""
-    store = store_of(case, format_name)
-    decoder = loaded(machine, store, SHARES["uneven"](machine.world.size), 2)
+def test_what_is_not_finite_reaches_all_that_follows(machine, store_of, case, format_name, kind):
+    """Whatever the weights are rounded to: a text behind a row that overflowed has no scores, and another one beside it has its own."""
+    store, size = store_of(case, format_name), machine.world.size
+    divided_so = whole(divided(machine, store, SHARES["uneven"](size)))
+    placement = staged(store, *stages_of("uneven", size, store.spec.layers)) if kind == "stages" else divided_so
+    decoder = loading.load(machine, store, placement, 2, 64)
     if machine.world.rank:
         decoder.follow()
         return
-    order, random = decoders.Order(0, 1, 6, (0,), 0, every=True), np.random.default_rng(1)
+    order, random = decoders.Order(0, 2, 6, (0, 0), 0, every=True), np.random.default_rng(1)
     for value in (np.inf, np.nan):
         rows = random.standard_normal((order.rows, store.spec.hidden), np.float32)
         rows[2, 5] = value
         found = [np.isfinite(scores.logits).all() for scores in decoder.step(order, rows)]
-        assert not any(found[2:])  # of the rows before it in the step, the kernel may multiply it by 0
-        (scores,) = decoder.step(decoders.Order(0, 1, 1, (6,), 0), random.standard_normal((1, store.spec.hidden), np.float32))
-        assert not np.isfinite(scores.logits).any()
+        assert not any(found[2:6]) and all(found[6:])  # of the rows before it in the step, the kernel may multiply it by 0
+        more = random.standard_normal((2, store.spec.hidden), np.float32)
+        one, other = decoder.step(decoders.Order(0, 2, 1, (6, 6), 0), more)
+        assert not np.isfinite(one.logits).any() and np.isfinite(other.logits).all()
     decoder.end()
 
 
