@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
-from hepti_mpi.models.inputs.requests import read_requests
+from hepti_mpi.models.inputs.requests import read_requests, text_requests
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
 
@@ -56,6 +57,26 @@ def test_what_is_no_json_costs_its_line(tmp_path):
         "line 9 of x.jsonl is not UTF-8: byte 2 is 0xff",
     ]  # fmt: skip
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
+
+
+def test_an_empty_second_text_is_none_to_a_pipeline_and_one_to_sentence_transformers():
+    """As transformers 5.23 and sentence-transformers 6.2 tokenise ("a", "")."""
+    model = read_model(GOLDEN / "bert_sentence")
+    plain = replace(model.spec, options={key: value for key, value in model.spec.options.items() if key != "prompt"})
+    ids = [text_requests(spec, model.files, [Item("x", "cat", "")], True)[0].arrays["ids"].tolist() for spec in (model.spec, plain)]
+    assert ids[0] == [*ids[1], ids[1][-1]] and len(ids[1]) == len(text_requests(plain, model.files, [Item("x", "cat")], True)[0].keep)
+
+
+@pytest.mark.parametrize("content", ['[\n"a",\n"b"\n]\n', '["a", "b", "c"]', '[["a", "b"], ["c", "d"]]', '[{"text": "a"},\n{"text": "b"}]'])
+def test_a_list_as_a_whole_is_not_taken_line_by_line(tmp_path, content):
+    refused(tmp_path, "x.jsonl", content, "x.jsonl is one JSON list", "jq -c '.[]' FILE")
+
+
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+def test_utf_16_without_a_mark_is_no_text_with_nulls(tmp_path, name, coding):
+    refused(tmp_path, name, 'text\n"hello"\n'.encode(coding), f"{name} is UTF-16 without a mark")
+    assert given(read(tmp_path, "x.txt", b"\0\n")) == ["\0"]
 
 
 def test_what_json_says_to_be_empty_is_a_text(tmp_path):

@@ -184,8 +184,12 @@ def many_text_requests(spec: ModelSpec, tokens: Tokens, items: Sequence[Item]) -
 
 
 def _said(spec: ModelSpec, item: Item) -> list[str]:
-    """Return the text of an item, or both, as they are tokenised."""
-    return [spec.options.get("prompt", "") + (item.text or ""), *([] if item.pair is None else [item.pair])]
+    """Return the text of an item, or both, as they are tokenised.
+
+    An empty second text is one to sentence-transformers, whose models have a prompt, and none to transformers' pipelines.
+    """
+    paired = item.pair is not None and (item.pair != "" or "prompt" in spec.options)
+    return [spec.options.get("prompt", "") + (item.text or ""), *([item.pair or ""] if paired else [])]
 
 
 def _encoded_request(spec: ModelSpec, item: Item, index: int, encoded: Encoded) -> Request:

@@ -25,6 +25,7 @@ SUFFIXES = (".txt", ".jsonl", *DELIMITERS)
 TAKEN = f"the model takes texts: {', '.join(SUFFIXES)}, .npz with input_ids, or - for standard input"
 OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
           b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8"}  # fmt: skip
+WIDE = "UTF-16 without a mark at its beginning: save it as UTF-8"
 BEGIN = 8000  # bytes of a file by which Git, too, tells whether it is text: no byte of a text is 0
 
 
@@ -91,11 +92,17 @@ def read_text(source: str, stdin: IO[Any] | None, streamed: str) -> tuple[str, s
         name, content = path.name, _read_file(path)
     else:
         raise InputError(f"input {path} is {'a folder' if path.is_dir() else 'not supported'}; {TAKEN}")
-    what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), None)
+    what = next((what for begin, what in OTHERS.items() if content.startswith(begin)), WIDE if _is_wide(content) else None)
     if what is not None:
         raise InputError(f"{name} is {what}, then give it again")
     _check_text(content, name)
     return name, suffix, content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def _is_wide(content: bytes) -> bool:
+    """Return whether every other byte of the beginning is 0, as of Latin letters in UTF-16."""
+    few = content[:BEGIN]
+    return len(few) >= 8 and any(not any(few[at::2]) and any(few[1 - at :: 2]) for at in (0, 1))
 
 
 def _check_text(content: bytes, name: str) -> None:
@@ -198,14 +205,14 @@ def json_value(line: str) -> Any:
 
 
 def _one_list(text: str) -> bool:
-    """Return whether a file is a list of objects as a whole, which is what a data set is often kept as, in one line or several."""
+    """Return whether a file is a list as a whole, which is what a data set is often kept as, in one line or several."""
     if not text.lstrip().startswith("["):
         return False
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return any(isinstance(member, dict) for member in value)
+    return "\n" in text.strip() or any(isinstance(member, dict | list) for member in value) or len(value) > 2
 
 
 def _no_constant(word: str) -> None:
