@@ -16,7 +16,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
-from hepti_mpi.planning.traffic import Links, Shares, Traffic, together, traffic
+from hepti_mpi.planning.traffic import Facts, Links, Shares, Traffic, facts_of, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid
@@ -118,6 +118,7 @@ class Pricer:
         self.known: dict[int, list[Walked]] = {}  # by the same
         self.each_kind: dict[int, dict[Kind, Step]] = {}
         self.begun: dict[tuple[int, int], int] = {}  # by ids of two of them
+        self.facts: dict[tuple[Kind, ...], Facts] = {}  # of exchanges that are worked out at once
         self.groups: dict[tuple[int, ...], Members] = {}  # by active ranks
 
     def of_batch(self, lengths: Sequence[int]) -> "Pricer":
@@ -168,7 +169,7 @@ class Pricer:
         """Return seconds of `ops`, at `speeds`, without the fixed cost of the run."""
         amounts: dict[str, Any] = {}  # in the order of OpWork, so that a sum is the same whatever the order of operations
         for work in [op.work(share) for op in ops]:
-            for name, amount in vars(work).items():
+            for name, amount in zip(work._fields, work):
                 if not _none(amount):
                     amounts[name] = amounts[name] + amount if name in amounts else amount
         spent = np.zeros(1)
@@ -268,7 +269,7 @@ def _some(values: Any, numbers: Sequence[int]) -> Any:
     if isinstance(values, tuple):
         return type(values)(*(_some(one, numbers) for one in values))
     if isinstance(values, (Links, Shares)):
-        return type(values)(*(_some(getattr(values, field.name), numbers) for field in fields(values)))
+        return type(values)(*[_some(getattr(values, name), numbers) for name in values.__dataclass_fields__])
     return values
 
 
@@ -307,7 +308,7 @@ class Batch:
         self.in_turn = like.collectives == "mpi"
         self.by_messages = like.divided and (not self.in_turn or pricer.emulated)
         own = shares.rows
-        every = {"rows": own, "full": np.broadcast_to(own.sum(axis=0), own.shape)}
+        every = {"rows": own, "full": np.zeros_like(own) + own.sum(axis=0)}
         heads = shares.heads, shares.columns, *shared(shares.heads, pricer.spec.group)
         self.parts = {name: Share(rows, rows * pricer.attended, *heads, rows * pricer.padding) for name, rows in every.items()}
         places = self.places[:, None]
@@ -367,7 +368,10 @@ class Batch:
         if sent:
             fixed = pricer.start, pricer.start_per_byte, pricer.exchange
             cast = pricer.cast[self.places]
-            self.known.update(zip(sent, traffic(list(sent.values()), self.shares, pricer.spec.heads, links, not self.in_turn, fixed, cast)))
+            if (kinds := tuple(sent)) not in pricer.facts:
+                pricer.facts[kinds] = facts_of(list(sent.values()))
+            found = traffic(pricer.facts[kinds], self.shares, pricer.spec.heads, links, not self.in_turn, fixed, cast)
+            self.known.update(zip(sent, found))
         for kind, step in new.items():
             if isinstance(step, Compute):
                 self.known[kind] = self._computing(step)

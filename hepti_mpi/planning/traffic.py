@@ -115,13 +115,13 @@ def _by_place(values: np.ndarray | None, places: tuple[int, int]) -> Sequence[Se
 
 
 def traffic(
-    syncs: Sequence[Sync], shares: Shares, heads: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
+    facts: "Facts", shares: Shares, heads: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
 ) -> list[list[Traffic]]:  # fmt: skip
     """Return what exchanges are by messages, of each tile. `heads`: of the model; `rings`: whether uneven blocks go round, as long ones do;
     `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do;
     `cast`: that each rank takes for a number to or from float16."""
-    count, facts = len(shares.rows), _facts(tuple(syncs))
-    have, want = held(syncs, shares, heads, facts.terms)
+    count = len(shares.rows)
+    have, want = held(facts, shares, heads)
     sizes = np.where(facts.terms, want.sizes, have.sizes) * facts.size  # of each rank's block
     ring = np.zeros(sizes.shape[1:], bool)
     largest = sizes.max(axis=0)
@@ -148,10 +148,14 @@ def traffic(
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
 
 
-class _Facts(NamedTuple):
-    """Of each exchange, [exchanges, 1, 1]: whether it is of terms, whether it is from or to the root, the bytes of a number, the numbers in
-    a row, how long casts of what came take, whether it may go round, and whether all want all."""
+class Facts(NamedTuple):
+    """Of each exchange, [exchanges], which of those `held`, with their numbers in a row, is what ranks have, and what they want; and
+    [exchanges, 1, 1]: whether it is of terms, whether it is from or to the root, the bytes of a number, the numbers in a row, how long
+    casts of what came take, whether it may go round, and whether all want all."""
 
+    held: tuple[tuple[Holding, int], ...]
+    have: np.ndarray
+    want: np.ndarray
     terms: np.ndarray
     outer: np.ndarray
     size: np.ndarray
@@ -161,15 +165,18 @@ class _Facts(NamedTuple):
     everywhere: np.ndarray
 
 
-@lru_cache(maxsize=1024)
-def _facts(syncs: tuple[Sync, ...]) -> _Facts:
+def facts_of(syncs: Sequence[Sync]) -> Facts:
+    """Return what of exchanges does not depend on shares."""
     facts = [
         (sync.have.terms, ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, sync.have.terms * CASTS[sync.wire],
          # a short sum would round at each rank
          (sync.have, sync.want) in ((ROWS, FULL), (EVEN, FULL)) or (sync.have.terms and sync.wire == "float32"),
          sync.want == FULL) for sync in syncs
     ]  # fmt: skip
-    return _Facts(*(np.array(some)[:, None, None] for some in zip(*facts)))
+    ends = [((sync.have, sync.width), (sync.want, sync.width)) for sync in syncs]
+    known = tuple(dict.fromkeys(one for both in ends for one in both))
+    have, want = np.array([list(map(known.index, both)) for both in ends]).T
+    return Facts(known, have, want, *(np.array(some)[:, None, None] for some in zip(*facts)))
 
 
 def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, places: tuple[int, int]) -> list[list[Any]]:
@@ -180,18 +187,13 @@ def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, 
     return [[kind(*one) if whether else None for whether, *one in zip(which, *some)] for which, some in zip(any_, found)]
 
 
-def held(syncs: Sequence[Sync], shares: Shares, heads: int, terms: np.ndarray) -> tuple[Held, Held]:
+def held(facts: Facts, shares: Shares, heads: int) -> tuple[Held, Held]:
     """Return who has and who wants what of each tile of exchanged values."""
-    ends, known = np.cumsum(shares.heads, axis=0), dict[tuple[Holding, int], np.ndarray]()
+    ends = np.cumsum(shares.heads, axis=0)
     columns = np.stack([ends - shares.heads, ends], axis=1)
-    for sync in syncs:
-        for holding in (sync.have, sync.want):
-            if (holding, sync.width) not in known:
-                own = columns * sync.width // heads
-                known[holding, sync.width] = boxes(holding, shares.rows[None], 0, own, sync.width)
-    have, want = (np.stack([known[holding, sync.width] for holding, sync in zip(some, syncs)], axis=2, dtype=float)
-                  for some in ([sync.have for sync in syncs], [sync.want for sync in syncs]))  # fmt: skip
-    return Held(have, terms), Held(want)
+    known = [boxes(holding, shares.rows[None], 0, columns * width // heads, width) for holding, width in facts.held]
+    every = np.stack(known, axis=2, dtype=float)
+    return Held(every.take(facts.have, axis=2), facts.terms), Held(every.take(facts.want, axis=2))
 
 
 def _direct(bytes_: np.ndarray, links: Links) -> Sent:

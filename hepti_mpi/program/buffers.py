@@ -57,8 +57,9 @@ def named(values: dict[str, Value], name: str, tile: int | None) -> str:
 
 def interface(values: dict[str, Value], step: Step) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the keys of what a step reads and of what it writes, or writes a part of."""
-    reads, writes = (tuple([named(values, name, step.tile) for name in names]) for names in (step.reads, step.writes))
-    return reads, writes
+    tile = f".{step.tile}"  # as key() has it
+    reads = tuple([name if name in values else name + tile for name in step.reads])
+    return reads, tuple([name if name in values else name + tile for name in step.writes])
 
 
 def dependencies(program: Program) -> tuple[frozenset[int], ...]:

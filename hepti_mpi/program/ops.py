@@ -10,7 +10,7 @@ program/reference.py.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ CASTS = {"float32": 0, "float16": 1, "int8": 3}  # to a type and back, times as 
 Roles = Mapping[str, tuple[Weight, str | None]]  # what a weight is to an operation: the weight and the axis that it is divided along
 
 
-@dataclass(frozen=True)
-class OpWork:
+class OpWork(NamedTuple):
     """The work of one operation: `weights` of matrices by which each of its rows is multiplied, and, of all rows, `attention`
     multiply-adds and the elements that it lays out (`arranged`), `elements` of norms and residual sums, `activations`, `casts`.
     Numbers, or arrays of one per rank."""
