@@ -105,10 +105,14 @@ def test_words_are_priced_by_a_table_that_was_timed():
     plan = decide(plain, "single").chosen.plan
     before, bound_before = Steps(SPEC, plain, 1, 128).seconds(plan), decoding.bound(SPEC, plain)
     for times in (1.0, 0.5):
-        timed = replace(plain, nodes=(replace(node, table_seconds=times * as_layers),))
+        timed = replace(plain, nodes=(replace(node, table_seconds=(times * as_layers, 3 * times * as_layers)),))
         words = word_table(SPEC).held * as_layers
         assert Steps(SPEC, timed, 1, 128).seconds(plan) == pytest.approx(before - (1 - times) * words)
         assert decoding.bound(SPEC, timed) == pytest.approx(times * bound_before)
+        twice = replace(timed, nodes=(replace(timed.nodes[0], table_seconds=(2 * times * as_layers, 6 * times * as_layers)),))
+        for rows, cache, of_one in ((1, "float32", 1), (8, "float32", 3), (8, None, 1)):  # of a prompt its last row alone is scored
+            seconds = [Steps(SPEC, one, rows, 128, cache).seconds(plan) for one in (timed, twice)]
+            assert seconds[1] - seconds[0] == pytest.approx(of_one * times * words)
 
 
 def test_answers_that_fit_on_no_rank_alone_are_kept_by_several():

@@ -31,16 +31,20 @@ def test_a_saved_profile_is_the_same(tmp_path):
 def test_what_exchanges_cost_is_kept(tmp_path):
     nodes = tuple(replace(node, head_start_bytes=250e3 + rank, glance_seconds_per_weight=1e-10) for rank, node in enumerate(PROFILE.nodes))
     nodes = tuple(replace(node, cached_seconds_per_mac=(1e-10, 2e-10), cached_arrange_seconds=(0.0, 1e-9),
-                          beside_seconds=(1e-5, 2e-5), table_seconds=1e-10) for node in nodes)  # fmt: skip
+                          beside_seconds=(1e-5, 2e-5), table_seconds=(1e-10, 2e-10)) for node in nodes)  # fmt: skip
     profile = replace(PROFILE, nodes=nodes, exchange_seconds=3e-4, start_seconds=2e-5, start_seconds_per_byte=1e-10)
     profile.save(tmp_path / "p.json")
     assert load(tmp_path / "p.json") == profile
     assert from_json(json.loads(json.dumps(profile.to_json()))) == profile
+    older = json.loads(json.dumps(profile.to_json()))
+    for node in older["nodes"]:
+        node["table_seconds"] = 1e-10  # of one row
+    assert from_json(older) == replace(profile, nodes=tuple(replace(node, table_seconds=()) for node in nodes))
 
 
 def test_slower_ranks_compute_longer_and_are_linked_as_before():
     caches = {"cached_seconds_per_mac": (1e-10, 2e-10), "cached_arrange_seconds": (0.0, 1e-9), "beside_seconds": (1e-5, 2e-5),
-              "table_seconds": 1e-10}  # fmt: skip
+              "table_seconds": (1e-10, 2e-10)}  # fmt: skip
     measured = replace(PROFILE, nodes=tuple(replace(node, **caches) for node in PROFILE.nodes))
     for name, seconds in caches.items():
         slower = 10 * seconds if isinstance(seconds, float) else [10 * one for one in seconds]
@@ -122,9 +126,9 @@ DAMAGED = [
     (edited(node(cached_seconds_per_mac=[1e-9])), "what caches take is not of float32, float16"),
     (edited(node(cached_seconds_per_mac=[1e-9], cached_arrange_seconds=[0.0])), "what caches take is not of float32, float16"),
     (edited(node(cached_seconds_per_mac=[1e-9, 0], cached_arrange_seconds=[0, 0])), "between"),
-    (edited(node(beside_seconds=[1e-5])), "what layers of texts take is not of steps of 1, 8 rows"),
+    (edited(node(beside_seconds=[1e-5])), "what layers of texts or words take is not of steps of 1, 8 rows"),
     (edited(node(beside_seconds=[-1e-5, 0])), "between"),
-    (edited(node(table_seconds=-1e-10)), "between"),
+    (edited(node(table_seconds=[-1e-10, 1e-10])), "between"), (edited(node(table_seconds=[1e-10])), "not of steps of 1, 8 rows"),
     (edited(node(gemm_rows=[1, 8, 32])), "curve"),
     (edited(node(gemm_rows=[1, 32, 8, 128])), "curve"),
     (edited(node(gemm_rows=[0, 8, 32, 128])), "between"),

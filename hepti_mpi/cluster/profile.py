@@ -41,8 +41,8 @@ class NodeProfile:
     () where nobody timed them: as of any attention.
     `beside_seconds`: seconds of a layer beside its products and its attention, in steps of texts, of each of STEP_ROWS, whatever the rank's
     share; () where nobody timed them: as its elements and activations.
-    `table_seconds`: seconds for each byte of a table that is larger than caches, such as that of words, to be read and multiplied by a
-    row; 0 where nobody timed it: as layers' weights.
+    `table_seconds`: seconds for each byte of a table that is larger than caches, such as that of words, to be read and multiplied by
+    each of STEP_ROWS; () where nobody timed it: as layers' weights.
     `cast_seconds`: seconds per element to make float16 of float32.
     `glance_seconds_per_weight`: seconds of one number of rows of the curve in a chain of products alone, which a later job times again to
     see whether the rank had other work; 0 where nobody did.
@@ -69,7 +69,7 @@ class NodeProfile:
     cached_seconds_per_mac: tuple[float, ...] = ()
     cached_arrange_seconds: tuple[float, ...] = ()
     beside_seconds: tuple[float, ...] = ()
-    table_seconds: float = 0.0
+    table_seconds: tuple[float, ...] = ()
     alone: "NodeProfile | None" = None
 
     def beside(self, rows: int) -> float | None:
@@ -209,7 +209,8 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
             glance_seconds_per_weight=by * node.glance_seconds_per_weight, alone=node.alone and slower(node.alone, by),
             cached_seconds_per_mac=tuple(by * seconds for seconds in node.cached_seconds_per_mac),
             cached_arrange_seconds=tuple(by * seconds for seconds in node.cached_arrange_seconds),
-            beside_seconds=tuple(by * seconds for seconds in node.beside_seconds), table_seconds=by * node.table_seconds,
+            beside_seconds=tuple(by * seconds for seconds in node.beside_seconds),
+            table_seconds=tuple(by * seconds for seconds in node.table_seconds),
         )  # fmt: skip
 
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
@@ -347,9 +348,10 @@ def _node(item: dict[str, Any]) -> NodeProfile:
     if len(cached) != len(begins) or len(cached) not in (0, len(CACHES)):
         raise ValueError(f"what caches take is not of {', '.join(CACHES)}")
     beside = tuple(_between(v, 0, 1e6) for v in item.get("beside_seconds", ()))
-    if len(beside) not in (0, len(STEP_ROWS)):
-        raise ValueError(f"what layers of texts take is not of steps of {', '.join(map(str, STEP_ROWS))} rows")
-    table = _between(item.get("table_seconds", 0.0), 0, 1e6)
+    table = item.get("table_seconds", ())
+    table = tuple(_between(v, 0, 1e6) for v in table) if isinstance(table, (list, tuple)) else ()  # it was of one row, for a day
+    if not {len(beside), len(table)} <= {0, len(STEP_ROWS)}:
+        raise ValueError(f"what layers of texts or words take is not of steps of {', '.join(map(str, STEP_ROWS))} rows")
     speeds = (curve, attention, element, segment, head_start, cast, activation, arrange, glance, cached, begins, beside, table)
     alone = None if item["alone"] is None else _node(item["alone"])
     if alone is not None and (alone.alone is not None or len(alone.gemm_rows) != len(rows)):

@@ -27,7 +27,7 @@ class Speeds:
     cached_seconds_per_mac: tuple[float, ...] = ()
     cached_arrange_seconds: tuple[float, ...] = ()
     beside_seconds: tuple[float, ...] = ()
-    table_seconds: float = 0.0
+    table_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Timed:
     `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, by rising numbers of rows, where
     they were timed; `cached`: for each of CACHES, where they were, attention of one row behind few others in a cache and behind many;
     `steps`: where they were, `layers` layers of steps of texts, a large part of each, of each of STEP_ROWS, and then a small part;
-    `table`: seconds of a byte of a table, 0 where they were not."""
+    `table`: seconds of a byte of a table in steps of each of STEP_ROWS, () where they were not."""
 
     rows: Sequence[int]
     products: Sequence[float]
@@ -47,7 +47,7 @@ class Timed:
     cached: Sequence["Took"] = ()
     steps: "Took" = ()
     layers: int = 0
-    table: float = 0.0
+    table: Sequence[float] = ()
 
 
 Took = Sequence[tuple[Work, float]]  # what kernels did, and their seconds
@@ -62,7 +62,7 @@ def fitted(timed: Timed) -> Speeds:
     cached = [_attention([(work, max(spent - nothing, 1e-9)) for work, spent in took]) for took in timed.cached]
     behind = tuple(each for each, _ in cached), tuple(begin for _, begin in cached)
     speeds = Speeds(tuple(_rising(timed.products)), mac, elements, nothing, casts, activations, arrange, glance, *behind,
-                    table_seconds=timed.table)  # fmt: skip
+                    table_seconds=tuple(_rising(timed.table)))  # fmt: skip
     if timed.steps:
         speeds = of_texts(speeds, timed)
     return together(speeds, timed.rows, timed.whole) if timed.whole else speeds

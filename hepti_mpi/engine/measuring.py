@@ -88,16 +88,16 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
     steps = [(part, texts) for part in timers.texts for texts in STEP_ROWS]
     calls += [(part.call(texts, behind_few), Work()) for part, texts in steps]
-    if timers.table is not None:
-        calls += [(timers.table[0], Work())]
+    behind_texts = len(calls)
+    calls += [] if timers.table is None else [(timers.table[0](texts), Work()) for texts in STEP_ROWS]
     times: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
     for _ in range(passes):
         for place, ((call, work), found) in enumerate(zip(calls, times)):
             alone = len(rows) <= place < parts_of_layers and not emulation.on
             before = timers.between if alone else None  # the chain of products has its own weights
-            if steps and place == len(calls) - 1:
-                before = calls[place - len(steps)][0]  # the table of words: layers take what was in caches, as those of a token do
+            if place >= behind_texts:
+                before = calls[behind_texts - len(steps)][0]  # the table of words: layers take what was in caches, as those of a token do
             begin()
             with emulation.in_time():
                 _time(partial(emulation.run, call, work), seconds / passes / len(calls), clock, found, before)
@@ -110,7 +110,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
     layers = list(zip(did, spent[6 + len(behind) :]))
     of_texts = [(part.work(texts, behind_few), taken) for (part, texts), taken in zip(steps, spent[6 + len(behind) + len(whole) :])]
-    table = 0.0 if timers.table is None else spent[-1] / timers.table[1]
+    table = [] if timers.table is None else [taken / timers.table[1] for taken in spent_of[behind_texts:]]
     return Timed(rows, curve, attention, spent[2:6], size, layers, cached, of_texts, timers.texts[0].count if steps else 0, table)
 
 

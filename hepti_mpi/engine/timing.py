@@ -51,7 +51,7 @@ class Timers:
     `formats`; `attention(requests, length)` does that of so many requests; `elements`, `activations` and `casts` handle `rows` x `hidden`
     elements; `nothing` has next to nothing to do. `between` multiplies by some weights, as the engine does between two others of these:
     they find its caches then, not their own. `layers`: all of that together, where the model's layers are of a usual kind. `cached` and
-    `texts`, whole layers, a large part of each and a small one, and `table`, one row times a table of words, of so many bytes: of a
+    `texts`, whole layers, a large part of each and a small one, and `table`, some rows times a table of words, of so many bytes: of a
     model that generates text."""
 
     gemm: Callable[[int], Callable[[], None]]
@@ -68,7 +68,7 @@ class Timers:
     layers: Layers | None = None
     cached: Behind | None = None
     texts: Sequence[TextLayers] = ()
-    table: tuple[Callable[[], None], int] | None = None
+    table: tuple[Callable[[int], Callable[[], None]], int] | None = None
 
 
 def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool = True) -> Timers:
@@ -126,18 +126,21 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
     )
 
 
-def _table(spec: ModelSpec, threads: int) -> tuple[Callable[[], None], int]:
-    """Return a row times as much of the table of words as outdoes most caches, and the bytes of that in memory."""
+def _table(spec: ModelSpec, threads: int) -> tuple[Callable[[int], Callable[[], None]], int]:
+    """Return some rows times as much of the table of words as outdoes most caches, and the bytes of that in memory."""
     (words,) = (step for step in spec.back if isinstance(step, Words))
     weight = spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
     each = max(1, weight.format.held(weight.shape, 1) // words.size)
     piece = replace(span(weight, 0, min(words.size, -(-beyond_caches() // each))), inner=1)
     chain = Graph()
     Product(chain, Made(MadeUp(spec).parts(piece)), "x", piece, looks=False).write(None, "y")
-    row, scores = np.full((1, words.width), 0.5, np.float32), np.empty((1, piece.shape[0]), np.float32)
     made = probe(chain, ["x"], threads)
     pages.settle()  # as it lies when it is loaded
-    return bound(made, {"x": row}, scores), piece.format.held(piece.shape, 1)
+
+    def of_rows(count: int) -> Callable[[], None]:
+        return bound(made, {"x": np.full((count, words.width), 0.5, np.float32)}, np.empty((count, piece.shape[0]), np.float32))
+
+    return of_rows, piece.format.held(piece.shape, 1)
 
 
 def _cached(spec: ModelSpec, threads: int) -> Behind:

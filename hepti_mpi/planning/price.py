@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
+from hepti_mpi.cluster.profile import EMULATION, STEP_ROWS, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.traffic import Facts, Links, Shares, Traffic, facts_of, together, traffic
@@ -110,8 +110,9 @@ class Pricer:
         by_bytes = bytes_of_number(spec) if any(node.table_seconds for node in nodes) else 0.0
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
-        tables = np.array([node.table_seconds * by_bytes for node in nodes])
-        self.reading = np.where(tables > 0, tables, self.gemm[:, 1])  # seconds for each number of a table that one row is multiplied by
+        scored = 1 if cache is None else rows  # the last row of a prompt, or one of each text
+        tables = np.array([self._curve(STEP_ROWS, node.table_seconds)[scored] * by_bytes if node.table_seconds else 0.0 for node in nodes])
+        self.reading = np.where(tables > 0, tables, self.gemm[:, scored])  # seconds for each number of a table that these are multiplied by
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
         self.laid: dict[int, Laid] = {}  # by id, which stays a program's own while that is kept
