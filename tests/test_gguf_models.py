@@ -8,7 +8,7 @@ from test_gguf import LETTERS
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.gguffiles import read_gguf
-from hepti_mpi.models.checkpoints.ggufmodel import ARCHITECTURES
+from hepti_mpi.models.checkpoints.ggufmodel import ARCHITECTURES, READ, SHARED
 from hepti_mpi.models.checkpoints.hf import read_model
 
 from decoders import write_folder  # isort: skip
@@ -106,6 +106,18 @@ def test_several_in_a_folder(tmp_path):
 def test_what_an_architecture_does_not_read_is_refused(tmp_path, case, more, words):
     with pytest.raises(ModelError, match=words):
         read(tmp_path, case, more)
+
+
+@pytest.mark.parametrize("odd", [[1, 2], ["a", "b"], [True, False]])
+@pytest.mark.parametrize("case, key", CASES)
+def test_lists_in_the_place_of_numbers_and_words_are_refused(tmp_path, case, key, odd):
+    """They are no truth, and equal to none."""
+    words = ("model", "pre", "bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "add_bos_token", "add_eos_token")
+    keys = [f"{key}.{name}" for name in (*SHARED, *READ[key]) if name != "rope.scaling.original_context_length"]  # which "yarn" alone has
+    for name in (*keys, *(f"tokenizer.ggml.{name}" for name in words), "general.architecture", "general.alignment", "split.count"):
+        (tmp_path / "x.gguf").write_bytes(written(case, key, {name: odd}))
+        with pytest.raises(ModelError):
+            read_gguf(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("more, factor", [

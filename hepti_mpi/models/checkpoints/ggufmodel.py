@@ -131,7 +131,7 @@ class GgufModel:
             if key != part and part not in read and not _is_one_of(value, HARMLESS.get(part, ())):
                 why = f"is not known of a {self.key}: it may change answers"
                 raise ModelError(f"{self.file.path}: key {shown(key, 100)} = {shown(value, 60)} {why}")
-        if self._get("expert_count", 0):
+        if not _is_one_of(self._get("expert_count", 0), (0,)):
             raise ModelError(f"{self.file.path} is a mixture of experts, which is not supported yet")
 
     def _get(self, key: str, default: Any = None) -> Any:
@@ -211,7 +211,8 @@ class GgufModel:
         if "rope_factors_long.weight" in self.file.shapes:
             raise ModelError(f"{self.file.path} scales positions by longrope, which is not supported")
         config = {key: value for key, value in self.llama().items() if key not in ("attention_bias", "mlp_bias")}
-        return config | {"sliding_window": self._get("attention.sliding_window") or None}
+        window = "attention.sliding_window"
+        return config | {"sliding_window": None if _is_one_of(self._get(window, 0), (0,)) else self._integer(window)}
 
     def gpt2(self) -> dict[str, Any]:
         heads = self._integer("attention.head_count")
@@ -230,6 +231,7 @@ class GgufModel:
         A file that names no kind means linear, as in llama.cpp, whose older key of the factor counts where the newer one is missing.
         """
         kind, factor = self._get("rope.scaling.type", "linear"), self._number("rope.scaling.factor", self._number("rope.scale_linear", 1.0))
+        kind = kind if isinstance(kind, str) else shown(kind, 60)
         factor = factor or 1.0  # 0: not said
         self._refuse_other("rope.scaling.attn_factor", 1.0)
         if FREQUENCIES in self.file.shapes:

@@ -73,7 +73,7 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id"))]
     ends += [texts.index(text) for text in ENDS if text in texts]
     if own is None:
-        make = _pieces if metadata.get(f"{KEY}model") == PIECES else _bpe
+        make = _pieces if _name(metadata, "model") == PIECES else _bpe
         tokenizer = guarded(lambda: make(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
         own = guarded(lambda: tokenizer.to_str(), ModelError("the tokenizer of the GGUF file cannot be written")).encode()
     else:
@@ -123,15 +123,22 @@ def _of_type(texts: Sequence[str], types: np.ndarray, kind: int) -> list[str]:
 
 def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     value = metadata.get(f"{KEY}{name}")
-    if value is None or value in (-1, 0xFFFFFFFF):
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value is None or (is_number and value in (-1, 0xFFFFFFFF)):
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+    if not is_number or not 0 <= value < count:
         raise ModelError(f"the GGUF file's {KEY}{name} is {shown(value, 60)}, its vocabulary has {counted(count, 'tokens')}")
     return value
 
 
+def _name(metadata: Mapping[str, Any], key: str) -> str | None:
+    """Return what a key names, None where it does not."""
+    value = metadata.get(f"{KEY}{key}")
+    return value if value is None or isinstance(value, str) else shown(value, 60)
+
+
 def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -> Tokenizer:
-    kind, name = metadata.get(f"{KEY}model"), metadata.get(f"{KEY}pre")
+    kind, name = (_name(metadata, key) for key in ("model", "pre"))
     instead = "put the model's tokenizer.json beside the file"
     if kind != "gpt2" or name not in RULES:
         said = f"{kind!r:.60}" if kind != "gpt2" else f"{name!r:.60} for byte-level BPE"
@@ -176,7 +183,7 @@ def _complete(tokenizer: Tokenizer, metadata: Mapping[str, Any], texts: Sequence
 
     Source: llama.cpp, src/llama-vocab.cpp, cache_special_tokens; what Phi-3's tokens do with what follows them no key says.
     """
-    strips = metadata.get("general.architecture") == STRIPPING and metadata.get(f"{KEY}model") == PIECES
+    strips = metadata.get("general.architecture") == STRIPPING and _name(metadata, "model") == PIECES
     for kind, special in ((UNKNOWN, True), (CONTROL, True), (USER, False)):
         those = [(text, strips and text not in KEEPING) for text in _of_type(texts, types, kind)]
         tokenizer.add_tokens([AddedToken(text, special=special, normalized=False, rstrip=more) for text, more in those])
