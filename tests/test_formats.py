@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import FormatError, ModelError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen, encoded
 from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights, reduced
@@ -180,3 +180,13 @@ def test_a_value_that_is_too_large_for_float16_is_refused(name, inner):
     else:
         found = FORMATS[name].decode(encoded("x", FORMATS[name], values, inner, None), values.shape, inner)
         assert np.abs(found - values).max() < 1e6 * 5e-3
+
+
+@pytest.mark.parametrize("tensor, name, instead", [
+    ("layers.0.mlp.up.weight", "q4", "--format q8 or f32"), ("layers.0.mlp.up.weight", "f16", "--format q8 or f32"),
+    ("head.words.weight", "q8-blocks", "--head-format f32"), ("embedding.words", "f16", "--head-format f32"),
+])  # fmt: skip
+def test_what_is_taken_instead_of_a_format_that_cannot_hold_a_tensor(tensor, name, instead):
+    values = np.full((2, 64), 1e20, np.float32)
+    with pytest.raises(FormatError, match=f"^tensor {tensor} holds values up to 1e[+]20, too large for {name}, .* take {instead}$"):
+        encoded(tensor, FORMATS[name], values, 1, None)

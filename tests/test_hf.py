@@ -370,8 +370,15 @@ def test_missing_things(bert, tmp_path):
     refused(bert, "only model.fp16.safetensors", "rename")
     (bert / "model.fp16.safetensors").unlink()
     refused(bert, "neither model.safetensors nor")
+    (bert / "onnx").mkdir()
+    (bert / "onnx" / "model.onnx").write_bytes(b"")
+    refused(bert, "only onnx/model.onnx, a graph whose weights are not read")
+    (bert / "m.Q4_0.gguf").write_bytes(b"GGUF")
+    refused(bert, f"only m.Q4_0.gguf; name that file instead of its folder: python -m hepti_mpi slice {bert}/m.Q4_0.gguf")
     (bert / "config.json").unlink()
     refused(bert, "has no config.json")
+    (bert / "adapter_config.json").write_text("{}")
+    refused(bert, "has adapter_config.json: an adapter")
 
 
 @pytest.mark.parametrize("value, count", [(np.nan, 1), (np.inf, 1)])

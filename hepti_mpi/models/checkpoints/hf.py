@@ -45,6 +45,7 @@ def read_model(source: Path) -> ModelFiles:
     sentence = read_sentence(source) or read_cross_encoder(source)
     base = source if sentence is None else sentence.base
     files = {name: read_small(base / name) for name in KEPT_FILES if is_file(base / name)}
+    refuse_adapters(base)
     if "config.json" not in files:
         raise ModelError(f"{base} has no config.json")
     config = parse_json(files["config.json"], "config.json")
@@ -60,7 +61,6 @@ def read_model(source: Path) -> ModelFiles:
     kind = (family.other_tokenizers and config.get("tokenizer_class")) or family.tokenizer
     built = build_tokenizer(texts, kind, sentence.changes if sentence else None, family.other_tokenizers)
     files |= built.files
-    refuse_adapters(base)
     tensors = TensorFiles(base)
     plain = plain_names(family, tensors.shapes)
     spec = make_spec(source.resolve().name, family, config, (sentence, built), plain, tensors)

@@ -28,6 +28,7 @@ CONVERT = (  # makes SINGLE of PICKLE
     "import torch, safetensors.torch as s; d = torch.load('pytorch_model.bin', 'cpu', weights_only=True); "
     "s.save_file({k: v.contiguous().clone() for k, v in d.items()}, 'model.safetensors', {'format': 'pt'})"
 )
+GRAPHS = ("*.onnx", "onnx/*.onnx", "openvino_*.xml", "openvino/*.xml")
 OTHER_FORMATS = ("pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -151,5 +152,11 @@ def _instead(folder: Path) -> str:
     other = next((name for name in OTHER_FORMATS if is_file(folder / name)), None)
     if other:
         return f", only {other}; load it with transformers, by the class that architectures in config.json names, and call save_pretrained"
+    blocks = min(folder.glob("*.gguf"), default=None)
+    if blocks is not None:
+        return f", only {shown(blocks.name, 60)}; name that file instead of its folder: python -m hepti_mpi slice {blocks} weights/model.h5"
+    graph = min((path for pattern in GRAPHS for path in folder.glob(pattern)), default=None)
+    if graph is not None:
+        return f", only {shown(graph.relative_to(folder), 60)}, a graph whose weights are not read; fetch the model's {SINGLE} too"
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     return f", only {shown(', '.join(found))}; rename the one that is meant to {SINGLE}" if found else ""
