@@ -32,7 +32,7 @@ OWNERS = {
     "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/mail.py"},
     "h5py": {"weights/store.py"},
     "onnx": {"engine/graph.py", "engine/kernels.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
-    "onnxruntime": {"engine/caching.py", "engine/sessions.py", "engine/timing.py"},
+    "onnxruntime": {"engine/runtime.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
     "click": {"commands/*", "__main__.py"},
     "tokenizers": {
         "models/inputs/tokens.py", "models/checkpoints/tokenizerclasses.py", "models/checkpoints/tokenizing.py",

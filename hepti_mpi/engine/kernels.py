@@ -11,6 +11,7 @@ from onnx import TensorProto
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.packing import reach
 from hepti_mpi.engine.products import LEAST, OfStore, Product
+from hepti_mpi.engine.runtime import ATTENDS
 from hepti_mpi.models import blocks
 from hepti_mpi.models.numerics import ACTIVATIONS
 from hepti_mpi.program import ops
@@ -55,16 +56,19 @@ def packed(graph: Graph, block: blocks.Attention, reads: Sequence[str], kv_heads
     else:
         seen = graph.ask("mask", of)  # [pieces, 1 or heads, q, kv]
         more: dict[str, Any] = {"scale": block.multiplier, "q_num_heads": kv_heads * block.group, "kv_num_heads": kv_heads}
-        mixed = capped(graph, block, batch, seen, kv_heads) if block.softcap else graph.node("Attention", [*batch, seen], **more)
+        by_parts = block.softcap or not ATTENDS
+        mixed = in_parts(graph, block, batch, seen, kv_heads) if by_parts else graph.node("Attention", [*batch, seen], **more)
     rows = graph.node("Reshape", [mixed, flat])
     return graph.node("Gather", [rows, graph.ask("unpad", of)], [output] if output else None)
 
 
-def capped(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: str, kv_heads: int) -> str:
-    """Write attention with a soft cap: in a third of the time of ONNX's operator, which has one but computes it number by number.
+def in_parts(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: str, kv_heads: int) -> str:
+    """Write attention as a node for each of its parts: with a soft cap in a third of the time of ONNX's operator, which has one but
+    computes it number by number, and where that operator cannot be used.
 
-    q [pieces, q, w], k and v [pieces, kv, kv w] -> [pieces, q, w]; `seen` [pieces, 1, q, kv].
+    q [pieces, q, w], k and v [pieces, kv, kv w] -> [pieces, q, w]; `seen` [pieces, 1, q, kv], or of each head where none are shared.
     """
+    assert not block.relative or block.group == 1
 
     def ints(*values: int) -> str:
         return graph.constant("_".join(map(str, ("ints", *values))), np.array(values, np.int64))
@@ -76,9 +80,10 @@ def capped(graph: Graph, block: blocks.Attention, batch: Sequence[str], seen: st
     orders = (0, 2, 3, 1, 4), (0, 2, 3, 4, 1), (0, 2, 3, 1, 4)  # [pieces, kv heads, group or 1, q or kv, dim], of K its transpose
     parts = zip(batch, shapes, orders, strict=True)
     q, k, v = (graph.node("Transpose", [graph.node("Reshape", [values, shape])], perm=order) for values, shape, order in parts)
-    scores = graph.node("MatMul", [graph.node("Mul", [q, number(block.multiplier / block.softcap)]), k])
-    scores = graph.node("Mul", [graph.node("Tanh", [scores]), number(block.softcap)])
-    chances = graph.node("Softmax", [graph.node("Add", [scores, graph.node("Unsqueeze", [seen, ints(1)])])], axis=-1)
+    scores = graph.node("MatMul", [graph.node("Mul", [q, number(block.multiplier / (block.softcap or 1))]), k])
+    if block.softcap:
+        scores = graph.node("Mul", [graph.node("Tanh", [scores]), number(block.softcap)])
+    chances = graph.node("Softmax", [graph.node("Add", [scores, graph.node("Unsqueeze", [seen, ints(2)])])], axis=-1)
     mixed = graph.node("Transpose", [graph.node("MatMul", [chances, v])], perm=[0, 3, 1, 2, 4])
     return graph.node("Reshape", [mixed, ints(0, -1, kv_heads * block.group * block.dim)])
 

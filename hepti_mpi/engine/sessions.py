@@ -21,6 +21,7 @@ from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.engine.pool import POOL
+from hepti_mpi.engine.runtime import KEEPS_PACKED
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F16, F32
 from hepti_mpi.program.ops import Op
@@ -149,6 +150,9 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
     """
     prepacked, model = store.prepacked, _model(graph)
     assert prepacked is not None
+    if not KEEPS_PACKED:
+        prepacked.fail(RuntimeError(f"onnxruntime {onnxruntime.__version__} cannot use them, 1.32 can"))
+        return None
     content = model.SerializeToString(deterministic=True)
     key = key_of(content, store.content(pieces), json.dumps(versions()).encode())
 
