@@ -139,6 +139,9 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
+
+    if "hepti_mpi.commands.meter" not in sys.modules and tell_past_launcher(sentence):
+        return  # nothing is drawn yet, and what is imported now by another thread would be waited for
     from hepti_mpi.commands.meter import end_meters
     from hepti_mpi.commands.screen import SCREEN
     from hepti_mpi.commands.terminal import begun

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -314,6 +315,29 @@ def talker(made):
     folder.mkdir()
     assert subprocess.run([*PROGRAM, "slice", str(writing_folder(folder)), str(made / "talker.h5")]).returncode == 0
     return ["--weights", "talker.h5", "--max-tokens", "2"]
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("deadline", ["60", "0"])
+def test_ctrl_c_while_ranks_find_each_other_is_one_word(made, deadline):
+    """MPI's own start lets no other thread of Python run: mpirun killed its ranks before one of them had said a word."""
+    program = " ".join(map(shlex.quote, PROGRAM))
+    line = f"if [ $OMPI_COMM_WORLD_RANK = 1 ]; then trap '' TERM; sleep 60; fi; exec {program} run --weights tiny.h5 --deadline {deadline}"
+    command = [str(MPIRUN), "--oversubscribe", "-n", "2", "bash", "-c", line]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: f"start{deadline}"})
+    process = subprocess.Popen(command, cwd=made, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while len(left(f"start{deadline}")) < 5:  # mpirun, two ranks, sleep, and what watches over the start
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said) == (1, "interrupted\n")
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")

@@ -1,6 +1,7 @@
 """What becomes of Ctrl-C and of a request to end: one sentence, also while this process is inside a call that cannot be interrupted.
 
-Knows signals and threads; does not know what is said. mpirun passes Ctrl-C on as SIGTERM, and kills what has not ended a second later.
+Knows signals and threads; does not know what is said. mpirun passes Ctrl-C on as SIGTERM, and kills what has not ended a second later,
+or when the first rank has ended.
 """
 
 import os
@@ -16,7 +17,7 @@ EXIT_CODE = 130
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
-_spoken: list[str | None] = []
+_word: list[int] = []  # a pipe with one byte: who reads that, this process or one that it has forked, says the sentence
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
@@ -36,6 +37,9 @@ def listen(tell: Callable[[str], object] | None) -> None:
     """Begin to listen in this, the main thread. `tell` says a sentence; None: another rank does."""
     global _tell
     _tell = tell
+    reading, word = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.write(word, b"!")
+    _word[:] = [reading]
     reading, arriving = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(arriving, False)
     for number in SIGNALS:
@@ -70,17 +74,26 @@ def rest() -> None:
 
 
 def finish() -> None:
-    """Say the sentence, if that has not been done, and end this process."""
+    """Say the sentence, if that has not been done, and end this process; a rank that has none only then when the one that has it has
+    spoken: mpirun, which is being interrupted, ends with the first of them."""
     _speak()
+    if _tell is None:
+        time.sleep(GRACE_SECONDS)
     _ending(EXIT_CODE)
 
 
 def _speak() -> None:
     with _lock:
-        said = _sentence() if _tell is not None and not _spoken else None
-        _spoken.append(said)
+        said = _sentence() if _tell is not None and _has_the_word() else None
         if _tell is not None and said:
             _tell(said)
+
+
+def _has_the_word() -> bool:
+    try:
+        return not _word or bool(os.read(_word[0], 1))
+    except BlockingIOError:
+        return False
 
 
 def _interrupt(number: int, frame: Any) -> None:

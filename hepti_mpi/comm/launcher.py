@@ -20,6 +20,19 @@ PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml"
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
 
 
+_rank_parent: list[int] = []  # in a process that a rank has forked
+
+
+def stand_for_rank() -> None:
+    """Let this process, which is about to be forked of a rank, count as that rank afterwards: its launcher is the rank's."""
+    _rank_parent[:] = [os.getppid()]
+
+
+def parent() -> int:
+    """Return the process that started this rank, or this program."""
+    return _rank_parent[0] if _rank_parent else os.getppid()
+
+
 def launched_rank() -> int:
     """Return this process's rank as its launcher tells it, without starting MPI; 0 when nobody launched it."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
@@ -120,11 +133,11 @@ def reader_is_gone(descriptor: int) -> bool:
 
 def tell_past_launcher(sentence: str) -> bool:
     """Write a line to mpirun's own standard error: one that is being interrupted passes nothing on. Say whether that was done."""
-    parent = os.getppid()
-    if not launched() or not _is_mpirun(_words(parent)):
+    launcher = parent()
+    if not launched() or not _is_mpirun(_words(launcher)):
         return False
     try:
-        with open(os.open(f"/proc/{parent}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), "w") as file:
+        with open(os.open(f"/proc/{launcher}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), "w") as file:
             file.write(f"\r{sentence}\n" if os.isatty(file.fileno()) else f"{sentence}\n")
     except OSError:  # a socket
         return False

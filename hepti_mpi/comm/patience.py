@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
-from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launched_size
+from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launched_size, stand_for_rank
 
 EXIT_CODE = 3  # of a rank that waited too long
 LOOK_SECONDS = 0.25
@@ -196,16 +196,21 @@ def is_silent(address: str) -> bool:
 @contextmanager
 def starting(seconds: float) -> Iterator[None]:
     """Watch over MPI's own start, which waits for all ranks and lets no other thread of Python run: a process of its own ends this one
-    and its launcher when that lasts START times `seconds`; 0: never."""
-    if seconds <= 0 or launched_size() == 1:
+    and its launcher when that lasts START times `seconds`, 0: never, and says what is said when they are interrupted."""
+    if launched_size() == 1:
         yield
         return
     launcher, own = os.getppid(), os.getpid()
     reading, writing = os.pipe()
+    stand_for_rank()
     watch = os.fork()
     if not watch:
         os.close(writing)
-        if not select.select([reading], [], [], START * seconds)[0]:
+        try:
+            met = select.select([reading], [], [], START * seconds or None)[0]
+        except interrupts.Interrupted:  # the rank itself hears nothing before it has met the others
+            interrupts.finish()
+        if not met:
             what = f"the {launched_size()} ranks did not find each other within {START * seconds:g} s"
             look = "look for the reason with: python -m hepti_mpi doctor HOSTFILE"
             sentence = f"on {host_name()} (rank {launched_rank()}): {what}; {look}"
