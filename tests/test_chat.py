@@ -1,14 +1,18 @@
-"""Chat templates."""
+"""Chat templates, and a talk."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hepti_mpi.commands import chat as talking
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.generation import chat_files
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
+from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.serving.generation import Answer, Event
 
 KEY = "clean_up_tokenization_spaces"
 
@@ -138,3 +142,24 @@ def test_cleaned_text_is_refused_where_it_is_cleaned(tmp_path, kind, said, taken
     else:
         with pytest.raises(ModelError, match="clean_up_tokenization_spaces is True"):
             chat_files(tmp_path, built)
+
+
+@pytest.mark.parametrize("how, said", [("stop", ""), ("length", "cut off at 1 token;"), ("error", "logits that are not finite")])
+def test_a_talk_says_when_an_answer_has_not_come_to_its_end(monkeypatch, capfd, how, said):
+    answer = Answer([1], Sampling(), None, tokens=[5], finish_reason=how, error=said if how == "error" else None)
+    steps = iter([[Event(answer, None, "well", how)]])
+    making = SimpleNamespace(busy=True, submit=lambda prompt, sampling: answer)
+
+    def step():
+        making.busy = False
+        return next(steps)
+
+    making.step = step
+    monkeypatch.setattr("hepti_mpi.commands.writers.maker", lambda loaded, session: making)
+    prompter = SimpleNamespace(of_messages=lambda talk, where: [1])
+    monkeypatch.setattr("hepti_mpi.models.inputs.prompts.Prompter", lambda spec, files: prompter)
+    monkeypatch.setattr("hepti_mpi.comm.launcher.typed_lines", lambda: iter(["hello"]))
+    session = SimpleNamespace(store=SimpleNamespace(spec=None, files={}))
+    talking._talk(SimpleNamespace(rest=lambda: None), session, None, SimpleNamespace(sampling=Sampling))
+    out, err = capfd.readouterr()
+    assert "well" in out and (said in err if said else not err)

@@ -11,6 +11,7 @@ from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import Flow
 from hepti_mpi.commands.writing import Writing, sampling_options
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
@@ -85,6 +86,9 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
             for event in making.step():
                 SCREEN.part(flow.add(event.text))
         SCREEN.part(flow.end() + "\n")
+        if answer.finish_reason != "stop":
+            cut = f"the answer was cut off at {counted(len(answer.tokens), 'tokens')}; --max-tokens and --context say how long it may be"
+            SCREEN.warn(answer.error or cut)
         messages.append({"role": "assistant", "content": answer.text})
 
 
