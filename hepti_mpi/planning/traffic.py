@@ -80,8 +80,9 @@ class Round(NamedTuple):
 class Direct(NamedTuple):
     """Blocks that go straight to whoever takes them. Seconds that each rank's link sends (`out`) and receives (`into`); `until`: -inf for
     who does not receive, else inf, None where all do; `late`: seconds that the exchange itself takes, -inf for who takes nothing, None
-    where all take some. Of blocks, [givers, to, ...] as `givers` says, seconds after leaving until each is out, and `never`: inf where
-    there is none, None where none is missing; None where there are too many ranks to tell blocks apart."""
+    where all take some. Of blocks, [2, givers, to, ...] as `givers` says, seconds after leaving until each is out, and for which each keeps
+    the receiver's link busy; `never` [givers, to, ...]: inf where there is none, None where none is missing. Both None where there are too
+    many ranks to tell blocks apart."""
 
     out: np.ndarray
     into: np.ndarray
@@ -212,7 +213,7 @@ def _direct(bytes_: np.ndarray, links: Links) -> Sent:
     before /= np.maximum(sent, 1)[:, None]
     before *= out[:, None]
     before *= bytes_ > 0
-    return out, into, sent.sum(axis=0), before
+    return out, into, sent.sum(axis=0), np.stack([before, bytes_ * links.far])
 
 
 def _past(direct: Sent, total: np.ndarray, outer: np.ndarray, links: Links) -> Sent:
@@ -221,7 +222,7 @@ def _past(direct: Sent, total: np.ndarray, outer: np.ndarray, links: Links) -> S
     there, way = links.rooted | ~outer, total * links.root
     out, into, moved, blocks = direct
     return (np.where(there, out, way), np.where(there, into, way), np.where(there, moved, total),
-            None if blocks is None else np.where(there, blocks, way))  # fmt: skip
+            None if blocks is None else np.where(there, blocks, np.stack([way, way / len(out)])[:, None, None]))  # fmt: skip
 
 
 @lru_cache
@@ -244,10 +245,10 @@ def _straight(direct: Sent, exchange: float, links: Links) -> tuple[Any, ...]:
     receiving, never = into > 0, None
     getting = receiving
     if blocks is not None:
-        ranks = len(blocks)
+        ranks = len(out)
         who = givers(ranks - 1 if links.rooted.all() else ranks, ranks)
-        blocks = blocks.reshape(-1, *blocks.shape[2:]).take(who * ranks + np.arange(ranks), axis=0)
-        there = blocks > 0
+        blocks = blocks.reshape(2, -1, *blocks.shape[3:]).take(who * ranks + np.arange(ranks), axis=1)
+        there = blocks[0] > 0
         getting, never = np.asarray(there.any(axis=0)), _gaps(there, 0.0, np.inf)
     return out, into, _gaps(receiving, np.inf, -np.inf), _gaps(getting, exchange, -np.inf), blocks, never
 

@@ -127,22 +127,28 @@ class Walk:
         if way.blocks is None:
             last = up.max(axis=0, where=way.out > 0, initial=0)
             first = begin.min(axis=0, where=way.out > 0, initial=np.inf)
+            down = self._in_one_go(first, way)
         else:
-            who = givers(*way.blocks.shape[:2])
-            sent, begun = (leave - self.ahead).take(who, axis=0) + way.blocks, begin.take(who, axis=0)
+            out, loads = way.blocks
+            who = givers(*out.shape[:2])
+            sent, begun = (leave - self.ahead).take(who, axis=0) + out, begin.take(who, axis=0)
             np.maximum(sent, begun, out=sent)
             if way.never is not None:
                 sent -= way.never
                 begun += way.never
             last = np.maximum.reduce(sent, 0)
-            first = np.minimum.reduce(begun, 0)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
-                first = np.where(self.links.mates, first, np.inf).min(axis=1)
-        if way.until is not None:
-            first = np.minimum(first, way.until)
-        down = np.maximum(first, self.down) + way.into
+                down = self._in_one_go(np.where(self.links.mates, np.minimum.reduce(begun, 0), np.inf).min(axis=1), way)
+            else:
+                down = np.maximum(_one_by_one(begun, loads), self.down + way.into)
         done = np.maximum(np.maximum(down - self.ahead, last) + (self.exchange if way.late is None else way.late), begin)
         return up, down, done
+
+    def _in_one_go(self, first: np.ndarray, way: Direct) -> np.ndarray:
+        """Return when each link has received all, were it there when the `first` block begins."""
+        if way.until is not None:
+            first = np.minimum(first, way.until)
+        return np.maximum(first, self.down) + way.into
 
     def exchanged_together(self, step: Together) -> None:
         """All ranks wait for the last one and leave together."""
@@ -155,6 +161,18 @@ class Walk:
         self.clock = self.zeros + (start + seconds)
         self.up = np.where(step.moved > 0, self.clock, self.up)
         self.load = self.load + np.concatenate([np.broadcast_to(seconds, (len(self.load) - 1, len(seconds))), step.moved[None]])
+
+
+def _one_by_one(begun: np.ndarray, loads: np.ndarray) -> np.ndarray:
+    """Return when links that were at rest have received blocks that are `begun` then, inf where there is none, and keep each busy for `loads`
+    seconds, [givers, to, plans]: what is left idle before a late one is lost to it.
+
+    >>> _one_by_one(np.array([[[0.0]], [[9.0]], [[9.0]]]), np.array([[[4.0]], [[1.0]], [[2.0]]]))
+    array([[12.]])
+    """
+    later = np.where(begun >= begun[:, None], loads, 0.0).sum(axis=1)  # with each, those that begin no sooner
+    later += np.where(np.isinf(begun), -np.inf, begun)
+    return np.asarray(np.maximum.reduce(later, 0))
 
 
 def _note(times: dict[str, np.ndarray], names: Sequence[str], when: np.ndarray) -> None:
