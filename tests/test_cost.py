@@ -13,7 +13,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
 from hepti_mpi.models import blocks
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning import traffic
+from hepti_mpi.planning import traffic, walk
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer, Prices, extended
 from hepti_mpi.planning.traffic import FLOAT, RING_BYTES, RING_GAIN
@@ -248,6 +248,13 @@ def test_a_short_wire_takes_less(kind, rows):
         if kind == "reduce_scatter" and len(set(rows)) == 1:
             added = casts * 1.5e-9 * (len(rows) - 1) * rows[0] * SPEC.hidden
             assert one.wait.max() == pytest.approx(full.wait.max() + one.wire - full.wire + added)
+
+
+@pytest.mark.parametrize("begun, done", [((1, 1), 1.4), ((0, 1), 1.2), ((1.1, 1), 1.4), ((-np.inf, 1), 1.2)])
+def test_a_late_block_finds_no_time_that_its_link_was_idle(begun, done):
+    """Two blocks for one rank, which keep its link busy for 0.2 s each."""
+    found = walk._one_by_one(np.array(begun, dtype=float).reshape(2, 1, 1), np.array([[[0.2 * (begun[0] >= 0)]], [[0.2]]]))
+    assert found.item() == pytest.approx(done)
 
 
 @pytest.mark.parametrize("rows", [(40, 30, 20, 7), (97, 0, 0), (50, 47)])

@@ -236,6 +236,8 @@ def test_what_can_happen_to_a_cluster(tmp_path):
     with Lab("wifi3", share=[tmp_path]) as lab:
         assert lab.ssh("pi3", [f"hostname; cat {jobs.EMULATE_FILE}"], stdout=subprocess.PIPE).stdout == "pi3\n6\n"
         assert lab.ssh("pi2", ["touch", str(tmp_path / "seen by all")]).returncode == 0 and (tmp_path / "seen by all").exists()
+        control = lab.ssh("pi3", ["cat", "/proc/sys/net/ipv4/tcp_congestion_control"], stdout=subprocess.PIPE).stdout.strip()
+        assert control == "cubic" or "cubic" not in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text()
         lab.set_board("pi3", 7.25)
         lab.set_rate("pi3", 10)
         assert lab.board("pi3") == "7.25"

@@ -133,14 +133,14 @@ class Walk:
             who = givers(*out.shape[:2])
             sent, begun = (leave - self.ahead).take(who, axis=0) + out, begin.take(who, axis=0)
             np.maximum(sent, begun, out=sent)
-            if way.never is not None:
-                sent -= way.never
-                begun += way.never
+            never = 0.0 if way.never is None else way.never
+            sent -= never
             last = np.maximum.reduce(sent, 0)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
-                down = self._in_one_go(np.where(self.links.mates, np.minimum.reduce(begun, 0), np.inf).min(axis=1), way)
+                first = np.minimum.reduce(begun + never, 0)
+                down = self._in_one_go(np.where(self.links.mates, first, np.inf).min(axis=1), way)
             else:
-                down = np.maximum(_one_by_one(begun, loads), self.down + way.into)
+                down = np.maximum(_one_by_one(begun - never, loads), self.down + way.into)
         done = np.maximum(np.maximum(down - self.ahead, last) + (self.exchange if way.late is None else way.late), begin)
         return up, down, done
 
@@ -164,14 +164,14 @@ class Walk:
 
 
 def _one_by_one(begun: np.ndarray, loads: np.ndarray) -> np.ndarray:
-    """Return when links that were at rest have received blocks that are `begun` then, inf where there is none, and keep each busy for `loads`
-    seconds, [givers, to, plans]: what is left idle before a late one is lost to it.
+    """Return when links that were at rest have received blocks that are `begun` then, -inf where there is none, and keep each busy for
+    `loads` seconds, [givers, to, plans]: what is left idle before a late one is lost to it.
 
     >>> _one_by_one(np.array([[[0.0]], [[9.0]], [[9.0]]]), np.array([[[4.0]], [[1.0]], [[2.0]]]))
     array([[12.]])
     """
-    later = np.where(begun >= begun[:, None], loads, 0.0).sum(axis=1)  # with each, those that begin no sooner
-    later += np.where(np.isinf(begun), -np.inf, begun)
+    later = np.add.reduce((begun >= begun[:, None]) * loads, 1)  # with each, those that begin no sooner
+    later += begun
     return np.asarray(np.maximum.reduce(later, 0))
 
 

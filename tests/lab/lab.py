@@ -115,6 +115,7 @@ class Lab:
         try:
             self._write_files()
             network.carry_first()
+            network.send_as_boards()
             self._start_switch()
             self._start_hosts(self.cluster.hosts)
         except BaseException:

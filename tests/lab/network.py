@@ -19,6 +19,7 @@ QUEUE_SECONDS = 0.2  # the longest that a frame waits for its turn
 CARRIERS = 70  # priority of the threads that carry frames, above that of boards
 BURST_BYTES = 128 * 1024
 LEAST_BURST_BYTES = 16 * 1024  # with less, frames are cut and handled one by one, which costs CPU time
+CONTROLS, CONTROL = Path("/proc/sys/net/ipv4"), "cubic"  # of Linux as boards have it; BBR, which servers may have, paces and pauses
 
 
 def carry_first() -> None:
@@ -34,6 +35,20 @@ def carry_first() -> None:
             continue
 
 
+def send_as_boards() -> None:
+    """Let hosts send by the congestion control that boards have, which some machines keep for themselves.
+
+    It stays allowed until the machine starts again.
+    """
+    allowed = CONTROLS / "tcp_allowed_congestion_control"
+    if CONTROL not in (names := allowed.read_text().split()) and CONTROL in _controls():
+        allowed.write_text(" ".join([*names, CONTROL]))
+
+
+def _controls() -> list[str]:
+    return (CONTROLS / "tcp_available_congestion_control").read_text().split()
+
+
 def connect(switch: int, host: Host, process: int, burst_seconds: float | None = None) -> None:
     """Plug a host into the switch and give it its address and rate."""
     _run(switch, ["ip", "-batch", "-"], [
@@ -41,6 +56,8 @@ def connect(switch: int, host: Host, process: int, burst_seconds: float | None =
         f"link set {host.port} master {SWITCH} up",
     ])  # fmt: skip
     _run(process, ["ip", "-batch", "-"], ["link set lo up", f"address add {host.address}/24 dev eth0", "link set eth0 up"])
+    if CONTROL in _controls():
+        _run(process, ["tee", str(CONTROLS / "tcp_congestion_control")], [CONTROL])
     limit(switch, host, process, host.mbit, burst_seconds)
 
 
