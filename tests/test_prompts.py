@@ -56,7 +56,8 @@ def test_objects(spec, tmp_path):
     assert all(one.error and not one.ids for one in wrong)
     numbers = read(spec, tmp_path, "x.jsonl", '{"prompt": "ab", "id": NaN}\n{"prompt": "ab", "id": 1e999}\n{"prompt": 3, "id": "x"}\n""')
     assert [one.error for one in numbers[:2]] == ["line 1 of x.jsonl is not valid JSON", "line 2 of x.jsonl is not valid JSON"]
-    assert numbers[2].given["id"] == "x" and numbers[3].error == "line 4 of x.jsonl has no tokens"
+    assert numbers[2].given["id"] == "x" and read(spec, tmp_path, "x.jsonl", '{"q": "ab", "id": 7}')[0].given["id"] == 7
+    assert numbers[3].error == "line 4 of x.jsonl has no tokens"
 
 
 def test_what_a_talk_says_to_its_template(spec, tmp_path):

@@ -125,9 +125,13 @@ def _object(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InputError(f"{where} is not valid JSON") from None
     value = {"prompt": value} if isinstance(value, str) else value
-    if not isinstance(value, dict) or not any(key in value for key in (*FIELDS, "messages")):
-        raise InputError(f'{where} is no object with a "prompt" or "messages"')
+    if not isinstance(value, dict):
+        raise InputError(_no_prompt(where))
     return value
+
+
+def _no_prompt(where: str) -> str:
+    return f'{where} is no object with a "prompt" or "messages"'
 
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +144,8 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
     if "messages" in values:
         ids = prompter.of_messages(values["messages"], where, values)
         return Prompt(place, where, _named(values) | {"input": values["messages"]}, ids, values)
+    if not any(key in values for key in FIELDS):
+        raise InputError(_no_prompt(where))
     text = next(values[key] for key in FIELDS if key in values)
     if not isinstance(text, str):
         raise InputError(f"{where} has {shown(repr(text), 60)} as prompt, expected a text")
