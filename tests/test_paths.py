@@ -64,12 +64,12 @@ def test_where_a_profile_is_kept_without_a_hostfile(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setattr(launcher, "launcher_hostfile", lambda: None)
     name = f"{launcher.host_name()}.profile.json"
-    assert profile_path(None) == tmp_path / "caches" / "hepti" / name
-    profile_path(None).parent.mkdir(parents=True)
-    profile_path(None).touch()
-    assert the_profile() == profile_path(None) and not (tmp_path / "hostfiles").exists()
+    assert profile_path() == tmp_path / "caches" / "hepti" / name
+    profile_path().parent.mkdir(parents=True)
+    profile_path().touch()
+    assert the_profile() == profile_path() and not (tmp_path / "hostfiles").exists()
     (tmp_path / "hostfiles").mkdir()
-    assert str(profile_path(None)) == f"hostfiles/{name}"
+    assert str(profile_path()) == f"hostfiles/{name}"
 
 
 @pytest.mark.parametrize("parent, found", [("time", "None"), ("mpirun", "hosts.txt")])

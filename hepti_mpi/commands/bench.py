@@ -114,7 +114,7 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     session = sessions.opened(grouped(Machinery, options), weights)
     store, file, limits = session.store, choice.profile_file, choice.memory_limit
     choice = replace(choice, rows=choice.rows or ((request_rows(store.spec, None), None),))
-    path = file or profile_path(session.machine)
+    path = file or profile_path()
     with together(session.world):
         check_sizes(choice, store.spec)
         if choice.output is not None and session.root:

@@ -226,7 +226,7 @@ def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
         methods.check(aim.method, aim.request, session.world.size)
     if aim.teaming is not None:
         session.machine.tell_threads_apart()
-    measured = session.measured(aim.file or profile_path(session.machine), aim.fresh, aim.file is not None, aim.state.profiles)
+    measured = session.measured(aim.file or profile_path(), aim.fresh, aim.file is not None, aim.state.profiles)
     startup["profile"] = time.perf_counter() - begin
     if aim.told and session.root:
         known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}

@@ -47,7 +47,7 @@ def kept_folder(cache: Path) -> Path:
 # profiles
 
 
-def profile_path(machine: "Machine") -> Path:
+def profile_path() -> Path:
     """Return where rank 0 keeps what is measured: beside its hostfile where mpirun tells it, else under the name of the first host in
     hostfiles/, or where there is no such folder among the user's caches."""
     from hepti_mpi.comm.launcher import host_name, launcher_hostfile

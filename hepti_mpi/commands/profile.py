@@ -44,7 +44,7 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
         return
     session = sessions.opened(machinery, weights)
     _check_place(session, output)
-    path = output or profile_path(session.machine)
+    path = output or profile_path()
     begin = time.perf_counter()
     measured = session.measured(path, fresh, required=False, must_keep=True)
     if session.root:

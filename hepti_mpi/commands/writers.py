@@ -99,7 +99,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         method = method_of(machining.options)
         with together(session.world):  # what cannot be asked of so many ranks is refused before they are measured
             plans.check(method, session.store.spec, request, session.world.size)
-        path = machining.profile or profile_path(session.machine)
+        path = machining.profile or profile_path()
         known = state.profiles if state is not None else ()
         measured = session.measured(path, machining.fresh, machining.profile is not None, known)
         startup["profile"], begin = time.perf_counter() - begin, time.perf_counter()
