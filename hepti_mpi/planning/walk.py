@@ -14,8 +14,6 @@ import numpy as np
 from hepti_mpi.planning.rings import around
 from hepti_mpi.planning.traffic import RING_BYTES, Direct, Links, Round, Traffic, givers
 
-BOTH_WAYS = 0.75  # of a link's head start that helps an exchange that nothing hides: all send and receive at once (measured in the lab)
-
 
 class Computing(NamedTuple):
     """What a Compute takes each rank, [ranks, plans], and whether it has any part in it: 1 or 0; None where all have."""
@@ -41,7 +39,7 @@ class Walk:
     def __init__(self, size: tuple[int, int], links: Links, exchange: float, in_turn: bool) -> None:
         self.links, self.exchange, self.in_turn = links, exchange, in_turn
         zeros = np.zeros(size)
-        self.ahead = zeros + links.ahead * (BOTH_WAYS if in_turn else 1)
+        self.ahead = zeros + links.ahead
         self.hop, self.piece = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop)
         self.left = np.arange(-1, size[0] - 1)
         self.zeros, self.clock, self.compute, self.wait = zeros, zeros, zeros, zeros
