@@ -66,6 +66,7 @@ def check_document_place(path: Path, failure: type[HeptiError], what: str = "", 
 def append_lines(path: Path, lines: Sequence[str], failure: type[HeptiError]) -> None:
     """Write lines behind what is in a file, all of them or none. Raises `failure`."""
     try:
+        new = not path.exists()
         with path.open("ab", buffering=0) as file:
             before, left = file.tell(), memoryview("".join(line + "\n" for line in lines).encode())
             try:
@@ -74,6 +75,8 @@ def append_lines(path: Path, lines: Sequence[str], failure: type[HeptiError]) ->
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)
+                if new:
+                    path.unlink()
                 raise
     except OSError as error:
         raise failure(f"{path} cannot be written: {reason_of(error)}") from None

@@ -51,6 +51,9 @@ def test_lines_are_added_all_or_none(tmp_path, monkeypatch):
     with pytest.raises(HeptiError, match="records.jsonl cannot be written: No space left on device"):
         append_lines(path, ["c"], HeptiError)
     assert path.read_text() == "a\nb\n"
+    with pytest.raises(HeptiError, match="new.jsonl cannot be written"):
+        append_lines(tmp_path / "new.jsonl", ["c"], HeptiError)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("there, refused", [(b"# a page", True), (b'{"name": "x"}', True), (b"", False), (None, False)])

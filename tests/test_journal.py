@@ -122,6 +122,24 @@ def test_a_file_that_is_no_journal_stays(tmp_path, content):
     assert path.read_bytes() == content
 
 
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    """Nothing is left of one that could not be begun; of another it is said what it keeps and how to go on."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kept = journal(tmp_path, count=3)
+    kept.add([2], [RESULTS[2]])
+    monkeypatch.setattr(os, "fsync", full)
+    kept.synced = float("-inf")
+    with pytest.raises(InputError, match="No space left on device; it keeps 1 answer: free space and go on with .* --resume"):
+        kept.add([0], [RESULTS[0]])
+    kept.remove()
+    with pytest.raises(InputError, match="cannot be used: No space left on device"):
+        journal(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_it_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="journal .* cannot be used: No such file"):
         journal(tmp_path / "gone")

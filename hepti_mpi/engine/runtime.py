@@ -1,4 +1,5 @@
-"""What the installed ONNX Runtime does right, by its version. Knows no operation, session or weight."""
+"""What the installed ONNX Runtime does right, by its version, and that it tells nobody what it does: whoever imports it imports this.
+Knows no operation, session or weight."""
 
 import re
 
@@ -9,6 +10,8 @@ def version(text: str) -> tuple[int, ...]:
     """Return the first two numbers of a version, to be compared."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
+
+onnxruntime.disable_telemetry_events()  # its wheels from 1.32 on have an address on the internet to tell what is run and on what
 
 FOUND = version(onnxruntime.__version__)
 # Attention of ONNX: before, what is not finite in one request spoils all of a batch, and QuantizeLinear has no kernel of the same opset

@@ -19,6 +19,7 @@ from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.lock import open_locked
 from hepti_mpi.serving.outputs import Finished, checked
+from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-journal", 3
 Begun = dict[int, list[Chosen]]  # by the place of a request, the tokens of its text so far
@@ -131,8 +132,7 @@ class Journal:
             self.file.truncate(kept)
             self.file.seek(kept)
             if not kept:
-                self._write([whole])
-                self._sync()
+                self._begin([whole])
         except OSError as error:
             raise InputError(f"journal {path} cannot be used: {reason_of(error)}") from None
 
@@ -150,7 +150,9 @@ class Journal:
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 self._sync()
         except OSError as error:
-            raise InputError(f"journal {self.path} cannot be written: {reason_of(error)}") from None
+            kept = f"it keeps {counted(len(self.finished) - len(places), 'answers')}"
+            how = "free space and go on with the same command and --resume"
+            raise InputError(f"journal {self.path} cannot be written: {reason_of(error)}; {kept}: {how}") from None
 
     def _finish(self, finished: Iterable[tuple[int, Finished]]) -> None:
         for place, one in finished:
@@ -165,6 +167,15 @@ class Journal:
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self.file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
         self.file.flush()
+
+    def _begin(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write the first lines, or leave no file. Raises OSError."""
+        try:
+            self._write(lines)
+            self._sync()
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
 
     def _sync(self) -> None:
         os.fsync(self.file.fileno())
