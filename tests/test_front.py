@@ -261,7 +261,7 @@ def test_only_rank_0_gets_in(own):
 
 def test_what_else_listens_and_says_nothing_is_not_waited_for(own, monkeypatch):
     """Another program may have that port on the first host."""
-    monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(sockets, "GREET_SECONDS", 0.3)
     address = own.address()
     with socket.create_server(("127.0.0.2", address["port"])):
         with pytest.raises(HostError, match="127.0.0.2 port"):

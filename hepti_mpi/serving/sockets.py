@@ -13,6 +13,7 @@ from typing import Any
 from hepti_mpi.errors import HostError
 
 CONNECT_SECONDS = 3.0
+GREET_SECONDS = 20.0  # for the other end to show that it is the front, whatever else its machine does
 
 
 def connected(address: Mapping[str, Any]) -> Connection:
@@ -24,7 +25,7 @@ def connected(address: Mapping[str, Any]) -> Connection:
             with socket.create_connection(place, CONNECT_SECONDS) as one:
                 one.settimeout(None)
                 connection = at_once(Connection(one.detach()))
-            _wait(connection, CONNECT_SECONDS)  # what else listens there may say nothing
+            _wait(connection, GREET_SECONDS)  # what else listens there may say nothing
             answer_challenge(connection, key)
             deliver_challenge(connection, key)
             _wait(connection, 0)
