@@ -555,3 +555,16 @@ def test_activation_widths_count_every_buffer_once(pair, tiles):
     assert scores == pytest.approx([0, 4 * SPEC.heads * 81, 8 * SPEC.heads * 81])
     padded = [activation_bytes(SPEC, (full, own), 9, 7, np.zeros(1), np.full(1, part))[0] for part in (0, 1)]
     assert padded[1] - padded[0] >= 8 * SPEC.heads * 63
+
+
+def test_a_ring_waits_for_what_else_comes_to_the_right():
+    """Blocks of 1 s for rank 2 alone, and then rounds that pass it on: rank 1 sends it nothing before its link is free."""
+    plan = own_plan(("rows", "rows"), (90, 4, 3), counts=(90, 4, 3))
+    profile = simple(3, latency=0.0)
+    walks = [Pricer(SPEC, profile, 97).batch([plan]).walk() for _ in range(2)]
+    walks[1].down = walks[1].down + np.array([[0.0], [0.0], [1.0]])
+    (exchange,) = lone("allgatherv")
+    for one in walks:
+        list(Pricer(SPEC, profile, 97).batch([plan]).steps((exchange,), one))
+    usual, late = (one.up[:, 0] for one in walks)
+    assert late[1] >= 1 > usual[1]

@@ -41,7 +41,7 @@ class Walk:
         zeros = np.zeros(size)
         self.ahead = zeros + links.ahead
         self.hop, self.piece = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop)
-        self.left = np.arange(-1, size[0] - 1)
+        self.left, self.right = np.arange(-1, size[0] - 1), np.arange(1, size[0] + 1) % size[0]
         self.zeros, self.clock, self.compute, self.wait = zeros, zeros, zeros, zeros
         self.load = np.zeros((3 * size[0] + 1, size[1]))  # in all, as of a Traffic
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
@@ -111,7 +111,9 @@ class Walk:
             self.clock = np.maximum(self.clock, done)
 
     def _round(self, way: Round, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return when each link has sent, and received, and when each rank has what it takes, round a ring."""
+        """Return when each link has sent, and received, and when each rank has what it takes, round a ring: what came to the right
+        neighbour from others before is ahead on its link."""
+        leave = np.maximum(leave, self.down.take(self.right, axis=0))
         if way.first is None:
             up = self.zeros + (leave + way.out).max(axis=0)
         else:
