@@ -1,5 +1,8 @@
 """Which versions of ONNX Runtime do what is asked of them, and what is done where one does not."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from layers import MADE
@@ -47,3 +50,24 @@ def test_no_files_of_packed_weights_that_cannot_be_used(tmp_path, monkeypatch, n
         for step in steps:
             assert sessions.build(step, store, part.held(step), part.heads, "mapped", 1).session is not None
     assert len(said) == 1 and "onnxruntime" in said[0] and not folder.exists()
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from hepti_mpi.commands.options import Machinery
+from hepti_mpi.commands.session import opened
+from hepti_mpi.engine import runtime
+
+runtime.KEEPS_PACKED = sys.argv[2] == "yes"
+found = opened(Machinery(1, None, 0.0), Path(sys.argv[1]), Path(sys.argv[1]).parent / "cache")
+print(found.keeps, "onnxruntime" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kept, said", [("yes", "True False"), ("no", "False False")])
+def test_the_planner_counts_on_files_that_can_be_used(tmp_path, kept, said):
+    """It is known without ONNX Runtime, which ranks that rest do not import."""
+    stores.write(tmp_path / "s.h5", random_model("tiny-bert"))
+    found = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path / "s.h5"), kept], capture_output=True, text=True, check=False)
+    assert found.stdout.split("\n")[0] == said, found.stderr

@@ -53,7 +53,7 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     """Start MPI and open the store on every rank; `cache`: where a host without it keeps what others send of it,
     and weights as kernels read them. Collective."""
     from hepti_mpi.comm.launcher import host_name
-    from hepti_mpi.engine import fetching
+    from hepti_mpi.engine import fetching, runtime
     from hepti_mpi.engine import machine as machines
     from hepti_mpi.weights.prepacked import Prepacked
 
@@ -62,5 +62,5 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     if cache is not None:
         prepacked = Prepacked(kept_folder(cache), lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
     store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache, prepacked)
-    keeps = all(machine.world.gather_all(prepacked is not None and prepacked.writable))
+    keeps = all(machine.world.gather_all(prepacked is not None and prepacked.writable and runtime.KEEPS_PACKED))
     return Session(machine, store, say(machine), keeps)

@@ -1,9 +1,18 @@
-"""What the installed ONNX Runtime does right, by its version, and that it tells nobody what it does: whoever imports it imports this.
-Knows no operation, session or weight."""
+"""What the installed ONNX Runtime does right, by its version. Knows no operation, session or weight, and does not import it where it is
+listed among the installed packages: ranks that rest need none."""
 
 import re
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as listed
 
-import onnxruntime
+
+def _installed() -> str:
+    try:
+        return listed("onnxruntime")
+    except PackageNotFoundError:  # built under another name
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -11,9 +20,7 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
-onnxruntime.disable_telemetry_events()  # its wheels from 1.32 on have an address on the internet to tell what is run and on what
-
-FOUND = version(onnxruntime.__version__)
+FOUND = version(_installed())
 # Attention of ONNX: before, what is not finite in one request spoils all of a batch, and QuantizeLinear has no kernel of the same opset
 ATTENDS = FOUND >= (1, 24)
 # files of packed weights: before, a session that has float32 ones from such a file ends its process with a segmentation fault

@@ -30,6 +30,8 @@ from hepti_mpi.weights.prepacked import key_of, processor_name
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
+onnxruntime.disable_telemetry_events()  # its wheels from 1.32 on have an address on the internet to tell what is run and on what
+
 Held = Mapping[Op, Mapping[str, Slice]]  # the operations of a step that a rank takes part in, with its slices by what each is to it
 ELEMENT = {
     np.dtype(np.float32): TensorProto.FLOAT,
