@@ -72,7 +72,10 @@ def read_hosts(path: Path) -> list[Host]:
     Raises HeptiError when it cannot be read, or names no host, or says of one machine two things that do not go together.
     """
     try:
-        lines = hostfile.parse(path.read_bytes())
+        content = path.read_bytes()
+        if content.startswith(b"\x89HDF"):
+            raise HeptiError("it is a weight store; name the file with the hosts here, and the store as STORE or with --weights")
+        lines = hostfile.parse(content)
     except OSError as error:
         raise HeptiError(f"hostfile {path} cannot be read: {reason_of(error)}") from None
     except HeptiError as error:

@@ -70,6 +70,8 @@ def no_file(path: Path) -> str:
 
 def check_new(path: Path) -> None:
     """Raise StoreError where a store could not be written, or another file would be lost for it, before much is read."""
+    if str(path).startswith("random:"):
+        raise StoreError(f"{path} names a random model, no file; the source comes first: python -m hepti_mpi slice SOURCE STORE")
     check_place(path, StoreError, making=True)
     try:
         if path.is_file() and path.stat().st_size:
