@@ -89,6 +89,7 @@ class _Search:
         self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
         self.each = layer_work(spec, self.pricer.attended)
         self.known: dict[tuple[Layers, tuple[int, ...]], Division | None] = {}  # counts
+        self.divided: dict[tuple[object, ...], np.ndarray] = {}  # rows
         self.inner: dict[Layers, float] = {}  # bytes of activations before rows are divided
         request.check(self.ranks)
 
@@ -228,7 +229,10 @@ class _Search:
             return None
         if self.request.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
             return None
-        rows = self.divide_rows(layers, members, can_rows)
+        alike = subset, by_heads, by_columns, can_rows.tobytes()  # rows do not depend on how they are exchanged
+        if alike not in self.divided:
+            self.divided[alike] = self.divide_rows(layers, members, can_rows)
+        rows = self.divided[alike]
         if layers[0][0] == "local":
             rows = np.array(splits.cut(self.pricer.lengths, rows))
         room = room - by_rows * (rows > 0)
