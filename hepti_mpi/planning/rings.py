@@ -7,19 +7,23 @@ own block is made, so that whatever has to pass a late rank waits for it.
 import numpy as np
 
 
-def around(leave: np.ndarray, blocks: np.ndarray, hop: np.ndarray, piece: np.ndarray) -> np.ndarray:
-    """Return when each rank has sent all that it sends to its right: every block but its right neighbour's.
+def around(begin: np.ndarray, leave: np.ndarray, blocks: np.ndarray, links: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return when each rank has sent all that it sends to its right, every block but its right neighbour's, on a link that has not rested.
 
-    Per rank, of many rings at once [ranks, ...], `leave`: when its first block may leave; `blocks`: bytes of that block; `hop`: seconds per
-    byte to its right neighbour; `piece`: seconds until the first piece of a block is there.
+    Per rank, of many rings at once [ranks, ...], `begin`: when its first block is made; `leave`: when its link may take that, which is
+    later where it has other things to send; `blocks`: bytes of that block; `links`: seconds per byte to its right neighbour, seconds until
+    the first piece of a block is there, and those that the link is ahead when it has rested: so much sooner all is there.
 
-    >>> around(np.array([0.0, 0.0, 9.0]), np.array([3.0, 1.0, 2.0]), np.ones(3), np.zeros(3))
+    >>> start, never = np.array([0.0, 0.0, 9.0]), np.zeros(3)
+    >>> around(start, start, np.array([3.0, 1.0, 2.0]), (np.ones(3), never, never))
     array([11.,  4., 12.])
     """
-    left = np.arange(-1, len(leave) - 1)
+    (hop, piece, ahead), left = links, np.arange(-1, len(leave) - 1)
     begun, sent, came = leave, leave + blocks * hop, blocks
+    first, last = np.maximum(begin, begun + piece - ahead), np.maximum(begin, sent - ahead)  # of a block to be at the right neighbour
     for _ in range(len(leave) - 2):
-        came = came.take(left, axis=0)  # from the left
-        begun, before = np.maximum(sent, (begun + piece).take(left, axis=0)), sent
-        sent = np.maximum(begun + came * hop, (before + piece).take(left, axis=0))
-    return sent
+        came, first, last = came.take(left, axis=0), first.take(left, axis=0), last.take(left, axis=0)  # from the left
+        begun = np.maximum(sent, first)
+        sent = np.maximum(begun + came * hop, last + piece)
+        first, last = np.maximum(first, begun + piece - ahead), np.maximum(last, sent - ahead)
+    return np.asarray(sent)

@@ -117,7 +117,7 @@ class Walk:
         if way.first is None:
             up = self.zeros + (leave + way.out).max(axis=0)
         else:
-            up = around(leave, way.first, self.hop, self.piece)
+            up = around(begin, leave, way.first, (self.hop, self.piece, self.ahead))
         done = np.maximum((up - self.ahead).take(self.left, axis=0), begin) + self.exchange
         return up, up.take(self.left, axis=0), done
 
