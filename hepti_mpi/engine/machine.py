@@ -82,7 +82,8 @@ def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: f
     world, emulations = Comm.world(deadline), []
     with together(world):
         if emulate is not None and len(emulate) != world.size:
-            raise PlanError(f"--emulate has {counted(len(emulate), 'entries')}, the job has {counted(world.size, 'ranks')}")
+            both = f"{counted(len(emulate), 'entries')}, the job has {counted(world.size, 'ranks')}"
+            raise PlanError(f"--emulate has {both}; start one for each with: mpirun -n {len(emulate)}")
         emulations.append(Emulation(None if emulate is None else emulate[world.rank]))
     emulation = emulations[0]
     _all_or_none(world, emulation)
