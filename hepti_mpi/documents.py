@@ -44,7 +44,7 @@ def check_place(path: Path, failure: type[HeptiError], what: str = "", making: b
     while making and folder != folder.parent and not os.path.lexists(folder):
         folder = folder.parent
     if os.path.isdir(path):
-        raise failure(f"{what}{path} is a folder")
+        raise failure(f"{what}{path} is a folder; name a file")
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise failure(f"{what}{path}: folder {folder} does not exist or cannot be written")
 

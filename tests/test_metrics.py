@@ -101,7 +101,7 @@ def test_a_full_disk_costs_no_answers(metered):
 
 
 @pytest.mark.parametrize("name, why", [
-    ("metrics.txt", "does not end in .prom"), ("nowhere/x.prom", "does not exist"), ("folder.prom", "cannot be written"),
+    ("metrics.txt", "does not end in .prom"), ("nowhere/x.prom", "does not exist"), ("folder.prom", "is a folder"),
 ])  # fmt: skip
 def test_a_file_that_makes_no_sense(tmp_path, name, why):
     (tmp_path / "folder.prom").mkdir()
