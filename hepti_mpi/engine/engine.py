@@ -3,10 +3,9 @@
 Knows buffers and steps; does not know where requests come from, what the model means or how the plan was found.
 """
 
-import heapq
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -147,9 +146,11 @@ class Engine:
             self.seconds[place], clock = now - clock, now
 
     def _by_dependencies(self, at: _Geometry) -> None:
-        """Start every exchange as soon as its input is there, and compute whatever can be computed, the earliest step first."""
+        """Start every exchange as soon as its input is there, and compute step after step: a later one that goes before what is late makes
+        all wait that long who want what that makes."""
         missing = self.missing.copy()
-        ready: list[int] = []
+        due = deque(place for place, step in enumerate(self.program) if isinstance(step, Compute))
+        ready: set[int] = set()
         flying: dict[int, threading.Event | None] = {}
         self.seconds[:] = 0
         left = len(self.program)
@@ -159,14 +160,12 @@ class Engine:
             while new:
                 place = new.pop()
                 if isinstance(self.program[place], Compute):
-                    heapq.heappush(ready, place)
+                    ready.add(place)
                 else:
-                    flying[place] = self._depart(place, at, aside=bool(ready))
-            if ready and any(done is not None and place < ready[0] for place, done in flying.items()):
-                self.emulation.keep_time()  # what has come by then goes before what is ready
+                    flying[place] = self._depart(place, at, aside=bool(due) and due[0] in ready)
             arrived = [place for place, done in flying.items() if done is None or done.is_set()]
-            if not arrived and ready:
-                place = heapq.heappop(ready)
+            if not arrived and due and due[0] in ready:
+                place = due.popleft()
                 begin = self.began[place] = self.emulation.now()
                 if self.is_active:
                     self._compute(place, at)
