@@ -166,4 +166,3 @@ def named(methods: str, phase: str = PHASES[0]) -> list[str]:
             more = f"; of --phase decode also {' and '.join(STAGES)}" if known is REQUESTS else ""
             raise click.UsageError(f"there is no method {name!r}; known are {', '.join(known)}, and with {BOOST} those not our own{more}")
     return names
-
