@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -94,11 +94,31 @@ class RingGather:
         the ranks to the left and right."""
         self.sides = sides
         self.own, self.receives, self.forwards, self.place = list(own), list(receives), list(forwards), 0
+        self.turn, self.sending = 0, list[RingGather]()  # among the rank's rings under way that have not sent all
+        self.waiting: list[Any] = []  # what can be sent and has not been
+        self.unsent = 0
 
     def start(self) -> None:
-        self.place = 0
-        for request in (*self.receives, *self.own):
+        self.place, self.waiting = 0, list(self.own)
+        self.unsent = len(self.own) + sum(forward is not None for forward in self.forwards)
+        for request in self.receives:
             request.Start()
+        if self.unsent:
+            self.sending.append(self)
+        self._send()
+
+    def _send(self) -> None:
+        """Send what can be, unless a ring of an earlier turn has not sent all: what that passes on is wanted sooner.
+
+        Turns are as the program's steps, of which each wants what earlier ones give, so that no ring waits for what waits for it.
+        """
+        if self.waiting and all(ring.turn >= self.turn for ring in self.sending):
+            for request in self.waiting:
+                request.Start()
+            self.unsent -= len(self.waiting)
+            self.waiting.clear()
+            if not self.unsent:
+                self.sending.remove(self)
 
     def arrived(self, place: int) -> None:
         """Handle what has just come in; a gather passes it on as it is."""
@@ -111,9 +131,12 @@ class RingGather:
             self.arrived(self.place)
             forward = self.forwards[self.place]
             if forward is not None:
-                forward.Start()
+                self.waiting.append(forward)
+                self._send()
             self.place += 1
-        return self.place == len(self.receives) and all(r.Test() for r in (*self.own, *self.forwards) if r is not None)
+        self._send()
+        through = self.place == len(self.receives) and not self.unsent
+        return through and all(r.Test() for r in (*self.own, *self.forwards) if r is not None)
 
     @staticmethod
     def _has(request: Any) -> bool:
@@ -123,6 +146,8 @@ class RingGather:
         return [self.sides[0] if self.place < len(self.receives) else self.sides[1]]
 
     def free(self) -> None:
+        if self in self.sending:  # of a request that was broken off
+            self.sending.remove(self)
         for request in (*self.own, *self.receives, *self.forwards):
             if request is not None:
                 request.Free()
@@ -144,6 +169,9 @@ class RingReduce(RingGather):
         np.add(came, term, out=result)
 
 
+Ring = TypeVar("Ring", bound=RingGather)
+
+
 class Exchanges:
     """The point-to-point side of a communicator: makes transfers, starts them and waits for them."""
 
@@ -158,6 +186,7 @@ class Exchanges:
         self.lock = comm.turn
         self.watched = False  # whether the main thread looks itself
         self.pending: list[tuple[Transfer, threading.Event]] = []
+        self.sending: list[RingGather] = []
         self.awake = threading.Event()
         self.beginning: deque[tuple[Transfer, threading.Event]] = deque()
         self.types: dict[tuple[int, int, int], Any] = {}
@@ -260,8 +289,9 @@ class Exchanges:
         requests += [self.mpi.Send_init(part, peer, tag) for peer, part in going]
         return Direct(requests, [peer for peer, _ in (*coming, *going)])
 
-    def ring_gather(self, blocks: Sequence[np.ndarray], members: Sequence[int], tag: int) -> RingGather:
-        """Return the ring that fills `blocks` (contiguous rows, one block per member, the own one filled in) on all members."""
+    def ring_gather(self, blocks: Sequence[np.ndarray], members: Sequence[int], tag: int, turn: int = 0) -> RingGather:
+        """Return the ring that fills `blocks` (contiguous rows, one block per member, the own one filled in) on all members; `turn`: of
+        its exchange among those under way."""
         count, place = len(members), list(members).index(self.rank)
         left, right = members[place - 1], members[(place + 1) % count]
         own = [self.mpi.Send_init(part, right, tag) for part in _segments(blocks[place])]
@@ -270,10 +300,11 @@ class Exchanges:
             for part in _segments(blocks[place - step]):
                 receives.append(self._receive(part, left, tag))
                 forwards.append(self.mpi.Send_init(part, right, tag) if step < count - 1 else None)
-        return RingGather(own, receives, forwards, (left, right))
+        return self._in_turn(RingGather(own, receives, forwards, (left, right)), turn)
 
-    def ring_reduce(self, terms: Sequence[np.ndarray], result: np.ndarray, members: Sequence[int], tag: int) -> RingReduce:
-        """Return the ring that leaves the sum over members of `terms` (one block of rows per member) of the own block in `result`."""
+    def ring_reduce(self, terms: Sequence[np.ndarray], result: np.ndarray, members: Sequence[int], tag: int, turn: int = 0) -> RingReduce:
+        """Return the ring that leaves the sum over members of `terms` (one block of rows per member) of the own block in `result`; `turn`:
+        of its exchange among those under way."""
         count, place = len(members), list(members).index(self.rank)
         left, right = members[place - 1], members[(place + 1) % count]
         own = [self.mpi.Send_init(part, right, tag) for part in _segments(terms[place - 1])]
@@ -286,7 +317,11 @@ class Exchanges:
                 receives.append(self._receive(part, left, tag))
                 forwards.append(None if last else self.mpi.Send_init(target, right, tag))
                 sums.append((part, own_part, target))
-        return RingReduce(own, receives, forwards, (left, right), sums)
+        return self._in_turn(RingReduce(own, receives, forwards, (left, right), sums), turn)
+
+    def _in_turn(self, ring: Ring, turn: int) -> Ring:
+        ring.turn, ring.sending = turn, self.sending
+        return ring
 
     def _receive(self, part: Any, peer: int, tag: int) -> Any:
         request = self.mpi.Recv_init(part, peer, tag)
