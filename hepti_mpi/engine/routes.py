@@ -131,7 +131,7 @@ class Router:
             have = self._held(read, holding, tile)
             mine, parts = have.box(self.rank), [self._part(write, have.box(rank)) for rank in self.members]
             copies += [(self._part(write, mine), self._part(read, mine))] * (read != write)
-            rings.append(self.exchanges.ring_gather(parts, self.members, tag + number))
+            rings.append(self.exchanges.ring_gather(parts, self.members, tag + number, turn=tag // TAGS))
         return Route(_Together(rings), copies)
 
     def _reduce(self, reads: Sequence[str], write: str, wanted: tuple[Holding, int], tag: int) -> Route:
@@ -141,7 +141,7 @@ class Router:
         want = self._held(term, *wanted)
         if not short and self._goes_round(want, self.arrays[term].itemsize):
             terms = [self._part(term, want.box(rank)) for rank in self.members]
-            return Route(self.exchanges.ring_reduce(terms, self._part(write, want.box(self.rank)), self.members, tag))
+            return Route(self.exchanges.ring_reduce(terms, self._part(write, want.box(self.rank)), self.members, tag, turn=tag // TAGS))
         sends, came = list[Block](), {peer: list[np.ndarray]() for peer in self.peers}
         for name in short or [term]:
             held = self._held(name, *wanted)
