@@ -23,6 +23,7 @@ class Network:
         self.random = np.random.default_rng(seed)
         self.sent, self.posted = defaultdict(list), defaultdict(list)
         self.moved = defaultdict(int)
+        self.order = defaultdict(list)  # of tags
         self.freed = 0
 
     def deliver(self, key):
@@ -48,6 +49,7 @@ class Request:
             content = self.buffer.reshape(-1).view(np.uint8).copy()
             self.network.sent[self.key].append(content)
             self.network.moved[self.key[:2]] += content.size
+            self.network.order[self.key[:2]].append(self.key[2])
         else:
             self.network.posted[self.key].append(self)
 
@@ -126,6 +128,41 @@ def test_a_ring_brings_every_block_to_everyone(members, counts, kind, seed):
         assert network.moved[rank, members[right]] == 3 * size * (sum(counts) - counts[right])
     assert not any(network.sent.values()) and not any(network.posted.values())
     assert len(network.moved) <= len(members)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("apart", [False, True], ids=["in order", "in any order"])
+def test_what_a_ring_passes_on_goes_before_what_a_later_one_sends(apart, seed):
+    """Of a gather and the sum of the next tile; a rank that starts them in another order has sent some of the later one, and no ring waits
+    for ever."""
+    members, counts = (0, 1, 2, 3), (200, 0, 70, 9)
+    network, random = Network(seed), np.random.default_rng(seed)
+    exchanges = {rank: exchanges_of(network, rank, 4) for rank in members}
+    spans = [slice(start, start + count) for start, count in zip(splits.starts(counts), counts)]
+    gathered, results = ({rank: np.full((sum(counts), WIDTH), rank, np.float32) for rank in members} for _ in range(2))
+    rings = {
+        rank: [
+            exchanges[rank].ring_gather([gathered[rank][span] for span in spans], members, 12, turn=3),
+            exchanges[rank].ring_reduce([np.full((count, WIDTH), rank, np.float32) for count in counts],
+                                        results[rank][spans[rank]], members, 16, turn=4),
+        ] for rank in members
+    }  # fmt: skip
+    for _ in range(3):
+        network.order.clear()
+        starts = [(rank, place) for place in range(2) for rank in members]
+        done = {}
+        for rank, place in random.permutation(starts).tolist() if apart else starts:
+            done[rank, place] = exchanges[rank].start(rings[rank][place])
+            exchanges[int(random.choice(members))].poll()
+        for _ in range(100_000):
+            if all(event.is_set() for event in done.values()):
+                break
+            exchanges[int(random.choice(members))].poll()
+        assert all(event.is_set() for event in done.values()), "it never ends"
+        assert all((gathered[rank][span] == owner).all() for rank in members for owner, span in zip(members, spans))
+        assert all((results[rank][spans[rank]] == sum(members)).all() for rank in members)
+        assert apart or all(tags == sorted(tags) and len(set(tags)) == 2 for tags in network.order.values())
+    assert not any(one.sending for one in exchanges.values())
 
 
 class Ticking:
