@@ -192,6 +192,23 @@ def test_masked_rows_are_dropped(tmp_path):
     assert one.arrays["ids"].dtype == one.keep.dtype == np.int64 and not two.arrays["types"].any()
 
 
+def test_no_array_is_passed_over(tmp_path):
+    """What transformers takes and is not read here would change the answer; what is kept beside inputs does not."""
+    mask, beside = np.array([[1, 1, 1, 1], [1, 1, 1, 0]]), {"labels": np.zeros(2), "expected_logits": IDS}
+    own = np.array([[0, 1, 2, 3], [0, 1, 2, 99]])  # where the mask leaves out a token, its position is nothing
+    taken = npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=mask, position_ids=own, **beside)
+    assert [request.arrays["positions"].tolist() for request in read("bert", taken)] == [[0, 1, 2, 3], [0, 1, 2]]
+    read("bert", npz(tmp_path / "x.npz", input_ids=IDS, position_ids=np.arange(4)[None]))
+    npz(tmp_path / "x.npz", input_ids=IDS, position_ids=np.arange(4)[None] + 3)
+    refused("bert", tmp_path / "x.npz", "array 1 of x.npz: position_ids is 3 at position 0, where the model counts 0")
+    refused("bert", npz(tmp_path / "x.npz", input_ids=IDS, position_ids=np.arange(4)), "position_ids is int64 of shape [4]")
+    npz(tmp_path / "x.npz", input_ids=IDS, inputs_embeds=np.ones((2, 4, 8)))
+    refused("bert", tmp_path / "x.npz", "holds the array inputs_embeds, which is not read")
+    side = MODELS["vit"].spec.options["image_size"]
+    pixels = np.zeros((1, MODELS["vit"].spec.options["channels"], side, side), np.float32)
+    refused("vit", npz(tmp_path / "x.npz", pixel_values=pixels, bool_masked_pos=np.ones((1, 4), bool)), "the array bool_masked_pos")
+
+
 def test_masked_ids_may_be_anything(tmp_path):
     ids = np.array([[2, -100, 3]])
     [request] = read("bert", npz(tmp_path / "x.npz", input_ids=ids, attention_mask=np.array([[1, 0, 1]])))

@@ -122,6 +122,11 @@ def test_arrays(spec, tmp_path):
     found = read_prompts(spec, {}, str(tmp_path / "x.npz"))
     assert [one.ids for one in found] == [[6, 7], [], []] and found[0].keep.tolist() == [1, 2]
     assert "no position" in found[1].error and "holds 400" in found[2].error
+    np.savez(tmp_path / "y.npz", input_ids=ids, attention_mask=mask, position_ids=[[1, 0, 1], [1, 1, 1], [0, 1, 2]])
+    assert [one.ids for one in read_prompts(spec, {}, str(tmp_path / "y.npz"))] == [[6, 7], [], []]
+    np.savez(tmp_path / "y.npz", input_ids=ids, position_ids=[[0, 1, 2], [1, 2, 3], [0, 1, 2]])
+    with pytest.raises(InputError, match="array 2 of y.npz: position_ids is 1 at position 0, where the model counts 0"):
+        read_prompts(spec, {}, str(tmp_path / "y.npz"))
     assert "room for 2" in check_room(found, 2)[0].error and check_room(found, 3)[0].error is None
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.arrays import read_npz
+from hepti_mpi.models.inputs.arrays import check_positions, read_npz
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked_options
 from hepti_mpi.models.inputs.text import ID, bad_byte, json_value, lines_of, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
@@ -155,7 +155,7 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
 
 def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:
     """Return a prompt per row of input_ids [prompts, positions] in a .npz file. Raises InputError."""
-    found = read_npz(path, ("input_ids", "attention_mask"))
+    found = read_npz(path, ("input_ids", "attention_mask", "position_ids"))
     if "input_ids" not in found:
         raise InputError(f"{path} has no input_ids, only {', '.join(found)}")
     ids = found["input_ids"]
@@ -166,6 +166,7 @@ def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:
             raise InputError(f"{path}: {name} is {array.dtype} of shape {list(array.shape)}, expected integers of shape {shape}")
     if not np.isin(mask, (0, 1)).all():
         raise InputError(f"{path}: attention_mask holds numbers other than 0 and 1")
+    check_positions(path, found.get("position_ids"), np.cumsum(mask, axis=1) - 1, mask)
     return [_row(spec, place, f"array {place + 1} of {path.name}", *both) for place, both in enumerate(zip(ids, mask))]
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.arrays import read_npz
+from hepti_mpi.models.inputs.arrays import check_positions, read_npz
 from hepti_mpi.models.inputs.heldout import TEXTS, masked
 from hepti_mpi.models.inputs.passages import PASSAGES
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
@@ -338,7 +338,7 @@ def finite_pixels(spec: ModelSpec, origin: str, pixels: np.ndarray, index: int) 
 
 def token_rows(spec: ModelSpec, path: Path) -> Iterator[tuple[Item, Callable[[int], Request]]]:
     """Yield each row of input_ids and what makes its request. Raises InputError for arrays that do not go together."""
-    found = read_npz(path, ("input_ids", "attention_mask", "token_type_ids"))
+    found = read_npz(path, ("input_ids", "attention_mask", "token_type_ids", "position_ids"))
     if "input_ids" not in found:
         raise InputError(f"{path} has no input_ids, only {', '.join(found)}")
     ids = found["input_ids"]
@@ -354,6 +354,7 @@ def token_rows(spec: ModelSpec, path: Path) -> Iterator[tuple[Item, Callable[[in
         raise InputError(f"{path}: input_ids has {counted(width, 'positions')}, the model takes {spec.positions}")
     if not np.isin(mask, (0, 1)).all():
         raise InputError(f"{path}: attention_mask holds numbers other than 0 and 1")
+    check_positions(path, found.get("position_ids"), np.stack([numbered(spec, row) for row in ids]), mask)
     for index in range(len(ids)):
         origin = f"array {index + 1} of {path.name}"
         yield Item(origin), partial(row_request, spec, origin, ids[index], mask[index], types[index])
