@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decoders import CASES as DECODERS
+from decoders import write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -252,7 +253,22 @@ def test_untied_without_weight_is_refused(tmp_path):
     edit(folder / "config.json", tie_word_embeddings=False)
     refused(folder, "tie_word_embeddings is false", "cls.predictions.decoder.bias, which is missing", "cls.predictions.bias is meant")
     edit_tensors(folder, lambda t: rename_keys(t, lambda name: name.replace("predictions.bias", "predictions.decoder.bias")))
-    refused(folder, "1 of the tensors", "cls.predictions.decoder.weight")
+    refused(folder, "tensor cls.predictions.decoder.weight is missing", "config.json does not say", '"tie_word_embeddings": true')
+
+
+@pytest.mark.parametrize("case", ["llama3", "qwen2", "qwen3", "gemma2"])
+def test_words_are_tied_where_transformers_ties_them(case, tmp_path):
+    """Where config.json says nothing of it the class decides: a Llama's output words, which are missing here, would be random numbers."""
+    folder = write_folder(case, tmp_path)
+    edit(folder / "config.json", tie_word_embeddings=True)
+    assert read_model(folder).spec.back[-1].tied
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    if case.startswith("gemma"):
+        assert read_model(folder).spec.back[-1].tied
+    else:
+        refused(folder, "tensor lm_head.weight is missing", "config.json does not say", '"tie_word_embeddings": true')
 
 
 def test_no_qkv_bias_gives_zeros(tmp_path):

@@ -158,8 +158,12 @@ def is_tied(family: Family, config: Mapping[str, Any], plain: Mapping[str, str],
     """Return whether the output words are the input words: absent, or the same numbers. Raises ModelError."""
     assert family.tied is not None
     copy, original = family.tied
+    tied = bool(config.get("tie_word_embeddings", True))
+    if not tied and copy not in plain:
+        said = "config.json does not say that the output words are the input words"
+        raise ModelError(f'tensor {copy} is missing, and {said}; if they are, put "tie_word_embeddings": true into it')
     if copy not in plain or original not in plain:
-        return bool(config.get("tie_word_embeddings", True))
+        return tied
     if tensors.shapes[plain[copy]] != tensors.shapes[plain[original]]:
         return False
     tensors.check_types((plain[copy], plain[original]))

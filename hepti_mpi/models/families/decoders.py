@@ -159,3 +159,4 @@ DROPPED = {
     r"lm_head\.weight": "a repetition of the word embeddings",
 }
 TIED = ("lm_head.weight", "embed_tokens.weight")
+UNTIED = {"tie_word_embeddings": False}  # a default of families whose files say it where the output words are the input words

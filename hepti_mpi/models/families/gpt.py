@@ -9,6 +9,7 @@ from hepti_mpi.models.families.decoders import (
     DROPPED,
     KEYS,
     TIED,
+    UNTIED,
     WORDS,
     Sizes,
     activation,
@@ -140,6 +141,7 @@ NEOX = Family(
     tied=("embed_out.weight", "embed_in.weight"),
     keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps"), **without("partial_rotary_factor")},
     tokenizer="GPTNeoXTokenizer",
+    defaults=UNTIED,
 )
 PHI3 = Family(
     name="phi3",
@@ -157,6 +159,6 @@ PHI3 = Family(
     },
     tokenizer="PreTrainedTokenizerFast",
     other_tokenizers=False,
-    defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    defaults=UNTIED | {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
 )
 MODEL_TYPES = {"gpt2": GPT2, "gpt_neox": NEOX, "phi3": PHI3}

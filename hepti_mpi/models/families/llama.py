@@ -9,6 +9,7 @@ from hepti_mpi.models.families.decoders import (
     DROPPED,
     KEYS,
     TIED,
+    UNTIED,
     WORDS,
     Sizes,
     activation,
@@ -67,10 +68,10 @@ LLAMA = Family(
     tied=TIED,
     keys=KEYS,
     tokenizer="PreTrainedTokenizerFast",
-    defaults={"max_position_embeddings": 2048},
+    defaults=UNTIED | {"max_position_embeddings": 2048},
 )
-QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
-MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+QWEN = UNTIED | {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+MISTRAL = UNTIED | {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 MODEL_TYPES = {
     "llama": LLAMA,
     "mistral": replace(
