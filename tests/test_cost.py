@@ -17,6 +17,7 @@ from hepti_mpi.planning import traffic, walk
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer, Prices, extended
 from hepti_mpi.planning.traffic import FLOAT, RING_BYTES, RING_GAIN
+from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid, buffers, distributions
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Cast, Norm, Share
@@ -56,6 +57,12 @@ def simple(ranks=2, latency=1e-4, rate=1e7, exchange=0.0, **fields):
                     segment_seconds=1e-6, **fields)  # fmt: skip
     nodes = tuple(replace(board, host=f"pi{rank}") for rank in range(ranks))
     return ClusterProfile(nodes, square(ranks, latency), square(ranks, rate), {}, (1, 1), exchange)
+
+
+def without_copies(pricer):
+    """Copies and sums around exchanges take no time, but casts do."""
+    pricer.handling = traffic.Handling(0 * pricer.handling.call, 0 * pricer.handling.byte, pricer.handling.cast)
+    return pricer
 
 
 def with_head_start(profile, amount):
@@ -239,7 +246,7 @@ def test_an_exchange_of_our_own(kind, rows, wire, values):
 @pytest.mark.parametrize("kind", KINDS[:4])
 def test_a_short_wire_takes_less(kind, rows):
     """Adding what came of a sum takes a rank for each number what a cast does: 1.5 ns here, three times as long from int8."""
-    pricer, plan = Pricer(SPEC, simple(len(rows)), sum(rows)), own_plan(("alltoall", "rows"), rows, counts=rows)
+    pricer, plan = without_copies(Pricer(SPEC, simple(len(rows)), sum(rows))), own_plan(("alltoall", "rows"), rows, counts=rows)
     read = Compute((norm("b0", "c"),), "rows", ("b0",), ("c",))
     full, *short = (pricer.price((*lone(kind, wire=wire), read), plan) for wire in WIDTHS)
     for one, wire, casts in zip(short, ("float16", "int8"), (1, 3)):
@@ -247,7 +254,20 @@ def test_a_short_wire_takes_less(kind, rows):
         assert (one.wire, one.bytes) == (pytest.approx(full.wire * part), pytest.approx(full.bytes * part, abs=1))
         if kind == "reduce_scatter" and len(set(rows)) == 1:
             added = casts * 1.5e-9 * (len(rows) - 1) * rows[0] * SPEC.hidden
-            assert one.wait.max() == pytest.approx(full.wait.max() + one.wire - full.wire + added)
+            assert one.seconds == pytest.approx(full.seconds + one.wire - full.wire + added)
+
+
+@pytest.mark.parametrize("kind, copied", [("allgatherv", 2), ("reduce_scatter", 2 + 2 * 2)])
+def test_copies_and_sums_take_their_rank_time(kind, copied):
+    """Of a gather a rank copies its own rows to where all are, of a sum its own term, to which it adds two others: on no link."""
+    rows = (30, 30, 30)
+    read, plan = Compute((norm("b0", "c"),), "rows", ("b0",), ("c",)), own_plan(("alltoall", "rows"), rows, counts=rows)
+    usual = Pricer(SPEC, simple(3), sum(rows))
+    with_, free = (one.price((*lone(kind), read), plan) for one in (usual, without_copies(Pricer(SPEC, simple(3), sum(rows)))))
+    more = 1e-6 + copied * rows[0] * SPEC.hidden * FLOAT * usual.handling.byte[0]
+    assert usual.handling.byte[0] == pytest.approx(1e-9 / bytes_of_number(SPEC))  # what a product of one row takes to read a byte
+    assert with_.seconds == pytest.approx(free.seconds + more)
+    assert (with_.wait, with_.wire) == (pytest.approx(free.wait), free.wire)
 
 
 @pytest.mark.parametrize("begun, done", [((1, 1), 1.4), ((0, 1), 1.2), ((1.1, 1), 1.4), ((-np.inf, 1), 1.2)])
@@ -284,7 +304,7 @@ def test_uneven_blocks_go_round(kind, wire, rows, ring):
     width, profile = WIDTHS[wire], simple(len(rows), exchange=1e-3)
     (exchange,) = lone(kind, wire=wire)
     read = Compute((norm("b0", "c"),), "rows", reads=exchange.writes, writes=("c",))
-    result = Pricer(SPEC, profile, sum(rows)).price((exchange, read), plan)
+    result = without_copies(Pricer(SPEC, profile, sum(rows))).price((exchange, read), plan)
     heaviest = sum(rows) - min(rows) if ring else (len(rows) - 1) * max(rows)
     assert result.wire == pytest.approx(heaviest * width / 1e7)
     assert result.bytes == pytest.approx((len(rows) - 1) * sum(rows) * width)
@@ -329,7 +349,7 @@ def test_emulated_boards_wait_for_each_collective(ranks):
     profile = replace(cluster((9,) * ranks, mbit=80, latency=1e-9), versions={"emulation": ",".join("1" * ranks)}, exchange_seconds=0.0)
     plan = plan_of(("heads", "columns"), (1,) * ranks, counts=rows)
     program = make_program(SPEC, plan)
-    result = Pricer(SPEC, profile, sum(rows)).price(program, plan)
+    result = without_copies(Pricer(SPEC, profile, sum(rows))).price(program, plan)
     sums = sum(isinstance(step, Sync) and step.kind == "allreduce" for step in program)
     block = (ranks - 1) * 30 * SPEC.hidden * 4 / (80e6 / 8)
     wire = block * (2 * sums + 1 + 1 + ranks)  # the last sum is scattered, then gathered by the root, which sent the input to each
@@ -351,7 +371,7 @@ def test_wire_and_computing_go_on_at_once(pair, mbit, tiles):
     profile = cluster((9,) * 3, mbit=mbit, latency=1e-4)
     plan = own_plan(pair, (1, 1, 1), rows=96, tiles=tiles)
     program = make_program(SPEC, plan)
-    result = Pricer(SPEC, profile, 96).price(program, plan)
+    result = without_copies(Pricer(SPEC, profile, 96)).price(program, plan)
     exchanges = sum(isinstance(step, Sync) for step in program)
     assert result.seconds >= max(result.compute.max(), result.busy) * (1 - 1e-9)  # a tile goes out while another one comes in
     assert result.seconds <= result.compute.max() + result.wire + exchanges * profile.exchange_seconds + 1e-9

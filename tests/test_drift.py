@@ -184,7 +184,7 @@ def test_what_batches_take_beyond_computing():
 
 
 @pytest.mark.parametrize("before, after, left, lasted, cost, wanted", [
-    (1.0, 0.5, 100, 10, 1.0, True), (1.0, 0.95, 1000, 100, 0.1, False), (1.0, 0.5, 3, 10, 1.0, False), (1.0, 1.5, 100, 100, 0.0, False),
+    (1.0, 0.5, 100, 10, 1.0, True), (1.05, 1.0, 1000, 100, 0.1, False), (1.0, 0.5, 3, 10, 1.0, False), (1.0, 1.5, 100, 100, 0.0, False),
     (1.0, 0.5, 100, 1, 1.0, False), (1.0, 0.5, 100, 2, 1.0, True), (1.0, 0.5, None, 1, 1.0, False), (1.0, 0.5, None, 2, 1.0, True),
 ])  # fmt: skip
 def test_what_is_worth_a_switch(before, after, left, lasted, cost, wanted):

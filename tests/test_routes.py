@@ -35,11 +35,11 @@ class FakeExchanges:
     def direct(self, sends, receives, tag):
         return Recorded("direct", tag, sends=sends, receives=receives)
 
-    def ring_gather(self, blocks, members, tag):
-        return Recorded("gather", tag, blocks=blocks, members=members)
+    def ring_gather(self, blocks, members, tag, turn):
+        return Recorded("gather", tag, turn=turn, blocks=blocks, members=members)
 
-    def ring_reduce(self, terms, result, members, tag):
-        return Recorded("reduce", tag, blocks=terms, result=result, members=members)
+    def ring_reduce(self, terms, result, members, tag, turn):
+        return Recorded("reduce", tag, turn=turn, blocks=terms, result=result, members=members)
 
 
 def transfers(route):
@@ -51,6 +51,7 @@ def move(made):
     """Do the transfers `made`, {rank: Recorded}, which belong together."""
     (kind,) = {one.kind for one in made.values()}
     assert len({one.tag for one in made.values()}) == 1
+    assert all(one.parts.get("turn") == (None if kind == "direct" else one.tag // TAGS) for one in made.values())  # as the steps come
     if kind == "direct":
         for one in made.values():
             assert {peer for peer, _ in (*one.parts["sends"], *one.parts["receives"])} <= set(made)

@@ -35,8 +35,9 @@ class Route:
         numbers = sum(term[0].size for term in self.sums)
         summed = sum(array.nbytes for term in self.sums for array in term) + numbers * FLOAT
         casts = CASTS[str(self.sums[0][0].dtype)] * numbers if self.sums else 0
-        self.begins = Work(copied=_bytes(self.before), calls=len(self._before))
-        self.ends = Work(casts=casts, copied=_bytes(self.after) + summed, calls=len(self._after))
+        # a run of copies and sums takes beside its bytes what one call of a session does, or less
+        self.begins = Work(copied=_bytes(self.before), calls=bool(self._before))
+        self.ends = Work(casts=casts, copied=_bytes(self.after) + summed, calls=bool(self._after))
 
     def begin(self) -> None:
         for run in self._before:

@@ -16,7 +16,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, STEP_ROWS, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
-from hepti_mpi.planning.traffic import Facts, Links, Shares, Traffic, facts_of, together, traffic
+from hepti_mpi.planning.traffic import Facts, Handling, Links, Shares, Traffic, facts_of, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid
@@ -113,6 +113,8 @@ class Pricer:
         scored = 1 if cache is None else rows  # the last row of a prompt, or one of each text
         tables = np.array([self._curve(STEP_ROWS, node.table_seconds)[scored] * by_bytes if node.table_seconds else 0.0 for node in nodes])
         self.reading = np.where(tables > 0, tables, self.gemm[:, scored])  # seconds for each number of a table that these are multiplied by
+        byte = self.gemm[:, 1] / bytes_of_number(spec)  # of a product of one row, which reads all weights once
+        self.handling = Handling(self.segment, byte, self.cast)
         self.edges = edge_seconds(spec, profile.edges, self.lengths)
         self.sorts: dict[Kind, int] = {}  # of what Computes do: a number each, which is compared sooner
         self.laid: dict[int, Laid] = {}  # by id, which stays a program's own while that is kept
@@ -368,10 +370,10 @@ class Batch:
         sent = {kind: step for kind, step in new.items() if isinstance(step, Sync) and self.by_messages and step.kind != "slice"}
         if sent:
             fixed = pricer.start, pricer.start_per_byte, pricer.exchange
-            cast = pricer.cast[self.places]
+            how = Handling(*(seconds[self.places] for seconds in pricer.handling))
             if (kinds := tuple(sent)) not in pricer.facts:
                 pricer.facts[kinds] = facts_of(list(sent.values()))
-            found = traffic(pricer.facts[kinds], self.shares, pricer.spec.heads, links, not self.in_turn, fixed, cast)
+            found = traffic(pricer.facts[kinds], self.shares, pricer.spec.heads, links, not self.in_turn, fixed, how)
             self.known.update(zip(sent, found))
         for kind, step in new.items():
             if isinstance(step, Compute):

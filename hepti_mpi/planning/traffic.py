@@ -92,13 +92,23 @@ class Direct(NamedTuple):
     never: np.ndarray | None
 
 
+class Handling(NamedTuple):
+    """Seconds that each rank takes for copies or sums, whatever their size, for each byte that these read or write, and to cast a number
+    to or from float16; [ranks, plans or 1]."""
+
+    call: np.ndarray
+    byte: np.ndarray
+    cast: np.ndarray
+
+
 class Traffic(NamedTuple):
     """An exchange: `load` [3 x ranks + 1, ...]: seconds that each rank sends, that it receives, and the longer of both, and bytes that
-    move; seconds that starting takes, and adding what came short (`ending`, None where nothing does), and the ways that blocks take in any
-    plan; `ring` [...]: who goes round."""
+    move; seconds that starting takes, copying what a rank has itself before (`copying`) and adding what came (`ending`), None where
+    nothing does, and the ways that blocks take in any plan; `ring` [...]: who goes round."""
 
     load: np.ndarray
     starting: np.ndarray
+    copying: np.ndarray | None
     ending: np.ndarray | None
     ring: np.ndarray
     round: Round | None
@@ -116,11 +126,10 @@ def _by_place(values: np.ndarray | None, places: tuple[int, int]) -> Sequence[Se
 
 
 def traffic(
-    facts: "Facts", shares: Shares, heads: int, links: Links, rings: bool, fixed: tuple[float, float, float], cast: np.ndarray
+    facts: "Facts", shares: Shares, heads: int, links: Links, rings: bool, fixed: tuple[float, float, float], handling: Handling
 ) -> list[list[Traffic]]:  # fmt: skip
     """Return what exchanges are by messages, of each tile. `heads`: of the model; `rings`: whether uneven blocks go round, as long ones do;
-    `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do;
-    `cast`: that each rank takes for a number to or from float16."""
+    `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do."""
     count = len(shares.rows)
     have, want = held(facts, shares, heads)
     sizes = np.where(facts.terms, want.sizes, have.sizes) * facts.size  # of each rank's block
@@ -130,8 +139,10 @@ def traffic(
         uneven = (count - 1) * largest > RING_GAIN * (sizes.sum(axis=0) - sizes.min(axis=0))
         ring = facts.may & (uneven & rings | ~uneven & (largest >= RING_BLOCK))
     rounds, straight = _round(sizes, facts.terms, links) if ring.any() else None, None
+    own = sizes
     if not ring.all():
         bytes_ = cells(have, want) * facts.size
+        own = bytes_[range(count), range(count)]
         bytes_[range(count), range(count)] = 0.0  # what a rank has already
         straight = _direct(bytes_, links)
         if not links.rooted.all():
@@ -141,18 +152,30 @@ def traffic(
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
     load = np.concatenate([out, received, np.maximum(out, received), moved[None]])
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
-    ending = cast[:, None, None] * facts.casts * (count - 1) * want.sizes if facts.casts.any() else None
     places = ring.shape[:2]
-    parts = (_by_place(values, places) for values in (load, starting, ending, ring))
+    parts = (_by_place(values, places) for values in (load, starting, *_handled(facts, own, ring, count - 1, handling), ring))
     both = (_taken(Round, rounds and (rounds[0], rounds[3]), ring.any(axis=-1).tolist(), places),
             _taken(Direct, straight and _straight(straight, fixed[2], links), (~ring.all(axis=-1)).tolist(), places))  # fmt: skip
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
 
 
+def _handled(facts: "Facts", own: np.ndarray, ring: np.ndarray, others: int, handling: Handling) -> list[np.ndarray | None]:
+    """Return the seconds that each rank copies before an exchange and adds behind it, as the engine's routes do; `own`: bytes of what it
+    has and wants itself; `others`: from how many terms come. What goes round is added on its way."""
+    call, byte, cast = (values[:, None, None] for values in handling)
+    some, found = own > 0, list[np.ndarray | None]([None, None])
+    if facts.copies.any():
+        found[0] = (call * some + 2 * byte * own) * facts.copies
+    if facts.terms.any() and not ring.all():
+        each = (2 * FLOAT / facts.size + others * (FLOAT / facts.size + 1)) * byte + others * facts.casts * cast / facts.size  # of a byte
+        found[1] = (call * some + each * own) * (facts.terms & ~ring)
+    return found
+
+
 class Facts(NamedTuple):
     """Of each exchange, [exchanges], which of those `held`, with their numbers in a row, is what ranks have, and what they want; and
     [exchanges, 1, 1]: whether it is of terms, whether it is from or to the root, the bytes of a number, the numbers in a row, how long
-    casts of what came take, whether it may go round, and whether all want all."""
+    casts of what came take, whether it may go round, whether all want all, and whether a rank copies its own."""
 
     held: tuple[tuple[Holding, int], ...]
     have: np.ndarray
@@ -164,6 +187,7 @@ class Facts(NamedTuple):
     casts: np.ndarray
     may: np.ndarray
     everywhere: np.ndarray
+    copies: np.ndarray
 
 
 def facts_of(syncs: Sequence[Sync]) -> Facts:
@@ -172,7 +196,8 @@ def facts_of(syncs: Sequence[Sync]) -> Facts:
         (sync.have.terms, ROOT in (sync.have, sync.want), sync.row_bytes / sync.width, sync.width, sync.have.terms * CASTS[sync.wire],
          # a short sum would round at each rank
          (sync.have, sync.want) in ((ROWS, FULL), (EVEN, FULL)) or (sync.have.terms and sync.wire == "float32"),
-         sync.want == FULL) for sync in syncs
+         # what is gathered of a sum of even blocks is there already (engine.routes)
+         sync.want == FULL, not sync.have.terms and sync.have not in (FULL, EVEN)) for sync in syncs
     ]  # fmt: skip
     ends = [((sync.have, sync.width), (sync.want, sync.width)) for sync in syncs]
     known = tuple(dict.fromkeys(one for both in ends for one in both))

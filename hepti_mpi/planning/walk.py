@@ -47,11 +47,12 @@ class Walk:
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there
         self.coming: dict[str, np.ndarray] = {}  # the same of what exchanges bring: what a rank makes is there when it looks for it
+        self.ending: dict[str, np.ndarray] = {}  # seconds that a rank takes before it reads such a value first
 
     def fork(self) -> "Walk":
         """Return a walk that goes on from here by itself."""
         other = copy(self)
-        other.ready, other.coming = dict(self.ready), dict(self.coming)
+        other.ready, other.coming, other.ending = dict(self.ready), dict(self.coming), dict(self.ending)
         return other
 
     @property
@@ -81,6 +82,8 @@ class Walk:
                     waits = waits * step.busy
                 self.wait = self.wait + waits
                 clock = clock + waits
+            if name in self.ending:  # it adds what came when that is there
+                clock = clock + self.ending.pop(name)
         self.compute = self.compute + step.seconds
         self.clock = clock + step.seconds
         _note(self.ready, writes, self.clock)
@@ -95,12 +98,16 @@ class Walk:
             if when is not None and when is not before:  # values may be made together
                 begin, before = when if begin is None else np.maximum(begin, when), when
         begin = step.starting if begin is None else begin + step.starting  # the rank computes what it can meanwhile
+        if step.copying is not None:
+            begin, self.clock = begin + step.copying, self.clock + step.copying
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
         ways = [self._round(step.round, begin, leave)] if step.round else []
         ways += [self._directly(step.direct, begin, leave)] if step.direct else []
         self.up, self.down, done = ways[0] if len(ways) == 1 else (np.where(step.ring, one, other) for one, other in zip(*ways))
-        if step.ending is not None:
+        if step.ending is not None and (self.in_turn or last):
             done = done + step.ending
+        elif step.ending is not None:
+            self.ending[writes[0]] = step.ending
         self.load = self.load + step.load
         _note(self.ready, writes, done)
         for name in writes:

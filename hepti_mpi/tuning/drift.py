@@ -24,7 +24,7 @@ from hepti_mpi.tuning.cusum import TAIL, Chart, Level, Recent, weighted_median
 TICK = 1e-3  # seconds by which any measurement may be wrong
 LINK_SCATTER = 0.2  # of the rate of a link that is looked at, to begin with: looks are short
 SAME_LINK = 0.25  # of what a link carried in the beginning: one that is back within it is as it was, which was measured for longer
-MARGIN = 0.05  # of a batch's time that another plan must promise to save
+MARGIN = 0.05 / 1.05  # of a batch's time that another plan must promise to save: what takes 5 % longer than the best is left
 PAYS_BACK = 2.0  # times what a switch costs that it must save in the batches that are left
 PRICES = 1024  # batches whose prices are kept
 
