@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decoders import CASES as DECODERS
+from decoders import values as decoder_values
 from decoders import write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
 from hepti_mpi.models.families.family import spec_of
 from hepti_mpi.models.families.imports import Import, stored
 from hepti_mpi.models.families.registry import FAMILIES
+from hepti_mpi.models.reference import forward
 from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights, shared_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -269,6 +271,24 @@ def test_words_are_tied_where_transformers_ties_them(case, tmp_path):
         assert read_model(folder).spec.back[-1].tied
     else:
         refused(folder, "tensor lm_head.weight is missing", "config.json does not say", '"tie_word_embeddings": true')
+
+
+def test_heads_of_a_qwen2_as_wide_as_config_says(tmp_path):
+    """It is a Llama with biases of Q, K and V, whatever the width of its heads; transformers reads head_dim, too."""
+    folder = write_folder("qwen2", tmp_path)
+    shapes = {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+    wide = {name: shape if ".self_attn." not in name else (2 * shape[0], *shape[1:]) for name, shape in shapes.items()}
+    wide |= {name: (shape[0], 2 * shape[1]) for name, shape in shapes.items() if name.endswith("o_proj.weight")}
+    tensors = {name: decoder_values(name, shape) for name, shape in wide.items()}
+    save_file(tensors, folder / "model.safetensors")
+    edit(folder / "config.json", head_dim=16)
+    llama = Path(shutil.copytree(folder, tmp_path / "llama"))
+    edit(llama / "config.json", model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=True)
+    zeros = {name.replace("weight", "bias"): np.zeros(48, np.float32) for name in tensors if name.endswith("o_proj.weight")}
+    save_file(tensors | zeros, llama / "model.safetensors")
+    rows = np.random.default_rng(3).standard_normal((9, 48)).astype(np.float32)
+    one, other = (forward(model.spec, dict(model.weights()), rows, [9]) for model in map(read_model, (folder, llama)))
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_no_qkv_bias_gives_zeros(tmp_path):

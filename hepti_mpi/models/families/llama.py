@@ -42,12 +42,10 @@ def mistral_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def qwen_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Qwen2, or of a Qwen3, which has norms of the heads of Q and K. Raises ModelError."""
+    sizes = Sizes.of(config)
+    more: dict[str, Any] = {"biases": "qkv"}
     if config.get("model_type") == "qwen3":
-        sizes = Sizes.of(config)
         more = {"q_norm": sizes.head_norm, "k_norm": sizes.head_norm, "biases": "qkvo" if yes(config, "attention_bias", False) else ""}
-    else:
-        sizes = Sizes.of({key: value for key, value in config.items() if key != "head_dim"})
-        more = {"biases": "qkv"}
     window = window_of(config) if yes(config, "use_sliding_window", False) else None
     full = config.get("max_window_layers", 28)  # where the layers with a window begin
     each = windows(config, sizes.layers, window)
