@@ -38,6 +38,7 @@ class Refinement:
     def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried]) -> None:
         self.spec, self.tried = spec, tried
         self.known: dict[tuple[Plan, ...], Tried | None] = {}  # what moves from plans come to
+        self.steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
 
     def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
         """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
@@ -122,29 +123,40 @@ class Refinement:
     def moves(self, candidate: Candidate, plans: Sequence[Plan]) -> Variants | None:
         """Return what comes of `plans`, which are near a candidate, when some of something goes from one rank, or tile, to another; None
         where nothing can."""
-        pairs = np.array(list(self.pairs(candidate)), np.int64).reshape(-1, 2)
-        every = [np.concatenate(parts) for parts in zip(*(self._moves(plan, pairs) for plan in plans))]
-        return Variants(candidate.plan, *every) if every and len(every[0]) else None
+        pairs, parts = tuple(self.pairs(candidate)), max(1, len(candidate.plan.tiles)) * candidate.plan.ranks
+        if not pairs and parts == candidate.plan.ranks:
+            return None
+        flat = np.concatenate([self._moves(plan, pairs) for plan in plans])
+        cells, heads, columns = np.split(flat, [parts, parts + candidate.plan.ranks], axis=1)
+        return Variants(candidate.plan, cells.reshape(len(flat), -1, candidate.plan.ranks), heads, columns) if len(flat) else None
 
-    def _moves(self, plan: Plan, pairs: np.ndarray) -> list[np.ndarray]:
-        """Return cells, heads and columns of what comes of one plan."""
-        cells, heads, columns = (np.array(values) for values in (plan.tiles or (plan.rows,), plan.heads, plan.columns))
-        tiles, ranks = cells.shape
-        flat, rows = cells.ravel(), cells.sum(axis=0)
-        between = np.concatenate([tile * ranks + pairs for tile in range(tiles)])
-        kept = np.array([(one * ranks + rank, goal * ranks + rank) for one in range(tiles) for goal in range(tiles) if one != goal
-                         for rank in plan.active], np.int64).reshape(-1, 2)  # fmt: skip
-        of_rows = [_moved(flat, between[rows[between[:, 0] % ranks] > step], step) for step in ROW_STEPS]  # a rank keeps a row
-        of_rows += [_moved(flat, kept, step) for step in ROW_STEPS]
-        granule = self.spec.column_granule
-        of_columns = np.concatenate([_moved(columns, pairs, step * granule) for step in COLUMN_STEPS])
-        starts = np.cumsum(of_columns, axis=1) - of_columns
-        of_columns = of_columns[((starts % granule == 0) | (of_columns == 0)).all(axis=1)]  # as plan.granules_fit() wants it
-        moved = np.concatenate(of_rows).reshape(-1, tiles, ranks), _moved(heads, pairs, self.spec.group), of_columns
-        return [  # what moves, while the others stay
-            np.concatenate([after if what == moving else np.repeat(one[None], len(after), axis=0) for moving, after in enumerate(moved)])
-            for what, one in enumerate((cells, heads, columns))
-        ]
+    def _moves(self, plan: Plan, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """Return cells, heads and columns, in a row, of what comes of one plan."""
+        key = plan.active, len(plan.tiles), pairs
+        if key not in self.steps:
+            self.steps[key] = self._steps(plan, pairs)
+        steps, rank, least = self.steps[key]
+        cells = np.array(plan.tiles or (plan.rows,))
+        after = np.concatenate([cells.ravel(), plan.heads, plan.columns]) + steps
+        columns, granule = after[:, -plan.ranks :], self.spec.column_granule
+        starts = np.cumsum(columns, axis=1) - columns  # as plan.granules_fit() wants them
+        fit = (after >= 0).all(axis=1) & (cells.sum(axis=0)[rank] > least) & ((starts % granule == 0) | (columns == 0)).all(axis=1)
+        return np.asarray(after[fit])
+
+    def _steps(self, plan: Plan, pairs: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what each move adds to cells, heads and columns in a row, and which rank must have more than how many rows for it."""
+        tiles, ranks = max(1, len(plan.tiles)), plan.ranks
+        every, heads, columns = range(tiles), tiles * ranks, (tiles + 1) * ranks  # where these begin
+        between = [(tile * ranks + one, tile * ranks + other) for tile in every for one, other in pairs]
+        kept = [(one * ranks + rank, goal * ranks + rank) for one in every for goal in every if one != goal for rank in plan.active]
+        moves = [(one, other, step, step) for step in ROW_STEPS for one, other in between]  # a rank keeps a row
+        moves += [(one, other, step, -1) for step in ROW_STEPS for one, other in kept]
+        moves += [(heads + one, heads + other, self.spec.group, -1) for one, other in pairs]
+        moves += [(columns + one, columns + other, step * self.spec.column_granule, -1) for step in COLUMN_STEPS for one, other in pairs]
+        one, other, step, least = np.array(moves, np.int64).reshape(-1, 4).T
+        steps, number = np.zeros((len(moves), columns + ranks), np.int64), np.arange(len(moves))
+        steps[number, one], steps[number, other] = -step, step
+        return steps, one % ranks, least
 
     def pairs(self, candidate: Candidate) -> Iterator[tuple[int, int]]:
         """Yield (from, to); with many ranks only from the busiest and to the idlest few."""
@@ -175,12 +187,3 @@ class Refinement:
                         yield cells
                     if not least:
                         break
-
-
-def _moved(counts: np.ndarray, pairs: np.ndarray, step: int) -> np.ndarray:
-    """Return `counts` [parts] with `step` moved from one part to another, for each of `pairs` where the one has as many."""
-    one, other = pairs[counts[pairs[:, 0]] >= step].T
-    after, number = np.repeat(counts[None], len(one), axis=0), np.arange(len(one))
-    after[number, one] -= step
-    after[number, other] += step
-    return after
