@@ -83,6 +83,14 @@ def test_what_is_written_is_read(path):
         assert set(store.names) == set(weights())
 
 
+def test_descriptions_of_what_was_looked_at_take_little_memory(path):
+    with Store(path) as store:
+        for piece in whole_slices(store.spec):
+            store.verify([piece])
+        most, _, used, _ = store._file.id.get_mdc_size()
+        assert (most, used <= 2 * most) == (stores.DESCRIBED_BYTES, True)
+
+
 def test_the_first_layers_of_a_store_are_those_of_the_whole(path):
     with Store(path) as store:
         shorter = store.shortened(1)

@@ -34,6 +34,7 @@ from hepti_mpi.weights.slices import Slice, Whole, all_weights, granule, joined,
 
 FORMAT, FORMAT_VERSION = "hepti-store", 3
 READ = (1, 2, 3)  # versions; the first knows float32 only, both first count query heads that read the same K and V as one
+DESCRIBED_BYTES = 16 << 10  # of descriptions that HDF5 keeps: each is read once, and those of a large model would take megabytes
 PART_ROOM = 4096  # bytes that HDF5 needs at most for the description and checksums of a part of a usual tensor
 MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
@@ -66,25 +67,18 @@ def _new_file(path: Path, slices: Sequence[Slice]) -> Iterator[h5py.File]:
         system, size = os.statvfs(path.parent), sum(piece.bytes + PART_ROOM * len(piece.parts) for piece in slices)
         if system.f_bavail * system.f_frsize < size:
             raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
         with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1, alignment_interval=64) as file:
             yield file
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {reason_of(error)}") from None
     finally:
         with suppress(OSError):  # whatever kept it from being made has been told
             temporary.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def write(path: Path, model: ModelFiles, progress: Progress = lambda written: None, calibration: Calibration | None = None) -> None:
@@ -185,6 +179,9 @@ class Store:
             raise StoreError(f"{path} has a name that is no UTF-8 here; name it and its folders otherwise, or set LC_ALL=C.UTF-8") from None
         try:
             self._file = h5py.File(path, "r", locking=False)
+            kept = self._file.id.get_mdc_config()
+            kept.set_initial_size, kept.initial_size, kept.min_size, kept.max_size = True, *[DESCRIBED_BYTES] * 3
+            self._file.id.set_mdc_config(kept)
         except (OSError, RuntimeError, ValueError) as error:
             if "already open for write" in str(error) or "unable to lock file" in str(error):
                 raise StoreError(f"{path} is being written; wait for that, or where nobody writes it any more {AGAIN}") from None
