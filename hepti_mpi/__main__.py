@@ -61,8 +61,8 @@ def _command(rank: int) -> tuple[int, bool]:
         return done if isinstance(done, int) else 0, True
     except click.ClickException as error:  # every rank has the same words on its command line: one of them tells
         if rank == 0:
-            tell_misuse(error)
-            channel.tell_trouble("error", error.format_message())
+            if not channel.tell_trouble("error", error.format_message()):
+                tell_misuse(error)
         else:
             interrupts.rest()
             time.sleep(2)  # mpirun ends all when the first ends, so let rank 0 speak
@@ -133,8 +133,8 @@ def _tell(sentence: str) -> None:
     from hepti_mpi.comm import channel
     from hepti_mpi.commands.screen import SCREEN
 
-    SCREEN.warn(sentence)
-    channel.tell_trouble("error", sentence.removeprefix("error: ").removeprefix("error "))
+    if not channel.tell_trouble("error", sentence.removeprefix("error: ").removeprefix("error ")):
+        SCREEN.warn(sentence)
 
 
 def _tell_last(sentence: str) -> None:

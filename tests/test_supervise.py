@@ -341,6 +341,27 @@ def test_whom_to_blame(records, bad):
     assert troubles.host(hosts) is hosts[1] and troubles.host(hosts[:1]) in (None, hosts[0])
 
 
+@pytest.mark.parametrize("spoken, bad", [((0, 2), 1), ((0, 1, 2), None), ((0,), None), ((), None)])
+def test_a_rank_that_was_killed_before_its_first_word(spoken, bad):
+    hosts = [Host(f"pi{number}") for number in range(3)]
+    troubles = Troubles()
+    for rank in spoken:
+        troubles.take({"kind": "rank", "rank": rank, "host": hosts[rank].name})
+    troubles.hear(f"prterun noticed that process rank {5 if bad is None else bad} with PID 4711 on node vm exited on\n")
+    assert troubles.host(hosts) is (None if bad is None else hosts[bad])
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_what_a_rank_told_is_said_once(tmp_path, capfd, code):
+    rule, ended = "-" * 76, "prterun detected that one or more processes exited with non-zero status,"
+    notice = f"{rule}\n{ended}\n   Exit code: {code}\n{rule}\nother words\n"
+    script = f"{ERROR % (0, 'on pi1 (rank 0): what it was')}\ncat >&2 <<'END'\n{notice}END\nexit {code}\n"
+    _, said, why = supervised(tmp_path, script)
+    starts = 1 if code == 2 else 3
+    assert [line.count("what it was") for line in [*said, why]] == [1] * starts
+    assert capfd.readouterr().err == "other words\n" * starts
+
+
 def test_ranks_of_which_nobody_knows_where_they_are():
     troubles = Troubles()
     for record in ({"kind": "rank", "rank": 0, "host": None}, {"kind": "error", "rank": 0, "said": "x"}, late(3, 0)):

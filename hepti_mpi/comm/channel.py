@@ -28,10 +28,13 @@ def tell(kind: str, **facts: Any) -> None:
     sys.stdout.flush()
 
 
-def tell_trouble(kind: str, said: str, **facts: Any) -> None:
-    """Tell the supervisor, where there is one, what is the matter with this rank or with another."""
-    if state_path() is not None:
-        tell(kind, rank=launched_rank(), said=said, **facts)
+def tell_trouble(kind: str, said: str, **facts: Any) -> bool:
+    """Tell the supervisor, where there is one, what is the matter with this rank or with another; it says that to people. Return whether
+    there is one."""
+    if state_path() is None:
+        return False
+    tell(kind, rank=launched_rank(), said=said, **facts)
+    return True
 
 
 def tell_place() -> None:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hepti_mpi.comm.launcher import rank_is_gone
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
@@ -86,7 +88,7 @@ def _speak() -> None:
     with _lock:
         said = _sentence() if _tell is not None and _has_the_word() else None
         if _tell is not None and said:
-            _tell(said)
+            _tell(said.replace("interrupted", "a rank ended", 1) if rank_is_gone() else said)
 
 
 def _has_the_word() -> bool:

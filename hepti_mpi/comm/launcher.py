@@ -10,6 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 from hepti_mpi.errors import InputError
@@ -103,6 +104,34 @@ def _words(process: int) -> list[str]:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
     except OSError:
         return []
+
+
+def rank_is_gone() -> bool:
+    """Say whether a rank of this host has ended before this one: mpirun then ends all others, as it does at Ctrl-C."""
+    count = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
+    if not launched() or not count.isdigit() or not _is_mpirun(_words(parent())):
+        return False
+    return sum(map(_is_rank, children(parent()))) < int(count)
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that `process` started and that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]  # the name before it may hold anything
+        except OSError:  # it ended meanwhile
+            continue
+        if int(parent) == process and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _is_rank(process: int) -> bool:
+    try:
+        return b"\0OMPI_COMM_WORLD_RANK=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def command_line() -> list[str]:

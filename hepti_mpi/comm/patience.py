@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
-from hepti_mpi.comm.launcher import LAUNCHERS, host_name, launched_rank, launched_size, stand_for_rank
+from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size, stand_for_rank
 
 EXIT_CODE = 3  # of a rank that waited too long
 LOOK_SECONDS = 0.25
@@ -136,8 +136,8 @@ class Patience:
             left = self.left()
             if left is not None and left <= 0:  # it did not come meanwhile
                 sentence = late.sentence(self.rank, self.hosts)
-                print(sentence, file=sys.stderr, flush=True)
-                tell_trouble("late", sentence.removeprefix("error "), waited=late.ranks, silent=late.silent, alone=late.alone)
+                if not tell_trouble("late", sentence.removeprefix("error "), waited=late.ranks, silent=late.silent, alone=late.alone):
+                    print(sentence, file=sys.stderr, flush=True)
                 end_here(EXIT_CODE)
 
     def silent_of(self, hosts: Collection[str]) -> set[str]:
@@ -214,8 +214,8 @@ def starting(seconds: float) -> Iterator[None]:
             what = f"the {launched_size()} ranks did not find each other within {START * seconds:g} s"
             look = "look for the reason with: python -m hepti_mpi doctor HOSTFILE"
             sentence = f"on {host_name()} (rank {launched_rank()}): {what}; {look}"
-            print(f"error {sentence}", file=sys.stderr, flush=True)
-            tell_trouble("late", sentence, waited=[], silent=[], alone=False)  # nobody knows for whom
+            if not tell_trouble("late", sentence, waited=[], silent=[], alone=False):  # nobody knows for whom
+                print(f"error {sentence}", file=sys.stderr, flush=True)
             _end_launcher(launcher)
             os.kill(own, signal.SIGKILL)
         os._exit(0)
@@ -250,7 +250,7 @@ def _end_launcher(process: int, later: float = LATER_SECONDS) -> None:
         os.close(writing)
         others, end = set[int](), time.monotonic() + later
         while Path(f"/proc/{process}").exists() and time.monotonic() < end:  # for it to hear with what code this rank ended
-            others.update(_children(process))  # its ssh to a lost host would hold on to the screen, also when it ends by itself
+            others.update(children(process))  # its ssh to a lost host would hold on to the screen, also when it ends by itself
             time.sleep(0.05)
         _end(process)
         for other in others - {os.getpid()}:
@@ -258,19 +258,6 @@ def _end_launcher(process: int, later: float = LATER_SECONDS) -> None:
         os._exit(0)
     os.close(writing)
     os.read(reading, 1)  # until the other has a session of its own
-
-
-def _children(process: int) -> list[int]:
-    """Return the processes that `process` started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = stat.read_text().rpartition(")")[2].split()[1]  # the name before it may hold anything
-        except OSError:  # it ended meanwhile
-            continue
-        if int(parent) == process:
-            found.append(int(stat.parent.name))
-    return found
 
 
 def _end(process: int) -> None:

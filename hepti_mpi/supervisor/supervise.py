@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from hepti_mpi.comm import names
 from hepti_mpi.comm.channel import STATE, told, untangled
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
-from hepti_mpi.supervisor.blame import Troubles
+from hepti_mpi.supervisor.blame import Troubles, without_ends
 from hepti_mpi.supervisor.progress import State
 from hepti_mpi.supervisor.returning import BLAMED, FOR_GOOD, heard, is_due, lose, take_back
 from hepti_mpi.supervisor.sweep import sweep, sweep_here
@@ -140,6 +140,9 @@ class Supervisor:
                 if self.barren >= (PATIENT if self.patient else BARREN):
                     said = attempt.troubles.said or "no rank said why"
                     raise GivenUp(f"started {self.barren} times in a row without one more answer on {_names(live)}; the last time: {said}")
+                for sentence in dict.fromkeys(attempt.troubles.told):  # which the ranks left to be said here
+                    if sentence not in why:
+                        self.say(sentence)
                 self.say(f"{why}; starting again")
         finally:
             self.ended.set()
@@ -186,12 +189,16 @@ class Supervisor:
         lines.put(None)
 
     def _pass_on(self, stream: IO[bytes], attempt: Attempt) -> None:
-        for line in stream:
-            text = line.decode(errors="replace")
+        def heard() -> Iterator[str]:
+            for line in stream:
+                text = line.decode(errors="replace")
+                attempt.troubles.hear(text)
+                yield text
+
+        for text in without_ends(heard()):
             self.make_room()
             sys.stderr.write(text)
             sys.stderr.flush()
-            attempt.troubles.hear(text)
 
     def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
         """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
@@ -258,7 +265,7 @@ class Supervisor:
     def _why_ended(self, attempt: Attempt, live: Sequence[Host], code: int) -> str:
         """Return why a run that ended by itself before it was done is to be started again. Raises HeptiError where that would not help."""
         if code != 2:
-            return f"the run ended with code {code} before it was done"
+            return f"the run ended with code {code} before it was done{attempt.troubles.said and f' ({attempt.troubles.said})'}"
         # bad input, or the rest of the hosts cannot hold the model: the next start would say the same
         said = (attempt.troubles.said or "no rank said why").removeprefix("error ")
         bad = attempt.troubles.host(live)
