@@ -124,7 +124,7 @@ class Refinement:
         """Return what comes of `plans`, which are near a candidate, when some of something goes from one rank, or tile, to another; None
         where nothing can."""
         pairs, parts = tuple(self.pairs(candidate)), max(1, len(candidate.plan.tiles)) * candidate.plan.ranks
-        if not pairs and parts == candidate.plan.ranks:
+        if not plans or (not pairs and parts == candidate.plan.ranks):
             return None
         flat = np.concatenate([self._moves(plan, pairs) for plan in plans])
         cells, heads, columns = np.split(flat, [parts, parts + candidate.plan.ranks], axis=1)
