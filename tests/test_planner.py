@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from clusters import GIB, cluster
+from lab.clusters import cluster_named
+from lab.prices import described
 from layers import sized
 
 from hepti_mpi import splits
@@ -81,7 +83,7 @@ def test_faster_boards_take_more():
 
 @pytest.mark.parametrize("speeds", [(10, 40, 20), (40, 10, 20, 5), (5, 6, 7, 8, 9, 40, 11)])
 def test_a_slow_link_leaves_all_but_the_fastest_out(speeds):
-    profile = cluster(speeds, mbit=20, latency=0.01)
+    profile = cluster(speeds, mbit=5, latency=0.02)
     decision = decide(LARGE, profile)
     fastest = speeds.index(max(speeds))
     assert decision.chosen.plan.active == (fastest,)
@@ -156,6 +158,17 @@ def test_the_best_lone_rank_is_found_between_the_fastest_and_the_largest():
     small, enough = layer_bytes(ODD) // 10, 2 * layer_bytes(ODD) + 10**7
     profile = cluster((40, 39, 20, 5, 3, 2), mbit=0.1, latency=1.0, memory=[small, small, enough, enough + 1, enough + 2, enough + 3])
     assert decide(ODD, profile).chosen.plan.active == (2,)
+
+
+@pytest.mark.parametrize("rows, layers", [(64, 6), (197, 24)])
+@pytest.mark.parametrize("name", ["mixed4", "skewed4"])
+def test_auto_is_not_slower_than_a_strategy_on_the_lab(name, rows, layers):
+    """Where boards are far apart, rows divided by speed are a bad start: gathered on the fastest board they are far sooner."""
+    spec = replace(LARGE, layers=layers)
+    profile = described(cluster_named(name), spec)
+    best = decide(spec, profile, rows).chosen.price.seconds
+    for strategy in ("tensor", "hybrid", "sequence"):
+        assert decide(spec, profile, rows, strategy=strategy).chosen.price.seconds >= best * (1 - 1e-3), strategy
 
 
 def part_of(profile, ranks):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from hepti_mpi import splits
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.program.plan import Plan
@@ -15,14 +16,18 @@ from hepti_mpi.program.plan import Plan
 ROW_STEPS = (16, 4, 1)
 COLUMN_STEPS = (64, 8, 1)  # granules
 TILES = (2, 3, 4)
+KEPT = (0.75, 0.5, 0.25)  # of a rank's rows, where the others are gathered on the one that has most
+GATHERED = 0.97  # of what the rows take as they are divided: from there on it is climbed from gathered ones
 PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
 LEAST = 1e-4  # gain that is worth a move
 MOST_MOVES = 30  # taken in one climb
 MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
 NEAREST = 2  # plans after a first move from which a second one is tried
-MOST_IMPROVED = 4  # candidates
+MOST_IMPROVED = 6  # candidates
 HOPE = 1.15  # candidates that promise to be this much slower than the best may still win
-WORTH_A_CLIMB = 1.03  # tiles that are this much slower may still win
+FIRST_HOPE = 1.3  # the first of a strategy, too
+WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
+NEAR_BEST = 2  # candidates that are climbed by several moves at once
 
 
 def order(candidate: Candidate) -> tuple[object, ...]:
@@ -40,44 +45,54 @@ class Refinement:
         self.known: dict[tuple[Plan, ...], Tried | None] = {}  # what moves from plans come to
         self.steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
 
-    def improve_best(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-        """Return each candidate improved, with what else it led to, soonest first; one without hope of being the best stays as it is."""
-        candidates = list(candidates)
-        least = min((one.price.seconds for one in candidates if one.plan.divided), default=np.inf)
-        promising = sorted(((*self.promise(one, least), one) for one in candidates), key=lambda found: (found[0], *order(found[2])))
+    def improve_best(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
+        """Return of each kind the candidate that promises most, improved, with what else it led to, soonest first; one without hope of
+        being the best stays as it is."""
+        every = [list(ones) for ones in kinds]
+        least = min((one.price.seconds for ones in every for one in ones if one.plan.divided), default=np.inf)
+        promises = [min((self.promise(one, least) for one in ones), key=lambda found: found[0]) for ones in every]
+        promising = sorted(promises, key=lambda found: (found[0], *order(found[2][0])))
         found: list[list[Candidate]] = []
-        several = next((number for number, (*_, one) in enumerate(promising) if one.plan.divided), None)
-        for number, (_, hope, candidate) in enumerate(promising):
-            soonest = min((ones[0].price.seconds for ones in found), default=hope)
-            hopeless = number != several and (number >= MOST_IMPROVED or hope > soonest * HOPE)  # one rank has nothing to improve
-            found.append([candidate] if hopeless else self.improve(candidate))
+        climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
+        for number, (_, hope, starts) in enumerate(promising):
+            plan, soonest = starts[0].plan, min((ones[0].price.seconds for ones in found), default=hope)
+            first = plan.divided and plan.strategy not in climbed and hope <= soonest * FIRST_HOPE  # one rank has nothing to improve
+            if not first and (number >= MOST_IMPROVED or hope > soonest * HOPE):
+                found.append(starts[:1])
+            else:
+                climbed.add(plan.strategy)
+                found.append(self.improve(starts))
         found.sort(key=lambda ones: order(ones[0]))
-        best, *close = found[0]  # what is far behind does not become the best
-        found[0] = sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
-        return found
+        near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
+        for number, (best, *close) in enumerate(found[:NEAR_BEST]):
+            if best.price.seconds <= near:
+                found[number] = sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
+        return sorted(found, key=lambda ones: order(ones[0]))
 
-    def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float]:
-        """Return the seconds that the candidate takes as it is, or simply cut in two, and what it may come to: midway to what it would take
-        if nothing waited for anything. Where even that is hopeless beside a plan of `least` seconds, it is not cut."""
-        seconds, price = candidate.price.seconds, candidate.price
-        worth = self.divisible(candidate.plan) and max(price.compute.max(), price.busy) <= HOPE * least
-        variants = self.tilings([candidate.plan], 2) if worth else None
+    def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:
+        """Return the seconds that the candidate takes as it is, or simply cut in two, what it may come to (midway to what it would take
+        if nothing waited for anything), and where to climb from. It is not cut where that is hopeless beside a plan of `least` seconds."""
+        most = HOPE * least
+        starts = self.starts(candidate) if candidate.price.compute.max() <= most else [candidate]
+        seconds = starts[0].price.seconds
+        worth = self.divisible(candidate.plan) and min(max(one.price.compute.max(), one.price.busy) for one in starts) <= most
+        variants = self.tilings([one.plan for one in starts], 2) if worth else None
         if variants is None:
-            return seconds, seconds
+            return seconds, seconds, starts
         tried = self.tried(variants)
-        best = int(tried.seconds.argmin())
-        freely = max(tried.prices.compute[:, best].max(), tried.prices.busy[best])
-        seconds = min(seconds, float(tried.seconds[best]))
-        return seconds, min(seconds, (seconds + float(freely)) / 2)
+        freely = np.maximum(tried.prices.compute.max(axis=0), tried.prices.busy)
+        hope = float((tried.seconds + freely).min() / 2)
+        seconds = min(seconds, float(tried.seconds.min()))
+        return seconds, min(seconds, hope), starts
 
-    def improve(self, candidate: Candidate) -> list[Candidate]:
-        """Return the best plans that are reached from `candidate`, as it is cut into tiles and otherwise, the better one first."""
-        best = self.climb(candidate)
+    def improve(self, starts: Sequence[Candidate]) -> list[Candidate]:
+        """Return the best plans that are reached from the first of `starts`, and cut into tiles from any of them, the better one first."""
+        best = self.climb(starts[0])
         found = [best]
-        if self.divisible(candidate.plan):
+        if self.divisible(best.plan):
             soonest: Tried | None = None
             for count in TILES:  # more of them as long as they help
-                variants = self.tilings([*dict.fromkeys((best.plan, candidate.plan))], count)
+                variants = self.tilings([*dict.fromkeys((best.plan, *(one.plan for one in starts)))], count)
                 tried = self.tried(variants) if variants else None
                 if soonest and (tried is None or tried.seconds.min() >= soonest.seconds.min()):
                     break
@@ -85,6 +100,28 @@ class Refinement:
             if soonest and soonest.seconds.min() < best.price.seconds * WORTH_A_CLIMB:
                 found.append(self.climb(soonest.candidate(int(soonest.seconds.argmin()))))
         return sorted(found, key=order)
+
+    def starts(self, candidate: Candidate) -> list[Candidate]:
+        """Return where to climb from, best first: the candidate, and what is sooner with some of its rows gathered on the rank that has
+        most. What rows are divided by knows what each rank computes and sends, not how long all wait for what goes round."""
+        plan = candidate.plan
+        if not self.divisible(plan) or plan.tiles or sum(rows > 0 for rows in plan.rows) < 2:
+            return [candidate]
+        tried = self.tried(Variants(plan, *map(np.array, zip(*(self._gathered(plan, part) for part in KEPT)))))
+        best = int(tried.seconds.argmin())
+        if tried.seconds[best] >= candidate.price.seconds:
+            return [candidate]
+        much = tried.seconds[best] < candidate.price.seconds * GATHERED
+        return [tried.candidate(best), candidate] if much else [candidate, tried.candidate(best)]
+
+    def _gathered(self, plan: Plan, part: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return cells, heads and columns of a plan whose ranks but one keep a `part` of their rows, and of heads that go with them."""
+        rows, most = np.array(plan.rows), int(np.argmax(plan.rows))
+        kept = np.where(rows > 0, np.maximum(np.round(rows * part).astype(np.int64), 1), 0)
+        kept[most] += rows.sum() - kept.sum()
+        with_rows = all(attention == "alltoall" for attention, _ in plan.layers)
+        heads = splits.split(self.spec.heads, kept, self.spec.group) if with_rows else plan.heads
+        return kept[None], np.array(heads), np.array(plan.columns)
 
     @staticmethod
     def divisible(plan: Plan) -> bool:

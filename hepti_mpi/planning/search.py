@@ -21,7 +21,7 @@ from hepti_mpi.planning.memory import activation_bytes
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.refine import Refinement, order
 from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
-from hepti_mpi.planning.sharing import keep_soonest, preference
+from hepti_mpi.planning.sharing import keep_soonest, preference, share_hosts
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, alone, firsts, subsets
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
@@ -36,6 +36,7 @@ LEANER = (  # most memory first
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 MOST_REFINED = 16  # ranks
+NEAR = 1.05  # times the best of a kind
 
 
 def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:
@@ -65,7 +66,7 @@ def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     """Return the best plan with the layouts of `plan`, from there on, for a profile that is known better now."""
     mode = "mapped" if "mapped" in plan.weights_mode else "packed"
     search = _Search(spec, source_hash, profile, replace(request, mode=mode))
-    return search.improved(search.costs.candidates([plan]))[0][0]
+    return search.improved([search.costs.candidates([plan])])[0][0]
 
 
 def costs_of(spec: ModelSpec, profile: ClusterProfile, request: Request, like: Plan) -> Costs:
@@ -94,7 +95,7 @@ class _Search:
         request.check(self.ranks)
 
     def decide(self) -> Decision:
-        best: dict[str, Candidate] = {}
+        best: dict[str, list[Candidate]] = {}
         sorting = partial(preference, self.profile)
         fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
         choices = [(subset, layers, exchange) for subset in self.subsets() for layers, some in self.choices(subset) for exchange in some]
@@ -106,8 +107,7 @@ class _Search:
             keep_soonest(with_rank, plan.active, candidate.price.seconds)
             keep_soonest(by_ranks, [len(plan.active)], candidate.price.seconds)
             kind = kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
-            if kind not in best or sorting([candidate]) < sorting([best[kind]]):
-                best[kind] = candidate
+            best[kind] = self.foremost([*best.get(kind, ()), candidate])
         if not best:
             raise self.refusal()
         found, whole = sorted(self.improved(best.values()), key=sorting), set[Plan]()
@@ -123,11 +123,18 @@ class _Search:
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
 
-    def improved(self, candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-        """Return each candidate, the promising ones improved, with what else it led to; soonest first."""
+    def foremost(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the best of candidates of one kind, and the next one of other ranks that is near it: they may come to other ends."""
+        first, *others = sorted(candidates, key=lambda one: preference(self.profile, [one]))
+        near, crowded = first.price.seconds * NEAR, share_hosts(first, self.profile)
+        others = [one for one in others if one.price.seconds <= near and one.plan.active != first.plan.active]
+        return [first, *[one for one in others if share_hosts(one, self.profile) == crowded][:1]]
+
+    def improved(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
+        """Return the best candidate of each kind, the promising ones improved, with what else it led to; soonest first."""
         if self.request.shares is not None or self.ranks > MOST_REFINED:
-            return [[one] for one in sorted(candidates, key=order)]
-        return Refinement(self.spec, self.costs.tried).improve_best(candidates)
+            return [[one] for one in sorted((ones[0] for ones in kinds), key=order)]
+        return Refinement(self.spec, self.costs.tried).improve_best(kinds)
 
     def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
         """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
