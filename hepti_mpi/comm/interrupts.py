@@ -24,11 +24,7 @@ _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
 
-def _bare() -> str | None:
-    return "interrupted"
-
-
-_sentence: Callable[[], str | None] = _bare
+_sentence: Callable[[str], str | None] = str
 
 
 class Interrupted(BaseException):
@@ -57,8 +53,8 @@ def leave() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def say(sentence: Callable[[], str | None]) -> None:
-    """Ask `sentence` what to say at an interruption; None: nothing."""
+def say(sentence: Callable[[str], str | None]) -> None:
+    """Ask `sentence`, which is given why this process ends, what to say at an interruption; None: nothing."""
     global _sentence
     _sentence = sentence
 
@@ -86,9 +82,8 @@ def finish() -> None:
 
 def _speak() -> None:
     with _lock:
-        said = _sentence() if _tell is not None and _has_the_word() else None
-        if _tell is not None and said:
-            _tell(said.replace("interrupted", "a rank ended", 1) if rank_is_gone() else said)
+        if _tell is not None and _has_the_word() and (said := _sentence("a rank ended" if rank_is_gone() else "interrupted")):
+            _tell(said)
 
 
 def _has_the_word() -> bool:

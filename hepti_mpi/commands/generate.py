@@ -109,7 +109,7 @@ def _asked(session: "Session", question: "Question", writing: Writing, cache: st
     head = texts_head(session.store, prompts, default, cache or CACHES[0], _rows(session, writing))
     sink.begin(head, len(prompts), refused)
     left = [one for one in prompts if one.error is None and one.index not in sink.known]
-    interrupts.say(lambda: sink.interrupted(len(left)))
+    interrupts.say(lambda why: sink.ended(why, len(left)))
     return Task(prompts, left, asked, sink, state)
 
 
@@ -177,9 +177,9 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
     shown = task.state is None and not isinstance(task.sink, Spoken)
     with meanwhile("writing", len(task.left), shown) as meter, Beside(task.sink, meter) as beside:
 
-        def interrupted() -> str | None:
+        def ended(why: str) -> str | None:
             beside.stop()
-            return task.sink.interrupted(len(task.left))
+            return task.sink.ended(why, len(task.left))
 
         def tell(events: list[Event], seconds: float) -> None:
             written = Written(seconds)
@@ -193,7 +193,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
                 loaded.rest()
             beside.event(written)
 
-        interrupts.say(interrupted)
+        interrupts.say(ended)
         begin = time.perf_counter()
         result.answers = [making.submit(one.ids, task.asked[one.index], task.sink.begun.get(one.index, ())) for one in task.left]
         prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}

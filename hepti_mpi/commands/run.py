@@ -194,7 +194,7 @@ def _asked(session: "Session", question: "Question", choice: Choice, tolerance: 
     sink.begin(read.head, len(read.every), {one.index: answerer.refused(one, one.error or "") for one in read.refused})
     source, scheduler = read.without(sink.known), Scheduler(answerer, choice.batch_rows, question.repeat)
     requests = question.repeat * len(source.left)
-    interrupts.say(lambda: sink.interrupted(requests))
+    interrupts.say(lambda why: sink.ended(why, requests))
     if read.left_out:
         session.tell(read.left_out)
     if choice.metrics is not None:
@@ -244,9 +244,9 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
     from hepti_mpi.comm import interrupts
     from hepti_mpi.serving.sink import Beside
 
-    def interrupted() -> str | None:
+    def ended(why: str) -> str | None:
         beside.stop()
-        return asked.sink.interrupted(asked.requests)
+        return asked.sink.ended(why, asked.requests)
 
     session, choice, desk = work.session, work.choice, asked.desk
     if adaptable and work.batches >= WATCH_FROM if choice.adapt is None else choice.adapt:
@@ -263,7 +263,7 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
         meanwhile("answering", asked.requests, not work.supervised) as meter,
         Beside(*listeners, meter) as beside,
     ):
-        interrupts.say(interrupted)
+        interrupts.say(ended)
         desk.sink = beside
         job.answer(desk.answerer, desk)
 

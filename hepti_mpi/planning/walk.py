@@ -107,7 +107,7 @@ class Walk:
         if step.ending is not None and (self.in_turn or last):
             done = done + step.ending
         elif step.ending is not None:
-            self.ending[writes[0]] = step.ending
+            self.ending[writes[0]] = self.ending.get(writes[0], 0.0) + step.ending  # tiles may be one value
         self.load = self.load + step.load
         _note(self.ready, writes, done)
         for name in writes:

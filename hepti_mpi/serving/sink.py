@@ -76,8 +76,8 @@ class Sink(Listener, Protocol):
     def write(self) -> Tally | None:
         """Put out what was kept; return what became of all inputs, None where somebody else knows. Raises InputError."""
 
-    def interrupted(self, asked: int) -> str | None:
-        """Say what is kept of a run of so many answers that is interrupted now, and what goes on with it."""
+    def ended(self, why: str, asked: int) -> str | None:
+        """Say that a run of so many answers ends before its end, `why`, what is kept of it, and what goes on with it."""
 
 
 class Shown:
@@ -117,8 +117,8 @@ class Shown:
         self._show()
         return Tally.of(self.told)
 
-    def interrupted(self, asked: int) -> str:
-        return f"interrupted after {self.answered} of {asked} answers; nothing is kept without --output FILE"
+    def ended(self, why: str, asked: int) -> str:
+        return f"{why} after {self.answered} of {asked} answers; nothing is kept without --output FILE"
 
 
 class Spoken(Shown):
@@ -200,11 +200,11 @@ class Filed:
             self.journal.remove()
         return Tally.of(finished)
 
-    def interrupted(self, asked: int) -> str:
+    def ended(self, why: str, asked: int) -> str:
         if self.journal is None:
-            return f"interrupted after {self.answered} of {asked} answers; nothing is kept with --repeat or --logits"
+            return f"{why} after {self.answered} of {asked} answers; nothing is kept with --repeat or --logits"
         kept = kept_of(self.journal, self.count)
-        return f"interrupted; {kept}" if kept else f"interrupted before the first of {self.count} answers"
+        return f"{why}; {kept}" if kept else f"{why} before the first of {self.count} answers"
 
 
 class Beside:

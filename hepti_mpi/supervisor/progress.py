@@ -75,5 +75,5 @@ class Told:
     def write(self) -> None:
         """The supervisor writes, and knows what became of all inputs."""
 
-    def interrupted(self, asked: int) -> None:
+    def ended(self, why: str, asked: int) -> None:
         """The supervisor says that."""

@@ -1,0 +1,45 @@
+"""What is said when a process is to end; that it is said once, and in time, tests/test_terminal.py looks at."""
+
+import os
+
+import pytest
+
+from hepti_mpi.comm import interrupts
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Return what this process says, which has the word and has not spoken."""
+    reading, word = os.pipe()
+    os.write(word, b"!")
+    told = []
+    monkeypatch.setattr(interrupts, "_word", [reading])
+    monkeypatch.setattr(interrupts, "_tell", told.append)
+    monkeypatch.setattr(interrupts, "_sentence", interrupts._sentence)
+    os.set_blocking(reading, False)
+    yield told
+    os.close(reading)
+    os.close(word)
+
+
+@pytest.mark.parametrize("gone, why", [(False, "interrupted"), (True, "a rank ended")])
+def test_a_sentence_says_why_and_keeps_its_other_words(gone, why, said, monkeypatch):
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: gone)
+    interrupts.say(lambda why: f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part")
+    interrupts._speak()
+    interrupts._speak()
+    assert said == [f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part"]
+
+
+def test_a_sentence_of_nothing_is_not_said(said, monkeypatch):
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
+    interrupts.say(lambda why: None)
+    interrupts._speak()
+    assert said == []
+
+
+def test_the_bare_word(said, monkeypatch):
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
+    monkeypatch.setattr(interrupts, "_sentence", str)
+    interrupts._speak()
+    assert said == ["interrupted"]
