@@ -28,7 +28,8 @@ def store_of(tmp_path_factory):
 
     from hepti_mpi.models.checkpoints.hf import read_model
     from hepti_mpi.models.checkpoints.random import random_model
-    from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights import writing
+    from hepti_mpi.weights.store import Store
 
     made = {}
 
@@ -36,8 +37,8 @@ def store_of(tmp_path_factory):
         if (case, format_name) not in made:
             folder = tmp_path_factory.mktemp("store")
             model = odd_model(case) if case in MADE else read_model(write_folder(case, folder)) if case in CASES else random_model(case)
-            stores.write(folder / "s.h5", model.in_format(format_name))
-            made[case, format_name] = stores.Store(folder / "s.h5")
+            writing.write(folder / "s.h5", model.in_format(format_name))
+            made[case, format_name] = Store(folder / "s.h5")
         return made[case, format_name]
 
     yield store_of

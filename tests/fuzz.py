@@ -45,7 +45,9 @@ from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.serving.journal import Journal, journal_path
 from hepti_mpi.serving.outputs import finished_answer
 from hepti_mpi.supervisor.progress import State, read_state
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.slices import whole_slices
+from hepti_mpi.weights.store import Store
 
 GOLDEN = Path(__file__).with_name("golden")
 FAMILIES = ("roberta", "mpnet", "modernbert", "nomicbert", "distilbert", "electra", "dinov2_registers")
@@ -119,9 +121,9 @@ class Kind:
 def kinds(folder: Path) -> list[Kind]:
     """Make good files of all kinds below `folder`."""
     model = random_model("tiny-bert")
-    stores.write(folder / "tiny.h5", model)
+    writing.write(folder / "tiny.h5", model)
     formats = {"": "q8", "layers.0": "q4", "layers.0.attention.o": "f16"}
-    stores.write(folder / "reduced.h5", replace(model, spec=replace(model.spec, formats=formats)))
+    writing.write(folder / "reduced.h5", replace(model, spec=replace(model.spec, formats=formats)))
     bert, vit, sentence = (files_of(GOLDEN / name) for name in ("bert", "vit", "bert_sentence"))
     sys.path.insert(0, str(Path(__file__).parent))
     import decoders
@@ -154,8 +156,8 @@ def kinds(folder: Path) -> list[Kind]:
         built_in(path.parent)
 
     def store(path: Path) -> None:
-        with stores.Store(path) as opened:
-            pieces = stores.whole_slices(opened.spec)
+        with Store(path) as opened:
+            pieces = whole_slices(opened.spec)
             opened.verify(pieces)
             for piece in pieces:
                 piece.decode(opened.parts(piece))

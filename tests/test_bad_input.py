@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from hepti_mpi.commands import main
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 SECONDS = 300  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
@@ -24,7 +24,7 @@ SECONDS = 300  # a rank that hangs is a failure; a start takes about 3 s on an i
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "tiny.h5"
-    stores.write(path, random_model("tiny-bert"))
+    writing.write(path, random_model("tiny-bert"))
     return path
 
 
@@ -128,7 +128,7 @@ def test_older_format(store, tmp_path):
 def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
     _, plan = planned
     refused(launch(tmp_path, "run", "--weights", store, "--plan", plan), "3 ranks", "2")
-    stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
+    writing.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     refused(launch(tmp_path, "run", "--weights", "vit.h5", "--plan", plan, ranks=3), "tiny-bert", "tiny-vit")
     data = json.loads(plan.read_text())
     (tmp_path / "older.json").write_text(json.dumps(data | {"format_version": 7}))
@@ -170,7 +170,7 @@ def test_inputs(store, tmp_path):
     refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict"), "ids.npz")
     refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt"), "nothing.txt")
     refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz"), "no/x.npz")
-    stores.write(tmp_path / "vit.h5", random_model("tiny-vit"))
+    writing.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict"), "broken.png")
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]

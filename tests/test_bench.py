@@ -7,7 +7,7 @@ from hepti_mpi.commands.bench import MOST_ROWS, Formats, Sizes, check_sizes
 from hepti_mpi.commands.benching import Choice
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 
 def test_sizes_of_requests():
@@ -83,7 +83,7 @@ def test_formats_are_named():
 
 def test_a_table_says_what_it_is_of(monkeypatch, tmp_path):
     """One job may measure several sizes and formats; on a terminal no document below a table tells them apart."""
-    stores.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
     words = ["bench", "--weights", "tiny.h5", "--methods", "single", "--repeat", "1", "--threads", "1"]
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main.main, [*words, "--rows", "8,4:1", "--formats", "f32,q8"])

@@ -26,8 +26,9 @@ from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, check
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.slices import Part
+from hepti_mpi.weights.store import Store
 
 LENGTHS = (5, 1, 9)
 LAYOUTS = [("heads", "columns"), ("rows", "rows")]
@@ -37,8 +38,8 @@ LAYOUTS = [("heads", "columns"), ("rows", "rows")]
 def kept(folder, name):
     path = folder / f"{name}.h5"
     model = odd_model(name)
-    stores.write(path, model)
-    return model.spec, dict(model.weights()), stores.Store(path)
+    writing.write(path, model)
+    return model.spec, dict(model.weights()), Store(path)
 
 
 def part_of(spec, layout, rank=1):

@@ -20,7 +20,7 @@ from hepti_mpi.models.reference import forward
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.models.tasks.heads import apply_head, embed
 from hepti_mpi.weights import calibration as calibrations
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped
 from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.slices import span
@@ -88,7 +88,7 @@ def test_channels_make_8_bits_cost_less(tmp_path, name):
     model, errors = uneven(name, "q8"), []
     for smooth in (False, True):
         calibration = Calibration.of(model)
-        stores.write(tmp_path / f"{smooth}.h5", model, calibration=calibration if smooth else None)
+        writing.write(tmp_path / f"{smooth}.h5", model, calibration=calibration if smooth else None)
         if not smooth:
             for group in grouped(model.weights()):
                 calibration.take(group)
@@ -125,7 +125,7 @@ def test_slice_tells_what_a_format_costs(tmp_path, name):
 ], ids=range(6))  # fmt: skip
 def test_an_accuracy_that_is_none(tmp_path, text):
     path = tmp_path / "m.h5"
-    stores.write(path, random_model("tiny-bert").in_format("q8"))
+    writing.write(path, random_model("tiny-bert").in_format("q8"))
     with h5py.File(path, "r+") as file:
         file.attrs["accuracy"] = text
     with Store(path) as store, pytest.raises(StoreError, match="what it says about its accuracy is damaged") as error:
@@ -136,7 +136,7 @@ def test_an_accuracy_that_is_none(tmp_path, text):
 def test_a_row_of_nothing_harms_no_other(tmp_path):
     """It has no scale to be rounded with; the others answer as without it."""
     path, embedded = tmp_path / "m.h5", np.random.default_rng(0).standard_normal((6, 56), np.float32)
-    stores.write(path, random_model("tiny-bert").in_format("q8"))
+    writing.write(path, random_model("tiny-bert").in_format("q8"))
     empty = embedded.copy()
     empty[2] = 0
     with Store(path) as store:
@@ -199,7 +199,7 @@ def test_the_head_s_own_rounding_counts(tmp_path, head, tied):
         model = untied(model)
     path, model = tmp_path / "m.h5", model.in_format("f32", head)
     calibration = Calibration.of(model)
-    stores.write(path, model, calibration=calibration)
+    writing.write(path, model, calibration=calibration)
     held_out = calibration.finished()[1]
     with Store(path) as store:
         cost = accuracy_of(store, model, held_out)
@@ -219,7 +219,7 @@ def test_the_head_s_own_rounding_counts(tmp_path, head, tied):
 def test_labels_that_change_are_counted(tmp_path):
     path, model = tmp_path / "m.h5", uneven("tiny-vit", "q4")
     calibration = Calibration.of(model)
-    stores.write(path, model, calibration=calibration)
+    writing.write(path, model, calibration=calibration)
     held_out = calibration.finished()[1]
     with Store(path) as store:
         cost, weights = accuracy_of(store, model, held_out), OuterWeights(store)
@@ -276,7 +276,7 @@ def test_auto_and_its_error_go_together(tmp_path):
 def test_a_store_is_a_source_too(tmp_path, first, second):
     """Of float32 weights the same comes as of the model, of others the numbers that they stand for."""
     model = uneven("tiny-bert", first)
-    stores.write(tmp_path / "a.h5", model)
+    writing.write(tmp_path / "a.h5", model)
     done = CliRunner().invoke(main.main, ["slice", str(tmp_path / "a.h5"), str(tmp_path / "b.h5"), "--format", second])
     assert done.exit_code == 0, done.output
     assert ("has weights in" in done.output) == (first != "f32")
@@ -295,11 +295,11 @@ def test_a_store_is_a_source_too(tmp_path, first, second):
 
 def test_stores_that_are_no_source(tmp_path):
     whole, part = tmp_path / "a.h5", tmp_path / "rank00.h5"
-    stores.write(whole, random_model("tiny-bert"))
+    writing.write(whole, random_model("tiny-bert"))
     with Store(whole) as store:
-        stores.write_part(part, store, [span(store.weights["layers.0.attention.q.weight"], 0, 2)])
+        writing.write_part(part, store, [span(store.weights["layers.0.attention.q.weight"], 0, 2)])
     few, before = tmp_path / "few.h5", whole.read_bytes()
-    stores.write(few, random_model("tiny-bert").in_format("q8"))
+    writing.write(few, random_model("tiny-bert").in_format("q8"))
     for source, said, *more in (
         (part, "only a whole store can be written anew", "--format", "q8"),
         (whole, "would be written over while it is read", "--format", "q8"),

@@ -20,8 +20,8 @@ from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, P
 from hepti_mpi.planning.baselines import baseline
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.plan import check
-from hepti_mpi.weights.slices import Part
-from hepti_mpi.weights.store import Store, whole_slices
+from hepti_mpi.weights.slices import Part, whole_slices
+from hepti_mpi.weights.store import Store
 
 PLAN = ("plan", "--weights", "tiny-bert.h5", "--profile", "three.json")
 

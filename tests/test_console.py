@@ -13,13 +13,13 @@ from terminals import ESCAPE, on_a_terminal
 
 from hepti_mpi.commands import main, screen
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("console")
-    stores.write(folder / "tiny.h5", random_model("tiny-bert"))
+    writing.write(folder / "tiny.h5", random_model("tiny-bert"))
     cluster((9, 7, 8)).save(folder / "three.json")
     return folder
 

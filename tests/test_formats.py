@@ -9,8 +9,7 @@ from hepti_mpi.errors import FormatError, ModelError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen, encoded
 from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights, reduced
-from hepti_mpi.weights.slices import all_weights, span
-from hepti_mpi.weights.store import whole_slices
+from hepti_mpi.weights.slices import all_weights, span, whole_slices
 
 ERROR = {"f32": 0, "f16": 5e-4, "q8": 5e-3, "q8-blocks": 5e-3, "q8-wide": 5e-3, "q4": 0.13, "q4-wide": 0.13}  # of the largest number
 

@@ -11,7 +11,7 @@ from clusters import cluster
 from layers import odd_model
 
 from hepti_mpi import splits
-from hepti_mpi.errors import PlanError
+from hepti_mpi.errors import PlanError, StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding
 from hepti_mpi.planning.request import Request
@@ -19,7 +19,7 @@ from hepti_mpi.planning.stepping import Steps
 from hepti_mpi.program import grouping
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import hdf5, writing
 from hepti_mpi.weights.slices import DecodingPart, all_weights, span
 from hepti_mpi.weights.store import Store
 
@@ -104,7 +104,7 @@ def grouped_as_before(path):
         wide = [weight.name for weight in all_weights(spec) if weight.split == "heads"]
     with h5py.File(path, "r+") as file:
         text = json.dumps(spec.to_json() | {"heads": spec.kv_heads})
-        file.attrs.update(spec=text, format_version=2, checksum=np.uint32(stores._head_checksum(text, "hash", files)))
+        file.attrs.update(spec=text, format_version=2, checksum=np.uint32(hdf5.head_checksum(text, "hash", files)))
         for name in wide:
             values, whole = file[f"weights/{name}"][()], file[f"weights/{name}"].attrs["whole"]
             del file[f"weights/{name}"], file[f"checksums/{name}"]
@@ -117,7 +117,7 @@ def grouped_as_before(path):
 
 def test_stores_that_count_groups_are_read(tmp_path):
     path, model = tmp_path / "m.h5", odd_model("grouped")
-    stores.write(path, model)
+    writing.write(path, model)
     grouped_as_before(path)
     right = dict(model.weights())
     with Store(path) as store:
@@ -134,5 +134,5 @@ def test_stores_that_count_groups_are_read(tmp_path):
     with Store(path) as store:
         weight = store.weights[name]
         store.verify([span(weight, 3, 5)])
-        with pytest.raises(stores.StoreError, match="checksum 0 of tensor"):
+        with pytest.raises(StoreError, match="checksum 0 of tensor"):
             store.verify([span(weight, 1, 4)])

@@ -24,7 +24,8 @@ from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.store import Store
 
 
 @pytest.mark.parametrize("board, others", [(None, True), ("2", False)])
@@ -233,8 +234,8 @@ def test_a_bias_of_k_adds_the_same_to_all_scores_of_a_query(tmp_path, format_nam
     rows, found = np.random.default_rng(0).standard_normal((9, 56), np.float32), []
     for number in (0.0, 3.0):
         path = tmp_path / f"{number}.h5"
-        stores.write(path, replace(model, stream=lambda number=number: stream(number)))
-        with stores.Store(path) as store:
+        writing.write(path, replace(model, stream=lambda number=number: stream(number)))
+        with Store(path) as store:
             found.append(last_hidden_state(store, rows, (4, 5)))
     np.testing.assert_array_equal(*found)
 
@@ -242,7 +243,7 @@ def test_a_bias_of_k_adds_the_same_to_all_scores_of_a_query(tmp_path, format_nam
 def test_rows_are_scaled_alike_inside_a_product_and_behind_it(tmp_path):
     """By one thread and by several, with the same bits."""
     path, rows = tmp_path / "m.h5", np.random.default_rng(0).standard_normal((9, 56), np.float32)
-    stores.write(path, random_model("tiny-bert").in_format("q8"))
-    with stores.Store(path) as store:
+    writing.write(path, random_model("tiny-bert").in_format("q8"))
+    with Store(path) as store:
         one, several = (last_hidden_state(store, rows, (4, 5), threads) for threads in (1, 2))
     np.testing.assert_array_equal(one, several)

@@ -13,7 +13,7 @@ from lab.check import PATIENCE
 from lab.lab import Lab
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -45,7 +45,7 @@ def first_cut(lab):
 @pytest.mark.parametrize("fault", [stopped, cut, without_power, first_cut])
 def test_a_job_ends_by_its_deadline(fault, tmp_path):
     path = tmp_path / "tiny-bert.h5"
-    stores.write(path, random_model("tiny-bert"))
+    writing.write(path, random_model("tiny-bert"))
     words = [sys.executable, "-m", "hepti_mpi", "run", "--weights", str(path), *RUN]
     with Lab("wifi3", share=[tmp_path]) as lab:
         job = lab.start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

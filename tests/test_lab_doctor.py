@@ -12,7 +12,7 @@ from lab.check import PATIENCE
 from lab.lab import Lab
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -24,8 +24,8 @@ DOCTOR = [sys.executable, "-m", "hepti_mpi", "doctor"]
 def place(tmp_path_factory):
     """A cluster, a folder that its hosts share, and the words of doctor."""
     folder = tmp_path_factory.mktemp("doctor")
-    stores.write(folder / "tiny.h5", random_model("tiny-bert"))
-    stores.write(folder / "other.h5", random_model("tiny-vit"))
+    writing.write(folder / "tiny.h5", random_model("tiny-bert"))
+    writing.write(folder / "other.h5", random_model("tiny-vit"))
     with Lab("even4", share=[folder]) as lab:
         (folder / "hosts.txt").write_text("".join(f"{host} slots=1\n" for host in lab.hosts))
         yield lab, folder

@@ -12,7 +12,7 @@ from lab.jobs import CHECKOUT, mpirun
 from lab.lab import Lab
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -25,7 +25,7 @@ TEXTS = 20
 def place(tmp_path_factory):
     """A cluster whose hosts know each other by name, by address and by a domain, and a folder that they share."""
     folder = tmp_path_factory.mktemp("hosts")
-    stores.write(folder / "tiny.h5", random_model("tiny-bert"))
+    writing.write(folder / "tiny.h5", random_model("tiny-bert"))
     (folder / "in.txt").write_text("the cat sat on the mat\n" * TEXTS)
     (folder / "bin").mkdir()
     (folder / "bin/ssh").write_text("#!/bin/sh\necho there is no ssh here >&2\nexit 255\n")

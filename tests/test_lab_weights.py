@@ -12,7 +12,7 @@ from lab.check import PATIENCE
 from lab.lab import Lab
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     """A cluster named as in hostfiles/pi4.txt whose first host has a store that the others do not see, and a folder that all share."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "weights").mkdir()
-    stores.write(folder / "weights" / "tiny.h5", random_model("tiny-bert"))
+    writing.write(folder / "weights" / "tiny.h5", random_model("tiny-bert"))
     shutil.copytree(jobs.CHECKOUT / "hostfiles", folder / "hostfiles", ignore=shutil.ignore_patterns("*.json"))
     with Lab("even4", share=[folder]) as lab:
         assert lab.ssh(lab.hosts[0], [f"mkdir /run/only && cp {folder}/weights/tiny.h5 {STORE}"]).returncode == 0

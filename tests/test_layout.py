@@ -30,7 +30,7 @@ LEVELS = [
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 OWNERS = {
     "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/mail.py"},
-    "h5py": {"weights/store.py"},
+    "h5py": {"weights/hdf5.py"},
     "onnx": {"engine/graph.py", "engine/kernels.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
     "onnxruntime": {"engine/runtime.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
     "click": {"commands/*", "__main__.py"},

@@ -9,8 +9,9 @@ from hepti_mpi.engine import sessions
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.slices import Part
+from hepti_mpi.weights.store import Store
 
 
 def looks(store, monkeypatch):
@@ -31,8 +32,8 @@ def stored(tmp_path):
     def made(name, format_name, factor=1.0):
         model = random_model(name)
         stream = [(called, values * np.float32(factor if "mlp.up" in called else 1)) for called, values in model.weights()]
-        stores.write(tmp_path / "s.h5", replace(model, stream=lambda: iter(stream)).in_format(format_name))
-        return stores.Store(tmp_path / "s.h5")
+        writing.write(tmp_path / "s.h5", replace(model, stream=lambda: iter(stream)).in_format(format_name))
+        return Store(tmp_path / "s.h5")
 
     return made
 

@@ -12,7 +12,7 @@ from test_bad_input import SECONDS, launch, launch_environment
 
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 GOOD, BAD = ["the cat", "sat on the mat"], ["line 2 of in.txt is empty", "line 4 of in.txt has 602 tokens, the model takes 512; shorten it"]
 
@@ -20,7 +20,7 @@ GOOD, BAD = ["the cat", "sat on the mat"], ["line 2 of in.txt is empty", "line 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("partly")
-    stores.write(made / "tiny.h5", random_model("tiny-bert"))
+    writing.write(made / "tiny.h5", random_model("tiny-bert"))
     (made / "in.txt").write_text(f"{GOOD[0]}\n\n{GOOD[1]}\n{'word ' * 150}\n")
     (made / "hosts.txt").write_text("localhost slots=2\n")
     return made
@@ -82,7 +82,7 @@ def test_all_are_bad(folder):
 
 
 def test_one_broken_photo(folder):
-    stores.write(folder / "vit.h5", random_model("tiny-vit"))
+    writing.write(folder / "vit.h5", random_model("tiny-vit"))
     (folder / "photos").mkdir()
     for name in ("a.png", "c.png"):
         Image.new("RGB", (30, 20), "red").save(folder / "photos" / name)
@@ -109,7 +109,7 @@ def overflowing(model: ModelFiles) -> ModelFiles:
 
 def test_a_result_that_is_not_finite(folder):
     model = random_model("tiny-bert")
-    stores.write(folder / "large.h5", overflowing(model))
+    writing.write(folder / "large.h5", overflowing(model))
     ids = np.full((3, 4), 7)
     ids[1, 2] = model.spec.numbers("ids") - 1
     np.savez(folder / "ids.npz", input_ids=ids)

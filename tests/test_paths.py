@@ -12,8 +12,9 @@ from hepti_mpi.comm import launcher
 from hepti_mpi.commands.paths import profile_path, the_profile
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.places import no_model, no_store
+from hepti_mpi.weights.store import Store
 
 
 def folder(path):
@@ -84,7 +85,7 @@ def test_only_an_mpirun_names_the_hostfile(tmp_path, parent, found):
 
 def test_a_store_behind_a_link_into_another_folder(tmp_path):
     """ONNX Runtime reads weights beside the file that it is given only."""
-    stores.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/link.h5").symlink_to("../tiny.h5")
     command = [sys.executable, "-m", "hepti_mpi", "run", "--weights", "weights/link.h5", "--output", "a.jsonl"]
@@ -123,7 +124,7 @@ def test_a_folder_that_is_closed_is_named_as_such(tmp_path):
 def test_a_name_that_is_no_text_is_refused(tmp_path):
     """Kernels are told by a name of UTF-8 where the weights lie."""
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xf6\xdfe.h5"))
-    stores.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
     (tmp_path / "tiny.h5").rename(odd)
     with pytest.raises(StoreError, match="no UTF-8 here; name it and its folders otherwise"):
-        stores.Store(odd)
+        Store(odd)

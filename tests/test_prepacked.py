@@ -21,10 +21,10 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import FORMATS
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights import prepacked
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import prepacked, writing
 from hepti_mpi.weights.prepacked import LIST, Prepacked, key_of
 from hepti_mpi.weights.slices import DecodingPart, Part
+from hepti_mpi.weights.store import Store
 
 
 @pytest.fixture
@@ -247,8 +247,8 @@ def answer(store, mode):
 @pytest.fixture(params=FORMATS)
 def store(request, tmp_path, kept):
     """A model whose products are as wide as rows of blocks, so that none is too small to be packed."""
-    stores.write(tmp_path / "s.h5", random_model("tiny-vit").in_format(request.param))
-    with stores.Store(tmp_path / "s.h5", kept) as found:
+    writing.write(tmp_path / "s.h5", random_model("tiny-vit").in_format(request.param))
+    with Store(tmp_path / "s.h5", kept) as found:
         yield found
 
 
@@ -284,10 +284,10 @@ def test_other_weights_and_versions_have_entries_of_their_own(tmp_path, kept, mo
         stream = [(called, values * np.float32(factor)) for called, values in model.weights()]
         folder.mkdir()
         given = stream if change == "numbers" else list(model.weights())
-        stores.write(folder / "s.h5", replace(model, stream=lambda given=given: iter(given)))
+        writing.write(folder / "s.h5", replace(model, stream=lambda given=given: iter(given)))
         if change == "onnxruntime" and name == "b":
             monkeypatch.setattr(sessions, "versions", lambda: {"onnxruntime": "another"})
-        with stores.Store(folder / "s.h5", kept) as store:
+        with Store(folder / "s.h5", kept) as store:
             wanted = answer(store, "packed")
             np.testing.assert_array_equal(answer(store, "mapped")[0], wanted[0])
     assert len(os.listdir(kept.folder)) == 2
@@ -303,8 +303,8 @@ def test_without_room_it_answers_all_the_same(store, kept, monkeypatch):
 @pytest.mark.parametrize("name", ["f32", "q8", "q4"])
 def test_segments_with_caches_and_words(tmp_path, kept, name):
     case = next(iter(CASES))
-    stores.write(tmp_path / "s.h5", read_model(write_folder(case, tmp_path)).in_format(name))
-    with stores.Store(tmp_path / "s.h5", kept) as store:
+    writing.write(tmp_path / "s.h5", read_model(write_folder(case, tmp_path)).in_format(name))
+    with Store(tmp_path / "s.h5", kept) as store:
         part = part_of(store, DecodingPart)
         step = next(step for step in part.program if isinstance(step, Compute))
         segment = caching.cached_segment(step, store, part, "mapped", 1)

@@ -18,7 +18,8 @@ from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.serving.journal import Journal, head_of, input_hash, journal_path
 from hepti_mpi.serving.lock import open_locked
 from hepti_mpi.serving.outputs import finished_answer
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.store import Store
 
 REQUESTS, ROWS = 400, 12
 
@@ -26,7 +27,7 @@ REQUESTS, ROWS = 400, 12
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("resume")
-    stores.write(made / "tiny.h5", random_model("tiny-bert"))
+    writing.write(made / "tiny.h5", random_model("tiny-bert"))
     ids = np.random.default_rng(4).integers(1, 30, (REQUESTS, ROWS))
     np.savez(made / "in.npz", input_ids=ids)
     return made
@@ -110,7 +111,7 @@ def test_a_finished_run_is_left_as_it_is(folder):
     again = ["run", "--weights", "tiny.h5", "--input", "short.npz", "--output", "c.jsonl"]
     refused(launch(folder, *again, "--resume", ranks=2), "c.jsonl holds the answers", "another --output", "--resume")
     model = random_model("tiny-bert", seed=1)
-    stores.write(folder / "other" / "tiny.h5", replace(model, spec=replace(model.spec, name="tiny-bert")))
+    writing.write(folder / "other" / "tiny.h5", replace(model, spec=replace(model.spec, name="tiny-bert")))
     other = ["other/tiny.h5" if word == "tiny.h5" else word for word in words("c.jsonl", "--resume")]
     refused(launch(folder, *other, ranks=2), "c.jsonl holds the answers of another run", "its model has other weights")
     assert (folder / "c.jsonl").read_bytes() == before and not list(folder.glob("*.journal"))
@@ -127,7 +128,7 @@ def test_a_journal_that_a_running_job_holds(folder):
 
 def note_all(folder: Path) -> int:
     """Make the journal of a run that ended before it wrote its output."""
-    with stores.Store(folder / "tiny.h5") as store:
+    with Store(folder / "tiny.h5") as store:
         requests = read_requests(store.spec, store.files, str(folder / "in.npz"), None)
         options = {"hidden": False, "tolerance": 0.0, "wires": []}
         head = head_of(store.spec.name, store.source_hash, input_hash(requests), **options)

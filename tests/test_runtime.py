@@ -12,9 +12,10 @@ from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Part
+from hepti_mpi.weights.store import Store
 
 
 @pytest.mark.parametrize("text, found", [("1.23.0", (1, 23)), ("1.32.0", (1, 32)), ("1.24.0rc1+cpu", (1, 24)), ("2.0.1", (2, 0))])
@@ -41,8 +42,8 @@ def test_no_files_of_packed_weights_that_cannot_be_used(tmp_path, monkeypatch, n
     """It is said once; weights are in memory, or mapped from the store."""
     said, folder = [], tmp_path / "kept"
     monkeypatch.setattr(sessions, "KEEPS_PACKED", False)
-    stores.write(tmp_path / "s.h5", random_model("tiny-bert").in_format(name))
-    with stores.Store(tmp_path / "s.h5", Prepacked(folder, said.append)) as store:
+    writing.write(tmp_path / "s.h5", random_model("tiny-bert").in_format(name))
+    with Store(tmp_path / "s.h5", Prepacked(folder, said.append)) as store:
         spec, layout = store.spec, ("rows", "rows")
         plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, (0,), (0,), (1,), ("here",), ("mapped",))
         part = Part(spec, plan, 0)
@@ -68,6 +69,6 @@ print(found.keeps, "onnxruntime" in sys.modules)
 @pytest.mark.parametrize("kept, said", [("yes", "True False"), ("no", "False False")])
 def test_the_planner_counts_on_files_that_can_be_used(tmp_path, kept, said):
     """It is known without ONNX Runtime, which ranks that rest do not import."""
-    stores.write(tmp_path / "s.h5", random_model("tiny-bert"))
+    writing.write(tmp_path / "s.h5", random_model("tiny-bert"))
     found = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path / "s.h5"), kept], capture_output=True, text=True, check=False)
     assert found.stdout.split("\n")[0] == said, found.stderr

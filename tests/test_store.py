@@ -19,9 +19,9 @@ from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_weight
 from hepti_mpi.models.spec import named_weights
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.weights import store as stores
-from hepti_mpi.weights.slices import Part, Slice, granule
-from hepti_mpi.weights.store import Store, whole_slices
+from hepti_mpi.weights import hdf5, writing
+from hepti_mpi.weights.slices import Part, Slice, granule, whole_slices
+from hepti_mpi.weights.store import Store
 
 SIZES = {"vocab_size": 9, "max_position_embeddings": 7, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
 SPEC = make_spec("odd", CONFIGS["tiny-bert"] | SIZES | {"intermediate_size": 131})  # 131 columns in granules of 2
@@ -42,7 +42,7 @@ def model(stream=None, files=FILES):
 def content(tmp_path_factory):
     """The bytes of a good store."""
     path = tmp_path_factory.mktemp("good") / "good.h5"
-    stores.write(path, model())
+    writing.write(path, model())
     return path.read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_descriptions_of_what_was_looked_at_take_little_memory(path):
         for piece in whole_slices(store.spec):
             store.verify([piece])
         most, _, used, _ = store._file.id.get_mdc_size()
-        assert (most, used <= 2 * most) == (stores.DESCRIBED_BYTES, True)
+        assert (most, used <= 2 * most) == (hdf5.DESCRIBED_BYTES, True)
 
 
 def test_the_first_layers_of_a_store_are_those_of_the_whole(path):
@@ -103,7 +103,7 @@ def test_the_first_layers_of_a_store_are_those_of_the_whole(path):
 
 def test_progress_is_told_every_byte(tmp_path):
     told = []
-    stores.write(tmp_path / "new" / "folder" / "m.h5", model(), told.append)
+    writing.write(tmp_path / "new" / "folder" / "m.h5", model(), told.append)
     assert sum(told) == sum(values.nbytes for values in weights().values()) and len(told) == len(weights())
     assert entries(tmp_path / "new" / "folder") == ["m.h5"]
 
@@ -140,13 +140,13 @@ def test_a_store_can_be_read_by_the_documented_layout(path):
 
 @pytest.mark.parametrize("name", ["bert.h5", "a b.h5", "ü.h5", "x"])
 def test_file_names(tmp_path, name):
-    stores.write(tmp_path / name, model())
+    writing.write(tmp_path / name, model())
     with Store(tmp_path / name) as store:
         check_same(store)
 
 
 def test_two_writes_give_the_same_bytes(tmp_path, content):
-    stores.write(tmp_path / "again.h5", model())
+    writing.write(tmp_path / "again.h5", model())
     assert (tmp_path / "again.h5").read_bytes() == content
 
 
@@ -182,19 +182,19 @@ BROKEN = [
 @pytest.mark.parametrize("stream, kind, words", BROKEN)
 def test_an_interrupted_write_leaves_nothing(tmp_path, stream, kind, words):
     with pytest.raises(kind, match=words):
-        stores.write(tmp_path / "m.h5", model(stream))
+        writing.write(tmp_path / "m.h5", model(stream))
     assert entries(tmp_path) == []
 
 
 def test_an_interrupted_write_leaves_the_store_that_was_there(path, content):
     with pytest.raises(ModelError):
-        stores.write(path, model(breaking(ModelError("damaged"))))
+        writing.write(path, model(breaking(ModelError("damaged"))))
     assert entries(path.parent) == ["m.h5"] and path.read_bytes() == content
 
 
 def test_a_store_is_replaced_by_a_new_one(path):
     with Store(path) as old:
-        stores.write(path, model(changed("layers.0.mlp.up.bias", np.full(131, 7, np.float32))))
+        writing.write(path, model(changed("layers.0.mlp.up.bias", np.full(131, 7, np.float32))))
         old.verify(whole_slices(SPEC))  # who has it open keeps the old one
         with Store(path) as new:
             assert new.array(Slice("layers.0.mlp.up.bias", 0, (131,)))[0] == 7
@@ -206,7 +206,7 @@ def test_paths_that_cannot_be_written(tmp_path, where):
     (tmp_path / "file").write_text("here")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError, match="cannot be written"):
-        stores.write(tmp_path / where, model())
+        writing.write(tmp_path / where, model())
     assert entries(tmp_path) == ["file", "folder"] and entries(tmp_path / "folder") == []
 
 
@@ -214,14 +214,14 @@ def test_a_full_disk_is_told_before_anything_is_written(path, tmp_path, monkeypa
     free = os.statvfs_result((4096, 4096, 100, 15, 15, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda folder: free)
     with pytest.raises(StoreError, match=r"m2.h5 cannot be written: it takes \d+ bytes, 61440 are free"):
-        stores.write(tmp_path / "m2.h5", model())
+        writing.write(tmp_path / "m2.h5", model())
     with Store(path) as whole, pytest.raises(StoreError, match="61440 are free"):
-        stores.write_part(tmp_path / "rank00.h5", whole, whole_slices(SPEC))
+        writing.write_part(tmp_path / "rank00.h5", whole, whole_slices(SPEC))
     assert entries(tmp_path) == ["m.h5"]
 
 
 def test_the_room_that_is_asked_for_is_enough(content):
-    assert len(content) <= sum(piece.bytes + stores.PART_ROOM for piece in whole_slices(SPEC))
+    assert len(content) <= sum(piece.bytes + writing.PART_ROOM for piece in whole_slices(SPEC))
 
 
 # damage
@@ -326,14 +326,14 @@ def sealed_without(file, key):
     """Give the store a spec that lacks a key, with a checksum that is right."""
     text = json.dumps({name: value for name, value in json.loads(file.attrs["spec"]).items() if name != key})
     file.attrs["spec"] = text
-    file.attrs["checksum"] = np.uint32(stores._head_checksum(text, "5" * 64, FILES))
+    file.attrs["checksum"] = np.uint32(hdf5.head_checksum(text, "5" * 64, FILES))
 
 
 def sealed(file, **fields):
     """Give the store another spec with a checksum that is right."""
     text = json.dumps(json.loads(file.attrs["spec"]) | fields)
     file.attrs["spec"] = text
-    file.attrs["checksum"] = np.uint32(stores._head_checksum(text, "5" * 64, FILES))
+    file.attrs["checksum"] = np.uint32(hdf5.head_checksum(text, "5" * 64, FILES))
 
 
 def put(file, name, data, **options):
@@ -362,7 +362,7 @@ HOSTILE = [
     ("file added", lambda f: put(f, "files/more.json", np.zeros(3, np.uint8)), "checksum of its description"),
     ("file of floats", lambda f: put(f, "files/config.json", np.zeros(3)), "damaged"),
     ("a file that unfolds", lambda f: put(f, "files/big", np.zeros(1 << 20, np.uint8), compression="gzip"), "damaged"),
-    ("spec no JSON", lambda f: f.attrs.update(spec="{", checksum=np.uint32(stores._head_checksum("{", "5" * 64, FILES))), "damaged"),
+    ("spec no JSON", lambda f: f.attrs.update(spec="{", checksum=np.uint32(hdf5.head_checksum("{", "5" * 64, FILES))), "damaged"),
     ("spec of sizes", lambda f: sealed(f, hidden=-12), "hidden"),
     ("spec of words", lambda f: sealed(f, ffn="many"), "ffn"),
     ("a key too many", lambda f: sealed(f, more=1), "damaged"),
@@ -452,7 +452,7 @@ def test_rank_files(path, tmp_path, plan):
     with Store(path) as whole:
         for rank in range(plan.ranks):
             part, slices = tmp_path / "parts" / f"rank{rank:02d}.h5", tuple(Part(SPEC, plan, rank).slices)
-            stores.write_part(part, whole, slices)
+            writing.write_part(part, whole, slices)
             with Store(part) as store:
                 assert (store.spec, store.files, store.source_hash) == (whole.spec, whole.files, whole.source_hash)
                 assert set(store.names) == {piece.name for piece in slices}
@@ -466,7 +466,7 @@ def test_a_rank_file_of_another_rank_is_refused(path, tmp_path):
     plan = plan_of([LAYOUTS[0]] * 2, (1, 2), (1, 2), (1, 2))
     one, other = (tuple(Part(SPEC, plan, rank).slices) for rank in (0, 1))
     with Store(path) as whole:
-        stores.write_part(tmp_path / "rank01.h5", whole, other)
+        writing.write_part(tmp_path / "rank01.h5", whole, other)
     refuse(tmp_path / "rank01.h5", "holds 1 to 3 of layers.0.attention.q.weight, this rank needs 0 to 1; it was cut for another plan",
            [Slice("layers.0.attention.q.weight", 0, (1, 4, 12))])  # fmt: skip
     refuse(tmp_path / "rank01.h5", "has no tensor embedding.words; a file cut for another rank or plan", whole_slices(SPEC)[:1])
@@ -477,7 +477,7 @@ def test_a_flipped_bit_in_a_rank_file(path, tmp_path):
     plan = plan_of([LAYOUTS[0]] * 2, (1, 2), (1, 2), (1, 2))
     slices, part = tuple(Part(SPEC, plan, 1).slices), tmp_path / "rank01.h5"
     with Store(path) as whole:
-        stores.write_part(part, whole, slices)
+        writing.write_part(part, whole, slices)
     good = part.read_bytes()
     with Store(part) as store:
         regions = [(piece, store.region(piece)) for piece in slices]
@@ -495,8 +495,8 @@ def test_no_rank_file_is_cut_from_a_damaged_store(path, tmp_path, content):
     damaged[offset] ^= 1
     path.write_bytes(damaged)
     with Store(path) as whole, pytest.raises(StoreError, match="checksum 2 of tensor layers.1.attention.k.weight"):
-        stores.write_part(tmp_path / "parts" / "rank00.h5", whole, Part(SPEC, PLANS[0], 0).slices)
-        stores.write_part(tmp_path / "parts" / "rank03.h5", whole, whole_slices(SPEC))
+        writing.write_part(tmp_path / "parts" / "rank00.h5", whole, Part(SPEC, PLANS[0], 0).slices)
+        writing.write_part(tmp_path / "parts" / "rank03.h5", whole, whole_slices(SPEC))
     assert "rank03.h5" not in entries(tmp_path / "parts") and not any(name.startswith(".") for name in entries(tmp_path / "parts"))
 
 

@@ -11,10 +11,10 @@ import pytest
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.cache import CachedStore
-from hepti_mpi.weights.slices import Part, all_weights, span
-from hepti_mpi.weights.store import Store, whole_slices
+from hepti_mpi.weights.slices import Part, all_weights, span, whole_slices
+from hepti_mpi.weights.store import Store
 
 MODEL = random_model("tiny-bert")  # 7 heads of 8 numbers, 101 columns
 FORMATS = {"": "q8", "layers.1": "q4", "layers.1.attention.o": "f16", "layers.2.mlp": "q8-blocks"}
@@ -25,7 +25,7 @@ LAYOUTS = [("heads", "columns"), ("rows", "columns"), ("heads", "rows")]
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "good.h5"
-    stores.write(path, replace(MODEL, spec=SPEC))
+    writing.write(path, replace(MODEL, spec=SPEC))
     return path.read_bytes()
 
 
@@ -63,7 +63,7 @@ def test_what_is_written_is_what_the_format_says(path):
 def test_a_rank_file_has_the_rank_s_parts(path, tmp_path, layout, rank):
     slices = Part(SPEC, plan_of(layout), rank).slices
     with Store(path) as whole:
-        stores.write_part(tmp_path / "rank.h5", whole, slices)
+        writing.write_part(tmp_path / "rank.h5", whole, slices)
         with Store(tmp_path / "rank.h5") as own:
             assert own.verify(slices) == sum(piece.bytes for piece in slices)
             for piece in slices:
@@ -168,7 +168,7 @@ def test_formats_that_are_none(path, formats):
 def test_a_store_of_version_1_is_read(tmp_path):
     """As the program before formats wrote it: no formats in its description, no counts."""
     path = tmp_path / "old.h5"
-    stores.write(path, MODEL)
+    writing.write(path, MODEL)
     with h5py.File(path, "r+") as file:
         spec = {key: value for key, value in json.loads(file.attrs["spec"]).items() if key != "formats"}
         text, source = json.dumps(spec), file.attrs["source_hash"]

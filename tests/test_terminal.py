@@ -20,7 +20,7 @@ from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
 from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 
 TEXTS = 12_000  # more than are answered before somebody has had enough
 MPIRUN = Path(PROGRAM[0]).parent / "mpirun"
@@ -30,7 +30,7 @@ MARK = "HEPTI_TEST_TERMINAL"  # in the environment of all that a test starts
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("terminal")
-    stores.write(folder / "tiny.h5", random_model("tiny-bert"))
+    writing.write(folder / "tiny.h5", random_model("tiny-bert"))
     cluster((9, 7, 8)).save(folder / "three.json")
     (folder / "texts.txt").write_text("".join(f"text {number} of many that are asked\n" for number in range(TEXTS)))
     (folder / "hostfiles").mkdir()

@@ -22,7 +22,8 @@ from hepti_mpi.serving.sink import Spoken
 from hepti_mpi.serving.written import Written, finished_text, texts_head
 from hepti_mpi.supervisor.kept import Kept
 from hepti_mpi.supervisor.progress import State, read_state
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.store import Store
 
 MOST = 12
 
@@ -101,7 +102,7 @@ def test_texts_on_a_screen_come_in_the_order_of_their_prompts():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("texts")
-    stores.write(made / "tiny.h5", read_model(write_folder("llama", made)))
+    writing.write(made / "tiny.h5", read_model(write_folder("llama", made)))
     mask = np.arange(20)[None, :] < np.array([5, 20, 1])[:, None]
     np.savez(made / "in.npz", input_ids=np.random.default_rng(1).integers(3, 131, mask.shape) * mask, attention_mask=mask.astype(int))
     return made
@@ -120,7 +121,7 @@ def test_a_run_goes_on_in_the_middle_of_its_texts(folder):
         tokens, logits = found["tokens"], found["logits"]
     assert tokens.shape == (3, MOST) and logits.shape == (3, 20, 131)
     assert not logits[0, 5:].any() and (logits[1, -1].argmax(), logits[2, 0].argmax()) == (tokens[1, 0], tokens[2, 0])
-    with stores.Store(folder / "tiny.h5") as store:
+    with Store(folder / "tiny.h5") as store:
         prompts = array_prompts(store.spec, folder / "in.npz")
         head = texts_head(store, prompts, Sampling(max_tokens=MOST), "float32", store.spec.positions)
     for output in ("cut.npz", "cut.jsonl"):

@@ -60,8 +60,9 @@ def slice_command(
     """
     from hepti_mpi.program import placement as placements
     from hepti_mpi.reporting.tables import size
-    from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights import writing
     from hepti_mpi.weights.slices import Part
+    from hepti_mpi.weights.store import Store
 
     if (plan_file is None) != (folder is None):
         raise click.UsageError("--plan and --ranks go together: --plan PLAN.json --ranks FOLDER")
@@ -87,25 +88,26 @@ def slice_command(
         _tell_cost(store, model, calibration.finished()[1])
     if plan is None or folder is None:
         return
-    with stores.Store(store) as whole:
+    with Store(store) as whole:
         for rank in range(plan.ranks):
             path = folder / f"rank{rank:02d}.h5"
             own = plan.plan_of(rank)
-            stores.write_part(path, whole, Part(whole.spec, *own).slices if own else ())
+            writing.write_part(path, whole, Part(whole.spec, *own).slices if own else ())
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")
 
 
 def _write(store: Path, model: "ModelFiles") -> "Calibration | None":
     """Write the store; return what its inputs showed; None where nothing is rounded, or the model takes no built-in inputs."""
     from hepti_mpi.reporting.tables import size
-    from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights import writing
     from hepti_mpi.weights.calibration import Calibration
+    from hepti_mpi.weights.slices import whole_slices
 
     begin = time.perf_counter()
-    total = sum(piece.bytes for piece in stores.whole_slices(model.spec))
+    total = sum(piece.bytes for piece in whole_slices(model.spec))
     with meanwhile(f"writing {store}", total, count=size) as meter:
         calibration = Calibration.of(model) if model.spec.formats else None
-        stores.write(store, model, meter.advance, calibration)
+        writing.write(store, model, meter.advance, calibration)
     SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
     if calibration is None and model.spec.formats:
         SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
@@ -124,10 +126,10 @@ def _cost(store: Path, model: "ModelFiles", inputs: "Inputs") -> "Accuracy":
 def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accuracy":
     """Measure, say, keep and return what a store's formats cost on inputs by which nothing was decided."""
     from hepti_mpi.reporting.inspection import accuracy_line
-    from hepti_mpi.weights import store as stores
+    from hepti_mpi.weights import writing
 
     found = _cost(store, model, held_out)
-    stores.note_accuracy(store, found)
+    writing.note_accuracy(store, found)
     if math.isfinite(found.largest):
         SCREEN.show(accuracy_line(found))
     else:

@@ -193,7 +193,8 @@ def _store(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"path": str(path), "error": "not found"}
     try:
-        from hepti_mpi.weights.store import Store, whole_slices
+        from hepti_mpi.weights.slices import whole_slices
+        from hepti_mpi.weights.store import Store
 
         with Store(path) as store:
             return {"path": str(path), "hash": store.source_hash, "bytes": sum(piece.bytes for piece in whole_slices(store.spec))}

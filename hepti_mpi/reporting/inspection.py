@@ -17,8 +17,8 @@ from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.weights.calibration import Accuracy
 from hepti_mpi.weights.prepacked import Entry
-from hepti_mpi.weights.slices import Part, root_slices
-from hepti_mpi.weights.store import Store, whole_slices
+from hepti_mpi.weights.slices import Part, root_slices, whole_slices
+from hepti_mpi.weights.store import Store
 from hepti_mpi.wording import counted
 
 RANK_COUNTS = (1, 2, 3, 4, 8)

@@ -18,8 +18,9 @@ from hepti_mpi.reporting.inspection import accuracy_line
 from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.tuning.bench import Samples
 from hepti_mpi.tuning.texts import Written, difference
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.calibration import Accuracy, Calibration
+from hepti_mpi.weights.slices import whole_slices
 from hepti_mpi.weights.source import model_of
 from hepti_mpi.weights.store import Store
 
@@ -76,7 +77,7 @@ def in_format(machine: Machine, source: Store, name: str, say: Callable[[str], N
             kept = " and ".join(sorted(set(source.spec.formats.values())))
             raise StoreError(f"{source.path} has weights in {kept}: --formats begins with a float32 store, and makes the others beside it")
     if name == FLOAT32:
-        return InFormat(name, source, sum(piece.bytes for piece in stores.whole_slices(source.spec)), None)
+        return InFormat(name, source, sum(piece.bytes for piece in whole_slices(source.spec)), None)
     path = source.path.with_name(f"{source.path.stem}-{name}.h5")
     with together(machine.world):
         if machine.world.rank == 0:
@@ -89,19 +90,19 @@ def in_format(machine: Machine, source: Store, name: str, say: Callable[[str], N
                 if written.source_hash != model.source_hash:
                     raise StoreError(f"{path} is not {source.path} in {name}: rename it, so that this can be written there")
     store = open_store(machine, path, folder)
-    return InFormat(name, store, sum(piece.bytes for piece in stores.whole_slices(store.spec)), store.accuracy)
+    return InFormat(name, store, sum(piece.bytes for piece in whole_slices(store.spec)), store.accuracy)
 
 
 def write_reduced(path: Path, model: ModelFiles, progress: Callable[[int], None] = lambda written: None) -> Accuracy | None:
     """Write the store of a model whose weights are reduced; measure and note there what that costs; None where it takes no built-in
-    inputs. Raises what store.write raises."""
+    inputs. Raises what writing.write raises."""
     calibration = Calibration.of(model)
-    stores.write(path, model, progress, calibration)
+    writing.write(path, model, progress, calibration)
     if calibration is None:
         return None
     with Store(path) as written:
         found = accuracy_of(written, model, calibration.finished()[1])
-    stores.note_accuracy(path, found)
+    writing.note_accuracy(path, found)
     return found
 
 

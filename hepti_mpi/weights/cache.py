@@ -13,13 +13,14 @@ from hepti_mpi.errors import StoreError, reason_of
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, joined
-from hepti_mpi.weights.store import Store, write_part
+from hepti_mpi.weights.store import Store
+from hepti_mpi.weights.writing import write_part
 
 Fetch = Callable[[Slice], Mapping[str, np.ndarray]]
 
 
 class Source:
-    """Stands in for the store that a file is cut from (store.write_part): its head, and pieces as they come from `fetch`."""
+    """Stands in for the store that a file is cut from (writing.write_part): its head, and pieces as they come from `fetch`."""
 
     def __init__(self, spec: ModelSpec, files: dict[str, bytes], source_hash: str, fetch: Fetch) -> None:
         self.spec, self.files, self.source_hash, self.fetch = spec, files, source_hash, fetch

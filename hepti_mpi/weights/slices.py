@@ -232,3 +232,8 @@ def front_slices(spec: ModelSpec) -> tuple[Slice, ...]:
 def root_slices(spec: ModelSpec) -> tuple[Slice, ...]:
     """Return what rank 0 reads besides: the embedding and the head."""
     return tuple(span(w) for w in outer_weights(spec) if w.part in ("embedding", "head"))
+
+
+def whole_slices(spec: ModelSpec) -> tuple[Slice, ...]:
+    """Return every tensor of a model, whole."""
+    return tuple(span(weight) for weight in all_weights(spec))

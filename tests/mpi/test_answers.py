@@ -23,8 +23,9 @@ from hepti_mpi.serving.loop import Desk, answer
 from hepti_mpi.serving.request import Answerer, Question
 from hepti_mpi.serving.scheduler import Scheduler
 from hepti_mpi.serving.source import Given
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.slices import Part
+from hepti_mpi.weights.store import Store
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
@@ -61,13 +62,13 @@ def plan_of(spec, source_hash, layers, shares, mode="packed", reduction="allredu
 
 
 @cache
-def opened(folder: Path, case: str, rank: int, world) -> stores.Store:
+def opened(folder: Path, case: str, rank: int, world) -> Store:
     path = folder / f"{case}.h5"
     if rank == 0 and not path.exists():
         make = random_model if case.startswith("tiny") else odd_model if case in MADE else lambda name: read_model(GOLDEN / name)
-        stores.write(path, make(case))
+        writing.write(path, make(case))
     world.barrier()
-    return stores.Store(path)
+    return Store(path)
 
 
 EVERYTHING = Question(output=Path("x.npz"), hidden=True)  # what the head can make, and the last hidden state
@@ -357,7 +358,7 @@ def test_rank_files_hold_what_a_rank_needs(machine, folder):
         parts = folder / f"parts{number}"
         if world.rank == 0:
             for rank in range(world.size):
-                stores.write_part(parts / f"rank{rank:02d}.h5", whole, Part(whole.spec, plan, rank).slices)
+                writing.write_part(parts / f"rank{rank:02d}.h5", whole, Part(whole.spec, plan, rank).slices)
         world.barrier()
         compare(machine, fetching.open_store(machine, parts), plan, GOLDEN / "bert" / "expected_padded.npz")
 
@@ -370,7 +371,7 @@ def test_loading_reads_only_the_own_slices(machine, folder):
     slices = Part(store.spec, plan, machine.world.rank).slices
     own, parts = sum(piece.bytes for piece in slices), sum(len(piece.parts) for piece in slices)
     opened(folder, "bert", machine.world.rank, machine.world)
-    store = stores.Store(store.path)  # one that has verified nothing yet
+    store = Store(store.path)  # one that has verified nothing yet
     before = _read_by_calls()
     assert store.verify(slices) == own
     cost_of_looking = _read_by_calls() - (after := _read_by_calls())

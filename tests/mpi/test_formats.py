@@ -12,7 +12,8 @@ from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.tuning import bench as benches
 from hepti_mpi.tuning import formats
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.store import Store
 
 LENGTHS = (5, 1, 9, 8) * 8  # errors are compared: of few rows they are chance
 ODD = {f"layers.{number}.attention.o": "q8" for number in range(3)}  # whose heads of 8 numbers no block of 32 divides
@@ -36,9 +37,9 @@ def opened(folder, name, world):
             yield called, large
 
     if world.rank == 0 and not path.exists():
-        stores.write(path, replace(model, spec=replace(model.spec, formats=FORMATS[name]), stream=stream))
+        writing.write(path, replace(model, spec=replace(model.spec, formats=FORMATS[name]), stream=stream))
     world.barrier()
-    return stores.Store(path)
+    return Store(path)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,9 @@ def test_a_bench_measures_formats_of_one_checkpoint_in_turns(machine, folder):
     """Stores are made beside the float32 one, where they are not there; all answer the same request."""
     world, said, path = machine.world, [], folder / "turns.h5"
     if world.rank == 0 and not path.exists():
-        stores.write(path, random_model("tiny-bert"))
+        writing.write(path, random_model("tiny-bert"))
     world.barrier()
-    source = stores.Store(path)
+    source = Store(path)
     every = [formats.in_format(machine, source, name, said.append, folder) for name in ("f32", "q8", "f16")]
     again = formats.in_format(machine, source, "q8", said.append, folder)
     assert len(said) == (2 if world.rank == 0 else 0) and again.store.source_hash == every[1].store.source_hash
@@ -108,10 +109,10 @@ def test_a_bench_measures_formats_of_one_checkpoint_in_turns(machine, folder):
 def test_a_store_that_is_in_the_way_is_kept(machine, folder):
     world, path, other = machine.world, folder / "way.h5", folder / "way-q8.h5"
     if world.rank == 0 and not path.exists():
-        stores.write(path, random_model("tiny-bert"))
-        stores.write(other, random_model("tiny-bert", seed=1).in_format("q8"))
+        writing.write(path, random_model("tiny-bert"))
+        writing.write(other, random_model("tiny-bert", seed=1).in_format("q8"))
     world.barrier()
     before = other.read_bytes()
-    with stores.Store(path) as source, pytest.raises(HeptiError, match="rename it" if world.rank == 0 else "rank 0 failed"):
+    with Store(path) as source, pytest.raises(HeptiError, match="rename it" if world.rank == 0 else "rank 0 failed"):
         formats.in_format(machine, source, "q8", print, folder)
     assert other.read_bytes() == before

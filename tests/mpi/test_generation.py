@@ -28,7 +28,7 @@ from hepti_mpi.serving.passing import Passing
 from hepti_mpi.serving.stepping import InStages, Ranks
 from hepti_mpi.serving.teams import partners
 from hepti_mpi.tuning import texts
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
 from hepti_mpi.weights.outer import OuterWeights
 
 SHARES = {
@@ -47,7 +47,7 @@ def store_of(machine, folder):
         if (case, format_name) not in opened:
             path = folder / "decoders" / f"{case}-{format_name}.h5"
             if machine.world.rank == 0:
-                stores.write(path, read_model(write_folder(case, folder / "decoders" / format_name)).in_format(*format_name.split("+")))
+                writing.write(path, read_model(write_folder(case, folder / "decoders" / format_name)).in_format(*format_name.split("+")))
             machine.world.barrier()
             opened[case, format_name] = fetching.open_store(machine, path)
         return opened[case, format_name]
@@ -143,7 +143,7 @@ def test_what_float16_does_not_have_is_no_answer(machine, folder, monkeypatch, f
     path = folder / f"{large}-{format_name}.h5"
     monkeypatch.setattr("decoders.values", lambda name, shape: values(name, shape) * np.float32(1e5 if large in name else 1))
     if machine.world.rank == 0:
-        stores.write(path, read_model(write_folder("llama", folder / large / format_name)).in_format(format_name))
+        writing.write(path, read_model(write_folder("llama", folder / large / format_name)).in_format(format_name))
     machine.world.barrier()
     with fetching.open_store(machine, path) as store:
         for cache in ("float32", "float16"):

@@ -12,7 +12,8 @@ from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.serving.loop import answer
 from hepti_mpi.serving.request import Question
-from hepti_mpi.weights import store as stores
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.store import Store
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "minilm" / "expected_text.json"
 COSINE = 0.99999
@@ -24,9 +25,9 @@ def store(machine, folder):
         pytest.skip("HEPTI_MINILM does not name the folder of all-MiniLM-L6-v2; bash tests/run.sh installs it")
     path = folder / "minilm.h5"
     if machine.world.rank == 0:
-        stores.write(path, read_model(Path(os.environ["HEPTI_MINILM"])))
+        writing.write(path, read_model(Path(os.environ["HEPTI_MINILM"])))
     machine.world.barrier()
-    return stores.Store(path)
+    return Store(path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
