@@ -547,6 +547,16 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
         assert with_it < without and "ranks of one host slow each other down by more than prices know" in why
 
 
+@pytest.mark.parametrize("speeds", [(10, 10), (10, 9, 8), (10, 10, 10, 10)])
+def test_what_a_plan_takes_with_a_rank_is_of_several_ranks(speeds):
+    """Not of that rank alone, which would be sooner than any exchange over this link."""
+    decision = choose(LARGE, "hash", cluster(speeds, mbit=5, latency=0.01), Request(128))
+    assert decision.chosen.plan.active == (0,)
+    least = min(seconds for count, seconds in decision.by_ranks.items() if count > 1)
+    assert all(decision.with_rank[rank] >= least for rank in range(1, len(speeds)))
+    assert f" {least * 1e3:.1f} ms" in next(more_ranks(decision))
+
+
 @pytest.mark.parametrize("speeds", [(9, 2), (9, 7, 3)])
 def test_the_best_plan_on_all_ranks_gives_each_a_part(speeds):
     """What it takes with a rank is no more than what the best plan takes on so many ranks: two sentences say one number."""

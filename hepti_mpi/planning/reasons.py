@@ -72,5 +72,5 @@ def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, request: Requ
         elif limits[rank] < min(taken):
             found[rank] = f"it has {int(limits[rank])} bytes of memory, and no rank takes less than {min(taken)} under these plans"
         else:
-            found[rank] = f"its part of {counted(request.rows, 'rows')} is none in every plan that its memory holds"
+            found[rank] = f"its part of {counted(request.rows, 'rows')} is none in every plan on several ranks that its memory holds"
     return found

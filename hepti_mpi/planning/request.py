@@ -78,7 +78,7 @@ MPI = Exchange("allreduce", "mpi")
 class Decision:
     """The chosen candidate and the best of every other kind, soonest first; `unfit`: kinds that no subset of ranks can hold.
 
-    `with_rank`: seconds of the best plan that gives each rank a part; missing where no such plan was allowed or fits.
+    `with_rank`: seconds of the best plan that gives each rank a part beside others; missing where no such plan was allowed or fits.
     `by_ranks`: seconds of the best for each number of ranks. `close`: what its climb led to as well, cut into tiles in another way.
     `ruled_out`: of ranks that no plan could give a part, why.
     """

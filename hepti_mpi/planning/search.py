@@ -104,7 +104,8 @@ class _Search:
             if not self.costs.fits(candidate):
                 continue
             fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
-            keep_soonest(with_rank, plan.active, candidate.price.seconds)
+            if len(plan.active) > 1:  # what another rank takes alone says nothing of what its part is worth
+                keep_soonest(with_rank, plan.active, candidate.price.seconds)
             keep_soonest(by_ranks, [len(plan.active)], candidate.price.seconds)
             kind = kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
             best[kind] = self.foremost([*best.get(kind, ()), candidate])
@@ -119,7 +120,8 @@ class _Search:
         tried = {layers[0] for _, layers, _ in choices}
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
-            keep_soonest(with_rank, ones[0].plan.active, ones[0].price.seconds)
+            if len(ones[0].plan.active) > 1 or ones is found[0]:
+                keep_soonest(with_rank, ones[0].plan.active, ones[0].price.seconds)
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
 
