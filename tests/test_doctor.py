@@ -107,6 +107,8 @@ def test_settings_that_hold():
     ("ssh: Could not resolve hostname pi4-3: Name or service not known", "the address or pi4-3.local into the hostfile"),
     ("ssh: connect to host pi4-3 port 22: Connection refused", "systemctl enable --now ssh"),
     ("ssh: connect to host pi4-3 port 22: Connection timed out", "is it switched on"),
+    ("Connection to 192.168.1.13 port 22 timed out", "is it switched on"),
+    ("Connection timed out during banner exchange", "is it switched on"),
     ("ssh: connect to host pi4-3 port 22: No route to host", "is it switched on"),
     ("Host key verification failed.", "ssh-keygen -R pi4-3"),
     ("pi@pi4-3: Permission denied (publickey,password).", "ssh-copy-id pi@pi4-3"),

@@ -436,7 +436,7 @@ def test_what_was_not_answered_is_counted_in_the_summary(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("output", ["a.jsonl", None])
-def test_progress_counts_what_was_left_after_the_first_answers(tmp_path, output):
+def test_progress_counts_what_was_left_to_do(tmp_path, output):
     """Neither what was refused, nor what was kept before, nor what two starts answered twice."""
     begin = {**BEGIN, "requests": 9, "refused": [[3, finished_answer({"input": ""}, "is empty")]]}
     before = 0
@@ -452,9 +452,18 @@ def test_progress_counts_what_was_left_after_the_first_answers(tmp_path, output)
     for record in (begin, answers(0, 1), answers(2), begin, answers(2, 4), answers(5, 6, 7), *([] if output else [answers(8)])):
         one.heard(record)
         counts.append((one.meter.total, one.meter.done))
-    left = 9 - 1 - before - 2
-    assert counts[0] == (None, 0) and counts[1:] == [(left, done) for done in (0, 1, 1, 2, 5, *([] if output else [6]))]
+    left = 9 - 1 - before
+    assert counts[0] == (None, 0) and counts[1:] == [(left, done) for done in (2, 3, 3, 4, 7, *([] if output else [8]))]
     assert counts[-1] == (left, left) and one.meter.label == "answering"
+
+
+def test_the_first_answers_count_and_not_the_time_before_them():
+    meter = Meter("starting", None)
+    meter.count_from(4, 1004)
+    assert meter.words().startswith("answering: ") and " of " not in meter.words()
+    meter.begin -= 10
+    meter.advance(500)
+    assert meter.words() == "answering: 504 of 1004 in 10 s, about 10 s left"
 
 
 def test_what_a_start_does_is_shown_until_it_answers(tmp_path):

@@ -136,6 +136,16 @@ def test_who_is_slower_than_thought_promises_less():
     assert slower.predicted(SPEC, 0, {(128, 32, 4): 1}) < found.predicted(SPEC, 0, {(128, 32, 4): 1})
 
 
+@pytest.mark.parametrize("more, why", [
+    (0.9, "at rest, since that is sooner: rank 1 on pi0"),
+    (1.2, "at rest, since ranks of one host slow each other down by more than prices know: rank 1 on pi0"),
+])  # fmt: skip
+def test_why_ranks_are_at_rest_agrees_with_the_figures_below(more, why):
+    found = arranged((20,))
+    found = replace(found, others={"1 team of 1 rank": found.rate, "2 teams of 2 ranks": more * found.rate})
+    assert why in arrangement_lines(found, 128, ["pi0", "pi0"])
+
+
 def test_more_ranks_than_cores_are_said_to_be_too_many():
     found = replace(arranged((20,) * 5), profile=cluster((20,) * 5, hosts=["pi0"] * 5))
     said = arrangement_lines(found, 128, ["pi0"] * 5)

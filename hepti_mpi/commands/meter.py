@@ -25,7 +25,7 @@ class Meter:
 
     def __init__(self, label: str, total: int | None, count: Callable[[int], str] = str) -> None:
         """`count` says so many of what is counted."""
-        self.label, self.total, self.done, self.count = label, total, 0, count
+        self.label, self.total, self.done, self.before, self.count = label, total, 0, 0, count
         self.terminal = terminal.path(ERR) is not None
         self.begin, self.drawn, self.is_drawn = time.monotonic(), float("-inf"), False
         self.ended, self.lock = threading.Event(), threading.RLock()
@@ -43,9 +43,9 @@ class Meter:
         """Name what is done now."""
         self.label = label
 
-    def count_from(self, total: int) -> None:
-        """Begin to count answers now."""
-        self.label, self.total, self.done, self.begin = "answering", total, 0, time.monotonic()
+    def count_from(self, done: int, total: int) -> None:
+        """Begin to count answers now; `done`: those that are there, of which nobody knows how long they took."""
+        self.label, self.total, self.done, self.before, self.begin = "answering", total, done, done, time.monotonic()
 
     def wipe(self) -> None:
         """Make room for something else; it is drawn again when it is looked at next."""
@@ -66,9 +66,9 @@ class Meter:
         from hepti_mpi.reporting.tables import duration
 
         passed = time.monotonic() - self.begin
-        if not self.total or not self.done:
+        if not self.total or self.done == self.before:
             return f"{self.label}: {duration(passed)}"
-        left = duration(passed * (self.total - self.done) / self.done)
+        left = duration(passed * (self.total - self.done) / (self.done - self.before))
         return f"{self.label}: {self.count(self.done)} of {self.count(self.total)} in {duration(passed)}, about {left} left"
 
     def _draw(self) -> None:

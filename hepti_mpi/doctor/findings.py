@@ -27,7 +27,7 @@ NOW = {0: "its supply voltage is too low", 1: "its clock is held down", 2: "it i
 UNREACHABLE = {  # what ssh says, and what mends it
     "not resolve hostname": "write its address and name into /etc/hosts, or the address or {name}.local into the hostfile",
     "Connection refused": "switch ssh on there: sudo systemctl enable --now ssh",
-    "Connection timed out": "is it switched on, in this network, and is the address right?",
+    "timed out": "is it switched on, in this network, and is the address right?",
     "No route to host": "is it switched on, in this network, and is the address right?",
     "Network is unreachable": "is this machine in the network of that address?",
     "Host key verification failed": "if that board was set up anew, forget its old key: ssh-keygen -R {name}",

@@ -131,11 +131,13 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
     busy = {rank for choice in found.choices for rank in choice.team.members}
     resting = sorted(set(range(len(hosts))) - busy)
     cores = {node.host: node.cores for node in found.profile.nodes} if not found.profile.emulated else {}
+    crowded = max(found.others.values(), default=0.0) > found.rate
+    sooner = "ranks of one host slow each other down by more than prices know" if crowded else "that is sooner"
     crowds = {host: sum(hosts[rank] == host for rank in busy) for host in cores}
     return "\n".join([
         table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),
         "the whole model fits on: " + (", ".join(alone) if alone else "no rank alone, so ranks hold it together"),
-        *([f"at rest, since that is sooner: {', '.join(f'rank {rank} on {hosts[rank]}' for rank in resting)}"] if resting else []),
+        *([f"at rest, since {sooner}: {', '.join(f'rank {rank} on {hosts[rank]}' for rank in resting)}"] if resting else []),
         *(f"{host} has {counted(cores[host], 'cores')}: as many ranks would do there, instead of {crowd}"
           for host, crowd in crowds.items() if crowd > cores[host]),
         f"together, rows a second: {rate(rows * found.rate)}; considered: "

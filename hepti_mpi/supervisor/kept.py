@@ -34,7 +34,7 @@ class Meter(Protocol):
 
     def at(self, label: str) -> None: ...
 
-    def count_from(self, total: int) -> None: ...
+    def count_from(self, done: int, total: int) -> None: ...
 
     def advance(self, amount: int) -> None: ...
 
@@ -173,7 +173,7 @@ class Kept:
             if self.since is None:
                 self.since, self.there = time.monotonic(), self._progress()
         if self.meter is not None and self.meter.total is None:
-            self.meter.count_from((self.count or 0) - len({*self.finished, *self.before}))
+            self.meter.count_from(len(new), (self.count or 0) - len({*self.finished, *self.before}) + len(new))
         elif self.meter is not None:
             self.meter.advance(len(new))
 
