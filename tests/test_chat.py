@@ -5,14 +5,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
 from hepti_mpi.commands import chat as talking
+from hepti_mpi.commands.main import main
 from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.generation import chat_files
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving.generation import Answer, Event
+from hepti_mpi.weights.places import DEFAULT_STORE
 
 KEY = "clean_up_tokenization_spaces"
 
@@ -142,6 +145,17 @@ def test_cleaned_text_is_refused_where_it_is_cleaned(tmp_path, kind, said, taken
     else:
         with pytest.raises(ModelError, match="clean_up_tokenization_spaces is True"):
             chat_files(tmp_path, built)
+
+
+def test_who_writes_is_talked_with_whatever_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert talking._writer() is None
+    (tmp_path / "weights").mkdir()
+    for source, name, found in (("tiny-bert", DEFAULT_STORE, None), ("tiny-llama", "weights/b.h5", Path("weights/b.h5")),
+                                ("tiny-llama", "weights/c.h5", None)):  # fmt: skip
+        done = CliRunner().invoke(main, ["slice", f"random:{source}", str(name)])
+        assert done.exit_code == 0 and talking._writer() == found
+        (tmp_path / "weights" / "damaged.h5").write_bytes(b"x")
 
 
 @pytest.mark.parametrize("how, said", [("stop", ""), ("length", "cut off at 1 token;"), ("error", "logits that are not finite")])

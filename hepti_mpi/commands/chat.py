@@ -1,6 +1,7 @@
 """The chat command: a talk in the terminal, whose answers appear as they grow. Knows lines and turns; computes nothing."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import Flow
 from hepti_mpi.commands.writing import Writing, sampling_options
+from hepti_mpi.weights.places import WEIGHTS
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
     from hepti_mpi.models.inputs.chat import ChatTemplate
 
     machinery, writing = grouped(Machinery, options), grouped(Writing, options)
-    session = sessions.opened(machinery, weights)
+    session = sessions.opened(machinery, weights or _writer())
     spec = session.store.spec
     with session.world.patience.slower(), together(session.world):
         if not spec.generates or ChatTemplate.of(session.store.files) is None:
@@ -57,6 +59,18 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
     else:
         writers.follow(loaded, session)
     session.world.barrier(patient=True)
+
+
+def _writer() -> Path | None:
+    """Return the one store in weights/ of a model that writes, where others lie beside it; None where that does not say which is meant."""
+    from hepti_mpi.errors import StoreError
+    from hepti_mpi.weights.store import Store
+
+    found = []
+    for path in sorted(WEIGHTS.glob("*.h5")):
+        with suppress(StoreError), Store(path) as store:
+            found += [path] * store.spec.generates
+    return found[0] if len(found) == 1 else None
 
 
 def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Writing) -> None:
