@@ -39,6 +39,7 @@ def made(tmp_path_factory):
                  "hub/models--a--b/snapshots/0f/config.json", "empty/nothing"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
+    (folder / "several.txt").write_text("localhost slots=2\n")
     (folder / "links").mkdir()
     (folder / "links/dead.h5").symlink_to("/no/such.h5")
     return folder
@@ -221,6 +222,9 @@ def test_slice_writes_a_store(run, made):
     (["inspect", "folder"], StoreError,
      "folder is a model folder, not a store; make a store of it with: python -m hepti_mpi slice folder weights/folder.h5"),
     (["plan", "--weights", "folder", "--profile", "three.json"], StoreError, "folder is a model folder, not a store"),
+    (["push", ".", "several.txt"], StoreError, r"\. is a folder of 2 stores; name one: tiny-bert.h5, tiny-vit.h5"),
+    (["push", "folder", "several.txt"], StoreError, "folder is a model folder, not a store; make a store of it with: "),
+    (["push", "parts", "several.txt"], HeptiError, "push copies one file to a host, and several.txt gives localhost several ranks"),
     (["inspect", "cache"], StoreError,
      "cache is a folder of folders with stores, such as a --weights-cache; name a store: cache/ab/tiny.h5"),
     (["inspect", "parts"], StoreError,

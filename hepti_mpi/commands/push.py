@@ -43,9 +43,12 @@ def push(store: Path, hostfile: Path) -> None:
 
     from hepti_mpi.cluster.hosts import read_hosts
     from hepti_mpi.errors import HeptiError, StoreError
+    from hepti_mpi.weights.places import FIRST_PART, no_store
     from hepti_mpi.weights.store import Store
 
     hosts = read_hosts(hostfile)
+    if not (store / FIRST_PART).is_file() and (what := no_store(store)) is not None:
+        raise StoreError(what)
     several = [host.name for host in hosts if host.slots != 1]
     if store.is_dir() and several:
         raise HeptiError(f"push copies one file to a host, and {hostfile} gives {several[0]} several ranks, or one for each core: give it "
