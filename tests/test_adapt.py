@@ -221,7 +221,7 @@ def test_decisions_say_when_why_and_what_came_of_it():
 
 def test_two_ranks_of_which_one_has_no_part_answer():
     """What is looked at of the idle one's link is the whole cluster's, and must not go on for ever."""
-    world = World(profile=cluster((20.0, 1.0), mbit=20.0))
+    world = World(profile=cluster((20.0, 1.0), mbit=2.0))
     assert len(world.plan.active) == 1
     world.go(60)
     assert world.looks <= 60
