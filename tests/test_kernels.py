@@ -50,6 +50,24 @@ def test_kernels_find_what_a_product_has_left(board, others):
         assert called.count("between") == len(timed) - 6
 
 
+def test_a_kernel_that_was_disturbed_on_an_emulated_board_is_timed_again():
+    """What the board takes is in its description: a machine that had other work at that moment does not get into the profile."""
+    calls = []
+
+    def disturbed():
+        calls.append(1)
+        if len(calls) < 4:  # the very first warms up
+            time.sleep(0.02)
+
+    names = ("elements", "activations", "casts", "nothing", "between")
+    timers = Timers(gemm=lambda rows: disturbed if rows == 8 else lambda: None, weights=10_000, attention=lambda *shape: lambda: None, rows=4,
+                    hidden=8, **{name: lambda: None for name in names})  # fmt: skip
+    board = Emulation("2")
+    found = measuring.timed(timers, (1, 8), 64, board, time.perf_counter, lambda: None, seconds=1e-6)
+    own = board.board.seconds(Work(((8, 10_000, "f32"),)))
+    assert len(calls) >= 4 and found.products[1] * 10_000 < 0.01 + own
+
+
 def test_attention_of_a_text_is_timed_over_a_cache_of_each_kind():
     """Not on an emulated board, whose attention is described. What begins an attention is told from what each of the rows takes."""
     called, rows = [], []

@@ -22,6 +22,7 @@ from hepti_mpi.errors import PlanError, ProfileError
 
 LATENCY = re.compile(r"(?P<board>\S+) (?P<latency>\d{1,7}(\.\d{1,3})?)us")  # a board and what its link takes longer
 NAP_SECONDS = 60e-6  # what a sleep lasts longer than asked for; the rest is spent yielding
+OUTRUN = 1.02  # times as long as on the board
 
 
 class Emulation:
@@ -78,6 +79,10 @@ class Emulation:
         self.rest()
         self.go_on(call, work)
         self.keep_time()
+
+    def outrun(self, work: Work, seconds: float) -> bool:
+        """Tell whether `work` that took so long was the machine's time and not the board's; never without a board."""
+        return self.board is not None and seconds > OUTRUN * self.board.seconds(work) + NAP_SECONDS
 
     def rest(self) -> None:
         """Note that the board waited for others: what it was late by before is past mending."""
