@@ -60,8 +60,9 @@ def test_a_kernel_that_was_disturbed_on_an_emulated_board_is_timed_again():
             time.sleep(0.02)
 
     names = ("elements", "activations", "casts", "nothing", "between")
-    timers = Timers(gemm=lambda rows: disturbed if rows == 8 else lambda: None, weights=10_000, attention=lambda *shape: lambda: None, rows=4,
-                    hidden=8, **{name: lambda: None for name in names})  # fmt: skip
+    quick = {name: lambda: None for name in names}
+    timers = Timers(gemm=lambda rows: disturbed if rows == 8 else lambda: None, weights=10_000, attention=lambda *shape: lambda: None,
+                    rows=4, hidden=8, **quick)  # fmt: skip
     board = Emulation("2")
     found = measuring.timed(timers, (1, 8), 64, board, time.perf_counter, lambda: None, seconds=1e-6)
     own = board.board.seconds(Work(((8, 10_000, "f32"),)))
