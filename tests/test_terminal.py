@@ -370,3 +370,18 @@ def test_a_talk_under_mpirun_ends_with_its_pipe(made, talker, given):
     done = subprocess.run([str(MPIRUN), "--oversubscribe", "-n", "2", *PROGRAM, "chat", *talker], cwd=made, env=environ,
                           capture_output=True, timeout=240, **told)  # fmt: skip
     assert done.returncode == 0 and done.stdout.count(b"> ") == (3 if given else 1), done
+
+
+def test_a_log_keeps_what_is_told_past_the_launcher(tmp_path):
+    """What the launcher says later, from where it was in the file, does not write over it."""
+    from hepti_mpi.comm.launcher import _error_of
+
+    code = "import sys\nfor word in ('one', 'three'):\n print(word, file=sys.stderr, flush=True)\n print('written', flush=True)\n input()"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        with process:
+            assert process.stdout.readline() == "written\n"
+            with open(_error_of(process.pid), "w") as file:
+                file.write("two\n")
+            process.communicate("\n\n", timeout=60)
+    assert (tmp_path / "log").read_text() == "one\ntwo\nthree\n"

@@ -18,6 +18,7 @@ from hepti_mpi.errors import InputError
 PIPE_QUIET_SECONDS = 0.5
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
+PIDFD_GETFD = 438  # number of Linux's system call, on each architecture
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
 
 
@@ -166,11 +167,26 @@ def tell_past_launcher(sentence: str) -> bool:
     if not launched() or not _is_mpirun(_words(launcher)):
         return False
     try:
-        with open(os.open(f"/proc/{launcher}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), "w") as file:
+        with open(_error_of(launcher), "w") as file:
             file.write(f"\r{sentence}\n" if os.isatty(file.fileno()) else f"{sentence}\n")
     except OSError:  # a socket
         return False
     return True
+
+
+def _error_of(process: int) -> int:
+    """Return a descriptor of a process's standard error. Of a file (`2>log`) it is the very one that the process has, where the system
+    allows it: what another one writes there the process would write over, from where it was. Raises OSError."""
+    path = f"/proc/{process}/fd/2"
+    if stat.S_ISREG(os.stat(path).st_mode) and hasattr(os, "pidfd_open"):
+        import ctypes
+
+        handle = os.pidfd_open(process)
+        found = int(ctypes.CDLL(None).syscall(PIDFD_GETFD, handle, 2, 0))
+        os.close(handle)
+        if found >= 0:
+            return found
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
 
 
 def print_past_launcher() -> None:
