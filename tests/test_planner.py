@@ -550,7 +550,7 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
 @pytest.mark.parametrize("speeds", [(10, 10), (10, 9, 8), (10, 10, 10, 10)])
 def test_what_a_plan_takes_with_a_rank_is_of_several_ranks(speeds):
     """Not of that rank alone, which would be sooner than any exchange over this link."""
-    decision = choose(LARGE, "hash", cluster(speeds, mbit=5, latency=0.01), Request(128))
+    decision = choose(LARGE, "hash", cluster(speeds, mbit=2, latency=0.01), Request(128))
     assert decision.chosen.plan.active == (0,)
     least = min(seconds for count, seconds in decision.by_ranks.items() if count > 1)
     assert all(decision.with_rank[rank] >= least for rank in range(1, len(speeds)))
