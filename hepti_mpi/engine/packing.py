@@ -24,7 +24,8 @@ class Packing:
 
     `q_index` [requests, q]: row among this rank's rows; `kv_index` [requests, kv]: row among all; `kv_lengths` [requests];
     `unpad` [rows]: where each row lies in the flattened [requests, q]. Padding repeats the first row of the own request, so that what is
-    not finite in another one stays there, and is never read back.
+    not finite in another one stays there, and is never read back. One row is laid out as two, so that what a row becomes depends neither on
+    which rows are together nor on where a plan cuts them.
     `lone` [1]: whether the batch is one request, whose rows lie as attention wants them.
     """
 
@@ -57,6 +58,8 @@ def pack(
             parts.append((top - start, bottom - top, key, keys_end - key))
     q_width = max((own for _, own, _, _ in parts), default=0)
     kv_width = max((length for *_, length in parts), default=0)
+    if q_width == 1 < kv_width:  # products with one row add up in another order: a row would be another one than among others
+        q_width = 2
     q_index = np.empty((len(parts), q_width), np.int64)
     kv_index = np.empty((len(parts), kv_width), np.int64)
     unpad = np.empty(stop - start, np.int64)

@@ -66,6 +66,20 @@ def test_ranks_answer_as_one_does(machine, folder, embedded, name, layout):
         assert error <= max(1.2 * least, 1e-5), (error, least)
 
 
+@pytest.mark.parametrize("layout", WHOLE_SUMS, ids="/".join)
+def test_where_rows_are_cut_changes_no_bit(machine, folder, embedded, layout):
+    """Rounding makes a step of the least difference: sums are in one order, also those of a rank that has one row of a request."""
+    store, rows, ranks = opened(folder, "q8", machine.world), sum(LENGTHS), machine.world.size
+    alone = last_hidden_state(store, embedded, LENGTHS) if machine.world.rank == 0 else None
+    own = {"reduction": "reduce_scatter", "collectives": "own"} if layout[0] == "alltoall" else {}
+    for shares in (SHARES["even"](ranks), (rows - ranks + 1, *(1,) * (ranks - 1)), (*(1,) * (ranks - 1), rows - ranks + 1)):
+        plan = plan_of(store.spec, store.source_hash, (layout,) * 3, shares, rows=rows, **own)
+        ready = loading.load(machine, store, plan, None, {})
+        found = ready.engine.run(LENGTHS, embedded if machine.world.rank == 0 else None)
+        if found is not None:
+            np.testing.assert_array_equal(found, alone)
+
+
 def test_what_a_format_costs(machine, folder, embedded):
     """In the order of their bits; 8 bits are near, 4 are not."""
     stores_of = {name: opened(folder, name, machine.world) for name in ("f32", "f16", "q8-blocks", "q8", "q4")}
