@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden" / "decoders.npz"
+LONG = GOLDEN.with_name("long_decoders.npz")
 LENGTHS = (40, 1, 17)
+LONG_LENGTHS = (300, 1, 2, 127, 128, 129, 257)  # around where the pieces of a prompt end
 BASE = {
     "vocab_size": 131, "hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8,
     "intermediate_size": 70, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -49,17 +51,23 @@ def values(name, shape):
     return found + np.float32(("norm" in name or "ln_" in name) and name.endswith("weight"))
 
 
-def expected(case):
+def long(sizes):
+    """Return the config of a case with room for long prompts."""
+    more = {"original_max_position_embeddings": 320} if "original_max_position_embeddings" in sizes else {}  # longrope's short factors only
+    return sizes | {"n_positions" if "n_positions" in sizes else "max_position_embeddings": 512} | more
+
+
+def expected(case, golden=GOLDEN):
     """Return (config and shapes, ids, logits, tokens) of a case."""
-    with np.load(GOLDEN) as golden:
+    with np.load(golden) as golden:
         return json.loads(str(golden[f"{case}.json"])), *(golden[f"{case}.{part}"] for part in ("ids", "logits", "tokens"))
 
 
-def write_folder(case, folder):
+def write_folder(case, folder, golden=GOLDEN):
     """Write the model folder of a case; return it."""
     from safetensors.numpy import save_file
 
-    said, *_ = expected(case)
+    said, *_ = expected(case, golden)
     path = Path(folder) / case
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(said["config"]))

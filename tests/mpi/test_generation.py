@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from clusters import cluster
-from decoders import CASES, LENGTHS, expected, values, write_folder
+from decoders import CASES, GOLDEN, LENGTHS, LONG, LONG_LENGTHS, expected, values, write_folder
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
@@ -43,14 +43,15 @@ def store_of(machine, folder):
     """What opens the store of a case, made once."""
     opened = {}
 
-    def store_of(case, format_name="f32"):
-        if (case, format_name) not in opened:
-            path = folder / "decoders" / f"{case}-{format_name}.h5"
+    def store_of(case, format_name="f32", golden=GOLDEN):
+        if (case, format_name, golden) not in opened:
+            place = folder / golden.stem
+            path = place / f"{case}-{format_name}.h5"
             if machine.world.rank == 0:
-                writing.write(path, read_model(write_folder(case, folder / "decoders" / format_name)).in_format(*format_name.split("+")))
+                writing.write(path, read_model(write_folder(case, place / format_name, golden)).in_format(*format_name.split("+")))
             machine.world.barrier()
-            opened[case, format_name] = fetching.open_store(machine, path)
-        return opened[case, format_name]
+            opened[case, format_name, golden] = fetching.open_store(machine, path)
+        return opened[case, format_name, golden]
 
     yield store_of
     for store in opened.values():
@@ -432,6 +433,33 @@ def test_several_steps_pass_through_stages(machine, store_of, case, monkeypatch)
             decoder.rest()
         assert [answer.tokens for answer in answers] == 4 * tokens.tolist()
         assert most == decoder.depth >= 2 and not making.under_way
+        decoder.end()
+    machine.world.barrier()
+
+
+@pytest.mark.parametrize("kind", ["uneven", "with nothing", "stages"])
+@pytest.mark.parametrize("case", CASES)
+def test_prompts_of_up_to_300_tokens(machine, store_of, case, kind):
+    """As transformers' logits and tokens, of prompts that end around the end of a piece, alone and all at once on fewer slots."""
+    store, size = store_of(case, golden=LONG), machine.world.size
+    placement = (staged(store, *stages_of("uneven", size, store.spec.layers)) if kind == "stages"
+                 else whole(divided(machine, store, SHARES[kind](size))))  # fmt: skip
+    decoder = loading.load(machine, store, placement, 3, max(LONG_LENGTHS) + 8)
+    if machine.world.rank:
+        decoder.follow()
+    else:
+        in_stages = isinstance(decoder, Staged)
+        ranks = (InStages if in_stages else Ranks)(decoder, OuterWeights(store))
+        making = Passing(ranks, 3, ()) if in_stages else Generator(ranks, ())
+        _, ids, logits, tokens = expected(case, LONG)
+        prompts = [row[row >= 0].tolist() for row in ids]
+        for prompt, wanted in zip(prompts, logits):
+            found = ranks.all_logits(prompt)[-len(wanted) :]
+            np.testing.assert_allclose(found, wanted[-len(found) :], atol=1e-4 * np.abs(logits).max())
+        answers = [making.submit(prompt, Sampling(max_tokens=tokens.shape[1], ignore_end=True)) for prompt in prompts]
+        while making.busy:
+            making.step()
+        assert [answer.tokens for answer in answers] == tokens.tolist()
         decoder.end()
     machine.world.barrier()
 
