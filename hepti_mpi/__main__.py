@@ -35,7 +35,9 @@ def main() -> None:
         if code and is_up():
             interrupts.rest()
             time.sleep(0.3)  # mpirun ends the other ranks as soon as one ends with an error: let the one that knows speak
-    except interrupts.Interrupted:
+    except BaseException:
+        if not interrupts.arrived():
+            raise
         interrupts.finish()
     sys.exit(code)
 
@@ -78,6 +80,8 @@ def _command(rank: int) -> tuple[int, bool]:
     except (SystemExit, interrupts.Interrupted):
         raise
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
+        if interrupts.arrived():
+            raise interrupts.Interrupted from None
         _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})")
         if os.environ.get("HEPTI_TRACEBACK"):
             import traceback

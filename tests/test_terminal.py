@@ -294,6 +294,27 @@ main()
     assert (done.returncode, done.stderr) in [(-signal.SIGINT, ""), (130, "interrupted\n")], done.stderr
 
 
+def test_an_interruption_that_python_raises_as_another_error_is_one_word():
+    """Python 3.11 wraps what is raised in a `__set_name__`, of which the steps of a processor have many, in a RuntimeError."""
+    code = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "hepti_mpi.commands.helping":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                sum(range(10 ** 7))
+            except BaseException as error:
+                raise RuntimeError("Error calling __set_name__") from error
+sys.meta_path.insert(0, Finder)
+sys.argv = ["hepti_mpi", "--help"]
+from hepti_mpi.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stderr) == (130, "interrupted\n"), done.stderr
+
+
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6])
 def test_an_interruption_while_the_program_is_imported_is_one_word(seconds):
     """On a small board that takes seconds."""

@@ -20,6 +20,7 @@ GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
 _word: list[int] = []  # a pipe with one byte: who reads that, this process or one that it has forked, says the sentence
+_arrived = threading.Event()  # a signal has come and Interrupted was raised
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
@@ -46,6 +47,12 @@ def listen(tell: Callable[[str], object] | None) -> None:
     signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
     sys.unraisablehook = _unraisable
     threading.Thread(target=_listen, args=(reading,), name="interrupts", daemon=True).start()
+
+
+def arrived() -> bool:
+    """Say whether Interrupted was raised, whatever has been made of it since: Python 3.11 raises a RuntimeError in its stead where it comes
+    in a `__set_name__`, and a library may do alike."""
+    return _arrived.is_set()
 
 
 def leave() -> None:
@@ -96,6 +103,7 @@ def _has_the_word() -> bool:
 def _interrupt(number: int, frame: Any) -> None:
     for one in SIGNALS:
         signal.signal(one, lambda *_: None)  # once is enough; what is half written is put away
+    _arrived.set()
     raise Interrupted
 
 
