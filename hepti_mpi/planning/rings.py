@@ -7,8 +7,11 @@ own block is made, so that whatever has to pass a late rank waits for it.
 import numpy as np
 
 
-def around(begin: np.ndarray, leave: np.ndarray, blocks: np.ndarray, links: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return when each rank has sent all that it sends to its right, every block but its right neighbour's, on a link that has not rested.
+def around(
+    begin: np.ndarray, leave: np.ndarray, blocks: np.ndarray, links: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return when each rank has sent all that it sends to its right, every block but its right neighbour's, on a link that has not rested,
+    and when all of that is there.
 
     Per rank, of many rings at once [ranks, ...], `begin`: when its first block is made; `leave`: when its link may take that, which is
     later where it has other things to send; `blocks`: bytes of that block; `links`: seconds per byte to its right neighbour, seconds until
@@ -16,7 +19,7 @@ def around(begin: np.ndarray, leave: np.ndarray, blocks: np.ndarray, links: tupl
 
     >>> start, never = np.array([0.0, 0.0, 9.0]), np.zeros(3)
     >>> around(start, start, np.array([3.0, 1.0, 2.0]), (np.ones(3), never, never))
-    array([11.,  4., 12.])
+    (array([11.,  4., 12.]), array([11.,  4., 12.]))
     """
     (hop, piece, ahead), left = links, np.arange(-1, len(leave) - 1)
     begun, sent, came = leave, leave + blocks * hop, blocks
@@ -25,5 +28,6 @@ def around(begin: np.ndarray, leave: np.ndarray, blocks: np.ndarray, links: tupl
         came, first, last = came.take(left, axis=0), first.take(left, axis=0), last.take(left, axis=0)  # from the left
         begun = np.maximum(sent, first)
         sent = np.maximum(begun + came * hop, last + piece)
-        first, last = np.maximum(first, begun + piece - ahead), np.maximum(last, sent - ahead)
-    return np.asarray(sent)
+        first = np.maximum(np.maximum(first, begin), begun + piece - ahead)  # what has to pass a rank waits until that has its own
+        last = np.maximum(np.maximum(last, begin), sent - ahead)
+    return sent, last

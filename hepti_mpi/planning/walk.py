@@ -123,9 +123,10 @@ class Walk:
         leave = np.maximum(leave, self.down.take(self.right, axis=0))
         if way.first is None:
             up = self.zeros + (leave + way.out).max(axis=0)
+            there = np.maximum(up - self.ahead, begin.max(axis=0))
         else:
-            up = around(begin, leave, way.first, (self.hop, self.piece, self.ahead))
-        done = np.maximum((up - self.ahead).take(self.left, axis=0), begin) + self.exchange
+            up, there = around(begin, leave, way.first, (self.hop, self.piece, self.ahead))
+        done = np.maximum(there.take(self.left, axis=0), begin) + self.exchange
         return up, up.take(self.left, axis=0), done
 
     def _directly(self, way: Direct, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
