@@ -88,6 +88,21 @@ def test_all_ranks_as_stages():
     assert len(found.choices) == 1 and described(found.choices[0].team) == "stages of 12 + 8 + 4 layers"
 
 
+def test_stages_that_are_asked_for_are_made_on_one_host_too():
+    """One rank with all cores of the host was chosen for them, without a word."""
+    profile = cluster((20, 20), hosts=["pi0", "pi0"])
+    nodes = tuple(replace(node, threads=1, alone=replace(node, threads=2)) for node in profile.nodes)
+    (choice,) = teams.arranged(SPEC, "x", replace(profile, nodes=nodes), Wanted(128, 32), pipeline=True).choices
+    assert described(choice.team) == "stages of 12 + 12 layers"
+
+
+def test_who_has_no_room_for_a_layer_is_no_stage_nor_are_more_ranks_than_layers():
+    found = arranged((30, 20, 10), memory=[8 * GIB, LAYER // 2, 8 * GIB], pipeline=True)
+    assert members(found) == [(0, 2)] and described(found.choices[0].team) == "stages of 18 + 6 layers"
+    few = teams.arranged(replace(SPEC, layers=2), "x", cluster((30, 20, 10)), Wanted(128, 32), pipeline=True)
+    assert members(few) == [(0, 1)]
+
+
 def test_nobody_is_in_a_team_without_a_part_in_it():
     found = arranged((32, 22), memory=[8 * GIB, LAYER // 2])
     assert members(found) == [(0,)]

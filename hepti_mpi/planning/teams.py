@@ -102,14 +102,14 @@ class Arrangement:
 
 def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, pipeline: bool = False) -> Arrangement:
     """Return the teams that answer the most batches of `request` a second, one rank of a host where several do not promise far more;
-    `pipeline`: all ranks as stages of one team.
+    `pipeline`: all ranks as stages of one team, or the fastest, where there are more than layers.
 
     A rank that is a team alone becomes several, as many as it has threads and memory for. Raises: CapacityError when no team can hold the
     model.
     """
     crowds = [tuple(range(len(profile.nodes)))]
     lone = tuple(firsts(profile.hosts))  # one rank of each host, with all of its cores
-    if lone != crowds[0]:
+    if lone != crowds[0] and not pipeline:
         crowds.append(lone)
     modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
     for mode in modes:
@@ -166,7 +166,8 @@ class _Teams:
     def best(self, pipeline: bool) -> Arrangement | None:
         """Return the best teams, None when none can hold the model."""
         if pipeline:
-            choice = self._pipeline(self.crowd)
+            able = sorted(self.pace, key=lambda rank: (self.pace[rank].each, rank))
+            choice = self._pipeline(tuple(able[: self.spec.layers]))
             return Arrangement((choice,), self.alone, {}, self.profile) if choice else None
         if len(self.crowd) > MOST_PARTED:
             return self._greedy()
