@@ -54,6 +54,10 @@ def test_objects(spec, tmp_path):
     assert found[0].given == {"id": 7, "input": "ab"} and found[0].asked["max_tokens"] == 3
     wrong = read(spec, tmp_path, "x.jsonl", '{"x": 1}\n[1]\n{"prompt": 3}\n{"messages": []}\n{\n')
     assert all(one.error and not one.ids for one in wrong)
+    assert all(one.error.startswith(f"line {place} of x.jsonl") for place, one in enumerate(wrong, 1))
+    half = read(spec, tmp_path, "x.jsonl", '{"prompt": "a\\ud800"}\n{"messages": [{"role": "user", "content": "\\udfff"}]}\n')
+    assert [one.error for one in half] == [f'line {place} of x.jsonl holds "\\u{code}", which is half a character'
+                                           for place, code in enumerate(("d800", "dfff"), 1)]  # fmt: skip
     numbers = read(spec, tmp_path, "x.jsonl", '{"prompt": "ab", "id": NaN}\n{"prompt": "ab", "id": 1e999}\n{"prompt": 3, "id": "x"}\n""')
     assert [one.error for one in numbers[:2]] == ["line 1 of x.jsonl is not valid JSON", "line 2 of x.jsonl is not valid JSON"]
     assert numbers[2].given["id"] == "x" and read(spec, tmp_path, "x.jsonl", '{"q": "ab", "id": 7}')[0].given["id"] == 7

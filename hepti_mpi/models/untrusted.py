@@ -77,6 +77,12 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def half_character(text: str, where: str) -> str | None:
+    """Return what is wrong with a text that holds half of a pair of surrogates, which JSON can say and no tokenizer takes."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    return None if half is None else f"{where} holds {json.dumps(half)}, which is half a character"
+
+
 def plain_name(name: object) -> bool:
     """Return whether `name` names something directly in a folder: no separator, no drive, not `..`, not too long."""
     return isinstance(name, str) and 0 < len(name) < 200 and name not in (".", "..") and not any(c in name for c in "/\\:\0")

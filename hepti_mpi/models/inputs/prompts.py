@@ -59,10 +59,14 @@ class Prompter:
         """Return the tokens of a talk up to where the model's answer begins; `asked`: what else its request says. Raises InputError."""
         if self.template is None:
             raise InputError(f"{where} has messages, the model has no chat template; give a prompt instead")
-        options, choice = checked_options(asked or {}), (asked or {}).get("tool_choice")
+        choice = (asked or {}).get("tool_choice")
         if choice not in (None, "auto", "none"):
             raise InputError(f"{where} has tool_choice {shown(repr(choice), 60)}, which a service keeps to alone: start serve and ask it")
-        text = self.template.text(checked_messages(messages), **options | ({"tools": None} if choice == "none" else {}))
+        try:
+            options = checked_options(asked or {}) | ({"tools": None} if choice == "none" else {})
+            text = self.template.text(checked_messages(messages), **options)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         return checked_ids(self.spec, self.tokens.plain(text, where), where)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.errors import InputError, reason_of
-from hepti_mpi.models.untrusted import shown, whole_number
+from hepti_mpi.models.untrusted import half_character, shown, whole_number
 
 TEXT_LIMIT = 1 << 28  # bytes of one text file
 TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named
@@ -160,12 +160,6 @@ def _of_line(line: str, where: str) -> Item:
     return Item(where, error=wrong) if wrong else Item(where, line, error=None if line.strip() else f"{where} is empty")
 
 
-def _half_character(text: str, where: str) -> str | None:
-    """Return what is wrong with a text that holds half of a pair of surrogates, which JSON can say and no tokenizer takes."""
-    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
-    return None if half is None else f"{where} holds {json.dumps(half)}, which is half a character"
-
-
 # ---- fields
 
 
@@ -190,7 +184,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
             items.append(_of_fields(value, where, reading))
         elif isinstance(value, str) and reading.field is None and reading.pair is None:
             found = True
-            items.append(Item(where, value, error=_half_character(value, where)))
+            items.append(Item(where, value, error=half_character(value, where)))
         else:
             items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"))
     _refuse_partner(keys, name, reading)
@@ -308,6 +302,6 @@ def _of_fields(values: Mapping[str, Any], where: str, reading: Reading, cells: b
         elif cells and not value.strip():
             wrong = wrong or f"{where} is empty" + f": {json.dumps(key)[:100]} is" * (len(wanted) > 1)
         else:
-            wrong = wrong or _half_character(value, where)
+            wrong = wrong or half_character(value, where)
         texts.append(value if isinstance(value, str) else "")
     return Item(where, texts[0], texts[1] if len(texts) == 2 else None, values.get(ID), wrong)

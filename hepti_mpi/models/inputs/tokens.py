@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from hepti_mpi.errors import InputError, ModelError
-from hepti_mpi.models.untrusted import shown
+from hepti_mpi.models.untrusted import half_character, shown
 from hepti_mpi.wording import counted
 
 T = TypeVar("T")
@@ -42,6 +42,14 @@ def guarded(call: Callable[[], T], error: Exception) -> T:
         if isinstance(reason, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         raise type(error)(f"{error}: {shown(reason)}") from None
+
+
+def _taken(encode: Callable[[], Any], texts: Sequence[str], where: str) -> Any:
+    """Return what the library makes of texts. Raises InputError, with words of this program for what its own do not say."""
+    try:
+        return guarded(encode, InputError(f"{where} cannot be tokenised"))
+    except InputError as error:
+        raise InputError(next(filter(None, (half_character(text, where) for text in texts)), str(error))) from None
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class Tokens:
     def encode(self, texts: Sequence[str], where: str) -> Encoded:
         """Return the tokens of a text or a pair of texts. Raises InputError naming `where`."""
         text, pair = (*texts, None)[:2]
-        return self._encoded(texts, guarded(lambda: self._tokenizer.encode(text, pair), InputError(f"{where} cannot be tokenised")))
+        return self._encoded(texts, _taken(lambda: self._tokenizer.encode(text, pair), texts, where))
 
     def encode_all(self, texts: Sequence[Sequence[str]], wheres: Sequence[str]) -> list[Encoded]:
         """Return what `encode` returns of each, in one call of the library, which lets other threads work meanwhile. Raises InputError
@@ -154,8 +162,7 @@ class Tokens:
 
     def plain(self, text: str, where: str) -> list[int]:
         """Return the tokens of a text with nothing put around it; special tokens in it are taken as such. Raises InputError."""
-        encoding = guarded(lambda: self._tokenizer.encode(text, add_special_tokens=False), InputError(f"{where} cannot be tokenised"))
-        return list(encoding.ids)
+        return list(_taken(lambda: self._tokenizer.encode(text, add_special_tokens=False), [text], where).ids)
 
     def content(self, number: int) -> bytes | None:
         """Return the bytes that a token stands for, which may be a part of a letter; None where they are not known."""
