@@ -14,7 +14,8 @@ EXCHANGE_TAG, EXCHANGE_REPEAT, BLOCK = 1, 30, 48 << 10  # bytes to each rank
 SMALL = 64  # bytes of a lone value
 REPEAT, TRIES = 20, 4  # of a byte there and back, and of blocks; the first does not count
 MEDIUM, LARGE = 512 << 10, 1536 << 10  # bytes of blocks of rows
-PAUSE_SECONDS = 0.03  # for a link to come to rest
+PAUSE_SECONDS = 0.03  # for a link to come to rest, at least
+REST = 0.3  # of the time that it takes for a medium block: what it saves up while it rests, it saves up at its rate
 
 
 def exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:
@@ -66,9 +67,9 @@ def links(comm: Comm, polite: bool = False) -> tuple[list[float], list[float], f
 
 def _least(comm: Comm, peer: int, size: int, pause: Pause) -> float:
     """Return the least seconds, of some tries, in which `size` bytes come from a peer while as many go there."""
-    times = []
+    times: list[float] = []
     for _ in range(TRIES):
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(max(PAUSE_SECONDS, REST * times[-1] * MEDIUM / size if times else 0.0))
         times.append(comm.both_ways(peer, size, pause=pause))
     return min(times[1:])
 
