@@ -208,6 +208,16 @@ def test_what_ends_an_answer_whatever_its_type(types):
     assert made.ends == (2, 0, len(LETTERS)) and Tokens(made.files).plain("ab<|im_end|>", "x")[-1] == 2
 
 
+@pytest.mark.parametrize("kind, ends", [(4, False), (3, True), (1, True)])
+def test_a_tag_of_html_ends_no_answer(kind, ends):
+    """Gemma's vocabulary has the tags as its user's tokens, and ends at <end_of_turn>."""
+    said = TOKENS | {"tokenizer.ggml.tokens": [*LETTERS, "</s>"], "tokenizer.ggml.token_type": np.array([*[1] * len(LETTERS), kind])}
+    made = gguf_tokens(said)
+    assert (len(LETTERS) in made.ends) == ends and Tokens(made.files).plain("</s>", "x") == [len(LETTERS)]
+    eos = gguf_tokens(said | {"tokenizer.ggml.eos_token_id": len(LETTERS)})
+    assert len(LETTERS) in eos.ends
+
+
 def test_a_tokenizer():
     made = tokens()
     words = Tokens(made.files)

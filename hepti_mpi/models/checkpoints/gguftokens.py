@@ -27,8 +27,9 @@ LONGEST = 1 << 10  # characters of a piece, each of which is a place where two o
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 STRIPPING = "phi3"  # the architecture of which spaces and line ends behind such tokens are left out, but behind:
 KEEPING = ("<unk>", "<s>", "<|endoftext|>")
-# of an answer, beside eos: whatever type the file says they are of
-ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
+# of an answer, beside eos: whatever type the file says they are of, but for one that is a word of HTML where the file has it as its user's
+TAG = "</s>"
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", TAG)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     bos, eos = (_id(metadata, name, len(texts)) for name in ("bos_token_id", "eos_token_id"))
     types = _types(metadata, texts)
     ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id"))]
-    ends += [texts.index(text) for text in ENDS if text in texts]
+    ends += [place for text in ENDS if text in texts and types[place := texts.index(text)] == CONTROL]
     if own is None:
         make = _pieces if _name(metadata, "model") == PIECES else _bpe
         tokenizer = guarded(lambda: make(metadata, texts, types), ModelError("the tokenizer of the GGUF file cannot be made"))
@@ -106,7 +107,8 @@ def _check_same(own: bytes, texts: Sequence[str], types: np.ndarray) -> None:
 
 
 def _types(metadata: Mapping[str, Any], texts: Sequence[str]) -> np.ndarray:
-    """Return the type of each token, plain ones in a file without types; what ends answers is a control token, as in llama.cpp.
+    """Return the type of each token, plain ones in a file without types; what ends answers is a control token, as in llama.cpp. Of Gemma,
+    whose tokens have the tags of HTML, "</s>" ends what is struck through.
 
     Raises ModelError.
     """
@@ -114,7 +116,8 @@ def _types(metadata: Mapping[str, Any], texts: Sequence[str]) -> np.ndarray:
     if not isinstance(types, np.ndarray) or len(types) != len(texts):
         count = f"{counted(len(types), 'values')}" if isinstance(types, np.ndarray) else shown(types, 60)
         raise ModelError(f"the GGUF file's {KEY}token_type is {count}, its vocabulary has {counted(len(texts), 'tokens')}")
-    return np.array([CONTROL if text in ENDS else kind for text, kind in zip(texts, types.tolist())])
+    ends = [text in ENDS and (text, kind) != (TAG, USER) for text, kind in zip(texts, types.tolist())]
+    return np.where(ends, CONTROL, types)
 
 
 def _of_type(texts: Sequence[str], types: np.ndarray, kind: int) -> list[str]:
