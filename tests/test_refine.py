@@ -270,6 +270,13 @@ def test_tilings_keep_rows(rows, count):
     assert all(max(counts) - min(counts) <= 1 for plan in tilings[:1] for counts in zip(*plan.tiles)), "the first is even"
 
 
+@pytest.mark.parametrize("rows, ways", [((30, 0, 12, 9), 6), ((30, 7, 12, 9), 14), ((30, 0, 0, 0), 0), ((9, 8, 7, 6, 5), 4)])
+def test_ranks_may_have_all_their_rows_in_one_tile(rows, ways):
+    """All ways of few ranks, without those that leave a tile empty; of many some."""
+    found = [cells for cells in Refinement._cuts(np.array(rows), 2) if (cells.max(axis=0) == rows).all()]
+    assert len({cells.tobytes() for cells in found}) >= ways and all((cells.sum(axis=0) == rows).all() for cells in found)
+
+
 def test_a_variant_is_a_plan():
     _, start = made_up((60, 30, 7), lambda plan: 1.0)
     heads, columns = np.array([[5, 4, 0]] * 2), np.array([[96, 96, 11]] * 2)

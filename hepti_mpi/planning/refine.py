@@ -5,6 +5,7 @@ of them in one tile, since small products are bound by reading the weights. All 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -19,6 +20,8 @@ TILES = (2, 3, 4)
 KEPT = (0.75, 0.5, 0.25)  # of a rank's rows, where the others are gathered on the one that has most
 GATHERED = 0.97  # of what the rows take as they are divided: from there on it is climbed from gathered ones
 PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
+MOST_WAYS = 4  # ranks whose rows are put into one of two tiles in every way
+TURNS = ((0, 1), (1, 0), (0, 1, 1, 0), (1, 0, 0, 1))  # tiles of ranks, again and again
 LEAST = 1e-4  # gain that is worth a move
 MOST_MOVES = 30  # taken in one climb
 MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
@@ -205,8 +208,8 @@ class Refinement:
                     yield one, other
 
     def tilings(self, plans: Sequence[Plan], count: int) -> Variants | None:
-        """Return ways to cut the rows of each rank of `plans`, which differ in shares only, into `count` tiles: all ranks alike, or those
-        with few rows in one tile only; None where there are none."""
+        """Return ways to cut the rows of each rank of `plans`, which differ in shares only, into `count` tiles: all ranks alike, those with
+        few rows in one tile only, or each in one of two; None where there are none."""
         every = [(cells, plan.heads, plan.columns) for plan in plans for cells in self._cuts(np.array(plan.rows), count)]
         return Variants(plans[0], *map(np.array, zip(*every))) if every else None
 
@@ -224,3 +227,16 @@ class Refinement:
                         yield cells
                     if not least:
                         break
+        if count == 2:
+            yield from _wholes(rows)
+
+
+def _wholes(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield [2, ranks] rows, each rank's in one tile: small products are bound by reading weights, which two tiles of a rank read twice.
+    Of many ranks only those ways that put them by turns, from the one with most rows on."""
+    some = np.flatnonzero(rows)[np.argsort(-rows[rows > 0], kind="stable")]
+    for way in product((0, 1), repeat=len(some)) if len(some) <= MOST_WAYS else TURNS:
+        cells = np.zeros((2, len(rows)), np.int64)
+        cells[np.resize(way, len(some)), some] = rows[some]
+        if cells.any(axis=1).all():
+            yield cells
