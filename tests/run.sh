@@ -43,8 +43,9 @@ unit() { # what computes
     check 900 mypy hepti_mpi
     check 900 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
     local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
-    # each process takes a run of files and later what the other has left of its own, so that what a module makes is mostly made once
-    check 3600 python -m pytest -q -rs --durations=8 -n 2 --dist worksteal "${others[@]}" tests
+    # Each process takes a run of files and later what others have left of their own, so that what a module makes is mostly made once.
+    # One more of them than cores: many tests wait for processes that they started
+    check 3600 python -m pytest -q -rs --durations=8 -n $(($(nproc) + 1)) --dist worksteal "${others[@]}" tests
 }
 lab() { # FILE...: what waits most of the time, for deadlines, for hosts that come back and for what is installed
     check 3600 python -m pytest -q -rs --durations=8 "$@"

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
+AT_ONCE = 4  # jobs
 SECONDS = 300  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
 
 
@@ -50,6 +52,16 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> str:
     for word in words:
         assert word in told[0], told[0]
     return told[0]
+
+
+def all_refused(folder: Path, *cases: tuple[tuple[object, ...], tuple[str, ...], int]) -> list[str]:
+    """Check that jobs, each (arguments, words of the sentence, ranks), are refused properly; return what each told. They run side by side:
+    the better part of such a job is a wait, for the launcher or for the sentence to arrive."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = list(pool.map(lambda case: launch(folder, *case[0], ranks=case[2]), cases))
+    for result, (_, words, _) in zip(results, cases):
+        refused(result, *words)
+    return [result.stderr for result in results]
 
 
 @pytest.fixture(scope="module")
@@ -127,29 +139,35 @@ def test_older_format(store, tmp_path):
 
 def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
     _, plan = planned
-    refused(launch(tmp_path, "run", "--weights", store, "--plan", plan), "3 ranks", "2")
     writing.write(tmp_path / "vit.h5", random_model("tiny-vit"))
-    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--plan", plan, ranks=3), "tiny-bert", "tiny-vit")
     data = json.loads(plan.read_text())
     (tmp_path / "older.json").write_text(json.dumps(data | {"format_version": 7}))
-    refused(launch(tmp_path, "run", "--weights", store, "--plan", "older.json"), "format version 7")
     data["teams"][0][0]["plan"]["heads"] = [7, 0, 0]
     (tmp_path / "edited.json").write_text(json.dumps(data))
-    refused(launch(tmp_path, "run", "--weights", store, "--plan", "edited.json"), "hash")
-    refused(launch(tmp_path, "run", "--weights", store, "--plan", "no.json"), "no.json cannot be read")
+    all_refused(
+        tmp_path,
+        (("run", "--weights", store, "--plan", plan), ("3 ranks", "2"), 2),
+        (("run", "--weights", "vit.h5", "--plan", plan), ("tiny-bert", "tiny-vit"), 3),
+        (("run", "--weights", store, "--plan", "older.json"), ("format version 7",), 2),
+        (("run", "--weights", store, "--plan", "edited.json"), ("hash",), 2),
+        (("run", "--weights", store, "--plan", "no.json"), ("no.json cannot be read",), 2),
+    )
 
 
 def test_profile_of_other_hosts(store, planned, tmp_path):
     profile = tmp_path / "p.json"
     shutil.copy(planned[0], profile)
-    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "3 ranks", "profile --fresh")
     data = json.loads(profile.read_text())
     (entry,) = data["profiles"]
     entry["nodes"][1]["host"] = "elsewhere"
-    profile.write_text(json.dumps(data))
-    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile, ranks=3), "elsewhere")
-    profile.write_text("[1, 2")
-    refused(launch(tmp_path, "run", "--weights", store, "--profile", profile), "not JSON")
+    (tmp_path / "elsewhere.json").write_text(json.dumps(data))
+    (tmp_path / "cut.json").write_text("[1, 2")
+    all_refused(
+        tmp_path,
+        (("run", "--weights", store, "--profile", profile), ("3 ranks", "profile --fresh"), 2),
+        (("run", "--weights", store, "--profile", "elsewhere.json"), ("elsewhere",), 3),
+        (("run", "--weights", store, "--profile", "cut.json"), ("not JSON",), 2),
+    )
 
 
 def test_a_profile_that_cannot_be_kept(store, tmp_path):
@@ -165,14 +183,17 @@ def test_inputs(store, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "long.txt").write_text("short\n" + "word " * 2000 + "\n")
     np.savez(tmp_path / "ids.npz", input_ids=np.full((1, 3), 10**6))
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "empty.txt"), "empty")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "long.txt", "--strict"), "line 2", "512")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "ids.npz", "--strict"), "ids.npz")
-    refused(launch(tmp_path, "run", "--weights", store, "--input", "nothing.txt"), "nothing.txt")
-    refused(launch(tmp_path, "run", "--weights", store, "--output", "no/x.npz"), "no/x.npz")
     writing.write(tmp_path / "vit.h5", random_model("tiny-vit"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    refused(launch(tmp_path, "run", "--weights", "vit.h5", "--input", "broken.png", "--strict"), "broken.png")
+    all_refused(
+        tmp_path,
+        (("run", "--weights", store, "--input", "empty.txt"), ("empty",), 2),
+        (("run", "--weights", store, "--input", "long.txt", "--strict"), ("line 2", "512"), 2),
+        (("run", "--weights", store, "--input", "ids.npz", "--strict"), ("ids.npz",), 2),
+        (("run", "--weights", store, "--input", "nothing.txt"), ("nothing.txt",), 2),
+        (("run", "--weights", store, "--output", "no/x.npz"), ("no/x.npz",), 2),
+        (("run", "--weights", "vit.h5", "--input", "broken.png", "--strict"), ("broken.png",), 2),
+    )
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
 
 
@@ -181,10 +202,8 @@ def test_memory_must_hold_the_longest_request_too(store, tmp_path):
     mask[:, :4], mask[4] = 1, 1
     np.savez(tmp_path / "mixed.npz", input_ids=np.full((9, 512), 7), attention_mask=mask)
     np.savez(tmp_path / "long.npz", input_ids=np.full((1, 512), 7))
-    for name in ("long.npz", "mixed.npz"):
-        refused(
-            launch(tmp_path, "run", "--weights", store, "--input", name, "--batch-rows", 1, "--memory-limit", "2M"), "lacks", "512 rows"
-        )
+    words = "run", "--weights", store, "--batch-rows", 1, "--memory-limit", "2M", "--input"
+    all_refused(tmp_path, *(((*words, name), ("lacks", "512 rows"), 2) for name in ("long.npz", "mixed.npz")))
 
 
 def test_forced_shares_that_do_not_fit(store, tmp_path):
@@ -303,7 +322,7 @@ def test_forced_shares_and_limits(store, tmp_path):
     """What cannot be asked of so many ranks is refused before they are measured."""
     writes = tmp_path / "tiny-llama.h5"
     assert CliRunner().invoke(main.main, ["slice", "random:tiny-llama", str(writes)]).exit_code == 0
-    for words, *expected in (
+    cases = (
         (("run", "--weights", store, "--shares", "1,1,1"), "--shares has 3 entries, the job has 2 ranks"),
         (("run", "--weights", store, "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries", "2 ranks"),
         (("run", "--weights", store, "--strategy", "voltage", "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries"),
@@ -315,15 +334,14 @@ def test_forced_shares_and_limits(store, tmp_path):
         (("profile", "--weights", store, "--output", "."), "--output . is a folder"),
         (("profile", "--weights", store, "--output", writes), "was not written by this program"),
         (("bench", "--weights", store, "--output", "answers.jsonl"), "answers.jsonl line 1 is of kind null"),
-    ):
-        (tmp_path / "answers.jsonl").write_text('{"input": "x"}\n')
-        result = launch(tmp_path, *words)
-        refused(result, *expected)
-        assert "measuring" not in result.stderr and not list(tmp_path.rglob("*.profile.json")), words
-    for model in (store, writes):
-        result = launch(tmp_path, "run", "--weights", model, "--memory-limit", "1k")
-        refused(result, "(rank 0)", "lacks", "bytes")
-        assert "MPI_ABORT" not in result.stderr, "every rank knows it: none has to end the others"
+    )
+    (tmp_path / "answers.jsonl").write_text('{"input": "x"}\n')
+    for words, said in zip(cases, all_refused(tmp_path, *((words, tuple(expected), 2) for words, *expected in cases))):
+        assert "measuring" not in said, words
+    assert not list(tmp_path.rglob("*.profile.json"))
+    limited = ((("run", "--weights", model, "--memory-limit", "1k"), ("(rank 0)", "lacks", "bytes"), 2) for model in (store, writes))
+    for said in all_refused(tmp_path, *limited):
+        assert "MPI_ABORT" not in said, "every rank knows it: none has to end the others"
 
 
 @pytest.mark.parametrize("place, victim", [

@@ -559,7 +559,7 @@ def test_texts_of_a_service_in_teams(folder, writer):
 
 
 def test_a_program_has_texts_written(writer):
-    with hepti_mpi.Model(writer.store, options=["--slots", "1"]) as model:
+    with hepti_mpi.Model(writer.store, options=["--slots", "1", "--threads", "1"]) as model:
         parts = list(model.stream("w5 w6", max_tokens=8))
         assert "".join(parts) == model.generate("w5 w6", max_tokens=8) and len(parts) > 3
         with pytest.raises(InputError, match="not embeddings"):

@@ -40,7 +40,7 @@ def made(tmp_path_factory):
 def interrupted(folder, output, *launcher):
     """Begin a long run, press Ctrl-C when answers are kept, and return its exit code and what it said since."""
     command = [*launcher, *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
-    command += ["--batch-rows", "64", "--no-adapt"]
+    command += ["--batch-rows", "64", "--no-adapt", "--threads", "1"]  # two would wait for each other beside other tests
     environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output})
     process = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)  # fmt: skip
@@ -195,7 +195,8 @@ def test_a_meter_that_has_ended_draws_no_more(monkeypatch, capsys):
 
 def test_nothing_is_drawn_over_what_ctrl_c_says(made):
     master, slave = pty.openpty()
-    command = [*PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", "drawn.jsonl", "--batch-rows", "64"]
+    command = [*PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", "drawn.jsonl", "--batch-rows", "64",
+               "--threads", "1"]  # fmt: skip
     process = subprocess.Popen(command, cwd=made, env=environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
 
