@@ -81,6 +81,7 @@ REFUSED = [
     ({CONFIG: {"added_tokens_decoder": {"900": {"content": "Covid", "normalized": True}, "901": {"content": "covid", "normalized": True}}}},
      "the added tokens 'Covid' and 'covid' are one after normalising"),
     ({CONFIG: {"truncation_side": "middle"}}, "truncation_side is 'middle', expected left or right"),
+    ({CONFIG: {"model_max_length": "7"}}, "model_max_length is '7', expected a number"),
     ({CONFIG: {"split_special_tokens": 1}}, "split_special_tokens is 1, expected true or false"),
     ({CONFIG: {"model_input_names": ["pixel_values"]}}, "model_input_names is"),
     ({CONFIG: {"sep_token": None}}, "sep_token is null, a tokenizer of this class needs one"),

@@ -66,6 +66,8 @@ def build_tokenizer(
     if changes is not None and processor:
         why = "which sentence-transformers would load; a model of texts has none"
         raise ModelError(f"{CONFIG}: processor_class is {processor!r:.60}, {why}")
+    if "model_max_length" not in (changes or {}):
+        check_length(settings)
     settings |= changes or {}
     check_switches(settings)
     if JSON in files:  # which says itself what is put around texts
@@ -95,6 +97,13 @@ def check_switches(settings: Mapping[str, Any]) -> None:
     for key in SWITCHES:
         if not isinstance(settings.get(key), bool | None):
             raise ModelError(f"{CONFIG}: {key} is {settings[key]!r:.60}, expected true or false")
+
+
+def check_length(settings: Mapping[str, Any]) -> None:
+    """Raise ModelError for a longest text that is no number: transformers then fails at every text."""
+    limit = settings.get("model_max_length", settings.get("max_len"))
+    if not isinstance(limit, int | float | None):
+        raise ModelError(f"{CONFIG}: model_max_length is {limit!r:.60}, expected a number")
 
 
 def check_chance(files: Mapping[str, bytes]) -> None:
