@@ -137,7 +137,11 @@ CALLING = {
 }
 MODULES: dict[str, Table] = {
     "Transformer": {},
-    "Pooling": honoured("pooling_mode pooling_mode_* include_prompt") | without("word_embedding_dimension embedding_dimension"),
+    "Pooling": {
+        **honoured("pooling_mode pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens include_prompt"),
+        **honoured("pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken"),
+        **without("word_embedding_dimension embedding_dimension"),
+    },
     "Normalize": honoured("module_input_name module_output_name"),
     "Dense": honoured("in_features out_features bias activation_function use_residual module_input_name module_output_name"),
     "LayerNorm": honoured("dimension"),
