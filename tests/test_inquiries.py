@@ -9,7 +9,7 @@ from services import GOLDEN
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.serving.asking import Model
 from hepti_mpi.serving.http import inquiries
-from hepti_mpi.serving.http.fields import Fields
+from hepti_mpi.serving.http.fields import Fields, parsed
 from hepti_mpi.serving.http.refusals import Refused
 
 
@@ -40,3 +40,10 @@ def test_raw_scores_are_those_of_the_model():
     found = inquiries.predict(served, Fields({"inputs": "a", "raw_scores": True})).reply([logits])
     assert [one["score"] for one in found] == sorted(logits["logits"].tolist(), reverse=True)[:5]
     assert math.isclose(sum(one["score"] for one in inquiries.predict(served, Fields({"inputs": "a"})).reply([logits])), 1, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("body, where", [(b"{nope", "line 1 column 2"), (b'{"a": "\xff"}', "position 7")])
+def test_where_a_body_is_no_json_is_said_to_the_end(body, where):
+    with pytest.raises(Refused, match=f"is not JSON: .*{where}") as caught:
+        parsed(body)
+    assert caught.value.status == 400

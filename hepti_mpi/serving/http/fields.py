@@ -8,7 +8,7 @@ import binascii
 import json
 from typing import Any
 
-from hepti_mpi.models.untrusted import is_number
+from hepti_mpi.models import untrusted
 from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.wording import counted
 
@@ -21,7 +21,7 @@ def parsed(body: bytes) -> "Fields":
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {' '.join(str(error).split())[:SHOWN]}") from None
+        raise Refused(400, f"the body is not JSON: {untrusted.shown(error)}") from None
     if not isinstance(value, dict):
         raise Refused(422, f"the body is {_kind(value)}, expected an object")
     return Fields(value)
@@ -57,7 +57,7 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        number = is_number(value)
+        number = untrusted.is_number(value)
         if not number or not least <= value <= most or (whole and value != int(value)):
             found, kind = shown(value) if isinstance(value, (int, float)) else _kind(value), "a whole number" if whole else "a number"
             raise Refused(422, f"{name} is {found}, expected {kind} from {least} to {most}", name)
