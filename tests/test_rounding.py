@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hepti_mpi.models import rounding
-from hepti_mpi.models.formats import Q4, Q4_WIDE, Q8_BLOCKS, Seen
+from hepti_mpi.models.formats import Q4, Q4_WIDE, Q8, Q8_BLOCKS, Seen
 
 DRAW = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ def rows_like_those_of_layers(count, width, rank=40):
 MIXED = {width: DRAW.standard_normal((40, width)) * np.exp(DRAW.standard_normal(width)) for width in (200, 1100)}
 
 
-CASES = [(Q4, 200, 1), (Q4_WIDE, 200, 0), (Q8_BLOCKS, 200, 1), (Q4_WIDE, 1100, 1)]  # the last block is not full; more than one group
+CASES = [(Q4, 200, 1), (Q4_WIDE, 200, 0), (Q8_BLOCKS, 200, 1), (Q4_WIDE, 1100, 1), (Q8, 200, 1), (Q8, 1100, 0)]  # the last block is not full; more than one group
 
 
 @pytest.mark.parametrize("kind, width, inner", CASES, ids=[f"{kind.name}-{width}-{inner}" for kind, width, inner in CASES])
@@ -46,3 +46,12 @@ def test_rows_that_show_nothing_do_no_harm(rows):
     whole, scales = rounding.fed_back(matrix, 4, 32, rows.astype(np.float32))
     assert whole.shape == (4, 7, 32) and whole.max() < 16 and np.isfinite(scales).all()
     assert np.abs(Q4.decode(Q4.pack(whole, scales, 1, Q4.parts(matrix.shape)), matrix.shape) - matrix).max() < 0.5
+
+
+@pytest.mark.parametrize("rows", [np.zeros((5, 200)), np.full((5, 200), np.nan), np.zeros((0, 200)), np.full((3, 200), 1e30)])
+def test_rows_that_show_nothing_leave_8_bits_near(rows):
+    matrix = DRAW.standard_normal((4, 200)).astype(np.float32)
+    matrix[1] = 0
+    found = Q8.decode(Q8.encode(matrix, 1, Seen(rows.astype(np.float32))), matrix.shape)
+    assert np.abs(found - matrix).max() <= 1.01 * np.abs(matrix).max() / 127
+    assert not found[1].any()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hepti_mpi.errors import FormatError, ModelError
-from hepti_mpi.models.rounding import fed_back, nearest
+from hepti_mpi.models.rounding import fed_back, fed_back_to, nearest
 
 VALUES, SCALES, CHANNELS = "values", "scales", "channels"  # the parts of tensors; every format has the first
 BLOCK, WIDE = 32, 64  # weights along the sum that share a scale, where they do
@@ -114,6 +114,10 @@ class Columns(Format):
     def rounds(self) -> bool:
         return True
 
+    @property
+    def follows(self) -> bool:
+        return True
+
     def parts(self, shape: Sequence[int], inner: int = 1) -> Parts:
         first, last, number = tuple(shape[:-1]), (shape[-1],), np.dtype("<f4")
         outputs, inputs = (Array(number, first), Array(number, last, 0))[:: 1 if inner else -1]
@@ -128,9 +132,13 @@ class Columns(Format):
         factors = np.ones(matrix.shape[inner], np.float32) if channels is None else channels.astype(np.float32)
         smooth = matrix / np.expand_dims(factors, 1 - inner)
         scales = _scale(np.abs(smooth).max(axis=inner, initial=0), 127)
-        whole = np.rint(smooth / np.expand_dims(scales, inner)).astype(np.int8)
-        found = {VALUES: whole, SCALES: scales, CHANNELS: factors}
-        return {name: found[name].reshape(array.shape) for name, array in parts.items()}
+        if seen is None or seen.rows is None:
+            whole = np.rint(smooth / np.expand_dims(scales, inner)).astype(np.int8)
+        else:
+            found = fed_back_to(smooth if inner else smooth.T, scales, seen.rows * factors)  # [N, K], from 0
+            whole = ((found if inner else found.T).astype(np.int16) - 128).astype(np.int8)
+        every = {VALUES: whole, SCALES: scales, CHANNELS: factors}
+        return {name: every[name].reshape(array.shape) for name, array in parts.items()}
 
     def decode(self, parts: Mapping[str, np.ndarray], shape: Sequence[int], inner: int = 1) -> np.ndarray:
         matrix = parts[VALUES].reshape(-1, shape[-1]).astype(np.float32) * np.expand_dims(parts[SCALES].reshape(-1), inner)

@@ -1,4 +1,5 @@
-"""Weights as whole numbers with a scale for each block along the sum: the nearest ones, or those with which products change least.
+"""Weights as whole numbers with a scale for each block along the sum, or for all of it: the nearest ones, or those with which products
+change least.
 
 Knows matrices; knows no format's layout, no file and no model.
 """
@@ -49,8 +50,21 @@ def fed_back(matrix: Array, bits: int, block: int, rows: Array) -> tuple[Array, 
     return np.ascontiguousarray(np.moveaxis(whole.reshape(count, block, -1), 2, 0)), np.ascontiguousarray(scales.T)
 
 
+def fed_back_to(matrix: Array, scales: Array, rows: Array) -> Array:
+    """Return `matrix` [N, K] as 8-bit whole numbers from 0, uint8 [N, K], of which one is worth `scales` [N] all along the sum, so that
+    products with rows like `rows` [r, K] change least: as `fed_back` does."""
+    size, whole = matrix.shape[1], np.empty(matrix.shape[::-1], np.uint8)
+    for first in range(0, size, GROUP):
+        stop = min(first + GROUP, size)
+        own, columns = _root(rows[:, first:stop]), np.array(matrix[:, first:stop].T, np.float32, order="C")  # [k, N]
+        if own is None:
+            return np.asarray(np.rint(matrix / scales[:, None]) + 128, np.uint8)
+        _round(columns, own, (0, stop - first), scales, 8, whole[first:stop])
+    return np.ascontiguousarray(whole.T)
+
+
 def _round(columns: Array, root: Array, bounds: tuple[int, int], scales: Array, bits: int, whole: Array) -> None:
-    """Round columns [first, stop) of a block to `whole`, [k, N] each, and let all behind them make up for it."""
+    """Round columns [first, stop) of one scale to `whole`, [k, N] each, and let all behind them make up for it."""
     middle, divisors, scale = 1 << (bits - 1), _divisors(scales), scales.astype(np.float32)
     for begin in range(*bounds, STRIDE):
         end = min(begin + STRIDE, bounds[1])

@@ -26,7 +26,7 @@ from hepti_mpi.program.steps import EMBEDDED, RESULT, Sync
 
 MOST_ROWS, WRITING = 256, 1280  # of built-in inputs; where they are texts of a model that writes some
 MOST_OTHERS = 800  # rows of inputs that no weight is rounded by: of those that a format may be chosen by, and of those held out
-EVEN = 0.5  # alpha: how much of the difference between channels goes from what is multiplied into the weights
+EVEN = 0.6  # alpha: how much of the difference between channels goes from rows into the weights, which rounding costs less than rows
 Group = dict[str, np.ndarray]  # tensors by their names: those of a layer, or one of the others
 
 
