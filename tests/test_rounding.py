@@ -17,7 +17,9 @@ def rows_like_those_of_layers(count, width, rank=40):
 MIXED = {width: DRAW.standard_normal((40, width)) * np.exp(DRAW.standard_normal(width)) for width in (200, 1100)}
 
 
-CASES = [(Q4, 200, 1), (Q4_WIDE, 200, 0), (Q8_BLOCKS, 200, 1), (Q4_WIDE, 1100, 1), (Q8, 200, 1), (Q8, 1100, 0)]  # the last block is not full; more than one group
+CASES = [  # the last block is not full; more than one group
+    (Q4, 200, 1), (Q4_WIDE, 200, 0), (Q8_BLOCKS, 200, 1), (Q4_WIDE, 1100, 1), (Q8, 200, 1), (Q8, 1100, 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind, width, inner", CASES, ids=[f"{kind.name}-{width}-{inner}" for kind, width, inner in CASES])
