@@ -1,5 +1,6 @@
 """Keeping a run going: hostfiles, what is swept, when it is given up; on this machine, with a program of its own in the place of mpirun."""
 
+import doctest
 import json
 import os
 import re
@@ -545,3 +546,9 @@ def test_what_cannot_be_supervised(tmp_path, monkeypatch, words, sentence):
     (tmp_path / "h.txt").write_text("localhost\n")
     result = CliRunner().invoke(main.main, ["supervise", *words])
     assert result.exit_code != 0 and sentence in result.output + str(result.exception), result.output
+
+
+def test_what_is_shown_of_a_record_that_was_cut_off():
+    """The JSON document that ends a run followed on the line of what a killed rank had begun to tell."""
+    assert channel.for_people('\x1e{"kind": "answers", "finished": [{') == "" and channel.for_people("hel") == "hel\n"
+    assert doctest.testmod(channel).failed == 0

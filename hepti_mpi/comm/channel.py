@@ -60,11 +60,22 @@ def told(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
 
 
+def for_people(line: str) -> str:
+    """Return what is to be shown of a line that is no record: not what is left of one whose rank was killed while it told it, and a line
+    of its own, so that what is shown next begins another.
+
+    >>> for_people("hello\\n"), for_people("\\x1e{\\"kind\\": [1, 2"), for_people("hel"), for_people("hello \\x1e{")
+    ('hello\\n', '', 'hel\\n', 'hello \\n')
+    """
+    text = line.partition(MARK)[0]
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
 def untangled(lines: Iterable[str]) -> Iterator[str]:
     """Yield the lines of a stream in which a short record of one rank may stand in the midst of a long line of another.
 
-    >>> list(untangled(["one \\x1e{}\\n", "line\\n"]))
-    ['\\x1e{}\\n', 'one line\\n']
+    >>> list(untangled(['one \\x1e{"kind": ""}\\n', "line\\n"]))
+    ['\\x1e{"kind": ""}\\n', 'one line\\n']
     """
     before = ""
     for line in lines:

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import names
-from hepti_mpi.comm.channel import STATE, told, untangled
+from hepti_mpi.comm.channel import STATE, for_people, told, untangled
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
 from hepti_mpi.supervisor.blame import Troubles, without_ends
@@ -246,7 +246,7 @@ class Supervisor:
             self.heard(record)
         elif line is not None:
             self.make_room()
-            sys.stdout.write(line)
+            sys.stdout.write(for_people(line))
             attempt.troubles.hear(line)
         return line, record
 
