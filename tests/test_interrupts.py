@@ -22,9 +22,14 @@ def said(monkeypatch):
     os.close(word)
 
 
-@pytest.mark.parametrize("gone, why", [(False, "interrupted"), (True, "a rank ended")])
-def test_a_sentence_says_why_and_keeps_its_other_words(gone, why, said, monkeypatch):
+@pytest.mark.parametrize("gone, ranks, why", [
+    (False, "2", "interrupted"), (True, "2", "a rank ended"),
+    (False, "4", "interrupted, or a rank on another host ended"), (True, "4", "a rank ended"),
+])  # fmt: skip
+def test_a_sentence_says_why_and_keeps_its_other_words(gone, ranks, why, said, monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: gone)
+    for name, value in (("SIZE", ranks), ("LOCAL_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
     interrupts.say(lambda why: f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part")
     interrupts._speak()
     interrupts._speak()

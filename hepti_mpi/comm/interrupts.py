@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hepti_mpi.comm.launcher import rank_is_gone
+from hepti_mpi.comm.launcher import has_ranks_elsewhere, rank_is_gone
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
@@ -89,8 +89,15 @@ def finish() -> None:
 
 def _speak() -> None:
     with _lock:
-        if _tell is not None and _has_the_word() and (said := _sentence("a rank ended" if rank_is_gone() else "interrupted")):
+        if _tell is not None and _has_the_word() and (said := _sentence(_why())):
             _tell(said)
+
+
+def _why() -> str:
+    """Say why this process is to end, which mpirun tells it by the same signal in any case."""
+    if rank_is_gone():
+        return "a rank ended"
+    return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() else "interrupted"
 
 
 def _has_the_word() -> bool:

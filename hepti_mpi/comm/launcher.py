@@ -115,6 +115,12 @@ def rank_is_gone() -> bool:
     return sum(map(_is_rank, children(parent()))) < int(count)
 
 
+def has_ranks_elsewhere() -> bool:
+    """Say whether ranks of this job are on other hosts, of which nobody here can tell whether they have ended."""
+    ranks, here = (os.environ.get(f"OMPI_COMM_WORLD_{name}", "1") for name in ("SIZE", "LOCAL_SIZE"))
+    return launched() and ranks != here
+
+
 def children(process: int) -> list[int]:
     """Return the processes that `process` started and that have not ended."""
     found = []
