@@ -1,6 +1,7 @@
 """What is said when a process is to end; that it is said once, and in time, tests/test_terminal.py looks at."""
 
 import os
+import signal
 
 import pytest
 
@@ -22,12 +23,13 @@ def said(monkeypatch):
     os.close(word)
 
 
-@pytest.mark.parametrize("gone, ranks, why", [
-    (False, "2", "interrupted"), (True, "2", "a rank ended"),
-    (False, "4", "interrupted, or a rank on another host ended"), (True, "4", "a rank ended"),
+@pytest.mark.parametrize("gone, pressed, ranks, why", [
+    (False, False, "2", "interrupted"), (True, False, "2", "a rank ended"),
+    (False, False, "4", "interrupted, or a rank on another host ended"), (False, True, "4", "interrupted"), (True, False, "4", "a rank ended"),
 ])  # fmt: skip
-def test_a_sentence_says_why_and_keeps_its_other_words(gone, ranks, why, said, monkeypatch):
+def test_a_sentence_says_why_and_keeps_its_other_words(gone, pressed, ranks, why, said, monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: gone)
+    monkeypatch.setattr(interrupts, "_heard", {signal.SIGINT} if pressed else {signal.SIGTERM})
     for name, value in (("SIZE", ranks), ("LOCAL_SIZE", "2"), ("RANK", "0")):
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
     interrupts.say(lambda why: f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part")

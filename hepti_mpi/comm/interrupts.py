@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hepti_mpi.comm.launcher import has_ranks_elsewhere, rank_is_gone
+from hepti_mpi.comm.keys import pass_on_from
+from hepti_mpi.comm.launcher import has_ranks_elsewhere, parent, rank_is_gone
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
@@ -21,6 +22,7 @@ GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 _lock = threading.Lock()
 _word: list[int] = []  # a pipe with one byte: who reads that, this process or one that it has forked, says the sentence
 _arrived = threading.Event()  # a signal has come and Interrupted was raised
+_heard = set[int]()  # the signals that have come
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
@@ -36,6 +38,8 @@ def listen(tell: Callable[[str], object] | None) -> None:
     """Begin to listen in this, the main thread. `tell` says a sentence; None: another rank does."""
     global _tell
     _tell = tell
+    if tell is not None and has_ranks_elsewhere():
+        pass_on_from(parent())
     reading, word = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.write(word, b"!")
     _word[:] = [reading]
@@ -94,10 +98,10 @@ def _speak() -> None:
 
 
 def _why() -> str:
-    """Say why this process is to end, which mpirun tells it by the same signal in any case."""
+    """Say why this process is to end, as far as that is known: `kill` of mpirun is like the end of a rank on another host."""
     if rank_is_gone():
         return "a rank ended"
-    return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() else "interrupted"
+    return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() and signal.SIGINT not in _heard else "interrupted"
 
 
 def _has_the_word() -> bool:
@@ -110,6 +114,7 @@ def _has_the_word() -> bool:
 def _interrupt(number: int, frame: Any) -> None:
     for one in SIGNALS:
         signal.signal(one, lambda *_: None)  # once is enough; what is half written is put away
+    _heard.add(number)
     _arrived.set()
     raise Interrupted
 
@@ -121,8 +126,8 @@ def _unraisable(what: Any) -> None:
 
 
 def _listen(reading: int) -> None:
-    while not set(os.read(reading, 256)) & set(SIGNALS):
-        pass
+    while not _heard & set(SIGNALS):
+        _heard.update(os.read(reading, 256))
     _speak()
     time.sleep(GRACE_SECONDS)
     finish()
