@@ -21,15 +21,19 @@ while not heard and not sys.stdin.readline():
     pass
 print(len(heard), flush=True)
 """
-LAUNCHER = "import signal, subprocess, sys; signal.signal(signal.SIGINT, lambda *_: None); subprocess.run([sys.executable, '-c', sys.argv[1]])"
+LAUNCHER = (
+    "import signal, subprocess, sys; signal.signal(signal.SIGINT, lambda *_: None); subprocess.run([sys.executable, '-c', sys.argv[1]])"
+)
 
 
 @pytest.mark.parametrize("pressed", [True, False])
 def test_a_key_that_mpirun_hears_reaches_the_rank(pressed):
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, RANK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    words, pipe = [sys.executable, "-c", LAUNCHER, RANK], subprocess.PIPE
+    launcher = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
     assert launcher.stdout.readline() == "ready\n"
     os.killpg(launcher.pid, signal.SIGINT if pressed else signal.SIGCONT)
-    launcher.stdin.close() if pressed else launcher.stdin.write("\n") and launcher.stdin.close()
+    launcher.stdin.write("\n" * (not pressed))
+    launcher.stdin.close()
     assert launcher.stdout.readline() == f"{int(pressed)}\n"
     assert launcher.stdout.read() == ""  # nobody holds it open any more
     assert launcher.wait() == 0
