@@ -14,7 +14,8 @@ os.setpgid(0, 0)  # as mpirun's ranks are
 signal.signal(signal.SIGINT, lambda *_: heard.append(1))
 heard = []
 keys.pass_on_from(os.getppid())
-while not any(os.getpgid(int(child)) == os.getpgid(os.getppid()) for child in open("/proc/self/task/%d/children" % os.getpid()).read().split()):
+children = f"/proc/self/task/{os.getpid()}/children"
+while not any(os.getpgid(int(child)) == os.getpgid(os.getppid()) for child in open(children).read().split()):
     time.sleep(0.01)
 print("ready", flush=True)
 while not heard and not sys.stdin.readline():

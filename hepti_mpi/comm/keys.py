@@ -1,5 +1,5 @@
-"""Passes Ctrl-C on to a rank. mpirun tells its ranks to end by the same signal, SIGTERM, when somebody pressed it and when a rank on another
-host has ended, and leaves them out of what the terminal tells: so a process of ours listens in mpirun's own process group.
+"""Passes Ctrl-C on to a rank. mpirun tells its ranks to end by the same signal, SIGTERM, when somebody pressed it and when a rank on
+another host has ended, and leaves them out of what the terminal tells: so a process of ours listens in mpirun's own process group.
 
 Knows processes and signals; does not know what is said.
 """
