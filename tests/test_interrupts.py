@@ -25,7 +25,8 @@ def said(monkeypatch):
 
 @pytest.mark.parametrize("gone, pressed, ranks, why", [
     (False, False, "2", "interrupted"), (True, False, "2", "a rank ended"),
-    (False, False, "4", "interrupted, or a rank on another host ended"), (False, True, "4", "interrupted"), (True, False, "4", "a rank ended"),
+    (False, False, "4", "interrupted, or a rank on another host ended"), (False, True, "4", "interrupted"),
+    (True, False, "4", "a rank ended"),
 ])  # fmt: skip
 def test_a_sentence_says_why_and_keeps_its_other_words(gone, pressed, ranks, why, said, monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: gone)
