@@ -173,3 +173,10 @@ def test_shortest_edge_then_crop():
 def test_center_crop(side, expected):
     pixels = np.array([1, 2, 3])[None, :, None] * np.ones((side, 1, 1), int)
     assert center_crop(pixels, side, side)[0, :, 0].tolist() == expected
+
+
+def test_segformer_neither_crops_nor_pads():
+    asked = {"do_center_crop": True, "crop_size": 8, "do_pad": True, "pad_size": 90}
+    config = {"image_processor_type": "SegformerImageProcessor", "size": {"height": 32, "width": 32}} | asked
+    steps = read_preprocessor({"preprocessor_config.json": json.dumps(config).encode()}, 3)
+    assert steps is not None and (steps.size, steps.crops, steps.pad) == ((32, 32), (), None)

@@ -45,7 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {  # what a kind of processor takes where the
     "Siglip": {"size": [224, 224], "default_to_square": False, "do_convert_rgb": True},
 }
 OWN = {"deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": None}  # of a model, where no file names a kind; ViT of all others
-UNPADDED = ("Beit", "ConvNext", "EfficientNet", "MobileNetV2")  # do_pad is nothing to them
+UNPADDED = ("Beit", "ConvNext", "EfficientNet", "MobileNetV2", "Segformer")  # do_pad is nothing to them
+UNCROPPED = ("Segformer",)  # nor do_center_crop to these
 SWITCHES = "do_resize do_center_crop do_rescale do_normalize do_pad do_convert_rgb default_to_square rescale_offset include_top".split()
 
 
@@ -123,7 +124,7 @@ def steps(kind: str, said: Mapping[str, Any], channels: int) -> Preprocessor:
     if said["do_convert_rgb"] and channels != 3:
         raise ModelError(f"do_convert_rgb makes pictures of 3 channels, the model takes {channels}")
     size, longest, crops = resizing(kind, said) if said["do_resize"] else (None, None, ())
-    if said["do_center_crop"]:
+    if said["do_center_crop"] and kind not in UNCROPPED:
         crops = (*crops, area(said["crop_size"], "crop_size"))
     padded = said["do_pad"] and said["pad_size"] is not None and kind not in UNPADDED  # without a size: to the largest of a batch
     return Preprocessor(
