@@ -12,7 +12,7 @@ python -c 'import matplotlib' || { echo "error: the pictures need matplotlib; in
 folder=${1:-tables}
 repeat=${REPEAT:-1} # what is emulated repeats within 2 %; see repeat.sh
 # slow motion in which two cores keep up with every method: much where links are fast, little where ranks wait for them
-slow=${SLOW:-even4=3,mixed4=1.6,skewed4=1,slowlink4=1.8,wifi3=1.2,pi4x4=3,pi54=5,desk3=2.2,pair22=3,pi8=2}
+slow=${SLOW:-even4=3,mixed4=1.6,skewed4=1.5,slowlink4=1.8,wifi3=2,pi4x4=3,pi54=5,desk3=2.2,pair22=3,pi8=2}
 methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
 mkdir -p "$folder"
 
