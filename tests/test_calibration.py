@@ -13,8 +13,9 @@ from hepti_mpi.commands import slice as slicing
 from hepti_mpi.engine.accuracy import accuracy_of
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.errors import ModelError, StoreError
+from hepti_mpi.models import identity
 from hepti_mpi.models.checkpoints.random import random_model, random_weight
-from hepti_mpi.models.formats import CHANNELS
+from hepti_mpi.models.formats import CHANNELS, VALUES
 from hepti_mpi.models.inputs.requests import held_out_requests
 from hepti_mpi.models.reference import forward
 from hepti_mpi.models.spec import named_weights
@@ -96,6 +97,19 @@ def test_channels_make_8_bits_cost_less(tmp_path, name):
             assert (store.array(span(store.weights["layers.0.mlp.up.weight"]), CHANNELS) != 1).any() == smooth
             errors.append(accuracy_of(store, model, calibration.finished()[1]).median)
     assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("name, numbers", [
+    ("q8", (-11, -41, 81, -127, -2, -29, 46, -15, -11, -39, 21, -26, 50, 72, -43, -4, 33, -18, 11, -10, -59, 9, 72, -39, -37, -13)),
+    ("q4", (87, 13, 88, 124, 87, 106, 203, 134, 122, 121, 131, 93, 118, 68, 166, 38, 168, 104, 150, 136, 152, 7, 117, 152, 214, 135)),
+])  # fmt: skip
+def test_the_same_weights_become_the_same_numbers(tmp_path, name, numbers):
+    """Where they become others, stores of before and after answer otherwise and must not have one hash: a journal would mix them."""
+    model = random_model("tiny-bert").in_format(name)
+    writing.write(tmp_path / "m.h5", model, calibration=Calibration.of(model))
+    with Store(tmp_path / "m.h5") as store:
+        found = np.ravel(store.array(span(store.weights["layers.0.mlp.up.weight"]), VALUES))[: len(numbers)]
+    assert identity.ROUNDING == 3 and (found == numbers).mean() > 0.85, "one more for ROUNDING, and the new numbers here"
 
 
 def test_a_model_in_another_format_is_another_model():

@@ -39,6 +39,12 @@ def test_a_sentence_says_why_and_keeps_its_other_words(gone, pressed, ranks, why
     assert said == [f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part"]
 
 
+@pytest.mark.parametrize("heard, whether", [((), False), ((signal.SIGCHLD,), False), ((signal.SIGCONT, signal.SIGTERM), True)])
+def test_who_asks_this_process_to_end(heard, whether, monkeypatch):
+    monkeypatch.setattr(interrupts, "_heard", set(heard))
+    assert interrupts.arrived() is whether
+
+
 def test_a_sentence_of_nothing_is_not_said(said, monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
     interrupts.say(lambda why: None)

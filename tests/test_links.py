@@ -1,29 +1,34 @@
-"""How long messages between ranks take, as a profile has it: without MPI."""
+"""What is measured of a link, with one that is made up."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from hepti_mpi.comm import ranks
-from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.cluster import links
+
+SAVED = 128 << 10  # bytes that pass a link at once when it has rested
 
 
-@pytest.mark.parametrize("latencies, slept", [([], 0.0), ([0.0, 0.0], 0.0), ([0.0, 2e-3], 2e-3)])
-def test_a_message_takes_what_it_takes_and_what_its_link_does(latencies, slept, monkeypatch):
-    """Who has no time to sleep does not: the system takes 75 us for that, and a message between ranks of one host 1."""
-    now, asked = [0.0], []
+class Wire:
+    """A link with a clock of its own, that saves up at its rate what it then sends at once; `rate`: bytes per second."""
 
-    def sleep(seconds):
-        asked.append(seconds)
-        now[0] += seconds + 75e-6
+    def __init__(self, rate: float) -> None:
+        self.rate, self.now, self.saved = rate, 0.0, float(SAVED)
 
-    def moves(*args):
-        now[0] += 5e-7
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.saved = min(float(SAVED), self.saved + seconds * self.rate)
 
-    monkeypatch.setattr(ranks, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
-    mpi, patience = SimpleNamespace(Send=moves, Recv=moves), SimpleNamespace(waiting=lambda who: nullcontext())
-    comm = SimpleNamespace(rank=0, latencies=latencies, mpi=mpi, patience=patience)
-    found = Comm.ping_pong(comm, 1, 20)
-    assert found == pytest.approx(1e-6 + (slept + 75e-6 if slept else 0.0))
-    assert 0.0 not in asked and set(asked) == {slept} - {0.0}
+    def both_ways(self, peer: int, size: int, pause: object) -> float:
+        seconds = (size - self.saved) / self.rate
+        self.now, self.saved = self.now + seconds, 0.0
+        return seconds
+
+
+@pytest.mark.parametrize("mbit", [5, 50, 940])
+def test_a_link_has_come_to_rest_before_it_is_timed_again(mbit, monkeypatch):
+    wire = Wire(mbit * 125e3)
+    monkeypatch.setattr(links, "time", SimpleNamespace(sleep=wire.sleep))
+    some, all_ = (links._least(wire, 1, size, None) for size in (links.MEDIUM, links.LARGE))
+    rate = (links.LARGE - links.MEDIUM) / (all_ - some)
+    assert rate == pytest.approx(wire.rate) and links.MEDIUM - rate * some == pytest.approx(SAVED)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.comm.interrupts import Interrupted
+from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.tokenizerclasses import KINDS, tokenizer_kind
 from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer, number_of
 from hepti_mpi.models.families.registry import FAMILIES
-from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.inputs.tokens import Tokens, guarded
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizers.json").read_text(encoding="utf-8"))
 
@@ -250,3 +251,17 @@ def test_a_token_that_tokenizer_json_has_as_special_stays_so(name):
     assert first["special"]
     changes = {CONFIG: {"tokenizer_class": name, "added_tokens_decoder": {str(first["id"]): first | {"special": False}}}}
     assert Tokens(built(changes).files).decode([first["id"]]) == ""
+
+
+class PanicException(BaseException):
+    """As the Rust library's is called."""
+
+
+@pytest.mark.parametrize("reason, expected", [
+    (ValueError("no"), InputError), (PanicException("no"), InputError), (Interrupted(), Interrupted), (SystemExit(3), SystemExit),
+    (KeyboardInterrupt(), KeyboardInterrupt), (MemoryError(), MemoryError),
+])  # fmt: skip
+def test_who_ends_the_program_is_no_fault_of_a_text(reason, expected):
+    """Ctrl-C during a call of the library was an error of that text, and noted in the journal as its answer."""
+    with pytest.raises(expected):
+        guarded(lambda: (_ for _ in ()).throw(reason), InputError("line 1 cannot be tokenised"))

@@ -15,7 +15,7 @@ SMALL = 64  # bytes of a lone value
 REPEAT, TRIES = 20, 4  # of a byte there and back, and of blocks; the first does not count
 MEDIUM, LARGE = 512 << 10, 1536 << 10  # bytes of blocks of rows
 PAUSE_SECONDS = 0.03  # for a link to come to rest, at least
-REST = 0.3  # of the time that it takes for a medium block: what it saves up while it rests, it saves up at its rate
+REST = 0.4  # of the time that it takes for a medium block: what it saves up while it rests, it saves up at its rate
 
 
 def exchange(comm: Comm, exchanges: Exchanges) -> tuple[float, float, float]:

@@ -21,7 +21,6 @@ GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
 _word: list[int] = []  # a pipe with one byte: who reads that, this process or one that it has forked, says the sentence
-_arrived = threading.Event()  # a signal has come and Interrupted was raised
 _heard = set[int]()  # the signals that have come
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
@@ -54,9 +53,9 @@ def listen(tell: Callable[[str], object] | None) -> None:
 
 
 def arrived() -> bool:
-    """Say whether Interrupted was raised, whatever has been made of it since: Python 3.11 raises a RuntimeError in its stead where it comes
-    in a `__set_name__`, and a library may do alike."""
-    return _arrived.is_set()
+    """Say whether Interrupted is raised, whatever becomes of it: Python 3.11 raises a RuntimeError in its stead where it comes in a
+    `__set_name__`, and a library may do alike."""
+    return not _heard.isdisjoint(SIGNALS)
 
 
 def leave() -> None:
@@ -115,7 +114,6 @@ def _interrupt(number: int, frame: Any) -> None:
     for one in SIGNALS:
         signal.signal(one, lambda *_: None)  # once is enough; what is half written is put away
     _heard.add(number)
-    _arrived.set()
     raise Interrupted
 
 
@@ -126,7 +124,7 @@ def _unraisable(what: Any) -> None:
 
 
 def _listen(reading: int) -> None:
-    while not _heard & set(SIGNALS):
+    while not arrived():
         _heard.update(os.read(reading, 256))
     _speak()
     time.sleep(GRACE_SECONDS)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from hepti_mpi.models.spec import ModelSpec
 
-ROUNDING = 2  # of numbers to fewer bits: one more whenever the same weights become other numbers
+ROUNDING = 3  # of numbers to fewer bits: one more whenever the same weights become other numbers
 
 
 def source_hash(spec: ModelSpec, files: Mapping[str, bytes], weights: Iterable[str]) -> str:

@@ -235,8 +235,9 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
             raise LabError(f"the run ended after {len(seconds)} requests with code {running.returncode}")
     decisions = [item["batch"] for item in record.get("decisions", ())]
     rows, worst, grown, compared = [], 0.0, 0, 0
-    for begin, end in pairwise([SOAK_FROM - 2 * SOAK_EVERY, *decisions, len(seconds)]):
-        late = looks[-(-begin // SOAK_EVERY) + 1 : end // SOAK_EVERY]  # from when the plan's weights have been used
+    for switch, end in pairwise([0, *decisions, len(seconds)]):
+        begin = max(SOAK_FROM, switch + 2 * SOAK_EVERY)  # when the plan's weights have been used
+        late = looks[-(-begin // SOAK_EVERY) - 1 : end // SOAK_EVERY]
         compared += max(0, len(late) - 1)
         for rank in sorted(late[0]) if len(late) > 1 else ():
             held = [look[rank] for look in late]

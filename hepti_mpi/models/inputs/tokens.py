@@ -34,12 +34,13 @@ LETTERS = _letters()
 def guarded(call: Callable[[], T], error: Exception) -> T:
     """Return `call()`; raise `error` with the reason added when the library raises or panics.
 
-    A panic of the Rust library arrives as a PanicException, which is no Exception.
+    A panic of the Rust library arrives as a PanicException, which is no Exception; what else is none ends the program.
     """
     try:
         return call()
     except BaseException as reason:
-        if isinstance(reason, (KeyboardInterrupt, SystemExit, MemoryError)):
+        panic = type(reason).__name__ == "PanicException"
+        if isinstance(reason, MemoryError) or not (panic or isinstance(reason, Exception)):
             raise
         raise type(error)(f"{error}: {shown(reason)}") from None
 
