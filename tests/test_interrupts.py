@@ -2,10 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from hepti_mpi.comm import interrupts
+from hepti_mpi.comm import interrupts, launcher
+
+NAMED = r"""
+import time
+open("/proc/self/comm", "wb").write(b"a) name \xc3")
+print("named", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -50,6 +59,27 @@ def test_a_sentence_of_nothing_is_not_said(said, monkeypatch):
     interrupts.say(lambda why: None)
     interrupts._speak()
     assert said == []
+
+
+@pytest.mark.parametrize("fails", ["_why", "_sentence"])
+def test_the_bare_word_where_nothing_more_can_be_found_out(fails, said, monkeypatch):
+    def fail(*_):
+        raise ValueError("nothing of the kind was thought of")
+
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
+    monkeypatch.setattr(interrupts, fails, fail)
+    interrupts._speak()
+    assert said == ["interrupted"]
+
+
+def test_processes_of_any_name_are_counted():
+    """The system cuts a name behind 15 bytes, which may be within a letter."""
+    process = subprocess.Popen([sys.executable, "-c", NAMED], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"named\n" and process.pid in launcher.children(os.getpid())
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_the_bare_word(said, monkeypatch):

@@ -124,7 +124,7 @@ def door_of(host: Host) -> tuple[str, int]:
     """Return the name or address and the port where ssh would go for a host."""
     found = {"hostname": host.name, "port": str(host.port or 22)}
     try:
-        said = subprocess.run(host.ssh("-G"), capture_output=True, text=True, timeout=5).stdout
+        said = subprocess.run(host.ssh("-G"), capture_output=True, text=True, errors="replace", timeout=5).stdout
         found |= {key: value for key, _, value in (line.partition(" ") for line in said.splitlines()) if key in found}
     except (OSError, subprocess.TimeoutExpired):
         pass

@@ -23,7 +23,7 @@ def _cgroups() -> list[tuple[int, int]]:
     """Return (limit, used) of every memory cgroup around this process, versions 1 and 2."""
     found = []
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
     for line in lines:

@@ -92,8 +92,17 @@ def finish() -> None:
 
 def _speak() -> None:
     with _lock:
-        if _tell is not None and _has_the_word() and (said := _sentence(_why())):
+        if _tell is not None and _has_the_word() and (said := _said()):
             _tell(said)
+
+
+def _said() -> str | None:
+    why = "interrupted"
+    try:
+        why = _why()
+        return _sentence(why)
+    except Exception:  # noqa: BLE001  to look for more may fail like all else, and nobody else says even this
+        return why
 
 
 def _why() -> str:

@@ -126,10 +126,10 @@ def children(process: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]  # the name before it may hold anything
+            state, parent = path.read_bytes().rpartition(b")")[2].split()[:2]  # the name before it may hold anything, also half a letter
         except OSError:  # it ended meanwhile
             continue
-        if int(parent) == process and state != "Z":
+        if int(parent) == process and state != b"Z":
             found.append(int(path.parent.name))
     return found
 

@@ -236,7 +236,7 @@ def end_here(code: int, later: float = LATER_SECONDS) -> None:
 def _end_launcher(process: int, later: float = LATER_SECONDS) -> None:
     """Begin to end `process` if it is mpirun or its daemon, in `later` seconds."""
     try:
-        if Path(f"/proc/{process}/comm").read_text().strip() not in LAUNCHERS:
+        if Path(f"/proc/{process}/comm").read_text(errors="replace").strip() not in LAUNCHERS:
             return
     except OSError:  # it has ended
         return

@@ -143,7 +143,7 @@ def _ask(host: "Host", question: str) -> dict[str, Any] | str:
     line = f"cd {shlex.quote(os.getcwd())} 2>/dev/null; if [ -x {program} ]; then exec {program} - {asked}; else exec python3 - {asked}; fi"
     begin = time.time()
     try:
-        done = shell(host, line, input=text, capture_output=True, text=True, timeout=ASK_SECONDS)
+        done = shell(host, line, input=text, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS)
     except OSError as error:
         return f"ssh cannot be called: {reason_of(error)}"
     except subprocess.TimeoutExpired:

@@ -88,7 +88,7 @@ def _push(host: "Host", path: Path, found: str) -> bool:
     line = f"path={shlex.quote(str(path.absolute()))} hash={found}{KEEP}"
     try:
         with open(path, "rb") as file:
-            done = shell(host, line, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            done = shell(host, line, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
     except OSError as error:
         SCREEN.warn(f"{host.name}: ssh cannot be called: {reason_of(error)}")
         return False

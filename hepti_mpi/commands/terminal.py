@@ -35,7 +35,7 @@ def path(descriptor: int) -> str | None:
     if (sys.stdout, sys.stderr)[descriptor == ERR] is not (sys.__stdout__, sys.__stderr__)[descriptor == ERR]:
         return None  # somebody collects what is printed
     try:
-        if launched() and Path(f"/proc/{os.getppid()}/comm").read_text().strip() not in LAUNCHERS:
+        if launched() and Path(f"/proc/{os.getppid()}/comm").read_text(errors="replace").strip() not in LAUNCHERS:
             return None  # a script between mpirun and this rank: its terminal may be one that mpirun made
         found = os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
     except OSError:

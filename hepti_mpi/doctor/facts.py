@@ -134,7 +134,7 @@ def _celsius() -> float | None:
 def _throttled() -> int | None:
     """Return what a Raspberry Pi says of itself: bits of `vcgencmd get_throttled`."""
     try:
-        said = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5).stdout
+        said = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, errors="replace", timeout=5).stdout
         return int(said.strip().partition("=")[2], 16)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None

@@ -132,7 +132,7 @@ def versions(machine: Machine, spec: ModelSpec) -> dict[str, str]:
 
 def processor() -> str:
     """Return what kind of processor this host has, and how many cores."""
-    words = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    words = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines() if ":" in line)
     known = {name.strip().lower(): " ".join(value.split()) for name, value in words.items()}
     kind = known.get("model") if "hardware" in known or "revision" in known else known.get("model name")  # a Raspberry Pi has both
     return f"{kind or platform.machine()}, {counted(os.cpu_count() or 1, 'cores')}"
