@@ -359,7 +359,8 @@ def test_ctrl_c_while_ranks_find_each_other_is_one_word(made, deadline):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert (process.returncode, said) == (1, "interrupted\n")
+    ours = [line for line in said.splitlines() if " PMIX ERROR: PMIX_ERR_UNREACH " not in line]  # mpirun of a rank that it is ending
+    assert (process.returncode, ours) == (1, ["interrupted"])
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
