@@ -36,7 +36,8 @@ def made(tmp_path_factory):
     cluster((9, 7, 8)).save(folder / "three.json")
     cluster((9,)).save(folder / "one.json")
     for name in ("folder/config.json", "folder/model.safetensors", "cache/ab/tiny.h5", "parts/rank00.h5", "parts/rank01.h5",
-                 "hub/models--a--b/snapshots/0f/config.json", "empty/nothing"):  # fmt: skip
+                 "hub/models--a--b/snapshots/0f/config.json", "empty/nothing",
+                 "outer/model/config.json", "outer/model/a.safetensors"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     (folder / "several.txt").write_text("localhost slots=2\n")
@@ -214,6 +215,8 @@ def test_slice_writes_a_store(run, made):
     (["slice", "random:huge", "x.h5"], ModelError, "no random model 'huge'"),
     (["slice", "nowhere", "x.h5"], ModelError, "nowhere not found"),
     (["slice", "empty", "x.h5"], ModelError, "has no config.json"),
+    (["slice", "outer", "x.h5"], ModelError,
+     r"outer has no config.json; a folder in it has: python -m hepti_mpi slice outer/model weights/model.h5$"),
     (["slice", "random:tiny-bert", "three.json/x.h5"], StoreError, "cannot be written"),
     (["slice", "random:tiny-bert", "x.h5", "--plan", "none.json", "--ranks", "parts"], PlanError,
      "none.json cannot be read"),

@@ -27,6 +27,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOURCES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".msgpack", ".index.json")  # other programs' weights
 CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in a folder of huggingface_hub
 BELOW = ("*/config.json",)  # of a folder of snapshots
+OUTER = ("config.json", "modules.json")  # of a model's own folder
 NAMED = 5  # files in a sentence
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of each HDF5 file
 LARGEST = 64 << 20  # bytes of a document that is looked into
@@ -59,6 +60,9 @@ def no_model(source: Path) -> str | None:
     snapshots = _snapshots(source) or _snapshots(source / "hub")
     if snapshots and not (source / "config.json").exists():
         return f"{source} is a folder of the Hugging Face cache; the model is in a snapshot: {_slice(snapshots[0])}"
+    if not any((source / name).exists() for name in OUTER) and (inner := _inner(source)):
+        others = f", or {', '.join(one.name for one in inner[1:NAMED])}" if inner[1:] else ""
+        return f"{source} has no config.json; a folder in it has: {_slice(inner[0])}{others}"
     return None
 
 
@@ -120,6 +124,11 @@ def _folder(path: Path) -> str | None:
 def _snapshots(path: Path) -> list[Path]:
     """Return the model folders in a folder of huggingface_hub's cache."""
     return sorted(found.parent for how in (*CACHED, *BELOW * (path.name == "snapshots")) for found in path.glob(how))
+
+
+def _inner(path: Path) -> list[Path]:
+    """Return the model folders in a folder."""
+    return sorted(found.parent for found in path.glob(BELOW[0]) if any(found.parent.glob("*.safetensors")))
 
 
 def _named(path: Path) -> str | None:
