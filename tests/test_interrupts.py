@@ -72,6 +72,19 @@ def test_the_bare_word_where_nothing_more_can_be_found_out(fails, said, monkeypa
     assert said == ["interrupted"]
 
 
+def test_a_process_whose_sentence_cannot_be_told_ends_all_the_same(said, monkeypatch):
+    def fail(_):
+        raise OSError("nobody reads")
+
+    codes = []
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
+    monkeypatch.setattr(interrupts, "_tell", fail)
+    monkeypatch.setattr(interrupts, "_ending", codes.append)
+    with pytest.raises(OSError):
+        interrupts.finish()
+    assert codes == [interrupts.EXIT_CODE]
+
+
 def test_processes_of_any_name_are_counted():
     """The system cuts a name behind 15 bytes, which may be within a letter."""
     process = subprocess.Popen([sys.executable, "-c", NAMED], stdout=subprocess.PIPE)

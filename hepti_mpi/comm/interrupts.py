@@ -84,10 +84,12 @@ def rest() -> None:
 def finish() -> None:
     """Say the sentence, if that has not been done, and end this process; a rank that has none only then when the one that has it has
     spoken: mpirun, which is being interrupted, ends with the first of them."""
-    _speak()
-    if _tell is None:
-        time.sleep(GRACE_SECONDS)
-    _ending(EXIT_CODE)
+    try:
+        _speak()
+        if _tell is None:
+            time.sleep(GRACE_SECONDS)
+    finally:
+        _ending(EXIT_CODE)
 
 
 def _speak() -> None:
@@ -135,6 +137,8 @@ def _unraisable(what: Any) -> None:
 def _listen(reading: int) -> None:
     while not arrived():
         _heard.update(os.read(reading, 256))
-    _speak()
-    time.sleep(GRACE_SECONDS)
-    finish()
+    try:
+        _speak()
+        time.sleep(GRACE_SECONDS)
+    finally:
+        finish()
