@@ -3,6 +3,7 @@
 import ast
 import re
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ LINES = 400
 FUNCTION_LINES, PARAMETERS = 60, 8
 
 
+@cache
+def tree_of(path):
+    """A module, parsed: each is asked about many things."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports_of(path):
+    return list(imports(tree_of(path)))
+
+
 def imports(tree):
     """Every module that is imported anywhere in a module, with `from package import module` spelled out."""
     for item in ast.walk(tree):
@@ -63,10 +75,10 @@ def imports(tree):
             yield from (f"{item.module}.{name.name}" for name in item.names)
 
 
-def breaches(place, source):
-    """What is wrong with the imports of the module at `place` in hepti_mpi."""
+def breaches(place, names):
+    """What is wrong with a module at `place` in hepti_mpi that imports `names`."""
     own = Path(place).parts[0].removesuffix(".py")
-    for name in imports(ast.parse(source)):
+    for name in names:
         top, *rest = name.split(".")
         if top in OWNERS and not any(fnmatch(place, owner) for owner in OWNERS[top]):
             yield f"{place} imports {top}, which is for {', '.join(OWNERS[top])}"
@@ -87,14 +99,14 @@ def test_a_module(path):
     if path.name == "__init__.py" and path.parent != ROOT:
         assert not source.strip(), f"{place} is only there to make a package"
         return
-    assert list(breaches(place, source)) == []
-    assert ast.get_docstring(ast.parse(source)), f"{place} has no docstring"
+    assert list(breaches(place, imports_of(path))) == []
+    assert ast.get_docstring(tree_of(path)), f"{place} has no docstring"
     assert len(source.splitlines()) <= LINES, f"{place} has more than {LINES} lines"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_are_short_and_take_little(path):
-    for item in ast.walk(ast.parse(path.read_text())):
+    for item in ast.walk(tree_of(path)):
         if not isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         where, given = f"{item.name} in {path.relative_to(ROOT)}", [*item.args.posonlyargs, *item.args.args, *item.args.kwonlyargs]
@@ -110,7 +122,7 @@ def test_rooms_of_models():
     for path in (ROOT / "models").rglob("*.py"):
         place = path.relative_to(ROOT / "models").parts
         own = ROOMS_OF_MODELS.index(place[0]) if len(place) > 1 else -1
-        for name in imports(ast.parse(path.read_text())):
+        for name in imports_of(path):
             parts = name.split(".")
             if parts[:2] == ["hepti_mpi", "models"] and len(parts) > 3 and parts[2] in ROOMS_OF_MODELS:
                 assert ROOMS_OF_MODELS.index(parts[2]) <= own, f"{place} imports {name}, which is not above it"
@@ -121,7 +133,7 @@ def test_no_circle():
     known = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in MODULES if path != ROOT / "__init__.py"}
     uses = {}
     for name, path in known.items():
-        found = {part for wanted in imports(ast.parse(path.read_text())) for part in (wanted, wanted.rpartition(".")[0])}
+        found = {part for wanted in imports_of(path) for part in (wanted, wanted.rpartition(".")[0])}
         uses[name] = (found & set(known)) - {name}
     while uses:
         free = {name for name, others in uses.items() if not others & set(uses)}
@@ -132,7 +144,7 @@ def test_no_circle():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_name_modules_that_are_there(path):
     rooms = "|".join(room.name for room in ROOT.iterdir() if room.is_dir())
-    for item in ast.walk(ast.parse(path.read_text())):
+    for item in ast.walk(tree_of(path)):
         if isinstance(item, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             for room, name, file in re.findall(rf"(?<![\w./])({rooms})(?:\.([a-z_]+)|/([a-z_]+)\.py)", ast.get_docstring(item) or ""):
                 place = ROOT / room / (name or file)
@@ -140,11 +152,7 @@ def test_docstrings_name_modules_that_are_there(path):
 
 
 def test_one_module_reads_safetensors():
-    users = [
-        path.relative_to(ROOT).as_posix()
-        for path in MODULES
-        if any(n.split(".")[0] == "safetensors" for n in imports(ast.parse(path.read_text())))
-    ]
+    users = [path.relative_to(ROOT).as_posix() for path in MODULES if any(n.split(".")[0] == "safetensors" for n in imports_of(path))]
     assert len(users) <= 1, users
 
 
@@ -172,4 +180,4 @@ def test_there_are_modules():
     ("tools/x.py", "from hepti_mpi.errors import HeptiError", 1),
 ])  # fmt: skip
 def test_breaches_are_seen(place, source, wrong):
-    assert len(list(breaches(place, source))) == wrong
+    assert len(list(breaches(place, imports(ast.parse(source))))) == wrong
