@@ -28,8 +28,9 @@ def main() -> None:
     channel.tell_place()  # before anything can fail on this host
     rank, code = launched_rank(), interrupts.EXIT_CODE
     try:
-        interrupts.listen(_tell_last if rank == 0 else None)  # before what takes long to import
+        interrupts.listen(_tell_last if rank == 0 else None, _tell_beyond)  # before what takes long to import
         code, went_well = _command(rank)
+        interrupts.told()  # whatever there was to be said
         if went_well:
             _ended.append(code)
         if code and is_up():
@@ -153,6 +154,14 @@ def _tell_last(sentence: str) -> None:
     end_meters()
     if not tell_past_launcher("\n" * bool(begun) + SCREEN.folded(sentence)):
         _tell(sentence)
+
+
+def _tell_beyond(sentence: str) -> None:
+    """Say a sentence for a process that is no more."""
+    from hepti_mpi.comm.launcher import tell_past_launcher
+    from hepti_mpi.reporting.tables import folded
+
+    tell_past_launcher(sentence, folded)
 
 
 if __name__ == "__main__":

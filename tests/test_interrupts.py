@@ -1,5 +1,6 @@
 """What is said when a process is to end; that it is said once, and in time, tests/test_terminal.py looks at."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -100,3 +101,16 @@ def test_the_bare_word(said, monkeypatch):
     monkeypatch.setattr(interrupts, "_sentence", str)
     interrupts._speak()
     assert said == ["interrupted"]
+
+
+@pytest.mark.parametrize("sentence, noted", [
+    (lambda why: f"{why}; 2 of 3 answers are kept", f"{interrupts.LOST}; 2 of 3 answers are kept"), (lambda why: None, ""),
+])  # fmt: skip
+def test_what_is_noted_for_a_process_that_ends_without_a_word(sentence, noted, said, monkeypatch):
+    """Nothing of it is done meanwhile that is done at an interruption."""
+    memory = mmap.mmap(-1, interrupts._LAST_BYTES)
+    monkeypatch.setattr(interrupts, "_last", [memory])
+    monkeypatch.setattr(interrupts, "_first", bool)
+    interrupts.say(str)
+    interrupts.say(sentence, lambda: pytest.fail("nobody interrupts"))
+    assert memory[:].partition(b"\0")[0].decode() == noted and said == []

@@ -13,7 +13,7 @@ from hepti_mpi.comm import keys
 os.setpgid(0, 0)  # as mpirun's ranks are
 signal.signal(signal.SIGINT, lambda *_: heard.append(1))
 heard = []
-keys.pass_on_from(os.getppid())
+keys.stand_by(os.getppid(), True, bool, ())
 children = f"/proc/self/task/{os.getpid()}/children"
 while not any(os.getpgid(int(child)) == os.getpgid(os.getppid()) for child in open(children).read().split()):
     time.sleep(0.01)
@@ -38,3 +38,21 @@ def test_a_key_that_mpirun_hears_reaches_the_rank(pressed):
     assert launcher.stdout.readline() == f"{int(pressed)}\n"
     assert launcher.stdout.read() == ""  # nobody holds it open any more
     assert launcher.wait() == 0
+
+
+SHORT = """
+import os, signal, sys
+from hepti_mpi.comm import keys
+os.setpgid(0, 0)
+kept = os.dup(1)
+keys.stand_by(os.getppid(), False, lambda: os.write(kept, b"it is no more"), {kept})
+if sys.stdin.readline() == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "well"])
+def test_a_process_stands_by_until_its_rank_is_no_more(end):
+    words = [sys.executable, "-c", LAUNCHER, SHORT]
+    launcher = subprocess.run(words, input=end, capture_output=True, text=True, start_new_session=True, timeout=60)
+    assert launcher.stdout == "it is no more", launcher

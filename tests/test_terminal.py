@@ -17,6 +17,7 @@ from clusters import cluster
 from services import writing_folder
 from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
 
+from hepti_mpi.comm import launcher
 from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
 from hepti_mpi.models.checkpoints.random import random_model
@@ -37,9 +38,9 @@ def made(tmp_path_factory):
     return folder
 
 
-def interrupted(folder, output, *launcher):
-    """Begin a long run, press Ctrl-C when answers are kept, and return its exit code and what it said since."""
-    command = [*launcher, *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
+def interrupted(folder, output, *under, by=lambda process: os.killpg(process.pid, signal.SIGINT)):
+    """Begin a long run, press Ctrl-C when answers are kept, or end it `by` something else, and return its exit code and what it said."""
+    command = [*under, *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
     command += ["--batch-rows", "64", "--no-adapt", "--threads", "1"]  # two would wait for each other beside other tests
     environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output})
     process = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -49,7 +50,7 @@ def interrupted(folder, output, *launcher):
         while not any(path.stat().st_size > 20_000 for path in folder.glob(f"{output}.*")):
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
+        by(process)
         out, said = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
@@ -140,6 +141,28 @@ def test_ctrl_c_under_mpirun_is_one_sentence_and_leaves_no_rank(made):
     while left("two.jsonl") and time.monotonic() < end:
         time.sleep(0.1)
     assert not left("two.jsonl")
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_kept_is_said_for_a_rank_that_cannot_say_it(made, rank):
+    """Over TCP, as between hosts, MPI ends the first rank itself where another one is killed."""
+
+    def kill(process):
+        ranks = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in launcher.children(process.pid)}
+        [found] = [child for child, words in ranks.items() if f"OMPI_COMM_WORLD_RANK={rank}".encode() in words]
+        os.kill(found, signal.SIGKILL)
+
+    output = f"lost{rank}.jsonl"
+    both = ["--mca", "btl", "tcp,self", "-n", "2", "--oversubscribe"]
+    code, said = interrupted(made, output, str(MPIRUN), *both, by=kill)
+    sentences = [line for line in said.splitlines() if " are kept in " in line]
+    assert code != 0 and len(sentences) == 1 and sentences[0].endswith("--resume"), said
+    assert re.match(rf"a rank (was lost|ended); \d+ of {TEXTS} answers", sentences[0]), said
+    end = time.monotonic() + 60
+    while left(output) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left(output)
 
 
 @pytest.mark.parametrize("words", [
@@ -320,7 +343,7 @@ main()
 def test_an_interruption_while_the_program_is_imported_is_one_word(seconds):
     """On a small board that takes seconds."""
     listening = "import sys\nfrom hepti_mpi.comm import interrupts\nlisten = interrupts.listen\n"
-    listening += "interrupts.listen = lambda tell: (listen(tell), print('listens', flush=True))\n"
+    listening += "interrupts.listen = lambda *tell: (listen(*tell), print('listens', flush=True))\n"
     listening += "sys.argv = ['hepti_mpi', 'plan', '--weights', 'random:bert-large', '--boards', 'pi4,pi4,pi4,pi5']\n"
     code = listening + "import runpy\nrunpy.run_module('hepti_mpi', run_name='__main__')\n"  # which ends as the program does
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())

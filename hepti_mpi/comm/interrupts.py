@@ -4,6 +4,7 @@ Knows signals and threads; does not know what is said. mpirun passes Ctrl-C on a
 or when the first rank has ended.
 """
 
+import mmap
 import os
 import signal
 import sys
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hepti_mpi.comm.keys import pass_on_from
-from hepti_mpi.comm.launcher import has_ranks_elsewhere, parent, rank_is_gone
+from hepti_mpi.comm.channel import state_path
+from hepti_mpi.comm.keys import stand_by
+from hepti_mpi.comm.launcher import has_ranks_elsewhere, launched, parent, rank_is_gone, stand_for_rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
+LOST = "a rank was lost"  # this one or another, whose end MPI may make that of all; mpirun says which, as far as it knows
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
@@ -27,21 +30,25 @@ _tell: Callable[[str], object] | None = None
 
 
 _sentence: Callable[[str], str | None] = str
+_first: Callable[[], object] = bool  # what is done before that is asked
+_LAST_BYTES = 1 << 16
+_last: list[mmap.mmap] = []  # what the process that stands by says when this one ended without a word; it has that memory too
 
 
 class Interrupted(BaseException):
     """Somebody wants this process to end; raised in the main thread."""
 
 
-def listen(tell: Callable[[str], object] | None) -> None:
-    """Begin to listen in this, the main thread. `tell` says a sentence; None: another rank does."""
+def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], object] = bool) -> None:
+    """Begin to listen in this, the main thread. `tell` says a sentence; None: another rank does. `tell_last` says one in the process that
+    outlives this."""
     global _tell
     _tell = tell
-    if tell is not None and has_ranks_elsewhere():
-        pass_on_from(parent())
     reading, word = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.write(word, b"!")
     _word[:] = [reading]
+    if tell is not None and launched():
+        _have_stand_by(reading, tell_last)
     reading, arriving = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(arriving, False)
     for number in SIGNALS:
@@ -63,10 +70,24 @@ def leave() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def say(sentence: Callable[[str], str | None]) -> None:
-    """Ask `sentence`, which is given why this process ends, what to say at an interruption; None: nothing."""
-    global _sentence
-    _sentence = sentence
+def say(sentence: Callable[[str], str | None], first: Callable[[], object] = bool) -> None:
+    """Ask `sentence`, which is given why this process ends, what to say at an interruption, once `first` has been called; None: nothing."""
+    global _sentence, _first
+    _sentence, _first = sentence, first
+    note()
+
+
+def note() -> None:
+    """Note what is to be said should this process end without a word from now on."""
+    if _last:
+        said = (_sentence(LOST) or "").encode(errors="replace")
+        _last[0].seek(0)
+        _last[0].write(said[: _LAST_BYTES - 1] + b"\0")
+
+
+def told() -> None:
+    """Note that it has been said why this process ends."""
+    _has_the_word()
 
 
 def end_by(end: Callable[[int], object]) -> None:
@@ -77,6 +98,7 @@ def end_by(end: Callable[[int], object]) -> None:
 
 def rest() -> None:
     """Let signals end this process at once and without a word from now on: it is leaving, and has said why."""
+    told()
     for one in SIGNALS:
         signal.signal(one, signal.SIG_DFL)
 
@@ -92,6 +114,22 @@ def finish() -> None:
         _ending(EXIT_CODE)
 
 
+def _have_stand_by(word: int, tell: Callable[[str], object]) -> None:
+    """Have a process stand by this one, which speaks for it where nobody else does: whoever supervises a run hears of its ranks' ends."""
+
+    def speak() -> None:
+        said = _last[0][:].partition(b"\0")[0].decode()
+        if said and _has_the_word():
+            tell(said)
+
+    speaks = state_path() is None
+    if speaks or has_ranks_elsewhere():
+        _last[:] = [mmap.mmap(-1, _LAST_BYTES)]
+        note()
+        stand_for_rank()
+        stand_by(parent(), has_ranks_elsewhere(), speak if speaks else bool, {word})
+
+
 def _speak() -> None:
     with _lock:
         if _tell is not None and _has_the_word() and (said := _said()):
@@ -102,6 +140,7 @@ def _said() -> str | None:
     why = "interrupted"
     try:
         why = _why()
+        _first()
         return _sentence(why)
     except Exception:  # noqa: BLE001  to look for more may fail like all else, and nobody else says even this
         return why

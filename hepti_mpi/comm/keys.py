@@ -1,35 +1,43 @@
-"""Passes Ctrl-C on to a rank. mpirun tells its ranks to end by the same signal, SIGTERM, when somebody pressed it and when a rank on
-another host has ended, and leaves them out of what the terminal tells: so a process of ours listens in mpirun's own process group.
+"""A process that stands by a rank, in mpirun's own process group. It passes Ctrl-C on: mpirun tells its ranks to end by the same signal,
+SIGTERM, when somebody pressed it and when a rank on another host has ended, and leaves them out of what the terminal tells. And it
+outlives its rank: one that is killed, or ended by MPI itself because a connection broke, says nothing.
 
 Knows processes and signals; does not know what is said.
 """
 
 import os
 import signal
+from collections.abc import Callable, Collection
 
 
-def pass_on_from(launcher: int) -> None:
-    """Begin to pass on, as SIGINT, a Ctrl-C that `launcher` hears. The process that does so ends with this one, and at once where the
-    system does not allow it."""
+def stand_by(launcher: int, passes_on: bool, at_end: Callable[[], object], keep: Collection[int]) -> None:
+    """Begin to stand by this rank of `launcher`: if `passes_on`, a Ctrl-C that it hears comes here as SIGINT. Once this process is no more
+    `at_end` is called in the other one, to which the descriptors `keep` are left. Not where the system does not allow it."""
     own, theirs = os.getpgrp(), os.getpgid(launcher)
-    if own == theirs:  # which hears it itself
+    if own == theirs:  # which hears it itself, and is ended like this one
         return
     reading, _ = os.pipe2(os.O_CLOEXEC)  # the other end stays open as long as this process
     if not os.fork():
         try:
-            _pass_on(own, theirs, reading)
+            _stand_by(own if passes_on else None, theirs, {reading, *keep})
+            os.read(reading, 1)
+            at_end()
         finally:
             os._exit(0)
     os.close(reading)
 
 
-def _pass_on(own: int, theirs: int, reading: int) -> None:
-    signal.signal(signal.SIGINT, lambda *_: os.killpg(own, signal.SIGINT))
+def _stand_by(own: int | None, theirs: int, keep: Collection[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN if own is None else lambda *_: os.killpg(own, signal.SIGINT))
     os.setpgid(0, theirs)
-    for name in os.listdir("/proc/self/fd"):  # mpirun waits until nobody writes to it any more, this process until nobody writes here
-        if int(name) != reading:
+    close_all_but(keep)  # mpirun waits until nobody writes to it any more, this process until nobody writes here
+
+
+def close_all_but(keep: Collection[int]) -> None:
+    """Close what this process has open, as one that was forked has all of the other's."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
             try:
                 os.close(int(name))
             except OSError:  # that of the list itself
                 pass
-    os.read(reading, 1)

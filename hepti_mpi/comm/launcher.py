@@ -9,7 +9,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -167,14 +167,18 @@ def reader_is_gone(descriptor: int) -> bool:
     return gone
 
 
-def tell_past_launcher(sentence: str) -> bool:
-    """Write a line to mpirun's own standard error: one that is being interrupted passes nothing on. Say whether that was done."""
+def tell_past_launcher(sentence: str, fold: Callable[[str, int], str] | None = None) -> bool:
+    """Write a line to mpirun's own standard error: one that is being interrupted passes nothing on. `fold` fits it into the columns of a
+    terminal. Say whether that was done."""
     launcher = parent()
     if not launched() or not _is_mpirun(_words(launcher)):
         return False
     try:
         with open(_error_of(launcher), "w") as file:
-            file.write(f"\r{sentence}\n" if os.isatty(file.fileno()) else f"{sentence}\n")
+            terminal = os.isatty(file.fileno())
+            if terminal and fold is not None:
+                sentence = fold(sentence, os.get_terminal_size(file.fileno()).columns)
+            file.write(f"\r\x1b[K{sentence}\n" if terminal and fold is not None else f"\r{sentence}\n" if terminal else f"{sentence}\n")
     except OSError:  # a socket
         return False
     return True

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
+from hepti_mpi.comm.keys import close_all_but
 from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size, stand_for_rank
 
 EXIT_CODE = 3  # of a rank that waited too long
@@ -216,6 +217,7 @@ def starting(seconds: float) -> Iterator[None]:
             sentence = f"on {host_name()} (rank {launched_rank()}): {what}; {look}"
             if not tell_trouble("late", sentence, waited=[], silent=[], alone=False):  # nobody knows for whom
                 print(f"error {sentence}", file=sys.stderr, flush=True)
+            interrupts.told()
             _end_launcher(launcher)
             os.kill(own, signal.SIGKILL)
         os._exit(0)
@@ -246,8 +248,7 @@ def _end_launcher(process: int, later: float = LATER_SECONDS) -> None:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):  # the launcher waits until nobody writes to it any more
             os.dup2(nowhere, descriptor)
-        os.close(reading)
-        os.close(writing)
+        close_all_but(range(3))
         others, end = set[int](), time.monotonic() + later
         while Path(f"/proc/{process}").exists() and time.monotonic() < end:  # for it to hear with what code this rank ended
             others.update(children(process))  # its ssh to a lost host would hold on to the screen, also when it ends by itself

@@ -166,7 +166,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
     """Answer all prompts that are left, as many at once as there are slots, while another thread writes."""
     from hepti_mpi.comm import interrupts
     from hepti_mpi.serving.generation import Event
-    from hepti_mpi.serving.sink import Beside, Spoken
+    from hepti_mpi.serving.sink import Beside, Noted, Spoken
     from hepti_mpi.serving.written import Written, finished_text
 
     loaded.rest()  # while the tokenizer is read
@@ -175,11 +175,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
         ranks = writers.ranks_of(loaded, session)
         result.logits = {one.index: ranks.all_logits(one.ids) for one in task.left}
     shown = task.state is None and not isinstance(task.sink, Spoken)
-    with meanwhile("writing", len(task.left), shown) as meter, Beside(task.sink, meter) as beside:
-
-        def ended(why: str) -> str | None:
-            beside.stop()
-            return task.sink.ended(why, len(task.left))
+    with meanwhile("writing", len(task.left), shown) as meter, Beside(task.sink, meter, Noted()) as beside:
 
         def tell(events: list[Event], seconds: float) -> None:
             written = Written(seconds)
@@ -193,7 +189,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
                 loaded.rest()
             beside.event(written)
 
-        interrupts.say(ended)
+        interrupts.say(lambda why: task.sink.ended(why, len(task.left)), beside.stop)
         begin = time.perf_counter()
         result.answers = [making.submit(one.ids, task.asked[one.index], task.sink.begun.get(one.index, ())) for one in task.left]
         prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}

@@ -242,11 +242,7 @@ def _answer(work: Work, job: Job, adaptable: bool) -> None:
 def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
     """Answer on rank 0, while another thread writes; `adaptable`: under a watch, where the job is worth one."""
     from hepti_mpi.comm import interrupts
-    from hepti_mpi.serving.sink import Beside
-
-    def ended(why: str) -> str | None:
-        beside.stop()
-        return asked.sink.ended(why, asked.requests)
+    from hepti_mpi.serving.sink import Beside, Noted
 
     session, choice, desk = work.session, work.choice, asked.desk
     if adaptable and work.batches >= WATCH_FROM if choice.adapt is None else choice.adapt:
@@ -261,9 +257,9 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
     with (
         metered or nullcontext(),
         meanwhile("answering", asked.requests, not work.supervised) as meter,
-        Beside(*listeners, meter) as beside,
+        Beside(*listeners, meter, Noted()) as beside,
     ):
-        interrupts.say(ended)
+        interrupts.say(lambda why: asked.sink.ended(why, asked.requests), beside.stop)
         desk.sink = beside
         job.answer(desk.answerer, desk)
 

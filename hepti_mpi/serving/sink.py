@@ -4,6 +4,7 @@ Knows answers and what keeps them; does not know how they were found. What turns
 engine, in a thread of its own.
 """
 
+import functools
 import queue
 import shlex
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.launcher import command_line
 from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
@@ -262,6 +264,13 @@ class Beside:
                     self.error, self.stopped = error, True
 
 
+class Noted:
+    """Notes, after others have heard of an event, what is to be said should this process end without a word."""
+
+    def event(self, event: Any) -> None:
+        interrupts.note()
+
+
 def kept_of(journal: Journal, count: int) -> str | None:
     """Say what a journal keeps of a run that is interrupted, and what goes on with it; None where it keeps nothing."""
     if not journal.finished and not journal.begun:
@@ -270,6 +279,7 @@ def kept_of(journal: Journal, count: int) -> str | None:
     return f"{len(journal.finished)} of {count} answers{more} are kept in {journal.path}; {going_on()}"
 
 
+@functools.cache
 def going_on() -> str:
     """Say with which command a run that was cut off goes on: the one that was typed, with --resume."""
     words = command_line()
