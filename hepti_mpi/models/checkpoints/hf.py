@@ -125,6 +125,8 @@ def make_spec(
     Raises ModelError.
     """
     fields, (sentence, built) = family.fields(config), texts
+    if sentence and family.types_are_words:
+        refuse_types(built)
     added = sentence.finish(built, fields) if sentence else {}
     task = Task("sentence") if "pooling" in added else choose_task(family, config, plain)
     head = task.head
@@ -145,6 +147,13 @@ def make_spec(
     tied = head in ("masked-words", "next-token") and words_tied(family, config, plain, tensors)
     back = sentence.steps if sentence and head == "sentence" else task.steps(fields | {"config": config}, labels, tied)
     return spec_of(family, name, head, fields, labels=labels, options=options | added, back=back)
+
+
+def refuse_types(built: Built) -> None:
+    """Raise ModelError when the tokenizer gives types, which become words where sentence-transformers hands them over; pipelines do not."""
+    if built.files and "token_type_ids" in parse_json(built.files["tokenizer_config.json"], "tokenizer_config.json")["model_input_names"]:
+        meant = '"model_input_names": ["input_ids", "attention_mask"] into tokenizer_config.json if they are not meant'
+        raise ModelError(f"the tokenizer gives token_type_ids, which this family looks up among its words: not supported; put {meant}")
 
 
 def words_tied(family: Family, config: Mapping[str, Any], plain: Mapping[str, str], tensors: TensorFiles) -> bool:

@@ -91,6 +91,7 @@ class Family:
     `defaults`: what config.json means where it lacks a key, beside what `fields` says itself. Source: its class in transformers 5.23.
     Where an answer ends is none of them: of that transformers takes what the files say, and nothing from the class.
     `resized`: whether the table of positions follows the size of the preprocessor's pictures; image_size and table_size tell both then.
+    `types_are_words`: whether transformers looks the types of tokens up among the words.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Family:
     other_tokenizers: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     resized: bool = False
+    types_are_words: bool = False
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

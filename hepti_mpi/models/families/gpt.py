@@ -129,6 +129,7 @@ GPT2 = Family(
         **refused("scale_attn_by_inverse_layer_idx", "scores are divided alike in all layers"),
     },
     tokenizer="GPT2Tokenizer",
+    types_are_words=True,
 )
 NEOX = Family(
     name="gpt_neox",
