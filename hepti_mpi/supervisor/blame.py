@@ -10,6 +10,7 @@ from hepti_mpi.cluster.hosts import Host
 # of mpirun: a rank that is killed can tell nothing itself. Only its number is taken; the name that stands there is one of many for a host
 KILLED = re.compile(r"\bprocess rank (\d+) with PID \d+ on node \S+ exited on")
 ENDED = re.compile(r"\bone or more processes exited with non-zero status")
+STARS = re.compile(r"\[\S+:\d+\] \*\*\* (An error occurred in Socket closed$)?")  # of MPI, of the end of a rank on another host
 RULE = re.compile(r"-{20,}\s*")  # above and below a notice of mpirun's
 
 
@@ -54,15 +55,22 @@ class Troubles:
 
 
 def without_ends(lines: Iterable[str]) -> Iterator[str]:
-    """Yield what comes on mpirun's standard error but for its notices that a rank ended: why is told in our own words.
+    """Yield what comes on mpirun's standard error but for its notices, and MPI's, that a rank ended: why is told in our own words.
 
     >>> rule = "-" * 76 + chr(10)
     >>> list(without_ends(["one", rule, "process rank 1 with PID 7 on node a exited on", "signal 9", rule, "two", rule, "three"])) == [
     ...     "one", "two", rule, "three"]
     True
+    >>> list(without_ends(["[a:0] *** An error occurred in Socket closed", "[a:0] *** on a NULL communicator", "one", "[a:0] *** two"]))
+    ['one', '[a:0] *** two']
     """
     notice: list[str] = []
+    closed = False
     for line in lines:
+        stars = STARS.match(line)
+        closed = stars is not None and (closed or stars[1] is not None)
+        if closed:
+            continue
         if RULE.fullmatch(line) or notice:
             notice.append(line)
         else:
