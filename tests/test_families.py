@@ -239,6 +239,12 @@ def test_longrope_goes_by_what_is_said_beside_the_scaling():
         plain = family.fields({**family.defaults, **config, **beside, "rope_parameters": scaling})
         assert family.fields({**family.defaults, **config, **beside, "rope_parameters": scaling | {key: 64}}) == plain
     assert plain != family.fields({**family.defaults, **config, key: 128, "rope_parameters": scaling})
+    for older in ("su", "yarn"):  # as transformers 5.23 reads both names; YaRN, by its own factor, was off by 0.05
+        for place in ("rope_parameters", "rope_scaling"):
+            found = family.fields({**family.defaults, **config, place: scaling | {"rope_type": older}})
+            assert found == family.fields({**family.defaults, **config, "rope_parameters": scaling})
+    with pytest.raises(ModelError, match="scaled by 'linear', which is not for this family; supported: longrope"):
+        family.fields({**family.defaults, **config, "rope_scaling": {"type": "linear", "factor": 2.0}})
 
 
 WRITTEN = {  # what published config.json files say beside the sizes, and transformers' classes do not read

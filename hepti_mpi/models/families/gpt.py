@@ -18,7 +18,7 @@ from hepti_mpi.models.families.decoders import (
     window_of,
 )
 from hepti_mpi.models.families.family import Family, Source, integer, mapping, number, pair, renamed, yes
-from hepti_mpi.models.families.rotary import rotary_of
+from hepti_mpi.models.families.rotary import rotary_of, scaling_said
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup
 
@@ -62,11 +62,25 @@ def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def phi3_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ModelSpec fields of a Phi-3. Raises ModelError."""
     check_code(config)
+    config = with_longrope(config)
     sizes = Sizes.of(config)
     check_alike(config, sizes, window_of(config))
     attention = sizes.attention(rotary_of(config, sizes.dim, partly=True), window=window_of(config))
     layer = Layer(attention, sizes.mlp(activation(config, "hidden_act")), before=(sizes.norm, sizes.norm))
     return sizes.fields([layer] * sizes.layers)
+
+
+def with_longrope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return config.json with longrope under its own name: older files call it su, or yarn, which it is not. Raises ModelError for any
+    other scaling, as transformers does. Source: Phi3Config, transformers 5.23.
+    """
+    said = scaling_said(config)
+    name = said.get("rope_type", said.get("type", "default"))
+    if name in ("su", "yarn"):
+        return {**config, "rope_parameters": {**said, "rope_type": "longrope"}, "rope_scaling": None}
+    if name not in ("default", "longrope"):
+        raise ModelError(f"config.json: positions are scaled by {name!r:.60}, which is not for this family; supported: longrope")
+    return config
 
 
 def check_code(config: Mapping[str, Any]) -> None:
