@@ -112,12 +112,12 @@ def unit_of(seconds: float) -> tuple[float, str]:
 
 
 def digits(value: float) -> str:
-    """Return three significant digits, all of them where there are more before the point.
+    """Return three significant digits, also noughts, which others stand below; all of them where there are more before the point.
 
-    >>> digits(1660.4), digits(16.604), digits(0.5)
-    ('1660', '16.6', '0.5')
+    >>> digits(1660.4), digits(16.604), digits(20), digits(0.5), digits(99.97), digits(-1660.4), digits(0)
+    ('1660', '16.6', '20.0', '0.500', '100', '-1660', '0')
     """
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 or not value else f"{value:#.3g}".rstrip(".")
 
 
 def columns(axes: Axes, heads: Sequence[str], rows: Sequence[Sequence[str]], every: int = 1) -> None:
