@@ -94,6 +94,17 @@ def test_no_home_and_letters_that_a_terminal_has_not(store, tmp_path):
     assert done.returncode == 0 and b"h\xe9llo \\u4e2d" in done.stdout, done
 
 
+@pytest.mark.parametrize("command", [["run"], ["supervise", "hosts.txt", "--", "run"]], ids=["run", "supervise"])
+def test_a_folder_for_open_mpi_that_cannot_be_made(store, tmp_path, command):
+    """Open MPI ends by a broken memory access then."""
+    (tmp_path / "hosts.txt").write_text("localhost slots=1\n")
+    environment = launch_environment() | {"TMPDIR": "/proc/none"}
+    words = [sys.executable, "-m", "hepti_mpi", *command, "--weights", store]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=SECONDS, env=environment)
+    assert done.returncode == 4 and "no folder in /proc/none, where TMPDIR leads: No such file or directory" in done.stderr, done
+    assert "Traceback" not in done.stderr
+
+
 def test_missing_store(tmp_path):
     refused(launch(tmp_path, "run", "--weights", "no.h5"), "no.h5 not found", "hepti_mpi slice")
     refused(launch(tmp_path, "run"), "there is no store", "hepti_mpi slice")

@@ -59,6 +59,14 @@ def test_what_is_no_json_costs_its_line(tmp_path):
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
 
 
+def test_json_that_is_not_taken_is_not_called_invalid(tmp_path):
+    items = read(tmp_path, "x.jsonl", '{"text": "a", "id": 1e999}\n' + "[" * 99999 + f'\n{{"text": "a", "id": {"9" * 5000}}}\n"b"')
+    assert [item.error for item in items] == [
+        "line 1 of x.jsonl is not taken as JSON: 1e999 is too large a number",
+        "line 2 of x.jsonl is not taken as JSON: it is nested too deeply",
+        "line 3 of x.jsonl is not taken as JSON: a number has 5000 digits", None]  # fmt: skip
+
+
 def test_an_empty_second_text_is_none_to_a_pipeline_and_one_to_sentence_transformers():
     """As transformers 5.23 and sentence-transformers 6.2 tokenise ("a", "")."""
     model = read_model(GOLDEN / "bert_sentence")
@@ -165,6 +173,7 @@ def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
     ("x.jsonl", '[\n {"text": "a"},\n {"text": "b"}\n]\n', "x.jsonl is one JSON list; write each of its members into a line", {}),
     ("x.txt", "", "x.txt is empty", {}),
     ("x.txt", "hello\n".encode("utf-16"), "x.txt is UTF-16: save it as UTF-8", {}),
+    ("x.txt", "hello\n".encode("utf-32"), "x.txt is UTF-32: save it as UTF-8", {}),
     ("x.txt", b"\x1f\x8b\x08...", "x.txt is compressed with gzip: unpack it", {}),
     ("x.csv", b"PK\x03\x04...", "or a spreadsheet", {}),
     ("x.json", "[]", "the model takes texts: .txt, .jsonl, .csv, .tsv", {}),

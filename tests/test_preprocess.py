@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -77,7 +78,7 @@ TEXT_CASES = [
     ("a.jsonl", b'"cat"\n{"text": 3}\n', "line 2 of a.jsonl has something else than text as \"text\""),
     ("a.jsonl", b'"cat"\n{"tex": "cat"}\n', "line 2 of a.jsonl has no \"text\""),
     ("a.jsonl", b'"cat"\n{cat}\n', "line 2 of a.jsonl is not valid JSON"),
-    ("a.jsonl", b"[" * 99999, "line 1 of a.jsonl is not valid JSON"),
+    ("a.jsonl", b"[" * 99999, "line 1 of a.jsonl is not taken as JSON: it is nested too deeply"),
     ("a.jsonl", b'""\n\n"a"', "line 2 of a.jsonl is empty"),
     ("a.pdf", b"cat", "the model takes texts: .txt, .jsonl, .csv, .tsv, .npz"),
     ("a.png", b"cat", "the model takes texts: .txt, .jsonl, .csv, .tsv, .npz"),
@@ -93,6 +94,9 @@ def test_refused_text(tmp_path, name, data, words):
 def test_sources_that_are_not_there(tmp_path):
     refused("bert", tmp_path / "x.txt", "not found")
     refused("bert", tmp_path, "the model takes texts: .txt")
+    os.mkfifo(tmp_path / "pipe.png")  # which nobody writes to: it would be waited for
+    for family in ("bert", "vit"):
+        refused(family, tmp_path / "pipe.png", "pipe.png is neither a file nor a folder")
     refused("bert", "x" * 5000 + ".txt", "cannot be read: File name too long")
     refused("bert", "-", "standard input is empty")
     refused("bert", None, "no tokenizer.json", ".npz", files={})

@@ -8,12 +8,13 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from hepti_mpi.errors import InputError
+from hepti_mpi.errors import HostError, InputError, reason_of
 
 PIPE_QUIET_SECONDS = 0.5
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
@@ -63,6 +64,17 @@ def ranks() -> int:
 
         return MPI.COMM_WORLD.Get_size()
     return launched_size()
+
+
+def check_scratch() -> None:
+    """Raise HostError where TMPDIR leads to where no folder can be made: Open MPI keeps one there and breaks down without it."""
+    folder = os.environ.get("TMPDIR")
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)  # as Open MPI does
+            os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        raise HostError(f"Open MPI can make no folder in {folder}, where TMPDIR leads: {reason_of(error)}; unset TMPDIR") from None
 
 
 def host_name() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.comm.launcher import host_name, launched_rank, launched_size
+from hepti_mpi.comm.launcher import check_scratch, host_name, launched, launched_rank, launched_size
 from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
@@ -53,6 +53,8 @@ class Comm:
         # when it puts it away, at every start
         os.environ.setdefault("OMPI_MCA_btl", "^ofi")
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one MPI does not start; the system knows the user's
+        if not launched():
+            check_scratch()
         import mpi4py
 
         mpi4py.rc.thread_level = "serialized"

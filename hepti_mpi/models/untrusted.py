@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,14 @@ def is_file(path: Path) -> bool:
 
 
 def check_there(path: Path) -> None:
-    """Raise InputError where there is no input at `path`, or nobody may look."""
+    """Raise InputError where there is no input at `path`, nobody may look, or it is a pipe or a device, which may never have an end."""
     try:
-        path.stat()
+        mode = path.stat().st_mode
     except OSError as error:
         gone = isinstance(error, (FileNotFoundError, NotADirectoryError)) and dead_link(path) is None
         raise InputError(f"input {path} {'not found' if gone else f'cannot be read: {reason_of(error)}'}") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"input {path} is neither a file nor a folder; write what comes from there to a file, and give that")
 
 
 def parse_json(data: bytes, name: str, kind: type = dict) -> Any:

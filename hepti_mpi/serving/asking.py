@@ -76,7 +76,7 @@ class Model:
         """What makes one text of a talk. Raises InputError for a model that has none."""
         found = ChatTemplate.of(self.files)
         if found is None:
-            raise InputError(f"model {self.spec.name} has no chat template: ask it with /v1/completions")
+            raise InputError(f"model {self.spec.name} has no chat template: give a prompt, not messages (over HTTP to /v1/completions)")
         return found
 
     def _forms_calls(self, *marks: str) -> bool:

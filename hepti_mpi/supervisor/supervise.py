@@ -27,6 +27,7 @@ from typing import IO, Any
 from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import names
 from hepti_mpi.comm.channel import STATE, for_people, told, untangled
+from hepti_mpi.comm.launcher import check_scratch
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
 from hepti_mpi.supervisor.blame import Troubles, without_ends
@@ -158,6 +159,7 @@ class Supervisor:
     # one start
 
     def _start(self, live: Sequence[Host]) -> Attempt:
+        check_scratch()
         hostfile = self.folder / "hosts.txt"
         hostfile.write_text("".join(host.line + "\n" for host in live))
         home = {"HOME": os.path.expanduser("~")}  # without it, as in a unit of systemd that names no user, mpirun does not start

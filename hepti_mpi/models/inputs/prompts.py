@@ -14,7 +14,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import check_positions, read_npz
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked_options
-from hepti_mpi.models.inputs.text import ID, bad_byte, json_value, lines_of, read_text
+from hepti_mpi.models.inputs.text import ID, bad_byte, json_value, lines_of, no_json, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import check_there, shown
@@ -126,8 +126,8 @@ def _object(line: str, where: str) -> dict[str, Any]:
     """Return the object of a line; a JSON string is a prompt. Raises InputError."""
     try:
         value = json_value(_text(line, where))
-    except (ValueError, RecursionError):
-        raise InputError(f"{where} is not valid JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(no_json(where, error)) from None
     value = {"prompt": value} if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise InputError(_no_prompt(where))

@@ -24,6 +24,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".jsonl", *DELIMITERS)
 TAKEN = f"the model takes texts: {', '.join(SUFFIXES)}, .npz with input_ids, or - for standard input"
 OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as .csv",
+          b"\xff\xfe\0\0": "UTF-32: save it as UTF-8", b"\0\0\xfe\xff": "UTF-32: save it as UTF-8",
           b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8"}  # fmt: skip
 WIDE = "UTF-16 without a mark at its beginning: save it as UTF-8"
 BEGIN = 8000  # bytes of a file by which Git, too, tells whether it is text: no byte of a text is 0
@@ -171,8 +172,8 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
         wrong = bad_byte(line, where) or (None if line.strip() else f"{where} is empty")
         try:
             value = None if wrong else json_value(line)
-        except (ValueError, RecursionError):
-            wrong = f"{where} is not valid JSON"
+        except (ValueError, RecursionError) as error:
+            wrong = no_json(where, error)
         if wrong is not None:
             items.append(Item(where, error=wrong))
         elif isinstance(value, list) and len(value) == 2 and reading.field is None and reading.pair is None:
@@ -198,6 +199,13 @@ def json_value(line: str) -> Any:
     return json.loads(line, parse_constant=_no_constant, parse_float=_finite, parse_int=whole_number)
 
 
+def no_json(where: str, error: ValueError | RecursionError) -> str:
+    """Say why json_value gives nothing: what is no JSON, or JSON that is not taken."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{where} is not valid JSON"
+    return f"{where} is not taken as JSON: {'it is nested too deeply' if isinstance(error, RecursionError) else error}"
+
+
 def _one_list(text: str) -> bool:
     """Return whether a file is a list as a whole, which is what a data set is often kept as, in one line or several."""
     if not text.lstrip().startswith("["):
@@ -210,13 +218,13 @@ def _one_list(text: str) -> bool:
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise json.JSONDecodeError("no JSON", word, 0)
 
 
 def _finite(word: str) -> float:
     """Return the number of JSON that `word` is; 1e999 would be written as Infinity, which is no JSON."""
     if not math.isfinite(value := float(word)):
-        raise ValueError(f"{word} is too large a number")
+        raise ValueError(f"{shown(word, 20)} is too large a number")
     return value
 
 
