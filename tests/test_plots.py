@@ -31,7 +31,7 @@ def pictures(tmp_path):
 @pytest.fixture(autouse=True)
 def readable(monkeypatch):
     """Check every figure that is drawn: texts inside the page and apart from each other."""
-    drawn: dict[int, tuple] = {}  # what the last drawing showed: a text, its box
+    drawn: dict[int, tuple] = {}  # what the last drawing showed: a text, by what it was drawn
     save, draw_figure, draw_text = plots.Figure.savefig, plots.Figure.draw, Text.draw
 
     def anew(figure, renderer):
@@ -40,16 +40,17 @@ def readable(monkeypatch):
 
     def noted(text, renderer, *args):
         if text.get_visible() and text.get_text().strip():
-            drawn[id(text)] = (text, Text.get_window_extent(text, renderer))
+            drawn[id(text)] = (text, renderer)
         draw_text(text, renderer, *args)
 
     def checked(figure, *args, **options):
         save(figure, *args, **options)
         page = figure.bbox
         assert drawn
-        for text, box in drawn.values():
+        boxes = [(text, Text.get_window_extent(text, renderer)) for text, renderer in drawn.values()]  # not while it is only laid out
+        for text, box in boxes:
             assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, f"{text} is cut off"
-        for (text, box), (other, second) in combinations(drawn.values(), 2):
+        for (text, box), (other, second) in combinations(boxes, 2):
             width, height = min(box.x1, second.x1) - max(box.x0, second.x0), min(box.y1, second.y1) - max(box.y0, second.y0)
             assert width <= 1 or height <= 1, f"{text} overlaps {other}"
 
