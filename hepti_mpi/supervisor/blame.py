@@ -10,7 +10,8 @@ from hepti_mpi.cluster.hosts import Host
 # of mpirun: a rank that is killed can tell nothing itself. Only its number is taken; the name that stands there is one of many for a host
 KILLED = re.compile(r"\bprocess rank (\d+) with PID \d+ on node \S+ exited on")
 ENDED = re.compile(r"\bone or more processes exited with non-zero status")
-STARS = re.compile(r"\[\S+:\d+\] \*\*\* (An error occurred in Socket closed$)?")  # of MPI, of the end of a rank on another host
+LEFT = re.compile(r"\bpeer process has unexpectedly disconnected|\bhas exited due to process rank \d+ ")  # what others do of it
+STARS = re.compile(r"\s*\[\S+:\d+\] \*\*\* (An error occurred in Socket closed$)?")  # of MPI, of the end of a rank on another host
 RULE = re.compile(r"-{20,}\s*")  # above and below a notice of mpirun's
 
 
@@ -61,7 +62,11 @@ def without_ends(lines: Iterable[str]) -> Iterator[str]:
     >>> list(without_ends(["one", rule, "process rank 1 with PID 7 on node a exited on", "signal 9", rule, "two", rule, "three"])) == [
     ...     "one", "two", rule, "three"]
     True
-    >>> list(without_ends(["[a:0] *** An error occurred in Socket closed", "[a:0] *** on a NULL communicator", "one", "[a:0] *** two"]))
+    >>> list(without_ends([rule, "An MPI communication peer process has unexpectedly disconnected.  This", "usually", rule, "one"]))
+    ['one']
+    >>> list(without_ends([rule, "prterun has exited due to process rank 2 with PID 53 on node b calling", '"abort"', rule, "one"]))
+    ['one']
+    >>> list(without_ends([" [a:0] *** An error occurred in Socket closed", "[a:0] *** on a NULL communicator", "one", "[a:0] *** two"]))
     ['one', '[a:0] *** two']
     """
     notice: list[str] = []
@@ -76,7 +81,7 @@ def without_ends(lines: Iterable[str]) -> Iterator[str]:
         else:
             yield line
         if len(notice) > 1 and RULE.fullmatch(line):
-            if not any(KILLED.search(one) or ENDED.search(one) for one in notice):
+            if not any(KILLED.search(one) or ENDED.search(one) or LEFT.search(one) for one in notice):
                 yield from notice
             notice = []
     yield from notice
