@@ -1,5 +1,6 @@
 """Option types and the options that several commands share. Knows click and words on a command line, not what is done with them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,14 @@ OURS = ("tensor", "hybrid", "sequence")
 BASELINES = ("megatron", "voltage", "galaxy", "coedge", "edgeflow", "ram", "single")
 ROWS = 128  # of a request, where nobody says
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Within(click.FloatRange):
+    """A number within bounds; nan is in no order with them, and Click would take it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number", param, ctx) if math.isnan(number) else number
 
 
 class Size(click.ParamType):
@@ -114,7 +123,7 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
     threads = "Threads per rank; left out: the host's cores divided among its ranks."
     deadline = "Seconds that a rank waits for another before the job ends and says for whom; 0 waits for ever."
     for option in (
-        click.option("--deadline", type=click.FloatRange(0, 1e6), default=60.0, show_default=True, help=deadline),
+        click.option("--deadline", type=Within(0, 1e6), default=60.0, show_default=True, help=deadline),
         click.option("--emulate", type=Boards(), help="Be as slow as these boards, one a rank, such as pi5,pi4,pi4: what would they do?"),
         click.option("--threads", type=click.IntRange(1, 1024), envvar="HEPTI_THREADS", help=threads),
     ):
@@ -247,7 +256,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--boost", is_flag=True, help="Give another system's division our exchanges, which travel while ranks compute."),
         click.option(
             "--tolerance",
-            type=click.FloatRange(0, 1),
+            type=Within(0, 1),
             default=0.0,
             show_default=True,
             help="Allow float16 or int8 on the wire if no value of the result changes by more; 0 is exact.",

@@ -15,6 +15,7 @@ from hepti_mpi.commands.options import (
     FILE,
     PIPELINE,
     ROWS,
+    Within,
     check_positions,
     grouped,
     one_of,
@@ -66,8 +67,8 @@ class Described:
 @click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command; left out: the only one there is.")
 @click.option("--entry", type=click.IntRange(1), help="Which of the profile's measurements for this model; left out: the last.")
 @click.option("--boards", help="Plan for described boards instead, such as pi4,pi4,pi5; a wrong name is answered with the list.")
-@click.option("--mbit", type=click.FloatRange(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")
-@click.option("--latency-us", type=click.FloatRange(1, 1e6), default=200.0, show_default=True,
+@click.option("--mbit", type=Within(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")
+@click.option("--latency-us", type=Within(1, 1e6), default=200.0, show_default=True,
               help="Microseconds that a message between --boards takes.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1, 1 << 20),
               help=f"Rows (tokens, patches) of a request; left out: {ROWS}, or as many as the model takes.")

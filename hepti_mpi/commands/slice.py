@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, FORMATS, one_of, words_options
+from hepti_mpi.commands.options import FILE, FORMATS, Within, one_of, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.weights.places import FIRST_PART, check_new, no_model
 
@@ -39,7 +39,7 @@ FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
     words=FORMATS,
     help="How the words are stored that texts are written in. Left out: in 8 bits where --format has fewer than 16, else as it says.",
 )
-@click.option("--error", type=click.FloatRange(0, 1), help="With --format auto, on built-in inputs: by how much the cosine of what the "
+@click.option("--error", type=Within(0, 1), help="With --format auto, on built-in inputs: by how much the cosine of what the "
               "head reads may be less than 1, at most; of a model that writes texts, the KL divergence of the next word.")  # fmt: skip
 @words_options(has_document=False)
 def slice_command(

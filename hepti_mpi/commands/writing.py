@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hepti_mpi.commands.options import Within
+
 if TYPE_CHECKING:
     from hepti_mpi.models.tasks.sampling import Sampling
 
@@ -73,7 +75,7 @@ def writing_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def sampling_options(context: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add what says how one text is generated; `context`: the rows that it may have where nobody says."""
-    number, whole = click.FloatRange(-100, 100), click.IntRange(1, 1 << 24)
+    number, whole = Within(-100, 100), click.IntRange(1, 1 << 24)
     chance = "Text: how much chance there is; left out: none, the likeliest."
     repetition = "Text: divides logits of tokens so far; left out: as the model's files say."
 
@@ -84,11 +86,11 @@ def sampling_options(context: str) -> Callable[[Callable[..., None]], Callable[.
             click.option("--seed", type=int, help="Text: the same answers each time, also with a temperature."),
             click.option("--frequency-penalty", type=number, help="Text: taken off a token's logit each time that the answer has it."),
             click.option("--presence-penalty", type=number, help="Text: taken off the logits of tokens that the answer has."),
-            click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help=repetition),
-            click.option("--min-p", type=click.FloatRange(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
-            click.option("--top-p", type=click.FloatRange(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
+            click.option("--repetition-penalty", type=Within(0.01, 100), help=repetition),
+            click.option("--min-p", type=Within(0, 1), help="Text: leave tokens this part as likely as the likeliest, or more."),
+            click.option("--top-p", type=Within(0, 1), help="Text: leave the likeliest tokens that together are this likely."),
             click.option("--top-k", type=click.IntRange(0, 1 << 24), help="Text: leave so many of the likeliest tokens."),
-            click.option("--temperature", type=click.FloatRange(0, 100), help=chance),
+            click.option("--temperature", type=Within(0, 100), help=chance),
             click.option("--max-tokens", type=whole, help="Text: the longest answer; left out: 256."),
         ):
             command = option(command)
