@@ -2,6 +2,7 @@ import click
 import pytest
 
 from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES, OURS, PIPELINE, SHARES, Boards, Size
+from hepti_mpi.commands.writing import refuse_for_text
 from hepti_mpi.planning import baselines, methods
 from hepti_mpi.planning.search import LEANER
 from hepti_mpi.program.plan import LAYOUTS, Plan
@@ -56,3 +57,10 @@ def test_what_may_be_named_is_what_there_is():
     assert layouts == set(LEANER) and len(LAYOUT_NAMES) == len(layouts) + 1
     assert all(attention in LAYOUTS["attention"] and mlp in LAYOUTS["mlp"] for attention, mlp in layouts)
     assert {Plan.strategy_of(layout) for layout in layouts} == set(OURS)
+
+
+def test_what_texts_have_no_use_for_is_refused_also_where_it_is_only_switched_on():
+    refuse_for_text({"hidden": False, "adapt": None, "repeat": 1, "tolerance": 0.0, "strategy": "auto"})
+    for given in ({"hidden": True}, {"adapt": True}, {"repeat": 2}):
+        with pytest.raises(click.UsageError, match=f"generates text, which --{next(iter(given))} is not for yet"):
+            refuse_for_text(given)

@@ -102,7 +102,7 @@ def sampling_options(context: str) -> Callable[[Callable[..., None]], Callable[.
 def refuse_for_text(options: dict[str, Any]) -> None:
     """Raise UsageError for an option that was given and has no meaning for text that is generated."""
     for name, value in options.items():
-        if value not in (None, False, "auto", 0, 1):
+        if value is True or value not in (None, False, "auto", 0, 1):  # True is equal to 1
             raise click.UsageError(f"the model generates text, which --{name.replace('_', '-')} is not for yet; leave it out")
 
 
