@@ -177,6 +177,13 @@ def part_of(profile, ranks):
     return replace(profile, nodes=tuple(profile.nodes[rank] for rank in ranks), **dict(zip(("latency_seconds", "bytes_per_second"), links)))
 
 
+def test_boards_are_chosen_by_what_they_come_to():
+    """Two boards are the soonest as the rows are divided first; three are, by far, once rows are cut into tiles that travel meanwhile."""
+    profile = described(cluster_named("mixed4"), LARGE)
+    every, two = (decide(LARGE, one, 128, strategy="tensor").chosen.price.seconds for one in (profile, part_of(profile, (0, 1))))
+    assert every < 0.95 * two
+
+
 @pytest.mark.parametrize("speeds, mbit, rows", [((9, 30, 9), 60, 17), ((16, 11, 7, 4), 200, 60)])
 def test_auto_is_not_slower_than_what_is_forced(speeds, mbit, rows):
     """Any layout, any strategy, any set of ranks with the root in it."""

@@ -49,11 +49,11 @@ class Refinement:
         self.steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
 
     def improve_best(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
-        """Return of each kind the candidate that promises most, improved, with what else it led to, soonest first; one without hope of
+        """Return of each kind the candidate that may come to most, improved, with what else it led to, soonest first; one without hope of
         being the best stays as it is."""
         every = [list(ones) for ones in kinds]
         least = min((one.price.seconds for ones in every for one in ones if one.plan.divided), default=np.inf)
-        promises = [min((self.promise(one, least) for one in ones), key=lambda found: found[0]) for ones in every]
+        promises = [min((self.promise(one, least) for one in ones), key=lambda found: found[1]) for ones in every]
         promising = sorted(promises, key=lambda found: (found[0], *order(found[2][0])))
         found: list[list[Candidate]] = []
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
