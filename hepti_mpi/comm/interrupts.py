@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hepti_mpi.comm.channel import state_path
-from hepti_mpi.comm.keys import stand_by
 from hepti_mpi.comm.launcher import has_ranks_elsewhere, launched, parent, rank_is_gone, stand_for_rank
+from hepti_mpi.comm.standby import stand_by
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130

@@ -187,10 +187,11 @@ def tell_past_launcher(sentence: str, fold: Callable[[str, int], str] | None = N
         return False
     try:
         with open(_error_of(launcher), "w") as file:
-            terminal = os.isatty(file.fileno())
-            if terminal and fold is not None:
-                sentence = fold(sentence, os.get_terminal_size(file.fileno()).columns)
-            file.write(f"\r\x1b[K{sentence}\n" if terminal and fold is not None else f"\r{sentence}\n" if terminal else f"{sentence}\n")
+            if os.isatty(file.fileno()):
+                file.write("\r")
+                if fold is not None:
+                    sentence = "\x1b[K" + fold(sentence, os.get_terminal_size(file.fileno()).columns)
+            file.write(f"{sentence}\n")
     except OSError:  # a socket
         return False
     return True

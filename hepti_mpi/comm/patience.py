@@ -19,8 +19,8 @@ from pathlib import Path
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
-from hepti_mpi.comm.keys import close_all_but
 from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size, stand_for_rank
+from hepti_mpi.comm.standby import close_all_but
 
 EXIT_CODE = 3  # of a rank that waited too long
 LOOK_SECONDS = 0.25

@@ -1,4 +1,4 @@
-"""What a rank hears of Ctrl-C where mpirun is."""
+"""What a process that stands by a rank hears of Ctrl-C where mpirun is, and does once the rank is no more."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ import pytest
 
 RANK = """
 import os, signal, sys, time
-from hepti_mpi.comm import keys
+from hepti_mpi.comm import standby
 os.setpgid(0, 0)  # as mpirun's ranks are
 signal.signal(signal.SIGINT, lambda *_: heard.append(1))
 heard = []
-keys.stand_by(os.getppid(), True, bool, ())
+standby.stand_by(os.getppid(), True, bool, ())
 children = f"/proc/self/task/{os.getpid()}/children"
 while not any(os.getpgid(int(child)) == os.getpgid(os.getppid()) for child in open(children).read().split()):
     time.sleep(0.01)
@@ -42,10 +42,10 @@ def test_a_key_that_mpirun_hears_reaches_the_rank(pressed):
 
 SHORT = """
 import os, signal, sys
-from hepti_mpi.comm import keys
+from hepti_mpi.comm import standby
 os.setpgid(0, 0)
 kept = os.dup(1)
-keys.stand_by(os.getppid(), False, lambda: os.write(kept, b"it is no more"), {kept})
+standby.stand_by(os.getppid(), False, lambda: os.write(kept, b"it is no more"), {kept})
 if sys.stdin.readline() == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 """
