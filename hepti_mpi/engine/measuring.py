@@ -54,7 +54,7 @@ def measured(
     if one_alone:
         made = timers(spec, threads, used, not emulation.on)
         with cores.apart_from_threads():
-            alone = timed(made, rows, spec.positions, emulation, alone_clock, lambda: None)
+            alone = timed(made, rows, spec.positions, emulation, alone_clock, None)
     cores.use(alone=False)
     world.barrier()
     made = timers(spec, cores.threads, used, not emulation.on)
@@ -67,10 +67,11 @@ def measured(
 
 
 def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulation, clock: Callable[[], float],
-          begin: Callable[[], object], seconds: float = 2.0) -> Timed:
+          begin: Callable[[], object] | None, seconds: float = 2.0) -> Timed:
     """Return what kernels take this rank by `clock`, timed for about `seconds`.
 
-    `begin` is called before each kernel: ranks that compute beside each other wait there for each other, so that they see each other.
+    `begin` is called before each kernel: ranks that compute beside each other wait there for each other, so that they see each other. None:
+    the others rest; then what this rank's threads wait for each other, which a clock of computing does not see, is in its whole layers.
     """
     shapes = [(count, min(length, positions)) for count, length in ATTENDED]
     size = timers.rows * timers.hidden
@@ -92,6 +93,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     behind_texts = len(calls)
     calls += [] if timers.table is None else [(timers.table[0](texts), Work()) for texts in STEP_ROWS]
     times: list[list[float]] = [[] for _ in calls]
+    spans: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
     for _ in range(passes):
         for place, ((call, work), found) in enumerate(zip(calls, times)):
@@ -99,9 +101,10 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
             before = timers.between if alone else None  # the chain of products has its own weights
             if place >= behind_texts:
                 before = calls[behind_texts - len(steps)][0]  # the table of words: layers take what was in caches, as those of a token do
-            begin()
+            if begin is not None:
+                begin()
             with emulation.in_time():
-                piece = partial(emulation.run, call, work), seconds / passes / len(calls), clock, found, before
+                piece = partial(emulation.run, call, work), seconds / passes / len(calls), clock, (found, spans[place]), before
                 _time(*piece)
                 for _ in range(AGAIN):
                     if place < parts_of_layers and emulation.outrun(work, min(found)):
@@ -114,25 +117,34 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     took = [(work, taken) for (_, work), taken in zip(calls[len(rows) + 6 :], spent[6:])][: len(behind)]
     cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
     layers = list(zip(did, spent[6 + len(behind) :]))
+    if begin is None:
+        layers = [(work, taken * _waits(spans[place], times[place])) for place, (work, taken) in enumerate(layers, parts_of_layers)]
     of_texts = [(part.work(texts, behind_few), taken) for (part, texts), taken in zip(steps, spent[6 + len(behind) + len(whole) :])]
     table = [] if timers.table is None else [taken / timers.table[1] for taken in spent_of[behind_texts:]]
     return Timed(rows, curve, attention, spent[2:6], size, layers, cached, of_texts, timers.texts[0].count if steps else 0, table)
 
 
-def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], times: list[float],
+def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], into: tuple[list[float], list[float]],
           before: Callable[[], None] | None = None) -> None:
-    """Add to `times` the times of `call` by `clock` over about `seconds`, of at least one call; the very first warms up. `before`: is
-    called before each, and not timed."""
+    """Add to `into` the times of `call`, by `clock` and as they pass, over about `seconds`, of at least one call; the very first warms up.
+    `before`: is called before each, and not timed."""
+    times, spans = into
     if not times:
         call()
     more, end = MOST_CALLS, time.perf_counter() + seconds
     while more == MOST_CALLS or (time.perf_counter() < end and more > 0):
         if before is not None:
             before()
-        begin = clock()
+        start, begin = time.perf_counter(), clock()
         call()
         times.append(clock() - begin)
+        spans.append(time.perf_counter() - start)
         more -= 1
+
+
+def _waits(spans: Sequence[float], times: Sequence[float]) -> float:
+    """Return how many times as long calls last as their threads compute: the least of all, for other work can only add to it."""
+    return max(1.0, min(span / max(taken, 1e-9) for span, taken in zip(spans, times)))
 
 
 def gathered(comm: Comm, exchanges: Exchanges, who: dict[str, Any], own: Timed, alone: Timed | None, edges: Edges,
