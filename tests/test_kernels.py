@@ -203,10 +203,15 @@ def test_short_calls_are_not_repeated_for_ever():
     """However long there is: a pass of a kernel ends after so many calls, and one that has no time has one."""
     called = []
     for seconds, passes in ((1e6, 1), (0.0, 1)):
-        times = []
-        measuring._time(lambda: called.append(1), seconds, time.perf_counter, times)
-        assert len(times) == (measuring.MOST_CALLS if seconds else passes)
+        times, spans = [], []
+        measuring._time(lambda: called.append(1), seconds, time.perf_counter, (times, spans))
+        assert len(times) == len(spans) == (measuring.MOST_CALLS if seconds else passes)
     assert len(called) == measuring.MOST_CALLS + 1 + 2  # and the very first of each warms up
+
+
+@pytest.mark.parametrize("spans, factor", [((2.2, 1.1, 9.0), 1.1), ((0.9, 0.99, 1.0), 1.0)])
+def test_what_threads_wait_for_each_other_is_told_from_the_least_disturbed_call(spans, factor):
+    assert measuring._waits(spans, (1.0, 1.0, 1.0)) == pytest.approx(factor)
 
 
 def test_what_whole_layers_take_beyond_their_parts_is_in_the_products():
