@@ -16,7 +16,7 @@ def test_a_sum_is_the_same_everywhere(world, shape, polite):
     for _ in range(3):
         group.allreduce(own, result)
         assert np.array_equal(own, every[world.rank]), "the terms are as they were"
-        assert result == pytest.approx(np.sum(every, axis=0, dtype=np.float64), abs=1e-5)
+        np.testing.assert_allclose(result, np.sum(every, axis=0, dtype=np.float64), rtol=0, atol=1e-5)
     if polite:
         expected = every[0].copy()
         for term in every[1:]:
