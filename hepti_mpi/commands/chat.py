@@ -82,7 +82,7 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
 
     prompter, making, sampling = Prompter(session.store.spec, session.store.files), maker(loaded, session), writing.sampling()
     messages = [{"role": "system", "content": system}] if system else []
-    lines = typed_lines()
+    lines = terminal.typed(PROMPT) if terminal.has_keys() else _asked(typed_lines())
     while True:
         loaded.rest()
         line = _line(lines)
@@ -106,12 +106,23 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
         messages.append({"role": "assistant", "content": answer.text})
 
 
+def _asked(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines as they are handed on, a prompt before each."""
+    SCREEN.part(PROMPT)
+    for line in lines:
+        if terminal.path(terminal.IN) is not None:
+            terminal.begun.clear()  # who typed it has ended the line
+            if "\x1b" in line:
+                SCREEN.warn("that line has keys in it that are no letters, such as arrows, and was not sent; they work without mpirun")
+                line = ""
+        if line:
+            yield line
+        SCREEN.part(PROMPT)
+
+
 def _line(lines: Iterator[str]) -> str:
     """Return the next line, empty at the end."""
-    SCREEN.part(PROMPT)
-    line = next(lines, "")
-    if line and terminal.path(terminal.IN) is not None:
-        terminal.begun.clear()  # who typed it has ended the line
-    if not line:
+    line = next(lines, None)
+    if line is None:
         SCREEN.part("\n")  # what comes next on the screen is not the talk
-    return line.strip()
+    return (line or "").strip()

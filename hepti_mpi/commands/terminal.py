@@ -7,7 +7,8 @@ Under mpirun the terminal is mpirun's: a rank has none of its own, or one that n
 import os
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,29 @@ def end_line(descriptor: int = ERR) -> None:
     if place in begun:
         begun.remove(place)
         click.echo(err=descriptor == ERR)
+
+
+def has_keys() -> bool:
+    """Say whether a line can be changed while it is typed: not where the terminal is that of mpirun, which hands on whole lines."""
+    from hepti_mpi.comm.launcher import launched
+
+    return not launched() and None is not path(IN) == path(OUT)
+
+
+def typed(prompt: str) -> Iterator[str]:
+    """Yield lines that are typed behind `prompt` where keys can be had: arrows move in a line and call back those before it, and lines
+    that are pasted are one."""
+    with suppress(ImportError):  # a Python that was built without it
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns that off, for its own prompt
+    place = path(OUT) or ""
+    with suppress(EOFError):
+        while True:
+            begun.add(place)
+            line = input(prompt)
+            begun.clear()  # who typed it has ended the line
+            yield line
 
 
 def flush() -> None:
