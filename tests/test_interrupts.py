@@ -1,6 +1,5 @@
 """What is said when a process is to end; that it is said once, and in time, tests/test_terminal.py looks at."""
 
-import mmap
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import pytest
 
 from hepti_mpi.comm import interrupts, launcher
+from hepti_mpi.comm.lastword import BYTES, LastWord
 
 NAMED = r"""
 import time
@@ -21,16 +21,13 @@ time.sleep(60)
 @pytest.fixture
 def said(monkeypatch):
     """Return what this process says, which has the word and has not spoken."""
-    reading, word = os.pipe()
-    os.write(word, b"!")
-    told = []
-    monkeypatch.setattr(interrupts, "_word", [reading])
+    told, last = [], LastWord()
+    monkeypatch.setattr(interrupts, "_last", [last])
+    monkeypatch.setattr(interrupts, "_first", bool)
     monkeypatch.setattr(interrupts, "_tell", told.append)
-    monkeypatch.setattr(interrupts, "_sentence", interrupts._sentence)
-    os.set_blocking(reading, False)
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
     yield told
-    os.close(reading)
-    os.close(word)
+    os.close(last.token)
 
 
 @pytest.mark.parametrize("gone, pressed, ranks, why", [
@@ -38,15 +35,26 @@ def said(monkeypatch):
     (False, False, "4", "interrupted, or a rank on another host ended"), (False, True, "4", "interrupted"),
     (True, False, "4", "a rank ended"),
 ])  # fmt: skip
-def test_a_sentence_says_why_and_keeps_its_other_words(gone, pressed, ranks, why, said, monkeypatch):
+def test_a_sentence_says_why_and_what_is_kept_once(gone, pressed, ranks, why, said, monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: gone)
     monkeypatch.setattr(interrupts, "_heard", {signal.SIGINT} if pressed else {signal.SIGTERM})
     for name, value in (("SIZE", ranks), ("LOCAL_SIZE", "2"), ("RANK", "0")):
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
-    interrupts.say(lambda why: f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part")
-    interrupts._speak()
-    interrupts._speak()
-    assert said == [f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part"]
+    interrupts.keeping(lambda: "2 of 3 answers are kept in interrupted.jsonl.part")
+    assert interrupts.speak() and interrupts.speak() and interrupts.speak("waited 5 s for rank 1")
+    assert said == [f"{why}; 2 of 3 answers are kept in interrupted.jsonl.part"] and not interrupts.told()
+
+
+def test_who_gives_another_reason_says_what_is_kept_with_it(said):
+    """As a deadline that has passed: no process that outlives this one is to say a second sentence."""
+    interrupts.keeping(lambda: "2 of 3 answers are kept")
+    assert interrupts.speak("waited 5 s for rank 1") and said == ["waited 5 s for rank 1; 2 of 3 answers are kept"]
+    assert not interrupts.told()
+
+
+def test_another_rank_says_nothing_and_leaves_the_word(said, monkeypatch):
+    monkeypatch.setattr(interrupts, "_tell", None)
+    assert not interrupts.speak("waited 5 s for rank 1") and interrupts.told() and not said
 
 
 @pytest.mark.parametrize("heard, whether", [((), False), ((signal.SIGCHLD,), False), ((signal.SIGCONT, signal.SIGTERM), True)])
@@ -55,21 +63,21 @@ def test_who_asks_this_process_to_end(heard, whether, monkeypatch):
     assert interrupts.arrived() is whether
 
 
-def test_a_sentence_of_nothing_is_not_said(said, monkeypatch):
-    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
-    interrupts.say(lambda why: None)
-    interrupts._speak()
-    assert said == []
+def test_what_somebody_else_says_is_not_said(said):
+    interrupts.keeping(lambda: None)
+    assert interrupts.speak() and said == []
 
 
-@pytest.mark.parametrize("fails", ["_why", "_sentence"])
+@pytest.mark.parametrize("fails", ["_why", "kept"])
 def test_the_bare_word_where_nothing_more_can_be_found_out(fails, said, monkeypatch):
-    def fail(*_):
+    def fail():
         raise ValueError("nothing of the kind was thought of")
 
-    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
-    monkeypatch.setattr(interrupts, fails, fail)
-    interrupts._speak()
+    if fails == "kept":
+        interrupts._last[0].kept = fail
+    else:
+        monkeypatch.setattr(interrupts, fails, fail)
+    interrupts.speak()
     assert said == ["interrupted"]
 
 
@@ -78,7 +86,6 @@ def test_a_process_whose_sentence_cannot_be_told_ends_all_the_same(said, monkeyp
         raise OSError("nobody reads")
 
     codes = []
-    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
     monkeypatch.setattr(interrupts, "_tell", fail)
     monkeypatch.setattr(interrupts, "_ending", codes.append)
     with pytest.raises(OSError):
@@ -96,21 +103,18 @@ def test_processes_of_any_name_are_counted():
         process.communicate()
 
 
-def test_the_bare_word(said, monkeypatch):
-    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
-    monkeypatch.setattr(interrupts, "_sentence", str)
-    interrupts._speak()
+def test_the_bare_word(said):
+    interrupts.speak()
     assert said == ["interrupted"]
 
 
-@pytest.mark.parametrize("sentence, noted", [
-    (lambda why: f"{why}; 2 of 3 answers are kept", f"{interrupts.LOST}; 2 of 3 answers are kept"), (lambda why: None, ""),
+@pytest.mark.parametrize("kept, noted", [
+    ("2 of 3 answers are kept", "a rank was lost; 2 of 3 answers are kept"), ("", "a rank was lost"),
+    (None, "a rank was lost"), ("in half\udcc3.jsonl", "a rank was lost; in half\\udcc3.jsonl"),
+    ("é" * BYTES, f"a rank was lost; {'é' * (BYTES // 2 - 1)}"),
 ])  # fmt: skip
-def test_what_is_noted_for_a_process_that_ends_without_a_word(sentence, noted, said, monkeypatch):
+def test_what_is_noted_for_a_process_that_ends_without_a_word(kept, noted, said):
     """Nothing of it is done meanwhile that is done at an interruption."""
-    memory = mmap.mmap(-1, interrupts._LAST_BYTES)
-    monkeypatch.setattr(interrupts, "_last", [memory])
-    monkeypatch.setattr(interrupts, "_first", bool)
-    interrupts.say(str)
-    interrupts.say(sentence, lambda: pytest.fail("nobody interrupts"))
-    assert memory[:].partition(b"\0")[0].decode() == noted and said == []
+    interrupts.keeping(lambda: "")
+    interrupts.keeping(lambda: kept, lambda: pytest.fail("nobody interrupts"))
+    assert interrupts._last[0].noted(interrupts.LOST) == noted and said == []

@@ -139,6 +139,22 @@ def test_a_supervisor_is_told_in_a_record_and_nobody_twice(tmp_path):
     assert record == {"kind": "late", "rank": 0, "waited": [1], "silent": [], "alone": False}
 
 
+LAST = """
+import sys
+from hepti_mpi.comm import interrupts
+interrupts.listen(lambda sentence: print(sentence, file=sys.stderr, flush=True))
+interrupts.keeping(lambda: "2 of 3 answers are kept in a.jsonl.journal")
+"""
+
+
+def test_who_waited_in_vain_says_what_is_kept_in_the_same_sentence():
+    words = [sys.executable, "-c", LAST + PROGRAM, "0.3", "30", "0"]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    [said] = result.stderr.splitlines()
+    assert result.returncode == patience.EXIT_CODE and "waited 0.3 s for rank 1 on there" in said
+    assert said.endswith("; 2 of 3 answers are kept in a.jsonl.journal")
+
+
 def test_what_does_not_end_when_asked_is_ended(monkeypatch):
     monkeypatch.setattr(patience, "END_SECONDS", 0.2)
     program = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"

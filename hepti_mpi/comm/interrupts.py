@@ -4,7 +4,6 @@ Knows signals and threads; does not know what is said. mpirun passes Ctrl-C on a
 or when the first rank has ended.
 """
 
-import mmap
 import os
 import signal
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hepti_mpi.comm.channel import state_path
-from hepti_mpi.comm.launcher import has_ranks_elsewhere, launched, parent, rank_is_gone, stand_for_rank
+from hepti_mpi.comm.lastword import KEPT, LastWord, joined
+from hepti_mpi.comm.launcher import PARENT, has_ranks_elsewhere, mpirun_is_here, rank_is_gone
 from hepti_mpi.comm.standby import stand_by
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -23,16 +23,11 @@ LOST = "a rank was lost"  # this one or another, whose end MPI may make that of 
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
-_word: list[int] = []  # a pipe with one byte: who reads that, this process or one that it has forked, says the sentence
+_last: list[LastWord] = []
+_first: Callable[[], object] = bool  # what is done before it is said
 _heard = set[int]()  # the signals that have come
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
-
-
-_sentence: Callable[[str], str | None] = str
-_first: Callable[[], object] = bool  # what is done before that is asked
-_LAST_BYTES = 1 << 16
-_last: list[mmap.mmap] = []  # what the process that stands by says when this one ended without a word; it has that memory too
 
 
 class Interrupted(BaseException):
@@ -44,11 +39,15 @@ def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], obje
     outlives this."""
     global _tell
     _tell = tell
-    reading, word = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.write(word, b"!")
-    _word[:] = [reading]
-    if tell is not None and launched():
-        _have_stand_by(reading, tell_last)
+    last = LastWord()
+    _last[:] = [last]
+
+    def speak() -> None:
+        if last.taken():
+            tell_last(last.noted(LOST))
+
+    if tell is not None and mpirun_is_here():  # whoever supervises a run hears of its ranks' ends
+        stand_by(PARENT, has_ranks_elsewhere(), bool if state_path() else speak, {last.token})
     reading, arriving = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(arriving, False)
     for number in SIGNALS:
@@ -70,24 +69,24 @@ def leave() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def say(sentence: Callable[[str], str | None], first: Callable[[], object] = bool) -> None:
-    """Ask `sentence`, which is given why this process ends, what to say at an interruption, once `first` has been called; None: nothing."""
-    global _sentence, _first
-    _sentence, _first = sentence, first
-    note()
+def keeping(kept: KEPT, first: Callable[[], object] = bool) -> None:
+    """Have `kept` tell what is kept whenever this process ends early, once `first` has been called where that can be."""
+    global _first
+    _first = first
+    for last in _last:
+        last.kept = kept
+        last.note()
 
 
 def note() -> None:
-    """Note what is to be said should this process end without a word from now on."""
-    if _last:
-        said = (_sentence(LOST) or "").encode(errors="replace")
-        _last[0].seek(0)
-        _last[0].write(said[: _LAST_BYTES - 1] + b"\0")
+    """Note what is kept should this process end without a word from now on."""
+    for last in _last:
+        last.note()
 
 
-def told() -> None:
-    """Note that it has been said why this process ends."""
-    _has_the_word()
+def told() -> bool:
+    """Note that it has been said why this process ends; tell whether it had not been said before."""
+    return all(last.taken() for last in _last)
 
 
 def end_by(end: Callable[[int], object]) -> None:
@@ -104,46 +103,32 @@ def rest() -> None:
 
 
 def finish() -> None:
-    """Say the sentence, if that has not been done, and end this process; a rank that has none only then when the one that has it has
-    spoken: mpirun, which is being interrupted, ends with the first of them."""
+    """Say why and what is kept, if that has not been done, and end this process; a rank that says nothing only then when the one that does
+    has spoken: mpirun, which is being interrupted, ends with the first of them."""
     try:
-        _speak()
+        speak()
         if _tell is None:
             time.sleep(GRACE_SECONDS)
     finally:
         _ending(EXIT_CODE)
 
 
-def _have_stand_by(word: int, tell: Callable[[str], object]) -> None:
-    """Have a process stand by this one, which speaks for it where nobody else does: whoever supervises a run hears of its ranks' ends."""
-
-    def speak() -> None:
-        said = _last[0][:].partition(b"\0")[0].decode()
-        if said and _has_the_word():
-            tell(said)
-
-    speaks = state_path() is None
-    if speaks or has_ranks_elsewhere():
-        _last[:] = [mmap.mmap(-1, _LAST_BYTES)]
-        note()
-        stand_for_rank()
-        stand_by(parent(), has_ranks_elsewhere(), speak if speaks else bool, {word})
-
-
-def _speak() -> None:
+def speak(why: str = "") -> bool:
+    """Say why this process ends and what is kept, unless that has been said; tell whether it is for this process to say so."""
     with _lock:
-        if _tell is not None and _has_the_word() and (said := _said()):
+        if _tell is not None and told() and (said := _said(why)):
             _tell(said)
+    return _tell is not None
 
 
-def _said() -> str | None:
-    why = "interrupted"
+def _said(why: str) -> str | None:
     try:
-        why = _why()
+        why = why or _why()
         _first()
-        return _sentence(why)
+        kept = _last[0].kept() if _last else ""
+        return None if kept is None else joined(why, kept)
     except Exception:  # noqa: BLE001  to look for more may fail like all else, and nobody else says even this
-        return why
+        return why or "interrupted"
 
 
 def _why() -> str:
@@ -151,13 +136,6 @@ def _why() -> str:
     if rank_is_gone():
         return "a rank ended"
     return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() and signal.SIGINT not in _heard else "interrupted"
-
-
-def _has_the_word() -> bool:
-    try:
-        return not _word or bool(os.read(_word[0], 1))
-    except BlockingIOError:
-        return False
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -177,7 +155,7 @@ def _listen(reading: int) -> None:
     while not arrived():
         _heard.update(os.read(reading, 256))
     try:
-        _speak()
+        speak()
         time.sleep(GRACE_SECONDS)
     finally:
         finish()

@@ -21,19 +21,7 @@ END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
 PIDFD_GETFD = 438  # number of Linux's system call, on each architecture
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
-
-
-_rank_parent: list[int] = []  # in a process that a rank has forked
-
-
-def stand_for_rank() -> None:
-    """Let this process, which is about to be forked of a rank, count as that rank afterwards: its launcher is the rank's."""
-    _rank_parent[:] = [os.getppid()]
-
-
-def parent() -> int:
-    """Return the process that started this rank, or this program."""
-    return _rank_parent[0] if _rank_parent else os.getppid()
+PARENT = os.getppid()  # of a rank its launcher; also in a process that it forks
 
 
 def launched_rank() -> int:
@@ -122,9 +110,12 @@ def _words(process: int) -> list[str]:
 def rank_is_gone() -> bool:
     """Say whether a rank of this host has ended before this one: mpirun then ends all others, as it does at Ctrl-C."""
     count = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
-    if not launched() or not count.isdigit() or not _is_mpirun(_words(parent())):
-        return False
-    return sum(map(_is_rank, children(parent()))) < int(count)
+    return count.isdigit() and mpirun_is_here() and sum(map(_is_rank, children(PARENT))) < int(count)
+
+
+def mpirun_is_here() -> bool:
+    """Say whether this rank was started by mpirun itself, not by its daemon on another host, nor by a script between."""
+    return launched() and _is_mpirun(_words(PARENT))
 
 
 def has_ranks_elsewhere() -> bool:
@@ -182,11 +173,10 @@ def reader_is_gone(descriptor: int) -> bool:
 def tell_past_launcher(sentence: str, fold: Callable[[str, int], str] | None = None) -> bool:
     """Write a line to mpirun's own standard error: one that is being interrupted passes nothing on. `fold` fits it into the columns of a
     terminal. Say whether that was done."""
-    launcher = parent()
-    if not launched() or not _is_mpirun(_words(launcher)):
+    if not mpirun_is_here():
         return False
     try:
-        with open(_error_of(launcher), "w") as file:
+        with open(_error_of(PARENT), "w", errors="backslashreplace") as file:
             if os.isatty(file.fileno()):
                 file.write("\r")
                 if fold is not None:

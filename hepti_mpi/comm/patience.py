@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
-from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size, stand_for_rank
+from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size
 from hepti_mpi.comm.standby import close_all_but
 
 EXIT_CODE = 3  # of a rank that waited too long
@@ -137,7 +137,8 @@ class Patience:
             left = self.left()
             if left is not None and left <= 0:  # it did not come meanwhile
                 sentence = late.sentence(self.rank, self.hosts)
-                if not tell_trouble("late", sentence.removeprefix("error "), waited=late.ranks, silent=late.silent, alone=late.alone):
+                facts = {"waited": late.ranks, "silent": late.silent, "alone": late.alone}
+                if not tell_trouble("late", sentence.removeprefix("error "), **facts) and not interrupts.speak(sentence):
                     print(sentence, file=sys.stderr, flush=True)
                 end_here(EXIT_CODE)
 
@@ -203,7 +204,6 @@ def starting(seconds: float) -> Iterator[None]:
         return
     launcher, own = os.getppid(), os.getpid()
     reading, writing = os.pipe()
-    stand_for_rank()
     watch = os.fork()
     if not watch:
         os.close(writing)

@@ -26,7 +26,7 @@ from hepti_mpi.engine.timing import Timers, chained, products, timers
 from hepti_mpi.models.spec import ModelSpec, product_formats
 
 PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
-AGAIN = 4  # times more that an emulated board's kernel is timed where this machine was never as fast: it had other work
+RETRIES = 4  # times more that an emulated board's kernel is timed where this machine was never as fast: it had other work
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
 WHOLE = (8, 8), (8, 24)  # of the two that go through whole layers
@@ -106,7 +106,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
             with emulation.in_time():
                 piece = partial(emulation.run, call, work), seconds / passes / len(calls), clock, (found, spans[place]), before
                 _time(*piece)
-                for _ in range(AGAIN):
+                for _ in range(RETRIES):
                     if place < parts_of_layers and emulation.outrun(work, min(found)):
                         _time(*piece)
     part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine

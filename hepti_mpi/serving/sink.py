@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from hepti_mpi.comm import interrupts
-from hepti_mpi.comm.launcher import command_line
+from hepti_mpi.comm.launcher import command_line, host_name, launched, mpirun_is_here
 from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Journal, journal_path
@@ -78,8 +78,8 @@ class Sink(Listener, Protocol):
     def write(self) -> Tally | None:
         """Put out what was kept; return what became of all inputs, None where somebody else knows. Raises InputError."""
 
-    def ended(self, why: str, asked: int) -> str | None:
-        """Say that a run of so many answers ends before its end, `why`, what is kept of it, and what goes on with it."""
+    def kept(self, asked: int) -> str | None:
+        """Say what is kept of a run of so many answers should it end now, and what goes on with it; None where somebody else says that."""
 
 
 class Shown:
@@ -119,8 +119,8 @@ class Shown:
         self._show()
         return Tally.of(self.told)
 
-    def ended(self, why: str, asked: int) -> str:
-        return f"{why} after {self.answered} of {asked} answers; nothing is kept without --output FILE"
+    def kept(self, asked: int) -> str:
+        return f"{self.answered} of {asked} were answered, of which nothing is kept without --output FILE"
 
 
 class Spoken(Shown):
@@ -154,12 +154,12 @@ class Filed:
     """Answers in an output when all are there, until then in a journal, or in memory where the input is answered many times."""
 
     def __init__(self, question: Question, say: Any, lasting: bool = True) -> None:
-        """`lasting`: with a journal; `say` is told when an output is going to be replaced.
+        """`lasting`: with a journal; `say` is told when an output is going to be replaced, and what cannot be told later.
 
         Raises InputError when the output could not be written.
         """
         assert question.output is not None
-        self.lasting = lasting and question.repeat == 1
+        self.say, self.lasting = say, lasting and question.repeat == 1
         self.output, self.question, self.wanted = question.output, question, True
         check_apart(self.output, question.source)
         check_path(self.output)
@@ -168,7 +168,7 @@ class Filed:
         self.begun: Mapping[int, Sequence[Chosen]] = {}
         self.journal: Journal | None = None
         self.held: dict[tuple[int, ...], Event] = {}
-        self.answered = 0
+        self.answered, self.written = 0, False
 
     def begin(self, head: Mapping[str, Any], count: int, refused: Mapping[int, Finished]) -> None:
         self.head, self.count, self.refused = {"requests": count, **head}, count, refused
@@ -180,6 +180,8 @@ class Filed:
                 check_not_less(self.output, count)
             self.journal = Journal(journal_path(self.output), head, count, self.question.resume)
             self.known, self.begun = self.journal.finished, self.journal.begun
+            if launched() and not mpirun_is_here():  # mpirun, which ends when it is interrupted, passes no last word on
+                self.say(f"answers are kept on {host_name()} in {self.journal.path} as they come; should this be cut off, {going_on()}")
 
     def event(self, event: Event) -> None:
         self.answered += len(event.requests)
@@ -198,15 +200,17 @@ class Filed:
             whole |= self.journal.finished
         finished = [whole[place] for place in range(self.count)]
         write_signed(self.output, finished, self.head)
+        self.written = True
         if self.journal is not None:
             self.journal.remove()
         return Tally.of(finished)
 
-    def ended(self, why: str, asked: int) -> str:
+    def kept(self, asked: int) -> str:
+        if self.already is not None or self.written:
+            return f"all {self.count} answers are in {self.output}"
         if self.journal is None:
-            return f"{why} after {self.answered} of {asked} answers; nothing is kept with --repeat or --logits"
-        kept = kept_of(self.journal, self.count)
-        return f"{why}; {kept}" if kept else f"{why} before the first of {self.count} answers"
+            return f"{self.answered} of {asked} were answered, of which nothing is kept with --repeat or --logits"
+        return kept_of(self.journal, self.count) or f"none of {self.count} answers is there yet"
 
 
 class Beside:

@@ -75,5 +75,5 @@ class Told:
     def write(self) -> None:
         """The supervisor writes, and knows what became of all inputs."""
 
-    def ended(self, why: str, asked: int) -> None:
+    def kept(self, asked: int) -> None:
         """The supervisor says that."""
