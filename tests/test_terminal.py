@@ -144,11 +144,14 @@ def test_ctrl_c_under_mpirun_is_one_sentence_and_leaves_no_rank(made):
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, 1, None])
 def test_what_is_kept_is_said_for_a_rank_that_cannot_say_it(made, rank):
-    """Over TCP, as between hosts, MPI ends the first rank itself where another one is killed."""
+    """Over TCP, as between hosts, MPI ends the first rank itself where another one, or mpirun, is killed."""
 
     def kill(process):
+        if rank is None:
+            process.kill()
+            return
         ranks = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in launcher.children(process.pid)}
         [found] = [child for child, words in ranks.items() if f"OMPI_COMM_WORLD_RANK={rank}".encode() in words]
         os.kill(found, signal.SIGKILL)

@@ -14,7 +14,7 @@ from typing import Any
 
 from hepti_mpi.comm.channel import state_path
 from hepti_mpi.comm.lastword import KEPT, LastWord, joined
-from hepti_mpi.comm.launcher import PARENT, has_ranks_elsewhere, mpirun_is_here, rank_is_gone
+from hepti_mpi.comm.launcher import PARENT, has_ranks_elsewhere, past_launcher, rank_is_gone
 from hepti_mpi.comm.standby import stand_by
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,8 +46,9 @@ def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], obje
         if last.taken():
             tell_last(last.noted(LOST))
 
-    if tell is not None and mpirun_is_here():  # whoever supervises a run hears of its ranks' ends
-        stand_by(PARENT, has_ranks_elsewhere(), bool if state_path() else speak, {last.token})
+    beyond = past_launcher() if tell is not None else None
+    if beyond is not None:  # whoever supervises a run hears of its ranks' ends
+        stand_by(PARENT, has_ranks_elsewhere(), bool if state_path() else speak, {last.token, beyond})
     reading, arriving = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(arriving, False)
     for number in SIGNALS:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -173,18 +174,29 @@ def reader_is_gone(descriptor: int) -> bool:
 def tell_past_launcher(sentence: str, fold: Callable[[str, int], str] | None = None) -> bool:
     """Write a line to mpirun's own standard error: one that is being interrupted passes nothing on. `fold` fits it into the columns of a
     terminal. Say whether that was done."""
-    if not mpirun_is_here():
+    descriptor = past_launcher()
+    if descriptor is None:
         return False
     try:
-        with open(_error_of(PARENT), "w", errors="backslashreplace") as file:
+        with open(descriptor, "w", errors="backslashreplace", closefd=False) as file:
             if os.isatty(file.fileno()):
                 file.write("\r")
                 if fold is not None:
                     sentence = "\x1b[K" + fold(sentence, os.get_terminal_size(file.fileno()).columns)
             file.write(f"{sentence}\n")
-    except OSError:  # a socket
+    except OSError:  # nobody reads it any more
         return False
     return True
+
+
+@cache
+def past_launcher() -> int | None:
+    """Return a descriptor of mpirun's own standard error, which is there also when mpirun has ended; None where it is not this rank's to
+    write to."""
+    try:
+        return _error_of(PARENT) if mpirun_is_here() else None
+    except OSError:  # a socket, or another user's
+        return None
 
 
 def _error_of(process: int) -> int:
