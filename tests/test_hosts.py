@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from hepti_mpi.cluster.hosts import Host, read_hosts
+from hepti_mpi.cluster.hosts import Host, door_of, read_hosts
 from hepti_mpi.comm import names
 from hepti_mpi.errors import HeptiError
 
@@ -171,3 +171,23 @@ def test_many_hosts_are_not_compared_with_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(names, "is_same", lambda *two: compared.append(two))
     assert len(read(tmp_path, "".join(f"n{number:05d} slots=1\n" for number in range(1000)))) == 1000
     assert len(asked) == len(set(asked)) <= 1001 and not compared
+
+
+def test_what_a_host_answers_need_not_be_utf_8(tmp_path, monkeypatch, capsys):
+    """A greeting, a name, an error in the letters of an old system."""
+    from hepti_mpi.commands import doctor, push
+    from hepti_mpi.supervisor import sweep
+
+    asked = rb"case $1$2$3 in *-G*) printf 'banner \377\nport 2222\nhostname pi\303\n'; exit 0;; esac"
+    failed = rb"printf 'Stra\337e gesperrt\n' >&2; printf '\303\n'; exit 7"
+    (tmp_path / "ssh").write_bytes(b"#!/bin/sh\n" + asked + b"\n" + failed + b"\n")
+    (tmp_path / "ssh").chmod(0o755)
+    (tmp_path / "file").write_text("content")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sweep, "answers", lambda host: True)
+    host, said = Host("192.0.2.9"), []
+    assert door_of(host) == ("pi\ufffd", 2222)
+    assert doctor._ask(host, "{}") == "Stra\ufffde gesperrt"
+    assert not push._push(host, tmp_path / "file", "0") and "192.0.2.9: Stra\ufffde gesperrt" in capsys.readouterr().err
+    assert not sweep.sweep(host, tmp_path / "state", ["A=1"], b"", said.append)
+    assert said == ["192.0.2.9 cannot be used: Stra\ufffde gesperrt"]

@@ -58,6 +58,16 @@ def test_only_waits_count_and_loading_may_take_longer():
     assert watched.left() is None
 
 
+@pytest.mark.parametrize("still, left", [(2.0, 0.0), (3.0, 10.0), (1000.0, 10.0)])
+def test_a_rank_that_stood_still_itself_counts_anew(still, left):
+    """As all do after Ctrl-Z and fg, or where their container was paused."""
+    watched, now = of(seconds=10.0), time.monotonic()
+    with watched.waiting():
+        watched.since = now - 10.0
+        watched.looked(now - still, now)
+        assert left - 1 < watched.left() <= left
+
+
 def test_the_first_rank_speaks_for_all():
     lefts = []
     for rank in range(3):

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+PROCESS, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
+
 
 def usable_memory(mates: int) -> int:
     """Return the bytes this rank may still take: MemAvailable and cgroup limits, divided among the ranks of the host."""
@@ -23,14 +25,14 @@ def _cgroups() -> list[tuple[int, int]]:
     """Return (limit, used) of every memory cgroup around this process, versions 1 and 2."""
     found = []
     try:
-        lines = Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
+        lines = [os.fsdecode(line) for line in (PROCESS / "cgroup").read_bytes().split(b"\n")[:-1]]  # a name may hold anything else
     except OSError:
         return []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        base = Path("/sys/fs/cgroup") if controllers == "" else Path("/sys/fs/cgroup/memory")
+        base = CGROUPS if controllers == "" else CGROUPS / "memory"
         names = ("memory.max", "memory.current") if controllers == "" else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         folder = base / path.lstrip("/")
         while True:

@@ -29,6 +29,7 @@ KNOWING_SECONDS = ANSWER_SECONDS + 1.0  # that a rank whose late ones all answer
 END_SECONDS = 2.0  # for mpirun to end when it is told to
 GONE_SECONDS = 5.0  # for mpirun to end after it has ended a rank: it waits for hosts that do not answer
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
+STILL = 0.25  # of its seconds that a rank stands still itself before they count anew
 SLOWER = 10  # times as long others may take to measure or to load
 START = 2  # times as long ranks may take to find each other
 SSH_PORT = 22
@@ -68,6 +69,7 @@ class Patience:
         self.addresses: dict[str, Sequence[str]] = {}
         self.factor = 1
         self.since: float | None = None
+        self.woke = 0.0  # when this rank last went on after it had stood still itself
         self.unheard: tuple[float, Sequence[int]] | None = None  # since when which ranks are waited for by others than the main thread
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
         self.everyone = self.whom
@@ -103,7 +105,14 @@ class Patience:
     def left(self) -> float | None:
         """Return the seconds until the wait under way has lasted too long; None when nothing is waited for."""
         since, _ = self._oldest()
-        return None if since is None else since + self.seconds * self.factor + LATER_SECONDS * min(self.rank, 8) - time.monotonic()
+        if since is None:
+            return None
+        return max(since, self.woke) + self.seconds * self.factor + LATER_SECONDS * min(self.rank, 8) - time.monotonic()
+
+    def looked(self, begin: float, now: float) -> None:
+        """Note how long a look took: a rank that stood still itself, as all do after Ctrl-Z, has not waited for others meanwhile."""
+        if now - begin > LOOK_SECONDS + self.seconds * STILL:
+            self.woke = now
 
     def late(self) -> list[int]:
         """Return the ranks that have not come."""
@@ -127,7 +136,9 @@ class Patience:
 
     def _watch(self) -> None:
         while True:
+            begin = time.monotonic()
             time.sleep(LOOK_SECONDS)
+            self.looked(begin, time.monotonic())
             left = self.left()
             if left is None or left > 0:
                 continue

@@ -92,9 +92,9 @@ def _present(pagemap: int, address: int, size: int) -> np.ndarray:
 def _areas() -> list[tuple[int, int]]:
     """Return (start, stop) of what is mapped from no file and may be written."""
     found = []
-    for line in (PROCESS / "maps").read_text(errors="replace").splitlines():
+    for line in (PROCESS / "maps").read_bytes().split(b"\n")[:-1]:  # a file's name may hold anything else, also half a letter
         span, access, _, _, inode, *name = line.split(maxsplit=5)
-        if access == "rw-p" and inode == "0" and (not name or name[0].strip() == "[heap]" or name[0].startswith("[anon")):
-            start, stop = (int(part, 16) for part in span.split("-"))
+        if access == b"rw-p" and inode == b"0" and (not name or name[0].strip() == b"[heap]" or name[0].startswith(b"[anon")):
+            start, stop = (int(part, 16) for part in span.split(b"-"))
             found.append((start, stop))
     return found
