@@ -240,6 +240,19 @@ def test_a_tokenizer_beside_the_file_has_to_be_of_its_model():
             gguf_tokens(TOKENS, other)
 
 
+def test_keys_that_count_only_here_and_there():
+    harmless = {"normalizer.lowercase": False, "suppress_tokens": np.zeros(0, np.int64), "add_sep_token": True, "fim_pre_token_id": 3}
+    assert tokens(**harmless) == tokens()
+    assert tokens(eos_token_ids=np.array([2, 5, 1])).ends == (2, 5, 1, 0)  # 0 by its text
+    composed, apart = (Tokens(tokens(**more).files).encode(["e\u0301"], "x").ids for more in ({"normalizer.nfc": True}, {}))
+    assert composed == Tokens(tokens().files).encode(["\u00e9"], "x").ids != apart
+    own = tokens().files["tokenizer.json"]  # beside the file: then what the file says of texts does not count
+    more = {"tokenizer.ggml.normalizer.lowercase": True, "tokenizer.ggml.of_tomorrow": 1}
+    assert gguf_tokens(TOKENS | more, own).files["tokenizer.json"] == own
+    with pytest.raises(ModelError, match="suppress_tokens"):
+        gguf_tokens(TOKENS | {"tokenizer.ggml.suppress_tokens": np.array([3])}, own)
+
+
 @pytest.mark.parametrize("more, ids", [
     ({}, [AB]), ({"add_bos_token": True}, [1, AB]), ({"add_eos_token": True}, [AB, 2]),
     ({"pre": "llama-bpe"}, [1, AB]),  # llama.cpp: as its rule says, where the file says nothing
@@ -255,6 +268,10 @@ def test_what_texts_begin_and_end_with(more, ids):
     ({"token_type": "x"}, "token_type is x"),
     ({"eos_token_id": 99}, "vocabulary has"), ({"add_eos_token": 1}, "true or false"),
     ({"add_bos_token": True, "bos_token_id": -1}, "has no tokenizer.ggml.bos_token_id"), ({"tokens": 3}, "no tokenizer.ggml.tokens"),
+    ({"suppress_tokens": np.array([3])}, "suppress_tokens is \\[3\\], which is not supported: the choice of tokens"),
+    ({"normalizer.lowercase": True}, "cut into other tokens; put the model's"), ({"escape_whitespaces": False}, "cut into other tokens"),
+    ({"normalizer.nfc": 1}, "nfc is 1, expected true"), ({"normalizer": "nfc"}, "'tokenizer.ggml.normalizer' is in no list"),
+    ({"eos_token_ids": np.array([2, 99])}, "eos_token_ids is .* 99., expected"), ({"eos_token_ids": 2}, "eos_token_ids is 2, expected"),
 ])  # fmt: skip
 def test_tokenizers_that_are_refused(more, words):
     with pytest.raises(ModelError, match=words):

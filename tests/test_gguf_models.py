@@ -131,6 +131,21 @@ def test_positions_are_scaled_as_in_llama_cpp(tmp_path, more, factor):
     np.testing.assert_allclose(np.array(plain) / scaled, factor)
 
 
+@pytest.mark.parametrize("more, penalty", [
+    ({"penalty_repeat": 1.05, "temp": 0.6, "top_k": 20, "sequence": "penalties;top_k", "xtc_probability": 0.0}, 1.05),
+    ({"penalty_repeat": 1.05, "penalty_last_n": 64}, "penalty_last_n is 64"), ({"penalty_repeat": 1.0, "penalty_last_n": 64}, None),
+    ({"penalty_repeat": 0.0}, None), ({"mirostat": 2}, "mirostat is 2, which is not"), ({"dry_multiplier": 0.5}, "is in no list"),
+    ({"penalty_repeat": -1.0}, "repetition_penalty is -1.0"), ({"penalty_repeat": [1, 2]}, "repetition_penalty is"),
+])  # fmt: skip
+def test_how_tokens_are_chosen(tmp_path, more, penalty):
+    (tmp_path / "x.gguf").write_bytes(written("llama", "llama", {f"general.sampling.{key}": value for key, value in more.items()}))
+    if isinstance(penalty, str):
+        with pytest.raises(ModelError, match=penalty):
+            read_gguf(tmp_path / "x.gguf")
+    else:
+        assert read_gguf(tmp_path / "x.gguf")[0].spec.options.get("repetition_penalty") == penalty
+
+
 def read(folder, case, more):
     """Return the model in the file of a case with `more` keys of its architecture."""
     found = written(case, case, {f"{case}.{key}": value for key, value in more.items()})

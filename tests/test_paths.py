@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_bad_input import launch_environment
 
 from hepti_mpi.comm import launcher
+from hepti_mpi.commands import main
 from hepti_mpi.commands.paths import profile_path, the_profile
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
@@ -128,3 +130,9 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "tiny.h5").rename(odd)
     with pytest.raises(StoreError, match="no UTF-8 here; name it and its folders otherwise"):
         Store(odd)
+
+
+@pytest.mark.parametrize("words", [("run", "--input", ""), ("run", "--weights="), ("slice", "", "x.h5"), ("inspect", "")])
+def test_an_empty_path_is_not_the_folder_one_is_in(words):
+    found = CliRunner().invoke(main.main, list(words))
+    assert found.exit_code == 2 and "it is empty: name a file or a folder" in found.output

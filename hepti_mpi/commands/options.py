@@ -59,7 +59,14 @@ class Size(click.ParamType):
         return tuple(sizes)
 
 
-FILE = click.Path(path_type=Path)
+class Place(click.Path):
+    """A path. An empty one, which a shell's variable leaves that nobody set, would be the folder that one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if str(value) else self.fail("it is empty: name a file or a folder", param, ctx)
+
+
+FILE = Place(path_type=Path)
 
 
 class Numbers(click.ParamType):
@@ -145,7 +152,7 @@ def asking_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--field", help=field),
         click.option("--resume", is_flag=True, help=resume),
         click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen."),
-        click.option("--input", "source", help=source),
+        click.option("--input", "source", type=Place(), help=source),
     ):
         command = option(command)
     return command

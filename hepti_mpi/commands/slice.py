@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import FILE, FORMATS, Within, one_of, words_options
+from hepti_mpi.commands.options import FILE, FORMATS, Place, Within, one_of, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.weights.places import FIRST_PART, check_new, no_model
 
@@ -22,7 +22,7 @@ FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
 
 
 @click.command("slice")
-@click.argument("source")
+@click.argument("source", type=Place())
 @click.argument("store", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="Also cut one file per rank of this plan.")
 @click.option("--ranks", "folder", type=FILE, help="Folder for the rank files.")

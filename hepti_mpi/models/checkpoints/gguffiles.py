@@ -11,6 +11,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.checkpoints.gguf import GgufFile
+from hepti_mpi.models.checkpoints.ggufkeys import choosing_options
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel
 from hepti_mpi.models.checkpoints.gguftokens import gguf_tokens
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
@@ -51,7 +52,7 @@ def read_gguf(path: Path) -> tuple[ModelFiles, list[str]]:
     plain = plain_names(family, model.shapes)
     fields, task = family.fields(model.config), choose_task(family, model.config, plain)
     back = task.steps(fields, (), model.config["tie_word_embeddings"])
-    options = fields.pop("options", {}) | {"ends": list(tokens.ends)}
+    options = fields.pop("options", {}) | {"ends": list(tokens.ends)} | choosing_options(file.metadata)
     spec = spec_of(family, path.stem, task.head, fields, options=options, back=back)
     imports = match(family, spec, {short: model.shapes[name] for short, name in plain.items()})
     by_name = {one.name: one for one in imports}

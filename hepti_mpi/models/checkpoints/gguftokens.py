@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints.ggufkeys import KEY, check_keys
 from hepti_mpi.models.checkpoints.pieces import pieces_tokenizer
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
 from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate
@@ -21,7 +22,7 @@ from hepti_mpi.models.inputs.tokens import guarded
 from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
-KEY, PIECES = "tokenizer.ggml.", "llama"
+PIECES = "llama"
 PLAIN, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6  # types of tokens; all but bytes are taken whole where a text says them
 LONGEST = 1 << 10  # characters of a piece, each of which is a place where two others may meet
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -69,9 +70,10 @@ def gguf_tokens(metadata: Mapping[str, Any], own: bytes | None = None) -> GgufTo
     texts = metadata.get(f"{KEY}tokens")
     if not isinstance(texts, list) or not texts:
         raise ModelError("the GGUF file has no tokenizer.ggml.tokens")
+    check_keys(metadata, own is not None)
     bos, eos = (_id(metadata, name, len(texts)) for name in ("bos_token_id", "eos_token_id"))
     types = _types(metadata, texts)
-    ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id"))]
+    ends = [eos, *(_id(metadata, name, len(texts)) for name in ("eot_token_id", "eom_token_id")), *_more_ends(metadata, len(texts))]
     ends += [place for text in ENDS if text in texts and types[place := texts.index(text)] == CONTROL]
     if own is None:
         make = _pieces if _name(metadata, "model") == PIECES else _bpe
@@ -134,6 +136,15 @@ def _id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     return value
 
 
+def _more_ends(metadata: Mapping[str, Any], count: int) -> list[int]:
+    """Return the tokens that end an answer by a list, as Ollama writes it. Raises ModelError."""
+    found = metadata.get(f"{KEY}eos_token_ids", np.zeros(0, np.int64))
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or not all(0 <= number < count for number in found.tolist()):
+        said, there = shown(found, 60), counted(count, "tokens")
+        raise ModelError(f"the GGUF file's {KEY}eos_token_ids is {said}, expected numbers of its vocabulary of {there}")
+    return list(map(int, found))
+
+
 def _name(metadata: Mapping[str, Any], key: str) -> str | None:
     """Return what a key names, None where it does not."""
     value = metadata.get(f"{KEY}{key}")
@@ -151,7 +162,10 @@ def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -
         raise ModelError(f"it has no {KEY}merges")
     pairs = [tuple(merge.split(" ")) for merge in merges]
     tokenizer = Tokenizer(models.BPE({text: number for number, text in enumerate(texts)}, pairs, ignore_merges=rule.whole))
-    if rule.composed:
+    composed = metadata.get(f"{KEY}normalizer.nfc", rule.composed)
+    if not isinstance(composed, bool):
+        raise ModelError(f"its {KEY}normalizer.nfc is {shown(composed, 60)}, expected true or false")
+    if composed:
         tokenizer.normalizer = normalizers.NFC()
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
     if rule.pattern is not None:
