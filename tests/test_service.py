@@ -27,10 +27,11 @@ from services import BEGIN_SECONDS, GOLDEN, ROOT, Served, served, writing_folder
 from terminals import environment
 
 import hepti_mpi
-from hepti_mpi.api.asked import checked
+from hepti_mpi.api.asked import are_many, asked_for, checked, checked_seconds, plain_numbers
 from hepti_mpi.commands import main
 from hepti_mpi.commands.serve import handed_on, read_keys
 from hepti_mpi.errors import HeptiError, InputError, ServiceError, StoreError
+from hepti_mpi.models.tasks.sampling import Sampling
 
 pytest.importorskip("starlette", reason="serve is an extra")
 pytest.importorskip("uvicorn", reason="serve is an extra")
@@ -437,11 +438,19 @@ def test_how_a_job_is_started_is_looked_at_before(folder, sentences, argument, v
         hepti_mpi.Model(sentences.store, **{"hostfile": folder / "here.txt", argument: value})
 
 
-@pytest.mark.parametrize("texts", [{"a", "b"}, frozenset("ab"), None, 5])
+@pytest.mark.parametrize("texts", [{"a", "b"}, frozenset("ab"), None, 5, {"text": "a"}, np.array("a"), np.array([["a"]])])
 def test_what_has_no_order_is_no_list_of_texts(texts):
+    """Nor is what would give its keys, or the names of its columns."""
     model = object.__new__(hepti_mpi.Model)
     with pytest.raises(InputError, match="expected a text or a list of texts"):
         model.embed(texts)
+    assert not are_many(texts) and are_many(np.array(["a", "b"])) and are_many({"a": 1}.keys())
+
+
+def test_numbers_may_be_of_numpy():
+    how = {"max_tokens": np.int64(5), "temperature": np.float32(0.5), "seed": np.int8(3)}
+    assert asked_for("a", plain_numbers(how)) == Sampling(max_tokens=5, temperature=0.5, seed=3)
+    assert checked_seconds(np.int64(5)) == 5.0
 
 
 def test_half_a_character_is_named():

@@ -1,7 +1,7 @@
 """What a model is asked and answers with, from Python: words that both ways of asking share. Knows no job and no address."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -17,7 +17,6 @@ from hepti_mpi.models.tasks.sampling import Sampling, sampling_of
 Picture = Path | bytes
 Input = str | tuple[str, str] | Picture
 T = TypeVar("T")
-UNORDERED = (set, frozenset)  # whose order would be lost
 USUAL_TOKENS = 256  # of an answer, where nobody says
 LONGEST = 1_000_000  # seconds that are waited
 TOGETHER = 1024  # inputs that are asked for at once: more are asked for in parts
@@ -90,6 +89,11 @@ def of_type(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) 
         raise InputError(f"{name} is of type {type(value).__name__}, expected {wanted}")
 
 
+def are_many(inputs: Any) -> bool:
+    """Tell whether these are inputs in an order: sets have none, and mappings and tables would give their keys and the names of columns."""
+    return isinstance(inputs, Iterable) and not isinstance(inputs, set | frozenset | Mapping) and getattr(inputs, "ndim", 1) == 1
+
+
 def words_of(options: Any) -> list[str]:
     """Return options for the ranks. Raises InputError."""
     of_type("options", options, (list, tuple), 'a list of words, such as ["--threads", "2"]')
@@ -98,6 +102,7 @@ def words_of(options: Any) -> list[str]:
 
 def checked_seconds(seconds: Any) -> float:
     """Return how long is waited. Raises InputError."""
+    seconds = plain(seconds)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST:
         raise InputError(f"timeout is {seconds!r}, expected seconds above 0, at most {LONGEST:,}")
     return float(seconds)
@@ -148,6 +153,16 @@ def asked_for(prompt: Any, how: Mapping[str, Any]) -> Sampling:
     if unknown:
         raise InputError(f"{unknown[0]} is nothing that is known of an answer")
     return sampling_of(how, Sampling(max_tokens=USUAL_TOKENS))
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy as one of Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_numbers(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is asked of an answer, without numbers of NumPy."""
+    return {name: plain(value) for name, value in how.items()}
 
 
 def content(picture: Any) -> bytes:

@@ -17,7 +17,6 @@ import numpy as np
 
 from hepti_mpi.api.address import Address
 from hepti_mpi.api.asked import (
-    UNORDERED,
     WAITS,
     Asked,
     Input,
@@ -25,10 +24,12 @@ from hepti_mpi.api.asked import (
     Ranked,
     T,
     Waiting,
+    are_many,
     check_whole,
     checked,
     checked_seconds,
     of_type,
+    plain_numbers,
     words_of,
 )
 from hepti_mpi.api.own import ANSWER, Own, store_of
@@ -84,7 +85,7 @@ class Model:
 
         Raises: InputError, ServiceError.
         """
-        one = isinstance(inputs, (str, tuple, bytes, *UNORDERED)) or not isinstance(inputs, Iterable)
+        one = isinstance(inputs, (str, tuple, bytes)) or not are_many(inputs)
         many: Any = [inputs] if one else inputs
         return self._asked.classify(checked(list(many), self._asked.takes_pictures))
 
@@ -114,11 +115,11 @@ class Model:
 
     def stream(self, prompt: "str | Sequence[Message]", **how: Any) -> Iterator[str]:
         """Yield the parts of what `generate` returns, as they come. Who stops to listen ends it."""
-        return self._asked.stream(prompt, how)
+        return self._asked.stream(prompt, plain_numbers(how))
 
     def stream_async(self, prompt: "str | Sequence[Message]", **how: Any) -> AsyncIterator[str]:
         """Do as `stream`, beside other tasks: `async for part in model.stream_async(...)`. Who stops to listen ends it."""
-        return _beside(self._asked.stream(prompt, how))
+        return _beside(self._asked.stream(prompt, plain_numbers(how)))
 
     async def generate_async(self, prompt: "str | Sequence[Message]", **how: Any) -> str:
         """Do as `generate`, beside other tasks."""
@@ -151,7 +152,7 @@ class Model:
 
 def _many(texts: str | Iterable[str]) -> list[str]:
     """Return texts, of one text a list of it. Raises InputError for what is no text."""
-    if isinstance(texts, UNORDERED) or not isinstance(texts, Iterable):
+    if not are_many(texts):
         raise InputError(f"what is asked is of type {type(texts).__name__}, expected a text or a list of texts")
     many = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(many, 1):
