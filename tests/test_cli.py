@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from clusters import cluster
 
 from hepti_mpi.commands import main
+from hepti_mpi.commands.helping import tell_misuse
 from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES
 from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, ProfileError, StoreError
 from hepti_mpi.planning.baselines import baseline
@@ -192,6 +193,9 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["bench", "--rows", "0"], "is no number of rows from 1 to"),
     (["bench", "--repeat", "0"], "not in the range"),
     (["bench", "--memory-limit", "much"], "not a size"),
+    (["--weights", "x.h5", "run"], "--weights belongs behind the name of its command: main run --weights ..."),
+    (["-q", "run"], "-q belongs behind the name of its command: main run -q ..."),
+    (["--wings", "run"], "No such option '--wings'"),
     (["report"], "Missing argument 'RECORDS'"),
     (["report", "x.jsonl"], "Missing option '--output'"),
 ])  # fmt: skip
@@ -205,6 +209,19 @@ def test_what_makes_no_sense_is_refused_before_mpi_starts(words, expected):
 
 
 # slice and inspect
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["run", "hosts.txt"], "name what is to be answered with --input, a store with --weights, hosts with mpirun -hostfile FILE python "
+                           "-m hepti_mpi run"),
+    (["plan", "x.h5"], "(x.h5); name a store with --weights\n"),
+    (["inspect", "a.h5", "b.h5"], "unexpected extra argument (b.h5)\n"),
+])  # fmt: skip
+def test_a_bare_word_too_many_is_told_how_such_things_are_named(words, expected, capsys):
+    with pytest.raises(click.UsageError) as error:
+        main.main(words, standalone_mode=False)
+    tell_misuse(error.value)
+    assert expected in capsys.readouterr().err
 
 
 def test_slice_writes_a_store(run, made):
@@ -279,7 +296,8 @@ def test_slice_writes_a_store(run, made):
     (["slice", "tiny-bert.h5", "random:tiny-bert"], StoreError, "the source comes first: python -m hepti_mpi slice SOURCE STORE"),
     (["push", "tiny-bert.h5", "tiny-bert.h5"], HeptiError, "hostfile tiny-bert.h5: it is a weight store; name the file with the hosts"),
     (["supervise", "tiny-bert.h5", "--", "run"], HeptiError, "hostfile tiny-bert.h5: it is a weight store"),
-    (["slice", "random:tiny-bert", "folder"], StoreError, "folder is a folder"),
+    (["slice", "random:tiny-bert", "empty"], StoreError, "empty is a folder; name a file"),
+    (["slice", "x.h5", "folder"], StoreError, "folder is a folder of a model, no file; the source comes first: .* slice folder STORE"),
     (["slice", "random:tiny-bert", "folder/model.safetensors"], StoreError, "is there and is no store: name another file"),
     (["slice", "random:tiny-bert", "x.h5", "--plan", "three.json", "--ranks", "three.json"], PlanError,
      "three.json is not a plan"),

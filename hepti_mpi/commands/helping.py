@@ -73,14 +73,41 @@ class Group(click.Group):
 
     context_class = Context
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = next((word for word in words if word in self.commands), None)
+            if name is not None and error.option_name in _options(self.commands[name]):
+                raise click.UsageError(f"{error.option_name} belongs behind the name of its command: {ctx.command_path} {name} "
+                                       f"{error.option_name} ...", ctx) from None  # fmt: skip
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         shown = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(WHOLE)) for name, command in shown])
 
 
+def _options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
+
+
+def _left_over(command: click.Command) -> str:
+    """Return how things are named for which a command that takes options only got a bare word."""
+    if any(isinstance(parameter, click.Argument) for parameter in command.params):
+        return ""
+    ways = {"--input": "what is to be answered with --input", "--weights": "a store with --weights",
+            "--deadline": f"hosts with mpirun -hostfile FILE python -m hepti_mpi {command.name}"}  # fmt: skip
+    named = [way for option, way in ways.items() if option in _options(command)]
+    return f"; name {', '.join(named)}" if named else ""
+
+
 def tell_misuse(error: click.ClickException) -> None:
     """Tell what is wrong with a command line."""
+    if isinstance(error, click.UsageError) and error.ctx is not None and error.message.startswith("Got unexpected extra argument"):
+        error.message += _left_over(error.ctx.command)
     told = io.StringIO()
     error.show(told)
     SCREEN.warn(told.getvalue().rstrip())

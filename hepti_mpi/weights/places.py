@@ -76,6 +76,8 @@ def check_new(path: Path) -> None:
     """Raise StoreError where a store could not be written, or another file would be lost for it, before much is read."""
     if str(path).startswith("random:"):
         raise StoreError(f"{path} names a random model, no file; the source comes first: python -m hepti_mpi slice SOURCE STORE")
+    if (path / "config.json").is_file():
+        raise StoreError(f"{path} is a folder of a model, no file; the source comes first: python -m hepti_mpi slice {path} STORE")
     check_place(path, StoreError, making=True)
     try:
         if path.is_file() and path.stat().st_size:
