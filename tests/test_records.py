@@ -1,6 +1,7 @@
 import doctest
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.reporting import records, tables
 
 SPEC = random_model("tiny-bert").spec
-DECISION = choose(SPEC, "hash", cluster((9, 7, 8), mbit=100_000), Request(97))
+
+
+@cache
+def made():
+    """Planned once somebody asks: every process that collects tests would plan otherwise."""
+    return choose(SPEC, "hash", cluster((9, 7, 8), mbit=100_000), Request(97))
 
 
 def test_examples_in_docstrings():
@@ -70,7 +76,7 @@ def test_a_slice_is_no_exchange():
         "float16 on the wire: results differ from the exact ones by up to 0.012"]),
 ])  # fmt: skip
 def test_what_a_reader_must_know(boards, late, wire, expected):
-    record = record_of(replace(DECISION.chosen.plan, wire=wire))
+    record = record_of(replace(made().chosen.plan, wire=wire))
     record["ranks"] = [item | {"emulated_board": board, "late": late} for item, board in zip(record["ranks"], boards)]
     record["wire_error"] = 0.0123
     lines = records.run_lines(record, None).splitlines()
@@ -84,7 +90,7 @@ def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):
 
 
 def test_the_record_of_a_run():
-    plan = DECISION.chosen.plan
+    plan = made().chosen.plan
     record = json.loads(json.dumps(record_of(plan)))
     assert (record["format"], record["format_version"], record["strategy"], record["plan_hash"]) == (
         "hepti-run",
@@ -106,20 +112,20 @@ def test_the_record_of_a_run():
 
 
 def test_texts_name_every_rank_and_candidate():
-    plan = DECISION.chosen.plan
-    for text in (records.plan_lines(plan), records.rank_lines(DECISION), records.run_lines(record_of(plan), DECISION)):
+    plan = made().chosen.plan
+    for text in (records.plan_lines(plan), records.rank_lines(made()), records.run_lines(record_of(plan), made())):
         for rank in range(3):
             assert f"rank {rank} on pi{rank}" in text
-    lines = records.decision_lines(DECISION).splitlines()
-    assert "chosen" in lines[1] and all(" x  " in line for line in lines[2 : 2 + len(DECISION.others)])
-    assert records.decision_lines(replace(DECISION, others=DECISION.others[::-1])).splitlines() == lines, "soonest first, however trusted"
+    lines = records.decision_lines(made()).splitlines()
+    assert "chosen" in lines[1] and all(" x  " in line for line in lines[2 : 2 + len(made().others)])
+    assert records.decision_lines(replace(made(), others=made().others[::-1])).splitlines() == lines, "soonest first, however trusted"
     assert plan.hash in records.plan_lines(plan) and plan.strategy in records.plan_lines(plan)
     without = records.run_lines(record_of(plan), None)
     assert " / -" in without and "9 texts by" in without
 
 
 def test_a_summary_says_how_soon_and_where():
-    plan = DECISION.chosen.plan
+    plan = made().chosen.plan
     record = record_of(plan) | {"output": "there.jsonl"}
     assert record["seconds"] == pytest.approx(0.6) and record["requests_per_second"] == pytest.approx(15)
     assert record["rows_per_second"] == pytest.approx(24 / 0.6)
@@ -140,11 +146,11 @@ def test_a_rank_that_holds_all_says_so(counts, is_active, expected):
 @pytest.mark.parametrize("width", [None, 120, 80, 60, 40])
 def test_tables_fit_the_screen(width):
     """Nothing is cut: what has no room beside the rest goes below it."""
-    plan = DECISION.chosen.plan
+    plan = made().chosen.plan
     record = record_of(plan)
-    texts = [records.plan_lines(plan, width), records.rank_lines(DECISION, width), records.decision_lines(DECISION, width)]
-    tables = [text for text in texts] + ["\n".join(records.run_lines(record, DECISION, width).splitlines()[1:-3])]
-    whole = [records.plan_lines(plan), records.rank_lines(DECISION), records.decision_lines(DECISION)]
+    texts = [records.plan_lines(plan, width), records.rank_lines(made(), width), records.decision_lines(made(), width)]
+    tables = [text for text in texts] + ["\n".join(records.run_lines(record, made(), width).splitlines()[1:-3])]
+    whole = [records.plan_lines(plan), records.rank_lines(made()), records.decision_lines(made())]
     for text, wide in zip(tables, whole):
         assert set(wide.split()) - {"candidate"} <= set(text.split())
     for text in tables:
@@ -209,9 +215,9 @@ def test_profile_and_inspection_lines(tmp_path):
 
 def test_one_batch_has_no_median():
     """The time of a batch that is the only one is told once."""
-    record = record_of(DECISION.chosen.plan, (0.3,), (9,))
+    record = record_of(made().chosen.plan, (0.3,), (9,))
     record["batches"] = {"count": 1, "seconds": 0.3, "predicted_seconds": 0.2, "first_seconds": 0.3, "first_predicted_seconds": 0.2}
-    lines = records.run_lines(record, DECISION)
+    lines = records.run_lines(record, made())
     assert "one batch of 9 rows: 300.0 ms, predicted 200.0 ms (1.50 x)\n" in lines and "median" not in lines and "p90" not in lines
     record["batches"]["count"] = 2
-    assert "median 300.0 ms" in records.run_lines(record, DECISION) and "2 batches took 0.3 s in all" in records.run_lines(record, DECISION)
+    assert "median 300.0 ms" in records.run_lines(record, made()) and "2 batches took 0.3 s in all" in records.run_lines(record, made())
