@@ -273,6 +273,24 @@ def test_words_are_tied_where_transformers_ties_them(case, tmp_path):
         refused(folder, "tensor lm_head.weight is missing", "config.json does not say", '"tie_word_embeddings": true')
 
 
+def test_words_of_a_gpt_neox_that_are_its_input_words_or_of_no_use(tmp_path):
+    """As everywhere else, output words that repeat the input words, or that embeddings have no use for, may lie in the file."""
+    folder = write_folder("gpt_neox", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    copy, original = (next(name for name in tensors if name.endswith(end)) for end in ("lm_head.weight", "embed_in.weight"))
+    save_file(tensors | {copy: tensors[original]}, folder / "model.safetensors")
+    edit(folder / "config.json", tie_word_embeddings=True)
+    assert read_model(folder).spec.back[-1].tied
+
+
+def test_a_processor_that_config_names(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "vit", tmp_path / "vit"))
+    edit(folder / "config.json", image_processor_type="NoneOfAll")
+    assert read_model(folder).spec.embedding == "patches"  # the other file goes before
+    edit(folder / "preprocessor_config.json", image_processor_type=None)
+    refused(folder, "the image processor NoneOfAll is not supported")
+
+
 def test_heads_of_a_qwen2_as_wide_as_config_says(tmp_path):
     """It is a Llama with biases of Q, K and V, whatever the width of its heads; transformers reads head_dim, too."""
     folder = write_folder("qwen2", tmp_path)

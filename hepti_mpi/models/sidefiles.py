@@ -155,6 +155,7 @@ CONFIG = {
     **honoured("max_position_embeddings type_vocab_size layer_norm_eps position_embedding_type is_decoder add_cross_attention"),
     **honoured("image_size patch_size num_channels qkv_bias head_dim pooler_act pooler_output_size tie_word_embeddings"),
     **honoured("id2label num_labels problem_type sentence_transformers sbert_ce_default_activation_function tokenizer_class"),
+    **honoured("image_processor_type"),
     **refused("auto_map", CUSTOM, (None, {}, [])),
     **refused("quantization_config compression_config", "weights are read as they are, in float", (None, {})),
     **refused("pruned_heads", "heads of which a layer lacks some are not supported", (None, {}, [])),

@@ -86,6 +86,8 @@ def check_new(path: Path) -> None:
                     raise StoreError(f"{path} is there and is no store: name another file for the new one")
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {reason_of(error)}") from None
+    if path.suffix.lower() != ".h5":
+        raise StoreError(f"{path} does not end in .h5, by which stores are found: name it {path}.h5")
 
 
 def _closed(path: Path) -> str | None:
