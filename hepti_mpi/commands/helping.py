@@ -107,7 +107,7 @@ def _left_over(command: click.Command) -> str:
 def tell_misuse(error: click.ClickException) -> None:
     """Tell what is wrong with a command line."""
     if isinstance(error, click.UsageError) and error.ctx is not None and error.message.startswith("Got unexpected extra argument"):
-        error.message += _left_over(error.ctx.command)
+        error = click.UsageError(error.message + _left_over(error.ctx.command), error.ctx)
     told = io.StringIO()
     error.show(told)
     SCREEN.warn(told.getvalue().rstrip())
