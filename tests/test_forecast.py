@@ -16,13 +16,13 @@ from hepti_mpi.program.build import make_program
 
 SPEC = replace(random_model("bert-base").spec, layers=3)
 PROFILE = replace(cluster((9, 7)), edges=Edges(1e-9, 1e-11, 1e-5, 1e-4))
+BATCHES = [[40], [9, 8, 8], [3, 3], [40]]
 
 
 @cache
 def planned():
     """Planned once somebody asks: every process that collects tests would plan otherwise."""
     return choose(SPEC, "hash", PROFILE, Request(64, 8, mode="packed")).chosen.plan
-BATCHES = [[40], [9, 8, 8], [3, 3], [40]]
 
 
 def forecast():

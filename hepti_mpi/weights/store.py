@@ -59,6 +59,7 @@ class Store:
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what other ranks hold
         self._maps: np.memmap | None = None
         self._sound: set[tuple[str, int]] = set()  # checksums that held: (place of a part, number)
+        self._verified: dict[Slice, int] = {}  # bytes of those of which all checksums held: every plan asks for some of them again
         self._held: dict[str, Slice] = {}  # what the file says that it has of a tensor
         self._datasets: dict[str, tuple[Any, Any, Any]] = {}
         self._sums: dict[str, np.ndarray] = {}  # all checksums of a part
@@ -231,7 +232,11 @@ class Store:
 
         Raises: StoreError naming the first bad one.
         """
-        return sum(self._verify(piece, part) for piece in dict.fromkeys(slices) for part in piece.parts)
+        wanted = dict.fromkeys(slices)
+        for piece in wanted:
+            if piece not in self._verified:
+                self._verified[piece] = sum(self._verify(piece, part) for part in piece.parts)
+        return sum(self._verified[piece] for piece in wanted)
 
     def _verify(self, piece: Slice, part: str) -> int:
         """Verify a part of a slice; return its bytes."""
