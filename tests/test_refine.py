@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from layers import sized
 
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning import refine
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.planning.price import Price, Prices
 from hepti_mpi.planning.refine import COLUMN_STEPS, HOPE, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
@@ -43,7 +44,7 @@ def sums(plan):
 
 
 def refinement_of(search):
-    return Refinement(search.spec, search.costs.tried)
+    return Refinement(search.spec, search.costs.tried, search.freely)
 
 
 def made_up(rows, price, heads=(5, 4, 0), tiles=()):
@@ -58,7 +59,7 @@ def made_up(rows, price, heads=(5, 4, 0), tiles=()):
         prices = Prices(seconds, each, each, nothing, nothing, nothing)
         return Tried(variants, seconds, prices, variants.cells.sum(axis=1), np.arange(3)[:, None])
 
-    return Refinement(ODD, tried), Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
+    return Refinement(ODD, tried, lambda plan: plan.rows), Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
 
 
 def every(variants):
@@ -191,7 +192,7 @@ def test_what_is_hopeless_is_not_cut():
     """No plan computes, or sends, in less than the busiest rank: beside one that is far sooner, no cut is tried."""
     search, tried = search_of((16, 11.4, 6.7), mbit=60), []
     start = first(search, ("heads", "rows"))
-    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants))
+    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants), search.freely)
     least = max(start.price.compute.max(), start.price.busy) / HOPE
     hopeless = 0.99 * start.price.compute.max() / HOPE
     assert climbs.promise(start, hopeless) == (start.price.seconds, start.price.seconds, [start]) and not tried
@@ -205,7 +206,7 @@ def test_what_is_hopeless_is_not_cut():
 def test_what_single_moves_come_to_is_known():
     """From where no single move helps, two at once are tried without pricing single ones again."""
     search, tried = search_of((16, 11.4, 6.7), mbit=60), []
-    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants))
+    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants), search.freely)
     top = climbs.climb(first(search, ("heads", "rows")))
     singles = len(list(every(climbs.moves(top, [top.plan]))))
     tried.clear()
@@ -284,3 +285,24 @@ def test_a_variant_is_a_plan():
     assert whole.at(0) == start.plan and (whole.at(1).rows, whole.at(1).tiles) == ((10, 20, 67), ())
     cut = Variants(start.plan, np.array([[[10, 20, 30], [1, 2, 34]]] * 2), heads, columns).at(1)
     assert cut.tiles == ((10, 20, 30), (1, 2, 34)) and cut.rows == (11, 22, 64) and cut.heads == (5, 4, 0)
+
+
+@pytest.mark.parametrize("speeds, gain", [((20, 16, 10, 5), 1.0), ((40, 33, 20, 10), 1.05)])
+def test_a_climb_begins_again_from_rows_as_if_what_travels_were_free(monkeypatch, speeds, gain):
+    """What it comes to is never later than what one climb does, and on some clusters much sooner."""
+    search = search_of(speeds, 200, 384, random_model("bert-large").spec)
+    start, seconds = first(search, ("alltoall", "rows")), {}
+    for again in (0, refine.NEAR_AGAIN):
+        monkeypatch.setattr(refine, "NEAR_AGAIN", again)
+        found = refinement_of(search).improve_best([[start]])[0][0]
+        assert sums(found.plan) == sums(start.plan)
+        seconds[again] = found.price.seconds
+    assert seconds[0] >= gain * seconds[refine.NEAR_AGAIN]
+
+
+def test_rows_are_divided_by_computing_where_what_travels_is_free():
+    search = search_of((16, 16, 8), mbit=20)
+    plan = first(search, ("recompute", "rows")).plan
+    free = search.freely(plan)
+    assert sum(free) == sum(plan.rows) and free[2] < plan.rows[2]  # where sending costs, rows cost all ranks more alike
+    assert max(free[:2]) - min(free[:2]) <= 1 and free[2] == pytest.approx(sum(free) / 5, abs=2)

@@ -5,6 +5,7 @@ of them in one tile, since small products are bound by reading the weights. All 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -31,6 +32,7 @@ HOPE = 1.2  # candidates that promise to be this much slower than the best may s
 FIRST_HOPE = 1.3  # the first of a strategy, too
 WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
 NEAR_BEST = 2  # candidates that are climbed by several moves at once
+NEAR_AGAIN, WORTH_AGAIN = 4, 1.05  # candidates that are climbed from other rows too, and how much slower than the best they may be
 
 
 def order(candidate: Candidate) -> tuple[object, ...]:
@@ -41,10 +43,11 @@ def order(candidate: Candidate) -> tuple[object, ...]:
 
 
 class Refinement:
-    """A hill climb over plans. `tried` gives variants of a plan their seconds, inf where memory does not hold them."""
+    """A hill climb over plans. `tried` gives variants of a plan their seconds, inf where memory does not hold them; `freely` the rows of
+    its ranks were what travels free."""
 
-    def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried]) -> None:
-        self.spec, self.tried = spec, tried
+    def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried], freely: Callable[[Plan], Sequence[int]]) -> None:
+        self.spec, self.tried, self.freely = spec, tried, freely
         self.known: dict[tuple[Plan, ...], Tried | None] = {}  # what moves from plans come to
         self.steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
 
@@ -70,6 +73,11 @@ class Refinement:
         for number, (best, *close) in enumerate(found[:NEAR_BEST]):
             if best.price.seconds <= near:
                 found[number] = sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
+        found.sort(key=lambda ones: order(ones[0]))
+        near = found[0][0].price.seconds * WORTH_AGAIN
+        for number, ones in enumerate(found[:NEAR_AGAIN]):
+            if ones[0].price.seconds <= near:
+                found[number] = sorted([*ones, *self.again(ones[0].plan)], key=order)
         return sorted(found, key=lambda ones: order(ones[0]))
 
     def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:
@@ -93,16 +101,37 @@ class Refinement:
         best = self.climb(starts[0])
         found = [best]
         if self.divisible(best.plan):
-            soonest: Tried | None = None
-            for count in TILES:  # more of them as long as they help
-                variants = self.tilings([*dict.fromkeys((best.plan, *(one.plan for one in starts)))], count)
-                tried = self.tried(variants) if variants else None
-                if soonest and (tried is None or tried.seconds.min() >= soonest.seconds.min()):
-                    break
-                soonest = tried
-            if soonest and soonest.seconds.min() < best.price.seconds * WORTH_A_CLIMB:
-                found.append(self.climb(soonest.candidate(int(soonest.seconds.argmin()))))
+            soonest = self.cut([*dict.fromkeys((best.plan, *(one.plan for one in starts)))])
+            if soonest and soonest.price.seconds < best.price.seconds * WORTH_A_CLIMB:
+                found.append(self.climb(soonest))
         return sorted(found, key=order)
+
+    def again(self, plan: Plan) -> list[Candidate]:
+        """Return what a climb comes to that begins far from the one that led to `plan`: with the rows as if what travels were free. Where
+        it travels while others compute it nearly is."""
+        if not self.divisible(plan) or len(plan.active) < 2:
+            return []
+        rows = self.freely(plan)
+        soonest = self.cut([replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))])
+        return [self.climb(soonest)] if soonest else []
+
+    def cut(self, plans: Sequence[Plan]) -> Candidate | None:
+        """Return the best that `plans`, which differ in shares only, are when they are cut into tiles; None where none can be."""
+        soonest: Tried | None = None
+        for count in TILES:  # more of them as long as they help
+            variants = self.tilings(plans, count)
+            tried = self.tried(variants) if variants else None
+            if soonest and (tried is None or tried.seconds.min() >= soonest.seconds.min()):
+                break
+            soonest = tried
+        if soonest is None or not np.isfinite(soonest.seconds.min()):
+            return None
+        return soonest.candidate(int(soonest.seconds.argmin()))
+
+    def heads_of(self, plan: Plan, rows: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+        """Return the heads of a plan with other rows: those that go with them, where they do."""
+        with_rows = all(attention == "alltoall" for attention, _ in plan.layers)
+        return tuple(splits.split(self.spec.heads, rows, self.spec.group)) if with_rows else plan.heads
 
     def starts(self, candidate: Candidate) -> list[Candidate]:
         """Return where to climb from, best first: the candidate, and what is sooner with some of its rows gathered on the rank that has
@@ -122,9 +151,7 @@ class Refinement:
         rows, most = np.array(plan.rows), int(np.argmax(plan.rows))
         kept = np.where(rows > 0, np.maximum(np.round(rows * part).astype(np.int64), 1), 0)
         kept[most] += rows.sum() - kept.sum()
-        with_rows = all(attention == "alltoall" for attention, _ in plan.layers)
-        heads = splits.split(self.spec.heads, kept, self.spec.group) if with_rows else plan.heads
-        return kept[None], np.array(heads), np.array(plan.columns)
+        return kept[None], np.array(self.heads_of(plan, kept)), np.array(plan.columns)
 
     @staticmethod
     def divisible(plan: Plan) -> bool:

@@ -136,7 +136,7 @@ class _Search:
         """Return the best candidate of each kind, the promising ones improved, with what else it led to; soonest first."""
         if self.request.shares is not None or self.ranks > MOST_REFINED:
             return [[one] for one in sorted((ones[0] for ones in kinds), key=order)]
-        return Refinement(self.spec, self.costs.tried).improve_best(kinds)
+        return Refinement(self.spec, self.costs.tried, self.freely).improve_best(kinds)
 
     def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
         """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
@@ -267,8 +267,14 @@ class _Search:
             self.inner[key] = max(inner, min(self.costs.making, self.spec.layers * whole))
         return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[key]
 
-    def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """Divide the rows so that the slowest rank is done soonest."""
+    def freely(self, plan: Plan) -> tuple[int, ...]:
+        """Return the rows per rank of the job that the ranks of a plan would have were what travels free."""
+        rows, members = np.zeros(self.ranks, np.int64), np.array(plan.active)
+        rows[members] = self.divide_rows(plan.layers, members, self.can_rows(plan.layers, plan.active), 0)
+        return tuple(rows.tolist())
+
+    def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray, number_bytes: int = FLOAT) -> np.ndarray:
+        """Divide the rows, whose numbers travel in so many bytes, so that the slowest rank is done soonest."""
         spec, rows = self.spec, self.request.rows
         if self.request.shares is not None:
             return np.array(splits.split(rows, np.array(self.request.shares)[members]))
@@ -281,7 +287,7 @@ class _Search:
         per_row = self.pricer.attention[at] * 2.0 * each.attended + self.pricer.arrange[at]
         slope = self.pricer.element[at] * 2 * hidden + self.pricer.activation[at] * spec.ffn * mlp + per_row * each.width * attention
         # sending its rows to the others is part of what a row costs a rank: K and V, or the block's input
-        exchanged = FLOAT * (hidden * (1 - attention) + 2 * each.kv_width * attention)
+        exchanged = number_bytes * (hidden * (1 - attention) + 2 * each.kv_width * attention)
         slope = slope + self.pricer.seconds_per_byte[np.ix_(members, members)].max(axis=1) * exchanged
         table = (self.pricer.gemm[at] * weights + slope[:, None] * np.arange(rows + 1)) * crowding[:, None]  # [ranks, rows + 1]
         table[~allowed, 1:] = np.inf
