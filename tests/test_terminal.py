@@ -17,7 +17,7 @@ from clusters import cluster
 from services import writing_folder
 from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
 
-from hepti_mpi.comm import launcher
+from hepti_mpi.comm import interrupts, launcher
 from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
 from hepti_mpi.models.checkpoints.random import random_model
@@ -44,7 +44,8 @@ def interrupted(folder, output, *under, by=lambda process: os.killpg(process.pid
     command += ["--batch-rows", "64", "--no-adapt", "--threads", "1"]  # two would wait for each other beside other tests
     environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output})
     process = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)  # fmt: skip
+                               text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip  # whatever these tests have
     try:
         end = time.monotonic() + 120
         while not any(path.stat().st_size > 20_000 for path in folder.glob(f"{output}.*")):
@@ -70,8 +71,11 @@ def left(output):
     return found
 
 
-def test_ctrl_c_says_what_is_kept_and_what_goes_on(made):
-    code, said = interrupted(made, "one.jsonl")
+@pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
+def test_an_end_says_what_is_kept_and_what_goes_on(made, number):
+    """By a key, by `kill`, and where the terminal is closed: a library that MPI brings has taken that signal."""
+    (made / "one.jsonl.journal").unlink(missing_ok=True)
+    code, said = interrupted(made, "one.jsonl", by=lambda process: os.killpg(process.pid, number))
     [sentence] = [line for line in said.splitlines() if "interrupted" in line]
     kept = re.fullmatch(rf"interrupted; (\d+) of {TEXTS} answers are kept in (\S+); go on with: .* -m hepti_mpi run .* --resume", sentence)
     assert code == 130 and kept and 0 < int(kept[1]) < TEXTS and (made / kept[2]).exists(), said

@@ -59,6 +59,14 @@ def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], obje
     threading.Thread(target=_listen, args=(reading,), name="interrupts", daemon=True).start()
 
 
+def hear_again() -> None:
+    """Take back what a library has taken: UCX, of Open MPI, has SIGHUP for a debugger of its own, and a job outlived its terminal."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
+
+
 def arrived() -> bool:
     """Say whether Interrupted is raised, whatever becomes of it: Python 3.11 raises a RuntimeError in its stead where it comes in a
     `__set_name__`, and a library may do alike."""

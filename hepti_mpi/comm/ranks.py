@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import splits
+from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.launcher import check_scratch, host_name, launched, launched_rank, launched_size
 from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
@@ -61,6 +62,7 @@ class Comm:
         with starting(deadline):
             from mpi4py import MPI
 
+        interrupts.hear_again()
         comm = MPI.COMM_WORLD
         if comm.Get_size() == 1 < launched_size():
             alone: HeptiError = RankError("this rank is alone")
