@@ -56,3 +56,13 @@ def test_a_process_stands_by_until_its_rank_is_no_more(end):
     words = [sys.executable, "-c", LAUNCHER, SHORT]
     launcher = subprocess.run(words, input=end, capture_output=True, text=True, start_new_session=True, timeout=60)
     assert launcher.stdout == "it is no more", launcher
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3")
+def test_a_rank_whose_launcher_is_killed_is_told_to_end():
+    rank = RANK.replace("SIGINT", "SIGTERM")
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, rank], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout.readline() == "ready\n"
+        launcher.stdin.close()
+        launcher.kill()
+        assert launcher.stdout.readline() == "1\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 from hepti_mpi.comm.channel import state_path
 from hepti_mpi.comm.lastword import KEPT, LastWord, joined
-from hepti_mpi.comm.launcher import PARENT, has_ranks_elsewhere, past_launcher, rank_is_gone
+from hepti_mpi.comm.launcher import PARENT, has_ranks_elsewhere, mpirun_is_here, past_launcher, rank_is_gone
 from hepti_mpi.comm.standby import stand_by
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -142,6 +142,8 @@ def _said(why: str) -> str | None:
 
 def _why() -> str:
     """Say why this process is to end, as far as that is known: `kill` of mpirun is like the end of a rank on another host."""
+    if past_launcher() is not None and not mpirun_is_here():
+        return "mpirun ended"
     if rank_is_gone():
         return "a rank ended"
     return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() and signal.SIGINT not in _heard else "interrupted"
