@@ -74,12 +74,12 @@ def left(output):
 @pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
 def test_an_end_says_what_is_kept_and_what_goes_on(made, number):
     """By a key, by `kill`, and where the terminal is closed: a library that MPI brings has taken that signal."""
-    (made / "one.jsonl.journal").unlink(missing_ok=True)
-    code, said = interrupted(made, "one.jsonl", by=lambda process: os.killpg(process.pid, number))
+    output = f"{number.name}.jsonl"
+    code, said = interrupted(made, output, by=lambda process: os.killpg(process.pid, number))
     [sentence] = [line for line in said.splitlines() if "interrupted" in line]
     kept = re.fullmatch(rf"interrupted; (\d+) of {TEXTS} answers are kept in (\S+); go on with: .* -m hepti_mpi run .* --resume", sentence)
     assert code == 130 and kept and 0 < int(kept[1]) < TEXTS and (made / kept[2]).exists(), said
-    assert not (made / "one.jsonl").exists() and said.splitlines()[-1] == sentence
+    assert not (made / output).exists() and said.splitlines()[-1] == sentence
 
 
 def all_shown(master, process, seen):
