@@ -33,6 +33,7 @@ def stand_by(launcher: int, passes_on: bool, at_end: Callable[[], object], keep:
 
 def _stand_by(own: int | None, theirs: int, keep: Collection[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN if own is None else lambda *_: os.killpg(own, signal.SIGINT))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal whose first process was mpirun, and ended: the rank may still be there
     os.setpgid(0, theirs)
     close_all_but(keep)  # mpirun waits until nobody writes to it any more, this process until nobody writes here
 
