@@ -11,7 +11,7 @@ from layers import sized
 from hepti_mpi.cluster.boards import Work, cluster_of
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import CACHES, PLAIN
-from hepti_mpi.cluster.speeds import Speeds, Timed, fitted, together
+from hepti_mpi.cluster.speeds import Speeds, Timed, fitted, laying_out, together
 from hepti_mpi.engine import measuring
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
@@ -223,10 +223,25 @@ def test_what_whole_layers_take_beyond_their_parts_is_in_the_products():
     assert found.element_seconds == parts.element_seconds
     glance = replace(parts, glance_seconds_per_weight=4e-9)  # a later job times it as it was timed: products alone
     assert together(glance, (1, 8, 32), [(work[8], others + 3e-3), (work[32], others + 40e-3)]).glance_seconds_per_weight == 4e-9
-    timed = Timed((1, 8, 32), (1e-9, 2e-9, 4e-9), [(work[8], 1e-3), (work[32], 4e-3)], [1e-3] * 4, 100, [(work[8], 1.0), (work[32], 1.0)])
+    timed = Timed((1, 8, 32), (1e-9, 2e-9, 4e-9), [(work[8], 1e-3), (work[32], 4e-3)], [1e-3] * 4, 100,
+                  [(work[8], 1.0), (work[32], 1.0), (work[8], 1.0)])  # fmt: skip
     assert fitted(timed).glance_seconds_per_weight == 4e-9 < fitted(timed).gemm_seconds_per_weight[2]
     sooner = together(parts, (1, 8, 32), [(work[8], 1e-6), (work[32], 1e-6)])  # the other parts were timed too slow
     np.testing.assert_allclose(sooner.gemm_seconds_per_weight, [0.5e-9, 1e-9, 2e-9])
+
+
+def test_laying_requests_out_costs_what_padded_ones_take_more():
+    speeds = Speeds((1e-9, 2e-9, 4e-9), 1e-9, 2e-9, 1e-6, 1e-9, 3e-9, 1e-9)
+    alike = [(Work(((rows, 1e6, "f32"),), attention=1e5, arranged=1e3 * rows), seconds) for rows, seconds in ((8, 2e-3), (32, 4e-3))]
+    dearer = replace(speeds, arrange_seconds=7e-9)
+    found = together(dearer, (1, 8, 32), alike)
+    padded = Work(((20, 1e6, "f32"),), attention=3e5, arranged=9e4)  # as 20 rows, laid out as 90
+    products = float(np.interp(20, (1, 8, 32), found.gemm_seconds_per_weight)) * 1e6
+    took = padded, products + found.segment_seconds + 3e5 * 1e-9 + 9e4 * 7e-9
+    assert laying_out(together(speeds, (1, 8, 32), alike), (1, 8, 32), alike, took) == pytest.approx(7e-9)
+    assert laying_out(speeds, (1, 8, 32), alike, (took[0], 1e-6)) == speeds.arrange_seconds  # it is never less than alone
+    plain = Work(((20, 1e6, "f32"),), attention=3e5, arranged=2e4), 1.0
+    assert laying_out(speeds, (1, 8, 32), alike, plain) == speeds.arrange_seconds  # nothing was padded
 
 
 @pytest.mark.parametrize("name, last", [("minilm", 0), ("vit-base", 16 * 64)])
@@ -237,8 +252,8 @@ def test_whole_layers_do_what_a_plan_of_one_rank_is_priced_for(name, last):
     plan = choose(spec, "hash", profile, Request(16, mode="packed")).chosen.plan
     (step,) = (step for step in make_program(spec, plan) if isinstance(step, Compute))
     layers = timers(spec, 1, PLAIN).layers
-    layers.call(2, 8)()
-    work, priced = layers.work(2, 8), step_work(spec, plan, 0, step, 16, 16 * 8)
+    layers.call((8, 8))()
+    work, priced = layers.work((8, 8)), step_work(spec, plan, 0, step, 16, 16 * 8)
     assert sum(product[0] * product[1] for product in work.products) == sum(product[0] * product[1] for product in priced.products)
     for part in ("attention", "arranged", "activations"):
         assert getattr(work, part) == pytest.approx(getattr(priced, part)), part

@@ -33,10 +33,11 @@ class Speeds:
 @dataclass(frozen=True)
 class Timed:
     """What kernels took a rank. `products`: seconds per weight of those of `rows` rows; `attention`: of short requests and of long ones;
-    `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, by rising numbers of rows, where
-    they were timed; `cached`: for each of CACHES, where they were, attention of one row behind few others in a cache and behind many;
-    `steps`: where they were, `layers` layers of steps of texts, a large part of each, of each of STEP_ROWS, and then a small part;
-    `table`: seconds of a byte of a table in steps of each of STEP_ROWS, () where they were not."""
+    `others`: seconds of `size` elements, activations and casts, and of next to nothing; `whole`: layers, where they were timed, of requests
+    of one length, by rising numbers of rows, and last of requests most of which are padded; `cached`: for each of CACHES, where they were,
+    attention of one row behind few others in a cache and behind many; `steps`: where they were, `layers` layers of steps of texts, a large
+    part of each, of each of STEP_ROWS, and then a small part; `table`: seconds of a byte of a table in steps of each of STEP_ROWS, () where
+    they were not."""
 
     rows: Sequence[int]
     products: Sequence[float]
@@ -65,7 +66,11 @@ def fitted(timed: Timed) -> Speeds:
                     table_seconds=tuple(_rising(timed.table)))  # fmt: skip
     if timed.steps:
         speeds = of_texts(speeds, timed)
-    return together(speeds, timed.rows, timed.whole) if timed.whole else speeds
+    if not timed.whole:
+        return speeds
+    *alike, padded = timed.whole
+    laid_out = laying_out(together(speeds, timed.rows, alike), timed.rows, alike, padded)
+    return together(replace(speeds, arrange_seconds=laid_out), timed.rows, alike)
 
 
 def of_texts(speeds: Speeds, timed: Timed) -> Speeds:
@@ -100,16 +105,40 @@ def together(speeds: Speeds, rows: Sequence[int], whole: Took) -> Speeds:
     """
     at, more = [], []
     for work, seconds in whole:
-        count, weights = float(work.products[0][0]), sum(float(product[1]) for product in work.products)
-        products = float(np.interp(count, rows, speeds.gemm_seconds_per_weight)) * weights
-        parts = [(work.attention, speeds.attention_seconds_per_mac), (work.arranged, speeds.arrange_seconds),
-                 (work.elements, speeds.element_seconds), (work.activations, speeds.activation_seconds)]  # fmt: skip
-        beyond = seconds - speeds.segment_seconds - sum(amount * each for amount, each in parts)
-        at.append(count)
+        products = _products(speeds, rows, work)
+        beyond = seconds - speeds.segment_seconds - _others(speeds, work)
+        at.append(float(work.products[0][0]))
         more.append(max(beyond, LEAST_PART * products) / products)
     factors = np.interp(rows, at, more)
     curve = [float(factor) * seconds for factor, seconds in zip(factors, speeds.gemm_seconds_per_weight)]
     return replace(speeds, gemm_seconds_per_weight=tuple(_rising(curve)))
+
+
+def laying_out(speeds: Speeds, rows: Sequence[int], alike: Took, padded: tuple[Work, float]) -> float:
+    """Return the seconds per element that attention takes to lay requests out, told from a batch of `padded` ones, by `speeds` that are
+    right for those of one length (`alike`). Among layers it is more than alone: what is laid out is nowhere near then.
+    """
+    work, seconds = padded
+    (first, _), *_ = alike
+    own = first.arranged * float(work.products[0][0]) / float(first.products[0][0])  # were nothing padded
+    others = _others(replace(speeds, arrange_seconds=0.0), work)
+    beyond = seconds - speeds.segment_seconds - _products(speeds, rows, work) - others
+    if work.arranged <= own:  # a model of so few positions that nothing was padded
+        return speeds.arrange_seconds
+    return max(speeds.arrange_seconds, (beyond - own * speeds.arrange_seconds) / (work.arranged - own))
+
+
+def _products(speeds: Speeds, rows: Sequence[int], work: Work) -> float:
+    """Return the seconds of the products of some layers."""
+    count, weights = float(work.products[0][0]), sum(float(product[1]) for product in work.products)
+    return float(np.interp(count, rows, speeds.gemm_seconds_per_weight)) * weights
+
+
+def _others(speeds: Speeds, work: Work) -> float:
+    """Return the seconds of what is beside the products of some layers."""
+    parts = [(work.attention, speeds.attention_seconds_per_mac), (work.arranged, speeds.arrange_seconds),
+             (work.elements, speeds.element_seconds), (work.activations, speeds.activation_seconds)]  # fmt: skip
+    return sum(amount * each for amount, each in parts)
 
 
 def _attention(took: Took) -> tuple[float, float]:

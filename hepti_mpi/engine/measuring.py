@@ -29,7 +29,7 @@ PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of sho
 RETRIES = 4  # times more that an emulated board's kernel is timed where this machine was never as fast: it had other work
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
-WHOLE = (8, 8), (8, 24)  # of the two that go through whole layers
+WHOLE = (8,) * 8, (24,) * 8, (24, *(8,) * 7)  # lengths of those that go through whole layers: in the last one most are padded
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 GLANCES = 6  # how often products are looked at
 
@@ -86,8 +86,8 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
         (cache, min(length, positions - 1)) for cache in CACHES for length in BEHIND)  # fmt: skip
     calls += [(timers.cached.call(*shape), timers.cached.work(shape[1])) for shape in behind if timers.cached is not None]
     parts_of_layers, behind_few = len(calls), min(BEHIND[0], positions - 1)
-    whole = () if timers.layers is None else tuple((count, min(length, positions)) for count, length in WHOLE)
-    calls += [(timers.layers.call(*shape), Work()) for shape in whole if timers.layers is not None]
+    whole = () if timers.layers is None else tuple(tuple(min(length, positions) for length in lengths) for lengths in WHOLE)
+    calls += [(timers.layers.call(lengths), Work()) for lengths in whole if timers.layers is not None]
     steps = [(part, texts) for part in timers.texts for texts in STEP_ROWS]
     calls += [(part.call(texts, behind_few), Work()) for part, texts in steps]
     behind_texts = len(calls)
@@ -113,7 +113,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     spent_of = [sorted(found)[int(part * len(found))] for found in times]
     curve, spent = [taken / timers.weights for taken in spent_of[: len(rows)]], spent_of[len(rows) :]
     attention = [(work, taken) for (_, work), taken in zip(calls[len(rows) :], spent[: len(shapes)])]
-    did = [timers.layers.work(*shape) for shape in whole if timers.layers is not None]
+    did = [timers.layers.work(lengths) for lengths in whole if timers.layers is not None]
     took = [(work, taken) for (_, work), taken in zip(calls[len(rows) + 6 :], spent[6:])][: len(behind)]
     cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
     layers = list(zip(did, spent[6 + len(behind) :]))

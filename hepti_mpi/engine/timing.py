@@ -30,10 +30,11 @@ KEPT_BYTES, KEPT_ROWS = 32 << 20, 1024  # of keys and values in float32, and how
 
 @dataclass(frozen=True)
 class Layers:
-    """A chain of whole layers, as a model has them: `call(requests, length)` runs it, `work(requests, length)` says what it does."""
+    """A chain of whole layers, as a model has them: `call(lengths)` runs it on requests of these lengths, `work(lengths)` says what it
+    does."""
 
-    call: Callable[[int, int], Callable[[], None]]
-    work: Callable[[int, int], Work]
+    call: Callable[[Sequence[int]], Callable[[], None]]
+    work: Callable[[Sequence[int]], Work]
 
 
 @dataclass(frozen=True)
@@ -195,14 +196,14 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[s
         value = tail(multiply(number, 5, wide), middle, mlp.bias, "y" if number == count - 1 else f"x{number}")
     made = probe(chain, ["x", *chain.indexes], threads)
 
-    def of_requests(requests: int, length: int) -> Callable[[], None]:
-        values = np.resize(tile, (requests * length, hidden))
-        return bound(made, {"x": values, **vars(pack([length] * requests, 0, len(values)))}, np.empty_like(values))
+    def of_requests(lengths: Sequence[int]) -> Callable[[], None]:
+        values = np.resize(tile, (sum(lengths), hidden))
+        return bound(made, {"x": values, **vars(pack(lengths, 0, len(values)))}, np.empty_like(values))
 
-    def work(requests: int, length: int) -> Work:
-        rows, laid_out = requests * length, float(requests * length * width) * count
+    def work(lengths: Sequence[int]) -> Work:
+        rows, laid_out = sum(lengths), float(len(lengths) * max(lengths) * width) * count
         products = tuple((rows, count * weights * part, name) for name, part in used.items())
-        return Work(products, 2 * laid_out * length, laid_out, 2.0 * count * rows * hidden, float(count * rows * columns))
+        return Work(products, 2 * laid_out * max(lengths), laid_out, 2.0 * count * rows * hidden, float(count * rows * columns))
 
     return Layers(of_requests, work)
 

@@ -31,7 +31,7 @@ from hepti_mpi.tuning.watch import Steady, Watch
 
 ORDERS, REPORTS = "orders", "reports"  # boxes
 KEPT = 256  # batches whose steps are noted, the last ones
-WARM_SECONDS = 0.2  # that the first batch may be predicted to take for it to be answered twice: new memory costs as much as a short one
+WARM_UPS, WARM_SECONDS = 3, 0.2  # so often, in so long, the first batch is answered before: new memory costs as much as a short one
 WAIT_SECONDS = 0.05  # for requests, where none is there
 REST_SECONDS = 0.2  # without any, after which the others sleep between two looks for an order
 BEAT_SECONDS = 1.0  # between two words to those that rest: whoever hears nothing for long takes rank 0 for lost
@@ -119,10 +119,13 @@ class Course:
         self.computing = [place for place, step in enumerate(engine.program) if isinstance(step, Compute)]
         self.steps.clear()
 
-    def begin(self) -> Pulse:
-        """Count from here."""
+    def begin(self, answer: Callable[[], object]) -> Pulse:
+        """Count from here, after as many calls of `answer`, which answers the first batch, as warm up."""
+        pulse = Pulse(self.ready.machine, self.ready.spec)
+        for _ in range(self.warm_ups()):
+            answer()
         self.before = copy(self.ready.machine.emulation)
-        return Pulse(self.ready.machine, self.ready.spec)
+        return pulse
 
     def named(self, lengths: Lengths) -> int | Lengths:
         """Return the number of a shape that all ranks know, else the shape itself."""
@@ -155,12 +158,12 @@ class Course:
     def last_steps(self) -> np.ndarray:
         return np.array(self.steps) if self.steps else np.zeros((0, len(self.ready.program)))
 
-    def is_short(self) -> bool:
-        """Tell whether the first batch is so short that it is answered once more before, to warm up; all ranks tell the same."""
+    def warm_ups(self) -> int:
+        """Return how often the first batch is answered before it counts, as it is short; the same on all ranks."""
         plan = self.ready.plan
-        if not self.shapes or plan.predicted_seconds is None:
-            return False
-        return plan.predicted_seconds * sum(self.shapes[0]) / plan.planned_rows <= WARM_SECONDS
+        if not self.shapes or not plan.predicted_seconds:
+            return 0
+        return min(WARM_UPS, int(WARM_SECONDS * plan.planned_rows / (plan.predicted_seconds * sum(self.shapes[0]))))
 
     def ran(self) -> float:
         """Note a batch; return the seconds that this rank computed."""
@@ -195,9 +198,7 @@ class Course:
 def lead(course: Course, desk: Desk) -> None:
     """Answer steps as long as there are some and somebody wants them, and give the orders of the watch."""
     watch, scheduler = desk.watch, desk.scheduler
-    if course.is_short():
-        _results(course, desk, scheduler.steps[0])
-    pulse, wanted = course.begin(), True
+    pulse, wanted = course.begin(lambda: _results(course, desk, scheduler.steps[0])), True
     while wanted:
         if not desk.source.ended:
             scheduler.add(desk.source.take(0.0 if scheduler.left else WAIT_SECONDS))
@@ -256,9 +257,7 @@ def _results(course: Course, desk: Desk, step: Step) -> list[Result]:
 
 def follow(course: Course) -> None:
     """Do what rank 0 orders, until the end."""
-    if course.is_short():
-        course.ready.engine.run(course.shapes[0], None)
-    pulse = course.begin()
+    pulse = course.begin(lambda: course.ready.engine.run(course.shapes[0], None))
     while True:
         order = course.order()
         course.resting = order["do"] == "rest"
