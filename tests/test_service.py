@@ -387,7 +387,7 @@ class Scoring:
         return np.array([len(text) for text in texts], np.float32)
 
 
-@pytest.mark.parametrize("texts", ["some", ("one", "three"), {"one": 1, "three": 2}])
+@pytest.mark.parametrize("texts", ["some", ("one", "three"), {"one": 1, "three": 2}.keys()])
 def test_texts_that_are_no_list_are_ranked_as_they_are(texts):
     model = object.__new__(hepti_mpi.Model)
     model._asked = Scoring()
@@ -396,6 +396,8 @@ def test_texts_that_are_no_list_are_ranked_as_they_are(texts):
         assert [one.text for one in model.rerank("x", given)] == every[::-1]
     with pytest.raises(InputError, match="of type int"):
         model.rerank("x", [5])
+    with pytest.raises(InputError, match="of type dict"):
+        model.rerank("x", {"one": 1})
 
 
 @pytest.mark.parametrize("model, error, said", [

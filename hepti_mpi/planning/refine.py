@@ -77,7 +77,8 @@ class Refinement:
         near = found[0][0].price.seconds * WORTH_AGAIN
         for number, ones in enumerate(found[:NEAR_AGAIN]):
             if ones[0].price.seconds <= near:
-                found[number] = sorted([*ones, *self.again(ones[0].plan)], key=order)
+                known = {one.plan for one in ones}
+                found[number] = sorted([*ones, *(one for one in self.again(ones[0].plan) if one.plan not in known)], key=order)
         return sorted(found, key=lambda ones: order(ones[0]))
 
     def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:

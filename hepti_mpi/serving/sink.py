@@ -207,7 +207,7 @@ class Filed:
 
     def kept(self, asked: int) -> str:
         if self.already is not None or self.written:
-            return f"all {self.count} answers are in {self.output}"
+            return f"every answer is in {self.output}"
         if self.journal is None:
             return f"{self.answered} of {asked} were answered, of which nothing is kept with --repeat or --logits"
         return kept_of(self.journal, self.count) or f"none of {self.count} answers is there yet"
