@@ -121,10 +121,10 @@ def laying_out(speeds: Speeds, rows: Sequence[int], alike: Took, padded: tuple[W
     work, seconds = padded
     (first, _), *_ = alike
     own = first.arranged * float(work.products[0][0]) / float(first.products[0][0])  # were nothing padded
-    others = _others(replace(speeds, arrange_seconds=0.0), work)
-    beyond = seconds - speeds.segment_seconds - _products(speeds, rows, work) - others
     if work.arranged <= own:  # a model of so few positions that nothing was padded
         return speeds.arrange_seconds
+    others = _others(replace(speeds, arrange_seconds=0.0), work)
+    beyond = seconds - speeds.segment_seconds - _products(speeds, rows, work) - others
     return max(speeds.arrange_seconds, (beyond - own * speeds.arrange_seconds) / (work.arranged - own))
 
 
