@@ -68,17 +68,10 @@ class Refinement:
             else:
                 climbed.add(plan.strategy)
                 found.append(self.improve(starts))
-        found.sort(key=lambda ones: order(ones[0]))
-        near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
-        for number, (best, *close) in enumerate(found[:NEAR_BEST]):
-            if best.price.seconds <= near:
-                found[number] = sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
-        found.sort(key=lambda ones: order(ones[0]))
-        near = found[0][0].price.seconds * WORTH_AGAIN
-        for number, ones in enumerate(found[:NEAR_AGAIN]):
-            if ones[0].price.seconds <= near:
-                known = {one.plan for one in ones}
-                found[number] = sorted([*ones, *(one for one in self.again(ones[0].plan) if one.plan not in known)], key=order)
+        for further, most, worth in ((self.by_several, NEAR_BEST, WORTH_A_CLIMB), (self.again, NEAR_AGAIN, WORTH_AGAIN)):
+            found.sort(key=lambda ones: order(ones[0]))
+            near = found[0][0].price.seconds * worth  # what is far behind does not become the best
+            found[:most] = [further(ones) if ones[0].price.seconds <= near else ones for ones in found[:most]]
         return sorted(found, key=lambda ones: order(ones[0]))
 
     def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:
@@ -107,14 +100,22 @@ class Refinement:
                 found.append(self.climb(soonest))
         return sorted(found, key=order)
 
-    def again(self, plan: Plan) -> list[Candidate]:
-        """Return what a climb comes to that begins far from the one that led to `plan`: with the rows as if what travels were free. Where
-        it travels while others compute it nearly is."""
+    def by_several(self, ones: Sequence[Candidate]) -> list[Candidate]:
+        """Return candidates of a kind, the first of them climbed by several moves at once."""
+        best, *close = ones
+        return sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
+
+    def again(self, ones: Sequence[Candidate]) -> list[Candidate]:
+        """Return candidates of a kind and what a climb comes to that begins far from the first of them: with the rows as if what travels
+        were free. Where it travels while others compute it nearly is."""
+        plan = ones[0].plan
         if not self.divisible(plan) or len(plan.active) < 2:
-            return []
+            return list(ones)
         rows = self.freely(plan)
         soonest = self.cut([replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))])
-        return [self.climb(soonest)] if soonest else []
+        reached = self.climb(soonest) if soonest else ones[0]
+        known = any(one.plan == reached.plan for one in ones)
+        return sorted(ones if known else [*ones, reached], key=order)
 
     def cut(self, plans: Sequence[Plan]) -> Candidate | None:
         """Return the best that `plans`, which differ in shares only, are when they are cut into tiles; None where none can be."""
