@@ -1,5 +1,6 @@
 import os
 import time
+from copy import copy
 
 import pytest
 
@@ -185,6 +186,19 @@ def test_what_was_late_is_seen_once(clock):
     emulation.go_on(lambda: clock.work(1.25 * each), WORK)
     emulation.show()
     assert emulation.late_seconds == pytest.approx(0.75 * each, abs=3 * NAP_SECONDS)
+
+
+def test_what_a_record_says_is_of_what_it_is_about(clock):
+    emulation, each = Emulation("2"), board_named("2").seconds(WORK)
+    emulation.run(lambda: clock.work(2 * each), WORK)
+    emulation.show()
+    before = copy(emulation)
+    for cpu in (2 * each, 0.0, 0.0, 0.0):
+        emulation.run(lambda cpu=cpu: clock.work(cpu), WORK)
+    emulation.show()
+    told = emulation.since(before)
+    assert (told["emulated_board"], told["overruns"]) == ("2", 0.25)
+    assert told["late_seconds"] == pytest.approx(emulation.late_seconds - before.late_seconds)
 
 
 def test_a_failure_leaves_nobody_first(monkeypatch):

@@ -2,6 +2,7 @@ import doctest
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from clusters import cluster
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
+from hepti_mpi.program import placement
 from hepti_mpi.program.steps import Compute, Sync
-from hepti_mpi.reporting import records, tables
+from hepti_mpi.reporting import generation, records, tables, teams
 
 SPEC = random_model("tiny-bert").spec
 
@@ -81,6 +83,25 @@ def test_what_a_reader_must_know(boards, late, wire, expected):
     record["wire_error"] = 0.0123
     lines = records.run_lines(record, None).splitlines()
     assert [line for line in lines if "emulated" in line or "on the wire" in line] == expected
+
+
+def test_every_record_says_which_boards_were_pretended_and_whether_this_machine_kept_up():
+    """Of requests (above), of texts and of teams; overruns, which are made up for, are counted only."""
+    whole = placement.whole(made().chosen.plan)
+    facts = [{"host": "pi", "threads": 1, "emulated_board": board, "overruns": 0.5, "late_seconds": late, "weight_bytes": 1,
+              "peak_resident_bytes": 2} for board, late in (("pi4", 0.01), ("2.5", 0.1))]  # fmt: skip
+    told = {"emulated_board": "2.5", "overruns": 0.5, "late": 0.05}
+    answer = SimpleNamespace(prompt=[1], tokens=[2, 3], submitted=0.0, first_token=1.0, ended=2.0, made=0)
+    text = generation.generation_record(SPEC, [answer], 2.0) | generation.ranks_record(whole, {}, facts, (), 2.0)
+    work = {"batches": 1, "requests": 1, "rows": 8, "seconds": 2.0, "predicted_rows_per_second": 5.0, "busy": 1.0}
+    team = teams.teams_record(SPEC, whole, [work], facts, 2.0, {}, None)
+    expected = "emulated boards: pi4, 2.5; 5.0 % of the time messages left later than there: this result does not count"
+    for record, lines in ((text, generation.generation_lines(text)), (team, teams.teams_lines(team, ["pi", "pi", "pi"]))):
+        assert {key: record["ranks"][1][key] for key in told} == told and "late_seconds" not in record["ranks"][0]
+        assert expected in lines.splitlines()
+    assert records.too_late({"hepti": 0.01, "megatron": 0.014}) == [
+        "megatron does not count: 1.4 % of its time messages left later than from its boards"
+    ]
 
 
 def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):

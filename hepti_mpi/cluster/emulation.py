@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hepti_mpi.cluster.boards import Board, Work, board_named
 from hepti_mpi.comm.precedence import MOMENT, before_others, go_first
@@ -49,6 +50,12 @@ class Emulation:
     @property
     def on(self) -> bool:
         return self.board is not None
+
+    def since(self, before: "Emulation") -> dict[str, Any]:
+        """Return what a record says of this rank's board after a copy of this was made, `before`."""
+        calls, overruns = self.calls - before.calls, self.overruns - before.overruns
+        late = self.late_seconds - before.late_seconds
+        return {"emulated_board": self.said, "overruns": overruns / max(1, calls), "late_seconds": late}
 
     def refresh(self) -> None:
         """Read the file again."""

@@ -4,6 +4,7 @@ Knows in which order that goes and what is shown; does not know how a step is di
 """
 
 import time
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,11 +63,12 @@ def generate(session: "Session", question: "Question", writing: Writing, machini
         room = wanted.pop("slots"), wanted.pop("positions")
         machining = replace(machining, objective="latency" if writing.logits else machining.objective, **wanted)
         loaded = writers.load(session, *room, machining, task.state if task else None)
+        before = copy(session.machine.emulation)
         if task is not None:
             result = writers.led(loaded, session, partial(_answered, loaded, session, task, writing.logits))
         else:
             writers.follow(loaded, session)
-        ran = loaded, world.gather_all(writers.facts(loaded, session))
+        ran = loaded, world.gather_all(writers.facts(loaded, session) | session.machine.emulation.since(before))
     with world.patience.slower(), together(world):
         if task is not None:
             _finish(session, question, task, result, ran)
@@ -212,6 +214,7 @@ def _finish(
         session.tell(f"all of {question.output or 'the input'} had been answered already: nothing is left")
     document = generation_record(session.store.spec, result.answers, result.seconds)
     if ran is not None:
-        document |= ranks_record(ran[0].placement, ran[0].startup, ran[1], ran[0].making.facts if ran[0].making else ())
+        teams = ran[0].making.facts if ran[0].making else ()
+        document |= ranks_record(ran[0].placement, ran[0].startup, ran[1], teams, result.seconds)
     document["output"] = None if question.output is None else str(question.output)
     put_record(document, tally, lambda: SCREEN.show(generation_lines(document)))

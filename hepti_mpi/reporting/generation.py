@@ -10,7 +10,7 @@ from hepti_mpi.planning.writing import Writers
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.quantiles import median
-from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION
+from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION, board_facts, emulated
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.reporting.teams import described
 from hepti_mpi.wording import counted
@@ -51,9 +51,10 @@ def generation_record(spec: ModelSpec, answers: Sequence[Timed], seconds: float)
 
 
 def ranks_record(
-    placement: Placement, startup: Mapping[str, float], facts: Sequence[Mapping[str, Any]], teams: Sequence[Mapping[str, Any]]
+    placement: Placement, startup: Mapping[str, float], facts: Sequence[Mapping[str, Any]], teams: Sequence[Mapping[str, Any]],
+    seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what that document says of the ranks: what starting took, and of each rank and each of `teams` what it did."""
+    """Return what that document says of the ranks: what starting took, and of each rank and each of `teams` what it did, in `seconds`."""
     document: dict[str, Any] = {"startup_seconds": {key: _short(value) for key, value in startup.items()}}
     plan = placement.together
     if plan is not None:
@@ -70,7 +71,10 @@ def ranks_record(
         document |= {"strategy": "teams", "plan_hash": placement.hash}
         document["teams"] = [{key: _plain(value) for key, value in team.items()} for team in teams]
         document["predicted_all_tokens_per_second"] = _short(sum(team["predicted_tokens_per_second"] for team in teams))
-    document["ranks"] = [{"rank": rank, **{key: _plain(value) for key, value in fact.items()}} for rank, fact in enumerate(facts)]
+    document["ranks"] = [
+        {"rank": rank} | {key: _plain(value) for key, value in fact.items() if key != "late_seconds"} | board_facts(fact, seconds)
+        for rank, fact in enumerate(facts)
+    ]
     return document
 
 
@@ -160,13 +164,13 @@ def stages_lines(found: Staged, hosts: Sequence[str], width: int | None = None) 
 def generation_lines(document: Mapping[str, Any]) -> str:
     """Return what people read of it."""
     made = counted(document["completion_tokens"], "tokens")
-    head = f"{counted(document['requests'], 'answers')}, {made} in {document['seconds']:.3g} s"
+    head, boards = f"{counted(document['requests'], 'answers')}, {made} in {document['seconds']:.3g} s", list(emulated(document))
     if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
-        return head
+        return "\n".join([*boards, head])
     each = f"the first token after {document['ttft_seconds']:.3g} s, then {document['tokens_per_second']:.3g} a second"
     teams = document.get("teams", ())
     who = counted(len(teams), "teams") if teams else document.get("strategy")
-    lines = [f"{head} by {who}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"]
+    lines = [*boards, f"{head} by {who}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"]
     for team in teams:
         ranks = " and ".join(f"rank {rank}" for rank in team["members"])
         lines.append(f"{ranks}: {counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}")

@@ -85,8 +85,7 @@ def run_record(
     latency = {"median": median(values), "p90": quantile(values, 0.9), "min": values.min(), "max": values.max()}
     ranks = [
         {"rank": rank, "host": fact["host"], "threads": fact["threads"]}
-        | {"emulated_board": fact.get("emulated_board"), "overruns": fact.get("overruns", 0.0)}
-        | {"late": short(fact.get("late_seconds", 0.0) / max(float(values.sum()), 1e-9))}
+        | board_facts(fact, float(values.sum()))
         | {"heads": plan.heads[rank], "columns": plan.columns[rank], "rows": plan.rows[rank]}
         | {f"{what}_seconds": short(getattr(spent, what)[rank]) for what in ("compute", "wire", "wait")}
         | {"weight_bytes": fact["weight_bytes"], "peak_resident_bytes": fact["peak_resident_bytes"]}
@@ -114,6 +113,12 @@ def run_record(
         "decisions": [{key: short(value) if isinstance(value, float) else value for key, value in item.items()} for item in decisions],
         "ranks": ranks,
     }
+
+
+def board_facts(fact: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Return what a record says of a rank's emulated board: None of a real one. `seconds`: in which its messages could be late."""
+    late = short(fact.get("late_seconds", 0.0) / max(seconds, 1e-9))
+    return {"emulated_board": fact.get("emulated_board"), "overruns": fact.get("overruns", 0.0), "late": late}
 
 
 def idle_record(spec: ModelSpec) -> dict[str, Any]:
@@ -347,13 +352,24 @@ def _decision_line(item: dict[str, Any]) -> str:
 def _remarks(record: dict[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right."""
     yield from left_over(record)
-    boards = [item["emulated_board"] for item in record["ranks"]]
-    if any(board is not None for board in boards):
-        late = max(item["late"] for item in record["ranks"])
-        count = f"; {100 * late:.1f} % of the time messages left later than there: this result does not count" * (late > MOST_LATE)
-        yield "emulated boards: " + ", ".join(board or "-" for board in boards) + count
+    yield from emulated(record)
     if record["wire"] != "float32":
         yield f"{record['wire']} on the wire: results differ from the exact ones by up to {record['wire_error']:.2g}"
+
+
+def emulated(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which boards the ranks pretended to be, and whether this machine kept up with them."""
+    ranks = record.get("ranks", ())
+    if any(item["emulated_board"] is not None for item in ranks):
+        late = max(item["late"] for item in ranks)
+        count = f"; {100 * late:.1f} % of the time messages left later than there: this result does not count" * (late > MOST_LATE)
+        yield "emulated boards: " + ", ".join(item["emulated_board"] or "-" for item in ranks) + count
+
+
+def too_late(parts: Mapping[str, float]) -> list[str]:
+    """Return a sentence for each method whose messages left later than from its boards for more of its time, `parts`, than counts."""
+    told = "of its time messages left later than from its boards"
+    return [f"{name} does not count: {100 * part:.1f} % {told}" for name, part in parts.items() if part > MOST_LATE]
 
 
 def left_over(record: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.teams import Arrangement
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import kind_of
-from hepti_mpi.reporting.records import ASKED, RUN_FORMAT, RUN_VERSION, left_over, short
+from hepti_mpi.reporting.records import ASKED, RUN_FORMAT, RUN_VERSION, board_facts, emulated, left_over, short
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, table
 from hepti_mpi.wording import counted
 
@@ -33,7 +33,11 @@ def teams_record(
     seconds, requests, rows = max(seconds, 1e-9), sum(one["requests"] for one in work), sum(one["rows"] for one in work)
     predicted = [float(one["predicted_rows_per_second"]) for one in work]
     places = [placement.place(rank) or (None, None) for rank in range(len(facts))]
-    ranks = [{"rank": rank, "team": places[rank][0], "stage": places[rank][1], **fact} for rank, fact in enumerate(facts)]
+    ranks = [
+        {"rank": rank, "team": places[rank][0], "stage": places[rank][1], "host": fact["host"], "threads": fact["threads"]}
+        | board_facts(fact, seconds) | {key: fact[key] for key in ("weight_bytes", "peak_resident_bytes")}
+        for rank, fact in enumerate(facts)
+    ]  # fmt: skip
     return {
         "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": spec.name, "family": spec.family,
         "embedding": spec.embedding, "strategy": "teams",
@@ -102,6 +106,7 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
         table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s when busy / predicted", "busy"), lines, width),
         *([f"at rest: {', '.join(resting)}"] if resting else []),
         *left_over(record),
+        *emulated(record),
         f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else ""),
         f"{counted(record['requests'], asked)} by {counted(len({*map(str, members)}), 'teams')} in {duration(record['seconds'])}: "
         f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}",

@@ -83,13 +83,10 @@ def answer(ready: Ready, desk: Desk | None) -> tuple[Ready, Outcome]:
         lead(course, desk)
     outcome = course.outcome
     outcome.seconds = world.gather_matrix(course.last_steps())
-    emulation, before = ready.machine.emulation, course.before
     facts = {
         "host": host_name(),
         "threads": course.ready.engine.threads,
-        "emulated_board": ready.machine.emulation.said,
-        "overruns": (emulation.overruns - before.overruns) / max(1, emulation.calls - before.calls),
-        "late_seconds": emulation.late_seconds - before.late_seconds,
+        **ready.machine.emulation.since(course.before),
         "weight_bytes": course.ready.engine.weight_bytes,
         "peak_resident_bytes": peak_resident_bytes(),
     }

@@ -10,9 +10,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Letter, Mail
 from hepti_mpi.comm.ranks import Comm
@@ -211,7 +213,7 @@ def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
 
 def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | None) -> Outcome:
     """Answer what comes to the desk of rank 0, the others have none. Collective. Return what happened, which rank 0 knows."""
-    crews, world = teamed.crews, machine.world
+    crews, world, before = teamed.crews, machine.world, copy(machine.emulation)
     crew = crews[0] if crews else None
     mail = mail_of(world, teamed.placement, crew)
     dispatcher = None if desk is None else Dispatcher(desk, mail, teamed.placement, teamed.paces)
@@ -229,17 +231,15 @@ def answer(machine: Machine, teamed: Teamed, answerer: Answerer, desk: Desk | No
             raise dispatcher.error
     mail.close()
     outcome = Outcome([]) if dispatcher is None else dispatcher.outcome
-    outcome.facts = world.gather_all(_facts(machine, crews))
+    outcome.facts = world.gather_all(_facts(machine, crews, before))
     return outcome
 
 
-def _facts(machine: Machine, crews: Sequence[Crew]) -> dict[str, Any]:
-    """Return what is recorded of this rank, whose crews share the weights."""
-    emulation = machine.emulation
+def _facts(machine: Machine, crews: Sequence[Crew], before: Emulation) -> dict[str, Any]:
+    """Return what is recorded of this rank, whose crews share the weights. `before`: a copy of its emulation before the first batch."""
     return {
         "host": host_name(), "threads": sum(crew.engine.threads for crew in crews) or machine.cores.threads,
-        "emulated_board": emulation.said, "overruns": emulation.overruns / max(1, emulation.calls),
-        "late_seconds": emulation.late_seconds, "weight_bytes": max((crew.engine.weight_bytes for crew in crews), default=0),
+        **machine.emulation.since(before), "weight_bytes": max((crew.engine.weight_bytes for crew in crews), default=0),
         "peak_resident_bytes": peak_resident_bytes(),
     }  # fmt: skip
 

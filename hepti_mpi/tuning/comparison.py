@@ -12,7 +12,7 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.reporting.above import Above, Measured, above_bound
-from hepti_mpi.reporting.records import MOST_LATE, refusals, time_by_batch
+from hepti_mpi.reporting.records import refusals, time_by_batch, too_late
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.tuning.bench import Samples
 
@@ -125,9 +125,7 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
     for wire, one in found.bounds.items():
         text.append(f"bound, {wire} on the wire: {milliseconds(one.seconds)} ms; nearness is the bound over the median")
     text.append(f"perfect division over all boards: {milliseconds(next(iter(found.bounds.values())).perfect)} ms")
-    late = {name: samples[name].late_part for name in names if samples[name].late_part > MOST_LATE}
-    later = "of its time messages left later than from its boards"
-    text += [f"{name} does not count: {100 * part:.1f} % {later}" for name, part in late.items()]
+    text += too_late({name: samples[name].late_part for name in names})
     if found.made:
         where = f"; records in {found.made['output']}" if found.made["output"] else ""
         text.append(f"{duration(found.made['seconds'])} in all{where}")

@@ -5,6 +5,7 @@ Knows decoders and clocks; does not know tokens (rows are random), nor how a met
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from hepti_mpi.models.numerics import Array
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program.placement import Placement
-from hepti_mpi.reporting.records import MOST_LATE, refusals
+from hepti_mpi.reporting.records import refusals, too_late
 from hepti_mpi.reporting.tables import milliseconds, rate, table
 from hepti_mpi.weights.store import Store
 
@@ -29,7 +30,8 @@ WARM_UP = 2  # tokens, where boards are not emulated
 @dataclass
 class Written:
     """What one method did, on rank 0: `firsts`: seconds until the scores behind the prompt were there; `tokens`: those of each added one.
-    `predicted`: the same as planned; `best`: the likeliest score behind each; `late`: the part of the time by which messages left late."""
+    `predicted`: the same as planned; `best`: the likeliest score behind each; `late`: the part of the time by which messages left late;
+    `overruns`: of all ranks' calls, those that took longer than on the emulated boards."""
 
     placement: Placement
     predicted: tuple[float, float]
@@ -37,6 +39,7 @@ class Written:
     tokens: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
     late: float = 0.0
+    overruns: float = 0.0
     weight_bytes: int = 0  # of the fullest rank
 
     @property
@@ -55,6 +58,8 @@ class Loaded:
     decoder: Decoder
     written: Written
     late: float = 0.0  # seconds by which this rank's messages left late
+    calls: int = 0  # of computing, on this rank, and those that took longer than on the emulated board
+    overruns: int = 0
 
 
 def load(
@@ -74,26 +79,30 @@ def write(machine: Machine, every: Sequence[Loaded], hidden: int, request: Reque
 
     A time runs on rank 0 from embedded rows to the likeliest word.
     """
-    world = machine.world
+    world, emulation = machine.world, machine.emulation
     rows = np.random.default_rng(0).standard_normal((request.prompt + request.answer, hidden), np.float32)
-    for turn in range(-(not machine.emulation.on), repeat):
+    for turn in range(-(not emulation.on), repeat):
         numbers = list(range(len(every)))
         np.random.default_rng(1 + turn).shuffle(numbers)  # nobody always comes after the same one
         for one in (every[number] for number in numbers):
             with world.patience.slower():  # a rank that has no part waits for the whole text
                 world.barrier()
-            before = machine.emulation.late_seconds
+            before = copy(emulation)
             if world.rank:
                 one.decoder.follow()
             else:
                 _write(one.decoder, one.written, rows, request.prompt, turn < 0)
-            one.late += machine.emulation.late_seconds - before
+            one.late += emulation.late_seconds - before.late_seconds
+            one.calls += emulation.calls - before.calls
+            one.overruns += emulation.overruns - before.overruns
         progress(1)
     with world.patience.slower():
         world.barrier()
     for one in every:
         one.written.weight_bytes = max(world.gather_all(sum(piece.bytes for piece in one.decoder.part.slices)))
-        one.written.late = max(world.gather_all(one.late)) / max(1e-9, sum(one.written.firsts) + sum(one.written.tokens))
+        calls, overruns, late = zip(*world.gather_all([one.calls, one.overruns, one.late]))
+        one.written.overruns = sum(overruns) / max(1, sum(calls))
+        one.written.late = max(late) / max(1e-9, sum(one.written.firsts) + sum(one.written.tokens))
 
 
 def _write(decoder: Decoder, written: Written, rows: Array, prompt: int, warming: bool) -> None:
@@ -122,7 +131,8 @@ def document(model: str, cluster: str, request: Request, found: Mapping[str, Wri
         name: {
             "tokens_per_second": _short(1 / one.token), "token_seconds": _short(one.token), "predicted_token_seconds": one.predicted[1],
             "first_token_seconds": _short(one.first), "predicted_first_token_seconds": one.predicted[0],
-            "nearness": _short(bound / one.token), "late": _short(one.late), "largest_difference": _short(_difference(found, name)),
+            "nearness": _short(bound / one.token), "overruns": _short(one.overruns), "late": _short(one.late),
+            "largest_difference": _short(_difference(found, name)),
             **_shares(one.placement), "plan_hash": one.placement.hash if one.placement.together is None else one.placement.together.hash,
         }
         for name, one in found.items()
@@ -149,10 +159,7 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
             "difference", "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
-    late = {name: found[name].late for name in names if found[name].late > MOST_LATE}
-    later = "of its time messages left later than from its boards"
-    text += [f"{name} does not count: {100 * part:.1f} % {later}" for name, part in late.items()]
-    return "\n".join(text)
+    return "\n".join([*text, *too_late({name: found[name].late for name in names})])
 
 
 def _shares(placement: Placement) -> dict[str, list[int]]:
