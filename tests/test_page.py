@@ -91,6 +91,17 @@ def test_it_says_what_came_out_of_what_and_when(tmp_path):
     assert text.count("<u style=") == len(one.methods)
 
 
+def test_what_none_can_beat_is_said_for_each_wire_and_what_does_not_count_too(tmp_path):
+    lines = bench("mixed4", ("hepti", "hepti-float16", "voltage"))
+    (one,) = read_benches(write(tmp_path / "records.jsonl", lines))
+    text = read(page("x", [one]))[1]
+    assert "800.0 ms with float32 on the wire, 750.0 ms with float16 on the wire" in text
+    bound = one.methods["hepti-float16"].median - sum(one.methods["hepti-float16"].above.values())
+    assert f"{bound * 1e3:.1f}" in text.partition("Above the bound")[2], "each method's own"
+    assert text.count("does not count") == 1
+    assert "voltage does not count: 2.0 % of its time messages left later than from its boards." in text
+
+
 def test_marks_are_round():
     assert ticks(0.93, 5) == [0.0, 0.2, 0.4, 0.6, 0.8]
     assert ticks(1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]

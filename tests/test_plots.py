@@ -112,7 +112,7 @@ def test_many_clusters(tmp_path, pictures, monkeypatch):
 
 def test_the_last_line_alone_is_enough_for_latencies(tmp_path, pictures):
     last = bench("mixed4")[-1]
-    del last["perfect_seconds"], last["bound_seconds"]
+    del last["perfect_seconds"], last["bound_seconds"], last["bound_float16_seconds"]
     written = plots.write_report(write(tmp_path / "records.jsonl", [last]), pictures / "bare")
     one = "mixed4-bert-large-128"
     assert [path.name for path in written] == [f"{one}-latency.png", f"{one}-above-the-bound.png", "predicted.png"]
@@ -125,7 +125,7 @@ def test_without_predictions_there_is_no_picture_of_them(tmp_path):
 
 def test_what_is_possible_is_read(tmp_path):
     (found,) = read_benches(write(tmp_path / "a", bench("mixed4", ("hepti",))))
-    assert (found.ideal_seconds, found.bound_seconds) == (0.7, 0.8)
+    assert (found.ideal_seconds, found.bound_seconds, found.bounds) == (0.7, 0.8, {"float32": 0.8, "float16": 0.75})
 
 
 def test_parts_are_means_over_the_ranks_that_work(tmp_path):

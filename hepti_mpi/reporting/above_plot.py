@@ -23,9 +23,10 @@ def above(bench: Bench) -> Figure:
     scale, unit = unit_of(max(method.median for method in methods))
     legend: list[Any] = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
     caption = (
-        "From the bound, 0, to the median, as the rank spent it that computes longest; parts below 0 on the left. Share: its work, as "
-        "fast as it does that of many rows, less the bound. Few rows: what computing took beyond that. Yellow: blocked by that exchange. "
-        "Waiting: for a slower rank. Starts: beginning calls and exchanges. Rest: copies, sums, what lies between steps."
+        "From the bound, 0, to the median, as the rank spent it that computes longest; parts below 0 on the left. Bound: with what "
+        "the method may send. Share: its work, as fast as it does that of many rows, less the bound. Few rows: what computing took beyond "
+        "that. Yellow: blocked by that exchange. Waiting: for a slower rank. Starts: beginning calls and exchanges. Rest: copies, sums, "
+        "what lies between steps."
     )
     figure = page(0.32 * len(methods) + 0.85, f"Above the bound: {what(bench)}", legend, caption)
     axes = figure.subplots()
@@ -39,7 +40,8 @@ def above(bench: Bench) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(len(methods) - 0.5, -0.5), xlabel=f"above the bound, {unit}")
     axes.grid(axis="x")
-    columns(axes, [f"in all, {unit}"], [[digits(sum(method.above.values()) * scale)] for method in methods])
+    heads = [f"{name}, {unit}" for name in ("bound", "above")]
+    columns(axes, heads, [[digits(value * scale) for value in (method.bound, sum(method.above.values()))] for method in methods])
     return figure
 
 

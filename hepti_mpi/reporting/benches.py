@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError, reason_of
+from hepti_mpi.program.plan import WIRES
 from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
@@ -67,7 +68,7 @@ class Method:
     """What was measured of one method. `parts`: [requests, 3] seconds of compute, wire and wait, mean over the ranks that hold a part
     of the layers; no rows where the requests were not recorded. `lanes`: one request; empty where none was recorded. `ranks`: all of the
     job; empty where the plan was not recorded. `above`: seconds above the bound by where they went, some may be below 0; empty where
-    that was not recorded."""
+    that was not recorded. `late`: the part of the time by which messages left later than from emulated boards."""
 
     name: str
     median: float
@@ -79,6 +80,12 @@ class Method:
     lanes: tuple[Lane, ...] = ()
     ranks: tuple[RankTimes, ...] = ()
     above: dict[str, float] = field(default_factory=dict)
+    late: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """The seconds from which `above` counts: the bound with what this method may have on the wire."""
+        return self.median - sum(self.above.values())
 
     @property
     def seconds(self) -> float:
@@ -99,17 +106,21 @@ class Method:
 
 @dataclass(frozen=True)
 class Bench:
-    """The methods that one job compared. `ideal_seconds`: if all ranks computed all the time and nothing had to travel; `bound_seconds`:
-    what none of our layouts can beat, with float32 on the wire. None where they were not recorded. `made`: when, on what and with
-    what."""
+    """The methods that one job compared. `ideal_seconds`: if all ranks computed all the time and nothing had to travel, None where that
+    was not recorded; `bounds`: what none of our layouts can beat, by the type on the wire, as far as it was recorded. `made`: when, on
+    what and with what."""
 
     model: str
     rows: int
     cluster: str
     ideal_seconds: float | None
-    bound_seconds: float | None
+    bounds: dict[str, float]
     methods: dict[str, Method] = field(default_factory=dict)
     made: str = ""
+
+    @property
+    def bound_seconds(self) -> float | None:
+        return self.bounds.get(WIRES[0])
 
 
 @dataclass(frozen=True)
@@ -222,8 +233,10 @@ def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
         if name not in methods.data:
             raise item.fail(f"is about method {_shown(name)}, which is not among those of the {FORMAT} line after it")
         found[kind].setdefault(name, []).append(item)
-    perfect, least = (line.optional(f"{name}_seconds") for name in ("perfect", "bound"))
-    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), perfect, least, made=_made(line.data))
+    least = {wire: line.optional(f"bound{'' if wire == WIRES[0] else f'_{wire}'}_seconds") for wire in WIRES}
+    bounds = {wire: seconds for wire, seconds in least.items() if seconds is not None}
+    perfect, made = line.optional("perfect_seconds"), _made(line.data)
+    bench = Bench(line.text("model"), int(line.number("rows")), line.text("cluster"), perfect, bounds, made=made)
     for name in methods.data:
         described, requests, timelines = (found[kind].get(name, []) for kind in found)
         if len(described) > 1:
@@ -250,12 +263,13 @@ def _method(name: str, summary: _Line, described: list[_Line], requests: list[_L
     if not median:
         raise summary.fail("has a median of 0 seconds")
     samples, predicted = summary.numbers("samples_seconds"), summary.optional("predicted_seconds")
+    late = summary.optional("late") or 0.0
     above: dict[str, float] = {}
     if summary.data.get("above_bound") is not None:
         parts_line = summary.inside("above_bound").inside("parts_seconds")
         above = {part: parts_line.difference(part) for part in parts_line.data}
     if not described:
-        return Method(name, median, predicted, samples, np.zeros((0, len(PARTS))), above=above)
+        return Method(name, median, predicted, samples, np.zeros((0, len(PARTS))), above=above, late=late)
     line = described[0]
     plan = line.inside("plan")
     ranks = len(plan.value("hosts", "a list", list))
@@ -267,7 +281,8 @@ def _method(name: str, summary: _Line, described: list[_Line], requests: list[_L
     strategy, layout = line.text("strategy"), line.text("layout")
     about = f"{strategy}, {layout}" if strategy != "single" else strategy
     lanes = tuple(_lane(item) for item in _objects(timelines[-1], "ranks")) if timelines else ()
-    return Method(name, median, predicted, samples, parts, len(plan.value("layers", "a list", list)), about, lanes, ranks_times, above)
+    layers = len(plan.value("layers", "a list", list))
+    return Method(name, median, predicted, samples, parts, layers, about, lanes, ranks_times, above, late)
 
 
 def _rank_times(line: _Line, plan: _Line, shares: np.ndarray, parts: np.ndarray | None) -> tuple[RankTimes, ...]:

@@ -15,7 +15,7 @@ from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.planning.methods import OURS, meaning
 from hepti_mpi.reporting.above import meant, ordered
 from hepti_mpi.reporting.benches import Bench, Lane, Method, RankTimes
-from hepti_mpi.reporting.records import share_word
+from hepti_mpi.reporting.records import share_word, too_late
 from hepti_mpi.reporting.tables import milliseconds
 from hepti_mpi.wording import counted
 
@@ -117,10 +117,12 @@ def _bench(bench: Bench) -> Iterator[str]:
     )
     if bench.ideal_seconds is not None:
         note += f" If all boards computed all the time and nothing travelled it would be {milliseconds(bench.ideal_seconds)} ms."
-    if bench.bound_seconds is not None:
-        note += f" No layout of ours can beat {milliseconds(bench.bound_seconds)} ms with float32 on the wire: the bound."
+    if bench.bounds:
+        said = ", ".join(f"{milliseconds(seconds)} ms with {wire} on the wire" for wire, seconds in bench.bounds.items())
+        note += f" No layout of ours can beat {said}: the bound."
     yield f'<p class="faint">{note}</p>'
     yield _latency_table(methods)
+    yield from (f"<p>{escape(told)}.</p>" for told in too_late({method.name: method.late for method in methods}))
     yield from _above(methods)
     yield "<h3>One request across the ranks</h3>"
     described = [method for method in methods if method.lanes or method.ranks]
@@ -219,12 +221,16 @@ def _above(methods: Sequence[Method]) -> Iterator[str]:
     parts = ordered(part for method in methods for part in method.above)
     rows = [
         ("best" * (method is _ours(methods)),
-         (method.name, milliseconds(sum(method.above.values())), *(milliseconds(method.above.get(part)) for part in parts)))
+         (method.name, *(milliseconds(value) for value in (method.bound, sum(method.above.values()))),
+          *(milliseconds(method.above.get(part)) for part in parts)))
         for method in methods
     ]  # fmt: skip
     yield "<h3>Above the bound</h3>"
-    yield _table(("method", "ms in all", *parts), rows)
-    yield '<p class="faint">Median less bound, and where it went, as the rank spent it that computes longest.</p>'
+    yield _table(("method", "bound, ms", "above it, ms", *parts), rows)
+    yield (
+        '<p class="faint">Median less the bound with what the method may send (float16 has another one), and where it went, as the rank '
+        "spent it that computes longest.</p>"
+    )
     words = [("", (part, meant(part))) for part in parts]
     yield _table(("part", "what it is"), words).replace("<table>", '<table class="words">')
 

@@ -37,6 +37,7 @@ from hepti_mpi.reporting.canvas import (  # fmt: skip
     withStroke,
     write,
 )
+from hepti_mpi.reporting.records import MOST_LATE
 from hepti_mpi.wording import counted
 
 # P. Tol, "Colour schemes", 2021: high-contrast, which keeps its order in grey print and for the colour-blind
@@ -47,6 +48,7 @@ STYLES: Any = ("-", (0, (4, 2)), (0, (1, 1.5)))
 MARKERS = "osD^vPX*"
 BANDS = (0.07, 0.20)  # errors of prediction
 LANES = 24  # most lanes of a timeline that are each described
+MARK = "\N{DAGGER}"  # of a method that does not count
 GAIN = 0.01  # of the latency; what is less is no reason to add a board
 
 
@@ -136,6 +138,7 @@ def _latency(bench: Bench) -> Figure:
         f". Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests.",
         " Perfect: all ranks compute all the time, nothing travels." * ("perfect" in possible),
         " Bound: what no layout of ours can beat, float32 on the wire." * ("bound" in possible),
+        f" {MARK}: does not count, since messages left later than from the emulated boards." * any(map(_is_late, methods)),
     ]
     figure = page(0.32 * len(methods) + 0.85, f"Latency of {what(bench)}", legend, "".join(caption))
     axes = figure.subplots()
@@ -143,7 +146,7 @@ def _latency(bench: Bench) -> Figure:
         _bar(axes, y, method, scale)
     for style, seconds in zip(STYLES[1:], possible.values()):
         axes.axvline(seconds * scale, color="black", ls=style, lw=1.3, path_effects=[withStroke(linewidth=2.6, foreground="white")])
-    axes.set_yticks(range(len(methods)), [short(method.name) for method in methods])
+    axes.set_yticks(range(len(methods)), [short(method.name) + f" {MARK}" * _is_late(method) for method in methods])
     for label, method in zip(axes.get_yticklabels(), methods):
         label.set_fontweight("bold" if method.name == "hepti" else "normal")
     axes.tick_params(axis="y", length=0)
@@ -155,6 +158,10 @@ def _latency(bench: Bench) -> Figure:
         rows = [[*row, f"{method.median / bench.methods['hepti'].median:.2f} x"] for row, method in zip(rows, methods)]
     columns(axes, heads, rows)
     return figure
+
+
+def _is_late(method: Method) -> bool:
+    return method.late > MOST_LATE
 
 
 def _bar(axes: Axes, y: int, method: Method, scale: float) -> None:
