@@ -1,6 +1,7 @@
 """Described boards: what the file must say, what a board's call takes, and plans for boards that nobody has."""
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -32,6 +33,26 @@ def test_every_figure_has_a_source():
     for board in read_boards().values():
         assert set(board.sources) == set(FIGURES)
         assert all(text.partition(":")[0] in SOURCES for text in board.sources.values())
+
+
+def test_figures_that_say_how_they_were_derived_come_out_of_it():
+    """Twice a published HPL, half of that, and parts of the Pi 4 B: what stands there and the figure are the same but for rounding."""
+    known = read_boards()
+    for board in known.values():
+        source = board.sources["float32_gflops"]
+        twice = re.match(r"derived: twice (half )?(?:its HPL|the HPL of four such cores), ([\d.]+) GFLOP/s", source)
+        if twice is not None:
+            assert board.float32 == pytest.approx(2e9 * float(twice[2]) / (2 if twice[1] else 1), rel=0.01), board.name
+        for key, value in (("int8_gops", board.int8), ("int4_gops", board.int4)):
+            if board.sources[key].startswith("derived: as float32"):
+                assert value == board.float32
+            elif board.sources[key].startswith("derived: as int8"):
+                assert value == board.int8
+            elif times := re.match(r"derived: ([\d.]+) times float32", board.sources[key]):
+                assert value == pytest.approx(float(times[1]) * board.float32, rel=0.02), board.name
+    pi3, pi4, pi5 = (known[name] for name in ("pi3", "pi4", "pi5"))
+    assert pi3.float32 == pi4.float32 * 3 / 8 and pi3.memory == pytest.approx(pi4.memory / 2, rel=0.05)
+    assert pi3.call_seconds == pytest.approx(2 * pi4.call_seconds) and pi5.call_seconds == pytest.approx(pi4.call_seconds / 2)
 
 
 @pytest.mark.parametrize(

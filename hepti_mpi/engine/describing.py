@@ -53,7 +53,7 @@ def _shortest(call: Callable[[], object], clock: Callable[[], float]) -> float:
 def _board(name: str, title: str, threads: int, memory_bytes: int, when: str, calls: list[Call]) -> Board:
     """Return the board of which these are the calls."""
     (nothing,) = (call.seconds for call in calls if call.kind == "call")
-    products = [(*call.work.products[0], call.seconds - nothing, call.weights) for call in calls if call.kind == "product"]
+    products = [(*call.work.products[0][:2], call.seconds - nothing, call.weights) for call in calls if call.kind == "product"]
     rates = {
         kind: max(2 * rows * weights / seconds for rows, weights, seconds, its in products if its == kind and rows >= MANY)
         for kind in ("float32", "int8", "int4")
@@ -80,8 +80,9 @@ def _kernels(spec: ModelSpec, threads: int) -> list[Kernel]:
     for rows in ROWS:
         found.append((("product", counted(rows, "rows"), Work(((rows, kernels.weights),)), "float32"), kernels.gemm(rows)))
     for rows in (row for row in ROWS if row >= MANY):
-        work = Work(((rows, 2.0 * hidden * spec.ffn),))
-        found += [(("product", counted(rows, "rows"), work, kind), _quantised(spec, kind, rows, threads)) for kind in ("int8", "int4")]
+        for kind, format_name in (("int8", "q8"), ("int4", "q4")):
+            work = Work(((rows, 2.0 * hidden * spec.ffn, format_name),))
+            found.append((("product", counted(rows, "rows"), work, kind), _quantised(spec, kind, rows, threads)))
     one = Graph()
     one.node("MultiHeadAttention", ["q", "k", "v"], ["y"], MICROSOFT, num_heads=spec.heads)
     plain = probe(one, ["q", "k", "v"], threads)

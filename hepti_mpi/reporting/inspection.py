@@ -193,15 +193,9 @@ def call_lines(board: Board, calls: Sequence[Call], width: int | None = None) ->
     """Return a table of what real calls took, what the board's description says, and how the two are to each other."""
     rows = []
     for call in calls:
-        said = described_seconds(board, call)
-        told = ("-", "-") if said is None else (f"{said * 1e6:.1f}", f"{said / call.seconds:.2f}")
-        rows.append((f"{call.kind}, {call.what}{f', {call.weights}' * bool(call.weights)}", f"{call.seconds * 1e6:.1f}", *told))
+        said, what = board.seconds(call.work), f"{call.kind}, {call.what}{f', {call.weights}' * bool(call.weights)}"
+        rows.append((what, f"{call.seconds * 1e6:.1f}", f"{said * 1e6:.1f}", f"{said / call.seconds:.2f}"))
     return table(("", "real us", "described us", "described / real"), rows, width)
-
-
-def described_seconds(board: Board, call: Call) -> float | None:
-    """Return what the call takes by the board's description; None for products in another type, which no call has yet."""
-    return board.seconds(call.work) if call.weights in ("", "float32") else None
 
 
 def description_document(board: Board, calls: Sequence[Call]) -> dict[str, Any]:
@@ -212,7 +206,7 @@ def description_document(board: Board, calls: Sequence[Call]) -> dict[str, Any]:
         "memory_bytes": board.memory_bytes, **{key: float(f"{value:.4g}") for key, value in figures.items()},
         "call_seconds": float(f"{board.call_seconds:.4g}"), "sources": board.sources,
         "calls": [{"kind": call.kind, "what": call.what, "weights": call.weights or None, "seconds": call.seconds,
-                   "described_seconds": described_seconds(board, call)} for call in calls],
+                   "described_seconds": board.seconds(call.work)} for call in calls],
     }  # fmt: skip
 
 
