@@ -19,6 +19,7 @@ from lab.lab import Lab, _covered
 from lab.tables import in_its_own_time, motion_of, motions
 
 from hepti_mpi.cluster.boards import board_named
+from hepti_mpi.cluster.emulation import Emulation
 
 tomllib = pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
 OBSTACLE = check.obstacle()
@@ -336,6 +337,38 @@ def test_tables_tell_seconds_of_the_boards_not_of_slow_motion():
     assert told == {"rows": 128, "bound_seconds": 1.5, "methods": {"hepti": {"median_seconds": 2.0, "nearness": 0.75,
                     "samples_seconds": [2.0, 2.5], "above_bound": {"seconds": 0.5, "parts_seconds": {"waiting": 0.25}}}}}  # fmt: skip
     assert in_its_own_time(measured, 1.0) == measured
+
+
+@pytest.mark.parametrize("latency, said", [
+    (0.0004, "0.000"), (300, "300.000"), (50.5, "50.500"), (123456.7, "123456.700"), (1e6, "1000000.000"),
+])  # fmt: skip
+def test_every_latency_that_a_link_may_have_reaches_the_board(latency, said, monkeypatch, tmp_path):
+    monkeypatch.setattr(state, "LABS", tmp_path)
+    lab = Lab(Cluster("one", (Host("pi1", "pi4*2", 40, 1, latency),)))
+    (lab._board_file("pi1")).parent.mkdir(parents=True)
+    lab._write_board("pi1", "pi4*2")
+    assert lab._board_file("pi1").read_text() == f"pi4*2 {said}us\n"
+    monkeypatch.setenv("HEPTI_EMULATE_FILE", str(lab._board_file("pi1")))
+    assert Emulation().latency_seconds == pytest.approx(latency * 1e-6, abs=1e-9) and lab.board("pi1") == "pi4*2"
+
+
+def test_a_board_that_is_changed_is_in_the_labs_motion_as_the_others_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(state, "LABS", tmp_path)
+    lab, rates = Lab(cluster_named("pi4x4")), []
+    monkeypatch.setattr(main.Lab, "attach", lambda name: lab)
+    monkeypatch.setattr(lab, "set_rate", lambda host, mbit: rates.append((host, mbit)))
+    lab._board_file("pi4-1").parent.mkdir(parents=True)
+    assert main.change(argparse.Namespace(lab="pi4x4", host="pi4-1", board="pi3", mbit=100.0)) == 0
+    assert lab.board("pi4-1") == "pi3*2" and rates == [("pi4-1", 50)]
+    with pytest.raises(LabError, match="the board of pi4-1: no board 'pi9' is described"):
+        main.change(argparse.Namespace(lab="pi4x4", host="pi4-1", board="pi9", mbit=None))
+
+
+def test_the_list_is_of_clusters_as_they_are_described(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(state, "LABS", tmp_path)
+    assert main.show(argparse.Namespace()) == 0
+    said = capsys.readouterr().out
+    assert "cluster pi4x4, in motion 2 times as slow: pi4-1 is pi4, 1000 Mbit/s, " in said and "cluster wifi3: pi1 is 3, 40 Mbit/s" in said
 
 
 def test_slow_motion_is_of_boards_links_and_latencies_alike(tmp_path):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import check, state
-from .clusters import Cluster, cluster_named, read_clusters
+from .clusters import Cluster, checked_board, checked_rate, cluster_named, read_clusters, slower
 from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
@@ -82,25 +82,31 @@ def change(options: argparse.Namespace) -> int:
         raise LabError("nothing to change; give --board B or --mbit M")
     lab = Lab.attach(options.lab)
     if options.board is not None:
-        lab.set_board(options.host, options.board)
+        lab.set_board(options.host, slower(checked_board(options.board, options.host), lab.cluster.slow))
     if options.mbit is not None:
-        lab.set_rate(options.host, options.mbit)
+        lab.set_rate(options.host, checked_rate(options.mbit, options.host) / lab.cluster.slow)
     return 0
 
 
 def show(options: argparse.Namespace) -> int:
     """Print the clusters of the file, then the labs that are up or were left behind."""
     for cluster in read_clusters().values():
-        print(f"cluster {cluster.name}: " + ", ".join(f"{host.name} is {host.board}, {host.mbit:g} Mbit/s" for host in cluster.hosts))
+        hosts = cluster.in_slow_motion(1).hosts
+        print(f"cluster {cluster.name}{_motion(cluster)}: " + ", ".join(f"{one.name} is {one.board}, {one.mbit:g} Mbit/s" for one in hosts))
     for name in state.names():
         if not (state.LABS / name / "lab.json").exists() and state.is_alive(state.LABS / name):
             print(f"lab {name}: starting")
         elif state.is_alive(state.LABS / name):
             lab = Lab.attach(name)
-            print(f"lab {name}: " + ", ".join(f"{host} is {lab.board(host)}" for host in lab.hosts))
+            boards = ((host, slower(lab.board(host), 1 / lab.cluster.slow)) for host in lab.hosts)
+            print(f"lab {name}{_motion(lab.cluster)}: " + ", ".join(f"{host} is {board}" for host, board in boards))
         else:
             print(f"lab {name}: dead; remove it with: python -m tests.lab down {name}")
     return 0
+
+
+def _motion(cluster: Cluster) -> str:
+    return "" if cluster.slow == 1 else f", in motion {cluster.slow:g} times as slow"
 
 
 def judge(options: argparse.Namespace) -> int:

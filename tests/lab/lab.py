@@ -90,7 +90,7 @@ class Lab:
         except OSError:
             raise LabError(f"no lab {name} is up; bring it up with: python -m tests.lab up {name}") from None
         hosts = tuple(Host(**host) for host in made["hosts"])
-        return cls(Cluster(made["cluster"], hosts), name, burst_seconds=made["burst_seconds"])
+        return cls(Cluster(made["cluster"], hosts, made.get("slow", 1.0)), name, burst_seconds=made["burst_seconds"])
 
     def __enter__(self) -> "Lab":
         self.up()
@@ -121,7 +121,8 @@ class Lab:
         except BaseException:
             self.down()
             raise
-        made = {"cluster": self.cluster.name, "hosts": [asdict(host) for host in self.cluster.hosts], "burst_seconds": self.burst_seconds}
+        cluster = {"cluster": self.cluster.name, "hosts": [asdict(host) for host in self.cluster.hosts], "slow": self.cluster.slow}
+        made = cluster | {"burst_seconds": self.burst_seconds}
         (self.folder / "lab.json").write_text(json.dumps(made))
 
     def stay(self) -> None:
@@ -300,7 +301,7 @@ class Lab:
     def _write_board(self, host: str, board: str) -> None:
         path = self._board_file(host)
         latency = self.cluster.host(host).latency_us
-        path.with_name("emulate.part").write_text(f"{board} {latency:g}us\n" if latency else f"{board}\n")
+        path.with_name("emulate.part").write_text(f"{board} {latency:.3f}us\n" if latency else f"{board}\n")
         path.with_name("emulate.part").replace(path)  # a reader sees the old or the new one
 
     def board(self, host: str) -> str:

@@ -2,12 +2,14 @@
 
     python -m tests.lab.tables [--slow S] FOLDER    FOLDER/*.json: documents of `bench --json`, one a line
     python -m tests.lab.tables --repeated FOLDER    of the same bench, again and again
+    python -m tests.lab.tables --records --slow S FOLDER    FOLDER/*.jsonl, of `bench --output`, in the boards' own time, for report
 
 Knows the documents of bench; does not know how they were made.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +17,15 @@ from typing import Any
 
 import numpy as np
 
-OURS_AUTO = ("hepti", "hepti-float16")
+from hepti_mpi.cluster.profile import EMULATION
+from hepti_mpi.reporting.records import MOST_LATE
+
+from .clusters import slower
+from .errors import LabError
+
+OURS_AUTO = ("hepti", "hepti-float16", "hepti-int8")
 FORMAT = "hepti-bench"
-MOST_LATE = 0.01
+SAME = ("cluster", "model", "rows", "methods")  # of a bench that is the same again
 
 
 def main() -> int:
@@ -26,15 +34,20 @@ def main() -> int:
     motion = "slow motion of all, or CLUSTER=S,...; times are divided by it"
     parser.add_argument("--slow", metavar="S", type=motions, default={}, help=motion)
     parser.add_argument("--repeated", action="store_true", help="they are of the same bench, again and again")
+    parser.add_argument("--records", action="store_true", help="print what `bench --output` recorded, in the boards' own time")
     options = parser.parse_args()
-    documents = [in_its_own_time(one, motion_of(one["cluster"], options.slow)) for one in read(options.folder)]
-    if not documents:
-        print(f"error: no documents of bench in {options.folder}; make them with: bash tests/lab/tables.sh", file=sys.stderr)
+    try:
+        if options.records:
+            for line in records(options.folder, options.slow):
+                print(line)
+            return 0
+        found = read(options.folder)
+        documents = [in_its_own_time(one, motion_of(one["cluster"], options.slow)) for one in found]
+        parts = [repeated] if options.repeated else [latencies, predictions, regrets, nearness, late]
+        print("\n\n".join([made(found, options.slow), *(part(documents) for part in parts)]))
+    except LabError as problem:
+        print(f"error: {problem}", file=sys.stderr)
         return 2
-    if options.repeated:
-        print(repeated(documents))
-        return 0
-    print("\n\n".join((latencies(documents), predictions(documents), regrets(documents), nearness(documents), late(documents))))
     return 0
 
 
@@ -45,7 +58,10 @@ def motions(text: str) -> dict[str, float]:
     ({'': 2.0}, {'even4': 2.5, 'wifi3': 1.0})
     """
     pairs = (one.rpartition("=") for one in text.split(","))
-    return {name: float(number) for name, _, number in pairs}
+    found = {name: float(number) for name, _, number in pairs}
+    if not all(1 <= number < math.inf for number in found.values()):
+        raise ValueError
+    return found
 
 
 def motion_of(cluster: str, slow: Mapping[str, float]) -> float:
@@ -58,18 +74,71 @@ def motion_of(cluster: str, slow: Mapping[str, float]) -> float:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the documents of bench in a folder, in the order of their names and lines."""
-    every = [json.loads(line) for path in sorted(folder.glob("*.json")) for line in path.read_text().splitlines()]
-    return [one for one in every if one.get("format") == FORMAT]
+    """Return the documents of bench in a folder, in the order of their names and lines. Raises LabError where there is none, or one is cut
+    off."""
+    every = [one for path in sorted(folder.glob("*.json")) for one in _objects(path) if one.get("format") == FORMAT]
+    if not every:
+        raise LabError(f"no documents of bench in {folder}; make them with: bash tests/lab/tables.sh")
+    return every
+
+
+def records(folder: Path, slow: Mapping[str, float]) -> Iterator[str]:
+    """Yield the lines of a folder's benches, each of which ends with its document, in the boards' own time. Raises LabError as read."""
+    lines: list[dict[str, Any]] = []
+    paths = sorted(folder.glob("*.jsonl"))
+    for path in paths:
+        for one in _objects(path):
+            lines.append(one)
+            if one.get("format") == FORMAT:
+                yield from (json.dumps(in_its_own_time(line, motion_of(one["cluster"], slow))) for line in lines)
+                lines = []
+        if lines:
+            raise LabError(f"{path} ends within a bench: delete it and measure again with: bash tests/lab/tables.sh")
+    if not paths:
+        raise LabError(f"no records of bench in {folder}; make them with: bash tests/lab/tables.sh")
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise LabError(f"{path} cannot be read: {problem}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            one = json.loads(line)
+        except ValueError:
+            one = None
+        if not isinstance(one, dict):
+            raise LabError(f"{path} line {number} is no document: delete the file and measure again with: bash tests/lab/tables.sh")
+        yield one
 
 
 def in_its_own_time(value: Any, slow: float, name: str = "") -> Any:
-    """Return a document, or a part of one that is called `name`, with all seconds divided by the slow motion they were measured in."""
+    """Return a document, or a part of one that is called `name`, as it is when nothing is in the slow motion in which it was measured:
+    with all seconds divided by that, and boards as much faster.
+
+    >>> in_its_own_time({"median_seconds": 3.0, "rows_per_second": 8.0, "events": [["mlp", "compute", 1.0, 2.0]], "board": "pi4*2"}, 2)
+    {'median_seconds': 1.5, 'rows_per_second': 16.0, 'events': [['mlp', 'compute', 0.5, 1.0]], 'board': 'pi4'}
+    """
     if isinstance(value, Mapping):
         return {key: in_its_own_time(one, slow, key if not name.endswith("seconds") else name) for key, one in value.items()}
     if isinstance(value, list):
         return [in_its_own_time(one, slow, name) for one in value]
-    return value / slow if name.endswith("seconds") and isinstance(value, float) else value
+    if isinstance(value, str) and name in ("board", EMULATION):
+        return ",".join(slower(board, 1 / slow) for board in value.split(","))
+    if not isinstance(value, float):
+        return value
+    return value / slow if name.endswith("seconds") or name == "events" else value * slow if name.endswith("_per_second") else value
+
+
+def made(documents: Sequence[Mapping[str, Any]], slow: Mapping[str, float]) -> str:
+    """Return when, on what and with what documents were made, as far as they tell."""
+    dates = sorted(one["date"] for one in documents if "date" in one)
+    machines = dict.fromkeys(one["machine"].partition(", ")[2] for one in documents if "machine" in one)  # behind the name of the host
+    versions = dict.fromkeys(f"{name} {said}" for one in documents for name, said in one.get("versions", {}).items() if name != EMULATION)
+    motion = dict.fromkeys(f"{one['cluster']} {motion_of(one['cluster'], slow):g}" for one in documents)
+    spans = [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
+    return f"{'; '.join([*spans, *machines, *versions])}. Slow motion, by which all times are divided: {', '.join(motion)}."
 
 
 def latencies(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -78,7 +147,7 @@ def latencies(documents: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for one in documents:
         medians = [one["methods"].get(name, {}).get("median_seconds") for name in names]
-        rows.append([*_case(one), _ms(one["bound_seconds"]), *("" if value is None else _ms(value) for value in medians)])
+        rows.append([*_case(one), *("" if value is None else _ms(value) for value in (one.get("bound_seconds"), *medians))])
     return _section("Milliseconds", ("cluster", "model", "rows", "bound", *names), rows)
 
 
@@ -106,9 +175,11 @@ def regrets(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def nearness(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Return the bound over what was reached, and where the rest went, of what the planner chose."""
-    head = ("cluster", "model", "rows", "method", "nearness", "above, ms", "of that")
-    return _section("Nearness to the bound", head, list(_near(documents)))
+    """Return the bound over what was reached, and where the rest went, of what the planner chose; and which bounds are none."""
+    head = ("cluster", "model", "rows", "method", "bound", "nearness", "above, ms", "of that")
+    sooner = [f"{name} on {' '.join(_case(one))}" for one in documents for name, method in one["methods"].items() if method["nearness"] > 1]
+    text = _section("Nearness to the bound", head, list(_near(documents)))
+    return text + f"\n\nSooner than the bound, which is none then: {', '.join(sooner)}." * bool(sooner)
 
 
 def _near(documents: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
@@ -119,7 +190,8 @@ def _near(documents: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
                 above = method["above_bound"]
                 parts = sorted(above["parts_seconds"].items(), key=lambda part: -abs(part[1]))
                 words = ", ".join(f"{part} {_ms(seconds)}" for part, seconds in parts if abs(seconds) >= 0.5e-3)
-                yield [*_case(one), name, f"{method['nearness']:.3f}", _ms(above["seconds"]), words]
+                bound = _ms(method["median_seconds"] - above["seconds"])  # with what this method may send
+                yield [*_case(one), name, bound, f"{method['nearness']:.3f}", _ms(above["seconds"]), words]
 
 
 def late(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -136,7 +208,11 @@ def late(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def repeated(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Return the medians of every method in each of the documents, and how far they are from the median of all."""
+    """Return the medians of every method in each of the documents, and how far they are from the median of all. Raises LabError where they
+    are not of the same."""
+    for what in SAME:
+        if len({str(list(one[what]) if what == "methods" else one[what]) for one in documents}) > 1:
+            raise LabError(f"the documents are not of one bench again: they differ in {what}")
     rows = []
     for name in documents[0]["methods"]:
         medians = [one["methods"][name]["median_seconds"] for one in documents]

@@ -25,12 +25,13 @@ slowed() { # CLUSTER: how slow its motion is, which SLOW says by cluster or, as 
 }
 measure() { # CLUSTER MODEL ROWS METHODS [NAME OPTION...]
     local cluster=$1 model=$2 rows=$3 names=$4 name=${5:-$1} begin=$SECONDS
-    local file="$folder/$name-$model.json"
+    local file="$folder/$name-$model.json" records="$folder/$name-$model.jsonl"
     shift $(($# < 5 ? 4 : 5))
     [ ! -e "$file" ] || return 0
     echo "== $model, $rows rows, $name $*"
+    rm -f "$records" # of one that was cut off
     python -m tests.lab run --slow "$(slowed "$cluster")" --share "$folder" "$cluster" -- bench --weights "$folder/$model.h5" --rows "$rows" --repeat "$repeat" \
-        --cluster "$name" --methods "$names" --output "$folder/records.jsonl" --json "$@" | grep '^{' >"$file.part"
+        --cluster "$name" --methods "$names" --output "$records" --json "$@" | grep '^{' >"$file.part"
     mv "$file.part" "$file"
     echo "took $((SECONDS - begin)) s"
 }
@@ -50,6 +51,11 @@ for cluster in ${CLUSTERS:-$clusters}; do
     measure "$cluster" vit-large 197,64:6 "$(of "$cluster")" # a picture is 197 rows, and no request has more
 done
 measure mixed4 bert-large 128 hepti,tensor,megatron,galaxy,galaxy-boost mixed4-430M --memory-limit 430M # only tensor fits
-python -m tests.lab.tables --slow "$slow" "$folder" | tee "$folder/tables.md"
-python -m hepti_mpi report "$folder/records.jsonl" --output "$folder/pictures"
+{
+    echo "Commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)."
+    python -m tests.lab.tables --slow "$slow" "$folder"
+} | tee "$folder/tables.md"
+mkdir -p "$folder/pictures"
+python -m tests.lab.tables --slow "$slow" --records "$folder" >"$folder/pictures/records.jsonl"
+python -m hepti_mpi report "$folder/pictures/records.jsonl" --output "$folder/pictures"
 echo "documents, tables and pictures are in $folder"

@@ -1,0 +1,108 @@
+"""The tables of what the lab measured, of documents that are made up: in the boards' own time, and no word where something does not fit."""
+
+import doctest
+import json
+import sys
+
+import pytest
+from lab import tables
+from made_benches import bench, write
+
+MADE = {"date": "2026-11-29 15:11 UTC", "machine": "pi5-1, a processor, 2 cores",
+        "versions": {"onnxruntime": "1.32.0", "emulation": "4,pi4*2"}}  # fmt: skip
+
+
+def document(cluster="mixed4", **changes):
+    """The last line of a bench of hepti and single, with what the program tells beside what the pictures need."""
+    last = bench(cluster, ("hepti", "hepti-float16", "single"), layers=3)[-1] | MADE | changes
+    for method in last["methods"].values():
+        method |= {"late": 0.002, "overruns": 0.1, "nearness": 0.5}
+    return last
+
+
+def told(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["tables", *map(str, words)])
+    code = tables.main()
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def folder_of(path, *documents):
+    for number, one in enumerate(documents):
+        write(path / f"{number}.json", [one])
+    return path
+
+
+def test_examples():
+    assert doctest.testmod(tables).failed == 0
+
+
+def test_tables_say_when_on_what_and_in_which_motion(tmp_path, monkeypatch, capsys):
+    one = document(rows=64)
+    code, out, _ = told(monkeypatch, capsys, "--slow", "mixed4=2", folder_of(tmp_path, one))
+    assert code == 0 and "2026-11-29 15:11 UTC; a processor, 2 cores; onnxruntime 1.32.0." in out and "divided: mixed4 2." in out
+    median = one["methods"]["hepti"]["median_seconds"]
+    latencies = next(line for line in out.splitlines() if line.startswith("| mixed4 | bert-large | 64 | 400 |"))
+    assert f"| {500 * median:.0f} |" in latencies, "divided by the motion"
+
+
+def test_a_bound_is_of_the_wire_of_its_method_and_none_is_above_what_was_measured(tmp_path, monkeypatch, capsys):
+    one = document()
+    one["methods"]["hepti-float16"] |= {"nearness": 1.02, "late": 0.03}
+    _, out, _ = told(monkeypatch, capsys, folder_of(tmp_path, one))
+    assert "Sooner than the bound, which is none then: hepti-float16 on mixed4 bert-large 128." in out
+    bound = 1e3 * (one["methods"]["hepti"]["median_seconds"] - one["methods"]["hepti"]["above_bound"]["seconds"])
+    assert f"| mixed4 | bert-large | 128 | hepti | {bound:.0f} | 0.500 |" in out and "| hepti-float16 | 3.0 % | 10.0 % |" in out
+    assert "Sooner" not in told(monkeypatch, capsys, folder_of(tmp_path, document()))[1]
+
+
+def test_a_bench_of_float16_alone_has_no_other_bound(tmp_path, monkeypatch, capsys):
+    one = document()
+    del one["bound_seconds"]
+    assert told(monkeypatch, capsys, folder_of(tmp_path, one))[0] == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "hepti-bench"', "\xff"])
+def test_what_is_cut_off_is_said(text, tmp_path, monkeypatch, capsys):
+    for name, words in (("a.json", ()), ("a.jsonl", ("--records",))):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        code, _, err = told(monkeypatch, capsys, *words, tmp_path)
+        assert code == 2 and err.startswith("error: ") and f"{name} " in err and err.count("\n") == 1
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch, capsys):
+    assert told(monkeypatch, capsys, tmp_path)[0] == 2
+    assert told(monkeypatch, capsys, "--records", tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "nan", "inf", "mixed4=", "even4=0.5"])
+def test_no_motion(said):
+    with pytest.raises(ValueError):
+        tables.motions(said)
+
+
+def test_only_the_same_bench_is_compared_with_itself(tmp_path, monkeypatch, capsys):
+    code, out, _ = told(monkeypatch, capsys, "--repeated", folder_of(tmp_path, document(), document()))
+    assert code == 0 and "| hepti |" in out and "0.0 %" in out
+    for changes in ({"rows": 64}, {"cluster": "even4"}, {"model": "vit-large"}, {"methods": {"single": document()["methods"]["single"]}}):
+        code, out, err = told(monkeypatch, capsys, "--repeated", folder_of(tmp_path, document(), document() | changes))
+        assert code == 2 and f"they differ in {next(iter(changes))}" in err and not out
+
+
+def test_records_in_the_boards_own_time(tmp_path, monkeypatch, capsys):
+    lines = [*bench("mixed4", ("hepti",), layers=3), *bench("wifi2", ("hepti",), layers=3)]
+    file = write(tmp_path / "records.jsonl", lines)
+    _, out, _ = told(monkeypatch, capsys, "--records", "--slow", "mixed4=2", tmp_path)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == len(lines)
+    for place, (one, was) in enumerate(zip(found, lines)):
+        slow = 2 if place < len(lines) / 2 else 1
+        if was.get("kind") == "request":
+            assert one["seconds"] == was["seconds"] / slow and one["wire_seconds"][0] == was["wire_seconds"][0] / slow
+        if was.get("kind") == "timeline":
+            events, before = (line["ranks"][0]["events"][0] for line in (one, was))
+            assert events[:2] == before[:2] and events[3] == before[3] / slow
+            assert [float(rank["board"]) for rank in one["ranks"]] == [float(rank["board"]) / slow for rank in was["ranks"]]
+    write(file, lines[:-1])
+    code, _, err = told(monkeypatch, capsys, "--records", tmp_path)
+    assert code == 2 and "ends within a bench" in err
