@@ -17,9 +17,9 @@ from hepti_mpi.program.steps import OUTER, Compute, Program, Sync
 
 MEANT = {
     "share": "this rank's part of the work, as fast as it does that of many rows, less the bound: it has more to do than where the bound "
-    "is reached; below 0 where the wire sets the bound",
-    "few rows": "what its computing took beyond that: products of few rows are bound by reading the weights; also what calls took "
-    "longer than priced",
+    "is reached; below 0 where the wire sets the bound, or few rows do, which cost time where it is reached too",
+    "few rows": "what its computing took beyond that: products of few rows are bound by reading the weights; also by what calls took "
+    "longer than priced or, below 0, shorter",
     "waiting": "blocked by an exchange for longer than the rank that it blocked least: for a slower one",
     "starts": "what it takes to begin calls of computing and exchanges, by the profile",
     "rest": "what is left, above or below: copies and sums of exchanges, what lies between steps",
