@@ -339,9 +339,7 @@ def test_tables_tell_seconds_of_the_boards_not_of_slow_motion():
     assert in_its_own_time(measured, 1.0) == measured
 
 
-@pytest.mark.parametrize("latency, said", [
-    (0.0004, "0.000"), (300, "300.000"), (50.5, "50.500"), (123456.7, "123456.700"), (1e6, "1000000.000"),
-])  # fmt: skip
+@pytest.mark.parametrize("latency, said", [(0.0004, "0"), (300, "300"), (50.5, "50.5"), (123456.7, "123456.7"), (1e6, "1000000")])
 def test_every_latency_that_a_link_may_have_reaches_the_board(latency, said, monkeypatch, tmp_path):
     monkeypatch.setattr(state, "LABS", tmp_path)
     lab = Lab(Cluster("one", (Host("pi1", "pi4*2", 40, 1, latency),)))

@@ -5,7 +5,8 @@ import json
 import sys
 
 import pytest
-from lab import tables
+from lab import clusters, tables
+from lab import lab as labs
 from made_benches import bench, write
 
 MADE = {"date": "2026-11-29 15:11 UTC", "machine": "pi5-1, a processor, 2 cores",
@@ -34,7 +35,7 @@ def folder_of(path, *documents):
 
 
 def test_examples():
-    assert doctest.testmod(tables).failed == 0
+    assert all(doctest.testmod(one).failed == 0 for one in (tables, clusters, labs))
 
 
 def test_tables_say_when_on_what_and_in_which_motion(tmp_path, monkeypatch, capsys):

@@ -301,7 +301,7 @@ class Lab:
     def _write_board(self, host: str, board: str) -> None:
         path = self._board_file(host)
         latency = self.cluster.host(host).latency_us
-        path.with_name("emulate.part").write_text(f"{board} {latency:.3f}us\n" if latency else f"{board}\n")
+        path.with_name("emulate.part").write_text(f"{board} {shortest(latency)}us\n" if latency else f"{board}\n")
         path.with_name("emulate.part").replace(path)  # a reader sees the old or the new one
 
     def board(self, host: str) -> str:
@@ -340,6 +340,15 @@ class Lab:
             raise LabError(f"{host} of {self.name} has not been killed")
         subprocess.run(["rm", "-rf", "--one-file-system", self._board(host)], check=True)
         self._start_hosts([board])
+
+
+def shortest(latency_us: float) -> str:
+    """Return microseconds as a board is told them: to a thousandth, never with an exponent.
+
+    >>> shortest(300.0), shortest(50.5), shortest(1e6), shortest(0.0004)
+    ('300', '50.5', '1000000', '0')
+    """
+    return f"{latency_us:.3f}".rstrip("0").rstrip(".")
 
 
 def _covered(folders: Sequence[Path]) -> list[str]:

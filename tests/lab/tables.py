@@ -22,6 +22,7 @@ from hepti_mpi.reporting.records import MOST_LATE
 
 from .clusters import slower
 from .errors import LabError
+from .lab import shortest
 
 OURS_AUTO = ("hepti", "hepti-float16", "hepti-int8")
 FORMAT = "hepti-bench"
@@ -125,10 +126,20 @@ def in_its_own_time(value: Any, slow: float, name: str = "") -> Any:
     if isinstance(value, list):
         return [in_its_own_time(one, slow, name) for one in value]
     if isinstance(value, str) and name in ("board", EMULATION):
-        return ",".join(slower(board, 1 / slow) for board in value.split(","))
+        return ",".join(_quicker(board, slow) for board in value.split(","))
     if not isinstance(value, float):
         return value
     return value / slow if name.endswith("seconds") or name == "events" else value * slow if name.endswith("_per_second") else value
+
+
+def _quicker(said: str, times: float) -> str:
+    """Return what is said of a board, with the latency of its link where it has one, when all of it is as many times as fast.
+
+    >>> _quicker("pi4*2", 2), _quicker("7.5 300us", 3)
+    ('pi4', '2.5 100us')
+    """
+    board, space, latency = said.partition(" ")
+    return slower(board, 1 / times) + (f" {shortest(float(latency.removesuffix('us')) / times)}us" if space else "")
 
 
 def made(documents: Sequence[Mapping[str, Any]], slow: Mapping[str, float]) -> str:
