@@ -324,7 +324,8 @@ def test_a_board_that_becomes_slow(board, times, expected):
 
 
 @pytest.mark.parametrize("said, found", [
-    ("2", {"even4": 2.0, "mixed4-430M": 2.0}), ("even4=2.5,mixed4=1.4", {"even4": 2.5, "mixed4-430M": 1.4}), ("mixed4=1.4", {"even4": 1.0}),
+    ("2", {"even4": 2.0, "mixed4-430M": 2.0}), ("even4=2.5,mixed4=1.4", {"even4": 2.5, "mixed4-430M": 1.4}),
+    ("mixed4=1.4", {"even4": None}),
 ])  # fmt: skip
 def test_each_cluster_has_a_slow_motion_of_its_own(said, found):
     assert {cluster: motion_of(cluster, motions(said)) for cluster in found} == found

@@ -5,12 +5,15 @@ import json
 import sys
 
 import pytest
+
 from lab import clusters, tables
 from lab import lab as labs
 from made_benches import bench, write
 
+pytest.importorskip("tomllib", reason="the lab needs Python 3.11 or newer")
+
 MADE = {"date": "2026-11-29 15:11 UTC", "machine": "pi5-1, a processor, 2 cores",
-        "versions": {"onnxruntime": "1.32.0", "emulation": "4,pi4*2"}}  # fmt: skip
+        "versions": {"onnxruntime": "1.32.0", "emulation": "5,7,12,18"}}  # fmt: skip
 
 
 def document(cluster="mixed4", **changes):
@@ -40,11 +43,22 @@ def test_examples():
 
 def test_tables_say_when_on_what_and_in_which_motion(tmp_path, monkeypatch, capsys):
     one = document(rows=64)
-    code, out, _ = told(monkeypatch, capsys, "--slow", "mixed4=2", folder_of(tmp_path, one))
+    code, out, _ = told(monkeypatch, capsys, folder_of(tmp_path, one))
+    assert told(monkeypatch, capsys, "--slow", "mixed4=2", tmp_path)[1] == out
     assert code == 0 and "2026-11-29 15:11 UTC; a processor, 2 cores; onnxruntime 1.32.0." in out and "divided: mixed4 2." in out
     median = one["methods"]["hepti"]["median_seconds"]
     latencies = next(line for line in out.splitlines() if line.startswith("| mixed4 | bert-large | 64 | 400 |"))
     assert f"| {500 * median:.0f} |" in latencies, "divided by the motion"
+
+
+def test_a_motion_that_is_said_is_the_one_that_boards_were_in(tmp_path, monkeypatch, capsys):
+    code, out, err = told(monkeypatch, capsys, "--slow", "1.6", folder_of(tmp_path, document()))
+    assert code == 2 and not out and "mixed4 bert-large 128 was measured in motion 2 times as slow, not 1.6" in err
+    for versions in ({}, {"emulation": "1,2"}, {"emulation": "5,7,12,9"}):  # real boards, others, some that changed
+        assert tables.motion(document(versions=versions), {}) == 1 and tables.motion(document(versions=versions), {"": 3}) == 3
+    assert tables.motion(document(cluster="mixed4") | {"cluster": "mixed4-430M"}, {}) == 2
+    own = {"cluster": "pi54", "versions": {"emulation": "pi5*5 300us,pi5*5 300us,pi4*5 300us,pi4*5 300us"}}
+    assert tables.motion(document() | own, {}) == 5
 
 
 def test_a_bound_is_of_the_wire_of_its_method_and_none_is_above_what_was_measured(tmp_path, monkeypatch, capsys):
@@ -52,7 +66,7 @@ def test_a_bound_is_of_the_wire_of_its_method_and_none_is_above_what_was_measure
     one["methods"]["hepti-float16"] |= {"nearness": 1.02, "late": 0.03}
     _, out, _ = told(monkeypatch, capsys, folder_of(tmp_path, one))
     assert "Sooner than the bound, which is none then: hepti-float16 on mixed4 bert-large 128." in out
-    bound = 1e3 * (one["methods"]["hepti"]["median_seconds"] - one["methods"]["hepti"]["above_bound"]["seconds"])
+    bound = 500 * (one["methods"]["hepti"]["median_seconds"] - one["methods"]["hepti"]["above_bound"]["seconds"])
     assert f"| mixed4 | bert-large | 128 | hepti | {bound:.0f} | 0.500 |" in out and "| hepti-float16 | 3.0 % | 10.0 % |" in out
     assert "Sooner" not in told(monkeypatch, capsys, folder_of(tmp_path, document()))[1]
 
@@ -93,7 +107,9 @@ def test_only_the_same_bench_is_compared_with_itself(tmp_path, monkeypatch, caps
 def test_records_in_the_boards_own_time(tmp_path, monkeypatch, capsys):
     lines = [*bench("mixed4", ("hepti",), layers=3), *bench("wifi2", ("hepti",), layers=3)]
     file = write(tmp_path / "records.jsonl", lines)
-    _, out, _ = told(monkeypatch, capsys, "--records", "--slow", "mixed4=2", tmp_path)
+    lines[len(lines) // 2 - 1] |= MADE
+    write(file, lines)
+    _, out, _ = told(monkeypatch, capsys, "--records", tmp_path)
     found = [json.loads(line) for line in out.splitlines()]
     assert len(found) == len(lines)
     for place, (one, was) in enumerate(zip(found, lines)):

@@ -23,4 +23,4 @@ for number in 1 2 3 4 5; do
     [ -z "$busy" ] || kill "$busy"
     busy=
 done
-python -m tests.lab.tables --repeated --slow 2 "$folder" | tee "$folder/repeated.md"
+python -m tests.lab.tables --repeated "$folder" | tee "$folder/repeated.md"

@@ -1,8 +1,8 @@
 """Tables of what tables.sh and repeat.sh measured, in Markdown: predictions, regret, nearness to the bound.
 
-    python -m tests.lab.tables [--slow S] FOLDER    FOLDER/*.json: documents of `bench --json`, one a line
+    python -m tests.lab.tables FOLDER    FOLDER/*.json: documents of `bench --json`, one a line
     python -m tests.lab.tables --repeated FOLDER    of the same bench, again and again
-    python -m tests.lab.tables --records --slow S FOLDER    FOLDER/*.jsonl, of `bench --output`, in the boards' own time, for report
+    python -m tests.lab.tables --records FOLDER    FOLDER/*.jsonl, of `bench --output`, in the boards' own time, for report
 
 Knows the documents of bench; does not know how they were made.
 """
@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.cluster.boards import board_named
 from hepti_mpi.cluster.profile import EMULATION
 from hepti_mpi.reporting.records import MOST_LATE
 
-from .clusters import slower
+from .clusters import read_clusters, slower
 from .errors import LabError
 from .lab import shortest
 
@@ -32,8 +33,8 @@ SAME = ("cluster", "model", "rows", "methods")  # of a bench that is the same ag
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.tables", description="Tables of what tables.sh and repeat.sh measured.")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="with documents of `bench --json`")
-    motion = "slow motion of all, or CLUSTER=S,...; times are divided by it"
-    parser.add_argument("--slow", metavar="S", type=motions, default={}, help=motion)
+    slowly = "slow motion of all, or CLUSTER=S,..., by which times are divided; left out: as the boards say that were emulated"
+    parser.add_argument("--slow", metavar="S", type=motions, default={}, help=slowly)
     parser.add_argument("--repeated", action="store_true", help="they are of the same bench, again and again")
     parser.add_argument("--records", action="store_true", help="print what `bench --output` recorded, in the boards' own time")
     options = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> int:
                 print(line)
             return 0
         found = read(options.folder)
-        documents = [in_its_own_time(one, motion_of(one["cluster"], options.slow)) for one in found]
+        documents = [in_its_own_time(one, motion(one, options.slow)) for one in found]
         parts = [repeated] if options.repeated else [latencies, predictions, regrets, nearness, late]
         print("\n\n".join([made(found, options.slow), *(part(documents) for part in parts)]))
     except LabError as problem:
@@ -65,13 +66,32 @@ def motions(text: str) -> dict[str, float]:
     return found
 
 
-def motion_of(cluster: str, slow: Mapping[str, float]) -> float:
-    """Return how slow the motion of a cluster was, also of one NAME-MEMORY of which a part of the memory was taken.
+def motion_of(cluster: str, slow: Mapping[str, float]) -> float | None:
+    """Return how slow the motion of a cluster was as it is said, also of one NAME-MEMORY of which a part of the memory was taken.
 
     >>> motion_of("mixed4-430M", {"mixed4": 1.4}), motion_of("even4", {"": 2.0}), motion_of("even4", {"mixed4": 1.4})
-    (1.4, 2.0, 1.0)
+    (1.4, 2.0, None)
     """
-    return slow.get(cluster, slow.get(cluster.partition("-")[0], slow.get("", 1.0)))
+    return slow.get(cluster, slow.get(cluster.partition("-")[0], slow.get("")))
+
+
+def motion(document: Mapping[str, Any], slow: Mapping[str, float]) -> float:
+    """Return how slow the motion was in which a bench was measured. Raises LabError where another one is said than its boards say."""
+    said, seen = motion_of(document["cluster"], slow), _seen(document)
+    if said is not None and seen is not None and not math.isclose(said, seen, rel_tol=0.01):
+        raise LabError(f"{' '.join(_case(document))} was measured in motion {seen:g} times as slow, not {said:g}, by the boards it names")
+    return seen or said or 1.0
+
+
+def _seen(document: Mapping[str, Any]) -> float | None:
+    """Return by what all boards that a bench names are slower than those of its cluster, None where that is not told or is not one."""
+    boards = [board.partition(" ")[0] for board in document.get("versions", {}).get(EMULATION, "").split(",")]
+    cluster = read_clusters().get(document["cluster"].partition("-")[0])
+    if cluster is None or len(boards) != len(cluster.hosts):
+        return None
+    described = [board_named(host.board).float32 for host in cluster.in_slow_motion(1).hosts]
+    times = [one / board_named(board).float32 for one, board in zip(described, boards)]
+    return float(f"{times[0]:.4g}") if max(times) < 1.001 * min(times) else None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -91,7 +111,7 @@ def records(folder: Path, slow: Mapping[str, float]) -> Iterator[str]:
         for one in _objects(path):
             lines.append(one)
             if one.get("format") == FORMAT:
-                yield from (json.dumps(in_its_own_time(line, motion_of(one["cluster"], slow))) for line in lines)
+                yield from (json.dumps(in_its_own_time(line, motion(one, slow))) for line in lines)
                 lines = []
         if lines:
             raise LabError(f"{path} ends within a bench: delete it and measure again with: bash tests/lab/tables.sh")
@@ -147,9 +167,9 @@ def made(documents: Sequence[Mapping[str, Any]], slow: Mapping[str, float]) -> s
     dates = sorted(one["date"] for one in documents if "date" in one)
     machines = dict.fromkeys(one["machine"].partition(", ")[2] for one in documents if "machine" in one)  # behind the name of the host
     versions = dict.fromkeys(f"{name} {said}" for one in documents for name, said in one.get("versions", {}).items() if name != EMULATION)
-    motion = dict.fromkeys(f"{one['cluster']} {motion_of(one['cluster'], slow):g}" for one in documents)
+    motions_of = dict.fromkeys(f"{one['cluster']} {motion(one, slow):g}" for one in documents)
     spans = [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
-    return f"{'; '.join([*spans, *machines, *versions])}. Slow motion, by which all times are divided: {', '.join(motion)}."
+    return f"{'; '.join([*spans, *machines, *versions])}. Slow motion, by which all times are divided: {', '.join(motions_of)}."
 
 
 def latencies(documents: Sequence[Mapping[str, Any]]) -> str:

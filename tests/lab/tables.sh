@@ -53,9 +53,9 @@ done
 measure mixed4 bert-large 128 hepti,tensor,megatron,galaxy,galaxy-boost mixed4-430M --memory-limit 430M # only tensor fits
 {
     echo "Commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)."
-    python -m tests.lab.tables --slow "$slow" "$folder"
+    python -m tests.lab.tables "$folder"
 } | tee "$folder/tables.md"
 mkdir -p "$folder/pictures"
-python -m tests.lab.tables --slow "$slow" --records "$folder" >"$folder/pictures/records.jsonl"
+python -m tests.lab.tables --records "$folder" >"$folder/pictures/records.jsonl"
 python -m hepti_mpi report "$folder/pictures/records.jsonl" --output "$folder/pictures"
 echo "documents, tables and pictures are in $folder"
