@@ -5,7 +5,6 @@ import json
 import sys
 
 import pytest
-
 from lab import clusters, tables
 from lab import lab as labs
 from made_benches import bench, write
