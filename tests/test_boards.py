@@ -10,6 +10,10 @@ from hepti_mpi.cluster.boards import BOARDS, FIGURES, ROWS, SOURCES, cluster_of,
 from hepti_mpi.cluster.profile import from_json
 from hepti_mpi.commands import main
 from hepti_mpi.errors import ProfileError
+from hepti_mpi.models.checkpoints.random import LLAMA, make_spec
+from hepti_mpi.models.spec import product_formats, reduced
+from hepti_mpi.planning import texts
+from hepti_mpi.planning.request import Request
 
 GOOD = """[b]
 title = "a board"
@@ -95,6 +99,23 @@ def test_a_cluster_of_described_boards():
     assert profile.versions == {BOARDS: "pi5,pi4,pi4"}
     assert from_json(json.loads(json.dumps(profile.to_json()))) == profile
     assert cluster_of(["pi4"], 80.0, 5e-3, (8, 8)).exchange_seconds == 0
+
+
+# of distributed-llama's README: ms of a token of Llama-2-7B in 4 bits, by how many boards there are on 1 Gbit/s
+PUBLISHED = {"pi4": {1: 1312, 2: 794, 4: 494}, "pi5": {1: 441, 2: 341, 4: 219}}
+LLAMA_2_7B = LLAMA | {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+                      "num_key_value_heads": 32, "intermediate_size": 11008, "max_position_embeddings": 4096}  # fmt: skip
+
+
+@pytest.mark.parametrize("board, count", [(board, count) for board, every in PUBLISHED.items() for count in every])
+def test_a_token_takes_described_boards_what_others_published_of_such_boards(board, count):
+    """Another program's: how it reads weights and waits for sums is its own, so that they need not be the same."""
+    spec = reduced(make_spec("llama-2-7b", LLAMA_2_7B), "q4")
+    profile = cluster_of([board] * count, 940.0, 200e-6, (spec.hidden, spec.ffn), product_formats(spec))
+    request = Request(1, 40, 32, 32, limits=(1 << 40,) * count, mode="packed", kept=48, prompt=32, answer=16)
+    seconds = texts.decide("tensor" if count > 1 else "single", spec, "hash", profile, request).seconds
+    print(f"{count} {board}: {1e3 * seconds:.0f} ms a token, {PUBLISHED[board][count]} published")
+    assert seconds == pytest.approx(1e-3 * PUBLISHED[board][count], rel=0.15)
 
 
 def test_an_unknown_board_is_answered_with_the_list():
