@@ -111,6 +111,7 @@ def test_records_in_the_boards_own_time(tmp_path, monkeypatch, capsys):
     _, out, _ = told(monkeypatch, capsys, "--records", tmp_path)
     found = [json.loads(line) for line in out.splitlines()]
     assert len(found) == len(lines)
+    assert found[len(lines) // 2 - 1]["versions"]["slow motion"] == "2, taken out of all times" and "versions" not in found[-1]
     for place, (one, was) in enumerate(zip(found, lines)):
         slow = 2 if place < len(lines) / 2 else 1
         if was.get("kind") == "request":
