@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from lab import clusters, tables
+from lab import clusters, prices, tables
 from lab import lab as labs
 from made_benches import bench, write
 
@@ -123,3 +123,20 @@ def test_records_in_the_boards_own_time(tmp_path, monkeypatch, capsys):
     write(file, lines[:-1])
     code, _, err = told(monkeypatch, capsys, "--records", tmp_path)
     assert code == 2 and "ends within a bench" in err
+
+
+def test_prices_are_of_the_boards_too():
+    (case, _) = prices.cases(clusters.cluster_named("pi4x4"), "minilm", "f32", 64, False)
+    cells = prices.line(case).split(" | ")
+    times = (case.chosen.price.seconds, case.bound.seconds, case.bound.perfect)
+    assert case.slow == 2 and cells[4:7] == [f"{500 * seconds:.0f}" for seconds in times]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--clusters", "pi9"], "no cluster pi9"), (["--models", "bert"], "no random model 'bert'"), (["--rows", "few"], "invalid"),
+    (["--models", "vit-large", "--rows", "384"], "no request of that many rows is taken by these models"),
+])  # fmt: skip
+def test_no_prices(words, said, capsys):
+    with pytest.raises(SystemExit):
+        prices.main(words)
+    assert said in capsys.readouterr().err
