@@ -171,6 +171,7 @@ def test_refused(kind, config, words, tmp_path):
 
 
 @pytest.mark.parametrize("kind, config, words", [
+    ("gpt2", {"prefix": "<s>"}, "pipeline puts it before each prompt"),
     ("llama", {"is_causal": False}, "is_causal is False"), ("gpt2", {"is_causal": False}, "is_causal is False"),
     ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ("qwen3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),

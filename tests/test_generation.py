@@ -300,6 +300,7 @@ def test_what_a_folder_says_of_generation(said, options, tmp_path):
     ({"forced_eos_token_id": 2}, "forced_eos_token_id is 2"), ({"min_new_tokens": 5}, "min_new_tokens is 5"),
     ({"stop_strings": ["."]}, "stop_strings is"), ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a number from 0.01"),
     ({"num_return_sequences": 2}, "a prompt gets one answer"), ({"odd": 1}, "'odd' is in no list of what this file may say"),
+    ({"cache_implementation": "quantized"}, "cache_implementation is 'quantized', which is not supported: keys and values"),
 ])  # fmt: skip
 def test_what_changes_answers_and_is_not_done_is_refused(said, words, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(said))

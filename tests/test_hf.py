@@ -343,6 +343,7 @@ CONFIG_CASES = [
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantization_config", "not supported"),
     ({"auto_map": {"AutoModel": "modeling_x.X"}}, "auto_map", "never run"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    ({"model_name": "qwen2"}, "model_name is 'qwen2', by which transformers passes over any tokenizer_class"),
     ({"pinyin_map_len": 32}, "'pinyin_map_len' is in no list", "take it out"),
     ({"add_cross_attention": True}, "add_cross_attention"),
     ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering'", "BertForMaskedLM"),

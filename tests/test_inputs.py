@@ -141,6 +141,7 @@ def test_tables(tmp_path):
     assert items[4].error.startswith("line 8 of x.csv is no row of a table: ',' expected after '\"'")
     assert (items[5].text, items[5].id) == ("last", "12")
     assert given(read(tmp_path, "x.tsv", "body\tn\na, b\t1\n", field="body")) == ["a, b"]
+    assert given(read(tmp_path, "x.csv", "text,text_pair,n,n,text_pair\na,b,1,2,c\n", field="text")) == ["a"]  # as what is not read
     assert given(read(tmp_path, "x.CSV", b"text\nok\nd\xffg\n")) == ["ok", "line 3 of x.CSV is not UTF-8: byte 2 is 0xff"]
     assert len(read(tmp_path, "x.csv", "text\n" + "word " * 50_000)[0].text) == 250_000
 
@@ -161,6 +162,8 @@ def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
 @pytest.mark.parametrize("name, content, words, how", [
     ("x.csv", "sentence,label\na,1\n", 'x.csv has no column "text"; it has: sentence, label; name one of them with --field', {}),
     ("x.csv", "text,text\na,1\n", 'x.csv has 2 columns "text"', {}),
+    ("x.csv", "text,text_pair,text_pair\na,b,c\n", 'x.csv has 2 columns "text_pair"; name them apart', {}),
+    ("x.tsv", "id\tq\tid\n1\ta\t2\n", 'x.tsv has 2 columns "id"; name them apart', {"field": "q"}),
     ("x.csv", '"text\nok\n', "line 1 of x.csv is no row of a table", {}),
     ("x.csv", "text\n", "x.csv has no rows below its head", {}),
     ("x.csv", "", "x.csv has no rows", {}),

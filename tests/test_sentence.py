@@ -193,6 +193,15 @@ def test_refused_settings(folder, file, value, words):
         options(folder, **{file: value})
 
 
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"])
+def test_a_processor_that_would_be_loaded_in_place_of_the_tokenizer(folder, name):
+    (folder / name).write_text('{"processor_class": null, "image_processor_type": "ViTImageProcessor"}')
+    assert options(folder)["pooling"]
+    (folder / name).write_text('{"processor_class": "BlipProcessor"}')
+    with pytest.raises(ModelError, match=f"^{name}: processor_class is 'BlipProcessor', which sentence-transformers would load"):
+        options(folder)
+
+
 @pytest.mark.parametrize("kind, config", [("LayerNorm", {"dimension": 39}), ("Dense", {"in_features": 39, "out_features": 4})])
 def test_modules_for_rows_of_another_width(folder, kind, config):
     entry = {"idx": 2, "name": "2", "path": "2_Other", "type": f"sentence_transformers.models.{kind}"}

@@ -185,6 +185,7 @@ CONFIG = {
 }
 # how a model of texts is asked where nobody says: whether to draw tokens, by which chances and how many, is said by whoever asks here
 CHOICES = "the choice of tokens does not know it"
+EXACT = "dynamic static offloaded offloaded_static hybrid hybrid_chunked offloaded_hybrid offloaded_hybrid_chunked sliding_window"
 GENERATION = {
     **honoured("eos_token_id repetition_penalty"),
     **without("_* transformers_version *_token_id trust_remote_code torch_dtype dtype"),
@@ -201,6 +202,7 @@ GENERATION = {
     **refused("bad_words_ids force_words_ids suppress_tokens begin_suppress_tokens sequence_bias constraints", CHOICES, (None, [], {})),
     **refused("forced_bos_token_id forced_eos_token_id forced_decoder_ids exponential_decay_length_penalty", CHOICES, (None, [])),
     **refused("penalty_alpha dola_layers watermarking_config token_healing", CHOICES, (None, 0, False)),
+    **refused("cache_implementation", "keys and values would be kept in fewer bits", (None, *EXACT.split())),
     **refused("stop_strings", "an answer ends where whoever asks says so", (None, [])),
 }
 FILES: dict[str, Table] = {

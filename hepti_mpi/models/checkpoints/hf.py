@@ -31,6 +31,12 @@ from hepti_mpi.models.spec import ModelSpec, named_weights
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 KEPT_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
+PROCESSORS = (*KEPT_FILES[1:], "video_preprocessor_config.json")  # which name a class that sentence-transformers would load
+# values of model_name by which transformers passes over tokenizer_class. Source: models/auto/tokenization_auto.py of 5.23
+MISNAMED = """arctic chatlm ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax hyperclovax_vlm hyperclovax_vision_v2 internlm2 internlm3
+iquestcoder jamba llava llava_next minicpm3 minicpmv minimax_m2 modernbert modernbert-decoder molmo molmo2 nemotron nvfp4 opencua openvla
+paddleocr_vl phi3 phi3_v phimoe qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen4_exp step3_vl vipllava cohere_asr camembertv2-base siglip2
+smolvlm""".split()
 
 
 def read_model(source: Path) -> ModelFiles:
@@ -46,6 +52,8 @@ def read_model(source: Path) -> ModelFiles:
     base = source if sentence is None else sentence.base
     files = {name: read_small(base / name) for name in KEPT_FILES if is_file(base / name)}
     refuse_adapters(base)
+    if sentence:
+        refuse_processors(base)
     if "config.json" not in files:
         raise ModelError(f"{base} has no config.json")
     config = parse_json(files["config.json"], "config.json")
@@ -58,7 +66,7 @@ def read_model(source: Path) -> ModelFiles:
     if family.resized:
         config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
-    kind = (family.other_tokenizers and config.get("tokenizer_class")) or family.tokenizer
+    kind = class_named(family, config, texts)
     built = build_tokenizer(texts, kind, sentence.changes if sentence else None, family.other_tokenizers)
     files |= built.files
     tensors = TensorFiles(base)
@@ -101,6 +109,23 @@ def refuse_adapters(source: Path) -> None:
     if found:
         hint = "merge it into the weights first (peft: merge_and_unload, then save_pretrained), or move it away to go without it"
         raise ModelError(f"{source} has {shown(found[0])}: an adapter, which is not added here; {hint}")
+
+
+def refuse_processors(source: Path) -> None:
+    """Raise ModelError when a file of a model of texts names a processor, which sentence-transformers would load for its tokenizer."""
+    for name in filter(lambda name: is_file(source / name), PROCESSORS):
+        named = parse_json(read_small(source / name), name).get("processor_class")
+        if named:
+            why = "which sentence-transformers would load; a model of texts has none"
+            raise ModelError(f"{name}: processor_class is {named!r:.60}, {why}")
+
+
+def class_named(family: Family, config: Mapping[str, Any], texts: Mapping[str, bytes]) -> object:
+    """Return the class of the tokenizer where none of its own files, `texts`, names one. Raises ModelError where names do not count."""
+    said = config.get("model_name")
+    if texts and family.other_tokenizers and said in MISNAMED:
+        raise ModelError(f"config.json: model_name is {said!r}, by which transformers passes over any tokenizer_class; take it out")
+    return (family.other_tokenizers and config.get("tokenizer_class")) or family.tokenizer
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -24,6 +24,7 @@ KEYS: Table = {
     **refused("is_encoder_decoder add_cross_attention", "only decoders by themselves are supported"),
     **refused("is_causal", "texts grow from rows that see those before them only", (True,)),  # null is no to a window's mask
     **refused("partial_rotary_factor", WHOLE, (None, 1)),
+    **refused("prefix", "transformers' pipeline puts it before each prompt; put it there yourself and take it out", (None, "")),
     **refused("num_experts num_local_experts n_routed_experts", "mixtures of experts are not supported yet", (None, 0)),
 }
 

@@ -47,6 +47,11 @@ class Reading:
         """The fields that must be there."""
         return (self.field or TEXT, *([self.pair] if self.pair else []))
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The fields that are read where they are there."""
+        return (*self.named, *([] if self.field or self.pair else [PAIR]), ID)
+
 
 @dataclass(frozen=True)
 class Item:
@@ -275,7 +280,7 @@ def _check_head(head: Sequence[str], delimiter: str, name: str, reading: Reading
             between = f"{name} has {json.dumps(other)} between its columns"
             raise InputError(f"{between}; save it with {json.dumps(delimiter)}, then give it again")
         raise _lacking(name, reading, head, "column")
-    twice = next((column for column in reading.named if head.count(column) > 1), None)
+    twice = next((column for column in reading.read if head.count(column) > 1), None)
     if twice is not None:
         raise InputError(f"{name} has {head.count(twice)} columns {json.dumps(twice)}; name them apart")
 
