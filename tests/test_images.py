@@ -93,9 +93,10 @@ def test_more_than_8_bits_of_gray(tmp_path, suffix, values, words, channels):
             open_image(path, channels)
 
 
-def png(width, height, bits, colours, rows):
-    """A PNG of rows as they are packed in one; `colours`: 0 gray, 2 RGB, 6 RGBA."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+def png(width, height, bits, colours, rows, *more):
+    """A PNG of rows as they are packed in one; `colours`: 0 gray, 2 RGB, 6 RGBA; `more` chunks before them, each a name and its data."""
+    head = b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    chunks = [head, *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -104,6 +105,15 @@ def test_16_bits_of_colour(tmp_path):
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in PIXELS)
     (tmp_path / "a.png").write_bytes(png(14, 11, 16, 2, rows))
     np.testing.assert_array_equal(in_rgb(tmp_path / "a.png"), PIXELS)
+
+
+def test_no_gray_of_16_bits_is_transparent(tmp_path):
+    """Pillow tells which one is said to be, and on its way to RGB and RGBA makes none so."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in PIXELS[:, :, 0])
+    (tmp_path / "a.png").write_bytes(png(14, 11, 16, 0, rows, (b"tRNS", struct.pack(">H", PIXELS[3, 4, 0]))))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image.convert("RGB").convert("RGBA"))[:, :, 3].min() == 255 and "transparency" in image.info
+    assert "transparency" not in open_image(tmp_path / "a.png", 3).info
 
 
 def test_gray_models_take_gray_pictures(tmp_path):

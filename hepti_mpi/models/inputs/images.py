@@ -123,6 +123,7 @@ def plain(name: str, image: Image.Image, channels: int) -> Image.Image:
         if not np.array_equal(values, np.asarray(gray)):
             least, most, taken = values.min(), values.max(), "and whole ones from 0 to 255 are taken; save it with 8 bits first"
             raise InputError(f"image {name} has gray values from {least:g} to {most:g}, {taken}")
+        gray.info.pop("transparency", None)  # which Pillow forgets on its way from more than 8 bits to RGB
         return gray
     if image.mode in GRAY:
         return image if image.mode == "L" else image.convert("L")
