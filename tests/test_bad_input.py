@@ -18,6 +18,8 @@ from hepti_mpi.commands import main
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
 
+Ended = subprocess.CompletedProcess[str]
+Case = tuple[tuple[object, ...], tuple[str, ...], int]  # of a job that is refused: arguments, words of the sentence, ranks
 MPIRUN = Path(sys.executable).parent / "mpirun"
 AT_ONCE = 4  # jobs
 SECONDS = 300  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
@@ -38,12 +40,26 @@ def launch_environment() -> dict[str, str]:
     return environment
 
 
-def launch(folder: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [str(MPIRUN), "-n", str(ranks), sys.executable, "-m", "hepti_mpi", *map(str, arguments)]
+def launch(folder: Path, *arguments: object, ranks: int = 2, program: tuple[str, ...] = ("-m", "hepti_mpi")) -> Ended:
+    command = [str(MPIRUN), "-n", str(ranks), sys.executable, *program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=launch_environment())
 
 
-def refused(result: subprocess.CompletedProcess[str], *words: str) -> str:
+def in_turn(folder: Path, jobs: list[tuple[object, ...]], ranks: int) -> list[Ended]:
+    """Return how each of some jobs ends that the same ranks do one after the other."""
+    path = folder / f"jobs{ranks}.json"
+    path.write_text(json.dumps([list(map(str, job)) for job in jobs]))
+    done = launch(folder, path, ranks=ranks, program=(str(Path(__file__).with_name("in_turn.py")),))
+    assert done.returncode == 0 and not done.stderr, done  # no rank has to end the others
+
+    def told(number: int, what: str) -> list[str]:
+        return [path.with_suffix(f".{number}.{rank}.{what}").read_text() for rank in range(ranks)]
+
+    return [subprocess.CompletedProcess(job, max(map(int, told(number, "code"))), *("".join(told(number, what)) for what in ("out", "err")))
+            for number, job in enumerate(jobs)]  # fmt: skip
+
+
+def refused(result: Ended, *words: str) -> str:
     """Check that a run was refused properly and return its sentence."""
     assert result.returncode != 0, result.stdout
     assert "Traceback" not in result.stderr + result.stdout
@@ -54,14 +70,19 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> str:
     return told[0]
 
 
-def all_refused(folder: Path, *cases: tuple[tuple[object, ...], tuple[str, ...], int]) -> list[str]:
-    """Check that jobs, each (arguments, words of the sentence, ranks), are refused properly; return what each told. They run side by side:
-    the better part of such a job is a wait, for the launcher or for the sentence to arrive."""
+def all_refused(folder: Path, *cases: Case) -> list[str]:
+    """Check that jobs are refused properly; return what each told. The first of each command and number of ranks is a job by itself, the
+    others are done by the same ranks in turn. Jobs run side by side: they wait most of the time, for the launcher or for the sentence."""
+    alone = {(str(case[0][0]), case[2]): case for case in reversed(cases)}.values()
+    together = [[case for case in cases if case not in alone and case[2] == ranks] for ranks in {ranks for *_, ranks in cases}]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(lambda case: launch(folder, *case[0], ranks=case[2]), cases))
-    for result, (_, words, _) in zip(results, cases):
-        refused(result, *words)
-    return [result.stderr for result in results]
+        ones = [pool.submit(launch, folder, *job, ranks=ranks) for job, _, ranks in alone]
+        others = [pool.submit(in_turn, folder, [job for job, *_ in some], some[0][2]) for some in together if some]
+    results = dict(zip(alone, (one.result() for one in ones)))
+    results |= zip((case for some in together for case in some), (one for some in others for one in some.result()))
+    for case in cases:
+        refused(results[case], *case[1])
+    return [results[case].stderr for case in cases]
 
 
 @pytest.fixture(scope="module")
