@@ -20,6 +20,8 @@ from hepti_mpi.models.checkpoints.random import CONFIGS, random_model
 from hepti_mpi.models.families.family import spec_of
 from hepti_mpi.models.families.imports import Import, stored
 from hepti_mpi.models.families.registry import FAMILIES
+from hepti_mpi.models.inputs.requests import text_requests
+from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.reference import forward
 from hepti_mpi.models.spec import ModelSpec, layer_weights, named_weights, outer_weights, shared_weights
 
@@ -281,6 +283,27 @@ def test_words_of_a_gpt_neox_that_are_its_input_words_or_of_no_use(tmp_path):
     save_file(tensors | {copy: tensors[original]}, folder / "model.safetensors")
     edit(folder / "config.json", tie_word_embeddings=True)
     assert read_model(folder).spec.back[-1].tied
+
+
+LIMITS = [  # model_max_length, and the tokens of a text of 30 that transformers' pipeline of token classes takes
+    ({"model_max_length": 9}, 9, True), ({"model_max_length": 9, "truncation_side": "left"}, 9, True),
+    ({"model_max_length": ..., "max_len": 9}, 9, True), ({"model_max_length": 64}, 30, False), ({"model_max_length": 1e30}, 30, False),
+    ({"model_max_length": 65}, 30, False), ({"model_max_length": -1}, 30, False), ({"model_max_length": None}, 30, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said, rows, cut", LIMITS, ids=str)
+def test_texts_are_cut_off_for_token_classes_alone(tmp_path, said, rows, cut):
+    """As transformers' pipelines do; one of sentence-transformers' modules is another matter."""
+    text = [Item("a text", "a " * 14 + "b " * 14)]
+    for case, tokens in (("bert_tokencls", rows), ("bert_seqcls", 30)):
+        folder = Path(shutil.copytree(GOLDEN / case, tmp_path / case))
+        edit(folder / "tokenizer_config.json", **said)
+        model = read_model(folder)
+        (request,) = text_requests(model.spec, model.files, text, True)
+        assert (request.rows, request.truncated) == (tokens, cut and case == "bert_tokencls")
+        kept = [row for row, word in zip(request.keep, request.arrays["ids"]) if word == request.arrays["ids"][1]]
+        assert len(kept) == (7 if request.truncated else 14)
 
 
 def test_a_processor_that_config_names(tmp_path):

@@ -4,6 +4,7 @@ Knows which files make up a model; knows no tensor name (families/), nothing of 
 and no plan.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +20,7 @@ from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
 from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
-from hepti_mpi.models.checkpoints.sentence import Sentence, read_sentence
+from hepti_mpi.models.checkpoints.sentence import UNLIMITED, Sentence, read_sentence, whole_number
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
 from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
 from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind, spec_of
@@ -164,6 +165,8 @@ def make_spec(
         options["scores"] = score_kind(config, labels)
     if task.labels:
         options["scores"] = "sigmoid"
+    elif head == "token-classes":
+        options["max_tokens"] = tokens_limit(built, fields["positions"])
     if added and fields["embedding"] != "tokens":
         raise ModelError("modules.json: only text models are supported as sentence-transformers models")
     if "scores" in added and head != "sequence-classes":
@@ -172,6 +175,15 @@ def make_spec(
     tied = head in ("masked-words", "next-token") and words_tied(family, config, plain, tensors)
     back = sentence.steps if sentence and head == "sentence" else task.steps(fields | {"config": config}, labels, tied)
     return spec_of(family, name, head, fields, labels=labels, options=options | added, back=back)
+
+
+def tokens_limit(built: Built, positions: int) -> int | None:
+    """Return the number of tokens after which transformers' pipeline of token classes cuts texts off, as no other of its pipelines does;
+    None for never, and where a text that is cut off is too long all the same. Raises ModelError."""
+    limit = json.loads(built.files.get("tokenizer_config.json", b"{}")).get("model_max_length")
+    if limit is None or not 0 < limit <= UNLIMITED:
+        return None
+    return found if (found := whole_number(limit, "tokenizer_config.json", "model_max_length")) <= positions else None
 
 
 def refuse_types(built: Built) -> None:
