@@ -102,6 +102,19 @@ def test_what_none_can_beat_is_said_for_each_wire_and_what_does_not_count_too(tm
     assert "voltage does not count: 2.0 % of its time messages left later than from its boards." in text
 
 
+def test_what_it_was_made_on_is_told_whole(tmp_path):
+    lines = bench("wifi2", ("hepti",))
+    lines[-1] |= {"machine": "küche, Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, 2 cores", "versions": {"mpi": "x" * 1000}}
+    (one,) = read_benches(write(tmp_path / "records.jsonl", lines))
+    assert one.made.startswith("küche, Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, 2 cores; mpi xxx") and len(one.made) < 200
+
+
+def test_ratios_name_what_they_are_to(tmp_path):
+    both = bench("mixed4", ("hepti", "single")) + bench("wifi2", ("megatron", "single"))
+    first, second = (page("x", [one]) for one in read_benches(write(tmp_path / "records.jsonl", both)))
+    assert "<th>to hepti</th>" in first and "<th>to megatron</th>" in second
+
+
 def test_marks_are_round():
     assert ticks(0.93, 5) == [0.0, 0.2, 0.4, 0.6, 0.8]
     assert ticks(1.0, 4) == [0.0, 0.25, 0.5, 0.75, 1.0]

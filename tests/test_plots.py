@@ -118,6 +118,14 @@ def test_the_last_line_alone_is_enough_for_latencies(tmp_path, pictures):
     assert [path.name for path in written] == [f"{one}-latency.png", f"{one}-above-the-bound.png", "predicted.png"]
 
 
+def test_what_stands_left_of_a_lane_is_said(tmp_path, pictures, monkeypatch):
+    captions = []
+    monkeypatch.setattr(plots, "page", lambda *given: captions.append(given[3]) or canvas.page(*given))
+    lines = bench("mixed4", ("hepti", "single"))
+    plots.write_report(write(tmp_path / "records.jsonl", lines), pictures / "lanes")
+    assert captions[1].startswith("Boards are emulated") and "On the left: rank, host and board." in captions[1]
+
+
 def test_without_predictions_there_is_no_picture_of_them(tmp_path):
     written = plots.write_report(write(tmp_path / "records.jsonl", bench("mixed4", ("ram",))), tmp_path / "out")
     assert [path.name.split("-", 4)[-1] for path in written] == ["latency.png", "above-the-bound.png", "timeline-ram.png", "trace-ram.json"]

@@ -16,10 +16,12 @@ import numpy as np
 
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.program.plan import WIRES
+from hepti_mpi.reporting.tables import shortened
 from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
 PARTS = ("compute", "wire", "wait")
+LONGEST = 100  # characters of what a bench was made on or with
 AGAIN = "make records with: mpirun -n 2 python -m hepti_mpi bench --output records.jsonl"
 
 
@@ -255,7 +257,7 @@ def _made(data: dict[str, Any]) -> str:
     parts = [data.get("date"), data.get("machine"), isinstance(data.get("ranks"), int) and counted(data["ranks"], "ranks")]
     if isinstance(versions, dict):
         parts += [f"{name} {version}" for name, version in versions.items()]
-    return "; ".join(_shown(part).strip('"') for part in parts if isinstance(part, str) and part)
+    return "; ".join(shortened(" ".join(part.split()), LONGEST) for part in parts if isinstance(part, str) and part)
 
 
 def _method(name: str, summary: _Line, described: list[_Line], requests: list[_Line], timelines: list[_Line]) -> Method:

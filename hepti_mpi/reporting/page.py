@@ -201,16 +201,16 @@ def _table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> st
 
 
 def _latency_table(methods: Sequence[Method]) -> str:
-    reference = next((method.median for method in methods if method.name == "hepti"), methods[0].median)
+    reference = next((method for method in methods if method.name == "hepti"), methods[0])
     rows = []
     for method in methods:
         low, high = _spread(method)
         spread = f"{milliseconds(low)} - {milliseconds(high)}" if method.samples else "-"
         error = "-" if method.predicted is None else f"{100 * (method.predicted / method.median - 1):+.1f} %"
-        times = (milliseconds(method.median), spread, f"{method.median / reference:.2f}", milliseconds(method.predicted), error)
+        times = (milliseconds(method.median), spread, f"{method.median / reference.median:.2f}", milliseconds(method.predicted), error)
         cells = (method.name, *times, method.about or "-")
         rows.append(("best" * (method is _ours(methods)), cells))
-    return _table(("method", "median ms", "10 - 90 %", "to hepti", "predicted", "error", "division"), rows)
+    return _table(("method", "median ms", "10 - 90 %", f"to {reference.name}", "predicted", "error", "division"), rows)
 
 
 def _above(methods: Sequence[Method]) -> Iterator[str]:

@@ -184,8 +184,9 @@ def _timeline(bench: Bench, method: Method) -> Figure:
     zoomed = method.middle is not None
     panel = min(0.3 * len(method.lanes), 6.0) + 0.75
     about = f" ({short(method.about, 60)})" if method.about else ""
-    caption = "On the right: the share of the request in which a rank computes."
-    if any(lane.board for lane in method.lanes):
+    emulated = any(lane.board for lane in method.lanes)
+    caption = f"On the left: rank, host{' and board' * emulated}. On the right: the share of the request in which a rank computes."
+    if emulated:
         caption = f"Boards are emulated: by their names, or so many times slower than the lab's own. {caption}"
     figure = page(panel * (1 + zoomed), f"One request by {short(method.name, 40)}{about}: {what(bench)}", legend, caption)
     axes = figure.subplots(1 + zoomed, squeeze=False)[:, 0]

@@ -144,7 +144,8 @@ def document(model: str, cluster: str, request: Request, found: Mapping[str, Wri
 def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: float, width: int | None = None) -> str:
     """Return the table of what was found, soonest token first."""
     names = sorted(found, key=lambda name: found[name].token)
-    reference = found["hepti" if "hepti" in found else names[0]].token
+    first = "hepti" if "hepti" in found else names[0]
+    reference = found[first].token
     rows = []
     for name in names:
         one = found[name]
@@ -155,8 +156,8 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
         shares = _shares(one.placement)
         layers = "/".join(map(str, shares.get("layers", ())))
         rows.append((name, *cells, *(layers and f"stages of {layers}" or _parts(shares[what]) for what in ("heads", "columns"))))
-    head = ("method", "tokens/s", "median ms", "10 - 90 %", "x", "predicted", "error", "nearness", "first token", "first predicted",
-            "difference", "heads", "columns")  # fmt: skip
+    head = ("method", "tokens/s", "median ms", "10 - 90 %", f"x {first}", "predicted", "error", "nearness", "first token",
+            "first predicted", "difference", "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
     return "\n".join([*text, *too_late({name: found[name].late for name in names})])
