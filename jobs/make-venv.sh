@@ -8,14 +8,16 @@
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
-extras=$1
-requirements=${2:-}
+extras=${1:-} requirements=${2:-}
 python=.venv/bin/python
 
 fail() {
     echo "error: $*" >&2
     exit 1
 }
+
+[[ $extras =~ ^[a-z]+(,[a-z]+)*$ ]] || fail "say what is to be installed beside the package: bash jobs/make-venv.sh mpi"
+[ -z "$requirements" ] || [ -f "$requirements" ] || fail "there is no file $requirements in $PWD"
 
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 

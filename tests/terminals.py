@@ -16,11 +16,11 @@ def environment(**more):
     return kept | {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
-def on_a_terminal(command, columns=80, cwd=None, **more):
-    """Run a command whose standard output and error are a terminal; return its exit code and what appears there."""
+def on_a_terminal(command, columns=80, cwd=None, program=PROGRAM, **more):
+    """Run a command of a program whose standard output and error are a terminal; return its exit code and what appears there."""
     master, slave = pty.openpty()
     subprocess.run(["stty", "cols", str(columns)], stdin=slave, check=True)
-    process = subprocess.Popen([*PROGRAM, *command], stdin=slave, stdout=slave, stderr=slave, env=environment(**more), cwd=cwd)
+    process = subprocess.Popen([*program, *command], stdin=slave, stdout=slave, stderr=slave, env=environment(**more), cwd=cwd)
     os.close(slave)
     shown = b""
     while True:

@@ -398,13 +398,3 @@ main()
     command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", store, "--shares", "1,1,1", *speeds]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
     refused(result, f"(rank {victim})", "planted (", ".py, line ")
-
-
-@pytest.mark.parametrize("script, extras", [("slurm.sbatch", "mpi"), ("serve.sbatch", "mpi,serve"), ("pbs.sh", "mpi")])
-def test_a_job_without_its_environment_says_how_it_is_made(script, extras, tmp_path):
-    """bash's own words were all that it said: .venv/bin/activate: No such file or directory."""
-    place = {"SLURM_SUBMIT_DIR": str(tmp_path), "PBS_O_WORKDIR": str(tmp_path)}
-    path = Path(__file__).parent.parent / "jobs" / script
-    done = subprocess.run(["bash", str(path)], env=os.environ | place, capture_output=True, text=True)
-    told = f"error: there is no .venv in {tmp_path}; make it with: bash jobs/make-venv.sh {extras} jobs/minilm.txt\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", told) and list(tmp_path.iterdir()) == []
