@@ -1,6 +1,7 @@
 """What is said of a path that is no store: it is known for what it is, and the next command can be copied."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,27 @@ def test_a_name_with_a_blank_is_quoted(tmp_path):
     assert said.endswith(f"slice '{tmp_path}/my model' 'weights/my model.h5'")
 
 
+def test_commands_that_name_a_path_with_a_blank_can_be_copied(tmp_path):
+    """Each was told as if no path had a blank: what was copied named two files, or none."""
+    place, model = tmp_path / "my küche", folder(tmp_path / "a model")
+    (model / "config.json").write_text((Path(__file__).parent / "golden/bert/config.json").read_text())
+    (model / "a.gguf").touch()
+    store = place / "a b.h5"
+    random = ["inspect", "random:tiny bert"], ["slice", "random:tiny-bert", str(model)]
+    told = []
+    for words in (["run", "--weights", str(store)], *random, ["slice", str(model), str(tmp_path / "x.h5")]):
+        told.append(CliRunner().invoke(main.main, words).exception)
+    assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(store)]).exit_code == 0
+    told.append(CliRunner().invoke(main.main, ["inspect", str(store)]).output)
+    told = [line for one in told for line in str(one).splitlines() if "-m hepti_mpi" in line]
+    every = [shlex.split(line.partition("python -m hepti_mpi ")[2]) for line in told]
+    assert every == [
+        ["slice", "SOURCE", str(store)], ["slice", "random:tiny bert", "weights/tiny bert.h5"], ["slice", str(model), "STORE"],
+        ["slice", str(model / "a.gguf"), "weights/model.h5"],
+        ["plan", "--weights", str(store), "--boards", "pi4,pi4,pi4,pi4", "--mbit", "940"],
+    ]  # fmt: skip
+
+
 def test_the_name_of_a_model_that_has_a_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
@@ -52,7 +74,8 @@ def test_a_folder_without_a_store(tmp_path):
 
 @pytest.mark.parametrize("form, command", [
     ("hepti-profiles", "plan with it: python -m hepti_mpi plan --profile '{}'"), ("hepti-plan", "run --plan '{}'"),
-    ("hepti-bench", "python -m hepti_mpi report '{}'"), ("hepti-run", "python -m hepti_mpi slice MODEL_FOLDER weights/all-MiniLM-L6-v2.h5"),
+    ("hepti-bench", "python -m hepti_mpi report '{}' --output pictures"),
+    ("hepti-run", "python -m hepti_mpi slice MODEL_FOLDER weights/all-MiniLM-L6-v2.h5"),
 ])  # fmt: skip
 def test_a_document_of_ours_is_no_store_and_what_it_is_for_is_said(tmp_path, form, command):
     path = tmp_path / "my x.json"

@@ -64,7 +64,7 @@ def push(store: Path, hostfile: Path) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         failed = [host.name for host, sound in zip(hosts, pool.map(_push, hosts, files, [hashes[path] for path in files])) if not sound]
     if failed:
-        look = f"look with: python -m hepti_mpi doctor {hostfile}"
+        look = f"look with: python -m hepti_mpi doctor {shlex.quote(str(hostfile))}"
         raise HeptiError(f"{len(failed)} of {len(hosts)} hosts lack it: {', '.join(failed)}; {look}")
 
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -35,13 +36,14 @@ def open_store(machine: Machine, path: Path, cache: Path | None = None, prepacke
     with together(world):
         if own.exists() or cache is None:
             if path.is_dir() and not own.exists():
-                raise StoreError(f"{own} not found; cut it with: python -m hepti_mpi slice SOURCE STORE --plan PLAN --ranks {path}")
+                parts = f"--plan PLAN --ranks {quote(str(path))}"
+                raise StoreError(f"{own} not found; cut it with: python -m hepti_mpi slice SOURCE STORE {parts}")
             found.append(Store(own, prepacked))
     hashes = world.gather_all(found[0].source_hash if found else None)
     holders = [rank for rank, one in enumerate(hashes) if one]
     with together(world):
         if not holders:
-            raise StoreError(f"no rank has {path}; make it with: python -m hepti_mpi slice SOURCE {path}")
+            raise StoreError(f"no rank has {path}; make it with: python -m hepti_mpi slice SOURCE {quote(str(path))}")
         if found and hashes[world.rank] != hashes[holders[0]]:
             own_hash, first = hashes[world.rank][:12], hashes[holders[0]][:12]
             raise StoreError(

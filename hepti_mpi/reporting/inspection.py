@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hepti_mpi import splits
@@ -56,7 +57,7 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     lines.append(f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file")
     alone = [(name, "does not fit" if taken is None else milliseconds(taken)) for name, taken in alone_on_boards(store).items()]
     lines += ["", table((f"{counted(min(BOARD_ROWS, spec.positions), 'rows')} on one described board alone", "predicted ms"), alone, width)]
-    return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {store.path} --boards pi4,pi4,pi4,pi4 --mbit 940"])
+    return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {quote(str(store.path))} --boards pi4,pi4,pi4,pi4 --mbit 940"])
 
 
 def format_bytes(store: Store) -> dict[str, int]:

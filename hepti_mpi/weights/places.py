@@ -19,7 +19,7 @@ FIRST_PART = "rank00.h5"
 USES = {  # what a document of ours is for, by its kind
     "profile": "plan with it: python -m hepti_mpi plan --profile {}",
     "plan": "answer by it: mpirun -hostfile FILE python -m hepti_mpi run --plan {}",
-    "bench": "draw it: python -m hepti_mpi report {}",
+    "bench": "draw it: python -m hepti_mpi report {} --output pictures",
 }
 NO_STORE = f"name a store, made with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
 HUB = re.compile(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*")  # a Path has one / of two
@@ -69,7 +69,8 @@ def no_model(source: Path) -> str | None:
 def no_file(path: Path) -> str:
     """Say why there is no store at `path`, where no file is."""
     link = dead_link(path)
-    return f"{path} cannot be read: {link}" if link else f"{path} not found; make it with: python -m hepti_mpi slice SOURCE {path}"
+    made = f"python -m hepti_mpi slice SOURCE {quote(str(path))}"
+    return f"{path} cannot be read: {link}" if link else f"{path} not found; make it with: {made}"
 
 
 def check_new(path: Path) -> None:
@@ -77,7 +78,8 @@ def check_new(path: Path) -> None:
     if str(path).startswith("random:"):
         raise StoreError(f"{path} names a random model, no file; the source comes first: python -m hepti_mpi slice SOURCE STORE")
     if (path / "config.json").is_file():
-        raise StoreError(f"{path} is a folder of a model, no file; the source comes first: python -m hepti_mpi slice {path} STORE")
+        meant = f"python -m hepti_mpi slice {quote(str(path))} STORE"
+        raise StoreError(f"{path} is a folder of a model, no file; the source comes first: {meant}")
     check_place(path, StoreError, making=True)
     try:
         if path.is_file() and path.stat().st_size:
@@ -154,7 +156,8 @@ def _hub_name(text: str) -> str | None:
 def _random(text: str) -> str | None:
     if not text.startswith("random:"):
         return None
-    return f"{text} is a random model, not a store; make a store of it with: python -m hepti_mpi slice {text} {_store_of(Path(text[7:]))}"
+    made = f"python -m hepti_mpi slice {quote(text)} {quote(str(_store_of(Path(text[7:]))))}"
+    return f"{text} is a random model, not a store; make a store of it with: {made}"
 
 
 def _slice(folder: Path) -> str:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -154,7 +155,8 @@ def _instead(folder: Path) -> str:
         return f", only {other}; load it with transformers, by the class that architectures in config.json names, and call save_pretrained"
     blocks = min(folder.glob("*.gguf"), default=None)
     if blocks is not None:
-        return f", only {shown(blocks.name, 60)}; name that file instead of its folder: python -m hepti_mpi slice {blocks} weights/model.h5"
+        made = f"python -m hepti_mpi slice {quote(str(blocks))} weights/model.h5"
+        return f", only {shown(blocks.name, 60)}; name that file instead of its folder: {made}"
     graph = min((path for pattern in GRAPHS for path in folder.glob(pattern)), default=None)
     if graph is not None:
         return f", only {shown(graph.relative_to(folder), 60)}, a graph whose weights are not read; fetch the model's {SINGLE} too"
