@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,10 @@ from terminals import ESCAPE, on_a_terminal
 
 from hepti_mpi.commands import main, screen
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.reporting.generation import generation_record
 from hepti_mpi.weights import writing
+
+PAGE = Path(__file__).parent.parent / "hepti_mpi/commands/README.md"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,19 @@ def words(folder, name):
         "plan": ["plan", "--weights", str(folder / "tiny.h5"), "--profile", str(folder / "three.json"), "--strategy", "tensor"],
         "run": ["run", "--weights", str(folder / "tiny.h5")],
     }[name]
+
+
+def check_page(document):
+    """Each key of a document that a program may read is explained on the page."""
+    section = re.search(r"### The document of a run.*?## Chat", PAGE.read_text(), re.DOTALL)
+    told = set(re.findall(r"`(\w+)`", section[0])) | {f"{what}_seconds" for what in ("compute", "wire", "wait")}
+    assert not set(document) - told
+    for part in [one for value in document.values() for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]:
+        assert not set(part) - told
+
+
+def test_the_document_of_texts_is_on_the_page():
+    check_page(generation_record(random_model("tiny-llama").spec, [], 1.0))
 
 
 @pytest.mark.parametrize("name", ["inspect", "plan"])
@@ -62,6 +79,7 @@ def test_a_run_in_json_and_quietly(made):
     shown, _ = lines("--json")
     every = [json.loads(line) for line in shown]
     assert every[-1]["format"] == "hepti-run" and len(every) == every[-1]["requests"] + 1 and all("input" in one for one in every[:-1])
+    check_page(every[-1])
     quiet, said = lines("--quiet")
     assert len(quiet) == len(every) - 1 and not said and not any(line.startswith(("{", "plan ")) for line in quiet)
 
