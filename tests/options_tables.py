@@ -22,7 +22,8 @@ VALUES = {"integer range": "N", "float range": "X", "text": "TEXT", "path": "PAT
 def spelling(option: click.Option) -> str:
     """Return the names of an option and what follows them: `--rows N`."""
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return names if option.is_flag else f"{names[:-1]} {VALUES.get(option.type.name, option.type.name.upper())}`"
+    value = option.metavar or VALUES.get(option.type.name, option.type.name.upper())
+    return names if option.is_flag else f"{names[:-1]} {value}`"
 
 
 def meaning(option: click.Option) -> str:
