@@ -165,6 +165,7 @@ def test_as_few_bits_as_an_error_allows(tmp_path, error, name):
     done = CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(path), "--format", "auto", "--error", str(error)])
     assert done.exit_code == 0, done.output
     assert f"{path}: {name}, which has the fewest bits of those that cost at most {error:g}" in done.output.splitlines()
+    assert ".trial" not in done.output and f"{name}: bert" in done.output  # by its format, not by the file that it is tried in
     with Store(path) as store:
         assert store.spec.formats.get("", "f32") == name
         assert (store.accuracy is None) == (name == "f32")

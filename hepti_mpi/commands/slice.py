@@ -96,8 +96,9 @@ def slice_command(
             SCREEN.show(f"{path}: {size(path.stat().st_size)}")
 
 
-def _write(store: Path, model: "ModelFiles") -> "Calibration | None":
-    """Write the store; return what its inputs showed; None where nothing is rounded, or the model takes no built-in inputs."""
+def _write(store: Path, model: "ModelFiles", called: str | None = None) -> "Calibration | None":
+    """Write the store; return what its inputs showed; None where nothing is rounded, or the model takes no built-in inputs. `called`: what
+    people know it by."""
     from hepti_mpi.reporting.tables import size
     from hepti_mpi.weights import writing
     from hepti_mpi.weights.calibration import Calibration
@@ -105,10 +106,11 @@ def _write(store: Path, model: "ModelFiles") -> "Calibration | None":
 
     begin = time.perf_counter()
     total = sum(piece.bytes for piece in whole_slices(model.spec))
-    with meanwhile(f"writing {store}", total, count=size) as meter:
+    called = called or str(store)
+    with meanwhile(f"writing {called}", total, count=size) as meter:
         calibration = Calibration.of(model) if model.spec.formats else None
         writing.write(store, model, meter.advance, calibration)
-    SCREEN.show(f"{store}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
+    SCREEN.show(f"{called}: {model.spec.family} {model.spec.name}, {size(store.stat().st_size)} in {time.perf_counter() - begin:.1f} s")
     if calibration is None and model.spec.formats:
         SCREEN.show("what the format costs was not measured, and channels are not smoothed: the model takes no built-in inputs")
     return calibration
@@ -146,7 +148,7 @@ def _write_fewest(store: Path, model: "ModelFiles", head: str | None, error: flo
         for name in FEWEST_FIRST:
             reduced = model.in_format(name, head)
             try:
-                calibration = _write(trial, reduced)
+                calibration = _write(trial, reduced, name)
             except FormatError as refusal:
                 SCREEN.show(f"{name} is left out: {str(refusal).partition('; ')[0]}")
                 continue
