@@ -24,6 +24,8 @@ def report(records: Path, output: Path) -> None:
     from hepti_mpi.reporting.page import write_page
     from hepti_mpi.wording import counted
 
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file; name a folder, in which all is written")
     write_page(output / "report.html", records.name, read_benches(records))
     SCREEN.show(str(output / "report.html"))
     try:

@@ -67,9 +67,11 @@ def no_model(source: Path) -> str | None:
 
 
 def no_file(path: Path) -> str:
-    """Say why there is no store at `path`, where no file is."""
+    """Say why there is no store at `path`, where no file is, and how one is made whose name ends as that of a store does."""
     link = dead_link(path)
-    made = f"python -m hepti_mpi slice SOURCE {quote(str(path))}"
+    if path.exists():
+        return f"{path} is no file; {NO_STORE}"
+    made = f"python -m hepti_mpi slice SOURCE {quote(str(path) if path.suffix == '.h5' else f'{path}.h5')}"
     return f"{path} cannot be read: {link}" if link else f"{path} not found; make it with: {made}"
 
 
