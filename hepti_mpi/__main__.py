@@ -57,6 +57,7 @@ def _command(rank: int) -> tuple[int, bool]:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
 
     try:
+        _check_folder()
         try:
             done = main.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
         finally:
@@ -92,6 +93,16 @@ def _command(rank: int) -> tuple[int, bool]:
         abort_all(1)
         code = 1
     return code, False
+
+
+def _check_folder() -> None:
+    """Raise HeptiError where the folder that this was started in is gone: all paths would be of nowhere."""
+    from hepti_mpi.errors import HeptiError
+
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise HeptiError(f"the folder that this was started in cannot be used ({error.strerror}); go to one that is there") from None
 
 
 def _leave() -> None:

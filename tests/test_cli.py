@@ -132,10 +132,20 @@ def test_help_needs_neither_mpi_nor_onnxruntime(name):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_folder_that_is_gone_is_no_place_to_start_in(tmp_path):
+    """doctor said FileNotFoundError, others that there is no store."""
+    place = tmp_path / "gone"
+    place.mkdir()
+    line = f'rmdir "$PWD"; exec {sys.executable} -m hepti_mpi doctor'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=300, cwd=place, env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("error: the folder that this was started in cannot be used (")
+
+
 def test_inspect_takes_the_only_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main.main, ["inspect"])
-    assert "there is no store in weights/" in str(result.exception)
+    assert f"there is no store in weights/ of {os.getcwd()}; make one with" in str(result.exception)
     assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", "weights/only.h5"]).exit_code == 0
     assert CliRunner().invoke(main.main, ["inspect"]).output.startswith("weights/only.h5: bert only")
 
@@ -269,7 +279,7 @@ def test_slice_writes_a_store(run, made):
     (["inspect", "folder/model.safetensors"], StoreError,
      "slice the model folder that it is in: python -m hepti_mpi slice folder"),
     (["inspect", "random:tiny-bert"], StoreError, "slice random:tiny-bert weights/tiny-bert.h5"),
-    (["plan", "--weights", "tiny-bert.h5"], ProfileError, "there is no profile in hostfiles/; measure with: mpirun"),
+    (["plan", "--weights", "tiny-bert.h5"], ProfileError, "there is no profile in hostfiles/ of .*; measure with: mpirun"),
     (["inspect", "none.h5"], StoreError, "none.h5 not found; make it with: python -m hepti_mpi slice SOURCE none.h5"),
     (["inspect", "none"], StoreError, "none not found; make it with: python -m hepti_mpi slice SOURCE none.h5"),
     (["inspect", "/dev/null"], StoreError, "/dev/null is no file; name a store, made with: python -m hepti_mpi slice"),
@@ -452,7 +462,7 @@ def test_where_more_ranks_stop_helping(run, made):
 def test_the_only_store_is_found(run, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     profile = made / "one.json"
-    with pytest.raises(StoreError, match=r"there is no store in weights/; make one with: python -m hepti_mpi slice") as error:
+    with pytest.raises(StoreError, match=r"there is no store in weights/ of .*; make one with: python -m hepti_mpi slice") as error:
         run("plan", "--profile", profile)
     sentence(error)
     (tmp_path / "weights").mkdir()

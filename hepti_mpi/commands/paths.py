@@ -26,7 +26,8 @@ def store_path(given: Path | None) -> Path:
         return DEFAULT_STORE if DEFAULT_STORE in found else found[0]
     if found:
         raise StoreError(f"{WEIGHTS}/ has {len(found)} stores; name one with --weights: {some(found)}")
-    raise StoreError(f"there is no store in {WEIGHTS}/; make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}")
+    made = f"python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
+    raise StoreError(f"there is no store in {WEIGHTS}/ of {Path.cwd()}; make one with: {made}")
 
 
 def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = False) -> Path:
@@ -69,7 +70,8 @@ def the_profile() -> Path:
         return found[0]
     if found:
         raise ProfileError(f"{found[0].parent}/ has {len(found)} profiles; name one with --profile: {some(found)}")
-    raise ProfileError(f"there is no profile in {PROFILES}/; measure with: mpirun -hostfile FILE python -m hepti_mpi profile")
+    made = "mpirun -hostfile FILE python -m hepti_mpi profile"
+    raise ProfileError(f"there is no profile in {PROFILES}/ of {Path.cwd()}; measure with: {made}")
 
 
 def _profiles() -> list[Path]:
