@@ -308,7 +308,7 @@ def test_a_store_that_somebody_writes(path):
 
 def test_no_file_and_a_folder(tmp_path):
     assert "python -m hepti_mpi slice" in refuse(tmp_path / "none.h5", "not found")
-    refuse(tmp_path, "not found")
+    refuse(tmp_path, "is no file; name a store")
 
 
 # stores of others and hostile ones
