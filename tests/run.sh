@@ -43,6 +43,9 @@ unit() { # what computes
     check 900 mypy hepti_mpi
     check 900 python -m pytest -q tests/test_fuzz.py # a process of its own: it limits its address space
     local others=(--ignore=tests/mpi --ignore-glob='*/test_lab*.py' --ignore=tests/test_fuzz.py)
+    # On a fresh checkout modules of tests are compiled with their assertions, and hypothesis looks through all that there is for constants:
+    # 8 CPU seconds that each process below would take for itself
+    check 300 python -m pytest -qq --collect-only "${others[@]}" tests >/dev/null
     # Each process takes a run of files and later what others have left of their own, so that what a module makes is mostly made once.
     # One more of them than cores: many tests wait for processes that they started
     check 3600 python -m pytest -q -rs --durations=8 -n $(($(nproc) + 1)) --dist worksteal "${others[@]}" tests

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def launch(folder: Path, *arguments: object, ranks: int = 2, program: tuple[str,
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=launch_environment())
 
 
-def in_turn(folder: Path, jobs: list[tuple[object, ...]], ranks: int) -> list[Ended]:
+def in_turn(folder: Path, jobs: Sequence[Sequence[object]], ranks: int) -> list[Ended]:
     """Return how each of some jobs ends that the same ranks do one after the other."""
     path = folder / f"jobs{ranks}.json"
     path.write_text(json.dumps([list(map(str, job)) for job in jobs]))

@@ -115,7 +115,7 @@ class Rank:
         self.tiles = {tile: slice(own[0].start, own[-1].stop) for tile, own in enumerate(self.own)} | {None: slice(0, rows)}
         self.memory = {self.numbers[name]: np.full(self.shape(self.values[name]), np.nan) for name in self.numbers if self.active}
         self.root = {}
-        self.used, self.random = set(), np.random.default_rng(rank)
+        self.used, self.known, self.random = set(), {}, np.random.default_rng(rank)
 
     def shape(self, value):
         rows = self.tiles[value.tile] if value.rows == "full" else self.own[value.tile][self.rank]
@@ -130,23 +130,31 @@ class Rank:
         whole = name in self.values and name not in (EMBEDDED, RESULT)
         return self.get(name, tile)[self.tiles[tile]] if whole else self.get(name, tile)
 
+    def held(self, step):
+        """Return the operations of a step with the weights that this rank has of each, None where it takes no part: alike in every tile."""
+        if id(step.ops) not in self.known:
+            self.known[id(step.ops)] = found = []
+            for op in step.ops:
+                slices = self.mine.op(op, step.distribution)
+                self.used.update(slices.values())
+                own = {short: self.weights[piece.name][piece.first : piece.first + piece.shape[0]] for short, piece in slices.items()}
+                assert all(own[short].shape == piece.shape for short, piece in slices.items())
+                found.append((op, own if self.mine.takes_part(op, step.distribution) else None))
+        return self.known[id(step.ops)]
+
     def compute(self, step):
         rows = self.tiles[step.tile] if step.distribution == "full" else self.own[step.tile][self.rank]
         inside, zeros = {name: self.get(name, step.tile) for name in step.reads}, set()
         targets = {name: self.part(name, step.tile) for name in step.writes}
         for target in targets.values():
             target.fill(np.nan)
-        for op in step.ops:
-            slices = self.mine.op(op, step.distribution)
-            self.used.update(slices.values())
-            own = {short: self.weights[piece.name][piece.first : piece.first + piece.shape[0]] for short, piece in slices.items()}
-            assert all(own[short].shape == piece.shape for short, piece in slices.items())
-            if self.mine.takes_part(op, step.distribution):
+        for op, own in self.held(step):
+            if own is not None:
                 assert not zeros & set(op.reads), f"{op.label} of layer {op.layer} reads what this rank has no part in"
                 inside |= zip(op.writes, self.run(op, own, [inside[name] for name in op.reads], rows), strict=True)
             else:
-                own, all_ = (self.mine.heads, self.spec.heads) if op.gives().axis == "heads" else (1, 1)
-                shapes = {name: (rows.stop - rows.start, width * own // all_) for name, width in zip(op.writes, op.widths())}
+                heads, all_ = (self.mine.heads, self.spec.heads) if op.gives().axis == "heads" else (1, 1)
+                shapes = {name: (rows.stop - rows.start, width * heads // all_) for name, width in zip(op.writes, op.widths())}
                 inside |= {name: np.zeros(shape) for name, shape in shapes.items()}
                 zeros.update(op.writes)
         for name, target in targets.items():
@@ -186,6 +194,7 @@ class Job:
         self.ranks = {rank: Rank(spec, weights, plan, *held, rank, lengths) for rank in sorted({0, *plan.active})}
         for rank in self.ranks.values():
             vars(rank.mine)["program"] = self.program  # which each would make again
+        self.routed, self.boxes = {}, {}
 
     def compare(self, number=0, **order):
         """Answer one request, on the buffers that the one before has left."""
@@ -240,7 +249,7 @@ class Job:
                 rank.compute(step)
             return
         self.sent[place][number] = self.reads(place, number) if early else None
-        blocks = self.received[place, number] = self.blocks(step, number)
+        blocks = self.received[place, number] = self.blocks(place, number)
         for target, *_ in blocks:
             target.fill(np.nan)
 
@@ -269,22 +278,29 @@ class Job:
             sent[number] = self.reads(place, number)  # nobody can take them later
         return True
 
-    def blocks(self, sync, number):
+    def blocks(self, place, number):
         """What a rank receives in an exchange: (where to, from whom, which part of what is sent, of which value); the sum counts."""
-        at = sync.have, sync.want, sync.tile
-        return [
-            (self.view(number, write, sync.tile, box), giver, self.place(giver, read, sync.tile, box), which)
-            for which, (read, write) in enumerate(zip(sync.reads, sync.writes))
-            for giver, taker, box in self.division.of(self.values[named(self.values, read, sync.tile)].width).moves(*at) if taker == number
-        ]  # fmt: skip
+        rank, tile = self.ranks[number], self.program[place].tile
+        return [(rank.get(write, tile)[target], *others) for write, target, *others in self.routes(place)[number]]
 
-    def place(self, number, name, tile, box):
-        """Where a box lies in what a rank keeps of a value."""
-        value = self.values[named(self.values, name, tile)]
-        return box.inside(self.division.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(number))
+    def routes(self, place):
+        """Per rank what it receives in an exchange, with the value that it is for and where in that it goes."""
+        if place not in self.routed:
+            sync, found = self.program[place], {number: [] for number in self.ranks}
+            for which, (read, write) in enumerate(zip(sync.reads, sync.writes)):
+                division = self.division.of(self.values[named(self.values, read, sync.tile)].width)
+                for giver, taker, box in division.moves(sync.have, sync.want, sync.tile):
+                    target, part = (box.inside(self.box(*held, sync.tile)) for held in ((taker, write), (giver, read)))
+                    found[taker].append((write, target, giver, part, which))
+            self.routed[place] = found
+        return self.routed[place]
 
-    def view(self, number, name, tile, box):
-        return self.ranks[number].get(name, tile)[self.place(number, name, tile, box)]
+    def box(self, number, name, tile):
+        """What a rank keeps of a value."""
+        if (number, name, tile) not in self.boxes:
+            value = self.values[named(self.values, name, tile)]
+            self.boxes[number, name, tile] = self.division.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(number)
+        return self.boxes[number, name, tile]
 
 
 def compare(name, plan, lengths=(ROWS,)):

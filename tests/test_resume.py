@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_bad_input import MPIRUN, SECONDS, launch, launch_environment, refused
+from test_bad_input import MPIRUN, SECONDS, in_turn, launch, launch_environment, refused
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
@@ -102,18 +102,18 @@ def test_a_finished_run_is_left_as_it_is(folder):
     result = launch(folder, *words("c.jsonl"), ranks=1)
     assert result.returncode == 0 and "\n\n" in result.stdout and "\n\n\n" not in result.stdout
     before = (folder / "c.jsonl").read_bytes()
-    result = launch(folder, *words("c.jsonl", "--resume"), ranks=2)
-    assert result.returncode == 0 and "c.jsonl had been answered already: nothing is left" in result.stderr, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["requests"] == 0
-    changed = launch(folder, *words("c.jsonl", "--resume", "--tolerance", "0.01"), ranks=2)
-    refused(changed, "c.jsonl holds the answers of another run", "answered with --tolerance 0.0, this run with 0.01")
     np.savez(folder / "short.npz", input_ids=np.full((3, 4), 7))
     again = ["run", "--weights", "tiny.h5", "--input", "short.npz", "--output", "c.jsonl"]
-    refused(launch(folder, *again, "--resume", ranks=2), "c.jsonl holds the answers", "another --output", "--resume")
     model = random_model("tiny-bert", seed=1)
     writing.write(folder / "other" / "tiny.h5", replace(model, spec=replace(model.spec, name="tiny-bert")))
     other = ["other/tiny.h5" if word == "tiny.h5" else word for word in words("c.jsonl", "--resume")]
-    refused(launch(folder, *other, ranks=2), "c.jsonl holds the answers of another run", "its model has other weights")
+    jobs = words("c.jsonl", "--resume"), words("c.jsonl", "--resume", "--tolerance", "0.01"), [*again, "--resume"], other
+    result, changed, shorter, otherwise = in_turn(folder, jobs, 2)
+    assert result.returncode == 0 and "c.jsonl had been answered already: nothing is left" in result.stderr, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["requests"] == 0
+    refused(changed, "c.jsonl holds the answers of another run", "answered with --tolerance 0.0, this run with 0.01")
+    refused(shorter, "c.jsonl holds the answers", "another --output", "--resume")
+    refused(otherwise, "c.jsonl holds the answers of another run", "its model has other weights")
     assert (folder / "c.jsonl").read_bytes() == before and not list(folder.glob("*.journal"))
     result = launch(folder, *again, ranks=1)
     assert result.returncode == 0 and "c.jsonl is there already: it is replaced" in result.stderr
@@ -139,7 +139,9 @@ def note_all(folder: Path) -> int:
 
 
 def test_what_cannot_be_resumed(folder):
-    for more, words in ((["--resume"], "name it with --output"),
-                        (["--resume", "--output", "c.jsonl", "--repeat", "2"], "leave out --repeat")):  # fmt: skip
-        result = launch(folder, "run", "--weights", "tiny.h5", *more, ranks=2)
-        assert result.returncode == 2 and words in result.stderr
+    cases = {
+        "name it with --output": ["--resume"],
+        "leave out --repeat": ["--resume", "--output", "c.jsonl", "--repeat", "2"],
+    }
+    for said, result in zip(cases, in_turn(folder, [["run", "--weights", "tiny.h5", *more] for more in cases.values()], 2)):
+        assert result.returncode == 2 and said in result.stderr
