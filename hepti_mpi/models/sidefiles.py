@@ -124,15 +124,18 @@ TRANSFORMER = {
 }
 CROSS_ENCODER = TRANSFORMER | refused("transformer_task", "a cross-encoder is a classifier", ("sequence-classification",))
 LOADING = {
-    **without("attn_implementation low_cpu_mem_usage use_safetensors add_pooling_layer device_map cache_dir revision trust_remote_code"),
+    **without("attn_implementation low_cpu_mem_usage add_pooling_layer device_map cache_dir revision trust_remote_code"),
+    **refused("use_safetensors", "weights of no other file are read", (None, True)),
     **refused("torch_dtype dtype", "everything is computed in float32", (None, "auto", "float32", "torch.float32")),
 }
 CONFIGURING = without("use_cache output_attentions trust_remote_code cache_dir revision attn_implementation")
 PROCESSING = honoured("text common") | without("audio image video chat_template")
+BESIDE = "an embedding would depend on the other texts beside it"
 CALLING = {
     **honoured("max_length truncation"),
-    **without("padding pad_to_multiple_of return_tensors return_attention_mask verbose"),
-    **refused("padding_side", "an embedding would depend on the other texts beside it", (None, "right")),
+    **without("padding pad_to_multiple_of return_tensors verbose"),
+    **refused("padding_side", BESIDE, (None, "right")),
+    **refused("return_attention_mask", BESIDE, (None, True)),
     **refused("add_special_tokens", "texts without special tokens are for other models", (True,)),
 }
 MODULES: dict[str, Table] = {
