@@ -11,10 +11,11 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
+from hepti_mpi.program import ownership
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import OUTER, Compute
-from hepti_mpi.reporting.above import MEANT, Measured, above_bound, meant
-from hepti_mpi.reporting.above_plot import stacked
+from hepti_mpi.reporting.above import EXCHANGES, MEANT, Measured, above_bound, meant
+from hepti_mpi.reporting.above_plot import COLOURS, OTHER, stacked
 
 SPEC = random_model("tiny-bert").spec
 ROWS, REQUESTS, BOUND = 26, 3, 0.01
@@ -99,7 +100,13 @@ def test_one_rank_alone_has_nothing_to_exchange():
 def test_every_part_is_explained():
     plan, program = of()
     parts = told(plan, program, measured_of(program, (2e-3, 3e-3, 1e-3), (5e-4, 2e-4, 9e-4))).parts()
-    assert set(MEANT) <= set(parts) and all(meant(part) for part in parts) and "allgatherv" in meant("allgatherv")
+    assert set(MEANT) <= set(parts) and all(meant(part) for part in parts) and "allgatherv (the rows of each" in meant("allgatherv")
+
+
+def test_every_exchange_that_blocks_has_words_and_a_colour_of_its_own():
+    kinds = set(ownership.EXCHANGES) - {"slice", "even_reduce", "even_gather"}  # the first moves nothing, the others are an allreduce's
+    assert set(EXCHANGES) == kinds
+    assert set(COLOURS) == {*kinds, *MEANT} and len({*COLOURS.values(), OTHER}) == len(COLOURS) + 1
 
 
 def test_bars_go_on_to_both_sides():

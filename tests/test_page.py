@@ -69,7 +69,7 @@ def test_names_cannot_break_out(tmp_path):
 def test_the_last_line_alone_is_enough(tmp_path):
     last = bench("mixed4")[-1]
     _, text = read(page("x", read_benches(write(tmp_path / "records.jsonl", [last]))))
-    assert "hepti" in text and "rank 0" not in text
+    assert "hepti" in text and "rank 0 on" not in text
 
 
 def test_it_says_what_came_out_of_what_and_when(tmp_path):
@@ -113,6 +113,14 @@ def test_ratios_name_what_they_are_to(tmp_path):
     both = bench("mixed4", ("hepti", "single")) + bench("wifi2", ("megatron", "single"))
     first, second = (page("x", [one]) for one in read_benches(write(tmp_path / "records.jsonl", both)))
     assert "<th>to hepti</th>" in first and "<th>to megatron</th>" in second
+
+
+def test_one_request_has_no_spread(tmp_path):
+    lines = bench("mixed4", ("hepti", "voltage"), requests=1)
+    lines[-1]["methods"]["hepti"]["late"] = 0.02
+    text = page("x", read_benches(write(tmp_path / "records.jsonl", lines)))
+    assert "<u style=" not in text and "Of each method there is one request." in text
+    assert "ms, which does not count; " in text
 
 
 def test_marks_are_round():

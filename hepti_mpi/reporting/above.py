@@ -24,6 +24,12 @@ MEANT = {
     "starts": "what it takes to begin calls of computing and exchanges, by the profile",
     "rest": "what is left, above or below: copies and sums of exchanges, what lies between steps",
 }
+EXCHANGES = {
+    "bcast": "the request from rank 0 to all", "scatterv": "each rank's rows from rank 0", "gatherv": "results back to rank 0",
+    "allreduce": "sums of what each rank has, to all", "reduce_scatter": "sums of what each rank has, each rank its rows",
+    "allgatherv": "the rows of each rank to all", "to_heads": "rows of all heads for all rows of the own heads",
+    "to_rows": "and back, rows of the own heads for own rows of all heads",
+}  # fmt: skip
 LAST = ("waiting", "starts", "rest")  # of the parts, after the exchanges
 
 
@@ -35,7 +41,8 @@ def ordered(parts: Iterable[str]) -> list[str]:
 
 def meant(part: str) -> str:
     """Say what a part is."""
-    return MEANT.get(part, f"exposed wire: blocked by exchanges of the kind {part} while there was nothing to compute")
+    brought = f" ({EXCHANGES[part]})" if part in EXCHANGES else ""
+    return MEANT.get(part, f"exposed wire: blocked by exchanges of the kind {part}{brought} while there was nothing to compute")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.cluster.profile import EMULATION
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.program.plan import WIRES
 from hepti_mpi.reporting.tables import shortened
@@ -256,7 +257,7 @@ def _made(data: dict[str, Any]) -> str:
     versions = data.get("versions")
     parts = [data.get("date"), data.get("machine"), isinstance(data.get("ranks"), int) and counted(data["ranks"], "ranks")]
     if isinstance(versions, dict):
-        parts += [f"{name} {version}" for name, version in versions.items()]
+        parts += [f"{'emulated boards' if name == EMULATION else name} {version}" for name, version in versions.items()]
     return "; ".join(shortened(" ".join(part.split()), LONGEST) for part in parts if isinstance(part, str) and part)
 
 

@@ -111,9 +111,10 @@ def _bench(bench: Bench) -> Iterator[str]:
     marks = "".join(f'<span style="left:{100 * mark / longest:.2f}%">{_round(mark)}</span>' for mark in ticks(longest))
     axis = f'<span class="name faint">ms</span><span class="axis">{marks}</span><span></span>'
     yield '<div class="bars">' + "".join(_bar(method, longest) for method in methods) + axis + "</div>"
-    note = (
-        "Bars end at the median; their parts are means over the ranks that take part. The thin line across a bar's end goes from 10 % "
-        "to 90 % of the requests, the upright mark is what was predicted."
+    note = "Bars end at the median; their parts are means over the ranks that take part. The upright mark is what was predicted" + (
+        ", the thin line across a bar's end goes from 10 % to 90 % of the requests."
+        if any(len(method.samples) > 1 for method in methods)
+        else ". Of each method there is one request."
     )
     if bench.ideal_seconds is not None:
         note += f" If all boards computed all the time and nothing travelled it would be {milliseconds(bench.ideal_seconds)} ms."
@@ -146,6 +147,7 @@ def result(bench: Bench) -> str:
     ours = _ours(methods)
     assert ours is not None
     told = f"{ours.name} answers a request of {counted(bench.rows, 'rows')} in {milliseconds(ours.median)} ms"
+    told += ", which does not count" * bool(too_late({ours.name: ours.late}))
     others = [method for method in methods if method is not ours and meaning(method.name) and method.name not in OURS]
     against = [method for name in ("single",) for method in others if method.name == name]
     against += [method for method in others if method.name != "single"][:1]
@@ -186,8 +188,9 @@ def _bar(method: Method, longest: float) -> str:
     widths = [*parts, max(method.median - parts.sum(), 0.0)]
     pieces = "".join(f'<i class="{kind}" style="width:{100 * width / longest:.2f}%"></i>' for kind, width in zip(KINDS, widths))
     mark = "" if method.predicted is None else f'<b style="left:{100 * method.predicted / longest:.2f}%" title="predicted"></b>'
-    low, high = _spread(method)
-    mark += f'<u style="left:{100 * low / longest:.2f}%;width:{100 * (high - low) / longest:.2f}%" title="10 % to 90 %"></u>'
+    if len(method.samples) > 1:
+        low, high = _spread(method)
+        mark += f'<u style="left:{100 * low / longest:.2f}%;width:{100 * (high - low) / longest:.2f}%" title="10 % to 90 %"></u>'
     name = f'<span class="name{" ours" * (method.name == "hepti")}" title="{escape(meaning(method.name))}">{escape(method.name)}</span>'
     return f'{name}<span class="bar">{pieces}{mark}</span><span class="number">{milliseconds(method.median)} ms</span>'
 
@@ -205,7 +208,7 @@ def _latency_table(methods: Sequence[Method]) -> str:
     rows = []
     for method in methods:
         low, high = _spread(method)
-        spread = f"{milliseconds(low)} - {milliseconds(high)}" if method.samples else "-"
+        spread = f"{milliseconds(low)} - {milliseconds(high)}" if len(method.samples) > 1 else "-"
         error = "-" if method.predicted is None else f"{100 * (method.predicted / method.median - 1):+.1f} %"
         times = (milliseconds(method.median), spread, f"{method.median / reference.median:.2f}", milliseconds(method.predicted), error)
         cells = (method.name, *times, method.about or "-")

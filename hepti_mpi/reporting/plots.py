@@ -135,7 +135,7 @@ def _latency(bench: Bench) -> Figure:
     caption = [
         "Bars end at the median latency",
         "; their parts are means over the ranks that hold a part of the layers, medians over requests" * divided,
-        f". Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests.",
+        f". Whiskers: 10 % to 90 % of {most if least == most else f'{least} to {most}'} requests." if most > 1 else ". One request each.",
         " Perfect: all ranks compute all the time, nothing travels." * ("perfect" in possible),
         " Bound: what no layout of ours can beat, float32 on the wire." * ("bound" in possible),
         f" {MARK}: does not count, since messages left later than from the emulated boards." * any(map(_is_late, methods)),
@@ -172,7 +172,7 @@ def _bar(axes: Axes, y: int, method: Method, scale: float) -> None:
     for width, colour in zip(widths, (COMPUTE, WIRE, WAIT, REST)):
         axes.barh(y, width * scale, left=left * scale, height=0.66, color=colour)
         left += width
-    if method.samples:
+    if len(method.samples) > 1:
         ends = np.quantile(method.samples, [0.1, 0.9]) * scale
         axes.plot(ends, [y, y], color="black", lw=1.2, marker="|", ms=7, path_effects=[withStroke(linewidth=3, foreground="white")])
 
