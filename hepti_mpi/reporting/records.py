@@ -118,7 +118,7 @@ def run_record(
 def board_facts(fact: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Return what a record says of a rank's emulated board: None of a real one. `seconds`: in which its messages could be late."""
     late = short(fact.get("late_seconds", 0.0) / max(seconds, 1e-9))
-    return {"emulated_board": fact.get("emulated_board"), "overruns": fact.get("overruns", 0.0), "late": late}
+    return {"emulated_board": fact.get("emulated_board"), "overruns": short(fact.get("overruns", 0.0)), "late": late}
 
 
 def idle_record(spec: ModelSpec) -> dict[str, Any]:
