@@ -184,6 +184,18 @@ def test_a_faulty_line_is_one_finding(tmp_path, monkeypatch):
     assert found["mend"].startswith("write the line: localhost slots=2 username=me")
 
 
+def test_a_host_that_mpirun_would_not_leave_out(tmp_path, monkeypatch):
+    """It ends where `^name` stands beside `slots=`. That host is not asked."""
+    asked = []
+    monkeypatch.setattr(doctor, "_ask_hosts", lambda hosts, _: asked.extend(hosts) or {hosts[0].login: cluster()["pi4-2"]})
+    (tmp_path / "h.txt").write_text("127.0.0.1 slots=1\npi9 slots=1\n^pi9\n")
+    told = json.loads(CliRunner().invoke(main.main, ["doctor", str(tmp_path / "h.txt"), "--json"]).stdout)["findings"]
+    [found] = [one for one in told if "h.txt" in one["what"]]
+    assert found["host"] == "pi9" and found["what"].endswith("line 3: ^pi9 leaves no host out")
+    assert [host.name for host in asked] == ["127.0.0.1"]
+    assert found["mend"].startswith("take it out, and each other line of pi9")
+
+
 def test_the_exit_code_is_a_processes(tmp_path):
     """Told by the process itself: what calls the command in a test makes codes of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM", "PMI"))}

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from hepti_mpi.cluster.hosts import Host, door_of, read_hosts
+from hepti_mpi.cluster.hosts import Host, door_of, listed_hosts, read_hosts
 from hepti_mpi.comm import names
 from hepti_mpi.errors import HeptiError
 
@@ -49,6 +49,9 @@ def read(tmp_path, text):
     ("a user=pi", ["a username=pi"]), ("x@a user_name=pi", ["a username=pi"]), ("10.0.0.7:2\na:3\n", ["10.0.0.7 slots=2", "a slots=3"]),
     ("fd00::9 slots=1\n[fd00::8] slots=2\n[fd00::7]:3", ["fd00::9 slots=1", "fd00::8 slots=2", "fd00::7 slots=3"]),
     ("node_1\nN2", ["node_1", "N2"]),
+    ("a slots=1\n# see /* there\nb slots=2\n# and */ here\n", ["a slots=1", "b slots=2"]), ("a /* x */ slots=2 // /* y\n", ["a slots=2"]),
+    ("a\u00a0slots=2\n", ["a slots=2"]), ("::ffff:10.0.0.9", ["10.0.0.9"]), ("ro.ot@a slots=1", ["a slots=1"]),
+    ("_u@pi4-1.local", ["pi4-1.local username=_u"]),
     ("a\nb\n^a\n", ["b"]), ("a\na\na\n", ["a slots=3"]), ("a slots=2\na\n", ["a slots=3"]), ("a\nA\npi@a\n", ["a slots=3"]),
     ("pi2 slots=1\nfd00::12\nboard\n", ["pi2 slots=3"]), ("10.0.0.1 slots=2\nlocalhost\nDesk\n", ["10.0.0.1 slots=4"]),
     ("10.0.0.1 slots=4", ["10.0.0.1 slots=4"]), ("desk.lan slots=4", ["desk.lan slots=4"]),
@@ -68,7 +71,8 @@ def test_hostfiles(tmp_path, text, lines):
     ("a\n$(x)", "line 2: .* is no name"), ("kn\u00f6ten", "is no name"), ("a@b@c d", "'a@b' is no name of a user"),
     ("3", "'3' is no address"),
     ("192.168.1.300", "is no address"), ("fe80::1%eth0", "an address of one link"), ("a,b,c", "is a list"), ("n[01-04]", "is a range"),
-    ("+n0", "name the host"), ("rank 0=a slot=0", "is a rankfile"), ("a b", "'b' stands after a"),
+    ("+n0", "name the host"), ("+e:2", "name the host"), ("port slots=1", "port is a word of hostfiles"), ("_a.lan", "is no name"),
+    ("a /* x", "'/\\*' stands after a"), ("rank 0=a slot=0", "is a rankfile"), ("a b", "'b' stands after a"),
     ("a slots", "slots has no value: write slots=N"),
     ("a slots=0", "slots=0 is no number above 0"), ("a slots=two", "slots=two is no number"), ("a slots=-1", "no number above 0"),
     ("a:2222", "is 2222 a port"), ("a port=x", "port=x is no number from 1 to 65535"), ("a port=70000", "no number from"),
@@ -95,9 +99,17 @@ def test_hostfiles_that_are_refused(tmp_path, text, words):
     ("alias", ["knows as desk or localhost"]), ("pi2\nboard\n", [r"board is the machine of line 1 (pi2)"]),
     ("a\nA\n", ["A is the machine of line 1 (a)"]),
     ("pi1\npi1.elsewhere.org\n", ["both pi1 to mpirun"]),
+    ("a slots=1\nb\n^a\n", ["^a leaves no host out"]), ("^pi@a\na\nb\n", ["^pi@a leaves no host out"]), ("a\n^b.lan\n", ["^b.lan leaves"]),
+    ("a # last", ["ends within a comment"]), ("a\n// last", ["ends within a comment"]), ("a /* last */", []), ("/* x */ a // y\n", []),
+    ("a /* x */ slots=1\n", ["a comment stands within"]), ("a\u00a0slots=1\n", ["a space of another kind"]), ("a slots=1 #\u00a0x\n", []),
+    ("ro.ot@a\n", ["takes the user ro.ot"]), ("a username=ro.ot\n", ["takes the user ro.ot"]), ("a username=7", ["the user 7"]),
+    ("_u@a\n7@a\n", []), ("_u@a.lan", ["_u@ is no user"]), ("u@fd00::9", []), ("::ffff:10.0.0.9", ["two kinds of addresses"]),
 ])  # fmt: skip
 def test_what_mpirun_would_not_read_so(tmp_path, text, said):
-    found = [one for host in read(tmp_path, text) for one in host.foreign]
+    """As the lexer of mpirun 5 has it (openpmix/prrte, src/util/hostfile/hostfile_lex.l)."""
+    path = tmp_path / "hosts.txt"
+    path.write_bytes(text.encode())
+    found = [one for host in listed_hosts(path) for one in host.foreign]
     assert len(found) == len(said) and all(words in one for words, one in zip(said, found)), found
 
 

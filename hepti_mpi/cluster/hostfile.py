@@ -16,6 +16,11 @@ KNOWN = "slots=, max_slots=, username= and port="
 NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")  # never begins with -: ssh would take it for an option
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")
 COUNTED = re.compile(r"(.+):(\d+)")  # of MPICH
+COMMENT = re.compile(r"(?:#|//)[^\r\n]*|/\*.*?\*/", re.DOTALL)  # the one that begins first holds the other
+CUT = "\0"  # where a comment stood that has an end
+WORDS = (*SLOTS, *MOST, *USERS, "port", "slot", "boards", "cores", "sockets")  # to the lexer, wherever they stand
+PLAIN = re.compile(r"[A-Za-z0-9_-]+")  # a user whom the lexer takes for one
+HEAD = re.compile(r"[A-Za-z0-9_:@-]+|([A-Za-z0-9][A-Za-z0-9_-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*")  # a host, with a user or without
 MOST_SLOTS, MOST_PORT = 1024, 65535
 
 
@@ -40,17 +45,22 @@ def parse(content: bytes) -> list[Line]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise HeptiError("it is no text in UTF-8") from None
-    text = re.sub(r"/\*.*?\*/", lambda found: "\n" * found[0].count("\n"), text, flags=re.DOTALL)
     whole = ["the file begins with a byte order mark"] * content.startswith(b"\xef\xbb\xbf")
     whole += ["the file ends its lines with carriage returns"] * ("\r" in text)
+    comments = list(COMMENT.finditer(text))
+    whole += ["the file ends within a comment"] * any(one.end() == len(text) and one[0][:2] != "/*" for one in comments)
+    text = COMMENT.sub(lambda one: CUT + "\n" * one[0].count("\n") if one[0].startswith("/*") else "", text)
     found = []
     for number, written in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        words = re.sub(r"\s*=\s*", "=", re.split("#|//", written)[0]).split()
+        parts = [part for part in written.split(CUT) if part.strip()]
+        words = re.sub(r"\s*=\s*", "=", " ".join(parts)).split()
         if words:
             try:
                 found.append(_line(number, words))
             except HeptiError as error:
                 raise HeptiError(f"line {number}: {error}") from None
+            found[-1].foreign += ["a comment stands within it"] * (len(parts) > 1)
+            found[-1].foreign += ["a space of another kind is in it"] * bool(re.search(r"[^\S \t\f\v]", written))
     for line in found[:1]:
         line.foreign += whole
     return found
@@ -62,14 +72,18 @@ def _line(number: int, words: list[str]) -> Line:
         raise HeptiError("it is a rankfile; write a line for each host: NAME slots=N")
     if first.startswith("+"):
         raise HeptiError(f"{first} counts the hosts of a batch system; name the host")
-    excluded = first.startswith("^")
     user, at, name = first.removeprefix("^").rpartition("@")
-    line = Line(number, name, user, excluded=excluded)
+    line = Line(number, name, user, excluded=first.startswith("^"))
     if at and not USER.fullmatch(user):
         raise HeptiError(f"{user!r} is no name of a user")
+    if line.excluded:
+        line.foreign.append(f"{first} leaves no host out")
     _name(line)
     for option in options:
         _option(line, option)
+    if at and not HEAD.fullmatch(f"{user}@{line.name}") or line.user != user and not is_plain(line.user):
+        nobody = f"no form of it takes the user {line.user}, who belongs into ~/.ssh/config"
+        line.foreign.append(f"{user}@ is no user there" if is_plain(line.user) else nobody)
     if line.slots is not None and line.most is not None and line.most < line.slots:
         raise HeptiError(f"max_slots={line.most} is less than slots={line.slots}")
     if line.slots is None:
@@ -92,6 +106,10 @@ def _name(line: Line) -> None:
     if _is_address(name):
         if "%" in name:
             raise HeptiError(f"{name} is an address of one link; give one that holds without %")
+        if "." in name and ":" in name:
+            found = ip_address(name)
+            line.name = str(getattr(found, "ipv4_mapped", None) or found)
+            line.foreign.append(f"{name} is two kinds of addresses in one")
         return
     if "," in name:
         raise HeptiError(f"{name} is a list; write a line for each host")
@@ -99,8 +117,15 @@ def _name(line: Line) -> None:
         raise HeptiError(f"{name} is a range; write a line for each host")
     if re.fullmatch(r"[\d.]+", name) or ":" in name:
         raise HeptiError(f"{name!r} is no address")
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or not HEAD.fullmatch(name):
         raise HeptiError(f"{name!r} is no name of a host")
+    if name in WORDS:
+        raise HeptiError(f"{name} is a word of hostfiles; name that host by its address")
+
+
+def is_plain(user: str) -> bool:
+    """Tell whether mpirun reads this user after username= as it is meant."""
+    return bool(PLAIN.fullmatch(user)) and not user.isdigit() and user not in WORDS
 
 
 def _is_address(name: str) -> bool:

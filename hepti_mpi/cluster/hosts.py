@@ -57,7 +57,8 @@ class Host:
     @property
     def line(self) -> str:
         """A line of a hostfile that mpirun reads as it is meant."""
-        words = {"slots": self.slots, "max_slots": self.most, "username": self.user or None, "port": self.port}
+        user = self.user if hostfile.is_plain(self.user) else None
+        words = {"slots": self.slots, "max_slots": self.most, "username": user, "port": self.port}
         given = [f"{key}={value}" for key, value in words.items() if value is not None]
         return " ".join([self.name if self.is_plain else "localhost", *given])
 
@@ -71,6 +72,11 @@ def read_hosts(path: Path) -> list[Host]:
 
     Raises HeptiError when it cannot be read, or names no host, or says of one machine two things that do not go together.
     """
+    return [host for host in listed_hosts(path) if not host.lost]
+
+
+def listed_hosts(path: Path) -> list[Host]:
+    """Read a hostfile like read_hosts; those that it wants to be left out are `lost`."""
     try:
         content = path.read_bytes()
         if content.startswith(b"\x89HDF"):
@@ -95,13 +101,12 @@ def read_hosts(path: Path) -> list[Host]:
             if not host.is_plain:
                 host.foreign.append(f"{line.name} is this machine, which mpirun knows as {host_name()} or localhost")
         elif line.excluded or host.lost:
-            host.lost = True
+            host.lost, host.number, host.foreign = True, line.number if line.excluded else host.number, host.foreign + line.foreign
         else:
             _once_more(host, line, path)
         for key in keys:
             alike.setdefault(key, []).append(host)
-    hosts = [host for host in hosts if not host.lost]
-    if not hosts:
+    if all(host.lost for host in hosts):
         raise HeptiError(f"hostfile {path} names no host")
     return hosts
 

@@ -38,7 +38,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
       python -m hepti_mpi doctor hostfiles/pi4.txt
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
     """
-    from hepti_mpi.cluster.hosts import Host, read_hosts
+    from hepti_mpi.cluster.hosts import Host, listed_hosts
     from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launcher_hostfile
     from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, kept_lines, recommended
     from hepti_mpi.documents import check_place, whole_file
@@ -63,10 +63,10 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         if hosts is None:
             return
     else:
-        listed = read_hosts(hostfile) if hostfile else [Host(host_name())]
-        faulty = [host for host in listed if host.foreign]
-        unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, host.line) for host in faulty]
-        hosts = _ask_hosts(listed, question)
+        listed = listed_hosts(hostfile) if hostfile else [Host(host_name())]
+        faulty = [(host, "" if host.lost else host.line) for host in listed if host.foreign]
+        unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, line) for host, line in faulty]
+        hosts = _ask_hosts([host for host in listed if not host.lost], question)
     found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)
     if folder is not None:

@@ -71,9 +71,11 @@ def findings(asking: Asking, hosts: Mapping[str, Facts | str]) -> list[Finding]:
 
 
 def hostfile_finding(hostfile: str, host: str, number: int, said: Sequence[str], line: str) -> Finding:
-    """Return what is to be said of a line of the hostfile that mpirun does not read as it is meant: `said`, mended by one line."""
+    """Return what is to be said of a line of the hostfile that mpirun does not read as it is meant: `said`, mended by one line, "" where
+    the host is to be left out."""
+    mend = f"write the line: {line}" if line else f"take it out, and each other line of {host}"
     return Finding(host, f"{hostfile}, line {number}: {', and '.join(said)}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
-                   f"write the line: {line}; doctor --write FOLDER writes such a file")  # fmt: skip
+                   f"{mend}; doctor --write FOLDER writes such a file")  # fmt: skip
 
 
 def _on(host: str, facts: Facts, command: str) -> str:
