@@ -1,15 +1,17 @@
 """Why a plan leaves ranks out, in sentences. Pure: reads a decision, decides nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.wording import counted
 
 SAME = 1.02  # times the predicted time that is no difference
+MOST_NAMED = 6
+
 
 def reasons(decision: Decision) -> Iterator[str]:
-    """Yield that more ranks are slower, where they are, and per rank without a part what the best plan with it would have taken."""
+    """Yield that more ranks are slower, where they are, and of ranks without a part what the best plan with them would have taken."""
     yield from more_ranks(decision)
     yield from left_out(decision)
 
@@ -36,25 +38,58 @@ def more_ranks(decision: Decision) -> Iterator[str]:
 
 
 def left_out(decision: Decision) -> Iterator[str]:
-    """Yield, per rank without a part, why."""
+    """Yield why ranks have no part: one sentence for all of which the same is to be said."""
     plan, best = decision.chosen.plan, decision.chosen.price.seconds
+    alike: dict[str, dict[int, float | None]] = {}
     for rank in range(plan.ranks):
-        if rank in plan.active:
-            continue
-        who = f"rank {rank} on {plan.hosts[rank]} is left out"
-        if rank not in decision.with_rank:
-            yield f"{who}: {decision.ruled_out.get(rank, 'no plan that was priced gives it a part')}"
-            continue
-        with_it = decision.with_rank[rank]
-        if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
-            price = f"{with_it * 1e3:.1f} ms with it, {best * 1e3:.1f} without"
-            yield f"{who}: ranks of one host slow each other down by more than prices know, so {price}, is not enough"
-            continue
-        with_it = max(with_it, best)  # the chosen one was priced more exactly
-        why = "what it would compute is no more than exchanges with it take"
-        if with_it >= SAME * best:
-            why = "exchanges with it and waiting for it take longer than it saves"
-        yield f"{who}: {why} ({with_it * 1e3:.1f} ms with it, {best * 1e3:.1f} without)"
+        if rank not in plan.active:
+            why, seconds = _why(decision, rank)
+            alike.setdefault(why, {})[rank] = seconds
+    for why, ranks in alike.items():
+        times = sorted(seconds for seconds in ranks.values() if seconds is not None)
+        price = f" ({_span(times)} ms with it, {best * 1e3:.1f} without)" if times else ""
+        verb = "is left out:" if len(ranks) == 1 else "are left out, each because"
+        yield f"{named(list(ranks), plan.hosts)} {verb} {why}{price}"
+
+
+def _why(decision: Decision, rank: int) -> tuple[str, float | None]:
+    """Return why a rank has no part, and what the best plan with it would have taken, where there was one."""
+    plan, best = decision.chosen.plan, decision.chosen.price.seconds
+    if rank not in decision.with_rank:
+        return decision.ruled_out.get(rank, "no plan that was priced gives it a part"), None
+    with_it = decision.with_rank[rank]
+    if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
+        return "ranks of one host slow each other down by more than prices know, so what it saves is not enough", with_it
+    with_it = max(with_it, best)  # the chosen one was priced more exactly
+    if with_it >= SAME * best:
+        return "exchanges with it and waiting for it take longer than it saves", with_it
+    return "what it would compute is no more than exchanges with it take", with_it
+
+
+def _span(times: Sequence[float]) -> str:
+    ends = dict.fromkeys(f"{seconds * 1e3:.1f}" for seconds in (times[0], times[-1]))
+    return " to ".join(ends)
+
+
+def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """Return which ranks are meant, in their order.
+
+    >>> named([1], "ab"), named([1, 2, 3], ["vm"] * 4), named([0, 2], "abc")
+    ('rank 1 on b', 'ranks 1 to 3 on vm', 'rank 0 on a and rank 2 on c')
+    """
+    runs: list[list[int]] = []  # of one host, one after the other
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1 and hosts[rank] == hosts[runs[-1][0]]:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    words = []
+    for run in runs[:MOST_NAMED]:
+        word = f"rank {run[0]}" if len(run) == 1 else f"ranks {run[0]} {'and' if len(run) == 2 else 'to'} {run[-1]}"
+        words.append(f"{word} on {hosts[run[0]]}")
+    more = sum(map(len, runs[MOST_NAMED:]))
+    words += [f"{more} more"] * bool(more)
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, request: Request, decision: Decision) -> dict[int, str]:
