@@ -80,6 +80,9 @@ def test_a_run_in_json_and_quietly(made):
     every = [json.loads(line) for line in shown]
     assert every[-1]["format"] == "hepti-run" and len(every) == every[-1]["requests"] + 1 and all("input" in one for one in every[:-1])
     check_page(every[-1])
+    told = every[-1]  # a short batch warms up, which is start-up: all speeds are of the same seconds
+    assert told["startup_seconds"]["warm_up"] > 0 and told["seconds"] >= told["batches"]["seconds"] * (1 - 1e-5)
+    assert told["requests"] / told["seconds"] == pytest.approx(told["requests_per_second"], rel=1e-4)
     quiet, said = lines("--quiet")
     assert len(quiet) == len(every) - 1 and not said and not any(line.startswith(("{", "plan ")) for line in quiet)
 

@@ -121,7 +121,7 @@ def test_the_record_of_a_run():
         plan.hash,
     )
     assert record["latency_seconds"] == {"median": 0.2, "p90": pytest.approx(0.28), "min": 0.1, "max": 0.3}
-    assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "fetch": 0.0, "load": 0.0, "settle": 0.0}
+    assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "fetch": 0.0, "load": 0.0, "settle": 0.0, "warm_up": 0.0}
     assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny-bert", "bert")
     assert record["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
     assert [item["rank"] for item in record["ranks"]] == [0, 1, 2]

@@ -23,6 +23,7 @@ from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, 
 from hepti_mpi.wording import counted
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
+STARTUP = ("profile", "plan", "fetch", "load", "settle", "warm_up")
 ASKED = {"tokens": ("texts", "tokens"), "patches": ("images", "patches")}  # what is answered and of what rows it is, by a model's embedding
 SHORTEST_INPUT = 16  # characters of an input that are shown at least
 MOST_NUMBERS = 4  # of a vector
@@ -64,7 +65,7 @@ def time_by_batch(program: Program, active: Sequence[int], seconds: np.ndarray) 
 @dataclass
 class Measured:
     """What was measured of a run: the latency and rows of each batch, how many `requests` were answered, a row of facts per rank, and
-    how all ranks spent their time. `seconds`: from the first batch to the last answer; left out: the batches' own."""
+    how all ranks spent their time. `seconds`: until the answers were put out, without what warmed up; left out: the batches' own."""
 
     latencies: Sequence[float]
     rows: Sequence[int]
@@ -106,7 +107,7 @@ def run_record(
         "rows": int(median(rows)),
         "latency_seconds": {key: short(value) for key, value in latency.items()},
         "predicted_seconds": None if plan.predicted_seconds is None else short(plan.predicted_seconds),
-        "startup_seconds": {key: short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},
+        "startup_seconds": {key: short(startup.get(key, 0.0)) for key in STARTUP},
         "plan_hash": plan.hash,
         "wire": plan.wire,
         "wire_error": short(wire_error),
@@ -322,14 +323,19 @@ def throughput_line(record: dict[str, Any]) -> str:
     """Return how much was answered how soon, and where the answers went."""
     asked, rows = ASKED[record["embedding"]]
     count = counted(record["requests"], asked)
-    startup = record["startup_seconds"]
-    parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
     where = f"; answers in {record['output']}" if record["output"] else ""
     return (
-        f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else "") + "\n"
+        f"{startup_line(record)}\n"
         f"{count} by {record['strategy']} in {duration(record['seconds'])}: "
         f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}"
     )
+
+
+def startup_line(record: Mapping[str, Any]) -> str:
+    """Return how long it took until the first batch that counts, and of what that was."""
+    startup = record["startup_seconds"]
+    parts = ", ".join(f"{key.replace('_', '-')} {duration(value)}" for key, value in startup.items() if value)
+    return f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else "")
 
 
 def supervised_lines(record: dict[str, Any], output: str | None) -> str:

@@ -7,7 +7,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.teams import Arrangement
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import kind_of
-from hepti_mpi.reporting.records import ASKED, RUN_FORMAT, RUN_VERSION, board_facts, emulated, left_over, short
+from hepti_mpi.reporting.records import ASKED, RUN_FORMAT, RUN_VERSION, STARTUP, board_facts, emulated, left_over, short, startup_line
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, table
 from hepti_mpi.wording import counted
 
@@ -44,7 +44,7 @@ def teams_record(
         "objective": "throughput", "requests": requests, "seconds": short(seconds), "requests_per_second": short(requests / seconds),
         "rows_per_second": short(rows / seconds), "output": output,
         "predicted_rows_per_second": short(sum(predicted)),
-        "startup_seconds": {key: short(startup.get(key, 0.0)) for key in ("profile", "plan", "fetch", "load", "settle")},
+        "startup_seconds": {key: short(startup.get(key, 0.0)) for key in STARTUP},
         "plan_hash": placement.hash,
         "teams": [
             {"members": list(team.members), "does": described(team), "stages": [_stage(stage) for stage in team.stages]}
@@ -99,15 +99,13 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
         lines.append((who, does, str(batches), str(answered), rate(speed), did, busy))
     members = [team["members"] for team in record["teams"]]
     resting = [f"rank {item['rank']} on {hosts[item['rank']]}" for item in record["ranks"] if item["team"] is None]
-    startup = record["startup_seconds"]
-    parts = ", ".join(f"{key} {duration(value)}" for key, value in startup.items() if value)
     where = f"; answers in {record['output']}" if record["output"] else ""
     return "\n".join([
         table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s when busy / predicted", "busy"), lines, width),
         *([f"at rest: {', '.join(resting)}"] if resting else []),
         *left_over(record),
         *emulated(record),
-        f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else ""),
+        startup_line(record),
         f"{counted(record['requests'], asked)} by {counted(len({*map(str, members)}), 'teams')} in {duration(record['seconds'])}: "
         f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}",
     ])

@@ -55,9 +55,10 @@ class Desk:
 class Outcome:
     """What happened: how many requests were answered, latencies and rows per batch where the source has an end, the `lengths` of the
     batches of the first round and, on rank 0, seconds [ranks, batches, steps] of the last batches of the last plan and one row of facts
-    per rank."""
+    per rank. `warm_seconds`: of what was answered before, to warm up; it counts nowhere else."""
 
     answered: int = 0
+    warm_seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     lengths: list[Lengths] = field(default_factory=list)
@@ -118,9 +119,10 @@ class Course:
 
     def begin(self, answer: Callable[[], object]) -> Pulse:
         """Count from here, after as many calls of `answer`, which answers the first batch, as warm up."""
-        pulse = Pulse(self.ready.machine, self.ready.spec)
+        pulse, begin = Pulse(self.ready.machine, self.ready.spec), time.perf_counter()
         for _ in range(self.warm_ups()):
             answer()
+        self.outcome.warm_seconds = time.perf_counter() - begin
         self.before = copy(self.ready.machine.emulation)
         return pulse
 
