@@ -73,8 +73,10 @@ def _command(rank: int) -> tuple[int, bool]:
         code = 2
     except HeptiError as error:
         code = 0  # the rank that tells why has the code: mpirun breaks down when many end with one
+        if isinstance(error, RankError) and rank == 0 and (left := interrupts.with_left("")):
+            _tell(left)
         if not (isinstance(error, RankError) or error.alike and rank):
-            _tell(f"{error_words()}: {error}")
+            _tell_error(f"{error_words()}: {error}", error.agreed or error.alike)
             code = error.exit_code
             if not (error.agreed or error.alike):
                 interrupts.rest()  # mpirun may end this rank while it waits to end the others
@@ -84,7 +86,7 @@ def _command(rank: int) -> tuple[int, bool]:
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         if interrupts.arrived():
             raise interrupts.Interrupted from None
-        _tell(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})")
+        _tell_error(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})", False)
         if os.environ.get("HEPTI_TRACEBACK"):
             import traceback
 
@@ -143,6 +145,15 @@ def _set_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _tell_error(sentence: str, others_know: bool) -> None:
+    """Say of an error that ends this rank what can be gone on with, or have that said by the rank that knows, which is ended by this one's
+    end, unless the others end by themselves."""
+    from hepti_mpi.comm import channel, interrupts
+
+    if channel.state_path() or others_know or not interrupts.handed_on(sentence):
+        _tell(interrupts.with_left(sentence))
 
 
 def _tell(sentence: str) -> None:

@@ -28,6 +28,7 @@ def said(monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
     yield told
     os.close(last.token)
+    os.close(last.page)
 
 
 @pytest.mark.parametrize("gone, pressed, ranks, why", [
@@ -55,6 +56,24 @@ def test_who_gives_another_reason_says_what_is_kept_with_it(said):
 def test_another_rank_says_nothing_and_leaves_the_word(said, monkeypatch):
     monkeypatch.setattr(interrupts, "_tell", None)
     assert not interrupts.speak("waited 5 s for rank 1") and interrupts.told() and not said
+
+
+def test_the_reason_that_another_rank_hands_on_is_said(said, monkeypatch):
+    """The first of them, once."""
+    monkeypatch.setattr(interrupts, "_tell", None)
+    monkeypatch.setattr(interrupts, "first_rank", os.getpid)  # as if this process were both
+    interrupts.keeping(lambda: "2 of 3 answers are kept")
+    assert interrupts.speak("waited 5 s for rank 0") and interrupts.speak("waited 5 s for rank 2") and not said
+    assert interrupts._last[0].noted(interrupts.LOST) == "waited 5 s for rank 0; 2 of 3 answers are kept"
+    monkeypatch.setattr(interrupts, "_tell", said.append)
+    assert interrupts.speak() and said == ["waited 5 s for rank 0; 2 of 3 answers are kept"]
+
+
+def test_who_is_too_late_with_a_reason_says_it_itself(said, monkeypatch):
+    monkeypatch.setattr(interrupts, "first_rank", os.getpid)
+    assert interrupts.speak() and said == ["interrupted"]
+    monkeypatch.setattr(interrupts, "_tell", None)
+    assert not interrupts.speak("waited 5 s for rank 0") and interrupts._last[0].reason() == ""
 
 
 @pytest.mark.parametrize("heard, whether", [((), False), ((signal.SIGCHLD,), False), ((signal.SIGCONT, signal.SIGTERM), True)])

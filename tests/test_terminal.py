@@ -21,6 +21,7 @@ from hepti_mpi.comm import interrupts, launcher
 from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.serving.journal import journal_path, noted
 from hepti_mpi.weights import writing
 
 TEXTS = 12_000  # more than are answered before somebody has had enough
@@ -38,17 +39,33 @@ def made(tmp_path_factory):
     return folder
 
 
-def interrupted(folder, output, *under, by=lambda process: os.killpg(process.pid, signal.SIGINT)):
+def long_run(output, *under):
+    """Return the words of a run that is not over soon."""
+    command = [*map(str, under), *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
+    return [*command, "--batch-rows", "64", "--no-adapt", "--threads", "1"]  # two would wait for each other beside other tests
+
+
+def are_kept(folder, output):
+    return any(path.stat().st_size > 20_000 for path in folder.glob(f"{output}.*"))
+
+
+def process_of(launched, rank):
+    """Return the process of a rank of a job on this host, of which mpirun is given."""
+    ranks = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in launcher.children(launched.pid)}
+    [found] = [child for child, words in ranks.items() if f"OMPI_COMM_WORLD_RANK={rank}".encode() in words]
+    return found
+
+
+def interrupted(folder, output, *under, by=lambda process: os.killpg(process.pid, signal.SIGINT), more=()):
     """Begin a long run, press Ctrl-C when answers are kept, or end it `by` something else, and return its exit code and what it said."""
-    command = [*under, *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
-    command += ["--batch-rows", "64", "--no-adapt", "--threads", "1"]  # two would wait for each other beside other tests
+    command = [*long_run(output, *under), *more]
     environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output})
     process = subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip  # whatever these tests have
     try:
         end = time.monotonic() + 120
-        while not any(path.stat().st_size > 20_000 for path in folder.glob(f"{output}.*")):
+        while not are_kept(folder, output):
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.02)
         by(process)
@@ -69,6 +86,27 @@ def left(output):
         except OSError:
             pass
     return found
+
+
+def assert_nobody_is_left(output):
+    end = time.monotonic() + 60
+    while left(output) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left(output)
+
+
+FAULT = """
+import os, threading, time
+def fail(*_, **__):
+    raise ZeroDivisionError("planted")
+def look():
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), "now")):
+        time.sleep(0.05)
+    from hepti_mpi.engine import engine
+    engine.Engine.run = fail
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+    threading.Thread(target=look, daemon=True).start()
+"""
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
@@ -138,13 +176,10 @@ def test_a_line_that_has_not_ended_is_seen_on_the_terminal_of_mpirun(tmp_path, o
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
 def test_ctrl_c_under_mpirun_is_one_sentence_and_leaves_no_rank(made):
-    code, said = interrupted(made, "two.jsonl", str(MPIRUN), "-n", "2", "--oversubscribe")
+    code, said = interrupted(made, "two.jsonl", MPIRUN, "-n", "2", "--oversubscribe")
     sentences = [line for line in said.splitlines() if "interrupted" in line]
     assert code != 0 and len(sentences) == 1 and sentences[0].endswith("--resume") and "mpirun -n 2" in sentences[0], said
-    end = time.monotonic() + 60
-    while left("two.jsonl") and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not left("two.jsonl")
+    assert_nobody_is_left("two.jsonl")
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
@@ -155,22 +190,80 @@ def test_what_is_kept_is_said_for_a_rank_that_cannot_say_it(made, rank):
     def kill(process):
         if rank is None:
             process.kill()
-            return
-        ranks = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in launcher.children(process.pid)}
-        [found] = [child for child, words in ranks.items() if f"OMPI_COMM_WORLD_RANK={rank}".encode() in words]
-        os.kill(found, signal.SIGKILL)
+        else:
+            os.kill(process_of(process, rank), signal.SIGKILL)
 
     output = f"lost{rank}.jsonl"
     both = ["--mca", "btl", "tcp,self", "-n", "2", "--oversubscribe"]
-    code, said = interrupted(made, output, str(MPIRUN), *both, by=kill)
+    code, said = interrupted(made, output, MPIRUN, *both, by=kill)
     sentences = [line for line in said.splitlines() if " are kept in " in line]
     assert code != 0 and len(sentences) == 1 and sentences[0].endswith("--resume"), said
     why = "a rank was lost|a rank ended" if rank is not None else "a rank was lost|mpirun ended"
     assert re.match(rf"({why}); \d+ of {TEXTS} answers", sentences[0]), said
-    end = time.monotonic() + 60
-    while left(output) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not left(output)
+    assert_nobody_is_left(output)
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("why", ["late", "fault"])
+def test_a_rank_that_knows_why_all_end_has_the_first_say_it_with_what_is_kept(made, why, tmp_path):
+    """Each said a sentence of its own: a reason, and that a rank had ended."""
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    output, more = f"{why}.jsonl", ["--shares", "1,1", "--deadline", "5"]
+    by = {"late": lambda process: os.kill(process_of(process, 0), signal.SIGSTOP), "fault": lambda process: (tmp_path / "now").touch()}
+    code, said = interrupted(made, output, MPIRUN, "-x", f"PYTHONPATH={tmp_path}:{os.pathsep.join(sys.path)}", "-n", "2", "--oversubscribe",
+                             by=by[why], more=more)  # fmt: skip
+    words = {"late": "waited 5 s for rank 0 on .* with --deadline", "fault": "ZeroDivisionError: planted .*"}[why]
+    sentences = [line for line in said.splitlines() if re.match("error|interrupted|a rank |mpirun ended", line)]
+    assert code != 0 and len(sentences) == 1, said
+    kept = rf"\d+ of {TEXTS} answers are kept in \S+; go on with: mpirun .* --resume"
+    assert re.match(rf"error on \S+ \(rank 1\): {words}; {kept}", sentences[0]), said
+    assert_nobody_is_left(output)
+
+
+def on_a_terminal_of_its_own(folder, output, *under):
+    """Begin a long run whose first process is the first of a terminal, too, as of `ssh -t host mpirun ...`; return it and that."""
+    master, slave = pty.openpty()
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output})
+    process = subprocess.Popen(long_run(output, *under), cwd=folder, env=environ, stdin=slave, stdout=slave, stderr=slave,
+                               start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # fmt: skip
+    os.close(slave)
+    return process, master
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("who", ["mpirun", "rank"])
+def test_what_is_kept_is_said_on_a_terminal_whose_first_process_was_mpirun(made, who):
+    """At its end the system sends SIGHUP to all of its group, in which is what stands by the first rank."""
+    process, master = on_a_terminal_of_its_own(made, f"first-{who}.jsonl", MPIRUN, "-n", "2", "--oversubscribe")
+    ended = []
+
+    def kill_once_kept(shown):
+        if not ended and are_kept(made, f"first-{who}.jsonl"):
+            ended.append(process.kill() if who == "mpirun" else os.kill(process_of(process, 0), signal.SIGKILL))
+
+    said = " ".join(ESCAPE.sub("", all_shown(master, process, kill_once_kept).decode()).replace("\\\r\n", " ").split())
+    assert ended and said.count(" answers are kept in ") == 1 and "Traceback" not in said, said
+    why = "a rank was lost|a rank ended" if who == "rank" else "a rank was lost|mpirun ended"
+    assert re.search(rf"({why}); \d+ of {TEXTS} answers are kept in \S+; go on with: .* --resume", said), said
+    assert_nobody_is_left(f"first-{who}.jsonl")
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+@pytest.mark.parametrize("under", [[], [MPIRUN, "-n", "2", "--oversubscribe"]], ids=["alone", "mpirun"])
+def test_a_terminal_that_is_closed_ends_all_and_what_is_kept_can_be_gone_on_with(made, under):
+    output = f"closed{len(under)}.jsonl"
+    process, master = on_a_terminal_of_its_own(made, output, *under)
+    try:
+        while not are_kept(made, output):
+            os.read(master, 1 << 16)  # the bar
+        os.close(master)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert_nobody_is_left(output)
+    places, _ = noted(journal_path(made / output))
+    assert 0 < len(places) < TEXTS and not (made / output).exists()
 
 
 @pytest.mark.parametrize("words", [

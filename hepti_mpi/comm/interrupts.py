@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hepti_mpi.comm.channel import state_path
-from hepti_mpi.comm.lastword import KEPT, LastWord, joined
-from hepti_mpi.comm.launcher import PARENT, has_ranks_elsewhere, mpirun_is_here, past_launcher, rank_is_gone
+from hepti_mpi.comm.lastword import KEPT, LastWord, hand_on, joined
+from hepti_mpi.comm.launcher import PARENT, first_rank, has_ranks_elsewhere, mpirun_is_here, past_launcher, rank_is_gone
 from hepti_mpi.comm.standby import stand_by
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,6 +25,7 @@ GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 _lock = threading.Lock()
 _last: list[LastWord] = []
 _first: Callable[[], object] = bool  # what is done before it is said
+_left: Callable[[], str] = str  # tells what is kept of a job that an error ends
 _heard = set[int]()  # the signals that have come
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
@@ -78,10 +79,11 @@ def leave() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def keeping(kept: KEPT, first: Callable[[], object] = bool) -> None:
-    """Have `kept` tell what is kept whenever this process ends early, once `first` has been called where that can be."""
-    global _first
-    _first = first
+def keeping(kept: KEPT, first: Callable[[], object] = bool, left: Callable[[], str] = str) -> None:
+    """Have `kept` tell what is kept whenever this process ends early, once `first` has been called where that can be, and `left` what an
+    error has left that can be gone on with."""
+    global _first, _left
+    _first, _left = first, left
     for last in _last:
         last.kept = kept
         last.note()
@@ -91,6 +93,11 @@ def note() -> None:
     """Note what is kept should this process end without a word from now on."""
     for last in _last:
         last.note()
+
+
+def with_left(error: str) -> str:
+    """Return what is to be said of an error that ends this process: it, and what can be gone on with."""
+    return joined(error, _left())
 
 
 def told() -> bool:
@@ -123,11 +130,19 @@ def finish() -> None:
 
 
 def speak(why: str = "") -> bool:
-    """Say why this process ends and what is kept, unless that has been said; tell whether it is for this process to say so."""
+    """Say why this process ends and what is kept, unless that has been said; or hand on why. Tell whether it is done."""
     with _lock:
-        if _tell is not None and told() and (said := _said(why)):
+        if _tell is None:
+            return bool(why) and handed_on(why)
+        if told() and (said := _said(why)):
             _tell(said)
-    return _tell is not None
+    return True
+
+
+def handed_on(why: str) -> bool:
+    """Have the first rank say why all end, which mpirun ends with this one; tell whether it will. Not where this is the first."""
+    first = first_rank() if _tell is None else None
+    return first is not None and hand_on(why, first)
 
 
 def _said(why: str) -> str | None:
@@ -142,6 +157,9 @@ def _said(why: str) -> str | None:
 
 def _why() -> str:
     """Say why this process is to end, as far as that is known: `kill` of mpirun is like the end of a rank on another host."""
+    for last in _last:
+        if reason := last.reason():
+            return reason
     if past_launcher() is not None and not mpirun_is_here():
         return "mpirun ended"
     if rank_is_gone():

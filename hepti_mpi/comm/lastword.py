@@ -1,4 +1,5 @@
-"""The last word of a rank: why it ends and what is kept. It is said once, by the rank or by a process that was forked of it.
+"""The last word of a rank: why it ends and what is kept. It is said once, by the rank or by a process that was forked of it; another rank
+of the same host, which knows better why all end, hands its reason on and says nothing itself.
 
 Knows that one of the two may end without a word; does not know what is said, nor how.
 """
@@ -7,7 +8,9 @@ import mmap
 import os
 from collections.abc import Callable
 
-BYTES = 1 << 16
+BYTES = 1 << 16  # of what is kept, and as many of a reason
+NAME = "hepti-last-word"
+NONE, SAID = b"\0", b"\1"  # in the place of a reason: none is known, and none is asked for any more
 KEPT = Callable[[], str | None]
 
 
@@ -18,25 +21,57 @@ class LastWord:
         self.kept = kept
         self.token, given = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # whoever reads what is in it has the word
         os.write(given, b"!")
-        self._page = mmap.mmap(-1, BYTES)  # which a process that is forked has too
+        self.page = os.memfd_create(NAME)  # which a process that is forked has too, and others of this user find
+        os.ftruncate(self.page, 2 * BYTES)
+        self._page = mmap.mmap(self.page, 2 * BYTES)
         self.note()
 
     def taken(self) -> bool:
         """Take the word; tell whether nobody had it."""
         try:
-            return bool(os.read(self.token, 1))
+            os.read(self.token, 1)
         except BlockingIOError:
             return False
+        if self._page[BYTES : BYTES + 1] == NONE:
+            self._page[BYTES : BYTES + 1] = SAID
+        return True
 
     def note(self) -> None:
         """Note what is kept now, for the process that outlives this one."""
         self._page.seek(0)
-        self._page.write((self.kept() or "").encode(errors="backslashreplace")[: BYTES - 1] + b"\0")
+        self._page.write(_cell(self.kept() or ""))
 
     def noted(self, why: str) -> str:
         """Return what is to be said for a process that is no more."""
-        return joined(why, self._page[:].partition(b"\0")[0].decode(errors="ignore"))  # it may have been cut within a letter
+        return joined(self.reason() or why, _text(self._page[:BYTES]))
+
+    def reason(self) -> str:
+        """Return why all end, as another rank has handed it on, "" where none has."""
+        return _text(self._page[BYTES:]).removeprefix(SAID.decode())
+
+
+def hand_on(reason: str, process: int) -> bool:
+    """Give the reason to the last word of a process, the first one counts; tell whether it will say one."""
+    try:
+        there = (f"/proc/{process}/fd/{name}" for name in os.listdir(f"/proc/{process}/fd"))
+        with open(next(path for path in there if os.readlink(path).startswith(f"/memfd:{NAME}")), "r+b", buffering=0) as page:
+            page.seek(BYTES)
+            before = page.read(1)
+            if before == NONE:
+                page.seek(BYTES)
+                page.write(_cell(reason))
+            return before != SAID
+    except (OSError, StopIteration):  # it has ended, or has no such word
+        return False
+
+
+def _cell(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")[: BYTES - 1] + b"\0"
+
+
+def _text(cell: bytes) -> str:
+    return cell.partition(b"\0")[0].decode(errors="ignore")  # it may have been cut within a letter
 
 
 def joined(why: str, kept: str) -> str:
-    return f"{why}; {kept}" if kept else why
+    return "; ".join(filter(None, (why, kept)))

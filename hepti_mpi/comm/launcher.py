@@ -138,9 +138,14 @@ def children(process: int) -> list[int]:
     return found
 
 
-def _is_rank(process: int) -> bool:
+def first_rank() -> int | None:
+    """Return the process of the first rank, where mpirun itself has started it and this one."""
+    return next((child for child in children(PARENT) if _is_rank(child, b"0\0")), None) if mpirun_is_here() else None
+
+
+def _is_rank(process: int, which: bytes = b"") -> bool:
     try:
-        return b"\0OMPI_COMM_WORLD_RANK=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
+        return b"\0OMPI_COMM_WORLD_RANK=" + which in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
     except OSError:
         return False
 

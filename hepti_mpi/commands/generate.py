@@ -111,7 +111,7 @@ def _asked(session: "Session", question: "Question", writing: Writing, cache: st
     head = texts_head(session.store, prompts, default, cache or CACHES[0], _rows(session, writing))
     sink.begin(head, len(prompts), refused)
     left = [one for one in prompts if one.error is None and one.index not in sink.known]
-    interrupts.keeping(lambda: sink.kept(len(left)))
+    interrupts.keeping(lambda: sink.kept(len(left)), left=sink.left)
     return Task(prompts, left, asked, sink, state)
 
 
@@ -191,7 +191,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
                 loaded.rest()
             beside.event(written)
 
-        interrupts.keeping(lambda: task.sink.kept(len(task.left)), beside.stop)
+        interrupts.keeping(lambda: task.sink.kept(len(task.left)), beside.stop, task.sink.left)
         begin = time.perf_counter()
         result.answers = [making.submit(one.ids, task.asked[one.index], task.sink.begun.get(one.index, ())) for one in task.left]
         prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}

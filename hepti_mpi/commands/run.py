@@ -194,7 +194,7 @@ def _asked(session: "Session", question: "Question", choice: Choice, tolerance: 
     sink.begin(read.head, len(read.every), {one.index: answerer.refused(one, one.error or "") for one in read.refused})
     source, scheduler = read.without(sink.known), Scheduler(answerer, choice.batch_rows, question.repeat)
     requests = question.repeat * len(source.left)
-    interrupts.keeping(lambda: sink.kept(requests))
+    interrupts.keeping(lambda: sink.kept(requests), left=sink.left)
     if read.left_out:
         session.tell(read.left_out)
     if choice.metrics is not None:
@@ -259,7 +259,7 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
         meanwhile("answering", asked.requests, not work.supervised) as meter,
         Beside(*listeners, meter, Noted()) as beside,
     ):
-        interrupts.keeping(lambda: asked.sink.kept(asked.requests), beside.stop)
+        interrupts.keeping(lambda: asked.sink.kept(asked.requests), beside.stop, asked.sink.left)
         desk.sink = beside
         job.answer(desk.answerer, desk)
 

@@ -70,6 +70,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
         raise Interrupted(128 + number)
 
     interrupts.leave()
+    interrupts.keeping(lambda: None, left=kept.left)
     for number in signals:
         signal.signal(number, interrupted)
     supervisor.make_room = make_room

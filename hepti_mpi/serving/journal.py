@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,6 @@ from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.lock import open_locked
 from hepti_mpi.serving.outputs import Finished, checked
-from hepti_mpi.wording import counted
 
 FORMAT, FORMAT_VERSION = "hepti-journal", 3
 Begun = dict[int, list[Chosen]]  # by the place of a request, the tokens of its text so far
@@ -141,8 +141,6 @@ class Journal:
 
         Raises InputError when the disk is full.
         """
-        add_grown(self.begun, grown)
-        self._finish(zip(places, finished))
         lines: list[Mapping[str, Any]] = [{"grown": grown}] if grown else []
         lines += [{"request": place, "seconds": seconds, "finished": one} for place, one in zip(places, finished)]
         try:
@@ -150,9 +148,11 @@ class Journal:
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 self._sync()
         except OSError as error:
-            kept = f"it keeps {counted(len(self.finished) - len(places), 'answers')}"
-            how = "free space and go on with the same command and --resume"
-            raise InputError(f"journal {self.path} cannot be written: {reason_of(error)}; {kept}: {how}") from None
+            with suppress(OSError):  # else what is left to be written is tried again when all ends
+                self.file.close()
+            raise InputError(f"journal {self.path} cannot be written: {reason_of(error)}") from None
+        add_grown(self.begun, grown)
+        self._finish(zip(places, finished))
 
     def _finish(self, finished: Iterable[tuple[int, Finished]]) -> None:
         for place, one in finished:

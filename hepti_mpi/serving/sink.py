@@ -81,6 +81,9 @@ class Sink(Listener, Protocol):
     def kept(self, asked: int) -> str | None:
         """Say what is kept of a run of so many answers should it end now, and what goes on with it; None where somebody else says that."""
 
+    def left(self) -> str:
+        """Say what is kept that can be gone on with, as where an error ends the run; "" where nothing is, or somebody else says that."""
+
 
 class Shown:
     """Answers on a screen, each as soon as those to all inputs before it are known."""
@@ -121,6 +124,9 @@ class Shown:
 
     def kept(self, asked: int) -> str:
         return f"{self.answered} of {asked} were answered, of which nothing is kept without --output FILE"
+
+    def left(self) -> str:
+        return ""
 
 
 class Spoken(Shown):
@@ -210,7 +216,10 @@ class Filed:
             return f"every answer is in {self.output}"
         if self.journal is None:
             return f"{self.answered} of {asked} were answered, of which nothing is kept with --repeat or --logits"
-        return kept_of(self.journal, self.count) or f"none of {self.count} answers is there yet"
+        return self.left() or f"none of {self.count} answers is there yet"
+
+    def left(self) -> str:
+        return "" if self.journal is None or self.written else kept_of(self.journal, self.count)
 
 
 class Beside:
@@ -275,10 +284,10 @@ class Noted:
         interrupts.note()
 
 
-def kept_of(journal: Journal, count: int) -> str | None:
-    """Say what a journal keeps of a run that is interrupted, and what goes on with it; None where it keeps nothing."""
+def kept_of(journal: Journal, count: int) -> str:
+    """Say what a journal keeps of a run that is interrupted, and what goes on with it; "" where it keeps nothing."""
     if not journal.finished and not journal.begun:
-        return None
+        return ""
     more = f" and the beginnings of {len(journal.begun)}" if journal.begun else ""
     return f"{len(journal.finished)} of {count} answers{more} are kept in {journal.path}; {going_on()}"
 

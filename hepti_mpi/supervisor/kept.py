@@ -106,7 +106,7 @@ class Kept:
         self.record: dict[str, Any] | None = None
         self.since: float | None = None  # the first answer of this start
         self.there = 0.0  # answers then
-        self.starts = 0
+        self.starts, self.written = 0, False
         self.begin = time.monotonic()
         self.before, self.begun_before = list[int](), Begun()
         self.already: Output | None = None  # the finished output, where there is one to be resumed
@@ -192,8 +192,14 @@ class Kept:
 
     def interrupted(self) -> str:
         """Say what is kept of a run that is interrupted now, and what goes on with it."""
-        kept = kept_of(self.journal, self.count or 0) if self.journal is not None else None
+        if self.already is not None or self.written:
+            return f"interrupted; every answer is in {self.output}"
+        kept = self.left()
         return f"interrupted; {kept}" if kept else f"interrupted after {counted(len(self.finished), 'answers')}; nothing is kept"
+
+    def left(self) -> str:
+        """Say what is kept that can be gone on with, "" where nothing is."""
+        return kept_of(self.journal, self.count or 0) if self.journal is not None and not self.written else ""
 
     def write(self) -> Tally:
         """Write the output, where there is one; return what became of all inputs. Raises InputError when answers are missing."""
@@ -201,10 +207,11 @@ class Kept:
             return self.already.tally
         missing = (self.count or 0) - len(self.finished)
         if missing:
-            raise InputError(f"{missing} of {self.count} answers are missing; go on with run --resume")
+            raise InputError(f"{missing} of {self.count} answers are missing")
         finished = self.in_order()
         if self.output is not None:
             write_signed(self.output, finished, self.head)
+            self.written = True
         if self.journal is not None:
             self.journal.remove()
         return Tally.of(finished)

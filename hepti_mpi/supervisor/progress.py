@@ -77,3 +77,6 @@ class Told:
 
     def kept(self, asked: int) -> None:
         """The supervisor says that."""
+
+    def left(self) -> str:
+        return ""
