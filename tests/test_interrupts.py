@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hepti_mpi.__main__ import _tell_error
 from hepti_mpi.comm import interrupts, launcher
 from hepti_mpi.comm.lastword import BYTES, LastWord
 
@@ -51,6 +52,14 @@ def test_who_gives_another_reason_says_what_is_kept_with_it(said):
     interrupts.keeping(lambda: "2 of 3 answers are kept")
     assert interrupts.speak("waited 5 s for rank 1") and said == ["waited 5 s for rank 1; 2 of 3 answers are kept"]
     assert not interrupts.told()
+
+
+@pytest.mark.parametrize("left, words", [("2 of 3 answers are kept", "error: no room; 2 of 3 answers are kept"), ("", "error: no room")])
+def test_an_error_says_what_can_be_gone_on_with(left, words, said, capsys, monkeypatch):
+    monkeypatch.setattr(interrupts, "_left", str)
+    interrupts.keeping(str, left=lambda: left)
+    _tell_error("error: no room", False)
+    assert capsys.readouterr().err == f"{words}\n" and not said
 
 
 def test_another_rank_says_nothing_and_leaves_the_word(said, monkeypatch):

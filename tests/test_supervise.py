@@ -425,6 +425,20 @@ def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_an_end_says_what_is_kept_as_long_as_that_is_so(tmp_path):
+    one, _ = kept(tmp_path)
+    assert one.interrupted() == "interrupted after 0 answers; nothing is kept" and one.left() == ""
+    for record in (BEGIN, answers(2), DONE_RECORD):
+        one.heard(record)
+    assert one.left().startswith(f"1 of 3 answers are kept in {tmp_path / 'a.jsonl.journal'}; go on with")
+    with pytest.raises(InputError, match="2 of 3 answers are missing$"):
+        one.write()
+    one.heard(answers(0, 1))
+    assert one.left().startswith("3 of 3 answers are kept in ") and one.interrupted() == f"interrupted; {one.left()}"
+    one.write()
+    assert one.left() == "" and one.interrupted() == f"interrupted; every answer is in {tmp_path / 'a.jsonl'}"
+
+
 def test_what_was_not_answered_is_counted_in_the_summary(tmp_path, capsys):
     one, _ = kept(tmp_path)
     bad = {**BEGIN, "refused": [[1, finished_answer({"input": ""}, "is empty")]]}
