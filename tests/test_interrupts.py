@@ -29,7 +29,7 @@ def said(monkeypatch):
     monkeypatch.setattr(interrupts, "rank_is_gone", lambda: False)
     yield told
     os.close(last.token)
-    os.close(last.page)
+    last._page.close()
 
 
 @pytest.mark.parametrize("gone, pressed, ranks, why", [
@@ -76,6 +76,15 @@ def test_the_reason_that_another_rank_hands_on_is_said(said, monkeypatch):
     assert interrupts._last[0].noted(interrupts.LOST) == "waited 5 s for rank 0; 2 of 3 answers are kept"
     monkeypatch.setattr(interrupts, "_tell", said.append)
     assert interrupts.speak() and said == ["waited 5 s for rank 0; 2 of 3 answers are kept"]
+
+
+def test_where_nothing_can_be_handed_on(said, monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(interrupts, "_tell", None)
+    interrupts._last[0]._page.close()
+    interrupts._last[:] = [LastWord()]
+    monkeypatch.setattr(interrupts, "first_rank", os.getpid)
+    assert not interrupts.speak("waited 5 s for rank 0") and interrupts._last[0].noted(interrupts.LOST) == interrupts.LOST
 
 
 def test_who_is_too_late_with_a_reason_says_it_itself(said, monkeypatch):

@@ -7,6 +7,7 @@ Knows that one of the two may end without a word; does not know what is said, no
 import mmap
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 BYTES = 1 << 16  # of what is kept, and as many of a reason
 NAME = "hepti-last-word"
@@ -21,9 +22,7 @@ class LastWord:
         self.kept = kept
         self.token, given = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # whoever reads what is in it has the word
         os.write(given, b"!")
-        self.page = os.memfd_create(NAME)  # which a process that is forked has too, and others of this user find
-        os.ftruncate(self.page, 2 * BYTES)
-        self._page = mmap.mmap(self.page, 2 * BYTES)
+        self._page = _shared()  # which a process that is forked has too
         self.note()
 
     def taken(self) -> bool:
@@ -53,16 +52,38 @@ class LastWord:
 def hand_on(reason: str, process: int) -> bool:
     """Give the reason to the last word of a process, the first one counts; tell whether it will say one."""
     try:
-        there = (f"/proc/{process}/fd/{name}" for name in os.listdir(f"/proc/{process}/fd"))
-        with open(next(path for path in there if os.readlink(path).startswith(f"/memfd:{NAME}")), "r+b", buffering=0) as page:
-            page.seek(BYTES)
-            before = page.read(1)
-            if before == NONE:
-                page.seek(BYTES)
-                page.write(_cell(reason))
-            return before != SAID
-    except (OSError, StopIteration):  # it has ended, or has no such word
-        return False
+        for path in Path(f"/proc/{process}/fd").iterdir():
+            if _name(path).startswith(f"/memfd:{NAME}"):
+                with open(path, "r+b", buffering=0) as page:
+                    page.seek(BYTES)
+                    before = page.read(1)
+                    if before == NONE:
+                        page.seek(BYTES)
+                        page.write(_cell(reason))
+                    return before != SAID
+    except OSError:  # it has ended
+        pass
+    return False
+
+
+def _name(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # it was closed meanwhile
+        return ""
+
+
+def _shared() -> mmap.mmap:
+    """Return a page for what is kept and a reason, which others of this user find, where the system is not too old."""
+    try:
+        page = os.memfd_create(NAME)
+    except (AttributeError, OSError):
+        return mmap.mmap(-1, 2 * BYTES)
+    try:
+        os.ftruncate(page, 2 * BYTES)
+        return mmap.mmap(page, 2 * BYTES)  # which has a descriptor of its own
+    finally:
+        os.close(page)
 
 
 def _cell(text: str) -> bytes:
