@@ -95,18 +95,26 @@ def assert_nobody_is_left(output):
     assert not left(output)
 
 
-FAULT = """
+PLANTED = """
 import os, threading, time
-def fail(*_, **__):
-    raise ZeroDivisionError("planted")
 def look():
     while not os.path.exists(os.path.join(os.path.dirname(__file__), "now")):
         time.sleep(0.05)
     from hepti_mpi.engine import engine
-    engine.Engine.run = fail
-if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+    run = engine.Engine.run
+    def planted(*words):
+        {what}
+        return run(*words)
+    engine.Engine.run = planted
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "{rank}":
     threading.Thread(target=look, daemon=True).start()
 """
+
+
+def plant(folder, rank, what):
+    """Have a rank do something else before each batch, once there is a file `now`; return the path by which it is found."""
+    (folder / "sitecustomize.py").write_text(PLANTED.format(rank=rank, what=what))
+    return os.pathsep.join([str(folder), *sys.path])
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
@@ -207,17 +215,37 @@ def test_what_is_kept_is_said_for_a_rank_that_cannot_say_it(made, rank):
 @pytest.mark.parametrize("why", ["late", "fault"])
 def test_a_rank_that_knows_why_all_end_has_the_first_say_it_with_what_is_kept(made, why, tmp_path):
     """Each said a sentence of its own: a reason, and that a rank had ended."""
-    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    path = plant(tmp_path, 1, 'raise ZeroDivisionError("planted")')
     output, more = f"{why}.jsonl", ["--shares", "1,1", "--deadline", "5"]
     by = {"late": lambda process: os.kill(process_of(process, 0), signal.SIGSTOP), "fault": lambda process: (tmp_path / "now").touch()}
-    code, said = interrupted(made, output, MPIRUN, "-x", f"PYTHONPATH={tmp_path}:{os.pathsep.join(sys.path)}", "-n", "2", "--oversubscribe",
-                             by=by[why], more=more)  # fmt: skip
+    code, said = interrupted(made, output, MPIRUN, "-x", f"PYTHONPATH={path}", "-n", "2", "--oversubscribe", by=by[why], more=more)
     words = {"late": "waited 5 s for rank 0 on .* with --deadline", "fault": "ZeroDivisionError: planted .*"}[why]
     sentences = [line for line in said.splitlines() if re.match("error|interrupted|a rank |mpirun ended", line)]
     assert code != 0 and len(sentences) == 1, said
     kept = rf"\d+ of {TEXTS} answers are kept in \S+; go on with: mpirun .* --resume"
     assert re.match(rf"error on \S+ \(rank 1\): {words}; {kept}", sentences[0]), said
     assert_nobody_is_left(output)
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+def test_ranks_whose_supervisor_is_killed_end(made, tmp_path):
+    """mpirun went on, and they computed for nobody until all was answered."""
+    run, output, begin = long_run("orphans.jsonl"), made / "orphans.jsonl", len(PROGRAM)
+    (tmp_path / "hosts.txt").write_text("localhost slots=2\n")
+    command = [*run[:begin], "supervise", "--mpirun", f"{MPIRUN} --oversubscribe", str(tmp_path / "hosts.txt"), "--", *run[begin:]]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **{MARK: output.name})
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=made, env=environ | {"PYTHONPATH": plant(tmp_path, 0, "time.sleep(2)")}, stdin=nowhere,
+                               stdout=nowhere, stderr=nowhere)  # fmt: skip
+    end = time.monotonic() + 120
+    while not are_kept(made, output.name):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    (tmp_path / "now").touch()
+    process.kill()
+    process.wait()
+    assert_nobody_is_left(output.name)
+    assert 0 < len(noted(journal_path(output))[0]) < TEXTS
 
 
 def on_a_terminal_of_its_own(folder, output, *under):
