@@ -154,6 +154,7 @@ def _tell_error(sentence: str, others_know: bool) -> None:
 
     if channel.state_path() or others_know or not interrupts.handed_on(sentence):
         _tell(interrupts.with_left(sentence))
+        interrupts.told(True)
 
 
 def _tell(sentence: str) -> None:

@@ -87,11 +87,13 @@ def test_where_nothing_can_be_handed_on(said, monkeypatch):
     assert not interrupts.speak("waited 5 s for rank 0") and interrupts._last[0].noted(interrupts.LOST) == interrupts.LOST
 
 
-def test_who_is_too_late_with_a_reason_says_it_itself(said, monkeypatch):
+@pytest.mark.parametrize("end, unsaid", [(interrupts.told, True), (interrupts.speak, False), (lambda: _tell_error("error", False), False)])
+def test_who_is_too_late_with_a_reason(end, unsaid, said, monkeypatch):
+    """It says that itself where the first rank has ended well; where it has said why all end nobody needs another one."""
     monkeypatch.setattr(interrupts, "first_rank", os.getpid)
-    assert interrupts.speak() and said == ["interrupted"]
+    end()
     monkeypatch.setattr(interrupts, "_tell", None)
-    assert not interrupts.speak("waited 5 s for rank 0") and interrupts._last[0].reason() == ""
+    assert interrupts.speak("waited 5 s for rank 0") is not unsaid and interrupts._last[0].reason() == ""
 
 
 @pytest.mark.parametrize("heard, whether", [((), False), ((signal.SIGCHLD,), False), ((signal.SIGCONT, signal.SIGTERM), True)])

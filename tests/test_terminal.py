@@ -516,6 +516,17 @@ def test_ctrl_c_while_ranks_find_each_other_is_one_word(made, deadline):
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+def test_ranks_that_wait_for_one_that_does_not_come_say_so_once(made):
+    program = " ".join(map(shlex.quote, PROGRAM))
+    line = f"if [ $OMPI_COMM_WORLD_RANK = 2 ]; then sleep 60; fi; exec {program} run --weights tiny.h5 --deadline 1"
+    command = [str(MPIRUN), "--oversubscribe", "-n", "3", "bash", "-c", line]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    done = subprocess.run(command, cwd=made, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50)
+    ours = [line for line in done.stderr.splitlines() if line.startswith(("error", "a rank", "interrupted", "mpirun ended"))]
+    assert done.returncode != 0 and len(ours) == 1 and "(rank 0): the 3 ranks did not find each other within 2 s" in ours[0], done.stderr
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
 @pytest.mark.parametrize("typed, word", [(b"\3", True), (b"\n", False)], ids=["Ctrl-C", "empty line"])
 def test_how_a_talk_under_mpirun_ends(made, talker, typed, word):
     """At Ctrl-C mpirun ends standard input first: the talk ended without a word."""

@@ -100,9 +100,9 @@ def with_left(error: str) -> str:
     return joined(error, _left())
 
 
-def told() -> bool:
-    """Note that it has been said why this process ends; tell whether it had not been said before."""
-    return all(last.taken() for last in _last)
+def told(speaks: bool = False) -> bool:
+    """Note that it has been said why this process ends, or need not be; tell whether it had not been noted before. `speaks`: why all do."""
+    return all(last.taken(speaks) for last in _last)
 
 
 def end_by(end: Callable[[int], object]) -> None:
@@ -134,7 +134,7 @@ def speak(why: str = "") -> bool:
     with _lock:
         if _tell is None:
             return bool(why) and handed_on(why)
-        if told() and (said := _said(why)):
+        if told(True) and (said := _said(why)):
             _tell(said)
     return True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 BYTES = 1 << 16  # of what is kept, and as many of a reason
 NAME = "hepti-last-word"
-NONE, SAID = b"\0", b"\1"  # in the place of a reason: none is known, and none is asked for any more
+NONE, DONE, SPOKEN = b"\0", b"\1", b"\2"  # in the place of a reason: none is known; there is no last word; it has been said
 KEPT = Callable[[], str | None]
 
 
@@ -25,14 +25,14 @@ class LastWord:
         self._page = _shared()  # which a process that is forked has too
         self.note()
 
-    def taken(self) -> bool:
-        """Take the word; tell whether nobody had it."""
+    def taken(self, speaks: bool = False) -> bool:
+        """Take the word; tell whether nobody had it. `speaks`: whoever takes it says why all end."""
         try:
             os.read(self.token, 1)
         except BlockingIOError:
             return False
         if self._page[BYTES : BYTES + 1] == NONE:
-            self._page[BYTES : BYTES + 1] = SAID
+            self._page[BYTES : BYTES + 1] = SPOKEN if speaks else DONE
         return True
 
     def note(self) -> None:
@@ -46,11 +46,11 @@ class LastWord:
 
     def reason(self) -> str:
         """Return why all end, as another rank has handed it on, "" where none has."""
-        return _text(self._page[BYTES:]).removeprefix(SAID.decode())
+        return _text(self._page[BYTES:]).strip((DONE + SPOKEN).decode())
 
 
 def hand_on(reason: str, process: int) -> bool:
-    """Give the reason to the last word of a process, the first one counts; tell whether it will say one."""
+    """Give the reason to the last word of a process, the first one counts; tell whether it says one, or has."""
     try:
         for path in Path(f"/proc/{process}/fd").iterdir():
             if _name(path).startswith(f"/memfd:{NAME}"):
@@ -60,7 +60,7 @@ def hand_on(reason: str, process: int) -> bool:
                     if before == NONE:
                         page.seek(BYTES)
                         page.write(_cell(reason))
-                    return before != SAID
+                    return before != DONE
     except OSError:  # it has ended
         pass
     return False

@@ -31,6 +31,7 @@ GONE_SECONDS = 5.0  # for mpirun to end after it has ended a rank: it waits for 
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
 STILL = 0.25  # of its seconds that a rank stands still itself before they count anew
 SLOWER = 10  # times as long others may take to measure or to load
+AFTER_SECONDS = 2.0  # that the next rank is more patient before ranks have met: so long mpirun may take to end it
 START = 2  # times as long ranks may take to find each other
 SSH_PORT = 22
 Whom = Callable[[], Sequence[int]]
@@ -147,10 +148,7 @@ class Patience:
             late = self.judged(self.silent_of)
             left = self.left()
             if left is not None and left <= 0:  # it did not come meanwhile
-                sentence = late.sentence(self.rank, self.hosts)
-                facts = {"waited": late.ranks, "silent": late.silent, "alone": late.alone}
-                if not tell_trouble("late", sentence.removeprefix("error "), **facts) and not interrupts.speak(sentence):
-                    print(sentence, file=sys.stderr, flush=True)
+                _say_late(late.sentence(self.rank, self.hosts), late)
                 end_here(EXIT_CODE)
 
     def silent_of(self, hosts: Collection[str]) -> set[str]:
@@ -195,6 +193,13 @@ class Among:
         return self.patience.waiting(lambda: [self.ranks[rank] for rank in whom()] if whom else others)
 
 
+def _say_late(sentence: str, late: Late) -> None:
+    """Say why this rank ends the job: in a record, or where what is kept is known, or here."""
+    facts = {"waited": list(late.ranks), "silent": list(late.silent), "alone": late.alone}
+    if not tell_trouble("late", sentence.removeprefix("error "), **facts) and not interrupts.speak(sentence):
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def is_silent(address: str) -> bool:
     """Tell whether nothing answers there: neither yes nor no to a connection."""
     try:
@@ -219,16 +224,14 @@ def starting(seconds: float) -> Iterator[None]:
     if not watch:
         os.close(writing)
         try:
-            met = select.select([reading], [], [], START * seconds or None)[0]
+            met = select.select([reading], [], [], START * seconds + AFTER_SECONDS * min(launched_rank(), 8) if seconds else None)[0]
         except interrupts.Interrupted:  # the rank itself hears nothing before it has met the others
             interrupts.finish()
         if not met:
             what = f"the {launched_size()} ranks did not find each other within {START * seconds:g} s"
             look = "look for the reason with: python -m hepti_mpi doctor HOSTFILE"
-            sentence = f"on {host_name()} (rank {launched_rank()}): {what}; {look}"
-            if not tell_trouble("late", sentence, waited=[], silent=[], alone=False):  # nobody knows for whom
-                print(f"error {sentence}", file=sys.stderr, flush=True)
-            interrupts.told()
+            nobody = Late(START * seconds, (), (), False)  # is known to be the one that did not come
+            _say_late(f"error on {host_name()} (rank {launched_rank()}): {what}; {look}", nobody)
             _end_launcher(launcher)
             os.kill(own, signal.SIGKILL)
         os._exit(0)
