@@ -276,6 +276,23 @@ def test_what_is_kept_is_said_on_a_terminal_whose_first_process_was_mpirun(made,
     assert_nobody_is_left(f"first-{who}.jsonl")
 
 
+@pytest.mark.parametrize("more", [["--output", "unheard.jsonl"], []], ids=["file", "screen"])
+def test_a_terminal_that_is_closed_is_not_missed_where_nobody_is_to_hear_of_it(made, more):
+    """As after `disown`, or under `trap '' HUP`: drawing a bar there ended the run with an error of its disk."""
+    master, slave = pty.openpty()
+    (made / "some.txt").write_text("a text\n" * 4000)
+    command = [*PROGRAM, "run", "--weights", "tiny.h5", "--input", "some.txt", "--no-adapt", "--threads", "1", *more]
+    process = subprocess.Popen(command, cwd=made, env=environment(), stdin=subprocess.DEVNULL, stdout=slave, stderr=slave,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while b"plan " not in shown:
+        shown += os.read(master, 1 << 16)
+    os.close(master)
+    assert process.wait(120) == 0
+    assert not more or len((made / "unheard.jsonl").read_bytes().splitlines()) == 4000
+
+
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
 @pytest.mark.parametrize("under", [[], [MPIRUN, "-n", "2", "--oversubscribe"]], ids=["alone", "mpirun"])
 def test_a_terminal_that_is_closed_ends_all_and_what_is_kept_can_be_gone_on_with(made, under):

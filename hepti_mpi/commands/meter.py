@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from hepti_mpi.commands import terminal
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import CLEAR, ERR
@@ -52,7 +50,7 @@ class Meter:
         with self.lock:
             if self.is_drawn:
                 self.is_drawn, self.drawn = False, float("-inf")
-                click.echo(CLEAR, err=True, nl=False, color=True)
+                terminal.draw(CLEAR)
 
     def watch(self) -> None:
         """Draw or tell now and then, until it has ended. No thread draws while something is counted: that would take time from it."""
@@ -83,7 +81,7 @@ class Meter:
                 full = bar * min(self.done, self.total) // self.total
                 text += "  " + "━" * full + "╌" * (bar - full)
             # the cursor stays in front: what another rank prints begins where this line does
-            click.echo(CLEAR + text[: terminal.console(ERR).width - 1] + "\r", err=True, nl=False, color=True)
+            terminal.draw(CLEAR + text[: terminal.console(ERR).width - 1] + "\r")
 
 
 METERS: list[Meter] = []  # what is drawn now

@@ -1,9 +1,10 @@
 """The terminal that people see what is printed on, if there is one. Knows descriptors and letters; does not know what is said.
 
 Under mpirun the terminal is mpirun's: a rank has none of its own, or one that nobody looks at. What nobody reads any more (a pipe to
-`head`) is not an error: nothing more is printed there.
+`head`, a terminal that was closed) is not an error: nothing more is printed there.
 """
 
+import errno
 import os
 import sys
 import unicodedata
@@ -99,10 +100,19 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
             click.echo(text, err=descriptor == ERR, nl=ends)
         else:
             if descriptor == ERR:
-                click.echo(CLEAR, err=True, nl=False, color=True)  # another rank may have drawn there
+                draw(CLEAR)  # another rank may have drawn there
             console(descriptor).print(text, crop=False)
     except OSError as error:
         _refused(descriptor, error)
+
+
+def draw(text: str) -> None:
+    """Put text where the cursor is on the terminal that shows standard error, where that is still there."""
+    try:
+        if ERR not in closed:
+            click.echo(text, err=True, nl=False, color=True)
+    except OSError as error:
+        _refused(ERR, error)
 
 
 def end_line(descriptor: int = ERR) -> None:
@@ -145,8 +155,9 @@ def flush() -> None:
 
 
 def _refused(descriptor: int, error: OSError) -> None:
+    is_gone = isinstance(error, BrokenPipeError) or error.errno == errno.EIO and path(descriptor) is not None
     close(descriptor)
-    if descriptor == OUT and not isinstance(error, BrokenPipeError):  # nobody can be told what standard error does not take
+    if descriptor == OUT and not is_gone:  # nobody can be told what standard error does not take
         raise HostError(f"standard output takes no more: {error.strerror}; free space there, or send it elsewhere") from None
 
 
