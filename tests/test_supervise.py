@@ -146,6 +146,21 @@ def test_a_run_that_is_done(tmp_path):
     assert [record["kind"] for record in heard] == ["answers", "done"] and not said and why is None
 
 
+def test_a_run_goes_on_where_nobody_reads_what_its_ranks_print(tmp_path, monkeypatch):
+    """mpirun stood still as soon as nobody took what it said."""
+
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, Gone())
+    heard, _, why = supervised(tmp_path, f"yes word | head -n 40000 | tee /dev/stderr\n{ANSWER % 0}\n{DONE}\n")
+    assert [record["kind"] for record in heard] == ["answers", "done"] and why is None
+
+
 def test_a_run_that_is_cut_off_is_started_again_and_told_what_is_there(tmp_path):
     script = f"""
 count=$(cat {tmp_path}/count 2>/dev/null || echo 0)

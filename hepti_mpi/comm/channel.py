@@ -8,12 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hepti_mpi.comm.launcher import launched_rank
 
 MARK = "\x1e"  # RFC 7464 begins JSON records with it: no other line does
+OUT, ERR = 1, 2  # descriptors
 STATE = "HEPTI_STATE"  # environment variable of every rank of a supervised run: the file that the supervisor leaves on each host
 
 
@@ -69,6 +71,12 @@ def for_people(line: str) -> str:
     """
     text = line.partition(MARK)[0]
     return text if not text or text.endswith("\n") else text + "\n"
+
+
+def print_on(descriptor: int, text: str) -> None:
+    """Print what ranks have printed, as long as somebody reads it: mpirun stands still where nobody takes what it says."""
+    with suppress(OSError):
+        print(text, end="", file=(sys.stdout, sys.stderr)[descriptor == ERR], flush=True)
 
 
 def untangled(lines: Iterable[str]) -> Iterator[str]:

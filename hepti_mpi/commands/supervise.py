@@ -11,7 +11,7 @@ import click
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, check_alone, words_options
 from hepti_mpi.commands.screen import SCREEN
-from hepti_mpi.commands.terminal import OUT, hand_on, make_room
+from hepti_mpi.commands.terminal import OUT, hand_on, pass_on
 
 if TYPE_CHECKING:
     from hepti_mpi.supervisor.kept import Kept
@@ -73,7 +73,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     interrupts.keeping(lambda: None, left=kept.left)
     for number in signals:
         signal.signal(number, interrupted)
-    supervisor.make_room = make_room
+    supervisor.show = pass_on
     try:
         with meanwhile("starting") as kept.meter:
             supervisor.run()

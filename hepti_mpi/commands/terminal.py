@@ -106,6 +106,12 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
         _refused(descriptor, error)
 
 
+def pass_on(descriptor: int, text: str) -> None:
+    """Print whole lines of other processes. Raises HostError."""
+    if text:
+        write(descriptor, text.removesuffix("\n"), plain=True)
+
+
 def draw(text: str) -> None:
     """Put text where the cursor is on the terminal that shows standard error, where that is still there."""
     try:

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import names
-from hepti_mpi.comm.channel import STATE, for_people, told, untangled
+from hepti_mpi.comm.channel import ERR, OUT, STATE, for_people, print_on, told, untangled
 from hepti_mpi.comm.launcher import check_scratch
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
@@ -102,7 +102,7 @@ class Supervisor:
         self.restart_seconds = 10.0
         self.returning: tuple[Host, ...] = ()
         self.blames = Counter[str]()
-        self.make_room: Callable[[], None] = lambda: None  # for words of ranks
+        self.show: Callable[[int, str], None] = print_on  # what ranks print
         self.going = False  # whether anything was answered, ever, or could have been
         self.barren = 0  # starts in a row that ended without one more answer
         self.ended = threading.Event()
@@ -198,9 +198,7 @@ class Supervisor:
                 yield text
 
         for text in without_ends(heard()):
-            self.make_room()
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self.show(ERR, text)
 
     def _watch(self, attempt: Attempt, live: Sequence[Host], ended: float) -> tuple[str | None, bool]:
         """Return why mpirun is to be started again, None when it is done, and whether it answered anything."""
@@ -247,8 +245,7 @@ class Supervisor:
             attempt.troubles.take(record)
             self.heard(record)
         elif line is not None:
-            self.make_room()
-            sys.stdout.write(for_people(line))
+            self.show(OUT, for_people(line))
             attempt.troubles.hear(line)
         return line, record
 
