@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +21,7 @@ PIPE_QUIET_SECONDS = 0.5
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
 PIDFD_GETFD = 438  # number of Linux's system call, on each architecture
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
 PARENT = os.getppid()  # of a rank its launcher; also in a process that it forks
 
@@ -77,6 +78,14 @@ def is_up() -> bool:
     from mpi4py import MPI
 
     return MPI.Is_initialized() and not MPI.Is_finalized()
+
+
+def ended_with_this() -> Callable[[], object]:
+    """Return what a process that is started calls first, so that it is asked to end when this thread does, also when that is killed: mpirun
+    would go on, and all hosts compute for nobody."""
+    import ctypes
+
+    return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave_all() -> None:

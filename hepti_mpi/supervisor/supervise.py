@@ -27,7 +27,7 @@ from typing import IO, Any
 from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import names
 from hepti_mpi.comm.channel import ERR, OUT, STATE, for_people, print_on, told, untangled
-from hepti_mpi.comm.launcher import check_scratch
+from hepti_mpi.comm.launcher import check_scratch, ended_with_this
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
 from hepti_mpi.supervisor.blame import Troubles, without_ends
@@ -170,8 +170,9 @@ class Supervisor:
         command = [self.mpirun[0], "-hostfile", str(hostfile), *self.mpirun[1:], *exports, *program] if self.mpirun else program
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
-            )
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment,
+                preexec_fn=ended_with_this()
+            )  # fmt: skip
         except OSError as error:
             own = os.path.join(sys.prefix, "bin", "mpirun")
             why = f"{reason_of(error)}; with --mpirun give that of the Open MPI which the ranks have, which may be {own}"
