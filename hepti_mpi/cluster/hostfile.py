@@ -45,6 +45,8 @@ def parse(content: bytes) -> list[Line]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise HeptiError("it is no text in UTF-8") from None
+    if CUT in text:
+        raise HeptiError("it is no text: a byte of it is 0")
     whole = ["the file begins with a byte order mark"] * content.startswith(b"\xef\xbb\xbf")
     whole += ["the file ends its lines with carriage returns"] * ("\r" in text)
     comments = list(COMMENT.finditer(text))
