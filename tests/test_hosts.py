@@ -67,7 +67,8 @@ def test_hostfiles(tmp_path, text, lines):
 
 @pytest.mark.parametrize("text, words", [
     ("", "hosts.txt names no host"), ("# x\n", "names no host"), ("^a", "names no host"), ("a\n^A\n", "names no host"),
-    (b"\xff\xfea\0", "is no text in UTF-8"), ("a\0 slots=1", "is no text: a byte"), ("-oProxyCommand=x\n", "line 1: '-oProxyCommand=x' is no name"), ("a;b\n", "is no name"),
+    (b"\xff\xfea\0", "is no text in UTF-8"), ("a\0 slots=1", "is no text: a byte"),
+    ("-oProxyCommand=x\n", "line 1: '-oProxyCommand=x' is no name"), ("a;b\n", "is no name"),
     ("a\n$(x)", "line 2: .* is no name"), ("kn\u00f6ten", "is no name"), ("a@b@c d", "'a@b' is no name of a user"),
     ("3", "'3' is no address"),
     ("192.168.1.300", "is no address"), ("fe80::1%eth0", "an address of one link"), ("a,b,c", "is a list"), ("n[01-04]", "is a range"),

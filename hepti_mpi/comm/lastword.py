@@ -28,7 +28,8 @@ class LastWord:
     def taken(self, speaks: bool = False) -> bool:
         """Take the word; tell whether nobody had it. `speaks`: whoever takes it says why all end."""
         try:
-            os.read(self.token, 1)
+            if not os.read(self.token, 1):  # whoever had it is no more
+                return False
         except BlockingIOError:
             return False
         if self._page[BYTES : BYTES + 1] == NONE:

@@ -209,7 +209,9 @@ def _finish(
     """Put the answers out and print what they took. Raises PartlyAnswered."""
     from hepti_mpi.reporting.generation import generation_lines, generation_record, ranks_record
 
+    begin = time.perf_counter()
     tally = task.sink.write()
+    result.seconds += time.perf_counter() - begin
     if not task.left and any(one.error is None for one in task.prompts):
         session.tell(f"all of {question.output or 'the input'} had been answered already: nothing is left")
     document = generation_record(session.store.spec, result.answers, result.seconds)

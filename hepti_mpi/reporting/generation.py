@@ -44,7 +44,7 @@ def generation_record(spec: ModelSpec, answers: Sequence[Timed], seconds: float)
         "prompt_tokens": sum(len(one.prompt) for one in answers), "completion_tokens": made,
         "ttft_seconds": _median(waits), "tokens_per_second": _median(rates),
         "prefill_tokens_per_second": _median([(len(one.prompt) + one.made) / wait for one, wait in zip(answers, waits) if wait > 0]),
-        "all_tokens_per_second": _short(made / seconds) if seconds > 0 else None,
+        "all_tokens_per_second": _short(made / seconds) if made and seconds > 0 else None,
         "startup_seconds": {},
     }  # fmt: skip
     return document
