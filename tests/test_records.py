@@ -180,6 +180,13 @@ def test_tables_fit_the_screen(width):
         assert width is None or max(map(len, told)) <= width, text
 
 
+@pytest.mark.parametrize("width", [0, 1, 2, 5])
+def test_a_terminal_that_is_hardly_one_gets_all_words(width):
+    """`docker run -t` and consoles on a wire say that they have 0 columns: what is kept was not said there at all."""
+    text = "a rank was lost: 2 of 3 answers are kept in a.journal, go on with: mpirun -n 2 python -m hepti_mpi run --resume"
+    assert tables.folded(text, width).replace("\\", " ").split() == text.split()
+
+
 def test_a_long_name_has_a_line_of_its_own():
     text = tables.table(("", "heads", "rows"), [("rank 0 on a-host-with-a-long-name", "7", "9")], 30)
     assert text.splitlines() == ["  heads  rows", "rank 0 on a-host-with-a-long-name", "      7     9"]

@@ -67,7 +67,7 @@ def folded(text: str, width: int | None) -> str:
     """
     lines: list[str] = []
     for line in text.split("\n"):
-        if width is None or len(line) <= width:
+        if not width or len(line) <= width:  # a terminal that does not know how wide it is says 0
             lines.append(line)
             continue
         indent = " " * (len(line) - len(line.lstrip(" ")) + INDENT)
