@@ -450,6 +450,9 @@ def test_an_end_says_what_is_kept_as_long_as_that_is_so(tmp_path):
         one.write()
     one.heard(answers(0, 1))
     assert one.left().startswith("3 of 3 answers are kept in ") and one.interrupted() == f"interrupted; {one.left()}"
+    there = one.journal.path.rename(tmp_path / "there")
+    assert one.left() == f"3 of 3 were answered, of which nothing is kept: {one.journal.path} was deleted"
+    there.rename(one.journal.path)
     one.write()
     assert one.left() == "" and one.interrupted() == f"interrupted; every answer is in {tmp_path / 'a.jsonl'}"
 

@@ -288,6 +288,8 @@ def kept_of(journal: Journal, count: int) -> str:
     """Say what a journal keeps of a run that is interrupted, and what goes on with it; "" where it keeps nothing."""
     if not journal.finished and not journal.begun:
         return ""
+    if not journal.path.exists():
+        return f"{len(journal.finished)} of {count} were answered, of which nothing is kept: {journal.path} was deleted"
     more = f" and the beginnings of {len(journal.begun)}" if journal.begun else ""
     return f"{len(journal.finished)} of {count} answers{more} are kept in {journal.path}; {going_on()}"
 
