@@ -181,6 +181,7 @@ REFUSED = [
     ("limits", {"tokenizer_args": {"padding_side": "left"}}, "padding_side left"),
     ("limits", {"processor_kwargs": {"tokenizer_type": "roberta"}}, "tokenizer_type is 'roberta', which is not supported: name a class"),
     ("limits", {"processor_kwargs": {"model_type": "roberta"}}, "model_type is 'roberta', which is not supported: name a class"),
+    ("limits", {"tokenizer_args": {"vocab_file": "/x/vocab.txt"}}, "vocab_file is '/x/vocab.txt', which is not supported: texts are cut"),
     ("limits", {"model_args": {"use_safetensors": False}}, "use_safetensors is False"),
     ("limits", {"model_args": {"torch_dtype": "float16"}}, "torch_dtype is 'float16'"),
     ("limits", {"config_args": {"hidden_size": 3}}, "'hidden_size' is in no list"),

@@ -318,6 +318,7 @@ def tokenizer_changes(own: Mapping[str, Any], name: str) -> dict[str, Any]:
         sidefiles.check(f"{name}: {new}", part_of(own, name, new, old), table)
     changes = dict(part_of(own, name, "processor_kwargs", "tokenizer_args"))
     table = sidefiles.TOKENIZER | sidefiles.refused("tokenizer_class tokenizer_type model_type", "name a class in tokenizer_config.json")
+    table |= sidefiles.refused("*_file", "texts are cut by the files of the folder")
     table |= sidefiles.refused("add_bos_token add_eos_token", "what is put around texts has to be in tokenizer.json", ())
     sidefiles.check(f"{name}: processor_kwargs", changes, table)
     if own.get("max_seq_length") is not None:
