@@ -12,7 +12,8 @@ cd -P "$(dirname "$0")/.."
 # some thousand processes of Python follow: without compiled modules each would compile all of them anew, which is half of its start
 unset PYTHONDONTWRITEBYTECODE
 
-bash jobs/make-venv.sh mpi,test jobs/minilm.txt
+# Of 8,000 modules that come along a fifth is imported: whoever does that first compiles one
+PIP_COMPILE=0 bash jobs/make-venv.sh mpi,test jobs/minilm.txt
 # shellcheck disable=SC1091
 . .venv/bin/activate
 
