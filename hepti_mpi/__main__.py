@@ -123,7 +123,9 @@ def _leave() -> None:
 
 
 def _set_threads() -> None:
-    """Tell NumPy what it reads when it is imported."""
+    """Tell NumPy, and ONNX Runtime, what they read when they are imported."""
+    # which notes in the user's home who that is, for those that it would tell what is run, and complains where it cannot
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
     # its products (embedding, head) must not start more threads than a rank has cores
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))

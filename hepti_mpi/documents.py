@@ -45,8 +45,10 @@ def check_place(path: Path, failure: type[HeptiError], what: str = "", making: b
         folder = folder.parent
     if os.path.isdir(path):
         raise failure(f"{what}{path} is a folder; name a file")
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise failure(f"{what}{path}: folder {folder} does not exist or cannot be written")
+    if not os.path.isdir(folder):
+        raise failure(f"{what}{path}: folder {folder} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise failure(f"{what}{path}: folder {folder.absolute()} cannot be written")
 
 
 def check_document_place(path: Path, failure: type[HeptiError], what: str = "", making: bool = False) -> None:

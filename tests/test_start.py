@@ -54,3 +54,18 @@ def test_nobody_is_told_what_is_run():
     code = "import onnxruntime\ntold = []\nonnxruntime.disable_telemetry_events = lambda: told.append(True)\n"
     code += "import hepti_mpi.engine.sessions\nassert told"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+
+
+def test_nothing_is_noted_in_the_home_of_who_runs_it(tmp_path):
+    """The same wheels noted there who that is before they could be told not to, and complained of a home that cannot be written."""
+    store = tmp_path / "tiny.h5"
+    assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(store)]).exit_code == 0
+    for folder in ("home", "hostfiles"):  # where what is measured goes
+        (tmp_path / folder).mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    command = [sys.executable, "-m", "hepti_mpi", "run", "--weights", str(store), "--quiet"]
+    for home in (str(tmp_path / "home"), "/proc"):
+        environment = kept | {"HOME": home, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=SECONDS)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert not list((tmp_path / "home").iterdir())
