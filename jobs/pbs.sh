@@ -68,13 +68,6 @@ launch=(
 export OPENBLAS_NUM_THREADS=1
 unset OMP_NUM_THREADS
 
-set -x
-# 1. Slice, once
-if [ ! -e "$store" ]; then
-    python -m hepti_mpi slice "$source" "$store"
-fi
-# 2. Measure the nodes and the network between them
-"${launch[@]}" -hostfile "$hostfile" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
 # In a job array %a stands for the number of the job.
 set -f
 # shellcheck disable=SC2086
@@ -88,5 +81,13 @@ for word; do
     [[ $word != --output=* ]] || [ ! -e "${word#*=}.journal" ] || resume=(--resume)
     last=$word
 done
+
+set -x
+# 1. Slice, once
+if [ ! -e "$store" ]; then
+    python -m hepti_mpi slice "$source" "$store"
+fi
+# 2. Measure the nodes and the network between them
+"${launch[@]}" -hostfile "$hostfile" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
 # 3. Plan and run; when a node is lost, go on without it
 "$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]}" -- run --weights "$store" "${resume[@]}" "$@"
