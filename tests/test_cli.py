@@ -194,6 +194,7 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["run", "--plan", "p.json", "--fresh"], "it cannot be used with --fresh"),
     (["bench", "--methods", "hepti,fly"], "there is no method 'fly'; known are hepti, hepti-float16, hepti-int8, tensor"),
     (["bench", "--cache-format", "float16"], "--cache-format is for texts: give --phase decode"),
+    (["bench", "--tokens", "5"], "--tokens is for texts: give --phase decode"),
     (["run", "--cache-format", "int8"], "is not one of"),
     (["plan", "--weights", "random:bert-base", "--boards", "pi4", "--cache-format", "float16"], "is for models that generate text"),
     (["bench", "--methods", "hepti-boost"], "there is no method 'hepti-boost'"),

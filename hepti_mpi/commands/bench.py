@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hepti_mpi.models.spec import ModelSpec
 
 MOST_ROWS = 1 << 20
+TOKENS = 128  # that are added to a prompt, where nobody says
 
 
 class Sizes(click.ParamType):
@@ -80,7 +81,7 @@ USUAL = "hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,
 @one_of("--phase", words=PHASES, default=PHASES[0], show_default=True,
         help="What is measured: a request through the layers or, of a model that generates text, a prompt of --rows and tokens added "
         "to it.")
-@click.option("--tokens", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Tokens added, for --phase decode.")
+@click.option("--tokens", type=click.IntRange(1, 1 << 16), help=f"Tokens added, for --phase decode; left out: {TOKENS}.")
 @click.option("--formats", type=Formats(), default=(),
               help="Measure the float32 store in these formats, such as f32,q8, in turns, and say what each costs in time, memory and "
               "accuracy. STORE-FORMAT.h5 beside it is used, and made where it is not there.")
@@ -105,7 +106,8 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     from hepti_mpi.reporting.benches import read_benches
     from hepti_mpi.serving import outputs
 
-    said = said_cache(options)
+    said = said_cache(options) + ["--tokens"] * (options["tokens"] is not None)
+    options["tokens"] = options["tokens"] or TOKENS
     names, choice, begin = named(methods, options["phase"]), grouped(Choice, options), time.perf_counter()
     if choice.phase == "decode":
         check_texts(choice, names)
