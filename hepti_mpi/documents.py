@@ -46,7 +46,7 @@ def check_place(path: Path, failure: type[HeptiError], what: str = "", making: b
     if os.path.isdir(path):
         raise failure(f"{what}{path} is a folder; name a file")
     if not os.path.isdir(folder):
-        raise failure(f"{what}{path}: folder {folder} does not exist")
+        raise failure(f"{what}{path}: " + (f"{folder} is no folder" if folder.exists() else f"folder {folder} does not exist"))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise failure(f"{what}{path}: folder {folder.absolute()} cannot be written")
 

@@ -208,7 +208,7 @@ def test_a_profile_that_cannot_be_kept(store, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for output, said in (("folder", f"{tmp_path / 'folder'} is a folder; name a file"),
-                         ("file/p.json", f"folder {tmp_path / 'file'} does not exist")):
+                         ("file/p.json", f"{tmp_path / 'file'} is no folder")):
         refused(launch(tmp_path, "profile", "--weights", store, "--output", tmp_path / output), said)
 
 
