@@ -9,6 +9,7 @@ import pytest
 
 from hepti_mpi.__main__ import _tell_error
 from hepti_mpi.comm import interrupts, launcher
+from hepti_mpi.comm.channel import STATE
 from hepti_mpi.comm.lastword import BYTES, LastWord
 
 NAMED = r"""
@@ -100,6 +101,14 @@ def test_who_is_too_late_with_a_reason(end, unsaid, said, monkeypatch):
 def test_who_asks_this_process_to_end(heard, whether, monkeypatch):
     monkeypatch.setattr(interrupts, "_heard", set(heard))
     assert interrupts.arrived() is whether
+
+
+def test_a_supervised_rank_leaves_all_words_to_its_supervisor(tmp_path):
+    """From the beginning: it said that mpirun had ended, beside the supervisor's sentence."""
+    code = "from hepti_mpi.comm import interrupts\ninterrupts.listen(lambda said: print(said, flush=True))\ninterrupts.finish()"
+    for state, words in ((str(tmp_path / "state"), ""), ("", "interrupted\n")):
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, STATE: state}, capture_output=True, text=True)
+        assert done.stdout == words and done.returncode == 130, done
 
 
 def test_what_somebody_else_says_is_not_said(said):

@@ -31,6 +31,10 @@ _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
 
+def _somebody_else() -> None:
+    """Stand for what is kept where a supervisor says that."""
+
+
 class Interrupted(BaseException):
     """Somebody wants this process to end; raised in the main thread."""
 
@@ -40,7 +44,7 @@ def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], obje
     outlives this."""
     global _tell
     _tell = tell
-    last = LastWord()
+    last = LastWord(_somebody_else if state_path() else str)
     _last[:] = [last]
 
     def speak() -> None:
