@@ -36,7 +36,8 @@ def made(tmp_path_factory):
         assert result.exit_code == 0, result.exception
     cluster((9, 7, 8)).save(folder / "three.json")
     cluster((9,)).save(folder / "one.json")
-    for name in ("folder/config.json", "folder/model.safetensors", "cache/ab/tiny.h5", "parts/rank00.h5", "parts/rank01.h5",
+    for name in ("folder/config.json", "folder/model.safetensors", f"cache/{'ab' * 16}-rank01.h5", "strangers/ab/tiny.h5",
+                 "project/weights/tiny.h5", "parts/rank00.h5", "parts/rank01.h5",
                  "hub/models--a--b/snapshots/0f/config.json", "empty/nothing",
                  "outer/model/config.json", "outer/model/a.safetensors"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -259,8 +260,10 @@ def test_slice_writes_a_store(run, made):
     (["push", ".", "several.txt"], StoreError, r"\. is a folder of 2 stores; name one: tiny-bert.h5, tiny-vit.h5"),
     (["push", "folder", "several.txt"], StoreError, "folder is a model folder, not a store; make a store of it with: "),
     (["push", "parts", "several.txt"], HeptiError, "push copies one file to a host, and several.txt gives localhost several ranks"),
-    (["inspect", "cache"], StoreError,
-     "cache is a folder of folders with stores, such as a --weights-cache; name a store: cache/ab/tiny.h5"),
+    (["inspect", "cache"], StoreError, "cache is a --weights-cache: it has parts of stores, not a whole one; name a store, made with: "),
+    (["inspect", "strangers"], StoreError, "strangers is a folder without a store; make one with: "),
+    (["inspect", "project"], StoreError,
+     "project is a folder without a store, but project/weights has 1 store; name one: project/weights/tiny.h5"),
     (["inspect", "parts"], StoreError,
      "parts holds the files of 2 ranks, not a whole store; name one of them, such as parts/rank00.h5"),
     (["inspect", "empty"], StoreError,

@@ -57,6 +57,28 @@ def test_what_is_no_json_costs_its_line(tmp_path):
         "line 9 of x.jsonl is not UTF-8: byte 2 is 0xff",
     ]  # fmt: skip
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
+    assert [item.text for item in items] == [
+        "a", "{cat}", '{"txt": 1}', '{"text": 3, "id": "x"}', None, '{"text": NaN}', "[1]", None, '"?"',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content, expected", [
+    ("x.jsonl", '{"q": "a"}\n{"Q": "b", "id": 1}\n{"q": ""}', [("a", None), ('{"Q": "b", "id": 1}', None), ("", None)]),
+    ("x.jsonl", '{"q": "a", "text": "' + "b" * 2000 + '"}\n{"text": "' + "b" * 2000 + '"}',
+     [("a", None), ('{"text": "' + "b" * 990, None)]),
+    ("x.csv", "id,q\n1,a\n2\n3, \n4,b,c\n5,\"d\"e\n", [("a", None), ("2", None), ("3,", None), ("4,b,c", None), ('5,"d"e', None)]),
+    ("x.tsv", "id\tq\n1\ta\n2\n", [("a", None), ("2", None)]),
+])  # fmt: skip
+def test_the_answer_for_a_text_that_is_not_there_shows_the_line(tmp_path, name, content, expected):
+    """It said that an empty text had been given."""
+    assert [(item.text, item.pair) for item in read(tmp_path, name, content, field="q")] == expected
+
+
+def test_the_answer_for_half_a_pair_shows_what_there_is(tmp_path):
+    items = read(tmp_path, "x.csv", "a,b,id\nx,y,1\nx,,2\n,,3\nx\n", field="a", pair="b")
+    assert [(item.text, item.pair) for item in items] == [("x", "y"), ("x", ""), (",,3", None), ("x", None)]
+    items = read(tmp_path, "x.jsonl", '{"a": "x", "b": "y"}\n{"a": "x"}\n["c", 3]', field="a", pair="b")
+    assert [(item.text, item.pair) for item in items] == [("x", "y"), ('{"a": "x"}', None), ('["c", 3]', None)]
 
 
 def test_json_that_is_not_taken_is_not_called_invalid(tmp_path):

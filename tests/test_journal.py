@@ -132,17 +132,18 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     kept.add([2], [RESULTS[2]])
     monkeypatch.setattr(os, "fsync", full)
     kept.synced = float("-inf")
-    with pytest.raises(InputError, match="journal .* cannot be written: No space left on device$"):
+    said = r"the answers of --output .*a\.jsonl cannot be noted in .*a\.jsonl\.journal any more: No space left on device$"
+    with pytest.raises(InputError, match=said):
         kept.add([0], [RESULTS[0]])
     assert list(kept.finished) == [2] and kept.file.closed
     kept.remove()
-    with pytest.raises(InputError, match="cannot be used: No space left on device"):
+    with pytest.raises(InputError, match="cannot be noted in .*: No space left on device; write to another --output$"):
         journal(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_where_it_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match="journal .* cannot be used: No such file"):
+    with pytest.raises(InputError, match="the answers of --output .* cannot be noted in .*: No such file"):
         journal(tmp_path / "gone")
 
 

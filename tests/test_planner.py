@@ -550,7 +550,8 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
         (sentence,) = more_ranks(decision)
         assert sentence.startswith("more ranks are not sure to be sooner here: rank 0 on a alone, with all cores of its host, takes ")
         (why,) = left_out(decision)
-        with_it, without = (float(found) for found in re.search(r"is not enough \(([\d.]+) ms with it, ([\d.]+) without\)", why).groups())
+        with_it, without = (float(found) for found in re.search(r"\(([\d.]+) ms with it, ([\d.]+) without\)", why).groups())
+        assert f"a plan with it is chosen below {decision.chosen.price.seconds / 2 * 1e3:.1f} ms only" in why
         assert with_it < without and "ranks of one host slow each other down by more than prices know" in why
 
 

@@ -19,6 +19,9 @@ from hepti_mpi.models.inputs.requests import text_requests
 from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.reference import forward
 from hepti_mpi.models.tasks.heads import apply_head, embed
+from hepti_mpi.reporting.inspection import inspection_lines
+from hepti_mpi.weights import writing
+from hepti_mpi.weights.store import Store
 
 GOLDEN = Path(__file__).parent / "golden"
 T = "sentence_transformers.models."
@@ -157,6 +160,14 @@ LIMITED = [
 @pytest.mark.parametrize("limits, expected", LIMITED, ids=str)
 def test_limits(folder, limits, expected):
     assert options(folder, limits=limits)["max_tokens"] == expected
+
+
+def test_inspect_says_where_texts_are_cut_off(folder, tmp_path):
+    for name, limit, said in (("a", 9, "at most 64 rows (texts are cut off behind 9), "), ("b", None, "at most 64 rows, ")):
+        change(folder, LIMITS, {"max_seq_length": limit})
+        writing.write(tmp_path / f"{name}.h5", read_model(folder))
+        with Store(tmp_path / f"{name}.h5") as store:
+            assert said in inspection_lines(store)
 
 
 def test_limits_have_many_names(folder):

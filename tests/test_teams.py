@@ -152,8 +152,8 @@ def test_who_is_slower_than_thought_promises_less():
 
 
 @pytest.mark.parametrize("more, why", [
-    (0.9, "at rest, since that is sooner: rank 1 on pi0"),
-    (1.2, "at rest, since ranks of one host slow each other down by more than prices know: rank 1 on pi0"),
+    (0.9, "at rest: rank 1 on pi0, since that is sooner"),
+    (1.2, "at rest: rank 1 on pi0, since ranks of one host slow each other down by more than prices know: more of them would have to"),
 ])  # fmt: skip
 def test_why_ranks_are_at_rest_agrees_with_the_figures_below(more, why):
     found = arranged((20,))

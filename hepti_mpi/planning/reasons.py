@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.sharing import WORTH
 from hepti_mpi.wording import counted
 
 SAME = 1.02  # times the predicted time that is no difference
@@ -59,7 +60,8 @@ def _why(decision: Decision, rank: int) -> tuple[str, float | None]:
         return decision.ruled_out.get(rank, "no plan that was priced gives it a part"), None
     with_it = decision.with_rank[rank]
     if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
-        return "ranks of one host slow each other down by more than prices know, so what it saves is not enough", with_it
+        limit = f"a plan with it is chosen below {best / WORTH * 1e3:.1f} ms only"
+        return f"ranks of one host slow each other down by more than prices know, so {limit}", with_it
     with_it = max(with_it, best)  # the chosen one was priced more exactly
     if with_it >= SAME * best:
         return "exchanges with it and waiting for it take longer than it saves", with_it

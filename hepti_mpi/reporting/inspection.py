@@ -11,7 +11,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.boards import FIGURES, Board, Call, cluster_of, read_boards
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
-from hepti_mpi.models.spec import product_formats
+from hepti_mpi.models.spec import ModelSpec, product_formats
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.plan import Plan
@@ -40,7 +40,7 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     lines = [
         f"{store.path}: {spec.family} {spec.name}, head {spec.head}" + (f", {counted(len(spec.labels), 'labels')}" if spec.labels else ""),
         f"{counted(spec.layers, 'layers')}, hidden {spec.hidden}, {counted(spec.heads, 'heads')} of {spec.head_dim}, ffn {spec.ffn}, "
-        f"at most {counted(spec.positions, 'rows')}, {spec.layer(0).mlp.activation}",
+        f"at most {counted(spec.positions, 'rows')}{_cut(spec)}, {spec.layer(0).mlp.activation}",
         *(f"{counted(count, 'layers')}: {layer.described}" for layer, count in Counter(spec.each()).items()),
         f"{parameters:,} parameters, {size(sum(piece.bytes for piece in slices))}; source {store.source_hash[:12]}; "
         f"files: {', '.join(store.files) or 'none'}",
@@ -58,6 +58,12 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     alone = [(name, "does not fit" if taken is None else milliseconds(taken)) for name, taken in alone_on_boards(store).items()]
     lines += ["", table((f"{counted(min(BOARD_ROWS, spec.positions), 'rows')} on one described board alone", "predicted ms"), alone, width)]
     return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {quote(str(store.path))} --boards pi4,pi4,pi4,pi4 --mbit 940"])
+
+
+def _cut(spec: ModelSpec) -> str:
+    """Say where texts are cut off before they fill all rows, because the checkpoint says so."""
+    limit = int(spec.options.get("max_tokens") or spec.positions)
+    return f" (texts are cut off behind {limit})" if limit < spec.positions else ""
 
 
 def format_bytes(store: Store) -> dict[str, int]:

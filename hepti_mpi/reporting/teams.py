@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hepti_mpi.models.spec import ModelSpec
+from hepti_mpi.planning.reasons import named
+from hepti_mpi.planning.sharing import WORTH
 from hepti_mpi.planning.teams import Arrangement
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.program.plan import kind_of
@@ -70,10 +72,6 @@ def _by_ranks(teams: Iterable[Each], members: Callable[[Each], Sequence[int]]) -
     return list(found.values())
 
 
-def _named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    return ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks)
-
-
 def _at_once(does: str, batches: int) -> str:
     return f"{does}, {counted(batches, 'batches')} at once" if batches > 1 else does
 
@@ -81,7 +79,7 @@ def _at_once(does: str, batches: int) -> str:
 def duties(placement: Placement, hosts: Sequence[str]) -> list[str]:
     """Return a sentence for each of the ranks, or those that are a team, that says what they do."""
     teams = _by_ranks(placement.teams, lambda team: team.members)
-    return [f"{_named(each[0].members, hosts)}: {_at_once(described(each[0]), len(each))}" for each in teams]
+    return [f"{named(each[0].members, hosts)}: {_at_once(described(each[0]), len(each))}" for each in teams]
 
 
 def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None = None) -> str:
@@ -95,14 +93,14 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
         )
         did = rate(done) + (f" / {rate(predicted)}" if predicted else "")
         busy = f"{100 * sum(team['busy'] for team in teams) / len(teams):.0f} %"
-        who, does = _named(teams[0]["members"], hosts), _at_once(teams[0]["does"], len(teams))
+        who, does = named(teams[0]["members"], hosts), _at_once(teams[0]["does"], len(teams))
         lines.append((who, does, str(batches), str(answered), rate(speed), did, busy))
     members = [team["members"] for team in record["teams"]]
-    resting = [f"rank {item['rank']} on {hosts[item['rank']]}" for item in record["ranks"] if item["team"] is None]
+    resting = [item["rank"] for item in record["ranks"] if item["team"] is None]
     where = f"; answers in {record['output']}" if record["output"] else ""
     return "\n".join([
         table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s when busy / predicted", "busy"), lines, width),
-        *([f"at rest: {', '.join(resting)}"] if resting else []),
+        *([f"at rest: {named(resting, hosts)}"] if resting else []),
         *left_over(record),
         *emulated(record),
         startup_line(record),
@@ -129,18 +127,19 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
     for choices in _by_ranks(found.choices, lambda choice: choice.team.members):
         first, speed = choices[0], sum(rows / choice.seconds for choice in choices)
         does = _at_once(described(first.team), len(choices))
-        lines.append((_named(first.team.members, hosts), does, milliseconds(first.seconds), rate(speed)))
+        lines.append((named(first.team.members, hosts), does, milliseconds(first.seconds), rate(speed)))
     alone = [f"rank {rank} {milliseconds(seconds)} ms" for rank, seconds in found.alone.items()]
     busy = {rank for choice in found.choices for rank in choice.team.members}
     resting = sorted(set(range(len(hosts))) - busy)
     cores = {node.host: node.cores for node in found.profile.nodes} if not found.profile.emulated else {}
     crowded = max(found.others.values(), default=0.0) > found.rate
-    sooner = "ranks of one host slow each other down by more than prices know" if crowded else "that is sooner"
+    limit = f"more of them would have to promise more than {rate(rows * WORTH * found.rate)} rows/s"
+    sooner = f"ranks of one host slow each other down by more than prices know: {limit}" if crowded else "that is sooner"
     crowds = {host: sum(hosts[rank] == host for rank in busy) for host in cores}
     return "\n".join([
         table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),
         "the whole model fits on: " + (", ".join(alone) if alone else "no rank alone, so ranks hold it together"),
-        *([f"at rest, since {sooner}: {', '.join(f'rank {rank} on {hosts[rank]}' for rank in resting)}"] if resting else []),
+        *([f"at rest: {named(resting, hosts)}, since {sooner}"] if resting else []),
         *(f"{host} has {counted(cores[host], 'cores')}: as many ranks would do there, instead of {crowd}"
           for host, crowd in crowds.items() if crowd > cores[host]),
         f"together, rows a second: {rate(rows * found.rate)}; considered: "

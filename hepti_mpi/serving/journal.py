@@ -23,6 +23,7 @@ from hepti_mpi.serving.outputs import Finished, checked
 
 FORMAT, FORMAT_VERSION = "hepti-journal", 3
 Begun = dict[int, list[Chosen]]  # by the place of a request, the tokens of its text so far
+SUFFIX = ".journal"
 SYNC_SECONDS = 0.2  # between two waits for the disk: what is lost is answered again
 
 
@@ -62,7 +63,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 
 def journal_path(output: Path) -> Path:
-    return output.with_name(output.name + ".journal")
+    return output.with_name(output.name + SUFFIX)
 
 
 def noted(path: Path) -> tuple[list[int], Begun]:
@@ -108,6 +109,11 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def output_of(path: Path) -> str:
+    """Say whose journal the one at `path` is: nobody typed its name."""
+    return f"of --output {path.with_name(path.name.removesuffix(SUFFIX))}"
+
+
 class Journal:
     """The journal of one output. `finished`: answers (outputs.Finished) by the place of their request in the input; `begun`: texts that
     are not."""
@@ -134,7 +140,9 @@ class Journal:
             if not kept:
                 self._begin([whole])
         except OSError as error:
-            raise InputError(f"journal {path} cannot be used: {reason_of(error)}") from None
+            mend = "remove it, or write" if path.exists() else "write"
+            said = f"the answers {output_of(path)} cannot be noted in {path} as they come: {reason_of(error)}"
+            raise InputError(f"{said}; {mend} to another --output") from None
 
     def add(self, places: Sequence[int], finished: Sequence[Finished], seconds: float = 0.0, grown: Sequence[Any] = ()) -> None:
         """Note the answers to the requests at `places`, which took `seconds`, and the tokens of texts that have `grown` (add_grown).
@@ -150,7 +158,8 @@ class Journal:
         except OSError as error:
             with suppress(OSError):  # else what is left to be written is tried again when all ends
                 self.file.close()
-            raise InputError(f"journal {self.path} cannot be written: {reason_of(error)}") from None
+            said = f"the answers {output_of(self.path)} cannot be noted in {self.path} any more: {reason_of(error)}"
+            raise InputError(said) from None
         add_grown(self.begun, grown)
         self._finish(zip(places, finished))
 

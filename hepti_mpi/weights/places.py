@@ -29,6 +29,7 @@ CACHED = ("snapshots/*/config.json", "models--*/snapshots/*/config.json")  # in 
 BELOW = ("*/config.json",)  # of a folder of snapshots
 OUTER = ("config.json", "modules.json")  # of a model's own folder
 NAMED = 5  # files in a sentence
+CACHE_PART = re.compile(r"[0-9a-f]{32}-rank\d+\.h5")  # a file of a --weights-cache (engine.fetching)
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of each HDF5 file
 LARGEST = 64 << 20  # bytes of a document that is looked into
 
@@ -118,14 +119,16 @@ def _folder(path: Path) -> str | None:
         parts = len(list(path.glob("rank*.h5")))
         return f"{path} holds the files of {counted(parts, 'ranks')}, not a whole store; name one of them, such as {path / FIRST_PART}"
     stores = sorted(path.glob("*.h5"))
+    if any(CACHE_PART.fullmatch(one.name) for one in stores):
+        return f"{path} is a --weights-cache: it has parts of stores, not a whole one; {NO_STORE}"
     if stores:
         return f"{path} is a folder of {counted(len(stores), 'stores')}; name one: {some(stores)}"
     snapshots = _snapshots(path / "hub")
     if snapshots:
         return f"{path} is the root of the Hugging Face cache, not a store; make a store of it with: {_slice(snapshots[0])}"
-    cached = sorted(path.glob("*/*.h5"))
-    if cached:
-        return f"{path} is a folder of folders with stores, such as a --weights-cache; name a store: {some(cached)}"
+    inner = sorted((path / WEIGHTS).glob("*.h5"))  # what lies in other folders may be anybody's
+    if inner:
+        return f"{path} is a folder without a store, but {path / WEIGHTS} has {counted(len(inner), 'stores')}; name one: {some(inner)}"
     return f"{path} is a folder without a store; make one with: python -m hepti_mpi slice MODEL_FOLDER {WEIGHTS / 'model.h5'}"
 
 

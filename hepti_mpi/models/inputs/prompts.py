@@ -14,7 +14,7 @@ import numpy as np
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.arrays import check_positions, read_npz
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked_options
-from hepti_mpi.models.inputs.text import ID, bad_byte, json_value, lines_of, no_json, read_text
+from hepti_mpi.models.inputs.text import ID, SHOWN, bad_byte, json_value, lines_of, no_json, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import check_there, shown
@@ -105,7 +105,7 @@ def read_prompts(
         raise InputError(f"{name} is empty; expected a prompt per line")
     found = []
     for place, (where, line) in enumerate(lines):
-        given: dict[str, Any] = {"input": shown(line, 1000)}
+        given: dict[str, Any] = {"input": shown(line, SHOWN)}
         try:
             values = _object(line, where) if suffix == ".jsonl" else {"prompt": _text(line, where)}
             given = _named(values) | given

@@ -27,6 +27,7 @@ OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip 
           b"\xff\xfe\0\0": "UTF-32: save it as UTF-8", b"\0\0\xfe\xff": "UTF-32: save it as UTF-8",
           b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8"}  # fmt: skip
 WIDE = "UTF-16 without a mark at its beginning: save it as UTF-8"
+SHOWN = 1000  # characters of a line that stand in an answer for a text that it does not hold
 BEGIN = 8000  # bytes of a file by which Git, too, tells whether it is text: no byte of a text is 0
 
 
@@ -55,8 +56,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Item:
-    """One input as it was given. `origin`: where it came from, such as "line 3 of x.txt". `text`: None where it holds none. `pair`: the
-    text that it is paired with. `id`: what it was called there. `error`: why it cannot be answered."""
+    """One input as it was given.
+
+    `origin`: where it came from, such as "line 3 of x.txt". `text`: of a line that holds none the line itself, None where nothing can be
+    shown. `pair`: the text that it is paired with. `id`: what it was called there. `error`: why it cannot be answered.
+    """
 
     origin: str
     text: str | None = None
@@ -163,7 +167,9 @@ def bad_byte(text: str, where: str) -> str | None:
 
 def _of_line(line: str, where: str) -> Item:
     wrong = bad_byte(line, where)
-    return Item(where, error=wrong) if wrong else Item(where, line, error=None if line.strip() else f"{where} is empty")
+    if wrong:
+        return Item(where, shown(line, SHOWN), error=wrong)
+    return Item(where, line, error=None if line.strip() else f"{where} is empty")
 
 
 # ---- fields
@@ -180,19 +186,20 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
         except (ValueError, RecursionError) as error:
             wrong = no_json(where, error)
         if wrong is not None:
-            items.append(Item(where, error=wrong))
+            items.append(Item(where, shown(line, SHOWN) or None, error=wrong))
         elif isinstance(value, list) and len(value) == 2 and reading.field is None and reading.pair is None:
             found = True
-            items.append(_of_fields({TEXT: value}, where, reading))
+            items.append(_of_fields({TEXT: value}, where, line, reading))
         elif isinstance(value, dict):
             keys |= dict.fromkeys(list(value)[:20])
             found = found or set(reading.named) <= value.keys()
-            items.append(_of_fields(value, where, reading))
+            items.append(_of_fields(value, where, line, reading))
         elif isinstance(value, str) and reading.field is None and reading.pair is None:
             found = True
             items.append(Item(where, value, error=half_character(value, where)))
         else:
-            items.append(Item(where, error=f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"))
+            wrong = f"{where} is neither an object with a {json.dumps(reading.named[0])} nor a JSON string or two"
+            items.append(Item(where, shown(line, SHOWN), error=wrong))
     _refuse_partner(keys, name, reading)
     if keys and not found:
         raise _lacking(name, reading, list(keys), "field")
@@ -236,22 +243,25 @@ def _finite(word: str) -> float:
 def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[Item]:
     """Yield the items of a table whose first row names its columns; blank lines are none of its rows."""
     head: list[str] | None = None
-    for number, row in _rows(list(io.StringIO(text, newline="")), delimiter):
+    lines = list(io.StringIO(text, newline=""))
+    for number, row in _rows(lines, delimiter):
         where = f"line {number} of {name}"
         if isinstance(row, csv.Error):
             why = f"{where} is no row of a table: {row}; close each quote, and double those inside a quoted text"
             if head is None:
                 raise InputError(why)
-            yield Item(where, error=why)
+            yield Item(where, shown(lines[number - 1], SHOWN), error=why)
         elif head is None and row:
             head = [cell.strip() for cell in row]
             _check_head(head, delimiter, name, reading)
         elif head is not None and row:
-            wrong = bad_byte(delimiter.join(row), where)
+            whole = delimiter.join(row)
+            wrong = bad_byte(whole, where)
             if len(row) > len(head):
                 quote = f"quote a text that holds a {json.dumps(delimiter)}"
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
-            yield Item(where, error=wrong) if wrong else _of_fields(dict(zip(head, row)), where, reading, cells=True)
+            lost = Item(where, shown(whole, SHOWN), error=wrong)
+            yield lost if wrong else _of_fields(dict(zip(head, row)), where, whole, reading, cells=True)
 
 
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -299,8 +309,8 @@ def _lacking(name: str, reading: Reading, there: Sequence[str], kind: str) -> In
     return InputError(f"{name} has no {kind} {json.dumps(lacks)[:100]}; it has: {known}; name one of them with {option}")
 
 
-def _of_fields(values: Mapping[str, Any], where: str, reading: Reading, cells: bool = False) -> Item:
-    """Return the item that an object or, of `cells`, a row of a table holds."""
+def _of_fields(values: Mapping[str, Any], where: str, line: str, reading: Reading, cells: bool = False) -> Item:
+    """Return the item that an object or, of `cells`, a row of a table holds, which is written so in a `line`."""
     name, second = reading.field or TEXT, reading.pair or (PAIR if reading.field is None else "")
     wanted = [(name, values.get(name))]
     if isinstance(wanted[0][1], list) and len(wanted[0][1]) == 2 and second not in values:
@@ -317,4 +327,6 @@ def _of_fields(values: Mapping[str, Any], where: str, reading: Reading, cells: b
         else:
             wrong = wrong or half_character(value, where)
         texts.append(value if isinstance(value, str) else "")
+    if wrong and not (all(isinstance(value, str) for _, value in wanted) and any(text.strip() for text in texts)):
+        texts = [shown(line, SHOWN)]
     return Item(where, texts[0], texts[1] if len(texts) == 2 else None, values.get(ID), wrong)
