@@ -133,6 +133,12 @@ def test_templates_by_name(way, tmp_path):
     assert ChatTemplate.of({name: files[name] for name in ("chat_template.jinja",)}).text(talk, tools=[]) == "plain hello"
 
 
+def test_an_empty_folder_of_templates_says_nothing(tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "plain"}))
+    assert chat_files(tmp_path, Built({}, frozenset()))["chat_template.jinja"] == b"plain"
+
+
 @pytest.mark.parametrize("kind, said, taken", [
     ("BPE", {}, True), ("Unigram", {}, True), ("Unigram", {KEY: False}, True), ("BPE", {KEY: True}, True), ("Unigram", {KEY: True}, False),
     ("WordLevel", {KEY: True}, False), ("BPE", {KEY: True, f"{KEY}_for_bpe_even_though_it_will_corrupt_output": True}, False),

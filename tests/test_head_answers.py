@@ -157,6 +157,25 @@ def test_a_classifier_that_only_the_mark_tells_of_has_one_score(tmp_path):
     np.testing.assert_allclose([item["score"] for item in found["labels"]], [0.44191572], atol=1e-4)
 
 
+@pytest.mark.parametrize("name, said", [
+    ("tokenizer_config.json", {"chat_template": "{{ messages }}"}), ("chat_template.jinja", None),
+    ("additional_chat_templates/rag.jinja", None),
+])  # fmt: skip
+def test_a_cross_encoder_with_a_chat_template_is_asked_with_pairs_where_modules_say_so(name, said, tmp_path):
+    """CrossEncoder of sentence-transformers 6.2 writes a pair by the template else: 0.93 became -0.20."""
+    config = {"sentence_transformers": {"activation_fn": IDENTITY}}
+    folder = changed({"base": "bert_seqcls", "config": config}, tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / name).write_text(json.dumps(tokenizer | said) if said else "{{ messages }}")
+    with pytest.raises(ModelError, match=f"{Path(name).name} has a chat template, by which sentence-transformers would write each pair"):
+        read_model(folder)
+    (folder / "modules.json").write_text(json.dumps([{"name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}]))
+    (folder / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
+    (folder / "sentence_bert_config.json").write_text('{"transformer_task": "sequence-classification"}')
+    assert read_model(folder).spec.options["scores"] == "none"
+
+
 def test_a_mark_of_a_cross_encoder_beside_another_head_changes_nothing(tmp_path):
     folder = changed({"base": "bert_tokencls", "config": {"sentence_transformers": {"activation_fn": IDENTITY}}}, tmp_path / "model")
     assert "scores" not in read_model(folder).spec.options

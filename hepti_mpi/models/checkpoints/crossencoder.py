@@ -12,6 +12,7 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
+from hepti_mpi.models.checkpoints.generation import template_of
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import (
     LIMITS,
@@ -57,6 +58,8 @@ def read_cross_encoder(source: Path) -> Sentence | None:
         own = read_json(base, name)
         sidefiles.check(name, {"transformer_task": None} | own, sidefiles.CROSS_ENCODER)  # it is for hidden states where it says nothing
         check_outputs(own, name, "logits", "scores")
+    else:
+        refuse_template(source)
     call = call_of(own, name)
     if call.get("truncation") == "only_first":
         raise ModelError(f"{name}: truncation only_first is not supported for pairs; supported: longest_first")
@@ -68,6 +71,14 @@ def read_cross_encoder(source: Path) -> Sentence | None:
         "lower_case": read_lower_case(own, name),
     }
     return Sentence(base, options, (), [], tokenizer_changes(own, name), call, True, one_score)
+
+
+def refuse_template(source: Path) -> None:
+    """Raise ModelError where there is a chat template: without modules.json CrossEncoder writes each pair as a talk by it."""
+    name = template_of(source)
+    if name:
+        why = f"by which sentence-transformers would write each pair, as there is no {MODULES}"
+        raise ModelError(f"{name} has a chat template, {why}; take it out if pairs are meant as they are")
 
 
 def is_marked(source: Path, config: Mapping[str, Any]) -> bool:

@@ -69,6 +69,29 @@ def _utf8(path: Path) -> str:
         raise ModelError(f"{path.name} is not in UTF-8: {error.reason} at byte {error.start}") from None
 
 
+def templates(base: Path, said: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the name of what holds the chat templates of a folder, of which tokenizer_config.json is `said`, and these by their names.
+
+    Raises ModelError for one that cannot be read.
+    """
+    paths = {"default": base / TEMPLATE} | {path.stem: path for path in (base / OTHERS).glob("*.jinja")}
+    there = {name: path for name, path in paths.items() if is_file(path)}
+    if there:  # then those of the other file do not count
+        return next(iter(there.values())).name, {name: _utf8(path) for name, path in there.items()}
+    template = said.get("chat_template")
+    if isinstance(template, list):  # several by name
+        if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in template):
+            raise ModelError(f"{CONFIG}: chat_template is {shown(template, 60)}, expected a name and a template for each of several")
+        template = {one["name"]: one["template"] for one in template}
+    return CONFIG, template if isinstance(template, dict) else {} if template is None else {"default": template}
+
+
+def template_of(base: Path) -> str | None:
+    """Return the name of the file with the chat template of a folder, None where there is none. Raises ModelError."""
+    name, found = templates(base, parse_json(read_small(base / CONFIG), CONFIG) if is_file(base / CONFIG) else {})
+    return name if found else None
+
+
 def chat_files(base: Path, built: Built) -> dict[str, bytes]:
     """Return the chat template of a folder, and the tokenizer_config.json that was built with the special tokens that templates name.
 
@@ -76,15 +99,7 @@ def chat_files(base: Path, built: Built) -> dict[str, bytes]:
     """
     raw = parse_json(read_small(base / CONFIG), CONFIG) if is_file(base / CONFIG) else {}
     _check_cleaning(raw, built)
-    template = raw.get("chat_template")
-    if isinstance(template, list):  # several by name
-        if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in template):
-            raise ModelError(f"{CONFIG}: chat_template is {shown(template, 60)}, expected a name and a template for each of several")
-        template = {one["name"]: one["template"] for one in template}
-    named = template if isinstance(template, dict) else {"default": template}
-    if is_file(base / TEMPLATE) or (base / OTHERS).is_dir():  # then those of the other file do not count
-        paths = {"default": base / TEMPLATE} | {path.stem: path for path in (base / OTHERS).glob("*.jinja")}
-        named = {name: _utf8(path) for name, path in paths.items() if is_file(path)}
+    _, named = templates(base, raw)
     found: dict[str, bytes] = {}
     for key, name in ((TEMPLATE, "default"), (WITH_TOOLS, "tool_use")):
         if isinstance(source := named.get(name), str):
