@@ -139,10 +139,10 @@ def _parser() -> argparse.ArgumentParser:
         verb("run", run, "bring a cluster up, run `mpirun ... python -m hepti_mpi ARGUMENTS` on it, take it down"),
     ]
     starting[1].add_argument("--program", metavar="FILE", help="run this Python file instead of hepti_mpi")
+    motion = "slow motion: boards and links S times slower than described; times are S times as long; default: the cluster's own"
     for command in starting:
         share = "a folder below /tmp, /run or /dev/shm that all hosts see; other folders they see anyway"
         command.add_argument("--share", metavar="FOLDER", action="append", default=[], help=share)
-        motion = "slow motion: boards and links S times slower than described; times are S times as long; default: the cluster's own"
         command.add_argument("--slow", metavar="S", type=float, help=motion)
         command.add_argument("--burst", metavar="MS", type=float, help="what a link may save up while idle, in ms; default: 128 KiB")
     for command in [*starting, verb("down", down, "take a lab down, and remove what is left of killed ones")]:
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("--clusters", help="of throughput, such as even4,pi8; default: even4,mixed4,pi8,wifi3")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
+    trial.add_argument("--slow", metavar="S", type=float, help="slow motion of drift and quiet, taken out of their times; default: 1")
     stores = "a store; default: random weights, of BERT-Large for drift and quiet, of MiniLM's size for soak, else of a tiny model"
     trial.add_argument("--weights", type=Path, help=stores)
     trial.add_argument("--output", type=Path, help="a folder for the picture and the samples of drift")

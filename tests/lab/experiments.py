@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.reporting.records import too_late
 
+from .clusters import Cluster, cluster_named, slower
 from .errors import LabError
 from .lab import Lab
 from .trials import PROGRAM, TOLD, inputs, print_table, records_of, say, sliced
@@ -30,7 +32,7 @@ ONE_PLAN = ["--objective", "latency"]  # for so many requests `run` would make t
 # drift
 
 SLOW, THIN, BACK = 1 / 4, 1 / 2, 3 / 4  # of the requests, when a board becomes slow, a link thin, and both are as before
-SLOW_BOARD, SLOW_FACTOR, THIN_BOARD, THIN_MBIT = "pi5-1", 8.0, "pi4-1", 20.0
+SLOW_BOARD, SLOW_BOARD_BECOMES, THIN_BOARD, THIN_MBIT = "pi5-1", "8", "pi4-1", 20.0
 DRIFT_METHODS = {
     "hepti": [],
     "hepti-fixed": ["--no-adapt"],
@@ -50,11 +52,16 @@ STATIC = 12  # requests by the plan that `run` settles on in a state that stays:
 
 @dataclass
 class Course:
-    """What one method did: `seconds` per request, and the record of the run."""
+    """What one method did: `seconds` per request, in the cluster's own time also in slow motion, and the record of the run."""
 
     seconds: list[float] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     whole: float = 0.0  # seconds from the first answer to the last
+
+    @property
+    def late(self) -> float:
+        """The part of the time by which messages of a rank left later than from the emulated board, of the rank of which it is most."""
+        return max(float(rank["late"]) for rank in self.record["ranks"])
 
 
 def drift(options: argparse.Namespace, folder: Path) -> int:
@@ -75,9 +82,11 @@ def drift(options: argparse.Namespace, folder: Path) -> int:
             raise LabError(str(error)) from None
 
     changes = {round(part * requests): what for part, what in ((SLOW, "slow"), (THIN, "thin"), (BACK, "back"))}
-    best, courses = _best_fixed(weights, source, folder), {}
+    cluster = _slowly(options)
+    best, courses = _best_fixed(weights, source, cluster, folder), {}
+    changed = {at: (what,) for at, what in changes.items()}
     for name in names:
-        courses[name] = _drifting(weights, source, DRIFT_METHODS[name], requests, {at: (what,) for at, what in changes.items()}, folder)
+        courses[name] = _drifting(weights, source, DRIFT_METHODS[name], requests, changed, cluster, folder)
         say(f"{name}: mean {statistics.mean(courses[name].seconds) * 1e3:.0f} ms")
         for item in courses[name].record.get("decisions", ()):
             say(f"  {json.dumps(item)}")
@@ -89,9 +98,12 @@ def drift(options: argparse.Namespace, folder: Path) -> int:
         medians = [statistics.median(course.seconds[begin + SETTLE * (begin > 0) : end]) for _, begin, end in parts]
         cells = [f"{value * 1e3:.0f} ({value / best[state]:.2f})" for value, (state, _, _) in zip(medians, parts)]
         switches = [sum(begin <= item["batch"] < end for item in course.record.get("decisions", ())) for _, begin, end in parts]
-        rows_.append((name, f"{statistics.mean(course.seconds) * 1e3:.0f}", *cells, " ".join(map(str, switches))))
-    say("mean, and median ms from the 6th request after each change on (times the best fixed plan's), and switches of the plan")
-    print_table(("method", "mean", *states, "switches"), rows_)
+        rows_.append((name, f"{statistics.mean(course.seconds) * 1e3:.0f}", *cells, " ".join(map(str, switches)), f"{course.late:.1%}"))
+    say("mean, and median ms from the 6th request after each change on (times the best fixed plan's), switches of the plan, and how late")
+    print_table(("method", "mean", *states, "switches", "late"), rows_)
+    late = {name: course.late for name, course in courses.items()}
+    for sentence in too_late(late):
+        say(sentence)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         words = {"slow": f"{SLOW_BOARD} slows down", "thin": f"link of {THIN_BOARD}: {THIN_MBIT:g} Mbit/s", "back": "both recover"}
@@ -104,17 +116,22 @@ def drift(options: argparse.Namespace, folder: Path) -> int:
     for sentence in missed:
         say(f"missed: {sentence}")
     print(json.dumps({
-        "format": "hepti-drift", "requests": requests, "mean_seconds": means, "best_fixed_seconds": best,
+        "format": "hepti-drift", "requests": requests, "slow": cluster.slow, "late": late,
+        "mean_seconds": means, "best_fixed_seconds": best,
         "decisions": {name: course.record.get("decisions", []) for name, course in courses.items()}, "missed": missed,
     }))  # fmt: skip
     return 1 if missed else 0
 
 
-def _best_fixed(weights: Path, source: Path, folder: Path) -> dict[str, float]:
+def _slowly(options: argparse.Namespace) -> Cluster:
+    return cluster_named("mixed4").in_slow_motion(options.slow or 1)
+
+
+def _best_fixed(weights: Path, source: Path, cluster: Cluster, folder: Path) -> dict[str, float]:
     """Return the median seconds of a request by the plan that `run` settles on in each state."""
     best = {}
     for state, made in (("as it was", ()), ("slow board", ("slow",)), ("slow board, thin link", ("slow", "thin"))):
-        found = _drifting(weights, source, ["--no-adapt"], STATIC, {0: made}, folder)
+        found = _drifting(weights, source, ["--no-adapt"], STATIC, {0: made}, cluster, folder)
         best[state] = statistics.median(found.seconds[STATIC // 2 :])
         say(f"best fixed plan, {state}: {best[state] * 1e3:.0f} ms")
     return best
@@ -142,17 +159,19 @@ def _missed(course: Course, means: dict[str, float], best: dict[str, float], par
             yield f"{state}: {switches} switches, not {MOST_SWITCHES}"
 
 
-def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, changes: dict[int, Sequence[str]], folder: Path) -> Course:
+def _drifting(
+    weights: Path, source: Path, words: Sequence[str], requests: int, changes: dict[int, Sequence[str]], cluster: Cluster, folder: Path
+) -> Course:
     """Run one job and change the cluster after so many answers."""
-    course = Course()
-    with Lab("mixed4", share=[folder]) as lab:
+    course, slow = Course(), cluster.slow
+    with Lab(cluster, share=[folder]) as lab:
         before = {host.name: host for host in lab.cluster.hosts}
 
         def change(what: str) -> None:
             if what == "slow":
-                lab.set_board(SLOW_BOARD, SLOW_FACTOR)
+                lab.set_board(SLOW_BOARD, slower(SLOW_BOARD_BECOMES, slow))
             elif what == "thin":
-                lab.set_rate(THIN_BOARD, THIN_MBIT)
+                lab.set_rate(THIN_BOARD, THIN_MBIT / slow)
             else:
                 lab.set_board(SLOW_BOARD, before[SLOW_BOARD].board)
                 lab.set_rate(THIN_BOARD, before[THIN_BOARD].mbit)
@@ -165,8 +184,8 @@ def _drifting(weights: Path, source: Path, words: Sequence[str], requests: int, 
         for record in records_of(running):
             if record["kind"] == "answers":
                 begin = begin or time.monotonic()
-                course.whole = time.monotonic() - begin
-                course.seconds.append(record["seconds"])
+                course.whole = (time.monotonic() - begin) / slow
+                course.seconds.append(record["seconds"] / slow)
                 for what in changes.get(len(course.seconds), ()):
                     change(what)
             elif record["kind"] == "done":
@@ -185,7 +204,7 @@ def quiet(options: argparse.Namespace, folder: Path) -> int:
     """Nothing changes: is the plan left alone, and what does watching cost?"""
     weights = options.weights or sliced("bert-large", folder / "bert-large.h5")
     source = inputs(folder / "in.npz", [128], 1000)
-    course = _drifting(weights, source, ["--adapt"], options.requests or QUIET_REQUESTS, {}, folder)
+    course = _drifting(weights, source, ["--adapt"], options.requests or QUIET_REQUESTS, {}, _slowly(options), folder)
     cost = (course.whole - sum(course.seconds[1:])) / sum(course.seconds[1:])  # all that lies between requests
     switches = len(course.record["decisions"])
     say(f"median {statistics.median(course.seconds) * 1e3:.0f} ms; {cost:.2%} of the time passed between requests; {switches} switches")
