@@ -72,6 +72,7 @@ REFUSED = [
       "merges.txt": ""}, "sep_token is null"),
     ({CONFIG: {"auto_map": {"AutoTokenizer": ["x.Y", None]}}}, "auto_map is .*: it names code of the folder, which is never run"),
     ({CONFIG: {"fix_mistral_regex": True}}, "fix_mistral_regex is True, .*: it splits texts by another rule"),
+    ({CONFIG: {"trust_remote_code": True}}, "trust_remote_code is True, by which transformers takes tokenizer.json as it is, whatever"),
     ({CONFIG: {"model_specific_special_tokens": ["<img>"]}}, "model_specific_special_tokens is .*, expected an object of tokens"),
     ({CONFIG: {"model_specific_special_tokens": {"mask_token": "<img>"}}}, "expected an object of tokens without keys of their own"),
     ({CONFIG: {"model_specific_special_tokens": {"a_token": 3}}}, "a_token is 3, expected a token"),
@@ -104,6 +105,15 @@ def test_refused(changes, words):
     with pytest.raises(ModelError, match=words) as caught:
         built(changes)
     assert "\n" not in str(caught.value) and not str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("changes", [
+    {CONFIG: {"trust_remote_code": False}}, {CONFIG: {"trust_remote_code": True, "tokenizer_class": "TokenizersBackend"}},
+    {CONFIG: {"trust_remote_code": True}, "tokenizer.json": None, "vocab.txt": "[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\na\n"},
+])  # fmt: skip
+def test_trust_counts_where_a_class_makes_another_tokenizer_than_its_file(changes):
+    """As transformers 5.23, whose XLM-R tokenizers keep a double blank of a text with it and not without."""
+    assert built(changes).files
 
 
 WHOLE, MASKED = [2, 69, 85, 4, 77, 69, 1, 17, 1, 88, 3, 28, 3], [2, 69, 85, 1, 17, 31, 49, 41, 1, 77, 69, 1, 17, 1, 88, 3, 28, 3]

@@ -93,6 +93,7 @@ TOKENIZER = {
     **refused("fast_tokenizer_files", "one tokenizer.json of several would have to be chosen; keep the one that is meant", (None, [])),
     **refused("fix_mistral_regex", "it splits texts by another rule than tokenizer.json; save the tokenizer with transformers"),
     **honoured("processor_class"),  # sentence-transformers alone reads it
+    **honoured("trust_remote_code"),  # refused where a class would make another tokenizer than tokenizer.json holds
     **refused("init_inputs", "it changes how the tokenizer is built", (None, [], ())),
     **refused("vocab merges tokenizer_object gguf_file", "tokens have to be in tokenizer.json", (None,)),
     # written by some version, read by none or only for what is no token: paths, chats, padding, slow tokenizers, other languages' models
@@ -103,7 +104,7 @@ TOKENIZER = {
     **without("local_files_only chat_template chat_control_tokens response_template response_schema legacy_behaviour errors"),
     **without("do_split_on_punc spaces_between_special_tokens vocab_size"),
     **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt device_map"),
-    **without("full_tokenizer_file language languages do_remove_space cache_dir trust_remote_code revision torch_dtype dtype model_type"),
+    **without("full_tokenizer_file language languages do_remove_space cache_dir revision torch_dtype dtype model_type"),
 }
 SPECIALS = {
     **honoured("additional_special_tokens extra_special_tokens *_token"),

@@ -24,6 +24,7 @@ from hepti_mpi.models.checkpoints.tokenizerclasses import (
     WORDS,
     Kind,
     Settings,
+    read_document,
     tokenizer_kind,
 )
 from hepti_mpi.models.inputs.tokens import guarded
@@ -62,6 +63,9 @@ def build_tokenizer(
         raise ModelError(f"{CONFIG}: tokenizer_class is {named!r:.60}, expected a name")
     kind = tokenizer_kind((others and named) or default, files)
     sidefiles.check(CONFIG, settings)
+    if settings.get("trust_remote_code") and JSON in files and kind.build is not read_document:
+        why = f"by which transformers takes {JSON} as it is, whatever the class of the tokenizer; take it out if the class is meant"
+        raise ModelError(f"{CONFIG}: trust_remote_code is {settings['trust_remote_code']!r:.60}, {why}")
     processor = settings.pop("processor_class", None)
     if changes is not None and processor:
         why = "which sentence-transformers would load; a model of texts has none"
