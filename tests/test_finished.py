@@ -82,6 +82,15 @@ def test_what_is_left(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
 
 
+def test_a_journal_that_is_none_is_told_in_a_sentence(tmp_path):
+    """It was told as the disk's fault, in Python's words."""
+    (tmp_path / "a.jsonl.journal").mkdir()
+    said = r"answers of --output .*/a\.jsonl cannot be noted in .*/a\.jsonl\.journal .*: Is a directory; remove it, or write to another"
+    for resume in (False, True):
+        with pytest.raises(InputError, match=said):
+            nothing_left(tmp_path / "a.jsonl", resume, print)
+
+
 def test_answers_never_replace_what_is_asked(tmp_path):
     (tmp_path / "x.jsonl").write_text("{}")
     (tmp_path / "link.jsonl").symlink_to("x.jsonl")

@@ -16,7 +16,7 @@ from hepti_mpi.commands.paths import profile_path, the_profile
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
-from hepti_mpi.weights.places import no_model, no_store
+from hepti_mpi.weights.places import no_file, no_model, no_store
 from hepti_mpi.weights.store import Store
 
 
@@ -65,6 +65,7 @@ def test_the_name_of_a_model_that_has_a_store(tmp_path, monkeypatch):
     (tmp_path / "weights/MiniLM-L6.5.h5").touch()
     for said in (no_store(Path(name)) for name in ("MiniLM-L6.5", "org/MiniLM-L6.5")):
         assert said.endswith("not found; there is a store of that name: weights/MiniLM-L6.5.h5")
+    assert no_file(Path("wieghts/MiniLM-L6.5.h5")).endswith("not found; there is a store of that name: weights/MiniLM-L6.5.h5")
     assert no_store(Path("MiniLM.h5")) is None and "hf download" in no_store(Path("org/MiniLM"))
 
 

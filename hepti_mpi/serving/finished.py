@@ -15,8 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.serving.journal import difference, journal_path
-from hepti_mpi.serving.lock import check_free
+from hepti_mpi.serving.journal import check_usable, difference, journal_path
 from hepti_mpi.serving.outputs import Finished as Answer
 from hepti_mpi.serving.outputs import Tally, write_finished
 from hepti_mpi.wording import counted
@@ -77,10 +76,10 @@ def finished_output(path: Path) -> Finished | None:
 def nothing_left(output: Path, resume: bool, say: Callable[[str], None]) -> Finished | None:
     """Return what `output` holds where it is to be resumed and is finished; `say` is told when one is going to be replaced.
 
-    Raises InputError when a running job holds its journal.
+    Raises InputError when a running job holds its journal, or that cannot be used.
     """
     journal = journal_path(output)
-    check_free(journal)
+    check_usable(journal)
     if resume and not journal.exists():
         return finished_output(output)
     if output.exists() and not resume:

@@ -18,7 +18,7 @@ import numpy as np
 
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.models.tasks.sampling import Chosen
-from hepti_mpi.serving.lock import open_locked
+from hepti_mpi.serving.lock import check_free, open_locked
 from hepti_mpi.serving.outputs import Finished, checked
 
 FORMAT, FORMAT_VERSION = "hepti-journal", 3
@@ -114,6 +114,20 @@ def output_of(path: Path) -> str:
     return f"of --output {path.with_name(path.name.removesuffix(SUFFIX))}"
 
 
+def _unusable(path: Path, error: OSError) -> InputError:
+    mend = "remove it, or write" if path.exists() else "write"
+    said = f"the answers {output_of(path)} cannot be noted in {path} as they come: {reason_of(error)}"
+    return InputError(f"{said}; {mend} to another --output")
+
+
+def check_usable(path: Path) -> None:
+    """Raise InputError when the journal at `path` is held by a running job, or cannot be used."""
+    try:
+        check_free(path)
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
 class Journal:
     """The journal of one output. `finished`: answers (outputs.Finished) by the place of their request in the input; `begun`: texts that
     are not."""
@@ -140,9 +154,7 @@ class Journal:
             if not kept:
                 self._begin([whole])
         except OSError as error:
-            mend = "remove it, or write" if path.exists() else "write"
-            said = f"the answers {output_of(path)} cannot be noted in {path} as they come: {reason_of(error)}"
-            raise InputError(f"{said}; {mend} to another --output") from None
+            raise _unusable(path, error) from None
 
     def add(self, places: Sequence[int], finished: Sequence[Finished], seconds: float = 0.0, grown: Sequence[Any] = ()) -> None:
         """Note the answers to the requests at `places`, which took `seconds`, and the tokens of texts that have `grown` (add_grown).

@@ -72,6 +72,8 @@ def no_file(path: Path) -> str:
     link = dead_link(path)
     if path.exists():
         return f"{path} is no file; {NO_STORE}"
+    if (WEIGHTS / path.name).is_file():
+        return f"{path} not found; there is a store of that name: {WEIGHTS / path.name}"
     made = f"python -m hepti_mpi slice SOURCE {quote(str(path) if path.suffix == '.h5' else f'{path}.h5')}"
     return f"{path} cannot be read: {link}" if link else f"{path} not found; make it with: {made}"
 
