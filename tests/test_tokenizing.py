@@ -96,6 +96,8 @@ REFUSED = [
     ({CONFIG: {"added_tokens_decoder": {"7": {"content": "y", "lstrip": "x"}}}}, "added token 'y' cannot be used"),
     ({CONFIG: {"added_tokens_decoder": [3]}}, "is no object of tokens"),
     ({MAP: {"do_lower_case": False}}, "special_tokens_map.json: 'do_lower_case' is in no list"),
+    ({MAP: {"add_bos_token": True}}, "special_tokens_map.json: add_bos_token is True, .*: what is put around texts has to be in"),
+    ({MAP: {"add_eos_token": False}}, "special_tokens_map.json: add_eos_token is False, .*: what is put around texts has to be in"),
     ({"added_tokens.json": {"y": None}}, "an added token has the number None"),
 ]
 

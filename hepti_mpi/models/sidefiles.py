@@ -108,6 +108,7 @@ TOKENIZER = {
 }
 SPECIALS = {
     **honoured("additional_special_tokens extra_special_tokens *_token"),
+    **refused("add_bos_token add_eos_token", "what is put around texts has to be in tokenizer.json", ()),
 }
 # sentence-transformers: modules.json (per module), config_sentence_transformers.json, sentence_*_config.json, <module>/config.json
 ENTRY = honoured("type path name") | without("idx kwargs")
