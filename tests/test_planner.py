@@ -21,7 +21,7 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
 from hepti_mpi.planning.request import Exchange, Request
-from hepti_mpi.planning.search import LEANER, _Search, again, choose
+from hepti_mpi.planning.search import AS_GOOD, LEANER, MUCH_LESS, _Search, again, choose
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.walk import Walk
 from hepti_mpi.program.buffers import Laid
@@ -39,7 +39,7 @@ OWN = Exchange("reduce_scatter", "own")
 
 
 def decide(spec, profile, rows=128, **options):
-    """The decision; every candidate in it is a valid plan that fits and is no better than the chosen one."""
+    """The decision; every candidate in it is a valid plan that fits and is no sooner than the chosen one."""
     decision = choose(spec, "hash", profile, Request(rows, **options))
     limits = options.get("limits") or [(node.alone or node).memory_bytes for node in profile.nodes]
     for candidate in (decision.chosen, *decision.others):
@@ -169,6 +169,18 @@ def test_auto_is_not_slower_than_a_strategy_on_the_lab(name, rows, layers):
     best = decide(spec, profile, rows).chosen.price.seconds
     for strategy in ("tensor", "hybrid", "sequence"):
         assert decide(spec, profile, rows, strategy=strategy).chosen.price.seconds >= best * (1 - 1e-3), strategy
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_of_plans_that_are_as_good_the_one_that_sends_much_less_is_chosen(seed):
+    """Which of the two is sooner by its price is chance: boards are measured to 0.4 %. `hybrid` sends three times as much."""
+    noise = 1 + 0.004 * np.random.default_rng(seed).standard_normal(4)
+    profile = scaled(described(cluster_named("pair22"), LARGE), noise.tolist())
+    found = choose(LARGE, "hash", profile, Request(384))
+    soonest = min(found.others, key=lambda one: one.price.seconds)
+    assert soonest.price.seconds < found.chosen.price.seconds
+    assert (found.chosen.plan.strategy, soonest.plan.strategy) == ("sequence", "hybrid")
+    assert soonest.price.seconds * AS_GOOD >= found.chosen.price.seconds and found.chosen.price.busy <= MUCH_LESS * soonest.price.busy
 
 
 def part_of(profile, ranks):
