@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from hepti_mpi.comm import leavings
 from hepti_mpi.commands.screen import SCREEN
 
 
@@ -12,6 +13,12 @@ def _caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leavings():
+    """Of runs that tests have killed: an mpirun fails that gets the process number of one of them."""
+    leavings.remove()
 
 
 @pytest.fixture(autouse=True)

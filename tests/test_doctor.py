@@ -84,6 +84,8 @@ def test_healthy_hosts():
     ({"kept": {"path": "/c/prepacked", "free": 1 << 30, "old_bytes": 3 << 30}},
      "/c/prepacked: 3.00 GiB was not used for a day, 1.00 GiB of disk is free", "inspect --weights-cache /c --clear old"),
     ({"kept": {"path": "/c/prepacked", "error": "Permission denied"}}, "/c/prepacked cannot be read: Permission denied", "ls -ld"),
+    ({"left": {"count": 7, "bytes": 80 << 20}}, "left 7 segments and folders, 80.0 MiB of memory", "leavings import remove"),
+    ({"left": {"count": 100, "bytes": 9}}, "left 100 segments and folders, 9 B of memory", "cd /home/pi/hepti && "),
     ({"throttled": 0x50005}, "its supply voltage is too low, it is throttled", "supply"),
     ({"throttled": 0x50000}, "its supply voltage is too low now and then, it is throttled now and then", "supply"),
     ({"celsius": 84.0}, "84 degrees", "heat sink"),

@@ -11,10 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
+from hepti_mpi.comm.leavings import own_prefix
 from hepti_mpi.errors import HostError, InputError, reason_of
 
 PIPE_QUIET_SECONDS = 0.5
@@ -65,6 +67,24 @@ def check_scratch() -> None:
             os.rmdir(tempfile.mkdtemp(dir=folder))
     except OSError as error:
         raise HostError(f"Open MPI can make no folder in {folder}, where TMPDIR leads: {reason_of(error)}; unset TMPDIR") from None
+
+
+@contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Let MPI start in a process that nobody launched, after whose end nobody removes what MPI has made, a good one neither: in a folder
+    that goes at once, and without a segment of memory for others. What is set for that is not for processes that this one starts. Raises
+    HostError."""
+    check_scratch()
+    before, usual = dict(os.environ), tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix=own_prefix(), dir=usual, ignore_cleanup_errors=True) as folder:
+        own = {"TMPDIR": folder, "OMPI_MCA_btl": before.get("OMPI_MCA_btl", "self")}
+        os.environ.update(own)
+        try:
+            yield
+        finally:
+            for name in own:
+                os.environ.pop(name)
+                os.environ.update({name: before[name]} if name in before else {})
 
 
 def host_name() -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.comm import interrupts
-from hepti_mpi.comm.launcher import check_scratch, host_name, launched, launched_rank, launched_size
+from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched_size, leaving_nothing
 from hepti_mpi.comm.names import own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
@@ -52,14 +52,13 @@ class Comm:
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", str(int(local > (os.cpu_count() or 1))))
         # A transport for one-sided accesses, of which there are none; where there is no network of its kind Open MPI 5 sleeps a second
         # when it puts it away, at every start
-        os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+        if launched():
+            os.environ.setdefault("OMPI_MCA_btl", "^ofi")
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one MPI does not start; the system knows the user's
-        if not launched():
-            check_scratch()
         import mpi4py
 
         mpi4py.rc.thread_level = "serialized"
-        with starting(deadline):
+        with nullcontext() if launched() else leaving_nothing(), starting(deadline):
             from mpi4py import MPI
 
         interrupts.hear_again()

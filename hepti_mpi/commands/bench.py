@@ -101,6 +101,7 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
     Example:
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi bench --weights weights/bert-large.h5 --methods hepti,megatron,single
     """
+    from hepti_mpi.comm.leavings import own_prefix
     from hepti_mpi.engine.machine import together
     from hepti_mpi.planning.capacity import check_limits
     from hepti_mpi.reporting.benches import read_benches
@@ -125,7 +126,7 @@ def bench(weights: Path | None, methods: str, **options: Any) -> None:
                 read_benches(choice.output)  # what it is added to
         check_limits(limits if limits and len(limits) > 1 else None, session.world.size)
     limits = limits * session.world.size if limits and len(limits) == 1 else limits
-    with TemporaryDirectory(prefix="hepti-bench-") as folder:
+    with TemporaryDirectory(prefix=own_prefix()) as folder:
         subjects = [subject(session, choice, path, name, Path(folder)) for name in choice.formats or (None,)]
         where = choice.cluster or path.name.removesuffix(".profile.json")
         (measure_texts if choice.phase == "decode" else measure)(session, choice, subjects, names, limits, where, begin)

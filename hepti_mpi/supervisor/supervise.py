@@ -10,6 +10,7 @@ import os
 import queue
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.cluster.hosts import Host, answers, door_of
-from hepti_mpi.comm import names
+from hepti_mpi.comm import leavings, names
 from hepti_mpi.comm.channel import ERR, OUT, STATE, for_people, print_on, told, untangled
 from hepti_mpi.comm.launcher import check_scratch, ended_with_this
 from hepti_mpi.comm.patience import SLOWER
@@ -107,7 +108,7 @@ class Supervisor:
         self.barren = 0  # starts in a row that ended without one more answer
         self.ended = threading.Event()
         self.unwanted = threading.Event()  # set by whoever wants it to end at once
-        self.folder = Path(tempfile.mkdtemp(prefix="hepti-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=leavings.own_prefix()))
 
     def run(self) -> None:
         """Run to the end. Raises: GivenUp, and HeptiError for bad input."""
@@ -295,7 +296,9 @@ class Supervisor:
             pass
         if attempt.listener is not None:
             attempt.listener.join(0.5)  # what was said last
-        return attempt.process.wait()
+        code = attempt.process.wait()
+        shutil.rmtree(leavings.session_folder(attempt.process.pid), ignore_errors=True)
+        return code
 
     def _blamed(self, attempt: Attempt, live: Sequence[Host], answers: bool) -> Host | None:
         """Return the host that this start failed for, as the one before it did, without one more answer."""

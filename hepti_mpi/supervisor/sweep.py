@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hepti_mpi.cluster.hosts import Host, answers
+from hepti_mpi.comm import leavings
 
 SSH_SECONDS = 20  # to clean up on a host that answers
-# ends the ranks and daemons of this job, then writes what it is given to a file that only its user reads; removes those that supervisors
-# which were killed have left: they write theirs again before each start, and its ranks name it. Run with python -c on each host
-SWEEP = """
+# ends the ranks and daemons of this job, and removes what they and other jobs that were killed leave; then writes what it is given to a
+# file that only its user reads, and removes those that supervisors which were killed have left: they write theirs again before each start,
+# and its ranks name it. Run with python -c on each host
+SWEEP = Path(leavings.__file__).read_text() + """
 import os, sys, time
 path, *marks = sys.argv[1:]
-marks, end = [mark.encode() for mark in marks], time.time() + 5
+marks, end, had = [mark.encode() for mark in marks], time.time() + 5, ""
 def read(number, name):
     try:
         with open(f"/proc/{number}/{name}", "rb") as file:
@@ -34,6 +36,7 @@ def mine(number):
 while True:
     left = [number for number in os.listdir("/proc") if number.isdigit() and mine(number)]
     for number in left:
+        had += mapped(number)
         try:
             os.kill(int(number), 9)
         except OSError:
@@ -41,6 +44,7 @@ while True:
     if not left or time.time() > end:
         break
     time.sleep(0.02)
+remove(had)
 content = sys.stdin.buffer.read()
 if content:
     part = f"{path}.{os.getpid()}"
