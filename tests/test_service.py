@@ -444,8 +444,9 @@ def test_how_a_job_is_started_is_looked_at_before(folder, sentences, argument, v
 def test_what_has_no_order_is_no_list_of_texts(texts):
     """Nor is what would give its keys, or the names of its columns."""
     model = object.__new__(hepti_mpi.Model)
-    with pytest.raises(InputError, match="expected a text or a list of texts"):
-        model.embed(texts)
+    for each in (texts, b"a"):
+        with pytest.raises(InputError, match="expected a text or a list of texts"):
+            model.embed(each)
     assert not are_many(texts) and are_many(np.array(["a", "b"])) and are_many({"a": 1}.keys())
 
 

@@ -152,7 +152,7 @@ class Model:
 
 def _many(texts: str | Iterable[str]) -> list[str]:
     """Return texts, of one text a list of it. Raises InputError for what is no text."""
-    if not are_many(texts):
+    if not are_many(texts) or isinstance(texts, bytes | bytearray | memoryview):  # which would give numbers
         raise InputError(f"what is asked is of type {type(texts).__name__}, expected a text or a list of texts")
     many = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(many, 1):
