@@ -224,8 +224,9 @@ def test_what_makes_no_sense_is_refused_before_mpi_starts(words, expected):
 
 
 @pytest.mark.parametrize("words, expected", [
-    (["run", "hosts.txt"], "name what is to be answered with --input, a store with --weights, hosts with mpirun -hostfile FILE python "
-                           "-m hepti_mpi run"),
+    (["run", "hosts.txt"], "name what is to be answered with --input (one file, or a folder of pictures), a store with --weights, "
+                           "hosts with mpirun -hostfile FILE python -m hepti_mpi run"),
+    (["run", "--input", "a.png", "b.png"], "(b.png); name what is to be answered with --input (one file, or a folder of pictures), "),
     (["plan", "x.h5"], "(x.h5); name a store with --weights\n"),
     (["inspect", "a.h5", "b.h5"], "unexpected extra argument (b.h5)\n"),
 ])  # fmt: skip

@@ -98,7 +98,7 @@ def _left_over(command: click.Command) -> str:
     """Return how things are named for which a command that takes options only got a bare word."""
     if any(isinstance(parameter, click.Argument) for parameter in command.params):
         return ""
-    ways = {"--input": "what is to be answered with --input", "--weights": "a store with --weights",
+    ways = {"--input": "what is to be answered with --input (one file, or a folder of pictures)", "--weights": "a store with --weights",
             "--deadline": f"hosts with mpirun -hostfile FILE python -m hepti_mpi {command.name}"}  # fmt: skip
     named = [way for option, way in ways.items() if option in _options(command)]
     return f"; name {', '.join(named)}" if named else ""

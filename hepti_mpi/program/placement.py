@@ -18,7 +18,7 @@ from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import WIRES, Plan
 
 FORMAT, FORMAT_VERSION = "hepti-plan", 2
-AGAIN = "make it with: python -m hepti_mpi plan"
+AGAIN = "make it with: python -m hepti_mpi plan --output PLAN.json"
 
 
 @dataclass(frozen=True)
