@@ -75,8 +75,12 @@ def leaving_nothing() -> Iterator[None]:
     that goes at once, and without a segment of memory for others. What is set for that is not for processes that this one starts. Raises
     HostError."""
     check_scratch()
-    before, usual = dict(os.environ), tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(prefix=own_prefix(), dir=usual, ignore_cleanup_errors=True) as folder:
+    before = dict(os.environ)
+    try:
+        made = tempfile.TemporaryDirectory(prefix=own_prefix(), dir=tempfile.gettempdir(), ignore_cleanup_errors=True)
+    except OSError as error:
+        raise HostError(f"Open MPI needs a folder, and none can be made: {reason_of(error)}; set TMPDIR") from None
+    with made as folder:
         own = {"TMPDIR": folder, "OMPI_MCA_btl": before.get("OMPI_MCA_btl", "self")}
         os.environ.update(own)
         try:
