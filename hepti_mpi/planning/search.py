@@ -132,12 +132,15 @@ class _Search:
         soonest = found[0][0]
         if len(soonest.plan.active) == 1:
             return found
-        as_good = [ones for ones in found if ones[0].price.seconds <= soonest.price.seconds * AS_GOOD and len(ones[0].plan.active) > 1]
+        longest = AS_GOOD * preference(self.profile, found[0])[0]
+        as_good = [ones for ones in found if preference(self.profile, ones)[0] <= longest and len(ones[0].plan.active) > 1]
         leanest = min(as_good, key=lambda ones: ones[0].price.busy)
         if leanest[0].price.busy > soonest.price.busy * MUCH_LESS:
             return found
-        whole = self.costs.whole(leanest[0].plan)
-        return [[whole, *leanest[1:]], *[ones for ones in found if ones is not leanest]]
+        whole = [self.costs.whole(leanest[0].plan), *leanest[1:]]
+        if preference(self.profile, whole)[0] > longest:  # by all of its layers it is not
+            return found
+        return [whole, *[ones for ones in found if ones is not leanest]]
 
     def foremost(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the best of candidates of one kind, and the next one of other ranks that is near it: they may come to other ends."""
