@@ -49,6 +49,9 @@ def decide(spec, profile, rows=128, **options):
         seconds, least = (preference(profile, [one])[0] for one in (candidate, decision.chosen))
         assert least <= seconds or (least <= seconds * AS_GOOD and decision.chosen.price.busy < candidate.price.busy)
         assert candidate.plan.predicted_seconds == candidate.price.seconds
+    soonest, chosen = min((decision.chosen, *decision.others), key=lambda one: preference(profile, [one])[0]).price, decision.chosen.price
+    as_good = chosen.seconds <= soonest.seconds * AS_GOOD and chosen.busy <= soonest.busy * MUCH_LESS
+    assert soonest is chosen or as_good
     return decision
 
 
