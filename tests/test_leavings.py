@@ -1,5 +1,6 @@
 """What killed jobs leave is found and removed, and nothing of what lives; and a run alone leaves nothing."""
 
+import mmap
 import os
 import shlex
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hepti_mpi.comm import leavings
-from hepti_mpi.comm.leavings import HOST, MEMORY
+from hepti_mpi.comm.leavings import HOST, MEMORY, OWN, is_used
 from hepti_mpi.supervisor.sweep import SWEEP
 
 pytest.importorskip("mpi4py")
@@ -56,7 +57,11 @@ def killed(mpirun, ranks):
     for number in [mpirun.pid, *map(int, ranks)]:
         os.kill(number, signal.SIGKILL)
     mpirun.wait()
-    while any(leavings.mapped(number) for number in ranks):
+
+
+def let_go(*paths):
+    """Wait until processes that are ending have done so: they have no memory any more a moment before."""
+    while any(is_used(path) for path in paths if os.path.exists(path)):
         time.sleep(0.01)
 
 
@@ -68,7 +73,7 @@ def aged(*paths):
 def test_what_lives_is_left_alone_and_what_was_killed_is_not(job, tmp_path, monkeypatch):
     mpirun, ranks, own = job
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    folder, other, ours = tmp_path / f"ompi.{mpirun.pid}", tmp_path / "ompi.99999999", tmp_path / f"hepti-{HOST}-99999999-abc"
+    folder, other, ours = tmp_path / f"ompi.{mpirun.pid}", tmp_path / "ompi.99999999", tmp_path / f"{OWN}99999999-abc"
     assert len(own) == 2 and folder.is_dir()
     for path in (other, ours):
         path.mkdir()
@@ -77,6 +82,7 @@ def test_what_lives_is_left_alone_and_what_was_killed_is_not(job, tmp_path, monk
     leavings.remove()
     assert own <= segments() and folder.is_dir() and other.is_dir() and ours.is_dir(), "the job lives, the last is fresh"
     killed(mpirun, ranks)
+    let_go(*own, folder)
     aged(ours)
     assert {*map(str, own), str(folder), str(ours)} <= leavings.leavings().keys()
     leavings.remove()
@@ -100,9 +106,33 @@ def test_a_sweep_removes_what_the_ranks_had_that_it_ends(job, tmp_path):
     mpirun.wait()
     words = [sys.executable, "-c", SWEEP, str(tmp_path / "state"), "HEPTI_JOB=leavings"]
     subprocess.run(words, input=b"", check=True, timeout=120, env=clean() | {"TMPDIR": str(tmp_path)})
+    let_go(*own)
     aged(*own & segments())  # of ranks that saw the end of mpirun before
     leavings.remove()
     assert not own & segments()
+
+
+def test_what_a_process_uses_that_cannot_be_seen_is_left_alone(tmp_path, monkeypatch):
+    """Of another container with the same name, /tmp and /dev/shm: its session folder was removed, and a service's folder of its own."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder, ours = tmp_path / "ompi.99999999", tmp_path / f"hepti-{HOST}-1-99999999-abc"
+    file, segment = folder / "1" / "jobdata", Path(MEMORY) / f"sm_segment.{HOST}.{os.getuid()}.{os.getpid():x}.test"
+    for path in (ours, folder, file.parent):
+        path.mkdir()
+    (folder / f"pmix.{HOST}.tool").touch()
+    with open(file, "w") as kept, open(segment, "wb+") as memory:
+        memory.truncate(4096)
+        aged(ours, folder, segment)
+        with mmap.mmap(memory.fileno(), 4096):
+            memory.close()
+            assert not {str(segment), str(folder), str(ours)} & leavings.leavings().keys()
+        kept.close()
+        assert leavings.leavings().keys() >= {str(segment), str(folder)}
+        with open(segment, "rb"):
+            leavings.remove()
+            assert segment.exists() and list(tmp_path.iterdir()) == [ours]
+        leavings.remove()
+        assert not segment.exists()
 
 
 @pytest.mark.parametrize("end", [None, signal.SIGKILL])
