@@ -141,14 +141,14 @@ def test_a_folder_of_photos(tmp_path):
     taken, others = find_pictures(tmp_path)
     assert [path.name for path in taken] == ["a.jpeg", "b.JPG", "broken.png", "c.tiff", "d.Gif", "gone.png", "noname", "phone.HEIC"]
     assert [path.name for path in others] == ["Python.txt", "Thumbs.db", "gone.txt", "more.png"]
-    with pytest.raises(InputError, match="gone.png cannot be read: it is a link to /no/such.png, where nothing is"):
+    with pytest.raises(InputError, match="^image gone.png cannot be read: it is a link to /no/such.png, where nothing is"):
         open_image(tmp_path / "gone.png", 3)
 
 
 def test_programs_are_not_started_for_a_picture(tmp_path):
     assert not {"EPS", "WMF"} & set(formats())
     Image.fromarray(PIXELS).save(tmp_path / "a.eps")
-    with pytest.raises(InputError, match="a.eps is no picture that can be read"):
+    with pytest.raises(InputError, match="^image a.eps is no picture that can be read"):
         open_image(tmp_path / "a.eps", 3)
 
 
@@ -161,7 +161,7 @@ def test_a_scanned_page_is_taken(tmp_path):
 @pytest.mark.parametrize("side, colours", [(10000, 0), (7000, 2), (5000, 6)])
 def test_bombs_are_not_taken(tmp_path, side, colours):
     (tmp_path / "bomb.png").write_bytes(png(side, side, 8, colours, b""))
-    with pytest.raises(InputError, match=f"bomb.png has {side} x {side} pixels, more than the limit of .* for a file of its size"):
+    with pytest.raises(InputError, match=f"^image bomb.png has {side} x {side} pixels, more than the limit of .* for a file of its size"):
         open_image(tmp_path / "bomb.png", 3)
     (tmp_path / "bomb.png").write_bytes(png(20000, 20000, 8, colours, b""))
     with pytest.raises(InputError, match="bomb.png cannot be read: .*400000000 pixels"):

@@ -58,7 +58,7 @@ def test_what_is_no_json_costs_its_line(tmp_path):
     ]  # fmt: skip
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
     assert [item.text for item in items] == [
-        "a", "{cat}", '{"txt": 1}', '{"text": 3, "id": "x"}', None, '{"text": NaN}', "[1]", None, '"?"',
+        "a", "{cat}", '{"txt": 1}', '{"text": 3, "id": "x"}', "", '{"text": NaN}', "[1]", "", '"?"',
     ]  # fmt: skip
 
 

@@ -87,7 +87,8 @@ def test_check_accepts():
 
 
 REFUSED = [
-    ({"source_hash": "other"}, "source hash other, the store holds tiny-bert with hash"),
+    ({"source_hash": "other"}, "source hash other, the store holds tiny-bert with hash; name the store of that model .run --weights STORE. "
+                               "or a plan for this one"),
     ({"layers": (TENSOR,) * 2}, "the plan has 2 layers, model tiny-bert has 3"),
     ({"layers": (TENSOR, TENSOR, ("columns", "heads"))}, "unknown layout columns/heads"),
     ({"heads": (7, 0)}, "different lengths, expected 3"),

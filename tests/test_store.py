@@ -467,8 +467,8 @@ def test_a_rank_file_of_another_rank_is_refused(path, tmp_path):
     one, other = (tuple(Part(SPEC, plan, rank).slices) for rank in (0, 1))
     with Store(path) as whole:
         writing.write_part(tmp_path / "rank01.h5", whole, other)
-    refuse(tmp_path / "rank01.h5", "holds 1 to 3 of layers.0.attention.q.weight, this rank needs 0 to 1; it was cut for another plan",
-           [Slice("layers.0.attention.q.weight", 0, (1, 4, 12))])  # fmt: skip
+    refuse(tmp_path / "rank01.h5", "holds 1 to 3 of layers.0.attention.q.weight, this rank needs 0 to 1; it was cut for another plan, "
+           "which --plan names", [Slice("layers.0.attention.q.weight", 0, (1, 4, 12))])  # fmt: skip
     refuse(tmp_path / "rank01.h5", "has no tensor embedding.words; a file cut for another rank or plan", whole_slices(SPEC)[:1])
     refuse(tmp_path / "rank01.h5", "cut for another", one)
 

@@ -177,8 +177,9 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool 
     """Refuse a plan that is not one for this model and this number of ranks; `part`: for a run of its layers. Raises PlanError naming both
     numbers."""
     if plan.source_hash != source_hash:
-        held = f"{spec.name} with {source_hash[:12]}"
-        raise PlanError(f"the plan is for model {plan.model} with source hash {plan.source_hash[:12]}, the store holds {held}")
+        made, held = f"{plan.model} with source hash {plan.source_hash[:12]}", f"{spec.name} with {source_hash[:12]}"
+        mend = "name the store of that model (run --weights STORE) or a plan for this one"
+        raise PlanError(f"the plan is for model {made}, the store holds {held}; {mend}")
     if plan.ranks != ranks:
         raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
     if not plan.layers or plan.numbers.stop > spec.layers or not (part or len(plan.layers) == spec.layers):

@@ -161,7 +161,8 @@ class Store:
         begin, count = piece.first - held.first, piece.shape[0]
         if begin < 0 or begin + count > held.shape[0]:
             has, wanted = f"{held.first} to {held.first + held.shape[0]}", f"{piece.first} to {piece.first + count}"
-            raise StoreError(f"{self.path} holds {has} of {piece.name}, this rank needs {wanted}; it was cut for another plan")
+            mend = "it was cut for another plan, which --plan names"
+            raise StoreError(f"{self.path} holds {has} of {piece.name}, this rank needs {wanted}; {mend}")
         start, stop = array.cut(begin, begin + count)
         row = array.bytes // max(shape[0], 1)
         end = offset + array.bytes

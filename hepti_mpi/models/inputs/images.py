@@ -82,8 +82,8 @@ def open_image(path: Path, channels: int) -> Image.Image:
     try:
         content = path.read_bytes()  # from a file Pillow would ask for as many bytes as a chunk says that it has
     except OSError as error:
-        raise InputError(f"image {path} cannot be read: {shown(reason_of(error))}") from None
-    return picture(content, str(path), channels)
+        raise InputError(f"image {path.name} cannot be read: {shown(reason_of(error))}") from None
+    return picture(content, f"image {path.name}", channels)
 
 
 def picture(content: bytes, name: str, channels: int) -> Image.Image:
@@ -104,7 +104,7 @@ def picture(content: bytes, name: str, channels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise InputError(f"{name} is no picture that can be read; save it as PNG or JPEG") from None
     except Exception as error:  # Pillow's decoders raise nearly every kind
-        raise InputError(f"image {name} cannot be read: {shown(error)}") from None
+        raise InputError(f"{name} cannot be read: {shown(error)}") from None
 
 
 def check_size(name: str, image: Image.Image, size: int) -> None:
@@ -113,7 +113,7 @@ def check_size(name: str, image: Image.Image, size: int) -> None:
     limit = min(PIXEL_LIMIT, max(UNPACKED, TIMES * size) // each)
     if pixels > limit:
         of = "" if limit == PIXEL_LIMIT else " for a file of its size"
-        raise InputError(f"image {name} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
+        raise InputError(f"{name} has {image.width} x {image.height} pixels, more than the limit of {limit}{of}")
 
 
 def plain(name: str, image: Image.Image, channels: int) -> Image.Image:
@@ -122,7 +122,7 @@ def plain(name: str, image: Image.Image, channels: int) -> Image.Image:
         gray, values = image.convert("L"), np.asarray(image)
         if not np.array_equal(values, np.asarray(gray)):
             least, most, taken = values.min(), values.max(), "and whole ones from 0 to 255 are taken; save it with 8 bits first"
-            raise InputError(f"image {name} has gray values from {least:g} to {most:g}, {taken}")
+            raise InputError(f"{name} has gray values from {least:g} to {most:g}, {taken}")
         gray.info.pop("transparency", None)  # which Pillow forgets on its way from more than 8 bits to RGB
         return gray
     if image.mode in GRAY:
@@ -131,7 +131,7 @@ def plain(name: str, image: Image.Image, channels: int) -> Image.Image:
     if channels == 1:
         red, green, blue = (np.asarray(band) for band in image.split())
         if not (np.array_equal(red, green) and np.array_equal(red, blue)):
-            raise InputError(f"image {name} has colours, the model takes gray pictures; save it in gray first")
+            raise InputError(f"{name} has colours, the model takes gray pictures; save it in gray first")
         return image.convert("L")
     return image
 

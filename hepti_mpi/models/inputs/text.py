@@ -58,8 +58,8 @@ class Reading:
 class Item:
     """One input as it was given.
 
-    `origin`: where it came from, such as "line 3 of x.txt". `text`: of a line that holds none the line itself, None where nothing can be
-    shown. `pair`: the text that it is paired with. `id`: what it was called there. `error`: why it cannot be answered.
+    `origin`: where it came from, such as "line 3 of x.txt". `text`: of a line that holds none the line itself, None of what is no line.
+    `pair`: the text that it is paired with. `id`: what it was called there. `error`: why it cannot be answered.
     """
 
     origin: str
@@ -186,7 +186,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
         except (ValueError, RecursionError) as error:
             wrong = no_json(where, error)
         if wrong is not None:
-            items.append(Item(where, shown(line, SHOWN) or None, error=wrong))
+            items.append(Item(where, shown(line, SHOWN), error=wrong))
         elif isinstance(value, list) and len(value) == 2 and reading.field is None and reading.pair is None:
             found = True
             items.append(_of_fields({TEXT: value}, where, line, reading))
