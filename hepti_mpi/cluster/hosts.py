@@ -62,6 +62,10 @@ class Host:
         given = [f"{key}={value}" for key, value in words.items() if value is not None]
         return " ".join([self.name if self.is_plain else "localhost", *given])
 
+    def typed(self, command: str) -> str:
+        """Return what somebody types on this machine to run a command on the host."""
+        return command if self.here else f"ssh {f'-p {self.port} ' if self.port else ''}{self.login} {command}"
+
     def ssh(self, *options: str) -> list[str]:
         """Return the words that call ssh to this host; `options` of ssh."""
         return [SSH[0], *options, *SSH[1:], *(["-p", str(self.port)] if self.port else []), self.login]

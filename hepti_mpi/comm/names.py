@@ -8,7 +8,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -69,6 +69,23 @@ def is_same(one: str, other: str) -> bool:
 def own_addresses() -> tuple[str, ...]:
     """Return the addresses by which others may reach this machine: of all interfaces, but those that mean something else elsewhere."""
     return tuple(sorted(text for text in _own() if not (found := ip_address(text)).is_loopback and not found.is_link_local))
+
+
+def namesakes(every: Sequence[tuple[str, Sequence[str], int]]) -> tuple[int, int] | None:
+    """Return two ranks that are on two machines with one name, which MPI takes for one: it waits for ever for memory that they would share.
+    `every`: of each rank the name and the addresses of its host, and how many ranks its launcher has started there.
+
+    >>> namesakes([("pi", ["10.0.0.1", "172.17.0.1"], 1), ("a", ["10.0.0.3"], 1), ("pi", ["10.0.0.2", "172.17.0.1"], 1)])
+    (0, 2)
+    >>> namesakes([("pi", ["10.0.0.1"], 2), ("pi", ["10.0.0.1", "fd00::1"], 2)]), namesakes([("a", [], 1), ("b", [], 1)])
+    (None, None)
+    """
+    hosts, first = [host for host, *_ in every], dict[str, int]()
+    for rank, (host, addresses, local) in enumerate(every):
+        other = first.setdefault(host, rank)
+        if addresses and every[other][1] and addresses != every[other][1] and hosts.count(host) > local:
+            return other, rank
+    return None
 
 
 def _is_own(found: Iterable[str]) -> bool:

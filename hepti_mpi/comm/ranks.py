@@ -19,7 +19,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched_size, leaving_nothing
-from hepti_mpi.comm.names import own_addresses
+from hepti_mpi.comm.names import namesakes, own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
 from hepti_mpi.errors import HeptiError, RankError
@@ -46,7 +46,8 @@ class Comm:
         """Start MPI and return all ranks. Waiting ranks give up the core when a host has more ranks than cores, and only then: whatever
         else the host does would have it for milliseconds at each look.
 
-        `deadline`: seconds after which a rank no longer waits for another; 0: never. Raises HeptiError where the launcher is another MPI's.
+        `deadline`: seconds after which a rank no longer waits for another; 0: never. Raises HeptiError where the launcher is another MPI's,
+        and where two machines have one name.
         """
         local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1"))
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", str(int(local > (os.cpu_count() or 1))))
@@ -75,8 +76,13 @@ class Comm:
         patience = Patience(deadline, comm.Get_rank(), comm.Get_size())
         world = cls(comm, patience)
         patience.hear_signals()
-        every = world.gather_all([host_name(), own_addresses()])
-        patience.hosts, patience.addresses = [host for host, _ in every], dict(every)
+        every = world.gather_all([host_name(), own_addresses(), local])
+        patience.hosts, patience.addresses = [host for host, *_ in every], {host: addresses for host, addresses, _ in every}
+        if (alike := namesakes(every)) is not None:
+            one, other = (f"rank {rank} ({every[rank][1][0]})" for rank in alike)
+            what = f"{one} and {other} are on two machines that both call themselves {every[alike[0]][0]}: MPI takes them for one"
+            mend = "rename one with: sudo hostnamectl set-hostname NAME"
+            world.agree(HeptiError(f"{what}; {mend}") if world.rank == 0 else None)
         return world
 
     @staticmethod

@@ -50,7 +50,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
     named = str(hostfile or launcher_hostfile() or "") or None
     question = {"store": str(weights), "cache": cache and str(cache)}
-    asking, unread = Asking(sys.executable, os.getcwd(), launched()), []
+    asking, unread = Asking(sys.executable, os.getcwd(), launched(), named, str(weights)), []
     if launched():
         from hepti_mpi.comm.ranks import Comm
 
@@ -64,6 +64,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
             return
     else:
         listed = listed_hosts(hostfile) if hostfile else [Host(host_name())]
+        asking = replace(asking, ports={host.login: host.port for host in listed if host.port})
         faulty = [(host, "" if host.lost else host.line) for host in listed if host.foreign]
         unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, line) for host, line in faulty]
         hosts = _ask_hosts([host for host in listed if not host.lost], question)
@@ -82,7 +83,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
     if kept := kept_lines(hosts):
         SCREEN.show(kept + "\n")
     SCREEN.result(finding_lines(found, len(hosts)))
-    SCREEN.show(f"\nto start a job:\n  {line}")
+    SCREEN.show(f"\nto start a job{', once that is mended' * bool(found)}:\n  {line}")
     if folder is not None:
         SCREEN.show(f"written to {folder}: {', '.join(files)}")
     told = [asdict(one) for one in found]

@@ -5,13 +5,14 @@ Pure: asks nobody, prints nothing. Also what is recommended to start a job with.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from shlex import join, quote
 from statistics import median
 from typing import Any
 
+from hepti_mpi.comm import names
 from hepti_mpi.reporting.tables import size, table
 from hepti_mpi.wording import counted
 
@@ -31,8 +32,8 @@ UNREACHABLE = {  # what ssh says, and what mends it
     "timed out": "is it switched on, in this network, and is the address right?",
     "No route to host": "is it switched on, in this network, and is the address right?",
     "Network is unreachable": "is this machine in the network of that address?",
-    "Host key verification failed": "if that board was set up anew, forget its old key: ssh-keygen -R {name}",
-    "Permission denied": "give it your key with: ssh-copy-id {host}",
+    "Host key verification failed": "if that board was set up anew, forget its old key: ssh-keygen -R {key}",
+    "Permission denied": "give it your key with: ssh-copy-id {port}{host}",
 }
 BOOT = 16  # bits from here: the same, at some time since it was started
 
@@ -49,17 +50,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks: the interpreter and folder that all hosts should have, and whether mpirun started the ones who answer."""
+    """Who asks: the interpreter and folder that all hosts should have, and whether mpirun started the ones who answer; the hostfile, for a
+    store that is to be pushed, and the ports of its hosts."""
 
     python: str
     folder: str
     launched: bool
+    hostfile: str | None = None
+    store: str = ""
+    ports: Mapping[str, int] = field(default_factory=dict)
 
 
 def findings(asking: Asking, hosts: Mapping[str, Facts | str]) -> list[Finding]:
     """Return what is wrong with `hosts`: the facts of each, or why it could not be asked."""
     known = {name: facts for name, facts in hosts.items() if isinstance(facts, dict)}
-    found = [_unreachable(name, why) for name, why in hosts.items() if isinstance(why, str)]
+    found = [_unreachable(asking, name, why) for name, why in hosts.items() if isinstance(why, str)]
     for name, facts in known.items():
         for look in (_software, _speed, _room, _network):
             found += look(asking, name, facts)
@@ -85,10 +90,18 @@ def _on(host: str, facts: Facts, command: str) -> str:
     return command if facts.get("starts") else f"ssh {port}{host} {quote(command)}"
 
 
-def _unreachable(host: str, why: str) -> Finding:
+def _at(host: str, facts: Facts, path: str) -> str:
+    """Return a path on a host as scp and rsync take it, called by the one that asks."""
+    user, at, name = host.rpartition("@")
+    return quote(path) if facts.get("starts") else f"{user}{at}{f'[{name}]' if ':' in name else name}:{quote(path)}"
+
+
+def _unreachable(asking: Asking, host: str, why: str) -> Finding:
     mend = next((mend for words, mend in UNREACHABLE.items() if words in why), UNREACHABLE["Permission denied"])
-    return Finding(host, f"cannot be asked: {why}", "mpirun starts its ranks over ssh, and must not be asked for a password",
-                   f"{mend.format(host=host, name=host.rpartition('@')[2])}; look with: ssh -o BatchMode=yes {host} true")  # fmt: skip
+    name, number = host.rpartition("@")[2], asking.ports.get(host)
+    port, key = f"-p {number} " if number else "", quote(f"[{name}]:{number}") if number else name
+    mend = f"{mend.format(host=host, name=name, port=port, key=key)}; look with: ssh -o BatchMode=yes {port}{host} true"
+    return Finding(host, f"cannot be asked: {why}", "mpirun starts its ranks over ssh, and must not be asked for a password", mend)
 
 
 def _software(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
@@ -229,7 +242,12 @@ def _versions(asking: Asking, known: Mapping[str, Facts]) -> Iterator[Finding]:
             if name == "python":
                 mend = f"make its .venv with the same Python: PYTHON=python{usual} bash jobs/make-venv.sh mpi"
             elif name == "hepti_mpi":
-                mend = f"copy this folder there: rsync -a --exclude .venv {quote(asking.folder)}/ {host}:{quote(asking.folder)}/"
+                by = f"-e 'ssh -p {known[host]['port']}' " if known[host].get("port") else ""
+                source = next(other for other, said in every.items() if said == usual)
+                here, there = f"{quote(asking.folder)}/", f"{_at(host, {}, asking.folder)}/"
+                mend = f"copy this folder there: rsync -a {by}--exclude .venv {here} {there}"
+                if known[host].get("starts"):
+                    mend = f"copy the folder of {source} here: rsync -a --exclude .venv {_at(source, {}, asking.folder)}/ {here}"
             yield Finding(host, what, why if version else "a rank needs it", mend)
 
 
@@ -245,20 +263,28 @@ def _names(known: Mapping[str, Facts]) -> Iterator[Finding]:
                 yield Finding(one, f"is the same host as {other}", "its ranks would share its cores, where one rank uses them all",
                               "leave out one of the two lines of the hostfile")  # fmt: skip
             else:
-                yield Finding(one, f"calls itself {known[one]['host']}, as {other} does", "ranks of one host divide its cores, so "
-                              "both would use a part of theirs", _on(one, known[one], f"sudo hostnamectl set-hostname {one}"))  # fmt: skip
+                called, name = known[one]["host"], names.short(one)
+                if names.address(one) or name == called:
+                    name = f"{called}-{place + 1}"
+                yield Finding(one, f"calls itself {called}, as {other} does", "MPI takes them for one machine, and waits for ever",
+                              _on(one, known[one], f"sudo hostnamectl set-hostname {name}"))  # fmt: skip
+            break  # it is told once
 
 
 def _stores(asking: Asking, known: Mapping[str, Facts]) -> Iterator[Finding]:
     """Yield hosts without the store, or with another model in it than most."""
     usual = Counter(facts["store"]["hash"] for facts in known.values() if "hash" in facts["store"]).most_common(1)
-    source = next((host for host, facts in known.items() if usual and facts["store"].get("hash") == usual[0][0]), None)
+    sources = [host for host, facts in known.items() if usual and facts["store"].get("hash") == usual[0][0]]
+    source = max(sources, key=lambda host: bool(known[host].get("starts")), default=None)
     for host, facts in known.items():
         store = facts["store"]
         path = f"{asking.folder}/{store['path']}" if not store["path"].startswith("/") else store["path"]
         mend = "make one with: python -m hepti_mpi slice MODEL_FOLDER STORE"
-        if source:
-            mend = f"scp {source}:{quote(path)} {host}:{quote(path)}, or run with --weights-cache"
+        if source and asking.hostfile and known[source].get("starts"):
+            mend = f"python -m hepti_mpi push {quote(asking.store)} {quote(asking.hostfile)}, or run with --weights-cache"
+        elif source:
+            port, way = facts.get("port") or known[source].get("port"), f"{_at(source, known[source], path)} {_at(host, facts, path)}"
+            mend = f"scp {f'-P {port} ' if port else ''}{way}, or run with --weights-cache"
         if "error" in store:
             yield Finding(host, f"store {store['path']}: {store['error']}", "every rank reads its part of the weights from it", mend)
         elif usual and store.get("hash") not in (None, usual[0][0]):

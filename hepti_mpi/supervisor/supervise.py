@@ -339,8 +339,7 @@ class Supervisor:
         return host.missed < MISSED and sweep(host, self.path, self.marks, _content(state, host), self.say)
 
     def _tell_apart(self, live: Sequence[Host]) -> None:
-        """Leave out the second of two hosts that mpirun, which cuts names at their first dot, would take for one. Raises HeptiError where
-        that can be mended before anything has been answered."""
+        """Leave out the second of two hosts that mpirun, which cuts names at a dot, takes for one. Raises HeptiError before any answer."""
         seen: dict[str, Host] = {}
         for host in live:
             for name in {host.own} | (set() if host.here else {names.short(host.name)}):
@@ -349,8 +348,9 @@ class Supervisor:
                     continue
                 why = f"{other.name} and {host.name} are both {name} to mpirun"
                 if not self.going:
-                    raise HeptiError(f"{why}: if they are one machine, give it one line with slots=N, else name it by its address, or "
-                                     f"rename it with: ssh {host.login} sudo hostnamectl set-hostname NAME")  # fmt: skip
+                    way = "" if host.own == other.own else "name it by its address, or "  # no line changes what it calls itself
+                    raise HeptiError(f"{why}: if they are one machine, give it one line with slots=N, else {way}rename it with: "
+                                     + host.typed("sudo hostnamectl set-hostname NAME"))
                 lose(host, time.monotonic(), FOR_GOOD)
                 self.say(f"{why}: {host.name} is left out")
 
