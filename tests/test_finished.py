@@ -91,6 +91,23 @@ def test_a_journal_that_is_none_is_told_in_a_sentence(tmp_path):
             nothing_left(tmp_path / "a.jsonl", resume, print)
 
 
+def test_where_a_journal_cannot_be_is_told_in_a_sentence(tmp_path):
+    """It was an error of the system's."""
+    with pytest.raises(InputError, match="jsonl.journal as they come: File name too long; write to another --output$"):
+        nothing_left(tmp_path / f"{'a' * 245}.jsonl", False, print)
+
+
+def test_nobody_is_told_to_remove_answers(tmp_path, monkeypatch):
+    """A journal that another user began, or of a broken disk."""
+    def closed(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.jsonl.journal").touch()
+    monkeypatch.setattr(os, "open", closed)
+    with pytest.raises(InputError, match="jsonl.journal as they come: Permission denied; write to another --output$"):
+        nothing_left(tmp_path / "a.jsonl", True, print)
+
+
 def test_answers_never_replace_what_is_asked(tmp_path):
     (tmp_path / "x.jsonl").write_text("{}")
     (tmp_path / "link.jsonl").symlink_to("x.jsonl")

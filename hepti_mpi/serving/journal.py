@@ -115,7 +115,7 @@ def output_of(path: Path) -> str:
 
 
 def _unusable(path: Path, error: OSError) -> InputError:
-    mend = "remove it, or write" if path.exists() else "write"
+    mend = "remove it, or write" if os.path.lexists(path) and not os.path.isfile(path) else "write"  # a file may hold answers
     said = f"the answers {output_of(path)} cannot be noted in {path} as they come: {reason_of(error)}"
     return InputError(f"{said}; {mend} to another --output")
 
