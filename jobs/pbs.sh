@@ -50,7 +50,6 @@ trap 'rm -f "$hostfile" "${hostfile%.txt}.profile.json"' EXIT
 # PBS says SIGTERM some seconds before it kills: the program ends its ranks and keeps its journal, and this script waits for it.
 trap : TERM
 
-# options may not hold blanks: the supervisor is given them as one word
 launch=(
     # This mpirun (a wheel, by its absolute path, so that the nodes find it) starts its daemons over ssh.
     "$PWD/.venv/bin/mpirun"
@@ -90,4 +89,4 @@ fi
 # 2. Measure the nodes and the network between them
 "${launch[@]}" -hostfile "$hostfile" "$PWD/.venv/bin/python" -m hepti_mpi profile --weights "$store"
 # 3. Plan and run; when a node is lost, go on without it
-"$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]}" -- run --weights "$store" "${resume[@]}" "$@"
+"$PWD/.venv/bin/python" -m hepti_mpi supervise "$hostfile" --mpirun "${launch[*]@Q}" -- run --weights "$store" "${resume[@]}" "$@"

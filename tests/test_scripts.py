@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from terminals import on_a_terminal
 
+from hepti_mpi.supervisor.supervise import mpirun_words
+
 JOBS = Path(__file__).parent.parent / "jobs"
 NOTED = """#!/bin/sh
 printf '%s\\n' "${0##*/} $*" >>"$NOTES"
@@ -109,6 +111,25 @@ def test_a_job_whose_store_is_missing_makes_no_other(checkout, script, store):
     name = store or "weights/all-MiniLM-L6-v2.h5"
     told = f"error: there is no store {name}; make it with: python -m hepti_mpi slice MODEL_FOLDER {name}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told) and not (checkout / "notes").exists()
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "serve.sbatch", "pbs.sh"])
+def test_a_job_in_a_folder_with_a_blank_names_its_mpirun_whole(checkout, script):
+    """Only what stands before the blank was started."""
+    for name, text in {"scontrol": "#!/bin/sh\necho node-1\n", "ssh": "#!/bin/sh\n"}.items():
+        (checkout / ".venv/bin" / name).write_text(text)
+        (checkout / ".venv/bin" / name).chmod(0o755)
+    for name, text in {"hostfiles/nodes": "node-1\nnode-1\n", "weights/mine.h5": ""}.items():
+        (checkout / name).parent.mkdir()
+        (checkout / name).write_text(text)
+    place = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-1", "PBS_O_WORKDIR": str(checkout),
+             "PBS_JOBID": "7.server", "PBS_NODEFILE": "hostfiles/nodes", "STORE": "weights/mine.h5"}  # fmt: skip
+    place |= {"NOTES": str(checkout / "notes")}
+    done = subprocess.run(["bash", str(JOBS / script)], env=os.environ | place, capture_output=True, text=True)
+    last = (checkout / "notes").read_text().splitlines()[-1]
+    called = mpirun_words(last.partition("--mpirun ")[2].partition(" -- run")[0])
+    assert done.returncode == 0 and called[0] == f"{checkout.resolve()}/.venv/bin/mpirun"
+    assert called[1:5] == ["--map-by", "ppr:1:node", "--bind-to", "none"]
 
 
 @pytest.mark.parametrize("words, said", [

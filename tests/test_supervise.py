@@ -403,6 +403,15 @@ def test_a_launcher_that_is_not_there(tmp_path):
         watch.run()
 
 
+def test_how_a_launcher_in_a_folder_with_a_blank_is_called(tmp_path):
+    """That its first half could not be started was said, and to name the very file that had been named."""
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b/mpirun").touch()
+    named = f"{tmp_path}/a b/mpirun"
+    assert supervise.mpirun_words(named) == [named]
+    assert supervise.mpirun_words(f"'{named}' --bind-to none") == [named, "--bind-to", "none"]
+
+
 def test_hosts_that_do_not_answer(tmp_path):
     _, said, why = supervised(tmp_path, DONE, hosts=("198.51.100.1", "198.51.100.2"))  # addresses that nobody has
     assert why == "no host of the hostfile answers: 198.51.100.1, 198.51.100.2"

@@ -50,7 +50,9 @@ SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of
 
 
 def mpirun_words(called: str) -> list[str]:
-    """Return the words of how mpirun is called. Raises HeptiError."""
+    """Return the words of how mpirun is called; a file alone may have blanks in its path. Raises HeptiError."""
+    if os.path.isfile(called):
+        return [called]
     try:
         words = shlex.split(called)
     except ValueError as error:  # a quote that does not end
@@ -176,7 +178,7 @@ class Supervisor:
             )  # fmt: skip
         except OSError as error:
             own = os.path.join(sys.prefix, "bin", "mpirun")
-            why = f"{reason_of(error)}; with --mpirun give that of the Open MPI which the ranks have, which may be {own}"
+            why = f"{reason_of(error)}; with --mpirun give that of the Open MPI which the ranks have, which may be {shlex.quote(own)}"
             raise GivenUp(f"{command[0]} cannot be started: {why}") from None
         self.marks.append(f"prterun-{socket.gethostname()}-{process.pid}@")  # the daemons of this mpirun carry it
         attempt = Attempt(process)
