@@ -58,7 +58,7 @@ def test_what_is_no_json_costs_its_line(tmp_path):
     ]  # fmt: skip
     assert [item.id for item in items[:4]] == [7, None, None, "x"]
     assert [item.text for item in items] == [
-        "a", "{cat}", '{"txt": 1}', '{"text": 3, "id": "x"}', "", '{"text": NaN}', "[1]", "", '"?"',
+        "a", "{cat}", '{"txt": 1}', '{"text": 3, "id": "x"}', "", '{"text": NaN}', "[1]", " ", '"?"',
     ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_pairs(tmp_path):
         ("a", ""),
         'line 6 of x.jsonl has something else than text as "text"', 'line 7 of x.jsonl has something else than text as "text_pair"',
     ]  # fmt: skip
-    assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\na,\n")) == [("a", "b"), 'line 3 of x.csv is empty: "text_pair" is']
+    assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\na,\n")) == [("a", "b"), 'line 3 of x.csv has nothing in column "text_pair"']
     assert given(read(tmp_path, "x.csv", "text,text_pair\na,b\n", field="text")) == ["a"]
 
 
@@ -157,7 +157,7 @@ def test_tables(tmp_path):
     items = read(tmp_path, "x.csv", table)
     assert [item.origin for item in items] == [f"line {number} of x.csv" for number in (2, 5, 6, 7, 8, 9)]
     assert items[0] == Item("line 2 of x.csv", 'the "cat", sat\non the mat', id="7")
-    assert (items[1].error, items[1].id) == ("line 5 of x.csv is empty", "8")
+    assert (items[1].error, items[1].id) == ('line 5 of x.csv has nothing in column "text"', "8")
     assert items[2].error == 'line 6 of x.csv has 4 columns, the first line names 3; quote a text that holds a ","'
     assert items[3].error == 'line 7 of x.csv has no "text"'
     assert items[4].error.startswith("line 8 of x.csv is no row of a table: ',' expected after '\"'")

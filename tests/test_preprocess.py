@@ -122,11 +122,11 @@ def test_what_is_cut_off_is_marked(tmp_path):
 def test_bad_inputs_keep_their_place(tmp_path):
     (tmp_path / "x.csv").write_text("id,text\n1,the cat\n2,\n3," + "cat " * 600 + "\n4,the mat\n")
     requests = read("bert", tmp_path / "x.csv")
-    assert [request.error for request in requests] == [None, "line 3 of x.csv is empty",
+    assert [request.error for request in requests] == [None, 'line 3 of x.csv has nothing in column "text"',
                                                        "line 4 of x.csv has 602 tokens, the model takes 512; shorten it", None]  # fmt: skip
     assert [request.id for request in requests] == ["1", "2", "3", "4"] and [request.index for request in requests] == [0, 1, 2, 3]
     assert [request.rows > 0 for request in requests] == [True, False, False, True]
-    refused("bert", tmp_path / "x.csv", "line 3 of x.csv is empty")
+    refused("bert", tmp_path / "x.csv", 'line 3 of x.csv has nothing in column "text"')
     mask = np.array([[1, 1, 1, 1], [0, 0, 0, 0]])
     assert [r.error for r in read("bert", npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=mask))] == [
         None, "array 2 of x.npz: attention_mask leaves no position"]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from terminals import on_a_terminal
 
-from hepti_mpi.supervisor.supervise import mpirun_words
+from hepti_mpi.comm.launcher import mpirun_words
 
 JOBS = Path(__file__).parent.parent / "jobs"
 NOTED = """#!/bin/sh

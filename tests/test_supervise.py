@@ -19,7 +19,7 @@ from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.hosts import Host
 from hepti_mpi.comm import channel
 from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
-from hepti_mpi.comm.launcher import host_name
+from hepti_mpi.comm.launcher import host_name, mpirun_words
 from hepti_mpi.commands import main
 from hepti_mpi.commands.meter import Meter
 from hepti_mpi.commands.supervise import finish
@@ -408,8 +408,8 @@ def test_how_a_launcher_in_a_folder_with_a_blank_is_called(tmp_path):
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b/mpirun").touch()
     named = f"{tmp_path}/a b/mpirun"
-    assert supervise.mpirun_words(named) == [named]
-    assert supervise.mpirun_words(f"'{named}' --bind-to none") == [named, "--bind-to", "none"]
+    assert mpirun_words(named) == [named]
+    assert mpirun_words(f"'{named}' --bind-to none") == [named, "--bind-to", "none"]
 
 
 def test_hosts_that_do_not_answer(tmp_path):

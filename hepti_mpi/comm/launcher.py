@@ -3,6 +3,7 @@
 import io
 import os
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from hepti_mpi.comm.leavings import own_prefix
-from hepti_mpi.errors import HostError, InputError, reason_of
+from hepti_mpi.errors import HeptiError, HostError, InputError, reason_of
 
 PIPE_QUIET_SECONDS = 0.5
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
@@ -277,6 +278,19 @@ def print_past_launcher() -> None:
 
 def _is_mpirun(words: list[str]) -> bool:
     return bool(words) and os.path.basename(words[0]) in ("mpirun", "mpiexec", "prterun", "orterun")
+
+
+def mpirun_words(called: str) -> list[str]:
+    """Return the words of how mpirun is called; a file alone may have blanks in its path. Raises HeptiError."""
+    if os.path.isfile(called):
+        return [called]
+    try:
+        words = shlex.split(called)
+    except ValueError as error:  # a quote that does not end
+        raise HeptiError(f"mpirun is called {called!r}, which a shell cannot read: {str(error).lower()}") from None
+    if not words:
+        raise HeptiError("mpirun is called by an empty word; leave that out for the one that is found")
+    return words
 
 
 def launcher_hostfile() -> str | None:

@@ -32,9 +32,10 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     """
     from hepti_mpi.cluster.hosts import read_hosts
     from hepti_mpi.comm import interrupts
+    from hepti_mpi.comm.launcher import mpirun_words
     from hepti_mpi.serving.outputs import check_apart
     from hepti_mpi.supervisor.kept import Kept
-    from hepti_mpi.supervisor.supervise import Interrupted, Supervisor, mpirun_words
+    from hepti_mpi.supervisor.supervise import Interrupted, Supervisor
 
     check_alone("supervise", "HOSTFILE -- run")
     if arguments[:1] != ("run",):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hepti_mpi.cluster.hosts import Host, read_hosts
+from hepti_mpi.comm.launcher import mpirun_words
 from hepti_mpi.errors import HeptiError, ServiceError, place_of
 from hepti_mpi.serving.front import Front
 from hepti_mpi.supervisor.kept import UNKNOWN_GAIN, Known
 from hepti_mpi.supervisor.progress import State
-from hepti_mpi.supervisor.supervise import Supervisor, mpirun_words
+from hepti_mpi.supervisor.supervise import Supervisor
 from hepti_mpi.wording import counted
 
 AHEAD_SECONDS = 600.0  # of a service, which has no end, for which a host that is back is worth to be taken back

@@ -49,19 +49,6 @@ BEGIN_SECONDS = 120  # for the ranks to find each other
 SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
 
 
-def mpirun_words(called: str) -> list[str]:
-    """Return the words of how mpirun is called; a file alone may have blanks in its path. Raises HeptiError."""
-    if os.path.isfile(called):
-        return [called]
-    try:
-        words = shlex.split(called)
-    except ValueError as error:  # a quote that does not end
-        raise HeptiError(f"mpirun is called {called!r}, which a shell cannot read: {str(error).lower()}") from None
-    if not words:
-        raise HeptiError("mpirun is called by an empty word; leave that out for the one that is found")
-    return words
-
-
 class GivenUp(HeptiError):
     """The job cannot go on; the sentence says with what it was tried."""
 

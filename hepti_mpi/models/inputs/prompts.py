@@ -105,7 +105,7 @@ def read_prompts(
         raise InputError(f"{name} is empty; expected a prompt per line")
     found = []
     for place, (where, line) in enumerate(lines):
-        given: dict[str, Any] = {"input": shown(line, SHOWN)}
+        given: dict[str, Any] = {"input": shown(line, SHOWN) or line}
         try:
             values = _object(line, where) if suffix == ".jsonl" else {"prompt": _text(line, where)}
             given = _named(values) | given

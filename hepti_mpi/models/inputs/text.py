@@ -186,7 +186,7 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
         except (ValueError, RecursionError) as error:
             wrong = no_json(where, error)
         if wrong is not None:
-            items.append(Item(where, shown(line, SHOWN), error=wrong))
+            items.append(Item(where, shown(line, SHOWN) or line, error=wrong))
         elif isinstance(value, list) and len(value) == 2 and reading.field is None and reading.pair is None:
             found = True
             items.append(_of_fields({TEXT: value}, where, line, reading))
@@ -323,7 +323,7 @@ def _of_fields(values: Mapping[str, Any], where: str, line: str, reading: Readin
             what = "has something else than text as" if key in values else "has no"
             wrong = wrong or f"{where} {what} {json.dumps(key)[:100]}"
         elif cells and not value.strip():
-            wrong = wrong or f"{where} is empty" + f": {json.dumps(key)[:100]} is" * (len(wanted) > 1)
+            wrong = wrong or f"{where} has nothing in column {json.dumps(key)[:100]}"
         else:
             wrong = wrong or half_character(value, where)
         texts.append(value if isinstance(value, str) else "")
