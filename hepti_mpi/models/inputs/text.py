@@ -260,8 +260,10 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
             if len(row) > len(head):
                 quote = f"quote a text that holds a {json.dumps(delimiter)}"
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
-            lost = Item(where, shown(whole, SHOWN), error=wrong)
-            yield lost if wrong else _of_fields(dict(zip(head, row)), where, whole, reading, cells=True)
+            if wrong:
+                yield Item(where, shown(whole, SHOWN), error=wrong)
+            else:
+                yield _of_fields(dict(zip(head, row)), where, whole, reading, cells=True)
 
 
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
