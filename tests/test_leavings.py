@@ -61,7 +61,9 @@ def killed(mpirun, ranks):
 
 def let_go(*paths):
     """Wait until processes that are ending have done so: they have no memory any more a moment before."""
+    end = time.monotonic() + 60
     while any(is_used(path) for path in paths if os.path.exists(path)):
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 

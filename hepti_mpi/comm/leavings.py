@@ -93,7 +93,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def is_used(path: str) -> bool:
     """Tell whether any process has a file, or one in a folder, open or mapped, also one of another container, which is in no /proc here:
-    then there is no lease."""
+    then there is no lease, nor on a file system that knows none, where nothing is removed."""
     if os.path.isdir(path):
         return any(is_used(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
