@@ -169,6 +169,13 @@ def test_faults_that_need_two_looks():
     hosts = planted({"interfaces": {**WLAN, "eth0": board(2)["interfaces"]["eth0"]}, "ways": {"pi4-1": "10.0.1.2"}})
     [found] = findings(ASKING, hosts)
     assert "through wlan0 (by radio), not through eth0" in found.what and "10.0.0.0/24" in found.mend
+    docker = {"docker0": {"address": "172.17.0.1", "mask": "255.255.0.0", "mbit": None, "wireless": False}}
+    assert not findings(ASKING, planted({"interfaces": WLAN | docker, "ways": {"pi4-1": "10.0.1.2"}}))
+    hosts = planted({"host": "pi4-1"})
+    for facts in hosts.values():
+        facts["interfaces"] |= docker
+    [found] = findings(ASKING, hosts)
+    assert "calls itself pi4-1, as pi4-1 does" in found.what
     hosts = cluster()
     hosts["pi4-1.local"] = copy.deepcopy(hosts["pi4-1"])
     [found] = findings(ASKING, hosts)

@@ -100,7 +100,8 @@ def _unreachable(asking: Asking, host: str, why: str) -> Finding:
     mend = next((mend for words, mend in UNREACHABLE.items() if words in why), UNREACHABLE["Permission denied"])
     name, number = host.rpartition("@")[2], asking.ports.get(host)
     port, key = f"-p {number} " if number else "", quote(f"[{name}]:{number}") if number else name
-    mend = f"{mend.format(host=host, name=name, port=port, key=key)}; look with: ssh -o BatchMode=yes {port}{host} true"
+    look = f"{' Look' if mend.endswith('?') else '; look'} with: ssh -o BatchMode=yes {port}{host} true"
+    mend = mend.format(host=host, name=name, port=port, key=key) + look
     return Finding(host, f"cannot be asked: {why}", "mpirun starts its ranks over ssh, and must not be asked for a password", mend)
 
 
@@ -186,7 +187,8 @@ def _network(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
         return
     used, better = there[carrying], None
     for name, other in there.items():
-        if name != carrying and (used["wireless"] and not other["wireless"] or (other["mbit"] or 0) > (used["mbit"] or 1 << 30)):
+        promised = 0 if other["wireless"] else other["mbit"] or 0  # a bridge of Docker's, or another that leads to no board, says nothing
+        if name != carrying and promised > (0 if used["wireless"] else used["mbit"] or 1 << 30):
             better = name
     if better is not None:
         speed = f"{used['mbit']} Mbit/s" if used["mbit"] else "by radio" if used["wireless"] else "slow"
@@ -259,7 +261,7 @@ def _names(known: Mapping[str, Facts]) -> Iterator[Finding]:
             if known[one]["host"] != known[other]["host"]:
                 continue
             first, second = ({item["address"] for item in known[host]["interfaces"].values()} for host in (other, one))
-            if first & second:
+            if first and first == second:  # a bridge of Docker's has the same address on every host
                 yield Finding(one, f"is the same host as {other}", "its ranks would share its cores, where one rank uses them all",
                               "leave out one of the two lines of the hostfile")  # fmt: skip
             else:
