@@ -21,6 +21,7 @@ from hepti_mpi.comm.leavings import own_prefix
 from hepti_mpi.errors import HeptiError, HostError, InputError, reason_of
 
 PIPE_QUIET_SECONDS = 0.5
+ROOM = 1 << 20  # bytes for mpirun's files: 100 KiB were seen with two ranks
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
 PIDFD_GETFD = 438  # number of Linux's system call, on each architecture
@@ -68,6 +69,13 @@ def check_scratch() -> None:
             os.rmdir(tempfile.mkdtemp(dir=folder))
     except OSError as error:
         raise HostError(f"Open MPI can make no folder in {folder}, where TMPDIR leads: {reason_of(error)}; unset TMPDIR") from None
+
+
+def check_room() -> None:
+    """Raise HostError where mpirun would break down, with a bus error, since files that it maps find no room in its folder."""
+    folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), "/tmp")
+    if os.path.isdir(folder) and shutil.disk_usage(folder).free < ROOM:
+        raise HostError(f"mpirun needs {ROOM >> 20} MiB in {folder}, and less is free there; make room, or set TMPDIR")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from typing import IO, Any
 from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import leavings, names
 from hepti_mpi.comm.channel import ERR, OUT, STATE, for_people, print_on, told, untangled
-from hepti_mpi.comm.launcher import check_scratch, ended_with_this
+from hepti_mpi.comm.launcher import check_room, check_scratch, ended_with_this
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
 from hepti_mpi.supervisor.blame import Troubles, without_ends
@@ -150,6 +150,8 @@ class Supervisor:
 
     def _start(self, live: Sequence[Host]) -> Attempt:
         check_scratch()
+        if self.mpirun:
+            check_room()
         hostfile = self.folder / "hosts.txt"
         hostfile.write_text("".join(host.line + "\n" for host in live))
         home = {"HOME": os.path.expanduser("~")}  # without it, as in a unit of systemd that names no user, mpirun does not start
