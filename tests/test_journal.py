@@ -68,6 +68,15 @@ def test_a_line_that_was_cut_off_is_no_answer(tmp_path):
     assert journal(tmp_path).finished == {}
 
 
+def test_one_of_another_run_with_nothing_in_it_is_in_nobodys_way(tmp_path):
+    """A first try that failed before its first answer, for instance with the files of another plan, kept the next one from its output."""
+    journal(tmp_path, head=HEAD | {"source_hash": "ef"}, count=7).file.close()
+    first = journal(tmp_path)
+    first.add([1], [RESULTS[1]])
+    first.file.close()
+    assert sorted(journal(tmp_path, resume=True).finished) == [1]
+
+
 def test_progress_is_not_lost_by_forgetting_the_option(tmp_path):
     assert journal(tmp_path).finished == {}
     journal(tmp_path).add([1], [RESULTS[1]])  # nothing was in it: it may begin again

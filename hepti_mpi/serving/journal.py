@@ -212,7 +212,8 @@ class Journal:
                 data = json.loads(line)
                 if head is None:
                     head = data
-                    self._check(head, whole)
+                    if not self._is_of(head, whole):
+                        return 0
                 elif "grown" in data:
                     add_grown(self.begun, self._known(data["grown"], count))
                 else:
@@ -233,9 +234,11 @@ class Journal:
             raise ValueError("no such request")
         return items
 
-    def _check(self, head: Any, whole: Mapping[str, Any]) -> None:
+    def _is_of(self, head: Any, whole: Mapping[str, Any]) -> bool:
+        """Tell whether it is of this run; False: of another one, but with nothing in it. Raises InputError otherwise."""
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise InputError(f"{self.path} is not a journal of hepti_mpi; delete it or write to another --output")
         which = difference(head, whole)  # of which the plan is no part: a run may go on by another one
-        if which is not None:
+        if which is not None and self.file.read(1):
             raise InputError(f"journal {self.path} is of another run: {which}; delete it or write to another --output")
+        return which is None
