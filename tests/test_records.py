@@ -14,7 +14,7 @@ from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program import placement
 from hepti_mpi.program.steps import Compute, Sync
-from hepti_mpi.reporting import generation, records, tables, teams
+from hepti_mpi.reporting import generation, inspection, records, tables, teams
 
 SPEC = random_model("tiny-bert").spec
 
@@ -146,6 +146,21 @@ def test_texts_name_every_rank_and_candidate():
     assert " / -" in without and "9 texts by" in without
 
 
+def test_numbers_of_a_long_job_are_no_powers_of_ten():
+    text = {"completion_tokens": 4321000, "requests": 9, "seconds": 2500.0, "tokens_per_second": 1234.5, "ttft_seconds": 1000.0}
+    said = generation.generation_lines(text | {"all_tokens_per_second": 1728.4, "strategy": "single", "ranks": []})
+    assert said.endswith("in 41 min 40 s by single: the first token after 16 min 40 s, then 1,234 a second; 1,728 a second of all together")
+    assert "links of 400000 Mbit/s and 1000000 us" in inspection.board_lines(["pi4"], 400_000, 1e6)
+
+
+def test_times_of_weights_that_are_paged_in_say_what_they_lack():
+    """The price knows no storage."""
+    chosen = made().chosen
+    paged = replace(made(), chosen=replace(chosen, plan=replace(chosen.plan, weights_mode=("packed", "mapped", "packed"))))
+    assert records.rank_lines(paged) == records.rank_lines(made()) + (
+        "\nall times are of weights in memory; where mapped ones do not stay there, reading them from storage comes on top")
+
+
 def test_a_summary_says_how_soon_and_where():
     plan = made().chosen.plan
     record = record_of(plan) | {"output": "there.jsonl"}
@@ -257,4 +272,4 @@ def test_one_batch_has_no_median():
     lines = records.run_lines(record, made())
     assert "one batch of 9 rows: 300.0 ms, predicted 200.0 ms (1.50 x)\n" in lines and "median" not in lines and "p90" not in lines
     record["batches"]["count"] = 2
-    assert "median 300.0 ms" in records.run_lines(record, made()) and "2 batches took 0.3 s in all" in records.run_lines(record, made())
+    assert "median 300.0 ms" in records.run_lines(record, made()) and "2 batches took 0.30 s in all" in records.run_lines(record, made())

@@ -19,7 +19,7 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
     from hepti_mpi.planning import decoding, texts
     from hepti_mpi.planning.memory import cache_bytes
     from hepti_mpi.reporting import generation, records
-    from hepti_mpi.reporting.tables import size
+    from hepti_mpi.reporting.tables import duration, milliseconds, size
     from hepti_mpi.serving.chunks import CHUNK
 
     begin, chunk = time.perf_counter(), min(prompt, CHUNK)
@@ -37,8 +37,9 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
     elif chosen.decision is not None:
         SCREEN.draw(chosen.decision.chosen.plan)
         SCREEN.show("\n" + records.rank_lines(chosen.decision, SCREEN.width))
-    SCREEN.show(f"{counted(prompt, 'rows')} and {counted(tokens, 'tokens')}: {chosen.prompt_seconds + tokens * chosen.seconds:.3g} s; no "
-                f"token is added in less than {1e3 * bound:.3g} ms, all weights read once, each board at its own rate, and a latency a sum")
+    whole = duration(chosen.prompt_seconds + tokens * chosen.seconds)
+    SCREEN.show(f"{counted(prompt, 'rows')} and {counted(tokens, 'tokens')}: {whole}; no token is added in less than {milliseconds(bound)} "
+                "ms, all weights read once, each board at its own rate, and a latency a sum")
     cache = (prompt + tokens) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
     SCREEN.show(f"keys and values of these rows take {size(cache)} in {request.cache}, those of each head counted once")
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")

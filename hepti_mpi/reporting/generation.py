@@ -164,13 +164,13 @@ def stages_lines(found: Staged, hosts: Sequence[str], width: int | None = None) 
 def generation_lines(document: Mapping[str, Any]) -> str:
     """Return what people read of it."""
     made = counted(document["completion_tokens"], "tokens")
-    head, boards = f"{counted(document['requests'], 'answers')}, {made} in {document['seconds']:.3g} s", list(emulated(document))
+    head, boards = f"{counted(document['requests'], 'answers')}, {made} in {duration(document['seconds'])}", list(emulated(document))
     if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
         return "\n".join([*boards, head])
-    each = f"the first token after {document['ttft_seconds']:.3g} s, then {document['tokens_per_second']:.3g} a second"
+    each = f"the first token after {duration(document['ttft_seconds'])}, then {rate(document['tokens_per_second'])} a second"
     teams = document.get("teams", ())
     who = counted(len(teams), "teams") if teams else document.get("strategy")
-    lines = [*boards, f"{head} by {who}: {each}; {document['all_tokens_per_second']:.3g} a second of all together"]
+    lines = [*boards, f"{head} by {who}: {each}; {rate(document['all_tokens_per_second'])} a second of all together"]
     for team in teams:
         ranks = " and ".join(f"rank {rank}" for rank in team["members"])
         lines.append(f"{ranks}: {counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}")

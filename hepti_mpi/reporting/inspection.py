@@ -183,7 +183,7 @@ def board_lines(names: Sequence[str], mbit: float, latency_us: float) -> str:
     for name in dict.fromkeys(names):
         board = known[name]
         lines += [f"{name}: {board.title}", *(f"  {_figure(board, key)}: {board.sources[key]}" for key in FIGURES)]
-    lines.append(f"links of {mbit:g} Mbit/s and {latency_us:g} us; nothing of this was measured here")
+    lines.append(f"links of {mbit:.10g} Mbit/s and {latency_us:.10g} us; nothing of this was measured here")
     return "\n".join(lines)
 
 

@@ -268,7 +268,9 @@ def rank_lines(decision: Decision, width: int | None = None) -> str:
     for rank, host in enumerate(plan.hosts):
         memory = size(candidate.memory[rank]) if candidate.memory else "-"
         rows.append((f"rank {rank} on {host}", milliseconds(price.compute[rank]), milliseconds(price.wait[rank]), memory))
-    return table(("", "compute ms", "waiting ms", "memory"), rows, width)
+    on_top = "\nall times are of weights in memory; where mapped ones do not stay there, reading them from storage comes on top"
+    paged = on_top * ("mapped" in plan.weights_mode)
+    return table(("", "compute ms", "waiting ms", "memory"), rows, width) + paged
 
 
 def run_lines(record: dict[str, Any], decision: Decision | None, width: int | None = None) -> str:
@@ -314,7 +316,7 @@ def _batches(record: dict[str, Any]) -> Iterator[str]:
         yield f"one batch of {each}: {milliseconds(took)} ms, predicted {milliseconds(predicted)} ms ({took / predicted:.2f} x)"
         return
     yield (
-        f"{counted(every['count'], 'batches')} took {took:.3g} s in all, predicted {predicted:.3g} s ({took / predicted:.2f} x); "
+        f"{counted(every['count'], 'batches')} took {duration(took)} in all, predicted {duration(predicted)} ({took / predicted:.2f} x); "
         f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
     )
 
