@@ -96,7 +96,7 @@ def test_sources_that_are_not_there(tmp_path):
     refused("bert", tmp_path, "the model takes texts: .txt")
     os.mkfifo(tmp_path / "pipe.png")  # which nobody writes to: it would be waited for
     for family in ("bert", "vit"):
-        refused(family, tmp_path / "pipe.png", "pipe.png is neither a file nor a folder")
+        refused(family, tmp_path / "pipe.png", "pipe.png is neither a file nor a folder; write", "given as -")
     refused("bert", "x" * 5000 + ".txt", "cannot be read: File name too long")
     refused("bert", "-", "standard input is empty")
     refused("bert", None, "no tokenizer.json", ".npz", files={})

@@ -54,7 +54,8 @@ def check_there(path: Path) -> None:
         gone = isinstance(error, (FileNotFoundError, NotADirectoryError)) and dead_link(path) is None
         raise InputError(f"input {path} {'not found' if gone else f'cannot be read: {reason_of(error)}'}") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(f"input {path} is neither a file nor a folder; write what comes from there to a file, and give that")
+        instead = "write what comes from there to a file and give that; texts on standard input are given as -"
+        raise InputError(f"input {path} is neither a file nor a folder; {instead}")
 
 
 def parse_json(data: bytes, name: str, kind: type = dict) -> Any:
