@@ -91,6 +91,14 @@ def test_what_lives_is_left_alone_and_what_was_killed_is_not(job, tmp_path, monk
     assert not own & segments() and list(tmp_path.iterdir()) == [other]
 
 
+def test_folders_are_looked_for_where_open_mpi_makes_them(tmp_path):
+    environment = {name: value for name, value in clean().items() if name != "TMPDIR"} | {"TEMP": str(tmp_path), "TMP": "/nowhere"}
+    show = "import os; print(*os.listdir(os.environ['TEMP'])); from hepti_mpi.comm import leavings; print(leavings.scratch())"
+    words = ["mpirun", "-n", "1", "--oversubscribe", sys.executable, "-c", show]
+    said = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120).stdout.splitlines()
+    assert said[0].startswith("ompi.") and said[1] == str(tmp_path), said
+
+
 def test_what_is_fresh_stays_but_for_what_was_ended(job, tmp_path, monkeypatch):
     mpirun, ranks, own = job
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
-from hepti_mpi.comm.leavings import own_prefix
+from hepti_mpi.comm.leavings import own_prefix, scratch
 from hepti_mpi.errors import HeptiError, HostError, InputError, reason_of
 
 PIPE_QUIET_SECONDS = 0.5
@@ -73,7 +73,7 @@ def check_scratch() -> None:
 
 def check_room() -> None:
     """Raise HostError where mpirun would break down, with a bus error, since files that it maps find no room in its folder."""
-    folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), "/tmp")
+    folder = scratch()
     if os.path.isdir(folder) and shutil.disk_usage(folder).free < ROOM:
         raise HostError(f"mpirun needs {ROOM >> 20} MiB in {folder}, and less is free there; make room, or set TMPDIR")
 

@@ -28,14 +28,14 @@ def own_prefix() -> str:
 
 def session_folder(mpirun: int) -> str:
     """Return the folder of an mpirun on this host, by its process number."""
-    return os.path.join(_scratch(), f"ompi.{mpirun}")
+    return os.path.join(scratch(), f"ompi.{mpirun}")
 
 
 def leavings(had: str = "") -> dict[str, int]:
     """Return the segments and folders of this user and host that no living process has, and the bytes of each. Of what is fresh only
     what is in `had`: what processes had mapped that were ended, and that may take a moment to let go of it."""
     found = {}
-    for folder, is_left in ((MEMORY, _is_segment), (_scratch(), _is_folder)):
+    for folder, is_left in ((MEMORY, _is_segment), (scratch(), _is_folder)):
         for entry in _entries(folder):
             try:
                 status, ended = entry.stat(follow_symlinks=False), f"{entry.path}/" in had or f"{entry.path}\n" in had
@@ -68,8 +68,9 @@ def remove(had: str = "") -> None:
             pass
 
 
-def _scratch() -> str:
-    return os.environ.get("TMPDIR") or "/tmp"
+def scratch() -> str:
+    """Return where Open MPI makes its session folders."""
+    return next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), "/tmp")
 
 
 def _entries(folder: str) -> "list[os.DirEntry[str]]":

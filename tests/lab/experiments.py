@@ -124,7 +124,7 @@ def drift(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _slowly(options: argparse.Namespace) -> Cluster:
-    return cluster_named("mixed4").in_slow_motion(options.slow or 1)
+    return cluster_named("mixed4").in_slow_motion(1 if options.slow is None else options.slow)
 
 
 def _best_fixed(weights: Path, source: Path, cluster: Cluster, folder: Path) -> dict[str, float]:
