@@ -314,6 +314,14 @@ def test_a_processor_that_config_names(tmp_path):
     refused(folder, "the image processor NoneOfAll is not supported")
 
 
+def test_a_config_of_timm_names_no_processor(tmp_path):
+    """By pretrained_cfg AutoImageProcessor looks for the kind in config.json, and pictures of CLIP were prepared as those of ViT."""
+    folder = Path(shutil.copytree(GOLDEN / "vit", tmp_path / "vit"))
+    for value in ({"mean": [0, 0, 0]}, None):
+        edit(folder / "config.json", pretrained_cfg=value)
+        refused(folder, f"config.json: pretrained_cfg is {value!r}", "the kind of image processor that preprocessor_config.json names")
+
+
 def test_heads_of_a_qwen2_as_wide_as_config_says(tmp_path):
     """It is a Llama with biases of Q, K and V, whatever the width of its heads; transformers reads head_dim, too."""
     folder = write_folder("qwen2", tmp_path)
@@ -480,6 +488,16 @@ def test_two_names_of_one_weight(bert):
 def test_adapters_are_refused(bert):
     (bert / "adapter_config.json").write_text("{}")
     refused(bert, "adapter_config.json: an adapter", "merge_and_unload")
+
+
+def test_parts_of_a_distributed_checkpoint_beside_the_weights(bert):
+    """transformers reads both, and which of two tensors of one name counts is left to the order of the files in the folder."""
+    shutil.copy(bert / "model.safetensors", bert / "shard-00001-model-00001-of-00002.safetensors")
+    refused(bert, "has shard-00001-model-00001-of-00002.safetensors, a part of a distributed checkpoint", "save_pretrained")
+    (bert / "model.safetensors").unlink()
+    refused(bert, "a part of a distributed checkpoint")
+    (bert / "shard-00001-model-00001-of-00002.safetensors").rename(bert / "shard-1.safetensors")
+    refused(bert, "neither model.safetensors nor")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json", "tokenizer.json",

@@ -1,6 +1,7 @@
 """The tokenizer files of a folder, against what AutoTokenizer of transformers makes of them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,21 @@ def test_who_ends_the_program_is_no_fault_of_a_text(reason, expected):
     """Ctrl-C during a call of the library was an error of that text, and noted in the journal as its answer."""
     with pytest.raises(expected):
         guarded(lambda: (_ for _ in ()).throw(reason), InputError("line 1 cannot be tokenised"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "tiktoken.model", "tekken.json"])
+def test_another_vocabulary_beside_the_one_of_words(tmp_path, name):
+    """Without tokenizer.json transformers takes such a file for the vocabulary, whatever vocab.txt says."""
+    folder = Path(shutil.copytree(Path(__file__).parent / "golden" / "bert", tmp_path / "m"))
+    words = sorted((vocabulary := json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]), key=vocabulary.get)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / name).write_text("")
+    assert read_model(folder).files["tokenizer.json"]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=f"has {name} and no tokenizer.json, so that transformers takes it for the vocabulary; move it"):
+        read_model(folder)
+    (folder / name).unlink()
+    assert read_model(folder).files["tokenizer.json"]
 
 
 def test_types_that_would_become_words_are_refused(tmp_path):

@@ -152,6 +152,7 @@ MODULES: dict[str, Table] = {
     "LayerNorm": honoured("dimension"),
     "Dropout": without("dropout"),
 }
+TIMM = "by it transformers passes over the kind of image processor that preprocessor_config.json names"
 CUSTOM = "it names code of the folder, which is never run; the class that transformers itself has may answer differently"
 # config.json of a BERT, ViT or DeiT. What the models of transformers 5 do not read has no influence: training, generation, other
 # libraries, other families. A key that nobody knows is refused all the same: whoever wrote it may have meant another model
@@ -163,6 +164,7 @@ CONFIG = {
     **honoured("image_processor_type"),
     **refused("auto_map", CUSTOM, (None, {}, [])),
     **refused("quantization_config compression_config", "weights are read as they are, in float", (None, {})),
+    **refused("pretrained_cfg", TIMM, ()),
     **refused("pruned_heads", "heads of which a layer lacks some are not supported", (None, {}, [])),
     **refused("per_layer_config layer_types sliding_window", "all layers have to be alike and see all tokens", (None, {}, [])),
     **refused("is_encoder_decoder is_causal", "only encoders are supported"),

@@ -6,6 +6,7 @@ and no plan.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -22,7 +23,7 @@ from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import UNLIMITED, Sentence, read_sentence, whole_number
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
-from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
+from hepti_mpi.models.checkpoints.tokenizing import JSON, Built, build_tokenizer
 from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind, spec_of
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
@@ -33,6 +34,7 @@ from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 KEPT_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 PROCESSORS = (*KEPT_FILES[1:], "video_preprocessor_config.json")  # which name a class that sentence-transformers would load
+VOCABULARIES = r"tekken\.json|tokenizer\.model|tiktoken\.model"  # source: transformers, PreTrainedTokenizerBase.from_pretrained
 # values of model_name by which transformers passes over tokenizer_class. Source: models/auto/tokenization_auto.py of 5.23
 MISNAMED = """arctic chatlm ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax hyperclovax_vlm hyperclovax_vision_v2 internlm2 internlm3
 iquestcoder jamba llava llava_next minicpm3 minicpmv minimax_m2 modernbert modernbert-decoder molmo molmo2 nemotron nvfp4 opencua openvla
@@ -67,6 +69,7 @@ def read_model(source: Path) -> ModelFiles:
     if family.resized:
         config = sized(config, files)
     texts = {name: read_small(base / name) for name in TOKENIZER_FILES if is_file(base / name)}
+    refuse_vocabularies(source, texts)
     kind = class_named(family, config, texts)
     built = build_tokenizer(texts, kind, sentence.changes if sentence else None, family.other_tokenizers)
     files |= built.files
@@ -119,6 +122,14 @@ def refuse_processors(source: Path) -> None:
         if named:
             why = "which sentence-transformers would load; a model of texts has none"
             raise ModelError(f"{name}: processor_class is {named!r:.60}, {why}")
+
+
+def refuse_vocabularies(source: Path, texts: Mapping[str, bytes]) -> None:
+    """Raise ModelError where transformers would take another vocabulary than the one that there is in place of a tokenizer.json."""
+    found = min((path.name for path in source.glob("*") if re.search(VOCABULARIES, path.name)), default=None)
+    if texts and JSON not in texts and found:
+        hint = "move it away, or save the tokenizer with transformers' AutoTokenizer"
+        raise ModelError(f"{source} has {shown(found)} and no {JSON}, so that transformers takes it for the vocabulary; {hint}")
 
 
 def class_named(family: Family, config: Mapping[str, Any], texts: Mapping[str, bytes]) -> object:

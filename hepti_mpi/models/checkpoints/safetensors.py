@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # NumPy has no bfloat16: its bits are the upper half of a float32
 HEADER_LIMIT = 32 << 20  # bytes
+DISTRIBUTED = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # source: transformers 5.23, distributed/checkpoint.py
 PICKLE = "pytorch_model.bin"
 CONVERT = (  # makes SINGLE of PICKLE
     "import torch, safetensors.torch as s; d = torch.load('pytorch_model.bin', 'cpu', weights_only=True); "
@@ -127,6 +129,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 def find_files(folder: Path) -> dict[str, set[str] | None]:
     """Return file name -> the tensors its index promises (None without an index). Raises ModelError."""
+    part = min((path.name for path in folder.glob("shard-*") if re.fullmatch(DISTRIBUTED, path.name)), default=None)
+    if part is not None:
+        hint = "load the folder with transformers and call save_pretrained, or move such files away to go without them"
+        raise ModelError(f"{folder} has {part}, a part of a distributed checkpoint, which transformers reads before {SINGLE}; {hint}")
     if is_file(folder / SINGLE):
         return {SINGLE: None}
     if not is_file(folder / INDEX):
