@@ -118,7 +118,12 @@ passed "a job array"
 
 noted() { cat "$folder/$1.answers.jsonl.journal" 2>/dev/null | wc -l; } # lines of a journal
 words() { echo "jobs/slurm.sbatch --input $folder/$1.jsonl --output $folder/$1.answers.jsonl --batch-rows 1"; }
-job=$(submit --time=1 "$(words long)") # minutes
+job=$(submit --time=60 "$(words long)") # minutes
+until [ "$(noted long)" -gt 1 ]; do
+    on "$first" "squeue --noheader --jobs $job" | grep -q . || fail "job $job noted no answer: $(tail -n 20 "$folder/job-$job.out")"
+    sleep 0.2
+done
+on "$first" "scontrol update JobId=$job TimeLimit=1" # now that there is something to go on with, however slow the machine is
 state=$(finish "$job")
 [ "$state" = TIMEOUT ] && [ ! -e "$folder/long.answers.jsonl" ] || fail "job $job was not cut off: $state"
 left=$(noted long)
