@@ -40,7 +40,7 @@ def board(number):
         "mpiruns": [str(Path(PYTHON).parent / "mpirun"), "/usr/bin/mpirun"], "settings": {}, "cores": 4, "affinity": 4,
         "memory": 4 << 30, "memory_free": 3 << 30, "disk_free": {"/home/pi/hepti": 8 << 30, "/tmp": 2 << 30}, "clock": 1.0, "skew": 0.0,
         "celsius": 51.5, "throttled": 0, "governor": "ondemand", "governor_of": "cpufreq-dt", "ways": others,
-        "interfaces": {"eth0": {"address": f"10.0.0.{number}", "mask": "255.255.255.0", "mbit": 1000, "wireless": False}},
+        "interfaces": {"eth0": {"address": f"10.0.0.{number}", "mask": "255.255.255.0", "ipv6": [], "mbit": 1000, "wireless": False}},
         "store": {"path": "weights/m.h5", "hash": "a" * 64, "bytes": 90 << 20}, "starts": number == 1,
     }  # fmt: skip
 
@@ -49,7 +49,7 @@ def cluster():
     return {f"pi4-{number}": board(number) for number in range(1, 5)}
 
 
-WLAN = {"wlan0": {"address": "10.0.1.2", "mask": "255.255.255.0", "mbit": None, "wireless": True}}
+WLAN = {"wlan0": {"address": "10.0.1.2", "mask": "255.255.255.0", "ipv6": [], "mbit": None, "wireless": True}}
 
 
 def planted(changes, host="pi4-2"):
@@ -169,7 +169,7 @@ def test_faults_that_need_two_looks():
     hosts = planted({"interfaces": {**WLAN, "eth0": board(2)["interfaces"]["eth0"]}, "ways": {"pi4-1": "10.0.1.2"}})
     [found] = findings(ASKING, hosts)
     assert "through wlan0 (by radio), not through eth0" in found.what and "10.0.0.0/24" in found.mend
-    docker = {"docker0": {"address": "172.17.0.1", "mask": "255.255.0.0", "mbit": None, "wireless": False}}
+    docker = {"docker0": {"address": "172.17.0.1", "mask": "255.255.0.0", "ipv6": [], "mbit": None, "wireless": False}}
     assert not findings(ASKING, planted({"interfaces": WLAN | docker, "ways": {"pi4-1": "10.0.1.2"}}))
     hosts = planted({"host": "pi4-1"})
     for facts in hosts.values():
@@ -282,8 +282,32 @@ def test_what_is_told():
 
 
 def test_networks():
-    assert network({"address": "192.168.7.9", "mask": "255.255.252.0"}) == "192.168.4.0/22"
+    assert network({"address": "192.168.7.9", "mask": "255.255.252.0"}) == "192.168.4.0/22" and network({"address": None}) is None
     assert carrier(board(1)) == "eth0" and carrier(board(1) | {"ways": {}}) is None
+
+
+def newer(number):
+    """A board whose cable has IPv6 addresses only."""
+    cable = {"address": None, "mask": None, "ipv6": [f"fd00::{number}"], "mbit": 1000, "wireless": False}
+    ways = {f"fd00::{other}": f"fd00::{number}" for other in range(1, 5) if other != number}
+    return board(number) | {"interfaces": {"eth0": cable}, "ways": ways}
+
+
+def test_links_of_boards_that_have_ipv6_addresses_only():
+    """Nothing was said of them."""
+    hosts = {f"fd00::{number}": newer(number) for number in range(1, 5)}
+    assert not findings(ASKING, hosts) and carrier(newer(1)) == "eth0"
+    assert host_lines(hosts).splitlines()[1].endswith("eth0  1000 (nominal)") and "btl_tcp" not in recommended(ASKING, hosts, "h.txt")[0]
+    for facts in hosts.values():
+        facts["interfaces"] |= WLAN | {"eth0": newer(1)["interfaces"]["eth0"]}
+        facts["ways"] = {"fd00::9": "10.0.1.2"}
+    told = findings(ASKING, hosts)[-1]
+    assert "through wlan0 (by radio), not through eth0" in told.what and "btl_tcp_if_include eth0" in told.mend  # no network of IPv6 there
+    assert "is the same host" in findings(ASKING, {"fd00::1": newer(1), "pi4-1": newer(1)})[0].what
+
+
+def test_the_way_to_an_ipv6_address():
+    assert own.ways(["::1", "127.0.0.1", "no such name"]) == {"::1": "::1", "127.0.0.1": "127.0.0.1"}
 
 
 def test_facts_of_this_host(tmp_path):

@@ -142,26 +142,44 @@ def _throttled() -> int | None:
 
 
 def _interfaces() -> dict[str, dict[str, Any]]:
-    """Return the interfaces that are up and have an IPv4 address, other than the loopback: address, mask, Mbit/s and whether by radio."""
+    """Return the interfaces that are up and have an address, other than the loopback: IPv4 address and mask, None where there is none,
+    IPv6 addresses, Mbit/s and whether by radio."""
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+
+        def asked(number: int, name: str) -> bytes:
+            return fcntl.ioctl(asking.fileno(), number, struct.pack("256s", name.encode()[:15]))[16:24]
+
+        newer = _newer_addresses()
         for _, name in socket.if_nameindex():
-            request, folder = struct.pack("256s", name.encode()[:15]), Path("/sys/class/net") / name
+            folder, address, mask = Path("/sys/class/net") / name, None, None
             try:
-                address, mask = (fcntl.ioctl(asking.fileno(), number, request)[20:24] for number in (ADDRESS, MASK))
-                (flags,) = struct.unpack("H", fcntl.ioctl(asking.fileno(), FLAGS, request)[16:18])
+                (flags,) = struct.unpack("H", asked(FLAGS, name)[:2])
+                address, mask = (socket.inet_ntoa(asked(number, name)[4:]) for number in (ADDRESS, MASK))
             except OSError:
-                continue
+                if name not in newer:
+                    continue
             if name == "lo" or not flags & RUNNING:
                 continue
             speed = _text(folder / "speed").strip()
             found[name] = {
-                "address": socket.inet_ntoa(address),
-                "mask": socket.inet_ntoa(mask),
+                "address": address,
+                "mask": mask,
+                "ipv6": newer.get(name, []),
                 # virtual ones say some speed
                 "mbit": int(speed) if speed.isdigit() and (folder / "device").exists() else None,
                 "wireless": (folder / "wireless").exists() or name.startswith("wl"),
             }
+    return found
+
+
+def _newer_addresses() -> dict[str, list[str]]:
+    """Return the IPv6 addresses of each interface, without those that only its own network knows."""
+    found: dict[str, list[str]] = {}
+    for line in _text(Path("/proc/net/if_inet6")).splitlines():
+        address, _, _, scope, _, name = line.split()
+        if scope == "00":
+            found.setdefault(name, []).append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address)))
     return found
 
 
@@ -179,12 +197,17 @@ def ways(hosts: list[str]) -> dict[str, str]:
 
 
 def _way(host: str, found: dict[str, str]) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        try:
-            way.connect((host, 9))  # sends nothing
-            found[host] = way.getsockname()[0]
-        except OSError:
-            pass
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind) as way:
+                try:
+                    way.connect(address)  # sends nothing
+                    found[host] = way.getsockname()[0]
+                    return
+                except OSError:
+                    continue
+    except OSError:  # a name that is not known, or IPv6 on a host without it
+        pass
 
 
 def _store(path: Path) -> dict[str, Any]:

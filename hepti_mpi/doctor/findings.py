@@ -194,7 +194,7 @@ def _network(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
         speed = f"{used['mbit']} Mbit/s" if used["mbit"] else "by radio" if used["wireless"] else "slow"
         yield Finding(host, f"reaches the others through {carrying} ({speed}), not through {better}", "exchanges take as long as the "
                       "slowest link", f"let the names of the hosts mean addresses in the network of {better}, or: mpirun --mca "
-                      f"btl_tcp_if_include {network(there[better])}")  # fmt: skip
+                      f"btl_tcp_if_include {network(there[better]) or better}")  # fmt: skip
     rate = facts.get("bytes_per_second")
     if rate and used["mbit"] and rate * 8e-6 * SLOW_WIRE < used["mbit"]:
         yield Finding(host, f"{carrying} should carry {used['mbit']} Mbit/s and carries {rate * 8e-6:.0f}", "exchanges take as long as the "
@@ -203,14 +203,19 @@ def _network(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
 
 def carrier(facts: Facts) -> str | None:
     """Return the interface by which a host reaches the most others, None where it is not known."""
-    own = {item["address"]: name for name, item in facts["interfaces"].items()}
+    own = _addresses(facts)
     used = Counter(own[address] for address in facts["ways"].values() if address in own)
     return used.most_common(1)[0][0] if used else None
 
 
-def network(interface: Mapping[str, Any]) -> str:
-    """Return the network of an interface as Open MPI wants it: 10.0.0.0/24."""
-    return str(ip_interface(f"{interface['address']}/{interface['mask']}").network)
+def _addresses(facts: Facts) -> dict[str, str]:
+    """Return the addresses of a host, and the interface of each."""
+    return {one: name for name, item in facts["interfaces"].items() for one in (item["address"], *item["ipv6"]) if one}
+
+
+def network(interface: Mapping[str, Any]) -> str | None:
+    """Return the network of an interface as Open MPI wants it, 10.0.0.0/24; None where there is IPv6 only, which it takes by name."""
+    return interface["address"] and str(ip_interface(f"{interface['address']}/{interface['mask']}").network)
 
 
 def _inside(address: str, wanted: str) -> bool:
@@ -260,7 +265,7 @@ def _names(known: Mapping[str, Facts]) -> Iterator[Finding]:
         for other in hosts[:place]:
             if known[one]["host"] != known[other]["host"]:
                 continue
-            first, second = ({item["address"] for item in known[host]["interfaces"].values()} for host in (other, one))
+            first, second = (_addresses(known[host]).keys() for host in (other, one))
             if first and first == second:  # a bridge of Docker's has the same address on every host
                 yield Finding(one, f"is the same host as {other}", "its ranks would share its cores, where one rank uses them all",
                               "leave out one of the two lines of the hostfile")  # fmt: skip
@@ -352,7 +357,7 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str 
     and the same as texts of files by name: a hostfile, parameters of Open MPI and of its launcher, and a batch script. Without a hostfile
     one host needs no mpirun, and several are named."""
     usable = {name: facts for name, facts in hosts.items() if isinstance(facts, dict) and facts["bits"] == 64}
-    networks = [{network(item): name for name, item in facts["interfaces"].items()} for facts in usable.values()]
+    networks = [{one: name for name, item in facts["interfaces"].items() if (one := network(item))} for facts in usable.values()]
     common = [one for one in (networks[0] if networks else ()) if all(one in each for each in networks)]
     common.sort(key=lambda one: sum(each[one] != carrier(facts) for each, facts in zip(networks, usable.values())))
     settings: dict[str, str] = {}
