@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,6 +119,21 @@ def read_document(
         raise failure(f"{path} is not JSON; {again}") from None
     if not isinstance(data, dict) or data.get("format") not in forms:
         raise failure(f"{path} is not a {kind} of hepti_mpi; {again}")
-    if version is not None and data.get("format_version") != version:
-        raise failure(f"{path} has format version {data.get('format_version')!r}, this program reads {version}; {again}")
+    if version is not None:
+        check_version(path, data.get("format_version"), version, failure, again)
     return data
+
+
+def check_version(path: Path, found: object, version: int, failure: type[HeptiError], again: str) -> None:
+    """Raise `failure` where the version that was found, None where there is none, is another one than this program reads."""
+    if found != version:
+        raise failure(f"{path} has {version_said(found)}, this program reads {version}; {again}")
+
+
+def version_said(found: object) -> str:
+    """Return what is said of a version.
+
+    >>> version_said(2), version_said(None)
+    ('format version 2', 'no format version')
+    """
+    return "no format version" if found is None else f"format version {reprlib.repr(found)}"

@@ -43,7 +43,7 @@ DAMAGED = [
     ("7", "not a plan"),
     ('{"format": "hepti-profile"}', "not a plan"),
     (document(PLAN.to_json(), format_version=1), "format version 1, this program reads 2; make it with: python -m hepti_mpi plan --output"),
-    (document(PLAN.to_json(), format_version=None), "format version None"),
+    (document(PLAN.to_json(), format_version=None), "has no format version"),
     (document(PLAN.to_json(), teams=[]), "damaged"),
     (document(PLAN.to_json(), teams=[[]]), "damaged"),
     (document(PLAN.to_json(), teams=[[{"members": [0], "plan": 7}]]), "damaged"),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hepti_mpi.documents import read_document, write_document
+from hepti_mpi.documents import check_version, read_document, write_document
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.wording import counted
 
@@ -279,17 +279,18 @@ def _said(name: str, version: str | None) -> str:
 def load_all(path: Path) -> list[ClusterProfile]:
     """Read the profiles of a file, the last measured last. Raises ProfileError when it is missing, damaged, or of another format."""
     data = read_document(path, (FORMAT, FILE_FORMAT), None, ProfileError, AGAIN)
-    version = data.get("format_version")
-    if data["format"] == FILE_FORMAT and version != FILE_VERSION:
-        raise ProfileError(f"{path} has format version {version!r}, this program reads {FILE_VERSION}; {AGAIN}")
+    if data["format"] == FILE_FORMAT:
+        check_version(path, data.get("format_version"), FILE_VERSION, ProfileError, AGAIN)
     try:
         entries = [data] if data["format"] == FORMAT else list(data["profiles"])
-        found = [from_json(entry) for entry in entries if entry["format_version"] == FORMAT_VERSION]
+        versions = [entry.get("format_version") for entry in entries]
+        found = [from_json(entry) for entry, version in zip(entries, versions) if version == FORMAT_VERSION]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ProfileError(f"profile {path} is damaged: {error!r}; {AGAIN}") from None
+    if not versions:
+        raise ProfileError(f"profile {path} has no entries; {AGAIN}")
     if not found:
-        version = entries[-1]["format_version"] if entries else None
-        raise ProfileError(f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; {AGAIN}")
+        check_version(path, versions[-1], FORMAT_VERSION, ProfileError, AGAIN)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi.cluster.profile import EMULATION
+from hepti_mpi.documents import version_said
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.program.plan import WIRES
 from hepti_mpi.reporting.tables import shortened
@@ -228,7 +229,7 @@ def _bench(line: _Line, pending: Sequence[tuple[str, _Line]]) -> Bench:
     """Build a bench of its last line and those before it."""
     version = line.data.get("format_version")
     if version != FORMAT_VERSION:
-        raise line.fail(f"has format version {_shown(version)}, this program reads {FORMAT_VERSION}")
+        raise line.fail(f"has {version_said(version)}, this program reads {FORMAT_VERSION}")
     found: dict[str, dict[str, list[_Line]]] = {"method": {}, "request": {}, "timeline": {}}
     methods = line.inside("methods")
     for kind, item in pending:
