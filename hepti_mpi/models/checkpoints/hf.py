@@ -22,8 +22,9 @@ from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
 from hepti_mpi.models.checkpoints.sentence import UNLIMITED, Sentence, read_sentence, whole_number
+from hepti_mpi.models.checkpoints.tokenizerclasses import JSON
 from hepti_mpi.models.checkpoints.tokenizing import FILES as TOKENIZER_FILES
-from hepti_mpi.models.checkpoints.tokenizing import JSON, Built, build_tokenizer
+from hepti_mpi.models.checkpoints.tokenizing import Built, build_tokenizer
 from hepti_mpi.models.families.family import Family, Task, class_labels, integer, score_kind, spec_of
 from hepti_mpi.models.families.imports import check_untied, match, plain_names, stored
 from hepti_mpi.models.families.registry import FAMILIES, choose_task
