@@ -12,7 +12,7 @@ from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.tokenizerclasses import KINDS, tokenizer_kind
-from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer, number_of
+from hepti_mpi.models.checkpoints.tokenizing import FILES, build_tokenizer, number_of, run_settings
 from hepti_mpi.models.families.registry import FAMILIES
 from hepti_mpi.models.inputs.tokens import Tokens, guarded
 
@@ -280,6 +280,21 @@ def test_who_ends_the_program_is_no_fault_of_a_text(reason, expected):
     """Ctrl-C during a call of the library was an error of that text, and noted in the journal as its answer."""
     with pytest.raises(expected):
         guarded(lambda: (_ for _ in ()).throw(reason), InputError("line 1 cannot be tokenised"))
+
+
+def test_classes_pad_where_transformers_has_them():
+    """Llama's and Gemma's pad in front where no file says: beside a longer text a BERT with such a tokenizer answered otherwise."""
+    sides = {name: [json.loads(run_settings(said, kind))["padding_side"] for said in ({}, {"padding_side": "right"})]
+             for name, kind in KINDS.items()}  # fmt: skip
+    assert {name for name, side in sides.items() if side == ["left", "right"]} == {"LlamaTokenizer", "GemmaTokenizer"}
+    assert all(side in (["left", "right"], ["right", "right"]) for side in sides.values())
+
+
+def test_a_class_that_takes_its_file_as_it_is():
+    """ConvBERT's is called as BERT's are, and takes normalizer and the rest of tokenizer.json over: a cased text was another one."""
+    for name in ("ConvBertTokenizer", "ConvBertTokenizerFast"):
+        with pytest.raises(ModelError, match=f"tokenizer_class '{name}' is not supported"):
+            tokenizer_kind(name, {"tokenizer.json": b"{}"})
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "tiktoken.model", "tekken.json"])

@@ -35,7 +35,7 @@ class Kind:
     `marks`: its special tokens by default.
     `inputs`: what it gives the model by default. `build`: makes the tokenizer without added tokens, given settings and files.
     `frame`: sets what is put around texts, last of all. `files`: those that do without tokenizer.json.
-    `extra`: special tokens besides the marks, where no file names any.
+    `extra`: special tokens besides the marks, where no file names any. `side`: where it pads, where no file says.
     """
 
     marks: Mapping[str, str | None]
@@ -44,6 +44,7 @@ class Kind:
     frame: Callable[[Tokenizer, Settings], None]
     files: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    side: str = "right"
 
 
 def tokenizer_kind(name: object, files: Mapping[str, bytes]) -> Kind:
@@ -284,7 +285,7 @@ QWEN_MARKS = {"unk_token": END, "eos_token": END, "pad_token": END}
 LLAMA_MARKS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 GEMMA_MARKS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
 KINDS = {
-    **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "ConvBertTokenizer"), BERT),
+    **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"), BERT),
     "DistilBertTokenizer": replace(BERT, inputs=UNTYPED),
     "RobertaTokenizer": Kind(XLM_MARKS, UNTYPED, byte_level, frame_roberta, (WORDS, MERGES)),
     "MPNetTokenizer": Kind(XLM_MARKS | {"unk_token": "[UNK]"}, UNTYPED, mpnet, frame_roberta, (VOCAB,)),
@@ -293,7 +294,7 @@ KINDS = {
     "GPT2Tokenizer": Kind(GPT2_MARKS, UNTYPED, gpt2, frame_ends, (WORDS, MERGES)),
     "GPTNeoXTokenizer": Kind(GPT2_MARKS | {"pad_token": "<|padding|>"}, UNTYPED, gpt_neox, frame_ends, (WORDS, MERGES)),
     "Qwen2Tokenizer": Kind(QWEN_MARKS, UNTYPED, qwen2, frame_qwen2, (WORDS, MERGES)),
-    "LlamaTokenizer": Kind(LLAMA_MARKS, UNTYPED, llama, frame_ends),
-    "GemmaTokenizer": Kind(GEMMA_MARKS, UNTYPED, gemma, frame_ends),
+    "LlamaTokenizer": Kind(LLAMA_MARKS, UNTYPED, llama, frame_ends, side="left"),
+    "GemmaTokenizer": Kind(GEMMA_MARKS, UNTYPED, gemma, frame_ends, side="left"),
     **dict.fromkeys(("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"), ANY),
 }

@@ -122,7 +122,7 @@ def run_settings(settings: Settings, kind: Kind) -> bytes:
     """Return the tokenizer_config.json of a store: what tokenizer.json cannot say. Raises ModelError."""
     kept: dict[str, Any] = {key: str(settings[key]) if settings.get(key) else None for key in ("mask_token", "unk_token")}
     kept |= {"model_input_names": settings.get("model_input_names", kind.inputs)}
-    kept |= {"truncation_side": settings.get("truncation_side", "right"), "padding_side": settings.get("padding_side", "right")}
+    kept |= {"truncation_side": settings.get("truncation_side", "right"), "padding_side": settings.get("padding_side", kind.side)}
     kept |= {"split_special_tokens": settings.get("split_special_tokens", False)}
     kept |= {"model_max_length": settings.get("model_max_length", settings.get("max_len"))}
     for key in ("truncation_side", "padding_side"):
