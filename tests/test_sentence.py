@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoders import write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from hepti_mpi.errors import ModelError
+from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.sentence import refuse_remains, tokenizer_changes
+from hepti_mpi.models.families.nomicbert import nomic_fields
 from hepti_mpi.models.inputs.requests import text_requests
 from hepti_mpi.models.inputs.text import Item
 from hepti_mpi.models.reference import forward
@@ -377,24 +379,40 @@ def test_any_value(folder, name, data):
         assert "\n" not in str(error)
 
 
-PADDED_IN_FRONT = [
-    ("1_Pooling/config.json", {"pooling_mode": "cls"}, "with pooling cls"),
-    ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "with pooling weightedmean"),
-    ("1_Pooling/config.json", {"include_prompt": False}, "with a prompt that is left out"),
-    ("1_Pooling/config.json", {"pooling_mode": "mean"}, None),
+PADDED_IN_FRONT = [  # and the first numbers of an embedding by SentenceTransformer of 6.2, beside longer texts as by itself
+    ({"pooling_mode": "cls"}, [0.09058, 0.39891, 0.06685, -0.03106]),
+    ({"pooling_mode": "weightedmean"}, [0.12981, 0.40953, 0.01365, -0.09974]),
+    ({"pooling_mode": "cls", "include_prompt": False}, [0.09515, 0.52159, 0.08367, -0.12714]),
+    ({"pooling_mode": "weightedmean", "include_prompt": False}, [0.129, 0.38362, 0.0173, -0.10929]),
+    ({"pooling_mode": "mean", "include_prompt": False}, [0.12454, 0.41393, 0.01817, -0.11128]),
 ]
 
 
-@pytest.mark.parametrize("file, change, words", PADDED_IN_FRONT, ids=lambda value: str(value)[:40])
-def test_padding_in_front_where_only_distances_count(tmp_path, file, change, words):
+@pytest.mark.parametrize("change, wanted", PADDED_IN_FRONT, ids=str)
+def test_padding_in_front_where_only_distances_count(tmp_path, change, wanted):
     folder = Path(shutil.copytree(GOLDEN / "qwen3_embedding", tmp_path / "qwen3"))
-    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
-    if words is None:
-        spec = read_model(folder).spec
-        assert not spec.generates and spec.pooling == "mean" and spec.options["prompt"] == "query : "
-        return
-    with pytest.raises(ModelError, match=words):
-        read_model(folder)
+    path = folder / "1_Pooling/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    model = read_model(folder)
+    assert not model.spec.generates and model.spec.options["prompt"] == "query : "
+    np.testing.assert_allclose(embeddings(model, ["the cat sat"])[0][:4], wanted, atol=2e-5)
+
+
+def test_texts_are_cut_off_where_sentence_transformers_does(tmp_path):
+    """At max_position_embeddings, not where longrope's factors of short texts end: longer ones were cut off there, and are refused."""
+    folder = write_folder("phi3", tmp_path)
+    for name in ("modules.json", "1_Pooling/config.json", "tokenizer.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(GOLDEN / "qwen3_embedding" / name, folder / name)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>", "model_max_length": 1000}))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    model = read_model(folder)
+    assert (model.spec.positions, model.spec.options["max_tokens"]) == (64, 128)
+    with pytest.raises(InputError, match="has 71 tokens, the model takes 64"):
+        text_requests(model.spec, model.files, [Item("a line", "the " * 70)], strict=True)
+    said = {"n_embd": 40, "n_positions": 8192, "model_type": "nomic_bert", "num_attention_heads": 4}
+    assert nomic_fields(said)["limit"] == 2048  # of transformers' class, which reads its own key alone
 
 
 @pytest.mark.parametrize("case", ["qwen3_embedding", "gemma3_embedding"])

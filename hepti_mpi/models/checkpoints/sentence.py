@@ -69,7 +69,7 @@ class Sentence:
         """Return the options of the ModelSpec, with what only the tokenizer can say; `fields`: of the ModelSpec. Raises ModelError."""
         check_padding(self, built, fields)
         check_sizes(self, fields["hidden"])
-        options = self.options | {"max_tokens": token_limit(self, built, fields["positions"])}
+        options = self.options | {"max_tokens": token_limit(self, built, fields.get("limit", fields["positions"]))}
         if self.include_prompt or not options["prompt"] or not built.files:
             return options
         tokens = Tokens(built.files)
@@ -352,7 +352,7 @@ def check_padding(sentence: Sentence, built: Built, fields: Mapping[str, Any]) -
     """Refuse padding that counts: of texts without a mask, and in front of texts where a row's place among all of them counts. There each
     embedding would depend on the others.
 
-    Where only distances count, as of rotary positions, it changes nothing but the first token. Raises ModelError.
+    Where only distances count, as of rotary positions, it changes nothing: the poolings begin behind it. Raises ModelError.
     """
     if not built.files:
         return
@@ -361,11 +361,9 @@ def check_padding(sentence: Sentence, built: Built, fields: Mapping[str, Any]) -
         raise ModelError(f"tokenizer_config.json: model_input_names has no attention_mask, so that padding counts as text: {why}")
     if said["padding_side"] == "right":
         return
-    placed = [f"pooling {mode}" for mode in sentence.options.get("pooling", "").split("+") if mode in ("cls", "weightedmean")]
-    placed += ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in fields["front"])
+    placed = ["a table of positions"] * any(isinstance(step, Lookup) and step.by == "positions" for step in fields["front"])
     first = "scores" in sentence.options and fields.get("options", {}).get("pooling", "cls") == "cls"
     placed += ["a cross-encoder, which reads the first token"] * first
-    placed += ["a prompt that is left out"] * bool(sentence.options.get("prompt") and not sentence.include_prompt)
     if placed:
         raise ModelError(f"the tokenizer's padding_side left is not supported together with {placed[0]}: {why}")
 

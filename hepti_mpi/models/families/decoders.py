@@ -42,6 +42,7 @@ class Sizes:
     positions: int
     vocabulary: int
     eps: float
+    limit: int
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Sizes":
@@ -57,6 +58,7 @@ class Sizes:
         return cls(
             integer(config, "num_hidden_layers"), hidden, heads, kv_heads, dim, integer(config, "intermediate_size"),
             min(positions, original_positions(config) or positions), integer(config, "vocab_size"), number(config, "rms_norm_eps", 1e-6),
+            positions,
         )  # fmt: skip
 
     @property
@@ -81,7 +83,7 @@ class Sizes:
         """Return the ModelSpec fields of a decoder with these layers; words alone lead to them unless `front` says more."""
         return {
             "layers": self.layers, "hidden": self.hidden, "heads": self.heads, "ffn": self.ffn, "positions": self.positions,
-            "embedding": "tokens", **listed(each), "last": self.norm,
+            "embedding": "tokens", "limit": self.limit, **listed(each), "last": self.norm,
             "front": front or (Lookup("embedding.words", "ids", self.vocabulary, self.hidden),),
         }  # fmt: skip
 

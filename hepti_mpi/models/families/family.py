@@ -19,7 +19,9 @@ Sizes = Mapping[str, Any]
 Make = Callable[[Sizes], Step]
 
 LABEL_LIMIT = 1 << 17
-OF_HEADS = ("activation", "norm_eps")  # what steps behind the layers read of a model's sizes and its spec does not say
+# what steps behind the layers read of a model's sizes and its spec does not say; and how many tokens sentence-transformers leaves of a
+# text, where that is more than there are positions
+OF_HEADS = ("activation", "norm_eps", "limit")
 ACTIVATION_NAMES = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",

@@ -29,6 +29,7 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, expected in ALIKE.items():
         if config.get(key, expected) != expected:
             raise ModelError(f"config.json: {key} is {config[key]!r:.60}, only {expected!r} is supported")
+    limit = integer(config, "max_position_embeddings", 2048)  # whatever Nomic's own keys say
     config = {"hidden_act": "silu"} | translated(config)
     shared, hidden = shared_fields(config), integer(config, "hidden_size", 768)
     dim = integer(config, "head_dim", hidden // shared["heads"])
@@ -41,7 +42,7 @@ def nomic_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     positions = integer(config, "max_position_embeddings", 2048)
     # beyond what it was trained on Nomic's own code scales the frequencies by the length of a text
     positions = min(positions, integer(config, "max_trained_positions", positions))
-    fields = {"embedding": "tokens", "positions": positions, "front": front}
+    fields = {"embedding": "tokens", "positions": positions, "limit": limit, "front": front}
     return shared | fields | listed([layer] * shared["layers"])
 
 
