@@ -409,6 +409,27 @@ def test_aside_without_a_thread_begins_at_once():
     assert transfer.started == 1
 
 
+@pytest.mark.parametrize("aside", [False, True])
+def test_what_is_to_follow_begins_when_a_transfer_is_done(aside):
+    """Whatever the main thread does meanwhile."""
+    exchanges, first, second, done = alone(thread=True), Steps(9), Steps(3), threading.Event()
+    before = []
+    second.start = lambda start=second.start: (before.append(first.looks), start())
+    exchanges.start(first, aside, then=[(second, done)])
+    until(done.is_set)
+    assert before == [0], "it begins when the other needs no further look"
+    assert second.started == 1 and second.threads == {"progress"}
+    until(lambda: not exchanges.pending)
+
+
+def test_what_is_to_follow_what_is_done_at_once_begins_at_once():
+    exchanges, second, done = alone(), Steps(2), threading.Event()
+    assert exchanges.start(Steps(1), then=[(second, done)]).is_set()
+    assert second.started == 1 and not done.is_set() and len(exchanges.pending) == 1
+    exchanges.wait([done])
+    assert not exchanges.pending
+
+
 def test_what_was_put_aside_begins_before_what_comes_later():
     """Blocks between two ranks match in the order in which they are started."""
     exchanges = alone(thread=True)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +41,15 @@ class Transfer(Protocol):
 
     def free(self) -> None:
         """Give up what MPI holds for it; it is not under way."""
+
+
+@dataclass
+class _Pending:
+    """A transfer under way; `done` is set at its end, when those of `then` begin."""
+
+    transfer: Transfer
+    done: threading.Event
+    then: Sequence[tuple[Transfer, threading.Event]]
 
 
 class Direct:
@@ -185,10 +195,10 @@ class Exchanges:
         self.pause = PAUSES[wait]
         self.lock = comm.turn
         self.watched = False  # whether the main thread looks itself
-        self.pending: list[tuple[Transfer, threading.Event]] = []
+        self.pending: list[_Pending] = []
         self.sending: list[RingGather] = []
         self.awake = threading.Event()
-        self.beginning: deque[tuple[Transfer, threading.Event]] = deque()
+        self.beginning: deque[_Pending] = deque()
         self.types: dict[tuple[int, int, int], Any] = {}
         self.thread = threading.Thread(target=self._keep_moving, name="progress", daemon=True) if thread else None
         if self.thread is not None:
@@ -196,31 +206,42 @@ class Exchanges:
 
     # use
 
-    def start(self, transfer: Transfer, aside: bool = False) -> threading.Event:
+    def start(
+        self, transfer: Transfer, aside: bool = False, then: Sequence[tuple[Transfer, threading.Event]] = ()
+    ) -> threading.Event:  # fmt: skip
         """Begin a transfer and return what is set once it is done.
 
-        `aside`: the caller has something to compute; let the thread do the calls and copies meanwhile.
+        `aside`: the caller has something to compute; let the thread do the calls and copies meanwhile. `then`: transfers that begin at its
+        end, whatever the caller does, each with what is set once it is done.
         """
-        done = threading.Event()
+        one = _Pending(transfer, threading.Event(), then)
         if aside and self.thread is not None:
-            self.beginning.append((transfer, done))  # one step, which needs no lock
+            self.beginning.append(one)  # one step, which needs no lock
             self.awake.set()
-            return done
+            return one.done
         with self.lock:
             self._begin()
             transfer.start()
-            if transfer.progress():
-                done.set()
-            else:
-                self.pending.append((transfer, done))
+            self.pending += self._moved(one)
+            if self.pending:
                 self.awake.set()
-        return done
+        return one.done
 
     def _begin(self) -> None:
         while self.beginning:
-            transfer, done = self.beginning.popleft()
+            one = self.beginning.popleft()
+            one.transfer.start()
+            self.pending.append(one)
+
+    @staticmethod
+    def _moved(one: _Pending) -> list[_Pending]:
+        """Move a transfer on; return what is under way then: itself, or, when it is done, those that were to begin then."""
+        if not one.transfer.progress():
+            return [one]
+        one.done.set()
+        for transfer, _ in one.then:
             transfer.start()
-            self.pending.append((transfer, done))
+        return [_Pending(transfer, done, ()) for transfer, done in one.then]
 
     def poll(self) -> None:
         """Move all pending transfers on."""
@@ -245,20 +266,14 @@ class Exchanges:
         if not self.lock.acquire(timeout=1):
             return []
         try:
-            return sorted({rank for transfer, _ in self.pending for rank in transfer.missing()})
+            return sorted({rank for one in self.pending for rank in one.transfer.missing()})
         finally:
             self.lock.release()
 
     def _progress(self) -> None:
         self._begin()
-        left = []
-        for transfer, done in self.pending:
-            if transfer.progress():
-                done.set()
-            else:
-                left.append((transfer, done))
-        self.pending = left
-        if not left:
+        self.pending = [left for one in self.pending for left in self._moved(one)]
+        if not self.pending:
             self.awake.clear()
             if self.beginning:  # which came in between
                 self.awake.set()

@@ -16,7 +16,7 @@ import numpy as np
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.packing import Rows
-from hepti_mpi.engine.routes import TAGS, Route, Router
+from hepti_mpi.engine.routes import TAGS, Relay, Route, Router
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.buffers import Laid, buffers, dependencies, interface, named
@@ -77,6 +77,9 @@ class Engine:
         for place, places in enumerate(needed):
             for earlier in places:
                 self.followers[earlier].append(place)
+        # exchanges that hand on what another one brings, and wait for nothing else
+        self.relays = [[later for later in self.followers[place] if isinstance(program[later], Sync) and self.missing[later] == 1]
+                       if isinstance(step, Sync) else [] for place, step in enumerate(program)]  # fmt: skip
         self.memory: dict[int, np.ndarray] = {}
         self.capacity = 0
         self.geometries: OrderedDict[tuple[int, ...], _Geometry] = OrderedDict()
@@ -152,6 +155,7 @@ class Engine:
         due = deque(place for place, step in enumerate(self.program) if isinstance(step, Compute))
         ready: set[int] = set()
         flying: dict[int, threading.Event | None] = {}
+        relayed: set[int] = set()  # departures that are not to be made here
         self.seconds[:] = 0
         left = len(self.program)
         new = [place for place, count in enumerate(missing) if not count]
@@ -161,8 +165,12 @@ class Engine:
                 place = new.pop()
                 if isinstance(self.program[place], Compute):
                     ready.add(place)
-                else:
-                    flying[place] = self._depart(place, at, aside=bool(due) and due[0] in ready)
+                elif place not in relayed:
+                    relays = self._relays(place, at)
+                    flying[place] = self._depart(place, at, bool(due) and due[0] in ready, relays)
+                    for later, (_, done) in relays.items():
+                        flying[later], self.began[later] = done, self.began[place]
+                    relayed.update(relays)
             arrived = [place for place, done in flying.items() if done is None or done.is_set()]
             if not arrived and due and due[0] in ready:
                 place = due.popleft()
@@ -183,6 +191,8 @@ class Engine:
             for place in arrived:
                 if place in flying:
                     del flying[place]
+                    if place in relayed and at.routes[place][0].before:  # copied by a thread, which on a board takes this one's time
+                        self.emulation.go_on(lambda: None, at.routes[place][0].begins)
                     self._end(at.routes[place][0])
                 left -= 1
                 for follower in self.followers[place]:
@@ -197,19 +207,32 @@ class Engine:
         if run is not None:
             self.emulation.go_on(run, at.works[place])
 
-    def _depart(self, place: int, at: _Geometry, aside: bool = False) -> threading.Event | None:
+    def _relays(self, place: int, at: _Geometry) -> dict[int, tuple[Relay, threading.Event]]:
+        """Return the exchanges that begin when one is done, whatever this rank computes then: others wait for what is handed on."""
+        route, found = at.routes[place][0], {}
+        if route.transfer is not None and not route.ends.calls:  # else what came has to be added first
+            for later in self.relays[place]:
+                if (onward := at.routes[later][0]).transfer is not None:
+                    found[later] = Relay(onward), threading.Event()
+        return found
+
+    def _depart(
+        self, place: int, at: _Geometry, aside: bool, relays: dict[int, tuple[Relay, threading.Event]]
+    ) -> threading.Event | None:  # fmt: skip
         """Start an exchange, `aside` when there is something to compute; return what tells that it is done, None when nothing travels."""
         self.began[place] = self.emulation.now()
-        return self._begin(at.routes[place][0], aside)
+        return self._begin(at.routes[place][0], aside, tuple(relays.values()))
 
-    def _begin(self, route: Route, aside: bool = False) -> threading.Event | None:
+    def _begin(
+        self, route: Route, aside: bool = False, then: Sequence[tuple[Relay, threading.Event]] = ()
+    ) -> threading.Event | None:  # fmt: skip
         if route.before:
             self.emulation.go_on(route.begin, route.begins)
         if route.transfer is None:
             return None
         self.emulation.show()
         begin = time.perf_counter()
-        started = self.exchanges.start(route.transfer, aside)
+        started = self.exchanges.start(route.transfer, aside, then)
         self.emulation.took(time.perf_counter() - begin)
         return started
 

@@ -61,6 +61,19 @@ def _bytes(copies: Sequence[Copy]) -> int:
     return sum(target.nbytes + source.nbytes for target, source in copies)
 
 
+class Relay:
+    """A route that begins with its copies as a transfer of its own: what has just come goes on while its rank computes."""
+
+    def __init__(self, route: Route) -> None:
+        assert route.transfer is not None
+        self.begin, self.transfer = route.begin, route.transfer
+        self.progress, self.missing, self.free = self.transfer.progress, self.transfer.missing, self.transfer.free
+
+    def start(self) -> None:
+        self.begin()
+        self.transfer.start()
+
+
 class Router:
     """Makes the routes of one rank. `arrays`: what it keeps of each value, which `values` describes, by key."""
 
