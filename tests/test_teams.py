@@ -15,7 +15,7 @@ from hepti_mpi.comm.mail import Letter
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.planning import teams
+from hepti_mpi.planning import methods, teams
 from hepti_mpi.planning.request import Request as Wanted
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement, Stage, Team
@@ -23,6 +23,7 @@ from hepti_mpi.reporting.teams import arrangement_lines, described, duties
 from hepti_mpi.serving.letters import packed, packed_results, unpacked, unpacked_results
 from hepti_mpi.serving.scheduler import Scheduler
 from hepti_mpi.serving.teams import RESULTS, WORK, Dispatcher, partners
+from hepti_mpi.tuning import teaming
 from hepti_mpi.tuning.teaming import worth
 
 SPEC = random_model("random:bert-large").spec
@@ -180,6 +181,25 @@ def test_when_teams_are_worth_it():
     assert worth(found, 1.2 / found.rate, 100) and not worth(found, 0.9 / found.rate, 100)
     assert not worth(found, found.alone[0] * 0.9, 1), "one batch is sooner on all of them"
     assert found.seconds(1) == pytest.approx(min(found.alone.values())) and found.seconds(100) >= 100 / found.rate
+
+
+@pytest.mark.parametrize("speeds, mbit", [((32, 22, 13, 9), 100_000.0), ((20, 20), 1000.0), ((30, 6, 6), 200.0)])
+def test_no_division_of_batches_is_sooner_than_one_that_loses_nothing(speeds, mbit):
+    found = arranged(speeds, mbit=mbit)
+    assert found.undivided == pytest.approx(sum(1 / seconds for seconds in found.alone.values()))
+    together = methods.decide("hepti", SPEC, "x", found.profile, Wanted(128, 32)).chosen.price.seconds
+    assert 1 / found.undivided <= together
+    assert arranged(speeds, memory=[2 * LAYER, *[8 * GIB] * (len(speeds) - 1)], mbit=mbit).undivided is None
+
+
+@pytest.mark.parametrize("threads, asked", [(4, 0), (1, 1)])
+def test_how_all_divide_batches_is_looked_for_only_where_it_could_be_sooner(monkeypatch, threads, asked):
+    found, calls = arranged((32, 22), threads=threads), []
+    other = SimpleNamespace(chosen=SimpleNamespace(price=SimpleNamespace(seconds=2 / found.rate)))
+    monkeypatch.setattr(methods, "decide", lambda *_: calls.append(1) or other)
+    goal = SimpleNamespace(method="hepti", profile=found.profile, request=Wanted(128, 32))
+    assert teaming._worth(found, SimpleNamespace(spec=SPEC, source_hash="x"), goal, 100)
+    assert len(calls) == asked
 
 
 @pytest.mark.parametrize("change, words", [

@@ -54,12 +54,14 @@ class Choice:
 @dataclass(frozen=True)
 class Arrangement:
     """The teams that were chosen. `alone`: seconds of a batch on each rank that can hold the model; `others`: batches a second of other
-    ways, by what they are; `profile`: of the ranks, when all that are in teams compute at once."""
+    ways, by what they are; `profile`: of the ranks, when all that are in teams compute at once; `undivided`: batches a second of all ranks
+    if they divided each and lost nothing by it, which no division of layers reaches; None where some cannot hold the model alone."""
 
     choices: tuple[Choice, ...]
     alone: dict[int, float]
     others: dict[str, float]
     profile: ClusterProfile
+    undivided: float | None = None
 
     def predicted(self, spec: ModelSpec, number: int, shapes: Mapping[Shape, int]) -> float:
         """Return the rows a second of a team that always has something to do, of batches of such shapes, of each so many."""
@@ -114,19 +116,21 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
     modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
     for mode in modes:
         narrowed = replace(request, mode=mode, wires=("float32",))  # what a short wire changes is checked of one plan only
-        every = [_Teams(spec, source_hash, profile, narrowed, crowd).apart(pipeline) for crowd in crowds]
-        if found := [arrangement for arrangement in every if arrangement]:
+        every = [_Teams(spec, source_hash, profile, narrowed, crowd) for crowd in crowds]
+        if found := [arrangement for teams in every if (arrangement := teams.apart(pipeline))]:
             break
     if not found:
         search.choose(spec, source_hash, profile, narrowed)  # says what it lacks
         raise CapacityError("no team of ranks can hold the model in stages; leave out --layout")
+    whole = all(rank in teams.alone for teams in every for rank in teams.crowd)
+    undivided = max(teams.together(teams.crowd) for teams in every) if whole else None
     members = [{choice.team.members for choice in one.choices} for one in found]
     ranks = [{rank for team in teams for rank in team} for teams in members]
     believed = [one.rate / (WORTH if are_crowded(some, profile) else 1.0) for one, some in zip(found, ranks)]
     chosen = found[int(np.argmax(believed))]
     sizes = [(len(teams), len(some)) for teams, some in zip(members, ranks)]
     beside = {f"{counted(several, 'teams')} of {counted(ranks, 'ranks')}": one.rate for (several, ranks), one in zip(sizes, found)}
-    return replace(chosen, others={**beside, **chosen.others})
+    return replace(chosen, others={**beside, **chosen.others}, undivided=undivided)
 
 
 class _Teams:

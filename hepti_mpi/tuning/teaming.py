@@ -115,9 +115,8 @@ def _chosen(machine: Machine, store: Store, goal: Goal, teaming: Teaming) -> tup
         if machine.world.rank == 0:
             try:
                 found = teams.arranged(store.spec, store.source_hash, goal.profile, goal.request, teaming.pipeline)
-                if not teaming.forced:
-                    other = methods.decide(goal.method, store.spec, store.source_hash, goal.profile, goal.request)
-                    found = found if len(found.placement.stages) > 1 and worth(found, other.chosen.price.seconds, teaming.batches) else None
+                if not teaming.forced and not _worth(found, store, goal, teaming.batches):
+                    found = None
             except CapacityError as error:
                 refusal = str(error) if teaming.forced else None
                 found = None
@@ -125,6 +124,16 @@ def _chosen(machine: Machine, store: Store, goal: Goal, teaming: Teaming) -> tup
     if refusal is not None:
         raise CapacityError.of_all(refusal)
     return (None if document is None else placements.from_json(document)), found
+
+
+def _worth(found: Arrangement, store: Store, goal: Goal, batches: int) -> bool:
+    """Tell the same of teams for a job; how all ranks divide batches is looked for where that could be the sooner way only."""
+    if len(found.placement.stages) == 1:
+        return False
+    if found.undivided is not None and worth(found, 1 / found.undivided, batches):
+        return True
+    other = methods.decide(goal.method, store.spec, store.source_hash, goal.profile, goal.request)
+    return worth(found, other.chosen.price.seconds, batches)
 
 
 def worth(found: Arrangement, together_seconds: float, batches: int) -> bool:
