@@ -133,6 +133,20 @@ def test_templates_by_name(way, tmp_path):
     assert ChatTemplate.of({name: files[name] for name in ("chat_template.jinja",)}).text(talk, tools=[]) == "plain hello"
 
 
+def test_another_template_that_is_called_file(tmp_path):
+    """AutoTokenizer of transformers 5.23 calls the first one chat_template_file, and others by this and their names."""
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name in ("chat_template", "additional_chat_templates/file", "additional_chat_templates/default"):
+        (tmp_path / f"{name}.jinja").write_text(name)
+        assert chat_files(tmp_path, Built({}, frozenset()))["chat_template.jinja"] == name.encode()
+
+
+def test_special_tokens_of_any_name_are_there_for_templates(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }} {{ image }} {{ messages[0].content }}")
+    built = Built({"tokenizer_config.json": b"{}"}, frozenset(), {"bos_token": "<s>", "image": "<image>"})
+    assert ChatTemplate.of(chat_files(tmp_path, built)).text([{"role": "user", "content": "hello"}]) == "<s> <image> hello"
+
+
 def test_an_empty_folder_of_templates_says_nothing(tmp_path):
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "plain"}))

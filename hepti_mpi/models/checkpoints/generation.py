@@ -12,7 +12,7 @@ from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models import sidefiles
 from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.chat import NAME as TEMPLATE
-from hepti_mpi.models.inputs.chat import WITH_TOOLS, ChatTemplate
+from hepti_mpi.models.inputs.chat import OTHER_MARKS, WITH_TOOLS, ChatTemplate
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
@@ -74,7 +74,8 @@ def templates(base: Path, said: Mapping[str, Any]) -> tuple[str, Mapping[str, An
 
     Raises ModelError for one that cannot be read.
     """
-    paths = {"default": base / TEMPLATE} | {path.stem: path for path in (base / OTHERS).glob("*.jinja")}
+    others = {path.stem: path for path in (base / OTHERS).glob("*.jinja")}
+    paths = {"default": others.pop("file", base / TEMPLATE)} | others  # its key in transformers is the one of another called file
     there = {name: path for name, path in paths.items() if is_file(path)}
     if there:  # then those of the other file do not count
         return next(iter(there.values())).name, {name: _utf8(path) for name, path in there.items()}
@@ -106,5 +107,6 @@ def chat_files(base: Path, built: Built) -> dict[str, bytes]:
             ChatTemplate(source, {})
             found[key] = source.encode()
     if CONFIG in built.files:
-        found[CONFIG] = json.dumps(json.loads(built.files[CONFIG]) | built.marks).encode()
+        more = {name: text for name, text in built.marks.items() if not name.endswith("_token")}
+        found[CONFIG] = json.dumps(json.loads(built.files[CONFIG]) | built.marks | ({OTHER_MARKS: more} if more else {})).encode()
     return found

@@ -24,6 +24,7 @@ from hepti_mpi.models.untrusted import shown
 
 NAME = "chat_template.jinja"
 WITH_TOOLS = "chat_template_tool_use.jinja"  # of a store: the template for talks with tools, where a model has one of its own for them
+OTHER_MARKS = "named_tokens"  # in the tokenizer_config.json of a store: special tokens whose names do not say that they are tokens
 LONGEST = 1 << 20  # characters of a template
 LARGEST = 1 << 24  # characters of a talk
 CALL = "<tool_call>", "</tool_call>"  # around a call of a tool in what a model writes, as Hermes, Qwen and SmolLM2 do
@@ -84,6 +85,7 @@ class ChatTemplate:
             return None
         said = json.loads(files.get("tokenizer_config.json", b"{}"))
         marks = {key: value for key, value in said.items() if key.endswith("_token") and isinstance(value, str)}
+        marks |= said.get(OTHER_MARKS, {})
         with_tools = files[WITH_TOOLS].decode("utf-8", "replace") if WITH_TOOLS in files else None
         return cls(files[NAME].decode("utf-8", "replace"), marks, with_tools)
 
