@@ -127,7 +127,7 @@ def _chosen(machine: Machine, store: Store, goal: Goal, teaming: Teaming) -> tup
 
 
 def _worth(found: Arrangement, store: Store, goal: Goal, batches: int) -> bool:
-    """Tell the same of teams for a job; how all ranks divide batches is looked for where that could be the sooner way only."""
+    """Tell whether a job is done sooner by teams; how all ranks divide batches is looked for only where that could be the sooner way."""
     if len(found.placement.stages) == 1:
         return False
     if found.undivided is not None and worth(found, 1 / found.undivided, batches):
