@@ -17,7 +17,7 @@ from clusters import cluster
 
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.hosts import Host
-from hepti_mpi.comm import channel, launcher
+from hepti_mpi.comm import channel, folders
 from hepti_mpi.comm.channel import MARK, STATE, tell, told, untangled
 from hepti_mpi.comm.launcher import host_name, mpirun_words
 from hepti_mpi.commands import main
@@ -415,7 +415,7 @@ def test_how_a_launcher_in_a_folder_with_a_blank_is_called(tmp_path):
 def test_a_launcher_without_room_for_its_files(tmp_path, monkeypatch):
     """It was started again and again: no rank said why."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(launcher, "ROOM", 1 << 60)
+    monkeypatch.setattr(folders, "ROOM", 1 << 60)
     heard, _, why = supervised(tmp_path, DONE)
     assert not heard and why == f"mpirun needs {1 << 40} MiB in {tmp_path}, and less is free there; make room, or set TMPDIR"
 

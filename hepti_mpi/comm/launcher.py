@@ -9,19 +9,15 @@ import signal
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
-from hepti_mpi.comm.leavings import own_prefix, scratch
-from hepti_mpi.errors import HeptiError, HostError, InputError, reason_of
+from hepti_mpi.errors import HeptiError, InputError
 
 PIPE_QUIET_SECONDS = 0.5
-ROOM = 1 << 20  # bytes for mpirun's files: 100 KiB were seen with two ranks
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
 PIDFD_GETFD = 438  # number of Linux's system call, on each architecture
@@ -58,46 +54,6 @@ def ranks() -> int:
 
         return MPI.COMM_WORLD.Get_size()
     return launched_size()
-
-
-def check_scratch() -> None:
-    """Raise HostError where TMPDIR leads to where no folder can be made: Open MPI keeps one there and breaks down without it."""
-    folder = os.environ.get("TMPDIR")
-    try:
-        if folder:
-            os.makedirs(folder, exist_ok=True)  # as Open MPI does
-            os.rmdir(tempfile.mkdtemp(dir=folder))
-    except OSError as error:
-        raise HostError(f"Open MPI can make no folder in {folder}, where TMPDIR leads: {reason_of(error)}; unset TMPDIR") from None
-
-
-def check_room() -> None:
-    """Raise HostError where mpirun would break down, with a bus error, since files that it maps find no room in its folder."""
-    folder = scratch()
-    if os.path.isdir(folder) and shutil.disk_usage(folder).free < ROOM:
-        raise HostError(f"mpirun needs {ROOM >> 20} MiB in {folder}, and less is free there; make room, or set TMPDIR")
-
-
-@contextmanager
-def leaving_nothing() -> Iterator[None]:
-    """Let MPI start in a process that nobody launched, after whose end nobody removes what MPI has made, a good one neither: in a folder
-    that goes at once, and without a segment of memory for others. What is set for that is not for processes that this one starts. Raises
-    HostError."""
-    check_scratch()
-    before = dict(os.environ)
-    try:
-        made = tempfile.TemporaryDirectory(prefix=own_prefix(), dir=tempfile.gettempdir(), ignore_cleanup_errors=True)
-    except OSError as error:
-        raise HostError(f"Open MPI needs a folder, and none can be made: {reason_of(error)}; set TMPDIR") from None
-    with made as folder:
-        own = {"TMPDIR": folder, "OMPI_MCA_btl": before.get("OMPI_MCA_btl", "self")}
-        os.environ.update(own)
-        try:
-            yield
-        finally:
-            for name in own:
-                os.environ.pop(name)
-                os.environ.update({name: before[name]} if name in before else {})
 
 
 def host_name() -> str:

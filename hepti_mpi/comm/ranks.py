@@ -18,7 +18,8 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.comm import interrupts
-from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched_size, leaving_nothing
+from hepti_mpi.comm.folders import check_rank, leaving_nothing
+from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched_size
 from hepti_mpi.comm.names import namesakes, own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
@@ -54,6 +55,7 @@ class Comm:
         # A transport for one-sided accesses, of which there are none; where there is no network of its kind Open MPI 5 sleeps a second
         # when it puts it away, at every start
         if launched():
+            check_rank()
             os.environ.setdefault("OMPI_MCA_btl", "^ofi")
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one MPI does not start; the system knows the user's
         import mpi4py

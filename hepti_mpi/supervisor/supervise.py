@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -28,7 +27,8 @@ from typing import IO, Any
 from hepti_mpi.cluster.hosts import Host, answers, door_of
 from hepti_mpi.comm import leavings, names
 from hepti_mpi.comm.channel import ERR, OUT, STATE, for_people, print_on, told, untangled
-from hepti_mpi.comm.launcher import check_room, check_scratch, ended_with_this
+from hepti_mpi.comm.folders import check_room, check_scratch, own_folder
+from hepti_mpi.comm.launcher import ended_with_this
 from hepti_mpi.comm.patience import SLOWER
 from hepti_mpi.errors import HeptiError, reason_of
 from hepti_mpi.supervisor.blame import Troubles, without_ends
@@ -97,7 +97,7 @@ class Supervisor:
         self.barren = 0  # starts in a row that ended without one more answer
         self.ended = threading.Event()
         self.unwanted = threading.Event()  # set by whoever wants it to end at once
-        self.folder = Path(tempfile.mkdtemp(prefix=leavings.own_prefix()))
+        self.folder = Path(own_folder())
 
     def run(self) -> None:
         """Run to the end. Raises: GivenUp, and HeptiError for bad input."""

@@ -204,12 +204,19 @@ def quiet(options: argparse.Namespace, folder: Path) -> int:
     """Nothing changes: is the plan left alone, and what does watching cost?"""
     weights = options.weights or sliced("bert-large", folder / "bert-large.h5")
     source = inputs(folder / "in.npz", [128], 1000)
-    course = _drifting(weights, source, ["--adapt"], options.requests or QUIET_REQUESTS, {}, _slowly(options), folder)
+    cluster = _slowly(options)
+    course = _drifting(weights, source, ["--adapt"], options.requests or QUIET_REQUESTS, {}, cluster, folder)
     cost = (course.whole - sum(course.seconds[1:])) / sum(course.seconds[1:])  # all that lies between requests
     switches = len(course.record["decisions"])
-    say(f"median {statistics.median(course.seconds) * 1e3:.0f} ms; {cost:.2%} of the time passed between requests; {switches} switches")
+    median = statistics.median(course.seconds) * 1e3
+    say(f"median {median:.0f} ms; {cost:.2%} of the time passed between requests; {switches} switches; {course.late:.1%} late")
+    for sentence in too_late({"hepti": course.late}):
+        say(sentence)
     good = not switches and cost <= MOST_COST
-    print(json.dumps({"format": "hepti-quiet", "requests": len(course.seconds), "switches": switches, "cost": cost, "passed": good}))
+    print(json.dumps({
+        "format": "hepti-quiet", "requests": len(course.seconds), "slow": cluster.slow, "late": course.late, "switches": switches,
+        "cost": cost, "passed": good,
+    }))  # fmt: skip
     return 0 if good else 1
 
 
