@@ -23,6 +23,7 @@ READ = (1, 2, 3)  # versions; the first knows float32 only, both first count que
 DESCRIBED_BYTES = 16 << 10  # of descriptions that HDF5 keeps of a file that is read: those of a large model would take megabytes
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
 File: TypeAlias = h5py.File
+Dataset: TypeAlias = h5py.h5d.DatasetID  # HDF5's own: what h5py puts around it takes three times as long, and a model has hundreds
 
 
 @contextmanager
@@ -84,6 +85,33 @@ def files_in(file: File, path: Path) -> dict[str, bytes]:
         if dataset.dtype != np.uint8 or dataset.nbytes > path.stat().st_size:
             raise StoreError(f"{path}: file {name} in it is damaged; {AGAIN}")
     return {name: dataset[()].tobytes() for name, dataset in found}
+
+
+def dataset(file: File, at: str) -> Dataset:
+    """Return the dataset at a place. Raises KeyError when nothing is there."""
+    found = h5py.h5o.open(file.id, at.encode())
+    if not isinstance(found, h5py.h5d.DatasetID):
+        raise TypeError(f"{at} is no dataset")
+    return found
+
+
+def number(of: Dataset, name: str, otherwise: int | None = None) -> int:
+    """Return a number that is noted of a dataset; `otherwise`: where it may not be."""
+    if otherwise is not None and not h5py.h5a.exists(of, name.encode()):
+        return otherwise
+    noted = h5py.h5a.open(of, name.encode())
+    if noted.shape != ():
+        raise TypeError(f"{name} is no number")
+    value = np.empty((), noted.dtype)
+    noted.read(value)
+    return int(value)
+
+
+def content(of: Dataset) -> np.ndarray:
+    """Return all numbers of a dataset."""
+    values = np.empty(of.shape, of.dtype)
+    of.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
 
 
 def head_checksum(spec: str, source_hash: str, files: Mapping[str, bytes]) -> int:

@@ -27,6 +27,7 @@ from hepti_mpi.weights.places import no_file
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, all_weights, granule, span
 
+READ_BYTES = 1 << 20  # that are read at once to be checked: a granule may be a whole table of words
 MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
 
 
@@ -58,7 +59,7 @@ class Store:
         self._descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what other ranks hold
         self._maps: np.memmap | None = None
-        self._sound: set[tuple[str, int]] = set()  # checksums that held: (place of a part, number)
+        self._sound: dict[str, set[int]] = {}  # numbers of checksums that held, by the place of a part
         self._verified: dict[Slice, int] = {}  # bytes of those of which all checksums held: every plan asks for some of them again
         self._held: dict[str, Slice] = {}  # what the file says that it has of a tensor
         self._datasets: dict[str, tuple[Any, Any, Any]] = {}
@@ -136,9 +137,10 @@ class Store:
     def _piece(self, name: str) -> Slice:
         """Return what the file says that it has of a tensor: read once, since every plan asks for every tensor."""
         if name not in self._held:
-            dataset, weight = self._file[hdf5.place(name, VALUES)], self.weights[name]
+            dataset, weight = hdf5.dataset(self._file, hdf5.place(name, VALUES)), self.weights[name]
+            self._datasets[hdf5.place(name, VALUES)] = dataset.get_offset(), dataset.shape, dataset.dtype
             entries = dataset.shape[0] if dataset.shape else weight.shape[0]  # of a store of version 1
-            first, count = int(dataset.attrs["first"]), int(dataset.attrs.get("count", entries))
+            first, count = hdf5.number(dataset, "first"), hdf5.number(dataset, "count", entries)
             first, count = first * self._as_one(weight), count * self._as_one(weight)
             self._held[name] = span(weight, first, first + count)
         return self._held[name]
@@ -174,8 +176,8 @@ class Store:
         """Return (byte offset, shape, type) of a part's dataset."""
         at = hdf5.place(name, part)
         if at not in self._datasets:
-            dataset = self._file[at]
-            self._datasets[at] = dataset.id.get_offset(), dataset.shape, dataset.dtype
+            dataset = hdf5.dataset(self._file, at)
+            self._datasets[at] = dataset.get_offset(), dataset.shape, dataset.dtype
         return self._datasets[at]
 
     def array(self, piece: Slice, part: str = VALUES) -> np.ndarray:
@@ -194,9 +196,9 @@ class Store:
         at = hdf5.place(piece.name, part)
         try:
             if at not in self._sums:  # read once, since every plan asks for them
-                dataset = self._file[hdf5.place_of_sums(piece.name, part)]
-                if dataset.dtype == np.uint32 and dataset.ndim == 1 and dataset.nbytes <= self._size:
-                    self._sums[at] = dataset[()]
+                dataset = hdf5.dataset(self._file, hdf5.place_of_sums(piece.name, part))
+                if dataset.dtype == np.uint32 and len(dataset.shape) == 1 and 4 * dataset.shape[0] <= self._size:
+                    self._sums[at] = hdf5.content(dataset)
             if at in self._sums and stop <= len(self._sums[at]):
                 found: list[int] = self._sums[at][begin:stop].tolist()
                 return found
@@ -213,19 +215,22 @@ class Store:
         first, stop = piece.first - held.first, piece.first + piece.shape[0] - held.first
         return span(self.weights[piece.name], held.first + first // each * each, held.first + min(-(-stop // each) * each, held.shape[0]))
 
-    def _sums_of(self, piece: Slice, part: str) -> tuple[int, int, list[int]]:
-        """Return how many entries of a part share a checksum, the number of the first one of a slice, and those of the slice."""
-        count, weight = self.region(piece, part).shape[0], self.weights[piece.name]
-        step = piece.parts[part].entries(granule(self.spec, weight) * self._as_one(weight))
-        begin = piece.parts[part].cut(piece.first - self._piece(piece.name).first, 0)[0]
+    def _sums_of(self, piece: Slice, part: str, count: int) -> tuple[int, int, list[int]]:
+        """Return how many entries of a part share a checksum, the number of the first one of a slice, and those of the slice, which has
+        `count` entries of that part."""
+        weight, array = self.weights[piece.name], piece.parts[part]
+        step = array.entries(granule(self.spec, weight) * self._as_one(weight))
+        begin = array.cut(piece.first - self._piece(piece.name).first, 0)[0]
         return step, begin // step, self._checksums(piece, part, begin // step, -(-(begin + count) // step))
 
     def content(self, slices: Iterable[Slice]) -> bytes:
         """Return what tells slices of the same numbers: their checksums. Raises StoreError."""
-        found = [
-            (piece.name, piece.format.name, piece.first, piece.shape[0], part, self._sums_of(self._checked(piece), part)[2])
-            for piece in slices for part in piece.parts
-        ]  # fmt: skip
+        found = []
+        for piece in slices:
+            checked = self._checked(piece)
+            for part in piece.parts:
+                sums = self._sums_of(checked, part, self.region(checked, part).shape[0])[2]
+                found.append((piece.name, piece.format.name, piece.first, piece.shape[0], part, sums))
         return json.dumps([self.source_hash, found]).encode()
 
     def verify(self, slices: Iterable[Slice]) -> int:
@@ -242,19 +247,30 @@ class Store:
     def _verify(self, piece: Slice, part: str) -> int:
         """Verify a part of a slice; return its bytes."""
         piece, at = self._checked(piece), hdf5.place(piece.name, part)
-        region, (step, first_sum, sums) = self.region(piece, part), self._sums_of(piece, part)
+        region = self.region(piece, part)
         count, row = region.shape[0], region.bytes // max(region.shape[0], 1)
-        if {(at, first_sum + number) for number in range(len(sums))} <= self._sound:
+        step, first_sum, sums = self._sums_of(piece, part, count)
+        sound = self._sound.setdefault(at, set())
+        if sound.issuperset(range(first_sum, first_sum + len(sums))):
             return region.bytes
         os.posix_fadvise(self._descriptor, region.offset, region.bytes, os.POSIX_FADV_WILLNEED)
+        buffer = memoryview(bytearray(min(READ_BYTES, min(step, count) * row)))
         for number, (first, expected) in enumerate(zip(range(0, count, step), sums), first_sum):
-            want = min(step, count - first) * row
-            if (at, number) in self._sound:
+            if number in sound:
                 continue
-            content = os.pread(self._descriptor, want, region.offset + first * row)
-            if len(content) != want or zlib.crc32(content) != expected:
+            begin = region.offset + first * row
+            if self._checksum(begin, min(step, count - first) * row, buffer) != expected:
                 what = f"{part} of " * (part != VALUES) + f"tensor {piece.name}"
-                where = f"checksum {number} of {what} fails at byte {region.offset + first * row}"
-                raise StoreError(f"{self.path}: {where}; {AGAIN}")
-            self._sound.add((at, number))
+                raise StoreError(f"{self.path}: checksum {number} of {what} fails at byte {begin}; {AGAIN}")
+            sound.add(number)
         return region.bytes
+
+    def _checksum(self, begin: int, size: int, buffer: memoryview) -> int | None:
+        """Return the checksum of `size` bytes of the file from `begin` on, read through a buffer; None where it has fewer."""
+        value = 0
+        for at in range(begin, begin + size, READ_BYTES):
+            some = buffer[: begin + size - at]
+            if os.preadv(self._descriptor, [some], at) != len(some):
+                return None
+            value = zlib.crc32(some, value)
+        return value
