@@ -60,6 +60,23 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Multiple:
+    """float32 numbers `shared` by several weights, times `factor`: they are multiplied when a session is made, which is told them once."""
+
+    shared: np.ndarray
+    factor: float
+
+    def declare(self, graph: Graph, piece: Slice, part: str, shape: tuple[int, ...]) -> str:
+        factor = graph.constant(f"{piece.name}.factor", np.array(self.factor, np.float32))
+        if "shared" not in graph.initializers:
+            graph.constant("shared", self.shared.reshape(shape))
+        return graph.node("Mul", ["shared", factor])
+
+    def parts(self, piece: Slice) -> Mapping[str, np.ndarray]:
+        return {VALUES: self.shared * np.float32(self.factor)}
+
+
+@dataclass(frozen=True)
 class Product:
     """x [r, K] times a weight, [N, K] or [K, N], plus `bias` [N] -> [r, N]. `least`: below which no number of x is, if known.
     `looks`: whether it has to look for numbers that are not finite: rounding loses NaN, unless all of a row is."""

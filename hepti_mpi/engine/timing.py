@@ -16,10 +16,10 @@ from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.imagined import MadeUp, TextLayers, beyond_caches, divided, text_layers
 from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
-from hepti_mpi.engine.products import Made, Product
+from hepti_mpi.engine.products import Made, Multiple, Product
 from hepti_mpi.engine.sessions import bound, session
 from hepti_mpi.models.blocks import Attention, Weight
-from hepti_mpi.models.formats import FORMATS, Format
+from hepti_mpi.models.formats import F32, FORMATS, VALUES, Format
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.steps import Words
 from hepti_mpi.weights.slices import Slice, span
@@ -221,10 +221,11 @@ def products(spec: ModelSpec, threads: int, used: Mapping[str, float], blocks: i
     tile, weights = chained(spec)
     chain, value, count = Graph(threads), "x", weights // (2 * tile.size) if blocks is None else blocks
     for number in range(2 * count):
-        matrix, inner = tile * np.float32(1 + number / 256), 1 - number % 2  # equal ones would be kept once
+        made, inner = Multiple(tile, 1 + number / 256), 1 - number % 2  # equal ones would be kept once
         kind = _format_of((number + 0.5) / (2 * count), used)
-        piece, made = Slice(f"{number}", 0, matrix.shape, kind, inner), Made(kind.encode(matrix, inner))
-        value = Product(chain, made, value, piece, looks=not inner).write(None, "y" if number == 2 * count - 1 else None)
+        piece = Slice(f"{number}", 0, tile.shape, kind, inner)
+        source = made if kind is F32 else Made(kind.encode(made.parts(piece)[VALUES], inner))
+        value = Product(chain, source, value, piece, looks=not inner).write(None, "y" if number == 2 * count - 1 else None)
     return probe(chain, ["x"], threads)
 
 
