@@ -4,7 +4,6 @@ Message form: what, where, the numbers, the next command. Lower case, no full st
 """
 
 import os
-import traceback
 from pathlib import Path
 
 
@@ -102,6 +101,8 @@ def dead_link(path: Path) -> str | None:
 
 def place_of(error: BaseException) -> str:
     """Return where in the program an error that is none of these arose: file and line of its innermost frame here, or of the innermost."""
+    import traceback
+
     here = f"{os.sep}{__package__}{os.sep}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if here in frame.filename] or frames

@@ -16,11 +16,6 @@ from hepti_mpi.cluster.profile import BOARDS, PLAIN, ClusterProfile, NodeProfile
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.models.formats import FORMATS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 FILE = Path(__file__).with_name("boards.toml")
 FIGURES = ("float32_gflops", "int8_gops", "int4_gops", "memory_gbs", "call_us")
 SOURCES = ("measured", "published", "derived")
@@ -149,6 +144,11 @@ def cluster_of(
 
 def read_boards(file: Path = FILE) -> dict[str, Board]:
     """Return every board of the file by its name. Raises ProfileError with the place of the first mistake."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +153,8 @@ class Patience:
     def silent_of(self, hosts: Collection[str]) -> set[str]:
         """Return those of the hosts that do not answer by any of their addresses; all are asked at once. One without any, or with those of
         this host only, is not said to be silent: nobody knows."""
+        from concurrent.futures import ThreadPoolExecutor
+
         own = self.addresses.get(self.hosts[self.rank], ())
         doors = [(host, one) for host in hosts for one in self.addresses.get(host, ()) if one not in own]
         with ThreadPoolExecutor(len(doors) or 1) as pool:

@@ -218,13 +218,14 @@ def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
     """Measure, plan and load. `at` is told what is done now. Collective."""
     from hepti_mpi.comm import channel
     from hepti_mpi.engine.machine import together
-    from hepti_mpi.planning import methods
     from hepti_mpi.tuning import prepare
-    from hepti_mpi.tuning.teaming import teamed
 
     store, startup, begin = session.store, dict[str, float](), time.perf_counter()
     with together(session.world):  # what cannot be asked of so many ranks is refused before they are measured
-        methods.check(aim.method, aim.request, session.world.size)
+        if session.root:
+            from hepti_mpi.planning import methods
+
+            methods.check(aim.method, aim.request, session.world.size)
     if aim.teaming is not None:
         session.machine.tell_threads_apart()
     measured = session.measured(aim.file or profile_path(), aim.fresh, aim.file is not None, aim.state.profiles)
@@ -233,8 +234,11 @@ def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
         known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
         channel.tell("measured", method=aim.method, request=asdict(aim.request), **known)
     goal = prepare.Goal(aim.method, aim.request, measured, aim.tolerance, session.world.from_root(aim.many))
-    if aim.teaming is not None and (found := teamed(session.machine, store, goal, aim.teaming, startup, at)) is not None:
-        return InTeams(session, found, aim.request.rows)
+    if aim.teaming is not None:
+        from hepti_mpi.tuning.teaming import teamed
+
+        if (found := teamed(session.machine, store, goal, aim.teaming, startup, at)) is not None:
+            return InTeams(session, found, aim.request.rows)
     ready, measured = prepare.prepared(session.machine, store, goal, startup, session.tell, at)
     return Together(session, ready, aim.method, aim.request, measured)
 

@@ -292,8 +292,6 @@ def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int,
 
 def planning_method(options: dict[str, Any]) -> str:
     """Return the method of planning.methods that the options mean. Raises UsageError when they do not go together."""
-    from hepti_mpi.planning.methods import BOOST
-
     strategy = options["strategy"]
     if options["layout"] and strategy != "auto":
         raise click.UsageError("use just one of --layout and --strategy: a layout is a strategy")
@@ -305,7 +303,11 @@ def planning_method(options: dict[str, Any]) -> str:
                 raise click.UsageError(f"strategy {strategy} {why}: leave out --{name}")
         if options["weights_mode"] == "mapped":
             raise click.UsageError(f"strategy {strategy} holds its weights in memory: leave out --weights-mode mapped")
-    return "hepti" if strategy == "auto" else strategy + BOOST * options["boost"]
+    if not options["boost"]:
+        return "hepti" if strategy == "auto" else str(strategy)
+    from hepti_mpi.planning.methods import BOOST
+
+    return f"{strategy}{BOOST}"
 
 
 def request_rows(spec: "ModelSpec", rows: int | None) -> int:

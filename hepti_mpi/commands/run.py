@@ -13,7 +13,6 @@ import click
 
 from hepti_mpi.commands import jobs, teams
 from hepti_mpi.commands import session as sessions
-from hepti_mpi.commands.generate import generate
 from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import (
@@ -34,7 +33,6 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.record import put_record
 from hepti_mpi.commands.screen import SCREEN
-from hepti_mpi.commands.writers import Machining
 from hepti_mpi.commands.writing import Writing, no_text, refuse_for_text, writing_options
 
 if TYPE_CHECKING:
@@ -140,6 +138,9 @@ def run(weights: Path | None, **options: Any) -> None:
 
 def _generate(session: "Session", question: "Question", writing: Writing, choice: Choice, options: dict[str, Any]) -> None:
     """Answer prompts. Collective."""
+    from hepti_mpi.commands.generate import generate
+    from hepti_mpi.commands.writers import Machining
+
     kept = {name: getattr(question, name) for name in ("field", "pair", "hidden", "repeat")}
     refuse_for_text(kept | {"plan": choice.plan_file, "adapt": choice.adapt, "metrics": choice.metrics})
     refuse_for_text({name: options[name] for name in ("tolerance", "boost")})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.comm.ranks import Comm
     from hepti_mpi.engine.machine import Machine
+    from hepti_mpi.weights.prepacked import Prepacked
     from hepti_mpi.weights.store import Store
 
 
@@ -53,7 +54,7 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     """Start MPI and open the store on every rank; `cache`: where a host without it keeps what others send of it,
     and weights as kernels read them. Collective."""
     from hepti_mpi.comm.launcher import host_name
-    from hepti_mpi.engine import fetching, runtime
+    from hepti_mpi.engine import fetching
     from hepti_mpi.engine import machine as machines
     from hepti_mpi.weights.prepacked import Prepacked
 
@@ -62,5 +63,14 @@ def opened(machinery: Machinery, weights: Path | None, cache: Path | None = None
     if cache is not None:
         prepacked = Prepacked(kept_folder(cache), lambda sentence: SCREEN.warn(f"{host_name()}: {sentence}"))
     store = fetching.open_store(machine, agreed_store_path(machine, weights, cache is not None), cache, prepacked)
-    keeps = all(machine.world.gather_all(prepacked is not None and prepacked.writable and runtime.KEEPS_PACKED))
+    keeps = all(machine.world.gather_all(_keeps(prepacked)))
     return Session(machine, store, say(machine), keeps)
+
+
+def _keeps(prepacked: "Prepacked | None") -> bool:
+    """Tell whether this rank may keep weights as kernels read them."""
+    if prepacked is None:
+        return False
+    from hepti_mpi.engine import runtime
+
+    return prepacked.writable and runtime.KEEPS_PACKED

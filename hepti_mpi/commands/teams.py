@@ -10,6 +10,8 @@ from hepti_mpi.commands.options import PIPELINE
 if TYPE_CHECKING:
     from hepti_mpi.tuning.teaming import Teaming
 
+FROM = 30  # batches of a job that is worth teams
+
 
 def check(options: dict[str, Any], objective: str, fixed: bool, weights: Path | None) -> None:
     """Refuse options that do not go together with teams; `fixed`: a plan is given or wanted to adapt. Raises UsageError."""
@@ -30,11 +32,10 @@ def check(options: dict[str, Any], objective: str, fixed: bool, weights: Path | 
 
 def wanted(options: dict[str, Any], objective: str, free: bool, batches: int) -> "Teaming | None":
     """Return how teams are wanted for a job of so many batches, None where they are not; `free`: they may be, by the other options."""
-    from hepti_mpi.tuning.teaming import FROM, Teaming
-
     pipeline = options["layout"] == PIPELINE
-    if objective == "throughput" or pipeline:
-        return Teaming(batches, forced=True, pipeline=pipeline)
-    if objective == "auto" and free and options["layout"] is None and batches >= FROM:
-        return Teaming(batches)
-    return None
+    forced = objective == "throughput" or pipeline
+    if not forced and not (objective == "auto" and free and options["layout"] is None and batches >= FROM):
+        return None
+    from hepti_mpi.tuning.teaming import Teaming
+
+    return Teaming(batches, forced, pipeline)

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,11 +22,8 @@ from hepti_mpi.engine.fetching import hold, same_plan
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.errors import CapacityError, InputError
-from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.heads import embed
-from hepti_mpi.planning import methods
-from hepti_mpi.planning.price import Price
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
@@ -35,6 +31,9 @@ from hepti_mpi.program.steps import Program
 from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
+
+if TYPE_CHECKING:
+    from hepti_mpi.planning.price import Price
 
 R = TypeVar("R")
 ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
@@ -79,10 +78,12 @@ def decide(
     Raises: CapacityError, on every rank, when no plan fits.
     """
 
-    def told(found: Decision) -> dict[str, Any]:
-        return found.chosen.plan.to_json()
+    def chosen() -> Decision:
+        from hepti_mpi.planning import methods  # a fifth of what there is, which other ranks need not import
 
-    document, found = agreed(machine, partial(methods.decide, method, store.spec, store.source_hash, profile, request), told)
+        return methods.decide(method, store.spec, store.source_hash, profile, request)
+
+    document, found = agreed(machine, chosen, lambda decision: decision.chosen.plan.to_json())
     return plans.from_json(document), found[0] if found else None
 
 
@@ -129,7 +130,7 @@ def load(
     return Ready(machine, store, part, engine, segments, decision, startup)
 
 
-def swap(ready: Ready, plan: Plan, price: Price | None = None, make_room: bool = False) -> Ready:
+def swap(ready: Ready, plan: Plan, price: "Price | None" = None, make_room: bool = False) -> Ready:
     """Go on with another plan, for which `price` was predicted; sessions that it has in common with what is loaded are kept. Collective.
 
     `make_room`: give up what is loaded first, where memory would not hold both. What was ready cannot be used then.
@@ -183,6 +184,8 @@ def wire_error(ready: Ready, rows: int) -> float:
 def _built_in(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
     """Return how long built-in inputs are and what the layers begin with, or a random one of the magnitude that LayerNorm gives, where the
     model takes none."""
+    from hepti_mpi.models.inputs.requests import read_requests
+
     requests = []
     with suppress(InputError):
         requests = [one for one in read_requests(store.spec, store.files, None) if one.error is None]

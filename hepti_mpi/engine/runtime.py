@@ -2,11 +2,15 @@
 listed among the installed packages: ranks that rest need none."""
 
 import re
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as listed
+import sys
 
 
 def _installed() -> str:
+    if "onnxruntime" in sys.modules:
+        return str(sys.modules["onnxruntime"].__version__)
+    from importlib.metadata import PackageNotFoundError  # which takes a third of that import's time
+    from importlib.metadata import version as listed
+
     try:
         return listed("onnxruntime")
     except PackageNotFoundError:  # built under another name

@@ -12,17 +12,19 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from hepti_mpi.errors import InputError, reason_of
-from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.lock import check_free, open_locked
 from hepti_mpi.serving.outputs import Finished, checked
 
+if TYPE_CHECKING:
+    from hepti_mpi.models.tasks.sampling import Chosen
+
 FORMAT, FORMAT_VERSION = "hepti-journal", 3
-Begun = dict[int, list[Chosen]]  # by the place of a request, the tokens of its text so far
+Begun = dict[int, list["Chosen"]]  # by the place of a request, the tokens of its text so far
 SUFFIX = ".journal"
 SYNC_SECONDS = 0.2  # between two waits for the disk: what is lost is answered again
 
@@ -90,7 +92,13 @@ def add_grown(begun: Begun, grown: Iterable[Any]) -> None:
     for place, told in grown:
         if not isinstance(place, int):
             raise ValueError("no such request")
-        begun.setdefault(place, []).append(Chosen.of(told))
+        begun.setdefault(place, []).append(_token(told))
+
+
+def _token(told: Any) -> "Chosen":
+    from hepti_mpi.models.tasks.sampling import Chosen
+
+    return Chosen.of(told)
 
 
 def input_hash(requests: Iterable[Any]) -> str:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,9 +25,11 @@ from hepti_mpi.program.steps import Compute
 from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Lengths, Scheduler, Step
 from hepti_mpi.serving.sink import Listener
-from hepti_mpi.serving.source import Source
 from hepti_mpi.tuning.heartbeat import Pulse
 from hepti_mpi.tuning.watch import Steady, Watch
+
+if TYPE_CHECKING:
+    from hepti_mpi.serving.source import Source
 
 ORDERS, REPORTS = "orders", "reports"  # boxes
 KEPT = 256  # batches whose steps are noted, the last ones
@@ -42,7 +44,7 @@ class Desk:
     """What rank 0 has that leads: where requests come from, who puts them together and answers them, where the answers go, and the watch
     over the plan. `wanted` tells whether to go on; left out: always. `doing`: what teams do now, where there are some (serving.teams)."""
 
-    source: Source
+    source: "Source"
     scheduler: Scheduler
     answerer: Answerer
     sink: Listener

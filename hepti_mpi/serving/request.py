@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result, answers, apply_head, embed, fault
 from hepti_mpi.serving.outputs import Finished, finished_answer, finished_arrays
 from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.store import Store
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.inputs.requests import Request
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class Answerer:
         self.errors: dict[int, str] = {}  # of requests that have no result, by their places: whoever takes results takes these too
         self.weights = OuterWeights(store)
 
-    def embedded(self, requests: Sequence[Request]) -> np.ndarray:
+    def embedded(self, requests: "Sequence[Request]") -> np.ndarray:
         """Return what the layers begin with, float32 [rows of all, hidden]."""
         arrays = {key: np.concatenate([request.arrays[key] for request in requests]) for key in requests[0].arrays}
         return embed(self.spec, self.weights, arrays)
 
-    def results(self, requests: Sequence[Request], hidden: np.ndarray) -> list[Result]:
+    def results(self, requests: "Sequence[Request]", hidden: np.ndarray) -> list[Result]:
         """Return what the head makes of the last hidden state [rows of all, hidden]; nothing of it lies in that buffer."""
         results = apply_head(self.spec, self.weights, self.store.files, hidden, requests, self.question.arrays)
         bounds = np.cumsum([0, *(request.rows for request in requests)])
@@ -63,11 +65,11 @@ class Answerer:
                 result["last_hidden_state"] = hidden[first:last].copy()
         return results
 
-    def finished(self, requests: Sequence[Request], results: Sequence[Result]) -> list[Finished]:
+    def finished(self, requests: "Sequence[Request]", results: Sequence[Result]) -> list[Finished]:
         """Return what is kept of results. Raises InputError when one is no answer, if strict."""
         return [self._finished(request, result) for request, result in zip(requests, results)]
 
-    def _finished(self, request: Request, result: Result) -> Finished:
+    def _finished(self, request: "Request", result: Result) -> Finished:
         why = fault(self.spec, request, result)
         if why is not None:
             if self.question.strict:
@@ -77,7 +79,7 @@ class Answerer:
             return finished_arrays(request, result)
         return finished_answer(answers(self.spec, self.store.files, [request], [result])[0])
 
-    def refused(self, request: Request, why: str, result: Mapping[str, np.ndarray] | None = None) -> Finished:
+    def refused(self, request: "Request", why: str, result: Mapping[str, np.ndarray] | None = None) -> Finished:
         """Return what stands for an answer that there is not."""
         if self.question.arrays:
             sound = {name: values for name, values in (result or {}).items() if np.isfinite(values).all()}
@@ -89,7 +91,7 @@ class Answerer:
 class Answered:
     """The event that requests were answered together, in `seconds`."""
 
-    requests: Sequence[Request]
+    requests: "Sequence[Request]"
     results: Sequence[Result]
     seconds: float
     answerer: Answerer

@@ -5,15 +5,18 @@ Requests that wait are put together when there is nothing else to answer: all of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.planning.memory import PADDED_SCORES
 from hepti_mpi.serving.request import Answered, Answerer
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.inputs.requests import Request
 
 USUAL_ROWS = 32  # of a text of a service, of which nobody knows what it will be asked
 Lengths = tuple[int, ...]  # rows of the requests that are answered together
@@ -23,7 +26,7 @@ Lengths = tuple[int, ...]  # rows of the requests that are answered together
 class Step:
     """Requests that are answered together."""
 
-    requests: tuple[Request, ...]
+    requests: "tuple[Request, ...]"
 
     @property
     def lengths(self) -> Lengths:
@@ -40,7 +43,7 @@ class Scheduler:
         self.given, self.cut = 0, 0  # steps of all rounds, and requests of the next one
         self.rows, self.rows_given = 0, 0  # of one round, and of all that was given
 
-    def add(self, requests: Sequence[Request]) -> None:
+    def add(self, requests: "Sequence[Request]") -> None:
         """Take in requests, which wait until what was added before is answered."""
         self.waiting += requests
         if self.given == self.repeat * len(self.steps) and self.waiting:

@@ -10,15 +10,17 @@ import shlex
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.launcher import command_line, host_name, launched, mpirun_is_here
-from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Journal, journal_path
 from hepti_mpi.serving.outputs import Finished, Tally, check_apart, check_path
 from hepti_mpi.serving.request import Question
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.tasks.sampling import Chosen
 
 WAITING = 16  # batches that may be answered and not yet written: a disk that is slower than that is waited for
 STOP_SECONDS = 0.2
@@ -66,7 +68,7 @@ class Sink(Listener, Protocol):
     """What keeps the answers of one run. `known`: places of requests that need no answer; `begun`: what there is of others' texts."""
 
     known: Collection[int]
-    begun: Mapping[int, Sequence[Chosen]]
+    begun: "Mapping[int, Sequence[Chosen]]"
 
     @property
     def wanted(self) -> bool:

@@ -6,17 +6,19 @@ Knows their form; does not know what is done with them.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.channel import tell
 from hepti_mpi.documents import read_document
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.tasks.sampling import Chosen
 from hepti_mpi.serving.journal import Begun, add_grown
 from hepti_mpi.serving.outputs import Finished
 from hepti_mpi.serving.sink import Event
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.tasks.sampling import Chosen
 
 FORMAT, FORMAT_VERSION = "hepti-state", 1
 

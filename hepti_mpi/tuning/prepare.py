@@ -1,4 +1,7 @@
-"""From a profile to a job that can answer: plan, load, settle on a plan by trying, check the wire. Returns data; prints nothing."""
+"""From a profile to a job that can answer: plan, load, settle on a plan by trying, check the wire. Returns data; prints nothing.
+
+What plans is imported by the rank that does, and what settles on a plan where that is done.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,9 +10,7 @@ from dataclasses import dataclass, replace
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine.loading import Ready, decide, load, swap, within
 from hepti_mpi.engine.machine import Machine, Say, together
-from hepti_mpi.planning import methods
 from hepti_mpi.planning.request import Request
-from hepti_mpi.tuning.settle import settle
 from hepti_mpi.weights.store import Store
 
 
@@ -39,18 +40,26 @@ def prepared(
     at("loading weights")
     ready = load(machine, store, plan, decision, startup | {"plan": time.perf_counter() - begin})
     ready, request = short_enough(replace(ready, tolerance=goal.tolerance), goal, say)
-    decision = ready.decision
-    if goal.many and goal.method in methods.OURS:
-        at("settling on a plan by trying some")
-        begin = time.perf_counter()
-        settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, request, decision)
-        ready, profile = swap(ready, settled.plan, settled.price), settled.profile
-        ready.startup_seconds["settle"] = time.perf_counter() - begin
-        wire = ready.plan.wire
-        ready, error = within(ready)
-        if ready.plan.wire != wire:
-            say(_too_much(wire, error, goal.tolerance))
-    return ready, profile
+    return _settled(ready, replace(goal, request=request), say, at) if goal.many else (ready, profile)
+
+
+def _settled(ready: Ready, goal: Goal, say: Say, at: Callable[[str], None]) -> tuple[Ready, ClusterProfile]:
+    """Settle on a plan by trying some, where the method leaves a choice. Collective."""
+    from hepti_mpi.planning import methods
+    from hepti_mpi.tuning.settle import settle
+
+    if goal.method not in methods.OURS:
+        return ready, goal.profile
+    at("settling on a plan by trying some")
+    begin, store = time.perf_counter(), ready.store
+    settled = settle(ready.machine, store.spec, store.source_hash, ready.segments, goal.profile, goal.request, ready.decision)
+    ready = swap(ready, settled.plan, settled.price)
+    ready.startup_seconds["settle"] = time.perf_counter() - begin
+    wire = ready.plan.wire
+    ready, error = within(ready)
+    if ready.plan.wire != wire:
+        say(_too_much(wire, error, goal.tolerance))
+    return ready, settled.profile
 
 
 def short_enough(ready: Ready, goal: Goal, say: Say) -> tuple[Ready, Request]:

@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.formats import VALUES
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights import hdf5
-from hepti_mpi.weights.calibration import Accuracy, read_accuracy
 from hepti_mpi.weights.hdf5 import AGAIN
 from hepti_mpi.weights.places import no_file
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, all_weights, granule, span
+
+if TYPE_CHECKING:
+    from hepti_mpi.weights.calibration import Accuracy
 
 READ_BYTES = 1 << 20  # that are read at once to be checked: a granule may be a whole table of words
 MOST_LAYERS = 4096  # of a store that is read: the list of its tensors is made before any is looked at
@@ -96,8 +98,10 @@ class Store:
         return self._group if weight.split == "heads" else 1
 
     @property
-    def accuracy(self) -> Accuracy | None:
+    def accuracy(self) -> "Accuracy | None":
         """What its formats cost, as far as somebody has measured it. Raises StoreError."""
+        from hepti_mpi.weights.calibration import read_accuracy
+
         try:
             return read_accuracy(json.loads(self._file.attrs["accuracy"])) if "accuracy" in self._file.attrs else None
         except Exception as error:

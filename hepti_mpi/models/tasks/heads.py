@@ -6,17 +6,19 @@ layer, no weight, no rank and no file.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.requests import Request
-from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.numerics import Array, as_type, sigmoid, softmax
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.pooling import pooled_row
 from hepti_mpi.models.tasks.stepping import Weights, apply_steps
+
+if TYPE_CHECKING:
+    from hepti_mpi.models.inputs.requests import Request
+    from hepti_mpi.models.inputs.tokens import Tokens
 
 TOP = 5
 NAMES = {"none": "class_row", "pooler": "pooler_output", "sentence": "embedding"}  # of results that are no logits
@@ -34,7 +36,7 @@ def embed(spec: ModelSpec, weights: Weights, arrays: Mapping[str, np.ndarray]) -
 
 
 def apply_head(
-    spec: ModelSpec, weights: Weights, files: Mapping[str, bytes], hidden: Array, requests: Sequence[Request], full_logits: bool
+    spec: ModelSpec, weights: Weights, files: Mapping[str, bytes], hidden: Array, requests: "Sequence[Request]", full_logits: bool
 ) -> list[Result]:
     """Return what the head makes of the last hidden state [rows, hidden] of the `requests`, one dict for each, float32.
 
@@ -62,7 +64,7 @@ def _spoilt(result: Result) -> Result:
     return {name: np.full(values.shape, np.nan, np.float32) for name, values in result.items()}
 
 
-def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request) -> Result:
+def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: "Request") -> Result:
     """Return the result of one request, `hidden` [own rows, hidden], for every head but masked-words."""
     hidden = as_type(hidden, np.float32)
     if spec.reads_each:
@@ -75,13 +77,15 @@ def one_head(spec: ModelSpec, weights: Weights, hidden: Array, request: Request)
     return {NAMES.get(spec.head, "logits"): row[: spec.options.get("truncate_dim")]}
 
 
-def _tokens(files: Mapping[str, bytes]) -> Tokens:
+def _tokens(files: Mapping[str, bytes]) -> "Tokens":
     """Return the tokenizer, read once: batch after batch asks for it."""
     return _read_tokens(files["tokenizer.json"], files.get("tokenizer_config.json", b"{}"))
 
 
 @lru_cache(maxsize=2)
-def _read_tokens(tokenizer: bytes, config: bytes) -> Tokens:
+def _read_tokens(tokenizer: bytes, config: bytes) -> "Tokens":
+    from hepti_mpi.models.inputs.tokens import Tokens
+
     return Tokens({"tokenizer.json": tokenizer, "tokenizer_config.json": config})
 
 
@@ -91,7 +95,7 @@ def mask_number(files: Mapping[str, bytes]) -> int | None:
 
 
 def fill_masks(
-    spec: ModelSpec, weights: Weights, mask: int | None, pieces: Sequence[Array], requests: Sequence[Request], full_logits: bool
+    spec: ModelSpec, weights: Weights, mask: int | None, pieces: Sequence[Array], requests: "Sequence[Request]", full_logits: bool
 ) -> list[Result]:
     """Return the most likely words at every mask of every request; `pieces` are [own rows, hidden]."""
     results = []
@@ -110,7 +114,7 @@ def fill_masks(
 # ---- answers
 
 
-def fault(spec: ModelSpec, request: Request, result: Mapping[str, np.ndarray]) -> str | None:
+def fault(spec: ModelSpec, request: "Request", result: Mapping[str, np.ndarray]) -> str | None:
     """Return why a result is no answer, None where it is one."""
     if not all(np.isfinite(values).all() for values in result.values()):
         return f"{request.origin}: the result is not finite: numbers became too large on the way"
@@ -122,7 +126,7 @@ def fault(spec: ModelSpec, request: Request, result: Mapping[str, np.ndarray]) -
 
 
 def answers(
-    spec: ModelSpec, files: Mapping[str, bytes], requests: Sequence[Request], results: Sequence[Mapping[str, np.ndarray]]
+    spec: ModelSpec, files: Mapping[str, bytes], requests: "Sequence[Request]", results: Sequence[Mapping[str, np.ndarray]]
 ) -> list[dict[str, Any]]:
     """Return one JSON-ready record per request.
 
@@ -168,12 +172,12 @@ def numbers(values: np.ndarray) -> list[float]:
     return found.tolist()
 
 
-def piece(tokens: Tokens | None, number: int) -> str:
+def piece(tokens: "Tokens | None", number: int) -> str:
     """Return the text of a token, its number without a tokenizer."""
     return str(number) if tokens is None else tokens.piece(number)
 
 
-def scored(tokens: Tokens | None, ids: np.ndarray, chances: np.ndarray) -> list[dict[str, Any]]:
+def scored(tokens: "Tokens | None", ids: np.ndarray, chances: np.ndarray) -> list[dict[str, Any]]:
     """Return {"token", "score"} for `ids` and `chances`, both [n]."""
     return [{"token": piece(tokens, int(number)), "score": score} for number, score in zip(ids, numbers(chances))]
 
@@ -191,7 +195,7 @@ def best_labels(spec: ModelSpec, logits: Array) -> list[dict[str, Any]]:
     return [{"label": spec.labels[i], "score": score} for i, score in zip(best, numbers(scores[best]))]
 
 
-def token_labels(spec: ModelSpec, tokens: Tokens | None, request: Request, logits: Array) -> list[dict[str, Any]]:
+def token_labels(spec: ModelSpec, tokens: "Tokens | None", request: "Request", logits: Array) -> list[dict[str, Any]]:
     """Return {"token", "label", "score"} of every token of the text, for `logits` [rows, labels]; of an unknown one what the text says."""
     scores = scores_of(spec, logits)
     best = scores.argmax(axis=1)  # [rows]

@@ -4,15 +4,19 @@ Knows the modes of pooling; knows no weight and no file.
 Source: sentence-transformers 6.2, sentence_transformer/modules/pooling.py.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from hepti_mpi.models.inputs.requests import Request
 
-def pooled_row(spec: ModelSpec, hidden: Array, request: Request) -> Array:
+
+def pooled_row(spec: ModelSpec, hidden: Array, request: "Request") -> Array:
     """Return [modes * hidden] of the request with these last `hidden` states, float32 [own rows, hidden].
 
     Raises InputError when nothing but the prompt is left of the text.
