@@ -24,7 +24,7 @@ def main() -> None:
     _set_threads()
     _set_streams()
     print_past_launcher()
-    gc.set_threshold(20_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
+    gc.set_threshold(100_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
     channel.tell_place()  # before anything can fail on this host
     rank, code = launched_rank(), interrupts.EXIT_CODE
     try:

@@ -32,8 +32,9 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 OWNERS = {
     "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/mail.py"},
     "h5py": {"weights/hdf5.py"},
-    "onnx": {"engine/graph.py", "engine/kernels.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
-    "onnxruntime": {"engine/runtime.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py"},
+    "onnx": {"engine/graph.py", "engine/kernels.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py",
+             "engine/glance.py"},
+    "onnxruntime": {"engine/runtime.py", "engine/caching.py", "engine/sessions.py", "engine/glance.py"},
     "click": {"commands/*", "__main__.py"},
     "tokenizers": {
         "models/inputs/tokens.py", "models/checkpoints/tokenizerclasses.py", "models/checkpoints/tokenizing.py",

@@ -23,6 +23,7 @@ FORMATS = "formats"  # among the versions: those of the weights that products we
 PLAIN: Mapping[str, float] = {"f32": 1.0}
 CACHES = ("float32", "float16")  # numbers that keys and values of texts may be kept as
 STEP_ROWS = (1, 8)  # rows, each of a text, of the steps whose layers are timed whole
+GLANCE = 2  # which of the curve's numbers of rows a later job looks at
 BOARDS = "boards"  # among the versions: their names, where they are described and not measured
 AGAIN = "measure it with: mpirun -hostfile FILE python -m hepti_mpi profile"
 

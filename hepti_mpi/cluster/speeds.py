@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
+from hepti_mpi.cluster.profile import GLANCE
 
-GLANCE = 2  # which of the curve's numbers of rows a later job looks at
 MANY = 8  # times the rows of the largest timed step of texts are many
 LEAST_PART = 0.5  # of what products take in a chain of their own: less is an error of the other parts
 

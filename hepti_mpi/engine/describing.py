@@ -13,9 +13,10 @@ import numpy as np
 from hepti_mpi.cluster.boards import FIGURES, OVERLAP, ROWS, Board, Call, Work
 from hepti_mpi.cluster.profile import PLAIN
 from hepti_mpi.engine import sessions
+from hepti_mpi.engine.glance import probe
 from hepti_mpi.engine.graph import MICROSOFT, Graph
 from hepti_mpi.engine.sessions import bound
-from hepti_mpi.engine.timing import probe, timers
+from hepti_mpi.engine.timing import timers
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program.ops import CASTS

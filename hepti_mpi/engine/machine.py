@@ -190,9 +190,9 @@ def _sooner(machine: Machine, spec: ModelSpec, profile: ClusterProfile) -> list[
     whole the first rank looks so, alone as it was measured, since all of that host was measured within the same seconds. Collective."""
     cores, ratio = machine.cores, 1.0
     if not machine.emulation.on and (cores.leads or not cores.two_ways):
-        from hepti_mpi.engine import measuring
+        from hepti_mpi.engine import glance
 
-        ratio = measuring.sooner(cores, spec, profile.nodes)
+        ratio = glance.sooner(cores, spec, profile.nodes)
     return [float(one) for one in machine.world.gather_all(ratio)]
 
 

@@ -10,19 +10,18 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
 from hepti_mpi.cluster.memory import usable_memory
-from hepti_mpi.cluster.profile import CACHES, STEP_ROWS, ClusterProfile, Edges, NodeProfile, joined
-from hepti_mpi.cluster.speeds import GLANCE, Timed, fitted
+from hepti_mpi.cluster.profile import CACHES, STEP_ROWS, ClusterProfile, Edges, joined
+from hepti_mpi.cluster.speeds import Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.edges import edges_of
-from hepti_mpi.engine.timing import Timers, chained, products, timers
+from hepti_mpi.engine.glance import cpu_time
+from hepti_mpi.engine.timing import Timers, timers
 from hepti_mpi.models.spec import ModelSpec, product_formats
 
 PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
@@ -31,7 +30,6 @@ ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose att
 BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
 WHOLE = (8,) * 8, (24,) * 8, (24, *(8,) * 7)  # lengths of those that go through whole layers: in the last one most are padded
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
-GLANCES = 6  # how often products are looked at
 
 
 def measured(
@@ -45,7 +43,7 @@ def measured(
     clock: Callable[[], float] = time.perf_counter
     alone_clock = clock
     if crowd > len(cores.whole) and not emulation.on:  # both by the same kind of clock: what else the machine does must not decide
-        clock, alone_clock = partial(_cpu_time, cores.threads), partial(_cpu_time, cores.alone_threads)
+        clock, alone_clock = partial(cpu_time, cores.threads), partial(cpu_time, cores.alone_threads)
     world.barrier()  # the others rest while one has all cores
     one_alone, alone = cores.leads and cores.two_ways, None
     threads = cores.use(alone=one_alone)
@@ -159,30 +157,3 @@ def gathered(comm: Comm, exchanges: Exchanges, who: dict[str, Any], own: Timed, 
     speeds, whole = asdict(fitted(own)), alone and asdict(fitted(alone))
     every = comm.gather_all([who | {"head_start_bytes": head_start}, speeds, whole, latency, bandwidth, asdict(edges)])
     return joined(every, versions, shape, took)
-
-
-def sooner(cores: Cores, spec: ModelSpec, nodes: Sequence[NodeProfile]) -> float:
-    """Return how many times as fast this rank is now as its profile says, by some products of few rows; where it may have its host's cores
-    for itself, with all of them. `nodes`: the profiles of all ranks. It takes a moment.
-
-    A machine with other work can only be slower: much faster than the profile means that it had other work when that was measured.
-    """
-    node = nodes[cores.rank]
-    crowd = sum(one.threads for one in nodes if one.host == node.host)
-    threads, before = cores.use(alone=cores.two_ways), node.alone or node
-    place = min(GLANCE, len(node.gemm_rows) - 1)
-    chain, (tile, weights) = products(spec, threads, product_formats(spec)), chained(spec)
-    rows = {"x": np.resize(tile, (node.gemm_rows[place], spec.hidden))}
-    clock = partial(_cpu_time, threads) if crowd > len(cores.whole) else time.perf_counter  # as the profile was measured
-    times = []
-    with cores.apart_from_threads():
-        for _ in range(GLANCES):
-            begin = clock()
-            chain.run(None, rows)
-            times.append(clock() - begin)
-    cores.use(alone=False)
-    return before.glance_seconds_per_weight * weights / max(min(times[1:]), 1e-9)
-
-
-def _cpu_time(threads: int) -> float:
-    return time.process_time() / threads

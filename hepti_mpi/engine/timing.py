@@ -2,29 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
+from hepti_mpi.engine.glance import PROBE_BYTES, chained, format_of, probe, products
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.imagined import MadeUp, TextLayers, beyond_caches, divided, text_layers
-from hepti_mpi.engine.kernels import ASKED, WITHOUT_BIAS, activate, attend
+from hepti_mpi.engine.kernels import WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
-from hepti_mpi.engine.products import Made, Multiple, Product
-from hepti_mpi.engine.sessions import bound, session
+from hepti_mpi.engine.products import Made, Product
+from hepti_mpi.engine.sessions import bound
 from hepti_mpi.models.blocks import Attention, Weight
-from hepti_mpi.models.formats import F32, FORMATS, VALUES, Format
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.steps import Words
 from hepti_mpi.weights.slices import Slice, span
 
-PROBE_BYTES = 64 << 20
 KEPT_BYTES, KEPT_ROWS = 32 << 20, 1024  # of keys and values in float32, and how many rows they are of
 
 
@@ -179,7 +176,7 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[s
 
     def multiply(number: int, place: int, x: str, added: str | None = None) -> str:
         matrix = np.resize(tile, sizes[place]) * np.float32(1 + (number * len(sizes) + place) / 256)  # equal ones would be kept once
-        kind = _format_of((number + 0.5) / count, used)
+        kind = format_of((number + 0.5) / count, used)
         piece = Slice(f"{number}.{place}", 0, matrix.shape, kind, 1)
         return Product(chain, Made(kind.encode(matrix, 1)), x, piece, looks=False).write(added, None)
 
@@ -206,38 +203,3 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[s
         return Work(products, 2 * laid_out * max(lengths), laid_out, 2.0 * count * rows * hidden, float(count * rows * columns))
 
     return Layers(of_requests, work)
-
-
-def chained(spec: ModelSpec) -> tuple[np.ndarray, int]:
-    """Return the matrix that chains of products are made of, [columns, hidden], and the weights of a whole chain."""
-    hidden, columns = spec.hidden, -(-spec.ffn // 2)
-    blocks = max(1, min(spec.layers, PROBE_BYTES // (2 * hidden * columns * 4)))
-    return np.resize(np.array([0.01, -0.02, 0.015, -0.005, 0.003], np.float32), (columns, hidden)), 2 * hidden * columns * blocks
-
-
-def products(spec: ModelSpec, threads: int, used: Mapping[str, float], blocks: int | None = None) -> onnxruntime.InferenceSession:
-    """Return a chain of MLP products x [r, hidden] -> y [r, hidden]; `used`: the part of the weights in each
-    format; `blocks`: pairs of them, None: as many as outdo most caches."""
-    tile, weights = chained(spec)
-    chain, value, count = Graph(threads), "x", weights // (2 * tile.size) if blocks is None else blocks
-    for number in range(2 * count):
-        made, inner = Multiple(tile, 1 + number / 256), 1 - number % 2  # equal ones would be kept once
-        kind = _format_of((number + 0.5) / (2 * count), used)
-        piece = Slice(f"{number}", 0, tile.shape, kind, inner)
-        source = made if kind is F32 else Made(kind.encode(made.parts(piece)[VALUES], inner))
-        value = Product(chain, source, value, piece, looks=not inner).write(None, "y" if number == 2 * count - 1 else None)
-    return probe(chain, ["x"], threads)
-
-
-def _format_of(place: float, used: Mapping[str, float]) -> Format:
-    """Return the format at a `place` from 0 to 1 among those that are used, each as often as it is."""
-    ends = np.cumsum(list(used.values()))
-    return FORMATS[list(used)[min(int(np.searchsorted(ends, place)), len(used) - 1)]]
-
-
-def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
-    """Return the session of a graph that writes `y`, of the ONNX type `kind`."""
-    infos = [helper.make_tensor_value_info(name, ASKED.get(name, (TensorProto.FLOAT, 2))[0], None) for name in inputs]
-    result = helper.make_tensor_value_info("y", kind, None)
-    made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
-    return session(made, Path("."), "packed", threads)

@@ -1,5 +1,5 @@
 """A rank's own copy of what it needs of a store that another rank has: a store file that grows. Knows files and ranges; does not know
-how the bytes come.
+how the bytes come. What writes it is imported where something is written: few ranks have such a copy.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,6 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.prepacked import Prepacked
 from hepti_mpi.weights.slices import Slice, joined
 from hepti_mpi.weights.store import Store
-from hepti_mpi.weights.writing import write_part
 
 Fetch = Callable[[Slice], Mapping[str, np.ndarray]]
 
@@ -52,6 +51,8 @@ class CachedStore(Store):
     def beginning(cls, path: Path, head: Any, prepacked: Prepacked | None = None) -> "CachedStore":
         """Return a new one without weights for the model of `head` (spec, files, source hash). Raises StoreError when it cannot be
         written."""
+        from hepti_mpi.weights.writing import write_part
+
         spec, files, source_hash = head
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -80,6 +81,8 @@ class CachedStore(Store):
 
         `fetch` is asked for each of them in their order, also where something fails, since who sends them sends all.
         """
+        from hepti_mpi.weights.writing import write_part
+
         coming = {piece.name: piece for piece in pieces}
 
         def parts(piece: Slice) -> Mapping[str, np.ndarray]:
