@@ -25,8 +25,11 @@ def test_a_command_imports_no_other(name):
 
 
 def test_a_rank_that_rests_does_not_import_what_computes(tmp_path):
-    """Three ranks of one host, whose plan lets the first compute with all cores: the others neither look at their speed nor make a
-    session."""
+    """Three ranks of one host, whose plan lets the first compute with all cores: the others neither plan nor read texts, look at their
+    speed or make a session. Nobody imports what measures, as it was measured before, what makes teams or what writes text and stores."""
+    used = ["onnx", "onnxruntime", "tokenizers", "hepti_mpi.planning.methods"]
+    unused = ["scipy", "matplotlib", "tomllib", "hepti_mpi.engine.timing", "hepti_mpi.tuning.teaming"]
+    unused += ["hepti_mpi.tuning.settle", "hepti_mpi.models.tasks.sampling", "hepti_mpi.weights.calibration", "hepti_mpi.weights.writing"]
     store, root = tmp_path / "tiny.h5", Path(__file__).parent.parent
     assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", str(store)]).exit_code == 0
     (tmp_path / "told.py").write_text("""
@@ -34,19 +37,19 @@ import atexit, os, sys
 from pathlib import Path
 from hepti_mpi import __main__ as program
 def tell():
-    found = [name for name in ("onnx", "onnxruntime", "scipy", "matplotlib") if name in sys.modules]
+    found = [name for name in os.environ["LOOKED_FOR"].split() if name in sys.modules]
     Path("imported." + os.environ["OMPI_COMM_WORLD_RANK"]).write_text(" ".join(found))
 atexit.register(tell)
 sys.argv[0] = "hepti_mpi"
 program.main()
 """)
-    environment = launch_environment() | {"PYTHONPATH": str(root)}
+    environment = launch_environment() | {"PYTHONPATH": str(root), "LOOKED_FOR": " ".join(used + unused)}
     command = [str(MPIRUN), "-n", "3", sys.executable, "told.py", "run", "--weights", str(store), "--strategy", "single", "--json"]
     for fresh in (["--fresh"], []):
         done = subprocess.run([*command, *fresh], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
     told = [(tmp_path / f"imported.{rank}").read_text().split() for rank in range(3)]
-    assert told == [["onnx", "onnxruntime"], [], []]
+    assert told == [used, [], []]
 
 
 def test_nobody_is_told_what_is_run():
