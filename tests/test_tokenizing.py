@@ -80,6 +80,9 @@ REFUSED = [
     ({CONFIG: {"word_tokenizer_type": "mecab"}}, "'word_tokenizer_type' is in no list of what this file may say"),
     ({CONFIG: {"do_lower_case": "no"}}, "do_lower_case is 'no', expected true or false"),
     ({CONFIG: {"add_prefix_space": 1}}, "add_prefix_space is 1, expected true or false"),
+    ({"added_tokens.json": {"<new>": 3}}, "the number 3 is that of the added token '<new>' in added_tokens.json and of '\\[SEP\\]' in tok"),
+    ({CONFIG: {"eos_token": "<new>", "additional_special_tokens": [{"content": "<new>", "single_word": True, "__type": "AddedToken"}]}},
+     "the added token '<new>' is named twice, and not alike"),
     ({"added_tokens.json": {"[MASK]": 3}}, "'\\[MASK\\]' has the number 3 in added_tokens.json and 4 in tokenizer.json: which is meant?"),
     ({CONFIG: {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"5": {"content": "[MASK]"}}}},
      "'\\[MASK\\]' has the number 5 in added_tokens_decoder of tokenizer_config.json and 4 in tokenizer.json: which is meant?"),
@@ -288,6 +291,14 @@ def test_classes_pad_where_transformers_has_them():
              for name, kind in KINDS.items()}  # fmt: skip
     assert {name for name, side in sides.items() if side == ["left", "right"]} == {"LlamaTokenizer", "GemmaTokenizer"}
     assert all(side in (["left", "right"], ["right", "right"]) for side in sides.values())
+
+
+def test_a_name_that_a_token_has_twice():
+    """Of special_tokens_map.json an object of names goes before the names beside it: the other token is none, whatever the class."""
+    named = {"foo_token": {"content": "<foo>", "normalized": False}, "extra_special_tokens": {"foo_token": "<bar>"}}
+    base = {"vocab.json": json.dumps({"<|endoftext|>": 0, "a": 1}), "merges.txt": "", MAP: json.dumps(named)}
+    made = build_tokenizer({name: text.encode() for name, text in base.items()}, "Qwen2Tokenizer")
+    assert Tokens(made.files).piece(2) == "<bar>" and b"<foo>" not in made.files["tokenizer.json"]
 
 
 def test_a_class_that_takes_its_file_as_it_is():

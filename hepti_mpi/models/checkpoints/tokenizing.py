@@ -181,8 +181,8 @@ def read_tokens(settings: Settings, files: Mapping[str, bytes], changes: Mapping
         legacy_map(settings, {key: value for key, value in table.items() if not changes.get(key)})
         given = legacy_tokens(settings, files)
     settings |= typed({key: value for key, value in settings.items() if key != "added_tokens_decoder"})
-    late = {key: value for key, value in settings.items() if key.endswith("_token") and key not in NAMED}
-    settings["own_tokens"] = {key: value for key, value in late.items() if isinstance(value, (str, AddedToken))} | settings["own_tokens"]
+    own = [key for key, value in settings.items() if key.endswith("_token") and key not in NAMED and isinstance(value, (str, AddedToken))]
+    settings["own_tokens"] = {key: settings.pop(key) for key in own} | settings["own_tokens"]
     by_text = {token.content: token for token in given.values()}
     for key in NAMED:
         if settings.get(key) is not None:
@@ -230,7 +230,12 @@ def legacy_tokens(settings: Settings, files: Mapping[str, bytes]) -> dict[int, A
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         raise ModelError(f"{JSON}: added_tokens is no list of tokens")
     check_numbers(given, ADDED, {token.get("content"): token.get("id") for token in listed})
-    return given | {number_of(token.get("id")): added(token) for token in listed}
+    there = {number_of(token.get("id")): added(token) for token in listed}
+    for number in given.keys() & there.keys():
+        if given[number].content != there[number].content:
+            both = f"{given[number].content!r:.60} in {ADDED} and of {there[number].content!r:.60} in {JSON}"
+            raise ModelError(f"the number {number} is that of the added token {both}: which is meant?")
+    return given | there
 
 
 def check_numbers(given: Mapping[int, AddedToken], name: str, there: Mapping[Any, Any]) -> None:
@@ -275,6 +280,10 @@ def add_tokens(tokenizer: Tokenizer, settings: Settings, given: Mapping[int, Add
             fresh[place] = AddedToken(token, special=True)
         elif not token.special and token.content in marks:
             token.special = True
+    told: dict[str, AddedToken] = {}
+    for token in fresh:  # of which then stands in memory what the library, given its own file, does not make again
+        if repr(told.setdefault(token.content, token)) != repr(token):
+            raise ModelError(f"the added token {token.content!r:.60} is named twice, and not alike; take one of them out")
     tokenizer.add_tokens(fresh)
 
 
