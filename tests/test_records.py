@@ -94,8 +94,8 @@ def test_every_record_says_which_boards_were_pretended_and_whether_this_machine_
     told = {"emulated_board": "2.5", "overruns": 0.5, "late": 0.05}
     answer = SimpleNamespace(prompt=[1], tokens=[2, 3], submitted=0.0, first_token=1.0, ended=2.0, made=0)
     text = generation.generation_record(SPEC, [answer], 2.0) | generation.ranks_record(whole, {}, facts, (), 2.0)
-    work = {"batches": 1, "requests": 1, "rows": 8, "seconds": 2.0, "predicted_rows_per_second": 5.0, "busy": 1.0}
-    team = teams.teams_record(SPEC, whole, [work], facts, 2.0, {}, None)
+    work = {"batches": 1, "requests": 1, "rows": 8, "seconds": 2.0, "predicted_rows_per_second": 5.0}
+    team = teams.teams_record(SPEC, whole, [work], facts, 2.0, 2.0, {}, None)
     expected = "emulated boards: pi4, 2.5; 5.0 % of the time messages left later than there: this result does not count"
     for record, lines in ((text, generation.generation_lines(text)), (team, teams.teams_lines(team, ["pi", "pi", "pi"]))):
         assert {key: record["ranks"][1][key] for key in told} == told and "late_seconds" not in record["ranks"][0]
@@ -103,6 +103,19 @@ def test_every_record_says_which_boards_were_pretended_and_whether_this_machine_
     assert records.too_late({"hepti": 0.01, "megatron": 0.014}) == [
         "megatron does not count: 1.4 % of its time messages left later than from its boards"
     ]
+
+
+def test_what_teams_did_adds_up():
+    """Busy was a part of a time that was not said: rates while busy could not be reckoned from the others."""
+    plan, facts = made().chosen.plan, [{"host": "pi", "threads": 1, "weight_bytes": 1, "peak_resident_bytes": 2}] * 3
+    work = {"batches": 3, "requests": 30, "rows": 480, "seconds": 2.4, "predicted_rows_per_second": 5.0}
+    record = teams.teams_record(SPEC, placement.whole(plan), [work], facts, 4.0, 3.0, {}, None)
+    [one] = record["teams"]
+    assert (record["answering_seconds"], one["busy"], one["busy_rows_per_second"]) == (3.0, 0.8, 200.0)
+    assert one["busy_rows_per_second"] * one["busy"] * record["answering_seconds"] == pytest.approx(record["rows_per_second"] * 4.0)
+    last = "in {}: 7.50 texts and 120 tokens a second"
+    assert last.format("4.0 s, 3.0 s from the first batch to the last answer") in teams.teams_lines(record, ["pi"] * 3)
+    assert last.format("4.0 s") in teams.teams_lines(record | {"answering_seconds": 4.02}, ["pi"] * 3)
 
 
 def record_of(plan, latencies=(0.3, 0.1, 0.2), rows=(9, 8, 7)):

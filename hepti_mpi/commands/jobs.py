@@ -203,9 +203,9 @@ class InTeams:
         spec, done, arrangement = self.session.store.spec, [], self.teamed.arrangement
         for number, (team, pace) in enumerate(zip(self.outcome.teams, self.teamed.paces)):
             predicted = arrangement.predicted(spec, number, team.shapes) if arrangement and team.shapes else 1 / pace
-            busy = min(team.seconds / max(self.outcome.seconds, 1e-9), 1.0)
-            done.append(vars(team) | {"predicted_rows_per_second": predicted, "busy": busy})
-        return teams_record(spec, self.teamed.placement, done, self.outcome.facts, seconds, self.startup, output)
+            done.append(vars(team) | {"predicted_rows_per_second": predicted})
+        outcome = self.outcome
+        return teams_record(spec, self.teamed.placement, done, outcome.facts, seconds, outcome.seconds, self.startup, output)
 
     def lines(self, record: dict[str, Any], width: int | None) -> str:
         from hepti_mpi.reporting.teams import teams_lines

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 GAP = 2  # characters between columns
 INDENT = 2  # of cells under a name that has a line of its own, and of what goes on in the next line
+TOGETHER = "\0"  # a blank at which no line ends
 COMMAND = re.compile(r"(?:(?<=: )|(?<=^  ))(?:[^\s;]*/)?(?:mpirun|python3?|hepti_mpi|ssh|scp|rsync|bash) (?:'[^']*'|[^;'])*")
+UNIT = re.compile(r"(?<=\d) (?=(?:h|min|s|ms|us|ns|[KMG]?i?B|[MGT]?bit|[MGT]?FLOP|Gop|GHz|%|x)\b|%)")  # the blank in front of it
 WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\S)+")  # of a command
 
 
@@ -54,12 +56,15 @@ def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: range
 
 
 def folded(text: str, width: int | None) -> str:
-    """Return `text` with lines of at most `width` characters, broken between words; a longer word is left whole, and so is a command
-    that stands at the beginning or after a colon, so that it can be copied: it goes on after a backslash.
+    """Return `text` with lines of at most `width` characters, broken between words and not before a unit; a longer word is left
+    whole, and so is a command that stands at the beginning or after a colon, so that it can be copied: it goes on after a backslash.
 
     >>> print(folded("  why:  ranks that cannot connect wait for ever", 30))
       why:  ranks that cannot
         connect wait for ever
+    >>> print(folded("86.6 MiB in 10.5 s", 17))
+    86.6 MiB in
+      10.5 s
     >>> print(folded("start it: mpirun -n 2 python -m hepti_mpi run", 30))
     start it:
       mpirun -n 2 python -m \\
@@ -81,8 +86,9 @@ def folded(text: str, width: int | None) -> str:
 
 
 def _wrapped(text: str, width: int, first: str, indent: str) -> list[str]:
-    text = text.strip() if first else text.rstrip()
-    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    text = UNIT.sub(TOGETHER, text.strip() if first else text.rstrip())
+    lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(TOGETHER, " ") for line in lines]
 
 
 def _continued(command: str, width: int, indent: str) -> list[str]:

@@ -25,12 +25,12 @@ def described(team: Team) -> str:
 
 def teams_record(
     spec: ModelSpec, placement: Placement, work: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, Any]], seconds: float,
-    startup: Mapping[str, float], output: str | None,
+    answering: float, startup: Mapping[str, float], output: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the JSON document of a run in teams, format hepti-run.
 
-    `work`: of each team, what it has done (serving.teams.Work), what was predicted, and the part of the time from the first batch to the
-    last answer in which it was busy; `facts`: of each rank; `seconds`: until the answers were put out.
+    `work`: of each team, what it has done (serving.teams.Work) and what was predicted; `facts`: of each rank; `seconds`: until the answers
+    were put out; `answering`: those of them from the first batch to the last answer, of which a team is busy for a part.
     """
     seconds, requests, rows = max(seconds, 1e-9), sum(one["requests"] for one in work), sum(one["rows"] for one in work)
     predicted = [float(one["predicted_rows_per_second"]) for one in work]
@@ -43,8 +43,8 @@ def teams_record(
     return {
         "format": RUN_FORMAT, "format_version": RUN_VERSION, "model": spec.name, "family": spec.family,
         "embedding": spec.embedding, "strategy": "teams",
-        "objective": "throughput", "requests": requests, "seconds": short(seconds), "requests_per_second": short(requests / seconds),
-        "rows_per_second": short(rows / seconds), "output": output,
+        "objective": "throughput", "requests": requests, "seconds": short(seconds), "answering_seconds": short(answering),
+        "requests_per_second": short(requests / seconds), "rows_per_second": short(rows / seconds), "output": output,
         "predicted_rows_per_second": short(sum(predicted)),
         "startup_seconds": {key: short(startup.get(key, 0.0)) for key in STARTUP},
         "plan_hash": placement.hash,
@@ -53,7 +53,8 @@ def teams_record(
             | {key: one[key] for key in ("batches", "requests", "rows")}
             | {"requests_per_second": short(one["requests"] / seconds), "rows_per_second": short(one["rows"] / seconds)}
             | {"busy_rows_per_second": short(one["rows"] / max(one["seconds"], 1e-9))}  # as is predicted: it always has something to do
-            | {"predicted_rows_per_second": short(one["predicted_rows_per_second"]), "busy": short(one["busy"])}
+            | {"predicted_rows_per_second": short(one["predicted_rows_per_second"])}
+            | {"busy": short(min(one["seconds"] / max(answering, 1e-9), 1.0))}
             for team, one in zip(placement.teams, work)
         ],
         "ranks": ranks,
@@ -98,13 +99,15 @@ def teams_lines(record: dict[str, Any], hosts: Sequence[str], width: int | None 
     members = [team["members"] for team in record["teams"]]
     resting = [item["rank"] for item in record["ranks"] if item["team"] is None]
     where = f"; answers in {record['output']}" if record["output"] else ""
+    whole, part = duration(record["seconds"]), duration(record["answering_seconds"])
+    took = whole if part == whole else f"{whole}, {part} from the first batch to the last answer"
     return "\n".join([
         table(("team", "does", "batches", asked, f"{asked}/s", f"{rows}/s when busy / predicted", "busy"), lines, width),
         *([f"at rest: {named(resting, hosts)}"] if resting else []),
         *left_over(record),
         *emulated(record),
         startup_line(record),
-        f"{counted(record['requests'], asked)} by {counted(len({*map(str, members)}), 'teams')} in {duration(record['seconds'])}: "
+        f"{counted(record['requests'], asked)} by {counted(len({*map(str, members)}), 'teams')} in {took}: "
         f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}",
     ])
 
