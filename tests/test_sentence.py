@@ -247,6 +247,17 @@ def test_prompts(folder):
     assert found["prompt_rows"] == 3  # [CLS] the rain, without the [SEP] behind it
 
 
+@pytest.mark.parametrize("said", [{"padding": "max_length"}, {"pad_to_multiple_of": 8}], ids=str)
+def test_padding_that_counts_as_prompt(folder, said):
+    """SentenceTransformer of 6.2 measures the prompt with its padding, and leaves out as many tokens of each text."""
+    prompts = {"prompts": {"query": "the rain "}, "default_prompt_name": "query"}
+    (key,) = said
+    given = {"settings": prompts, "limits": {"max_seq_length": 64, "processing_kwargs": {"text": said}}}
+    assert options(folder, **given)["prompt"] == "the rain "
+    with pytest.raises(ModelError, match=f"^processing_kwargs: {key} is .*, by which sentence-transformers takes padding for a part of"):
+        options(folder, pooling={"include_prompt": False})
+
+
 def test_a_prompt_is_left_out_whoever_answers(folder, tmp_path):
     """All ranks together, and teams, which see numbers only."""
     options(folder, settings={"prompts": {"query": "the rain "}, "default_prompt_name": "query"}, pooling={"include_prompt": False})

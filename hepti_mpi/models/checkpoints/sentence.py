@@ -72,6 +72,10 @@ class Sentence:
         options = self.options | {"max_tokens": token_limit(self, built, fields.get("limit", fields["positions"]))}
         if self.include_prompt or not options["prompt"] or not built.files:
             return options
+        padded = next((key for key in ("padding", "pad_to_multiple_of") if self.call.get(key) not in (None, True, False, "longest")), None)
+        if padded:
+            why = "by which sentence-transformers takes padding for a part of the prompt that is left out"
+            raise ModelError(f"processing_kwargs: {padded} is {self.call[padded]!r:.60}, {why}")
         tokens = Tokens(built.files)
         if options["max_tokens"]:
             tokens.truncate(options["max_tokens"])
