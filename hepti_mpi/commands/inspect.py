@@ -39,8 +39,10 @@ def inspect(store: Path | None, weights_cache: Path | None, clear: str | None) -
     if what is not None:
         raise StoreError(what)
     with Store(store) as opened:
-        SCREEN.show(inspection_lines(opened, SCREEN.width))
-        SCREEN.document(inspection_document(opened))
+        if SCREEN.json:  # which says the same, and is as long in the making
+            SCREEN.document(inspection_document(opened))
+        else:
+            SCREEN.show(inspection_lines(opened, SCREEN.width))
 
 
 def _kept(cache: Path, clear: str | None) -> None:

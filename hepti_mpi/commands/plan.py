@@ -184,10 +184,11 @@ def _keep(placement: "Placement", output: Path | None) -> None:
 
 def _model(weights: Path | None) -> "tuple[ModelSpec, str]":
     """Return the spec of the model that is meant, and the hash of what it was made from."""
-    from hepti_mpi.models.checkpoints.random import random_model
     from hepti_mpi.weights.store import Store
 
     if str(weights).startswith(RANDOM):
+        from hepti_mpi.models.checkpoints.random import random_model
+
         model = random_model(str(weights))
         return model.spec, model.source_hash
     given = store_path(weights)
