@@ -38,7 +38,7 @@ class _Geometry:
     places: Division
     values: dict[str, np.ndarray]
     runs: dict[int, Callable[[], None] | None] = field(default_factory=dict)
-    works: dict[int, Work] = field(default_factory=dict)  # of the runs
+    works: dict[int, Work] = field(default_factory=dict)  # of the runs, where a board is emulated
     zeros: dict[int, list[np.ndarray]] = field(default_factory=dict)
     routes: dict[int, tuple[Route, ...]] = field(default_factory=dict)  # one after the other
     packings: dict[tuple[str, int | None], Rows] = field(default_factory=dict)  # the bindings point into them
@@ -205,7 +205,7 @@ class Engine:
             value.fill(0)
         run = at.runs[place]
         if run is not None:
-            self.emulation.go_on(run, at.works[place])
+            self.emulation.go_on(run, at.works[place]) if self.emulation.on else run()
 
     def _relays(self, place: int, at: _Geometry) -> dict[int, tuple[Relay, threading.Event]]:
         """Return the exchanges that begin when one is done, whatever this rank computes then: others wait for what is handed on."""
@@ -359,7 +359,8 @@ class Engine:
             found[name] = value[rows] if name in self.values else value
         at.zeros[place] = [found[name] for name in segment.zeros]
         at.runs[place] = segment.bind(found) if rows.stop > rows.start else None
-        at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, *at.packings[which].size)
+        if self.emulation.on:
+            at.works[place] = step_work(self.spec, self.plan, self.rank, step, rows.stop - rows.start, *at.packings[which].size)
 
     def _view(self, number: int, rows: int, width: int, kind: str) -> np.ndarray:
         """Return [rows, width] at the start of buffer `number`, which is made for the largest batch seen."""

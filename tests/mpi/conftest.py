@@ -10,11 +10,13 @@ import pytest
 
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.comm.launcher import abort_all, host_name
+from hepti_mpi.comm.pauses import nap
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.machine import Machine, machine_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # clusters.py
+os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # also where there is a core for each rank: it may be another test's
 WORLD = Comm.world()
 ALL_ON = 3  # ranks: enough for a first, a last and one between
 OTHERS = (1, 2, 4, 5, 7)  # ranks that tests/run.sh tries too
@@ -63,7 +65,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    return machine_of(WORLD, CORES, Emulation())
+    """This rank's place, where whoever waits for an exchange or an order sleeps: other tests want the cores."""
+    machine = machine_of(WORLD, CORES, Emulation())
+    machine.exchanges.pause = nap
+    return machine
 
 
 @pytest.fixture(scope="session")

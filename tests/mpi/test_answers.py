@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from layers import MADE, odd_model
 
 from hepti_mpi import splits
 from hepti_mpi.engine import engine, fetching, loading
+from hepti_mpi.engine.segments import Segments
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
@@ -71,6 +72,18 @@ def opened(folder: Path, case: str, rank: int, world) -> Store:
     return Store(path)
 
 
+@lru_cache(maxsize=2)
+def segments_of(store) -> Segments:
+    """The sessions of a store, kept for the next plans: most have operations on slices in common with one before."""
+    segments = Segments(store)
+    segments.made = {}  # which forgets none
+    return segments
+
+
+def loaded(machine, store, plan):
+    return loading.load(machine, store, plan, None, {}, segments_of(store))
+
+
 EVERYTHING = Question(output=Path("x.npz"), hidden=True)  # what the head can make, and the last hidden state
 
 
@@ -104,7 +117,7 @@ def answered(ready, source, batch_rows=1 << 20, repeat=1):
 
 
 def compare(machine, store, plan, path, batch_rows=1 << 20):
-    check(loading.load(machine, store, plan, None, {}), path, batch_rows)
+    check(loaded(machine, store, plan), path, batch_rows)
 
 
 def check(ready, path, batch_rows=1 << 20, names=("last_hidden_state", "pooler_output", "logits", "embedding"), tolerance=TOLERANCE):
@@ -135,7 +148,7 @@ def check_results(path, requests, results, names, tolerance=TOLERANCE):
 def test_every_strategy_and_share(machine, folder, case, layout, shares):
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size))
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loaded(machine, store, plan)
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
         check(ready, path, names=names)
@@ -146,7 +159,7 @@ def test_input_gathered_by_mpi_and_keys_computed_everywhere(machine, folder, cas
     """As Voltage may be run: recompute with MPI's collectives."""
     store = opened(folder, case, machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("recompute", ROWS),) * store.spec.layers, SHARES["uneven"](machine.world.size))
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loaded(machine, store, plan)
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         check(ready, path, names=("last_hidden_state",))
 
@@ -158,7 +171,7 @@ def test_whole_requests_on_a_rank(machine, folder):
         for shares in ("even", "uneven", "with nothing"):
             layers = (("local", ROWS),) * store.spec.layers
             plan = plan_of(store.spec, store.source_hash, layers, SHARES[shares](size), collectives="own", rows=23)
-            ready = loading.load(machine, store, plan, None, {})
+            ready = loaded(machine, store, plan)
             for path in sorted((GOLDEN / case).glob("expected*.npz")):
                 names = ("last_hidden_state", "logits")
                 check(ready, path, names=names)
@@ -185,7 +198,7 @@ def test_own_exchanges_and_tiles(machine, folder, case, layout, tiles):
             store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](size),
             reduction="reduce_scatter", collectives="own", tiles=TILES[tiles](size), rows=23,
         )  # fmt: skip
-        ready = loading.load(machine, store, plan, None, {})
+        ready = loaded(machine, store, plan)
         for path in sorted((GOLDEN / case).glob("expected*.npz")):
             names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
             check(ready, path, names=names)
@@ -196,7 +209,7 @@ def test_steps_are_computed_in_their_order(machine, folder):
     store, size, order = opened(folder, "bert", machine.world.rank, machine.world), machine.world.size, []
     plan = plan_of(store.spec, store.source_hash, (("alltoall", ROWS),) * store.spec.layers, SHARES["uneven"](size),
                    reduction="reduce_scatter", collectives="own", tiles=TILES["two tiles"](size), rows=23)  # fmt: skip
-    engine = loading.load(machine, store, plan, None, {}).engine
+    engine = loaded(machine, store, plan).engine
     compute = engine._compute
 
     def late(place, at):
@@ -222,7 +235,7 @@ def test_a_short_wire_rounds(machine, folder, case, wire, most, layout):
         wire=wire, tiles=TILES["two tiles"](size), rows=23,
     )  # fmt: skip
     path = next((GOLDEN / case).glob("expected*.npz"))
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loaded(machine, store, plan)
     check(ready, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else most)
 
 
@@ -327,7 +340,7 @@ def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
         ways += [(("alltoall", COLUMNS), own), (("recompute", ROWS), own | {"tiles": ((1,) * size, (2,) * size)})]
     for layout, more in ways:
         plan = plan_of(spec, store.source_hash, (layout,) * spec.layers, SHARES["even"](size), rows=13, **more)
-        ready = loading.load(machine, store, plan, None, {})
+        ready = loaded(machine, store, plan)
         lengths = (5, 1, 7)
         embedded = np.random.default_rng(3).standard_normal((13, spec.hidden), dtype=np.float32)
         got = ready.engine.run(lengths, embedded if machine.world.rank == 0 else None)
@@ -341,7 +354,7 @@ def test_shapes_with_large_masks_are_prepared_again(machine, folder, monkeypatch
     monkeypatch.setattr(engine, "ASKED_BYTES", 1000 * (rank + 1))
     store, weights = opened(folder, "relative", rank, machine.world), dict(odd_model("relative").weights())
     plan = plan_of(store.spec, store.source_hash, ((HEADS, ROWS),) * 3, SHARES["even"](size), rows=13)
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loaded(machine, store, plan)
     for lengths in ((5, 1, 7), (9,), (3, 3), (9,), (5, 1, 7)):
         x = np.random.default_rng(sum(lengths)).standard_normal((sum(lengths), store.spec.hidden), dtype=np.float32)
         got = ready.engine.run(lengths, x if rank == 0 else None)
@@ -396,7 +409,7 @@ def test_embeddings_of_a_decoder(machine, folder, case, layout, shares):
         path.write_text("\n".join(wanted["texts"]) + "\n")
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size), collectives="own",
                    reduction="reduce_scatter")  # fmt: skip
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loaded(machine, store, plan)
     for batch_rows in (1 << 20, 32):
         requests, results = answered(ready, path, batch_rows)
         if requests is not None:

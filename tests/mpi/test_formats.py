@@ -1,10 +1,11 @@
 """Reduced weights on real ranks: however a model is divided, its answers are those of one rank, or as near to float32's as they are."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from test_answers import COLUMNS, HEADS, ROWS, SHARES, plan_of
+from test_answers import COLUMNS, HEADS, ROWS, SHARES, loaded, plan_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.alone import last_hidden_state
@@ -25,6 +26,7 @@ WHOLE_SUMS = [(ROWS, ROWS), ("alltoall", ROWS)]  # every rank sums over all ther
 CUT_SUMS = [(HEADS, COLUMNS), (HEADS, ROWS), (ROWS, COLUMNS)]
 
 
+@cache
 def opened(folder, name, world):
     """Return the store of a tiny model with weights large enough to matter, and channels that are not alike."""
     path, model = folder / f"formats-{name.replace(' ', '-')}.h5", random_model("tiny-bert")
@@ -68,7 +70,7 @@ def test_ranks_answer_as_one_does(machine, folder, embedded, of_one, name, layou
     own = {"reduction": "reduce_scatter", "collectives": "own"} if layout[0] == "alltoall" else {}
     for shares in ("uneven", "with nothing"):
         plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES[shares](world.size), rows=sum(LENGTHS), **own)
-        ready = loading.load(machine, store, plan, None, {})
+        ready = loaded(machine, store, plan)
         found = ready.engine.run(LENGTHS, embedded if world.rank == 0 else None)
         if found is None:
             continue
@@ -87,7 +89,7 @@ def test_where_rows_are_cut_changes_no_bit(machine, folder, embedded, of_one, la
     own = {"reduction": "reduce_scatter", "collectives": "own"} if layout[0] == "alltoall" else {}
     for shares in (SHARES["even"](ranks), (rows - ranks + 1, *(1,) * (ranks - 1)), (*(1,) * (ranks - 1), rows - ranks + 1)):
         plan = plan_of(store.spec, store.source_hash, (layout,) * 3, shares, rows=rows, **own)
-        ready = loading.load(machine, store, plan, None, {})
+        ready = loaded(machine, store, plan)
         found = ready.engine.run(LENGTHS, embedded if machine.world.rank == 0 else None)
         if found is not None:
             np.testing.assert_array_equal(found, alone)
