@@ -65,6 +65,7 @@ beside() { # NAME COMMAND...: begin a command whose words are told when all are 
 beside lab lab tests/test_lab_tutorial.py tests/test_lab.py tests/test_lab_{doctor,hosts,weights,bench,faults,deadline}.py
 beside unit unit
 renice -n 10 $! >/dev/null
+export HEPTI_STORES=$failures/stores
 for n in ${RANKS:-1 2 3 4 5 7}; do
     # every rank runs pytest in lockstep, rank 0 reports; ranks do not share a cache folder, and need no plugins, which take as long as the rest
     PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 check 1800 mpirun -n "$n" -hostfile hostfiles/localhost.txt python -m pytest -q -rs -p no:cacheprovider tests/mpi

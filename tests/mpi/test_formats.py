@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from test_answers import COLUMNS, HEADS, ROWS, SHARES, loaded, plan_of
+from test_answers import COLUMNS, HEADS, ROWS, SHARES, loaded, made_in, plan_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.alone import last_hidden_state
@@ -29,7 +29,7 @@ CUT_SUMS = [(HEADS, COLUMNS), (HEADS, ROWS), (ROWS, COLUMNS)]
 @cache
 def opened(folder, name, world):
     """Return the store of a tiny model with weights large enough to matter, and channels that are not alike."""
-    path, model = folder / f"formats-{name.replace(' ', '-')}.h5", random_model("tiny-bert")
+    path, model = made_in(folder) / f"formats-{name.replace(' ', '-')}.h5", random_model("tiny-bert")
 
     def stream():
         for called, values in model.weights():

