@@ -23,6 +23,11 @@ def main() -> None:
 
     _set_threads()
     _set_streams()
+    try:
+        import click  # noqa: F401  what even an error is told with
+    except ModuleNotFoundError as error:
+        print(f"error: {_lacking(error)}", file=sys.stderr)
+        sys.exit(2)
     print_past_launcher()
     gc.set_threshold(100_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
     channel.tell_place()  # before anything can fail on this host
@@ -86,6 +91,11 @@ def _command(rank: int) -> tuple[int, bool]:
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         if interrupts.arrived():
             raise interrupts.Interrupted from None
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("hepti_mpi"):
+            _tell_error(f"{error_words()}: {_lacking(error)}", False)
+            interrupts.rest()
+            abort_all(2)
+            return 2, False
         _tell_error(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})", False)
         if os.environ.get("HEPTI_TRACEBACK"):
             import traceback
@@ -105,6 +115,22 @@ def _check_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise HeptiError(f"the folder that this was started in cannot be used ({error.strerror}); go to one that is there") from None
+
+
+def _lacking(error: ModuleNotFoundError) -> str:
+    """Say which interpreter lacks what, and how one is had that does not: mostly a new terminal that was not told of .venv."""
+    from pathlib import Path
+    from shlex import quote
+
+    checkout = Path(__file__).resolve().parent.parent
+    venv, script = checkout / ".venv", checkout / "jobs" / "make-venv.sh"
+    if (venv / "bin" / "activate").is_file() and Path(sys.prefix).resolve() != venv.resolve():
+        mend = f"use the one in .venv: . {quote(str(venv / 'bin' / 'activate'))}"
+    elif script.is_file():
+        mend = f"make a .venv that has it, and use that: bash {quote(str(script))} mpi && . {quote(str(venv / 'bin' / 'activate'))}"
+    else:
+        mend = f"install it with: {quote(sys.executable)} -m pip install {(error.name or '').partition('.')[0]}"
+    return f"this Python, {sys.executable}, has no {error.name}, which hepti_mpi needs; {mend}"
 
 
 def _leave() -> None:

@@ -1,3 +1,5 @@
+import json
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -90,3 +92,17 @@ def test_a_table_says_what_it_is_of(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     told = [line for line in done.output.splitlines() if line.startswith("tiny")]
     assert told == [f"tiny-bert in {name}, {size}" for size in ("8 rows", "4 rows, the first 1 of 3 layers") for name in ("f32", "q8")]
+
+
+def test_records_that_could_not_be_written_are_named_nowhere(monkeypatch, tmp_path):
+    """What was measured is shown all the same."""
+    def full(path, lines, failure):
+        raise failure(f"{path} cannot be written: No space left on device")
+
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hepti_mpi.documents.append_lines", full)
+    words = ["bench", "--weights", "tiny.h5", "--methods", "single", "--repeat", "1", "--threads", "1", "--rows", "8"]
+    done = CliRunner().invoke(main.main, [*words, "--output", "records.jsonl"])
+    assert str(done.exception) == "records.jsonl cannot be written: No space left on device"
+    assert json.loads(done.stdout.splitlines()[-1])["output"] is None and "records in" not in done.output

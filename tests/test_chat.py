@@ -169,13 +169,15 @@ def test_cleaned_text_is_refused_where_it_is_cleaned(tmp_path, kind, said, taken
 
 def test_who_writes_is_talked_with_whatever_lies_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert talking._writer() is None
+    assert talking._writers() == []
     (tmp_path / "weights").mkdir()
-    for source, name, found in (("tiny-bert", DEFAULT_STORE, None), ("tiny-llama", "weights/b.h5", Path("weights/b.h5")),
-                                ("tiny-llama", "weights/c.h5", None)):  # fmt: skip
+    for source, name, found in (("tiny-bert", DEFAULT_STORE, []), ("tiny-llama", "weights/b.h5", ["b.h5"]),
+                                ("tiny-llama", "weights/c.h5", ["b.h5", "c.h5"])):  # fmt: skip
         done = CliRunner().invoke(main, ["slice", f"random:{source}", str(name)])
-        assert done.exit_code == 0 and talking._writer() == found
+        assert done.exit_code == 0 and talking._writers() == [Path("weights") / one for one in found]
         (tmp_path / "weights" / "damaged.h5").write_bytes(b"x")
+    said = str(CliRunner().invoke(main, ["chat", "--threads", "1"]).exception)
+    assert said.endswith("give its inputs to run, or name one that does with --weights: weights/b.h5, weights/c.h5")
 
 
 @pytest.mark.parametrize("how, said", [("stop", ""), ("length", "cut off at 1 token;"), ("error", "logits that are not finite")])

@@ -143,12 +143,28 @@ def test_a_folder_that_is_gone_is_no_place_to_start_in(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: the folder that this was started in cannot be used (")
 
 
+@pytest.mark.parametrize("without", [["-S", "-m", "hepti_mpi"], [
+    "-c", "import sys\nsys.modules['h5py'] = None\nfrom hepti_mpi.__main__ import main\nmain()"]])  # fmt: skip
+def test_an_interpreter_that_lacks_what_is_needed_is_told_of_another(without, tmp_path):
+    """In a new terminal, without .venv, the system's Python found the checkout and ended with a traceback."""
+    (tmp_path / "x.h5").touch()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, *without, "inspect", "x.h5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert re.fullmatch(r"error: this Python, .*, has no (click|h5py), which hepti_mpi needs; .*\.venv.*\n", done.stderr)
+
+
 def test_inspect_takes_the_only_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main.main, ["inspect"])
     assert f"there is no store in weights/ of {os.getcwd()}; make one with" in str(result.exception)
     assert CliRunner().invoke(main.main, ["slice", "random:tiny-bert", "weights/only.h5"]).exit_code == 0
     assert CliRunner().invoke(main.main, ["inspect"]).output.startswith("weights/only.h5: bert only")
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.chdir("jobs")
+    above = CliRunner().invoke(main.main, ["inspect"])
+    assert str(above.exception).endswith(f"/jobs; that of {tmp_path} has: go there with: cd {tmp_path}")
 
 
 @pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan", "--boards", "pi4", "--profile", "x"],
@@ -198,6 +214,8 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["bench", "--tokens", "5"], "--tokens is for texts: give --phase decode"),
     (["run", "--cache-format", "int8"], "is not one of"),
     (["plan", "--weights", "random:bert-base", "--boards", "pi4", "--cache-format", "float16"], "is for models that generate text"),
+    (["plan", "--profile", "x.json", "--mbit", "100"], "--mbit and --latency-us are of the links between --boards"),
+    (["plan", "--latency-us", "9"], "--mbit and --latency-us are of the links between --boards"),
     (["bench", "--methods", "hepti-boost"], "there is no method 'hepti-boost'"),
     (["bench", "--methods", "megatron-boost-boost"], "there is no method"),
     (["bench", "--methods", ""], "there is no method ''"),
@@ -312,6 +330,8 @@ def test_slice_writes_a_store(run, made):
     ([*PLAN, "--output", "folder/model.safetensors"], PlanError, "was not written by this program: name another file"),
     ([*PLAN, "--scale", "gone/s.png"], HeptiError, "--scale gone/s.png: folder gone does not exist"),
     (["slice", "tiny-bert.h5", "random:tiny-bert"], StoreError, "the source comes first: python -m hepti_mpi slice SOURCE STORE"),
+    (["slice", "folder/config.json", "x.h5"], ModelError, "is a file of a model; name the folder that it is in: .* slice folder "),
+    (["slice", "bert-base-uncased", "x.h5"], ModelError, "not found; expected a folder with .*: hf download NAME --local-dir models/NAME"),
     (["push", "tiny-bert.h5", "tiny-bert.h5"], HeptiError, "hostfile tiny-bert.h5: it is a weight store; name the file with the hosts"),
     (["supervise", "tiny-bert.h5", "--", "run"], HeptiError, "hostfile tiny-bert.h5: it is a weight store"),
     (["slice", "random:tiny-bert", "empty"], StoreError, "empty is a folder; name a file"),

@@ -208,7 +208,7 @@ EVENT = ["mlp", "compute", 0.5, 0.25]
     (changed(2, wait_seconds=[1, "x"]), 3, "has \"x\" for 'wait_seconds[1]', which should be a number"),
     (changed(2, kind="reply"), 3, 'is of kind "reply", which is none of method, request, timeline and hepti-bench'),
     (changed(2, kind=["method"]), 3, 'is of kind ["method"], which is none of'),
-    (without(2, "kind"), 3, "is of kind null, which is none of"),
+    (without(2, "kind"), 3, "is of kind null, which is none of method, request, timeline and hepti-bench; make records with: mpirun"),
     (changed(2, kind="method", plan={}, strategy="", layout=""), 3, 'describes "hepti" once more'),
     (changed(0, kind="request"), 1, 'is about "hepti", which no line of kind method describes'),
     (changed(3, ranks=7), 4, "has 7 for 'ranks', which should be a list of objects"),

@@ -234,8 +234,14 @@ def show(
     whole = bench.segments.store.spec.layers == store.spec.layers
     model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"
     found = comparison.Found(model, request.rows, where, machine.boards, samples, bounds, about, above)
-    records = list(comparison.lines(found))
+    records, failure = list(comparison.lines(found)), None
+    if made["output"] is not None:
+        try:
+            append_lines(Path(made["output"]), list(map(json.dumps, records)), InputError)
+        except InputError as error:  # what was measured is shown all the same
+            failure, found = error, replace(found, made=about | {"output": None})
+            records[-1]["output"] = None
     SCREEN.show(comparison.comparison(found, refused, SCREEN.width))
     SCREEN.document(records[-1], always=True)
-    if made["output"] is not None:
-        append_lines(Path(made["output"]), list(map(json.dumps, records)), InputError)
+    if failure is not None:
+        raise failure

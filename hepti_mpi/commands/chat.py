@@ -12,7 +12,7 @@ from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import Flow
 from hepti_mpi.commands.writing import Writing, sampling_options
-from hepti_mpi.weights.places import WEIGHTS
+from hepti_mpi.weights.places import WEIGHTS, some
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
     from hepti_mpi.models.inputs.chat import ChatTemplate
 
     machinery, writing = grouped(Machinery, options), grouped(Writing, options)
-    session = sessions.opened(machinery, weights or _writer())
+    able = [weights] if weights else _writers()
+    session = sessions.opened(machinery, able[0] if len(able) == 1 else None)
     spec = session.store.spec
     with session.world.patience.slower(), together(session.world):
         if not spec.generates or ChatTemplate.of(session.store.files) is None:
+            more = f", or name one that does with --weights: {some(able)}" if len(able) > 1 else ""
             raise InputError(f"model {spec.name} has no chat template; give its prompts to run" if spec.generates else
-                             f"model {spec.name} does not generate text; give its inputs to run")  # fmt: skip
+                             f"model {spec.name} does not generate text; give its inputs to run{more}")  # fmt: skip
         writing.sampling()
     machining = writers.Machining(profile_file, False, options)
     loaded = writers.load(session, 1, min(writing.context or CONTEXT, spec.positions), machining)
@@ -61,8 +63,8 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
     session.world.barrier(patient=True)
 
 
-def _writer() -> Path | None:
-    """Return the one store in weights/ of a model that writes, where others lie beside it; None where that does not say which is meant."""
+def _writers() -> list[Path]:
+    """Return the stores in weights/ of models that write: where there is one, whatever lies beside it, that is meant."""
     from hepti_mpi.errors import StoreError
     from hepti_mpi.weights.store import Store
 
@@ -70,7 +72,7 @@ def _writer() -> Path | None:
     for path in sorted(WEIGHTS.glob("*.h5")):
         with suppress(StoreError), Store(path) as store:
             found += [path] * store.spec.generates
-    return found[0] if len(found) == 1 else None
+    return found
 
 
 def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Writing) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from hepti_mpi.errors import ProfileError, StoreError
@@ -26,8 +27,11 @@ def store_path(given: Path | None) -> Path:
         return DEFAULT_STORE if DEFAULT_STORE in found else found[0]
     if found:
         raise StoreError(f"{WEIGHTS}/ has {len(found)} stores; name one with --weights: {some(found)}")
-    made = f"python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}"
-    raise StoreError(f"there is no store in {WEIGHTS}/ of {Path.cwd()}; make one with: {made}")
+    here = Path.cwd()
+    above = next((folder for folder in here.parents if any((folder / WEIGHTS).glob("*.h5"))), None)
+    mend = f"make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}" if above is None else (
+        f"that of {above} has: go there with: cd {quote(str(above))}")  # fmt: skip
+    raise StoreError(f"there is no store in {WEIGHTS}/ of {here}; {mend}")
 
 
 def agreed_store_path(machine: "Machine", given: Path | None, may_lack: bool = False) -> Path:

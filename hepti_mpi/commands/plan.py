@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hepti_mpi.program.placement import Placement
 
 TOKENS = 128  # that are added to a prompt, where nobody says
+MBIT, LATENCY_US = 940.0, 200.0  # of links between described boards, where nobody says: 1 Gbit/s and a switch
 RANDOM = "random:"  # before the name of a model that needs no store to be planned for
 
 
@@ -47,8 +48,8 @@ class Described:
     """Boards that are described instead of measured."""
 
     boards: str | None
-    mbit: float
-    latency_us: float
+    mbit: float | None
+    latency_us: float | None
 
     def profile(self, spec: "ModelSpec") -> "ClusterProfile":
         """Return the profile that they would have, and show what is known of them."""
@@ -57,8 +58,9 @@ class Described:
         from hepti_mpi.reporting.inspection import board_lines
 
         names = [name.strip() for name in (self.boards or "").split(",")]
-        profile = cluster_of(names, self.mbit, self.latency_us * 1e-6, (spec.hidden, spec.ffn), product_formats(spec))
-        SCREEN.show(board_lines(names, self.mbit, self.latency_us) + "\n")
+        mbit, latency_us = self.mbit or MBIT, self.latency_us or LATENCY_US
+        profile = cluster_of(names, mbit, latency_us * 1e-6, (spec.hidden, spec.ffn), product_formats(spec))
+        SCREEN.show(board_lines(names, mbit, latency_us) + "\n")
         return profile
 
 
@@ -67,9 +69,8 @@ class Described:
 @click.option("--profile", "profile_file", type=FILE, help="Measured by the profile command; left out: the only one there is.")
 @click.option("--entry", type=click.IntRange(1), help="Which of the profile's measurements for this model; left out: the last.")
 @click.option("--boards", help="Plan for described boards instead, such as pi4,pi4,pi5; a wrong name is answered with the list.")
-@click.option("--mbit", type=Within(0.1, 400_000), default=940.0, show_default=True, help="Mbit/s of the links between --boards.")
-@click.option("--latency-us", type=Within(1, 1e6), default=200.0, show_default=True,
-              help="Microseconds that a message between --boards takes.")  # fmt: skip
+@click.option("--mbit", type=Within(0.1, 400_000), help=f"Mbit/s of the links between --boards; left out: {MBIT:g}.")
+@click.option("--latency-us", type=Within(1, 1e6), help=f"Microseconds that a message between --boards takes; left out: {LATENCY_US:g}.")
 @click.option("--rows", type=click.IntRange(1, 1 << 20),
               help=f"Rows (tokens, patches) of a request; left out: {ROWS}, or as many as the model takes.")
 @click.option("--tokens", type=click.IntRange(1, 1 << 16),
@@ -98,6 +99,8 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     method = planning_method(options)
     if described.boards is not None and (profile_file is not None or entry is not None):
         raise click.UsageError("--profile and --entry are of ranks that were measured, --boards of described ones: leave one out")
+    if described.boards is None and (described.mbit is not None or described.latency_us is not None):
+        raise click.UsageError("--mbit and --latency-us are of the links between --boards; those of a profile were measured")
     if scale is not None and options["shares"] is not None:
         raise click.UsageError("--shares are of all ranks, --scale plans for fewer: leave one of them out")
     if scale is not None and scale.suffix.lower() != ".png":

@@ -198,7 +198,7 @@ def read_benches(path: Path) -> list[Bench]:
         elif isinstance(kind, str) and kind in ("method", "request", "timeline"):
             pending.append((kind, line))
         else:
-            raise line.fail(f"is of kind {_shown(kind)}, which is none of method, request, timeline and {FORMAT}")
+            raise line.fail(f"is of kind {_shown(kind)}, which is none of method, request, timeline and {FORMAT}; {AGAIN}")
     if pending:
         raise pending[-1][1].fail(f"is the last, and no line of format {FORMAT} follows it: that bench was cut short")
     if not benches:

@@ -54,7 +54,7 @@ def no_model(source: Path) -> str | None:
     """Say what is at `source`, and the next command, where that cannot be a model folder; None where it may be one."""
     if (closed := _closed(source)) is not None:
         return closed
-    if source.is_file() and str(source).endswith(SOURCES):
+    if source.is_file() and (str(source).endswith(SOURCES) or any((source.parent / name).is_file() for name in OUTER)):
         return f"{source} is a file of a model; name the folder that it is in: {_slice(source.parent)}"
     if not source.exists():
         return _hub_name(str(source))

@@ -51,7 +51,8 @@ def read_model(source: Path) -> ModelFiles:
     source = Path(source)
     if not os.path.isdir(source):
         said = "is not a folder" if os.path.exists(source) else "not found"
-        raise ModelError(f"{source} {said}; expected a folder with config.json and model.safetensors")
+        raise ModelError(f"{source} {said}; expected a folder with config.json and model.safetensors, a .gguf file, a store or "
+                         "random:NAME; from the Hugging Face hub: hf download NAME --local-dir models/NAME")  # fmt: skip
     sentence = read_sentence(source) or read_cross_encoder(source)
     base = source if sentence is None else sentence.base
     files = {name: read_small(base / name) for name in KEPT_FILES if is_file(base / name)}
