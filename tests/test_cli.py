@@ -536,3 +536,6 @@ def test_a_plan_for_another_model_is_refused(run, made):
         run("slice", "random:tiny-bert", "cut.h5", "--plan", "vit.json", "--ranks", "parts-of-vit")
     sentence(error)
     assert not (made / "parts-of-vit").exists()
+    run("plan", "--weights", "random:minilm", "--boards", "pi4,pi4,pi4", "--output", "minilm.json")  # whose layers are more
+    with pytest.raises(PlanError, match="the plan is for model minilm"):
+        run("slice", "random:tiny-bert", "cut.h5", "--plan", "minilm.json", "--ranks", "parts-of-minilm")

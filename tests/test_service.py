@@ -255,6 +255,7 @@ def test_options_for_the_ranks_are_handed_on(monkeypatch):
 
 @pytest.mark.parametrize("words, said", [
     (["--weights", "nowhere.h5"], "not found"), (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+    (["--host", "192.0.2.1"], "--host takes an address of this machine, or 0.0.0.0"),
     (["--emulate", "pi4"], "leave them out"), (["nowhere.txt"], "cannot be read"),
 ])  # fmt: skip
 def test_what_keeps_it_from_starting_is_one_sentence(folder, sentences, words, said):

@@ -167,6 +167,8 @@ def _stages(team: Any) -> Iterator[Stage]:
 
 def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int) -> None:
     """Refuse a placement that is not one for this model and this number of ranks. Raises PlanError."""
+    for stage in (stage for team in placement.teams for stage in team.stages):
+        plans.check_model(stage.plan, spec, source_hash)  # first: all else may differ for that
     alone = {team.lead for team in placement.teams if team.alone}  # which may be several
     every = [*alone, *(rank for team in placement.teams if not team.alone for rank in team.members)]
     if not placement.teams or len(set(every)) != len(every) or not set(every) <= set(range(ranks)):

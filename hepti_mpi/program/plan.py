@@ -173,13 +173,18 @@ def granules_fit(columns: Sequence[int], granule: int) -> bool:
     return not any(start % granule for start, count in zip(splits.starts(columns), columns) if count)
 
 
-def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool = False) -> None:
-    """Refuse a plan that is not one for this model and this number of ranks; `part`: for a run of its layers. Raises PlanError naming both
-    numbers."""
+def check_model(plan: Plan, spec: ModelSpec, source_hash: str) -> None:
+    """Refuse a plan that is for another model. Raises PlanError."""
     if plan.source_hash != source_hash:
         made, held = f"{plan.model} with source hash {plan.source_hash[:12]}", f"{spec.name} with {source_hash[:12]}"
         mend = "name the store of that model (run --weights STORE) or a plan for this one"
         raise PlanError(f"the plan is for model {made}, the store holds {held}; {mend}")
+
+
+def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool = False) -> None:
+    """Refuse a plan that is not one for this model and this number of ranks; `part`: for a run of its layers. Raises PlanError naming both
+    numbers."""
+    check_model(plan, spec, source_hash)
     if plan.ranks != ranks:
         raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
     if not plan.layers or plan.numbers.stop > spec.layers or not (part or len(plan.layers) == spec.layers):

@@ -58,7 +58,8 @@ def listening(host: str, port: int) -> socket.socket:
         return listener
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None)
-        hint = "; choose another with --port" if number in (errno.EADDRINUSE, errno.EACCES) else ""
+        hint = "; choose another with --port" if number in (errno.EADDRINUSE, errno.EACCES) else (
+            "; --host takes an address of this machine, or 0.0.0.0 for all of them")  # fmt: skip
         why = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or error  # Python adds the address to it
         raise HeptiError(f"cannot listen on {host} port {port}: {why}{hint}") from None
 
