@@ -84,10 +84,11 @@ def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None)
     steps, every = Steps(spec, profile, 1, attended), range(len(profile.nodes))
     work = layer_work(spec, 1)
     numbers = spec.layers * (work.attention + work.mlp) + steps.words
-    alone = min(float(steps.pricer.reading[steps.pricer.places([rank])][0]) * numbers for rank in every)
+    each = np.minimum(steps.pricer.reading, steps.pricer.gemm[:, 1])  # the sooner of what was timed: either may have been disturbed
+    alone = min(float(each[steps.pricer.places([rank])][0]) * numbers for rank in every)
     if len(every) == 1:
         return alone
-    own = steps.pricer.reading[steps.pricer.places(every)] * steps.pricer.crowding(tuple(every)) * numbers
+    own = each[steps.pricer.places(every)] * steps.pricer.crowding(tuple(every)) * numbers
     latency = min(profile.latency_seconds[one][other] for one in every for other in every if one != other)
     sums = sum(1 if layer.parallel else 2 for layer in spec.each())
     return min(alone, float(1 / (1 / own).sum()) + sums * latency)
