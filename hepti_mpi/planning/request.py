@@ -1,15 +1,17 @@
 """What a plan is wanted for, and what the search answers. Knows no search and no price of its own."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.formats import F32, FORMATS, Format
 from hepti_mpi.models.spec import ModelSpec, product_formats
-from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.memory import FULL
 from hepti_mpi.wording import counted
+
+if TYPE_CHECKING:
+    from hepti_mpi.planning.candidates import Candidate  # which those who only ask need not import
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class Decision:
     `ruled_out`: of ranks that no plan could give a part, why.
     """
 
-    chosen: Candidate
-    others: tuple[Candidate, ...]
+    chosen: "Candidate"
+    others: "tuple[Candidate, ...]"
     unfit: tuple[str, ...]
     notes: tuple[str, ...]
     with_rank: dict[int, float]
-    close: tuple[Candidate, ...] = ()
+    close: "tuple[Candidate, ...]" = ()
     by_ranks: dict[int, float] = field(default_factory=dict)
     ruled_out: dict[int, str] = field(default_factory=dict)
