@@ -192,13 +192,14 @@ def test_no_division_of_batches_is_sooner_than_one_that_loses_nothing(speeds, mb
     assert arranged(speeds, memory=[2 * LAYER, *[8 * GIB] * (len(speeds) - 1)], mbit=mbit).undivided is None
 
 
-@pytest.mark.parametrize("threads, asked", [(4, 0), (1, 1)])
-def test_how_all_divide_batches_is_looked_for_only_where_it_could_be_sooner(monkeypatch, threads, asked):
-    found, calls = arranged((32, 22), threads=threads), []
+@pytest.mark.parametrize("batches, memory, asked", [(100, 8 * GIB, 0), (3, 8 * GIB, 1), (100, [8 * GIB, 20 * LAYER, 20 * LAYER], 1)])
+def test_how_all_divide_batches_is_looked_for_only_where_it_could_be_sooner(monkeypatch, batches, memory, asked):
+    """A few batches end when the slowest team ends; where some hold parts only, all together may be sooner than their teams."""
+    found, calls = arranged((32, 22, 20), memory=memory), []
     other = SimpleNamespace(chosen=SimpleNamespace(price=SimpleNamespace(seconds=2 / found.rate)))
     monkeypatch.setattr(methods, "decide", lambda *_: calls.append(1) or other)
     goal = SimpleNamespace(method="hepti", profile=found.profile, request=Wanted(128, 32))
-    assert teaming._worth(found, SimpleNamespace(spec=SPEC, source_hash="x"), goal, 100)
+    assert teaming._worth(found, SimpleNamespace(spec=SPEC, source_hash="x"), goal, batches)
     assert len(calls) == asked
 
 

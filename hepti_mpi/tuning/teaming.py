@@ -126,10 +126,11 @@ def _chosen(machine: Machine, store: Store, goal: Goal, teaming: Teaming) -> tup
 
 
 def _worth(found: Arrangement, store: Store, goal: Goal, batches: int) -> bool:
-    """Tell whether a job is done sooner by teams; how all ranks divide batches is looked for only where that could be the sooner way."""
+    """Tell whether a job is done sooner by teams. How all ranks divide batches is looked for, which takes longer than the teams themselves,
+    only where teams are not as near as GAIN to what no division reaches: that of a few batches, or of ranks that hold parts."""
     if len(found.placement.stages) == 1:
         return False
-    if found.undivided is not None and worth(found, 1 / found.undivided, batches):
+    if found.undivided is not None and found.seconds(batches) <= GAIN * batches / found.undivided:
         return True
     other = methods.decide(goal.method, store.spec, store.source_hash, goal.profile, goal.request)
     return worth(found, other.chosen.price.seconds, batches)
