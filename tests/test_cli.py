@@ -164,7 +164,7 @@ def test_inspect_takes_the_only_store(tmp_path, monkeypatch):
     (tmp_path / "jobs").mkdir()
     monkeypatch.chdir("jobs")
     above = CliRunner().invoke(main.main, ["inspect"])
-    assert str(above.exception).endswith(f"/jobs; that of {tmp_path} has: go there with: cd {tmp_path}")
+    assert str(above.exception).endswith(f"/jobs; there is one in that of {tmp_path}: go there with: cd {tmp_path}")
 
 
 @pytest.mark.parametrize("words", [["fly"], ["run", "--wings"], ["slice"], ["plan", "--boards", "pi4", "--profile", "x"],

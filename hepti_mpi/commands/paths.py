@@ -30,7 +30,7 @@ def store_path(given: Path | None) -> Path:
     here = Path.cwd()
     above = next((folder for folder in here.parents if any((folder / WEIGHTS).glob("*.h5"))), None)
     mend = f"make one with: python -m hepti_mpi slice MODEL_FOLDER {DEFAULT_STORE}" if above is None else (
-        f"that of {above} has: go there with: cd {quote(str(above))}")  # fmt: skip
+        f"there is one in that of {above}: go there with: cd {quote(str(above))}")  # fmt: skip
     raise StoreError(f"there is no store in {WEIGHTS}/ of {here}; {mend}")
 
 
