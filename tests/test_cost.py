@@ -363,6 +363,16 @@ def test_a_head_start_helps_where_all_send_and_receive_at_once():
     assert usual - rested == pytest.approx(2000 / 1e7)
 
 
+def test_a_thin_link_that_has_rested_is_ahead_by_its_own_rate_where_a_faster_neighbour_sends_into_it():
+    """Once voltage's price was 14 % too high, on a ring whose links go into and out of one of a tenth of their rate."""
+    plan, profile = plan_of(("rows", "rows"), (1, 1, 1)), replace(simple(3), versions={"emulation": "1,1,1"})
+    rates = np.array(profile.bytes_per_second)
+    rates[2, :2] = rates[:2, 2] = 1e6
+    profile = replace(profile, bytes_per_second=tuple(map(tuple, rates.tolist())))
+    rested, usual = (Pricer(SPEC, one, ROWS).price(lone("allgatherv"), plan).seconds for one in (with_head_start(profile, 2000), profile))
+    assert usual - rested == pytest.approx(2000 / 1e6)
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 3])
 @pytest.mark.parametrize("mbit", [5, 100, 5000])
 @pytest.mark.parametrize("pair", OWN_LAYOUTS, ids="/".join)

@@ -11,8 +11,8 @@ from hepti_mpi.planning.walk import Computing, Walk
 NONE = np.zeros((2, 1))
 BLINK = 1e-9  # seconds
 THREE = np.zeros((3, 1))
-RING_LINKS = Links(THREE, THREE, THREE + 1, THREE, np.zeros((3, 3, 1), bool), THREE, THREE, np.zeros((2, 1)), np.zeros((2, 1)))
-LINKS = Links(NONE, NONE, NONE, NONE, np.zeros((2, 2, 1), bool), NONE, NONE, np.zeros((2, 1)), np.zeros((2, 1)))
+RING_LINKS = Links(THREE, THREE, THREE + 1, THREE, THREE, np.zeros((3, 3, 1), bool), THREE, THREE, np.zeros((2, 1)), np.zeros((2, 1)))
+LINKS = Links(NONE, NONE, NONE, NONE, NONE, np.zeros((2, 2, 1), bool), NONE, NONE, np.zeros((2, 1)), np.zeros((2, 1)))
 
 
 def exchange(ending):

@@ -40,7 +40,8 @@ class _Freely(Pricer):
     def total(self, walks: Sequence[Walk], times: float = 0.0) -> np.ndarray:
         """Return it of all layers: which of both is the longer may be another one with few."""
         compute, sent, received = (extended([getattr(walk, what) for walk in walks], times) for what in ("compute", "sent", "received"))
-        carried = np.maximum(sent, received).max(axis=0) - self.ahead.max()  # a link that rested is ahead once, by no more
+        ahead = (self.head_start * self.link).max()  # once, of a link that rested, and by no more
+        carried = np.maximum(sent, received).max(axis=0) - ahead
         return np.maximum(compute.max(axis=0), carried) + self.edges
 
 

@@ -106,7 +106,7 @@ class Pricer:
             self.near = 1 / np.where(self.same_host & (bandwidth > 0), bandwidth, np.inf).min(axis=1)  # within a host
             far = np.where(self.same_host, 0, bandwidth).max(axis=1)
             self.link = np.where(far > 0, 1 / np.maximum(far, 1e-9), 0.0)  # seconds per byte of the way out of its host
-        self.ahead = np.array([node.head_start_bytes for node in profile.nodes]) * self.link  # seconds that an idle link is ahead
+        self.head_start = np.array([node.head_start_bytes for node in profile.nodes])  # bytes that pass an idle link at once
         by_bytes = bytes_of_number(spec) if any(node.table_seconds for node in nodes) else 0.0
         # every rank's curve at every whole number of rows up to the request, so that a lookup is an index
         self.gemm = np.stack([self._curve(node.gemm_rows, node.gemm_seconds_per_weight) for node in nodes])
@@ -288,9 +288,11 @@ class Members:
         mates, far = pricer.same_host[grid], pricer.link[ranks]
         slowest, latency = (np.array([[links[at].max()] for at in (grid, outer)]) for links in (pricer.seconds_per_byte, pricer.latency))
         hop = np.full(len(ranks), slowest[0]) if mates.sum() > len(ranks) else np.maximum(far, np.roll(far, -1))
+        ahead = pricer.head_start[ranks]
+        hop_ahead = np.minimum(ahead, np.roll(ahead, -1)) * hop
         self.links = Links(
-            far[:, None], pricer.near[ranks, None], hop[:, None], pricer.ahead[ranks, None], mates[..., None], np.array([not active[0]]),
-            pricer.seconds_per_byte[0, ranks].max()[None], latency, slowest,
+            far[:, None], pricer.near[ranks, None], hop[:, None], (ahead * far)[:, None], hop_ahead[:, None], mates[..., None],
+            np.array([not active[0]]), pricer.seconds_per_byte[0, ranks].max()[None], latency, slowest,
         )  # fmt: skip
 
 

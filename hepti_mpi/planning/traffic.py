@@ -25,15 +25,16 @@ FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
 @dataclass(frozen=True)
 class Links:
-    """How members are linked. Of each, seconds per byte: `far`, out of its host; `near`, within it; `hop`, to its right neighbour; `ahead`:
-    seconds that its link is ahead when it has rested. `mates` [ranks, ranks, ...]: who is on the same host, itself among them. `root`,
-    seconds per byte: of the way to rank 0, None where that is the first member. `latency`, `slowest` [2, ...]: of the worst link
-    between members, and between them and rank 0."""
+    """How members are linked. Of each, seconds per byte: `far`, out of its host; `near`, within it; `hop`, to its right neighbour; seconds
+    that a way is ahead when it has rested: `ahead`, out of its host; `hop_ahead`, to its right neighbour. `mates` [ranks, ranks, ...]: who
+    is on the same host, itself among them. `root`, seconds per byte: of the way to rank 0, None where that is the first member. `latency`,
+    `slowest` [2, ...]: of the worst link between members, and between them and rank 0."""
 
     far: np.ndarray
     near: np.ndarray
     hop: np.ndarray
     ahead: np.ndarray
+    hop_ahead: np.ndarray
     mates: np.ndarray
     rooted: np.ndarray
     root: np.ndarray

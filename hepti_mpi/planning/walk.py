@@ -40,7 +40,7 @@ class Walk:
         self.links, self.exchange, self.in_turn = links, exchange, in_turn
         zeros = np.zeros(size)
         self.ahead = zeros + links.ahead
-        self.hop, self.piece = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop)
+        self.hops = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop), zeros + links.hop_ahead
         self.left, self.right = np.arange(-1, size[0] - 1), np.arange(1, size[0] + 1) % size[0]
         self.zeros, self.clock, self.compute, self.wait = zeros, zeros, zeros, zeros
         self.load = np.zeros((3 * size[0] + 1, size[1]))  # in all, as of a Traffic
@@ -125,7 +125,7 @@ class Walk:
             up = self.zeros + (leave + way.out).max(axis=0)
             there = np.maximum(up - self.ahead, begin.max(axis=0))
         else:
-            up, there = around(begin, leave, way.first, (self.hop, self.piece, self.ahead))
+            up, there = around(begin, leave, way.first, self.hops)
         done = np.maximum(there.take(self.left, axis=0), begin) + self.exchange
         return up, up.take(self.left, axis=0), done
 
