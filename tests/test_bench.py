@@ -1,14 +1,19 @@
 import json
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
+from clusters import cluster
 
 from hepti_mpi.commands import main, options
 from hepti_mpi.commands.bench import MOST_ROWS, Formats, Sizes, check_sizes
 from hepti_mpi.commands.benching import Choice
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
+from hepti_mpi.planning import methods
+from hepti_mpi.planning.request import Request
+from hepti_mpi.tuning import bench as benches
 from hepti_mpi.weights import writing
 
 
@@ -74,6 +79,45 @@ def test_texts_are_of_models_that_make_them_and_as_long_as_these_go():
         check_sizes(choice, make_spec("tiny-bert", CONFIGS["tiny-bert"]))
     with pytest.raises(InputError, match="256 positions, too few for a prompt of 1000 rows and 128 tokens"):
         check_sizes(choice, make_spec("tiny-llama", CONFIGS["tiny-llama"]))
+
+
+class Alone:
+    """A world of one rank, or what it is to rank 0 of many."""
+
+    def from_root(self, value):
+        return value
+
+
+@pytest.mark.parametrize("times, right", [
+    (10, [["hepti", "sequence", "tensor", "single"]]), (1.65, [["hepti", "sequence"], ["tensor", "single"]]),
+    (1.3, [["hepti", "sequence"], ["tensor"], ["single"]]), (0.1, [["hepti"], ["sequence"], ["tensor"], ["single"]]),
+])  # fmt: skip
+def test_as_many_methods_answer_in_turns_as_memory_holds(times, right):
+    """Fourteen of BERT-Large, on four boards of one machine, took all of its 24 GB and stood still."""
+    spec, profile = random_model("tiny-bert").spec, cluster((9, 7, 8), mbit=1000)
+    chosen = {name: methods.decide(name, spec, "hash", profile, Request(26)) for name in ("sequence", "tensor", "single")}
+    whole = max(chosen["sequence"].chosen.memory)
+    plans = {name: (decision.chosen.plan, decision) for name, decision in chosen.items()}
+    plans = {"hepti": plans["sequence"]} | plans  # what is divided alike is held once
+    found = benches.side_by_side(SimpleNamespace(world=Alone()), [plans], [round(times * whole / benches.FILLED)] * 3)
+    assert [[name for _, name in group] for group in found] == right
+
+
+@pytest.mark.parametrize("filled", [benches.FILLED, 0])
+def test_what_answered_is_given_up_and_compared_with_the_first_answer_of_all(filled, monkeypatch, tmp_path):
+    monkeypatch.setattr(benches, "FILLED", filled)
+    monkeypatch.chdir(tmp_path)
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    held, run = [], benches.answer
+    monkeypatch.setattr(benches, "answer", lambda machine, every, *more: (held.append(len(every)), run(machine, every, *more))[1])
+    words = ["bench", "--weights", "tiny.h5", "--methods", "single,tensor,megatron", "--repeat", "1", "--threads", "1", "--json"]
+    done = CliRunner().invoke(main.main, [*words, "--rows", "8"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert held == ([3] if filled else [1, 1, 1])
+    assert document["turns"] == ([["single", "tensor", "megatron"]] if filled else [["single"], ["tensor"], ["megatron"]])
+    assert ("memory does not hold all methods at once" in done.stderr) == (not filled)
+    assert list(document["methods"]) == ["single", "tensor", "megatron"]
 
 
 def test_formats_are_named():

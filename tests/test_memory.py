@@ -26,6 +26,14 @@ def test_the_limit_of_a_group_of_any_name(name, version, where, names, tmp_path,
     assert memory._cgroups() == [(5000, 1000)] and memory.usable_memory(4) <= 1000
 
 
+@pytest.mark.parametrize("mates, neighbours, right", [(1, 1, 5000), (2, 2, 2500), (1, 8, 1250), (2, 8, 1250), (1, 1, 5000)])
+def test_hosts_of_one_machine_share_what_it_has(mates, neighbours, right, monkeypatch):
+    """Containers, and the boards of the lab, saw all of its memory each."""
+    monkeypatch.setattr(memory, "_mem_available", lambda: 10_000)
+    monkeypatch.setattr(memory, "_cgroups", lambda: [(6000, 1000)])
+    assert memory.usable_memory(mates, neighbours) == right
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_beside_a_file_of_any_name(name, tmp_path):
     path = os.fsencode(tmp_path) + b"/" + name

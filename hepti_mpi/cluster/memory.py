@@ -4,14 +4,24 @@ import os
 from pathlib import Path
 
 PROCESS, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def usable_memory(mates: int) -> int:
-    """Return the bytes this rank may still take: MemAvailable and cgroup limits, divided among the ranks of the host."""
-    available = _mem_available()
+def usable_memory(mates: int, neighbours: int = 1) -> int:
+    """Return the bytes this rank may still take: cgroup limits divided among the `mates`, the ranks of its host, and MemAvailable among
+    them or, where these are more, its `neighbours`: those of all hosts of one machine, as containers are."""
+    available = _mem_available() // max(mates, neighbours)
     for limit, used in _cgroups():
-        available = min(available, max(0, limit - used))
-    return max(1, available // mates)
+        available = min(available, max(0, limit - used) // mates)
+    return max(1, available)
+
+
+def machine_name() -> str:
+    """Return what is the same for all whose memory is the same: the running kernel's own, "" where it does not say."""
+    try:
+        return BOOT.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _mem_available() -> int:

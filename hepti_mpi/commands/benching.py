@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.engine.segments import Segments
     from hepti_mpi.planning.request import Request
-    from hepti_mpi.tuning.bench import Bench, Samples
+    from hepti_mpi.tuning.bench import Bench, Chosen, Samples
     from hepti_mpi.tuning.formats import InFormat
     from hepti_mpi.weights.store import Store
 
@@ -93,23 +93,49 @@ def measure(
         parts = [one.store if layers is None else one.store.shortened(layers) for one in subjects]
         plans = plans_of(session, subjects, parts, names, request)
         every = [benches.Bench(machine, part, one.segments) for one, part in zip(subjects, parts)]
-        before, ready = [one.known for one in subjects], []
-        with meanwhile("loading and settling on plans", choice.repeat + benches.warm_up(machine), session.root) as meter:
-            for one, bench, (chosen, _) in zip(subjects, every, plans):
-                samples, one.known = bench.ready(one.known, chosen, request, not number)
-                ready.append(samples)
-            meter.at("answering by all methods in turns")
-            benches.answer(machine, [one for samples in ready for one in samples.values()], count, choice.repeat, meter.advance)
+        before = [one.known for one in subjects]
+        found, turns = _in_turns(session, choice, subjects, every, [chosen for chosen, _ in plans], request, not number)
         with together(session.world):
-            for one, bench, samples, (_, refused), known in zip(subjects, every, ready, plans, before):
+            for one, bench, samples, (_, refused), known in zip(subjects, every, found, plans, before):
                 if session.root and samples:
-                    made = {"seconds": round(time.perf_counter() - begin, 3), "output": None if output is None else str(output)}
+                    made = {"seconds": round(time.perf_counter() - begin, 3), "turns": turns}
+                    made["output"] = None if output is None else str(output)
                     part = f", the first {layers} of {counted(one.store.spec.layers, 'layers')}" if layers else ""
                     SCREEN.show(one.found.title(session.store.spec.name, counted(count, "rows") + part))
                     show(bench, samples, refused, known, request, where, made)
                     one.found.methods = {name: Taken.of(sample) for name, sample in samples.items()}
         show_formats(session, choice, subjects, count, where)
         begin = time.perf_counter()
+
+
+def _in_turns(
+    session: "Session", choice: Choice, subjects: Sequence[Subject], every: "Sequence[Bench]", plans: "Sequence[Chosen]",
+    request: "Request", trying: bool,
+) -> "tuple[list[dict[str, Samples]], list[list[str]]]":  # fmt: skip
+    """Return what was measured of each subject, and which methods answered in turns: all, or as many after another as memory holds."""
+    from hepti_mpi.tuning import bench as benches
+
+    machine, first = session.machine, None
+    groups = benches.side_by_side(machine, plans, [node.memory_bytes for node in subjects[0].known.nodes])
+    turns = [list(dict.fromkeys(name for _, name in group)) for group in groups]
+    if len(groups) > 1:
+        apart = "; ".join(map(", ".join, turns))
+        session.tell(f"memory does not hold all methods at once: these answer in turns, then the next: {apart}")
+    found: list[dict[str, Samples]] = [{} for _ in subjects]
+    loading, rounds = "loading and settling on plans", choice.repeat + benches.warm_up(machine)
+    with meanwhile(loading, rounds * len(groups), session.root) as meter:
+        for group in groups:
+            meter.at(loading)
+            some: list[Samples] = []
+            for number, (one, bench) in enumerate(zip(subjects, every)):
+                chosen = {name: plans[number][name] for which, name in group if which == number}
+                if chosen:
+                    samples, one.known = bench.ready(one.known, chosen, request, trying)
+                    found[number] |= samples
+                    some += samples.values()
+            meter.at("answering by all methods in turns" if len(groups) == 1 else "answering in turns")
+            first = benches.answer(machine, some, request.rows, choice.repeat, meter.advance, first)
+    return found, turns
 
 
 def plans_of(
@@ -226,8 +252,8 @@ def show(
     from hepti_mpi.tuning import comparison
 
     machine, store = bench.machine, bench.store
-    wires = sorted({sample.ready.plan.wire for sample in samples.values()})  # settling may have changed it
-    plans = [sample.ready.plan for sample in samples.values()]
+    wires = sorted({sample.plan.wire for sample in samples.values()})  # settling may have changed it
+    plans = [sample.plan for sample in samples.values()]
     bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}
     about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
     above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}

@@ -13,7 +13,7 @@ from typing import Any
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
-from hepti_mpi.cluster.memory import usable_memory
+from hepti_mpi.cluster.memory import machine_name, usable_memory
 from hepti_mpi.cluster.profile import CACHES, STEP_ROWS, ClusterProfile, Edges, joined
 from hepti_mpi.cluster.speeds import Timed, fitted
 from hepti_mpi.comm.exchange import Exchanges
@@ -38,7 +38,8 @@ def measured(
     """Return the profile of all ranks, the same on every rank. Collective; takes a few seconds."""
     host = cores.hosts[world.rank]
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
-    memory = usable_memory(cores.hosts.count(host))
+    machines = world.gather_all(machine_name())
+    memory = usable_memory(cores.hosts.count(host), machines.count(machines[world.rank]) if machines[world.rank] else 1)
     crowd = sum(threads for other, threads in world.gather_all([host, cores.threads]) if other == host)
     clock: Callable[[], float] = time.perf_counter
     alone_clock = clock

@@ -1,4 +1,4 @@
-"""Measure methods against each other: all loaded in one job, answering the same request in turns.
+"""Measure methods against each other: loaded in one job, as many at once as memory holds, answering the same request in turns.
 
 Knows engines and clocks; does not know how a method divides the work (planning.methods) or how results are shown (reporting).
 """
@@ -13,25 +13,32 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.engine import loading
-from hepti_mpi.engine.loading import Ready
+from hepti_mpi.engine import loading, pages
+from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.planning.price import Price, Pricer
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.steps import Program
 from hepti_mpi.tuning.settle import settle
+from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
 SETTLED = ("hepti", "hepti-float16", "hepti-int8")
 WARM_UP = 1  # round, besides what loading and settling answer
+FILLED = 0.8  # of a rank's memory by methods that are loaded together: settling tries others beside them
+
+Chosen = Mapping[str, tuple[Plan, Decision | None]]  # by method; decisions are rank 0's
 
 
 @dataclass
 class Samples:
-    """What one method did: `seconds` per request and, on rank 0, its `price` and [ranks, requests, steps] of seconds and beginnings."""
+    """What one method did: `seconds` per request and, on rank 0, its `price` and [ranks, requests, steps] of seconds and beginnings. The
+    `engine` goes when it has answered, and with it weights that no other one uses."""
 
-    ready: Ready
+    part: Part
+    engine: Engine | None
     price: Price | None
     seconds: list[float] = field(default_factory=list)
     steps: list[np.ndarray] = field(default_factory=list)
@@ -46,6 +53,14 @@ class Samples:
     late_part: float = 0.0  # the latest rank's late seconds, of the seconds of the requests: ranks are late side by side
     held: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def plan(self) -> Plan:
+        return self.part.plan
+
+    @property
+    def program(self) -> Program:
+        return self.part.program
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -55,9 +70,7 @@ class Bench:
     store: Store
     segments: Segments
 
-    def ready(
-        self, profile: ClusterProfile, chosen: Mapping[str, tuple[Plan, Decision | None]], request: Request, trying: bool
-    ) -> tuple[dict[str, Samples], ClusterProfile]:  # fmt: skip
+    def ready(self, profile: ClusterProfile, chosen: Chosen, request: Request, trying: bool) -> tuple[dict[str, Samples], ClusterProfile]:
         """Load every plan. Collective; `chosen` holds rank 0's decisions.
 
         `trying`: settle on the plans that are chosen among all by trying; what that taught about the ranks' speeds is what all are
@@ -70,12 +83,39 @@ class Bench:
             if trying and name in SETTLED:
                 settled = settle(machine, spec, self.store.source_hash, self.segments, known, request, decision)
                 ready, price, known = loading.swap(ready, settled.plan), settled.price, settled.profile
-            all_samples[name] = Samples(ready, price)
+            all_samples[name] = Samples(ready.part, ready.engine, price)
         pricer = Pricer(spec, known, request.rows, request.attended)
         for name, samples in all_samples.items():
             if name not in SETTLED and samples.price is not None:
-                samples.price = pricer.price(samples.ready.program, samples.ready.plan)
+                samples.price = pricer.price(samples.program, samples.plan)
         return all_samples, known
+
+
+def side_by_side(machine: Machine, every: Sequence[Chosen], limits: Sequence[int]) -> list[list[tuple[int, str]]]:
+    """Return which methods, each with its place in `every`, are loaded together: one after the other as many as fill no rank's memory, of
+    which there are `limits` bytes. Collective."""
+    found: list[list[tuple[int, str]]] = []
+    held: dict[tuple[Any, ...], int] = {}  # bytes by rank and what it has: plans with the same of it share that
+    for number, chosen in enumerate(every):
+        for name, (plan, decision) in chosen.items():
+            if decision is None:  # not on rank 0
+                continue
+            own = _held(number, plan, decision.chosen.memory)
+            both = {what: max(size, held.get(what, 0)) for what, size in (held | own).items()}
+            totals = [sum(size for (rank, *_), size in both.items() if rank == one) for one in range(len(limits))]
+            if found and all(total <= FILLED * limit for total, limit in zip(totals, limits)):
+                found[-1].append((number, name))
+            else:
+                found.append([(number, name)])
+                both = own
+            held = both
+    return [[(number, name) for number, name in some] for some in machine.world.from_root(found)]
+
+
+def _held(number: int, plan: Plan, memory: Sequence[int]) -> dict[tuple[Any, ...], int]:
+    """Return the bytes that each rank holds by a plan for the `number`-th store, by rank and what decides which weights they are."""
+    parts = zip(plan.heads, plan.columns, plan.weights_mode, strict=True)
+    return {(rank, number, plan.layers, *part): size for rank, (part, size) in enumerate(zip(parts, memory, strict=True))}
 
 
 def warm_up(machine: Machine) -> int:
@@ -83,34 +123,42 @@ def warm_up(machine: Machine) -> int:
     return 0 if machine.emulation.on else WARM_UP
 
 
-def answer(machine: Machine, every: Sequence[Samples], rows: int, repeat: int, progress: Callable[[int], None]) -> None:
+def answer(
+    machine: Machine, every: Sequence[Samples], rows: int, repeat: int, progress: Callable[[int], None], first: np.ndarray | None = None
+) -> np.ndarray | None:  # fmt: skip
     """Answer one request of `rows` rows by all that is ready, `repeat` times in turns, and close it. Collective.
 
-    A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory.
+    A request's latency runs on rank 0 from the embedding in memory to the last hidden state in memory. `first`: the answer there that
+    others are compared with, which is returned; None: that of the first method.
     """
     answers = _in_turns(machine, every, rows, repeat, progress)
+    first = answers[0] if first is None else first
     for samples, found in zip(every, answers, strict=True):
-        _gathered(machine, samples)
-        if found is not None and answers[0] is not None:
-            samples.error = float(np.abs(found - answers[0]).max())
-        samples.ready.engine.close()
+        assert samples.engine is not None
+        _gathered(machine, samples, samples.engine)
+        if found is not None and first is not None:
+            samples.error = float(np.abs(found - first).max())
+        samples.engine.close()
+        samples.engine = None
+    pages.trim()
+    return first
 
 
 def _in_turns(
     machine: Machine, every: Sequence[Samples], rows: int, repeat: int, progress: Callable[[int], None]
 ) -> list[np.ndarray | None]:  # fmt: skip
     """Answer a request by each in turns; return, on rank 0, their answers."""
-    world, emulation, hidden_size = machine.world, machine.emulation, every[0].ready.spec.hidden
+    world, emulation, hidden_size = machine.world, machine.emulation, every[0].part.spec.hidden
+    engines = [samples.engine for samples in every if samples.engine is not None]
     embedded = np.random.default_rng(0).standard_normal((rows, hidden_size), np.float32) if world.rank == 0 else None
     answers: list[np.ndarray | None] = [None] * len(every)
-    for samples in every:
-        samples.ready.engine.prepare([(rows,)])
+    for engine in engines:
+        engine.prepare([(rows,)])
     for turn in range(-warm_up(machine), repeat):
         numbers = list(range(len(every)))
         np.random.default_rng(WARM_UP + turn).shuffle(numbers)  # nobody always comes after the same one
         for number in numbers:
-            samples = every[number]
-            engine = samples.ready.engine
+            samples, engine = every[number], engines[number]
             world.barrier()
             world.quick_barrier()  # the other one leaves ranks asleep for up to some milliseconds
             before = copy(emulation)
@@ -131,11 +179,11 @@ def _in_turns(
     return answers
 
 
-def _gathered(machine: Machine, samples: Samples) -> None:
+def _gathered(machine: Machine, samples: Samples, engine: Engine) -> None:
     """Bring what every rank noted of a method together."""
     world = machine.world
     samples.every = world.gather_matrix(np.array(samples.steps))
     samples.timeline = world.gather_matrix(np.array(samples.began))
-    samples.held = world.gather_all({"host": host_name(), "weight_bytes": samples.ready.engine.weight_bytes})
+    samples.held = world.gather_all({"host": host_name(), "weight_bytes": engine.weight_bytes})
     calls, overruns, late = zip(*world.gather_all([samples.calls, samples.overruns, samples.late_seconds]))
     samples.overrun_part, samples.late_part = sum(overruns) / max(1, sum(calls)), max(late) / sum(samples.seconds)

@@ -119,7 +119,8 @@ def test_a_bench_measures_formats_of_one_checkpoint_in_turns(machine, folder):
     samples = []
     for one in every:
         plan = plan_of(one.store.spec, one.store.source_hash, ((HEADS, COLUMNS),) * 3, SHARES["uneven"](world.size), rows=26)
-        samples.append(benches.Samples(loading.load(machine, one.store, plan, None, {}), None))
+        ready = loading.load(machine, one.store, plan, None, {})
+        samples.append(benches.Samples(ready.part, ready.engine, None))
     benches.answer(machine, samples, 26, 2, lambda rounds: None)
     for one, sample in zip(every, samples):
         assert len(sample.seconds) == 2 and len(sample.held) == world.size
