@@ -14,6 +14,7 @@ from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.request import Request
 from hepti_mpi.tuning import bench as benches
+from hepti_mpi.tuning import turns
 from hepti_mpi.weights import writing
 
 
@@ -99,13 +100,14 @@ def test_as_many_methods_answer_in_turns_as_memory_holds(times, right):
     whole = max(chosen["sequence"].chosen.memory)
     plans = {name: (decision.chosen.plan, decision) for name, decision in chosen.items()}
     plans = {"hepti": plans["sequence"]} | plans  # what is divided alike is held once
-    found = benches.side_by_side(SimpleNamespace(world=Alone()), [plans], [round(times * whole / benches.FILLED)] * 3)
-    assert [[name for _, name in group] for group in found] == right
+    holds = {(0, name): benches.holds(0, plan, decision.chosen.memory) for name, (plan, decision) in plans.items()}
+    found = turns.side_by_side(SimpleNamespace(world=Alone()), holds, [round(times * whole / turns.FILLED)] * 3)
+    assert turns.told(found) == right
 
 
-@pytest.mark.parametrize("filled", [benches.FILLED, 0])
+@pytest.mark.parametrize("filled", [turns.FILLED, 0])
 def test_what_answered_is_given_up_and_compared_with_the_first_answer_of_all(filled, monkeypatch, tmp_path):
-    monkeypatch.setattr(benches, "FILLED", filled)
+    monkeypatch.setattr(turns, "FILLED", filled)
     monkeypatch.chdir(tmp_path)
     writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
     held, run = [], benches.answer
@@ -118,6 +120,19 @@ def test_what_answered_is_given_up_and_compared_with_the_first_answer_of_all(fil
     assert document["turns"] == ([["single", "tensor", "megatron"]] if filled else [["single"], ["tensor"], ["megatron"]])
     assert ("memory does not hold all methods at once" in done.stderr) == (not filled)
     assert list(document["methods"]) == ["single", "tensor", "megatron"]
+
+
+@pytest.mark.parametrize("filled", [turns.FILLED, 0])
+def test_texts_are_written_by_as_many_methods_as_memory_holds(filled, monkeypatch, tmp_path):
+    monkeypatch.setattr(turns, "FILLED", filled)
+    monkeypatch.chdir(tmp_path)
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-llama"))
+    words = ["bench", "--phase", "decode", "--weights", "tiny.h5", "--methods", "single,tensor", "--repeat", "1", "--threads", "1"]
+    done = CliRunner().invoke(main.main, [*words, "--rows", "8", "--tokens", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["turns"] == ([["single", "tensor"]] if filled else [["single"], ["tensor"]])
+    assert [one["largest_difference"] < 1e-5 for one in document["methods"].values()] == [True, True]
 
 
 def test_formats_are_named():

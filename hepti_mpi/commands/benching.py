@@ -4,7 +4,7 @@ was found. Knows no options but what they come to.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hepti_mpi.cluster.profile import CACHES
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.tuning import turns
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hepti_mpi.planning.request import Request
     from hepti_mpi.tuning.bench import Bench, Chosen, Samples
     from hepti_mpi.tuning.formats import InFormat
+    from hepti_mpi.tuning.turns import Holds, Method
     from hepti_mpi.weights.store import Store
 
 PHASES = ("request", "decode")
@@ -94,11 +96,11 @@ def measure(
         plans = plans_of(session, subjects, parts, names, request)
         every = [benches.Bench(machine, part, one.segments) for one, part in zip(subjects, parts)]
         before = [one.known for one in subjects]
-        found, turns = _in_turns(session, choice, subjects, every, [chosen for chosen, _ in plans], request, not number)
+        found, groups = _requests(session, choice, subjects, every, [chosen for chosen, _ in plans], request, not number)
         with together(session.world):
             for one, bench, samples, (_, refused), known in zip(subjects, every, found, plans, before):
                 if session.root and samples:
-                    made = {"seconds": round(time.perf_counter() - begin, 3), "turns": turns}
+                    made = {"seconds": round(time.perf_counter() - begin, 3), "turns": groups}
                     made["output"] = None if output is None else str(output)
                     part = f", the first {layers} of {counted(one.store.spec.layers, 'layers')}" if layers else ""
                     SCREEN.show(one.found.title(session.store.spec.name, counted(count, "rows") + part))
@@ -108,34 +110,42 @@ def measure(
         begin = time.perf_counter()
 
 
-def _in_turns(
+def _requests(
     session: "Session", choice: Choice, subjects: Sequence[Subject], every: "Sequence[Bench]", plans: "Sequence[Chosen]",
     request: "Request", trying: bool,
 ) -> "tuple[list[dict[str, Samples]], list[list[str]]]":  # fmt: skip
-    """Return what was measured of each subject, and which methods answered in turns: all, or as many after another as memory holds."""
+    """Return what was measured of each subject, and which methods answered in turns."""
     from hepti_mpi.tuning import bench as benches
 
     machine, first = session.machine, None
-    groups = benches.side_by_side(machine, plans, [node.memory_bytes for node in subjects[0].known.nodes])
-    turns = [list(dict.fromkeys(name for _, name in group)) for group in groups]
-    if len(groups) > 1:
-        apart = "; ".join(map(", ".join, turns))
-        session.tell(f"memory does not hold all methods at once: these answer in turns, then the next: {apart}")
     found: list[dict[str, Samples]] = [{} for _ in subjects]
     loading, rounds = "loading and settling on plans", choice.repeat + benches.warm_up(machine)
+    holds = {
+        (number, name): benches.holds(number, plan, decision.chosen.memory)
+        for number, chosen in enumerate(plans) for name, (plan, decision) in chosen.items() if decision is not None
+    }  # fmt: skip
+    groups = _in_turns(session, subjects, holds)
     with meanwhile(loading, rounds * len(groups), session.root) as meter:
         for group in groups:
             meter.at(loading)
             some: list[Samples] = []
             for number, (one, bench) in enumerate(zip(subjects, every)):
-                chosen = {name: plans[number][name] for which, name in group if which == number}
-                if chosen:
+                if chosen := {name: plans[number][name] for which, name in group if which == number}:
                     samples, one.known = bench.ready(one.known, chosen, request, trying)
                     found[number] |= samples
                     some += samples.values()
             meter.at("answering by all methods in turns" if len(groups) == 1 else "answering in turns")
             first = benches.answer(machine, some, request.rows, choice.repeat, meter.advance, first)
-    return found, turns
+    return found, turns.told(groups)
+
+
+def _in_turns(session: "Session", subjects: Sequence[Subject], holds: "Mapping[Method, Holds]") -> "list[list[Method]]":
+    """Return which methods are loaded together, and say so where memory does not hold all."""
+    groups = turns.side_by_side(session.machine, holds, [node.memory_bytes for node in subjects[0].known.nodes])
+    if len(groups) > 1:
+        apart = "; ".join(map(", ".join, turns.told(groups)))
+        session.tell(f"memory does not hold all methods at once: these answer in turns, then the next: {apart}")
+    return groups
 
 
 def plans_of(
@@ -188,7 +198,7 @@ def measure_texts(
     from hepti_mpi.tuning import texts
     from hepti_mpi.tuning.formats import Taken
 
-    machine, spec = session.machine, session.store.spec
+    machine = session.machine
     other = [name for name in names if name not in NAMES]
     names = [name for name in names if name not in other]
     for prompt, _ in choice.rows:
@@ -196,21 +206,27 @@ def measure_texts(
         request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
                           answer=choice.tokens, cache=choice.cache_format or CACHES[0])  # fmt: skip
         plans = plans_of(session, subjects, [one.store for one in subjects], names, request, loading.decide)
-        with meanwhile("loading, and writing by all methods in turns", choice.repeat + 1, session.root) as meter:
-            loaded = [texts.load(machine, one.store, chosen, request) for one, (chosen, _) in zip(subjects, plans)]
-            every = [method for methods in loaded for method in methods.values()]
-            texts.write(machine, every, spec.hidden, request, choice.repeat, meter.advance)
-        for one, methods, (_, refused) in zip(subjects, loaded, plans):
-            if session.root and methods:
-                found = {name: method.written for name, method in methods.items()}
+        holds = {
+            (number, name): texts.holds(number, name, what)
+            for number, (chosen, _) in enumerate(plans) for name, (_, what) in chosen.items() if what is not None
+        }  # fmt: skip
+        groups, every = _in_turns(session, subjects, holds), [dict[str, texts.Written]() for _ in subjects]
+        with meanwhile("loading, and writing by all methods in turns", (choice.repeat + 1) * len(groups), session.root) as meter:
+            for group in groups:
+                ways = [(subjects[number].store, *plans[number][0][name]) for number, name in group]
+                for (number, name), written in zip(group, texts.measured(machine, ways, request, choice.repeat, meter.advance)):
+                    every[number][name] = written
+        first = next(written for found in every for written in found.values())
+        for one, found, (_, refused) in zip(subjects, every, plans):
+            if session.root and found:
                 bound = decoding.bound(one.store.spec, one.known, request.attended)
                 refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
                 SCREEN.show(one.found.title(session.store.spec.name, f"{counted(choice.tokens, 'tokens')} after {counted(prompt, 'rows')}"))
                 SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
                 made = {"ranks": session.world.size, "versions": machines.versions(machine, one.store.spec)}
-                made["seconds"] = round(time.perf_counter() - begin, 3)
+                made |= {"seconds": round(time.perf_counter() - begin, 3), "turns": turns.told(groups)}
                 SCREEN.document(texts.document(one.store.spec.name, where, request, found, bound) | machines.made() | made, always=True)
-                one.found.methods = {name: Taken.of_text(written, every[0].written) for name, written in found.items()}
+                one.found.methods = {name: Taken.of_text(written, first) for name, written in found.items()}
         show_formats(session, choice, subjects, prompt, where)
         begin = time.perf_counter()
 

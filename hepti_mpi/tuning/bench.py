@@ -22,12 +22,12 @@ from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
 from hepti_mpi.tuning.settle import settle
+from hepti_mpi.tuning.turns import Holds
 from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
 SETTLED = ("hepti", "hepti-float16", "hepti-int8")
 WARM_UP = 1  # round, besides what loading and settling answer
-FILLED = 0.8  # of a rank's memory by methods that are loaded together: settling tries others beside them
 
 Chosen = Mapping[str, tuple[Plan, Decision | None]]  # by method; decisions are rank 0's
 
@@ -91,29 +91,9 @@ class Bench:
         return all_samples, known
 
 
-def side_by_side(machine: Machine, every: Sequence[Chosen], limits: Sequence[int]) -> list[list[tuple[int, str]]]:
-    """Return which methods, each with its place in `every`, are loaded together: one after the other as many as fill no rank's memory, of
-    which there are `limits` bytes. Collective."""
-    found: list[list[tuple[int, str]]] = []
-    held: dict[tuple[Any, ...], int] = {}  # bytes by rank and what it has: plans with the same of it share that
-    for number, chosen in enumerate(every):
-        for name, (plan, decision) in chosen.items():
-            if decision is None:  # not on rank 0
-                continue
-            own = _held(number, plan, decision.chosen.memory)
-            both = {what: max(size, held.get(what, 0)) for what, size in (held | own).items()}
-            totals = [sum(size for (rank, *_), size in both.items() if rank == one) for one in range(len(limits))]
-            if found and all(total <= FILLED * limit for total, limit in zip(totals, limits)):
-                found[-1].append((number, name))
-            else:
-                found.append([(number, name)])
-                both = own
-            held = both
-    return [[(number, name) for number, name in some] for some in machine.world.from_root(found)]
-
-
-def _held(number: int, plan: Plan, memory: Sequence[int]) -> dict[tuple[Any, ...], int]:
-    """Return the bytes that each rank holds by a plan for the `number`-th store, by rank and what decides which weights they are."""
+def holds(number: int, plan: Plan, memory: Sequence[int]) -> Holds:
+    """Return the bytes that each rank holds by a plan for the `number`-th store, by rank and what decides which weights they are: plans
+    with the same of it share them."""
     parts = zip(plan.heads, plan.columns, plan.weights_mode, strict=True)
     return {(rank, number, plan.layers, *part): size for rank, (part, size) in enumerate(zip(parts, memory, strict=True))}
 

@@ -21,6 +21,7 @@ from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.reporting.records import refusals, too_late
 from hepti_mpi.reporting.tables import milliseconds, rate, table
+from hepti_mpi.tuning.turns import Holds
 from hepti_mpi.weights.store import Store
 
 FORMAT, FORMAT_VERSION = "hepti-bench-decode", 1
@@ -62,19 +63,32 @@ class Loaded:
     overruns: int = 0
 
 
-def load(
-    machine: Machine, store: Store, chosen: Mapping[str, tuple[Placement, Chosen | None]], request: Request
-) -> dict[str, Loaded]:  # fmt: skip
-    """Load every placement. Collective; `chosen` holds what rank 0 knows of it. Raises what loading raises."""
-    loaded = {}
-    for name, (placement, found) in chosen.items():
-        decoder = loading.load(machine, store, placement, 1, request.prompt + request.answer, request.cache)
-        assert decoder is not None, "all ranks are in it"
-        loaded[name] = Loaded(decoder, Written(placement, (found.prompt_seconds, found.seconds) if found else (0.0, 0.0)))
-    return loaded
+def measured(
+    machine: Machine, ways: Sequence[tuple[Store, Placement, Chosen | None]], request: Request, repeat: int,
+    progress: Callable[[int], None],
+) -> list[Written]:  # fmt: skip
+    """Load stores by placements, let all write in turns, and return what they did. Collective; what rank 0 knows of a placement is beside
+    it, None elsewhere. Raises what loading raises."""
+    loaded = [_load(machine, *way, request) for way in ways]
+    _in_turns(machine, loaded, ways[0][0].spec.hidden, request, repeat, progress)
+    return [one.written for one in loaded]
 
 
-def write(machine: Machine, every: Sequence[Loaded], hidden: int, request: Request, repeat: int, progress: Callable[[int], None]) -> None:
+def _load(machine: Machine, store: Store, placement: Placement, found: Chosen | None, request: Request) -> Loaded:
+    decoder = loading.load(machine, store, placement, 1, request.prompt + request.answer, request.cache)
+    assert decoder is not None, "all ranks are in it"
+    return Loaded(decoder, Written(placement, (found.prompt_seconds, found.seconds) if found else (0.0, 0.0)))
+
+
+def holds(number: int, name: str, found: Chosen) -> Holds:
+    """Return the bytes that each rank holds by a method for the `number`-th store: no two share any."""
+    known = found.staged if found.in_stages or found.decision is None else found.decision.chosen
+    return {} if known is None else {(rank, number, name): size for rank, size in enumerate(known.memory)}
+
+
+def _in_turns(
+    machine: Machine, every: Sequence[Loaded], hidden: int, request: Request, repeat: int, progress: Callable[[int], None]
+) -> None:  # fmt: skip
     """Take in a prompt of rows of `hidden` numbers and add tokens by all that is loaded, `repeat` times in turns. Collective.
 
     A time runs on rank 0 from embedded rows to the likeliest word.
