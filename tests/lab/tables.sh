@@ -13,7 +13,7 @@ folder=${1:-tables}
 repeat=${REPEAT:-1} # what is emulated repeats within 2 %; see repeat.sh
 # slow motion in which two cores keep up with every method: much where links are fast, little where ranks wait for them
 slow=${SLOW:-even4=3,mixed4=1.6,skewed4=1.5,slowlink4=1.8,wifi3=2,pi4x4=3,pi54=5,desk3=2.2,pair22=3,pi8=2}
-methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost
+methods=hepti,hepti-float16,tensor,sequence,megatron,voltage,galaxy,coedge,edgeflow,ram,single,galaxy-boost,coedge-boost,hybrid
 mkdir -p "$folder"
 
 slowed() { # CLUSTER: how slow its motion is, which SLOW says by cluster or, as one number, for all
@@ -40,15 +40,12 @@ for model in bert-large vit-large; do
     [ -e "$folder/$model.h5" ] || python -m hepti_mpi slice "random:$model" "$folder/$model.h5"
 done
 clusters="even4 mixed4 skewed4 slowlink4 wifi3 pi4x4 pi54 desk3 pair22 pi8"
-of() { # CLUSTER: the methods that fit: eight ranks with the weights of all of them would need more than 24 GB
-    [ "$1" = pi8 ] && echo hepti,hepti-float16,tensor,sequence,megatron,voltage,single || echo "$methods,hybrid"
-}
 # other sizes by a quarter of the layers: every layer takes as long as every other
 for cluster in ${CLUSTERS:-$clusters}; do
-    measure "$cluster" bert-large 128,64:6,384:6 "$(of "$cluster")"
+    measure "$cluster" bert-large 128,64:6,384:6 "$methods"
 done
 for cluster in ${CLUSTERS:-$clusters}; do
-    measure "$cluster" vit-large 197,64:6 "$(of "$cluster")" # a picture is 197 rows, and no request has more
+    measure "$cluster" vit-large 197,64:6 "$methods" # a picture is 197 rows, and no request has more
 done
 measure mixed4 bert-large 128 hepti,tensor,megatron,galaxy,galaxy-boost mixed4-430M --memory-limit 430M # only tensor fits
 {
