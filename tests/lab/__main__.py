@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("--clusters", help="of throughput, such as even4,pi8; default: even4,mixed4,pi8,wifi3")
     trial.add_argument("--seed", type=int, default=1, help="of what is random; default: 1")
     trial.add_argument("--methods", help="of drift, such as hepti,coedge; default: all")
-    trial.add_argument("--slow", metavar="S", type=float, help="slow motion of drift and quiet, taken out of their times; default: 1")
+    trial.add_argument("--slow", metavar="S", type=float, help="slow motion of drift, quiet and throughput, taken out of times; default: 1")
     stores = "a store; default: random weights, of BERT-Large for drift and quiet, of MiniLM's size for soak, else of a tiny model"
     trial.add_argument("--weights", type=Path, help=stores)
     trial.add_argument("--output", type=Path, help="a folder for the picture and the samples of drift")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .clusters import slower
+from .clusters import cluster_named, slower
 from .errors import LabError
 from .jobs import CHECKOUT, mpirun
 from .lab import Lab
@@ -69,18 +69,20 @@ def throughput(options: argparse.Namespace, folder: Path) -> int:
     whole, sample = inputs(folder / "all.npz", lengths, 30), inputs(folder / "some.npz", lengths[::SAMPLE], 30)
     found: dict[str, dict[str, Any]] = {}
     for name in (options.clusters or CLUSTERS).split(","):
-        with Lab(name, share=[folder, weights.parent]) as lab:
+        cluster = cluster_named(name).in_slow_motion(1 if options.slow is None else options.slow)
+        with Lab(cluster, share=[folder, weights.parent]) as lab:
             if options.serve:
                 found[name] = _served(lab, weights, sample, folder, lengths)
             else:
                 found[name] = _measured(lab, weights, whole, sample, folder, lengths)
+        found[name]["slow"] = cluster.slow
         say(f"{name}: {json.dumps(found[name])}")
     if options.serve:
         return _said_of_services(found)
-    head = ("cluster", "each alone, rows/s", "sum", "teams", "of the sum", "one slowed", "of its sum", "together", "auto")
+    head = ("cluster", "each alone, rows/s", "sum", "teams", "of the sum", "one slowed", "of its sum", "together", "auto", "late")
     print_table(head, [
         (name, " ".join(f"{rate:.0f}" for rate in one["alone"]), f"{one['sum']:.0f}", f"{one['teams']:.0f}", f"{one['part']:.3f}",
-         f"{one['slowed']:.0f}", f"{one['slowed_part']:.3f}", f"{one['together']:.0f}", f"{one['auto']:.0f}")
+         f"{one['slowed']:.0f}", f"{one['slowed_part']:.3f}", f"{one['together']:.0f}", f"{one['auto']:.0f}", f"{one['late']:.3f}")
         for name, one in found.items()
     ])  # fmt: skip
     missed = [f"{name}: {one['part']:.3f} of the sum" for name, one in found.items() if one["part"] < GOOD]
@@ -94,19 +96,20 @@ def throughput(options: argparse.Namespace, folder: Path) -> int:
 
 def _measured(lab: Lab, weights: Path, whole: Path, sample: Path, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
     alone = _alone(lab, weights, sample, folder)
-    rates = {}
+    rates, late = {}, 0.0
     for objective in ("throughput", "latency", "auto"):
         words = ["run", "--weights", str(weights), "--input", str(whole), "--objective", objective]
         done = lab.mpirun([*PROGRAM, *words, "--output", str(folder / "out.npz")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode:
             raise LabError(f"a run ended with code {done.returncode}: {done.stderr[-300:]}")
-        rates[objective] = json.loads(done.stdout.splitlines()[-1])["rows_per_second"]
+        rates[objective] = _rate(lab, done.stdout)
+        late = max([late, *(rank["late"] for rank in json.loads(done.stdout.splitlines()[-1])["ranks"])])
     teams, whole_sum = rates["throughput"], sum(alone)
     words = ["run", "--weights", str(weights), "--input", str(whole), "--objective", "throughput"]
     slowed, rest = _slowed(lab, words, lengths), whole_sum - alone[SLOWED] * (1 - 1 / AS_SLOW)
     return {
         "alone": alone, "sum": whole_sum, "teams": teams, "part": teams / whole_sum, "slowed": slowed, "slowed_part": slowed / rest,
-        "together": rates["latency"], "auto": rates["auto"], "auto_part": rates["auto"] / max(teams, rates["latency"]),
+        "together": rates["latency"], "auto": rates["auto"], "auto_part": rates["auto"] / max(teams, rates["latency"]), "late": late,
     }  # fmt: skip
 
 
@@ -124,7 +127,7 @@ def _served(lab: Lab, weights: Path, sample: Path, folder: Path, lengths: Sequen
             raise LabError("the service is not ready")
         time.sleep(1)
     asking = [sys.executable, str(CHECKOUT / "tests" / "lab" / "asking.py"), "rate", str(PORT), str(asked)]
-    rates = [json.loads(lab.ssh(host, asking, capture_output=True).stdout.splitlines()[-1])["rows_per_second"] for _ in range(2)]
+    rates = [_rate(lab, lab.ssh(host, asking, capture_output=True).stdout) for _ in range(2)]
     running.terminate()
     lab.end_jobs()
     return {"alone": alone, "sum": sum(alone), "served": rates[1], "first": rates[0], "part": rates[1] / sum(alone)}  # the first warms up
@@ -153,8 +156,13 @@ def _alone(lab: Lab, weights: Path, sample: Path, folder: Path) -> list[float]:
         told, trouble = job.communicate()
         if job.returncode:
             raise LabError(f"a run ended with code {job.returncode}: {trouble[-300:]}")
-        rates.append(json.loads(told.splitlines()[-1])["rows_per_second"])
+        rates.append(_rate(lab, told))
     return rates
+
+
+def _rate(lab: Lab, told: bytes | str) -> float:
+    """Return the rows a second of the boards' own time that the last line of `told` says."""
+    return float(json.loads(told.splitlines()[-1])["rows_per_second"] * lab.cluster.slow)
 
 
 def _slowed(lab: Lab, words: Sequence[str], lengths: Sequence[int]) -> float:
@@ -175,4 +183,4 @@ def _slowed(lab: Lab, words: Sequence[str], lengths: Sequence[int]) -> float:
     lab.set_board(host, before)
     if running.wait() or not begin:
         raise LabError(f"a run ended after {rows} of {sum(lengths)} rows with code {running.returncode}")
-    return (rows - counted_from) / (last - begin)
+    return (rows - counted_from) / (last - begin) * lab.cluster.slow
