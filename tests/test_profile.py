@@ -1,14 +1,19 @@
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 from clusters import cluster
 
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, load, mismatch, scaled
+from hepti_mpi.commands import main
 from hepti_mpi.errors import ProfileError
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import writing
 
 PROFILE = cluster((9, 8, 7), hosts=["a", "b", "c"])
 HERE = [("a", 4, 4, 4), ("b", 4, 4, 4), ("c", 4, 4, 4)]
@@ -209,3 +214,12 @@ def test_jobs_that_measure_at_once_lose_nothing(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda ranks: cluster(tuple(range(1, ranks + 1))).save(path), range(1, 13)))
     assert sorted(len(one.nodes) for one in profiles.load_all(path)) == list(range(1, 13))
+
+
+def test_a_profile_that_was_not_measured_again_says_of_when_it_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    words = ["profile", "--weights", "tiny.h5", "--threads", "1", "--output", "p.json", "--emulate", "pi4"]
+    first, second, third = (CliRunner().invoke(main.main, [*words, *more]) for more in ([], [], ["--fresh"]))
+    assert first.output.splitlines()[-1].startswith("p.json (") and third.output.splitlines()[-1].startswith("p.json (")
+    assert re.search(r"\np\.json, as it was on 20\d\d-.*, since it still matches; --fresh measures again\n$", second.output)

@@ -45,12 +45,21 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
     session = sessions.opened(machinery, weights)
     _check_place(session, output)
     path = output or profile_path()
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), _written(path)
     measured = session.measured(path, fresh, required=False, must_keep=True)
     if session.root:
         SCREEN.show(profile_lines(measured, SCREEN.width))
         SCREEN.document(measured.to_json())
-        SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
+        if before is not None and _written(path) == before:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before / 1e9))
+            SCREEN.show(f"{path}, as it was on {when}, since it still matches; --fresh measures again")
+        else:
+            SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
+
+
+def _written(path: Path) -> int | None:
+    """Return when a file was written last, in nanoseconds."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _check_place(session: "Session", output: Path | None) -> None:
