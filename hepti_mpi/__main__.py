@@ -65,6 +65,9 @@ def _command(rank: int) -> tuple[int, bool]:
         _check_folder()
         try:
             done = main.main(standalone_mode=False)  # returns the code that a command ends with, or what a command returns
+        except OSError as error:
+            terminal.check_printed(error)
+            raise
         finally:
             terminal.flush()  # what standard output does not take is no end as it should be
         return done if isinstance(done, int) else 0, True

@@ -21,6 +21,7 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     `mode`: who may read it, besides the umask. The temporary name is nobody else's, so two programs may write the same path.
     Raises OSError.
     """
+    path = behind_links(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
@@ -38,14 +39,21 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+def behind_links(path: Path) -> Path:
+    """Return which file is written where `path` is named: a link stays, and what it points to is, on a larger disk maybe."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def check_place(path: Path, failure: type[HeptiError], what: str = "", making: bool = False) -> None:
     """Raise `failure` where no file of that name could be written, before there is much to lose. `what`: it is, with a blank behind;
     `making`: folders that lack will be made."""
-    folder = path.parent
+    folder = behind_links(path).parent
     while making and folder != folder.parent and not os.path.lexists(folder):
         folder = folder.parent
     if os.path.isdir(path):
         raise failure(f"{what}{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise failure(f"{what}{path} is there and is no file; name another")
     if not os.path.isdir(folder):
         raise failure(f"{what}{path}: " + (f"{folder} is no folder" if folder.exists() else f"folder {folder} does not exist"))
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from hepti_mpi.documents import append_lines, check_document_place, whole_file, write_document
+from hepti_mpi.documents import append_lines, check_document_place, check_place, whole_file, write_document
 from hepti_mpi.errors import HeptiError, PlanError, dead_link, reason_of
+from hepti_mpi.weights import hdf5
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -17,6 +18,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         file.write(b"half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, path = tmp_path / "x", tmp_path / "disk/y"
+    link.symlink_to("disk/y")
+    for content in (b"new", b"newer"):
+        check_place(link, HeptiError)
+        with whole_file(link) as file:
+            file.write(content)
+        assert link.is_symlink() and path.read_bytes() == content and list(path.parent.iterdir()) == [path]
+    with hdf5.new_file(link, 0) as store:
+        store.attrs["format"] = "x"
+    assert link.is_symlink() and path.read_bytes().startswith(b"\x89HDF") and list(path.parent.iterdir()) == [path]
+    for target, why in (("gone/y", "folder .*/gone does not exist"), ("disk", "is a folder"), (os.devnull, "is there and is no file")):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(HeptiError, match=why):
+            check_place(link, HeptiError)
 
 
 def test_two_writers_do_not_meet(tmp_path):

@@ -132,7 +132,7 @@ def test_a_file_that_is_no_journal_stays(tmp_path, content):
 
 
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
-    """Nothing is left of one that could not be begun; another keeps what was noted before, and does not try again when all ends."""
+    """Nothing is left of one that could not be begun; another keeps whole lines, knows which, and does not try again when all ends."""
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -144,8 +144,17 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     said = r"the answers of --output .*a\.jsonl cannot be noted in .*a\.jsonl\.journal any more: No space left on device$"
     with pytest.raises(InputError, match=said):
         kept.add([0], [RESULTS[0]])
-    assert list(kept.finished) == [2] and kept.file.closed
+    assert list(kept.finished) == [2, 0] == noted(kept.path)[0] and kept.file.closed
     kept.remove()
+    monkeypatch.undo()
+    short = journal(tmp_path, count=3)
+    write = short._write
+    monkeypatch.setattr(short, "_write", lambda lines: (write(lines[:1]), full(0)))
+    with pytest.raises(InputError, match=said):
+        short.add([1, 2], RESULTS[1:])
+    assert list(short.finished) == [1]
+    short.remove()
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="cannot be noted in .*: No space left on device; write to another --output$"):
         journal(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -103,6 +103,8 @@ def test_a_full_disk_costs_no_answers(metered):
     path.mkdir()  # what stands where the file should be cannot be replaced
     for _ in range(3):
         watch.metered.event(answered(1, seconds=0.1))
+    with watch.metered:  # nor when all ends, which is told in any case
+        pass
     assert len(said) == 1 and "cannot be written any more" in said[0]
 
 

@@ -425,7 +425,8 @@ def test_a_text_that_grows_on_a_terminal_is_shown_whole_whatever_is_told_meanwhi
     terminal.console.cache_clear()
 
 
-@pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"], ["--help"]])
+@pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"],
+                                   ["run", "--help"]])  # fmt: skip
 @pytest.mark.parametrize("streams, code, said", [
     (">&-", 0, ""), ("<&-", 0, ""), ("2>&-", 0, None), (">&- 2>&- <&-", 0, None), ("2>/dev/full", 0, None),
     (">/dev/full", 4, "error: standard output takes no more: No space left on device; free space there, or send it elsewhere\n"),

@@ -46,8 +46,8 @@ class Size(click.ParamType):
         if isinstance(value, tuple):
             return value
         sizes = []
-        for word in str(value).lower().split(","):
-            number = word.strip().removesuffix("ib").removesuffix("b")
+        for word in str(value).split(","):
+            number = word.strip().lower().removesuffix("ib").removesuffix("b")
             unit = number[-1:] if number[-1:].isalpha() else ""
             try:
                 size = float(number.removesuffix(unit)) * UNITS[unit]

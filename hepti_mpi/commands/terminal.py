@@ -160,6 +160,15 @@ def flush() -> None:
         _refused(OUT, error)
 
 
+def check_printed(error: OSError) -> None:
+    """Raise HostError where standard output did not take what click prints by itself, --help and --version."""
+    import traceback
+
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__") == click.echo.__module__:
+        _refused(OUT, error)
+
+
 def _refused(descriptor: int, error: OSError) -> None:
     is_gone = isinstance(error, BrokenPipeError) or error.errno == errno.EIO and path(descriptor) is not None
     close(descriptor)

@@ -178,6 +178,8 @@ class Journal:
         except OSError as error:
             with suppress(OSError):  # else what is left to be written is tried again when all ends
                 self.file.close()
+            there = set(noted(self.path)[0])  # as whoever goes on will find it: a part of many is there mostly
+            self._finish((place, one) for place, one in zip(places, finished) if place in there)
             said = f"the answers {output_of(self.path)} cannot be noted in {self.path} any more: {reason_of(error)}"
             raise InputError(said) from None
         add_grown(self.begun, grown)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, write_to_textfile
 
-from hepti_mpi.documents import check_place
+from hepti_mpi.documents import behind_links, check_place
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
@@ -50,7 +50,7 @@ class Metered:
         self.last = Gauge("hepti_last_answer_timestamp_seconds", "When the last batch was answered.", registry=registry)
         self.running = Gauge("hepti_running", "1 while the run answers, 0 when it has ended.", registry=registry)
         self.info = Gauge("hepti_plan_info", "The plan in use: 1.", ["model", "strategy", "hash"], registry=registry)
-        self.written = float("-inf")
+        self.written, self.refused = float("-inf"), False
         self.running.set(1)
         self.left.set(left)
 
@@ -62,15 +62,15 @@ class Metered:
 
     def write(self, now: bool = False) -> None:
         """Write the file, unless that was a moment ago."""
-        if not now and time.monotonic() < self.written + EVERY_SECONDS:
+        if self.refused or not now and time.monotonic() < self.written + EVERY_SECONDS:
             return
+        more = "" if self.written < 0 else " any more"
         self.written = time.monotonic()
         try:
-            write_to_textfile(str(self.path), self.registry)
+            write_to_textfile(str(behind_links(self.path)), self.registry)
         except OSError as error:
-            if self.written < float("inf"):
-                self.say(f"metrics {self.path} cannot be written any more: {reason_of(error)}")
-            self.written = float("inf")  # answers are worth more than numbers about them
+            self.refused = True  # answers are worth more than numbers about them
+            self.say(f"metrics {self.path} cannot be written{more}: {reason_of(error)}")
 
     def event(self, event: Answered) -> None:
         """Hear of answers (sink.Listener)."""

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
+from hepti_mpi.documents import behind_links
 from hepti_mpi.errors import StoreError, reason_of
 from hepti_mpi.models.formats import VALUES
 
@@ -28,14 +29,15 @@ Dataset: TypeAlias = h5py.h5d.DatasetID  # HDF5's own: what h5py puts around it 
 
 @contextmanager
 def new_file(path: Path, size: int) -> Iterator[File]:
-    """Yield a new HDF5 file that takes the name `path` when all went well and leaves nothing behind otherwise.
+    """Yield a new HDF5 file that takes the name `path`, or what that points to, when all went well and leaves nothing behind otherwise.
 
     That there is room for `size` bytes is checked before: HDF5 may end the process when a disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    place = behind_links(path)
+    temporary = place.with_name(f".{place.name}.{os.urandom(4).hex()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        system = os.statvfs(path.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        system = os.statvfs(place.parent)
         if system.f_bavail * system.f_frsize < size:
             raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -44,7 +46,7 @@ def new_file(path: Path, size: int) -> Iterator[File]:
             yield file
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
+        temporary.replace(place)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {reason_of(error)}") from None
     finally:
