@@ -339,3 +339,19 @@ def test_an_older_scaling_of_gemma_3_names_its_type(said):
 def test_values_that_mean_nothing(kind, change, words):
     with pytest.raises(ModelError, match=words):
         FAMILIES[kind].fields({**FAMILIES[kind].defaults, "model_type": kind, **DECODER, **change})
+
+
+@pytest.mark.parametrize("below, beside, second", [({"truncate": False}, {}, 0.3514633), ({}, {"truncate": False}, 0.3026010)])
+def test_the_bounds_of_yarn_are_whole_unless_that_is_said_beside_the_kinds_of_layers(below, beside, second):
+    """As transformers 5.23, which reads `truncate` beside them only; answers were off by 1."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 100.0}
+    config = {"vocab_size": 9, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "head_dim": 16, "intermediate_size": 8, "max_position_embeddings": 64, "sliding_window": 9,
+              "layer_types": ["full_attention"]}  # fmt: skip
+    said = {"rope_parameters": {"full_attention": yarn | below, "sliding_attention": {"rope_theta": 50.0}} | beside}
+    family = FAMILIES["gemma3_text"]
+    turns = family.fields({**family.defaults, **config, **said, "model_type": "gemma3_text"})["kinds"][0].attention.rotary
+    assert turns.frequencies[:3] == pytest.approx((1, second, 0.07905694), rel=1e-5)
+    if below:  # which transformers puts below that kind itself
+        older = family.fields({**family.defaults, **config, "model_type": "gemma3_text", "rope_scaling": yarn | below})
+        assert older["kinds"][0].attention.rotary == turns

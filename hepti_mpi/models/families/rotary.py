@@ -18,9 +18,10 @@ def rotary_of(config: Mapping[str, Any], dim: int, kind: str | None = None, part
     Raises ModelError. Source: transformers 5, modeling_rope_utils.py.
     """
     said = scaling_said(config)
-    if kind is not None and isinstance(said.get(kind), dict):
-        said = said[kind]
-    elif kind is None and any(isinstance(one, dict) for one in said.values()):
+    if kind is not None:  # of several kinds transformers reads `truncate` beside them, and never below one
+        nested = isinstance(said.get(kind), dict)
+        said = {**(said[kind] if nested else said), "truncate": said.get("truncate", True) if nested else True}
+    elif any(isinstance(one, dict) for one in said.values()):
         raise ModelError(f"config.json: rope_parameters is {said!r:.60}, expected them for all layers alike")
     base = number({"rope_theta": said.get("rope_theta", config.get("rope_theta", 10000.0))}, "rope_theta", 10000.0)
     part = number({"partial_rotary_factor": said.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))},
