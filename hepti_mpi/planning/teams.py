@@ -142,7 +142,7 @@ class _Teams:
         self.spec, self.source_hash, self.request, self.crowd = spec, source_hash, request, crowd
         self.profile = crowded(profile, crowd)
         self.bytes_per_second = np.array(profile.bytes_per_second)
-        self.runs: dict[tuple[int, int], Plan] = {}
+        self.runs: dict[tuple[int, int], Plan | None] = {}
         self.used: dict[int, int] = {}  # bytes of memory on ranks that can hold the model alone
         self.pace = {rank: pace for rank in crowd if (pace := self._pace(rank)) is not None}
 
@@ -212,7 +212,7 @@ class _Teams:
         if alone(ranks):
             if ranks[0] not in self.alone:
                 return None
-            plan = self._whole(ranks)
+            plan = self._run(ranks[0], self.spec.layers)
             return Choice(Team((Stage(ranks, plan),)), self.alone[ranks[0]]) if plan else None
         if set(ranks) <= self.alone.keys():
             return None  # who can hold the model alone gains nothing by dividing it
@@ -224,14 +224,10 @@ class _Teams:
 
     def _divided(self, ranks: tuple[int, ...]) -> Choice | None:
         """Return the team of ranks that divide each layer, None where some of them would have no part in it."""
-        plan = self._whole(ranks)
+        plan = self._plan(ranks, self.spec)
         if plan is None or plan.predicted_seconds is None or len(plan.active) < len(ranks):
             return None
         return Choice(Team((Stage(ranks, plan),)), plan.predicted_seconds)
-
-    def _whole(self, ranks: tuple[int, ...]) -> Plan | None:
-        """Return the plan by which ranks divide all layers, None where they have no room."""
-        return self._plan(ranks, self.spec)
 
     def _plan(self, ranks: tuple[int, ...], spec: ModelSpec, roomy: bool = False) -> Plan | None:
         """Return the plan by which ranks divide the layers of `spec`; `roomy`: as if they had memory for any."""
@@ -244,7 +240,7 @@ class _Teams:
         except CapacityError:
             return None
         plan = chosen.plan
-        if alone(ranks) and spec is self.spec and not roomy:
+        if alone(ranks) and spec.layers == self.spec.layers and not roomy:
             self.used[ranks[0]] = chosen.memory[0]
         if plan.collectives == "mpi":  # which only one thread of a rank may call, and letters come meanwhile
             plan = replace(plan, collectives="own", reduction="reduce_scatter")
@@ -260,7 +256,7 @@ class _Teams:
         low, high = 0, self.spec.layers + 1
         while low + 1 < high:  # as many as fit, by bisection, the whole model first
             middle = self.spec.layers if high > self.spec.layers else (low + high) // 2
-            if self._plan((rank,), replace(self.spec, layers=middle)) is not None:
+            if self._run(rank, middle) is not None:
                 low = middle
             else:
                 high = middle
@@ -279,7 +275,9 @@ class _Teams:
             counts[min(able, key=lambda rank: self.pace[rank].of(counts[rank] + 1))] += 1
         stages, first, seconds = [], 0, []
         for place, rank in enumerate(ordered):
-            stages.append(Stage((rank,), replace(self._run(rank, counts[rank]), first=first)))
+            plan = self._run(rank, counts[rank])
+            assert plan, "fewer layers than fit do not fit"
+            stages.append(Stage((rank,), replace(plan, first=first)))
             first += counts[rank]
             seconds.append(self.pace[rank].of(counts[rank]))
             if place + 1 < len(ordered):  # what it hands on travels while it computes the next
@@ -287,12 +285,10 @@ class _Teams:
                 seconds.append(self.request.rows * self.spec.hidden * FLOAT / wide if wide else 0.0)
         return Choice(Team(tuple(stages)), max(seconds))
 
-    def _run(self, rank: int, layers: int) -> Plan:
-        """Return the plan of a rank that does so many layers alone, which fit."""
+    def _run(self, rank: int, layers: int) -> Plan | None:
+        """Return the plan of a rank that does so many layers alone, None where they do not fit."""
         if (rank, layers) not in self.runs:
-            plan = self._plan((rank,), replace(self.spec, layers=layers))
-            assert plan, "fewer layers than fit do not fit"
-            self.runs[rank, layers] = plan
+            self.runs[rank, layers] = self._plan((rank,), replace(self.spec, layers=layers))
         return self.runs[rank, layers]
 
 
