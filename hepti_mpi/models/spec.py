@@ -117,6 +117,11 @@ class ModelSpec:
         return lcm(granule, *blocks)
 
     @cached_property
+    def known_weights(self) -> dict[int, tuple[Weight, ...]]:
+        """What layer_weights() of each layer has returned: a planner asks for those of all layers again and again."""
+        return {}
+
+    @cached_property
     def bytes_of_layer(self) -> int:
         """The bytes that a layer's weights take in memory, as a rule."""
         return sum(layer_bytes(self).values())
@@ -193,7 +198,9 @@ class ModelSpec:
 
 def layer_weights(spec: ModelSpec, number: int) -> tuple[Weight, ...]:
     """Return the weights of layer `number` under their full names, in the order of the store."""
-    return tuple(map(spec.stored, spec.layer(number).weights(f"layers.{number}")))
+    if number not in spec.known_weights:
+        spec.known_weights[number] = tuple(map(spec.stored, spec.layer(number).weights(f"layers.{number}")))
+    return spec.known_weights[number]
 
 
 def layer_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> dict[str | None, int]:
