@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -511,3 +512,23 @@ def test_slices_cover_whole_granules():
                 step = granule(SPEC, replace(kinds[piece.name], name=piece.name))
                 stop = piece.first + piece.shape[0]
                 assert piece.first % step == 0 and (stop % step == 0 or stop == kinds[piece.name].shape[0])
+
+
+def test_what_a_killed_slice_left_goes_with_the_next_one(tmp_path, monkeypatch):
+    """It stayed for ever, as large as the store. What another program is writing stays."""
+    path, code = tmp_path / "m[1].h5", (
+        "import os, pathlib, signal, sys\n"
+        "from hepti_mpi.weights.hdf5 import new_file\n"
+        "with new_file(pathlib.Path(sys.argv[1]), 1) as file:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    writing.write(path, model())
+    assert {one.name for one in tmp_path.iterdir()} == {left.name, "m[1].h5"}  # it was just begun
+    monkeypatch.setattr(hdf5, "JUST_BEGUN", -1.0)
+    with hdf5.new_file(path, 1):
+        (mine,) = set(tmp_path.iterdir()) - {left, path}
+        with hdf5.new_file(path, 1):
+            assert mine.exists() and not left.exists()
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,10 @@ dataset is contiguous, so a slice along dim 0 is one byte range. The layout is d
 """
 
 import errno
+import fcntl
+import glob
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +25,7 @@ from hepti_mpi.models.formats import VALUES
 FORMAT, FORMAT_VERSION = "hepti-store", 3
 READ = (1, 2, 3)  # versions; the first knows float32 only, both first count query heads that read the same K and V as one
 DESCRIBED_BYTES = 16 << 10  # of descriptions that HDF5 keeps of a file that is read: those of a large model would take megabytes
+JUST_BEGUN = 60.0  # seconds after which a file that is being written is locked where locks are known
 AGAIN = "make it again with: python -m hepti_mpi slice SOURCE STORE"
 File: TypeAlias = h5py.File
 Dataset: TypeAlias = h5py.h5d.DatasetID  # HDF5's own: what h5py puts around it takes three times as long, and a model has hundreds
@@ -37,14 +41,16 @@ def new_file(path: Path, size: int) -> Iterator[File]:
     temporary = place.with_name(f".{place.name}.{os.urandom(4).hex()}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(place)
         system = os.statvfs(place.parent)
         if system.f_bavail * system.f_frsize < size:
             raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1, alignment_interval=64) as file:
-            yield file
-        with open(temporary, "rb") as written:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as written:
+            with suppress(OSError):  # some file systems know no locks
+                fcntl.flock(written, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
+            with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1, alignment_interval=64) as file:
+                yield file
             os.fsync(written.fileno())
         temporary.replace(place)
     except OSError as error:
@@ -52,6 +58,15 @@ def new_file(path: Path, size: int) -> Iterator[File]:
     finally:
         with suppress(OSError):  # whatever kept it from being made has been told
             temporary.unlink()
+
+
+def _sweep(place: Path) -> None:
+    """Remove what programs that were killed left of the file at `place`: nobody holds it, and it was not just begun."""
+    for left in glob.glob(f".{glob.escape(place.name)}.{'[0-9a-f]' * 8}.part", root_dir=place.parent, include_hidden=True):
+        with suppress(OSError), open(place.parent / left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(file.fileno()).st_mtime > JUST_BEGUN:
+                (place.parent / left).unlink()
 
 
 @contextmanager
