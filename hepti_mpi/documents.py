@@ -41,7 +41,7 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
 
 def behind_links(path: Path) -> Path:
     """Return which file is written where `path` is named: a link stays, and what it points to is, on a larger disk maybe."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def check_place(path: Path, failure: type[HeptiError], what: str = "", making: bool = False) -> None:
@@ -52,10 +52,10 @@ def check_place(path: Path, failure: type[HeptiError], what: str = "", making: b
         folder = folder.parent
     if os.path.isdir(path):
         raise failure(f"{what}{path} is a folder; name a file")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise failure(f"{what}{path} is there and is no file; name another")
     if not os.path.isdir(folder):
-        raise failure(f"{what}{path}: " + (f"{folder} is no folder" if folder.exists() else f"folder {folder} does not exist"))
+        raise failure(f"{what}{path}: " + (f"{folder} is no folder" if os.path.exists(folder) else f"folder {folder} does not exist"))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise failure(f"{what}{path}: folder {folder.absolute()} cannot be written")
 
