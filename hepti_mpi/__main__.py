@@ -56,7 +56,7 @@ def _command(rank: int) -> tuple[int, bool]:
     from hepti_mpi.comm.launcher import abort_all, host_name, ranks
     from hepti_mpi.commands import main, terminal
     from hepti_mpi.commands.helping import tell_misuse
-    from hepti_mpi.errors import HeptiError, RankError, place_of
+    from hepti_mpi.errors import HeptiError, RankError, place_of, refused_file
 
     def error_words() -> str:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
@@ -99,14 +99,16 @@ def _command(rank: int) -> tuple[int, bool]:
             interrupts.rest()
             abort_all(2)
             return 2, False
-        _tell_error(f"{error_words()}: {type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})", False)
+        told, code = refused_file(error), 2
+        if told is None:
+            told, code = f"{type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})", 1
+        _tell_error(f"{error_words()}: {told}", False)
         if os.environ.get("HEPTI_TRACEBACK"):
             import traceback
 
             traceback.print_exc()
         interrupts.rest()
-        abort_all(1)
-        code = 1
+        abort_all(code)
     return code, False
 
 

@@ -91,6 +91,13 @@ def reason_of(error: Exception) -> str:
     return link or getattr(error, "strerror", None) or str(error)
 
 
+def refused_file(error: BaseException) -> str | None:
+    """Say which file the system refused, of a name that no file can have, say, and why; None of another error."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, (str, bytes)):
+        return None
+    return f"{os.fsdecode(error.filename)} cannot be used: {reason_of(error)}"
+
+
 def dead_link(path: Path) -> str | None:
     """Say where a link leads that is at `path`, or on the way there, and at whose end nothing is; None where there is none."""
     for link in (path, *path.parents):

@@ -1,6 +1,7 @@
 """What is said of a path that is no store: it is known for what it is, and the next command can be copied."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
 from hepti_mpi.weights.places import no_file, no_model, no_store
 from hepti_mpi.weights.store import Store
+
+LONG = "x" * 300
 
 
 def folder(path):
@@ -160,3 +163,16 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
 def test_an_empty_path_is_not_the_folder_one_is_in(words):
     found = CliRunner().invoke(main.main, list(words))
     assert found.exit_code == 2 and "it is empty: name a file or a folder" in found.output
+
+
+@pytest.mark.parametrize("words, code", [
+    (("slice", "random:tiny-bert", LONG + ".h5"), 2), (("run", "--weights", "m.h5", "--input", "t.txt", "--output", LONG + ".jsonl"), 4),
+])  # fmt: skip
+def test_a_name_that_no_file_can_have_is_told_in_a_sentence(words, code, tmp_path):
+    """Once as a fault of the program, with the line where it arose."""
+    writing.write(tmp_path / "m.h5", random_model("tiny-bert"))
+    (tmp_path / "t.txt").write_text("a text\n")
+    done = subprocess.run([sys.executable, "-m", "hepti_mpi", *words], cwd=tmp_path, env=launch_environment(), capture_output=True, text=True)
+    assert done.returncode == code
+    assert re.fullmatch(rf"error: .*{LONG}.* cannot be used: File name too long\n", done.stderr), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5", "t.txt"]
