@@ -56,7 +56,7 @@ def _command(rank: int) -> tuple[int, bool]:
     from hepti_mpi.comm.launcher import abort_all, host_name, ranks
     from hepti_mpi.commands import main, terminal
     from hepti_mpi.commands.helping import tell_misuse
-    from hepti_mpi.errors import HeptiError, RankError, place_of, refused_file
+    from hepti_mpi.errors import HeptiError, RankError
 
     def error_words() -> str:
         return f"error on {host_name()} (rank {rank})" if ranks() > 1 else "error"
@@ -94,14 +94,7 @@ def _command(rank: int) -> tuple[int, bool]:
     except BaseException as error:  # noqa: BLE001  a rank that leaves alone would hang the others
         if interrupts.arrived():
             raise interrupts.Interrupted from None
-        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("hepti_mpi"):
-            _tell_error(f"{error_words()}: {_lacking(error)}", False)
-            interrupts.rest()
-            abort_all(2)
-            return 2, False
-        told, code = refused_file(error), 2
-        if told is None:
-            told, code = f"{type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})", 1
+        told, code = _unforeseen(error)
         _tell_error(f"{error_words()}: {told}", False)
         if os.environ.get("HEPTI_TRACEBACK"):
             import traceback
@@ -110,6 +103,17 @@ def _command(rank: int) -> tuple[int, bool]:
         interrupts.rest()
         abort_all(code)
     return code, False
+
+
+def _unforeseen(error: BaseException) -> tuple[str, int]:
+    """Return what is told of an error that nobody foresaw, and the exit code."""
+    from hepti_mpi.errors import place_of, refused_file
+
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("hepti_mpi"):
+        return _lacking(error), 2
+    if told := refused_file(error):
+        return told, 2
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({place_of(error)})", 1
 
 
 def _check_folder() -> None:

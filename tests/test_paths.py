@@ -172,7 +172,8 @@ def test_a_name_that_no_file_can_have_is_told_in_a_sentence(words, code, tmp_pat
     """Once as a fault of the program, with the line where it arose."""
     writing.write(tmp_path / "m.h5", random_model("tiny-bert"))
     (tmp_path / "t.txt").write_text("a text\n")
-    done = subprocess.run([sys.executable, "-m", "hepti_mpi", *words], cwd=tmp_path, env=launch_environment(), capture_output=True, text=True)
+    command = [sys.executable, "-m", "hepti_mpi", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=launch_environment(), capture_output=True, text=True)
     assert done.returncode == code
     assert re.fullmatch(rf"error: .*{LONG}.* cannot be used: File name too long\n", done.stderr), done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5", "t.txt"]
