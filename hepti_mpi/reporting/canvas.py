@@ -21,6 +21,7 @@ from hepti_mpi.wording import counted
 try:
     from matplotlib import rc_context
     from matplotlib.axes import Axes as Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg as Canvas
     from matplotlib.figure import Figure as Figure
     from matplotlib.lines import Line2D as Line2D
     from matplotlib.patches import Patch as Patch
@@ -44,7 +45,7 @@ SETTINGS: Any = {
 def save(draw: Callable[..., Figure], path: Path, *given: Any) -> None:
     picture = io.BytesIO()
     with rc_context(SETTINGS):
-        draw(*given).savefig(picture, format="png", dpi=DPI)
+        Canvas(draw(*given)).print_png(picture)  # `savefig` draws all twice
     write(path, picture.getvalue())
 
 
