@@ -33,17 +33,19 @@ def store(tmp_path_factory) -> Path:
     return path
 
 
-def launch_environment() -> dict[str, str]:
+def launch_environment(ranks: int = 1) -> dict[str, str]:
+    """Return what a job is started with; what so many ranks have measured is kept for the next job of as many."""
     environment = {key: value for key, value in os.environ.items() if key != "HEPTI_TRACEBACK"}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_hwloc_default_binding_policy": "none"}
     environment["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    environment["XDG_CACHE_HOME"] = str(Path(os.environ["XDG_CACHE_HOME"], f"ranks{ranks}"))
     return environment
 
 
 def launch(folder: Path, *arguments: object, ranks: int = 2, program: tuple[str, ...] = ("-m", "hepti_mpi")) -> Ended:
     command = [str(MPIRUN), "-n", str(ranks), sys.executable, *program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=launch_environment())
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, env=launch_environment(ranks))
 
 
 def in_turn(folder: Path, jobs: Sequence[Sequence[object]], ranks: int) -> list[Ended]:
@@ -128,8 +130,9 @@ def test_a_folder_for_open_mpi_that_cannot_be_made(store, tmp_path, command):
 
 
 def test_missing_store(tmp_path):
-    refused(launch(tmp_path, "run", "--weights", "no.h5"), "no.h5 not found", "hepti_mpi slice")
-    refused(launch(tmp_path, "run"), "there is no store", "hepti_mpi slice")
+    named, unnamed = in_turn(tmp_path, [["run", "--weights", "no.h5"], ["run"]], 2)
+    refused(named, "no.h5 not found", "hepti_mpi slice")
+    refused(unnamed, "there is no store", "hepti_mpi slice")
 
 
 def test_truncated_store(store, tmp_path):
@@ -152,15 +155,17 @@ def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
     arguments = ["slice", "random:tiny-bert", tmp_path / "tiny-bert.h5", "--plan", plan, "--ranks", tmp_path / "parts"]
     done = CliRunner().invoke(main.main, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
+    shutil.copytree(tmp_path / "parts", tmp_path / "some")
+    (tmp_path / "some" / "rank02.h5").unlink()
     part = tmp_path / "parts" / "rank02.h5"
     with h5py.File(part) as file:
         offset = next(item.id.get_offset() for item in file["weights"].values())
     content = bytearray(part.read_bytes())
     content[offset + 2] ^= 1
     part.write_bytes(content)
-    refused(launch(tmp_path, "run", "--weights", "parts", "--plan", plan, ranks=3), "(rank 2)", "checksum")
-    part.unlink()
-    refused(launch(tmp_path, "run", "--weights", "parts", "--plan", plan, ranks=3), "(rank 2)", "rank02.h5 not found")
+    damaged, missing = in_turn(tmp_path, [["run", "--weights", parts, "--plan", plan] for parts in ("parts", "some")], 3)
+    refused(damaged, "(rank 2)", "checksum")
+    refused(missing, "(rank 2)", "rank02.h5 not found")
 
 
 def test_older_format(store, tmp_path):
@@ -207,9 +212,10 @@ def test_a_profile_that_cannot_be_kept(store, tmp_path):
     """A run goes on without; the command that is for it does not end as if it were there."""
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    for output, said in (("folder", f"{tmp_path / 'folder'} is a folder; name a file"),
-                         ("file/p.json", f"{tmp_path / 'file'} is no folder")):
-        refused(launch(tmp_path, "profile", "--weights", store, "--output", tmp_path / output), said)
+    outputs = {"folder": f"{tmp_path / 'folder'} is a folder; name a file", "file/p.json": f"{tmp_path / 'file'} is no folder"}
+    jobs = [["profile", "--weights", store, "--output", tmp_path / output] for output in outputs]
+    for said, result in zip(outputs.values(), in_turn(tmp_path, jobs, 2)):
+        refused(result, said)
 
 
 def test_inputs(store, tmp_path):
@@ -262,7 +268,7 @@ def test_standard_input_under_mpirun(store, tmp_path):
     (tmp_path / "in.txt").write_text("good morning\nhow are you\n")
     for way in ("cat in.txt |", "< in.txt"):
         command = f"{way} '{MPIRUN}' -n 2 '{sys.executable}' -m hepti_mpi run --weights '{store}' --input - --output out.jsonl"
-        subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
+        subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment(2))
         told = [json.loads(line)["input"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert told == ["good morning", "how are you"]
 
@@ -272,8 +278,9 @@ def test_more_threads_than_cores(store, tmp_path):
 
 
 def test_boards_that_can_not_be_emulated(store, tmp_path):
-    refused(launch(tmp_path, "run", "--weights", store, "--emulate", "2,3,4"), "--emulate has 3 entries, the job has 2 ranks")
-    refused(launch(tmp_path, "bench", "--weights", store, "--emulate", "2"), "--emulate has 1 entry, the job has 2 ranks")
+    jobs = [["run", "--weights", store, "--emulate", "2,3,4"], ["bench", "--weights", store, "--emulate", "2"]]
+    for said, result in zip(("3 entries", "1 entry"), in_turn(tmp_path, jobs, 2)):
+        refused(result, f"--emulate has {said}, the job has 2 ranks")
     assert not list(tmp_path.rglob("*.profile.json"))
 
 
@@ -311,21 +318,21 @@ def test_emulated_boards_and_the_division_of_others(store, tmp_path):
 
 
 def test_options_that_do_not_go_together_are_told_once(store, tmp_path):
-    for words, expected in (
-        (["run", "--boost"], "--boost is for the other systems' strategies"),
-        (["bench", "--methods", "fly"], "there is no method 'fly'"),
-    ):
-        refused(launch(tmp_path, words[0], "--weights", store, *words[1:]), expected)
+    jobs = [["run", "--weights", store, "--boost"], ["bench", "--weights", store, "--methods", "fly"]]
+    for said, result in zip(("--boost is for the other systems' strategies", "there is no method 'fly'"), in_turn(tmp_path, jobs, 2)):
+        refused(result, said)
 
 
 def test_a_bench_of_bad_input(store, tmp_path):
     """What does not fit is left out and told; where nothing does, or nothing can be kept, the bench does not begin."""
-    refused(launch(tmp_path, "bench", "--weights", store, "--output", "no/r.jsonl"), "no/r.jsonl")
     words = ["bench", "--weights", store, "--rows", 8, "--repeat", 1]
-    refused(launch(tmp_path, *words, "--memory-limit", "1M,1M,1M"), "--memory-limit has 3 entries, the job has 2 ranks")
-    refused(launch(tmp_path, *words, "--methods", "voltage,single", "--memory-limit", "1k"), "voltage", "lacks", "bytes")
-    limit, methods = "250k", "megatron,single"
-    result = launch(tmp_path, *words, "--methods", methods, "--memory-limit", limit, "--output", "r.jsonl")
+    jobs = [["bench", "--weights", store, "--output", "no/r.jsonl"], [*words, "--memory-limit", "1M,1M,1M"],
+            [*words, "--methods", "voltage,single", "--memory-limit", "1k"],
+            [*words, "--methods", "megatron,single", "--memory-limit", "250k", "--output", "r.jsonl"]]  # fmt: skip
+    unkept, limited, none, result = in_turn(tmp_path, jobs, 2)
+    refused(unkept, "no/r.jsonl")
+    refused(limited, "--memory-limit has 3 entries, the job has 2 ranks")
+    refused(none, "voltage", "lacks", "bytes")
     assert result.returncode == 0, result.stderr
     assert any(line.startswith("single does not fit: rank") for line in result.stdout.splitlines()), result.stdout
     last = json.loads(result.stdout.splitlines()[-1])
@@ -397,5 +404,5 @@ main()
 """)
     speeds = ["--fresh"] if name in ("build", "gathered") else ["--profile", planned[0]]  # the others come after measuring
     command = [str(MPIRUN), "-n", "3", sys.executable, "faulty.py", "run", "--weights", store, "--shares", "1,1,1", *speeds]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment())
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment(3))
     refused(result, f"(rank {victim})", "planted (", ".py, line ")

@@ -51,7 +51,7 @@ def cut_off(folder: Path, output: str, ranks: int) -> int:
     slow = ",".join(["20"] * ranks)  # boards that sleep most of the time: it is not over before it is killed
     arguments = words(output, "--shares", ",".join("1" * ranks), "--emulate", slow)
     command = [str(MPIRUN), "-n", str(ranks), sys.executable, "-m", "hepti_mpi", *map(str, arguments)]
-    job = subprocess.Popen(command, cwd=folder, env=launch_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(command, cwd=folder, env=launch_environment(ranks), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + SECONDS
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 9:
         assert job.poll() is None and time.monotonic() < end
