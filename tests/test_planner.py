@@ -208,7 +208,7 @@ def test_auto_is_not_slower_than_what_is_forced(speeds, mbit, rows):
     forced = [{"layout": layout} for layout in LAYOUTS] + [{"strategy": strategy} for strategy in ("tensor", "hybrid", "sequence")]
     for options in forced:
         assert decide(SHORT, profile, rows, **options).chosen.price.seconds >= best * (1 - 1e-3), options
-    for size in range(len(speeds)):
+    for size in range(len(speeds) - 1):  # all of them are the best's own
         for others in combinations(range(1, len(speeds)), size):
             assert decide(SHORT, part_of(profile, (0, *others)), rows).chosen.price.seconds >= best * (1 - 1e-3), others
     for shares in (speeds, (1, 1) + (0,) * (len(speeds) - 2)):
