@@ -66,7 +66,7 @@ def test_examples_in_docstrings():
 def test_a_report_of_several_benches(tmp_path, pictures):
     """Three clusters in one file, and one of them twice."""
     names = ("hepti", "single", "megatron")
-    lines = [line for cluster in BOARDS for line in bench(cluster, names)]
+    lines = [line for cluster in BOARDS for line in bench(cluster, names, layers=6)]
     records = write(tmp_path / "records.jsonl", lines + bench("wifi2", names[:1], layers=2, requests=1, seed=3))
     written = plots.write_report(records, pictures)
     assert all(path.stat().st_size > 1000 for path in written)
