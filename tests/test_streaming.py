@@ -63,6 +63,12 @@ def test_a_run_of_bytes_is_text_as_a_whole():
         assert "".join(parts) == tokens.decode(ids), json.dumps([words[one] for one in ids])
         kinds |= set("".join(parts))
     assert {"é", "\n", "\ufffd", "b"} <= kinds
+    ids = [words.index(one) for one in ("▁a", "b", "▁a", "▁", "<0x41>")]
+    for cut in range(1, len(ids) + 1):
+        text = Streamed(tokens.decode, behind=ids[:cut])
+        parts = [text.add(one) for one in ids[cut:]] + [text.end()]
+        assert tokens.decode(ids[:cut]) + "".join(parts) == tokens.decode(ids), "with what it goes on with it is one text"
+    assert [tokens.within(one) for one in ids] == [" a", "b", " a", " ", "A"] and tokens.within(words.index("<s>")) == ""
     assert b"".join(tokens.content(one) for one in [words.index("b"), *spelt]) == b"b" + "aé中\n".encode() + b"\xff\x80"
 
 

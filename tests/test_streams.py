@@ -14,18 +14,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hepti_mpi import Model
 from hepti_mpi.api.own import streamed
 from hepti_mpi.errors import Busy, InputError, NotReady, ServiceError
 from hepti_mpi.models.inputs.chat import ChatTemplate
-from hepti_mpi.models.inputs.tokens import SPECIALS, Tokens, word_piece_json
-from hepti_mpi.models.tasks.sampling import Sampling, Scores
+from hepti_mpi.models.inputs.tokens import LETTERS, SPECIALS, Tokens, word_piece_json
+from hepti_mpi.models.tasks.sampling import Chosen, Sampling, Scores
 from hepti_mpi.serving import asking, front, generating, remote, sockets, streams
 from hepti_mpi.serving.front import Front
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.http import tools
+from hepti_mpi.serving.http.generation import Choices, Wanted
 from hepti_mpi.serving.remote import Remote
+from hepti_mpi.serving.streams import Grown
 
 WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "end"]
 END = WORDS.index("end")
@@ -339,26 +342,47 @@ def test_a_talk_as_a_stream(port):
 
 def test_completions(port):
     found = answer(port, "/v1/completions", prompt=["two", "seven"], max_tokens=2, n=2, echo=True)
-    assert [one["text"] for one in found["choices"]] == ["twothree four"] * 2 + ["seveneight nine"] * 2
+    assert [one["text"] for one in found["choices"]] == ["two three four"] * 2 + ["seven eight nine"] * 2
     assert [one["index"] for one in found["choices"]] == [0, 1, 2, 3] and found["choices"][0]["finish_reason"] == "length"
     ids = TOKENS.plain("zero one", "it")
-    assert answer(port, "/v1/completions", prompt=ids, max_tokens=1, temperature=0)["choices"][0]["text"] == "two"
-    assert "".join(one["choices"][0]["text"] for one in events(port, "/v1/completions", prompt=ids, stop="five")) == "two three four "
+    assert answer(port, "/v1/completions", prompt=ids, max_tokens=1, temperature=0)["choices"][0]["text"] == " two"
+    assert "".join(one["choices"][0]["text"] for one in events(port, "/v1/completions", prompt=ids, stop="five")) == " two three four "
 
 
 def test_logprobs(port):
     found = answer(port, "/v1/chat/completions", messages=TALK, logprobs=True, top_logprobs=2, max_tokens=1)
     (one,) = found["choices"][0]["logprobs"]["content"]
-    assert one["token"] == "six" and one["bytes"] == list(b"six") and abs(one["logprob"]) < 1e-3 and len(one["top_logprobs"]) == 2
+    assert one["token"] == " six" and one["bytes"] == list(b" six") and abs(one["logprob"]) < 1e-3 and len(one["top_logprobs"]) == 2
     found = answer(port, "/v1/completions", prompt="[MASK] five", logprobs=1, max_tokens=1)["choices"][0]["logprobs"]
-    assert found["tokens"] == ["six"] and list(found["top_logprobs"][0]) == ["six"]
+    assert found["tokens"] == [" six"] and list(found["top_logprobs"][0]) == [" six"]
 
 
 def test_where_in_the_text_the_tokens_of_logprobs_are(port):
-    found = answer(port, "/v1/completions", prompt="five", logprobs=0, max_tokens=3)["choices"][0]["logprobs"]
-    assert (found["tokens"], found["text_offset"]) == (["six", "seven", "eight"], [0, 3, 8])
+    (choice,) = answer(port, "/v1/completions", prompt="five", logprobs=0, max_tokens=3)["choices"]
+    found = choice["logprobs"]
+    assert (found["tokens"], found["text_offset"]) == ([" six", " seven", " eight"], [0, 4, 10]) and choice["text"] == " six seven eight"
+    assert [list(top) for top in found["top_logprobs"]] == [[" six"], [" seven"], [" eight"]], "what was chosen is there in any case"
     parts = [one["choices"][0]["logprobs"] for one in events(port, "/v1/completions", prompt="five", logprobs=0, max_tokens=3)]
-    assert [one["text_offset"] for one in parts] == [[0], [3], [8]]
+    assert [one["text_offset"] for one in parts] == [[0], [4], [10]]
+
+
+def test_parts_of_letters_are_told_apart_in_logprobs():
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<end>"])
+    tokens = Tokens({"tokenizer.json": made.to_str().encode()})
+    spelt = {byte: made.token_to_id(LETTERS[byte]) for byte in range(256)}
+    wanted = Wanted(False, "x", [[0]], ["x"], 1, Sampling(logprobs=2), False, False, False)
+    choices, found = Choices(SimpleNamespace(tokens=tokens), wanted), []
+    for token in [*(spelt[byte] for byte in "aé🙂".encode()), made.token_to_id("<end>"), spelt[ord("b")]]:
+        others = ((spelt[0x80], -0.5), (spelt[0x81], -0.75))
+        (part,) = choices.part(0, Grown("", Chosen(token, -1.0, others)))
+        found.append(part["choices"][0]["logprobs"])
+    assert [one["text_offset"] for one in found] == [[0], [1], [1], [2], [2], [2], [2], [3], [3]]
+    names = [one["tokens"][0] for one in found]
+    assert names == ["a", *(rf"bytes:\x{byte:02x}" for byte in "é🙂".encode()), "<end>", "b"]
+    assert found[0]["top_logprobs"] == [{r"bytes:\x80": -0.5, r"bytes:\x81": -0.75, "a": -1.0}]
 
 
 def queue(port):
@@ -494,7 +518,7 @@ def test_a_probe_for_tools_is_answered(port):
     assert events(port, "/v1/chat/completions", **asked)[-1]["choices"][0]["finish_reason"] == "length"
     parts = events(port, "/v1/chat/completions", **asked | {"max_tokens": 9}, logprobs=True)
     told = [one["token"] for part in parts for one in (part["choices"][0]["logprobs"] or {"content": []})["content"]]
-    assert told == ["six", "seven", "eight", "nine", "end"], "those whose text is held back, or that have none, too"
+    assert told == [" six", " seven", " eight", " nine", " end"], "those whose text is held back, or that have none, too"
 
 
 @pytest.mark.parametrize("path, body, status, said", [
@@ -584,13 +608,13 @@ async def listened(model):
 
 def test_a_program_goes_on_with_texts(port, own):
     with Model(f"http://127.0.0.1:{port}") as model:
-        assert model.generate("four", stop="eight") == "five six seven " and model.generate("nine") == ""
-        assert model.generate(TALK) == "six seven eight nine" == asyncio.run(model.generate_async("five"))
+        assert model.generate("four", stop="eight") == " five six seven " and model.generate("nine") == ""
+        assert model.generate(TALK) == "six seven eight nine" == asyncio.run(model.generate_async("five")).strip()
         for part in model.stream("one"):
-            assert part == "two"
+            assert part == " two"
             break
-        assert asyncio.run(listened(model)) == (["two", " three"], ["eight", " nine", ""])
-        assert list(model.generate("seven", stream=True)) == ["eight", " nine", ""]
+        assert asyncio.run(listened(model)) == ([" two", " three"], [" eight", " nine", ""])
+        assert list(model.generate("seven", stream=True)) == [" eight", " nine", ""]
         for wrong, said in ({"temperature": -1}, "temperature is -1"), ({"n": 2}, "n is nothing"), ({"stop": 5}, "stop is 5"):
             with pytest.raises(InputError, match=said):
                 model.generate("one", **wrong)
@@ -606,9 +630,9 @@ def test_a_program_goes_on_with_texts(port, own):
     Rank(own)
     spec = SimpleNamespace(numbers=lambda by: len(WORDS))
     stand_in = SimpleNamespace(tokens=TOKENS, spec=spec, prompt=lambda asked: TOKENS.plain(asked, "it"))
-    assert list(streamed(stand_in, own, "seven", {}, 10)) == ["eight", " nine", ""]
+    assert list(streamed(stand_in, own, "seven", {}, 10)) == [" eight", " nine", ""]
     parts = streamed(stand_in, own, "one", {"max_tokens": 5}, 10)
-    assert next(parts) == "two"
+    assert next(parts) == " two"
     parts.close()
     until(lambda: not own.streams.busy)
     with pytest.raises(InputError, match="hot is nothing"):

@@ -121,7 +121,7 @@ def streamed(
     check(sampling.schema)
     check_biases(sampling.logit_bias, model.spec.numbers("ids"))
     parts: queue.SimpleQueue[Grown] = queue.SimpleQueue()
-    one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put)
+    one = growing("python", model.prompt(prompt), sampling, model.tokens.decode, parts.put, isinstance(prompt, str))
     waiting().ends(lambda: parts.put(Grown("", error=ServiceError("nobody waits for the answer any more"))))
     patiently(lambda: front.grow(one), seconds)
     try:

@@ -193,7 +193,8 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
 
         interrupts.keeping(lambda: task.sink.kept(len(task.left)), beside.stop, task.sink.left)
         begin = time.perf_counter()
-        result.answers = [making.submit(one.ids, task.asked[one.index], task.sink.begun.get(one.index, ())) for one in task.left]
+        begun = task.sink.begun
+        result.answers = [making.submit(one.ids, task.asked[one.index], begun.get(one.index, ()), one.goes_on) for one in task.left]
         prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}
         tell([Event(one, None, one.text, one.finish_reason) for one in result.answers if one.made], 0.0)
         while making.busy and task.sink.wanted:

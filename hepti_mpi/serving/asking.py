@@ -158,7 +158,7 @@ class Model:
         self.check_writes()
         if isinstance(asked, str):
             return checked_ids(self.spec, self.tokens.encode([asked], "the prompt").ids, "the prompt")
-        return checked_ids(self.spec, self.tokens.plain(self.template.text(checked_messages(list(asked))), "the messages"), "the messages")
+        return checked_ids(self.spec, self.tokens.plain(self.template.text(checked_messages(list(asked))), "the talk"), "the talk")
 
     def pictures(self, contents: Sequence[bytes]) -> list[Request]:
         """Return the requests of pictures, each as the bytes of its file. Raises InputError for the first that the model does not take."""

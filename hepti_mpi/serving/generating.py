@@ -22,7 +22,7 @@ class Maker(Protocol):
     def wake(self) -> None:
         """Let a step that waits end: something has come that it may begin with. Any thread may call it."""
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
+    def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = (), goes_on: bool = False) -> Answer:
         """Take a prompt. Raises InputError."""
 
     def cancel(self, answer: Answer) -> None:

@@ -161,10 +161,11 @@ class Asked:
     def wake(self) -> None:
         """Let a step that waits end: something has come that it may begin with. Any thread may call it."""
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = ()) -> Answer:
+    def submit(self, prompt: Sequence[int], sampling: Sampling, made: Sequence[Chosen] = (), goes_on: bool = False) -> Answer:
         """Take a prompt; its answer begins as soon as there is a slot, and goes on behind what another job has `made` of it.
 
-        The answer has ended already where that is all of it. Raises InputError when it can have none.
+        The answer has ended already where that is all of it. `goes_on`: the text of the prompt goes on with that of its answer.
+        Raises InputError when it can have none.
         """
         room = self.positions
         if not len(prompt):
@@ -179,7 +180,7 @@ class Asked:
             if self.forms is None:
                 raise InputError("a response_format needs a tokenizer, which the model lacks")
             self.forms.load()
-        streamed = None if self.decode is None else Streamed(self.decode, sampling.stop)
+        streamed = None if self.decode is None else Streamed(self.decode, sampling.stop, prompt if goes_on else ())
         answer = Answer([int(one) for one in prompt], sampling, streamed, submitted=time.perf_counter())
         for chosen in made:
             if answer.finish_reason is None:

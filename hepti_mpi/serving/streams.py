@@ -180,6 +180,8 @@ def sampling_of(document: Mapping[str, Any]) -> Sampling:
     return Sampling(**{**document, "stop": tuple(document["stop"]), "logit_bias": bias})
 
 
-def growing(client: str, prompt: Sequence[int], sampling: Sampling, decode: Decode, heard: Callable[[Grown], None]) -> Growing:
-    """Return an answer that has not begun."""
-    return Growing(list(prompt), sampling, Streamed(decode, sampling.stop), client=client, heard=heard)
+def growing(
+    client: str, prompt: Sequence[int], sampling: Sampling, decode: Decode, heard: Callable[[Grown], None], goes_on: bool = False
+) -> Growing:  # fmt: skip
+    """Return an answer that has not begun; `goes_on`: the text of the prompt goes on with its own."""
+    return Growing(list(prompt), sampling, Streamed(decode, sampling.stop, prompt if goes_on else ()), client=client, heard=heard)

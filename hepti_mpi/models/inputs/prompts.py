@@ -30,8 +30,8 @@ TAKEN = "a model that generates text takes .txt, .jsonl, .npz with input_ids, or
 class Prompt:
     """One prompt. `index`: its place in the input; `given`: its record, {"id"} if it has one and {"input"}; `ids`: its tokens.
 
-    `asked`: what it says itself of its answer; `keep`: of arrays, where each token lies among the `width` positions of its row. `error`:
-    why it cannot be answered; then it has no tokens.
+    `asked`: what it says itself of its answer; `keep`: of arrays, where each token lies among the `width` positions of its row.
+    `goes_on`: its text goes on with that of its answer. `error`: why it cannot be answered; then it has no tokens.
     """
 
     index: int
@@ -41,6 +41,7 @@ class Prompt:
     asked: Mapping[str, Any] = field(default_factory=dict)
     keep: np.ndarray | None = None
     width: int = 0
+    goes_on: bool = False
     error: str | None = None
 
 
@@ -154,7 +155,7 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
     if not isinstance(text, str):
         raise InputError(f"{where} has {shown(repr(text), 60)} as prompt, expected a text")
     ids = prompter.of_messages([{"role": "user", "content": text}], where) if chat else prompter.of_text(text, where)
-    return Prompt(place, where, _named(values) | {"input": text}, ids, values)
+    return Prompt(place, where, _named(values) | {"input": text}, ids, values, goes_on=not chat)
 
 
 def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:

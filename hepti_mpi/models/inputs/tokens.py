@@ -165,9 +165,16 @@ class Tokens:
         """Return the tokens of a text with nothing put around it; special tokens in it are taken as such. Raises InputError."""
         return list(_taken(lambda: self._tokenizer.encode(text, add_special_tokens=False), [text], where).ids)
 
+    def within(self, number: int) -> str:
+        """Return the text of a token within a text, which may be a part of a letter; nothing of a special token.
+
+        It is what a token adds to itself: many decoders leave out the space at the beginning of a text.
+        """
+        return self.decode([number, number])[len(self.decode([number])) :]
+
     def content(self, number: int) -> bytes | None:
         """Return the bytes that a token stands for, which may be a part of a letter; None where they are not known."""
-        piece, text = self.piece(number), self.decode([number])
+        piece, text = self.piece(number), self.within(number)
         if UNFINISHED not in text:
             return (text or piece).encode()
         if BYTE.fullmatch(piece):

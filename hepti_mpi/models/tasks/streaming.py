@@ -8,6 +8,8 @@ from typing import Protocol
 
 from hepti_mpi.models.inputs.tokens import UNFINISHED
 
+CONTEXT = 8  # last tokens of a text, by which its next one is written
+
 
 class Decode(Protocol):
     """Tokens become text. `more`: others may follow; what they may still change ends with UNFINISHED."""
@@ -18,11 +20,13 @@ class Decode(Protocol):
 class Streamed:
     """Text of tokens that come one by one. `stopped`: whether a stop text came; what is behind it is no more part of the text."""
 
-    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Decode, stop: Sequence[str] = (), behind: Sequence[int] = ()) -> None:
+        """`behind`: tokens of the text that this one goes on with; whether there is a space between them depends on both."""
         self.decode, self.stop = decode, tuple(stop)
-        self.ids: list[int] = []
+        context = list(behind[-CONTEXT:])
+        self.ids = [] if decode(context, True).endswith(UNFINISHED) else context
         self.text, self.sent, self.stopped = "", 0, False
-        self.begin = self.done = 0  # tokens before `begin` are text for good; those up to `done` are its last context
+        self.begin, self.done = 0, len(self.ids)  # tokens before `begin` are text for good; those up to `done` are its last context
 
     def add(self, token: int) -> str:
         """Take the next token; return what is sure to be text since the last call."""

@@ -32,7 +32,7 @@ class Conversation:
         decode = model.tokens.decode
         try:
             for index, (prompt, sampling) in enumerate(wanted.each()):
-                one = growing(client, prompt, sampling, decode, self._hearer(index))
+                one = growing(client, prompt, sampling, decode, self._hearer(index), not wanted.chat)
                 front.grow(one)
                 self.growing.append(one)
         except HeptiError:

@@ -2,11 +2,11 @@
 fields, templates and tokens; knows no connection and no engine.
 """
 
+import codecs
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 from hepti_mpi.errors import InputError
@@ -71,7 +71,7 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     asked["tools"] = tools
     text = template.text(checked_messages(fields.any("messages")), **asked)
     begin, arguments, many = model.call_form if must else ("", "", False)
-    prompt = checked_ids(model.spec, model.tokens.plain(text + begin, "the messages"), "the messages")
+    prompt = checked_ids(model.spec, model.tokens.plain(text + begin, "the talk"), "the talk")
     logprobs = int(fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) or 0) if fields.flag("logprobs", False) else None
     most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     wanted = _wanted(model, fields, (True, [prompt], [text]), most, (room, room), logprobs)
@@ -185,6 +185,19 @@ def _biases(fields: Fields, words: int) -> dict[int, float]:
     return found
 
 
+class Places:
+    """Where tokens begin in their text; one that ends a letter begins with it."""
+
+    def __init__(self) -> None:
+        self.letters, self.decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, content: bytes | None) -> int:
+        """Return where the next token begins, which has this `content`."""
+        begin = self.letters
+        self.letters += len(self.decoder.decode(content or b""))
+        return begin
+
+
 class Choices:
     """The choices of an answer, as their parts come."""
 
@@ -194,7 +207,7 @@ class Choices:
         self.chosen: list[list[Chosen]] = [[] for _ in self.texts]
         self.finish: list[str | None] = [None for _ in self.texts]
         self.held = [Held(wanted.plain) for _ in self.texts]
-        self.letters = [0 for _ in self.texts]  # of the tokens whose logarithms were told
+        self.places = [Places() for _ in self.texts]  # of the tokens whose logarithms were told
         if wanted.echo:
             self.texts = [text for text in wanted.texts for _ in range(wanted.count)]
 
@@ -277,14 +290,24 @@ class Choices:
         if self.wanted.chat:
             return {"content": [self._token(one.token, one.logprob) | {"top_logprobs": [self._token(*top) for top in one.top]}
                                 for one in chosen], "refusal": None}  # fmt: skip
-        pieces = [self._text(one.token) for one in chosen]
-        likeliest = [{self._text(token): value for token, value in one.top} for one in chosen]
-        *begins, self.letters[index] = accumulate(map(len, pieces), initial=self.letters[index])
-        return {"tokens": pieces, "token_logprobs": [one.logprob for one in chosen], "top_logprobs": likeliest, "text_offset": begins}
+        tokens = self.model.tokens
+        begins = [self.places[index].of(tokens.content(one.token) if tokens.within(one.token) else b"") for one in chosen]
+        return {
+            "tokens": [self._name(one.token) for one in chosen],
+            "token_logprobs": [one.logprob for one in chosen],
+            "top_logprobs": [{self._name(token): value for token, value in (*one.top, (one.token, one.logprob))} for one in chosen],
+            "text_offset": begins,
+        }
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         content = self.model.tokens.content(token)
         return {"token": self._text(token), "logprob": logprob, "bytes": None if content is None else list(content)}
 
     def _text(self, token: int) -> str:
-        return self.model.tokens.decode([token]) or self.model.tokens.piece(token)
+        return self.model.tokens.within(token) or self.model.tokens.piece(token)
+
+    def _name(self, token: int) -> str:
+        """Return the text of a token; of one that is a part of a letter its bytes, as OpenAI's completions do: others look alike."""
+        text, content = self._text(token), self.model.tokens.content(token)
+        is_part = content is not None and content.decode("utf-8", "replace") != content.decode("utf-8", "ignore")
+        return f"bytes:{str(content)[2:-1]}" if is_part else text
