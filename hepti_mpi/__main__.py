@@ -169,8 +169,8 @@ def _set_threads() -> None:
 
 
 def _set_streams() -> None:
-    """Spell out what a terminal's letters cannot say. Lead streams that the caller closed nowhere: the next file that is opened would be
-    taken for one of them."""
+    """Spell out what a terminal's letters cannot say, and keep what is typed that is no letter, for a sentence about it. Lead streams that
+    the caller closed nowhere: the next file that is opened would be taken for one of them."""
     import io
 
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -179,9 +179,9 @@ def _set_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the first number that is free
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
 
 
 def _tell_error(sentence: str, others_know: bool) -> None:

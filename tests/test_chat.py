@@ -1,6 +1,9 @@
 """Chat templates, and a talk."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,19 +186,44 @@ def test_who_writes_is_talked_with_whatever_lies_beside_it(tmp_path, monkeypatch
 @pytest.mark.parametrize("how, said", [("stop", ""), ("length", "cut off at 1 token;"), ("error", "logits that are not finite")])
 def test_a_talk_says_when_an_answer_has_not_come_to_its_end(monkeypatch, capfd, how, said):
     answer = Answer([1], Sampling(), None, tokens=[5], finish_reason=how, error=said if how == "error" else None)
-    steps = iter([[Event(answer, None, "well", how)]])
-    making = SimpleNamespace(busy=True, submit=lambda prompt, sampling: answer)
+    talked(monkeypatch, ["hello"], answer)
+    out, err = capfd.readouterr()
+    assert "well" in out and (said in err if said else not err)
+
+
+def test_a_line_that_is_no_text_is_not_sent_and_the_talk_goes_on(monkeypatch, capfd):
+    """The talk began anew, without what had been said; and where lines come as a locale's strict UTF-8, a traceback ended it."""
+    answer = Answer([1], Sampling(), None, tokens=[5], finish_reason="stop")
+    read = talked(monkeypatch, ["hello", b"a\xe4b".decode(errors="surrogateescape"), "again"], answer)
+    assert [message["content"] for message in read[-1]] == ["hello", answer.text, "again"] and len(read) == 2
+    assert "that line is not UTF-8: byte 2 is 0xe4; it was not sent" in capfd.readouterr().err
+
+
+def test_lines_are_read_whatever_bytes_they_have():
+    code = "from hepti_mpi.__main__ import _set_streams; from hepti_mpi.comm.launcher import typed_lines; _set_streams()\n"
+    environ = {name: value for name, value in os.environ.items() if "PMIX" not in name} | {"PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-c", code + "print(ascii(list(typed_lines())))"]
+    done = subprocess.run(command, input=b"a\xe4b\n\xc3\xa4", env=environ, capture_output=True, timeout=60)
+    assert done.stdout == b"['a\\udce4b\\n', '\\xe4']\n", done
+
+
+def talked(monkeypatch, lines, answer):
+    """Talk with a model that says the same to each line, and return the messages that it was given each time."""
+    making, read = SimpleNamespace(busy=False), []
+
+    def submit(prompt, sampling):
+        making.busy = True
+        return answer
 
     def step():
         making.busy = False
-        return next(steps)
+        return [Event(answer, None, "well", answer.finish_reason)]
 
-    making.step = step
+    making.submit, making.step = submit, step
     monkeypatch.setattr("hepti_mpi.commands.writers.maker", lambda loaded, session: making)
-    prompter = SimpleNamespace(of_messages=lambda talk, where: [1])
+    prompter = SimpleNamespace(of_messages=lambda talk, where: read.append(list(talk)) or [1])
     monkeypatch.setattr("hepti_mpi.models.inputs.prompts.Prompter", lambda spec, files: prompter)
-    monkeypatch.setattr("hepti_mpi.comm.launcher.typed_lines", lambda: iter(["hello"]))
+    monkeypatch.setattr("hepti_mpi.comm.launcher.typed_lines", lambda: iter(lines))
     session = SimpleNamespace(store=SimpleNamespace(spec=None, files={}))
     talking._talk(SimpleNamespace(rest=lambda: None), session, None, SimpleNamespace(sampling=Sampling))
-    out, err = capfd.readouterr()
-    assert "well" in out and (said in err if said else not err)
+    return read

@@ -86,11 +86,14 @@ def test_a_line_says_to_the_template_what_a_service_is_told(spec, tmp_path, more
     (found,) = read_prompts(spec, files, str(tmp_path / "x.jsonl"))
     assert "".join(letters(found)) == f"c{said}"
     assert chat(asking.Model(spec, files, ""), Fields(talk), 64).prompts == [found.ids]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": "c", "tools": [{}]} | more))
+    assert read_prompts(spec, files, str(tmp_path / "x.jsonl"), chat=True)[0].ids == found.ids
 
 
 @pytest.mark.parametrize("more, words", [
     ({"reasoning_effort": 3}, "reasoning_effort is 3"), ({"tool_choice": "required"}, "start serve and ask it"),
-    ({"logit_bias": {"400": 1}}, "not of this model, which has 131"),
+    ({"logit_bias": {"400": 1}}, "not of this model, which has 131"), ({"n": 3}, "has n 3, but is"), ({"echo": True}, "has echo True"),
+    ({"suffix": "x"}, "has suffix 'x'"), ({"best_of": 2}, "has best_of 2"), ({"functions": [{}]}, "has functions"),
 ])  # fmt: skip
 def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):
     (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "c"}]} | more))
@@ -98,6 +101,11 @@ def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):
     session = SimpleNamespace(store=SimpleNamespace(spec=spec, files=FILES))
     (found,), _ = _prompts(session, question, SimpleNamespace(chat=False, context=None), Sampling())
     assert words in found.error and not found.ids
+
+
+def test_what_asks_for_one_answer_as_usual_is_taken(spec, tmp_path):
+    line = {"prompt": "ab", "n": 1, "best_of": None, "echo": False, "suffix": "", "functions": []}
+    assert letters(read(spec, tmp_path, "x.jsonl", json.dumps(line))[0]) == ["ab"]
 
 
 @pytest.mark.parametrize("text, words", [("<pad>", "token id 131, the model has only 131"), ("", "has no tokens")])

@@ -295,7 +295,7 @@ def typed_lines() -> Iterator[str]:
         try:
             mode = os.stat(source).st_mode
             if _whole(source, mode):
-                with open(source, encoding="utf-8", errors="replace") as file:
+                with open(source, encoding="utf-8", errors="surrogateescape") as file:
                     yield from file
                 return
             if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
@@ -308,9 +308,9 @@ def typed_lines() -> Iterator[str]:
         begun = b""
         for part in _forwarded(launcher):
             *lines, begun = (begun + part).split(b"\n")
-            yield from (line.decode(errors="replace") + "\n" for line in lines)
+            yield from (line.decode(errors="surrogateescape") + "\n" for line in lines)
         if begun:
-            yield begun.decode(errors="replace")
+            yield begun.decode(errors="surrogateescape")
     if launched():
         time.sleep(END_SECONDS)
 

@@ -81,6 +81,7 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
     from hepti_mpi.commands.writers import maker
     from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import Prompter
+    from hepti_mpi.models.inputs.text import bad_byte
 
     prompter, making, sampling = Prompter(session.store.spec, session.store.files), maker(loaded, session), writing.sampling()
     messages = [{"role": "system", "content": system}] if system else []
@@ -90,6 +91,10 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
         line = _line(lines)
         if not line:
             return
+        wrong = bad_byte(line, "that line")
+        if wrong:
+            SCREEN.warn(f"{wrong}; it was not sent")
+            continue
         messages.append({"role": "user", "content": line})
         try:
             answer = making.submit(prompter.of_messages(messages, "the talk"), sampling)

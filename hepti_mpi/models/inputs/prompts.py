@@ -23,6 +23,7 @@ from hepti_mpi.wording import counted
 QUESTIONS = ("What is the capital of France?", "Why is the sky blue?")
 BEGINNINGS = ("Once upon a time", "The capital of France is")
 FIELDS = ("prompt", "text")  # where the text is, the first one that is there
+ALONE = {"n": 1, "best_of": 1, "echo": False, "suffix": "", "functions": []}  # unless so, more or other than one answer
 TAKEN = "a model that generates text takes .txt, .jsonl, .npz with input_ids, or - for standard input"
 
 
@@ -146,6 +147,9 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any], chat: bool) -> Prompt:
     """Return the prompt of an object. Raises InputError."""
+    for name, plain in ALONE.items():
+        if values.get(name) not in (None, plain):
+            raise InputError(f"{where} has {name} {shown(repr(values[name]), 60)}, but is gone on with once, at its end; leave it out")
     if "messages" in values:
         ids = prompter.of_messages(values["messages"], where, values)
         return Prompt(place, where, _named(values) | {"input": values["messages"]}, ids, values)
@@ -154,7 +158,7 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
     text = next(values[key] for key in FIELDS if key in values)
     if not isinstance(text, str):
         raise InputError(f"{where} has {shown(repr(text), 60)} as prompt, expected a text")
-    ids = prompter.of_messages([{"role": "user", "content": text}], where) if chat else prompter.of_text(text, where)
+    ids = prompter.of_messages([{"role": "user", "content": text}], where, values) if chat else prompter.of_text(text, where)
     return Prompt(place, where, _named(values) | {"input": text}, ids, values, goes_on=not chat)
 
 
