@@ -10,7 +10,7 @@ from test_gguf import LETTERS, tokens
 from hepti_mpi.commands.generate import _prompts
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
-from hepti_mpi.models.inputs.prompts import check_room, read_prompts
+from hepti_mpi.models.inputs.prompts import check_alone, check_room, read_prompts
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import asking
 from hepti_mpi.serving.http.fields import Fields
@@ -92,8 +92,8 @@ def test_a_line_says_to_the_template_what_a_service_is_told(spec, tmp_path, more
 
 @pytest.mark.parametrize("more, words", [
     ({"reasoning_effort": 3}, "reasoning_effort is 3"), ({"tool_choice": "required"}, "start serve and ask it"),
-    ({"logit_bias": {"400": 1}}, "not of this model, which has 131"), ({"n": 3}, "has n 3, but is"), ({"echo": True}, "has echo True"),
-    ({"suffix": "x"}, "has suffix 'x'"), ({"best_of": 2}, "has best_of 2"), ({"functions": [{}]}, "has functions"),
+    ({"logit_bias": {"400": 1}}, "not of this model, which has 131"), ({"n": 3}, "n is 3, but a line"), ({"echo": True}, "echo is True"),
+    ({"suffix": "x"}, "suffix is 'x'"), ({"best_of": 2}, "best_of is 2"), ({"functions": [{}]}, "functions is [{}]"),
 ])  # fmt: skip
 def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):
     (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "c"}]} | more))
@@ -103,9 +103,11 @@ def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):
     assert words in found.error and not found.ids
 
 
-def test_what_asks_for_one_answer_as_usual_is_taken(spec, tmp_path):
-    line = {"prompt": "ab", "n": 1, "best_of": None, "echo": False, "suffix": "", "functions": []}
-    assert letters(read(spec, tmp_path, "x.jsonl", json.dumps(line))[0]) == ["ab"]
+def test_what_is_null_is_as_left_out(spec, tmp_path):
+    line = {"prompt": "ab", "messages": None, "n": 1, "best_of": None, "echo": False, "suffix": "", "functions": []}
+    first, second = read(spec, tmp_path, "x.jsonl", "\n".join(map(json.dumps, (line, {"prompt": None, "text": "ab"}))))
+    assert letters(first) == letters(second) == ["ab"]
+    check_alone(first.asked)
 
 
 @pytest.mark.parametrize("text, words", [("<pad>", "token id 131, the model has only 131"), ("", "has no tokens")])

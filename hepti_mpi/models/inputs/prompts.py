@@ -125,7 +125,7 @@ def _text(line: str, where: str) -> str:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    """Return the object of a line; a JSON string is a prompt. Raises InputError."""
+    """Return the object of a line, without what is null in it; a JSON string is a prompt. Raises InputError."""
     try:
         value = json_value(_text(line, where))
     except (ValueError, RecursionError) as error:
@@ -133,7 +133,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     value = {"prompt": value} if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise InputError(_no_prompt(where))
-    return value
+    return {name: one for name, one in value.items() if one is not None}
 
 
 def _no_prompt(where: str) -> str:
@@ -147,9 +147,6 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any], chat: bool) -> Prompt:
     """Return the prompt of an object. Raises InputError."""
-    for name, plain in ALONE.items():
-        if values.get(name) not in (None, plain):
-            raise InputError(f"{where} has {name} {shown(repr(values[name]), 60)}, but is gone on with once, at its end; leave it out")
     if "messages" in values:
         ids = prompter.of_messages(values["messages"], where, values)
         return Prompt(place, where, _named(values) | {"input": values["messages"]}, ids, values)
@@ -160,6 +157,13 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
         raise InputError(f"{where} has {shown(repr(text), 60)} as prompt, expected a text")
     ids = prompter.of_messages([{"role": "user", "content": text}], where, values) if chat else prompter.of_text(text, where)
     return Prompt(place, where, _named(values) | {"input": text}, ids, values, goes_on=not chat)
+
+
+def check_alone(asked: Mapping[str, Any]) -> None:
+    """Raise InputError where a prompt asks for several answers, or for one that is more than its end."""
+    for name, plain in ALONE.items():
+        if asked.get(name) not in (None, plain):
+            raise InputError(f"{name} is {shown(repr(asked[name]), 60)}, but a line is gone on with once, at its end; leave that out")
 
 
 def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:
