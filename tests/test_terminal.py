@@ -407,6 +407,16 @@ def test_text_that_comes_in_parts_is_folded_between_words():
     assert flow.add("as it") == "as it" and flow.end() == ""
 
 
+def test_a_text_that_grows_keeps_its_tabs_and_moves_no_cursor():
+    """A tab was one blank, and code without its indentation; what a model writes could clear the terminal or name its window."""
+    from hepti_mpi.commands.terminal import Flow
+
+    for width, shown in ((20, "if x:\n        a       b"), (10, "if x:\n        a \nb"), (None, "if x:\r\n\ta\tb\x1b[2J")):
+        flow = Flow(width)
+        found = "".join(map(flow.add, "if x:\r\n\ta\tb\x1b[2J")) + flow.end()
+        assert found == (shown if width is None else shown + "[2J")
+
+
 def test_a_text_that_grows_on_a_terminal_is_shown_whole_whatever_is_told_meanwhile(monkeypatch, capsys):
     from hepti_mpi.commands.screen import Screen
 

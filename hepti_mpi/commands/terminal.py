@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 IN, OUT, ERR = 0, 1, 2  # descriptors
+TAB = 8  # columns between the stops of a terminal
 COLUMNS = "HEPTI_COLUMNS"  # environment variable: of the terminal on which this process shows what its ranks print
 CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click takes it out of what goes to a pipe: under mpirun
 
@@ -188,6 +189,8 @@ class Flow:
             return text
         shown = []
         for letter in text:
+            if letter not in "\n\t" and unicodedata.category(letter) == "Cc":
+                continue  # a model's words move no cursor and tell the terminal nothing
             wide = unicodedata.east_asian_width(letter) in "WF"
             if letter not in " \n\t" and not wide:
                 self.word += letter
@@ -199,8 +202,9 @@ class Flow:
             elif wide:
                 shown.append(self._placed(letter, 2))
             elif self.column < self.width:  # a blank at the end of a line is not seen
-                shown.append(" ")
-                self.column += 1
+                blanks = 1 if letter == " " else min(TAB - self.column % TAB, self.width - self.column)
+                shown.append(" " * blanks)
+                self.column += blanks
         return "".join(shown)
 
     def end(self) -> str:
