@@ -116,6 +116,18 @@ def test_many_clusters(tmp_path, pictures, monkeypatch):
     assert picture.stat().st_size > 1000
 
 
+def test_what_was_late_is_hollow_and_decides_no_error(tmp_path):
+    lines = bench("mixed4", NAMES[:3])
+    for place, method in enumerate(lines[-1]["methods"].values()):
+        method["predicted_seconds"] = method["median_seconds"] * (1.5 if place == 1 else 1.02)
+        method["late"] = 0.2 if place == 1 else 0.001
+    figure = plots._predicted(read_benches(write(tmp_path / "records.jsonl", lines)))
+    told = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert "median error 2.0 %, worst +2.0 %" in told and "3 plans" in told and "Hollow: 1 plan of which" in told
+    points = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    assert [line.get_markerfacecolor() == "none" for line in points] == [False, True, False]
+
+
 def test_the_last_line_alone_is_enough_for_latencies(tmp_path, pictures):
     last = bench("mixed4")[-1]
     del last["perfect_seconds"], last["bound_seconds"], last["bound_float16_seconds"]

@@ -226,8 +226,10 @@ def _lanes(axes: Axes, lanes: Sequence[Lane], begin: float, end: float, scale: f
 def _predicted(benches: Sequence[Bench]) -> Figure:
     """All methods of all benches, predicted against measured."""
     points = [(bench, method, method.predicted) for bench in benches for method in bench.methods.values() if method.predicted]
-    errors = [predicted / method.median - 1 for _, method, predicted in points]
-    worst = max(range(len(points)), key=lambda place: abs(errors[place]))
+    late = sum(_is_late(method) for _, method, _ in points)
+    counting = [point for point in points if not _is_late(point[1])] or points
+    errors = [predicted / method.median - 1 for _, method, predicted in counting]
+    worst = max(range(len(counting)), key=lambda place: abs(errors[place]))
     scale, unit = unit_of(max(max(method.median, predicted) for _, method, predicted in points))
     low, high = _limits([scale * value for _, method, predicted in points for value in (method.median, predicted)], 4)
     clusters = list(dict.fromkeys(bench.cluster for bench in benches if any(b is bench for b, _, _ in points)))
@@ -237,9 +239,11 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
     }
     legend: list[Any] = [Line2D([], [], label=short(cluster), **style) for cluster, style in styles.items()]
     legend += [Patch(color=grey, label=f"within {band:.0%}".replace("%", " %")) for band, grey in zip(BANDS, ("#C8C8C8", "#E8E8E8"))]
-    where = f"{short(points[worst][1].name)} on {short(points[worst][0].cluster)}"
+    where = f"{short(counting[worst][1].name)} on {short(counting[worst][0].cluster)}"
     title = f"Predicted and measured latency: median error {np.median(np.abs(errors)):.1%}, worst {errors[worst]:+.1%} ({where})"
     caption = f"{counted(len(points), 'plans')}. Error: predicted / measured - 1, without its sign for the median."
+    if late:
+        caption += f" Hollow: {counted(late, 'plans')} of which messages left later than from the emulated boards, and which do not count."
     figure = page(4.6, title.replace("%", " %"), legend, caption)
     axes = figure.subplots()
     ends = np.array([low, high])
@@ -247,7 +251,9 @@ def _predicted(benches: Sequence[Bench]) -> Figure:
         axes.fill_between(ends, ends * (1 - band), ends * (1 + band), color=grey, linewidth=0)
     axes.plot(ends, ends, color="#666666", lw=0.8)
     for bench, method, predicted in points:
-        axes.plot(method.median * scale, predicted * scale, mec="white", mew=0.6, **styles[bench.cluster])
+        style = styles[bench.cluster]
+        edge: dict[str, Any] = {"mfc": "none", "mew": 0.9} if _is_late(method) else {"mec": "white", "mew": 0.6}
+        axes.plot(method.median * scale, predicted * scale, **style, **edge)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}")
     _logarithmic(axes.xaxis, low, high)
     _logarithmic(axes.yaxis, low, high)
