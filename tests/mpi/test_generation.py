@@ -353,9 +353,8 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
     chosen = {name: (whole(divided(machine, store, shares(size))), None) for name, shares in SHARES.items()}
     chosen["in stages"] = staged(store, *stages_of("with nothing", size, store.spec.layers)), None
     request = Request(1, 20, 17, 17, kept=23, prompt=17, answer=6)
-    loaded = texts.load(machine, store, chosen, request)
-    texts.write(machine, list(loaded.values()), store.spec.hidden, request, 2, lambda rounds: None)
-    found = {name: one.written for name, one in loaded.items()}
+    ways = [(store, *way) for way in chosen.values()]
+    found = dict(zip(chosen, texts.measured(machine, ways, request, 2, lambda rounds: None), strict=True))
     assert list(found) == [*SHARES, "in stages"]
     for name, one in found.items():
         counts = (2, 12, 7) if machine.world.rank == 0 else (0, 0, 0)
