@@ -25,7 +25,8 @@ from hepti_mpi.engine.timing import Timers, timers
 from hepti_mpi.models.spec import ModelSpec, product_formats
 
 PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
-RETRIES = 4  # times more that an emulated board's kernel is timed where this machine was never as fast: it had other work
+RETRIES = 8  # times more that an emulated board's kernel is timed where this machine was never as fast: it had other work
+QUICKLY = 0.25  # of the time that a real board's kernels are called: of an emulated one, one call that is in time says all
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
 WHOLE = (8,) * 8, (24,) * 8, (24, *(8,) * 7)  # lengths of those that go through whole layers: in the last one most are padded
@@ -94,6 +95,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     times: list[list[float]] = [[] for _ in calls]
     spans: list[list[float]] = [[] for _ in calls]
     passes = 1 if emulation.on else PASSES  # a machine that is disturbed for a second disturbs a part of each kernel's times, not all
+    lasting = (QUICKLY if emulation.on else 1.0) * seconds / passes / len(calls)
     for _ in range(passes):
         for place, ((call, work), found) in enumerate(zip(calls, times)):
             alone = len(rows) <= place < parts_of_layers and not emulation.on
@@ -103,7 +105,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
             if begin is not None:
                 begin()
             with emulation.in_time():
-                piece = partial(emulation.run, call, work), seconds / passes / len(calls), clock, (found, spans[place]), before
+                piece = partial(emulation.run, call, work), lasting, clock, (found, spans[place]), before
                 _time(*piece)
                 for _ in range(RETRIES):
                     if place < parts_of_layers and emulation.outrun(work, min(found)):
