@@ -1,12 +1,16 @@
 """The file for Prometheus, read back by Prometheus' own parser."""
 
+import errno
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from clusters import cluster
 from prometheus_client.parser import text_string_to_metric_families
 
+from hepti_mpi.commands import main
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.request import Request
@@ -14,6 +18,7 @@ from hepti_mpi.planning.search import choose
 from hepti_mpi.program.placement import whole
 from hepti_mpi.serving import metrics
 from hepti_mpi.tuning.watch import Steady
+from hepti_mpi.weights import writing
 
 SPEC = random_model("tiny-bert").spec
 
@@ -115,3 +120,16 @@ def test_a_file_that_makes_no_sense(tmp_path, name, why):
     (tmp_path / "folder.prom").mkdir()
     with pytest.raises(InputError, match=why):
         metrics.check_path(tmp_path / name)
+
+
+def test_that_metrics_cannot_be_written_is_told_whatever_was_asked_for(tmp_path, monkeypatch):
+    def full(path, registry):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics, "write_to_textfile", full)
+    monkeypatch.chdir(tmp_path)
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    np.savez("in.npz", input_ids=np.ones((3, 5), np.int64), attention_mask=np.ones((3, 5), np.int64))
+    words = ["run", "--weights", "tiny.h5", "--input", "in.npz", "--output", "out.npz", "--metrics", "m.prom", "--threads", "1", "--quiet"]
+    done = CliRunner().invoke(main.main, words)
+    assert done.exit_code == 0 and done.stderr == "metrics m.prom cannot be written: No space left on device\n"

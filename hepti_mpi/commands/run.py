@@ -252,7 +252,7 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
     if choice.metrics is not None:
         from hepti_mpi.serving.metrics import Metered
 
-        metered = Metered(choice.metrics, session.store.spec.name, work.batches, session.tell)
+        metered = Metered(choice.metrics, session.store.spec.name, work.batches, SCREEN.warn)
         desk.watch = job.metered(metered, desk.watch)
     listeners: list[Listener] = [asked.sink, *([metered] if metered else [])]
     with (
