@@ -204,7 +204,7 @@ def test_short_calls_are_not_repeated_for_ever():
     called = []
     for seconds, passes in ((1e6, 1), (0.0, 1)):
         times, spans = [], []
-        measuring._time(lambda: called.append(1), seconds, time.perf_counter, (times, spans))
+        measuring._time(lambda: called.append(1), seconds, time.perf_counter, (times, spans), None, True)
         assert len(times) == len(spans) == (measuring.MOST_CALLS if seconds else passes)
     assert len(called) == measuring.MOST_CALLS + 1 + 2  # and the very first of each warms up
 

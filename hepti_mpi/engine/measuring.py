@@ -105,7 +105,7 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
             if begin is not None:
                 begin()
             with emulation.in_time():
-                piece = partial(emulation.run, call, work), lasting, clock, (found, spans[place]), before
+                piece = partial(emulation.run, call, work), lasting, clock, (found, spans[place]), before, not emulation.on
                 _time(*piece)
                 for _ in range(RETRIES):
                     if place < parts_of_layers and emulation.outrun(work, min(found)):
@@ -126,11 +126,11 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
 
 
 def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], into: tuple[list[float], list[float]],
-          before: Callable[[], None] | None = None) -> None:
-    """Add to `into` the times of `call`, by `clock` and as they pass, over about `seconds`, of at least one call; the very first warms up.
-    `before`: is called before each, and not timed."""
+          before: Callable[[], None] | None, warm: bool) -> None:
+    """Add to `into` the times of `call`, by `clock` and as they pass, over about `seconds`, of at least one call. `before`: is called
+    before each, and not timed; `warm`: the very first call does not count."""
     times, spans = into
-    if not times:
+    if warm and not times:
         call()
     more, end = MOST_CALLS, time.perf_counter() + seconds
     while more == MOST_CALLS or (time.perf_counter() < end and more > 0):
