@@ -75,7 +75,7 @@ def test_the_table_is_sorted_and_compares_with_ours(samples):
         assert row[2] == f"{median * 1e3 * 0.93:.1f} - {median * 1e3 * 1.07:.1f}"
         assert row[4] == f"{one.price.seconds * 1e3:.1f}" and row[5] == f"{100 * (one.price.seconds / median - 1):+.1f} %"
         assert (row[6], row[7]) == (f"{1 / median:.2f}", f"{26 / median:.{0 if median < 0.26 else 1}f}")
-        assert row[10] == "3.0 MiB" and row[-1] == kind_of(one.plan)
+        assert row[10] == "3.0 MiB" and row[-1] == kind_of(one.part.plan)
 
 
 def test_what_is_possible_is_told(samples):
@@ -140,8 +140,8 @@ def test_the_summary_is_the_document_of_the_issue(samples):
         assert told["median_seconds"] == pytest.approx(np.median(one.seconds)) and told["samples_seconds"] == pytest.approx(one.seconds)
         above = told["above_bound"]
         assert sum(above["parts_seconds"].values()) == pytest.approx(above["seconds"], abs=1e-5)
-        assert above["seconds"] == pytest.approx(told["median_seconds"] - 0.15) and above["rank"] in one.plan.active
-        assert told["predicted_seconds"] == one.price.seconds and told["plan_hash"] == one.plan.hash
+        assert above["seconds"] == pytest.approx(told["median_seconds"] - 0.15) and above["rank"] in one.part.plan.active
+        assert told["predicted_seconds"] == one.price.seconds and told["plan_hash"] == one.part.plan.hash
         assert told["wire_bytes"] == one.price.bytes and isinstance(told["wire_bytes"], int)
     assert last == json.loads(json.dumps(comparison.summary(found(samples))))
 
@@ -152,19 +152,19 @@ def test_every_request_and_one_timeline_are_kept(samples):
         mine = [line for line in lines if line.get("method") == name]
         assert [line["kind"] for line in mine] == ["method", *["request"] * REQUESTS, "timeline"]
         first, *requests, timeline = mine
-        assert first["plan"]["hash"] == samples[name].plan.hash and first["strategy"] == samples[name].plan.strategy
+        assert first["plan"]["hash"] == samples[name].part.plan.hash and first["strategy"] == samples[name].part.plan.strategy
         assert first["largest_difference"] == samples[name].error
         assert sum(first["predicted"]["compute_seconds"]) == pytest.approx(samples[name].price.compute.sum())
         assert [line["number"] for line in requests] == list(range(REQUESTS))
         assert [line["seconds"] for line in requests] == pytest.approx(samples[name].seconds)
-        program = samples[name].program
+        program = samples[name].part.program
         computing = sum(isinstance(step, Compute) for step in program)
-        for rank in samples[name].plan.active:
+        for rank in samples[name].part.plan.active:
             assert requests[0]["compute_seconds"][rank] >= 1e-3 * (rank + 1) * computing * (1 - 1e-4)
         assert [item["rank"] for item in timeline["ranks"]] == [0, 1, 2]
         for item in timeline["ranks"]:
             assert (item["host"], item["board"]) == (f"pi{item['rank']}", BOARDS[item["rank"]])
-            assert len(item["events"]) == (len(program) if item["rank"] in samples[name].plan.active else 0)
+            assert len(item["events"]) == (len(program) if item["rank"] in samples[name].part.plan.active else 0)
             begins = [begin for _, _, begin, _ in item["events"]]
             assert begins == sorted(begins) and {kind for _, kind, _, _ in item["events"]} <= {"compute", "wire"}
             assert all(end - begin == pytest.approx(1e-3 * (item["rank"] + 1)) for _, _, begin, end in item["events"])

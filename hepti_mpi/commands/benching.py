@@ -268,8 +268,8 @@ def show(
     from hepti_mpi.tuning import comparison
 
     machine, store = bench.machine, bench.store
-    wires = sorted({sample.plan.wire for sample in samples.values()})  # settling may have changed it
-    plans = [sample.plan for sample in samples.values()]
+    wires = sorted({sample.part.plan.wire for sample in samples.values()})  # settling may have changed it
+    plans = [sample.part.plan for sample in samples.values()]
     bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}
     about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
     above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}

@@ -20,7 +20,6 @@ from hepti_mpi.engine.segments import Segments
 from hepti_mpi.planning.price import Price, Pricer
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.program.steps import Program
 from hepti_mpi.tuning.settle import settle
 from hepti_mpi.tuning.turns import Holds
 from hepti_mpi.weights.slices import Part
@@ -53,14 +52,6 @@ class Samples:
     late_part: float = 0.0  # the latest rank's late seconds, of the seconds of the requests: ranks are late side by side
     held: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def plan(self) -> Plan:
-        return self.part.plan
-
-    @property
-    def program(self) -> Program:
-        return self.part.program
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -87,7 +78,7 @@ class Bench:
         pricer = Pricer(spec, known, request.rows, request.attended)
         for name, samples in all_samples.items():
             if name not in SETTLED and samples.price is not None:
-                samples.price = pricer.price(samples.program, samples.plan)
+                samples.price = pricer.price(samples.part.program, samples.part.plan)
         return all_samples, known
 
 

@@ -36,19 +36,19 @@ class Found:
     def nearness(self, name: str) -> float:
         """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
         sample = self.samples[name]
-        return self.bounds[sample.plan.wire].nearness(float(np.median(sample.seconds)))
+        return self.bounds[sample.part.plan.wire].nearness(float(np.median(sample.seconds)))
 
 
 def lines(found: Found) -> Iterator[dict[str, Any]]:
     """Yield the documents of one bench: per method its plan, its requests and one timeline; last the summary."""
     for name, sample in found.samples.items():
-        price, plan = sample.price, sample.plan
+        price, plan = sample.price, sample.part.plan
         assert price is not None
         predicted = {"compute_seconds": list(price.compute), "wire_seconds": price.wire, "wait_seconds": list(price.wait)}
         yield {"kind": "method", "method": name, "strategy": plan.strategy, "layout": kind_of(plan), "plan": plan.to_json(),
                "predicted_seconds": price.seconds, "predicted": predicted, "largest_difference": sample.error}  # fmt: skip
         assert sample.every is not None
-        spent = [[_shorter(row) for row in values.T] for values in time_by_batch(sample.program, plan.active, sample.every)]
+        spent = [[_shorter(row) for row in values.T] for values in time_by_batch(sample.part.program, plan.active, sample.every)]
         for number, (seconds, compute, wire, wait) in enumerate(zip(sample.seconds, *spent)):
             times = {"seconds": seconds, "compute_seconds": compute, "wire_seconds": wire, "wait_seconds": wait}
             yield {"kind": "request", "method": name, "number": number, **times}
@@ -69,7 +69,7 @@ def summary(found: Found) -> dict[str, Any]:
             "late": float(f"{sample.late_part:.3g}"),
             "above_bound": found.above[name].to_json() if name in found.above else None,
             "wire_bytes": sample.price.bytes,
-            "plan_hash": sample.plan.hash,
+            "plan_hash": sample.part.plan.hash,
             "samples_seconds": [float(f"{seconds:.6g}") for seconds in sample.seconds],
         }
         for name, sample in found.samples.items()
@@ -88,7 +88,7 @@ def _shorter(values: np.ndarray) -> list[float]:
 def _timeline(sample: Samples, boards: Sequence[str | None]) -> Iterator[dict[str, Any]]:
     """Yield what each rank did during the last request, in seconds since it began."""
     assert sample.every is not None and sample.timeline is not None
-    program = sample.program
+    program = sample.part.program
     for rank, fact in enumerate(sample.held):
         events = []
         for place, step in enumerate(program):
@@ -117,7 +117,7 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
         spread = f"{milliseconds(low)} - {milliseconds(high)}"
         times = (milliseconds(median), spread, f"{median / reference:.2f}", milliseconds(price.seconds), error)
         cells = (*times, rate(1 / median), rate(found.rows / median), f"{found.nearness(name):.2f}", size(price.bytes), held)
-        rows.append((name, *cells, f"{sample.error:.1g}", kind_of(sample.plan)))
+        rows.append((name, *cells, f"{sample.error:.1g}", kind_of(sample.part.plan)))
     head = ("method", "median ms", "10 - 90 %", f"x {compared}", "predicted", "error", "requests/s", "rows/s", "nearness", "sent",
             "most weights", "difference", "layout")  # fmt: skip
     text = [table(head, rows, width)]
@@ -135,6 +135,6 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
 def above_of(sample: Samples, spec: ModelSpec, profile: ClusterProfile, rows: int, bounds: Mapping[str, Bound]) -> Above:
     """Return where the time of a method's requests above the bound of its wire went."""
     assert sample.every is not None and sample.timeline is not None
-    plan = sample.plan
+    plan = sample.part.plan
     measured = Measured(sample.seconds, sample.every, sample.timeline)
-    return above_bound(spec, profile, rows, plan, sample.program, measured, bounds[plan.wire].seconds)
+    return above_bound(spec, profile, rows, plan, sample.part.program, measured, bounds[plan.wire].seconds)

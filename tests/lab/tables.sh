@@ -1,6 +1,6 @@
 #!/bin/bash
 # The full tables: every method on every cluster of the lab, for BERT-Large and ViT-Large, and the pictures of them.
-# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes about an hour and a quarter.
+# As root, after: bash jobs/make-venv.sh mpi,pictures. Takes one to two hours, as fast as the machine is.
 #   bash tests/lab/tables.sh [FOLDER]        FOLDER: for stores, documents and pictures; default: tables
 #   CLUSTERS="even4 pi54" bash tests/lab/tables.sh   of these clusters only
 # What is there already is not measured again.
