@@ -1,6 +1,7 @@
 """Families whose layers are not BERT's, as people have them: configurations as they are published, other prefixes, half precision."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -159,6 +160,61 @@ def test_other_prefixes_and_half_precision(case, tmp_path):
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "architectures"}))
     weights = dict(read_model(folder).weights())
     assert all(np.array_equal(values, expected[name]) for name, values in weights.items()) and "layers.1.mlp.up.weight" in weights
+
+
+IN_MEMORY = {  # what transformers 5 calls otherwise in memory than in what it saves
+    "nomicbert": (
+        (r"emb_ln\.", "embeddings.LayerNorm."),
+        (r"transform\.layer_norm", "transform.LayerNorm"),
+        (r"encoder\.layers\.(\d+)\.norm1", r"layers.\1.post_attention_layernorm"),
+        (r"encoder\.layers\.(\d+)\.norm2", r"layers.\1.post_mlp_layernorm"),
+        (r"encoder\.layers\.(\d+)\.attn\.out_proj", r"layers.\1.self_attn.o_proj"),
+        (r"encoder\.layers\.(\d+)\.attn\.", r"layers.\1.self_attn."),
+        (r"encoder\.layers\.(\d+)\.mlp\.fc11", r"layers.\1.mlp.up_proj"),
+        (r"encoder\.layers\.(\d+)\.mlp\.fc12", r"layers.\1.mlp.gate_proj"),
+        (r"encoder\.layers\.(\d+)\.mlp\.fc2", r"layers.\1.mlp.down_proj"),
+    ),
+    "dinov2": (
+        (r"attention\.attention\.(query|key|value)", lambda found: f"attention.{found[1][0]}_proj"),
+        (r"attention\.output\.dense", "attention.o_proj"),
+        (r"mlp\.weights_out", "mlp.down_proj"),
+    ),
+}  # fmt: skip
+IN_MEMORY["dinov2_registers"] = IN_MEMORY["dinov2"]
+PARTS = {"Wqkv": ("q_proj", "k_proj", "v_proj"), "weights_in": ("gate_proj", "up_proj")}  # one matrix when it is saved, several in memory
+
+
+def as_in_memory(case, tensors):
+    """The tensors under the names that they have in a state_dict."""
+    found = {}
+    for name, values in tensors.items():
+        for pattern, replacement in IN_MEMORY[case]:
+            name = re.sub(pattern, replacement, name)
+        whole = next((whole for whole in PARTS if f".{whole}." in name), None)
+        pieces = {name.replace(whole, part): part for part in PARTS[whole]} if whole else {name: ""}
+        found |= dict(zip(pieces, np.split(values, len(pieces))))
+    return {name: np.ascontiguousarray(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("case", IN_MEMORY)
+def test_names_that_transformers_has_in_memory(case, tmp_path):
+    """Saved with safetensors by whoever wrote model.state_dict(), where save_pretrained would have written other names."""
+    source = load_file(GOLDEN / case / "model.safetensors")
+    folder = Path(shutil.copytree(GOLDEN / case, tmp_path / "model"))
+    renamed = as_in_memory(case, source)
+    assert len(renamed.keys() & source.keys()) < len(source)
+    save_file(renamed, folder / "model.safetensors")
+    expected, found = dict(read_model(GOLDEN / case).weights()), dict(read_model(folder).weights())
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("case, lacks", [("dinov2", "encoder.layer.1.mlp.fc1.bias"), ("nomicbert", "encoder.layers.1.attn.Wqkv.weight")])
+def test_of_two_names_of_what_is_missing_the_published_one_is_told(case, lacks, tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / case, tmp_path / "model"))
+    save_file({name: values for name, values in load_file(folder / "model.safetensors").items() if not name.endswith(lacks)},
+              folder / "model.safetensors")  # fmt: skip
+    with pytest.raises(ModelError, match=f"are missing: {re.escape(lacks)}"):
+        read_model(folder)
 
 
 @pytest.mark.parametrize("case, change, word", [

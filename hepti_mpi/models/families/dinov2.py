@@ -77,10 +77,20 @@ SOURCES = {
     **pair("layers.{}.mlp.norm", f"{LAYER}.norm2"),
     "layers.{}.mlp.scale": Source("as is", (f"{LAYER}.layer_scale2.lambda1",)),
     **pair("layers.{}.mlp.up", f"{LAYER}.mlp.fc1", other=pair("", f"{LAYER}.mlp.weights_in", part=(1, 2))),
-    **pair("layers.{}.mlp.gate", f"{LAYER}.mlp.weights_in", part=(0, 2)),
+    **pair("layers.{}.mlp.gate", f"{LAYER}.mlp.weights_in", part=(0, 2), other=pair("", f"{LAYER}.mlp.gate_proj")),
     **pair("layers.{}.mlp.down", f"{LAYER}.mlp.fc2", "transpose", other=pair("", f"{LAYER}.mlp.weights_out", "transpose")),
     **pair("head.classes", "classifier"),
 }
+
+# in memory, and so in a state_dict that was saved as it is, transformers 5 calls them so; save_pretrained of 5.23 writes the names above
+RENAMES = (
+    (r"^encoder\.layer\.(\d+)\.attention\.q_proj\.", r"encoder.layer.\1.attention.attention.query."),
+    (r"^encoder\.layer\.(\d+)\.attention\.k_proj\.", r"encoder.layer.\1.attention.attention.key."),
+    (r"^encoder\.layer\.(\d+)\.attention\.v_proj\.", r"encoder.layer.\1.attention.attention.value."),
+    (r"^encoder\.layer\.(\d+)\.attention\.o_proj\.", r"encoder.layer.\1.attention.output.dense."),
+    (r"^encoder\.layer\.(\d+)\.mlp\.up_proj\.", r"encoder.layer.\1.mlp.fc1."),
+    (r"^encoder\.layer\.(\d+)\.mlp\.down_proj\.", r"encoder.layer.\1.mlp.fc2."),
+)
 
 
 def family(kind: str, prefix: str, sources: Mapping[str, Source]) -> Family:
@@ -91,6 +101,7 @@ def family(kind: str, prefix: str, sources: Mapping[str, Source]) -> Family:
         prefixes=(f"{prefix}.",),
         architectures={f"{kind}Model": Task("none"), f"{kind}ForImageClassification": Task("image-classes", (classes,))},
         sources=sources,
+        renames=RENAMES,
         dropped={r"embeddings\.mask_token": "masked image modelling", r"classifier\.(weight|bias)": "a head of another architecture"},
         keys={
             **honoured("mlp_ratio use_swiglu_ffn num_register_tokens"),

@@ -56,8 +56,9 @@ class Source:
     other: "Source | None" = None
 
     def of(self, layer: str, names: Container[str]) -> "Source":
-        """Return the source of a layer's weight in a model that has tensors of these names."""
-        return self.other if self.other and self.names[0].format(layer) not in names else self
+        """Return the source of a layer's weight in a model that has tensors of these names; this one where it has neither."""
+        first, second = self.names[0].format(layer), self.other.names[0].format(layer) if self.other else ""
+        return self.other if self.other and first not in names and second in names else self
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,20 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, (_, value) in own.items()} | plain
 
 
+RENAMES = (
+    (r"^cls\.predictions\.transform\.LayerNorm", "cls.predictions.transform.layer_norm"),
+    # in memory, and so in a state_dict that was saved as it is, transformers 5 calls them so; save_pretrained of 5.23 as below
+    (r"^embeddings\.LayerNorm\.", "emb_ln."),
+    (r"^layers\.(\d+)\.self_attn\.([qkv])_proj\.", r"encoder.layers.\1.attn.\2_proj."),
+    (r"^layers\.(\d+)\.self_attn\.o_proj\.", r"encoder.layers.\1.attn.out_proj."),
+    (r"^layers\.(\d+)\.post_attention_layernorm\.", r"encoder.layers.\1.norm1."),
+    (r"^layers\.(\d+)\.mlp\.up_proj\.", r"encoder.layers.\1.mlp.fc11."),
+    (r"^layers\.(\d+)\.mlp\.gate_proj\.", r"encoder.layers.\1.mlp.fc12."),
+    (r"^layers\.(\d+)\.mlp\.down_proj\.", r"encoder.layers.\1.mlp.fc2."),
+    (r"^layers\.(\d+)\.post_mlp_layernorm\.", r"encoder.layers.\1.norm2."),
+)
+
+
 NOMICBERT = Family(
     name="nomic_bert",
     fields=nomic_fields,
@@ -80,7 +94,8 @@ NOMICBERT = Family(
         "embedding.types": Source("as is", ("embeddings.token_type_embeddings.weight",)),
         **pair("embedding.norm", "emb_ln"),
         **{name: source for at, m in enumerate("qkv")
-           for name, source in pair(f"layers.{{}}.attention.{m}", "encoder.layers.{}.attn.Wqkv", "heads", part=(at, 3)).items()},
+           for name, source in pair(f"layers.{{}}.attention.{m}", "encoder.layers.{}.attn.Wqkv", "heads", part=(at, 3),
+                                    other=pair("", f"encoder.layers.{{}}.attn.{m}_proj", "heads")).items()},
         **pair("layers.{}.attention.o", "encoder.layers.{}.attn.out_proj", "transpose"),
         **pair("layers.{}.attention.norm", "encoder.layers.{}.norm1"),
         **pair("layers.{}.mlp.up", "encoder.layers.{}.mlp.fc11"),
@@ -90,7 +105,7 @@ NOMICBERT = Family(
         **{name: source for name, source in BERT.sources.items() if name.startswith("head.")},
         **pair("head.norm", "cls.predictions.transform.layer_norm"),
     },
-    renames=((r"^cls\.predictions\.transform\.LayerNorm", "cls.predictions.transform.layer_norm"),),
+    renames=RENAMES,
     dropped=BERT.dropped,
     tied=BERT.tied,
     instead=BERT.instead,
