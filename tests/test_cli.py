@@ -255,6 +255,23 @@ def test_a_bare_word_too_many_is_told_how_such_things_are_named(words, expected,
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words, expected", [
+    (["inspect", "--weights", "a.h5"], "no option --weights here; it is named without one: python -m hepti_mpi inspect [STORE]\n"),
+    (["push", "--weights", "a.h5"], "python -m hepti_mpi push STORE HOSTFILE\n"),
+    (["slice", "folder", "--output", "a.h5"], "no option --output here; it is named without one: python -m hepti_mpi slice SOURCE STORE\n"),
+    (["doctor", "--hostfile", "a.txt"], "it is named without one: python -m hepti_mpi doctor [HOSTFILE]\n"),
+    (["serve", "--hostfile", "a.txt"], "it is named without one: python -m hepti_mpi serve [HOSTFILE]\n"),
+    (["report", "--input", "a.jsonl"], "python -m hepti_mpi report RECORDS\n"),
+    (["run", "--hostfile", "a.txt"], "hosts are named to mpirun: mpirun -hostfile FILE python -m hepti_mpi run\n"),
+    (["run", "--weight", "a.h5"], "No such option '--weight'"),
+])  # fmt: skip
+def test_what_has_an_option_in_other_commands_is_told_its_place(words, expected, capsys):
+    with pytest.raises(click.UsageError) as error:
+        main.main(words, standalone_mode=False)
+    tell_misuse(error.value)
+    assert expected in capsys.readouterr().err
+
+
 def test_slice_writes_a_store(run, made):
     said = run("slice", "random:tiny-bert", "new/again.h5")
     assert said.startswith("new/again.h5: bert again, ")

@@ -72,6 +72,15 @@ def test_the_name_of_a_model_that_has_a_store(tmp_path, monkeypatch):
     assert no_store(Path("MiniLM.h5")) is None and "hf download" in no_store(Path("org/MiniLM"))
 
 
+@pytest.mark.parametrize("look", [no_store, no_model])
+def test_the_name_of_a_random_model_without_what_says_so(tmp_path, monkeypatch, look):
+    """It was told to be made of SOURCE, which nobody knows who was told the name alone."""
+    monkeypatch.chdir(tmp_path)
+    made = "make a store of it with: python -m hepti_mpi slice random:bert-large weights/bert-large.h5"
+    assert look(Path("bert-large")) == f"bert-large not found; a random model is called random:bert-large; {made}"
+    assert look(Path("bert-huge")) is None
+
+
 def test_a_folder_without_a_store(tmp_path):
     assert no_store(tmp_path).endswith("slice MODEL_FOLDER weights/model.h5")
 

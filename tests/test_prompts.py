@@ -142,7 +142,8 @@ def test_arrays(spec, tmp_path):
     np.savez(tmp_path / "y.npz", input_ids=ids, position_ids=[[0, 1, 2], [1, 2, 3], [0, 1, 2]])
     with pytest.raises(InputError, match="array 2 of y.npz: position_ids is 1 at position 0, where the model counts 0"):
         read_prompts(spec, {}, str(tmp_path / "y.npz"))
-    assert "room for 2" in check_room(found, 2)[0].error and check_room(found, 3)[0].error is None
+    assert check_room(found, 2, 2)[0].error.endswith("room for 2 with its answer; shorten it") and check_room(found, 3, 3)[0].error is None
+    assert check_room(found, 2, 9)[0].error.endswith("; shorten it, or give a larger --context, up to 9")
 
 
 @pytest.mark.parametrize("name, content", [("x.csv", "text\nab\n"), ("x.txt", ""), ("x.bin", "ab")])

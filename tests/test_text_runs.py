@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from decoders import write_folder
 from test_bad_input import SECONDS, launch_environment
 from test_generation import END, Counting, finished
 
+from hepti_mpi.commands.generate import _check
+from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.prompts import Prompt, array_prompts
@@ -18,6 +21,7 @@ from hepti_mpi.models.tasks.sampling import Chosen, Sampling
 from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.journal import Journal, journal_path, noted
 from hepti_mpi.serving.outputs import write_finished
+from hepti_mpi.serving.request import Question
 from hepti_mpi.serving.sink import Spoken
 from hepti_mpi.serving.written import Written, finished_text, texts_head
 from hepti_mpi.supervisor.kept import Kept
@@ -97,6 +101,19 @@ def test_texts_on_a_screen_come_in_the_order_of_their_prompts():
     event([(0, "b")], [0])
     assert shown[1:] == [(None, "b", True), ("third", "xy", True)] and errors == [{"input": "second", "error": "no"}]
     assert (sink.write().inputs, sink.write().errors) == (3, 1)
+
+
+@pytest.mark.parametrize("output, shown, told", [
+    (None, False, False), (None, True, True), ("a.npz", False, False), ("a.npz", True, False), ("a.jsonl", False, True),
+])  # fmt: skip
+def test_log_probabilities_are_refused_where_they_would_be_told_nowhere(output, shown, told, monkeypatch):
+    """The screen and .npz left them out without a word."""
+    monkeypatch.setattr(SCREEN, "json", shown)
+    asked = Question(output=output and Path(output)), SimpleNamespace(logits=False, logprobs=2)
+    if told:
+        return _check(*asked)
+    with pytest.raises(InputError, match="--logprobs is for an --output that ends in .jsonl, or for --json"):
+        _check(*asked)
 
 
 @pytest.fixture(scope="module")

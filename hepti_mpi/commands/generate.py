@@ -81,6 +81,8 @@ def _check(question: "Question", writing: Writing) -> None:
 
     if writing.logits and not question.arrays:
         raise InputError("--logits is for an --output that ends in .npz")
+    if writing.logprobs is not None and (question.arrays or question.output is None and not SCREEN.json):
+        raise InputError("--logprobs is for an --output that ends in .jsonl, or for --json: log-probabilities are told nowhere else")
     if writing.logits and (channel.state_path() or question.resume):
         raise InputError("--logits are too many to be kept of a run that is cut off: leave out supervise and --resume")
 
@@ -133,7 +135,7 @@ def _prompts(
 
     store, stdin, asked = session.store, standard_input() if question.source == "-" else None, dict[int, "Sampling"]()
     found = read_prompts(store.spec, store.files, question.source, stdin, writing.chat)
-    found = check_room(found, _rows(session, writing))
+    found = check_room(found, _rows(session, writing), store.spec.positions)
     for place, one in enumerate(found):
         try:
             check_alone(one.asked)

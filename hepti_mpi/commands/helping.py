@@ -11,6 +11,7 @@ from hepti_mpi.commands.screen import SCREEN
 
 KEPT = "\b\n"  # in front of lines that are not joined: commands, to be copied
 WHOLE = 10_000  # characters: what a command is for is never cut
+PLACES = {"--weights": ("store",), "--hostfile": ("hostfile",), "--output": ("store",), "--input": ("records", "source")}
 HYPHEN = "\N{NON-BREAKING HYPHEN}"  # behind the other one lines would end, within names such as hepti-float16
 
 
@@ -104,8 +105,21 @@ def _left_over(command: click.Command) -> str:
     return f"; name {', '.join(named)}" if named else ""
 
 
+def _without_option(command: click.Command, option: str) -> str | None:
+    """Return how that is named which other commands take by an option, or a person would, where this one takes it otherwise."""
+    if any(isinstance(one, click.Argument) and one.name in PLACES.get(option, ()) for one in command.params):
+        pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
+        return f"it is named without one: python -m hepti_mpi {command.name} {' '.join(pieces)}"
+    if option == "--hostfile" and "--deadline" in _options(command):
+        return f"hosts are named to mpirun: mpirun -hostfile FILE python -m hepti_mpi {command.name}"
+    return None
+
+
 def tell_misuse(error: click.ClickException) -> None:
     """Tell what is wrong with a command line."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        how = _without_option(error.ctx.command, error.option_name)
+        error = error if how is None else click.UsageError(f"no option {error.option_name} here; {how}", error.ctx)
     if isinstance(error, click.UsageError) and error.ctx is not None and error.message.startswith("Got unexpected extra argument"):
         error = click.UsageError(error.message + _left_over(error.ctx.command), error.ctx)
     told = io.StringIO()

@@ -63,11 +63,12 @@ def room_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what says how texts are generated from many prompts."""
+    probable = "Text: also give log-probabilities of tokens and of so many others, in a .jsonl output or with --json."
     for option in (
         click.option("--slots", type=click.IntRange(1, 256), help=f"Text: answers under way at once; left out: up to {SLOTS}."),
         click.option("--logits", is_flag=True, help="Text: also write the logits behind each token of the prompts into a .npz output."),
         click.option("--chat", is_flag=True, help="Text: prompts are what a user says, put into the model's chat template."),
-        click.option("--logprobs", type=click.IntRange(0, 20), help="Text: also give log-probabilities of tokens and of so many others."),
+        click.option("--logprobs", type=click.IntRange(0, 20), help=probable),
     ):
         command = option(command)
     return sampling_options("what the input needs")(command)

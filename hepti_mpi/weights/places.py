@@ -39,7 +39,7 @@ def no_store(path: Path) -> str | None:
     if (closed := _closed(path)) is not None:
         return closed
     if not path.exists():
-        return None if path.suffix == ".h5" else _named(path) or _hub_name(str(path)) or _random(str(path))
+        return None if path.suffix == ".h5" else _named(path) or _hub_name(str(path)) or random_name(str(path))
     if path.is_dir():
         return _folder(path)
     if str(path).endswith(SOURCES):
@@ -57,7 +57,7 @@ def no_model(source: Path) -> str | None:
     if source.is_file() and (str(source).endswith(SOURCES) or any((source.parent / name).is_file() for name in OUTER)):
         return f"{source} is a file of a model; name the folder that it is in: {_slice(source.parent)}"
     if not source.exists():
-        return _hub_name(str(source))
+        return _hub_name(str(source)) or random_name(str(source))
     snapshots = _snapshots(source) or _snapshots(source / "hub")
     if snapshots and not (source / "config.json").exists():
         return f"{source} is a folder of the Hugging Face cache; the model is in a snapshot: {_slice(snapshots[0])}"
@@ -160,11 +160,16 @@ def _hub_name(text: str) -> str | None:
     return f"{text} is no file here; if it is a model's name on the Hugging Face hub, from which nothing is fetched by itself: {fetching}"
 
 
-def _random(text: str) -> str | None:
-    if not text.startswith("random:"):
+def random_name(text: str) -> str | None:
+    """Say how a store of a random model is made, with or without "random:" before its name; None where `text` cannot be one's."""
+    from hepti_mpi.models.checkpoints.random import CONFIGS, PREFIX
+
+    name = text.removeprefix(PREFIX)
+    if name == text and name not in CONFIGS:
         return None
-    made = f"python -m hepti_mpi slice {quote(text)} {quote(str(_store_of(Path(text[7:]))))}"
-    return f"{text} is a random model, not a store; make a store of it with: {made}"
+    made = f"make a store of it with: python -m hepti_mpi slice {quote(PREFIX + name)} {quote(str(_store_of(Path(name))))}"
+    return f"{text} not found; a random model is called {PREFIX}{name}; {made}" if name == text else (
+        f"{text} is a random model, not a store; {made}")  # fmt: skip
 
 
 def _slice(folder: Path) -> str:

@@ -195,12 +195,12 @@ def _row(spec: ModelSpec, place: int, where: str, ids: np.ndarray, mask: np.ndar
     return made
 
 
-def check_room(prompts: Sequence[Prompt], positions: int) -> list[Prompt]:
-    """Return the prompts, those with an error that leave no room for an answer among `positions`."""
-    found = []
+def check_room(prompts: Sequence[Prompt], positions: int, most: int) -> list[Prompt]:
+    """Return the prompts, those with an error that leave no room for an answer among `positions`, of which the model takes `most`."""
+    found, mend = [], "shorten it" if positions >= most else f"shorten it, or give a larger --context, up to {most}"
     for one in prompts:
         if len(one.ids) >= positions:
-            said = f"{one.origin} has {counted(len(one.ids), 'tokens')}, there is room for {positions} with its answer; shorten it"
+            said = f"{one.origin} has {counted(len(one.ids), 'tokens')}, there is room for {positions} with its answer; {mend}"
             one = replace(one, ids=[], error=said)
         found.append(one)
     return found
