@@ -332,8 +332,10 @@ def test_an_older_scaling_of_gemma_3_names_its_type(said):
     assert sorted(first) == [0.5, 1.0]
 
 
-@pytest.mark.parametrize("kind, change, words", [  # transformers 5.23 takes no such name, and forgets other rows in its cache
+@pytest.mark.parametrize("kind, change, words", [  # transformers 5.23 takes no such name, masks nothing by null, forgets other rows
     ("mistral", {"sliding_window": 1}, "expected 2 or more"), ("llama", {"hidden_act": ""}, "hidden_act '' is not supported"),
+    ("gemma2", {"sliding_window": None}, "sliding_window is None, expected a positive"),
+    ("gemma3_text", {"sliding_window": None, KINDS: FAR}, "sliding_window is None, expected a positive"),
     ("gemma2", {"sliding_window": 1}, "expected 2 or more"), ("gpt_neox", {"hidden_act": 0, "rotary_pct": 1.0}, "hidden_act 0 is not"),
 ])  # fmt: skip
 def test_values_that_mean_nothing(kind, change, words):

@@ -81,10 +81,13 @@ def _activation(config: Mapping[str, Any], version: int) -> str:
 
 
 def _windows(config: Mapping[str, Any], layers: int, version: int) -> list[int | None]:
-    """Return per layer how far back it sees: Gemma 2 and 3 have layers that see near rows between those that see all."""
+    """Return per layer how far back it sees: Gemma 2 and 3 have layers that see near rows between those that see all. Raises ModelError,
+    also for a null window: transformers makes masks of both kinds, whatever layer_types says, and fails at every text."""
     if version == 1:
         return [None] * layers
-    near = integer(config, "sliding_window") // 2 if version == 3 and _both_ways(config) else window_of(config)
+    near: int | None = integer(config, "sliding_window") // 2
+    if not (version == 3 and _both_ways(config)):
+        near = window_of(config)
     if config.get("layer_types") is not None:
         return windows(config, layers, near)
     period = 2 if version == 2 else integer(config, "sliding_window_pattern", 6)
