@@ -247,7 +247,7 @@ def some_plans(seed, head_start=0.0):
     profile = cluster(tuple(random.uniform(2, 40, ranks)), float(10 ** random.uniform(1.6, 4)), float(10 ** random.uniform(-5, -3)))
     profile = replace(profile, nodes=tuple(replace(node, head_start_bytes=head_start) for node in profile.nodes))
     search = _Search(spec, "hash", profile, Request(int(random.integers(16, 200)), mode="packed"))
-    refinement = Refinement(spec, search.costs.tried, search.freely)
+    refinement = Refinement(spec, search.costs.tried, search.seconds, search.freely)
     plans = []
     for layout in LAYOUTS:
         plan = search.planned((layout,) * spec.layers, tuple(range(ranks)), OWN)

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from layers import sized
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning import refine
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.planning.price import Price, Prices
-from hepti_mpi.planning.refine import COLUMN_STEPS, HOPE, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
+from hepti_mpi.planning.refine import COLUMN_STEPS, CUTTING, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
 from hepti_mpi.planning.request import MPI, Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search
 from hepti_mpi.program.plan import Plan, check
@@ -43,8 +42,8 @@ def sums(plan):
     return sum(plan.heads), sum(plan.columns), sum(plan.rows), plan.ranks
 
 
-def refinement_of(search):
-    return Refinement(search.spec, search.costs.tried, search.freely)
+def refinement_of(search, tried=None):
+    return Refinement(search.spec, tried or search.costs.tried, search.seconds, search.freely)
 
 
 def made_up(rows, price, heads=(5, 4, 0), tiles=()):
@@ -59,7 +58,8 @@ def made_up(rows, price, heads=(5, 4, 0), tiles=()):
         prices = Prices(seconds, each, each, nothing, nothing, nothing)
         return Tried(variants, seconds, prices, variants.cells.sum(axis=1), np.arange(3)[:, None])
 
-    return Refinement(ODD, tried, lambda plan: plan.rows), Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
+    start = Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
+    return Refinement(ODD, tried, price, lambda plan: plan.rows), start
 
 
 def every(variants):
@@ -182,7 +182,7 @@ def test_one_rank_alone_is_no_measure_of_hope():
     """Nothing improves it, so that several ranks, which are far behind it at first, may still win."""
     search = search_of((16, 11.4, 6.7), mbit=20)
     starts, alone = [first(search, layout) for layout in LAYOUTS], first(search, ("heads", "columns"), MPI, (0,))
-    alone = replace(alone, price=replace(alone.price, seconds=min(one.price.seconds for one in starts) / 3))
+    alone = replace(alone, price=replace(alone.price, seconds=min(one.price.seconds for one in starts) / 30))
     found = refinement_of(search).improve_best([one] for one in (*starts, alone))
     (better,) = [ones[0] for ones in found if not any(ones[0] is one for one in (*starts, alone))]
     assert found[0][0] is alone and better.price.seconds < min(one.price.seconds for one in starts)
@@ -192,9 +192,9 @@ def test_what_is_hopeless_is_not_cut():
     """No plan computes, or sends, in less than the busiest rank: beside one that is far sooner, no cut is tried."""
     search, tried = search_of((16, 11.4, 6.7), mbit=60), []
     start = first(search, ("heads", "rows"))
-    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants), search.freely)
-    least = max(start.price.compute.max(), start.price.busy) / HOPE
-    hopeless = 0.99 * start.price.compute.max() / HOPE
+    climbs = refinement_of(search, lambda variants: tried.append(len(variants)) or search.costs.tried(variants))
+    least = max(start.price.compute.max(), start.price.busy) / CUTTING
+    hopeless = 0.99 * start.price.compute.max() / CUTTING
     assert climbs.promise(start, hopeless) == (start.price.seconds, start.price.seconds, [start]) and not tried
     climbs.starts(start)
     gathered = len(tried)
@@ -206,7 +206,7 @@ def test_what_is_hopeless_is_not_cut():
 def test_what_single_moves_come_to_is_known():
     """From where no single move helps, two at once are tried without pricing single ones again."""
     search, tried = search_of((16, 11.4, 6.7), mbit=60), []
-    climbs = Refinement(search.spec, lambda variants: tried.append(len(variants)) or search.costs.tried(variants), search.freely)
+    climbs = refinement_of(search, lambda variants: tried.append(len(variants)) or search.costs.tried(variants))
     top = climbs.climb(first(search, ("heads", "rows")))
     singles = len(list(every(climbs.moves(top, [top.plan]))))
     tried.clear()
@@ -288,16 +288,16 @@ def test_a_variant_is_a_plan():
 
 
 @pytest.mark.parametrize("speeds, gain", [((20, 16, 10, 5), 1.0), ((40, 33, 20, 10), 1.05)])
-def test_a_climb_begins_again_from_rows_as_if_what_travels_were_free(monkeypatch, speeds, gain):
+def test_a_climb_begins_from_rows_as_if_what_travels_were_free(monkeypatch, speeds, gain):
     """What it comes to is never later than what one climb does, and on some clusters much sooner."""
     search = search_of(speeds, 200, 384, random_model("bert-large").spec)
-    start, seconds = first(search, ("alltoall", "rows")), {}
-    for again in (0, refine.NEAR_AGAIN):
-        monkeypatch.setattr(refine, "NEAR_AGAIN", again)
+    start, seconds = first(search, ("alltoall", "rows")), []
+    for freed in (Refinement.freed, lambda self, plan: []):
+        monkeypatch.setattr(Refinement, "freed", freed)
         found = refinement_of(search).improve_best([[start]])[0][0]
         assert sums(found.plan) == sums(start.plan)
-        seconds[again] = found.price.seconds
-    assert seconds[0] >= gain * seconds[refine.NEAR_AGAIN]
+        seconds.append(found.price.seconds)
+    assert seconds[1] >= gain * seconds[0]
 
 
 def test_rows_are_divided_by_computing_where_what_travels_is_free():

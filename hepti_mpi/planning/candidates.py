@@ -101,6 +101,7 @@ class Costs:
         self.norm_bytes = spec.layers * held[None]
         self.steady = steady(spec)
         self.made: dict[tuple[object, ...], Program] = {}
+        self.wholes: dict[Plan, Candidate] = {}
         self.known_widths: dict[int, tuple[float, float]] = {}  # by the id of a program of those
 
     def programs(self, plan: Plan) -> list[Program]:
@@ -161,8 +162,9 @@ class Costs:
 
     def whole(self, plan: Plan) -> Candidate:
         """Price a plan by all of its layers."""
-        (found,) = self._candidates([plan], [self.pricer.price(make_program(self.spec, plan), plan)])
-        return found
+        if plan not in self.wholes:
+            (self.wholes[plan],) = self._candidates([plan], [self.pricer.price(self._made(plan, plan.layouts), plan)])
+        return self.wholes[plan]
 
     def _candidates(self, plans: Sequence[Plan], prices: Sequence[Price]) -> Iterator[Candidate]:
         """Yield plans that differ in their shares with their prices and the memory that they need."""

@@ -18,8 +18,9 @@ from hepti_mpi.program.plan import Plan
 ROW_STEPS = (16, 4, 1)
 COLUMN_STEPS = (64, 8, 1)  # granules
 TILES = (2, 3, 4)
-KEPT = (0.75, 0.5, 0.25)  # of a rank's rows, where the others are gathered on the one that has most
+KEPT = (0.75, 0.5, 0.25, 0.1)  # of a rank's rows, where the others are gathered on the one that has most
 GATHERED = 0.97  # of what the rows take as they are divided: from there on it is climbed from gathered ones
+CUT = 0.88  # of what a plan takes whole: from there on it is climbed from tiles only
 PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
 MOST_WAYS = 4  # ranks whose rows are put into one of two tiles in every way
 TURNS = ((0, 1), (1, 0), (0, 1, 1, 0), (1, 0, 0, 1))  # tiles of ranks, again and again
@@ -28,11 +29,11 @@ MOST_MOVES = 30  # taken in one climb
 MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
 NEAREST = 2  # plans after a first move from which a second one is tried
 MOST_IMPROVED = 6  # candidates
-HOPE = 1.2  # candidates that promise to be this much slower than the best may still win
-FIRST_HOPE = 1.3  # the first of a strategy, too
+HOPE = 1.1  # candidates that promise to be this much slower than the best may still win
+CUTTING = 1.2  # times the best whole one: what is slower before it is cut is not cut
+FIRST_HOPE = 1.15  # the first of a strategy, too
 WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
 NEAR_BEST = 2  # candidates that are climbed by several moves at once
-NEAR_AGAIN, WORTH_AGAIN = 4, 1.05  # candidates that are climbed from other rows too, and how much slower than the best they may be
 
 
 def order(candidate: Candidate) -> tuple[object, ...]:
@@ -43,12 +44,14 @@ def order(candidate: Candidate) -> tuple[object, ...]:
 
 
 class Refinement:
-    """A hill climb over plans. `tried` gives variants of a plan their seconds, inf where memory does not hold them; `freely` the rows of
-    its ranks were what travels free."""
+    """A hill climb over plans. `tried` gives variants of a plan their seconds, inf where memory does not hold them; `whole` a plan those of
+    all of its layers; `freely` the rows of its ranks were what travels free."""
 
-    def __init__(self, spec: ModelSpec, tried: Callable[[Variants], Tried], freely: Callable[[Plan], Sequence[int]]) -> None:
-        self.spec, self.tried, self.freely = spec, tried, freely
-        self.known: dict[tuple[Plan, ...], Tried | None] = {}  # what moves from plans come to
+    def __init__(
+        self, spec: ModelSpec, tried: Callable[[Variants], Tried], whole: Callable[[Plan], float], freely: Callable[[Plan], Sequence[int]]
+    ) -> None:
+        self.spec, self.tried, self.whole, self.freely = spec, tried, whole, freely
+        self.known: dict[tuple[object, ...], Tried | None] = {}  # what moves from plans come to
         self.steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
 
     def improve_best(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
@@ -60,45 +63,62 @@ class Refinement:
         promising = sorted(promises, key=lambda found: (found[0], *order(found[2][0])))
         found: list[list[Candidate]] = []
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
+        soonest = np.inf  # by all layers: the first few may promise too much
         for number, (_, hope, starts) in enumerate(promising):
-            plan, soonest = starts[0].plan, min((ones[0].price.seconds for ones in found), default=hope)
+            plan = starts[0].plan
             first = plan.divided and plan.strategy not in climbed and hope <= soonest * FIRST_HOPE  # one rank has nothing to improve
             if not first and (number >= MOST_IMPROVED or hope > soonest * HOPE):
                 found.append(starts[:1])
             else:
                 climbed.add(plan.strategy)
                 found.append(self.improve(starts))
-        for further, most, worth in ((self.by_several, NEAR_BEST, WORTH_A_CLIMB), (self.again, NEAR_AGAIN, WORTH_AGAIN)):
+                soonest = min(soonest, self.whole(found[-1][0].plan))
+        for further, most in (self.by_several, NEAR_BEST), (self.again, 1):
             found.sort(key=lambda ones: order(ones[0]))
-            near = found[0][0].price.seconds * worth  # what is far behind does not become the best
+            near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
             found[:most] = [further(ones) if ones[0].price.seconds <= near else ones for ones in found[:most]]
         return sorted(found, key=lambda ones: order(ones[0]))
 
     def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:
         """Return the seconds that the candidate takes as it is, or simply cut in two, what it may come to (midway to what it would take
         if nothing waited for anything), and where to climb from. It is not cut where that is hopeless beside a plan of `least` seconds."""
-        most = HOPE * least
+        most = CUTTING * least
         starts = self.starts(candidate) if candidate.price.compute.max() <= most else [candidate]
         seconds = starts[0].price.seconds
         worth = self.divisible(candidate.plan) and min(max(one.price.compute.max(), one.price.busy) for one in starts) <= most
-        variants = self.tilings([one.plan for one in starts], 2) if worth else None
-        if variants is None:
+        tried = self.tiled(self.to_cut(starts), 2) if worth else None
+        if tried is None:
             return seconds, seconds, starts
-        tried = self.tried(variants)
         freely = np.maximum(tried.prices.compute.max(axis=0), tried.prices.busy)
         hope = float((tried.seconds + freely).min() / 2)
         seconds = min(seconds, float(tried.seconds.min()))
         return seconds, min(seconds, hope), starts
 
     def improve(self, starts: Sequence[Candidate]) -> list[Candidate]:
-        """Return the best plans that are reached from the first of `starts`, and cut into tiles from any of them, the better one first."""
-        best = self.climb(starts[0])
-        found = [best]
-        if self.divisible(best.plan):
-            soonest = self.cut([*dict.fromkeys((best.plan, *(one.plan for one in starts)))])
-            if soonest and soonest.price.seconds < best.price.seconds * WORTH_A_CLIMB:
-                found.append(self.climb(soonest))
+        """Return the best plans that are reached from `starts` cut into tiles and, where that is not far sooner, from the first of them
+        whole; the better one first."""
+        found, soonest = list[Candidate](), self.cut(self.to_cut(starts))
+        if soonest is None or soonest.price.seconds > starts[0].price.seconds * CUT:
+            found.append(self.climb(starts[0]))
+            soonest = min(filter(None, (soonest, self.cut(self.to_cut(found)[:1]))), key=order, default=None)
+        if soonest and (not found or soonest.price.seconds < found[0].price.seconds * WORTH_A_CLIMB):
+            found.append(self.climb(soonest))
         return sorted(found, key=order)
+
+    def to_cut(self, starts: Sequence[Candidate]) -> list[Plan]:
+        """Return which divisions to cut into tiles: those of `starts`, and the first one with the rows as if what travels were free. Where
+        it travels while others compute it nearly is."""
+        plans = [one.plan for one in starts]
+        if not self.divisible(plans[0]):
+            return []
+        return [*dict.fromkeys((*plans, *self.freed(plans[0])))]
+
+    def freed(self, plan: Plan) -> list[Plan]:
+        """Return a plan with its rows as if what travels were free, where several ranks have any."""
+        if len(plan.active) < 2:
+            return []
+        rows = self.freely(plan)
+        return [replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))]
 
     def by_several(self, ones: Sequence[Candidate]) -> list[Candidate]:
         """Return candidates of a kind, the first of them climbed by several moves at once."""
@@ -106,13 +126,8 @@ class Refinement:
         return sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
 
     def again(self, ones: Sequence[Candidate]) -> list[Candidate]:
-        """Return candidates of a kind and what a climb comes to that begins far from the first of them: with the rows as if what travels
-        were free. Where it travels while others compute it nearly is."""
-        plan = ones[0].plan
-        if not self.divisible(plan) or len(plan.active) < 2:
-            return list(ones)
-        rows = self.freely(plan)
-        soonest = self.cut([replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))])
+        """Return candidates of a kind and what a climb comes to that begins far from the first of them, where that was not begun from."""
+        soonest = self.cut(self.freed(ones[0].plan)) if self.divisible(ones[0].plan) else None
         reached = self.climb(soonest) if soonest else ones[0]
         known = any(one.plan == reached.plan for one in ones)
         return sorted(ones if known else [*ones, reached], key=order)
@@ -121,8 +136,7 @@ class Refinement:
         """Return the best that `plans`, which differ in shares only, are when they are cut into tiles; None where none can be."""
         soonest: Tried | None = None
         for count in TILES:  # more of them as long as they help
-            variants = self.tilings(plans, count)
-            tried = self.tried(variants) if variants else None
+            tried = self.tiled(plans, count)
             if soonest and (tried is None or tried.seconds.min() >= soonest.seconds.min()):
                 break
             soonest = tried
@@ -235,6 +249,13 @@ class Refinement:
             for other in active[-few:]:
                 if one != other:
                     yield one, other
+
+    def tiled(self, plans: Sequence[Plan], count: int) -> Tried | None:
+        """Return what `plans`, which differ in shares only, are when cut into `count` tiles; None where they can not be."""
+        if (key := (count, *plans)) not in self.known:
+            variants = self.tilings(plans, count)
+            self.known[key] = None if variants is None else self.tried(variants)
+        return self.known[key]
 
     def tilings(self, plans: Sequence[Plan], count: int) -> Variants | None:
         """Return ways to cut the rows of each rank of `plans`, which differ in shares only, into `count` tiles: all ranks alike, those with

@@ -153,7 +153,7 @@ class _Search:
         """Return the best candidate of each kind, the promising ones improved, with what else it led to; soonest first."""
         if self.request.shares is not None or self.ranks > MOST_REFINED:
             return [[one] for one in sorted((ones[0] for ones in kinds), key=order)]
-        return Refinement(self.spec, self.costs.tried, self.freely).improve_best(kinds)
+        return Refinement(self.spec, self.costs.tried, self.seconds, self.freely).improve_best(kinds)
 
     def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
         """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
@@ -283,6 +283,10 @@ class _Search:
             whole = self.costs.unpaged["heads"] + self.costs.unpaged["columns"]
             self.inner[key] = max(inner, min(self.costs.making, self.spec.layers * whole))
         return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[key]
+
+    def seconds(self, plan: Plan) -> float:
+        """Return what a plan takes by all of its layers."""
+        return self.costs.whole(plan).price.seconds
 
     def freely(self, plan: Plan) -> tuple[int, ...]:
         """Return the rows per rank of the job that the ranks of a plan would have were what travels free."""
