@@ -63,16 +63,15 @@ class Refinement:
         promising = sorted(promises, key=lambda found: (found[0], *order(found[2][0])))
         found: list[list[Candidate]] = []
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
-        soonest = np.inf  # by all layers: the first few may promise too much
         for number, (_, hope, starts) in enumerate(promising):
-            plan = starts[0].plan
-            first = plan.divided and plan.strategy not in climbed and hope <= soonest * FIRST_HOPE  # one rank has nothing to improve
-            if not first and (number >= MOST_IMPROVED or hope > soonest * HOPE):
+            plan, best = starts[0].plan, min((ones[0] for ones in found), key=order, default=None)
+            first = plan.divided and plan.strategy not in climbed  # one rank has nothing to improve
+            most = FIRST_HOPE if first else HOPE if number < MOST_IMPROVED else 0.0  # a few layers may promise too much of the best one
+            if best and hope > most * best.price.seconds and (not most or hope > most * self.whole(best.plan)):
                 found.append(starts[:1])
             else:
                 climbed.add(plan.strategy)
                 found.append(self.improve(starts))
-                soonest = min(soonest, self.whole(found[-1][0].plan))
         for further, most in (self.by_several, NEAR_BEST), (self.again, 1):
             found.sort(key=lambda ones: order(ones[0]))
             near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
