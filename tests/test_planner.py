@@ -175,12 +175,12 @@ def test_auto_is_not_slower_than_a_strategy_on_the_lab(name, rows, layers):
         assert decide(spec, profile, rows, strategy=strategy).chosen.price.seconds >= best * (1 - 1e-3), strategy
 
 
-@pytest.mark.parametrize("seed", [1, 5])
+@pytest.mark.parametrize("seed", [14, 31])
 def test_of_plans_that_are_as_good_the_one_that_sends_much_less_is_chosen(seed):
     """Which of the two is sooner by its price is chance: boards are measured to 0.4 %. `hybrid` sends three times as much."""
     noise = 1 + 0.004 * np.random.default_rng(seed).standard_normal(4)
-    profile = scaled(described(cluster_named("pair22"), LARGE), noise.tolist())
-    found = decide(LARGE, profile, 384)
+    profile = scaled(described(cluster_named("skewed4"), LARGE), noise.tolist())
+    found = decide(LARGE, profile, 64)
     soonest = min(found.others, key=lambda one: one.price.seconds)
     assert soonest.price.seconds < found.chosen.price.seconds
     assert (found.chosen.plan.strategy, soonest.plan.strategy) == ("sequence", "hybrid")
