@@ -209,10 +209,10 @@ def _tell_last(sentence: str) -> None:
         return  # nothing is drawn yet, and what is imported now by another thread would be waited for
     from hepti_mpi.commands.meter import end_meters
     from hepti_mpi.commands.screen import SCREEN
-    from hepti_mpi.commands.terminal import begun
+    from hepti_mpi.commands.terminal import ERR, goes_on
 
     end_meters()
-    if not tell_past_launcher("\n" * bool(begun) + SCREEN.folded(sentence)):
+    if not tell_past_launcher("\n" * goes_on(ERR) + SCREEN.folded(sentence)):
         _tell(sentence)
 
 

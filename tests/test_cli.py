@@ -263,6 +263,8 @@ def test_a_bare_word_too_many_is_told_how_such_things_are_named(words, expected,
     (["serve", "--hostfile", "a.txt"], "it is named without one: python -m hepti_mpi serve [HOSTFILE]\n"),
     (["report", "--input", "a.jsonl"], "python -m hepti_mpi report RECORDS\n"),
     (["run", "--hostfile", "a.txt"], "hosts are named to mpirun: mpirun -hostfile FILE python -m hepti_mpi run\n"),
+    (["run", "-hostfile", "a.txt"], "no option -hostfile here; hosts are named to mpirun: mpirun -hostfile FILE python -m hepti_mpi run\n"),
+    (["run", "-input=a.txt"], "no option -input here; it has two dashes: --input\n"), (["run", "-z"], "No such option '-z'"),
     (["run", "--weight", "a.h5"], "No such option '--weight'"),
 ])  # fmt: skip
 def test_what_has_an_option_in_other_commands_is_told_its_place(words, expected, capsys):

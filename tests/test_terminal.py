@@ -420,7 +420,7 @@ def test_a_text_that_grows_keeps_its_tabs_and_moves_no_cursor():
 def test_a_text_that_grows_on_a_terminal_is_shown_whole_whatever_is_told_meanwhile(monkeypatch, capsys):
     from hepti_mpi.commands.screen import Screen
 
-    monkeypatch.setattr(terminal, "path", lambda descriptor: "/nowhere")
+    monkeypatch.setattr(terminal, "place_of", lambda descriptor: "/dev/tty-nowhere")
     monkeypatch.setenv("COLUMNS", "20")
     terminal.console.cache_clear()
     screen = Screen()
@@ -433,6 +433,16 @@ def test_a_text_that_grows_on_a_terminal_is_shown_whole_whatever_is_told_meanwhi
     shown = capsys.readouterr()
     assert shown.out == "> And?\nIt grows on.\n\n" and ESCAPE.sub("", shown.err) == "\n\rrank 1 is slow\n" and not terminal.begun
     terminal.console.cache_clear()
+
+
+def test_a_notice_ends_a_line_that_goes_on_in_the_same_log_and_in_no_other():
+    """A text that grew in a log of both streams ran on into the notice: This occurserror on vm ..."""
+    says = "from hepti_mpi.commands.screen import SCREEN as s; s.say_text('And?', 'It grows', False); s.warn('a notice'); "
+    says += "s.say_text(None, ' on.', True); s.document({'a': 1}, always=True)"
+    both = subprocess.run([sys.executable, "-c", says], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+    assert both.stdout == '> And?\nIt grows\na notice\n on.\n\n{"a": 1}\n'
+    apart = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, env=environment())
+    assert apart.stdout == '> And?\nIt grows on.\n\n{"a": 1}\n' and apart.stderr == "a notice\n"
 
 
 @pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"],

@@ -11,7 +11,9 @@ from hepti_mpi.commands.screen import SCREEN
 
 KEPT = "\b\n"  # in front of lines that are not joined: commands, to be copied
 WHOLE = 10_000  # characters: what a command is for is never cut
-PLACES = {"--weights": ("store",), "--hostfile": ("hostfile",), "--output": ("store",), "--input": ("records", "source")}
+WORDS = f"{__name__}.words"  # in the meta of a context: the command line
+HOSTS = ("--hostfile", "--machinefile", "--hosts")  # of mpirun, as people write them behind the command
+PLACES = dict.fromkeys(HOSTS, ("hostfile",)) | {"--weights": ("store",), "--output": ("store",), "--input": ("records", "source")}
 HYPHEN = "\N{NON-BREAKING HYPHEN}"  # behind the other one lines would end, within names such as hepti-float16
 
 
@@ -75,7 +77,7 @@ class Group(click.Group):
     context_class = Context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = list(args)
+        words = ctx.meta[WORDS] = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -110,16 +112,28 @@ def _without_option(command: click.Command, option: str) -> str | None:
     if any(isinstance(one, click.Argument) and one.name in PLACES.get(option, ()) for one in command.params):
         pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
         return f"it is named without one: python -m hepti_mpi {command.name} {' '.join(pieces)}"
-    if option == "--hostfile" and "--deadline" in _options(command):
+    if option in HOSTS and "--deadline" in _options(command):
         return f"hosts are named to mpirun: mpirun -hostfile FILE python -m hepti_mpi {command.name}"
     return None
+
+
+def _word_of(option: str, words: Iterable[str]) -> str:
+    """Return the word of a command line in which an unknown option was found: click takes -hostfile for seven of one letter each."""
+    if option.startswith("--"):
+        return option
+    names = (word.partition("=")[0] for word in words if word[:1] == "-" != word[1:2])
+    return next((name for name in names if len(name) > len(option) and option[1:] in name), option)
 
 
 def tell_misuse(error: click.ClickException) -> None:
     """Tell what is wrong with a command line."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        how = _without_option(error.ctx.command, error.option_name)
-        error = error if how is None else click.UsageError(f"no option {error.option_name} here; {how}", error.ctx)
+        word = _word_of(error.option_name, error.ctx.meta.get(WORDS, ()))
+        option = word if word.startswith("--") else f"-{word}"
+        how = _without_option(error.ctx.command, option)
+        if how is None and option != word and option in _options(error.ctx.command):
+            how = f"it has two dashes: {option}"
+        error = error if how is None else click.UsageError(f"no option {word} here; {how}", error.ctx)
     if isinstance(error, click.UsageError) and error.ctx is not None and error.message.startswith("Got unexpected extra argument"):
         error = click.UsageError(error.message + _left_over(error.ctx.command), error.ctx)
     told = io.StringIO()

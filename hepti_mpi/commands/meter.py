@@ -71,7 +71,7 @@ class Meter:
 
     def _draw(self) -> None:
         with self.lock:
-            if self.ended.is_set() or terminal.begun:
+            if self.ended.is_set() or terminal.goes_on(ERR):
                 return
             self.is_drawn, self.drawn = True, time.monotonic()
             text = self.words()

@@ -28,11 +28,11 @@ CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click 
 
 closed: set[int] = set()  # descriptors that nobody reads
 drawn: list[Callable[[], None]] = []  # wipes what is drawn where something else is to be printed now
-begun: set[str] = set()  # terminals with a line that goes on
+begun: set[str] = set()  # places (terminals, pipes, files) with a line that goes on
 
 
-def path(descriptor: int) -> str | None:
-    """Return the terminal that people see this descriptor on, or None: under mpirun that of mpirun."""
+def place_of(descriptor: int) -> str | None:
+    """Return where what is written to this descriptor ends up, of two that share a pipe or a file the same: under mpirun that of mpirun."""
     from hepti_mpi.comm.launcher import LAUNCHERS, launched
 
     if (sys.stdout, sys.stderr)[descriptor == ERR] is not (sys.__stdout__, sys.__stderr__)[descriptor == ERR]:
@@ -40,10 +40,15 @@ def path(descriptor: int) -> str | None:
     try:
         if launched() and Path(f"/proc/{os.getppid()}/comm").read_text(errors="replace").strip() not in LAUNCHERS:
             return None  # a script between mpirun and this rank: its terminal may be one that mpirun made
-        found = os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
+        return os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
     except OSError:
         return None
-    return found if found.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+def path(descriptor: int) -> str | None:
+    """Return the terminal that people see this descriptor on, or None: under mpirun that of mpirun."""
+    found = place_of(descriptor)
+    return found if found is not None and found.startswith(("/dev/pts/", "/dev/tty")) else None
 
 
 @cache
@@ -95,8 +100,8 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
     try:
         if ends:
             end_line(descriptor)
-        elif place is not None:
-            (begun.discard if text.endswith("\n") else begun.add)(place)
+        elif (where := place_of(descriptor)) is not None:
+            (begun.discard if text.endswith("\n") else begun.add)(where)
         if plain or place is None:
             click.echo(text, err=descriptor == ERR, nl=ends)
         else:
@@ -123,11 +128,15 @@ def draw(text: str) -> None:
 
 
 def end_line(descriptor: int = ERR) -> None:
-    """End the line that goes on, if there is one on that terminal: something else is said now, which would wipe it."""
-    place = path(descriptor) if begun else None
-    if place in begun:
-        begun.remove(place)
+    """End the line that goes on, if there is one there: something else is said now, which would wipe it, or stick to it."""
+    if goes_on(descriptor):
+        begun.discard(place_of(descriptor) or "")
         click.echo(err=descriptor == ERR)
+
+
+def goes_on(descriptor: int) -> bool:
+    """Say whether a line goes on where this descriptor leads."""
+    return bool(begun) and place_of(descriptor) in begun
 
 
 def has_keys() -> bool:
