@@ -7,13 +7,12 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.cluster.profile import CACHES, EMULATION
-from hepti_mpi.comm.ranks import DIRECT_BYTES
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding, staging
 from hepti_mpi.planning.memory import cache_bytes, word_table
 from hepti_mpi.planning.request import Request
-from hepti_mpi.planning.stepping import SHORT_SUM, Steps
+from hepti_mpi.planning.stepping import Steps
 from hepti_mpi.planning.work import bytes_of_number, word_numbers
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.grouping import shared
@@ -188,7 +187,3 @@ def test_shares_follow_the_speed_of_one_row_and_memory_holds_them():
     limits = (free.memory[0] * 9 // 10, *[8 << 30] * 3)
     tight = decoding.decide("tensor", LLAMA, "0" * 64, apart, replace(TEXT, limits=limits)).chosen
     assert tight.memory[0] <= limits[0] and sum(tight.plan.columns) == LLAMA.ffn and tight.price.seconds > free.price.seconds
-
-
-def test_sums_are_priced_as_short_as_they_are_sent():
-    assert SHORT_SUM == DIRECT_BYTES

@@ -10,8 +10,9 @@ import pytest
 
 from hepti_mpi import splits
 from hepti_mpi.comm import latency
-from hepti_mpi.comm.exchange import PIECE_BYTES, RING_BYTES, Direct, Exchanges, RingGather, RingReduce
+from hepti_mpi.comm.exchange import PIECE_BYTES, Direct, Exchanges, RingGather, RingReduce
 from hepti_mpi.comm.patience import Patience
+from hepti_mpi.comm.sizes import RING_BYTES
 
 WIDTH = 96  # so that blocks of some rows are several segments of a ring
 

@@ -11,7 +11,7 @@ from hepti_mpi.engine.timing import timers
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import F32
-from hepti_mpi.models.spec import layer_bytes, product_formats
+from hepti_mpi.models.spec import layer_bytes
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
@@ -24,13 +24,13 @@ SOME = replace(BASE, formats={"": "q8", "layers.0": "f32"})  # one layer of 12
 
 
 def boards(spec, *names):
-    return cluster_of(names or ["pi5"], 940.0, 2e-4, (spec.hidden, spec.ffn), product_formats(spec))
+    return cluster_of(names or ["pi5"], 940.0, 2e-4, (spec.hidden, spec.ffn), spec.product_formats)
 
 
 def test_a_spec_says_how_much_is_in_which_format():
-    assert product_formats(BASE) == {"f32": 1} and product_formats(REDUCED["q8"]) == {"q8": 1}
-    assert product_formats(SOME) == pytest.approx({"f32": 1 / 12, "q8": 11 / 12})
-    assert [in_formats(product_formats(spec)) for spec in (BASE, REDUCED["q4"], SOME)] == [
+    assert BASE.product_formats == {"f32": 1} and REDUCED["q8"].product_formats == {"q8": 1}
+    assert SOME.product_formats == pytest.approx({"f32": 1 / 12, "q8": 11 / 12})
+    assert [in_formats(spec.product_formats) for spec in (BASE, REDUCED["q4"], SOME)] == [
         {}, {"formats": "q4"}, {"formats": "8% f32, 92% q8"},
     ]  # fmt: skip
 
@@ -58,10 +58,10 @@ def test_profiles_are_of_use_for_the_formats_they_were_measured_with(tmp_path):
 @pytest.mark.parametrize("spec", [random_model("tiny-bert").in_format(name).spec for name in ("f32", "f16", "q8", "q4")]
                          + [replace(random_model("tiny-bert").spec, formats={"layers.1": "q8"})], ids=range(5))  # fmt: skip
 def test_what_is_timed_is_what_the_store_needs(spec):
-    found = timers(spec, 1, product_formats(spec))
+    found = timers(spec, 1, spec.product_formats)
     for rows in (1, 8):
         found.gemm(rows)()
-    assert found.formats == product_formats(spec)
+    assert found.formats == spec.product_formats
 
 
 def test_work_says_the_formats_of_products():

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from hepti_mpi.errors import FormatError, ModelError
+from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen, encoded
+from hepti_mpi.models.formats import BLOCK, FORMATS, Q4, Q4_WIDE, Q8, Q8_BLOCKS, SCALES, VALUES, Rows, Seen
 from hepti_mpi.models.spec import layer_bytes, layer_weights, named_weights, reduced
 from hepti_mpi.weights.slices import all_weights, span, whole_slices
+from hepti_mpi.weights.writing import encoded
 
 ERROR = {"f32": 0, "f16": 5e-4, "q8": 5e-3, "q8-blocks": 5e-3, "q8-wide": 5e-3, "q4": 0.13, "q4-wide": 0.13}  # of the largest number
 
@@ -173,19 +175,20 @@ def test_a_value_that_is_too_large_for_float16_is_refused(name, inner):
     """Its number, or the scale of its block, would be infinite; formats whose scales reach it keep it."""
     values = np.ones((64, 4), np.float32)
     values[3, 2] = 1e6
+    weight = Weight("x", "mlp", ("columns", "hidden"), values.shape, inner, FORMATS[name])
     if name in ("f16", "q4", "q4-wide"):
         with pytest.raises(ModelError, match="tensor x holds values up to 1e"):
-            encoded("x", FORMATS[name], values, inner, None)
+            encoded(weight, values, None)
     else:
-        found = FORMATS[name].decode(encoded("x", FORMATS[name], values, inner, None), values.shape, inner)
+        found = FORMATS[name].decode(encoded(weight, values, None), values.shape, inner)
         assert np.abs(found - values).max() < 1e6 * 5e-3
 
 
-@pytest.mark.parametrize("tensor, name, instead", [
-    ("layers.0.mlp.up.weight", "q4", "--format q8 or f32"), ("layers.0.mlp.up.weight", "f16", "--format q8 or f32"),
-    ("head.words.weight", "q8-blocks", "--head-format f32"), ("embedding.words", "f16", "--head-format f32"),
+@pytest.mark.parametrize("tensor, part, name, instead", [
+    ("layers.0.mlp.up.weight", "mlp", "q4", "--format q8 or f32"), ("layers.0.mlp.up.weight", "mlp", "f16", "--format q8 or f32"),
+    ("head.words.weight", "head", "q8-blocks", "--head-format f32"), ("embedding.words", "embedding", "f16", "--head-format f32"),
 ])  # fmt: skip
-def test_what_is_taken_instead_of_a_format_that_cannot_hold_a_tensor(tensor, name, instead):
+def test_what_is_taken_instead_of_a_format_that_cannot_hold_a_tensor(tensor, part, name, instead):
     values = np.full((2, 64), 1e20, np.float32)
     with pytest.raises(FormatError, match=f"^tensor {tensor} holds values up to 1e[+]20, too large for {name}, .* take {instead}$"):
-        encoded(tensor, FORMATS[name], values, 1, None)
+        encoded(Weight(tensor, part, ("words", "hidden"), values.shape, 1, FORMATS[name]), values, None)

@@ -12,7 +12,6 @@ from hepti_mpi.engine.timing import timers
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import FORMATS
-from hepti_mpi.models.spec import product_formats
 from hepti_mpi.planning.work import layer_work
 
 FEW = replace(random_model("smollm2-135m").spec, layers=2)
@@ -90,5 +89,5 @@ def test_they_are_as_many_as_outdo_the_caches_and_not_many_more(sizes, counts, t
 def test_texts_are_timed_of_models_that_write_some(name):
     """Not where a board is emulated, which is described."""
     spec = random_model(name).spec
-    assert len(timers(spec, 1, product_formats(spec)).texts) == (2 if spec.generates else 0)
-    assert not timers(spec, 1, product_formats(spec), whole=False).texts
+    assert len(timers(spec, 1, spec.product_formats).texts) == (2 if spec.generates else 0)
+    assert not timers(spec, 1, spec.product_formats, whole=False).texts

@@ -17,9 +17,9 @@ from hepti_mpi.comm.latency import Late
 from hepti_mpi.comm.pauses import PAUSES, nap
 from hepti_mpi.comm.precedence import go_first
 from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.comm.sizes import RING_BYTES
 
 PIECE_BYTES = 60 << 10  # below the TCP transport's eager limit: sent at once, without the receiver's consent
-RING_BYTES = 16 << 10  # what a ring passes on at a time
 PROGRESS_SECONDS = 500e-6
 LOOKS = 2  # in vain, until nothing has come: MPI looks and then moves on a little, so what came is seen by the next look
 IDLE_WIRE_SECONDS = 0.04

@@ -1,4 +1,4 @@
-"""Ranks and the exchanges between them. The only user of mpi4py; importing this module does not start MPI.
+"""Ranks and the exchanges between them. Importing this module does not start MPI.
 
 Knows communicators, buffers and counts; does not know what the values mean. Control data travels as JSON in buffers:
 nothing received is ever unpickled.
@@ -23,10 +23,10 @@ from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched
 from hepti_mpi.comm.names import namesakes, own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
 from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
+from hepti_mpi.comm.sizes import DIRECT_BYTES
 from hepti_mpi.errors import HeptiError, RankError
 
 PART_BYTES = 48 << 10
-DIRECT_BYTES = 32 << 10  # of terms of a sum, at most, that go to each rank at once where ranks wait politely
 TERMS, STEPS, MEETING, TIMED = 1, 2, 3, 4  # tags: of them, of what a stage hands on, of two that begin together, and what is timed then
 EAGER_SECONDS = 0.02  # the wait for few terms, in which no look is put off: a token waits; whoever waits longer waits for who is lost
 

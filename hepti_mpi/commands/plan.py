@@ -54,12 +54,11 @@ class Described:
     def profile(self, spec: "ModelSpec") -> "ClusterProfile":
         """Return the profile that they would have, and show what is known of them."""
         from hepti_mpi.cluster.boards import cluster_of
-        from hepti_mpi.models.spec import product_formats
         from hepti_mpi.reporting.inspection import board_lines
 
         names = [name.strip() for name in (self.boards or "").split(",")]
         mbit, latency_us = self.mbit or MBIT, self.latency_us or LATENCY_US
-        profile = cluster_of(names, mbit, latency_us * 1e-6, (spec.hidden, spec.ffn), product_formats(spec))
+        profile = cluster_of(names, mbit, latency_us * 1e-6, (spec.hidden, spec.ffn), spec.product_formats)
         SCREEN.show(board_lines(names, mbit, latency_us) + "\n")
         return profile
 
@@ -203,10 +202,9 @@ def _measured(file: Path, entry: int | None, spec: "ModelSpec") -> "ClusterProfi
     """Return what was measured for a model of this shape, the last or the one that is named, and say what it is of."""
     from hepti_mpi.cluster import profile as profiles
     from hepti_mpi.errors import ProfileError
-    from hepti_mpi.models.spec import product_formats
 
     every, shape = profiles.load_all(file), (spec.hidden, spec.ffn)
-    wanted = profiles.in_formats(product_formats(spec)).get(profiles.FORMATS, "f32")
+    wanted = profiles.in_formats(spec.product_formats).get(profiles.FORMATS, "f32")
 
     def formats(profile: "ClusterProfile") -> str:
         return str(profile.versions.get(profiles.FORMATS, "f32"))

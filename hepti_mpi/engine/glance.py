@@ -19,7 +19,7 @@ from hepti_mpi.engine.kernels import ASKED
 from hepti_mpi.engine.products import Made, Multiple, Product
 from hepti_mpi.engine.sessions import session
 from hepti_mpi.models.formats import F32, FORMATS, VALUES, Format
-from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice
 
 PROBE_BYTES = 64 << 20
@@ -36,7 +36,7 @@ def sooner(cores: Cores, spec: ModelSpec, nodes: Sequence[NodeProfile]) -> float
     crowd = sum(one.threads for one in nodes if one.host == node.host)
     threads, before = cores.use(alone=cores.two_ways), node.alone or node
     place = min(GLANCE, len(node.gemm_rows) - 1)
-    chain, (tile, weights) = products(spec, threads, product_formats(spec)), chained(spec)
+    chain, (tile, weights) = products(spec, threads, spec.product_formats), chained(spec)
     rows = {"x": np.resize(tile, (node.gemm_rows[place], spec.hidden))}
     clock = partial(cpu_time, threads) if crowd > len(cores.whole) else time.perf_counter  # as the profile was measured
     times = []

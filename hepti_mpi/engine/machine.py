@@ -1,7 +1,7 @@
 """This rank's place among the others: MPI, cores and threads, and what was measured of all of them.
 
-Knows ranks, hosts and profiles; does not know models or plans. Every stage ends with all ranks agreeing that it worked, so that an error
-on one rank ends all of them, and is told once.
+Knows ranks, hosts and profiles; of a model only what measuring is told of, and no plan. Every stage ends with all ranks agreeing that it
+worked, so that an error on one rank ends all of them, and is told once.
 """
 
 import os
@@ -26,7 +26,7 @@ from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine import pool
 from hepti_mpi.engine.cores import Cores, may_use, widen_affinity
 from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError, reason_of, refused_file
-from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.wording import counted
 
 SOONER = 1.4  # times as fast as in its profile a rank may be: more than its own clock rates do
@@ -126,7 +126,7 @@ def versions(machine: Machine, spec: ModelSpec) -> dict[str, str]:
     from hepti_mpi.engine import sessions
 
     emulated = {profiles.EMULATION: ",".join(str(board) for board in machine.boards)} if any(machine.boards) else {}
-    formats = profiles.in_formats(product_formats(spec))
+    formats = profiles.in_formats(spec.product_formats)
     return {"hepti_mpi": __version__, "mpi": Comm.library(), **sessions.versions(), **emulated, **formats}
 
 

@@ -22,7 +22,7 @@ from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.edges import edges_of
 from hepti_mpi.engine.glance import cpu_time
 from hepti_mpi.engine.timing import Timers, timers
-from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.models.spec import ModelSpec
 
 PASSES, MOST_CALLS = 5, 100  # calls of a kernel in a pass, at most: more of short ones say no more, and take a start seconds
 RETRIES = 8  # times more that an emulated board's kernel is timed where this machine was never as fast: it had other work
@@ -50,7 +50,7 @@ def measured(
     one_alone, alone = cores.leads and cores.two_ways, None
     threads = cores.use(alone=one_alone)
     edges = edges_of(spec.hidden) if world.rank == 0 else Edges()
-    used = product_formats(spec)
+    used = spec.product_formats
     if one_alone:
         made = timers(spec, threads, used, not emulation.on)
         with cores.apart_from_threads():

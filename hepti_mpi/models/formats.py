@@ -15,7 +15,7 @@ from math import lcm, prod
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hepti_mpi.errors import FormatError, ModelError
+from hepti_mpi.errors import ModelError
 from hepti_mpi.models.rounding import fed_back, fed_back_to, nearest
 
 VALUES, SCALES, CHANNELS = "values", "scales", "channels"  # the parts of tensors; every format has the first
@@ -243,18 +243,6 @@ Q8_WIDE = Blocks("q8-wide", "u1", 8, WIDE)
 Q4_WIDE = Blocks("q4-wide", "u1", 4, WIDE)
 FORMATS = {one.name: one for one in (F32, F16, Q8, Q8_BLOCKS, Q8_WIDE, Q4, Q4_WIDE)}
 NARROWER: dict[Format, Format] = {Q8_WIDE: Q8_BLOCKS, Q4_WIDE: Q4}  # of as many bits, which may be cut where the other may not
-
-
-def encoded(name: str, kind: Format, values: np.ndarray, inner: int, seen: Seen | None) -> dict[str, np.ndarray]:
-    """Return the parts of the tensor `name` in a format. Raises FormatError where they would not be finite: float16 ends at 65504."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        parts = kind.encode(values, inner, seen)
-    if all(part.dtype.kind != "f" or np.isfinite(part).all() for part in parts.values()):
-        return parts
-    largest = f"tensor {name} holds values up to {np.abs(values).max():.3g}"
-    why = "" if isinstance(kind, Columns) else ", whose numbers or scales are float16"
-    instead = "--format f32" if isinstance(kind, Columns) else "--format q8 or f32" if name.startswith("layers.") else "--head-format f32"
-    raise FormatError(f"{largest}, too large for {kind.name}{why}; take {instead}")
 
 
 def format_named(name: object) -> Format:

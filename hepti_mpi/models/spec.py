@@ -117,6 +117,17 @@ class ModelSpec:
         return lcm(granule, *blocks)
 
     @cached_property
+    def product_formats(self) -> dict[str, float]:
+        """The formats of the layers' matrices by name, and the part of all their numbers that is in each."""
+        found: dict[str, float] = {}
+        for number in range(self.layers if self.formats else 1):
+            for weight in layer_weights(self, number):
+                if weight.inner is not None:
+                    found[weight.format.name] = found.get(weight.format.name, 0) + prod(weight.shape)
+        whole = sum(found.values())
+        return {name: found[name] / whole for name in sorted(found)}
+
+    @cached_property
     def known_weights(self) -> dict[int, tuple[Weight, ...]]:
         """What layer_weights() of each layer has returned: a planner asks for those of all layers again and again."""
         return {}
@@ -222,17 +233,6 @@ def kv_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> int:
     numbers = range(spec.layers if spec.formats or len(spec.kinds) > 1 else 1)
     every = (weight for number in numbers for weight in layer_weights(spec, number) if weight.split == "kv_heads")
     return -(-sum(weight.held for weight in every if weight.format not in paged) // len(numbers))
-
-
-def product_formats(spec: ModelSpec) -> dict[str, float]:
-    """Return the formats of the layers' matrices by name, and the part of all their numbers that is in each."""
-    found: dict[str, float] = {}
-    for number in range(spec.layers if spec.formats else 1):
-        for weight in layer_weights(spec, number):
-            if weight.inner is not None:
-                found[weight.format.name] = found.get(weight.format.name, 0) + prod(weight.shape)
-    whole = sum(found.values())
-    return {name: found[name] / whole for name in sorted(found)}
 
 
 def shared_weights(spec: ModelSpec) -> tuple[Weight, ...]:

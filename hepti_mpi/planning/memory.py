@@ -1,4 +1,5 @@
-"""How many bytes of buffers and inner values a rank needs to run a program. Pure; knows nothing of weights, of time and of machines."""
+"""How many bytes a rank needs besides the weights of its layers: buffers, inner values, keys and values, words; and those of the layers
+that are in memory where they are read from a file. Pure; knows nothing of time and of machines."""
 
 from collections.abc import Collection, Sequence
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.formats import F32, FORMATS, Format
-from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.memory import FULL
 from hepti_mpi.wording import counted
@@ -61,7 +61,7 @@ class Request:
 
     def paging(self, spec: ModelSpec) -> str:
         """Return the options with which weights stay in pages of a file; "" where they do."""
-        cache = set(product_formats(spec)) != {F32.name} and not self.prepacked
+        cache = set(spec.product_formats) != {F32.name} and not self.prepacked
         return "--weights-mode mapped" * (self.mode != "mapped" or cache) + " --weights-cache FOLDER" * cache
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.sizes import DIRECT_BYTES
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Costs, steady
 from hepti_mpi.planning.price import Batch, Pricer, shares_of
@@ -21,7 +22,6 @@ from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan, granules_fit
 from hepti_mpi.program.steps import Program, Sync
 
-SHORT_SUM = 32 << 10  # bytes of terms, at most, that emulated boards send to each other at once: comm.ranks.DIRECT_BYTES
 STEPS = (16, 4, 1)  # granules of columns that move at once
 MOST_MOVES = 60
 CLIMBS = 2  # from the best of the first shares
@@ -34,7 +34,7 @@ class _AtOnce(Pricer):
     """Prices short sums as what they are: each rank sends its terms to each other one."""
 
     def parts(self, step: Sync) -> tuple[Sync, ...]:
-        short = self.rows * step.width * FLOAT <= SHORT_SUM
+        short = self.rows * step.width * FLOAT <= DIRECT_BYTES  # which emulated boards send to each other at once
         return (step,) if short else super().parts(step)
 
 

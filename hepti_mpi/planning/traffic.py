@@ -17,7 +17,6 @@ from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, Held, Holding, b
 from hepti_mpi.program.steps import Sync
 
 FLOAT = 4  # bytes
-RING_BYTES = 16 << 10  # of a piece that a ring passes on
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 RING_BLOCK = 32 << 10  # bytes of a block from which a ring is sooner all the same: directly, some links wait while others are full
 FAIR = 16  # ranks up to which blocks of unequal size are told apart

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hepti_mpi.comm.sizes import RING_BYTES
 from hepti_mpi.planning.rings import around
-from hepti_mpi.planning.traffic import RING_BYTES, Direct, Links, Round, Traffic, givers
+from hepti_mpi.planning.traffic import Direct, Links, Round, Traffic, givers
 
 
 class Computing(NamedTuple):

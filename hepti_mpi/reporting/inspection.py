@@ -11,7 +11,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.boards import FIGURES, Board, Call, cluster_of, read_boards
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
-from hepti_mpi.models.spec import ModelSpec, product_formats
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.plan import Plan
@@ -222,7 +222,7 @@ def alone_on_boards(store: Store) -> dict[str, float | None]:
     spec, found = store.spec, dict[str, float | None]()
     rows = min(BOARD_ROWS, spec.positions)
     for name in read_boards():
-        profile = cluster_of([name], 1000.0, 1e-4, (spec.hidden, spec.ffn), product_formats(spec))
+        profile = cluster_of([name], 1000.0, 1e-4, (spec.hidden, spec.ffn), spec.product_formats)
         try:
             found[name] = choose(spec, store.source_hash, profile, Request(rows, mode="packed")).chosen.price.seconds
         except CapacityError:

@@ -21,14 +21,12 @@ from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.serving import frames, sockets
 from hepti_mpi.serving.door import Door
 from hepti_mpi.serving.fair import Fair
-from hepti_mpi.serving.streams import Growing, Grown, Streams
+from hepti_mpi.serving.streams import ALONE, GIVEN_UP, Growing, Grown, Streams
 from hepti_mpi.wording import counted
 
 QUEUE_SECONDS = 30.0  # that what waits may take, at the speed of the last batches; who comes then is asked to come again
 LEAST_BATCHES = 16  # that may wait however slow they are
 STEPS = 2  # batches that rank 0 has: one that is answered, and the next
-ALONE = 2  # failures of the job that a request was under way in, after which it goes alone: if it is the reason, no other is to suffer
-GIVEN_UP = 4  # such failures after which it is refused
 MOST_PROMPTS = 256  # that may wait for a slot; a client that has less than its part of them may go on
 
 

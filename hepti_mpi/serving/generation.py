@@ -4,7 +4,7 @@ A Generator is driven by whoever has the ranks: `submit` takes a prompt at any t
 under way and returns what came of it, `busy` tells whether there is anything left to do. It waits for nothing and starts no thread: a
 server calls `step` in the thread that leads the ranks, and hands events on to its clients.
 
-Knows slots, prompts and when an answer ends; does not know how ranks divide a model, nor what a text is.
+Knows slots, prompts and when an answer ends; does not know how ranks divide a model, nor how tokens become a text.
 """
 
 import time

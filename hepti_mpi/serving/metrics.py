@@ -1,4 +1,4 @@
-"""What a long run does, as a file for Prometheus (its node exporter's textfile collector). The only user of prometheus_client.
+"""What a long run does, as a file for Prometheus (its node exporter's textfile collector).
 
 Hears of answers, and what rank 0's watch hears; decides nothing. Counters begin again when a supervised run is started again, which
 Prometheus takes for a reset.

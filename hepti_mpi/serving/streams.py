@@ -20,8 +20,8 @@ from hepti_mpi.serving import frames
 from hepti_mpi.serving.fair import Fair
 from hepti_mpi.serving.generation import Answer
 
-ALONE = 2  # failures of the job without one more token between them, after which an answer goes alone, until it has one: as in front
-GIVEN_UP = 4  # failures of the job without one more token between them, after which an answer is given up
+ALONE = 2  # failures of the job that something was under way in, after which it goes alone: if it is the reason, no other is to suffer
+GIVEN_UP = 4  # such failures after which it is refused; of an answer that grows, without one more token between them
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from hepti_mpi import __version__
-from hepti_mpi.errors import StoreError
+from hepti_mpi.errors import FormatError, StoreError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
-from hepti_mpi.models.formats import VALUES, encoded
+from hepti_mpi.models.formats import VALUES, Columns, Seen
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights import hdf5
 from hepti_mpi.weights.calibration import Accuracy, Calibration, grouped
@@ -44,7 +44,7 @@ def write(path: Path, model: ModelFiles, progress: Progress = lambda written: No
             for name, values in group.items():
                 weight = expected.pop(name)
                 piece = span(weight)
-                parts = encoded(name, weight.format, values, piece.inner, seen.get(name))
+                parts = encoded(weight, values, seen.get(name))
                 _write_tensor(file, piece, weight, parts, granule(model.spec, weight))
                 progress(piece.bytes)
         if expected:
@@ -69,6 +69,20 @@ def write_part(path: Path, whole: Whole, slices: Iterable[Slice], progress: Prog
             whole.verify([piece])
             _write_tensor(file, piece, weight, whole.parts(piece), granule(whole.spec, weight))
             progress(piece.bytes)
+
+
+def encoded(weight: Weight, values: np.ndarray, seen: Seen | None) -> dict[str, np.ndarray]:
+    """Return the parts of a tensor in its format. Raises FormatError where they would not be finite: float16 ends at 65504."""
+    kind = weight.format
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = kind.encode(values, weight.inner or 0, seen)
+    if all(part.dtype.kind != "f" or np.isfinite(part).all() for part in parts.values()):
+        return parts
+    largest = f"tensor {weight.name} holds values up to {np.abs(values).max():.3g}"
+    why = "" if isinstance(kind, Columns) else ", whose numbers or scales are float16"
+    inside = weight.part in ("attention", "mlp")
+    instead = "--format f32" if isinstance(kind, Columns) else "--format q8 or f32" if inside else "--head-format f32"
+    raise FormatError(f"{largest}, too large for {kind.name}{why}; take {instead}")
 
 
 def _size(slices: Sequence[Slice]) -> int:

@@ -19,7 +19,7 @@ from hepti_mpi.cluster.boards import board_named
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile, Edges
 from hepti_mpi.errors import CapacityError, HeptiError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.models.spec import ModelSpec, product_formats, reduced
+from hepti_mpi.models.spec import ModelSpec, reduced
 from hepti_mpi.planning import baselines, methods
 from hepti_mpi.planning.bound import Bound, bound
 from hepti_mpi.planning.candidates import Candidate
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 def described(cluster: Cluster, spec: ModelSpec) -> ClusterProfile:
     """Return the profile that measuring a cluster of the lab would find."""
-    formats = product_formats(spec)
+    formats = spec.product_formats
     nodes = tuple(replace(board_named(host.board).node(host.name, formats), head_start_bytes=AHEAD) for host in cluster.hosts)
     pairs = [[(one, other) for other in cluster.hosts] for one in cluster.hosts]
     rates = tuple(tuple(0.0 if one is other else DATA * 125e3 * min(one.mbit, other.mbit) for one, other in row) for row in pairs)

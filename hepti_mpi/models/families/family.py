@@ -41,7 +41,7 @@ class Source:
 
     `transform`: "as is"; "heads" (the first two stored dims are one in the source); "transpose" (the last stored dim comes
     first in the source); "patches" (a convolution kernel); "positions" (position table, class token, patch bias and maybe registers in
-    one), where the table may be resized "bicubic", or "smooth": as Pillow resizes.
+    one), "positions bicubic" and "positions smooth", where the table may be resized, smooth: as Pillow resizes;
     "columns": as "transpose", of a part along the last dim; "interleaved": as "heads", each with its part of several; "plus one".
     `names`: tensor names with `{}` for the layer; more than one only for positions.
     `option`: the weight is zero, and must be absent from the source, if this entry of `spec.options` is false.

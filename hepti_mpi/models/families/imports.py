@@ -15,6 +15,7 @@ from hepti_mpi.models.untrusted import shown
 from hepti_mpi.wording import counted
 
 ALTERNATING = ("columns", "interleaved")  # transforms of equal parts that do not follow each other as rows of the tensor
+POSITIONS = ("positions", "positions bicubic", "positions smooth")
 FIRST_NAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))  # as norms were called once
 COMPUTED = {r"(.*\.)?((position|token_type)_ids|rotary_emb\.inv_freq)": "what some versions kept beside the weights"}
 MODULES = "head.modules."  # weights of sentence-transformers' modules, which are in files of their own
@@ -87,7 +88,7 @@ def source_shapes(transform: str, spec: ModelSpec, shape: tuple[int, ...]) -> li
         return [(shape[-1], math.prod(shape[:-1]))]
     if transform == "patches":
         return [(shape[0], spec.options["channels"], spec.options["patch_size"], spec.options["patch_size"])]
-    if transform.startswith("positions"):
+    if transform in POSITIONS:
         registers = spec.options.get("registers", 0)
         rows = 1 + spec.options["table"] ** 2 if "table" in spec.options else shape[0]
         return [(1, rows, shape[1]), (1, 1, shape[1]), (shape[1],), (1, registers, shape[1])]
@@ -110,10 +111,10 @@ def stored(one: Import, tensors: Sequence[np.ndarray]) -> np.ndarray:
         tensors = [tensors[0][slice(*one.span)]]
     if transform == "transpose":
         return np.ascontiguousarray(tensors[0].T).reshape(shape)  # [hidden, columns] -> [columns, hidden]
-    if transform.startswith("positions"):
+    if transform in POSITIONS:
         table, token, bias, *registers = tensors  # [1, positions, hidden], [1, 1, hidden], [hidden], [1, registers, hidden]
         more = registers[0][0] if registers else np.zeros((0, shape[1]), np.float32)
-        patches = resized(table[0, 1:], math.isqrt(shape[0] - 1 - len(more)), transform.endswith("smooth"))
+        patches = resized(table[0, 1:], math.isqrt(shape[0] - 1 - len(more)), transform == "positions smooth")
         return np.ascontiguousarray(np.concatenate([table[0, :1] + token[0], more, patches + bias]), np.float32)
     return np.ascontiguousarray(tensors[0]).reshape(shape)
 

@@ -1,0 +1,4 @@
+"""How many bytes go at once, where prices have to know it. Knows no message."""
+
+RING_BYTES = 16 << 10  # what a ring passes on at a time
+DIRECT_BYTES = 32 << 10  # of terms of a sum, at most, that go to each rank at once where ranks wait politely
