@@ -114,7 +114,7 @@ class Refinement:
 
     def freed(self, plan: Plan) -> list[Plan]:
         """Return a plan with its rows as if what travels were free, where several ranks have any."""
-        if len(plan.active) < 2:
+        if not plan.divided:
             return []
         rows = self.freely(plan)
         return [replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))]

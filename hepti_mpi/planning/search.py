@@ -105,7 +105,7 @@ class _Search:
             if not self.costs.fits(candidate):
                 continue
             fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
-            if len(plan.active) > 1:  # what another rank takes alone says nothing of what its part is worth
+            if plan.divided:  # what another rank takes alone says nothing of what its part is worth
                 keep_soonest(with_rank, plan.active, candidate.price.seconds)
             keep_soonest(by_ranks, [len(plan.active)], candidate.price.seconds)
             kind = kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
@@ -121,7 +121,7 @@ class _Search:
         tried = {layers[0] for _, layers, _ in choices}
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
-            if len(ones[0].plan.active) > 1 or ones is found[0]:
+            if ones[0].plan.divided or ones is found[0]:
                 keep_soonest(with_rank, ones[0].plan.active, ones[0].price.seconds)
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
@@ -130,10 +130,10 @@ class _Search:
         """Return the kinds, soonest first, but for one that is as good and sends much less: prices are not as exact as that, and what is
         sent can be late (of plans that were measured, it was sooner by 1 to 2 % in five of seven cases, in none later by 0.5 %)."""
         soonest = found[0][0]
-        if len(soonest.plan.active) == 1:
+        if not soonest.plan.divided:
             return found
         longest = AS_GOOD * preference(self.profile, found[0])[0]
-        as_good = [ones for ones in found if preference(self.profile, ones)[0] <= longest and len(ones[0].plan.active) > 1]
+        as_good = [ones for ones in found if preference(self.profile, ones)[0] <= longest and ones[0].plan.divided]
         leanest = min(as_good, key=lambda ones: ones[0].price.busy)
         if leanest[0].price.busy > soonest.price.busy * MUCH_LESS:
             return found
