@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, TOLD, over_cache
 from hepti_mpi.engine.graph import Graph
+from hepti_mpi.engine.opening import session
 from hepti_mpi.engine.pool import configure
-from hepti_mpi.engine.sessions import ELEMENT, bound, session
+from hepti_mpi.engine.sessions import ELEMENT, bound
 from hepti_mpi.models.blocks import Attention
 
 DIM, PASTS, COUNTS, TURNS = 64, (128, 1024, 4096), (1, 128), 5

@@ -85,14 +85,14 @@ SESSION = """
 import os, sys
 from pathlib import Path
 from onnx import TensorProto, helper
-from hepti_mpi.engine import pool, sessions
+from hepti_mpi.engine import opening, pool
 
 if sys.argv[1] == "shared":
     pool.configure(len(os.sched_getaffinity(0)))
 value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
 graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
 before = set(os.listdir("/proc/self/task"))
-made = sessions.session(graph, Path("."), "packed", len(os.sched_getaffinity(0)))
+made = opening.session(graph, Path("."), "packed", len(os.sched_getaffinity(0)))
 print(sorted(sorted(os.sched_getaffinity(int(thread))) for thread in set(os.listdir("/proc/self/task")) - before))
 """
 

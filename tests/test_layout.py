@@ -33,8 +33,8 @@ OWNERS = {
     "mpi4py": {"comm/ranks.py", "comm/exchange.py", "comm/launcher.py", "comm/mail.py"},
     "h5py": {"weights/hdf5.py"},
     "onnx": {"engine/graph.py", "engine/kernels.py", "engine/caching.py", "engine/sessions.py", "engine/timing.py",
-             "engine/glance.py"},
-    "onnxruntime": {"engine/runtime.py", "engine/caching.py", "engine/sessions.py", "engine/glance.py"},
+             "engine/glance.py", "engine/integers.py", "engine/opening.py"},
+    "onnxruntime": {"engine/runtime.py", "engine/opening.py", "engine/caching.py", "engine/sessions.py", "engine/glance.py"},
     "click": {"commands/*", "__main__.py"},
     "tokenizers": {
         "models/inputs/tokens.py", "models/checkpoints/tokenizerclasses.py", "models/checkpoints/tokenizing.py",

@@ -74,7 +74,7 @@ def test_packed_requests_do_not_see_each_other(name):
     requests = read_requests(model.spec, model.files, None)
     together, results = run(model.spec, model.files, weights, requests)
     alone = [run(model.spec, model.files, weights, [request]) for request in requests]
-    np.testing.assert_allclose(together, np.concatenate([hidden for hidden, _ in alone]), atol=1e-9)
+    np.testing.assert_allclose(together, np.concatenate([hidden for hidden, _ in alone]), atol=2e-6)  # BLAS adds by how many
     for result, (_, [own]) in zip(results, alone):
         for key in result:
             np.testing.assert_allclose(result[key], own[key], atol=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from layers import MADE
 
-from hepti_mpi.engine import kernels, runtime, sessions
+from hepti_mpi.engine import kernels, opening, runtime, sessions
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program.plan import Plan
@@ -30,9 +30,9 @@ def test_attention_in_parts(store_of, monkeypatch, case, name):
     steps may be rounded to either."""
     store, lengths = store_of(case, name), (2, 5, 4, 6)
     rows = np.random.default_rng(1).standard_normal((sum(lengths), store.spec.hidden), np.float32)
-    wanted, opsets, model = last_hidden_state(store, rows, lengths), [], sessions._model
+    wanted, opsets, model = last_hidden_state(store, rows, lengths), [], opening.model_of
     monkeypatch.setattr(kernels, "ATTENDS", False)
-    monkeypatch.setattr(sessions, "_model", lambda graph: opsets.append(model(graph).opset_import[0].version) or model(graph))
+    monkeypatch.setattr(opening, "model_of", lambda graph: opsets.append(model(graph).opset_import[0].version) or model(graph))
     np.testing.assert_allclose(last_hidden_state(store, rows, lengths), wanted, atol={"f32": 1e-5, "q8": 0.02}[name] * np.abs(wanted).max())
     assert opsets and max(opsets) < 23
 

@@ -8,7 +8,7 @@ from decoders import CASES
 from layers import MADE
 from onnx import TensorProto, helper
 
-from hepti_mpi.engine import kernels, sessions
+from hepti_mpi.engine import kernels, opening
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.products import LEAST, Made, Product
@@ -22,7 +22,7 @@ ROWS, WIDTH, OUTPUTS, BAD = 5, 64, 48, 2  # the row that is spoilt
 def session_of(graph, output):
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", output)]
     made = helper.make_graph(graph.nodes, "one", infos[:1], infos[1:], list(graph.initializers.values()))
-    return sessions.session(made, Path("."), "packed", 1)
+    return opening.session(made, Path("."), "packed", 1)
 
 
 def spoilt(values):

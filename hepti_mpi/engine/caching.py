@@ -17,9 +17,10 @@ from onnx import TensorProto, helper
 from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, MOST_FLOAT16, Own, Writing, within_float16
+from hepti_mpi.engine.opening import session
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.products import Made, OfStore, Product
-from hepti_mpi.engine.sessions import of_store, session
+from hepti_mpi.engine.sessions import of_store
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Rotary
 from hepti_mpi.models.formats import SCALES, VALUES, Blocks

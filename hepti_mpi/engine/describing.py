@@ -12,7 +12,7 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import FIGURES, OVERLAP, ROWS, Board, Call, Work
 from hepti_mpi.cluster.profile import PLAIN
-from hepti_mpi.engine import sessions
+from hepti_mpi.engine import integers, sessions
 from hepti_mpi.engine.glance import probe
 from hepti_mpi.engine.graph import MICROSOFT, Graph
 from hepti_mpi.engine.sessions import bound
@@ -129,9 +129,12 @@ def _quantised(spec: ModelSpec, kind: str, rows: int, threads: int) -> Callable[
     for number, (inner, outer) in enumerate(((spec.hidden, spec.ffn), (spec.ffn, spec.hidden))):
         output = ["y"] if number else None
         if kind == "int8":
-            weights = graph.constant(f"w{number}", np.resize(np.arange(-97, 98, dtype=np.int8), (inner, outer)))
-            scale = graph.constant(f"scale{number}", np.array(1e-3, np.float32))
-            value = graph.node("DynamicQuantizeMatMul", [value, weights, scale], output, MICROSOFT)
+            signed, middle = integers.signed_are_right(), integers.MIDDLE  # as products are made
+            some = np.arange(-97, 98, dtype=np.int8) if signed else np.arange(middle - 97, middle + 98, dtype=np.uint8)
+            weights = graph.constant(f"w{number}", np.resize(some, (inner, outer)))
+            worth = [graph.constant(f"scale{number}", np.array(1e-3, np.float32))]
+            worth += [] if signed else [graph.constant(f"middle{number}", np.array(middle, np.uint8))]
+            value = graph.node("DynamicQuantizeMatMul", [value, weights, *worth], output, MICROSOFT)
             continue
         blocks = inner // BLOCK
         weights = graph.constant(f"w{number}", np.resize(np.arange(251, dtype=np.uint8), (outer, blocks, BLOCK // 2)))

@@ -16,8 +16,8 @@ from hepti_mpi.cluster.profile import GLANCE, NodeProfile
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED
+from hepti_mpi.engine.opening import session
 from hepti_mpi.engine.products import Made, Multiple, Product
-from hepti_mpi.engine.sessions import session
 from hepti_mpi.models.formats import F32, FORMATS, VALUES, Format
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.weights.slices import Slice

@@ -2,8 +2,8 @@
 
 float16 weights become float32 when a session is made: no kernel multiplies by them. 8-bit columns are multiplied by rows that are rounded
 to 8 bits too, each with a scale of its own, so that it does not matter which rows are together; a rank that holds a part of the sum takes
-the scale of its own part of the row. Blocks are multiplied as MatMulNBits does with 8-bit rows (accuracy level 4: lower ones turn
-8-bit weights into float32 at each call).
+the scale of its own part of the row. Where the processor gets signed weights wrong they are made unsigned. Blocks are multiplied as
+MatMulNBits does with 8-bit rows (accuracy level 4: lower ones turn 8-bit weights into float32 at each call).
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from hepti_mpi.engine import integers
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.models.formats import CHANNELS, F16, F32, SCALES, VALUES, Blocks
 from hepti_mpi.weights.slices import Slice
@@ -129,10 +130,14 @@ class Product:
             scale = graph.node("Add", [scale, self._unsound()])
         if self.weight.inner:  # done once, when a session is made
             weight = graph.node("Transpose", [weight], perm=[1, 0])
+        middle = [] if integers.signed_are_right() else [graph.constant("middle", np.array(integers.MIDDLE, np.uint8))]
+        if middle:  # done once, too: another highest bit is 128 more, in one byte
+            flipped = graph.node("BitwiseXor", [weight, graph.constant("highest", np.array(-integers.MIDDLE, np.int8))])
+            weight = graph.node("Cast", [flipped], to=DTYPES["uint8"])
         # it multiplies rows by their scales in place, but with one thread only: several are sooner with a node of its own
         inside = graph.threads == 1
         one = scale if inside else graph.constant("one", np.array(1, np.float32))
-        inputs, outputs = [whole, weight, one, self.part(SCALES, (self.outputs,)), zero], [output] if output else None
+        inputs, outputs = [whole, weight, one, self.part(SCALES, (self.outputs,)), zero, *middle], [output] if output else None
         found = graph.node("MatMulIntegerToFloat", inputs, outputs if inside else None, MICROSOFT)
         return found if inside else graph.node("Mul", [found, scale], outputs)
 

@@ -15,12 +15,10 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.memory import usable_memory
-from hepti_mpi.engine import pages
+from hepti_mpi.engine import opening, pages
 from hepti_mpi.engine.bounds import Bounds
-from hepti_mpi.engine.cores import core_each
-from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
+from hepti_mpi.engine.graph import DTYPES, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
-from hepti_mpi.engine.pool import POOL
 from hepti_mpi.engine.runtime import KEEPS_PACKED
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F16, F32
@@ -29,8 +27,6 @@ from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.prepacked import key_of, processor_name
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
-
-onnxruntime.disable_telemetry_events()  # its wheels from 1.32 on have an address on the internet to tell what is run and on what
 
 Held = Mapping[Op, Mapping[str, Slice]]  # the operations of a step that a rank takes part in, with its slices by what each is to it
 ELEMENT = {
@@ -41,23 +37,8 @@ ELEMENT = {
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.bool_): TensorProto.BOOL,
 }
-OPSETS = {"Attention": 23, "block_size": 21}  # of nodes, or attributes, that are younger than the others
-PROVIDERS = ["CPUExecutionProvider"]
 KEPT = "segment.onnx"  # what a file of weights that are kept packed belongs to
 LEAST_ROOM = 1 << 20  # bytes of such files besides weights
-
-
-def _begin() -> None:
-    """Set up what all sessions share: without one allocator each of some fifty keeps an arena for intermediate values."""
-    onnxruntime.set_default_logger_severity(4)
-    pages.one_heap()
-    memory = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
-    arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, not a power of two
-    with core_each(POOL.threads or 1):  # the threads of a shared pool start here, not with a session
-        if POOL.shared and POOL.threads is not None:
-            onnxruntime.set_global_thread_pool_sizes(POOL.threads, 1)
-        onnxruntime.create_and_register_allocator(memory, arena)
-    POOL.in_use = True
 
 
 def versions() -> dict[str, str]:
@@ -142,7 +123,7 @@ def of_store(
         if mode == "mapped":
             _check_memory(store, pieces)
         mode = "packed"
-    return session(graph, store.file.parent, mode, threads)
+    return opening.session(graph, store.file.parent, mode, threads)
 
 
 def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads: int) -> onnxruntime.InferenceSession | None:
@@ -150,7 +131,7 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
 
     ONNX Runtime packs them at each load all the same, to see whether those in the file are the same, and takes the file's if they are.
     """
-    prepacked, model = store.prepacked, _model(graph)
+    prepacked, model = store.prepacked, opening.model_of(graph)
     assert prepacked is not None
     if not KEEPS_PACKED:
         prepacked.fail(RuntimeError(f"onnxruntime {onnxruntime.__version__} cannot use them, 1.32 can"))
@@ -159,11 +140,11 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
     key = key_of(content, store.content(pieces), json.dumps(versions()).encode())
 
     def write(folder: Path) -> None:
-        options = _options(threads, store.file.parent)
+        options = opening.options(threads, store.file.parent)
         options.optimized_model_filepath = str(folder / KEPT)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-        _loaded(content, options, threads)
+        opening.loaded(content, options, threads)
 
     found = prepacked.find(key)
     if found is None:
@@ -174,7 +155,7 @@ def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads
     if found is None:
         return None
     try:
-        made = _loaded(str(found / KEPT), _options(threads), threads)
+        made = opening.loaded(str(found / KEPT), opening.options(threads), threads)
     except Exception as error:  # whatever it has against a file that it wrote
         prepacked.fail(error, found)
         return None
@@ -190,44 +171,6 @@ def _check_memory(store: Store, pieces: Sequence[Slice]) -> None:
         raise StoreError(f"mapped weights in other formats than f32 are packed into memory {where}: {need} bytes, {free} are free")
 
 
-def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
-    """Return the session of a graph whose weights are in `folder`; `mode`: whether they are "packed" in memory or read from the file as
-    they are ("mapped")."""
-    options = _options(threads, folder)
-    options.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
-    return _loaded(_model(graph).SerializeToString(), options, threads)
-
-
-def _loaded(model: str | bytes, options: onnxruntime.SessionOptions, threads: int) -> onnxruntime.InferenceSession:
-    """Return the session of a model or of the file that it is in."""
-    with core_each(threads):
-        return onnxruntime.InferenceSession(model, options, providers=PROVIDERS)
-
-
-def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
-    used = {name for node in graph.node if not node.domain for name in (node.op_type, *(one.name for one in node.attribute))}
-    opsets = [helper.make_opsetid("", max([18, *(OPSETS.get(name, 0) for name in used)])), helper.make_opsetid(MICROSOFT, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
-
-
-def _options(threads: int, folder: Path | None = None) -> onnxruntime.SessionOptions:
-    """Return what all sessions have in common; `folder`: of the files with weights, where it is not the model's."""
-    if POOL.threads is not None and not POOL.in_use:
-        _begin()
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = not POOL.shared
-    if options.use_per_session_threads:
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # between two runs other sessions want the cores
-    options.enable_mem_pattern = False  # it keeps a block per shape that was seen
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    return options
-
-
 @cache
 def _summing(terms: int, block: int | None) -> onnxruntime.InferenceSession:
     """Return the session that adds float16 terms to x [r, w] or, where `block` columns have a scale, int8 ones to x [n, block]."""
@@ -240,7 +183,8 @@ def _summing(terms: int, block: int | None) -> onnxruntime.InferenceSession:
         total = graph.node("Add", [total, term], ["y"] if number == terms - 1 else None)
     values = [helper.make_tensor_value_info(name, kind, None) for name, kind in infos]
     y = helper.make_tensor_value_info("y", float_, None)
-    return session(helper.make_graph(graph.nodes, "summing", values, [y], list(graph.initializers.values())), Path("."), "packed", 1)
+    made = helper.make_graph(graph.nodes, "summing", values, [y], list(graph.initializers.values()))
+    return opening.session(made, Path("."), "packed", 1)
 
 
 def add_short(target: np.ndarray, own: np.ndarray, terms: Sequence[tuple[np.ndarray, ...]]) -> Callable[[], None]:
