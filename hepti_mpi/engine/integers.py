@@ -16,9 +16,9 @@ MIDDLE = 128  # which unsigned number is 0, where weights are made such: 0 stays
 def signed_are_right() -> bool:
     """Return whether rows in unsigned numbers times weights in signed ones come to what they should, which is tried.
 
-    AVX2 and AVX-512 without VNNI add two products at once in 16 bits, where 255 x 127 twice is too much and is cut off without a word: a
-    layer of some model was off by a fifth. Both sides unsigned are right everywhere, and take 1.1 to 1.5 times as long on such processors.
-    Source: ONNX Runtime's page "Quantize ONNX models" on U8S8 and saturation.
+    AVX2 and AVX-512 without VNNI add two products at once in 16 bits, where 255 x 127 twice is too much and is cut off without a word; of
+    random numbers a sum can be off by a fifth. With both sides unsigned they add in 32 bits, which takes longer.
+    Source: ONNX Runtime's page "Quantize ONNX models", on U8S8 and saturation.
     """
     rows, weights = np.full((2, 16), 255, np.uint8), np.full((16, 32), 127, np.int8)
     right = rows.astype(np.int32) @ weights.astype(np.int32)
