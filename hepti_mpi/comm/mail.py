@@ -23,6 +23,7 @@ from hepti_mpi.comm.ranks import PART_BYTES, Comm
 
 HEAD, CONTENT = 1, 2  # tags
 MOVING_SECONDS, LOOK_SECONDS = 500e-6, 3e-3  # between two looks: while something travels or did just now, and when none has for long
+IDLE_LOOK_SECONDS = 0.05  # the same of a rank that has no part in what is done: its host's cores may be another rank's
 LOOK_PART = 1 / 8  # between two looks, of the time since the last letter: what is asked again and again is not kept waiting
 QUIET_PART = 0.2  # of the deadline that a rank is silent for at most
 LONG_PART = 0.5  # of the deadline without a word, after which a rank is waited for
@@ -56,15 +57,17 @@ class Mail:
     """What a rank sends and receives. Every rank of `world` makes one, and closes it."""
 
     def __init__(
-        self, world: Comm, partners: Collection[int] = (), followers: Collection[int] = (), lead: int | None = None, pause: Pause = nap
+        self, world: Comm, partners: Collection[int] = (), followers: Collection[int] = (), lead: int | None = None, pause: Pause = nap,
+        idle: bool = False,
     ) -> None:  # fmt: skip
         """`partners`: the other ranks that hear of this one, and of which it hears, also where there is nothing to say; `followers`: those
         that only hear of it; nobody else writes to a rank that has partners. `lead`: whom a rank without any waits for that looks for
-        letters itself, and `pause`: what it does between two looks when it is about to compute. Collective."""
+        letters itself, and `pause`: what it does between two looks when it is about to compute; `idle`: nobody writes to this rank but
+        in the end. Collective."""
         assert isinstance(world.patience, Patience), "mail is between the ranks of a job"
         self.rank, self.size, self.patience, self.turn = world.rank, world.size, world.patience, world.turn
         self.partners = sorted(set(partners) - {world.rank})
-        self.lead, self.pause = lead, pause
+        self.lead, self.pause, self.most = lead, pause, IDLE_LOOK_SECONDS if idle else LOOK_SECONDS
         with world.patience.waiting():
             self.mpi = world.mpi.Dup()
         self.boxes: dict[str, queue.SimpleQueue[Letter]] = {}
@@ -177,7 +180,7 @@ class Mail:
                 with self.turn:
                     moving = self._look()
                 self._note()
-                if self.awake.wait(MOVING_SECONDS if moving else until_look(time.monotonic() - self.last)):
+                if self.awake.wait(MOVING_SECONDS if moving else until_look(time.monotonic() - self.last, self.most)):
                     self.awake.clear()
         except BaseException as error:  # noqa: BLE001  whoever takes letters raises it
             self.error = error
@@ -241,13 +244,13 @@ class Mail:
         self.patience.hear(list(late), min(late.values(), default=0.0))
 
 
-def until_look(quiet: float) -> float:
-    """Return the seconds until the next look where the last letter was `quiet` seconds ago.
+def until_look(quiet: float, most: float = LOOK_SECONDS) -> float:
+    """Return the seconds until the next look, `most` at most, where the last letter was `quiet` seconds ago.
 
-    >>> [until_look(quiet) for quiet in (0.0, 0.008, 10.0)]
-    [0.0005, 0.001, 0.003]
+    >>> [until_look(quiet) for quiet in (0.0, 0.008, 10.0)], until_look(10.0, IDLE_LOOK_SECONDS)
+    ([0.0005, 0.001, 0.003], 0.05)
     """
-    return min(max(MOVING_SECONDS, LOOK_PART * quiet), LOOK_SECONDS)
+    return min(max(MOVING_SECONDS, LOOK_PART * quiet), most)
 
 
 def _pieces(values: np.ndarray) -> list[np.ndarray]:

@@ -207,7 +207,8 @@ def mail_of(world: Comm, placement: Placement, crew: Crew | None) -> Mail:
     """Return this rank's end of what teams say to each other. Collective."""
     own = partners(placement, world.rank, world.size)
     if crew is None or crew.leads:
-        return Mail(world, own, crew.members[1:] if crew else ())
+        apart = set(placement.leads) == {0} if world.rank == 0 else crew is None  # the others have nothing to say
+        return Mail(world, own, crew.members[1:] if crew else (), idle=apart)
     return Mail(world, own, lead=None if world.rank == 0 else crew.members[0], pause=crew.machine.exchanges.pause)  # rank 0 dispatches
 
 

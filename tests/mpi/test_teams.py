@@ -1,11 +1,13 @@
 """Teams and stages on real ranks against transformers' outputs: alone, in stages, divided, and all of these at once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_answers import COLUMNS, GOLDEN, HEADS, ROWS, check_results, desk_of, opened, plan_of
 
 from hepti_mpi import splits
-from hepti_mpi.comm.mail import Mail
+from hepti_mpi.comm.mail import IDLE_LOOK_SECONDS, LOOK_SECONDS, Mail
 from hepti_mpi.engine import crew as crews
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.serving import teams
@@ -81,6 +83,19 @@ def teams_answerer(store):
     from hepti_mpi.serving.request import Answerer
 
     return Answerer(store, EVERYTHING)
+
+
+@pytest.mark.parametrize("members", [(0,), (1,), (0, 1)])
+def test_who_has_no_part_looks_seldom(machine, folder, members):
+    """Its host's cores are another rank's; also rank 0's, where nobody else leads a team."""
+    world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
+    members = tuple(rank for rank in members if rank < world.size) or (0,)
+    placement = Placement(tuple(pipeline(store, [[rank]]) for rank in members))
+    crew = SimpleNamespace(leads=True, members=(world.rank,)) if world.rank in members else None
+    mail = teams.mail_of(world, placement, crew)
+    mail.close()
+    hears = members != (0,) if world.rank == 0 else world.rank in members
+    assert mail.most == (LOOK_SECONDS if hears else IDLE_LOOK_SECONDS)
 
 
 def test_letters_of_all_sizes(machine):
