@@ -42,23 +42,27 @@ def teams(options: argparse.Namespace, folder: Path) -> int:
     weights = options.weights or sliced("minilm", folder / "minilm.h5")
     whole, (name, hosts) = inputs(folder / "all.npz", mixed(options), 30), SMALL
     words = ["--weights", str(weights), "--memory-limit", MEMORY, "--objective", "throughput"]
-    with Lab(name, share=[folder, weights.parent]) as lab:
+    cluster = cluster_named(name).in_slow_motion(1 if options.slow is None else options.slow)
+    with Lab(cluster, share=[folder, weights.parent]) as lab:
         command = [*PROGRAM, "run", *words, "--input", str(whole), "--output", str(folder / "out.npz")]
         done = lab.mpirun(command, hosts=hosts, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode:
         raise LabError(f"a run ended with code {done.returncode}: {done.stderr[-300:]}")
     say(done.stderr)
     record = json.loads(done.stdout.splitlines()[-1])
+    late = max(rank["late"] for rank in record["ranks"])
+    rates = ("rows_per_second", "busy_rows_per_second", "predicted_rows_per_second")
     print_table(("team", "does", "rows/s", "when busy", "planned", "busy"), [
-        (", ".join(hosts[rank] for rank in team["members"]), team["does"], f"{team['rows_per_second']:.0f}",
-         f"{team['busy_rows_per_second']:.0f}", f"{team['predicted_rows_per_second']:.0f}", f"{team['busy']:.2f}")
+        (", ".join(hosts[rank] for rank in team["members"]), team["does"], *(f"{team[rate] * cluster.slow:.0f}" for rate in rates),
+         f"{team['busy']:.2f}")
         for team in record["teams"]
     ])  # fmt: skip
     part = record["rows_per_second"] / record["predicted_rows_per_second"]
     missed = [] if abs(part - 1) <= NEAR else [f"{name}: {part:.3f} of what was planned"]
     for sentence in missed:
         say(f"missed: {sentence}")
-    print(json.dumps({"format": "hepti-teams-tried", "boards": hosts, "memory": MEMORY, "part": part, "run": record, "missed": missed}))
+    tried = {"boards": hosts, "memory": MEMORY, "slow": cluster.slow, "late": late, "part": part, "run": record, "missed": missed}
+    print(json.dumps({"format": "hepti-teams-tried", **tried}))
     return 1 if missed else 0
 
 
