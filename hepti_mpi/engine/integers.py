@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from hepti_mpi.engine import opening
 from hepti_mpi.engine.graph import MICROSOFT, Graph
 
-MIDDLE = 128  # which unsigned number is 0, where weights are made such: 0 stays in the middle
+MIDDLE = 128  # of 256 whole numbers, which is 0 where as many are below it as above
 
 
 @cache

@@ -21,7 +21,7 @@ from hepti_mpi.weights.store import Store
 
 # below which an activation gives nothing; that of tanh is as far from 0 as its most, and the rest have none
 LEAST = {"relu": 0.0, "gelu": -0.17, "gelu_10": -0.17, "gelu_tanh": -0.1701, "quick_gelu": -0.1637, "silu": -0.2785, "mish": -0.3089}
-MIDDLE, BELOW = 128, 32  # of 256 whole numbers: those below 0, where values may be anything; where they are hardly below 0
+BELOW = 32  # of 256 whole numbers, those below 0 where values are hardly below it; where they may be anything, as many as to the middle
 
 
 class Source(Protocol):
@@ -147,7 +147,7 @@ class Product:
         graph, channels = self.graph, self.source.parts(self.weight)[CHANNELS].reshape(-1)
         even = bool((channels == 1).all())
         least = self.least if even else None
-        below = MIDDLE if least is None else BELOW if least else 0
+        below = integers.MIDDLE if least is None else BELOW if least else 0
         zero = graph.constant(f"from_{below}", np.array(below, np.uint8))
         key = self.x, None if even else channels.tobytes(), below
         if key not in graph.rounded:

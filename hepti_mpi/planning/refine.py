@@ -30,8 +30,8 @@ MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
 NEAREST = 2  # plans after a first move from which a second one is tried
 MOST_IMPROVED = 6  # candidates
 HOPE = 1.1  # candidates that promise to be this much slower than the best may still win
-CUTTING = 1.2  # times the best whole one: what is slower before it is cut is not cut
 FIRST_HOPE = 1.15  # the first of a strategy, too
+CUTTING = 1.2  # times the best that is not cut: what its busiest rank alone makes slower is not cut either
 WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
 NEAR_BEST = 2  # candidates that are climbed by several moves at once
 
@@ -66,7 +66,8 @@ class Refinement:
         for number, (_, hope, starts) in enumerate(promising):
             plan, best = starts[0].plan, min((ones[0] for ones in found), key=order, default=None)
             first = plan.divided and plan.strategy not in climbed  # one rank has nothing to improve
-            most = FIRST_HOPE if first else HOPE if number < MOST_IMPROVED else 0.0  # a few layers may promise too much of the best one
+            most = FIRST_HOPE if first else HOPE if number < MOST_IMPROVED else 0.0
+            # a few layers may promise too much of the best one
             if best and hope > most * best.price.seconds and (not most or hope > most * self.whole(best.plan)):
                 found.append(starts[:1])
             else:
@@ -99,7 +100,8 @@ class Refinement:
         found, soonest = list[Candidate](), self.cut(self.to_cut(starts))
         if soonest is None or soonest.price.seconds > starts[0].price.seconds * CUT:
             found.append(self.climb(starts[0]))
-            soonest = min(filter(None, (soonest, self.cut(self.to_cut(found)[:1]))), key=order, default=None)
+            reached = self.cut([found[0].plan]) if self.divisible(found[0].plan) else None
+            soonest = min(filter(None, (soonest, reached)), key=order, default=None)
         if soonest and (not found or soonest.price.seconds < found[0].price.seconds * WORTH_A_CLIMB):
             found.append(self.climb(soonest))
         return sorted(found, key=order)
