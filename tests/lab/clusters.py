@@ -75,8 +75,8 @@ class Cluster:
         raise LabError(f"no host {name} in {self.name}; it has: {', '.join(host.name for host in self.hosts)}")
 
     def in_slow_motion(self, times: float) -> "Cluster":
-        """Return the cluster with everything `times` as slow as in the file. Raises LabError where that is no cluster."""
-        more = _checked(times, 1, 100, f"slow motion of {self.name}") / self.slow
+        """Return the cluster with everything `times` as slow as in the file, below 1 as much sooner. Raises LabError where that is none."""
+        more = _checked(times, 0.1, 100, f"slow motion of {self.name}") / self.slow
         hosts = (
             replace(host, board=slower(host.board, more), mbit=host.mbit / more, latency_us=host.latency_us * more) for host in self.hosts
         )
