@@ -24,6 +24,11 @@ def test_the_limit_of_a_group_of_any_name(name, version, where, names, tmp_path,
         (group.parent / file).write_text(value)
     (tmp_path / "cgroup").write_bytes(b"7:cpu:/\n" + version + name + b"/inner\n")
     assert memory._cgroups() == [(5000, 1000)] and memory.usable_memory(4) <= 1000
+    told = {"anon": 100, "active_file": 300, "inactive_file": 400}
+    if where:  # version 1 tells both, of this group alone and with those below it
+        told = {"active_file": 30, "inactive_file": 40} | {f"total_{kind}": size for kind, size in told.items()}
+    (group.parent / "memory.stat").write_text("".join(f"{kind} {size}\n" for kind, size in told.items()))
+    assert memory._cgroups() == [(5000, 300)]  # what was downloaded, and lies in the kernel's cache, is not in use
 
 
 @pytest.mark.parametrize("mates, neighbours, right", [(1, 1, 5000), (2, 2, 2500), (1, 8, 1250), (2, 8, 1250), (1, 1, 5000)])

@@ -32,7 +32,8 @@ def _mem_available() -> int:
 
 
 def _cgroups() -> list[tuple[int, int]]:
-    """Return (limit, used) of every memory cgroup around this process, versions 1 and 2."""
+    """Return (limit, used) of every memory cgroup around this process, versions 1 and 2. What the kernel keeps of files is not in use, as
+    it is not in what it calls available: it gives that up."""
     found = []
     try:
         lines = [os.fsdecode(line) for line in (PROCESS / "cgroup").read_bytes().split(b"\n")[:-1]]  # a name may hold anything else
@@ -49,10 +50,20 @@ def _cgroups() -> list[tuple[int, int]]:
             try:
                 limit, used = ((folder / name).read_text().strip() for name in names)
                 if limit.isdigit() and int(limit) < 1 << 60:
-                    found.append((int(limit), int(used)))
+                    found.append((int(limit), max(0, int(used) - _of_files(folder))))
             except OSError:
                 pass
             if folder == base or base not in folder.parents:
                 break
             folder = folder.parent
     return found
+
+
+def _of_files(group: Path) -> int:
+    """Return the bytes of files that are in the memory of a cgroup and of those below it, 0 where it does not say."""
+    try:
+        words = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
+    except OSError:
+        return 0
+    told = {name: int(size) for name, size in words}
+    return sum(told.get(f"total_{name}", told.get(name, 0)) for name in ("active_file", "inactive_file"))  # total_: of version 1

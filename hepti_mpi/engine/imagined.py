@@ -116,11 +116,11 @@ class TextLayers:
         return step_work(self.spec, self.part.plan, 0, self.compute, texts, float(texts * (length + 1)))
 
 
-def divided(spec: ModelSpec) -> tuple[DecodingPart, DecodingPart]:
-    """Return what a rank has that holds just enough to outdo the caches of a processor, if the model has as much, and what one has that
-    holds next to nothing of as many layers."""
-    count = max(1, min(spec.layers, -(-beyond_caches() // spec.bytes_of_layer)))
-    share = min(1.0, beyond_caches() / (count * spec.bytes_of_layer))
+def divided(spec: ModelSpec, held: int) -> tuple[DecodingPart, DecodingPart]:
+    """Return what a rank has that holds just `held` bytes, if the model has as much, and what one has that holds next to nothing of as
+    many layers."""
+    count = max(1, min(spec.layers, -(-held // spec.bytes_of_layer)))
+    share = min(1.0, held / (count * spec.bytes_of_layer))
     return _part(spec, count, share), _part(spec, count, 0.0)
 
 

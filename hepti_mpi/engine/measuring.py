@@ -30,6 +30,7 @@ QUICKLY = 0.25  # of the time that a real board's kernels are called: of an emul
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
 WHOLE = (8,) * 8, (24,) * 8, (24, *(8,) * 7)  # lengths of those that go through whole layers: in the last one most are padded
+HELD = 16  # so many times the weights of whole layers of texts fit into memory: those of a large model take several times theirs to load
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 
 
@@ -52,12 +53,13 @@ def measured(
     edges = edges_of(spec.hidden) if world.rank == 0 else Edges()
     used = spec.product_formats
     if one_alone:
-        made = timers(spec, threads, used, not emulation.on)
+        made = timers(spec, threads, used, not emulation.on, memory // HELD)
         with cores.apart_from_threads():
             alone = timed(made, rows, spec.positions, emulation, alone_clock, None)
+        del made  # before the others make theirs: both need memory
     cores.use(alone=False)
     world.barrier()
-    made = timers(spec, cores.threads, used, not emulation.on)
+    made = timers(spec, cores.threads, used, not emulation.on, memory // HELD)
     with cores.apart_from_threads():
         own = timed(made, rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()

@@ -1,5 +1,6 @@
 """The kernels by which a machine's speed is timed, as the engine runs its own. Knows no clock, store, plan or exchange."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -69,11 +70,12 @@ class Timers:
     table: tuple[Callable[[int], Callable[[], None]], int] | None = None
 
 
-def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool = True) -> Timers:
+def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool = True, most: int = sys.maxsize) -> Timers:
     """Return the kernels that are timed, whose sessions are all made here, where this thread may use all of the rank's cores: their threads
     start with those. They are at the shapes of `spec`: chains of MLP products that are larger than most caches, as the layers of a model
     are, attention among packed requests, one LayerNorm with residual, and one activation. `used`: the part of the weights in each format;
-    `whole`: with whole layers."""
+    `whole`: with whole layers; `most`: bytes of weights that whole layers of texts may have, and a table: fewer than outdo all caches."""
+    held = min(most, beyond_caches())
     hidden, (tile, weights) = spec.hidden, chained(spec)
     gemm, between = products(spec, threads, used), products(spec, threads, used, 1)
     mixing = Graph()
@@ -119,17 +121,17 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
         formats=used,
         layers=_layers(spec, threads, plain, used) if whole else None,
         cached=_cached(spec, threads) if spec.generates else None,
-        texts=[text_layers(part, threads) for part in divided(spec)] if spec.generates and whole else (),
-        table=_table(spec, threads) if spec.generates and whole else None,
+        texts=[text_layers(part, threads) for part in divided(spec, held)] if spec.generates and whole else (),
+        table=_table(spec, threads, held) if spec.generates and whole else None,
     )
 
 
-def _table(spec: ModelSpec, threads: int) -> tuple[Callable[[int], Callable[[], None]], int]:
-    """Return some rows times as much of the table of words as outdoes most caches, and the bytes of that in memory."""
+def _table(spec: ModelSpec, threads: int, held: int) -> tuple[Callable[[int], Callable[[], None]], int]:
+    """Return some rows times `held` bytes of the table of words, or all of it, and the bytes of that in memory."""
     (words,) = (step for step in spec.back if isinstance(step, Words))
     weight = spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
     each = max(1, weight.format.held(weight.shape, 1) // words.size)
-    piece = replace(span(weight, 0, min(words.size, -(-beyond_caches() // each))), inner=1)
+    piece = replace(span(weight, 0, min(words.size, -(-held // each))), inner=1)
     chain = Graph()
     Product(chain, Made(MadeUp(spec).parts(piece)), "x", piece, looks=False).write(None, "y")
     made = probe(chain, ["x"], threads)
