@@ -24,7 +24,7 @@ def looks(store, monkeypatch):
     monkeypatch.setattr(sessions.Bounds, "add", lambda self, op, own: asked.append(op) or add(self, op, own))
     monkeypatch.setattr(sessions, "of_store", lambda graph, *given: graphs.append(graph))
     sessions.build(step, store, part.held(step), part.heads, "packed", 1)
-    return sum(node.kind == "ReduceSum" for node in graphs[0].nodes), bool(asked)
+    return sum(node.op_type == "ReduceSum" for node in graphs[0].node), bool(asked)
 
 
 @pytest.fixture

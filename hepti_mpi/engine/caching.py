@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
-from hepti_mpi.engine import proto
 from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, MOST_FLOAT16, Own, Writing, within_float16
@@ -31,7 +32,7 @@ from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
 
 # what segments are told of a step: rows as [sequences, rows of each, numbers], rows that each sequence has, and the most that any has
-TOLD = {"shape": (proto.INT64, 1), "reach": (proto.INT32, 1), "most": (proto.INT32, 0)}
+TOLD = {"shape": (TensorProto.INT64, 1), "reach": (TensorProto.INT32, 1), "most": (TensorProto.INT32, 0)}
 HEAD_STEP, TURNED_STEP = 8, 16  # numbers of a head that GroupQueryAttention takes at once, and where it turns them too
 KEYS, ROWS, ALL_KEYS, ALL_ROWS = "past_keys.{}", "past_values.{}", "keys.{}", "values.{}"
 
@@ -75,7 +76,7 @@ def cached_segment(
             writing.finite.add(op)
         kernel(writing, op, own)
     told = tuple(TOLD) if writing.layers else ()
-    made = _whole(writing.graph, inputs, outputs, told, writing.layers, tuple(writing.turns), cache)
+    made = _proto(writing.graph, inputs, outputs, told, writing.layers, tuple(writing.turns), cache)
     wanted, layers, turns = tuple(writing.graph.indexes), tuple(writing.layers), tuple(writing.turns)
     pieces = [piece for own in held.values() for piece in own.values()]
     return CachedSegment(of_store(made, store, pieces, mode, threads), inputs, outputs, zeros, told, wanted, layers, turns)
@@ -210,12 +211,12 @@ def check_cached(block: Attention) -> None:
         raise ModelError(f"heads of {block.dim} numbers are not supported for text: their width must be a multiple of {HEAD_STEP}")
 
 
-def _whole(
+def _proto(
     graph: Graph, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str] = (), layers: Sequence[int] = (),
     turns: Sequence[str] = (), cache: str = FULL,
-) -> proto.WholeGraph:  # fmt: skip
-    def value(name: str, dims: int, kind: int = proto.FLOAT) -> bytes:
-        return proto.value(name, kind, [None] * dims)
+) -> onnx.GraphProto:  # fmt: skip
+    def value(name: str, dims: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, [None] * dims)
 
     infos = [value(name, 2) for name in inputs]
     infos += [value(name, dims, kind) for name, (kind, dims) in ((name, TOLD[name]) for name in told)]
@@ -224,7 +225,7 @@ def _whole(
     infos += [value(name.format(layer), 4, DTYPES[cache]) for layer in layers for name in (KEYS, ROWS)]
     given = [value(name, 2) for name in outputs]
     given += [value(name.format(layer), 4, DTYPES[cache]) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
-    return graph.whole("segment", infos, given)
+    return helper.make_graph(graph.nodes, "segment", infos, given, list(graph.initializers.values()))
 
 
 def attention_chain(block: Attention, layers: int, cache: str, threads: int) -> onnxruntime.InferenceSession:
@@ -236,7 +237,7 @@ def attention_chain(block: Attention, layers: int, cache: str, threads: int) -> 
         reads = [value, "k", "v"] if cache == FULL else [graph.node("Cast", [name], to=DTYPES[cache]) for name in (value, "k", "v")]
         mixed = over_cache(graph, block, layer, reads, (block.heads, block.kv_count), cache)
         value = graph.node("Reshape", [mixed, flat], ["y"] if layer == layers - 1 else None)
-    return session(_whole(graph, ["x", "k", "v"], ["y"], tuple(TOLD), range(layers), cache=cache), Path("."), "packed", threads)
+    return session(_proto(graph, ["x", "k", "v"], ["y"], tuple(TOLD), range(layers), cache=cache), Path("."), "packed", threads)
 
 
 def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, threads: int) -> onnxruntime.InferenceSession:
@@ -245,4 +246,4 @@ def words_session(store: Store, table: Slice, bias: Slice | None, mode: str, thr
     assert prod(table.shape)
     Product(writing.graph, OfStore(store), "x", table).write(writing.vector(bias) if bias else None, "y")
     pieces = [table] if bias is None else [table, bias]
-    return of_store(_whole(writing.graph, ["x"], ["y"]), store, pieces, mode, threads)
+    return of_store(_proto(writing.graph, ["x"], ["y"]), store, pieces, mode, threads)

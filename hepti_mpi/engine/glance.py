@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.profile import GLANCE, NodeProfile
-from hepti_mpi.engine import proto
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED
@@ -80,7 +80,9 @@ def format_of(place: float, used: Mapping[str, float]) -> Format:
     return FORMATS[list(used)[min(int(np.searchsorted(ends, place)), len(used) - 1)]]
 
 
-def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = proto.FLOAT) -> onnxruntime.InferenceSession:
+def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
     """Return the session of a graph that writes `y`, of the ONNX type `kind`."""
-    infos = [proto.value(name, ASKED.get(name, (proto.FLOAT, 2))[0]) for name in inputs]
-    return session(graph.whole("probe", infos, [proto.value("y", kind)]), Path("."), "packed", threads)
+    infos = [helper.make_tensor_value_info(name, ASKED.get(name, (TensorProto.FLOAT, 2))[0], None) for name in inputs]
+    result = helper.make_tensor_value_info("y", kind, None)
+    made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
+    return session(made, Path("."), "packed", threads)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from onnx import TensorProto
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
-from hepti_mpi.engine import pages, proto
+from hepti_mpi.engine import pages
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
 from hepti_mpi.engine.glance import PROBE_BYTES, chained, format_of, probe, products
 from hepti_mpi.engine.graph import Graph
@@ -91,8 +92,8 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
     activate(turning, kind, "x", None if kind in WITHOUT_BIAS else turning.constant("one", np.ones(hidden, np.float32)), "y")
     activations = probe(turning, ["x"], threads)
     casting = Graph()
-    casting.node("Cast", ["x"], ["y"], to=proto.FLOAT16)
-    casts = probe(casting, ["x"], threads, proto.FLOAT16)
+    casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
+    casts = probe(casting, ["x"], threads, TensorProto.FLOAT16)
     rows = min(128, spec.positions)
     some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
     product = np.empty((rows, hidden), np.float32)  # what the others handle lies where the threads of a product have left it
