@@ -12,6 +12,7 @@ from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, FORMATS, Place, Within, one_of, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.weights.places import FIRST_PART, check_new, no_model
+from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
+LESS = 0.8  # of the memory of a format that a mix with one of fewer bits is worth its trials for
+FINEST = 32  # parts of the products to one of which it is found how many have to be kept
 
 
 @click.command("slice")
@@ -140,34 +143,87 @@ def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accurac
 
 
 def _write_fewest(store: Path, model: "ModelFiles", head: str | None, error: float) -> None:
-    """Write the store in the format of the fewest bits that costs at most `error`. Raises ModelError where that cannot be measured."""
-    from hepti_mpi.errors import FormatError, ModelError
-
-    trial = store.with_name(f".{store.name}.trial")
+    """Write the store in the format of the fewest bits that costs at most `error`, and as many products as may be in fewer. Raises
+    ModelError where that cannot be measured."""
+    trial = _Trial(store.with_name(f".{store.name}.trial"), store.with_name(f".{store.name}.best"), error)
     try:
+        few = None
         for name in FEWEST_FIRST:
             reduced = model.in_format(name, head)
-            try:
-                calibration = _write(trial, reduced, name)
-            except FormatError as refusal:
-                SCREEN.show(f"{name} is left out: {str(refusal).partition('; ')[0]}")
-                continue
-            if calibration is None and name != "f32":
-                raise ModelError("the model takes no built-in inputs, so what formats cost is not known; give --format q8 instead of auto")
-            choosing, held_out = (None, None) if calibration is None else calibration.finished()
-            if choosing is not None:
-                found = _cost(trial, reduced, choosing).error
-                SCREEN.show(f"{name} costs {found:.2g} on the inputs that the format is chosen by")
-            if choosing is None or found <= error:
+            if trial.keeps(reduced, name):
                 break
-        trial.replace(store)
+            few = few if trial.cost is None else reduced
+        if few is not None and few.spec.bytes_of_layer <= LESS * reduced.spec.bytes_of_layer:
+            name = _keep_some(trial, model, few, reduced) or name
+        trial.best.replace(store)
     finally:
-        trial.unlink(missing_ok=True)
+        for path in (trial.path, trial.best):
+            path.unlink(missing_ok=True)
     SCREEN.show(f"{store}: {name}, which has the fewest bits of those that cost at most {error:g}")
-    if held_out is not None:
-        cost = _tell_cost(store, reduced, held_out).error
+    if trial.held_out is not None:
+        cost = _tell_cost(store, trial.model, trial.held_out).error
         if cost > error:
             SCREEN.say(f"on these inputs, by which it was not chosen, it costs {cost:.2g}, more than {error:g}: ask for a smaller --error")
+
+
+class _Trial:
+    """What was tried last: its store, `path`, and what it costs on the inputs that a format is chosen by (`cost`; None: it cannot hold the
+    weights). Of the last one that costs at most `error`: its store, `best`, its `model`, and inputs `held_out` that choose nothing."""
+
+    def __init__(self, path: Path, best: Path, error: float) -> None:
+        self.path, self.best, self.error = path, best, error
+        self.cost: float | None = None
+        self.model: ModelFiles
+        self.held_out: Inputs | None = None
+
+    def keeps(self, model: "ModelFiles", called: str) -> bool:
+        """Write a store of the model, measure it, keep it where it costs little enough and tell whether it does. Raises ModelError."""
+        from hepti_mpi.errors import FormatError, ModelError
+
+        self.cost = None
+        try:
+            calibration = _write(self.path, model, called)
+        except FormatError as refusal:
+            SCREEN.show(f"{called} is left out: {str(refusal).partition('; ')[0]}")
+            return False
+        if calibration is None and model.spec.formats:
+            raise ModelError("the model takes no built-in inputs, so what formats cost is not known; give --format q8 instead of auto")
+        self.cost, held_out = 0.0, None
+        if calibration is not None:
+            choosing, held_out = calibration.finished()
+            self.cost = _cost(self.path, model, choosing).error
+            SCREEN.show(f"{called} costs {self.cost:.2g} on the inputs that the format is chosen by")
+        if not self.cost <= self.error:  # nor where it is no number
+            return False
+        self.path.replace(self.best)
+        self.model, self.held_out = model, held_out
+        return True
+
+
+def _keep_some(trial: _Trial, model: "ModelFiles", few: "ModelFiles", more: "ModelFiles") -> str | None:
+    """Look for the fewest products that have to be in the format of `more`, which costs little enough, when all others are in that of
+    `few`, in which all cost too much: first those that lose most there. Return what that is called; None where it is all of them."""
+    from itertools import chain
+
+    from hepti_mpi.weights.calibration import grouped
+    from hepti_mpi.weights.sensitivity import Sensitivity, most_worth
+
+    sensitivity = Sensitivity.of(few)
+    assert sensitivity is not None  # it was measured by the same inputs
+    one, other = (model.spec.formats.get("", "f32") for model in (few, more))
+    with meanwhile(f"measuring what each product loses in {one}", model.spec.layers) as meter:
+        for group in grouped(model.weights()):
+            meter.advance(bool(sensitivity.take(group)))
+    order, said = most_worth(sensitivity.losses, few.spec, more.spec), None
+    least, most = 0, len(order)  # products: with so few it costs too much, with so many it does not
+    while most - least > max(1, len(order) // FINEST):
+        count = (least + most) // 2
+        called = f"{one} with {count} of {counted(len(order), 'products')} in {other}"
+        if trial.keeps(model.keeping(few, more, set(chain(*order[:count]))), called):
+            most, said = count, called
+        else:
+            least = count
+    return said
 
 
 def _model(source: str, format_name: str, head: str | None) -> "ModelFiles":

@@ -257,6 +257,13 @@ def reduced(spec: ModelSpec, name: str, head: str | None = None) -> ModelSpec:
     return replace(spec, formats={"": name} | {weight: one.name for weight, one in cut.items() if one is not kind} | words)
 
 
+def keeping(few: ModelSpec, more: ModelSpec, names: Collection[str]) -> ModelSpec:
+    """Return the spec `few`, of a model whose matrices are in a format, but for the layers' weights of these names, which are as in `more`,
+    the same model in another one."""
+    every = (weight for number in range(more.layers) for weight in layer_weights(more, number))
+    return replace(few, formats=few.formats | {weight.name: weight.format.name for weight in every if weight.name in names})
+
+
 def _with_head(spec: ModelSpec, kind: Format, head: Format, tables: list[str]) -> ModelSpec:
     if not tables:
         raise ModelError(f"{spec.family} {spec.name} writes no texts, and its embedding and head stay float32: leave out --head-format")

@@ -5,6 +5,7 @@ what float32 answers. Knows operations and their formulas; knows no format, no f
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from hepti_mpi.program.steps import EMBEDDED, RESULT, Sync
 MOST_ROWS, WRITING = 256, 1280  # of built-in inputs; where they are texts of a model that writes some
 MOST_OTHERS = 800  # rows of inputs that no weight is rounded by: of those that a format may be chosen by, and of those held out
 EVEN = 0.6  # alpha: how much of the difference between channels goes from rows into the weights, which rounding costs less than rows
+Pass = TypeVar("Pass", bound="Calibration")
 Group = dict[str, np.ndarray]  # tensors by their names: those of a layer, or one of the others
 
 
@@ -122,7 +124,7 @@ class Calibration:
         self.wanted = {weight.name for weight in (*outer_weights(spec), *shared_weights(spec)) if weight.part != "head"}
 
     @classmethod
-    def of(cls, model: ModelFiles) -> "Calibration | None":
+    def of(cls: type[Pass], model: ModelFiles) -> Pass | None:
         """Return that of a model's built-in inputs, None where it takes none, as a model without a tokenizer."""
         try:
             spec, files = model.spec, model.files

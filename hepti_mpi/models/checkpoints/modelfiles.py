@@ -1,12 +1,12 @@
 """A model as what writes stores takes it. Knows no kind of checkpoint: who only reads stores imports none of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hepti_mpi.models.identity import reduced_hash
-from hepti_mpi.models.spec import ModelSpec, reduced
+from hepti_mpi.models.spec import ModelSpec, keeping, reduced
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,12 @@ class ModelFiles:
     def in_format(self, name: str, head: str | None = None) -> "ModelFiles":
         """Return the model with the weights of its layers in a format, and the words of which it writes in `head`, if given. Raises
         ModelError when there is none of that name, and where `head` is given and there are no such words."""
-        spec = reduced(self.spec, name, head)
+        return self._described(reduced(self.spec, name, head))
+
+    def keeping(self, few: "ModelFiles", more: "ModelFiles", names: Collection[str]) -> "ModelFiles":
+        """Return the model in the formats of `few`, but for the weights of these names, which are in those of `more`: two that are this
+        one in a format."""
+        return self._described(keeping(few.spec, more.spec, names))
+
+    def _described(self, spec: ModelSpec) -> "ModelFiles":
         return replace(self, spec=spec, source_hash=reduced_hash(self.source_hash, spec.formats))
