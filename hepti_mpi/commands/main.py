@@ -1,4 +1,5 @@
-"""All commands: parse, call, print. Only this room prints, picks paths and reads options; it computes nothing.
+"""All commands: parse, call, print. Only this room prints answers and tables, picks paths and reads options; it computes nothing. What the
+ranks tell their supervisor is comm/channel.py's.
 
 MPI, ONNX Runtime and HDF5 are imported inside the commands, so that --help is instant and a usage error costs nothing.
 """

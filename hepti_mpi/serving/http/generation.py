@@ -1,5 +1,5 @@
-"""What chat and completions ask of a model that writes text, and the documents that answer them: OpenAI's, whole and in parts. Pure: knows
-fields, templates and tokens; knows no connection and no engine.
+"""What chat and completions ask of a model that writes text, and the documents that answer them: OpenAI's, whole and in parts, with a name
+and a time of their own. Knows fields, templates and tokens; knows no connection and no engine.
 """
 
 import codecs

@@ -1,5 +1,5 @@
 """What each route asks of the model and how it is answered: OpenAI's embeddings, Jina's and text-embeddings-inference's reranking,
-embedding and classes. Pure: knows fields, requests and results; knows no connection and no engine.
+embedding and classes. Knows fields, requests and results; knows no connection and no engine.
 """
 
 import base64

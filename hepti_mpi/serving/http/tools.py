@@ -1,4 +1,4 @@
-"""Which tools a model may call or has to, and calls in what it writes, for the families whose templates have a form for them. Pure: knows
+"""Which tools a model may call or has to, and calls in what it writes, for the families whose templates have a form for them. Knows
 texts and JSON; calls nothing.
 
 Hermes, Qwen and SmolLM2 mark them: <tool_call>{"name", "arguments"}</tool_call>. Llama 3 writes nothing but {"name", "parameters"}, and
