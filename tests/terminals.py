@@ -33,3 +33,22 @@ def on_a_terminal(command, columns=80, cwd=None, program=PROGRAM, **more):
         shown += part
     os.close(master)
     return process.wait(), shown.decode()
+
+
+def lines_of(shown, columns):
+    """Return the lines that a terminal of so many columns has when it was shown this: a letter behind the last column waits for the next,
+    which begins a line."""
+    lines, column = [""], 0
+    for letter in re.findall(r"\x1b\[K|[^\x1b]", shown):
+        if letter == "\r":
+            column = 0
+        elif letter == "\n":
+            lines, column = [*lines, ""], 0
+        elif letter == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        else:
+            if column == columns:
+                lines, column = [*lines, ""], 0
+            lines[-1] = lines[-1][:column].ljust(column) + letter + lines[-1][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines]

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from clusters import cluster
 from services import writing_folder
-from terminals import ESCAPE, PROGRAM, environment, on_a_terminal
+from terminals import ESCAPE, PROGRAM, environment, lines_of, on_a_terminal
 
 from hepti_mpi.comm import interrupts, launcher
 from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
+from hepti_mpi.commands.screen import Screen
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.serving.journal import journal_path, noted
 from hepti_mpi.weights import writing
@@ -418,8 +419,6 @@ def test_a_text_that_grows_keeps_its_tabs_and_moves_no_cursor():
 
 
 def test_a_text_that_grows_on_a_terminal_is_shown_whole_whatever_is_told_meanwhile(monkeypatch, capsys):
-    from hepti_mpi.commands.screen import Screen
-
     monkeypatch.setattr(terminal, "place_of", lambda descriptor: "/dev/tty-nowhere")
     monkeypatch.setenv("COLUMNS", "20")
     terminal.console.cache_clear()
@@ -443,6 +442,36 @@ def test_a_notice_ends_a_line_that_goes_on_in_the_same_log_and_in_no_other():
     assert both.stdout == '> And?\nIt grows\na notice\n on.\n\n{"a": 1}\n'
     apart = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, env=environment())
     assert apart.stdout == '> And?\nIt grows on.\n\n{"a": 1}\n' and apart.stderr == "a notice\n"
+
+
+@pytest.mark.parametrize("grown", ["", "a", "almost a line of it", "exactly one line of", "one line of it and more", "\nand a line more"])
+def test_a_sentence_of_another_rank_neither_sticks_to_a_text_that_grows_nor_wipes_it(grown, monkeypatch, capsys):
+    """Of a rank of another host it stuck, and one of this host wiped the line: neither knows how far rank 0's text is."""
+    sentence, before = "error on pi4 (rank 1): none came", "> And?\n" + grown
+    for place in (None, "/dev/tty-nowhere"):
+        monkeypatch.setattr(terminal, "place_of", lambda descriptor, place=place: place)
+        monkeypatch.setattr(terminal, "beside", [19])
+        monkeypatch.setenv("COLUMNS", "19")
+        terminal.console.cache_clear()
+        Screen().warn(sentence)
+        shown = lines_of(before + re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err), 19)
+        told = ["error on pi4 (rank", "  1): none came"]
+        assert shown == [*lines_of(before.removesuffix("\n"), 19), *told, ""], place
+    monkeypatch.setattr(terminal, "beside", [0])  # a log
+    monkeypatch.setattr(terminal, "place_of", lambda descriptor: None)
+    Screen().warn(sentence)
+    assert capsys.readouterr().err == f"\n{sentence}\n"
+    terminal.console.cache_clear()
+
+
+def test_ranks_know_of_lines_that_go_on_where_both_streams_are_seen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "44")
+    for places, columns in ((("pipe:[1]", "pipe:[1]"), 0), (("pipe:[1]", "pipe:[2]"), None), ((None, None), None),
+                            (("/dev/pts/9", "/dev/pts/9"), 44), (("pipe:[1]", "/dev/pts/9"), None)):  # fmt: skip
+        monkeypatch.setattr(terminal, "place_of", lambda descriptor, places=places: places[descriptor - 1])
+        terminal.console.cache_clear()
+        assert terminal.columns_of_lines() == columns
+    terminal.console.cache_clear()
 
 
 @pytest.mark.parametrize("words", [["inspect", "tiny.h5"], ["plan", "--weights", "random:bert-base", "--boards", "pi4,pi5"],

@@ -29,6 +29,7 @@ CLEAR = "\r\x1b[K"  # the line that the cursor is in; with color=True, as click 
 closed: set[int] = set()  # descriptors that nobody reads
 drawn: list[Callable[[], None]] = []  # wipes what is drawn where something else is to be printed now
 begun: set[str] = set()  # places (terminals, pipes, files) with a line that goes on
+beside: list[int] = []  # where another rank may have begun a line that goes on, which this one does not know of: columns, 0 in a log
 
 
 def place_of(descriptor: int) -> str | None:
@@ -80,6 +81,8 @@ def console(descriptor: int) -> "Console":
 def width(descriptor: int) -> int | None:
     if path(descriptor) is not None:
         return console(descriptor).width
+    if beside:
+        return beside[0] or None
     told = os.environ.get(COLUMNS, "")
     return int(told) if told.isdecimal() and int(told) else None
 
@@ -102,10 +105,12 @@ def write(descriptor: int, text: Any, plain: bool = False, ends: bool = True) ->
             end_line(descriptor)
         elif (where := place_of(descriptor)) is not None:
             (begun.discard if text.endswith("\n") else begun.add)(where)
+        if beside and descriptor == ERR:
+            draw(_new_line(beside[0]))
         if plain or place is None:
             click.echo(text, err=descriptor == ERR, nl=ends)
         else:
-            if descriptor == ERR:
+            if descriptor == ERR and not beside:
                 draw(CLEAR)  # another rank may have drawn there
             console(descriptor).print(text, crop=False)
     except OSError as error:
@@ -132,6 +137,21 @@ def end_line(descriptor: int = ERR) -> None:
     if goes_on(descriptor):
         begun.discard(place_of(descriptor) or "")
         click.echo(err=descriptor == ERR)
+
+
+def columns_of_lines() -> int | None:
+    """Return the columns of the terminal on which lines that go on and what is said meanwhile are seen, 0 of a log or pipe that gets both,
+    None where they are apart."""
+    place = place_of(OUT)
+    if place is None or place != place_of(ERR):
+        return None
+    return console(OUT).width if path(OUT) is not None else 0
+
+
+def _new_line(columns: int) -> str:
+    """Return what leads to the beginning of a line that is empty, wherever the cursor is: blanks of a whole line fill what is left of one
+    that goes on and a part of the next, or an empty one and no more. Source: PROMPT_SP of zsh."""
+    return " " * columns + CLEAR if columns else "\n"
 
 
 def goes_on(descriptor: int) -> bool:

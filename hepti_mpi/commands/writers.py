@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hepti_mpi.commands import terminal
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import PIPELINE, planning_method, planning_request
 from hepti_mpi.commands.paths import profile_path
@@ -114,6 +115,9 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         at("loading weights")
         decoder = texts.load(session.machine, session.store, placement, slots, positions, request.cache)
         startup["load"] = time.perf_counter() - begin
+    columns = session.world.from_root(terminal.columns_of_lines() if session.root and state is None else None)
+    if columns is not None and not session.root:
+        terminal.beside[:] = [columns]  # from now on texts grow there
     mail = None
     if not placement.is_one:
         mail = Mail(session.world, partners(placement, session.world.rank, session.world.size))
