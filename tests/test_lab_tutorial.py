@@ -34,16 +34,17 @@ class Session:
         words = [f"{name}={value}" for name, value in settings.items()]
         argv = ["env", "-i", f"HOME={HOME}", "USER=root", "PATH=/usr/local/bin:/usr/bin:/bin", *words, "bash"]
         self.shell = lab.begin(lab.hosts[0], argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.lines = queue.Queue()
+        self.lines, self.took = queue.Queue(), []
         threading.Thread(target=lambda: [self.lines.put(line) for line in self.shell.stdout], daemon=True).start()
 
     def type(self, block, meanwhile=None):
         """Type a block of commands; return what was printed. All of them must end well; `meanwhile` is called once they run."""
+        begin = time.monotonic()
         self.shell.stdin.write(f"{{ set -e\n{block}}} </dev/null\nset +e\necho '{MARK}' $?\n")
         self.shell.stdin.flush()
         if meanwhile is not None:
             meanwhile()
-        said, begin, end = [], time.monotonic(), time.monotonic() + PATIENCE
+        said, end = [], time.monotonic() + PATIENCE
         while True:
             try:
                 line = self.lines.get(timeout=1)
@@ -52,7 +53,7 @@ class Session:
                 continue
             if line.startswith(MARK):
                 assert line == f"{MARK} 0\n", (block, "".join(said))
-                print(f"{time.monotonic() - begin:.0f} s: {block}")
+                self.took.append(f"{time.monotonic() - begin:.0f} s: {block}")
                 return "".join(said)
             said.append(line)
 
@@ -68,26 +69,28 @@ def wheels(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(wheels):
+def place(wheels, pytestconfig):
     """A lab of hosts with empty homes, but for the checkout on the first."""
     with Lab("even4", share=[wheels], home=HOME) as lab:
         for host in lab.hosts:
             lab.ssh(host, [f"mkdir {HOME}"], check=True, stderr=subprocess.DEVNULL)  # which it could not change to
         made = [f"--exclude={name}" for name in (".git", ".venv", "*.h5", "*.profile.json", "*.egg-info", "__pycache__", ".*_cache")]
         lab.ssh(lab.hosts[0], ["rsync", "-a", *made, f"{jobs.CHECKOUT}/", f"{HOME}/hepti_mpi/"], check=True)
-        yield lab, Session(lab, PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PYTHON=sys._base_executable, HEPTI_THREADS=1,
-                           HEPTI_EMULATE_FILE=jobs.EMULATE_FILE)  # fmt: skip
+        # of what is installed a fifth is imported: compiled by whoever does that first, as by tests/run.sh
+        session = Session(lab, PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PIP_COMPILE=0, PYTHON=sys._base_executable, HEPTI_THREADS=1,
+                          HEPTI_EMULATE_FILE=jobs.EMULATE_FILE)  # fmt: skip
+        yield lab, session
+        with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print("", *session.took, sep="\n")  # it is the longest test of all
 
 
 def once_answering(lab, what, output="answers.jsonl"):
-    """Return what waits until a run has answered for a while, and then does `what`."""
+    """Return what waits until a run has answered for a while, and then does `what`. The host looks itself: a login for each look would take
+    a part of the cores that the run computes on."""
 
     def wait():
-        end = time.monotonic() + PATIENCE
-        count = f"wc -l <{HOME}/hepti_mpi/{output}.journal 2>/dev/null || echo 0"
-        while int(lab.ssh(lab.hosts[0], [count], capture_output=True).stdout) < TEXTS // 3:
-            assert time.monotonic() < end
-            time.sleep(0.3)
+        count = f"{{ wc -l <{HOME}/hepti_mpi/{output}.journal || echo 0; }} 2>/dev/null"
+        lab.ssh(lab.hosts[0], [f'until [ "$({count})" -ge {TEXTS // 3} ]; do sleep 0.3; done'], check=True, timeout=PATIENCE)
         what()
 
     return wait
