@@ -105,6 +105,7 @@ TOKENIZER = {
     **without("do_split_on_punc spaces_between_special_tokens vocab_size"),
     **without("sp_model_kwargs keep_accents remove_space trim_offsets use_default_system_prompt device_map"),
     **without("full_tokenizer_file language languages do_remove_space cache_dir revision torch_dtype dtype model_type"),
+    **without("lowercase add_dummy_prefix_space tool_parser_type chat_template_type max_seq_length"),  # of trainers, MLX and others
 }
 SPECIALS = {
     **honoured("additional_special_tokens extra_special_tokens *_token"),

@@ -247,13 +247,17 @@ def check_numbers(given: Mapping[int, AddedToken], name: str, there: Mapping[Any
 
 
 def check_one_each(tokenizer: Tokenizer) -> None:
-    """Raise ModelError where two added tokens are one after normalising: which of them a text gets is left to chance.
+    """Raise ModelError where two added tokens are one after normalising: which of them a text gets is left to chance; and where one was
+    normalised and is so no more: it is then written as it was, which the file that is made cannot say.
 
-    Source: tokenizers, AddedVocabulary.refresh_added_tokens, which goes through a hash map.
+    Source: tokenizers, AddedVocabulary.refresh_added_tokens, which goes through a hash map, and keeps what it normalised.
     """
     seen: dict[str, str] = {}
-    for token in tokenizer.get_added_tokens_decoder().values():
+    for number, token in tokenizer.get_added_tokens_decoder().items():
         plain = tokenizer.normalizer.normalize_str(token.content) if token.normalized and tokenizer.normalizer else token.content
+        if (written := tokenizer.id_to_token(number)) != plain:
+            why = f"normalised in {JSON}, and not in {CONFIG}: transformers then writes it as {written!r:.60}"
+            raise ModelError(f"the added token {token.content!r:.60} is {why}; set normalized to the same in both")
         if plain in seen and token.normalized:
             both = f"{seen[plain]!r:.60} and {token.content!r:.60}"
             raise ModelError(f"the added tokens {both} are one after normalising, and which of them a text gets is left to chance")
