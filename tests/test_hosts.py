@@ -89,7 +89,7 @@ def test_hostfiles_that_are_refused(tmp_path, text, words):
     with pytest.raises(HeptiError, match=words) as refused:
         read(tmp_path, text)
     assert "\n" not in str(refused.value) and not str(refused.value).endswith(".")
-    with pytest.raises(HeptiError, match="cannot be read"):
+    with pytest.raises(HeptiError, match="cannot be read: No such file or directory; write one with a line for each host, such as: pi4-1 "):
         read_hosts(tmp_path / "gone.txt")
 
 

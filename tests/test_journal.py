@@ -141,7 +141,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     kept.add([2], [RESULTS[2]])
     monkeypatch.setattr(os, "fsync", full)
     kept.synced = float("-inf")
-    said = r"the answers of --output .*a\.jsonl cannot be noted in .*a\.jsonl\.journal any more: No space left on device$"
+    said = r"the answers of --output .*a\.jsonl cannot be noted in .*a\.jsonl\.journal any more: No space left on device; free space there$"
     with pytest.raises(InputError, match=said):
         kept.add([0], [RESULTS[0]])
     assert list(kept.finished) == [2, 0] == noted(kept.path)[0] and kept.file.closed

@@ -110,7 +110,8 @@ def test_a_finished_run_is_left_as_it_is(folder):
     jobs = words("c.jsonl", "--resume"), words("c.jsonl", "--resume", "--tolerance", "0.01"), [*again, "--resume"], other
     result, changed, shorter, otherwise = in_turn(folder, jobs, 2)
     assert result.returncode == 0 and "c.jsonl had been answered already: nothing is left" in result.stderr, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["requests"] == 0
+    document = json.loads(result.stdout.splitlines()[-1])
+    assert document["requests"] == 0 and document["output"] == "c.jsonl"
     refused(changed, "c.jsonl holds the answers of another run", "answered with --tolerance 0.0, this run with 0.01")
     refused(shorter, "c.jsonl holds the answers", "another --output", "--resume")
     refused(otherwise, "c.jsonl holds the answers of another run", "its model has other weights")

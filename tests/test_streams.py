@@ -385,13 +385,26 @@ def test_parts_of_letters_are_told_apart_in_logprobs():
     assert found[0]["top_logprobs"] == [{r"bytes:\x80": -0.5, r"bytes:\x81": -0.75, "a": -1.0}]
 
 
+def test_texts_are_among_what_was_answered(port):
+    """The status of a service that had written texts said that nothing had been answered."""
+    before = status(port)["answered"]
+    answer(port, "/v1/completions", prompt=["two", "seven"], max_tokens=2, n=2)
+    answer(port, "/v1/completions", prompt="two", max_tokens=5, stop="four")
+    assert status(port)["answered"] - before == 5
+
+
 def queue(port):
     """How many texts grow, and how many wait."""
+    found = status(port)
+    return found["growing"], found["waiting"]
+
+
+def status(port):
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     link.request("GET", "/status")
     found = json.loads(link.getresponse().read())["queue"]
     link.close()
-    return found["growing"], found["waiting"]
+    return found
 
 
 def metrics(port):

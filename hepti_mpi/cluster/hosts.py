@@ -87,7 +87,8 @@ def listed_hosts(path: Path) -> list[Host]:
             raise HeptiError("it is a weight store; name the file with the hosts here, and the store as STORE or with --weights")
         lines = hostfile.parse(content)
     except OSError as error:
-        raise HeptiError(f"hostfile {path} cannot be read: {reason_of(error)}") from None
+        mend = "; write one with a line for each host, such as: pi4-1 slots=1" * (isinstance(error, FileNotFoundError))
+        raise HeptiError(f"hostfile {path} cannot be read: {reason_of(error)}{mend}") from None
     except HeptiError as error:
         raise HeptiError(f"hostfile {path}, {error}" if str(error).startswith("line") else f"hostfile {path}: {error}") from None
     names.look_up(line.name for line in lines)

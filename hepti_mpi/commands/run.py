@@ -278,7 +278,7 @@ def _finish_nothing(work: Work, asked: Asked) -> None:
     """Put the answers out where none was left to be found. Raises PartlyAnswered."""
     from hepti_mpi.reporting import records
 
-    tally = asked.sink.write()
+    tally, output = asked.sink.write(), work.question.output
     if len(asked.input.refused) < len(asked.input.every):
-        work.session.tell(f"all of {work.question.output or 'the input'} had been answered already: nothing is left")
-    put_record(records.idle_record(work.session.store.spec), tally)
+        work.session.tell(f"all of {output or 'the input'} had been answered already: nothing is left")
+    put_record(records.idle_record(work.session.store.spec, None if output is None else str(output)), tally)

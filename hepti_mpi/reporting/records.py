@@ -122,10 +122,10 @@ def board_facts(fact: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     return {"emulated_board": fact.get("emulated_board"), "overruns": short(fact.get("overruns", 0.0)), "late": late}
 
 
-def idle_record(spec: ModelSpec) -> dict[str, Any]:
-    """Return the JSON document of a run for which nothing was left."""
+def idle_record(spec: ModelSpec, output: str | None) -> dict[str, Any]:
+    """Return the JSON document of a run for which nothing was left. `output`: where the answers are; None: on the screen."""
     model = {"model": spec.name, "family": spec.family, "embedding": spec.embedding}
-    return {"format": RUN_FORMAT, "format_version": RUN_VERSION, **model, "requests": 0}
+    return {"format": RUN_FORMAT, "format_version": RUN_VERSION, **model, "requests": 0, "output": output}
 
 
 def short(value: float) -> float:

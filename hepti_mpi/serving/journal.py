@@ -5,6 +5,7 @@ Knows files and lines; does not know how answers are computed or what the output
 unpickled, and a last line that was cut off is no answer.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -181,6 +182,7 @@ class Journal:
             there = set(noted(self.path)[0])  # as whoever goes on will find it: a part of many is there mostly
             self._finish((place, one) for place, one in zip(places, finished) if place in there)
             said = f"the answers {output_of(self.path)} cannot be noted in {self.path} any more: {reason_of(error)}"
+            said += "; free space there" * (error.errno in (errno.ENOSPC, errno.EDQUOT))  # else what goes on ends alike
             raise InputError(said) from None
         add_grown(self.begun, grown)
         self._finish(zip(places, finished))

@@ -77,7 +77,7 @@ class Streams:
         self.cancelled: list[int] = []  # of which rank 0 does not know yet
         self.places = itertools.count()
         self.slots = self.positions = 0  # that rank 0 has; 0: it makes no text
-        self.tokens = 0  # made so far
+        self.tokens = self.answered = 0  # made so far, and answers that have ended
         self.text_seconds: float | None = None  # from the beginning of a text to its end, of the last ones
 
     @property
@@ -140,6 +140,7 @@ class Streams:
             self.tokens += event.chosen is not None
             if event.finish is not None:
                 del self.flying[place]
+                self.answered += 1
                 took = time.monotonic() - (one.begun or one.since)
                 self.text_seconds = took if self.text_seconds is None else 0.9 * self.text_seconds + 0.1 * took
                 if finish is None and why is None:  # it ends at a stop text, which is known here only

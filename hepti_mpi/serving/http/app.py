@@ -327,7 +327,8 @@ class Api:
     async def _status(self, request: Request) -> Response:
         front, (count, rows) = self.front, self.front.waiting
         asked: dict[str, Any] = {"waiting": count, "waiting_rows": rows, "under_way": len(front.flying)}
-        asked |= {"answered": front.answered, "answered_rows": front.answered_rows, "rows_per_second": front.rows_per_second}
+        asked |= {"answered": front.answered + front.streams.answered, "answered_rows": front.answered_rows}
+        asked |= {"rows_per_second": front.rows_per_second}
         asked |= {"tokens": front.streams.tokens, "growing": len(front.streams.flying)}
         return Document({"version": __version__, **self.own.status(), "model": self._described(), "queue": asked, **self.own.details()})
 
