@@ -288,6 +288,7 @@ def test_what_the_model_says_of_repetition_counts_where_nobody_asks_for_another(
     ({"repetition_penalty": 1.05, "top_k": 20}, {"ends": [], "repetition_penalty": 1.05}), ({"repetition_penalty": 1.0}, {"ends": []}),
     ({"num_beams": 1, "typical_p": 1.0, "suppress_tokens": None, "cache_implementation": "hybrid"}, {"ends": []}),
     ({"presence_penalty": 1.5, "frequency_penalty": 0.5}, {"ends": []}),  # which transformers passes over
+    ({"odd": None}, {"ends": []}),  # says nothing
 ])  # fmt: skip
 def test_what_a_folder_says_of_generation(said, options, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(said))

@@ -93,6 +93,10 @@ REFUSED = [
 ]
 
 
+def test_a_key_that_is_null_says_nothing():
+    assert steps({"size": 8, "sharpen": None}).size == steps({"size": 8}).size == (8, 8)
+
+
 def test_numbers_that_no_float_holds():
     for key in ("rescale_factor", "size"):
         with pytest.raises(ModelError, match="^preprocessor_config.json is not valid JSON: a number has 401 digits$"):

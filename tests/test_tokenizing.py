@@ -325,7 +325,7 @@ def test_a_special_token_that_is_normalised_in_one_file_only(first, then, found)
 @pytest.mark.parametrize("name", ["lowercase", "add_dummy_prefix_space", "tool_parser_type", "chat_template_type", "max_seq_length"])
 def test_keys_of_other_programs_say_nothing(name):
     """As MLX's tool_parser_type in many models of texts: transformers keeps and never reads them."""
-    assert built({CONFIG: {name: 3}}).files == built({}).files
+    assert built({CONFIG: {name: 3, "odd": None}}).files == built({}).files
 
 
 def test_a_class_that_takes_its_file_as_it_is():

@@ -30,7 +30,7 @@ def writing_options(base: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     else:  # then transformers takes what config.json has of it, and nothing that its class says where a key is left out
         table = sidefiles.FILES[GENERATION]
         name, said = "config.json", {key: value for key, value in config.items() if sidefiles.verdict(table, key)}
-    sidefiles.check(name, said, sidefiles.FILES[GENERATION])
+    sidefiles.check(name, said, sidefiles.FILES[GENERATION], nulls=True)
     penalty = said.get("repetition_penalty")
     try:
         Sampling(repetition_penalty=penalty)

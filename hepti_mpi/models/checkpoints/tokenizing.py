@@ -62,7 +62,7 @@ def build_tokenizer(
     if not isinstance(named, str | None):
         raise ModelError(f"{CONFIG}: tokenizer_class is {named!r:.60}, expected a name")
     kind = tokenizer_kind((others and named) or default, files)
-    sidefiles.check(CONFIG, settings)
+    sidefiles.check(CONFIG, settings, nulls=True)
     if settings.get("trust_remote_code") and JSON in files and kind.build is not read_document:
         why = f"by which transformers takes {JSON} as it is, whatever the class of the tokenizer; take it out if the class is meant"
         raise ModelError(f"{CONFIG}: trust_remote_code is {settings['trust_remote_code']!r:.60}, {why}")

@@ -74,7 +74,7 @@ def read_preprocessor(files: Mapping[str, bytes], channels: int) -> Preprocessor
     name, config = chosen(files)
     if config is None:
         return None
-    sidefiles.check(name, config, sidefiles.FILES[NAME])
+    sidefiles.check(name, config, sidefiles.FILES[NAME], nulls=True)
     full = kind_of(config, files)
     kind = full.removesuffix(ENDING)
     if kind not in KINDS or kind == full:
