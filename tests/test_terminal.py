@@ -514,6 +514,38 @@ main()
     assert (done.returncode, done.stderr) in [(-signal.SIGINT, ""), (130, "interrupted\n")], done.stderr
 
 
+def test_an_interruption_of_a_module_in_c_that_is_made_is_one_word():
+    """onnx's aborted at it, with pages of Python's and C++'s frames."""
+    code = """
+import enum, os, signal, sys
+made = enum.EnumMeta.__new__
+def new(*given, **more):
+    frame, inside = sys._getframe(), False
+    while frame is not None:
+        inside |= frame.f_code.co_name == "exec_module" and "Extension" in type(frame.f_locals.get("self")).__name__
+        frame = frame.f_back
+    if inside:
+        print("within", flush=True)
+        enum.EnumMeta.__new__ = made
+        os.kill(os.getpid(), signal.SIGINT)
+    return made(*given, **more)
+class Finder:
+    def find_spec(name, *_):
+        if name == "hepti_mpi.commands.helping":
+            enum.EnumMeta.__new__ = new
+            import onnx
+            print("imported", flush=True)
+sys.meta_path.insert(0, Finder)
+sys.argv = ["hepti_mpi", "--help"]
+from hepti_mpi.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    if "within" not in done.stdout:
+        pytest.skip("this onnx makes its kinds without Python's")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "within\n", "interrupted\n"), done.stderr
+
+
 def test_an_interruption_that_python_raises_as_another_error_is_one_word():
     """Python 3.11 wraps what is raised in a `__set_name__`, of which the steps of a processor have many, in a RuntimeError."""
     code = """

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
 from typing import Any
 
 from hepti_mpi.comm.channel import state_path
@@ -20,6 +21,7 @@ from hepti_mpi.comm.standby import stand_by
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
 LOST = "a rank was lost"  # this one or another, whose end MPI may make that of all; mpirun says which, as far as it knows
+AGAIN_SECONDS = 0.01
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
@@ -175,7 +177,26 @@ def _interrupt(number: int, frame: Any) -> None:
     for one in SIGNALS:
         signal.signal(one, lambda *_: None)  # once is enough; what is half written is put away
     _heard.add(number)
+    _raise(number, frame)
+
+
+def _raise(number: int, frame: Any) -> None:
+    """Raise Interrupted, a little later where a module in C++ is being made: one of nanobind, as onnx is, aborts at what is raised there,
+    with pages of what all it was doing."""
+    if _is_made_of_c(frame):
+        signal.signal(signal.SIGALRM, _raise)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        return
     raise Interrupted
+
+
+def _is_made_of_c(frame: Any) -> bool:
+    """Say whether this is within the import of an extension module."""
+    while frame is not None:
+        if frame.f_code.co_name in ("create_module", "exec_module") and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _unraisable(what: Any) -> None:
