@@ -173,3 +173,12 @@ def test_what_does_not_end_when_asked_is_ended(monkeypatch):
     patience._end(deaf.pid)
     assert deaf.wait(120) == -signal.SIGKILL
     patience._end(deaf.pid)  # which is no more: no error
+
+
+def test_who_waits_too_long_says_it_where_a_text_of_another_rank_may_go_on(monkeypatch, capsys):
+    """It stuck to the text: nobody had told the thread that watches of the line."""
+    late, said = patience.Late(4.0, (0,), (), False), []
+    for _ in range(2):
+        patience._say_late("error on pi4 (rank 1): waited 4 s", late)
+        monkeypatch.setattr(patience, "aloud", [said.append])
+    assert capsys.readouterr().err == said[0] + "\n" and said == ["error on pi4 (rank 1): waited 4 s"]

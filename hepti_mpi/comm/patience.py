@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hepti_mpi.comm import interrupts
@@ -28,6 +29,7 @@ KNOWING_SECONDS = ANSWER_SECONDS + 1.0  # that a rank whose late ones all answer
 END_SECONDS = 2.0  # for mpirun to end when it is told to
 GONE_SECONDS = 5.0  # for mpirun to end after it has ended a rank: it waits for hosts that do not answer
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
+aloud: list[Callable[[str], object]] = []  # says a sentence where another rank lets a line go on; none: nobody need take care
 STILL = 0.25  # of its seconds that a rank stands still itself before they count anew
 SLOWER = 10  # times as long others may take to measure or to load
 AFTER_SECONDS = 2.0  # that the next rank is more patient before ranks have met: so long mpirun may take to end it
@@ -198,7 +200,8 @@ def _say_late(sentence: str, late: Late) -> None:
     """Say why this rank ends the job: in a record, or where what is kept is known, or here."""
     facts = {"waited": list(late.ranks), "silent": list(late.silent), "alone": late.alone}
     if not tell_trouble("late", sentence.removeprefix("error "), **facts) and not interrupts.speak(sentence):
-        print(sentence, file=sys.stderr, flush=True)
+        for say in aloud or [partial(print, file=sys.stderr, flush=True)]:
+            say(sentence)
 
 
 def is_silent(address: str) -> bool:
