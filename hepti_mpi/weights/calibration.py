@@ -172,19 +172,15 @@ class Calibration:
         seen: dict[str, Seen] = {}
         while self.left:
             step = self.left[0]
-            if isinstance(step, Sync):
-                self.values.update({into: self.values[name] for name, into in zip(step.reads, step.writes, strict=True)})
-                self.left.popleft()
-                continue
-            weights = {role: weight for role, (weight, _) in step.weights().items()}
-            if not all(weight.name in self.own for weight in weights.values()):
-                break
-            reads, own = [self.values[name] for name in step.reads], {role: self.own[weight.name] for role, weight in weights.items()}
-            _check(reads[0], f"in front of {next(iter(weights.values())).name}" if weights else "on the way")
-            if isinstance(step, ops.Project | ops.Out | ops.Mlp):
-                seen |= self._seen(step, own, reads[0][: self.shown], weights)
-            with np.errstate(over="ignore", invalid="ignore"):  # the next one finds what is not finite
-                self.values.update(zip(step.writes, REFERENCES[type(step)](step, own, reads, self.where), strict=True))
+            if not isinstance(step, Sync):
+                weights = {role: weight for role, (weight, _) in step.weights().items()}
+                if not all(weight.name in self.own for weight in weights.values()):
+                    break
+                x = self.values[step.reads[0]]
+                _check(x, f"in front of {next(iter(weights.values())).name}" if weights else "on the way")
+                if isinstance(step, ops.Project | ops.Out | ops.Mlp):
+                    seen |= self._seen(step, {role: self.own[weight.name] for role, weight in weights.items()}, x[: self.shown], weights)
+            self.values |= written(step, self.values, self.own, self.where)  # the next one finds what is not finite
             self.left.popleft()
         return seen
 
@@ -208,6 +204,16 @@ class Calibration:
         found = _spread(heavy, 1 - EVEN) / _spread(np.abs(x).max(axis=0), EVEN)  # [K]
         found = (found / np.exp(np.log(found).mean())).astype(np.float32)
         return {one.name: found for one in weights}
+
+
+def written(step: Op | Sync, values: Mapping[str, np.ndarray], own: Group, where: Where) -> Group:
+    """Return what a step writes, by name: float32 of all rows. `values`: what is there; `own`: weights by their names."""
+    found = [values[name] for name in step.reads]
+    if not isinstance(step, Sync):
+        weights = {role: own[weight.name] for role, (weight, _) in step.weights().items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = REFERENCES[type(step)](step, weights, found, where)
+    return dict(zip(step.writes, found, strict=True))
 
 
 def fewer(requests: Sequence[Request], most: int) -> Sequence[Request]:

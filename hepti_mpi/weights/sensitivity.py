@@ -11,9 +11,9 @@ from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec, layer_weights
 from hepti_mpi.program import ops
 from hepti_mpi.program.ops import Op
-from hepti_mpi.program.reference import REFERENCES, Where
+from hepti_mpi.program.reference import Where
 from hepti_mpi.program.steps import Sync
-from hepti_mpi.weights.calibration import Calibration, Group
+from hepti_mpi.weights.calibration import Calibration, Group, written
 
 Names = tuple[str, ...]  # of matrices that read the same rows: they are stored in the same format
 
@@ -56,12 +56,7 @@ class Sensitivity(Calibration):
         """Return what the steps that follow read of `steps`, added up, [rows, hidden], float64."""
         values = {name: every[self.chosen_by] for name, every in before.items()}
         for step in steps:
-            reads = [values[name] for name in step.reads]
-            if not isinstance(step, Sync):
-                weights = {role: own[weight.name] for role, (weight, _) in step.weights().items()}
-                with np.errstate(over="ignore", invalid="ignore"):
-                    reads = REFERENCES[type(step)](step, weights, reads, self.there)
-            values.update(zip(step.writes, reads, strict=True))
+            values |= written(step, values, own, self.there)
         return np.asarray(sum(values[name].astype(np.float64) for name in self._read_next(steps[-1])))
 
     def _read_next(self, last: Op | Sync) -> Names:
